@@ -1,0 +1,194 @@
+"""The configuration of a run: one YAML file, one tree of checked fields. Unknown or ill-typed fields are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.functional_validators import ModelWrapValidatorHandler
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be run, with the field and what was expected."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(_Section):
+    """Where the tasks come from."""
+
+    source: Literal["desk", "toolbench", "jsonl"] = "desk"
+    """desk: the embedded world; toolbench: ToolBench / StableToolBench folders; jsonl: a file of own tasks."""
+    paths: list[str] = []
+    """Files or folders of the source (none for desk)."""
+    recorded_answers: list[str] = []
+    """Folders of recorded trajectories: demonstrations for the warm start and responses for the replay environment."""
+    train_queries: Positive = 2000
+    """Training queries: drawn from the world, or kept at most from the source."""
+    validation_queries: Positive = 200
+    heldout_queries: Positive = 400
+    long_share: Share = 0.5
+    """Share of queries with several goals (desk only)."""
+
+
+class PolicyConfig(_Section):
+    """The model to improve."""
+
+    base: str = "embedded"
+    """embedded: the small model shipped with the project; scratch: a tiny one from random weights, its tokenizer trained
+    on the ingested text; otherwise a model folder or a Hugging Face id."""
+    max_context: Positive = 768
+    """Tokens of prompt, calls and observations together."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """0: full fine-tuning; else LoRA of this rank on all linear layers."""
+    lora_alpha: Positive = 16
+
+
+class WarmStartConfig(_Section):
+    """Supervised fine-tuning before reinforcement."""
+
+    demonstrations: Positive = 1500
+    """Recorded or scripted trajectories to learn from, at most."""
+    steps: Positive = 150
+    """Optimizer steps."""
+    batch_size: Positive = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    slips: Share = 0.35
+    """Chance per step that the scripted expert makes a useless or wrong call (desk only)."""
+    shortcuts: Share = 0.65
+    """Chance per demonstration that the scripted expert cuts a corner (desk only)."""
+
+
+class RolloutConfig(_Section):
+    """How episodes are sampled."""
+
+    episodes: Positive = 96
+    """Episodes in each round."""
+    shards: Positive = 2
+    """Map tasks that share a round's episodes."""
+    batch_size: Positive = 128
+    """Episodes decoded together."""
+    max_steps: Positive = 12
+    """Assistant steps per episode, where the query sets no limit of its own."""
+    max_new_tokens: Positive = 48
+    """Tokens per assistant step."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class RewardConfig(_Section):
+    """From components to one reward per step.
+
+    r_t = step_weight * (alpha * succ_t + contribution_t) for t < T; r_T = IsSolved.
+    """
+
+    annotator: Literal["rules", "truth"] = "rules"
+    """rules: from the text alone; truth: what the environment knows."""
+    alpha: Annotated[float, Field(ge=0)] = 0.3
+    step_weight: Annotated[float, Field(ge=0)] = 0.3
+    succ_calling: Literal["bonus", "penalty"] = "penalty"
+    """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
+    normalisation: Literal["none", "trajectory"] = "none"
+    """trajectory: the step rewards before the last are divided by their number."""
+
+
+class CreditConfig(_Section):
+    """From rewards to advantages."""
+
+    level: Literal["token", "step"] = "token"
+    """token: GAE over action tokens packed end to end; step: one value per step, its advantage on all its tokens."""
+    gamma: Share = 0.99
+    lam: Share = 0.95
+    whiten: bool = True
+
+
+class PPOConfig(_Section):
+    """The optimisation."""
+
+    algorithm: Literal["step_ppo", "rft"] = "step_ppo"
+    """rft: rejection fine-tuning on solved episodes, the baseline without a value function."""
+    reward: Literal["step", "final"] = "step"
+    """step: StepTool; final: only IsSolved, the PPO baseline."""
+    rounds: Positive = 16
+    epochs: Positive = 2
+    batch_size: Positive = 24
+    """Trajectories per optimizer step, over all processes."""
+    micro_batch_size: Positive = 24
+    """Trajectories per forward pass on one process."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    final_learning_rate: Share = 0.1
+    """Share of the learning rate left in the last round (linear decay over rounds)."""
+    value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    value_warmup_rounds: Annotated[int, Field(ge=0)] = 2
+    """First rounds in which only the value head learns."""
+    detach_value: bool = True
+    """The value loss does not reach the backbone."""
+    value_coef: Annotated[float, Field(ge=0)] = 1.0
+    kl_coef: Annotated[float, Field(ge=0)] = 0.02
+    clip: Annotated[float, Field(gt=0)] = 0.2
+    clip_value: Annotated[float, Field(gt=0)] = 0.2
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class EvaluationConfig(_Section):
+    """Held-out comparison of base, warm start and result."""
+
+    split: Literal["validation", "heldout"] = "heldout"
+    sampled_repeats: Annotated[int, Field(ge=0)] = 1
+    """Sampled episodes per query besides the greedy one."""
+    bootstrap: Positive = 10000
+    """Resamples of the paired bootstrap over queries."""
+
+
+class Config(_Section):
+    """A complete run."""
+
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    policy: PolicyConfig = PolicyConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: RewardConfig = RewardConfig()
+    credit: CreditConfig = CreditConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Config]) -> Config:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise ConfigError(_explanation(error)) from None
+
+
+def _explanation(error: ValidationError) -> str:
+    lines = []
+    for e in error.errors():
+        field = ".".join(str(part) for part in e["loc"])
+        if e["type"] == "extra_forbidden":
+            lines.append(f"unknown field '{field}': remove it or see configs/laptop.yaml for the fields there are")
+        else:
+            lines.append(f"field '{field}': {e['msg'].lower()}, got {e['input']!r} ({type(e['input']).__name__})")
+    return "the configuration was refused\n  " + "\n  ".join(lines)
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a YAML file. Raises ConfigError naming the file and every field that is wrong."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({error})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(data).__name__}")
+    try:
+        return Config.model_validate(data)
+    except (ConfigError, ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,305 @@
+"""The Parquet contracts between stages: one versioned schema each, checked when written and when read.
+
+Every file carries in its metadata the contract's name and version and, optionally, what the stage that wrote it cost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Row = dict[str, Any]
+
+
+class ContractError(ValueError):
+    """A file or a row does not satisfy its contract."""
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A named, versioned Parquet schema. Raise `version` with every change of `schema`."""
+
+    name: str
+    version: int
+    schema: pa.Schema
+
+
+QUERIES = Contract(
+    "queries",
+    1,
+    pa.schema(
+        [
+            _required("query_id", pa.string()),
+            _required("split", pa.string()),
+            _required("environment", pa.string()),
+            _required("instruction", pa.string()),
+            _required("tools", pa.string()),  # JSON list of OpenAI tool schemas
+            _required("reference", pa.string()),  # JSON object: answer, calls, tools
+            _required("source", pa.string()),
+            _required("tier", pa.string()),
+            _required("max_steps", pa.int32()),
+        ]
+    ),
+)
+
+_STEP = pa.struct(
+    [
+        pa.field("call_name", pa.string()),  # null: no call could be read
+        pa.field("call_arguments", pa.string()),  # JSON object
+        _required("status", pa.string()),
+        _required("observation", pa.string()),
+    ]
+)
+_SPAN = pa.struct([_required("start", pa.int32()), _required("end", pa.int32())])
+
+TRAJECTORIES = Contract(
+    "trajectories",
+    1,
+    pa.schema(
+        [
+            _required("trajectory_id", pa.string()),
+            _required("query_id", pa.string()),
+            _required("environment", pa.string()),
+            _required("tier", pa.string()),
+            _required("policy", pa.string()),
+            _required("round", pa.int32()),
+            _required("sample", pa.int32()),
+            _required("temperature", pa.float32()),
+            _required("messages", pa.string()),  # JSON list of OpenAI messages
+            _required("input_ids", pa.list_(pa.int32())),
+            _required("spans", pa.list_(_SPAN)),
+            _required("logprobs", pa.list_(pa.float32())),
+            _required("steps", pa.list_(_STEP)),
+            _required("stop_reason", pa.string()),
+            pa.field("final_answer", pa.string()),
+            pa.field("solved", pa.float32()),
+            _required("seconds", pa.float64()),
+        ]
+    ),
+)
+
+REWARDS = Contract(
+    "rewards",
+    1,
+    pa.schema(
+        [
+            _required("trajectory_id", pa.string()),
+            _required("step", pa.int32()),
+            _required("annotator", pa.string()),
+            _required("annotator_version", pa.string()),
+            _required("prompt_hash", pa.string()),  # empty for annotators without a prompt
+            pa.field("succ_calling", pa.float32()),  # null: missing, never 0
+            pa.field("contribution", pa.float32()),
+            pa.field("is_solved", pa.float32()),  # on the last step only
+            _required("votes", pa.string()),  # JSON
+            _required("rationale", pa.string()),
+        ]
+    ),
+)
+
+ADVANTAGES = Contract(
+    "advantages",
+    1,
+    pa.schema(
+        [
+            _required("trajectory_id", pa.string()),
+            _required("step", pa.int32()),
+            _required("reward", pa.float32()),  # composed step reward
+            _required("kl", pa.float32()),  # sum over the step's tokens of log pi - log ref
+            _required("value", pa.float32()),  # V before the step's first token
+            _required("advantage", pa.float32()),  # mean over the step's tokens, before whitening
+        ]
+    ),
+)
+
+EVALUATIONS = Contract(
+    "evaluations",
+    1,
+    pa.schema(
+        [
+            _required("query_id", pa.string()),
+            _required("tier", pa.string()),
+            _required("model", pa.string()),
+            _required("decoding", pa.string()),  # greedy | sampled
+            _required("repeat", pa.int32()),
+            _required("trajectory_id", pa.string()),
+            _required("passed", pa.float32()),
+            _required("recall", pa.float32()),
+            _required("steps", pa.int32()),
+            _required("calls", pa.int32()),
+            _required("invalid_calls", pa.int32()),
+            _required("tokens", pa.int32()),
+            _required("seconds", pa.float64()),
+            _required("stop_reason", pa.string()),
+        ]
+    ),
+)
+
+METRICS = Contract(
+    "metrics",
+    1,
+    pa.schema(
+        [
+            _required("stage", pa.string()),  # warm_start | ppo | ...
+            _required("round", pa.int32()),
+            _required("update", pa.int32()),
+            _required("name", pa.string()),
+            _required("value", pa.float64()),
+        ]
+    ),
+)
+
+CONTRACTS = {c.name: c for c in (QUERIES, TRAJECTORIES, REWARDS, ADVANTAGES, EVALUATIONS, METRICS)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took."""
+
+    stage: str
+    round: int = -1
+    seconds: float = 0.0
+    tokens: int = 0
+    """Tokens generated, or trained on."""
+    peak_memory_mb: float = 0.0
+    """Peak resident memory of the process so far."""
+
+
+def to_table(rows: Iterable[Mapping[str, Any]], contract: Contract) -> pa.Table:
+    """Rows as a table of the contract. Raises ContractError naming the row and the field that does not fit."""
+    listed = list(rows)
+    names = contract.schema.names
+    for number, row in enumerate(listed):
+        missing = [n for n in names if n not in row]
+        unknown = [n for n in row if n not in names]
+        if missing or unknown:
+            raise ContractError(
+                f"{contract.name} v{contract.version}, row {number}: missing fields {missing}, unknown fields {unknown}"
+            )
+        for name in names:
+            if row[name] is None and not contract.schema.field(name).nullable:
+                raise ContractError(f"{contract.name} v{contract.version}, row {number}: field '{name}' is missing")
+    try:
+        return pa.Table.from_pylist(listed, schema=contract.schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise ContractError(f"{contract.name} v{contract.version}: {_culprit(listed, contract)} ({error})") from error
+
+
+def _culprit(rows: Sequence[Mapping[str, Any]], contract: Contract) -> str:
+    for number, row in enumerate(rows):
+        for name in contract.schema.names:
+            kind = contract.schema.field(name).type
+            try:
+                pa.array([row[name]], type=kind)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+                return f"row {number}, field '{name}': expected {kind}, got {row[name]!r}"
+    return "the rows do not fit the schema"
+
+
+def write_rows(
+    path: str | os.PathLike[str],
+    rows: Iterable[Mapping[str, Any]],
+    contract: Contract,
+    cost: Cost | None = None,
+) -> Path:
+    """Check and write rows. The file appears whole under its name or not at all."""
+    table = to_table(rows, contract)
+    return write_table(path, table, contract, [cost] if cost else [])
+
+
+def write_table(path: str | os.PathLike[str], table: pa.Table, contract: Contract, costs: Sequence[Cost] = ()) -> Path:
+    """Write a table that already has the contract's schema."""
+    _check_schema(table.schema, contract, str(path))
+    metadata = {
+        "steptool.contract": contract.name,
+        "steptool.version": str(contract.version),
+        "steptool.costs": json.dumps([asdict(c) for c in costs]),
+    }
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        pq.write_table(table.cast(contract.schema).replace_schema_metadata(metadata), partial, compression="zstd")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def read_table(path: str | os.PathLike[str], contract: Contract) -> pa.Table:
+    """Read a file and check that it is of this contract and version. Raises ContractError otherwise."""
+    _check_metadata(path, contract)
+    table = pq.read_table(path)
+    _check_schema(table.schema, contract, str(path))
+    return table
+
+
+def read_rows(path: str | os.PathLike[str], contract: Contract) -> list[Row]:
+    """Rows of a file of this contract."""
+    rows: list[Row] = read_table(path, contract).to_pylist()
+    return rows
+
+
+def iter_rows(path: str | os.PathLike[str], contract: Contract, batch_size: int = 1024) -> Iterator[Row]:
+    """Rows of a file of this contract, streamed."""
+    _check_metadata(path, contract)
+    with pq.ParquetFile(path) as file:
+        _check_schema(file.schema_arrow, contract, str(path))
+        for batch in file.iter_batches(batch_size=batch_size):
+            yield from batch.to_pylist()
+
+
+def read_costs(path: str | os.PathLike[str]) -> list[Cost]:
+    """What the stages behind a file cost."""
+    metadata = pq.read_schema(path).metadata or {}
+    return [Cost(**c) for c in json.loads(metadata.get(b"steptool.costs", b"[]"))]
+
+
+def concat(paths: Sequence[str | os.PathLike[str]], contract: Contract, target: str | os.PathLike[str]) -> Path:
+    """Join files of one contract into one, costs included."""
+    if not paths:
+        raise ContractError(f"{contract.name}: nothing to join into {target}")
+    table = pa.concat_tables([read_table(p, contract).replace_schema_metadata(None) for p in paths])
+    costs = [c for p in paths for c in read_costs(p)]
+    return write_table(target, table, contract, costs)
+
+
+def _check_metadata(path: str | os.PathLike[str], contract: Contract) -> None:
+    if not Path(path).is_file():
+        raise ContractError(f"{path}: no such file; expected a Parquet file of contract '{contract.name}'")
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise ContractError(f"{path}: not a Parquet file ({error})") from error
+    name = metadata.get(b"steptool.contract", b"(none)").decode()
+    version = metadata.get(b"steptool.version", b"(none)").decode()
+    if (name, version) != (contract.name, str(contract.version)):
+        raise ContractError(
+            f"{path}: expected contract '{contract.name}' version {contract.version}, found '{name}' "
+            f"version {version}; make the file anew with this version of steptool"
+        )
+
+
+def _check_schema(schema: pa.Schema, contract: Contract, where: str) -> None:
+    for expected in contract.schema:
+        index = schema.get_field_index(expected.name)
+        if index < 0:
+            raise ContractError(f"{where}: contract '{contract.name}' needs the column '{expected.name}'")
+        if schema.field(index).type != expected.type:
+            raise ContractError(
+                f"{where}: column '{expected.name}' should be {expected.type}, is {schema.field(index).type}"
+            )
+    unknown = [n for n in schema.names if n not in contract.schema.names]
+    if unknown:
+        raise ContractError(f"{where}: contract '{contract.name}' has no columns {unknown}")

@@ -1,0 +1,1 @@
+"""Data in: public formats to queries and recorded trajectories."""

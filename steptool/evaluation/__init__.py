@@ -1,0 +1,1 @@
+"""Measures of a policy and paired comparisons between policies."""

@@ -1,0 +1,1 @@
+"""Annotators score steps; composition turns scores into rewards."""

@@ -1,0 +1,1 @@
+"""Warm start, StepPPO and rejection fine-tuning."""

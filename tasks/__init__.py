@@ -1,0 +1,1 @@
+"""Flyte tasks: load, call one function of steptool, write, return."""

@@ -1,0 +1,1 @@
+"""The workflows a user starts."""
