@@ -1,0 +1,79 @@
+"""Small real material: a tiny Qwen3 with a tokenizer, and trajectories of random tokens with several steps."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steptool.config import Config
+from steptool.models import tiny_model, train_tokenizer
+from steptool.trajectory import Step, StepStatus, StopReason, Trajectory
+
+torch.set_num_threads(1)
+TEXTS = ["Find the order and cancel it.", '{"name": "get_order", "arguments": {"order_id": "o1"}}'] * 20
+
+
+def trajectory(
+    number: int, vocabulary: int, *, prompt: int = 6, steps: int = 3, rng: np.random.Generator
+) -> Trajectory:
+    """Random tokens: a prompt, then steps of 2-5 tokens with observations of 1-4 tokens between them."""
+    ids = list(rng.integers(5, vocabulary, prompt + int(rng.integers(0, 6))))
+    spans = []
+    for step in range(steps):
+        start = len(ids)
+        ids += list(rng.integers(5, vocabulary, int(rng.integers(2, 6))))
+        spans.append((start, len(ids)))
+        if step < steps - 1:
+            ids += list(rng.integers(5, vocabulary, int(rng.integers(1, 5))))
+    tokens = sum(e - s for s, e in spans)
+    return Trajectory(
+        trajectory_id=f"t{number}",
+        query_id=f"q{number}",
+        environment="none",
+        tier="",
+        policy="p",
+        round=0,
+        sample=0,
+        temperature=1.0,
+        messages=[],
+        input_ids=np.array(ids, np.int32),
+        spans=spans,
+        logprobs=np.zeros(tokens, np.float32),
+        steps=[Step(None, StepStatus.MALFORMED, "") for _ in spans],
+        stop_reason=StopReason.STEP_LIMIT,
+        final_answer=None,
+        solved=None,
+        seconds=0.0,
+    )
+
+
+def trajectories(count: int, vocabulary: int = 260, seed: int = 0) -> list[Trajectory]:
+    rng = np.random.default_rng(seed)
+    return [trajectory(i, vocabulary, steps=int(rng.integers(1, 5)), rng=rng) for i in range(count)]
+
+
+def rewards_for(rows: list[Trajectory], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.random(len(t.spans)) for t in rows]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer(TEXTS, vocabulary=300)
+    tokenizer.save_pretrained(folder)
+    tiny_model(tokenizer, max_context=128, seed=0, hidden=32).save_pretrained(folder)
+    return folder
+
+
+def config(**ppo: object) -> Config:
+    defaults = {"rounds": 4, "batch_size": 4, "micro_batch_size": 4, "epochs": 2, "value_warmup_rounds": 0}
+    return Config.model_validate({"ppo": {**defaults, "learning_rate": 1e-3, **ppo}})
