@@ -20,7 +20,7 @@ class ParsedTurn:
     text: str
     """The whole turn without its end-of-turn token."""
     problem: str = ""
-    """Why no call could be read, in words for the model; empty when there is a call."""
+    """Why no call could be read, in few words for the model; empty when there is a call."""
 
     @property
     def thought(self) -> str:
@@ -43,9 +43,9 @@ def parse_hermes(text: str) -> ParsedTurn:
     try:
         return ParsedTurn(_call(json.loads(_body(text), parse_constant=_no_constant)), text)
     except json.JSONDecodeError as error:
-        return ParsedTurn(None, text, f"the tool call is not valid JSON: {error.msg} at character {error.pos}")
+        return ParsedTurn(None, text, f"invalid JSON: {error.msg}")
     except RecursionError:
-        return ParsedTurn(None, text, "the tool call is nested too deeply")
+        return ParsedTurn(None, text, "invalid JSON: nested too deeply")
     except ValueError as error:
         return ParsedTurn(None, text, str(error))
 
@@ -55,29 +55,32 @@ def _body(text: str) -> str:
     if not opened and not closed:
         if text.lstrip().startswith("{"):
             return text
-        raise ValueError(f"no tool call: expected {CALL_OPEN}{{...}}{CALL_CLOSE}")
+        raise ValueError("no tool call")
     if opened > 1 or closed > 1:
-        raise ValueError("more than one tool call: make one call in each turn")
+        raise ValueError("more than one tool call")
     if not opened or not closed or text.index(CALL_CLOSE) < text.index(CALL_OPEN):
-        raise ValueError(f"the tool call is not enclosed in {CALL_OPEN} and {CALL_CLOSE}")
+        raise ValueError("tool call not closed")
     body, _, rest = text.partition(CALL_OPEN)[2].partition(CALL_CLOSE)
     if rest.strip():
-        raise ValueError("there is text after the tool call: end the turn with the call")
+        raise ValueError("text after the tool call")
     return body
 
 
 def _call(value: Any) -> ToolCall:
     if not isinstance(value, dict):
-        raise ValueError("the tool call is not a JSON object")
+        raise ValueError("tool call is not an object")
     name, arguments = value.get("name"), value.get("arguments", value.get("parameters"))
     if not isinstance(name, str) or not name:
-        raise ValueError('the tool call has no "name"')
+        raise ValueError("tool call without name")
     if not isinstance(arguments, dict):
-        raise ValueError('the "arguments" of the tool call are not a JSON object')
+        raise ValueError("arguments are not an object")
     # Numbers beyond a float and halves of surrogate pairs can be read but not written again.
-    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:
+        raise ValueError("invalid JSON: a value out of range") from None
     return ToolCall(name, arguments)
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"the tool call is not valid JSON: {name} is not a JSON value")
+    raise ValueError(f"invalid JSON: {name}")

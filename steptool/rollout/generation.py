@@ -1,0 +1,285 @@
+"""Sampling many rows at once with a KV cache that is kept across turns.
+
+Each row of the cache belongs to one sequence and the slot of a token is its position, so rows of any length stand side
+by side without holes: a row can be extended by an observation, or given to another sequence, while the others wait.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+_CHUNK = 64
+"""Slots by which the cache grows."""
+_MASK_CELLS = 1 << 24
+"""Cells (rows x new tokens x slots) of attention mask in one prefill, at most, unless one row needs more."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Tokens to put into a row, after which its turn is sampled.
+
+    `start` is the position of the first token (0: a new sequence); `uniforms` [max_new_tokens] in [0, 1) decide the
+    turn's tokens.
+    """
+
+    row: int
+    start: int
+    ids: Sequence[int]
+    uniforms: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was sampled in a row: `ids` [n] and their log-probabilities [n] at temperature 1."""
+
+    row: int
+    ids: list[int]
+    logprobs: npt.NDArray[np.float32]
+
+
+class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
+    """Keys and values [rows, heads, slots, dim] per layer, written in place where `aim` says, read as views."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(layers=[])
+        self._rows = rows
+        self._slots = 0
+        self._store: dict[int, tuple[Tensor, Tensor]] = {}
+        self._read: Tensor | None = None
+        self._where: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self._real: Tensor | None = None
+        self._length = 0
+
+    def aim(self, rows: Tensor | None, positions_RM: Tensor, real_RM: Tensor | None, length: int) -> None:
+        """Set where the next forward pass writes and how many slots it reads.
+
+        `rows` [R] are the rows of its batch (None: all of them, in order); `real_RM` leaves out padding (None: there
+        is none).
+        """
+        index = torch.arange(self._rows, device=positions_RM.device) if rows is None else rows
+        row_RM = index[:, None].expand_as(positions_RM)
+        self._where = (row_RM.flatten(), positions_RM.flatten())
+        self._real = real_RM
+        if real_RM is not None:
+            self._where = (row_RM[real_RM], positions_RM[real_RM])
+        self._read = rows
+        self._length = length
+        if length > self._slots:
+            self._resize(-(-length // _CHUNK) * _CHUNK)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values and return all of the batch's."""
+        if layer_idx not in self._store:
+            self._store[layer_idx] = (self._room(key_states), self._room(value_states))
+        keys, values = self._store[layer_idx]
+        return self._write(keys, key_states), self._write(values, value_states)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots that the next forward pass reads."""
+        return self._length
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, renumbered in this order."""
+        self._rows = len(rows)
+        self._store = {i: (k[rows], v[rows]) for i, (k, v) in self._store.items()}
+
+    def _write(self, store: Tensor, new_RHMD: Tensor) -> Tensor:
+        new_RMHD = new_RHMD.transpose(1, 2)
+        row, slot = self._where
+        store[row, :, slot] = new_RMHD.flatten(0, 1) if self._real is None else new_RMHD[self._real]
+        seen = store[:, :, : self._length]
+        return seen if self._read is None else seen[self._read]
+
+    def _room(self, like: Tensor) -> Tensor:
+        return like.new_zeros(self._rows, like.shape[1], self._slots, like.shape[3])
+
+    def _resize(self, slots: int) -> None:
+        self._slots = slots
+        self._store = {i: (self._grown(k), self._grown(v)) for i, (k, v) in self._store.items()}
+
+    def _grown(self, store: Tensor) -> Tensor:
+        larger = self._room(store)
+        larger[:, :, : store.shape[2]] = store
+        return larger
+
+
+class BatchSampler:
+    """Rows that are fed tokens and sampled from together; each row's turn ends on its own.
+
+    A token is the inverse of the cumulated probabilities at the row's own uniform number (greedy: the most probable
+    token), so that what a row samples does not depend on the rows beside it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: int,
+        end_ids: set[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        greedy: bool = False,
+    ) -> None:
+        self._options = _forward_options(model)
+        self._model, self._device = model, model.device
+        self._temperature, self._greedy, self._max_new = temperature, greedy, max_new_tokens
+        self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
+        self._cache = RowCache(rows)
+        self._rows = torch.arange(rows, device=self._device)
+        self._last = torch.zeros(rows, dtype=torch.long, device=self._device)
+        self._position = torch.zeros_like(self._last)
+        self._count = torch.zeros_like(self._last)
+        # A row that has ended its turn computes along idly; one column more than a turn has takes what it writes.
+        self._ids = torch.zeros(rows, max_new_tokens + 1, dtype=torch.long, device=self._device)
+        self._logprobs = torch.zeros(rows, max_new_tokens + 1, device=self._device)
+        self._uniforms = torch.zeros(rows, max_new_tokens + 1, device=self._device)
+        self._sampling = torch.zeros(rows, dtype=torch.bool, device=self._device)
+        self._open: set[int] = set()
+        self._length = 0
+
+    @property
+    def ended(self) -> int:
+        """Number of turns that have ended and were not taken yet."""
+        return len(self._open) - int(self._sampling.sum())
+
+    @torch.inference_mode()
+    def feed(self, feeds: Sequence[Feed]) -> None:
+        """Put tokens into rows and sample the first token of their turns."""
+        for group in _groups(feeds):
+            self._prefill(group)
+        self._length = self._longest()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Sample one more token in every row whose turn goes on."""
+        self._length += 1
+        self._cache.aim(None, self._position[:, None], None, self._length)
+        slots = torch.arange(self._length, device=self._device)
+        logits_BV = self._forward(self._last[:, None], self._position[:, None], slots <= self._position[:, None, None])
+        going = self._sampling
+        self._position += going
+        self._record(self._rows, logits_BV, going)
+
+    @torch.inference_mode()
+    def take(self) -> list[Turn]:
+        """Turns that have ended since they were last asked for. Their rows wait to be fed."""
+        going = self._sampling.tolist()
+        rows = sorted(row for row in self._open if not going[row])
+        counts, ids, logprobs = self._count[rows].tolist(), self._ids[rows].tolist(), self._logprobs[rows].cpu().numpy()
+        self._open.difference_update(rows)
+        return [Turn(r, ids[i][:n], logprobs[i, :n].copy()) for i, (r, n) in enumerate(zip(rows, counts, strict=True))]
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only; row rows[i] becomes row i."""
+        index = torch.tensor(rows, dtype=torch.long, device=self._device)
+        self._cache.keep(index)
+        for name in ("_last", "_position", "_count", "_ids", "_logprobs", "_uniforms", "_sampling"):
+            setattr(self, name, getattr(self, name)[index])
+        self._rows = torch.arange(len(rows), device=self._device)
+        self._open = {new for new, old in enumerate(rows) if old in self._open}
+        self._length = self._longest()
+
+    def _longest(self) -> int:
+        return int(self._position[sorted(self._open)].max()) if self._open else 0
+
+    def _prefill(self, feeds: Sequence[Feed]) -> None:
+        width = max(len(f.ids) for f in feeds)
+        length = max(f.start + len(f.ids) for f in feeds)
+        ids_RM = torch.zeros(len(feeds), width, dtype=torch.long)
+        position_RM = torch.zeros_like(ids_RM)
+        real_RM = torch.zeros_like(ids_RM, dtype=torch.bool)
+        uniforms = torch.zeros(len(feeds), self._max_new + 1)
+        for i, f in enumerate(feeds):
+            ids_RM[i, width - len(f.ids) :] = torch.as_tensor(f.ids)
+            position_RM[i, width - len(f.ids) :] = torch.arange(f.start, f.start + len(f.ids))
+            real_RM[i, width - len(f.ids) :] = True
+            uniforms[i, : self._max_new] = torch.from_numpy(f.uniforms)
+        ids_RM, position_RM, real_RM = (t.to(self._device) for t in (ids_RM, position_RM, real_RM))
+        rows = torch.tensor([f.row for f in feeds], device=self._device)
+        padded = None if bool(real_RM.all()) else real_RM
+        self._cache.aim(rows, position_RM, padded, length)
+        visible = torch.arange(length, device=self._device) <= position_RM[:, :, None]
+        logits_RV = self._forward(ids_RM, position_RM, visible)
+        self._position[rows] = position_RM[:, -1] + 1
+        self._count[rows] = 0
+        self._uniforms[rows] = uniforms.to(self._device)
+        self._open.update(f.row for f in feeds)
+        self._record(rows, logits_RV, torch.ones_like(rows, dtype=torch.bool))
+
+    def _forward(self, ids_RM: Tensor, position_RM: Tensor, visible_RMS: Tensor) -> Tensor:
+        """Logits [R, V] after the last token of each row."""
+        dtype = self._model.dtype
+        mask = torch.zeros(visible_RMS.shape, dtype=dtype, device=self._device)
+        mask.masked_fill_(~visible_RMS, torch.finfo(dtype).min)
+        output = self._model(
+            input_ids=ids_RM,
+            position_ids=position_RM,
+            attention_mask=mask[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._options,
+        )
+        return cast(Tensor, output.logits[:, -1].float())
+
+    def _record(self, rows: Tensor, logits_RV: Tensor, going: Tensor) -> None:
+        """Sample a token in each of the rows and note it where the turn goes on."""
+        count = self._count[rows]
+        logprobs_RV = logits_RV.log_softmax(-1)
+        if self._greedy:
+            token = logits_RV.argmax(-1)
+        else:
+            tempered = logprobs_RV if self._temperature == 1.0 else (logits_RV / self._temperature).log_softmax(-1)
+            token = _invert(tempered.exp(), self._uniforms[rows, count])
+        self._ids[rows, count] = token
+        self._logprobs[rows, count] = logprobs_RV.gather(-1, token[:, None])[:, 0]
+        count = count + going
+        self._count[rows] = count
+        self._last[rows] = torch.where(going, token, self._last[rows])
+        self._sampling[rows] = going & ~torch.isin(token, self._end_ids) & (count < self._max_new)
+
+
+def _invert(probs_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+    """The first token [R] whose cumulated probability exceeds the uniform number; never one of probability 0."""
+    cumulated = probs_RV.cumsum(-1)
+    aim = uniforms_R.clamp(max=1 - 1e-6)[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, aim, right=True)[:, 0]
+
+
+def _groups(feeds: Sequence[Feed]) -> Iterator[list[Feed]]:
+    """Feeds of similar length together, each group within the mask's limit."""
+    group: list[Feed] = []
+    slots = 0
+    for feed in sorted(feeds, key=lambda f: len(f.ids)):
+        slots = max(slots, feed.start + len(feed.ids))
+        if group and (len(group) + 1) * len(feed.ids) * slots > _MASK_CELLS:
+            yield group
+            group, slots = [], feed.start + len(feed.ids)
+        group.append(feed)
+    if group:
+        yield group
+
+
+def _forward_options(model: PreTrainedModel) -> dict[str, Any]:
+    """Check that the model can be run this way. Raises ValueError saying what it lacks."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    accepted = inspect.signature(inner.forward).parameters
+    if "position_ids" not in accepted or "past_key_values" not in accepted:
+        raise ValueError(f"{type(inner).__name__} takes no position_ids or no past_key_values; use a decoder that does")
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise ValueError(
+            f"attention implementation '{attention}' takes no masks; load the model with 'sdpa' or 'eager'"
+        )
+    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
