@@ -1,0 +1,76 @@
+"""What a stage tells about itself: what it took, and one line for whoever waits."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from steptool.contracts import Cost
+
+
+class Stopwatch:
+    """Measures one stage from the moment it is made."""
+
+    def __init__(self, stage: str, round: int = -1) -> None:
+        self.stage = stage
+        self.round = round
+        self._start = time.perf_counter()
+
+    def cost(self, tokens: int = 0) -> Cost:
+        """What the stage took until now."""
+        return Cost(self.stage, self.round, time.perf_counter() - self._start, tokens, peak_memory_mb())
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def line(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, rounds: int = 0) -> str:
+    """One line: the stage, the round (counted from 0) of how many, what is to be said, time gone and time left.
+
+    `costs` are those of all stages until now, of this round too when it is finished. Time is the sum over stages and
+    shards, as if they ran one after another; the time left counts the rounds to come at the mean of the finished ones.
+    """
+    place = f"round {round + 1:>{len(str(rounds))}} of {rounds}" if round >= 0 else ""
+    clock = [f"{_duration(sum(c.seconds for c in costs))} so far"] if costs else []
+    left = seconds_left(costs, rounds) if round >= 0 else None
+    if left is not None:
+        clock.append(f"{_duration(left)} left in rounds")
+    return "  ".join(part for part in (f"{stage:<10}", place, said, ", ".join(clock)) if part)
+
+
+def say(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, rounds: int = 0) -> None:
+    """Print `line` at once."""
+    print(line(stage, said, costs=costs, round=round, rounds=rounds), flush=True)
+
+
+def seconds_left(costs: Sequence[Cost], rounds: int) -> float | None:
+    """Seconds that the remaining rounds will take at the mean of the finished ones; None while none is finished.
+
+    A round is finished when its training is, which is the last stage of a round.
+    """
+    per_round: dict[int, float] = defaultdict(float)
+    for cost in costs:
+        if cost.round >= 0:
+            per_round[cost.round] += cost.seconds
+    finished = {c.round for c in costs if c.stage == "ppo"}
+    if not finished:
+        return None
+    mean = sum(per_round[r] for r in finished) / len(finished)
+    return mean * max(0, rounds - len(finished))
+
+
+def rate(values: Sequence[float | None]) -> str:
+    """A pass rate in words: the mean of the verdicts that there are."""
+    known = [v for v in values if v is not None]
+    return f"pass rate {sum(known) / len(known):.3f}" if known else "pass rate unknown"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02d} s"
