@@ -1,0 +1,62 @@
+"""From the components of a score to one reward per step."""
+
+# ruff: noqa: N806 (names end in the shape of the array)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from steptool.config import RewardConfig
+from steptool.contracts import Row
+
+
+def compose(
+    score_rows: Sequence[Row], config: RewardConfig, reward: Literal["step", "final"] = "step"
+) -> npt.NDArray[np.float64] | None:
+    """Rewards [T] of one trajectory from its rows of `rewards`, one per step, by one annotator.
+
+    r_t = step_weight * (alpha * succ_t + contribution_t)   for t < T
+    r_T = IsSolved
+
+    succ_t is SuccCalling ("bonus") or SuccCalling - 1 ("penalty"). With normalisation "trajectory" r_t is divided by
+    T - 1, so that the steps of a trajectory weigh the same in sum however many they are (a step without effect then
+    dilutes penalties as well as contributions). reward "final": r_t = 0 for t < T.
+
+    None if a score that is needed is missing, or if there is no step at all. Raises ValueError for rows that are not
+    those of one trajectory by one annotator.
+    """
+    rows = _checked(score_rows)
+    if not rows or rows[-1]["is_solved"] is None:
+        return None
+    rewards_T = np.zeros(len(rows))
+    if reward == "step":
+        succ = _column(rows, "succ_calling")
+        contribution = _column(rows, "contribution")
+        if succ is None or contribution is None:
+            return None
+        baseline = 1.0 if config.succ_calling == "penalty" else 0.0
+        rewards_T[:-1] = config.step_weight * (config.alpha * (succ - baseline) + contribution)
+        if config.normalisation == "trajectory":
+            rewards_T[:-1] /= max(1, len(rows) - 1)
+    rewards_T[-1] = rows[-1]["is_solved"]
+    return rewards_T
+
+
+def _column(rows: Sequence[Row], name: str) -> npt.NDArray[np.float64] | None:
+    scores = [row[name] for row in rows[:-1]]
+    return None if None in scores else np.array(scores, dtype=np.float64)
+
+
+def _checked(score_rows: Sequence[Row]) -> list[Row]:
+    rows = sorted(score_rows, key=lambda row: int(row["step"]))
+    sources = {(row["trajectory_id"], row["annotator"], row["annotator_version"]) for row in rows}
+    if len(sources) > 1:
+        raise ValueError(f"expected the scores of one trajectory by one annotator, got those of {sorted(sources)}")
+    numbers = [row["step"] for row in rows]
+    if numbers != list(range(len(rows))):
+        raise ValueError(f"expected one score for each step 0..{len(rows) - 1} of {sources}, got steps {numbers}")
+    return rows

@@ -1,0 +1,161 @@
+"""Rules that score a trajectory from its text alone: no environment, no judge.
+
+SuccCalling   1 if the call is well formed and neither the status nor the observation's text reports a failure.
+Contribution  "lcs":   1 if LCS(observation, final answer) / |observation| >= 0.3, over characters.
+              "rules": 1 if a value that the step returned for the first time is used in the final answer, or in the
+                       arguments of a later call that contributes itself.
+IsSolved      0 without an answer, 1 or 0 against the reference's answer where there is one, else 0.5 (unsure).
+
+The overlap rule suits long prose and fails on short structured observations, where the answer repeats little of the
+text ({"order_id": "ord_07"} and the answer "ref_12"). The data-flow rule follows the values instead. What it cannot see
+is a value that only decided which branch to take.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from rapidfuzz.distance import LCSseq
+
+from steptool.rewards.observations import failure, leaves, mentions, normalise, parse, payload, text_of, values
+from steptool.rewards.score import StepScore
+from steptool.trajectory import Query, Step, StepStatus, StopReason, Trajectory
+
+OVERLAP = 0.3
+"""Share of the observation's characters from which the overlap rule counts a step as contributing."""
+UNSURE = 0.5
+
+_REFUSAL = re.compile(
+    r"\b(sorry|apologi[sz]e|apologies|as an ai|unfortunately|(i|we)('m| am| are|'re| was| were)? ?(unable|not able) to|"
+    r"(i|we) (cannot|can't|can not|could not|couldn't|do not have|don't have|failed to))\b",
+    re.I,
+)
+_OPENING = 120
+"""Characters of an answer in which a refusal shows."""
+
+
+class DataFlowRules:
+    """The rules with Contribution by data flow."""
+
+    name = "rules"
+    version = "1"
+    prompt_hash = ""
+
+    def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
+        """One score per step."""
+        failures = [step_failure(step) for step in trajectory.steps]
+        used = data_flow(query.instruction, trajectory.steps, failures, trajectory.final_answer or "")
+        contributions = [float(bool(names)) for names in used]
+        return _scores(query, trajectory, failures, contributions, [", ".join(names) for names in used])
+
+
+class OverlapRules:
+    """The rules with Contribution by the longest common subsequence."""
+
+    name = "lcs"
+    version = "1"
+    prompt_hash = ""
+
+    def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
+        """One score per step."""
+        failures = [step_failure(step) for step in trajectory.steps]
+        answer = trajectory.final_answer or ""
+        shares = [
+            0.0 if failed else overlap(step.observation, answer)
+            for step, failed in zip(trajectory.steps, failures, strict=True)
+        ]
+        notes = [f"overlap {share:.3f}" for share in shares]
+        return _scores(query, trajectory, failures, [float(share >= OVERLAP) for share in shares], notes)
+
+
+def _scores(
+    query: Query,
+    trajectory: Trajectory,
+    failures: Sequence[str],
+    contributions: Sequence[float],
+    notes: Sequence[str],
+) -> list[StepScore]:
+    last = len(trajectory.steps) - 1
+    rows = zip(trajectory.steps, failures, contributions, notes, strict=True)
+    return [
+        StepScore(
+            succ_calling=float(not failed),
+            contribution=None if step.status is StepStatus.FINISH else contribution,
+            is_solved=is_solved(query, trajectory) if number == last else None,
+            rationale=f"failed: {failed}" if failed else note,
+        )
+        for number, (step, failed, contribution, note) in enumerate(rows)
+    ]
+
+
+def step_failure(step: Step) -> str:
+    """Why a step failed, from its status and its observation's text; empty if it did not."""
+    if step.status is StepStatus.FINISH:
+        return ""
+    if step.call is None or step.status is not StepStatus.OK:
+        return str(step.status)
+    return failure(step.observation)
+
+
+def overlap(observation: str, answer: str) -> float:
+    """LCS(observation, answer) / |observation| over characters, in [0, 1]; 0 for an empty observation."""
+    return LCSseq.similarity(observation, answer) / len(observation) if observation else 0.0
+
+
+def data_flow(instruction: str, steps: Sequence[Step], failures: Sequence[str], answer: str) -> list[list[str]]:
+    """For each step [T], the new values it returned that reached the final answer, itself or through later calls.
+
+    A value is new where neither the instruction, nor an earlier observation, nor a call's arguments up to this step
+    hold it. Steps that failed return nothing, nor do repeats of a call that was already made and did not fail.
+    """
+    fresh = _fresh_values(instruction, steps, failures)
+    sink = "\n".join([normalise(answer), text_of(parse(answer))])
+    used: list[list[str]] = []
+    for step, found in zip(reversed(steps), reversed(fresh), strict=True):
+        reached = sorted(value for value in found if mentions(sink, value))
+        used.append(reached)
+        if reached and step.call is not None:
+            sink = f"{sink}\n{text_of(step.call.arguments)}"
+    return used[::-1]
+
+
+def _fresh_values(instruction: str, steps: Sequence[Step], failures: Sequence[str]) -> list[frozenset[str]]:
+    told, known, made = normalise(instruction), set[str](), set[str]()
+    fresh = []
+    for step, failed in zip(steps, failures, strict=True):
+        returned = values(payload(step.observation))
+        if step.call is not None:
+            known |= {normalise(str(leaf)) for leaf in leaves(step.call.arguments)}
+        key = _key(step)
+        if failed or key in made:
+            fresh.append(frozenset[str]())
+        else:
+            fresh.append(frozenset(v for v in returned - known if not mentions(told, v)))
+            made.add(key)
+        known |= returned
+    return fresh
+
+
+def _key(step: Step) -> str:
+    return json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True, default=str) if step.call else ""
+
+
+def is_solved(query: Query, trajectory: Trajectory) -> float:
+    """IsSolved by rule, in {0, 0.5, 1}.
+
+    0 without a Finish, after giving up, and for an empty answer. With a reference answer: 1 if both are equal after
+    normalisation or as JSON, else 0. Without one: 0 for an answer that opens with an apology or a refusal, else 0.5.
+    """
+    answer = (trajectory.final_answer or "").strip()
+    if trajectory.stop_reason is not StopReason.FINISHED or not answer:
+        return 0.0
+    expected = query.reference.get("answer")
+    if expected:
+        return float(_plain(answer) == _plain(str(expected)) or parse(answer) == parse(str(expected)))
+    return 0.0 if _REFUSAL.search(answer[:_OPENING]) else UNSURE
+
+
+def _plain(answer: str) -> str:
+    return normalise(answer).strip(" .!\"'")
