@@ -1,0 +1,88 @@
+"""Measures as ratios over queries, and the bootstrap that resamples the queries."""
+
+# ruff: noqa: N803, N806, N815 (names end in the shape of the array)
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from steptool.contracts import Row
+
+Floats = npt.NDArray[np.float64]
+
+MEASURES: Mapping[str, tuple[str, str | None]] = {
+    "pass_rate": ("passed", None),
+    "recall": ("recall", None),
+    "invalid_call_rate": ("invalid_calls", "calls"),
+    "steps": ("steps", None),
+    "tokens": ("tokens", None),
+}
+"""Each measure as (numerator, denominator) of columns of `evaluations`; None: per episode."""
+
+CONFIDENCE = 0.95
+_CHUNK = 4_000_000
+"""Draws made at once."""
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """Numerators and denominators of a measure by query, repeats of a query averaged; `queries` are sorted.
+
+    The measure is sum(top_Q) / sum(bottom_Q), and 0 where there is nothing to divide by.
+    """
+
+    queries: tuple[str, ...]
+    top_Q: Floats
+    bottom_Q: Floats
+
+    def estimate(self) -> float:
+        """The measure over all queries."""
+        return float(ratio(self.top_Q.sum(), self.bottom_Q.sum()))
+
+    def resampled(self, counts_RQ: Floats) -> Floats:
+        """The measure [R] over each resample of the queries."""
+        return ratio(counts_RQ @ self.top_Q, counts_RQ @ self.bottom_Q)
+
+
+def per_query(rows: Sequence[Row], measure: str) -> PerQuery:
+    """A measure by query. Raises ValueError for an unknown measure or no rows."""
+    if measure not in MEASURES:
+        raise ValueError(f"unknown measure '{measure}': expected one of {', '.join(MEASURES)}")
+    if not rows:
+        raise ValueError(f"{measure}: there are no evaluations to take it from")
+    top, bottom = MEASURES[measure]
+    repeats: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        repeats[row["query_id"]].append((row[top], 1.0 if bottom is None else row[bottom]))
+    queries = tuple(sorted(repeats))
+    means_Q2 = np.array([np.mean(repeats[q], axis=0) for q in queries], dtype=np.float64)
+    return PerQuery(queries, means_Q2[:, 0], means_Q2[:, 1])
+
+
+def ratio(top: npt.ArrayLike, bottom: npt.ArrayLike) -> Floats:
+    """top / bottom, 0 where bottom is 0."""
+    top, bottom = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
+    quotient: Floats = np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
+    return quotient
+
+
+def resamples(queries: int, count: int, seed: int) -> Iterator[Floats]:
+    """How often each query is drawn [R, Q] in each of `count` resamples with replacement, in chunks of rows."""
+    rng = np.random.default_rng(seed)
+    size = max(1, _CHUNK // queries)
+    for start in range(0, count, size):
+        rows = min(size, count - start)
+        drawn = rng.integers(queries, size=(rows, queries)) + queries * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * queries).reshape(rows, queries).astype(np.float64)
+
+
+def interval(estimates_R: Floats) -> tuple[float, float]:
+    """Percentile interval that holds `CONFIDENCE` of the resampled estimates."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(estimates_R, [tail, 100 - tail])
+    return float(low), float(high)
