@@ -78,3 +78,20 @@ def micro_batches(batch: Indices, lengths: Indices, size: int, slots: int) -> li
     if slots * size < len(batch):
         raise ValueError(f"{len(batch)} sequences do not fit into {slots} micro batches of {size}")
     return np.array_split(batch[np.argsort(lengths[batch], kind="stable")], slots)
+
+
+def grouped_batches(lengths: Indices, batch_size: int, steps: int, seed: int) -> list[Indices]:
+    """Sequences of `steps` optimizer steps: shuffled passes, in batches of similar length and random order.
+
+    Lengths are compared within windows of 8 batches, so that a batch is not the same in every pass.
+    """
+    rng = np.random.default_rng(seed)
+    parts, window = updates_per_epoch(len(lengths), batch_size), 8 * batch_size
+    batches: list[Indices] = []
+    while len(batches) < steps:
+        order = rng.permutation(len(lengths))
+        windows = [order[i : i + window] for i in range(0, len(order), window)]
+        by_length = np.concatenate([w[np.argsort(lengths[w], kind="stable")] for w in windows])
+        cut = np.array_split(by_length, parts)
+        batches += [cut[i] for i in rng.permutation(parts)]
+    return batches[:steps]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,36 +133,34 @@ class Experience:
 def experience(episodes: Episodes, scores: Scores, kl_coef: float, config: CreditConfig) -> Experience:
     """Per-token KL penalty, step rewards and values to advantages and returns."""
     kl_N = scores.log_probs_N - scores.reference_N
-    parts = [
-        credit.advantages(rewards, np.array([end - start for start, end in t.spans]), values_n, kl_n, kl_coef, config)
-        for t, rewards, values_n, kl_n in zip(
-            episodes.trajectories,
-            episodes.rewards,
-            episodes.split(scores.values_N),
-            episodes.split(kl_N),
-            strict=True,
-        )
-    ]
-    raw_N = np.concatenate([p.advantages_N for p in parts]).astype(np.float64)
-    final_N = (raw_N - raw_N.mean()) / (raw_N.std() + 1e-6) if config.whiten else raw_N
+    parts = credit.advantages_batch(
+        list(episodes.rewards),
+        [credit.step_lengths(t.spans) for t in episodes.trajectories],
+        episodes.split(scores.values_N),
+        episodes.split(kl_N),
+        kl_coef,
+        config,
+    )
+    raw = [p.advantages_N for p in parts]
+    final = credit.whiten(raw)[0] if config.whiten else raw
     return Experience(
         episodes,
-        _tensors(episodes, scores.log_probs_N),
-        _tensors(episodes, scores.reference_N),
-        _tensors(episodes, scores.values_N),
-        _tensors(episodes, final_N),
-        [torch.as_tensor(p.returns_N, dtype=torch.float32) for p in parts],
-        [torch.as_tensor(p.value_mask_N, dtype=torch.float32) for p in parts],
-        _advantage_rows(episodes, kl_N, scores.values_N, raw_N),
+        _tensors(episodes.split(scores.log_probs_N)),
+        _tensors(episodes.split(scores.reference_N)),
+        _tensors(episodes.split(scores.values_N)),
+        _tensors(final),
+        _tensors([p.returns_N for p in parts]),
+        _tensors([p.value_mask_N for p in parts]),
+        _advantage_rows(episodes, kl_N, scores.values_N, np.concatenate(raw)),
     )
 
 
-def _tensors(episodes: Episodes, packed_N: npt.NDArray[np.floating]) -> list[torch.Tensor]:
-    return [torch.from_numpy(part) for part in episodes.split(np.ascontiguousarray(packed_N, dtype=np.float32))]
+def _tensors(parts: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
+    return [torch.tensor(part, dtype=torch.float32) for part in parts]
 
 
 def _advantage_rows(
-    episodes: Episodes, kl_N: Floats, values_N: Floats, advantages_N: npt.NDArray[np.float64]
+    episodes: Episodes, kl_N: Floats, values_N: Floats, advantages_N: npt.NDArray[np.floating]
 ) -> list[Row]:
     rows: list[Row] = []
     start = 0

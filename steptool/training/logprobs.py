@@ -61,5 +61,5 @@ def _logit_transform(lm: PreTrainedModel) -> tuple[float, float | None]:
 
 def causal_lm(policy: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside a policy that may be wrapped by peft (adapters stay where they are)."""
-    lm: PreTrainedModel = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # type: ignore[operator, assignment]
+    lm: PreTrainedModel = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # type: ignore[operator]
     return lm

@@ -28,7 +28,8 @@ def load_policy(policy_dir: Path, reference_dir: Path, config: PolicyConfig, see
     Raises ValueError if LoRA would have to start from weights that are not the reference.
     """
     if config.lora_rank == 0:
-        return load_model(policy_dir)
+        full: nn.Module = load_model(policy_dir)
+        return full
     if (policy_dir / ADAPTER).is_dir():
         adapted: nn.Module = PeftModel.from_pretrained(
             load_model(reference_dir), policy_dir / ADAPTER, is_trainable=True
@@ -77,13 +78,17 @@ def _same_weights(one: Path, other: Path) -> bool:
 
 
 def adamw(
-    policy: nn.Module, learning_rate: float, head: nn.Module | None = None, head_rate: float = 0.0
+    policy: nn.Module,
+    learning_rate: float,
+    head: nn.Module | None = None,
+    head_rate: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> torch.optim.AdamW:
-    """AdamW (betas .9 and .98, no weight decay) over the trainable parameters of the policy and of the value head."""
+    """AdamW (betas .9 and .98) over the trainable parameters of the policy and, at its own rate, of the value head."""
     groups = [{"params": [p for p in policy.parameters() if p.requires_grad], "lr": learning_rate}]
     if head is not None:
         groups.append({"params": list(head.parameters()), "lr": head_rate})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
 
 
 def save_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:

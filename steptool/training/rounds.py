@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from steptool.config import Config
-from steptool.contracts import Row
 from steptool.models import load_model
-from steptool.trajectory import Trajectory
 from steptool.training import model_folder
 from steptool.training.experience import select
 from steptool.training.logprobs import causal_lm
+from steptool.training.metrics import RoundResult, metric_rows
 from steptool.training.step_ppo import StepPPOArguments, StepPPOTrainer
 from steptool.training.value_head import ActorCritic, load_value_head, save_value_head
-
-_NAMES = {"learning_rate", "loss", "grad_norm", "policy_loss", "value_loss", "kl", "clip_fraction", "entropy"}
-_NAMES |= {"ratio_deviation", "explained_variance", "tokens"}
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """What a round did."""
-
-    metrics: list[Row]
-    """Rows of METRICS, some for each optimizer step."""
-    advantages: list[Row]
-    """Rows of ADVANTAGES; empty for rejection fine-tuning."""
-    left_out: int
-    """Trajectories that were not trained on: without steps or rewards, or unsolved in rejection fine-tuning."""
-    tokens: int
-    """Action tokens trained on, each pass counted."""
-    note: str = ""
-    """What a reader should know, empty if all went as usual."""
+from steptool.trajectory import Trajectory
 
 
 def train_round(
@@ -80,14 +59,3 @@ def train_round(
     trainer.accelerator.wait_for_everyone()
     metrics = metric_rows(trainer.state.log_history, "ppo", round)
     return RoundResult(metrics, list(seen.rows), left_out, episodes.total * config.ppo.epochs)
-
-
-def metric_rows(history: Iterable[Mapping[str, Any]], stage: str, round: int) -> list[Row]:
-    """The trainer's log as rows of METRICS; `update` counts the optimizer steps of the round from 0."""
-    return [
-        {"stage": stage, "round": round, "update": int(entry["step"]) - 1, "name": name, "value": float(value)}
-        for entry in history
-        if "learning_rate" in entry
-        for name, value in entry.items()
-        if name in _NAMES
-    ]

@@ -34,7 +34,7 @@ class Tally:
         clip: float,
     ) -> None:
         """Add one micro batch: its losses (already masked), ratios, outputs and inputs."""
-        mask_N, targets_N = inputs["policy_mask"], inputs["value_mask"]
+        mask_N, targets_N = inputs["weight_N"], inputs["value_mask"]
         returns_N = inputs["returns"] * targets_N
         miss_N = (inputs["returns"] - out.values) * targets_N
         away_N = (ratio_N - 1.0).abs() * mask_N
