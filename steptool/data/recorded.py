@@ -131,16 +131,18 @@ def _from_nodes(nodes: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], str]:
     return turns, _joined(thoughts)
 
 
-def _last_nodes(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _last_nodes(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Nodes of the last chain tried, or of the tree's path that got furthest: an answer, giving up, the last one."""
     if document.get("trys"):
         return list(field(field(document, "trys", list)[-1], "chain", list, "trys[-1]"))
-    root = field(field(document, "tree", dict), "tree", dict, "tree")
+    root: dict[str, Any] = field(field(document, "tree", dict), "tree", dict, "tree")
     ended = {3: 2, 4: 1}  # ToolBench's observation codes of a final answer and of giving up
-    return max(reversed(list(_paths(root))), key=lambda path: ended.get(path[-1].get("observation_code"), 0))
+    paths = list(_paths(root))
+    ranks = [ended.get(path[-1].get("observation_code"), 0) for path in paths]
+    return paths[max(range(len(paths)), key=lambda n: (ranks[n], n))]
 
 
-def _paths(root: Mapping[str, Any]) -> Iterator[list[Mapping[str, Any]]]:
+def _paths(root: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     stack = [[root]]
     while stack:
         path = stack.pop()
