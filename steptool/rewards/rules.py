@@ -2,13 +2,14 @@
 
 SuccCalling   1 if the call is well formed and neither the status nor the observation's text reports a failure.
 Contribution  "lcs":   1 if LCS(observation, final answer) / |observation| >= 0.3, over characters.
-              "rules": 1 if a value that the step returned for the first time is used in the final answer, or in the
-                       arguments of a later call that contributes itself.
+              "rules": 1 if the step returned values for the first time and one of them is used in the final answer or
+                       in the arguments of a later call that contributes itself (data flow), or if such a call acts on
+                       a thing that this step asked about (looking before acting: what was seen decided the branch).
 IsSolved      0 without an answer, 1 or 0 against the reference's answer where there is one, else 0.5 (unsure).
 
 The overlap rule suits long prose and fails on short structured observations, where the answer repeats little of the
-text ({"order_id": "ord_07"} and the answer "ref_12"). The data-flow rule follows the values instead. What it cannot see
-is a value that only decided which branch to take.
+text ({"order_id": "ord_07"} and the answer "ref_12"). The other follows the values instead. It rewards each question
+about a thing once, needed or not; a policy can gain from asking more than it must, as far as the step limit lets it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _OPENING = 120
 
 
 class DataFlowRules:
-    """The rules with Contribution by data flow."""
+    """The rules with Contribution by the way of values through the trajectory."""
 
     name = "rules"
     version = "1"
@@ -46,9 +47,8 @@ class DataFlowRules:
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
         failures = [step_failure(step) for step in trajectory.steps]
-        used = data_flow(query.instruction, trajectory.steps, failures, trajectory.final_answer or "")
-        contributions = [float(bool(names)) for names in used]
-        return _scores(query, trajectory, failures, contributions, [", ".join(names) for names in used])
+        uses = contributions(query.instruction, trajectory.steps, failures, trajectory.final_answer or "")
+        return _scores(query, trajectory, failures, [float(use != "") for use in uses], uses)
 
 
 class OverlapRules:
@@ -104,21 +104,32 @@ def overlap(observation: str, answer: str) -> float:
     return LCSseq.similarity(observation, answer) / len(observation) if observation else 0.0
 
 
-def data_flow(instruction: str, steps: Sequence[Step], failures: Sequence[str], answer: str) -> list[list[str]]:
-    """For each step [T], the new values it returned that reached the final answer, itself or through later calls.
+def contributions(instruction: str, steps: Sequence[Step], failures: Sequence[str], answer: str) -> list[str]:
+    """For each step [T], what its new values were good for; empty for a step that does not contribute.
 
     A value is new where neither the instruction, nor an earlier observation, nor a call's arguments up to this step
     hold it. Steps that failed return nothing, nor do repeats of a call that was already made and did not fail.
     """
     fresh = _fresh_values(instruction, steps, failures)
     sink = "\n".join([normalise(answer), text_of(parse(answer))])
-    used: list[list[str]] = []
+    acted_on = set[str]()
+    uses: list[str] = []
     for step, found in zip(reversed(steps), reversed(fresh), strict=True):
-        reached = sorted(value for value in found if mentions(sink, value))
-        used.append(reached)
-        if reached and step.call is not None:
-            sink = f"{sink}\n{text_of(step.call.arguments)}"
-    return used[::-1]
+        arguments = text_of(step.call.arguments) if step.call else ""
+        things = values(step.call.arguments) if step.call else frozenset[str]()
+        use = _use(found, things, sink, acted_on)
+        uses.append(use)
+        if use:
+            sink, acted_on = f"{sink}\n{arguments}", acted_on | things
+    return uses[::-1]
+
+
+def _use(found: frozenset[str], things: frozenset[str], sink: str, acted_on: set[str]) -> str:
+    reached = sorted(value for value in found if mentions(sink, value))
+    if reached:
+        return f"used later: {', '.join(reached)}"
+    looked_at = sorted(things & acted_on)
+    return f"looked at before acting: {', '.join(looked_at)}" if found and looked_at else ""
 
 
 def _fresh_values(instruction: str, steps: Sequence[Step], failures: Sequence[str]) -> list[frozenset[str]]:
