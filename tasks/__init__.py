@@ -1,1 +1,1 @@
-"""Flyte tasks: load, call one function of steptool, write, return."""
+"""Flyte tasks: each loads its inputs, calls the library, writes what came out and returns it."""

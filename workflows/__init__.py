@@ -1,1 +1,1 @@
-"""The workflows a user starts."""
+"""Workflows: what a user starts. One file each."""

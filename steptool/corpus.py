@@ -1,0 +1,64 @@
+"""What a model can take of the ingested data: prompts that fit its context, demonstrations as tokens to learn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from steptool.chat.codec import ChatCodec, Encoded
+from steptool.config import Config
+from steptool.trajectory import Query, Trajectory
+
+
+def texts(queries: Sequence[Query], demonstrations: Sequence[Trajectory]) -> Iterator[str]:
+    """All text that a tokenizer of one's own should know."""
+    for query in queries:
+        yield query.instruction
+        yield json.dumps(query.tools, ensure_ascii=False)
+    for demonstration in demonstrations:
+        for message in demonstration.messages:
+            yield str(message.get("content") or "")
+            yield json.dumps(message.get("tool_calls") or "", ensure_ascii=False)
+
+
+def fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -> list[Query]:
+    """The queries whose prompt leaves room for a turn in the context.
+
+    Of recorded data (source toolbench) the others are left out. Elsewhere they are an error: raises ValueError naming
+    the query. Raises ValueError too if a split that is needed stays empty.
+    """
+    room = config.policy.max_context - config.rollout.max_new_tokens
+    kept = []
+    for query in queries:
+        tokens = len(codec.prompt_ids([{"role": "user", "content": query.instruction}], query.tools))
+        if tokens <= room:
+            kept.append(query)
+        elif config.data.source != "toolbench":
+            raise ValueError(
+                f"query '{query.query_id}': its prompt has {tokens} tokens, but policy.max_context = "
+                f"{config.policy.max_context} less rollout.max_new_tokens = {config.rollout.max_new_tokens} leaves "
+                f"{room}; raise max_context, shorten the prompt or offer fewer tools"
+            )
+    for split in ("train", config.evaluation.split):
+        if not any(q.split == split for q in kept):
+            raise ValueError(
+                f"no query of the split '{split}' has a prompt that fits policy.max_context = "
+                f"{config.policy.max_context} less rollout.max_new_tokens = {config.rollout.max_new_tokens}"
+            )
+    return kept
+
+
+def lessons(queries: Sequence[Query], demonstrations: Sequence[Trajectory], codec: ChatCodec) -> list[Encoded]:
+    """Demonstrations as tokens, cut as a rollout would have made them; those without a query are left out.
+
+    Raises ValueError naming the demonstration that cannot be cut.
+    """
+    tools = {q.query_id: q.tools for q in queries}
+    return [_encoded(d, codec, tools[d.query_id]) for d in demonstrations if d.query_id in tools]
+
+
+def _encoded(demonstration: Trajectory, codec: ChatCodec, tools: Sequence[dict[str, object]]) -> Encoded:
+    try:
+        return codec.encode(demonstration.messages, tools)
+    except ValueError as error:
+        raise ValueError(f"demonstration '{demonstration.trajectory_id}': {error}") from error

@@ -1,0 +1,76 @@
+"""Where a model comes from: a model card that names the files every stage behind it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE = "lineage.json"
+CARD = "README.md"
+Entry = dict[str, Any]
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- tool-use
+- steptool
+---
+
+# {title}
+
+A policy for multi-step tool use, trained by steptool. Load it with `AutoModelForCausalLM.from_pretrained`; the
+tokenizer's chat template renders the tools. `{file}` holds the table below for programs.
+
+## Lineage
+
+Each row is a stage, first to last. A file stands with the first 12 digits of its SHA-256.
+
+| stage | round | made from | note |
+|---|---|---|---|
+{rows}
+"""
+
+
+def sign(
+    folder: str | os.PathLike[str],
+    parent: str | os.PathLike[str] | None,
+    stage: str,
+    files: Mapping[str, str | os.PathLike[str]],
+    round: int = -1,
+    note: str = "",
+) -> None:
+    """Write the model card and the lineage into a model folder: those of the parent, and this stage.
+
+    `files` names what the stage was made from.
+    """
+    entry = {"stage": stage, "round": round, "files": {n: sha256(p) for n, p in files.items()}, "note": note}
+    entries = [*(read(parent) if parent else []), entry]
+    target = Path(folder)
+    (target / FILE).write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    rows = "\n".join(_row(e) for e in entries)
+    title = f"{stage} of round {round + 1}" if round >= 0 else stage
+    (target / CARD).write_text(_CARD.format(title=title, file=FILE, rows=rows), encoding="utf-8")
+
+
+def read(folder: str | os.PathLike[str]) -> list[Entry]:
+    """The stages behind a model folder, first to last; none where it was not made here."""
+    path = Path(folder) / FILE
+    entries: list[Entry] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return entries
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Digest of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _row(entry: Entry) -> str:
+    files = ", ".join(f"{name} {digest[:12]}" for name, digest in entry["files"].items())
+    number = entry["round"] + 1 if entry["round"] >= 0 else ""
+    return f"| {entry['stage']} | {number} | {files} | {entry['note']} |"

@@ -1,0 +1,54 @@
+"""The folder of a run: every artifact under a name that says what it is, put in place whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import fsspec  # type: ignore[import-untyped]
+
+CONFIG, QUERIES, DEMONSTRATIONS = "config.yaml", "queries.parquet", "demonstrations.parquet"
+HISTORY, EVALUATED = "metrics.parquet", "evaluations.parquet"
+MODEL, WARM_START = "model", "warm_start"
+REPORT, FIGURES, QUARANTINE = "report.html", "metrics.json", "quarantine.jsonl"
+
+
+def of_round(kind: str, round: int) -> str:
+    """Name of a round's file; kind: trajectories, rewards or advantages."""
+    return f"{kind}_round_{round:02d}.parquet"
+
+
+def of_evaluation(kind: str, episodes: str) -> str:
+    """Name of an evaluation's file; kind: trajectories or rewards; episodes: model and decoding, as in base_greedy."""
+    return f"evaluation_{kind}_{episodes}.parquet"
+
+
+def check_target(target: str) -> None:
+    """Raise ValueError if publishing to `target` would replace anything but a former run."""
+    if not target or "://" in target:
+        return
+    folder = Path(target)
+    former = (folder / CONFIG).is_file() and (folder / HISTORY).is_file()
+    if folder.exists() and not former and (folder.is_file() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: holds something else than a former run; give --output a new or empty folder")
+
+
+def publish(built: Path, target: str) -> None:
+    """Put a finished folder in place of `target`: whole or not at all. A url is written through fsspec."""
+    check_target(target)
+    if "://" in target:
+        fs, path = fsspec.core.url_to_fs(target)
+        fs.put(f"{built}/", path.rstrip("/") + "/", recursive=True)
+        return
+    final = Path(target).absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    fresh, former = (final.with_name(f".{final.name}.{os.getpid()}.{k}") for k in ("partial", "former"))
+    try:
+        shutil.copytree(built, fresh)
+        if final.exists():
+            final.rename(former)
+        fresh.rename(final)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)

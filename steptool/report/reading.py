@@ -1,0 +1,116 @@
+"""From the folder of a run to what its report shows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from steptool import lineage
+from steptool.config import Config, load_config
+from steptool.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Row, read_costs, read_rows
+from steptool.history import counts_of
+from steptool.records import read_queries, read_trajectories
+from steptool.report import folder as names
+from steptool.report.inputs import (
+    Episode,
+    Example,
+    FarmingPoint,
+    ReportInputs,
+    RoundSummary,
+    farming_points,
+    summarise_round,
+)
+from steptool.rewards.step_rewards import step_rewards
+from steptool.trajectory import Query
+
+PAIRS = 8
+"""Tasks of each tier that are shown before and after training."""
+LEARNED = 4
+"""Episodes of the last round that are shown with their advantages."""
+
+
+def read_run(folder: Path) -> ReportInputs:
+    """The report's inputs, from the artifacts in the folder of a run."""
+    config = load_config(folder / names.CONFIG)
+    queries = {q.query_id: q for q in read_queries(folder / names.QUERIES)}
+    history = read_rows(folder / names.HISTORY, METRICS)
+    evaluations = read_rows(folder / names.EVALUATED, EVALUATIONS)
+    summaries, farming = _rounds(folder, config)
+    return ReportInputs(
+        title=f"StepTool on {config.data.source}",
+        config=config.model_dump(mode="json"),
+        evaluations=evaluations,
+        metrics=[row for row in history if row["update"] >= 0],
+        rollouts=summaries,
+        farming=farming,
+        costs=[*read_costs(folder / names.HISTORY), *read_costs(folder / names.EVALUATED)],
+        examples=[*_pairs(folder, queries, evaluations), *_learned(folder, queries, config.ppo.rounds - 1)],
+        counts={stage: counts_of(history, stage) for stage in ("ingest", "prepare")},
+        notes=list(_notes(folder, history, summaries)),
+    )
+
+
+def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:
+    summaries, farming = [], {}
+    for round in range(config.ppo.rounds):
+        trajectories = read_trajectories(folder / names.of_round("trajectories", round))
+        rows = read_rows(folder / names.of_round("rewards", round), REWARDS)
+        composed = step_rewards(trajectories, rows, config.rewards, config.ppo.reward)
+        summaries.append(summarise_round(trajectories, rows, composed))
+        farming[round] = farming_points(trajectories, composed)
+    return summaries, farming
+
+
+def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row]) -> Iterator[Example]:
+    """Held-out tasks before and after training: of each tier the solved, the lost and the unchanged in turn."""
+    passed = {(r["model"], r["query_id"]): float(r["passed"]) for r in evaluations if r["decoding"] == "greedy"}
+    before, after = (_evaluated(folder, model, passed) for model in ("warm_start", "steptool"))
+    groups: dict[tuple[str, float, float], list[str]] = defaultdict(list)
+    for query_id in before.keys() & after.keys():
+        verdicts = passed["warm_start", query_id], passed["steptool", query_id]
+        groups[(queries[query_id].tier, *verdicts)].append(query_id)
+    for tier in sorted({tier for tier, *_ in groups}):
+        piles = [sorted(pile) for key, pile in sorted(groups.items()) if key[0] == tier]
+        longest = max(map(len, piles))
+        turns = [pile[i] for i in range(longest) for pile in piles if i < len(pile)]
+        yield from (Example(queries[q], before[q], after[q]) for q in turns[:PAIRS])
+
+
+def _evaluated(folder: Path, model: str, passed: Mapping[tuple[str, str], float]) -> dict[str, Episode]:
+    rows = _by_trajectory(read_rows(folder / names.of_evaluation("rewards", f"{model}_greedy"), REWARDS))
+    return {
+        t.query_id: Episode(t, rows[t.trajectory_id], passed=passed.get((model, t.query_id)))
+        for t in read_trajectories(folder / names.of_evaluation("trajectories", f"{model}_greedy"))
+    }
+
+
+def _learned(folder: Path, queries: Mapping[str, Query], round: int) -> Iterator[Example]:
+    """Episodes of a round with the advantages that the policy learned from, solved and unsolved ones."""
+    rewards = _by_trajectory(read_rows(folder / names.of_round("rewards", round), REWARDS))
+    advantages = _by_trajectory(read_rows(folder / names.of_round("advantages", round), ADVANTAGES))
+    episodes = [
+        Episode(t, rewards[t.trajectory_id], advantages[t.trajectory_id])
+        for t in read_trajectories(folder / names.of_round("trajectories", round))
+        if advantages[t.trajectory_id]
+    ]
+    ranked = sorted(episodes, key=lambda e: e.verdict or 0.0)
+    shown = ranked if len(ranked) <= LEARNED else [*ranked[: LEARNED // 2], *ranked[-(LEARNED // 2) :]]
+    yield from (Example(queries[e.trajectory.query_id], None, e) for e in shown)
+
+
+def _notes(folder: Path, history: Sequence[Row], summaries: Sequence[RoundSummary]) -> Iterator[str]:
+    yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
+    left_out = counts_of(history, "prepare").get("left out", 0)
+    if left_out:
+        yield f"{left_out} queries were left out: their prompts do not fit the model's context."
+    missing = sum(s["missing"] for s in summaries)
+    if missing:
+        yield f"{missing} episodes were not learned from: a score that their reward needs is missing."
+
+
+def _by_trajectory(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row["trajectory_id"]].append(row)
+    return found

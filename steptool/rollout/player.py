@@ -1,0 +1,39 @@
+"""A policy ready to play: model folder, chat codec and environment put together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from steptool.chat.codec import ChatCodec
+from steptool.config import Config
+from steptool.models import load_model, load_tokenizer
+from steptool.records import read_trajectories
+from steptool.rollout.episodes import roll_out
+from steptool.tools.registry import open_environment
+from steptool.trajectory import Query, Trajectory
+
+
+def player(
+    folder: str | os.PathLike[str], queries: Sequence[Query], demonstrations: str | os.PathLike[str], config: Config
+) -> Callable[..., list[Trajectory]]:
+    """`roll_out` with model, codec, environment and configuration filled in: play(queries, greedy=..., policy=...).
+
+    The environment is the one that the queries name. `demonstrations` is a file of trajectories; it is read only by an
+    environment that replays them. Raises ValueError if the queries name several environments.
+    """
+    names = sorted({q.environment for q in queries})
+    if len(names) > 1:
+        raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
+    name = names[0] if names else "desk"
+    recorded = read_trajectories(demonstrations) if name == "replay" else []
+    return partial(
+        roll_out,
+        load_model(folder),
+        ChatCodec(load_tokenizer(folder)),
+        environment=open_environment(name, recorded),
+        rollout=config.rollout,
+        max_context=config.policy.max_context,
+        seed=config.seed,
+    )

@@ -1,0 +1,38 @@
+"""One round of whichever algorithm the configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from steptool.config import Config
+from steptool.contracts import Row
+from steptool.rewards.step_rewards import step_rewards
+from steptool.training.metrics import RoundResult
+from steptool.training.rejection import rejection_round
+from steptool.training.rounds import train_round
+from steptool.trajectory import Trajectory
+
+
+def improve(
+    policy_dir: str | Path,
+    reference_dir: str | Path,
+    trajectories: Sequence[Trajectory],
+    reward_rows: Sequence[Row],
+    *,
+    config: Config,
+    round: int,
+    out_dir: str | Path,
+) -> RoundResult:
+    """Train the policy on trajectories and their rows of REWARDS; `out_dir` becomes the next model folder.
+
+    step_ppo learns from the composed rewards of every step, rft from the trajectories that the annotator calls solved.
+    """
+    if config.ppo.algorithm == "rft":
+        solved = {row["trajectory_id"] for row in reward_rows if row["is_solved"] == 1.0}
+        kept = [t.trajectory_id in solved for t in trajectories]
+        return rejection_round(
+            policy_dir, reference_dir, trajectories, kept, config=config, round=round, out_dir=out_dir
+        )
+    rewards = step_rewards(trajectories, reward_rows, config.rewards, config.ppo.reward)
+    return train_round(policy_dir, reference_dir, trajectories, rewards, config=config, round=round, out_dir=out_dir)

@@ -1,0 +1,45 @@
+"""Held-out episodes of a model."""
+
+from typing import NamedTuple
+
+from flytekit import task
+
+from steptool.config import Config
+from steptool.contracts import EVALUATIONS, write_rows
+from steptool.progress import Stopwatch, rate, say
+from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
+
+
+class Evaluated(NamedTuple):
+    """One row per query and repeat, and the episodes behind them."""
+
+    rows: Parquet
+    greedy: Parquet
+    sampled: Parquet
+
+
+@task(container_image=IMAGE)
+def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Evaluated:
+    """Play the held-out queries, greedily once and sampled as often as configured."""
+    watch = Stopwatch("evaluate")
+    from steptool.evaluation.metrics import evaluate as measure
+    from steptool.records import read_queries, write_trajectories
+    from steptool.rollout.player import player
+
+    asked = read_queries(local(queries), config.evaluation.split)
+    play = player(local(model), asked, local(demonstrations), config)
+    greedy = play(asked, greedy=True, policy=name)
+    rows = measure(asked, greedy, name, "greedy", 0)
+    sampled = []
+    for repeat in range(config.evaluation.sampled_repeats):
+        episodes = play(asked, greedy=False, policy=name, sample=repeat)
+        rows += measure(asked, episodes, name, "sampled", repeat)
+        sampled += episodes
+    cost = watch.cost(sum(t.action_tokens for t in (*greedy, *sampled)))
+    say("evaluate", f"{name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)} queries")
+    folder = scratch("evaluate")
+    return Evaluated(
+        Parquet(str(write_rows(folder / "evaluations.parquet", rows, EVALUATIONS, cost))),
+        Parquet(str(write_trajectories(folder / "greedy.parquet", greedy))),
+        Parquet(str(write_trajectories(folder / "sampled.parquet", sampled))),
+    )

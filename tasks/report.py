@@ -1,0 +1,86 @@
+"""The folder of the run and its page."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from flytekit import Deck, task
+from flytekit.types.file import FlyteFile
+
+from steptool.config import Config
+from steptool.contracts import ADVANTAGES, EVALUATIONS, REWARDS, TRAJECTORIES, concat, read_costs
+from steptool.history import extend
+from steptool.progress import Stopwatch
+from tasks.artifacts import IMAGE, Model, Parquet, local, local_all, scratch
+
+
+class Evidence(NamedTuple):
+    """The page, the figures of metrics.json, and the trained model."""
+
+    report: FlyteFile
+    figures: FlyteFile
+    model: Model
+
+
+@task(container_image=IMAGE, enable_deck=True, deck_fields=())
+def report(
+    config: Config,
+    output: str,
+    queries: Parquet,
+    demonstrations: Parquet,
+    quarantine: FlyteFile,
+    history: Parquet,
+    models: dict[str, Model],
+    trajectories: list[list[Parquet]],
+    rewards: list[list[Parquet]],
+    advantages: list[Parquet],
+    evaluations: dict[str, Parquet],
+    evaluation_trajectories: dict[str, Parquet],
+    evaluation_rewards: dict[str, Parquet],
+) -> Evidence:
+    """Collect every artifact in one folder, write the report from it, and put it in place of `output` if it is given.
+
+    `models`: by folder name; `trajectories` and `rewards`: by round and shard; `evaluations`: by model;
+    `evaluation_trajectories` and `evaluation_rewards`: by model and decoding, as in steptool_greedy.
+    """
+    watch = Stopwatch("report")
+    from steptool.report import folder as names
+    from steptool.report.page import build_report
+    from steptool.report.reading import read_run
+    from steptool.report.summary import summary, table
+
+    run = scratch("run")
+    (run / names.CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    _place({names.QUERIES: queries, names.DEMONSTRATIONS: demonstrations, names.QUARANTINE: quarantine}, run)
+    for round, parts in enumerate(zip(trajectories, rewards, advantages, strict=True)):
+        concat(local_all(parts[0]), TRAJECTORIES, run / names.of_round("trajectories", round))
+        concat(local_all(parts[1]), REWARDS, run / names.of_round("rewards", round))
+        concat(local_all([parts[2]]), ADVANTAGES, run / names.of_round("advantages", round))
+    concat(local_all(list(evaluations.values())), EVALUATIONS, run / names.EVALUATED)
+    _place({names.of_evaluation("trajectories", k): v for k, v in evaluation_trajectories.items()}, run)
+    _place({names.of_evaluation("rewards", k): v for k, v in evaluation_rewards.items()}, run)
+    for name, model in models.items():
+        shutil.copytree(local(model), run / name)
+
+    scored = [c for v in evaluation_rewards.values() for c in read_costs(local(v))]
+    extend(local(history), [], [*scored, watch.cost()], run / names.HISTORY)
+    inputs = read_run(run)
+    figures, html = summary(inputs), build_report(inputs)
+    (run / names.REPORT).write_text(html, encoding="utf-8")
+    (run / names.FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    Deck("report", html)
+    page = run / names.REPORT
+    if output:
+        names.publish(run, output)
+        page = f"{output.rstrip('/')}/{names.REPORT}"
+    print(f"\n{table(figures)}\n\nreport: {page}", flush=True)
+    return Evidence(
+        FlyteFile(str(run / names.REPORT)), FlyteFile(str(run / names.FIGURES)), Model(str(run / names.MODEL))
+    )
+
+
+def _place(files: dict[str, FlyteFile], folder: Path) -> None:
+    for name, file in files.items():
+        shutil.copyfile(local(file), folder / name)

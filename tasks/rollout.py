@@ -1,0 +1,26 @@
+"""Episodes of the current policy."""
+
+from flytekit import task
+
+from steptool.config import Config
+from steptool.progress import Stopwatch, rate, say
+from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
+
+
+@task(container_image=IMAGE)
+def rollout(shard: int, round: int, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Parquet:
+    """Sample a shard of a round's episodes."""
+    watch = Stopwatch("rollout", round)
+    from steptool.records import read_queries, write_trajectories
+    from steptool.rollout.player import player
+    from steptool.schedule import shard_positions
+
+    size = config.rollout
+    train = read_queries(local(queries), "train")
+    mine = shard_positions(len(train), size.episodes, round, config.seed, shard=shard, shards=size.shards)
+    play = player(local(model), train, local(demonstrations), config)
+    episodes = play([train[p] for p in mine], greedy=False, policy=f"round_{round:02d}", round=round)
+    cost = watch.cost(sum(t.action_tokens for t in episodes))
+    said = f"shard {shard + 1} of {size.shards}, {rate([t.solved for t in episodes])}"
+    say("rollout", said, round=round, rounds=config.ppo.rounds)
+    return Parquet(str(write_trajectories(scratch("rollout") / "trajectories.parquet", episodes, cost)))

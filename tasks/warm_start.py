@@ -1,0 +1,71 @@
+"""The base model and its supervised fine-tuning on demonstrations."""
+
+from typing import NamedTuple
+
+from flytekit import task
+
+from steptool.config import Config
+from steptool.contracts import read_costs
+from steptool.history import count_rows, extend
+from steptool.progress import Stopwatch, say
+from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
+
+
+class Prepared(NamedTuple):
+    """The base model, the queries whose prompts fit its context, and the history of the run until here."""
+
+    model: Model
+    queries: Parquet
+    history: Parquet
+
+
+class WarmStarted(NamedTuple):
+    """The model to start from and the history of the run until here."""
+
+    model: Model
+    history: Parquet
+
+
+@task(container_image=IMAGE)
+def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: Parquet) -> Prepared:
+    """Put the base model in place and check that every prompt fits its context."""
+    watch = Stopwatch("prepare")
+    from steptool.chat.codec import ChatCodec
+    from steptool.corpus import fitting, texts
+    from steptool.lineage import sign
+    from steptool.models import load_tokenizer, prepare_base
+    from steptool.records import read_queries, read_trajectories, write_queries
+
+    folder = scratch("base")
+    asked = read_queries(local(queries))
+    base = prepare_base(config.policy, texts(asked, read_trajectories(local(demonstrations))), config.seed, folder)
+    sign(base, None, "base", {}, note=config.policy.base)
+    kept = fitting(asked, ChatCodec(load_tokenizer(base)), config)
+    target = write_queries(scratch("prepared") / "queries.parquet", kept)
+    counts = {"queries": len(kept), "left out": len(asked) - len(kept)}
+    told = extend(local(history), count_rows("prepare", counts), [watch.cost()], target.with_name("history.parquet"))
+    say("prepare", f"base model '{config.policy.base}', {len(kept)} of {len(asked)} prompts fit its context")
+    return Prepared(Model(str(base)), Parquet(str(target)), Parquet(str(told)))
+
+
+@task(container_image=IMAGE)
+def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Parquet, history: Parquet) -> WarmStarted:
+    """Fine-tune the base model on the demonstrations."""
+    watch = Stopwatch("warm_start")
+    from steptool.chat.codec import ChatCodec
+    from steptool.corpus import lessons
+    from steptool.lineage import sign
+    from steptool.models import load_tokenizer
+    from steptool.records import read_queries, read_trajectories
+    from steptool.training.warm_start import warm_start as fine_tune
+
+    start, folder = local(base), scratch("warm_start")
+    shown = read_trajectories(local(demonstrations))
+    examples = lessons(read_queries(local(queries)), shown, ChatCodec(load_tokenizer(start)))
+    say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")
+    rows = fine_tune(start, examples, config.warm_start, config.policy, config.seed, folder)
+    sign(folder, start, "warm_start", {"queries": local(queries), "demonstrations": local(demonstrations)})
+    cost = watch.cost(int(sum(r["value"] for r in rows if r["name"] == "tokens")))
+    told = extend(local(history), rows, [cost], scratch("told") / "history.parquet")
+    say("warm_start", "finished", costs=read_costs(told))
+    return WarmStarted(Model(str(folder)), Parquet(str(told)))
