@@ -1,0 +1,306 @@
+"""Small SVG charts that need no library: lines, bars with intervals, differences, bubbles.
+
+Each function returns a <figure>. Colours are CSS classes (see page.css), so that the charts follow the page's light or
+dark scheme; lengths are SVG user units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH = 440
+LINE_HEIGHT = 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 50, 14, 40
+_ROW = 22
+Format = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: points (x, y), broken where y is None; an optional interval (low, high) for each point."""
+
+    label: str
+    points: Sequence[tuple[float, float | None]]
+    colour: str
+    """CSS class of the colour."""
+    band: Sequence[tuple[float, float] | None] = ()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval, in a group of rows."""
+
+    group: str
+    label: str
+    value: float
+    low: float
+    high: float
+    colour: str
+
+
+@dataclass(frozen=True)
+class Bubble:
+    """A number of things at one place."""
+
+    x: float
+    y: float
+    count: int
+    colour: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Linear map from [low, high] to [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Place of a value."""
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return round(self.start + share * (self.end - self.start), 2)
+
+
+def percent(value: float) -> str:
+    """0.714 as 71%; what is not nothing is never shown as 0%, what is not all never as 100%."""
+    if 0 < value < 0.01:
+        return "<1%"
+    if 0.995 <= value < 1:
+        return ">99%"
+    return f"{value * 100:.0f}%".replace("-", "−")
+
+
+def number(value: float) -> str:
+    """A number with three significant digits."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    text = f"{value:,.0f}" if size >= 1000 else f"{value:.1e}" if size < 0.001 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Round numbers that cover [low, high], about `wanted` steps apart."""
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / wanted
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def figure(title: str, body: str, note: str = "", legend: Sequence[tuple[str, str]] = ()) -> str:
+    """A chart under its title, with a note and a legend of (label, colour class)."""
+    keys = "".join(f'<li class="{escape(colour)}">{escape(label)}</li>' for label, colour in legend)
+    caption = f"<b>{escape(title)}</b>" + (f"<span>{escape(note)}</span>" if note else "")
+    listed = f'<ul class="legend">{keys}</ul>' if keys else ""
+    return f'<figure class="chart"><figcaption>{caption}</figcaption>{listed}{body}</figure>'
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    note: str = "",
+    show: Format = number,
+    floor: float | None = None,
+    ceiling: float | None = None,
+) -> str:
+    """Lines over a common x axis. The y axis covers the data, and `floor` and `ceiling` where given."""
+    drawn = [s for s in series if any(y is not None for _, y in s.points)]
+    if not drawn:
+        return figure(title, '<p class="empty">Nothing was recorded.</p>', note)
+    xs = [x for s in drawn for x, _ in s.points]
+    marks = ticks(*_extent(drawn, floor, ceiling))
+    x = Scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
+    y = Scale(marks[0], marks[-1], LINE_HEIGHT - _BOTTOM, _TOP)
+    parts = [_y_axis(y, marks, show), _x_axis(x, sorted(set(xs)), x_label, LINE_HEIGHT)]
+    parts += [_band(s, x, y) for s in drawn] + [_line(s, x, y, show) for s in drawn]
+    parts.append(_end_labels(drawn, x, y, show))
+    legend = [(s.label, s.colour) for s in drawn] if len(drawn) > 1 else []
+    return figure(title, _svg(title, LINE_HEIGHT, parts), note, legend)
+
+
+def interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
+    """Horizontal bars from 0 to 1 with error intervals, one block of rows for each group."""
+    x = Scale(0, 1, 96, WIDTH - 52)
+    body, height = _rows(rows, x, ticks(0, 1), show, _bar)
+    return figure(title, _svg(title, height, body), note)
+
+
+def differences(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
+    """Points with intervals around a line at zero, one block of rows for each group."""
+    marks = ticks(min([-0.05, *(r.low for r in rows)]), max([0.05, *(r.high for r in rows)]))
+    x = Scale(marks[0], marks[-1], 96, WIDTH - 52)
+    body, height = _rows(rows, x, marks, show, _whisker)
+    body.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 26}"/>')
+    return figure(title, _svg(title, height, body), note)
+
+
+def bubbles(
+    title: str,
+    points: Sequence[Bubble],
+    line: Series,
+    *,
+    x_label: str,
+    y_label: str,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    largest: int,
+    note: str = "",
+    legend: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Circles whose area is the count (`largest` fills the biggest one), and a line through them."""
+    marks = ticks(*y_range)
+    height = LINE_HEIGHT + 30
+    x = Scale(x_range[0] - 0.6, x_range[1] + 0.6, _LEFT, WIDTH - 12)
+    y = Scale(marks[0], marks[-1], height - _BOTTOM, _TOP + 12)
+    parts = [_y_axis(y, marks, number, WIDTH - 12), f'<text class="axis" x="4" y="14">{escape(y_label)}</text>']
+    parts.append(_x_axis(x, _integers(x_range), x_label, height))
+    for p in sorted(points, key=lambda p: -p.count):
+        radius = round(1.5 + 11 * math.sqrt(p.count / max(largest, 1)), 2)
+        parts.append(
+            f'<circle class="bubble {p.colour}" cx="{x(p.x)}" cy="{y(p.y)}" r="{radius}">'
+            f"<title>{escape(p.label)}</title></circle>"
+        )
+    parts.append(_line(line, x, y, number))
+    return figure(title, _svg(title, height, parts), note, legend)
+
+
+def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+
+
+def _extent(series: Sequence[Series], floor: float | None, ceiling: float | None) -> tuple[float, float]:
+    values = [y for s in series for _, y in s.points if y is not None]
+    values += [v for s in series for interval in s.band if interval for v in interval]
+    values += [v for v in (floor, ceiling) if v is not None]
+    return min(values), max(values)
+
+
+def _y_axis(y: Scale, marks: Sequence[float], show: Format, right: float = WIDTH - _RIGHT) -> str:
+    return "".join(
+        f'<line class="{"base" if mark == 0 else "grid"}" x1="{_LEFT}" x2="{right}" y1="{y(mark)}" y2="{y(mark)}"/>'
+        f'<text class="tick end" x="{_LEFT - 7}" y="{y(mark) + 4:g}">{escape(show(mark))}</text>'
+        for mark in marks
+    )
+
+
+def _x_axis(x: Scale, values: Sequence[float], label: str, bottom: float) -> str:
+    if len(values) > 10:
+        values = [t for t in ticks(values[0], values[-1], 6) if values[0] <= t <= values[-1]]
+    shown = "".join(
+        f'<text class="tick middle" x="{x(v)}" y="{bottom - _BOTTOM + 17}">{escape(number(v))}</text>' for v in values
+    )
+    middle = (x.start + x.end) / 2
+    return shown + f'<text class="axis middle" x="{middle:g}" y="{bottom - 5}">{escape(label)}</text>'
+
+
+def _integers(extent: tuple[float, float]) -> list[float]:
+    return [float(v) for v in range(math.ceil(extent[0]), math.floor(extent[1]) + 1)]
+
+
+def _runs(series: Series) -> Iterator[list[tuple[float, float]]]:
+    run: list[tuple[float, float]] = []
+    for x, y in series.points:
+        if y is None:
+            if run:
+                yield run
+            run = []
+        else:
+            run.append((x, y))
+    if run:
+        yield run
+
+
+def _line(series: Series, x: Scale, y: Scale, show: Format) -> str:
+    parts = []
+    dots = len(series.points) <= 40
+    for run in _runs(series):
+        path = "L".join(f"{x(a)},{y(b)}" for a, b in run)
+        parts.append(f'<path class="line {series.colour}" d="M{path}"/>')
+        parts += [
+            f'<circle class="dot {series.colour}" cx="{x(a)}" cy="{y(b)}" r="2.6">'
+            f"<title>{escape(f'{series.label}, {number(a)}: {show(b)}')}</title></circle>"
+            for a, b in run
+            if dots or len(run) == 1
+        ]
+    return "".join(parts)
+
+
+def _band(series: Series, x: Scale, y: Scale) -> str:
+    known = [(p[0], b) for p, b in zip(series.points, series.band, strict=False) if b]
+    if len(known) < 2:
+        return ""
+    upper = [f"{x(a)},{y(high)}" for a, (_, high) in known]
+    lower = [f"{x(a)},{y(low)}" for a, (low, _) in reversed(known)]
+    return f'<path class="band {series.colour}" d="M{"L".join(upper + lower)}Z"/>'
+
+
+def _end_labels(series: Sequence[Series], x: Scale, y: Scale, show: Format) -> str:
+    lasts = sorted(
+        (y(value), place, value, s.colour)
+        for s in series
+        for place, value in [next((a, b) for a, b in reversed(s.points) if b is not None)]
+    )
+    parts, free = [], -math.inf
+    for top, place, value, colour in lasts:
+        at = max(top + 4, free)
+        free = at + 13
+        parts.append(f'<text class="last {colour}" x="{x(place) + 7:g}" y="{at:g}">{escape(show(value))}</text>')
+    return "".join(parts)
+
+
+_Draw = Callable[[Interval, Scale, float, Format], str]
+
+
+def _rows(
+    rows: Sequence[Interval], x: Scale, marks: Sequence[float], show: Format, draw: _Draw
+) -> tuple[list[str], float]:
+    groups = list(dict.fromkeys(r.group for r in rows))
+    parts: list[str] = []
+    top = 6.0
+    for group in groups:
+        if len(groups) > 1:
+            parts.append(f'<text class="group" x="2" y="{top + 13}">{escape(group)}</text>')
+            top += 20
+        for row in (r for r in rows if r.group == group):
+            middle = top + _ROW / 2
+            parts.append(f'<text class="tick end" x="88" y="{middle + 4}">{escape(row.label)}</text>')
+            parts.append(draw(row, x, middle, show))
+            top += _ROW
+        top += 8
+    grid = [f'<line class="grid" x1="{x(m)}" x2="{x(m)}" y1="4" y2="{top}"/>' for m in marks]
+    labels = [f'<text class="tick middle" x="{x(m)}" y="{top + 16}">{escape(show(m))}</text>' for m in marks]
+    return grid + labels + parts, top + 26
+
+
+def _bar(row: Interval, x: Scale, middle: float, show: Format) -> str:
+    tip = f"{row.group}, {row.label}: {show(row.value)} (95% interval {show(row.low)} to {show(row.high)})"
+    return (
+        f'<g><title>{escape(tip)}</title><rect class="bar {row.colour}" x="{x(0)}" y="{middle - 7}" height="14" '
+        f'rx="2" width="{x(row.value) - x(0):g}"/>{_range(row, x, middle)}'
+        f'<text class="value" x="{x(row.high) + 7:g}" y="{middle + 4}">{escape(show(row.value))}</text></g>'
+    )
+
+
+def _whisker(row: Interval, x: Scale, middle: float, show: Format) -> str:
+    tip = f"{row.group}, {row.label}: {show(row.value)} (95% interval {show(row.low)} to {show(row.high)})"
+    return (
+        f"<g><title>{escape(tip)}</title>{_range(row, x, middle)}"
+        f'<circle class="point {row.colour}" cx="{x(row.value)}" cy="{middle}" r="5"/>'
+        f'<text class="value" x="{x(row.high) + 8:g}" y="{middle + 4}">{escape(show(row.value))}</text></g>'
+    )
+
+
+def _range(row: Interval, x: Scale, middle: float) -> str:
+    low, high = x(row.low), x(row.high)
+    return f'<path class="error" d="M{low},{middle}H{high}M{low},{middle - 4}v8M{high},{middle - 4}v8"/>'

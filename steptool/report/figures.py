@@ -1,0 +1,252 @@
+"""The report's figures: what is drawn from which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from steptool.contracts import Row
+from steptool.evaluation.metrics import ALL
+from steptool.report.charts import (
+    Bubble,
+    Format,
+    Interval,
+    Series,
+    bubbles,
+    differences,
+    interval_bars,
+    line_chart,
+    number,
+    percent,
+)
+from steptool.report.inputs import FarmingPoint, ReportInputs, RoundSummary, mean
+from steptool.report.summary import cell, difference, points, select, tiers, wilson
+
+SOLVED, UNSOLVED = "c-steptool", "c-bad"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a metric is shown."""
+
+    title: str
+    note: str
+    show: Format = number
+    floor: float | None = 0.0
+
+
+CURVES: Mapping[str, Curve] = {
+    "kl": Curve(
+        "Distance from the warm start (KL)", "How far the policy has moved; a penalty keeps it from running off."
+    ),
+    "entropy": Curve("Entropy", "How undecided the policy still is; near 0 it has stopped exploring."),
+    "explained_variance": Curve(
+        "Value: explained variance", "1: the value head predicts the returns; 0: no better than their mean.", floor=None
+    ),
+    "value_loss": Curve("Value loss", "Error of the predicted returns."),
+    "clip_fraction": Curve("Clipped share", "Share of the tokens whose update was held back.", percent),
+    "policy_loss": Curve("Policy loss", "The clipped objective; its level means little.", floor=None),
+    "loss": Curve("Loss", "What the optimizer minimised.", floor=None),
+}
+"""Metrics of training in the order of the page; others follow in a fold."""
+MAIN_CURVES = ("kl", "entropy", "explained_variance", "value_loss")
+
+
+def sections_of(rows: Sequence[Row]) -> list[tuple[str, str | None]]:
+    """Groups of the results as (name, tier): everything first, then each tier where there are several."""
+    found = tiers(rows)
+    return [(ALL, None), *((t or "no tier", t) for t in found if len(found) > 1)]
+
+
+def pass_rates(inputs: ReportInputs, models: Mapping[str, str], decoding: str) -> str:
+    """Bars of the pass rates by group and model, with Wilson's 95% intervals."""
+    rows = []
+    for name, tier in sections_of(inputs.evaluations):
+        for model, label in models.items():
+            c = cell(select(inputs.evaluations, model=model, decoding=decoding, tier=tier))
+            if c["tasks"]:
+                rows.append(Interval(name, label, c["pass_rate"], c["low"], c["high"], f"c-{model}"))
+    return interval_bars(f"Tasks solved ({decoding})", rows, note="Thin lines: 95% intervals.") if rows else ""
+
+
+def gains(inputs: ReportInputs) -> str:
+    """Paired differences between the result and the warm start."""
+    rows = []
+    for name, tier in sections_of(inputs.evaluations):
+        for decoding in ("greedy", "sampled"):
+            d = difference(inputs, tier=tier, decoding=decoding)
+            if d is not None:
+                colour = SOLVED if d.low > 0 else UNSOLVED if d.high < 0 else "c-base"
+                rows.append(Interval(name, decoding, d.mean, d.low, d.high, colour))
+    note = "Percentage points on the same tasks, with 95% intervals. An interval that crosses 0 shows nothing."
+    return differences("Gain over the warm start", rows, note=note, show=_signed) if rows else ""
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + points(value)
+
+
+def rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
+    """Curves of the training episodes over rounds."""
+    band = [None if r["pass_rate"] is None else wilson(r["pass_rate"], r["episodes"]) for r in rounds]
+    solved = Series("solved", _points(rounds, "pass_rate"), "c-steptool", band)
+    failed = Series("failed", _points(rounds, "invalid_call_rate"), "c-bad")
+    idle = Series("added nothing", _points(rounds, "idle_call_rate"), "c-base")
+    x = "round"
+    return [
+        line_chart(
+            "Training tasks solved",
+            [solved],
+            x_label=x,
+            show=percent,
+            floor=0,
+            note="Sampled episodes; band: 95% interval.",
+        ),
+        line_chart(
+            "Wasted calls",
+            [failed, idle],
+            x_label=x,
+            show=percent,
+            floor=0,
+            note="Share of calls that failed or did not help.",
+        ),
+        line_chart(
+            "Steps per episode",
+            [Series("steps", _points(rounds, "mean_steps"), "c-warm_start")],
+            x_label=x,
+            floor=0,
+            note="Calls until the answer, Finish included.",
+        ),
+    ]
+
+
+def reward_curves(rounds: Sequence[RoundSummary]) -> list[str]:
+    """Reward components, and the composed reward, over rounds."""
+    components = [
+        Series("call worked (SuccCalling)", _points(rounds, "succ_calling"), "c-one"),
+        Series("helped (Contribution)", _points(rounds, "contribution"), "c-two"),
+        Series("solved (IsSolved)", _points(rounds, "is_solved"), "c-steptool"),
+    ]
+    total = Series("reward", _points(rounds, "mean_reward"), "c-steptool")
+    return [
+        line_chart("Reward components", components, x_label="round", floor=0, note="Means over the scored steps."),
+        line_chart("Reward per episode", [total], x_label="round", floor=0, note="Sum of the rewards of its steps."),
+    ]
+
+
+def _points(rounds: Sequence[RoundSummary], field: str) -> list[tuple[float, float | None]]:
+    return [(float(r["round"]), r.get(field)) for r in rounds]  # type: ignore[misc]
+
+
+def training_curves(metrics: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Curves of the rounds' training metrics (means over the round's updates): the main ones, and all others."""
+    rows = [r for r in metrics if r["stage"] != "warm_start"]
+    names = dict.fromkeys([*CURVES, *sorted({r["name"] for r in rows})])
+    drawn = {n: _training_curve(n, [r for r in rows if r["name"] == n]) for n in names}
+    main = [svg for n, svg in drawn.items() if svg and n in MAIN_CURVES]
+    return main, [svg for n, svg in drawn.items() if svg and n not in MAIN_CURVES]
+
+
+def _training_curve(name: str, rows: Sequence[Row]) -> str:
+    rounds = sorted({r["round"] for r in rows})
+    if not rounds:
+        return ""
+    curve = CURVES.get(name, Curve(name.replace("_", " "), "", floor=None))
+    data = [(float(i), mean(r["value"] for r in rows if r["round"] == i)) for i in rounds]
+    series = [Series(curve.title, data, "c-one")]
+    return line_chart(curve.title, series, x_label="round", show=curve.show, floor=curve.floor, note=curve.note)
+
+
+def warm_start_curve(metrics: Sequence[Row]) -> str:
+    """Loss of the warm start over its updates."""
+    rows = sorted((r for r in metrics if r["stage"] == "warm_start" and r["name"] == "loss"), key=lambda r: r["update"])
+    if not rows:
+        return ""
+    series = Series("loss", [(float(r["update"]), mean([r["value"]])) for r in rows], "c-warm_start")
+    note = "Error on the recorded examples, token by token."
+    return line_chart("Warm start: loss", [series], x_label="update", floor=0, note=note)
+
+
+def farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[str]:
+    """Step reward against number of steps, in the first and the last round, on the same axes."""
+    rounds = [i for i in dict.fromkeys((min(farming), max(farming))) if farming[i]] if farming else []
+    every = [p for i in rounds for p in farming[i]]
+    if not every:
+        return []
+    low, high = min(p.reward for p in every), max(p.reward for p in every)
+    bins = max((high - low) / 14, 1e-9)
+    binned = {i: _binned(farming[i], low, bins) for i in rounds}
+    largest = max(b.count for found in binned.values() for b in found)
+    steps = [p.steps for p in every]
+    return [
+        bubbles(
+            f"Round {i}",
+            binned[i],
+            _mean_line(farming[i]),
+            x_label="steps of the episode",
+            y_label="reward before the last step",
+            x_range=(min(steps), max(steps)),
+            y_range=(low, high),
+            largest=largest,
+            legend=[("solved", SOLVED), ("not solved", UNSOLVED), ("mean", "c-line")],
+            note="Larger circles: more episodes.",
+        )
+        for i in rounds
+    ]
+
+
+def _binned(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[Bubble]:
+    found: dict[tuple[int, int, bool], int] = {}
+    for p in episodes:
+        key = (p.steps, int((p.reward - low) / width), (p.solved or 0) > 0.5)
+        found[key] = found.get(key, 0) + 1
+    return [
+        Bubble(
+            steps + (-0.16 if solved else 0.16),
+            low + (place + 0.5) * width,
+            count,
+            SOLVED if solved else UNSOLVED,
+            f"{count} {'solved' if solved else 'unsolved'} episodes of {steps} steps",
+        )
+        for (steps, place, solved), count in found.items()
+    ]
+
+
+def _mean_line(episodes: Sequence[FarmingPoint]) -> Series:
+    lengths = sorted({p.steps for p in episodes})
+    data = [(float(n), mean(p.reward for p in episodes if p.steps == n)) for n in lengths]
+    return Series("mean reward at steps", data, "c-line")
+
+
+def correlation(episodes: Sequence[FarmingPoint]) -> float | None:
+    """Pearson's correlation of steps and reward; None where either does not vary."""
+    steps, rewards = np.array([p.steps for p in episodes]), np.array([p.reward for p in episodes])
+    if len(episodes) < 3 or np.ptp(steps) == 0 or np.ptp(rewards) < 1e-9:
+        return None
+    return float(np.corrcoef(steps, rewards)[0, 1])
+
+
+def farming_verdict(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
+    """Whether episodes grew longer and were paid for it without solving more."""
+    if len(farming) < 2 or not farming[min(farming)] or not farming[max(farming)]:
+        return "Two rounds are needed to tell whether the policy learned to collect step rewards."
+    first, last = farming[min(farming)], farming[max(farming)]
+    (steps_0, solved_0), (steps_1, solved_1) = (
+        (mean(p.steps for p in found) or 0.0, mean(p.solved for p in found) or 0.0) for found in (first, last)
+    )
+    tied = correlation(last)
+    longer, paid = steps_1 > 1.1 * steps_0, tied is not None and tied > 0.2
+    facts = (
+        f"From the first to the last round the mean length went from {steps_0:.1f} to {steps_1:.1f} steps and the "
+        f"share solved from {percent(solved_0)} to {percent(solved_1)}; in the last round the correlation of length and step "
+        f"reward is {'not defined' if tied is None else number(round(tied, 2))}."
+    )
+    if longer and paid and solved_1 <= solved_0 + 0.02:
+        return (
+            f"This looks like farming: episodes grew longer, longer ones earn more, no more tasks are solved. {facts}"
+        )
+    if longer and paid:
+        return f"Worth a look: episodes grew longer and longer ones earn more, but more tasks are solved too. {facts}"
+    return f"No sign of farming. {facts}"

@@ -1,0 +1,153 @@
+"""What a report is made of: rows of the contracts, trajectories, costs and plain sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from steptool.contracts import Cost, Row
+from steptool.trajectory import Query, StepStatus, Trajectory
+
+Rewards = npt.NDArray[np.floating[Any]]
+"""Composed rewards of the steps of one trajectory, [T]."""
+
+MODELS = ("base", "warm_start", "steptool")
+"""Models of a report, in the order of their making."""
+
+
+class RoundSummary(TypedDict):
+    """What one round of rollouts looked like. A mean over nothing is None."""
+
+    round: int
+    episodes: int
+    pass_rate: float | None
+    """Mean of the environment's verdicts."""
+    mean_steps: float | None
+    """Assistant steps per episode, Finish included."""
+    invalid_call_rate: float | None
+    """Share of the calls (Finish apart) that failed: see INVALID."""
+    mean_reward: float | None
+    """Sum of the composed step rewards per episode."""
+    succ_calling: float | None
+    """Mean over the steps that have the component."""
+    contribution: float | None
+    is_solved: float | None
+    idle_call_rate: float | None
+    """Share of the steps before the last whose contribution is 0: calls that added nothing."""
+    missing: int
+    """Episodes without a composed reward: a score that it needs is missing."""
+
+
+@dataclass(frozen=True)
+class FarmingPoint:
+    """One episode in the farming check."""
+
+    steps: int
+    reward: float
+    """Sum of the composed rewards of the steps before the last: the part that extra calls could collect."""
+    solved: float | None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A trajectory with the rows of REWARDS (one annotator) and of ADVANTAGES that there are for it."""
+
+    trajectory: Trajectory
+    rewards: Sequence[Row] = ()
+    advantages: Sequence[Row] = ()
+    passed: float | None = None
+    """The verdict of the evaluation; where it is None, the environment's own."""
+
+    @property
+    def verdict(self) -> float | None:
+        """How far the task was solved, in [0, 1]; None if nobody can tell."""
+        return self.trajectory.solved if self.passed is None else self.passed
+
+
+@dataclass(frozen=True)
+class Example:
+    """The same task before and after training."""
+
+    query: Query
+    before: Episode | None
+    after: Episode | None
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything that the report shows. Empty parts are left out of the page, which says so."""
+
+    title: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The run's configuration as plain data."""
+    evaluations: Sequence[Row] = ()
+    """Rows of EVALUATIONS of the models named in MODELS."""
+    metrics: Sequence[Row] = ()
+    """Rows of METRICS."""
+    rollouts: Sequence[RoundSummary] = ()
+    farming: Mapping[int, Sequence[FarmingPoint]] = field(default_factory=dict)
+    """Episodes by round; the first and the last round are compared."""
+    costs: Sequence[Cost] = ()
+    examples: Sequence[Example] = ()
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """What ingestion read, kept and dropped (may be nested)."""
+    notes: Sequence[str] = ()
+    """Plain sentences that a reader should see, such as warnings."""
+
+
+def summarise_round(
+    trajectories: Sequence[Trajectory], reward_rows: Iterable[Row], step_rewards: Sequence[Rewards | None]
+) -> RoundSummary:
+    """Summary of a round's episodes.
+
+    `reward_rows` are rows of REWARDS of one annotator; `step_rewards[i]` are the composed rewards [T] of
+    `trajectories[i]`, None where a score is missing. Raises ValueError if the two do not have the same length.
+    """
+    scores = _scores(trajectories, reward_rows)
+    calls = [s for t in trajectories for s in t.steps if s.status is not StepStatus.FINISH]
+    before_last = [
+        r["contribution"] for t in trajectories for r in scores[t.trajectory_id] if r["step"] < len(t.steps) - 1
+    ]
+    composed = [r for _, r in zip(trajectories, step_rewards, strict=True) if r is not None]
+    every = [r for rows in scores.values() for r in rows]
+    return {
+        "round": trajectories[0].round if trajectories else -1,
+        "episodes": len(trajectories),
+        "pass_rate": mean(t.solved for t in trajectories),
+        "mean_steps": mean(len(t.steps) for t in trajectories),
+        "invalid_call_rate": mean(float(s.status is not StepStatus.OK) for s in calls),
+        "mean_reward": mean(float(np.sum(r)) for r in composed),
+        "succ_calling": mean(r["succ_calling"] for r in every),
+        "contribution": mean(r["contribution"] for r in every),
+        "is_solved": mean(r["is_solved"] for r in every),
+        "idle_call_rate": mean(None if c is None else float(c == 0) for c in before_last),
+        "missing": len(trajectories) - len(composed),
+    }
+
+
+def farming_points(trajectories: Sequence[Trajectory], step_rewards: Sequence[Rewards | None]) -> list[FarmingPoint]:
+    """One point for each episode that has a composed reward."""
+    return [
+        FarmingPoint(len(t.steps), float(np.sum(r[:-1])), t.solved)
+        for t, r in zip(trajectories, step_rewards, strict=True)
+        if r is not None
+    ]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there; None if there are none."""
+    known = [float(v) for v in values if v is not None and math.isfinite(v)]
+    return sum(known) / len(known) if known else None
+
+
+def _scores(trajectories: Sequence[Trajectory], reward_rows: Iterable[Row]) -> dict[str, list[Row]]:
+    scores: dict[str, list[Row]] = {t.trajectory_id: [] for t in trajectories}
+    for row in reward_rows:
+        if row["trajectory_id"] in scores:
+            scores[row["trajectory_id"]].append(row)
+    return scores

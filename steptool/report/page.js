@@ -1,0 +1,163 @@
+/* The viewer of trajectories. Every text enters the page as text, never as markup. */
+(() => {
+  const source = document.getElementById("trajectories");
+  const root = document.getElementById("viewer");
+  if (!source || !root) return;
+  const { tasks, outcomes } = JSON.parse(source.textContent);
+  const sides = root.dataset.sides.split("|");
+  const FOLD = 260;
+  const state = { tier: "", outcome: "", text: "", selected: null };
+
+  const el = (tag, className, ...children) => {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    node.append(...children.filter((c) => c !== null && c !== undefined));
+    return node;
+  };
+  const minus = (text) => text.replace("-", "\u2212");
+  const short = (value) => minus(String(Math.round(value * 100) / 100));
+  const signed = (value) => (value > 0 ? "+" : "") + short(value);
+  const tint = (value, scale) => {
+    if (value === null || !scale) return "";
+    const share = Math.min(1, Math.abs(value) / scale);
+    const colour = value < 0 ? "var(--bad)" : "var(--good)";
+    return value === 0 ? "" : `color-mix(in srgb, ${colour} ${Math.round(14 + share * 50)}%, var(--card))`;
+  };
+  const solvedText = (v) => (v === null ? "no verdict" : v > 0.5 ? (v < 1 ? "partly solved" : "solved") : "not solved");
+  const solvedClass = (v) => (v === null ? "unknown" : v > 0.5 ? "yes" : "no");
+
+  const chip = (label, value, scale, sign, title) => {
+    const shown = value === null ? "\u2013" : sign ? signed(value) : short(value);
+    const node = el("span", "chip" + (value === null ? " none" : ""), el("i", "", label), el("b", "", shown));
+    node.style.background = tint(value, scale);
+    node.title = title;
+    return node;
+  };
+
+  const folded = (text, cut) => {
+    const more = cut ? `\n\u2026 ${cut.toLocaleString("en")} more characters in the trajectories file` : "";
+    if (text.length <= FOLD && !cut) return el("pre", "", text);
+    const fold = el("details", "fold", el("summary", "", text.slice(0, 150).replace(/\s+/g, " ") + " \u2026"));
+    fold.append(el("pre", "", text + more));
+    return fold;
+  };
+
+  const card = (step, index, scale) => {
+    const name = step.call === null ? "no call could be read" : step.call;
+    const head = el("header", "", el("span", "index", String(index + 1)), el("code", "call", name),
+      el("span", "status " + step.status, step.status.replace("_", " ")));
+    const node = el("li", "step " + step.status, head);
+    if (step.arguments.length) {
+      const list = el("dl", "arguments");
+      for (const [key, value] of step.arguments) list.append(el("dt", "", key), el("dd", "", folded(value, 0)));
+      node.append(list);
+    }
+    if (step.observation) node.append(el("div", "observation", el("span", "arrow", "\u2192"), folded(step.observation, step.cut)));
+    node.append(el("div", "chips",
+      chip("call worked", step.succ_calling, 1, false, "SuccCalling: the call was well formed and the tool did not fail"),
+      chip("helped", step.contribution, 1, false, "Contribution: how much this step served the final answer"),
+      chip("solved", step.is_solved, 1, false, "IsSolved: the verdict, on the last step only"),
+      chip("reward", step.reward, 1, true, "The reward that training used for this step"),
+      chip("advantage", step.advantage, scale, true, "How much better or worse than expected the step turned out")));
+    if (step.rationale) node.append(el("p", "rationale", step.rationale));
+    return node;
+  };
+
+  const cell = (step, index, scale, target) => {
+    const value = step.advantage ?? step.reward;
+    const kind = step.advantage !== null ? "advantage" : "reward";
+    const node = el("button", "cell " + step.status, value === null ? String(index + 1) : signed(value));
+    node.type = "button";
+    node.style.background = tint(value, kind === "advantage" ? scale : 1);
+    node.title = `step ${index + 1}: ${step.call ?? "no call"}, ${step.status.replace("_", " ")}` +
+      (value === null ? "" : `, ${kind} ${signed(value)}`);
+    node.addEventListener("click", () => {
+      target.scrollIntoView({ block: "nearest", behavior: "smooth" });
+      target.classList.add("flash");
+      setTimeout(() => target.classList.remove("flash"), 900);
+    });
+    return node;
+  };
+
+  const side = (title, episode, scale) => {
+    const node = el("section", "side", el("h4", "", title));
+    if (!episode) {
+      node.append(el("p", "empty", "No episode of this task was kept."));
+      return node;
+    }
+    const calls = episode.steps.filter((s) => s.status !== "finish");
+    const failed = calls.filter((s) => s.status !== "ok").length;
+    node.append(el("p", "facts", el("span", "verdict " + solvedClass(episode.verdict), solvedText(episode.verdict)),
+      ` in ${episode.steps.length} steps, ${failed} failed; ended: ${episode.stop.replace("_", " ")}; ${episode.origin}`));
+    const cards = episode.steps.map((step, i) => card(step, i, scale));
+    node.append(el("div", "strip", ...episode.steps.map((step, i) => cell(step, i, scale, cards[i]))));
+    node.append(el("p", "answer", el("i", "", "answer "), episode.answer === null ? "none" : episode.answer));
+    node.append(el("ol", "steps", ...cards));
+    return node;
+  };
+
+  const show = (task) => {
+    state.selected = task;
+    const values = [task.before, task.after].flatMap((e) => (e ? e.steps.map((s) => Math.abs(s.advantage ?? 0)) : []));
+    const scale = Math.max(0, ...values);
+    const label = el("p", "facts", el("span", "outcome " + task.outcome, outcomes[task.outcome]), ` ${task.tier} ${task.id}`);
+    const head = el("header", "task", label, el("blockquote", "", task.instruction));
+    if (task.answer !== null) head.append(el("p", "answer", el("i", "", "expected answer "), task.answer));
+    detail.replaceChildren(head, el("div", "sides", side(sides[0], task.before, scale), side(sides[1], task.after, scale)));
+    for (const button of list.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.task === task));
+  };
+
+  const matches = (task) =>
+    (!state.tier || task.tier === state.tier) && (!state.outcome || task.outcome === state.outcome) &&
+    (!state.text || (task.instruction + " " + task.id).toLowerCase().includes(state.text));
+
+  const fill = () => {
+    const found = tasks.filter(matches);
+    list.replaceChildren(...found.map((task) => {
+      const button = el("button", "entry", el("span", "mark " + task.outcome, ""), el("span", "text", task.instruction));
+      button.type = "button";
+      button.task = task;
+      button.title = outcomes[task.outcome];
+      button.addEventListener("click", () => show(task));
+      return el("li", "", button);
+    }));
+    count.textContent = `${found.length} of ${tasks.length} tasks`;
+    if (found.length) show(found.includes(state.selected) ? state.selected : found[0]);
+    else detail.replaceChildren(el("p", "empty", "No task fits these filters."));
+  };
+
+  const select = (label, key, options) => {
+    const node = el("select", "");
+    for (const [value, text] of options) {
+      const option = el("option", "", text);
+      option.value = value;
+      node.append(option);
+    }
+    node.addEventListener("change", () => { state[key] = node.value; fill(); });
+    return el("label", "", label, node);
+  };
+
+  const tally = (key, value) => tasks.filter((t) => t[key] === value).length;
+  const tiers = [...new Set(tasks.map((t) => t.tier))];
+  const search = el("input", "");
+  search.type = "search";
+  search.placeholder = "words of the task";
+  search.addEventListener("input", () => { state.text = search.value.trim().toLowerCase(); fill(); });
+
+  const list = el("ol", "list");
+  const count = el("p", "count");
+  const detail = el("div", "detail");
+  const filters = el("div", "filters",
+    select("Outcome", "outcome", [["", "every outcome"], ...Object.entries(outcomes).filter(([k]) => tally("outcome", k))
+      .map(([k, text]) => [k, `${text} (${tally("outcome", k)})`])]),
+    select("Tier", "tier", [["", "every tier"], ...tiers.map((t) => [t, `${t || "no tier"} (${tally("tier", t)})`])]),
+    el("label", "", "Search", search));
+  list.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const buttons = [...list.querySelectorAll("button")];
+    const next = step && buttons[buttons.indexOf(document.activeElement) + step];
+    if (next) { event.preventDefault(); next.focus(); show(next.task); }
+  });
+  root.replaceChildren(filters, el("div", "browser", el("nav", "", count, list), detail));
+  fill();
+})();

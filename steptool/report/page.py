@@ -1,0 +1,168 @@
+"""The report as one HTML file without a network: figures, tables and a viewer of trajectories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from steptool.contracts import Cost, Row
+from steptool.report import figures
+from steptool.report.charts import number, percent
+from steptool.report.inputs import MODELS, ReportInputs
+from steptool.report.summary import cell, difference, headline, passed_tasks, points, select, summary
+from steptool.report.viewer import embed, viewer_data
+
+DASH = "–"
+DECODINGS = ("greedy", "sampled")
+
+
+def build_report(inputs: ReportInputs) -> str:
+    """The whole page. Parts of the inputs that are empty are left out of it with a word about it."""
+    environment = Environment(
+        loader=PackageLoader("steptool", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _or_dash(percent), "number": _or_dash(number), "points": _or_dash(points)}
+    return environment.get_template("page.html.jinja").render(**_context(inputs))
+
+
+def method(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Name of the configured method, and a sentence on how it learns."""
+    ppo = config.get("ppo") or {}
+    if ppo.get("algorithm") == "rft":
+        return "Rejection fine-tuning", "It kept the attempts that solved their task and learned from them as examples."
+    if ppo.get("reward") == "final":
+        return "PPO (final reward)", (
+            "Only the outcome of an attempt was scored; what led to solved tasks was made more likely."
+        )
+    return "StepTool", (
+        "Every step was scored on its own: did the call work, did it help, was the task solved in the end? Steps that "
+        "turned out better than expected were made more likely, worse ones less."
+    )
+
+
+def _context(inputs: ReportInputs) -> dict[str, Any]:
+    name, how = method(inputs.config)
+    labels = {"base": "Base", "warm_start": "Warm start", "steptool": name}
+    models = {m: labels[m] for m in MODELS if select(inputs.evaluations, model=m)}
+    decodings = [d for d in DECODINGS if select(inputs.evaluations, decoding=d)]
+    rounds = sorted(inputs.rollouts, key=lambda r: r["round"])
+    main, others = figures.training_curves(inputs.metrics)
+    return {
+        "title": inputs.title,
+        "headline": headline(inputs, name),
+        "method": name,
+        "how": how,
+        "notes": inputs.notes,
+        "figures": summary(inputs),
+        "models": models,
+        "decodings": decodings,
+        "bars": [Markup(figures.pass_rates(inputs, models, d)) for d in decodings],
+        "gains": Markup(figures.gains(inputs)),
+        "groups": list(_groups(inputs, models, decodings)),
+        "comparisons": list(_comparisons(inputs)),
+        "rounds": rounds,
+        "rollout_curves": _markups(figures.rollout_curves(rounds) if rounds else []),
+        "main_curves": _markups([*main, figures.warm_start_curve(inputs.metrics)]),
+        "other_curves": _markups(others),
+        "reward_curves": _markups(figures.reward_curves(rounds) if rounds else []),
+        "formula": _formula(inputs.config),
+        "farming": _markups(figures.farming_charts(inputs.farming)),
+        "farming_verdict": figures.farming_verdict(inputs.farming),
+        "costs": _costs(inputs.costs),
+        "counts": list(_flat(inputs.counts)),
+        "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
+        "examples": len(inputs.examples),
+        "data": Markup(embed(viewer_data(inputs.examples))),
+        "css": Markup(_asset("page.css")),
+        "script": Markup(_asset("page.js")),
+    }
+
+
+def _groups(inputs: ReportInputs, models: Mapping[str, str], decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for name, tier in figures.sections_of(inputs.evaluations):
+        rows = select(inputs.evaluations, tier=tier)
+        cells = [
+            {"model": m, "label": label, "cells": [cell(select(rows, model=m, decoding=d)) for d in decodings]}
+            for m, label in models.items()
+        ]
+        yield {"name": name, "tasks": len({r["query_id"] for r in rows}), "rows": cells}
+
+
+def _comparisons(inputs: ReportInputs) -> Iterator[dict[str, Any]]:
+    for name, tier in figures.sections_of(inputs.evaluations):
+        for decoding in DECODINGS:
+            found = difference(inputs, tier=tier, decoding=decoding)
+            if found is not None:
+                rows = select(inputs.evaluations, tier=tier, decoding=decoding)
+                yield {"name": name, "decoding": decoding, "difference": found, **_changes(rows)}
+
+
+def _changes(rows: Sequence[Row]) -> dict[str, int]:
+    before, after = (passed_tasks(select(rows, model=m)) for m in ("warm_start", "steptool"))
+    pairs = [(before[q], after[q]) for q in before.keys() & after.keys()]
+    kinds = {"fixed": (False, True), "broken": (True, False), "both": (True, True), "neither": (False, False)}
+    return {kind: pairs.count(pair) for kind, pair in kinds.items()}
+
+
+def _formula(config: Mapping[str, Any]) -> str:
+    rewards, ppo = config.get("rewards") or {}, config.get("ppo") or {}
+    if not rewards or ppo.get("algorithm") == "rft":
+        return ""
+    if ppo.get("reward") == "final":
+        return "reward of the last step = IsSolved; of every other step = 0"
+    succ = "SuccCalling − 1" if rewards.get("succ_calling") == "penalty" else "SuccCalling"
+    divided = " / number of steps before the last" if rewards.get("normalisation") == "trajectory" else ""
+    return (
+        f"reward of a step = {rewards.get('step_weight')} × ({rewards.get('alpha')} × ({succ}) + Contribution){divided}"
+        "; of the last step = IsSolved"
+    )
+
+
+def _costs(costs: Sequence[Cost]) -> list[dict[str, Any]]:
+    total = sum(c.seconds for c in costs) or 1.0
+    rows = []
+    for stage in dict.fromkeys(c.stage for c in costs):
+        own = [c for c in costs if c.stage == stage]
+        seconds, tokens = sum(c.seconds for c in own), sum(c.tokens for c in own)
+        rows.append(
+            {
+                "stage": stage,
+                "runs": len(own),
+                "seconds": seconds,
+                "share": seconds / total,
+                "tokens": tokens,
+                "rate": tokens / seconds if tokens and seconds else None,
+                "memory": max(c.peak_memory_mb for c in own),
+            }
+        )
+    return rows
+
+
+def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in counts.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}: ")
+        else:
+            yield name, f"{value:,}" if isinstance(value, int) else value
+
+
+def _or_dash(show: Any) -> Any:
+    return lambda value: DASH if value is None else show(value)
+
+
+def _markups(parts: Sequence[str]) -> list[Markup]:
+    return [Markup(p) for p in parts if p]
+
+
+def _asset(name: str) -> str:
+    return files("steptool.report").joinpath(name).read_text(encoding="utf-8")
