@@ -88,8 +88,8 @@ class RewardConfig(_Section):
     r_t = step_weight * (alpha * succ_t + contribution_t) for t < T; r_T = IsSolved.
     """
 
-    annotator: Literal["rules", "truth"] = "rules"
-    """rules: from the text alone; truth: what the environment knows."""
+    annotator: Literal["rules", "lcs", "truth"] = "rules"
+    """rules: from the text alone, by the flow of values; lcs: the published rules; truth: what the environment knows."""
     alpha: Annotated[float, Field(ge=0)] = 0.3
     step_weight: Annotated[float, Field(ge=0)] = 0.3
     succ_calling: Literal["bonus", "penalty"] = "penalty"

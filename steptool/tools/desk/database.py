@@ -10,7 +10,9 @@ NAMES = tuple(
     for first in "mira juan aiko omar lena ravi nora ivan zoe hugo tara emil sana luca yuki abel".split()
     for last in "chen diaz okoro patel novak silva berg moreau tanaka weiss costa mensah kaur lund vega quinn".split()
 )
-CITIES = tuple("oslo lima cairo paris tokyo delhi rome quito seoul accra hanoi vienna dublin athens boston havana".split())
+CITIES = tuple(
+    "oslo lima cairo paris tokyo delhi rome quito seoul accra hanoi vienna dublin athens boston havana".split()
+)
 CURRENCIES = ("eur", "gbp", "inr", "jpy")
 IDS_PER_KIND = 40
 KINDS = {

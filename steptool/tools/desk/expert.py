@@ -113,7 +113,9 @@ def conversation(instruction: str, steps: Sequence[Step]) -> list[Message]:
         if step.call is None:
             raise ValueError("a step without a call has no place in a demonstration")
         function = {"name": step.call.name, "arguments": dict(step.call.arguments)}
-        messages.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]})
+        messages.append(
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+        )
         if step.status is not StepStatus.FINISH:
             messages.append({"role": "tool", "name": step.call.name, "content": step.observation})
     return messages
@@ -123,5 +125,7 @@ def desk_demonstrations(config: Config, queries: Sequence[Query]) -> list[Trajec
     """Attempts of the hurried expert at the first training queries, as many as the warm start takes."""
     train = [q for q in queries if q.split == "train"]
     rng = random.Random(f"expert/{config.seed}")
-    chosen = [train[i % len(train)] for i in rng.sample(range(len(train)), min(len(train), config.warm_start.demonstrations))]
+    chosen = [
+        train[i % len(train)] for i in rng.sample(range(len(train)), min(len(train), config.warm_start.demonstrations))
+    ]
     return [Expert(q, rng, config.warm_start.slips, config.warm_start.shortcuts).attempt() for q in chosen]

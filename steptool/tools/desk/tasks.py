@@ -17,11 +17,25 @@ from steptool.tools.environment import ToolResult
 from steptool.tools.schema import check_arguments
 from steptool.trajectory import Query, StepStatus, ToolCall
 
-SINGLE, LONG = "single", "long"
-LONG_CALLS = range(6, 13)
-"""Calls that a query of the long tier needs."""
-SLACK = {SINGLE: 3, LONG: 2}
-"""Steps beyond the needed calls and the Finish."""
+
+@dataclass(frozen=True)
+class Tier:
+    """A group of queries of like difficulty."""
+
+    goals: tuple[int, ...]
+    """Numbers of goals."""
+    calls: range
+    """Numbers of calls needed."""
+    slack: int
+    """Steps allowed beyond the needed calls and the Finish."""
+
+
+SINGLE, SHORT, LONG = "single", "short", "long"
+TIERS = {
+    SINGLE: Tier((1,), range(1, 6), 3),
+    SHORT: Tier((2, 3), range(2, 6), 2),  # for pretraining only
+    LONG: Tier((2, 3), range(6, 13), 2),
+}
 DISTRACTORS = 2
 SEPARATOR = "; "
 _OPENINGS = ("", "please ", "hi, ", "i need you to ", "could you ")
@@ -106,7 +120,9 @@ def caller(database: Database, calls: list[ToolCall]) -> Call:
 def compositions(split: str) -> tuple[Composition, ...]:
     """Compositions of the single-goal queries of a split."""
     special = {"heldout": HELDOUT, "validation": VALIDATION}
-    return tuple(c for c in COMPOSITIONS if (c in special[split] if split in special else c not in HELDOUT | VALIDATION))
+    return tuple(
+        c for c in COMPOSITIONS if (c in special[split] if split in special else c not in HELDOUT | VALIDATION)
+    )
 
 
 def combination_split(combination: Sequence[Composition]) -> str:
@@ -119,18 +135,19 @@ def combination_split(combination: Sequence[Composition]) -> str:
 def draw_query(split: str, tier: str, seed: str) -> Query:
     """The query of a seed: its own database, goals of the split, a reference solution that was executed."""
     rng = random.Random(f"query/{split}/{tier}/{seed}")
+    count = rng.choice(TIERS[tier].goals)
     while True:
         name = f"{split}/{tier}/{seed}/{rng.randrange(10**6)}"
-        goals = _draw_goals(rng, split, tier, make_database(name))
+        goals = _draw_goals(rng, split, count, make_database(name))
         query = _build(split, tier, name, goals, rng) if goals else None
         if query:
             return query
 
 
-def _draw_goals(rng: random.Random, split: str, tier: str, database: Database) -> list[Goal] | None:
-    if tier == SINGLE:
+def _draw_goals(rng: random.Random, split: str, count: int, database: Database) -> list[Goal] | None:
+    if count == 1:
         return [_particulars(rng.choice(compositions(split)), database, rng)]
-    combination = rng.sample(compositions("train"), rng.choice((2, 3)))
+    combination = rng.sample(compositions("train"), count)
     if combination_split(combination) != split:
         return None
     goals = [_particulars(c, database, rng) for c in combination]
@@ -151,7 +168,7 @@ def _build(split: str, tier: str, name: str, goals: list[Goal], rng: random.Rand
     except ToolFailure:  # goals that get into each other's way
         return None
     repeated = len({(c.name, *c.arguments.items()) for c in calls}) < len(calls)
-    if repeated or (tier == LONG and len(calls) not in LONG_CALLS):
+    if repeated or len(calls) not in TIERS[tier].calls:
         return None
     instruction = rng.choice(_OPENINGS) + goals[0].phrase(rng)
     instruction += "".join(rng.choice(_JOINS) + goal.phrase(rng) for goal in goals[1:])
@@ -170,7 +187,7 @@ def _build(split: str, tier: str, name: str, goals: list[Goal], rng: random.Rand
         },
         source="desk",
         tier=tier,
-        max_steps=len(calls) + 1 + SLACK[tier],
+        max_steps=len(calls) + 1 + TIERS[tier].slack,
     )
 
 

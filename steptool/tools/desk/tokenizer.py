@@ -40,7 +40,10 @@ _JSON = (
 """Runs of JSON that always stand together, longest first where one begins another."""
 _PATTERN = "|".join(
     [
-        *(re.escape(run) for run in ('{"name": "Finish", "arguments": {"return_type": "give_answer", "final_answer": "', *_JSON)),
+        *(
+            re.escape(run)
+            for run in ('{"name": "Finish", "arguments": {"return_type": "give_answer", "final_answer": "', *_JSON)
+        ),
         rf"(?:{'|'.join(KINDS.values())})_\d\d",
         rf" ?(?:{'|'.join(_WORDS)})(?![a-z_])",
         r"\d\d",

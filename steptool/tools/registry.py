@@ -1,0 +1,23 @@
+"""Environments by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steptool.tools.environment import Environment
+from steptool.trajectory import Trajectory
+
+NAMES = ("desk", "replay")
+
+
+def open_environment(name: str, demonstrations: Sequence[Trajectory] = ()) -> Environment:
+    """The environment of that name; `replay` answers from the demonstrations' recorded responses."""
+    if name == "desk":
+        from steptool.tools.desk.tasks import DeskEnvironment
+
+        return DeskEnvironment()
+    if name == "replay":
+        from steptool.tools.replay import ReplayEnvironment
+
+        return ReplayEnvironment(demonstrations)
+    raise ValueError(f"no environment is named '{name}'; known are {', '.join(NAMES)}")
