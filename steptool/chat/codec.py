@@ -60,7 +60,8 @@ class ChatCodec:
             raise ValueError(
                 "the tokenizer has no chat template; set tokenizer.chat_template to one that renders tools"
             )
-        special = {*tokenizer.all_special_tokens, CALL_OPEN, CALL_CLOSE}
+        added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+        special = {*added, *tokenizer.all_special_tokens, CALL_OPEN, CALL_CLOSE}
         self._special = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
         self.end_token, self.end_id = self._find_end()
         self.end_ids = {self.end_id} | ({tokenizer.eos_token_id} - {None})
