@@ -42,8 +42,8 @@ class PolicyConfig(_Section):
     """The model to improve."""
 
     base: str = "embedded"
-    """embedded: the small model shipped with the project; scratch: a tiny one from random weights, its tokenizer trained
-    on the ingested text; otherwise a model folder or a Hugging Face id."""
+    """embedded: the small model shipped with the project; scratch: a tiny one from random weights, its tokenizer
+    trained on the ingested text; otherwise a model folder or a Hugging Face id."""
     max_context: Positive = 768
     """Tokens of prompt, calls and observations together."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
@@ -89,7 +89,7 @@ class RewardConfig(_Section):
     """
 
     annotator: Literal["rules", "lcs", "truth"] = "rules"
-    """rules: from the text alone, by the flow of values; lcs: the published rules; truth: what the environment knows."""
+    """rules: from the text, by the flow of values; lcs: the published rules; truth: what the environment knows."""
     alpha: Annotated[float, Field(ge=0)] = 0.3
     step_weight: Annotated[float, Field(ge=0)] = 0.3
     succ_calling: Literal["bonus", "penalty"] = "penalty"

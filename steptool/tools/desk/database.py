@@ -5,14 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-NAMES = tuple(
-    f"{first} {last}"
-    for first in "mira juan aiko omar lena ravi nora ivan zoe hugo tara emil sana luca yuki abel".split()
-    for last in "chen diaz okoro patel novak silva berg moreau tanaka weiss costa mensah kaur lund vega quinn".split()
-)
-CITIES = tuple(
-    "oslo lima cairo paris tokyo delhi rome quito seoul accra hanoi vienna dublin athens boston havana".split()
-)
+_FIRST = "mira juan aiko omar lena ravi nora ivan zoe hugo tara emil sana luca yuki abel"
+_LAST = "chen diaz okoro patel novak silva berg moreau tanaka weiss costa mensah kaur lund vega quinn"
+_CITIES = "oslo lima cairo paris tokyo delhi rome quito seoul accra hanoi vienna dublin athens boston havana"
+NAMES = tuple(f"{first} {last}" for first in _FIRST.split() for last in _LAST.split())
+CITIES = tuple(_CITIES.split())
 CURRENCIES = ("eur", "gbp", "inr", "jpy")
 IDS_PER_KIND = 40
 KINDS = {

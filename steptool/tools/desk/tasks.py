@@ -126,7 +126,7 @@ def compositions(split: str) -> tuple[Composition, ...]:
 
 
 def combination_split(combination: Sequence[Composition]) -> str:
-    """The split that a combination of training compositions belongs to, in whatever order: half train, a quarter each."""
+    """The split of a combination of training compositions, in any order: half train, a quarter each of the others."""
     text = "|".join(sorted(f"{p}/{r}" for p, r in combination))
     bucket = hashlib.sha256(text.encode()).digest()[0] % 4
     return ("train", "train", "validation", "heldout")[bucket]
