@@ -42,7 +42,7 @@ def _plain(logits_NV: Tensor, targets_N: Tensor, scale: float, softcap: float | 
         logits_NV = softcap * torch.tanh(logits_NV / softcap)
     log_softmax_NV = functional.log_softmax(logits_NV, dim=-1)
     with torch.no_grad():
-        entropy_N = -(log_softmax_NV.exp() * log_softmax_NV).sum(-1)
+        entropy_N = -torch.linalg.vecdot(log_softmax_NV.exp(), log_softmax_NV)
     return log_softmax_NV.gather(-1, targets_N[:, None]).squeeze(-1), entropy_N
 
 

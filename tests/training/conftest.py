@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,3 +78,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(**ppo: object) -> Config:
     defaults = {"rounds": 4, "batch_size": 4, "micro_batch_size": 4, "epochs": 2, "value_warmup_rounds": 0}
     return Config.model_validate({"ppo": {**defaults, "learning_rate": 1e-3, **ppo}})
+
+
+@pytest.fixture(scope="session")
+def make() -> SimpleNamespace:
+    return SimpleNamespace(trajectories=trajectories, rewards=rewards_for, config=config)

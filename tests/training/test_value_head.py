@@ -1,0 +1,114 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from steptool.models import load_model
+from steptool.training import batch, logprobs
+from steptool.training.value_head import ActorCritic, ValueHead, action_states, load_value_head, save_value_head
+
+
+def small_models() -> list[torch.nn.Module]:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return [
+        LlamaForCausalLM(LlamaConfig(**sizes, **heads)),
+        Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, head_dim=8, final_logit_softcapping=0.5)),
+        GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=1, n_head=2)),
+    ]
+
+
+def sequences(vocabulary: int = 97) -> list[SimpleNamespace]:
+    rng = np.random.default_rng(1)
+    spans = [[(3, 6), (9, 12)], [(1, 2)], [(2, 8)]]
+    return [SimpleNamespace(input_ids=rng.integers(1, vocabulary, 12), spans=s) for s in spans]
+
+
+@pytest.mark.parametrize("small_vocabulary", [16384, 10], ids=["plain", "tiled"])
+@pytest.mark.parametrize("model", small_models(), ids=lambda m: type(m).__name__)
+def test_log_probs_are_those_of_the_models_own_logits(
+    model: torch.nn.Module, small_vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "SMALL_VOCABULARY", small_vocabulary)
+    rows = sequences()
+    out = ActorCritic(model, ValueHead(16), detach_value=True).eval()(**batch.collate(rows))
+    expected, entropy = [], []
+    for row in rows:
+        logits = model(input_ids=torch.tensor(row.input_ids)[None]).logits[0].float()
+        everything = torch.log_softmax(logits, -1)
+        for start, end in row.spans:
+            for position in range(start, end):
+                expected.append(everything[position - 1, row.input_ids[position]])
+                entropy.append(-(everything[position - 1].exp() * everything[position - 1]).sum())
+    torch.testing.assert_close(out.log_probs, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.entropy, torch.stack(entropy), atol=1e-5, rtol=1e-5)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    ours = torch.autograd.grad(out.log_probs.sum(), weights, allow_unused=True)
+    theirs = torch.autograd.grad(torch.stack(expected).sum(), weights, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_only_action_tokens_are_learned(model_dir: Path) -> None:
+    """Observation tokens are seen but are no targets: a later one may change without changing any loss."""
+    actor = ActorCritic(load_model(model_dir), ValueHead(32), detach_value=True).eval()
+    (row, *_) = sequences()
+    row.spans = [(3, 6)]
+    changed = SimpleNamespace(input_ids=np.concatenate([row.input_ids[:6], row.input_ids[6:] + 1]), spans=row.spans)
+    before, after = actor(**batch.collate([row])), actor(**batch.collate([changed]))
+    assert torch.equal(before.log_probs, after.log_probs)
+    assert torch.equal(before.values, after.values)
+    labels = batch.collate([row])["labels"]
+    assert (labels[0, :3] == -100).all() and (labels[0, 6:] == -100).all()
+
+
+def test_padding_changes_nothing(model_dir: Path) -> None:
+    actor = ActorCritic(load_model(model_dir), ValueHead(32), detach_value=True).eval()
+    short, long = sequences()[1], SimpleNamespace(input_ids=np.arange(5, 45), spans=[(30, 40)])
+    alone = actor(**batch.collate([short]))
+    together = actor(**batch.collate([short, long]))
+    torch.testing.assert_close(alone.log_probs, together.log_probs[:1], atol=1e-6, rtol=1e-5)
+
+
+def test_values_are_zero_at_first_and_detach_keeps_the_backbone(model_dir: Path) -> None:
+    for detach in (True, False):
+        actor = ActorCritic(load_model(model_dir), ValueHead(32), detach_value=detach).train()
+        out = actor(**batch.collate(sequences()))
+        assert (out.values == 0).all()
+        torch.nn.init.ones_(actor.head.out.weight)
+        actor(**batch.collate(sequences())).values.sum().backward()
+        reached = any(p.grad is not None and p.grad.abs().max() > 0 for p in actor.policy.parameters())
+        assert reached is not detach
+
+
+def test_dropout_is_off_while_training() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5))
+    actor = ActorCritic(model, ValueHead(16), detach_value=True).train()
+    first, second = (actor(**batch.collate(sequences())).log_probs for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_value_head_survives_the_folder(tmp_path: Path) -> None:
+    head = ValueHead(16, seed=4)
+    torch.nn.init.normal_(head.out.weight)
+    save_value_head(head, tmp_path)
+    hidden = torch.randn(5, 16)
+    assert torch.equal(load_value_head(tmp_path, 16, seed=9)(hidden), head(hidden))
+    assert (load_value_head(tmp_path / "none", 16, seed=9)(hidden) == 0).all()
+
+
+def test_states_are_those_just_before_the_action(model_dir: Path) -> None:
+    model = load_model(model_dir)
+    (row, *_) = sequences()
+    tensors = batch.collate([row])
+    hidden, targets = action_states(model, **tensors)
+    everything = model.base_model(input_ids=tensors["input_ids"]).last_hidden_state[0]
+    torch.testing.assert_close(hidden, everything[[2, 3, 4, 8, 9, 10]])
+    assert targets.tolist() == row.input_ids[[3, 4, 5, 9, 10, 11]].tolist()
