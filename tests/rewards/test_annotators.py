@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from steptool.contracts import REWARDS, read_rows, write_rows
+from steptool.rewards.annotators import ANNOTATORS, annotate, annotator
+from steptool.rewards.score import StepScore
+from steptool.trajectory import StepStatus
+
+
+class Generous:
+    """An annotator of a user's own."""
+
+    name, version, prompt_hash = "generous", "7", "abc"
+
+    def annotate(self, query, trajectory):
+        return [StepScore(1.0, None, votes={"judges": [5, 4]}, rationale="nice \ud800") for _ in trajectory.steps]
+
+
+class Forgetful(Generous):
+    def annotate(self, query, trajectory):
+        return super().annotate(query, trajectory)[1:]
+
+
+def test_an_unknown_annotator_is_refused_with_the_known_names():
+    with pytest.raises(ValueError, match="unknown annotator 'judge': expected one of lcs, rules, truth"):
+        annotator("judge")
+
+
+@pytest.mark.parametrize("name", sorted(ANNOTATORS))
+def test_annotators_are_stored_under_their_name(name, make_query, make_step, make_trajectory):
+    rows = annotate([make_query()], [make_trajectory([make_step("f", {"a": 1})], "1")], annotator(name))
+    assert {(r["annotator"], r["annotator_version"], r["prompt_hash"]) for r in rows} == {(name, "1", "")}
+
+
+def test_rows_keep_their_contract_and_what_is_missing_stays_missing(tmp_path, make_query, make_step, make_trajectory):
+    rows = annotate([make_query()], [make_trajectory([make_step("f", {"a": 1})], "1")], Generous())
+    path = write_rows(tmp_path / "rewards.parquet", rows, REWARDS)
+    first, last = read_rows(path, REWARDS)
+    assert (first["step"], first["succ_calling"], first["contribution"], first["is_solved"]) == (0, 1.0, None, None)
+    assert json.loads(first["votes"]) == {"judges": [5, 4]}
+    assert (last["step"], last["annotator"], last["prompt_hash"]) == (1, "generous", "abc")
+
+
+def test_a_trajectory_of_an_unknown_query_is_refused(make_query, make_trajectory):
+    with pytest.raises(ValueError, match="trajectory 't1' answers the query 'q1', which is not among the 1 queries"):
+        annotate([make_query(query_id="q2")], [make_trajectory([], "1")], annotator("rules"))
+
+
+def test_an_annotator_that_skips_a_step_is_refused(make_query, make_trajectory):
+    with pytest.raises(ValueError, match="annotator 'generous' gave 0 scores for the 1 steps of trajectory 't1'"):
+        annotate([make_query()], [make_trajectory([], "1")], Forgetful())
+
+
+def test_truth_consumes_each_reference_call_once(make_query, make_step, make_trajectory):
+    query = make_query(
+        reference={"calls": [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": "a"}}]}
+    )
+    trajectory = make_trajectory(
+        [
+            make_step("g", {"error": "busy"}, StepStatus.TOOL_ERROR, y="a"),
+            make_step("g", "{}", y="a"),
+            make_step("g", "{}", y="a"),
+            make_step("f", "{}", x=2),
+            make_step("f", "{}", x=1),
+        ],
+        "done",
+        solved=1.0,
+    )
+    rows = annotate([query], [trajectory], annotator("truth"))
+    assert [r["contribution"] for r in rows] == [0, 1, 0, 0, 1, None]
+    assert [r["succ_calling"] for r in rows] == [0, 1, 1, 1, 1, 1]
+    assert [r["is_solved"] for r in rows] == [None, None, None, None, None, 1.0]
+
+
+def test_where_there_is_no_truth_the_scores_are_missing(make_query, make_step, make_trajectory):
+    rows = annotate([make_query()], [make_trajectory([make_step("f", "{}")], "done")], annotator("truth"))
+    assert [(r["contribution"], r["is_solved"]) for r in rows] == [(None, None), (None, None)]

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.config import RewardConfig
+from steptool.rewards.compose import compose
+
+
+def rows(succ, contribution, is_solved):
+    last = len(succ) - 1
+    return [
+        {
+            "trajectory_id": "t",
+            "step": i,
+            "annotator": "rules",
+            "annotator_version": "1",
+            "succ_calling": s,
+            "contribution": c,
+            "is_solved": is_solved if i == last else None,
+        }
+        for i, (s, c) in enumerate(zip(succ, contribution, strict=True))
+    ]
+
+
+EPISODE = rows([1, 0, 1], [1, 0, None], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # bonus: .5 * (.4 * 1 + 1), .5 * (.4 * 0 + 0); penalty: .5 * (.4 * 0 + 1), .5 * (.4 * -1 + 0)
+        ({"succ_calling": "bonus"}, [0.7, 0.0, 0.5]),
+        ({"succ_calling": "penalty"}, [0.5, -0.2, 0.5]),
+        ({"succ_calling": "bonus", "normalisation": "trajectory"}, [0.35, 0.0, 0.5]),
+        ({"succ_calling": "penalty", "normalisation": "trajectory"}, [0.25, -0.1, 0.5]),
+        ({"step_weight": 0.0}, [0.0, 0.0, 0.5]),
+    ],
+)
+def test_rewards_by_hand(changes, expected):
+    config = RewardConfig(**{"alpha": 0.4, "step_weight": 0.5, **changes})
+    np.testing.assert_allclose(compose(EPISODE, config, "step"), expected)
+
+
+def test_final_reward_is_is_solved_alone():
+    assert compose(EPISODE, RewardConfig(), "final").tolist() == [0, 0, 0.5]
+
+
+def test_an_episode_of_one_step_has_only_its_verdict():
+    for normalisation in ("none", "trajectory"):
+        assert compose(rows([0], [None], 1.0), RewardConfig(normalisation=normalisation), "step").tolist() == [1]
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    config = RewardConfig()
+    assert compose(EPISODE[::-1], config, "step").tolist() == compose(EPISODE, config, "step").tolist()
+
+
+def test_missing_scores_are_missing_rewards_never_zeros():
+    config = RewardConfig()
+    assert compose(rows([1, None, 1], [1, 0, None], 1.0), config, "step") is None
+    assert compose(rows([1, 1, 1], [None, 0, None], 1.0), config, "step") is None
+    assert compose(rows([1, 1, 1], [1, 0, None], None), config, "step") is None
+    assert compose(rows([None, 1, 1], [None, 0, None], 1.0), config, "final").tolist() == [0, 0, 1]
+    assert compose(rows([1, 1], [1, None], None), config, "final") is None
+    assert compose([], config, "step") is None
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.floats(0, 1)), max_size=8),
+    st.lists(st.integers(0, 8), min_size=1, max_size=6),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.floats(0, 2),
+    st.floats(0, 2),
+)
+def test_under_penalty_useless_calls_gain_nothing(steps, insertions, is_solved, alpha, step_weight):
+    """Calls that succeed and contribute nothing, put anywhere, never raise the sum of an episode's rewards."""
+    config = RewardConfig(alpha=alpha, step_weight=step_weight, succ_calling="penalty")
+
+    def total(episode):
+        finished = [*episode, (1.0, None)]
+        return compose(rows([s for s, _ in finished], [c for _, c in finished], is_solved), config, "step").sum()
+
+    padded = list(steps)
+    for place in insertions:
+        padded.insert(place % (len(padded) + 1), (1.0, 0.0))
+    assert total(padded) == pytest.approx(total(steps), abs=1e-9)
+
+
+def test_the_published_bonus_can_be_farmed():
+    config = RewardConfig(succ_calling="bonus")
+    assert compose(rows([1] * 9, [0] * 8 + [None], 0.0), config, "step").sum() > 0
+
+
+def test_rows_of_several_trajectories_or_annotators_are_refused():
+    other = [{**row, "annotator": "truth"} for row in EPISODE]
+    with pytest.raises(ValueError, match="one trajectory by one annotator"):
+        compose([*EPISODE[:2], other[2]], RewardConfig(), "step")
+    with pytest.raises(ValueError, match="one score for each step"):
+        compose([EPISODE[0], EPISODE[2]], RewardConfig(), "step")

@@ -1,0 +1,122 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.rewards.observations import failure, mentions, normalise, parse, payload, text_of, values
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"error": "no such order"}',
+        '{"error": "Timeout error...Read timed out.", "response": ""}',
+        '{"error": "", "response": "{\'success\': False, \'message\': \'Tracking information not found\'}"}',
+        '{"error": "", "response": "{\\"status\\":\\"401\\",\\"msg\\":\\"Authentication required\\"}"}',
+        "{\"error\": \"\", \"response\": \"{'title': 'Bad Request', 'status': 400, 'traceId': '|b1da'}\"}",
+        '{"error": "", "response": {"error": {"code": 7}}}',
+        '{"error": "", "response": "The input provided does not match the expected format"}',
+        '{"error": "Function executing from api error... and then the text was cut o',
+        '{"isError": true, "content": []}',
+        '{"status": "error", "message": "quota"}',
+        "Error: division by zero",
+        "HTTP error 502",
+        "Traceback (most recent call last): ...",
+        "Parcel par_04 not found.",
+    ],
+)
+def test_failures_that_hide_in_the_text_are_found(text):
+    assert failure(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "12",
+        '{"error": "", "response": ""}',
+        '{"error": null, "value": 3}',
+        "{\"error\": \"\", \"response\": \"{'value': [{'id': 0, 'name': 'cut off in the mid",
+        '{"payment_id": "pay_3", "status": "failed"}',
+        '{"code": 404, "name": "Room on the fourth floor"}',
+        '{"error": 0.05, "estimate": 1.7}',
+        '{"meta": {"code": 200, "message": "Success"}, "data": []}',
+        "The report of 1998 says that the error was not found for years, which is why " + "it matters. " * 30,
+    ],
+)
+def test_results_are_not_taken_for_failures(text):
+    assert failure(text) == ""
+
+
+def test_json_python_notation_and_prose_are_read_for_what_they_are():
+    assert parse(' {"a": [1, 2.5, null]} ') == {"a": [1, 2.5, None]}
+    assert parse("{'a': (1, None), 'b': True}") == {"a": (1, None), "b": True}
+    assert parse("12 monkeys") == "12 monkeys"
+    assert parse("-3.5") == -3.5
+    assert payload('{"error": "", "response": "{\'cep\': \'75094080\'}"}') == {"cep": "75094080"}
+    assert payload('{"error": "", "response": "plain words"}') == "plain words"
+    assert payload('{"error": "x", "other": 1}') == {"error": "x", "other": 1}
+
+
+def test_values_of_structures_are_leaves_and_of_prose_what_identifies():
+    assert values({"id": "ord_07", "n": 3, "ok": True, "none": None, "more": [{"city": "Oslo"}, "x"]}) == {
+        "ord_07",
+        "3",
+        "oslo",
+    }
+    prose = "The parcel par_04 of Anna Kovacs left on 2024-05-01. It weighs 3.50 kg; mail a@b.org."
+    assert values(prose) == {"par_04", "anna", "kovacs", "2024-05-01", "3.5", "a@b.org"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "whole"),
+    [
+        ("refund ref_12 was made", "ref_12", True),
+        ("refund ref_123 was made", "ref_12", False),
+        ("it costs $12.", "12", True),
+        ("it costs 12.5", "12", False),
+        ("it costs 7.12", "12", False),
+        ("(oslo)", "oslo", True),
+        ("oslofjord", "oslo", False),
+    ],
+)
+def test_a_value_is_mentioned_as_a_whole_or_not_at_all(text, value, whole):
+    assert mentions(text, value) is whole
+
+
+def test_numbers_are_compared_by_what_they_say():
+    assert normalise("  Total:\n1,200.50 EUR ") == "total: 1200.5 eur"
+    assert normalise("3.00") == normalise("3") == "3"
+    assert normalise("1.2.3") == "1.2.3"
+    assert text_of({"a": 3.0, "b": ["X Y", None]}) == "3\nx y\nnone"
+
+
+@given(st.one_of(st.text(), st.text(alphabet="{}[]()'\":,\\-+.0123456789eE \n\x00nutrflsa", max_size=60)))
+def test_anything_at_all_can_be_read(text):
+    assert isinstance(failure(text), str)
+    for value in values(payload(text)):
+        mentions(normalise(text), value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        '{"a":' * 50_000,
+        "[" + "-" * 100_000 + "1]",
+        '{"n": ' + "1" * 10_000 + "}",
+        "{{}: 1}",
+        '{"a": "\\ud800"}',
+        "a" * 300_000,
+        "1." + "0" * 300_000 + "x",
+        "a_" * 150_000,
+        "A " * 100_000,
+    ],
+)
+def test_hostile_text_neither_raises_nor_takes_long(text):
+    start = time.perf_counter()
+    assert failure(text) == ""
+    values(payload(text))
+    normalise(text)
+    assert time.perf_counter() - start < 5

@@ -1,0 +1,157 @@
+import random
+
+import pytest
+
+from steptool.rewards.annotators import annotate, annotator
+from steptool.rewards.rules import DataFlowRules, OverlapRules, is_solved, overlap
+from steptool.tools.desk.expert import Expert
+from steptool.tools.desk.tasks import TIERS, draw_query
+from steptool.trajectory import Step, StepStatus, StopReason
+
+
+def contributions(query, trajectory, rules=None):
+    return [score.contribution for score in (rules or DataFlowRules()).annotate(query, trajectory)]
+
+
+def test_values_that_reach_the_answer_through_later_calls_count(make_query, make_step, make_trajectory):
+    trajectory = make_trajectory(
+        [
+            make_step("find_user", {"user_id": "usr_03"}, name="mira chen"),
+            make_step("get_weather", {"temperature": 17}, city="oslo"),
+            make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03"),
+            make_step("cancel_order", {"refund_id": "ref_12"}, order_id="ord_07"),
+        ],
+        answer="Done: ref_12.",
+    )
+    assert contributions(make_query(), trajectory) == [1, 0, 1, 1, None]
+
+
+def test_a_chain_that_leads_nowhere_contributes_nothing(make_query, make_step, make_trajectory):
+    trajectory = make_trajectory(
+        [
+            make_step("find_user", {"user_id": "usr_03"}, name="mira chen"),
+            make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03"),
+        ],
+        answer="done",
+    )
+    assert contributions(make_query(), trajectory) == [0, 0, None]
+
+
+def test_looking_at_a_thing_before_acting_on_it_counts_once(make_query, make_step, make_trajectory):
+    look = make_step("get_order", {"status": "pending", "total": 81}, order_id="ord_07")
+    act = make_step("cancel_order", {"refund_id": "ref_12"}, order_id="ord_07")
+    assert contributions(make_query(), make_trajectory([look, look, act], "ref_12")) == [1, 0, 1, None]
+    assert contributions(make_query(), make_trajectory([act, look], "ref_12")) == [1, 0, None]
+    elsewhere = make_step("get_order", {"status": "pending", "total": 81}, order_id="ord_08")
+    assert contributions(make_query(), make_trajectory([elsewhere, act], "ref_12")) == [0, 1, None]
+
+
+def test_what_was_known_before_is_no_contribution(make_query, make_step, make_trajectory):
+    query = make_query(instruction="what does product pro_05 cost in oslo?")
+    echo = make_step("get_product", {"product_id": "pro_05", "city": "Oslo"}, product_id="pro_05")
+    again = make_step("find_price", {"price": 40}, product_id="pro_05")
+    repeated_value = make_step("list_price", {"price": 40}, item="pro_05", verbose=True)
+    trajectory = make_trajectory([echo, again, repeated_value], "pro_05 costs 40 in oslo")
+    assert contributions(query, trajectory) == [0, 1, 0, None]
+
+
+def test_failed_steps_and_repeats_contribute_nothing_but_a_retry_may(make_query, make_step, make_trajectory):
+    failed = make_step("get_weather", {"error": "", "response": "{'success': False, 'temperature': 17}"}, city="oslo")
+    worked = make_step("get_weather", {"temperature": 18}, city="oslo")
+    changed = make_step("get_weather", {"temperature": 19}, city="oslo")
+    trajectory = make_trajectory([failed, worked, changed], "17 or 18 or 19")
+    scores = DataFlowRules().annotate(make_query(), trajectory)
+    assert [s.contribution for s in scores] == [0, 1, 0, None]
+    assert [s.succ_calling for s in scores] == [0, 1, 1, 1]
+
+
+def test_without_an_answer_nothing_contributes(make_query, make_step, make_trajectory):
+    steps = [make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03")]
+    scores = DataFlowRules().annotate(make_query(), make_trajectory(steps))
+    assert [(s.succ_calling, s.contribution, s.is_solved) for s in scores] == [(1, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("status", "succ"),
+    [
+        (StepStatus.OK, 1),
+        (StepStatus.TOOL_ERROR, 0),
+        (StepStatus.INVALID_ARGUMENTS, 0),
+        (StepStatus.UNKNOWN_TOOL, 0),
+        (StepStatus.MALFORMED, 0),
+    ],
+)
+def test_succ_calling_follows_the_status(status, succ, make_query, make_step, make_trajectory):
+    trajectory = make_trajectory([make_step("f", {"value": 3}, status)], "3")
+    assert DataFlowRules().annotate(make_query(), trajectory)[0].succ_calling == succ
+
+
+def test_text_without_a_call_is_a_failed_step(make_query, make_trajectory):
+    trajectory = make_trajectory([Step(None, StepStatus.MALFORMED, "no call found")], "no call found")
+    score = DataFlowRules().annotate(make_query(), trajectory)[0]
+    assert (score.succ_calling, score.contribution, score.rationale) == (0, 0, "failed: malformed")
+
+
+def test_overlap_is_the_share_of_the_observation_found_in_the_answer():
+    assert overlap("abcdef", "xaxbxcx") == 0.5
+    assert overlap("", "answer") == 0
+    assert overlap("abc", "") == 0
+
+
+def test_the_overlap_rule_has_its_threshold_at_three_tenths(make_query, make_step, make_trajectory):
+    for answer, expected in (("abc", 1), ("ab", 0)):
+        trajectory = make_trajectory([make_step("f", "abcdefghij")], answer)
+        assert contributions(make_query(), trajectory, OverlapRules()) == [expected, None]
+
+
+def test_the_overlap_rule_misses_short_structures_that_data_flow_sees(make_query, make_step, make_trajectory):
+    trajectory = make_trajectory(
+        [
+            make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03"),
+            make_step("cancel_order", {"refund_id": "ref_12"}, order_id="ord_07"),
+        ],
+        answer="12",
+    )
+    assert contributions(make_query(), trajectory, OverlapRules()) == [0, 0, None]
+    assert contributions(make_query(), make_trajectory(trajectory.steps[:2], "ref_12")) == [1, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "verdict"),
+    [
+        ({"answer": "ref_12"}, " REF_12. ", 1),
+        ({"answer": "ref_12"}, "ref_13", 0),
+        ({"answer": "1200.5"}, "1,200.50", 1),
+        ({"answer": '{"a": 1, "b": 2}'}, '{"b": 2, "a": 1}', 1),
+        ({"answer": "I'm sorry"}, "i'm sorry", 1),
+        ({}, "Oslo is at 17 degrees.", 0.5),
+        ({"answer": ""}, "Oslo is at 17 degrees.", 0.5),
+        ({}, "   ", 0),
+        ({}, "I'm sorry, but I could not find the order.", 0),
+        ({}, "Unfortunately the service is down", 0),
+        ({}, "We were unable to reach the service.", 0),
+    ],
+)
+def test_is_solved_by_rule(reference, answer, verdict, make_query, make_trajectory):
+    assert is_solved(make_query(reference=reference), make_trajectory([], answer)) == verdict
+
+
+@pytest.mark.parametrize("stop", [s for s in StopReason if s is not StopReason.FINISHED])
+def test_only_a_finished_episode_can_be_solved(stop, make_query, make_trajectory):
+    trajectory = make_trajectory([], "ref_12", stop_reason=stop)
+    assert is_solved(make_query(reference={"answer": "ref_12"}), trajectory) == 0
+
+
+def test_the_rules_agree_with_the_desk_about_its_experts_steps():
+    """Text alone against the world's truth: nearly all needed calls are found, hardly any needless one is praised."""
+    rng, queries = random.Random(0), [draw_query("train", t, f"agreement/{i}") for t in TIERS for i in range(40)]
+    trajectories = [Expert(q, rng, 0.35, 0.0).attempt() for q in queries]
+    solved = [t for t in trajectories if t.solved == 1]
+    by_rule, by_truth = (annotate(queries, solved, annotator(name)) for name in ("rules", "truth"))
+    pairs = [(a["contribution"], b["contribution"]) for a, b in zip(by_rule, by_truth, strict=True)]
+    needed = [rule for rule, truth in pairs if truth == 1]
+    needless = [rule for rule, truth in pairs if truth == 0]
+    assert len(solved) > 30 and len(needless) > 30
+    assert sum(needed) / len(needed) > 0.93
+    assert sum(needless) / len(needless) < 0.05
+    assert [r["succ_calling"] for r in by_rule] == [r["succ_calling"] for r in by_truth]
