@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+
+from steptool.contracts import EVALUATIONS, write_rows
+from steptool.evaluation.metrics import evaluate, summarise
+from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+
+FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
+
+
+def called(name: str, status: StepStatus = StepStatus.OK) -> Step:
+    return Step(ToolCall(name, {}), status, "{}")
+
+
+def make_query(query_id: str = "q1", tier: str = "single", **reference: object) -> Query:
+    return Query(query_id, "heldout", "desk", "what is it?", (), reference, tier=tier)
+
+
+def make_trajectory(*steps: Step, query_id: str = "q1", solved: float | None = 1.0) -> Trajectory:
+    return Trajectory(
+        trajectory_id=f"t-{query_id}",
+        query_id=query_id,
+        environment="desk",
+        tier="as recorded",
+        policy="p",
+        round=-1,
+        sample=0,
+        temperature=0.0,
+        messages=[],
+        input_ids=np.zeros(20, dtype=np.int32),
+        spans=[(3, 8), (12, 14)],
+        logprobs=np.zeros(7, dtype=np.float32),
+        steps=steps,
+        stop_reason=StopReason.FINISHED,
+        final_answer="7",
+        solved=solved,
+        seconds=1.5,
+    )
+
+
+def test_an_episode_is_counted_by_hand(tmp_path):
+    query = make_query(calls=[{"name": n, "arguments": {}} for n in ("f", "f", "g", "h")])
+    episode = make_trajectory(
+        called("f"),
+        called("g", StepStatus.TOOL_ERROR),
+        called("x", StepStatus.UNKNOWN_TOOL),
+        Step(None, StepStatus.MALFORMED, "no call found"),
+        called("h"),
+        FINISHED,
+    )
+    rows = evaluate([query], [episode], "steptool", "greedy", repeat=2)
+    assert rows == [
+        {
+            "query_id": "q1",
+            "tier": "single",
+            "model": "steptool",
+            "decoding": "greedy",
+            "repeat": 2,
+            "trajectory_id": "t-q1",
+            "passed": 1.0,
+            "recall": 0.5,  # f once of twice, h; g failed
+            "steps": 6,
+            "calls": 5,
+            "invalid_calls": 3,
+            "tokens": 7,
+            "seconds": 1.5,
+            "stop_reason": "finished",
+        }
+    ]
+    write_rows(tmp_path / "evaluations.parquet", rows, EVALUATIONS)
+
+
+@pytest.mark.parametrize(
+    ("reference", "steps", "recall"),
+    [
+        ({}, [], 1.0),
+        ({"calls": []}, [called("f")], 1.0),
+        ({"tools": ["f", "g"]}, [called("f"), called("f")], 0.5),
+        ({"tools": ["f", "f"]}, [called("f")], 1.0),
+        ({"tools": ["f"], "calls": [{"name": "g", "arguments": {}}]}, [called("f")], 0.0),
+        ({"tools": ["f"]}, [called("f", StepStatus.INVALID_ARGUMENTS)], 0.0),
+    ],
+)
+def test_recall(reference, steps, recall):
+    assert evaluate([make_query(**reference)], [make_trajectory(*steps)], "m", "greedy")[0]["recall"] == recall
+
+
+@pytest.mark.parametrize(("reference", "passed"), [({"answer": "7"}, 1.0), ({"answer": "8"}, 0.0), ({}, 0.5)])
+def test_without_a_verdict_of_the_environment_the_rules_decide(reference, passed):
+    row = evaluate([make_query(**reference)], [make_trajectory(FINISHED, solved=None)], "m", "greedy")[0]
+    assert row["passed"] == passed
+
+
+def test_the_environments_verdict_stands_against_the_text():
+    assert evaluate([make_query(answer="7")], [make_trajectory(solved=0.0)], "m", "greedy")[0]["passed"] == 0.0
+
+
+def test_a_trajectory_of_an_unknown_query_is_refused():
+    with pytest.raises(ValueError, match="'t-q9' answers the query 'q9', which is not among the 1 queries"):
+        evaluate([make_query()], [make_trajectory(query_id="q9")], "m", "greedy")
+
+
+def row(query: str, passed: float, tier: str = "single", **changes: object) -> dict:
+    columns = {"recall": 1.0, "invalid_calls": 0, "calls": 2, "steps": 3, "tokens": 30}
+    return {"query_id": query, "tier": tier, "model": "m", "decoding": "greedy", "passed": passed, **columns, **changes}
+
+
+def test_summary_by_tier_by_hand():
+    rows = [
+        row("a", 1.0, calls=4, invalid_calls=1, recall=0.5, steps=5, tokens=50),
+        row("b", 0.0, tier="long", calls=6, invalid_calls=4, steps=7),
+        row("c", 1.0, tier="long", calls=0, steps=1, tokens=10),
+    ]
+    got = summarise(rows, draws=200)
+    assert set(got) == {"all", "single", "long"}
+    assert got["all"]["n"] == 3
+    assert got["all"]["pass_rate"] == pytest.approx(2 / 3)
+    assert got["all"]["recall"] == pytest.approx(2.5 / 3)
+    assert got["all"]["invalid_call_rate"] == pytest.approx(5 / 10)
+    assert got["all"]["steps"] == pytest.approx(13 / 3)
+    assert got["all"]["tokens"] == pytest.approx(30)
+    assert (got["long"]["n"], got["long"]["pass_rate"]) == (2, 0.5)
+    assert got["long"]["invalid_call_rate"] == pytest.approx(4 / 6)
+    low, high = got["all"]["intervals"]["pass_rate"]
+    assert 0 <= low <= got["all"]["pass_rate"] <= high <= 1
+
+
+def test_a_query_weighs_the_same_however_often_it_was_repeated():
+    rows = [row("a", 1.0), row("a", 1.0), row("a", 0.0), row("b", 0.0)]
+    got = summarise(rows, draws=50)["all"]
+    assert got["n"] == 2
+    assert got["pass_rate"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_no_calls_at_all_are_no_invalid_calls():
+    assert summarise([row("a", 0.0, calls=0)], draws=50)["all"]["invalid_call_rate"] == 0.0
+
+
+def test_intervals_are_those_of_a_binomial_where_they_should_be():
+    """400 queries, half passed: the interval's half width is 1.96 * sqrt(.25 / 400) = .049."""
+    rows = [row(str(i), float(i % 2)) for i in range(400)]
+    low, high = summarise(rows)["all"]["intervals"]["pass_rate"]
+    assert low == pytest.approx(0.451, abs=0.006)
+    assert high == pytest.approx(0.549, abs=0.006)
+
+
+def test_queries_without_a_tier_are_only_in_the_whole():
+    assert set(summarise([row("a", 1.0, tier="")], draws=50)) == {"all"}
+
+
+def test_nothing_or_a_mixture_cannot_be_summarised():
+    with pytest.raises(ValueError, match="the 0 rows hold"):
+        summarise([])
+    with pytest.raises(ValueError, match="one way of decoding"):
+        summarise([row("a", 1.0), row("a", 1.0, decoding="sampled")])
