@@ -8,8 +8,6 @@ trajectory's spans to them, and `scatter` leads back.
 Letters of shapes: L tokens of a trajectory, T its steps, N its action tokens; B trajectories with S steps in all.
 """
 
-# ruff: noqa: N803, N806, N815 (names end in the shape of the array)
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """Measures as ratios over queries, and the bootstrap that resamples the queries."""
 
-# ruff: noqa: N803, N806, N815 (names end in the shape of the array)
-
 from __future__ import annotations
 
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """From the components of a score to one reward per step."""
 
-# ruff: noqa: N806 (names end in the shape of the array)
-
 from __future__ import annotations
 
 from collections.abc import Sequence
