@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from steptool.chat.finish import FINISH_SCHEMA, GIVE_ANSWER
-from steptool.data.intake import Ledger, UnusableError, field, files, parse_json, read_json, text_field, unique
+from steptool.data.intake import Ledger, UnusableError, field, files, parse_json, read_json, text_field
 from steptool.data.toolbench import distinct, function_schema, json_type, with_finish
 from steptool.tools.schema import SchemaError, check_arguments, check_tools
 from steptool.trajectory import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
@@ -136,7 +136,7 @@ def _last_nodes(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     if document.get("trys"):
         return list(field(field(document, "trys", list)[-1], "chain", list, "trys[-1]"))
     root: dict[str, Any] = field(field(document, "tree", dict), "tree", dict, "tree")
-    ended = {3: 2, 4: 1}  # ToolBench's observation codes of a final answer and of giving up
+    ended: dict[Any, int] = {3: 2, 4: 1}  # ToolBench's observation codes of a final answer and of giving up
     paths = list(_paths(root))
     ranks = [ended.get(path[-1].get("observation_code"), 0) for path in paths]
     return paths[max(range(len(paths)), key=lambda n: (ranks[n], n))]
@@ -172,7 +172,8 @@ def recorded_tools(functions: Sequence[Any]) -> tuple[ToolSchema, ...]:
         properties = {
             key: _recorded_property(value) for key, value in field(parameters, "properties", dict, where).items()
         }
-        required = unique(r for r in parameters.get("required") or [] if r in properties)
+        wanted = field(parameters, "required", list, where) if parameters.get("required") else []
+        required = [key for key in properties if key in wanted]
         if name != FINISH:
             name = distinct(name, schemas)
             schemas[name] = function_schema(name, _text(function.get("description")), properties, required)

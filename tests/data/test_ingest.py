@@ -1,0 +1,208 @@
+import copy
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.config import Config, DataConfig
+from steptool.contracts import read_costs
+from steptool.data.ingest import ingest
+from steptool.data.intake import IngestError, Ledger
+from steptool.data.splits import SPLITS, limited, text_key, with_splits
+from steptool.records import read_queries, read_trajectories
+from steptool.tools.environment import ToolResult
+from steptool.tools.replay import ReplayEnvironment
+from steptool.trajectory import Query, StepStatus
+
+
+def query(text, split="", query_id=None):
+    return Query(query_id or text, split, "replay", text, ())
+
+
+def data(train, validation, heldout):
+    return DataConfig(train_queries=train, validation_queries=validation, heldout_queries=heldout)
+
+
+@pytest.fixture
+def many(tmp_path, write_json, instruction):
+    """A folder of 60 instructions with texts of their own."""
+    records = [{**copy.deepcopy(instruction), "query": f"Question {n}?", "query_id": n} for n in range(60)]
+    write_json(tmp_path / "in" / "G9_weather.json", records)
+    return tmp_path / "in"
+
+
+def test_queries_and_demonstrations_are_written_under_their_contracts(
+    tmp_path, many, configured, write_json, tree_answer, chain_answer
+):
+    tree_answer["answer_generation"]["query"] = " Question 7?\n"
+    write_json(tmp_path / "rec" / "7.json", tree_answer)
+    write_json(tmp_path / "rec" / "8.json", chain_answer)
+    done = ingest(configured("toolbench", [many], [tmp_path / "rec"]), tmp_path / "out")
+    queries = {q.query_id: q for q in read_queries(done.queries_path)}
+    matched, carried = read_trajectories(done.demonstrations_path)
+    assert len(queries) == 61 and matched.query_id == "G9_weather-7" and carried.query_id == "rec-8"
+    assert queries["rec-8"].instruction == chain_answer["answer_generation"]["query"]
+    assert matched.messages[0]["content"] == queries["G9_weather-7"].instruction
+    assert done.counts == {
+        "queries read": 61, "queries kept": 61, "demonstrations read": 2, "demonstrations kept": 2,
+    }  # fmt: skip
+    assert done.quarantine_path.read_text() == ""
+    assert [c.stage for c in read_costs(done.queries_path)] == ["ingest"]
+
+
+def test_every_demonstration_can_be_replayed(tmp_path, many, configured, write_json, tree_answer):
+    write_json(tmp_path / "rec" / "7.json", tree_answer)
+    done = ingest(configured("toolbench", [many], [tmp_path / "rec"]), tmp_path / "out")
+    demonstrations = read_trajectories(done.demonstrations_path)
+    by_id = {q.query_id: q for q in read_queries(done.queries_path)}
+    environment = ReplayEnvironment(demonstrations)
+    for trajectory in demonstrations:
+        session = environment.reset(by_id[trajectory.query_id])
+        for step in trajectory.steps:
+            if step.status is not StepStatus.FINISH:
+                assert session.call(step.call) == ToolResult(step.status, step.observation)
+
+
+def test_several_answers_to_a_query_are_its_samples(tmp_path, many, configured, write_json, tree_answer, chain_answer):
+    write_json(tmp_path / "rec" / "a.json", tree_answer)
+    write_json(tmp_path / "rec" / "b.json", chain_answer)
+    done = ingest(configured("toolbench", [many], [tmp_path / "rec"]), tmp_path / "out")
+    demonstrations = read_trajectories(done.demonstrations_path)
+    assert [(d.query_id, d.sample) for d in demonstrations] == [("rec-a", 0), ("rec-a", 1)]
+    assert len({d.trajectory_id for d in demonstrations}) == 2
+
+
+def test_ids_of_files_of_one_name_stay_apart(tmp_path, many, configured, write_json, instruction):
+    write_json(tmp_path / "more" / "G9_weather.json", [{**instruction, "query": "Another?", "query_id": 7}])
+    done = ingest(configured("toolbench", [many, tmp_path / "more"]), tmp_path / "out")
+    ids = [q.query_id for q in read_queries(done.queries_path)]
+    assert len(set(ids)) == 61 and "G9_weather-7~2" in ids
+
+
+def test_what_is_dropped_is_counted_and_quarantined(tmp_path, many, configured, write_json):
+    write_json(many / "bad.json", [{"query": "No tools"}, {"api_list": []}])
+    (many / "notes.json").write_text("not json")
+    done = ingest(configured("toolbench", [many], train=5, validation=3, heldout=2), tmp_path / "out")
+    assert Counter(q.split for q in read_queries(done.queries_path)) == {"train": 5, "validation": 3, "heldout": 2}
+    lines = [json.loads(line) for line in done.quarantine_path.read_text().splitlines()]
+    assert [(line["row"], line["reason"]) for line in lines] == [
+        (0, "missing field 'api_list'"), (1, "missing field 'query'"), (None, "not JSON"),
+    ]  # fmt: skip
+    over = sum(n for reason, n in done.counts.items() if "more than data." in reason)
+    assert done.counts["queries read"] == 62 and over == 50
+    assert done.counts["queries kept"] == 10
+
+
+def test_a_second_run_writes_the_same(tmp_path, many, configured):
+    config = configured("toolbench", [many], train=9, validation=6, heldout=6)
+    one, two = ingest(config, tmp_path / "one"), ingest(config, tmp_path / "two")
+    assert read_queries(one.queries_path) == read_queries(two.queries_path)
+
+
+def test_an_empty_split_is_refused_before_anything_is_written(tmp_path, configured, write_json, instruction):
+    write_json(tmp_path / "in" / "G9.json", [instruction, {"query": "No tools"}])
+    with pytest.raises(IngestError, match=r"split '\w+' is empty .*row 1: missing field 'api_list'"):
+        ingest(configured("toolbench", [tmp_path / "in"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_of_files_needs_paths(tmp_path):
+    config = Config.model_validate({"data": {"source": "jsonl"}})
+    with pytest.raises(IngestError, match=r"data\.paths"):
+        ingest(config, tmp_path)
+
+
+def test_own_tasks_keep_their_splits(tmp_path, configured):
+    tool = {"type": "function", "function": {"name": "t", "description": "", "parameters": {"type": "object"}}}
+    tasks = [{"instruction": f"Do {s}", "tools": [tool], "split": s, "id": s} for s in SPLITS]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    done = ingest(configured("jsonl", [tmp_path / "tasks.jsonl"]), tmp_path / "out")
+    assert {q.query_id: q.split for q in read_queries(done.queries_path)} == {s: s for s in SPLITS}
+    assert read_trajectories(done.demonstrations_path) == []
+
+
+def test_the_desk_comes_with_queries_and_demonstrations(tmp_path):
+    sizes = {"train_queries": 6, "validation_queries": 4, "heldout_queries": 4}
+    config = Config.model_validate({"data": sizes, "warm_start": {"demonstrations": 5}})
+    done = ingest(config, tmp_path)
+    queries = read_queries(done.queries_path)
+    assert Counter(q.split for q in queries) == {"train": 6, "validation": 4, "heldout": 4}
+    demonstrations = read_trajectories(done.demonstrations_path)
+    assert demonstrations and {d.query_id for d in demonstrations} <= {q.query_id for q in queries}
+
+
+texts = st.lists(st.text(min_size=1).filter(str.strip), unique_by=text_key, max_size=30)
+
+
+@given(texts, st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
+def test_a_text_is_in_one_split_whatever_stands_around_it(instructions, train, validation, heldout):
+    sizes = data(train, validation, heldout)
+    together = with_splits([query(t) for t in instructions] + [query(f" {t}\n") for t in instructions], sizes)
+    alone = [with_splits([query(t)], sizes)[0].split for t in instructions]
+    assert [q.split for q in together] == alone * 2
+
+
+def test_the_shares_are_those_of_the_configured_numbers():
+    splits = Counter(q.split for q in with_splits([query(f"Question {n}") for n in range(4000)], data(60, 10, 30)))
+    assert abs(splits["train"] / 4000 - 0.6) < 0.03
+    assert abs(splits["validation"] / 4000 - 0.1) < 0.03
+    assert abs(splits["heldout"] / 4000 - 0.3) < 0.03
+
+
+def test_a_given_split_holds_for_equal_texts():
+    queries = [query("a  b", query_id="1"), query("a b", "heldout", "2"), query("a b\n", query_id="3")]
+    assert [q.split for q in with_splits(queries, data(99, 1, 1))] == ["heldout"] * 3
+
+
+def test_one_text_in_two_splits_is_refused():
+    with pytest.raises(IngestError, match=r"'1' \(train\) and '2' \(heldout\)"):
+        with_splits([query("a", "train", "1"), query(" a ", "heldout", "2")], data(1, 1, 1))
+
+
+def test_recorded_queries_are_kept_first_and_order_stays():
+    queries = [query(f"Question {n}", "train") for n in range(50)]
+    recorded = {"Question 41", "Question 3", "Question 17"}
+    ledger = Ledger()
+    kept = [q.instruction for q in limited(queries, recorded, data(5, 1, 1), ledger)]
+    assert len(kept) == 5 and recorded <= set(kept)
+    assert kept == sorted(kept, key=lambda t: int(t.split()[1]))
+    assert ledger.counts == {"queries dropped: more than data.train_queries": 45}
+
+
+def test_real_data_as_a_whole(tmp_path, real_data, configured):
+    paths = [
+        real_data / "stabletoolbench/solvable_queries/test_instruction",
+        real_data / "toolbench/data_example/instruction",
+    ]
+    recorded = [real_data / "stabletoolbench/data_example/answer", real_data / "toolbench/data_example/answer"]
+    done = ingest(configured("toolbench", paths, recorded), tmp_path)
+    queries = read_queries(done.queries_path)
+    assert Counter(q.source for q in queries) == {"toolbench": 775, "recorded": 10}
+    assert len({q.query_id for q in queries}) == len(queries)
+    splits = {}
+    for q in queries:
+        assert splits.setdefault(text_key(q.instruction), q.split) == q.split
+    assert len(read_trajectories(done.demonstrations_path)) == 13
+    aside = [json.loads(line) for line in done.quarantine_path.read_text("utf-8").splitlines()]
+    # two demonstrations of ToolBench's command line, which name APIs without describing them
+    assert sorted(a["file"].rsplit("/", 1)[1] for a in aside) == [
+        "inference_query_demo.json", "inference_query_demo_open_domain.json",
+    ]  # fmt: skip
+
+
+def test_the_configuration_for_real_data_keeps_every_answer(tmp_path, real_data):
+    from steptool.config import load_config
+
+    config = load_config("configs/toolbench.yaml")
+
+    def moved(paths):
+        return [p.replace("data", str(real_data), 1) for p in paths]
+
+    there = {"paths": moved(config.data.paths), "recorded_answers": moved(config.data.recorded_answers)}
+    config = config.model_copy(update={"data": config.data.model_copy(update=there)})
+    done = ingest(config, tmp_path)
+    assert done.counts["queries kept"] == 40 and done.counts["demonstrations kept"] == 13
+    train = {q.query_id for q in read_queries(done.queries_path, "train")}
+    assert sum(d.query_id in train for d in read_trajectories(done.demonstrations_path)) >= 6

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+
+from steptool.chat.finish import FINISH_SCHEMA
+from steptool.data.intake import IngestError, Ledger
+from steptool.data.own_tasks import read_tasks
+
+TIDES = {
+    "type": "function",
+    "function": {
+        "name": "tides",
+        "description": "Tides of a harbour",
+        "parameters": {"type": "object", "properties": {"harbour": {"type": "string"}}, "required": ["harbour"]},
+    },
+}
+TASK = {"instruction": "When is high water in Bristol? 🌊\nToday.", "tools": [TIDES]}
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    def write(*lines):
+        text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+        (tmp_path / "tasks.jsonl").write_text(text, encoding="utf-8")
+        return [str(tmp_path / "tasks.jsonl")]
+
+    return write
+
+
+def test_a_task_needs_an_instruction_and_tools_only(tasks):
+    ledger = Ledger()
+    first, second = read_tasks(tasks("", TASK, "  ", TASK, ""), ledger)
+    assert (first.query_id, second.query_id) == ("tasks-2", "tasks-4")
+    assert first.instruction == TASK["instruction"] and first.tools == (TIDES, FINISH_SCHEMA)
+    assert (first.split, first.tier, first.max_steps, first.reference) == ("", "", 0, {})
+    assert ledger.counts == {"queries read": 2}
+
+
+def test_what_a_task_says_is_kept(tasks):
+    reference = {"answer": "at nine", "calls": [{"name": "tides", "arguments": {}}], "tools": ["tides"], "note": 1}
+    said = {"id": "t1", "split": "heldout", "tier": "easy", "max_steps": 4, "reference": reference}
+    (query,) = read_tasks(tasks(TASK | said), Ledger())
+    assert (query.query_id, query.split, query.tier, query.max_steps) == ("t1", "heldout", "easy", 4)
+    assert query.reference == reference
+
+
+def test_a_finish_of_their_own_is_replaced(tasks):
+    finish = {"type": "function", "function": {"name": "Finish", "description": "", "parameters": {"type": "object"}}}
+    (query,) = read_tasks(tasks(TASK | {"tools": [finish, TIDES]}), Ledger())
+    assert query.tools == (TIDES, FINISH_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("task", "named"),
+    [
+        ({"tools": [TIDES]}, "'instruction' is missing"),
+        ({"instruction": "Tides?"}, "'tools' is missing"),
+        (TASK | {"instruction": " "}, "'instruction'"),
+        (TASK | {"tools": {}}, "'tools'"),
+        (TASK | {"tools": [{"name": "tides"}]}, r"tools\[0\]\.type"),
+        (TASK | {"tools": [TIDES, TIDES]}, r"tools\[1\]\.function\.name"),
+        (TASK | {"tool": []}, "unknown field 'tool'"),
+        (TASK | {"id": 3}, "'id'"),
+        (TASK | {"split": "test"}, "'split': expected one of train, validation, heldout"),
+        (TASK | {"max_steps": "4"}, "'max_steps'"),
+        (TASK | {"max_steps": -1}, "'max_steps'"),
+        (TASK | {"max_steps": True}, "'max_steps'"),
+        (TASK | {"reference": "at nine"}, "'reference'"),
+        (TASK | {"reference": {"answer": 9}}, "'answer'"),
+        (TASK | {"reference": {"calls": [{"name": "tides"}]}}, r"'reference\.calls\[0\]\.arguments' is missing"),
+        (TASK | {"reference": {"tools": ["waves"]}}, '"waves"'),
+        ("{", "Expecting"),
+        ('"Tides?"', "expected a JSON object"),
+    ],
+)
+def test_the_first_bad_task_is_named_with_file_line_and_field(tasks, task, named):
+    with pytest.raises(IngestError, match=rf"tasks\.jsonl, line 2: .*{named}"):
+        read_tasks(tasks(TASK, task), Ledger())
+
+
+def test_ids_are_distinct(tasks):
+    with pytest.raises(IngestError, match="'id'.*t1"):
+        read_tasks(tasks(TASK | {"id": "t1"}, TASK | {"id": "t1"}), Ledger())
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "tasks.jsonl").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(IngestError, match=r"tasks\.jsonl: not UTF-8 text"):
+        read_tasks([str(tmp_path)], Ledger())
+
+
+def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
+    task = TASK | {"instruction": "one\u2028two\x85three"}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(task, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    (query,) = read_tasks([str(tmp_path)], Ledger())
+    assert query.instruction == "one\u2028two\x85three"

@@ -1,0 +1,245 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from steptool.data.intake import Ledger, UnusableError
+from steptool.data.recorded import answer_query, demonstration, observation_status, read_answer, read_answers
+from steptool.records import read_trajectories, write_trajectories
+from steptool.tools.schema import check_tools
+from steptool.trajectory import FINISH, StepStatus, StopReason
+
+FILE = Path("G9_answer") / "7_model.json"
+
+
+def told(document):
+    answer = read_answer(document, FILE)
+    return demonstration(answer, answer_query(answer), 0)
+
+
+def statuses(trajectory):
+    return [str(s.status) for s in trajectory.steps]
+
+
+def path_of(document):
+    return document["answer_generation"]["train_messages"][-1]
+
+
+def test_the_last_training_messages_are_the_path(tree_answer):
+    trajectory = told(tree_answer)
+    assert statuses(trajectory) == ["tool_error", "ok", "finish"]
+    assert [s.call.name for s in trajectory.steps] == ["warnings_for_sky_watch", "forecast_day_for_sky_watch", FINISH]
+    assert trajectory.steps[1].call.arguments == {"town": "Bern"}
+    assert trajectory.stop_reason is StopReason.FINISHED and trajectory.final_answer == "It rains."
+    assert (trajectory.policy, trajectory.solved, trajectory.action_tokens) == ("recorded", None, 0)
+
+
+def test_messages_are_one_call_a_turn_with_the_thoughts_before_it(tree_answer):
+    messages = told(tree_answer).messages
+    roles = [m["role"] for m in messages]
+    assert roles == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert messages[0]["content"] == tree_answer["answer_generation"]["query"]
+    assert [messages[n]["content"] for n in (1, 3, 5)] == ["First the warnings.", "Then the forecast.", ""]
+    assert messages[3]["tool_calls"] == [
+        {"type": "function", "function": {"name": "forecast_day_for_sky_watch", "arguments": {"town": "Bern"}}}
+    ]
+
+
+def test_dirty_responses_pass_unharmed(tmp_path, tree_answer):
+    raw = path_of(tree_answer)[7]["content"] + '\r\n\t\x07 \u2028 \U0001f600 {"a": "{\\"b\\": null}"} <|im_end|>'
+    path_of(tree_answer)[7]["content"] = raw
+    trajectory = told(tree_answer)
+    (back,) = read_trajectories(write_trajectories(tmp_path / "t.parquet", [trajectory]))
+    assert back.steps[1].observation == raw == back.messages[4]["content"]
+    assert back.messages == list(trajectory.messages) and back.steps == list(trajectory.steps)
+
+
+def test_a_chain_without_training_messages_is_its_last_try(chain_answer):
+    trajectory = told(chain_answer)
+    assert statuses(trajectory) == ["tool_error", "ok"]
+    assert trajectory.stop_reason is StopReason.STEP_LIMIT and trajectory.final_answer is None
+    assert trajectory.messages[3]["content"] == "Again."
+
+
+def test_a_lost_tree_is_the_path_that_got_furthest(tree_answer):
+    def branch(code, *children, text="{}", name="warnings_for_sky_watch"):
+        leaf = {"node_type": "Action Input", "description": text, "observation": "{}", "observation_code": code}
+        return {"node_type": "Action", "description": name, "children": [{**leaf, "children": list(children)}]}
+
+    give_up = branch(4, text='{"return_type": "give_up_and_restart"}', name=FINISH)
+    first, second = branch(0, give_up, text='{"n": 1}'), branch(0, give_up, text='{"n": 2}')
+    root = {"node_type": "Action Input", "description": "", "children": [first, second, branch(0)]}
+    tree_answer["tree"]["tree"] = root
+    del tree_answer["answer_generation"]["train_messages"]
+    trajectory = told(tree_answer)
+    assert statuses(trajectory) == ["ok", "finish"] and trajectory.steps[0].call.arguments == {"n": 2}
+    assert trajectory.stop_reason is StopReason.GAVE_UP and trajectory.final_answer is None
+
+
+def test_calls_in_the_newer_form_read_alike(tree_answer):
+    older = told(copy.deepcopy(tree_answer))
+    for message in path_of(tree_answer):
+        if call := message.pop("function_call", None):
+            message["tool_calls"] = [{"id": "c1", "type": "function", "function": call}]
+        if message["role"] == "function":
+            message["role"] = "tool"
+    newer = told(tree_answer)
+    assert (newer.messages, newer.steps) == (older.messages, older.steps)
+
+
+@pytest.mark.parametrize("arguments", ['{"town": "Bern', "Bern", "[1]", "null"])
+def test_arguments_that_are_no_object_are_a_malformed_step(tree_answer, arguments):
+    path_of(tree_answer)[6]["function_call"]["arguments"] = arguments
+    trajectory = told(tree_answer)
+    assert statuses(trajectory) == ["tool_error", "malformed", "finish"]
+    assert trajectory.steps[1].call is None and trajectory.steps[1].observation == trajectory.messages[4]["content"]
+    assert arguments in trajectory.messages[3]["content"] and "tool_calls" not in trajectory.messages[3]
+
+
+def test_words_without_a_call_at_the_end_are_a_malformed_step(tree_answer):
+    path_of(tree_answer)[-1:] = [{"role": "assistant", "content": "It will rain."}]
+    trajectory = told(tree_answer)
+    assert statuses(trajectory)[-1] == "malformed" and trajectory.stop_reason is StopReason.MALFORMED
+    assert trajectory.messages[-1] == {"role": "assistant", "content": "It will rain."}
+
+
+def test_a_finish_of_another_form_does_not_finish(tree_answer):
+    path_of(tree_answer)[-1]["function_call"]["arguments"] = '{"answer": "It rains."}'
+    trajectory = told(tree_answer)
+    assert statuses(trajectory)[-1] == "invalid_arguments" and trajectory.final_answer is None
+
+
+def test_nothing_comes_after_finish(tree_answer):
+    late = {
+        "role": "assistant",
+        "content": None,
+        "function_call": {"name": "warnings_for_sky_watch", "arguments": "{}"},
+    }
+    path_of(tree_answer).extend([late])
+    assert statuses(told(tree_answer)) == ["tool_error", "ok", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("observation", "status"),
+    [
+        ('{"error": "", "response": "9 mm"}', "ok"),
+        ('{"error": "", "response": ""}', "ok"),
+        ('{"error": "", "response": {"results": []}}', "ok"),
+        ('{"error": "Timeout error...", "response": ""}', "tool_error"),
+        ('{"error": {"code": 3}, "response": ""}', "tool_error"),
+        ('{"error": "No such function name: tides", "response": ""}', "unknown_tool"),
+        ('{"error": "", "response": "{\\"status\\": \\"401\\"}"}', "tool_error"),
+        ('{"error": "", "response": "{\'statusCode\': 503}"}', "tool_error"),
+        ('{"error": "", "response": {"status": 404}}', "tool_error"),
+        ('{"error": "", "response": "{\'status\': 200, \'temperature\': 451}"}', "ok"),
+        ('{"error": "", "response": "Too many requests"}', "tool_error"),
+        ('{"error": "", "response": "A novel of 900 pages about too many requests. ' + "x" * 900 + '"}', "ok"),
+        ('{"error": "", "response": "cut off in the mid', "ok"),
+        ('{"error": "Message error...", "response": "cut off in the mid', "tool_error"),
+        ("plain words", "ok"),
+        ("[1, 2]", "ok"),
+        ("", "ok"),
+    ],
+)
+def test_what_became_of_a_call_is_read_from_the_response(observation, status):
+    assert observation_status(observation) == StepStatus(status)
+
+
+@given(st.text())
+def test_any_response_has_a_status(observation):
+    assert observation_status(observation) in StepStatus
+
+
+def test_the_tools_recorded_become_tool_schemas(tree_answer):
+    functions = tree_answer["answer_generation"]["function"]
+    functions[0]["parameters"]["properties"]["days"]["type"] = "NUMBER"
+    functions[0]["parameters"]["required"] = ["town", "town", "gone"]
+    tools = answer_query(read_answer(tree_answer, FILE)).tools
+    check_tools(tools, "tools")
+    assert [t["function"]["name"] for t in tools] == ["forecast_day_for_sky_watch", "warnings_for_sky_watch", FINISH]
+    parameters = tools[0]["function"]["parameters"]
+    assert parameters["required"] == ["town"] and parameters["properties"]["town"]["examples"] == ["Bern"]
+    assert parameters["properties"]["days"]["type"] == "number"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda d: d.pop("answer_generation"), "missing field 'answer_generation'"),
+        (lambda d: d["answer_generation"].pop("query"), "missing field 'query'"),
+        (lambda d: d["answer_generation"].pop("function"), "missing field 'function'"),
+        (lambda d: d["answer_generation"].update(train_messages=[3]), "a path of another shape"),
+        (lambda d: path_of(d).pop(3), "a call without a response"),
+        (lambda d: path_of(d).pop(2), "a response without a call"),
+        (lambda d: d["answer_generation"].update(train_messages=[]), "no recorded step"),
+        (lambda d: d["answer_generation"]["function"][0].update(name="no name"), "tool schema that is no schema"),
+    ],
+)
+def test_a_malformed_answer_is_set_aside_with_its_reason(tmp_path, write_json, tree_answer, spoil, reason):
+    write_json(tmp_path / "a" / "good.json", tree_answer)
+    spoil(tree_answer)
+    bad = write_json(tmp_path / "b" / "bad.json", tree_answer)
+    ledger = Ledger()
+    assert len(list(read_answers([str(tmp_path)], ledger))) == 1
+    (aside,) = ledger.set_aside
+    assert (aside["file"], aside["reason"], aside["record"]) == (str(bad), reason, tree_answer)
+    assert ledger.counts["demonstrations read"] == 2 and ledger.counts[f"demonstrations dropped: {reason}"] == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def places(node, path=()):
+    yield path
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_damaged_an_answer_is_read_or_refused(tree_answer, chain_answer, data):
+    document = copy.deepcopy(data.draw(st.sampled_from([tree_answer, chain_answer])))
+    *parents, last = data.draw(st.sampled_from(sorted(places(document), key=repr)).filter(len))
+    node = document
+    for key in parents:
+        node = node[key]
+    node[last] = data.draw(JSON)
+    try:
+        trajectory = told(document)
+    except UnusableError as error:
+        assert error.reason and error.detail
+    else:
+        assert trajectory.steps
+
+
+def test_every_step_of_the_real_answers_comes_through(real_data):
+    ledger = Ledger()
+    folders = [str(real_data / "toolbench/data_example/answer"), str(real_data / "stabletoolbench/data_example/answer")]
+    answers = list(read_answers(folders, ledger))
+    assert len(answers) == 13 and not ledger.set_aside
+    for answer in answers:
+        raw = json.loads(answer.file.read_text("utf-8"))
+        paths = raw["answer_generation"].get("train_messages")
+        trajectory = demonstration(answer, answer_query(answer), 0)
+        if paths:
+            calls = [m["function_call"] for m in paths[-1] if m.get("function_call")]
+            said = [m["content"] for m in paths[-1] if m["role"] == "function"]
+            assert [s.call.name for s in trajectory.steps] == [c["name"] for c in calls]
+            assert [s.call.arguments for s in trajectory.steps] == [json.loads(c["arguments"]) for c in calls]
+            assert [s.observation for s in trajectory.steps if s.status != StepStatus.FINISH] == said
+            recorded = json.loads(raw["answer_generation"]["final_answer"])
+            assert trajectory.final_answer == recorded.get("final_answer")
+        else:
+            assert trajectory.stop_reason in (StopReason.STEP_LIMIT, StopReason.GAVE_UP)
+        if "trys" in raw:
+            inputs = [n["observation"] for n in raw["trys"][-1]["chain"] if n["node_type"] == "Action Input"]
+            assert inputs[: len(trajectory.steps) - 1] == [s.observation for s in trajectory.steps[:-1]]
+            assert len(inputs) == len(trajectory.steps)

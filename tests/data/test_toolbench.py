@@ -1,0 +1,202 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.chat.finish import FINISH_SCHEMA
+from steptool.data.intake import IngestError, Ledger, UnusableError
+from steptool.data.toolbench import function_name, instruction_query, read_instructions, tool_schemas, unreserved
+from steptool.tools.schema import check_arguments, check_tools
+
+FILE = Path("G9_weather.json")
+
+
+@pytest.mark.parametrize(
+    ("api", "tool", "name"),
+    [
+        ("Forecast/Day", "Sky Watch", "forecast_day_for_sky_watch"),
+        ("/v2/{id}/", "--Tides--", "v2_id_for_tides"),
+        ("7 days", "24h", "get_7_days_for_get_24h"),
+        ("from", "Trains", "is_from_for_trains"),
+        ("Météo 👋", "été", "m_t_o_for_t"),
+        ("a" * 80, "sky", "a" * 56 + "_for_sky"),
+    ],
+)
+def test_function_names_follow_toolbench(api, tool, name):
+    assert function_name(api, tool) == name
+
+
+def test_an_instruction_becomes_a_query(instruction):
+    query = instruction_query(instruction, FILE, 0)
+    assert query.instruction == instruction["query"]
+    assert (query.query_id, query.tier, query.environment) == ("G9_weather-7", "G9_weather", "replay")
+    assert query.reference == {"tools": ["forecast_day_for_sky_watch"]}
+    forecast, warnings, finish = query.tools
+    assert forecast["function"] == {
+        "name": "forecast_day_for_sky_watch",
+        "description": "What it does",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "town": {"type": "string", "examples": ["Bern"]},
+                "days": {"type": "number", "default": 3},
+            },
+            "required": ["town"],
+        },
+    }
+    assert warnings["function"]["description"] == "Warnings (Sky Watch)"
+    assert finish == FINISH_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "wrong"),
+    [
+        ("STRING", "x", 1),
+        ("string", "x", 1),
+        ("NUMBER", 1.5, "x"),
+        ("BOOLEAN", True, "x"),
+        ("ARRAY", [1], "x"),
+        ("OBJECT", {"a": 1}, "x"),
+        ("ENUM", "x", 1),
+        ("DATE (YYYY-MM-DD)", "2024-02-29", 1),
+        ("TENSOR", "x", 1),
+        (None, "x", 1),
+    ],
+)
+def test_types_become_those_of_json_schema(instruction, written, value, wrong):
+    instruction["api_list"][0]["required_parameters"][0]["type"] = written
+    parameters = instruction_query(instruction, FILE, 0).tools[0]["function"]["parameters"]
+    assert check_arguments(parameters, {"town": value}) is None
+    assert check_arguments(parameters, {"town": wrong}) is not None
+
+
+def test_parameter_names_are_those_of_the_calls(instruction):
+    api = instruction["api_list"][0]
+    api["required_parameters"] = [{"name": n, "type": "STRING"} for n in ("id", "filter[Name]", "x-lang", "id")]
+    parameters = instruction_query(instruction, FILE, 0).tools[0]["function"]["parameters"]
+    assert list(parameters["properties"]) == ["is_id", "filter_name", "x_lang", "days"]
+    assert parameters["required"] == ["is_id", "filter_name", "x_lang"]
+
+
+def test_long_names_that_end_alike_stay_apart(instruction):
+    first, second = instruction["api_list"]
+    first["api_name"], second["api_name"] = "today " + "y" * 70, "tomorrow " + "y" * 70
+    names = [t["function"]["name"] for t in tool_schemas(instruction["api_list"]).values()]
+    assert len(set(names)) == 2 and all(len(n) == 64 for n in names)
+    assert names[0] == function_name(first["api_name"], first["tool_name"])
+
+
+def test_the_same_api_twice_is_one_tool(instruction):
+    instruction["api_list"].append(instruction["api_list"][0])
+    assert len(tool_schemas(instruction["api_list"])) == 2
+
+
+@given(st.text(max_size=90), st.text(max_size=90))
+def test_any_names_make_a_tool_schema(tool, api):
+    name = {"tool_name": tool, "api_name": api, "required_parameters": [], "optional_parameters": []}
+    if tool.strip() and api.strip():
+        check_tools(list(tool_schemas([name]).values()), "api_list")
+    else:
+        with pytest.raises(UnusableError):
+            tool_schemas([name])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda r: r.pop("query"), "'query'"),
+        (lambda r: r.update(query="  \n"), "'query'"),
+        (lambda r: r.update(query=["Will it rain?"]), "'query'"),
+        (lambda r: r.pop("api_list"), "'api_list'"),
+        (lambda r: r.update({"relevant APIs": 3}), "'relevant APIs'"),
+        (lambda r: r["api_list"][1].pop("tool_name"), r"api_list[1].tool_name"),
+        (lambda r: r["api_list"][0].update(required_parameters=None), r"api_list[0].required_parameters"),
+        (lambda r: r["api_list"][0]["required_parameters"][0].pop("name"), r"api_list[0].required_parameters[0].name"),
+        (lambda r: r["api_list"].append("Tides"), r"api_list[2]"),
+    ],
+)
+def test_a_malformed_record_is_set_aside_with_its_place(tmp_path, write_json, instruction, spoil, named):
+    good = json.loads(json.dumps(instruction))
+    spoil(instruction)
+    file = write_json(tmp_path / "G9.json", [good, instruction, good])
+    ledger = Ledger()
+    assert len(list(read_instructions([str(tmp_path)], ledger))) == 2
+    (aside,) = ledger.set_aside
+    assert (aside["file"], aside["row"], aside["record"]) == (str(file), 1, instruction)
+    assert named in aside["detail"]
+    assert ledger.counts["queries read"] == 3 and ledger.counts[f"queries dropped: {aside['reason']}"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe[]", "not UTF-8 text"),
+        (b'{"7": 0}', "not a list of instructions"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[" + b"9" * 5000 + b"]", "not JSON"),
+    ],
+)
+def test_a_file_of_another_kind_is_set_aside_whole(tmp_path, content, reason):
+    (tmp_path / "odd.json").write_bytes(content)
+    ledger = Ledger()
+    assert list(read_instructions([str(tmp_path)], ledger)) == []
+    assert [(a["reason"], a["row"]) for a in ledger.set_aside] == [(reason, None)]
+
+
+def test_paths_that_lead_nowhere_are_refused(tmp_path):
+    with pytest.raises(IngestError, match=r"data\.paths: '.*missing' does not exist"):
+        list(read_instructions([str(tmp_path / "missing")], Ledger()))
+    with pytest.raises(IngestError, match=r"has no \.json file"):
+        list(read_instructions([str(tmp_path)], Ledger()))
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_writing(tmp_path, instruction):
+    text = json.dumps([instruction]).replace("Bern tomorrow?", r"Bern \ud83d tomorrow \ud83d\ude00?")
+    (tmp_path / "G9.json").write_text(text)
+    (query,) = read_instructions([str(tmp_path)], Ledger())
+    assert "Bern \ufffd tomorrow \U0001f600?" in query.instruction
+    query.instruction.encode()
+
+
+def test_every_real_query_comes_through(real_data):
+    ledger = Ledger()
+    folder = real_data / "stabletoolbench" / "solvable_queries" / "test_instruction"
+    queries = list(read_instructions([str(folder)], ledger))
+    sizes = {tier: sum(q.tier == tier for q in queries) for tier in {q.tier for q in queries}}
+    assert sorted(sizes.values()) == [61, 106, 124, 153, 158, 163]
+    assert not ledger.set_aside and ledger.counts["queries read"] == 765
+    raw = {f"{f.stem}-{r['query_id']}": r for f in folder.glob("*.json") for r in json.loads(f.read_text("utf-8"))}
+    for query in queries:
+        record = raw[query.query_id]
+        assert query.instruction == record["query"]
+        assert len(query.tools) == len({(a["tool_name"], a["api_name"]) for a in record["api_list"]}) + 1
+        assert len(query.reference["tools"]) == len({tuple(pair) for pair in record["relevant APIs"]})
+
+
+def test_real_recorded_function_lists_are_reproduced(real_data):
+    folder = real_data / "stabletoolbench"
+    queries = {
+        q.instruction: q for q in read_instructions([str(folder / "solvable_queries/test_instruction")], Ledger())
+    }
+    answers = [json.loads(f.read_text("utf-8")) for f in (folder / "data_example/answer").rglob("*.json")]
+    assert answers
+    for answer in (a["answer_generation"] for a in answers):
+        ours = [t["function"] for t in queries[answer["query"]].tools]
+        assert [f["name"] for f in ours] == [f["name"] for f in answer["function"]]
+        for mine, theirs in zip(ours[:-1], answer["function"], strict=False):
+            assert set(theirs["parameters"]["properties"]) <= set(mine["parameters"]["properties"])
+
+
+def test_real_function_names_of_all_recorded_answers_keep_the_rules(real_data):
+    """Answers without an instruction: a name is <api>_for_<tool>, and each part is already standard."""
+    for file in (real_data / "toolbench" / "data_example" / "answer").rglob("*.json"):
+        for function in json.loads(file.read_text("utf-8"))["answer_generation"]["function"]:
+            if function["name"] != "Finish":
+                api, _, tool = function["name"].rpartition("_for_")
+                assert function_name(api, tool) == function["name"]
+                for name in function["parameters"]["properties"]:
+                    assert unreserved(name) == name
