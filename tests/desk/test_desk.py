@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "heldout")
 QUERIES = [draw_query(split, tier, f"test{i}") for split in SPLITS for tier in (SINGLE, LONG) for i in range(40)]
 
 
-def _call(session, name, **arguments):
+def _call(session, name, /, **arguments):
     return session.call(ToolCall(name, arguments))
 
 
