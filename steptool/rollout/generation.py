@@ -18,7 +18,9 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 _CHUNK = 64
-"""Slots by which the cache grows."""
+"""The cache grows by half, to a multiple of this number of slots."""
+_PADDING = 256
+"""Tokens of padding in one prefill, at most: about what a forward pass of its own costs a small model."""
 _MASK_CELLS = 1 << 24
 """Cells (rows x new tokens x slots) of attention mask in one prefill, at most, unless one row needs more."""
 
@@ -74,7 +76,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         self._read = rows
         self._length = length
         if length > self._slots:
-            self._resize(-(-length // _CHUNK) * _CHUNK)
+            self._resize(-(-max(length, self._slots * 3 // 2) // _CHUNK) * _CHUNK)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -258,15 +260,18 @@ def _invert(probs_RV: Tensor, uniforms_R: Tensor) -> Tensor:
 
 
 def _groups(feeds: Sequence[Feed]) -> Iterator[list[Feed]]:
-    """Feeds of similar length together, each group within the mask's limit."""
+    """Feeds of similar length together, each group within the limits of padding and of its mask."""
     group: list[Feed] = []
-    slots = 0
+    tokens = slots = 0
     for feed in sorted(feeds, key=lambda f: len(f.ids)):
-        slots = max(slots, feed.start + len(feed.ids))
-        if group and (len(group) + 1) * len(feed.ids) * slots > _MASK_CELLS:
-            yield group
-            group, slots = [], feed.start + len(feed.ids)
+        width = len(feed.ids)
+        slots = max(slots, feed.start + width)
+        if width * len(group) - tokens > _PADDING or width * (len(group) + 1) * slots > _MASK_CELLS:
+            if group:
+                yield group
+            group, tokens, slots = [], 0, feed.start + width
         group.append(feed)
+        tokens += width
     if group:
         yield group
 

@@ -1,0 +1,93 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
+
+from steptool.rollout import generation
+from steptool.rollout.generation import BatchSampler, Feed
+
+
+def test_tokens_are_drawn_with_the_probabilities_of_the_model(random_model: PreTrainedModel) -> None:
+    rows, temperature = 4000, 1.5
+    random_model.eval()
+    sampler = BatchSampler(random_model, rows, set(), max_new_tokens=1, temperature=temperature)
+    uniforms = np.random.default_rng(0).random((rows, 1), dtype=np.float32)
+    sampler.feed([Feed(row, 0, [5, 6, 7], uniforms[row]) for row in range(rows)])
+    turns = sampler.take()
+    drawn = np.array([turn.ids[0] for turn in turns])
+    with torch.inference_mode():
+        logits = random_model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
+    expected = (logits / temperature).softmax(-1).numpy()
+    observed = np.bincount(drawn, minlength=len(expected)) / rows
+    deviation = np.sqrt(expected * (1 - expected) / rows)
+    assert np.all(np.abs(observed - expected) < 5 * deviation + 1e-3)
+    plain = logits.log_softmax(-1).numpy()
+    np.testing.assert_allclose([turn.logprobs[0] for turn in turns], plain[drawn], atol=1e-4)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.25, 0.999999, 1.0])
+def test_no_token_of_probability_zero_is_drawn(uniform: float) -> None:
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
+    token = int(generation._invert(probabilities, torch.tensor([uniform])))
+    assert token == (1 if uniform < 0.25 else 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 6000)), max_size=12))
+def test_groups_hold_every_feed_within_the_limits(sizes: list[tuple[int, int]]) -> None:
+    feeds = [Feed(i, start, [0] * n, np.zeros(1, np.float32)) for i, (start, n) in enumerate(sizes)]
+    groups = list(generation._groups(feeds))
+    assert sorted(f.row for g in groups for f in g) == list(range(len(feeds)))
+    for group in groups:
+        width, slots = max(len(f.ids) for f in group), max(f.start + len(f.ids) for f in group)
+        assert len(group) == 1 or len(group) * width * slots <= generation._MASK_CELLS
+        assert sum(width - len(f.ids) for f in group) <= generation._PADDING
+
+
+def test_rows_go_on_after_others_are_dropped(random_model: PreTrainedModel) -> None:
+    random_model.eval()
+    uniforms = np.random.default_rng(1).random((3, 80), dtype=np.float32)
+    prompts = [[5] * 10, [6] * 100, [7, 8, 9] * 20]
+
+    def turn(rows: list[int], drop: Callable[[BatchSampler], None]) -> list[int]:
+        sampler = BatchSampler(random_model, len(rows), set(), max_new_tokens=80)
+        sampler.feed([Feed(i, 0, prompts[r], uniforms[r]) for i, r in enumerate(rows)])
+        for _ in range(40):
+            sampler.step()
+        drop(sampler)
+        while not sampler.ended:
+            sampler.step()
+        return sampler.take()[-1].ids
+
+    assert turn([0, 1, 2], lambda s: s.keep([2])) == turn([2], lambda s: None)
+    assert turn([1, 2, 0], lambda s: s.keep([2, 0])) == turn([1], lambda s: None)
+
+
+def test_a_row_is_given_to_another_sequence(random_model: PreTrainedModel) -> None:
+    random_model.eval()
+    uniforms = np.random.default_rng(2).random((2, 6), dtype=np.float32)
+    used = BatchSampler(random_model, 1, set(), max_new_tokens=6)
+    fresh = BatchSampler(random_model, 1, set(), max_new_tokens=6)
+    feeds = [Feed(0, 0, list(range(20, 60)), uniforms[0]), Feed(0, 0, [9, 8], uniforms[1])]
+    for sampler, plan in ((used, feeds), (fresh, feeds[1:])):
+        for feed in plan:
+            sampler.feed([feed])
+            while not sampler.ended:
+                sampler.step()
+            (last,) = sampler.take()
+        if sampler is used:
+            expected = last
+    assert last.ids == expected.ids
+    np.testing.assert_allclose(last.logprobs, expected.logprobs, atol=1e-5)
+
+
+def test_models_that_cannot_be_run_so_are_refused(random_model: PreTrainedModel) -> None:
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=8, n_layer=1, n_head=1))
+    with pytest.raises(ValueError, match="takes no position_ids"):
+        BatchSampler(bloom, 1, set(), max_new_tokens=1)
+    random_model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="'flash_attention_2' takes no masks"):
+        BatchSampler(random_model, 1, set(), max_new_tokens=1)
