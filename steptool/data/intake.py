@@ -133,7 +133,8 @@ def text_field(record: Any, name: str, where: str = "") -> str:
     """A field that holds text, and not only white space."""
     text = field(record, name, str, where)
     if not text.strip():
-        raise UnusableError(f"empty field '{name}'", f"field '{name}' holds no text")
+        path = f"{where}.{name}" if where else name
+        raise UnusableError(f"empty field '{name}'", f"field '{path}' holds no text")
     return str(text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from steptool.data.intake import (
@@ -31,6 +31,7 @@ def read_tasks(paths: Sequence[str], ledger: Ledger) -> list[Query]:
     Raises IngestError naming the file, the line and the field of the first task that is not well formed.
     """
     queries: list[Query] = []
+    ids: dict[str, str] = {}
     for file in files(paths, "data.paths", ".jsonl"):
         try:
             lines = read_text(file).split("\n")
@@ -38,26 +39,27 @@ def read_tasks(paths: Sequence[str], ledger: Ledger) -> list[Query]:
             raise IngestError(f"{file}: {error}") from None
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                queries.append(_query(line, file, number))
+                where = f"{file}, line {number}"
+                query = _query(line, where)
+                if query.query_id and ids.setdefault(query.query_id, where) != where:
+                    raise IngestError(
+                        f"{where}: field 'id': '{query.query_id}' is also the id of {ids[query.query_id]}"
+                    )
+                queries.append(query if query.query_id else replace(query, query_id=f"{file.stem}-{number}"))
                 ledger.count("queries read")
-    ids = [q.query_id for q in queries]
-    if twice := {i for i in ids if ids.count(i) > 1}:
-        raise IngestError(f"{', '.join(paths)}: field 'id': given to several tasks: {', '.join(sorted(twice))}")
     return queries
 
 
-def _query(line: str, file: Path, number: int) -> Query:
-    where = f"{file}, line {number}"
+def _query(line: str, where: str) -> Query:
     try:
-        task = parse_json(line)
-        return _checked(task, f"{file.stem}-{number}", where)
+        return _checked(parse_json(line), where)
     except UnusableError as error:
         raise IngestError(f"{where}: {error.detail}") from None
     except ValueError as error:  # a tool schema that is none; the message names the place
         raise IngestError(str(error)) from None
 
 
-def _checked(task: Any, default_id: str, where: str) -> Query:
+def _checked(task: Any, where: str) -> Query:
     instruction = text_field(task, "instruction")
     if unknown := [name for name in task if name not in _FIELDS]:
         raise UnusableError("unknown field", f"unknown field '{unknown[0]}'; known are {', '.join(_FIELDS)}")
@@ -71,7 +73,7 @@ def _checked(task: Any, default_id: str, where: str) -> Query:
         raise UnusableError("ill-typed field", f"field 'max_steps': expected a number of steps, got {shown(max_steps)}")
     offered = with_finish(tools)
     return Query(
-        query_id=_optional(task, "id", str, default_id),
+        query_id=_optional(task, "id", str, ""),
         split=split,
         environment="replay",
         instruction=instruction,

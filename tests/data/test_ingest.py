@@ -1,12 +1,13 @@
 import copy
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.config import Config, DataConfig
+from steptool.config import Config, DataConfig, load_config
 from steptool.contracts import read_costs
 from steptool.data.ingest import ingest
 from steptool.data.intake import IngestError, Ledger
@@ -193,9 +194,7 @@ def test_real_data_as_a_whole(tmp_path, real_data, configured):
 
 
 def test_the_configuration_for_real_data_keeps_every_answer(tmp_path, real_data):
-    from steptool.config import load_config
-
-    config = load_config("configs/toolbench.yaml")
+    config = load_config(Path(__file__).parents[2] / "configs" / "toolbench.yaml")
 
     def moved(paths):
         return [p.replace("data", str(real_data), 1) for p in paths]

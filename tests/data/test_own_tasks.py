@@ -79,8 +79,15 @@ def test_the_first_bad_task_is_named_with_file_line_and_field(tasks, task, named
 
 
 def test_ids_are_distinct(tasks):
-    with pytest.raises(IngestError, match="'id'.*t1"):
+    with pytest.raises(IngestError, match=r"'id'.*t1"):
         read_tasks(tasks(TASK | {"id": "t1"}, TASK | {"id": "t1"}), Ledger())
+
+
+def test_files_of_one_name_may_leave_out_the_ids(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tasks.jsonl").write_text(json.dumps(TASK))
+    assert len(read_tasks([str(tmp_path)], Ledger())) == 2
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):

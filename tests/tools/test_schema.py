@@ -54,13 +54,13 @@ def test_openai_schemas_pass():
     ],
 )
 def test_what_is_no_schema_is_refused_with_file_row_and_field(path, value, field):
-    with pytest.raises(SchemaError, match=f"tasks.jsonl, line 7: .*{field}"):
+    with pytest.raises(SchemaError, match=rf"tasks\.jsonl, line 7: .*{field}"):
         check_tools([changed(path, value)], "tasks.jsonl, line 7")
 
 
 @pytest.mark.parametrize("tools", [None, "book_room", {"book_room": {}}, ["book_room"], [None], [{}]])
 def test_what_is_no_list_of_tools_is_refused(tools):
-    with pytest.raises(SchemaError, match="tasks.jsonl, line 7"):
+    with pytest.raises(SchemaError, match=r"tasks\.jsonl, line 7"):
         check_tools(tools, "tasks.jsonl, line 7")
 
 
