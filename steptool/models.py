@@ -130,7 +130,7 @@ def tiny_model(
 def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], what: str, remedy: str) -> None:
     """A local folder needs a file of one of the patterns. What is no local path is taken for a Hub id."""
     path = Path(folder)
-    if not path.exists() and len(path.parts) <= 2 and path.parts[0] not in (os.sep, ".", ".."):
+    if not path.exists() and len(path.parts) <= 2 and not os.fspath(folder).startswith((os.sep, ".")):
         return
     if not path.is_dir():
         raise ModelError(f"{folder}: no such model folder")
