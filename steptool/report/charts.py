@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 440
-LINE_HEIGHT = 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 50, 14, 40
+WIDTH = 360
+LINE_HEIGHT = 216
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 46, 12, 40
+_NAMES, _VALUES = 84, 46
+"""Room left and right of a chart of rows, for the names and the values."""
 _ROW = 22
 Format = Callable[[float], str]
 
@@ -85,13 +87,13 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round numbers that cover [low, high], about `wanted` steps apart."""
+def ticks(low: float, high: float, wanted: int = 4, smallest: float = 0.0) -> list[float]:
+    """Round numbers that cover [low, high] in about `wanted` steps, each at least `smallest`."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    raw = (high - low) / wanted
+    raw = max((high - low) / wanted, smallest)
     magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -108,7 +110,7 @@ def line_chart(
     title: str,
     series: Sequence[Series],
     *,
-    x_label: str,
+    x_label: str = "round",
     note: str = "",
     show: Format = number,
     floor: float | None = None,
@@ -131,15 +133,15 @@ def line_chart(
 
 def interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
     """Horizontal bars from 0 to 1 with error intervals, one block of rows for each group."""
-    x = Scale(0, 1, 96, WIDTH - 52)
-    body, height = _rows(rows, x, ticks(0, 1), show, _bar)
+    x = Scale(0, 1, _NAMES + 8, WIDTH - _VALUES)
+    body, height = _rows(rows, x, [0, 0.25, 0.5, 0.75, 1], show, _bar)
     return figure(title, _svg(title, height, body), note)
 
 
 def differences(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
     """Points with intervals around a line at zero, one block of rows for each group."""
-    marks = ticks(min([-0.05, *(r.low for r in rows)]), max([0.05, *(r.high for r in rows)]))
-    x = Scale(marks[0], marks[-1], 96, WIDTH - 52)
+    marks = ticks(min([0.0, *(r.low for r in rows)]), max([0.05, *(r.high for r in rows)]))
+    x = Scale(marks[0], marks[-1], _NAMES + 8, WIDTH - _VALUES)
     body, height = _rows(rows, x, marks, show, _whisker)
     body.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 26}"/>')
     return figure(title, _svg(title, height, body), note)
@@ -196,7 +198,7 @@ def _y_axis(y: Scale, marks: Sequence[float], show: Format, right: float = WIDTH
 
 def _x_axis(x: Scale, values: Sequence[float], label: str, bottom: float) -> str:
     if len(values) > 10:
-        values = [t for t in ticks(values[0], values[-1], 6) if values[0] <= t <= values[-1]]
+        values = [t for t in ticks(values[0], values[-1], 6, 1.0) if values[0] <= t <= values[-1]]
     shown = "".join(
         f'<text class="tick middle" x="{x(v)}" y="{bottom - _BOTTOM + 17}">{escape(number(v))}</text>' for v in values
     )
@@ -274,7 +276,7 @@ def _rows(
             top += 20
         for row in (r for r in rows if r.group == group):
             middle = top + _ROW / 2
-            parts.append(f'<text class="tick end" x="88" y="{middle + 4}">{escape(row.label)}</text>')
+            parts.append(f'<text class="tick end" x="{_NAMES}" y="{middle + 4}">{escape(row.label)}</text>')
             parts.append(draw(row, x, middle, show))
             top += _ROW
         top += 8

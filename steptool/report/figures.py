@@ -51,7 +51,7 @@ CURVES: Mapping[str, Curve] = {
     "loss": Curve("Loss", "What the optimizer minimised.", floor=None),
 }
 """Metrics of training in the order of the page; others follow in a fold."""
-MAIN_CURVES = ("kl", "entropy", "explained_variance", "value_loss")
+MAIN_CURVES = ("kl", "entropy", "explained_variance", "value_loss", "clip_fraction")
 
 
 def sections_of(rows: Sequence[Row]) -> list[tuple[str, str | None]]:
@@ -93,46 +93,27 @@ def rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     band = [None if r["pass_rate"] is None else wilson(r["pass_rate"], r["episodes"]) for r in rounds]
     solved = Series("solved", _points(rounds, "pass_rate"), "c-steptool", band)
     failed = Series("failed", _points(rounds, "invalid_call_rate"), "c-bad")
-    idle = Series("added nothing", _points(rounds, "idle_call_rate"), "c-base")
-    x = "round"
+    steps = Series("steps", _points(rounds, "mean_steps"), "c-warm_start")
     return [
-        line_chart(
-            "Training tasks solved",
-            [solved],
-            x_label=x,
-            show=percent,
-            floor=0,
-            note="Sampled episodes; band: 95% interval.",
-        ),
-        line_chart(
-            "Wasted calls",
-            [failed, idle],
-            x_label=x,
-            show=percent,
-            floor=0,
-            note="Share of calls that failed or did not help.",
-        ),
-        line_chart(
-            "Steps per episode",
-            [Series("steps", _points(rounds, "mean_steps"), "c-warm_start")],
-            x_label=x,
-            floor=0,
-            note="Calls until the answer, Finish included.",
-        ),
+        line_chart("Training tasks solved", [solved], show=percent, floor=0, note="Sampled episodes, 95% interval."),
+        line_chart("Failed calls", [failed], show=percent, floor=0, note="Share of all calls."),
+        line_chart("Steps per episode", [steps], floor=0, note="Calls until the answer, Finish included."),
     ]
 
 
 def reward_curves(rounds: Sequence[RoundSummary]) -> list[str]:
-    """Reward components, and the composed reward, over rounds."""
+    """Reward components, the composed reward and the calls that added nothing, over rounds."""
     components = [
-        Series("call worked (SuccCalling)", _points(rounds, "succ_calling"), "c-one"),
-        Series("helped (Contribution)", _points(rounds, "contribution"), "c-two"),
-        Series("solved (IsSolved)", _points(rounds, "is_solved"), "c-steptool"),
+        Series("SuccCalling", _points(rounds, "succ_calling"), "c-one"),
+        Series("Contribution", _points(rounds, "contribution"), "c-two"),
+        Series("IsSolved", _points(rounds, "is_solved"), "c-steptool"),
     ]
     total = Series("reward", _points(rounds, "mean_reward"), "c-steptool")
+    idle = Series("added nothing", _points(rounds, "idle_call_rate"), "c-base")
     return [
-        line_chart("Reward components", components, x_label="round", floor=0, note="Means over the scored steps."),
-        line_chart("Reward per episode", [total], x_label="round", floor=0, note="Sum of the rewards of its steps."),
+        line_chart("Reward components", components, floor=0, note="Means over the scored steps."),
+        line_chart("Reward per episode", [total], floor=0, note="Sum over its steps."),
+        line_chart("Calls that added nothing", [idle], show=percent, floor=0, note="Share with a Contribution of 0."),
     ]
 
 
@@ -156,7 +137,7 @@ def _training_curve(name: str, rows: Sequence[Row]) -> str:
     curve = CURVES.get(name, Curve(name.replace("_", " "), "", floor=None))
     data = [(float(i), mean(r["value"] for r in rows if r["round"] == i)) for i in rounds]
     series = [Series(curve.title, data, "c-one")]
-    return line_chart(curve.title, series, x_label="round", show=curve.show, floor=curve.floor, note=curve.note)
+    return line_chart(curve.title, series, show=curve.show, floor=curve.floor, note=curve.note)
 
 
 def warm_start_curve(metrics: Sequence[Row]) -> str:
@@ -195,6 +176,16 @@ def farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[str]:
         )
         for i in rounds
     ]
+
+
+def correlation_curve(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
+    """Correlation of length and step reward over rounds; empty with less than three rounds."""
+    data = [(float(i), correlation(farming[i])) for i in sorted(farming)]
+    if len(data) < 3:
+        return ""
+    series = Series("correlation", data, "c-one")
+    note = "Length against step reward; a steep rise asks for a look."
+    return line_chart("Do longer episodes earn more?", [series], floor=0, ceiling=1, note=note)
 
 
 def _binned(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[Bubble]:
@@ -240,8 +231,8 @@ def farming_verdict(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     longer, paid = steps_1 > 1.1 * steps_0, tied is not None and tied > 0.2
     facts = (
         f"From the first to the last round the mean length went from {steps_0:.1f} to {steps_1:.1f} steps and the "
-        f"share solved from {percent(solved_0)} to {percent(solved_1)}; in the last round the correlation of length and step "
-        f"reward is {'not defined' if tied is None else number(round(tied, 2))}."
+        f"share solved from {percent(solved_0)} to {percent(solved_1)}; in the last round the correlation of length "
+        f"and step reward is {'not defined' if tied is None else number(round(tied, 2))}."
     )
     if longer and paid and solved_1 <= solved_0 + 0.02:
         return (

@@ -21,7 +21,7 @@
     if (value === null || !scale) return "";
     const share = Math.min(1, Math.abs(value) / scale);
     const colour = value < 0 ? "var(--bad)" : "var(--good)";
-    return value === 0 ? "" : `color-mix(in srgb, ${colour} ${Math.round(14 + share * 50)}%, var(--card))`;
+    return value === 0 ? "" : `color-mix(in srgb, ${colour} ${Math.round(10 + share * 40)}%, var(--card))`;
   };
   const solvedText = (v) => (v === null ? "no verdict" : v > 0.5 ? (v < 1 ? "partly solved" : "solved") : "not solved");
   const solvedClass = (v) => (v === null ? "unknown" : v > 0.5 ? "yes" : "no");
@@ -42,7 +42,7 @@
     return fold;
   };
 
-  const card = (step, index, scale) => {
+  const card = (step, index, scale, last) => {
     const name = step.call === null ? "no call could be read" : step.call;
     const head = el("header", "", el("span", "index", String(index + 1)), el("code", "call", name),
       el("span", "status " + step.status, step.status.replace("_", " ")));
@@ -56,7 +56,7 @@
     node.append(el("div", "chips",
       chip("call worked", step.succ_calling, 1, false, "SuccCalling: the call was well formed and the tool did not fail"),
       chip("helped", step.contribution, 1, false, "Contribution: how much this step served the final answer"),
-      chip("solved", step.is_solved, 1, false, "IsSolved: the verdict, on the last step only"),
+      last ? chip("solved", step.is_solved, 1, false, "IsSolved: the verdict, on the last step only") : "",
       chip("reward", step.reward, 1, true, "The reward that training used for this step"),
       chip("advantage", step.advantage, scale, true, "How much better or worse than expected the step turned out")));
     if (step.rationale) node.append(el("p", "rationale", step.rationale));
@@ -66,7 +66,7 @@
   const cell = (step, index, scale, target) => {
     const value = step.advantage ?? step.reward;
     const kind = step.advantage !== null ? "advantage" : "reward";
-    const node = el("button", "cell " + step.status, value === null ? String(index + 1) : signed(value));
+    const node = el("button", "cell " + step.status, value === null ? String(index + 1) : (value > 0 ? "+" : "") + minus(value.toFixed(1)));
     node.type = "button";
     node.style.background = tint(value, kind === "advantage" ? scale : 1);
     node.title = `step ${index + 1}: ${step.call ?? "no call"}, ${step.status.replace("_", " ")}` +
@@ -89,7 +89,7 @@
     const failed = calls.filter((s) => s.status !== "ok").length;
     node.append(el("p", "facts", el("span", "verdict " + solvedClass(episode.verdict), solvedText(episode.verdict)),
       ` in ${episode.steps.length} steps, ${failed} failed; ended: ${episode.stop.replace("_", " ")}; ${episode.origin}`));
-    const cards = episode.steps.map((step, i) => card(step, i, scale));
+    const cards = episode.steps.map((step, i) => card(step, i, scale, i === episode.steps.length - 1));
     node.append(el("div", "strip", ...episode.steps.map((step, i) => cell(step, i, scale, cards[i]))));
     node.append(el("p", "answer", el("i", "", "answer "), episode.answer === null ? "none" : episode.answer));
     node.append(el("ol", "steps", ...cards));

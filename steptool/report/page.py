@@ -30,7 +30,8 @@ def build_report(inputs: ReportInputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _or_dash(percent), "number": _or_dash(number), "points": _or_dash(points)}
+    shown = {"percent": percent, "number": number, "points": points, "decimal": "{:.1f}".format}
+    environment.filters |= {name: _or_dash(show) for name, show in shown.items()}
     return environment.get_template("page.html.jinja").render(**_context(inputs))
 
 
@@ -38,10 +39,12 @@ def method(config: Mapping[str, Any]) -> tuple[str, str]:
     """Name of the configured method, and a sentence on how it learns."""
     ppo = config.get("ppo") or {}
     if ppo.get("algorithm") == "rft":
-        return "Rejection fine-tuning", "It kept the attempts that solved their task and learned from them as examples."
+        return "RFT", (
+            "It kept the attempts that solved their task and learned from them as examples (rejection fine-tuning)."
+        )
     if ppo.get("reward") == "final":
-        return "PPO (final reward)", (
-            "Only the outcome of an attempt was scored; what led to solved tasks was made more likely."
+        return "PPO", (
+            "Only the outcome of an attempt was scored; what led to solved tasks was made more likely (final reward)."
         )
     return "StepTool", (
         "Every step was scored on its own: did the call work, did it help, was the task solved in the end? Steps that "
@@ -75,7 +78,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "other_curves": _markups(others),
         "reward_curves": _markups(figures.reward_curves(rounds) if rounds else []),
         "formula": _formula(inputs.config),
-        "farming": _markups(figures.farming_charts(inputs.farming)),
+        "farming": _markups([*figures.farming_charts(inputs.farming), figures.correlation_curve(inputs.farming)]),
         "farming_verdict": figures.farming_verdict(inputs.farming),
         "costs": _costs(inputs.costs),
         "counts": list(_flat(inputs.counts)),

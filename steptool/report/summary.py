@@ -83,8 +83,9 @@ def _comparison(d: Difference) -> str:
         return f"{amount} ({interval})."
     if d.high < 0:
         return f"{amount} ({interval}): training made it worse."
-    same = "as many as the warm start" if size == "0" else amount
-    return f"{same}, but the {interval} includes 0: no improvement is shown."
+    if size == "0":
+        return f"as many as the warm start ({interval}): no improvement is shown."
+    return f"{amount}, but the {interval} includes 0: no improvement is shown."
 
 
 def points(difference: float) -> str:

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from steptool.report.figures import correlation, farming_verdict
+from steptool.report.inputs import FarmingPoint, farming_points, summarise_round
+
+
+def test_a_round_is_summarised_by_hand(trajectory, reward):
+    a = trajectory("a", ["ok", "tool_error", "finish"], solved=1.0, round=3)
+    b = trajectory("b", ["malformed", "ok"], solved=0.0, round=3)
+    rows = [
+        *(reward("a", 0, 1, 0.5), reward("a", 1, 0, 0.0), reward("a", 2, 1, None, 1.0)),
+        *(reward("b", 0, 0, 0.0), reward("b", 1, 1, 0.2, 0.0)),
+        reward("someone else", 0, 0, 0.0, 0.0),
+    ]
+    found = summarise_round([a, b], rows, [np.array([0.2, -0.1, 1.0]), np.array([-0.1, 0.0])])
+
+    assert found["round"] == 3 and found["episodes"] == 2 and found["missing"] == 0
+    assert found["pass_rate"] == 0.5
+    assert found["mean_steps"] == 2.5
+    assert found["invalid_call_rate"] == 2 / 4  # four calls besides the Finish: ok, tool_error, malformed, ok
+    assert found["mean_reward"] == pytest.approx((1.1 - 0.1) / 2)
+    assert found["succ_calling"] == pytest.approx(3 / 5)
+    assert found["contribution"] == pytest.approx(0.7 / 4)
+    assert found["is_solved"] == 0.5
+    assert found["idle_call_rate"] == pytest.approx(2 / 3)  # the last step of each episode does not count
+
+
+def test_what_is_missing_is_counted_and_never_taken_as_zero(trajectory, reward):
+    a = trajectory("a", ["ok", "finish"], solved=None)
+    b = trajectory("b", ["ok", "finish"], solved=1.0)
+    rows = [
+        reward("a", 0, None, None),
+        reward("a", 1, 1, None, None),
+        reward("b", 0, 1, 0.6),
+        reward("b", 1, 1, None, 1),
+    ]
+    found = summarise_round([a, b], rows, [None, np.array([0.3, 1.0])])
+
+    assert found["missing"] == 1
+    assert (found["pass_rate"], found["is_solved"], found["succ_calling"]) == (1.0, 1.0, 1.0)
+    assert found["contribution"] == pytest.approx(0.6)
+    assert found["mean_reward"] == pytest.approx(1.3)
+
+
+def test_an_empty_round_has_no_means():
+    found = summarise_round([], [], [])
+    assert found["episodes"] == 0 and found["pass_rate"] is None and found["mean_reward"] is None
+
+
+def test_rewards_must_match_the_trajectories(trajectory):
+    with pytest.raises(ValueError, match="shorter"):
+        summarise_round([trajectory("a", ["finish"])], [], [])
+
+
+def test_farming_points_leave_out_the_last_step_and_missing_rewards(trajectory):
+    a, b = trajectory("a", ["ok", "ok", "finish"], solved=1.0), trajectory("b", ["finish"], solved=0.0)
+    points = farming_points([a, b, b], [np.array([0.25, 0.5, 1.0]), np.array([0.0]), None])
+    assert points == [FarmingPoint(3, 0.75, 1.0), FarmingPoint(1, 0.0, 0.0)]
+
+
+def test_correlation_by_hand():
+    line = [FarmingPoint(n, 0.1 * n, 0.0) for n in (2, 3, 7)]
+    assert correlation(line) == pytest.approx(1.0)
+    assert correlation([FarmingPoint(n, -0.1 * n, 0.0) for n in (2, 3, 7)]) == pytest.approx(-1.0)
+    # steps 1 2 3, rewards 0 1 0: covariance 0
+    assert correlation([FarmingPoint(1, 0, 0), FarmingPoint(2, 1, 0), FarmingPoint(3, 0, 0)]) == pytest.approx(0.0)
+    assert correlation([FarmingPoint(4, x, 0) for x in (0.0, 1.0, 2.0)]) is None
+    assert correlation(line[:2]) is None
+
+
+def _round(steps: list[int], paid: float, solved: float) -> list[FarmingPoint]:
+    return [FarmingPoint(n, paid * n, solved) for n in steps]
+
+
+def test_longer_paid_and_not_better_is_farming():
+    verdict = farming_verdict({0: _round([3, 4, 5], 0.1, 0.0), 4: _round([8, 9, 10], 0.1, 0.0)})
+    assert verdict.startswith("This looks like farming")
+    assert "from 4.0 to 9.0 steps" in verdict and "correlation of length and step reward is 1." in verdict
+
+
+@pytest.mark.parametrize(
+    ("last", "opening"),
+    [
+        (_round([8, 9, 10], 0.1, 1.0), "Worth a look"),
+        (_round([3, 4, 5], 0.1, 0.0), "No sign of farming"),
+        (_round([8, 9, 10], -0.1, 0.0), "No sign of farming"),
+    ],
+)
+def test_other_rounds_are_not_called_farming(last, opening):
+    assert farming_verdict({0: _round([3, 4, 5], 0.1, 0.0), 1: last}).startswith(opening)
+
+
+def test_one_round_cannot_tell():
+    assert "Two rounds are needed" in farming_verdict({0: _round([3], 0.1, 0.0)})
+    assert "Two rounds are needed" in farming_verdict({})

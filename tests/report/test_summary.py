@@ -1,0 +1,125 @@
+import json
+
+import pytest
+
+from steptool.contracts import Cost
+from steptool.report.inputs import ReportInputs
+from steptool.report.summary import cell, headline, points, summary, table, wilson
+
+CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
+
+
+def _inputs(rows, **other):
+    return ReportInputs("a run", config=other.pop("config", CONFIG), evaluations=rows, **other)
+
+
+def test_the_figures_by_hand(evaluation):
+    rows = [
+        evaluation("q0", "base", 0.0),
+        evaluation("q1", "base", 0.0, tier="long"),
+        evaluation("q0", "warm_start", 1.0, calls=4, invalid_calls=1),
+        evaluation("q1", "warm_start", 0.0, calls=4, invalid_calls=3, tier="long"),
+        evaluation("q0", "steptool", 1.0, recall=0.5, steps=4),
+        evaluation("q1", "steptool", 1.0, tier="long", steps=7),
+        evaluation("q0", "steptool", 1.0, decoding="sampled"),
+        evaluation("q0", "steptool", 0.0, decoding="sampled", repeat=1),
+        evaluation("q1", "steptool", 1.0, decoding="sampled", tier="long"),
+        evaluation("q1", "steptool", 1.0, decoding="sampled", repeat=1, tier="long"),
+    ]
+    costs = [Cost("rollout", 0, 2.0, 100, 300.0), Cost("rollout", 1, 3.0, 150, 400.0), Cost("ppo", 0, 5.0, 0, 350.0)]
+    found = summary(_inputs(rows, costs=costs))
+
+    assert found["pass_rate"] == {"base": 0.0, "warm_start": 0.5, "steptool": 1.0}
+    assert found["sampled_pass_rate"] == {"steptool": 0.75}
+    assert found["difference"]["mean"] == pytest.approx(0.5) and found["difference"]["n"] == 2
+    assert (found["difference"]["low"], found["difference"]["high"]) == (0.0, 1.0)
+    assert list(found["tiers"]) == ["single", "long"]
+    assert found["tiers"]["long"]["warm_start"]["invalid_call_rate"] == 0.75
+    assert found["tiers"]["single"]["steptool"]["recall"] == 0.5
+    assert found["tiers"]["single"]["steptool"]["sampled_pass_rate"] == 0.5
+    assert found["differences"]["long"]["mean"] == 1.0
+    assert found["tasks"] == 2
+    assert found["seconds"] == {"rollout": 5.0, "ppo": 5.0, "total": 10.0}
+    assert found["tokens"] == {"rollout": 250, "ppo": 0, "total": 250}
+    assert found["peak_memory_mb"] == 400.0
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_difference_is_over_the_common_tasks(results):
+    rows = results(warm_start="0101", steptool="11")
+    assert summary(_inputs(rows))["difference"]["n"] == 2
+    assert summary(_inputs(rows))["difference"]["mean"] == 0.5
+
+
+def test_nothing_at_all():
+    found = summary(ReportInputs("empty"))
+    assert found["difference"] is None and found["pass_rate"] == {} and found["seconds"] == {"total": 0}
+    assert "0 s of work" in table(found)
+
+
+def test_wilson_by_hand():
+    # 0 of 10: [0, z^2 / (n + z^2)] with z^2 = 3.8415
+    assert wilson(0.0, 10) == (0.0, pytest.approx(3.8415 / 13.8415, abs=1e-4))
+    # 5 of 10: .5 +- z/(1 + z^2/n) * sqrt(.25/10 + z^2/400)
+    assert wilson(0.5, 10) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+
+
+def test_a_cell_of_nothing_is_missing():
+    assert cell([])["pass_rate"] is None and cell([])["tasks"] == 0
+
+
+def test_points():
+    assert [points(x) for x in (0.304, 0.0132, -0.1, 0.0, -0.0001, 0.05)] == ["30", "1.3", "−10", "0", "0", "5"]
+
+
+def test_headline_of_a_gain(results):
+    rows = results(base="0" * 20, warm_start="1" * 8 + "0" * 12, steptool="1" * 14 + "0" * 6)
+    text = headline(_inputs(rows))
+    assert text.startswith(
+        "StepTool solves 70% of 20 held-out tasks, 30 points more than the warm start (95% interval "
+    )
+    assert text.endswith(").")
+
+
+def test_headline_where_the_interval_includes_zero(results):
+    text = headline(_inputs(results(warm_start="1100", steptool="0111")))
+    assert "75% of 4 held-out tasks, 25 points more than the warm start, but the 95% interval" in text
+    assert text.endswith("includes 0: no improvement is shown.")
+
+
+def test_headline_of_no_change(results):
+    text = headline(_inputs(results(warm_start="1100", steptool="1100")))
+    assert text.startswith("StepTool solves 50% of 4 held-out tasks, as many as the warm start (95% interval 0 to 0)")
+    assert text.endswith(": no improvement is shown.")
+
+
+def test_headline_of_a_loss(results):
+    text = headline(_inputs(results(warm_start="1" * 20, steptool="0" * 20)))
+    assert text == (
+        "StepTool solves none of 20 held-out tasks, 100 points fewer than the warm start (95% interval −100 to −100): "
+        "training made it worse."
+    )
+
+
+def test_headline_where_nobody_solves_anything(results):
+    text = headline(_inputs(results(base="0000", warm_start="0000", steptool="0000")))
+    assert text == "No model solved any of the 4 held-out tasks: there is no improvement to report."
+
+
+def test_headline_names_the_split_and_what_is_missing(results):
+    config = {"evaluation": {"split": "validation"}}
+    assert "1 validation task;" in headline(_inputs(results(steptool="1"), config=config))
+    assert "no warm start to compare" in headline(_inputs(results(steptool="1")))
+    assert headline(_inputs(results(warm_start="1"))).startswith("There is no result yet")
+
+
+def test_the_table_is_aligned(results):
+    found = summary(
+        _inputs(results(base="0000", warm_start="1000", steptool="1111"), costs=[Cost("ppo", 0, 61.4, 1500)])
+    )
+    lines = table(found).splitlines()
+    assert lines[0].split()[:3] == ["pass", "rate,", "greedy"]
+    assert "0.0%" in lines[1] and "25.0%" in lines[1] and "100.0%" in lines[1] and "+75.0 points" in lines[1]
+    assert lines[2].split() == ["single", "0.0%", "25.0%", "100.0%", *lines[1].split()[4:]]
+    assert len({len(line) for line in lines[:3]}) == 1
+    assert lines[-1] == "61 s of work, 1,500 tokens, 0 MB at the peak"

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.report.inputs import Episode, Example
+from steptool.report.viewer import LONGEST, embed, outcome, viewer_data
+
+
+@given(st.text())
+def test_embedded_text_cannot_end_its_script(text):
+    found = embed({"text": text, text: ["</script>", "<!--", "&lt;"]})
+    assert not set("<>&") & set(found)
+    assert json.loads(found) == {"text": text, text: ["</script>", "<!--", "&lt;"]}
+
+
+def test_a_number_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="JSON"):
+        embed({"x": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (0.0, 1.0, "fixed"),
+        (1.0, 0.5, "broken"),
+        (1.0, 1.0, "both"),
+        (0.0, 0.5, "neither"),
+        (None, 1.0, "unknown"),
+    ],
+)
+def test_outcomes(query, trajectory, before, after, expected):
+    example = Example(
+        query(), Episode(trajectory("a", ["finish"], before)), Episode(trajectory("b", ["finish"], after))
+    )
+    assert outcome(example) == expected
+
+
+def test_an_example_with_one_side_is_shown_without_a_verdict(query, trajectory):
+    example = Example(query(), None, Episode(trajectory("b", ["finish"], 1.0)))
+    (task,) = viewer_data([example])["tasks"]
+    assert task["before"] is None and task["outcome"] == "unknown" and task["after"]["verdict"] == 1.0
+
+
+def test_a_verdict_of_the_evaluation_goes_before_the_environment(query, trajectory):
+    before, after = (Episode(trajectory(n, ["finish"], None), passed=p) for n, p in (("a", 0.0), ("b", 1.0)))
+    assert outcome(Example(query(), before, after)) == "fixed"
+
+
+def test_steps_carry_their_scores_and_missing_ones_stay_missing(query, trajectory, reward, advantage):
+    t = trajectory("a", ["ok", "malformed", "finish"], 1.0, round=2)
+    rows = [reward("a", 0, 1, 0.6), reward("a", 2, 1, None, 1.0), reward("other", 1, 1, 1.0)]
+    episode = Episode(t, rows, [advantage("a", 0, 0.18, -0.25)])
+    (task,) = viewer_data([Example(query(), episode, None)])["tasks"]
+    first, second, last = task["before"]["steps"]
+
+    assert task["before"]["tokens"] == 12 and task["before"]["origin"] == "training, round 2"
+    assert first["call"] == "get_order" and first["arguments"] == [["order_id", "o1"]]
+    assert (first["succ_calling"], first["contribution"], first["reward"], first["advantage"]) == (1, 0.6, 0.18, -0.25)
+    assert second["call"] is None and second["status"] == "malformed"
+    assert [second[n] for n in ("succ_calling", "contribution", "is_solved", "reward", "advantage")] == [None] * 5
+    assert last["is_solved"] == 1.0 and last["contribution"] is None
+
+
+def test_a_long_observation_is_cut_and_says_by_how_much(query, trajectory):
+    t = trajectory("a", ["ok"], observation="x" * (LONGEST + 7))
+    (task,) = viewer_data([Example(query(), Episode(t), None)])["tasks"]
+    assert len(task["before"]["steps"][0]["observation"]) == LONGEST and task["before"]["steps"][0]["cut"] == 7
+
+
+def test_what_training_changed_comes_first(query, trajectory):
+    def example(name, before, after):
+        return Example(
+            query(name), Episode(trajectory("a", ["finish"], before)), Episode(trajectory("b", ["finish"], after))
+        )
+
+    examples = [example("neither", 0, 0), example("both", 1, 1), example("broken", 1, 0), example("fixed", 0, 1)]
+    assert [t["id"] for t in viewer_data(examples)["tasks"]] == ["fixed", "broken", "both", "neither"]
