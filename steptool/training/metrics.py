@@ -8,8 +8,9 @@ from typing import Any
 
 from steptool.contracts import Row
 
-NAMES = {"learning_rate", "loss", "grad_norm", "policy_loss", "value_loss", "kl", "clip_fraction", "entropy"}
-NAMES |= {"ratio_deviation", "explained_variance", "tokens"}
+_OF_EVERY_STEP = ("loss", "learning_rate", "grad_norm")
+_OF_PPO = ("policy_loss", "value_loss", "kl", "ratio_deviation", "clip_fraction", "entropy", "explained_variance")
+NAMES = (*_OF_EVERY_STEP, *_OF_PPO, "tokens")
 """Metrics of an optimizer step. loss, policy_loss, value_loss: means over its tokens; kl: mean log pi - log ref (nats)
 when the round was scored; ratio_deviation: largest |pi / pi_old - 1|; explained_variance: 1 - Var(R - V) / Var(R)."""
 
@@ -33,9 +34,9 @@ class RoundResult:
 def metric_rows(history: Iterable[Mapping[str, Any]], stage: str, round: int) -> list[Row]:
     """The trainer's log as rows of METRICS; `update` counts the optimizer steps of the round from 0."""
     return [
-        {"stage": stage, "round": round, "update": int(entry["step"]) - 1, "name": name, "value": float(value)}
+        {"stage": stage, "round": round, "update": int(entry["step"]) - 1, "name": name, "value": float(entry[name])}
         for entry in history
         if "learning_rate" in entry
-        for name, value in entry.items()
-        if name in NAMES
+        for name in NAMES
+        if name in entry
     ]

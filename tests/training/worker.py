@@ -12,9 +12,9 @@ from steptool.training.rounds import train_round
 
 
 def main() -> None:
-    model, out, *rest = sys.argv[1:]
-    wanted = json.load(open(rest[1])) if len(rest) > 1 else {}
-    rows = trajectories(wanted.pop("count", 10))
+    model, out, checkpoints, settings = sys.argv[1:]
+    wanted = json.loads(Path(settings).read_text())
+    rows = trajectories(wanted.pop("count"))
     train_round(
         model,
         model,
@@ -23,7 +23,7 @@ def main() -> None:
         config=config(**wanted),
         round=0,
         out_dir=out,
-        checkpoints=rest[0] if rest and rest[0] != "-" else None,
+        checkpoints=None if checkpoints == "-" else checkpoints,
         checkpoint_every=1,
     )
 

@@ -1,0 +1,195 @@
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steptool.contracts import ADVANTAGES, METRICS, to_table
+from steptool.models import load_model, load_tokenizer
+from steptool.training.rounds import train_round
+from steptool.training.step_ppo import learning_rate
+from steptool.training.value_head import ValueHead, save_value_head
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def values(result: object, name: str) -> list[float]:
+    return [row["value"] for row in result.metrics if row["name"] == name]
+
+
+def test_round_starts_at_kl_0_and_ratio_1(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    rows = make.trajectories(8)
+    config = make.config(micro_batch_size=3)
+    result = train_round(model_dir, model_dir, rows, make.rewards(rows), config=config, round=0, out_dir=tmp_path)
+    assert values(result, "ratio_deviation")[0] == pytest.approx(0, abs=1e-5)
+    assert values(result, "kl") == pytest.approx([0.0] * 4, abs=1e-6)
+    assert all(abs(row["kl"]) < 1e-5 for row in result.advantages)
+    assert values(result, "ratio_deviation")[1] > 1e-4
+    assert sum(values(result, "tokens")) == result.tokens == 2 * sum(t.action_tokens for t in rows)
+
+
+def test_result_satisfies_the_contracts_and_the_folder_loads(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace
+) -> None:
+    rows = make.trajectories(5)
+    out = tmp_path / "out"
+    result = train_round(model_dir, model_dir, rows, make.rewards(rows), config=make.config(), round=1, out_dir=out)
+    to_table(result.metrics, METRICS)
+    to_table(result.advantages, ADVANTAGES)
+    assert len(result.advantages) == sum(len(t.spans) for t in rows)
+    assert {row["round"] for row in result.metrics} == {1}
+    assert sorted({row["update"] for row in result.metrics}) == [0, 1, 2, 3]
+    assert load_tokenizer(out)("order")["input_ids"] == load_tokenizer(model_dir)("order")["input_ids"]
+    assert not torch.equal(load_model(out).lm_head.weight, load_model(model_dir).lm_head.weight)
+
+
+def test_a_step_reward_sits_on_the_last_token_of_its_step(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace
+) -> None:
+    """Values are 0 at first, gamma is 1, lambda 1/2: the mean advantage of a step can be summed by hand."""
+    row = replace(make.trajectories(1)[0], spans=[(3, 5), (6, 7), (8, 10)], input_ids=np.arange(20, 31, dtype=np.int32))
+    config = make.config(kl_coef=0.0).model_copy(
+        update={"credit": make.config().credit.model_copy(update={"gamma": 1.0, "lam": 0.5})}
+    )
+    result = train_round(
+        model_dir, model_dir, [row], [np.array([0.0, 1.0, 4.0])], config=config, round=0, out_dir=tmp_path
+    )
+    # packed rewards 0 0 | 1 | 0 4: a reward d tokens ahead counts for 2^-d
+    expected = [(0.25 * 1 + 0.0625 * 4 + 0.5 * 1 + 0.125 * 4) / 2, 1 + 0.25 * 4, (0.5 * 4 + 4) / 2]
+    assert [r["advantage"] for r in result.advantages] == pytest.approx(expected, rel=1e-5)
+    assert [r["reward"] for r in result.advantages] == [0.0, 1.0, 4.0]
+    assert [r["value"] for r in result.advantages] == [0.0, 0.0, 0.0]
+
+
+def test_missing_rewards_are_left_out_and_counted(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    rows = make.trajectories(6)
+    rewards = make.rewards(rows)
+    kept = [rows[i] for i in (0, 2, 3, 5)]
+    only = train_round(
+        model_dir, model_dir, kept, [rewards[i] for i in (0, 2, 3, 5)], config=make.config(), round=0,
+        out_dir=tmp_path / "a",
+    )  # fmt: skip
+    holes = [None if i in (1, 4) else r for i, r in enumerate(rewards)]
+    mixed = train_round(model_dir, model_dir, rows, holes, config=make.config(), round=0, out_dir=tmp_path / "b")
+    assert (only.left_out, mixed.left_out) == (0, 2)
+    assert {r["trajectory_id"] for r in mixed.advantages} == {t.trajectory_id for t in kept}
+    for name, tensor in weights(tmp_path / "a").items():
+        assert torch.equal(tensor, weights(tmp_path / "b")[name])
+
+
+def test_bad_rewards_are_refused(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    rows = make.trajectories(2)
+    with pytest.raises(ValueError, match=f"trajectory t0: expected one reward for each of its {len(rows[0].spans)} st"):
+        train_round(model_dir, model_dir, rows, [np.zeros(9), None], config=make.config(), round=0, out_dir=tmp_path)
+    with pytest.raises(ValueError, match="none of the 2 trajectories has steps and complete rewards"):
+        train_round(model_dir, model_dir, rows, [None, None], config=make.config(), round=0, out_dir=tmp_path)
+
+
+def test_accumulation_changes_nothing(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    rows = make.trajectories(9)
+    for size in (5, 2):
+        train_round(
+            model_dir, model_dir, rows, make.rewards(rows), round=0, out_dir=tmp_path / str(size),
+            config=make.config(batch_size=5, micro_batch_size=size),
+        )  # fmt: skip
+    whole, parts = weights(tmp_path / "5"), weights(tmp_path / "2")
+    start = weights(model_dir)
+    for name in whole:
+        moved = (whole[name] - start[name]).abs().max()
+        assert (whole[name] - parts[name]).abs().max() < 0.02 * moved
+
+
+def test_value_rounds_leave_the_policy_alone(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    rows = make.trajectories(8)
+    rewards = [np.full(len(t.spans), 1.0) for t in rows]
+    folders = [model_dir, *(tmp_path / str(r) for r in range(3))]
+    explained = []
+    for r in range(3):
+        config = make.config(value_warmup_rounds=2, epochs=4, value_learning_rate=1e-2)
+        result = train_round(folders[r], model_dir, rows, rewards, config=config, round=r, out_dir=folders[r + 1])
+        explained.append(np.mean(values(result, "value_loss")))
+    start = weights(model_dir)
+    for name, tensor in weights(folders[2]).items():
+        assert torch.equal(tensor, start[name])
+    assert any(not torch.equal(t, start[n]) for n, t in weights(folders[3]).items())
+    assert explained[2] < explained[1] < explained[0]
+
+
+def test_value_head_and_moments_go_on_from_the_folder(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    rows = make.trajectories(6)
+    run = {
+        "config": make.config(),
+        "trajectories": rows,
+        "step_rewards": make.rewards(rows),
+        "reference_dir": model_dir,
+    }
+    train_round(model_dir, round=0, out_dir=tmp_path / "one", **run)
+    first = load_file(tmp_path / "one" / "optimizer.safetensors")
+    steps = {float(v) for k, v in first.items() if k.startswith("step/")}
+    assert steps == {4.0}
+    train_round(tmp_path / "one", round=1, out_dir=tmp_path / "two", **run)
+    second = load_file(tmp_path / "two" / "optimizer.safetensors")
+    assert {float(v) for k, v in second.items() if k.startswith("step/")} == {8.0}
+    assert second.keys() == first.keys()
+    # a folder whose value head says 3 everywhere shows it in the advantages' rows
+    head = ValueHead(32)
+    torch.nn.init.constant_(head.out.bias, 3.0)
+    save_value_head(head, tmp_path / "two")
+    result = train_round(tmp_path / "two", round=2, out_dir=tmp_path / "three", **run)
+    assert {round(row["value"], 4) for row in result.advantages} == {3.0}
+
+
+def test_learning_rate_falls_linearly_over_rounds(make: SimpleNamespace) -> None:
+    config = make.config(rounds=5, learning_rate=1e-3, final_learning_rate=0.2)
+    rates = [learning_rate(config, r) for r in range(5)]
+    assert rates == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
+    assert learning_rate(make.config(rounds=1), 0) == 1e-3
+
+
+def test_kl_penalty_enters_the_rewards(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    """No step rewards, values 0, gamma = lambda = 1: the advantage of a token is -kl_coef * (its kl and all later)."""
+    rows = [replace(t, spans=[(start, start + 1) for start, _ in t.spans]) for t in make.trajectories(6)]
+    train_round(
+        model_dir, model_dir, rows, make.rewards(rows), round=0, out_dir=tmp_path / "moved",
+        config=make.config(learning_rate=1e-2),
+    )  # fmt: skip
+    (tmp_path / "moved" / "value_head.safetensors").unlink()
+    config = make.config(kl_coef=0.5).model_copy(
+        update={"credit": make.config().credit.model_copy(update={"gamma": 1.0, "lam": 1.0})}
+    )
+    zero = [np.zeros(len(t.spans)) for t in rows]
+    result = train_round(tmp_path / "moved", model_dir, rows, zero, config=config, round=1, out_dir=tmp_path / "next")
+    assert max(abs(row["kl"]) for row in result.advantages) > 0.05
+    for t in rows:
+        own = [row for row in result.advantages if row["trajectory_id"] == t.trajectory_id]
+        expected = -0.5 * np.cumsum([row["kl"] for row in own][::-1])[::-1]
+        assert [row["advantage"] for row in own] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_rewarded_tokens_become_likelier(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    """One-token episodes, reward 1 for an even token: seven rounds on samples of the policy itself are enough."""
+    prompt = np.arange(40, 48, dtype=np.int32)
+    generator = torch.Generator().manual_seed(0)
+    template = make.trajectories(1)[0]
+    folder, shares = model_dir, []
+    for r in range(8):
+        with torch.no_grad():
+            logits = load_model(folder)(torch.tensor(prompt)[None].long()).logits[0, -1]
+        probabilities = logits.softmax(-1)
+        shares.append(float(probabilities[::2].sum()))
+        tokens = torch.multinomial(probabilities, 64, replacement=True, generator=generator).tolist()
+        rows = [
+            replace(template, trajectory_id=str(i), input_ids=np.append(prompt, np.int32(t)), spans=[(8, 9)])
+            for i, t in enumerate(tokens)
+        ]
+        rewards = [np.array([float(t % 2 == 0)]) for t in tokens]
+        config = make.config(rounds=8, learning_rate=1e-2, batch_size=16, micro_batch_size=16)
+        train_round(folder, model_dir, rows, rewards, config=config, round=r, out_dir=tmp_path / str(r))
+        folder = tmp_path / str(r)
+    assert shares[0] < 0.65
+    assert shares[-1] > 0.9
