@@ -49,6 +49,24 @@ def say(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, r
     print(line(stage, said, costs=costs, round=round, rounds=rounds), flush=True)
 
 
+class Ticker:
+    """Says how far a long stage is, but seldom: a callback for whoever counts steps or episodes."""
+
+    def __init__(self, stage: str, total: int, unit: str, every_seconds: float = 15.0) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._every = every_seconds
+        self._start = self._last = time.perf_counter()
+
+    def __call__(self, done: int, *_: float) -> None:
+        """Say that `done` of the total are done, with the time that the rest will take at the pace until now."""
+        now = time.perf_counter()
+        if done < 1 or now - self._last < self._every:
+            return
+        self._last = now
+        left = (now - self._start) / done * (self._total - done)
+        say(self._stage, f"{done} of {self._total} {self._unit}, {_duration(left)} left here")
+
+
 def seconds_left(costs: Sequence[Cost], rounds: int) -> float | None:
     """Seconds that the remaining rounds will take at the mean of the finished ones; None while none is finished.
 

@@ -6,7 +6,7 @@ from flytekit import task
 
 from steptool.config import Config
 from steptool.contracts import EVALUATIONS, write_rows
-from steptool.progress import Stopwatch, rate, say
+from steptool.progress import Stopwatch, Ticker, rate, say
 from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
 
 
@@ -28,11 +28,12 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
 
     asked = read_queries(local(queries), config.evaluation.split)
     play = player(local(model), asked, local(demonstrations), config)
-    greedy = play(asked, greedy=True, policy=name)
+    greedy = play(asked, greedy=True, policy=name, progress=Ticker("evaluate", len(asked), f"episodes of {name}"))
     rows = measure(asked, greedy, name, "greedy", 0)
     sampled = []
     for repeat in range(config.evaluation.sampled_repeats):
-        episodes = play(asked, greedy=False, policy=name, sample=repeat)
+        ticker = Ticker("evaluate", len(asked), f"sampled episodes of {name}")
+        episodes = play(asked, greedy=False, policy=name, sample=repeat, progress=ticker)
         rows += measure(asked, episodes, name, "sampled", repeat)
         sampled += episodes
     cost = watch.cost(sum(t.action_tokens for t in (*greedy, *sampled)))

@@ -71,13 +71,13 @@ def report(
     (run / names.REPORT).write_text(html, encoding="utf-8")
     (run / names.FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     Deck("report", html)
-    page = run / names.REPORT
+    place = str(run)
     if output:
         names.publish(run, output)
-        page = f"{output.rstrip('/')}/{names.REPORT}"
-    print(f"\n{table(figures)}\n\nreport: {page}", flush=True)
+        place = output.rstrip("/")
+    print(f"\n{table(figures)}\n\nreport: {place}/{names.REPORT}", flush=True)
     return Evidence(
-        FlyteFile(str(run / names.REPORT)), FlyteFile(str(run / names.FIGURES)), Model(str(run / names.MODEL))
+        FlyteFile(f"{place}/{names.REPORT}"), FlyteFile(f"{place}/{names.FIGURES}"), Model(f"{place}/{names.MODEL}")
     )
 
 

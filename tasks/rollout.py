@@ -3,7 +3,7 @@
 from flytekit import task
 
 from steptool.config import Config
-from steptool.progress import Stopwatch, rate, say
+from steptool.progress import Stopwatch, Ticker, rate, say
 from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
 
 
@@ -19,7 +19,8 @@ def rollout(shard: int, round: int, config: Config, model: Model, queries: Parqu
     train = read_queries(local(queries), "train")
     mine = shard_positions(len(train), size.episodes, round, config.seed, shard=shard, shards=size.shards)
     play = player(local(model), train, local(demonstrations), config)
-    episodes = play([train[p] for p in mine], greedy=False, policy=f"round_{round:02d}", round=round)
+    ticker = Ticker("rollout", len(mine), "episodes")
+    episodes = play([train[p] for p in mine], greedy=False, policy=f"round_{round:02d}", round=round, progress=ticker)
     cost = watch.cost(sum(t.action_tokens for t in episodes))
     said = f"shard {shard + 1} of {size.shards}, {rate([t.solved for t in episodes])}"
     say("rollout", said, round=round, rounds=config.ppo.rounds)

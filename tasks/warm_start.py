@@ -7,7 +7,7 @@ from flytekit import task
 from steptool.config import Config
 from steptool.contracts import read_costs
 from steptool.history import count_rows, extend
-from steptool.progress import Stopwatch, say
+from steptool.progress import Stopwatch, Ticker, say
 from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
 
 
@@ -63,7 +63,8 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
     shown = read_trajectories(local(demonstrations))
     examples = lessons(read_queries(local(queries)), shown, ChatCodec(load_tokenizer(start)))
     say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")
-    rows = fine_tune(start, examples, config.warm_start, config.policy, config.seed, folder)
+    ticker = Ticker("warm_start", config.warm_start.steps, "steps")
+    rows = fine_tune(start, examples, config.warm_start, config.policy, config.seed, folder, on_step=ticker)
     sign(folder, start, "warm_start", {"queries": local(queries), "demonstrations": local(demonstrations)})
     cost = watch.cost(int(sum(r["value"] for r in rows if r["name"] == "tokens")))
     told = extend(local(history), rows, [cost], scratch("told") / "history.parquet")

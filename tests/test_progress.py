@@ -1,7 +1,7 @@
 import pytest
 
 from steptool.contracts import Cost
-from steptool.progress import Stopwatch, line, peak_memory_mb, rate, say, seconds_left
+from steptool.progress import Stopwatch, Ticker, line, peak_memory_mb, rate, say, seconds_left
 
 COSTS = [
     Cost("warm_start", -1, 30.0),
@@ -49,3 +49,13 @@ def test_a_stopwatch_measures_time_and_memory() -> None:
     assert (cost.stage, cost.round, cost.tokens) == ("ppo", 3, 7)
     assert 0 <= cost.seconds < 5
     assert 10 < cost.peak_memory_mb <= peak_memory_mb() < 100_000
+
+
+def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.CaptureFixture[str]) -> None:
+    eager, patient = (Ticker("evaluate", 4, "episodes", every_seconds=s) for s in (0.0, 3600.0))
+    for done in range(5):
+        eager(done, 4)
+        patient(done, 4)
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].startswith("evaluate    1 of 4 episodes, 0 s left")
+    assert len(said) == 4

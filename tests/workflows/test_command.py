@@ -1,0 +1,93 @@
+"""What a user meets at the command line, in real processes."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
+
+
+def call(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def run_train(config: Path | str, output: Path) -> subprocess.CompletedProcess[str]:
+    workflow = ("workflows/train.py", "train", "--config", str(config), "--output", str(output))
+    return call(PYFLYTE, "run", *workflow)
+
+
+def said(result: subprocess.CompletedProcess[str]) -> str:
+    """All that was printed, without the frames and line breaks of a terminal."""
+    return " ".join((result.stdout + result.stderr).replace("│", " ").split())
+
+
+def test_starting_a_workflow_imports_nothing_heavy() -> None:
+    program = "import sys, workflows.train; print(sorted({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules)))"
+    result = call(sys.executable, "-c", program)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.mark.parametrize("command", [("run", "--help"), ("run", "workflows/train.py", "train", "--help")])
+def test_help_answers_within_three_seconds_of_work(command: tuple[str, ...]) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = call(PYFLYTE, *command)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
+
+def test_an_unknown_and_an_ill_typed_field_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("ppo: {rounds: many, round: 3}\nrewards: {annotator: judge}\n")
+    result = run_train(path, tmp_path / "out")
+    assert result.returncode != 0
+    text = said(result)
+    assert "field 'ppo.rounds': input should be a valid integer" in text
+    assert "unknown field 'ppo.round'" in text
+    assert "field 'rewards.annotator': input should be 'rules', 'lcs' or 'truth'" in text
+    assert "ingest" not in result.stdout  # nothing has started
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_split_is_refused_with_its_file(tmp_path: Path) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}},
+    }
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({"instruction": "look around", "tools": [tool], "split": "train"}) + "\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({"data": {"source": "jsonl", "paths": [str(tasks)]}}))
+    result = run_train(path, tmp_path / "out")
+    assert result.returncode != 0
+    assert f"{tasks}: the split 'validation' is empty" in said(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_documented_configurations_are_complete_inputs() -> None:
+    from steptool.config import Config, load_config
+
+    assert load_config(ROOT / "configs" / "laptop.yaml").data.source == "desk"
+    written = json.dumps(sorted(_keys(_yaml(ROOT / "configs" / "laptop.yaml"))))
+    assert written == json.dumps(sorted(_keys(Config().model_dump(mode="json"))))  # every field is there to be read
+
+
+def _yaml(path: Path) -> dict[str, object]:
+    import yaml
+
+    data: dict[str, object] = yaml.safe_load(path.read_text())
+    return data
+
+
+def _keys(tree: dict[str, object], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in tree.items():
+        found += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return found

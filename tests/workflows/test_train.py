@@ -1,0 +1,131 @@
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steptool import lineage
+from steptool.config import Config, load_config
+from steptool.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, read_costs, read_rows
+from steptool.models import load_model, load_tokenizer
+from steptool.records import read_queries, read_trajectories
+from workflows.train import train
+
+
+@pytest.fixture(scope="module")
+def run(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a whole run, made over the folder of a former one."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: 1\n")
+    (folder / "metrics.parquet").write_text("of a former run")
+    (folder / "left over").write_text("of a former run")
+    evidence = train(config=small, output=str(folder))
+    assert str(evidence.report) == str(folder / "report.html")
+    yield folder
+
+
+def test_every_artifact_has_a_name_that_says_what_it_is(run: Path) -> None:
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml",
+        "queries.parquet",
+        "demonstrations.parquet",
+        "quarantine.jsonl",
+        *(f"{kind}_round_{r:02d}.parquet" for kind in ("trajectories", "rewards", "advantages") for r in (0, 1)),
+        "evaluations.parquet",
+        *(
+            f"evaluation_trajectories_{model}_{decoding}.parquet"
+            for model in ("base", "warm_start", "steptool")
+            for decoding in ("greedy", "sampled")
+        ),
+        "evaluation_rewards_warm_start_greedy.parquet",
+        "evaluation_rewards_steptool_greedy.parquet",
+        "metrics.parquet",
+        "metrics.json",
+        "report.html",
+        "warm_start",
+        "model",
+    }
+    assert [p.name for p in run.parent.iterdir()] == ["demo"]  # nothing half made is left beside it
+
+
+def test_the_configuration_is_kept(run: Path, small: Config) -> None:
+    assert load_config(run / "config.yaml") == small
+
+
+def test_each_round_rolls_out_the_current_policy_on_training_queries(run: Path, small: Config) -> None:
+    train_ids = {q.query_id for q in read_queries(run / "queries.parquet", "train")}
+    asked: list[str] = []
+    for round in range(2):
+        episodes = read_trajectories(run / f"trajectories_round_{round:02d}.parquet")
+        assert len({t.trajectory_id for t in episodes}) == small.rollout.episodes
+        assert {(t.policy, t.round) for t in episodes} == {(f"round_{round:02d}", round)}
+        assert {t.query_id for t in episodes} <= train_ids
+        asked += [t.query_id for t in episodes]
+    assert len(set(asked)) == 8  # ten episodes: all eight queries came before any came twice
+
+
+def test_every_step_has_a_reward_and_an_advantage(run: Path) -> None:
+    for round in range(2):
+        episodes = read_trajectories(run / f"trajectories_round_{round:02d}.parquet")
+        steps = {(t.trajectory_id, n) for t in episodes for n in range(len(t.steps))}
+        for contract in (REWARDS, ADVANTAGES):
+            rows = read_rows(run / f"{contract.name}_round_{round:02d}.parquet", contract)
+            assert {(r["trajectory_id"], r["step"]) for r in rows} == steps
+            assert len(rows) == len(steps)
+
+
+def test_all_models_are_measured_on_the_same_held_out_tasks(run: Path) -> None:
+    held_out = {q.query_id for q in read_queries(run / "queries.parquet", "heldout")}
+    rows = read_rows(run / "evaluations.parquet", EVALUATIONS)
+    for model in ("base", "warm_start", "steptool"):
+        for decoding in ("greedy", "sampled"):
+            mine = [r for r in rows if (r["model"], r["decoding"]) == (model, decoding)]
+            assert sorted(r["query_id"] for r in mine) == sorted(held_out)
+            played = read_trajectories(run / f"evaluation_trajectories_{model}_{decoding}.parquet")
+            assert {r["trajectory_id"] for r in mine} == {t.trajectory_id for t in played}
+
+
+def test_the_model_was_trained_and_tells_where_it_comes_from(run: Path) -> None:
+    before, after = (load_file(run / name / "model.safetensors") for name in ("warm_start", "model"))
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    load_model(run / "model")
+    load_tokenizer(run / "model")
+    stages = [(e["stage"], e["round"]) for e in lineage.read(run / "model")]
+    assert stages == [("base", -1), ("warm_start", -1), ("step_ppo", 0), ("step_ppo", 1)]
+    demonstrations = lineage.read(run / "model")[1]["files"]["demonstrations"]
+    assert demonstrations == lineage.sha256(run / "demonstrations.parquet")
+    assert demonstrations[:12] in (run / "model" / "README.md").read_text()
+
+
+def test_figures_and_costs_cover_every_stage(run: Path) -> None:
+    figures = json.loads((run / "metrics.json").read_text())
+    assert set(figures["pass_rate"]) == {"base", "warm_start", "steptool"}
+    assert set(figures["difference"]) >= {"mean", "low", "high"}
+    stages = {"ingest", "prepare", "warm_start", "rollout", "annotate", "ppo", "evaluate", "report"}
+    assert set(figures["seconds"]) == stages | {"total"}
+    assert figures["peak_memory_mb"] > 100
+    spent = read_costs(run / "metrics.parquet")
+    assert [c.round for c in spent if c.stage == "rollout"] == [0, 0, 1, 1]
+    assert all(c.tokens > 0 for c in spent if c.stage in ("rollout", "warm_start", "ppo"))
+    learned = {(r["stage"], r["round"]) for r in read_rows(run / "metrics.parquet", METRICS)}
+    assert learned >= {("ingest", -1), ("warm_start", -1), ("ppo", 0), ("ppo", 1)}
+
+
+def test_the_report_is_one_page(run: Path) -> None:
+    html = (run / "report.html").read_text()
+    assert html.lstrip().lower().startswith("<!doctype html>")
+    assert "StepTool" in html
+
+
+def test_a_folder_of_something_else_is_left_alone(small: Config, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    start = time.perf_counter()
+    with pytest.raises(Exception, match="holds something else than a former run"):
+        train(config=small, output=str(tmp_path))
+    assert time.perf_counter() - start < 5  # before anything expensive
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
