@@ -17,6 +17,10 @@
   const minus = (text) => text.replace("-", "\u2212");
   const short = (value) => minus(String(Math.round(value * 100) / 100));
   const signed = (value) => (value > 0 ? "+" : "") + short(value);
+  const brief = (value) => {
+    const text = Math.abs(value) < 0.995 ? Math.abs(value).toFixed(2).slice(1) : Math.abs(value).toFixed(1);
+    return text === ".00" ? "0" : (value < 0 ? "\u2212" : "+") + text;
+  };
   const tint = (value, scale) => {
     if (value === null || !scale) return "";
     const share = Math.min(1, Math.abs(value) / scale);
@@ -57,8 +61,8 @@
       chip("call worked", step.succ_calling, 1, false, "SuccCalling: the call was well formed and the tool did not fail"),
       chip("helped", step.contribution, 1, false, "Contribution: how much this step served the final answer"),
       last ? chip("solved", step.is_solved, 1, false, "IsSolved: the verdict, on the last step only") : "",
-      chip("reward", step.reward, 1, true, "The reward that training used for this step"),
-      chip("advantage", step.advantage, scale, true, "How much better or worse than expected the step turned out")));
+      chip("reward", step.reward, scale.reward, true, "The reward that training used for this step"),
+      chip("advantage", step.advantage, scale.advantage, true, "How much better or worse than expected the step turned out")));
     if (step.rationale) node.append(el("p", "rationale", step.rationale));
     return node;
   };
@@ -66,9 +70,9 @@
   const cell = (step, index, scale, target) => {
     const value = step.advantage ?? step.reward;
     const kind = step.advantage !== null ? "advantage" : "reward";
-    const node = el("button", "cell " + step.status, value === null ? String(index + 1) : (value > 0 ? "+" : "") + minus(value.toFixed(1)));
+    const node = el("button", "cell " + step.status, value === null ? String(index + 1) : brief(value));
     node.type = "button";
-    node.style.background = tint(value, kind === "advantage" ? scale : 1);
+    node.style.background = tint(value, scale[kind]);
     node.title = `step ${index + 1}: ${step.call ?? "no call"}, ${step.status.replace("_", " ")}` +
       (value === null ? "" : `, ${kind} ${signed(value)}`);
     node.addEventListener("click", () => {
@@ -81,10 +85,6 @@
 
   const side = (title, episode, scale) => {
     const node = el("section", "side", el("h4", "", title));
-    if (!episode) {
-      node.append(el("p", "empty", "No episode of this task was kept."));
-      return node;
-    }
     const calls = episode.steps.filter((s) => s.status !== "finish");
     const failed = calls.filter((s) => s.status !== "ok").length;
     node.append(el("p", "facts", el("span", "verdict " + solvedClass(episode.verdict), solvedText(episode.verdict)),
@@ -98,12 +98,16 @@
 
   const show = (task) => {
     state.selected = task;
-    const values = [task.before, task.after].flatMap((e) => (e ? e.steps.map((s) => Math.abs(s.advantage ?? 0)) : []));
-    const scale = Math.max(0, ...values);
+    const episodes = [task.before, task.after].filter((e) => e !== null);
+    // The reward of a last step is of another size: it does not set the scale of the others.
+    const rewards = episodes.flatMap((e) => e.steps.slice(0, -1).map((s) => Math.abs(s.reward ?? 0)));
+    const advantages = episodes.flatMap((e) => e.steps.map((s) => Math.abs(s.advantage ?? 0)));
+    const scale = { reward: Math.max(0, ...rewards) || 1, advantage: Math.max(0, ...advantages) };
     const label = el("p", "facts", el("span", "outcome " + task.outcome, outcomes[task.outcome]), ` ${task.tier} ${task.id}`);
     const head = el("header", "task", label, el("blockquote", "", task.instruction));
     if (task.answer !== null) head.append(el("p", "answer", el("i", "", "expected answer "), task.answer));
-    detail.replaceChildren(head, el("div", "sides", side(sides[0], task.before, scale), side(sides[1], task.after, scale)));
+    const shown = [task.before, task.after].map((e, i) => (e === null ? null : side(sides[i], e, scale)));
+    detail.replaceChildren(head, el("div", "sides", ...shown));
     for (const button of list.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.task === task));
   };
 

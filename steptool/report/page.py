@@ -84,7 +84,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "counts": list(_flat(inputs.counts)),
         "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
         "examples": len(inputs.examples),
-        "data": Markup(embed(viewer_data(inputs.examples))),
+        "data": Markup(embed(viewer_data(inputs.examples, inputs.config))),
         "css": Markup(_asset("page.css")),
         "script": Markup(_asset("page.js")),
     }

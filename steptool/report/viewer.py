@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steptool.config import RewardConfig
 from steptool.contracts import Row
 from steptool.report.inputs import Episode, Example
+from steptool.rewards.compose import compose
 from steptool.trajectory import Step
 
 LONGEST = 6000
@@ -19,13 +21,17 @@ OUTCOMES = {
     "both": "both: solved before and after",
     "neither": "neither: solved by none",
     "unknown": "unknown: no verdict",
+    "alone": "alone: one episode, no counterpart",
 }
 """What training did to a task, by the verdicts before and after."""
 
 
-def viewer_data(examples: Sequence[Example]) -> dict[str, Any]:
-    """The examples as JSON-ready data, those that training changed first."""
-    tasks = [_task(e) for e in examples]
+def viewer_data(examples: Sequence[Example], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The examples as JSON-ready data, those that training changed first.
+
+    Where an episode was scored but not trained on, its rewards are composed as the run's configuration says.
+    """
+    tasks = [_task(e, config or {}) for e in examples]
     order = list(OUTCOMES)
     return {"outcomes": OUTCOMES, "tasks": sorted(tasks, key=lambda t: order.index(t["outcome"]))}
 
@@ -38,14 +44,16 @@ def embed(data: Any) -> str:
 
 def outcome(example: Example) -> str:
     """One of OUTCOMES; a verdict above one half counts as solved."""
-    verdicts = [e.verdict if e else None for e in (example.before, example.after)]
-    if verdicts[0] is None or verdicts[1] is None:
+    if example.before is None or example.after is None:
+        return "alone"
+    before, after = example.before.verdict, example.after.verdict
+    if before is None or after is None:
         return "unknown"
-    solved = verdicts[0] > 0.5, verdicts[1] > 0.5
+    solved = before > 0.5, after > 0.5
     return {(False, True): "fixed", (True, False): "broken", (True, True): "both"}.get(solved, "neither")
 
 
-def _task(example: Example) -> dict[str, Any]:
+def _task(example: Example, config: Mapping[str, Any]) -> dict[str, Any]:
     answer = example.query.reference.get("answer")
     return {
         "id": example.query.query_id,
@@ -53,17 +61,22 @@ def _task(example: Example) -> dict[str, Any]:
         "instruction": example.query.instruction,
         "answer": answer if isinstance(answer, str) else None,
         "outcome": outcome(example),
-        "before": _episode(example.before),
-        "after": _episode(example.after),
+        "before": _episode(example.before, config),
+        "after": _episode(example.after, config),
     }
 
 
-def _episode(episode: Episode | None) -> dict[str, Any] | None:
+def _episode(episode: Episode | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
     if episode is None:
         return None
     trajectory = episode.trajectory
-    rewards = {r["step"]: r for r in episode.rewards if r["trajectory_id"] == trajectory.trajectory_id}
-    advantages = {r["step"]: r for r in episode.advantages if r["trajectory_id"] == trajectory.trajectory_id}
+    rewards: dict[int, Row] = {r["step"]: r for r in episode.rewards if r["trajectory_id"] == trajectory.trajectory_id}
+    advantages: dict[int, Row] = {
+        r["step"]: r for r in episode.advantages if r["trajectory_id"] == trajectory.trajectory_id
+    }
+    if not advantages:
+        composed = _composed(list(rewards.values()), len(trajectory.steps), config)
+        advantages = {i: {"reward": r} for i, r in enumerate(composed)}
     steps = [_step(s, rewards.get(i, {}), advantages.get(i, {})) for i, s in enumerate(trajectory.steps)]
     return {
         "verdict": _finite(episode.verdict),
@@ -73,6 +86,14 @@ def _episode(episode: Episode | None) -> dict[str, Any] | None:
         "tokens": trajectory.action_tokens,
         "steps": steps,
     }
+
+
+def _composed(rewards: Sequence[Row], steps: int, config: Mapping[str, Any]) -> Sequence[float]:
+    if len(rewards) != steps or "rewards" not in config:
+        return ()
+    reward = (config.get("ppo") or {}).get("reward", "step")
+    composed = compose(rewards, RewardConfig.model_validate(config["rewards"]), reward)
+    return () if composed is None else composed.tolist()
 
 
 def _step(step: Step, reward: Mapping[str, Any], advantage: Mapping[str, Any]) -> Row:

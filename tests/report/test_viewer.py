@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steptool.config import Config
 from steptool.report.inputs import Episode, Example
 from steptool.report.viewer import LONGEST, embed, outcome, viewer_data
 
@@ -37,10 +38,21 @@ def test_outcomes(query, trajectory, before, after, expected):
     assert outcome(example) == expected
 
 
-def test_an_example_with_one_side_is_shown_without_a_verdict(query, trajectory):
+def test_an_episode_without_a_counterpart_stands_alone(query, trajectory):
     example = Example(query(), None, Episode(trajectory("b", ["finish"], 1.0)))
     (task,) = viewer_data([example])["tasks"]
-    assert task["before"] is None and task["outcome"] == "unknown" and task["after"]["verdict"] == 1.0
+    assert task["before"] is None and task["outcome"] == "alone" and task["after"]["verdict"] == 1.0
+
+
+def test_rewards_of_an_evaluated_episode_are_composed_as_configured(query, trajectory, reward):
+    t = trajectory("a", ["ok", "tool_error", "finish"], 1.0)
+    rows = [reward("a", 0, 1, 0.5), reward("a", 1, 0, 0.0), reward("a", 2, 1, None, 1.0)]
+    (task,) = viewer_data([Example(query(), Episode(t, rows), None)], Config().model_dump(mode="json"))["tasks"]
+    # .3 * (.3 * (succ - 1) + contribution), and IsSolved
+    assert [s["reward"] for s in task["before"]["steps"]] == [0.15, -0.09, 1.0]
+    assert [s["advantage"] for s in task["before"]["steps"]] == [None] * 3
+    (task,) = viewer_data([Example(query(), Episode(t, rows[:2]), None)], Config().model_dump(mode="json"))["tasks"]
+    assert [s["reward"] for s in task["before"]["steps"]] == [None] * 3
 
 
 def test_a_verdict_of_the_evaluation_goes_before_the_environment(query, trajectory):
