@@ -206,7 +206,12 @@ def test_the_viewer_runs_in_a_browser(full, tmp_path: Path):
     assert viewer.count('class="step ') == 5  # three steps before, two after
     assert viewer.count("<li><button") == 2 and "2 of 2 tasks" in viewer
     assert "fixed: only after training" in viewer and "not solved" in viewer
-    assert "get_order" in viewer and "no call could be read" in viewer and "<b>+0.75</b>" in viewer and ">+.75</button>" in viewer
+    assert (
+        "get_order" in viewer
+        and "no call could be read" in viewer
+        and "<b>+0.75</b>" in viewer
+        and ">+.75</button>" in viewer
+    )
     assert '<details class="fold">' in viewer  # the long observation
     assert "&lt;/script&gt;&lt;script&gt;" in viewer and "<img" not in viewer
     assert "<title>A run &lt;/script&gt;" in dom  # the hostile script did not run
