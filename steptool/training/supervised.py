@@ -1,7 +1,7 @@
 """Supervised learning on token sequences with spans: -log p of the tokens inside the spans.
 
 On `transformers.Trainer` rather than TRL's SFTTrainer, which takes such data too, but on a CPU with a small vocabulary
-needs 1.8 times the time for a step (its tiled kernel computes the logits twice, and it builds attention masks for padding
+needs 1.8 times the time for a step (its kernel computes the logits twice, and it builds attention masks for padding
 that causal attention cannot see).
 """
 
