@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from steptool.chat.codec import ChatCodec, Encoded
-from steptool.config import Config
+from steptool.config import Config, WarmStartConfig
 from steptool.trajectory import Query, Trajectory
 
 
@@ -55,6 +55,12 @@ def lessons(queries: Sequence[Query], demonstrations: Sequence[Trajectory], code
     """
     tools = {q.query_id: q.tools for q in queries}
     return [_encoded(d, codec, tools[d.query_id]) for d in demonstrations if d.query_id in tools]
+
+
+def tokens_seen(examples: Sequence[Encoded], cfg: WarmStartConfig) -> int:
+    """Action tokens that the warm start learns from, each pass counted, at the mean of the examples."""
+    mean = sum(end - start for e in examples for start, end in e.spans) / len(examples)
+    return round(mean * cfg.steps * cfg.batch_size)
 
 
 def _encoded(demonstration: Trajectory, codec: ChatCodec, tools: Sequence[dict[str, object]]) -> Encoded:

@@ -53,7 +53,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
     """Fine-tune the base model on the demonstrations."""
     watch = Stopwatch("warm_start")
     from steptool.chat.codec import ChatCodec
-    from steptool.corpus import lessons
+    from steptool.corpus import lessons, tokens_seen
     from steptool.lineage import sign
     from steptool.models import load_tokenizer
     from steptool.records import read_queries, read_trajectories
@@ -66,7 +66,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
     ticker = Ticker("warm_start", config.warm_start.steps, "steps")
     rows = fine_tune(start, examples, config.warm_start, config.policy, config.seed, folder, on_step=ticker)
     sign(folder, start, "warm_start", {"queries": local(queries), "demonstrations": local(demonstrations)})
-    cost = watch.cost(int(sum(r["value"] for r in rows if r["name"] == "tokens")))
+    cost = watch.cost(tokens_seen(examples, config.warm_start))
     told = extend(local(history), rows, [cost], scratch("told") / "history.parquet")
     say("warm_start", "finished", costs=read_costs(told))
     return WarmStarted(Model(str(folder)), Parquet(str(told)))

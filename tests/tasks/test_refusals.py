@@ -1,0 +1,68 @@
+"""Bad input meets one clear error, in the first task that can see it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from steptool.config import Config
+from tasks.annotate import annotate
+from tasks.artifacts import Parquet
+from tasks.ingest import Ingested, ingest
+from tasks.warm_start import Prepared, prepare
+
+SMALL: dict[str, Any] = {
+    "data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 2},
+    "policy": {"base": "scratch", "max_context": 1600},
+    "warm_start": {"demonstrations": 2},
+}
+
+
+def config(**sections: Any) -> Config:
+    return Config.model_validate(
+        {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {**SMALL, **sections}}
+    )
+
+
+def prepared(chosen: Config) -> tuple[Ingested, Prepared]:
+    read = ingest(config=chosen, output="")
+    return read, prepare(config=chosen, queries=read.queries, demonstrations=read.demonstrations, history=read.history)
+
+
+def test_a_context_too_small_for_a_prompt_is_refused_before_training_with_the_query() -> None:
+    with pytest.raises(Exception, match=r"query '[^']+': its prompt has \d+ tokens, but policy.max_context = 100"):
+        prepared(config(policy={"max_context": 100}))
+
+
+def test_a_model_folder_without_a_tokenizer_is_refused_with_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    with pytest.raises(Exception, match=f"{tmp_path}: no tokenizer"):
+        prepared(config(policy={"base": str(tmp_path)}))
+
+
+def test_a_file_of_another_schema_version_is_refused_with_its_name(tmp_path: Path) -> None:
+    chosen = config()
+    read = ingest(config=chosen, output="")
+    table = pq.read_table(read.demonstrations.download())
+    old = tmp_path / "old.parquet"
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"steptool.version": b"0"}), old)
+    with pytest.raises(Exception, match=f"{old}: expected contract 'trajectories' version 1, found .* version 0"):
+        annotate(trajectories=Parquet(str(old)), round=0, config=chosen, queries=read.queries)
+
+
+def test_a_source_that_is_not_there_is_refused_with_its_path(tmp_path: Path) -> None:
+    missing = tmp_path / "tasks.jsonl"
+    with pytest.raises(Exception, match=str(missing)):
+        ingest(config=config(data={"source": "jsonl", "paths": [str(missing)]}), output="")
+
+
+def test_a_tool_schema_that_is_none_is_refused_with_file_line_and_field(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "objet"}}}
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({"instruction": "look", "tools": [tool]}) + "\n")
+    with pytest.raises(Exception, match=rf"{tasks}, line 1.*tools\[0\]"):
+        ingest(config=config(data={"source": "jsonl", "paths": [str(tasks)]}), output="")
