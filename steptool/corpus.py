@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 
 from steptool.chat.codec import ChatCodec, Encoded
-from steptool.config import Config, WarmStartConfig
+from steptool.config import Config, RolloutConfig, WarmStartConfig
+from steptool.schedule import shard_positions
 from steptool.trajectory import Query, Trajectory
 
 
@@ -25,7 +26,7 @@ def fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -> list[
     """The queries whose prompt leaves room for a turn in the context.
 
     Of recorded data (source toolbench) the others are left out. Elsewhere they are an error: raises ValueError naming
-    the query. Raises ValueError too if a split that is needed stays empty.
+    the query. Raises ValueError too if a split or a shard of a round would stay empty.
     """
     room = config.policy.max_context - config.rollout.max_new_tokens
     kept = []
@@ -45,6 +46,7 @@ def fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -> list[
                 f"no query of the split '{split}' has a prompt that fits policy.max_context = "
                 f"{config.policy.max_context} less rollout.max_new_tokens = {config.rollout.max_new_tokens}"
             )
+    _check_shards(sum(q.split == "train" for q in kept), config.rollout)
     return kept
 
 
@@ -61,6 +63,11 @@ def tokens_seen(examples: Sequence[Encoded], cfg: WarmStartConfig) -> int:
     """Action tokens that the warm start learns from, each pass counted, at the mean of the examples."""
     mean = sum(end - start for e in examples for start, end in e.spans) / len(examples)
     return round(mean * cfg.steps * cfg.batch_size)
+
+
+def _check_shards(train: int, rollout: RolloutConfig) -> None:
+    """Raise ValueError if a round would leave a shard empty."""
+    shard_positions(train, rollout.episodes, 0, 0, shard=rollout.shards - 1, shards=rollout.shards)
 
 
 def _encoded(demonstration: Trajectory, codec: ChatCodec, tools: Sequence[dict[str, object]]) -> Encoded:

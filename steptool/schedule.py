@@ -5,7 +5,35 @@ A pure function of the configuration's seed, so that a shard that is run again d
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from steptool.config import Config
+from steptool.contracts import QUERIES, read_table
+from steptool.records import query_from
+from steptool.trajectory import Query
+
+
+def round_queries(path: str | os.PathLike[str], config: Config, round: int, shard: int) -> list[Query]:
+    """The training queries of one shard of a round, one for each episode. Only these are parsed."""
+    table = read_table(path, QUERIES)
+    train = table.filter(pc.equal(table["split"], "train"))
+    rollout = config.rollout
+    positions = shard_positions(
+        train.num_rows, rollout.episodes, round, config.seed, shard=shard, shards=rollout.shards
+    )
+    return [query_from(row) for row in train.take(positions).to_pylist()]
+
+
+def named_queries(path: str | os.PathLike[str], query_ids: Iterable[str]) -> list[Query]:
+    """The queries of a file that have these ids. Only these are parsed."""
+    table = read_table(path, QUERIES)
+    wanted = pc.is_in(table["query_id"], value_set=pa.array(sorted(set(query_ids)), pa.string()))
+    return [query_from(row) for row in table.filter(wanted).to_pylist()]
 
 
 def round_positions(total: int, episodes: int, round: int, seed: int) -> list[int]:
@@ -28,12 +56,17 @@ def shard_positions(total: int, episodes: int, round: int, seed: int, *, shard: 
     """The part of a round's positions that falls to one shard.
 
     The shards of a round hold each of its positions once. A position that the round holds several times stays in one
-    shard, which can then number its samples.
+    shard, which can then number its samples. Raises ValueError for a shard that would stay empty.
     """
     if not 0 <= shard < shards:
         raise ValueError(f"expected a shard from 0 to {shards - 1}, got {shard}")
     drawn = round_positions(total, episodes, round, seed)
     mine = set(list(dict.fromkeys(drawn))[shard::shards])
+    if not mine:
+        raise ValueError(
+            f"a round of {episodes} episodes on {total} training queries does not fill {shards} shards; "
+            "lower rollout.shards"
+        )
     return [p for p in drawn if p in mine]
 
 

@@ -12,11 +12,12 @@ from tasks.artifacts import IMAGE, Parquet, local, scratch
 def annotate(trajectories: Parquet, round: int, config: Config, queries: Parquet) -> Parquet:
     """Score the steps of a shard of trajectories by the configured annotator."""
     watch = Stopwatch("annotate", round)
-    from steptool.records import read_queries, read_trajectories
+    from steptool.records import read_trajectories
     from steptool.rewards.annotators import annotate as score
     from steptool.rewards.annotators import annotator
+    from steptool.schedule import named_queries
 
-    rows = score(
-        read_queries(local(queries)), read_trajectories(local(trajectories)), annotator(config.rewards.annotator)
-    )
+    episodes = read_trajectories(local(trajectories))
+    asked = named_queries(local(queries), (t.query_id for t in episodes))
+    rows = score(asked, episodes, annotator(config.rewards.annotator))
     return Parquet(str(write_rows(scratch("annotate") / "rewards.parquet", rows, REWARDS, watch.cost())))

@@ -31,7 +31,8 @@ def ingest(config: Config, output: str) -> Ingested:
     folder = scratch("ingested")
     found = read_source(config, folder)
     history = extend(None, count_rows("ingest", found.counts), [watch.cost()], folder / "history.parquet")
-    say("ingest", f"{config.data.source}: " + ", ".join(f"{name} {count}" for name, count in found.counts.items()))
+    told = [f"{name} {count}" for name, count in found.counts.items() if ":" not in name]
+    say("ingest", f"{config.data.source}: {', '.join(told)}")
     return Ingested(
         Parquet(str(found.queries_path)),
         Parquet(str(found.demonstrations_path)),

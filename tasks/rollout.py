@@ -11,17 +11,15 @@ from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
 def rollout(shard: int, round: int, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Parquet:
     """Sample a shard of a round's episodes."""
     watch = Stopwatch("rollout", round)
-    from steptool.records import read_queries, write_trajectories
+    from steptool.records import write_trajectories
     from steptool.rollout.player import player
-    from steptool.schedule import shard_positions
+    from steptool.schedule import round_queries
 
-    size = config.rollout
-    train = read_queries(local(queries), "train")
-    mine = shard_positions(len(train), size.episodes, round, config.seed, shard=shard, shards=size.shards)
-    play = player(local(model), train, local(demonstrations), config)
-    ticker = Ticker("rollout", len(mine), "episodes")
-    episodes = play([train[p] for p in mine], greedy=False, policy=f"round_{round:02d}", round=round, progress=ticker)
+    asked = round_queries(local(queries), config, round, shard)
+    play = player(local(model), asked, local(demonstrations), config)
+    ticker = Ticker("rollout", len(asked), "episodes")
+    episodes = play(asked, greedy=False, policy=f"round_{round:02d}", round=round, progress=ticker)
     cost = watch.cost(sum(t.action_tokens for t in episodes))
-    said = f"shard {shard + 1} of {size.shards}, {rate([t.solved for t in episodes])}"
+    said = f"shard {shard + 1} of {config.rollout.shards}, {rate([t.solved for t in episodes])}"
     say("rollout", said, round=round, rounds=config.ppo.rounds)
     return Parquet(str(write_trajectories(scratch("rollout") / "trajectories.parquet", episodes, cost)))

@@ -1,10 +1,14 @@
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.schedule import round_positions, shard_positions
+from steptool.config import Config
+from steptool.records import write_queries
+from steptool.schedule import named_queries, round_positions, round_queries, shard_positions
+from steptool.trajectory import Query
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(1, 6), st.integers(-3, 3))
@@ -27,6 +31,7 @@ def test_a_second_pass_has_another_order() -> None:
 def test_shards_share_out_the_round_and_keep_repeats_together(
     total: int, episodes: int, shards: int, round: int
 ) -> None:
+    shards = min(shards, total, episodes)
     parts = [shard_positions(total, episodes, round, 3, shard=s, shards=shards) for s in range(shards)]
     assert Counter(p for part in parts for p in part) == Counter(round_positions(total, episodes, round, 3))
     assert all(set(a).isdisjoint(b) for i, a in enumerate(parts) for b in parts[:i])
@@ -44,3 +49,25 @@ def test_a_shard_that_does_not_exist_is_refused() -> None:
 def test_a_round_from_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         round_positions(0, 3, 0, 0)
+
+
+def test_a_shard_that_would_stay_empty_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"5 episodes on 2 training queries does not fill 3 shards"):
+        shard_positions(2, 5, 0, 0, shard=2, shards=3)
+
+
+def test_a_round_takes_training_queries_only_and_each_once(tmp_path: Path) -> None:
+    queries = [Query(f"q{n}", ("train", "heldout")[n % 2], "desk", f"task {n}", ()) for n in range(12)]
+    path = write_queries(tmp_path / "queries.parquet", queries)
+    config = Config.model_validate({"rollout": {"episodes": 6, "shards": 2}})
+    parts = [round_queries(path, config, 0, shard) for shard in range(2)]
+    assert sorted(q.query_id for part in parts for q in part) == sorted(
+        q.query_id for q in queries if q.split == "train"
+    )
+    assert all(q == queries[int(q.query_id[1:])] for part in parts for q in part)
+
+
+def test_queries_are_found_by_name(tmp_path: Path) -> None:
+    queries = [Query(f"q{n}", "train", "desk", f"task {n}", ()) for n in range(4)]
+    path = write_queries(tmp_path / "queries.parquet", queries)
+    assert named_queries(path, ["q3", "q1", "q3"]) == [queries[1], queries[3]]

@@ -21,18 +21,17 @@ def player(
     """`roll_out` with model, codec, environment and configuration filled in: play(queries, greedy=..., policy=...).
 
     The environment is the one that the queries name. `demonstrations` is a file of trajectories; it is read only by an
-    environment that replays them. Raises ValueError if the queries name several environments.
+    environment that replays them. Raises ValueError unless the queries name one environment.
     """
     names = sorted({q.environment for q in queries})
-    if len(names) > 1:
+    if len(names) != 1:
         raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
-    name = names[0] if names else "desk"
-    recorded = read_trajectories(demonstrations) if name == "replay" else []
+    recorded = read_trajectories(demonstrations) if names == ["replay"] else []
     return partial(
         roll_out,
         load_model(folder),
         ChatCodec(load_tokenizer(folder)),
-        environment=open_environment(name, recorded),
+        environment=open_environment(names[0], recorded),
         rollout=config.rollout,
         max_context=config.policy.max_context,
         seed=config.seed,
