@@ -24,7 +24,7 @@ from steptool.trajectory import FINISH, Message, Query, Step, StepStatus, StopRe
 
 MAX_MALFORMED = 3
 """Malformed steps in a row that end an episode."""
-_WAITING_SHARE = 0.25
+_WAITING_SHARE = 0.2
 """Share of the running episodes whose turns must have ended before the environment answers them together."""
 _SHRINK_SHARE = 0.75
 """Share of rows in use below which the batch is made smaller."""
