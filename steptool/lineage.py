@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,15 @@ def sign(
     folder: str | os.PathLike[str],
     parent: str | os.PathLike[str] | None,
     stage: str,
-    files: Mapping[str, str | os.PathLike[str]],
+    files: Sequence[str | os.PathLike[str]],
     round: int = -1,
     note: str = "",
 ) -> None:
     """Write the model card and the lineage into a model folder: those of the parent, and this stage.
 
-    `files` names what the stage was made from.
+    `files` are what the stage was made from.
     """
-    entry = {"stage": stage, "round": round, "files": {n: sha256(p) for n, p in files.items()}, "note": note}
+    entry = {"stage": stage, "round": round, "files": {Path(p).name: sha256(p) for p in files}, "note": note}
     entries = [*(read(parent) if parent else []), entry]
     target = Path(folder)
     (target / FILE).write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

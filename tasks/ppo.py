@@ -5,16 +5,18 @@ from typing import NamedTuple
 from flytekit import task
 
 from steptool.config import Config
-from steptool.contracts import ADVANTAGES, REWARDS, read_costs, read_rows, write_rows
+from steptool.contracts import ADVANTAGES, REWARDS, TRAJECTORIES, concat, read_costs, read_rows, write_rows
 from steptool.history import count_rows, extend
 from steptool.progress import Stopwatch, rate, say
 from tasks.artifacts import IMAGE, Model, Parquet, local, local_all, scratch
 
 
 class Improved(NamedTuple):
-    """The next policy, the advantages that it learned from, and the history of the run until here."""
+    """The next policy, what it learned from (the shards joined), and the history of the run until here."""
 
     model: Model
+    trajectories: Parquet
+    rewards: Parquet
     advantages: Parquet
     history: Parquet
 
@@ -33,19 +35,21 @@ def ppo(
     watch = Stopwatch("ppo", round)
     from steptool.lineage import sign
     from steptool.records import read_trajectories
+    from steptool.report import folder as names
     from steptool.training.improve import improve
 
-    played, scored, folder = local_all(trajectories), local_all(rewards), scratch("policy")
-    episodes = [t for path in played for t in read_trajectories(path)]
-    rows = [row for path in scored for row in read_rows(path, REWARDS)]
+    joined, folder = scratch("joined"), scratch("policy")
+    played = concat(local_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round))
+    scored = concat(local_all(rewards), REWARDS, joined / names.of_round("rewards", round))
+    episodes, rows = read_trajectories(played), read_rows(scored, REWARDS)
     result = improve(local(policy), local(reference), episodes, rows, config=config, round=round, out_dir=folder)
+    sign(folder, local(policy), config.ppo.algorithm, [played, scored], round, result.note)
 
-    files = {f"{p.stem} of shard {n}": p for paths in (played, scored) for n, p in enumerate(paths)}
-    sign(folder, local(policy), config.ppo.algorithm, files, round, result.note)
-    costs = [c for p in (*played, *scored) for c in read_costs(p)] + [watch.cost(result.tokens)]
     counts = count_rows("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round)
-    written = scratch("learned")
-    told = extend(local(history), [*counts, *result.metrics], costs, written / "history.parquet")
-    advantages = write_rows(written / "advantages.parquet", result.advantages, ADVANTAGES)
+    costs = [*read_costs(played), *read_costs(scored), watch.cost(result.tokens)]
+    told = extend(local(history), [*counts, *result.metrics], costs, joined / names.HISTORY)
+    learned = write_rows(joined / names.of_round("advantages", round), result.advantages, ADVANTAGES)
     say("ppo", rate([t.solved for t in episodes]), costs=read_costs(told), round=round, rounds=config.ppo.rounds)
-    return Improved(Model(str(folder)), Parquet(str(advantages)), Parquet(str(told)))
+    return Improved(
+        Model(str(folder)), Parquet(str(played)), Parquet(str(scored)), Parquet(str(learned)), Parquet(str(told))
+    )

@@ -10,7 +10,7 @@ from flytekit import Deck, task
 from flytekit.types.file import FlyteFile
 
 from steptool.config import Config
-from steptool.contracts import ADVANTAGES, EVALUATIONS, REWARDS, TRAJECTORIES, concat, read_costs
+from steptool.contracts import EVALUATIONS, concat, read_costs
 from steptool.history import extend
 from steptool.progress import Stopwatch
 from tasks.artifacts import IMAGE, Model, Parquet, local, local_all, scratch
@@ -33,8 +33,8 @@ def report(
     quarantine: FlyteFile,
     history: Parquet,
     models: dict[str, Model],
-    trajectories: list[list[Parquet]],
-    rewards: list[list[Parquet]],
+    trajectories: list[Parquet],
+    rewards: list[Parquet],
     advantages: list[Parquet],
     evaluations: dict[str, Parquet],
     evaluation_trajectories: dict[str, Parquet],
@@ -42,7 +42,7 @@ def report(
 ) -> Evidence:
     """Collect every artifact in one folder, write the report from it, and put it in place of `output` if it is given.
 
-    `models`: by folder name; `trajectories` and `rewards`: by round and shard; `evaluations`: by model;
+    `models`: by folder name; `trajectories`, `rewards`, `advantages`: by round; `evaluations`: by model;
     `evaluation_trajectories` and `evaluation_rewards`: by model and decoding, as in steptool_greedy.
     """
     watch = Stopwatch("report")
@@ -54,10 +54,8 @@ def report(
     run = scratch("run")
     (run / names.CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     _place({names.QUERIES: queries, names.DEMONSTRATIONS: demonstrations, names.QUARANTINE: quarantine}, run)
-    for round, parts in enumerate(zip(trajectories, rewards, advantages, strict=True)):
-        concat(local_all(parts[0]), TRAJECTORIES, run / names.of_round("trajectories", round))
-        concat(local_all(parts[1]), REWARDS, run / names.of_round("rewards", round))
-        concat(local_all([parts[2]]), ADVANTAGES, run / names.of_round("advantages", round))
+    for kind, files in {"trajectories": trajectories, "rewards": rewards, "advantages": advantages}.items():
+        _place({names.of_round(kind, round): file for round, file in enumerate(files)}, run)
     concat(local_all(list(evaluations.values())), EVALUATIONS, run / names.EVALUATED)
     _place({names.of_evaluation("trajectories", k): v for k, v in evaluation_trajectories.items()}, run)
     _place({names.of_evaluation("rewards", k): v for k, v in evaluation_rewards.items()}, run)

@@ -39,7 +39,7 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: 
     folder = scratch("base")
     asked = read_queries(local(queries))
     base = prepare_base(config.policy, texts(asked, read_trajectories(local(demonstrations))), config.seed, folder)
-    sign(base, None, "base", {}, note=config.policy.base)
+    sign(base, None, "base", [], note=config.policy.base)
     kept = fitting(asked, ChatCodec(load_tokenizer(base)), config)
     target = write_queries(scratch("prepared") / "queries.parquet", kept)
     counts = {"queries": len(kept), "left out": len(asked) - len(kept)}
@@ -65,7 +65,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
     say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")
     ticker = Ticker("warm_start", config.warm_start.steps, "steps")
     rows = fine_tune(start, examples, config.warm_start, config.policy, config.seed, folder, on_step=ticker)
-    sign(folder, start, "warm_start", {"queries": local(queries), "demonstrations": local(demonstrations)})
+    sign(folder, start, "warm_start", [local(queries), local(demonstrations)])
     cost = watch.cost(tokens_seen(examples, config.warm_start))
     told = extend(local(history), rows, [cost], scratch("told") / "history.parquet")
     say("warm_start", "finished", costs=read_costs(told))

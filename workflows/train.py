@@ -24,8 +24,8 @@ class Rounds(NamedTuple):
 
     model: Model
     history: Parquet
-    trajectories: list[list[Parquet]]
-    rewards: list[list[Parquet]]
+    trajectories: list[Parquet]
+    rewards: list[Parquet]
     advantages: list[Parquet]
 
 
@@ -49,8 +49,8 @@ def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parqu
             history=history,
         )
         policy, history = improved.model, improved.history
-        trajectories.append(played)
-        rewards.append(scored)
+        trajectories.append(improved.trajectories)
+        rewards.append(improved.rewards)
         advantages.append(improved.advantages)
     return Rounds(policy, history, trajectories, rewards, advantages)
 

@@ -97,9 +97,10 @@ def test_the_model_was_trained_and_tells_where_it_comes_from(run: Path) -> None:
     load_tokenizer(run / "model")
     stages = [(e["stage"], e["round"]) for e in lineage.read(run / "model")]
     assert stages == [("base", -1), ("warm_start", -1), ("step_ppo", 0), ("step_ppo", 1)]
-    demonstrations = lineage.read(run / "model")[1]["files"]["demonstrations"]
-    assert demonstrations == lineage.sha256(run / "demonstrations.parquet")
-    assert demonstrations[:12] in (run / "model" / "README.md").read_text()
+    for entry in lineage.read(run / "model"):
+        assert all(digest == lineage.sha256(run / name) for name, digest in entry["files"].items())
+    card = (run / "model" / "README.md").read_text()
+    assert f"rewards_round_01.parquet {lineage.sha256(run / 'rewards_round_01.parquet')[:12]}" in card
 
 
 def test_figures_and_costs_cover_every_stage(run: Path) -> None:
