@@ -30,10 +30,11 @@ class Tier:
     """Steps allowed beyond the needed calls and the Finish."""
 
 
-SINGLE, SHORT, LONG = "single", "short", "long"
+SINGLE, SHORT, PAIR, LONG = "single", "short", "pair", "long"
 TIERS = {
     SINGLE: Tier((1,), range(1, 6), 3),
-    SHORT: Tier((2, 3), range(2, 6), 2),  # for pretraining only
+    SHORT: Tier((2, 3), range(2, 6), 2),  # SHORT and PAIR are for pretraining only
+    PAIR: Tier((2,), range(6, 13), 2),
     LONG: Tier((2, 3), range(6, 13), 2),
 }
 DISTRACTORS = 2
