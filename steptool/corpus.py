@@ -51,11 +51,11 @@ def fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -> list[
 
 
 def lessons(queries: Sequence[Query], demonstrations: Sequence[Trajectory], codec: ChatCodec) -> list[Encoded]:
-    """Demonstrations as tokens, cut as a rollout would have made them; those without a query are left out.
+    """Demonstrations of training queries as tokens, cut as a rollout would have made them; others are left out.
 
     Raises ValueError naming the demonstration that cannot be cut.
     """
-    tools = {q.query_id: q.tools for q in queries}
+    tools = {q.query_id: q.tools for q in queries if q.split == "train"}
     return [_encoded(d, codec, tools[d.query_id]) for d in demonstrations if d.query_id in tools]
 
 

@@ -60,7 +60,9 @@ def test_recorded_queries_that_do_not_fit_are_left_out(queries: list[Query], cod
 def test_demonstrations_are_learned_from_with_the_tools_of_their_queries(
     queries: list[Query], shown: list[Trajectory], codec: ChatCodec
 ) -> None:
-    examples = lessons(queries, [*shown, replace(shown[0], query_id="left out")], codec)
+    heldout = next(q.query_id for q in queries if q.split == "heldout")
+    others = [replace(shown[0], query_id="left out"), replace(shown[0], query_id=heldout)]
+    examples = lessons(queries, [*shown, *others], codec)
     assert len(examples) == len(shown)
     for example, demonstration in zip(examples, shown, strict=True):
         assert len(example.spans) == len(demonstration.steps)

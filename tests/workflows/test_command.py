@@ -45,11 +45,16 @@ def test_help_answers_within_three_seconds_of_work(command: tuple[str, ...]) -> 
 
 def test_an_unknown_and_an_ill_typed_field_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("ppo: {rounds: many, round: 3}\nrewards: {annotator: judge}\n")
+    path.write_text(
+        "ppo: {rounds: many, round: 3, epochs: '2'}\nrewards: {annotator: judge}\ncredit: {whiten: 1, gamma: true}\n"
+    )
     result = run_train(path, tmp_path / "out")
     assert result.returncode != 0
     text = said(result)
     assert "field 'ppo.rounds': input should be a valid integer" in text
+    assert "field 'ppo.epochs': input should be a valid integer" in text  # text is no number, however it looks
+    assert "field 'credit.whiten': input should be a valid boolean" in text
+    assert "field 'credit.gamma': input should be a valid number" in text
     assert "unknown field 'ppo.round'" in text
     assert "field 'rewards.annotator': input should be 'rules', 'lcs' or 'truth'" in text
     assert "ingest" not in result.stdout  # nothing has started
