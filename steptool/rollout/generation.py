@@ -166,7 +166,9 @@ class BatchSampler:
     def step(self) -> None:
         """Sample one more token in every row whose turn goes on."""
         self._length += 1
-        self._cache.aim(None, self._position[:, None], None, self._length)
+        # A row that waits to be given away may be longer than all that go on; what it writes is never read.
+        written = self._position.clamp(max=self._length - 1)
+        self._cache.aim(None, written[:, None], None, self._length)
         slots = torch.arange(self._length, device=self._device)
         logits_BV = self._forward(self._last[:, None], self._position[:, None], slots <= self._position[:, None, None])
         going = self._sampling

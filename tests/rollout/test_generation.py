@@ -91,3 +91,19 @@ def test_models_that_cannot_be_run_so_are_refused(random_model: PreTrainedModel)
     random_model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="'flash_attention_2' takes no masks"):
         BatchSampler(random_model, 1, set(), max_new_tokens=1)
+
+
+def test_an_idle_row_may_be_longer_than_those_that_go_on(random_model: PreTrainedModel) -> None:
+    random_model.eval()
+    uniforms = np.random.default_rng(3).random((2, 5), dtype=np.float32)
+    short = Feed(1, 0, [7, 8, 9], uniforms[1])
+    turns = []
+    for feeds in ([Feed(0, 0, [5] * 60, uniforms[0]), short], [short]):  # 60 and 4 fill the first chunk of the cache
+        sampler = BatchSampler(random_model, 2, set(), max_new_tokens=5)
+        for feed in feeds:
+            sampler.feed([feed])
+            while not sampler.ended:
+                sampler.step()
+            (turn,) = sampler.take()
+        turns.append(turn)
+    assert turns[0].ids == turns[1].ids

@@ -43,7 +43,7 @@ class Phase:
 
 PHASES = (
     Phase((tasks.SINGLE, tasks.SHORT, tasks.SHORT), 2500, 3e-3),
-    Phase((tasks.SINGLE, tasks.SHORT, tasks.PAIR), 1000, 2e-3),
+    Phase((tasks.SINGLE, tasks.SHORT, tasks.PAIR, tasks.PAIR), 2500, 2.5e-3),
 )
 
 
