@@ -20,27 +20,31 @@ SMALL_VOCABULARY = 16384
 _TILE = 32768
 
 
-def token_log_probs(lm: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def token_log_probs(
+    lm: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, both [N] in nats, float32.
 
     `hidden_NH` are the backbone's last hidden states at the positions just before the targets. Gradients flow through
-    the log-probabilities only; the entropy is for reading.
+    the log-probabilities only; the entropy is for reading. Both are those of softmax(logits / temperature).
     """
     head: Any = lm.get_output_embeddings()
     scale, softcap = _logit_transform(lm)
     if head.weight.shape[0] <= SMALL_VOCABULARY:
-        return _plain(functional.linear(hidden_NH, head.weight, head.bias), targets_N, scale, softcap)
+        return _plain(functional.linear(hidden_NH, head.weight, head.bias), targets_N, scale, softcap, temperature)
     log_probs_N, entropy_N, *_ = ChunkedLogProbFunction.apply(
-        hidden_NH, head.weight, head.bias, targets_N, 1.0, _TILE, softcap, scale, ("entropy",)
+        hidden_NH, head.weight, head.bias, targets_N, temperature, _TILE, softcap, scale, ("entropy",)
     )
     return log_probs_N, entropy_N.detach()
 
 
-def _plain(logits_NV: Tensor, targets_N: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
+def _plain(
+    logits_NV: Tensor, targets_N: Tensor, scale: float, softcap: float | None, temperature: float
+) -> tuple[Tensor, Tensor]:
     logits_NV = logits_NV.float() * scale if scale != 1.0 else logits_NV.float()
     if softcap is not None:
         logits_NV = softcap * torch.tanh(logits_NV / softcap)
-    log_softmax_NV = functional.log_softmax(logits_NV, dim=-1)
+    log_softmax_NV = functional.log_softmax(logits_NV / temperature, dim=-1)
     with torch.no_grad():
         entropy_N = -torch.linalg.vecdot(log_softmax_NV.exp(), log_softmax_NV)
     return log_softmax_NV.gather(-1, targets_N[:, None]).squeeze(-1), entropy_N

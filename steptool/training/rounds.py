@@ -44,7 +44,7 @@ def train_round(
     policy = model_folder.load_policy(policy_dir, reference_dir, config.policy, config.seed)
     head = load_value_head(policy_dir, causal_lm(policy).config.get_text_config().hidden_size, config.seed)
     trainer = StepPPOTrainer(
-        ActorCritic(policy, head, detach_value=config.ppo.detach_value),
+        ActorCritic(policy, head, detach_value=config.ppo.detach_value, temperature=config.rollout.temperature),
         StepPPOArguments.of_round(config, round, Path(checkpoints or out_dir), checkpoint_every if checkpoints else 0),
         episodes,
         config.credit,

@@ -139,10 +139,12 @@ class StepPPOTrainer(PlannedTrainer):
 
     def _reference_log_probs(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         if self.reference is not None:
-            return token_log_probs(self.reference, *action_states(self.reference, input_ids, labels))[0]
+            states = action_states(self.reference, input_ids, labels)
+            return token_log_probs(self.reference, *states, self.model.temperature)[0]
         policy: Any = self.model.policy
         with policy.disable_adapter():
-            return token_log_probs(causal_lm(policy), *action_states(policy, input_ids, labels))[0]
+            states = action_states(policy, input_ids, labels)
+            return token_log_probs(causal_lm(policy), *states, self.model.temperature)[0]
 
     def steps(self) -> list[batch.Indices]:
         """`ppo_epochs` shuffled passes over the trajectories."""

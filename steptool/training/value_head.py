@@ -46,17 +46,19 @@ class ValueHead(nn.Module):
 class ActorCritic(nn.Module):
     """A causal language model (plain or wrapped by peft) and a value head on its last hidden states.
 
-    With `detach_value` the value loss does not reach the backbone. Dropout is off at all times: the ratio of new to old
+    With `detach_value` the value loss does not reach the backbone. `temperature` is that of the rollouts: the policy
+    that is improved is the one that was sampled from. Dropout is off at all times: the ratio of new to old
     probabilities has to be 1 before the first update.
     """
 
     accepts_loss_kwargs = True
 
-    def __init__(self, policy: nn.Module, head: ValueHead, *, detach_value: bool) -> None:
+    def __init__(self, policy: nn.Module, head: ValueHead, *, detach_value: bool, temperature: float = 1.0) -> None:
         super().__init__()
         self.policy = policy
         self.head = head
         self.detach_value = detach_value
+        self.temperature = temperature
 
     def train(self, mode: bool = True) -> ActorCritic:
         """Set the mode of the head; the policy stays in evaluation mode."""
@@ -67,7 +69,7 @@ class ActorCritic(nn.Module):
     def forward(self, input_ids: Tensor, labels: Tensor) -> ActionOutputs:
         """Outputs of the action tokens of a collated batch: `input_ids` [B, L], `labels` [B, L]."""
         hidden_NH, targets_N = action_states(self.policy, input_ids, labels)
-        log_probs_N, entropy_N = token_log_probs(causal_lm(self.policy), hidden_NH, targets_N)
+        log_probs_N, entropy_N = token_log_probs(causal_lm(self.policy), hidden_NH, targets_N, self.temperature)
         values_N = self.head(hidden_NH.detach() if self.detach_value else hidden_NH)
         return ActionOutputs(log_probs_N, entropy_N, values_N)
 

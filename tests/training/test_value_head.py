@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from steptool.models import load_model
 from steptool.training import batch, logprobs
+from steptool.training.logprobs import token_log_probs
 from steptool.training.value_head import ActorCritic, ValueHead, action_states, load_value_head, save_value_head
 
 
@@ -112,3 +114,16 @@ def test_states_are_those_just_before_the_action(model_dir: Path) -> None:
     everything = model.base_model(input_ids=tensors["input_ids"]).last_hidden_state[0]
     torch.testing.assert_close(hidden, everything[[2, 3, 4, 8, 9, 10]])
     assert targets.tolist() == row.input_ids[[3, 4, 5, 9, 10, 11]].tolist()
+
+
+def test_log_probs_are_those_of_the_rollouts_temperature() -> None:
+    hidden_NH = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    model = SimpleNamespace(
+        get_output_embeddings=lambda: SimpleNamespace(weight=torch.eye(2), bias=None),
+        config=SimpleNamespace(get_text_config=SimpleNamespace),
+    )
+    log_probs_N, entropy_N = token_log_probs(model, hidden_NH, torch.tensor([0, 0]), 0.5)  # type: ignore[arg-type]
+    # logits / 0.5 = (2, 0) and (0, 4): p = 1 / (1 + e^-2) and 1 / (1 + e^4)
+    assert log_probs_N.tolist() == pytest.approx([-0.126928, -4.018150], abs=1e-5)
+    p = 0.880797
+    assert entropy_N[0].item() == pytest.approx(-(p * math.log(p) + (1 - p) * math.log(1 - p)), abs=1e-4)
