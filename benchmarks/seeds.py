@@ -64,13 +64,13 @@ def rows_of(output: Path, method: str, seeds: Sequence[int], model: str, decodin
     return rows
 
 
-def results(output: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def results(output: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
     """Measures by tier, decoding and method, per seed and together, and StepTool's differences from the others."""
     found: dict[str, Any] = {}
     for tier in ("all", "single", "long"):
         for decoding in ("greedy", "sampled"):
-            start = rows_of(output, "steptool", seeds, "warm_start", decoding, tier)
-            rows = {"warm_start": start} | {m: rows_of(output, m, seeds, "steptool", decoding, tier) for m in METHODS}
+            start = rows_of(output, methods[0], seeds, "warm_start", decoding, tier)
+            rows = {"warm_start": start} | {m: rows_of(output, m, seeds, "steptool", decoding, tier) for m in methods}
             found[f"{tier} {decoding}"] = {method: _measures(rows, method, seeds) for method in rows}
     return found
 
@@ -121,13 +121,14 @@ def main() -> None:
     parser.add_argument("--output", default="runs/seeds", type=Path)
     parser.add_argument("--seeds", default=5, type=int)
     parser.add_argument("--processes", default=2, type=int)
+    parser.add_argument("--methods", default=METHODS, nargs="+", choices=METHODS)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     with ThreadPoolExecutor(args.processes) as pool:
-        list(pool.map(lambda job: run(config, *job, args.output), [(m, s) for s in seeds for m in METHODS]))
-    found = results(args.output, seeds)
+        list(pool.map(lambda job: run(config, *job, args.output), [(m, s) for s in seeds for m in args.methods]))
+    found = results(args.output, seeds, args.methods)
     (args.output / "seeds.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(table(found))
 

@@ -31,7 +31,7 @@ class DataConfig(_Section):
     """Files or folders of the source (none for desk)."""
     recorded_answers: list[str] = []
     """Folders of recorded trajectories: demonstrations for the warm start and responses for the replay environment."""
-    train_queries: Positive = 2000
+    train_queries: Positive = 2400
     """Training queries: drawn from the world, or kept at most from the source."""
     validation_queries: Positive = 200
     heldout_queries: Positive = 400
@@ -61,9 +61,9 @@ class WarmStartConfig(_Section):
     """Optimizer steps."""
     batch_size: Positive = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    slips: Share = 0.35
+    slips: Share = 0.4
     """Chance per step that the scripted expert makes a useless or wrong call (desk only)."""
-    shortcuts: Share = 0.65
+    shortcuts: Share = 0.9
     """Chance per demonstration that the scripted expert cuts a corner (desk only)."""
 
 
@@ -80,7 +80,8 @@ class RolloutConfig(_Section):
     """Assistant steps per episode, where the query sets no limit of its own."""
     max_new_tokens: Positive = 48
     """Tokens per assistant step."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Sampling temperature; PPO improves the policy at this temperature."""
 
 
 class RewardConfig(_Section):
@@ -91,7 +92,7 @@ class RewardConfig(_Section):
 
     annotator: Literal["rules", "lcs", "truth"] = "rules"
     """rules: from the text, by the flow of values; lcs: the published rules; truth: what the environment knows."""
-    alpha: Annotated[float, Field(ge=0)] = 0.3
+    alpha: Annotated[float, Field(ge=0)] = 0.1
     step_weight: Annotated[float, Field(ge=0)] = 0.3
     succ_calling: Literal["bonus", "penalty"] = "penalty"
     """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
@@ -116,11 +117,11 @@ class PPOConfig(_Section):
     """rft: rejection fine-tuning on solved episodes, the baseline without a value function."""
     reward: Literal["step", "final"] = "step"
     """step: StepTool; final: only IsSolved, the PPO baseline."""
-    rounds: Positive = 16
-    epochs: Positive = 2
+    rounds: Positive = 24
+    epochs: Positive = 3
     batch_size: Positive = 24
     """Trajectories per optimizer step, over all processes."""
-    micro_batch_size: Positive = 24
+    micro_batch_size: Positive = 8
     """Trajectories per forward pass on one process."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     final_learning_rate: Share = 0.1
