@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steptool.config import Config
+from steptool.config import Config, RewardConfig
 from steptool.contracts import Cost
 from steptool.report.inputs import Episode, Example, FarmingPoint, ReportInputs
 from steptool.report.page import build_report, method
@@ -71,7 +71,7 @@ def full(results, evaluation, metric, trajectory, reward, advantage, query) -> R
     more = {"is_solved": 0.5, "idle_call_rate": 0.25, "invalid_call_rate": 0.125}
     return ReportInputs(
         title=f"A run {HOSTILE}",
-        config=Config().model_dump(mode="json") | {"note": HOSTILE},
+        config=Config(rewards=RewardConfig(step_weight=0.3, alpha=0.3)).model_dump(mode="json") | {"note": HOSTILE},
         evaluations=rows,
         metrics=[
             *(

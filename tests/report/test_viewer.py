@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.config import Config
+from steptool.config import RewardConfig
 from steptool.report.inputs import Episode, Example
 from steptool.report.viewer import LONGEST, embed, outcome, viewer_data
 
@@ -47,11 +47,12 @@ def test_an_episode_without_a_counterpart_stands_alone(query, trajectory):
 def test_rewards_of_an_evaluated_episode_are_composed_as_configured(query, trajectory, reward):
     t = trajectory("a", ["ok", "tool_error", "finish"], 1.0)
     rows = [reward("a", 0, 1, 0.5), reward("a", 1, 0, 0.0), reward("a", 2, 1, None, 1.0)]
-    (task,) = viewer_data([Example(query(), Episode(t, rows), None)], Config().model_dump(mode="json"))["tasks"]
+    config = {"rewards": RewardConfig(step_weight=0.3, alpha=0.3).model_dump()}
+    (task,) = viewer_data([Example(query(), Episode(t, rows), None)], config)["tasks"]
     # .3 * (.3 * (succ - 1) + contribution), and IsSolved
     assert [s["reward"] for s in task["before"]["steps"]] == [0.15, -0.09, 1.0]
     assert [s["advantage"] for s in task["before"]["steps"]] == [None] * 3
-    (task,) = viewer_data([Example(query(), Episode(t, rows[:2]), None)], Config().model_dump(mode="json"))["tasks"]
+    (task,) = viewer_data([Example(query(), Episode(t, rows[:2]), None)], config)["tasks"]
     assert [s["reward"] for s in task["before"]["steps"]] == [None] * 3
 
 

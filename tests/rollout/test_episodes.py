@@ -28,7 +28,7 @@ MakeQuery = Callable[..., Query]
 @pytest.fixture
 def run(codec: ChatCodec, environment: Any) -> Callable[..., list[Trajectory]]:
     def go(model: PreTrainedModel, queries: list[Query], **options: Any) -> list[Trajectory]:
-        rollout = {"max_new_tokens": 160, "batch_size": 4, "max_steps": 8, **options}
+        rollout = {"max_new_tokens": 160, "batch_size": 4, "max_steps": 8, "temperature": 1.0, **options}
         settings = {k: rollout.pop(k) for k in ("greedy", "seed", "max_context", "round", "progress") if k in rollout}
         settings = {"greedy": False, "seed": 0, "max_context": 4000, "round": 2, **settings}
         return roll_out(model, codec, queries, environment, rollout=RolloutConfig(**rollout), policy="p", **settings)

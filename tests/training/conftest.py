@@ -77,7 +77,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(**ppo: object) -> Config:
     defaults = {"rounds": 4, "batch_size": 4, "micro_batch_size": 4, "epochs": 2, "value_warmup_rounds": 0}
-    return Config.model_validate({"ppo": {**defaults, "learning_rate": 1e-3, **ppo}})
+    return Config.model_validate({"ppo": {**defaults, "learning_rate": 1e-3, **ppo}, "rollout": {"temperature": 1.0}})
 
 
 @pytest.fixture(scope="session")
