@@ -96,13 +96,13 @@ def table(found: dict[str, Any]) -> str:
     """The results as text."""
     lines = []
     for title, methods in found.items():
-        lines += ["", title, f"{'':12}{'pass rate':>20}{'invalid calls':>20}{'recall':>20}   pass by seed"]
+        lines += ["", title, f"{'':12}{'pass rate':>24}{'invalid calls':>24}{'recall':>24}   pass by seed"]
         for method, parts in methods.items():
-            cells = "".join(f"{_interval(parts[m]):>20}" for m in MEASURES)
+            cells = "".join(f"{_interval(parts[m]):>24}" for m in MEASURES)
             lines.append(f"{method:12}{cells}   {' '.join(f'{p:.3f}' for p in parts['by_seed'])}")
         for method, parts in methods.items():
             if method != "steptool":
-                cells = "".join(f"{_interval(parts[f'steptool_minus_{m}']):>20}" for m in MEASURES)
+                cells = "".join(f"{_interval(parts[f'steptool_minus_{m}']):>24}" for m in MEASURES)
                 lines.append(f"  - {method:8}{cells}   (steptool minus {method}, paired over tasks)")
         gains = methods["steptool"]["by_seed_minus_warm_start"]
         lines.append("  gain over the warm start by seed: " + ", ".join(_interval(g) for g in gains))
