@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 
 CONFIG ?= configs/laptop.yaml
 OUTPUT ?= runs/demo
+# Threads of torch. More than one slows a model as small as the embedded one down; raise it for a larger one.
+THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check format seeds bench clean
@@ -16,7 +18,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## train on the embedded world and write runs/demo (CONFIG=... OUTPUT=... for another run)
-	$(BIN)/pyflyte run workflows/train.py train --config $(CONFIG) --output $(OUTPUT)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/train.py train --config $(CONFIG) --output $(OUTPUT)
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
