@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import config, rewards_for, trajectories
+from torch import distributed
 
 from steptool.training.rounds import train_round
 
@@ -26,6 +27,9 @@ def main() -> None:
         checkpoints=None if checkpoints == "-" else checkpoints,
         checkpoint_every=1,
     )
+    if distributed.is_initialized():  # or gloo's threads may abort the process as it exits
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 main()
