@@ -160,8 +160,6 @@ METRICS = Contract(
     ),
 )
 
-CONTRACTS = {c.name: c for c in (QUERIES, TRAJECTORIES, REWARDS, ADVANTAGES, EVALUATIONS, METRICS)}
-
 
 @dataclass(frozen=True)
 class Cost:
