@@ -31,7 +31,8 @@ def test_a_second_pass_has_another_order() -> None:
 def test_shards_share_out_the_round_and_keep_repeats_together(
     total: int, episodes: int, shards: int, round: int
 ) -> None:
-    shards = min(shards, total, episodes)
+    # a round that begins a second pass may hold a position twice, and each shard needs one of its own
+    shards = min(shards, len(set(round_positions(total, episodes, round, 3))))
     parts = [shard_positions(total, episodes, round, 3, shard=s, shards=shards) for s in range(shards)]
     assert Counter(p for part in parts for p in part) == Counter(round_positions(total, episodes, round, 3))
     assert all(set(a).isdisjoint(b) for i, a in enumerate(parts) for b in parts[:i])
