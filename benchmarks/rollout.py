@@ -20,7 +20,7 @@ from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig
 from steptool.models import train_tokenizer
 from steptool.rollout.episodes import roll_out
-from steptool.tools.environment import ToolResult
+from steptool.tools.environment import Environment, Session, ToolResult
 from steptool.trajectory import Query, StepStatus, ToolCall, ToolSchema
 
 EPISODES, TURNS, NEW_TOKENS, CONTEXT = 64, 6, 24, 1024
@@ -43,7 +43,7 @@ class NoteCodec(ChatCodec):
         return ParsedTurn(ToolCall("note", {"text": turn.text}), turn.text)
 
 
-class NotebookSession:
+class NotebookSession(Session):
     """Keeps the notes and answers with a text whose length depends on them."""
 
     def __init__(self, query: Query) -> None:
@@ -58,7 +58,7 @@ class NotebookSession:
         return 0.0
 
 
-class Notebook:
+class Notebook(Environment):
     name = "notebook"
 
     def reset(self, query: Query) -> NotebookSession:

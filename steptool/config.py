@@ -84,6 +84,19 @@ class RolloutConfig(_Section):
     """Sampling temperature; PPO improves the policy at this temperature."""
 
 
+class ToolsConfig(_Section):
+    """What answers the calls, and the limits on every call."""
+
+    timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that a call may take, further attempts included."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Further attempts after a transport error, each after twice the wait of the one before."""
+    concurrency: Positive = 32
+    """Calls of different episodes that run at once, where calls may block."""
+    observation_limit: Positive = 8192
+    """Characters of an observation; a longer one is cut and says so."""
+
+
 class RewardConfig(_Section):
     """From components to one reward per step.
 
@@ -155,6 +168,7 @@ class Config(_Section):
     data: DataConfig = DataConfig()
     policy: PolicyConfig = PolicyConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
+    tools: ToolsConfig = ToolsConfig()
     rollout: RolloutConfig = RolloutConfig()
     rewards: RewardConfig = RewardConfig()
     credit: CreditConfig = CreditConfig()

@@ -71,12 +71,18 @@ class ChatCodec:
         """Tokens up to the assistant's first one, for messages that the assistant has not answered yet."""
         return self._tokens(self._render([self._safe(m) for m in messages], tools, prompt=True))
 
-    def observation_ids(self, observation: str, tool_name: str, *, closed: bool = True) -> list[int]:
+    def observation_ids(
+        self, observation: str, tool_name: str, *, user_turn: str | None = None, closed: bool = True
+    ) -> list[int]:
         """Tokens between the assistant's end-of-turn token and its next first token.
 
-        With `closed=False` (the model was cut off before its end-of-turn token) the end-of-turn token comes first.
+        `user_turn` is what the user says after the observation, if anything. With `closed=False` (the model was cut off
+        before its end-of-turn token) the end-of-turn token comes first.
         """
-        ids = self._between([{"role": "tool", "name": tool_name, "content": observation}])
+        messages: list[Message] = [{"role": "tool", "name": tool_name, "content": observation}]
+        if user_turn is not None:
+            messages.append({"role": "user", "content": user_turn})
+        ids = self._between(messages)
         return ids if closed else [self.end_id, *ids]
 
     def parse(self, ids: Sequence[int]) -> ParsedTurn:

@@ -82,7 +82,7 @@ def _scores(
     return [
         StepScore(
             succ_calling=float(not failed),
-            contribution=None if step.status is StepStatus.FINISH else contribution,
+            contribution=None if step.status is StepStatus.FINISH and number == last else contribution,
             is_solved=is_solved(query, trajectory) if number == last else None,
             rationale=f"failed: {failed}" if failed else note,
         )

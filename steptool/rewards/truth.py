@@ -30,7 +30,7 @@ class Truth:
         return [
             StepScore(
                 succ_calling=float(step.status in SUCCEEDED),
-                contribution=contribution,
+                contribution=None if step.status is StepStatus.FINISH and number == last else contribution,
                 is_solved=trajectory.solved if number == last else None,
             )
             for number, (step, contribution) in enumerate(zip(trajectory.steps, contributions, strict=True))
@@ -40,7 +40,7 @@ class Truth:
 def _contributions(calls: Sequence[dict[str, Any]] | None, steps: Sequence[Step]) -> Iterator[float | None]:
     open_calls = [ToolCall(c["name"], c["arguments"]) for c in calls or ()]
     for step in steps:
-        if calls is None or step.status is StepStatus.FINISH:
+        if calls is None:
             yield None
         elif step.status is StepStatus.OK and step.call in open_calls:
             open_calls.remove(step.call)

@@ -17,11 +17,13 @@ from transformers import PreTrainedModel
 from steptool.chat.codec import ChatCodec, call_message
 from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.formats import ParsedTurn
-from steptool.config import RolloutConfig
+from steptool.config import RolloutConfig, ToolsConfig
 from steptool.rollout.generation import BatchSampler, Feed, Turn
-from steptool.tools.environment import Environment, Session
+from steptool.tools.environment import Environment
+from steptool.tools.guard import Guard, GuardedSession
 from steptool.trajectory import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
+DEFAULT_LIMITS = ToolsConfig()
 MAX_MALFORMED = 3
 """Malformed steps in a row that end an episode."""
 _WAITING_SHARE = 0.2
@@ -46,9 +48,10 @@ def roll_out(
     policy: str,
     round: int = -1,
     sample: int = 0,
+    limits: ToolsConfig = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> list[Trajectory]:
-    """One episode per query, in the order of the queries.
+    """One episode per query, in the order of the queries. Calls keep to the `limits`.
 
     What an episode samples depends on the seed, the round, its query and its sample alone, not on the batch or shard
     that it runs in (up to rounding). A query that is given several times gets the samples `sample`, `sample + 1`, ....
@@ -66,9 +69,11 @@ def roll_out(
     training = model.training
     model.eval()
     try:
-        _run(model, codec, episodes, environment, rollout, greedy, progress)
+        _run(model, codec, episodes, Guard(environment, limits), rollout, greedy, progress)
     finally:
         model.train(training)
+        for episode in episodes:
+            episode.close()
     return [e.trajectory(policy, round, rollout.temperature) for e in episodes]
 
 
@@ -76,7 +81,7 @@ def _run(
     model: PreTrainedModel,
     codec: ChatCodec,
     episodes: Sequence[_Episode],
-    environment: Environment,
+    guard: Guard,
     rollout: RolloutConfig,
     greedy: bool,
     progress: Progress | None,
@@ -95,20 +100,25 @@ def _run(
     done = 0
     while True:
         feeds = []
-        for turn in turns:
-            episode = rows[turn.row]
-            assert episode is not None
-            if episode.receive(turn):
-                feeds.append(episode.feed(turn.row))
-                continue
-            rows[turn.row] = None
-            done += 1
-            if progress:
-                progress(done, len(episodes))
+        acting = [(turn.row, episode) for turn in turns if (episode := rows[turn.row])]
+        for turn, (_, episode) in zip(turns, acting, strict=True):
+            episode.read(turn)
+        guard.map(_Episode.act, [episode for _, episode in acting])
+        stopped = []
+        for row, episode in acting:
+            if episode.goes_on():
+                feeds.append(episode.feed(row))
+            else:
+                stopped.append(episode)
+                rows[row] = None
+        guard.map(_Episode.end, stopped)
+        done += len(stopped)
+        if progress and stopped:
+            progress(done, len(episodes))
         for row, running in enumerate(rows):
             if running is None and waiting:
                 fresh = rows[row] = waiting.popleft()
-                fresh.begin(environment)
+                fresh.begin(guard)
                 feeds.append(fresh.feed(row))
         sampler.feed(feeds)
         live = [row for row, running in enumerate(rows) if running]
@@ -150,13 +160,22 @@ class _Episode:
         self._stop: StopReason | None = None
         self._answer: str | None = None
         self._solved: float | None = None
-        self._session: Session | None = None
+        self._session: GuardedSession | None = None
+        self._turn = Turn(0, [], np.zeros(0, dtype=np.float32))
+        self._parsed = ParsedTurn(None, "")
+        self._user_turn: str | None = None
         self._started = self._seconds = 0.0
 
-    def begin(self, environment: Environment) -> None:
+    @property
+    def session(self) -> GuardedSession:
+        """The environment's session of this episode."""
+        assert self._session is not None
+        return self._session
+
+    def begin(self, guard: Guard) -> None:
         """Reset the environment for this episode's query."""
         self._started = time.perf_counter()
-        self._session = environment.reset(self.query)
+        self._session = guard.reset(self.query)
 
     def feed(self, row: int) -> Feed:
         """The tokens that the model has not seen yet."""
@@ -164,24 +183,45 @@ class _Episode:
         uniforms = torch.rand(self._max_new, generator=self._random).numpy()
         return Feed(row, start, self.ids[start:], uniforms)
 
-    def receive(self, turn: Turn) -> bool:
-        """Take a sampled turn, let the environment answer it, and say whether the episode goes on."""
+    def read(self, turn: Turn) -> None:
+        """Take the tokens of a sampled turn and read its call."""
         start = len(self.ids)
         self.ids += turn.ids
         # The last sampled token was not fed back: its keys and values are not in the cache.
         self._in_cache = len(self.ids) - 1
         self._spans.append((start, len(self.ids)))
         self._logprobs.append(turn.logprobs)
-        parsed = self._codec.parse(turn.ids)
-        step = self._answered(parsed)
+        self._turn, self._parsed = turn, self._codec.parse(turn.ids)
+
+    def act(self) -> None:
+        """Let the environment, and after a final answer the user, answer the turn."""
+        step = self._answered(self._parsed)
         self._steps.append(step)
-        self._note(parsed, step)
-        self._stop = self._stop or self._limit(step, closed=turn.ids[-1] in self._codec.end_ids)
-        if self._stop:
-            assert self._session is not None
-            self._solved = self._session.solved(self._answer)
-            self._seconds = time.perf_counter() - self._started
+        if step.status is StepStatus.FINISH and self._answer is not None:
+            self._user_turn = self.session.next_turn(self._answer)
+            if self._user_turn is None:
+                self._stop = StopReason.FINISHED
+
+    def goes_on(self) -> bool:
+        """Write the turn and what answers it down, and say whether the episode goes on."""
+        step, user_turn = self._steps[-1], self._user_turn
+        self._note(self._parsed, step, user_turn)
+        self._stop = self._stop or self._limit(step, user_turn)
+        if user_turn is not None:
+            self._answer = self._user_turn = None
         return self._stop is None
+
+    def end(self) -> None:
+        """Ask for the verdict and close the session."""
+        self._solved = self.session.solved(self._answer)
+        self._seconds = time.perf_counter() - self._started
+        self.close()
+
+    def close(self) -> None:
+        """Close the session if it is open."""
+        session, self._session = self._session, None
+        if session:
+            session.close()
 
     def trajectory(self, policy: str, round: int, temperature: float) -> Trajectory:
         """The episode as it ended."""
@@ -215,8 +255,7 @@ class _Episode:
             return Step(call, StepStatus.UNKNOWN_TOOL, _error(f"unknown tool {call.name}"))
         if call.name == FINISH:
             return self._finish(call)
-        assert self._session is not None
-        result = self._session.call(call)
+        result = self.session.call(call)
         return Step(call, result.status, result.observation)
 
     def _finish(self, call: ToolCall) -> Step:
@@ -228,24 +267,27 @@ class _Episode:
         elif not isinstance(answer, str):
             return Step(call, StepStatus.INVALID_ARGUMENTS, _error("final_answer is missing"))
         else:
-            self._stop, self._answer = StopReason.FINISHED, answer
+            self._answer = answer
         return Step(call, StepStatus.FINISH, "")
 
-    def _note(self, parsed: ParsedTurn, step: Step) -> None:
+    def _note(self, parsed: ParsedTurn, step: Step, user_turn: str | None) -> None:
         """Write the turn and its answer down as messages."""
         plain: Message = {"role": "assistant", "content": parsed.text}
         self._messages.append(call_message(parsed.call, parsed.thought) if parsed.call else plain)
-        if step.status is not StepStatus.FINISH:
+        if step.status is not StepStatus.FINISH or user_turn is not None:
             self._messages.append({"role": "tool", "name": _name(step), "content": step.observation})
+        if user_turn is not None:
+            self._messages.append({"role": "user", "content": user_turn})
 
-    def _limit(self, step: Step, closed: bool) -> StopReason | None:
+    def _limit(self, step: Step, user_turn: str | None) -> StopReason | None:
         """Append the observation, or say which limit ends the episode here."""
         last = [s.status for s in self._steps[-MAX_MALFORMED:]]
         if last == [StepStatus.MALFORMED] * MAX_MALFORMED:
             return StopReason.MALFORMED
         if len(self._steps) >= self._max_steps:
             return StopReason.STEP_LIMIT
-        observation = self._codec.observation_ids(step.observation, _name(step), closed=closed)
+        closed = self._turn.ids[-1] in self._codec.end_ids
+        observation = self._codec.observation_ids(step.observation, _name(step), user_turn=user_turn, closed=closed)
         if len(self.ids) + len(observation) + self._max_new > self._max_context:
             return StopReason.CONTEXT_LIMIT
         self.ids += observation

@@ -31,8 +31,9 @@ def player(
         roll_out,
         load_model(folder),
         ChatCodec(load_tokenizer(folder)),
-        environment=open_environment(names[0], recorded),
+        environment=open_environment(names[0], config.tools, recorded),
         rollout=config.rollout,
+        limits=config.tools,
         max_context=config.policy.max_context,
         seed=config.seed,
     )

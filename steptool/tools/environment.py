@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from steptool.trajectory import Query, StepStatus, ToolCall
+from steptool.trajectory import Query, StepStatus, ToolCall, ToolSchema
+
+
+class TransportError(Exception):
+    """A call did not reach the tool or its answer was lost, and making the call again does no harm."""
 
 
 @dataclass(frozen=True)
@@ -17,22 +22,43 @@ class ToolResult:
 
 
 class Session(Protocol):
-    """One stateful run of one query. Sessions share no state."""
+    """One stateful run of one query. Sessions share no state. Subclass it to inherit what most sessions do not need."""
 
     def call(self, call: ToolCall) -> ToolResult:
-        """Execute one call. A failing tool is a result with its status, never an exception."""
+        """Execute one call. A failing tool is a result with its status, never an exception.
+
+        Raises TransportError, and nothing else, where the call may be tried again.
+        """
         ...
 
     def solved(self, final_answer: str | None) -> float | None:
         """The environment's verdict on the answer and the final state, in [0, 1]; None if it has none."""
         ...
 
+    def next_turn(self, final_answer: str) -> str | None:
+        """What the user says after the assistant has answered; None, as here, where the answer ends the episode."""
+        return None
+
+    def close(self) -> None:
+        """Give back what the session holds. Called once, after `solved`."""
+        return
+
 
 class Environment(Protocol):
-    """A family of tasks that can be executed."""
+    """A family of tasks that can be executed. Subclass it to inherit what most environments do not need."""
 
     name: str
+    blocking: bool = False
+    """Calls may wait for others or hang: they run in threads of their own, within a time limit."""
 
     def reset(self, query: Query) -> Session:
-        """A fresh session for the query."""
+        """A fresh session for the query. Returns at once: what takes long waits for the first call."""
         ...
+
+    def tools(self) -> Sequence[ToolSchema]:
+        """Schemas of its tools, without Finish, for tasks that list none. Raises ValueError if it has no such list."""
+        raise ValueError(f"the environment '{self.name}' has no tools of its own: give each task a list of tools")
+
+    def close(self) -> None:
+        """Give back what the environment holds."""
+        return

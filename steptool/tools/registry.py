@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steptool.config import ConfigError, ToolsConfig
 from steptool.tools.environment import Environment
 from steptool.trajectory import Trajectory
 
 NAMES = ("desk", "replay")
 
 
-def open_environment(name: str, demonstrations: Sequence[Trajectory] = ()) -> Environment:
-    """The environment of that name; `replay` answers from the demonstrations' recorded responses."""
+def open_environment(name: str, config: ToolsConfig, demonstrations: Sequence[Trajectory] = ()) -> Environment:
+    """The environment of that name; `replay` answers from the demonstrations' recorded responses.
+
+    Raises ConfigError for a name that is not known and for an environment whose settings are missing.
+    """
     if name == "desk":
         from steptool.tools.desk.tasks import DeskEnvironment
 
@@ -20,4 +24,4 @@ def open_environment(name: str, demonstrations: Sequence[Trajectory] = ()) -> En
         from steptool.tools.replay import ReplayEnvironment
 
         return ReplayEnvironment(demonstrations)
-    raise ValueError(f"no environment is named '{name}'; known are {', '.join(NAMES)}")
+    raise ConfigError(f"no environment is named '{name}'; known are {', '.join(NAMES)}")

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from steptool.tools.environment import ToolResult
+from steptool.tools.environment import Environment, Session, ToolResult
 from steptool.tools.schema import check_arguments
 from steptool.trajectory import Query, StepStatus, ToolCall, Trajectory
 
@@ -26,7 +26,7 @@ def call_key(call: ToolCall) -> Key:
     return call.name, arguments
 
 
-class ReplayEnvironment:
+class ReplayEnvironment(Environment):
     """Replays recorded responses. Where a call has several, the most frequent one, and of those the first recorded."""
 
     name = "replay"
@@ -45,7 +45,7 @@ class ReplayEnvironment:
         return ReplaySession(self._responses, query)
 
 
-class ReplaySession:
+class ReplaySession(Session):
     """One run of one query. It has no state: the same call always gets the same response."""
 
     def __init__(self, responses: Mapping[Key, ToolResult], query: Query) -> None:

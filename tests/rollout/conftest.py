@@ -16,7 +16,7 @@ from transformers import (
 from steptool.chat.codec import ChatCodec
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.models import train_tokenizer
-from steptool.tools.environment import ToolResult
+from steptool.tools.environment import Environment, Session, ToolResult
 from steptool.trajectory import Query, StepStatus, ToolCall
 
 GET = {
@@ -29,7 +29,7 @@ GET = {
 }
 
 
-class ShelfSession:
+class ShelfSession(Session):
     """Three numbers on a shelf; one of them cannot be reached."""
 
     def __init__(self, query: Query) -> None:
@@ -49,7 +49,7 @@ class ShelfSession:
         return float(final_answer == self._wanted)
 
 
-class ShelfEnvironment:
+class ShelfEnvironment(Environment):
     name = "shelf"
 
     def __init__(self) -> None:
@@ -57,6 +57,34 @@ class ShelfEnvironment:
 
     def reset(self, query: Query) -> ShelfSession:
         self.sessions.append(ShelfSession(query))
+        return self.sessions[-1]
+
+
+class TalkingSession(ShelfSession):
+    """The user has one more wish after the first answer."""
+
+    def __init__(self, query: Query) -> None:
+        super().__init__(query)
+        self.answers: list[str] = []
+        self.closed = 0
+
+    def next_turn(self, final_answer: str) -> str | None:
+        self.answers.append(final_answer)
+        return "And now?" if len(self.answers) == 1 else None
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class TalkingEnvironment(Environment):
+    name = "talking"
+    blocking = True
+
+    def __init__(self) -> None:
+        self.sessions: list[TalkingSession] = []
+
+    def reset(self, query: Query) -> TalkingSession:
+        self.sessions.append(TalkingSession(query))
         return self.sessions[-1]
 
 
@@ -81,6 +109,11 @@ def one_thread() -> None:
 @pytest.fixture
 def environment() -> ShelfEnvironment:
     return ShelfEnvironment()
+
+
+@pytest.fixture
+def environment_that_talks() -> TalkingEnvironment:
+    return TalkingEnvironment()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from steptool.trajectory import Query, StepStatus, StopReason, ToolCall, Traject
 
 A, C, LOST = (render(ToolCall("get", {"key": k})) for k in ("a", "c", "b"))
 BAD, UNKNOWN = render(ToolCall("get", {})), render(ToolCall("put", {"key": "a"}))
+EIGHT = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "8"}))
 SEVEN = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))
 NO_ANSWER = render(ToolCall("Finish", {"return_type": "give_answer"}))
 NO_TYPE = render(ToolCall("Finish", {"final_answer": "7"}))
@@ -235,3 +236,56 @@ def test_the_model_is_left_as_it_was(run: Any, random_model: PreTrainedModel, ma
         random_model.train(training)
         run(random_model, [make_query("q", "go")], max_new_tokens=4)
         assert random_model.training is training
+
+
+def test_a_user_may_go_on_after_an_answer(
+    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any
+) -> None:
+    options = {"max_context": 4000, "greedy": True, "seed": 0, "policy": "p"}
+    rollout = RolloutConfig(max_new_tokens=160, batch_size=2)
+    model, queries = parrot({"go": [A, EIGHT, SEVEN]}), [make_query("q1", "go"), make_query("q2", "go")]
+    found = roll_out(model, codec, queries, environment_that_talks, rollout=rollout, **options)
+    for t in found:
+        assert [s.status for s in t.steps] == [S.OK, S.FINISH, S.FINISH]
+        assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.FINISHED, "7", 1.0)
+        assert [m["role"] for m in t.messages] == [
+            "user", "assistant", "tool", "assistant", "tool", "user", "assistant"
+        ]  # fmt: skip
+        between = t.input_ids[t.spans[1][1] : t.spans[2][0]].tolist()
+        assert between == codec.observation_ids("", "Finish", user_turn="And now?")
+        assert "And now?" in codec.tokenizer.decode(between)
+    assert [(s.answers, s.closed) for s in environment_that_talks.sessions] == [(["8", "7"], 1)] * 2
+
+
+def test_a_limit_between_two_answers_leaves_no_answer(
+    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any
+) -> None:
+    options = {"max_context": 4000, "greedy": True, "seed": 0, "policy": "p"}
+    rollout = RolloutConfig(max_new_tokens=160, batch_size=2, max_steps=2)
+    (t,) = roll_out(
+        parrot({"go": [A, SEVEN]}), codec, [make_query("q", "go")], environment_that_talks, rollout=rollout, **options
+    )
+    assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.STEP_LIMIT, None, 0.0)
+
+
+def test_sessions_are_closed_when_the_run_breaks_off(
+    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any
+) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    queries = [make_query("q1", "go"), make_query("q2", "stay")]
+    with pytest.raises(KeyboardInterrupt):
+        roll_out(
+            parrot({"go": [SEVEN, SEVEN], "stay": [A, A, A, A, A, SEVEN, SEVEN]}),
+            codec,
+            queries,
+            environment_that_talks,
+            rollout=RolloutConfig(max_new_tokens=160, batch_size=2),
+            max_context=4000,
+            greedy=True,
+            seed=0,
+            policy="p",
+            progress=stop,
+        )
+    assert [s.closed for s in environment_that_talks.sessions] == [1, 1]

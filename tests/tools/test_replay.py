@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from steptool.config import ToolsConfig
 from steptool.tools.environment import ToolResult
 from steptool.tools.registry import open_environment
 from steptool.tools.replay import ReplayEnvironment
@@ -86,7 +87,7 @@ def test_only_what_a_tool_said_is_replayed(status):
 
 
 def test_sessions_share_no_state_and_give_no_verdict():
-    environment = open_environment("replay", [recorded(step("dry", town="Bern"))])
+    environment = open_environment("replay", ToolsConfig(), [recorded(step("dry", town="Bern"))])
     session = environment.reset(QUERY)
     assert session.call(ToolCall("weather_for_sky", {"town": "Bern"})).observation == "dry"
     assert session.call(ToolCall("weather_for_sky", {"town": "Bern"})).observation == "dry"

@@ -13,9 +13,9 @@ from steptool.config import Config
 from steptool.tools.desk.database import CITIES, CURRENCIES, Database, make_database
 from steptool.tools.desk.goals import COMPOSITIONS, HELDOUT, PROCEDURES, REFERENCES, VALIDATION, Call, Composition
 from steptool.tools.desk.tools import ALTERNATIVES, TOOLS, ToolFailure
-from steptool.tools.environment import ToolResult
+from steptool.tools.environment import Environment, Session, ToolResult
 from steptool.tools.schema import check_arguments
-from steptool.trajectory import Query, StepStatus, ToolCall
+from steptool.trajectory import Query, StepStatus, ToolCall, ToolSchema
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Goal:
         return rng.choice(PROCEDURES[procedure].phrases).format(r=named, l=self.literal)
 
 
-class DeskSession:
+class DeskSession(Session):
     """One run of one query."""
 
     def __init__(self, query: Query) -> None:
@@ -98,7 +98,7 @@ def _failed(status: StepStatus, reason: str) -> ToolResult:
     return ToolResult(status, json.dumps({"error": reason}))
 
 
-class DeskEnvironment:
+class DeskEnvironment(Environment):
     """The desk as an environment."""
 
     name = "desk"
@@ -106,6 +106,10 @@ class DeskEnvironment:
     def reset(self, query: Query) -> DeskSession:
         """A session on a fresh copy of the query's database."""
         return DeskSession(query)
+
+    def tools(self) -> Sequence[ToolSchema]:
+        """Schemas of all tools of the desk."""
+        return [tool.schema for tool in TOOLS.values()]
 
 
 def caller(database: Database, calls: list[ToolCall]) -> Call:
