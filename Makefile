@@ -12,13 +12,19 @@ OUTPUT ?= runs/demo
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format seeds bench clean
+.PHONY: help demo functions mcp test test-slow check format seeds bench bfcl replay-bfcl clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## train on the embedded world and write runs/demo (CONFIG=... OUTPUT=... for another run)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/train.py train --config $(CONFIG) --output $(OUTPUT)
+
+functions: $(STAMP)  ## one round on tools written in Python (examples/functions), into runs/functions
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/train.py train --config configs/functions.yaml --output runs/functions
+
+mcp: $(STAMP)  ## one round on the tools of an MCP server (examples/mcp), into runs/mcp
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/train.py train --config configs/mcp.yaml --output runs/mcp
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
@@ -40,6 +46,12 @@ seeds: $(STAMP)  ## train several seeds and compare StepTool with its baselines 
 
 bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER ratio"
 	@set -e; for program in $(filter-out benchmarks/seeds.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
+
+bfcl: $(STAMP)  ## install BFCL's tools and tasks, without dependencies: they clash with ours and none is needed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt bfcl-eval mpmath
+
+replay-bfcl: bfcl  ## play BFCL's 800 solutions back, whole and without their last call, and print how many are solved
+	$(BIN)/python benchmarks/bfcl.py
 
 clean:  ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,12 +25,17 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the tasks come from."""
 
-    source: Literal["desk", "toolbench", "jsonl"] = "desk"
-    """desk: the embedded world; toolbench: ToolBench / StableToolBench folders; jsonl: a file of own tasks."""
+    source: Literal["desk", "toolbench", "jsonl", "recorded", "bfcl"] = "desk"
+    """desk: the embedded world; toolbench: instruction files of ToolBench and StableToolBench; jsonl: own tasks;
+    recorded: the tasks of recorded trajectories; bfcl: the multi-turn tasks of the installed package bfcl-eval."""
     paths: list[str] = []
-    """Files or folders of the source (none for desk)."""
+    """Files or folders of the source (none for desk and bfcl)."""
     recorded_answers: list[str] = []
-    """Folders of recorded trajectories: demonstrations for the warm start and responses for the replay environment."""
+    """Files or folders of recorded trajectories, in any form: demonstrations for the warm start and responses for the
+    replay environment. Those of the source `recorded` need not be named again."""
+    environment: str = ""
+    """What answers the calls of tasks from files that name no environment; empty: replay. It also gives the tools of
+    tasks and recordings that list none."""
     train_queries: Positive = 2400
     """Training queries: drawn from the world, or kept at most from the source."""
     validation_queries: Positive = 200
@@ -45,6 +50,9 @@ class PolicyConfig(_Section):
     base: str = "embedded"
     """embedded: the small model shipped with the project; scratch: a tiny one from random weights, its tokenizer
     trained on the ingested text; otherwise a model folder or a Hugging Face id."""
+    chat_format: Literal["auto", "hermes", "llama", "react"] = "auto"
+    """How calls stand in the model's text. auto: as the chat template writes them, and ReAct where it knows no tools;
+    where the template does not write the format named, it is given plain messages (docs/chat-formats.md)."""
     max_context: Positive = 768
     """Tokens of prompt, calls and observations together."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
@@ -57,8 +65,8 @@ class WarmStartConfig(_Section):
 
     demonstrations: Positive = 1500
     """Recorded or scripted trajectories to learn from, at most."""
-    steps: Positive = 150
-    """Optimizer steps."""
+    steps: Annotated[int, Field(ge=0)] = 150
+    """Optimizer steps; 0 goes without a warm start."""
     batch_size: Positive = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     slips: Share = 0.4
@@ -84,6 +92,34 @@ class RolloutConfig(_Section):
     """Sampling temperature; PPO improves the policy at this temperature."""
 
 
+class McpConfig(_Section):
+    """An MCP server: a program to start or an address to call. ${NAME} stands for an environment variable of ours."""
+
+    command: list[str] = []
+    """Program and arguments of a server that talks over its standard input and output."""
+    env: dict[str, str] = {}
+    """Environment variables of the program, besides PATH, HOME and the like."""
+    url: str = ""
+    """Address of a server that talks streamable HTTP, in place of a command."""
+    headers: dict[str, str] = {}
+    """Headers of every request to the url."""
+    shared: bool = False
+    """One process or connection for all episodes at once, instead of one for each."""
+
+
+class ToolBenchConfig(_Section):
+    """Tools of ToolBench: a server of the `/virtual` protocol, responses recorded earlier, or both."""
+
+    url: str = ""
+    """Address of the server, as in http://localhost:8080/virtual; empty: answers come from the cache alone."""
+    key_variable: str = "TOOLBENCH_KEY"
+    """Environment variable that holds the key for the server; a server that needs none takes an unset one."""
+    strip: Literal["", "truncate", "filter", "random"] = "truncate"
+    """How the server shortens what an API says: ToolBench's names; StableToolBench's server does not look at it."""
+    cache: str = ""
+    """File of recorded responses, asked before the server and filled from it; empty: none."""
+
+
 class ToolsConfig(_Section):
     """What answers the calls, and the limits on every call."""
 
@@ -95,6 +131,10 @@ class ToolsConfig(_Section):
     """Calls of different episodes that run at once, where calls may block."""
     observation_limit: Positive = 8192
     """Characters of an observation; a longer one is cut and says so."""
+    functions: str = ""
+    """Python tools: "package.module:name" or "path/to/file.py:name" of a class or of a list of functions."""
+    mcp: McpConfig = McpConfig()
+    toolbench: ToolBenchConfig = ToolBenchConfig()
 
 
 class RewardConfig(_Section):
@@ -116,10 +156,10 @@ class RewardConfig(_Section):
 class CreditConfig(_Section):
     """From rewards to advantages."""
 
-    level: Literal["token", "step"] = "token"
+    level: Literal["token", "step"] = "step"
     """token: GAE over action tokens packed end to end; step: one value per step, its advantage on all its tokens."""
-    gamma: Share = 0.99
-    lam: Share = 0.95
+    gamma: Share = 0.95
+    lam: Share = 1.0
     whiten: bool = True
 
 
@@ -136,7 +176,7 @@ class PPOConfig(_Section):
     """Trajectories per optimizer step, over all processes."""
     micro_batch_size: Positive = 8
     """Trajectories per forward pass on one process."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     final_learning_rate: Share = 0.1
     """Share of the learning rate left in the last round (linear decay over rounds)."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -145,7 +185,7 @@ class PPOConfig(_Section):
     detach_value: bool = True
     """The value loss does not reach the backbone."""
     value_coef: Annotated[float, Field(ge=0)] = 1.0
-    kl_coef: Annotated[float, Field(ge=0)] = 0.02
+    kl_coef: Annotated[float, Field(ge=0)] = 0.005
     clip: Annotated[float, Field(gt=0)] = 0.2
     clip_value: Annotated[float, Field(gt=0)] = 0.2
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

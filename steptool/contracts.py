@@ -16,6 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Row = dict[str, Any]
+JSON_LIST = pa.list_(pa.json_())
+"""A list of JSON documents, which Hugging Face datasets reads as what they hold."""
+_PART_ROWS, _PART_SIZE = 8192, 1 << 25
+"""Rows that are held in memory and written at once: at most so many, of about so many characters and list items."""
 
 
 class ContractError(ValueError):
@@ -174,28 +178,33 @@ class Cost:
     """Peak resident memory of the process so far."""
 
 
-def to_table(rows: Iterable[Mapping[str, Any]], contract: Contract) -> pa.Table:
-    """Rows as a table of the contract. Raises ContractError naming the row and the field that does not fit."""
+def to_table(rows: Iterable[Mapping[str, Any]], contract: Contract, first: int = 0) -> pa.Table:
+    """Rows as a table of the contract. Raises ContractError naming the row and the field that does not fit.
+
+    JSON documents are given as text. `first` is the number of the first row, for the message.
+    """
     listed = list(rows)
     names = contract.schema.names
-    for number, row in enumerate(listed):
-        missing = [n for n in names if n not in row]
-        unknown = [n for n in row if n not in names]
-        if missing or unknown:
+    required = [n for n in names if not contract.schema.field(n).nullable]
+    for number, row in enumerate(listed, start=first):
+        if row.keys() != set(names):
+            missing, unknown = [n for n in names if n not in row], [n for n in row if n not in names]
             raise ContractError(
                 f"{contract.name} v{contract.version}, row {number}: missing fields {missing}, unknown fields {unknown}"
             )
-        for name in names:
-            if row[name] is None and not contract.schema.field(name).nullable:
+        for name in required:
+            if row[name] is None:
                 raise ContractError(f"{contract.name} v{contract.version}, row {number}: field '{name}' is missing")
     try:
-        return pa.Table.from_pylist(listed, schema=contract.schema)
+        text = [f.with_type(pa.list_(pa.string())) if f.type == JSON_LIST else f for f in contract.schema]
+        return pa.Table.from_pylist(listed, schema=pa.schema(text)).cast(contract.schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise ContractError(f"{contract.name} v{contract.version}: {_culprit(listed, contract)} ({error})") from error
+        culprit = _culprit(listed, contract, first)
+        raise ContractError(f"{contract.name} v{contract.version}: {culprit} ({error})") from error
 
 
-def _culprit(rows: Sequence[Mapping[str, Any]], contract: Contract) -> str:
-    for number, row in enumerate(rows):
+def _culprit(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> str:
+    for number, row in enumerate(rows, start=first):
         for name in contract.schema.names:
             kind = contract.schema.field(name).type
             try:
@@ -211,28 +220,54 @@ def write_rows(
     contract: Contract,
     cost: Cost | None = None,
 ) -> Path:
-    """Check and write rows. The file appears whole under its name or not at all."""
-    table = to_table(rows, contract)
-    return write_table(path, table, contract, [cost] if cost else [])
+    """Check and write rows, a part at a time: they need not fit into memory.
+
+    The file appears whole under its name or not at all.
+    """
+    return write_tables(path, _tables(rows, contract), contract, [cost] if cost else [])
 
 
 def write_table(path: str | os.PathLike[str], table: pa.Table, contract: Contract, costs: Sequence[Cost] = ()) -> Path:
     """Write a table that already has the contract's schema."""
-    _check_schema(table.schema, contract, str(path))
+    return write_tables(path, [table], contract, costs)
+
+
+def write_tables(
+    path: str | os.PathLike[str], tables: Iterable[pa.Table], contract: Contract, costs: Sequence[Cost] = ()
+) -> Path:
+    """Write tables that already have the contract's schema into one file, in their order."""
     metadata = {
         "steptool.contract": contract.name,
         "steptool.version": str(contract.version),
         "steptool.costs": json.dumps([asdict(c) for c in costs]),
     }
+    schema = contract.schema.with_metadata(metadata)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        pq.write_table(table.cast(contract.schema).replace_schema_metadata(metadata), partial, compression="zstd")
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for table in tables:
+                _check_schema(table.schema, contract, str(path))
+                writer.write_table(table.select(schema.names).cast(schema))
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _tables(rows: Iterable[Mapping[str, Any]], contract: Contract) -> Iterator[pa.Table]:
+    """Rows in tables of a bounded size."""
+    part: list[Mapping[str, Any]] = []
+    done = size = 0
+    for row in rows:
+        part.append(row)
+        size += sum(len(value) for value in row.values() if hasattr(value, "__len__"))
+        if len(part) == _PART_ROWS or size >= _PART_SIZE:
+            yield to_table(part, contract, done)
+            done, size, part = done + len(part), 0, []
+    if part:
+        yield to_table(part, contract, done)
 
 
 def read_table(path: str | os.PathLike[str], contract: Contract) -> pa.Table:
@@ -249,12 +284,14 @@ def read_rows(path: str | os.PathLike[str], contract: Contract) -> list[Row]:
     return rows
 
 
-def iter_rows(path: str | os.PathLike[str], contract: Contract, batch_size: int = 1024) -> Iterator[Row]:
-    """Rows of a file of this contract, streamed."""
+def iter_rows(
+    path: str | os.PathLike[str], contract: Contract, batch_size: int = 1024, columns: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """Rows of a file of this contract, streamed; of these columns alone if they are given."""
     _check_metadata(path, contract)
     with pq.ParquetFile(path) as file:
         _check_schema(file.schema_arrow, contract, str(path))
-        for batch in file.iter_batches(batch_size=batch_size):
+        for batch in file.iter_batches(batch_size=batch_size, columns=columns):
             yield from batch.to_pylist()
 
 
@@ -273,15 +310,23 @@ def concat(paths: Sequence[str | os.PathLike[str]], contract: Contract, target: 
     return write_table(target, table, contract, costs)
 
 
+def contract_name(path: str | os.PathLike[str]) -> str:
+    """Name of the contract that a Parquet file carries; "(none)" if it carries none."""
+    return _metadata(path).get(b"steptool.contract", b"(none)").decode()
+
+
+def _metadata(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
+    try:
+        return pq.read_schema(path).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise ContractError(f"{path}: not a Parquet file ({error})") from error
+
+
 def _check_metadata(path: str | os.PathLike[str], contract: Contract) -> None:
     if not Path(path).is_file():
         raise ContractError(f"{path}: no such file; expected a Parquet file of contract '{contract.name}'")
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except pa.ArrowInvalid as error:
-        raise ContractError(f"{path}: not a Parquet file ({error})") from error
-    name = metadata.get(b"steptool.contract", b"(none)").decode()
-    version = metadata.get(b"steptool.version", b"(none)").decode()
+    name = contract_name(path)
+    version = _metadata(path).get(b"steptool.version", b"(none)").decode()
     if (name, version) != (contract.name, str(contract.version)):
         raise ContractError(
             f"{path}: expected contract '{contract.name}' version {contract.version}, found '{name}' "

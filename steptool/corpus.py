@@ -25,8 +25,8 @@ def texts(queries: Sequence[Query], demonstrations: Sequence[Trajectory]) -> Ite
 def fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -> list[Query]:
     """The queries whose prompt leaves room for a turn in the context.
 
-    Of recorded data (source toolbench) the others are left out. Elsewhere they are an error: raises ValueError naming
-    the query. Raises ValueError too if a split or a shard of a round would stay empty.
+    Of recorded data (sources toolbench and recorded) the others are left out. Elsewhere they are an error: raises
+    ValueError naming the query. Raises ValueError too if a split or a shard of a round would stay empty.
     """
     room = config.policy.max_context - config.rollout.max_new_tokens
     kept = []
@@ -34,7 +34,7 @@ def fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -> list[
         tokens = len(codec.prompt_ids([{"role": "user", "content": query.instruction}], query.tools))
         if tokens <= room:
             kept.append(query)
-        elif config.data.source != "toolbench":
+        elif config.data.source not in ("toolbench", "recorded"):
             raise ValueError(
                 f"query '{query.query_id}': its prompt has {tokens} tokens, but policy.max_context = "
                 f"{config.policy.max_context} less rollout.max_new_tokens = {config.rollout.max_new_tokens} leaves "
@@ -61,7 +61,7 @@ def lessons(queries: Sequence[Query], demonstrations: Sequence[Trajectory], code
 
 def tokens_seen(examples: Sequence[Encoded], cfg: WarmStartConfig) -> int:
     """Action tokens that the warm start learns from, each pass counted, at the mean of the examples."""
-    mean = sum(end - start for e in examples for start, end in e.spans) / len(examples)
+    mean = sum(end - start for e in examples for start, end in e.spans) / max(1, len(examples))
     return round(mean * cfg.steps * cfg.batch_size)
 
 

@@ -27,15 +27,15 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
     from steptool.rollout.player import player
 
     asked = read_queries(local(queries), config.evaluation.split)
-    play = player(local(model), asked, local(demonstrations), config)
-    greedy = play(asked, greedy=True, policy=name, progress=Ticker("evaluate", len(asked), f"episodes of {name}"))
-    rows = measure(asked, greedy, name, "greedy", 0)
-    sampled = []
-    for repeat in range(config.evaluation.sampled_repeats):
-        ticker = Ticker("evaluate", len(asked), f"sampled episodes of {name}")
-        episodes = play(asked, greedy=False, policy=name, sample=repeat, progress=ticker)
-        rows += measure(asked, episodes, name, "sampled", repeat)
-        sampled += episodes
+    rows, sampled = [], []
+    with player(local(model), asked, local(demonstrations), config) as play:
+        greedy = play(asked, greedy=True, policy=name, progress=Ticker("evaluate", len(asked), f"episodes of {name}"))
+        rows += measure(asked, greedy, name, "greedy", 0)
+        for repeat in range(config.evaluation.sampled_repeats):
+            ticker = Ticker("evaluate", len(asked), f"sampled episodes of {name}")
+            episodes = play(asked, greedy=False, policy=name, sample=repeat, progress=ticker)
+            rows += measure(asked, episodes, name, "sampled", repeat)
+            sampled += episodes
     cost = watch.cost(sum(t.action_tokens for t in (*greedy, *sampled)))
     say("evaluate", f"{name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)} queries")
     folder = scratch("evaluate")

@@ -8,34 +8,72 @@ from flytekit.types.file import FlyteFile
 from steptool.config import Config
 from steptool.history import count_rows, extend
 from steptool.progress import Stopwatch, say
-from tasks.artifacts import IMAGE, Parquet, scratch
+from tasks.artifacts import IMAGE, Parquet, local, scratch
 
 
 class Ingested(NamedTuple):
-    """Queries of all splits, demonstrations, the history of the run until here, and records set aside for a fault."""
+    """Queries of all splits, demonstrations, rewards that were recorded with them, the history of the run until here,
+    records set aside for a fault, and the counts of what was read, kept and dropped."""
 
     queries: Parquet
     demonstrations: Parquet
+    rewards: Parquet
     history: Parquet
     quarantine: FlyteFile
+    counts: FlyteFile
+
+
+class Delivered(NamedTuple):
+    """The files of an ingest in the user's folder."""
+
+    queries: Parquet
+    demonstrations: Parquet
+    rewards: Parquet
+    quarantine: FlyteFile
+    counts: FlyteFile
 
 
 @task(container_image=IMAGE)
-def ingest(config: Config, output: str) -> Ingested:
-    """Read or draw the tasks and check them, and check that the run's folder can be written."""
+def ingest(config: Config, output: str, for_training: bool = True) -> Ingested:
+    """Read or draw the tasks and check them, and check that the run's folder can be written.
+
+    For training no split may stay empty.
+    """
     watch = Stopwatch("ingest")
     from steptool.data.ingest import ingest as read_source
     from steptool.report.folder import check_target
 
     check_target(output)
     folder = scratch("ingested")
-    found = read_source(config, folder)
+    found = read_source(config, folder, for_training)
     history = extend(None, count_rows("ingest", found.counts), [watch.cost()], folder / "history.parquet")
     told = [f"{name} {count}" for name, count in found.counts.items() if ":" not in name]
     say("ingest", f"{config.data.source}: {', '.join(told)}")
+    for name, count in found.counts.items():
+        if ":" in name:
+            say("ingest", f"{name}: {count}")
     return Ingested(
         Parquet(str(found.queries_path)),
         Parquet(str(found.demonstrations_path)),
+        Parquet(str(found.rewards_path)),
         Parquet(str(history)),
         FlyteFile(str(found.quarantine_path)),
+        FlyteFile(str(found.counts_path)),
+    )
+
+
+@task(container_image=IMAGE)
+def deliver_ingested(
+    output: str, queries: Parquet, demonstrations: Parquet, rewards: Parquet, quarantine: FlyteFile, counts: FlyteFile
+) -> Delivered:
+    """Put what was read into a folder or url."""
+    from steptool.data import ingest as names
+    from steptool.data.delivery import deliver
+
+    return Delivered(
+        Parquet(deliver(local(queries), output, names.QUERIES_FILE)),
+        Parquet(deliver(local(demonstrations), output, names.DEMONSTRATIONS_FILE)),
+        Parquet(deliver(local(rewards), output, names.REWARDS_FILE)),
+        FlyteFile(deliver(local(quarantine), output, names.QUARANTINE_FILE)),
+        FlyteFile(deliver(local(counts), output, names.COUNTS_FILE)),
     )

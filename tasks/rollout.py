@@ -16,9 +16,9 @@ def rollout(shard: int, round: int, config: Config, model: Model, queries: Parqu
     from steptool.schedule import round_queries
 
     asked = round_queries(local(queries), config, round, shard)
-    play = player(local(model), asked, local(demonstrations), config)
     ticker = Ticker("rollout", len(asked), "episodes")
-    episodes = play(asked, greedy=False, policy=f"round_{round:02d}", round=round, progress=ticker)
+    with player(local(model), asked, local(demonstrations), config) as play:
+        episodes = play(asked, greedy=False, policy=f"round_{round:02d}", round=round, progress=ticker)
     cost = watch.cost(sum(t.action_tokens for t in episodes))
     said = f"shard {shard + 1} of {config.rollout.shards}, {rate([t.solved for t in episodes])}"
     say("rollout", said, round=round, rounds=config.ppo.rounds)

@@ -40,7 +40,7 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: 
     asked = read_queries(local(queries))
     base = prepare_base(config.policy, texts(asked, read_trajectories(local(demonstrations))), config.seed, folder)
     sign(base, None, "base", [], note=config.policy.base)
-    kept = fitting(asked, ChatCodec(load_tokenizer(base)), config)
+    kept = fitting(asked, ChatCodec(load_tokenizer(base), config.policy.chat_format), config)
     target = write_queries(scratch("prepared") / "queries.parquet", kept)
     counts = {"queries": len(kept), "left out": len(asked) - len(kept)}
     told = extend(local(history), count_rows("prepare", counts), [watch.cost()], target.with_name("history.parquet"))
@@ -61,7 +61,8 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
 
     start, folder = local(base), scratch("warm_start")
     shown = read_trajectories(local(demonstrations))
-    examples = lessons(read_queries(local(queries)), shown, ChatCodec(load_tokenizer(start)))
+    codec = ChatCodec(load_tokenizer(start), config.policy.chat_format)
+    examples = lessons(read_queries(local(queries)), shown, codec)
     say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")
     ticker = Ticker("warm_start", config.warm_start.steps, "steps")
     rows = fine_tune(start, examples, config.warm_start, config.policy, config.seed, folder, on_step=ticker)

@@ -1,113 +1,142 @@
-"""From a source of tasks to the two files that every run starts from: queries and demonstrations."""
+"""From a source of tasks to the files that every run starts from: queries, demonstrations and what is known of them."""
 
 from __future__ import annotations
 
+import json
 import resource
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steptool.config import Config
-from steptool.contracts import Cost
+from steptool.contracts import QUERIES, REWARDS, TRAJECTORIES, Cost, Row, write_rows
+from steptool.data.answers import Answer, answer_query
 from steptool.data.intake import IngestError, Ledger
+from steptool.data.offers import Offers
 from steptool.data.own_tasks import read_tasks
-from steptool.data.recorded import Answer, answer_query, demonstration, read_answers
-from steptool.data.splits import check_splits, limited, text_key, with_splits
+from steptool.data.played import played
+from steptool.data.pool import Pool
+from steptool.data.recorded import read_answers
+from steptool.data.splits import SPLITS, check_splits
 from steptool.data.toolbench import read_instructions
-from steptool.records import write_queries, write_trajectories
-from steptool.trajectory import Query, Trajectory
+from steptool.records import query_from, query_row, trajectory_row
+from steptool.trajectory import Query
 
 QUERIES_FILE = "queries.parquet"
 DEMONSTRATIONS_FILE = "demonstrations.parquet"
+REWARDS_FILE = "recorded_rewards.parquet"
 QUARANTINE_FILE = "quarantine.jsonl"
+COUNTS_FILE = "counts.json"
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """What was written. `counts` holds "queries read", "queries kept", "queries dropped: <reason>" and the same for
-    "demonstrations"; the records dropped for a fault stand in the quarantine file, one JSON object a line."""
+    """What was written.
+
+    `counts` holds "queries read", "queries kept", "queries dropped: <reason>" and the same for "demonstrations"; read
+    is kept and dropped together. Files that cannot be read (on) stand under "files dropped: <reason>". What was dropped
+    for a fault is in the quarantine file, one JSON object a line.
+    """
 
     queries_path: Path
     demonstrations_path: Path
+    rewards_path: Path
     quarantine_path: Path
+    counts_path: Path
     counts: dict[str, int]
 
 
-def ingest(config: Config, out_dir: str | Path) -> Ingested:
-    """Read the source, check every record, assign splits and write queries, demonstrations and what was set aside.
+@dataclass(frozen=True)
+class _Material:
+    """Rows of the three contracts, and the number of queries of each split."""
 
-    Raises IngestError, before anything is written, for input that cannot be used and for a split that stays empty.
+    splits: Mapping[str, int]
+    queries: Iterable[Row]
+    demonstrations: Iterable[Row]
+    rewards: Iterable[Row] = ()
+
+
+def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> Ingested:
+    """Read the source, check every record, assign splits and write what is kept and what was set aside.
+
+    Files are streamed: neither their number nor their size is limited by memory. What was read waits in a temporary
+    folder beside `out_dir`. Raises IngestError, before anything is written, for input that cannot be used, and if there
+    is no query at all or, for training, none of one of the splits.
     """
-    started, out, ledger = time.perf_counter(), Path(out_dir), Ledger()
-    queries, demonstrations = _desk(config, ledger) if config.data.source == "desk" else _files(config, ledger)
-    check_splits(queries, ", ".join(config.data.paths) or config.data.source, ledger)
-    ledger.count("queries kept", len(queries))
-    ledger.count("demonstrations kept", len(demonstrations))
-    out.mkdir(parents=True, exist_ok=True)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    cost = Cost("ingest", seconds=time.perf_counter() - started, peak_memory_mb=memory)
-    return Ingested(
-        write_queries(out / QUERIES_FILE, queries, cost),
-        write_trajectories(out / DEMONSTRATIONS_FILE, demonstrations),
-        ledger.write(out / QUARANTINE_FILE),
-        dict(ledger.counts),
-    )
+    started, out, ledger = time.perf_counter(), Path(out_dir).absolute(), Ledger()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ingest-", dir=out.parent) as folder, Pool(Path(folder)) as pool:
+        material = _desk(config, ledger) if config.data.source == "desk" else _files(config, pool, ledger)
+        where = ", ".join(config.data.paths) or config.data.source
+        check_splits(material.splits, len(SPLITS) if for_training else 1, where, ledger)
+        ledger.count("queries kept", sum(material.splits.values()))
+        out.mkdir(exist_ok=True)
+        demonstrations = write_rows(out / DEMONSTRATIONS_FILE, material.demonstrations, TRAJECTORIES)
+        rewards = write_rows(out / REWARDS_FILE, material.rewards, REWARDS)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        cost = Cost("ingest", seconds=time.perf_counter() - started, peak_memory_mb=memory)
+        queries = write_rows(out / QUERIES_FILE, material.queries, QUERIES, cost)
+    quarantine, counts = ledger.write(out / QUARANTINE_FILE), dict(ledger.counts)
+    (out / COUNTS_FILE).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+    return Ingested(queries, demonstrations, rewards, quarantine, out / COUNTS_FILE, counts)
 
 
-def _desk(config: Config, ledger: Ledger) -> tuple[list[Query], list[Trajectory]]:
+def _desk(config: Config, ledger: Ledger) -> _Material:
     from steptool.tools.desk.expert import desk_demonstrations
     from steptool.tools.desk.tasks import desk_queries
 
     queries = desk_queries(config)
     demonstrations = desk_demonstrations(config, queries)
     ledger.count("queries read", len(queries))
-    ledger.count("demonstrations read", len(demonstrations))
-    return queries, demonstrations
+    for what in ("demonstrations read", "demonstrations kept"):
+        ledger.count(what, len(demonstrations))
+    splits = Counter(q.split for q in queries)
+    return _Material(splits, map(query_row, queries), map(trajectory_row, demonstrations))
 
 
-def _files(config: Config, ledger: Ledger) -> tuple[list[Query], list[Trajectory]]:
-    if not config.data.paths:
-        raise IngestError(f"data.paths: the source '{config.data.source}' needs at least one file or folder")
-    read = read_tasks if config.data.source == "jsonl" else read_instructions
-    found = list(read(config.data.paths, ledger))
-    answers = list(read_answers(config.data.recorded_answers, ledger))
-    carried = list(_carried(answers, found))
-    ledger.count("queries read", len(carried))
-    queries = with_splits(list(_with_ids([*found, *carried])), config.data)
-    queries = limited(queries, {text_key(a.query) for a in answers}, config.data, ledger)
-    return queries, list(_demonstrations(queries, answers, ledger))
+def _files(config: Config, pool: Pool, ledger: Ledger) -> _Material:
+    offers = Offers(config)
+    for query in _tasks(config, offers, ledger):
+        pool.add_query(query)
+    for answer in _answers(config, offers, ledger):
+        if not pool.has_query(answer.query):
+            ledger.count("queries read")
+            pool.add_query(replace(answer_query(answer), environment=offers.environment()))
+        pool.add_answer(answer)
+    splits = pool.draw(config.data, ledger)
+    recorded = config.data.source == "recorded" or config.data.recorded_answers
+    shown = pool.demonstrations() if recorded else played(map(query_from, pool.query_rows()), config, ledger)
+    return _Material(splits, pool.query_rows(), map(trajectory_row, shown), pool.reward_rows())
 
 
-def _carried(answers: Iterable[Answer], queries: Iterable[Query]) -> Iterator[Query]:
-    """The queries of those recorded answers whose text no instruction has."""
-    known = {text_key(q.instruction) for q in queries}
-    for answer in answers:
-        key = text_key(answer.query)
-        if key not in known:
-            known.add(key)
-            yield answer_query(answer)
+def _tasks(config: Config, offers: Offers, ledger: Ledger) -> Iterator[Query]:
+    """Tasks of the source, apart from those of recordings."""
+    data = config.data
+    if data.source == "bfcl":
+        yield from _bfcl(ledger)
+        return
+    if not data.paths:
+        raise IngestError(f"data.paths: the source '{data.source}' needs at least one file or folder")
+    if data.source == "jsonl":
+        yield from read_tasks(data.paths, offers, ledger)
+    elif data.source == "toolbench":
+        for query in read_instructions(data.paths, ledger):
+            yield replace(query, environment=offers.environment())
 
 
-def _with_ids(queries: Iterable[Query]) -> Iterator[Query]:
-    """Queries with distinct ids: files of the same name in different folders may number alike."""
-    seen: set[str] = set()
-    for query in queries:
-        number, query_id = 1, query.query_id
-        while query_id in seen:
-            number += 1
-            query_id = f"{query.query_id}~{number}"
-        seen.add(query_id)
-        yield replace(query, query_id=query_id)
+def _bfcl(ledger: Ledger) -> list[Query]:
+    from steptool.tools.bfcl.tasks import bfcl_queries
+
+    queries = bfcl_queries()
+    ledger.count("queries read", len(queries))
+    return queries
 
 
-def _demonstrations(queries: Sequence[Query], answers: Iterable[Answer], ledger: Ledger) -> Iterator[Trajectory]:
-    by_text = {text_key(q.instruction): q for q in reversed(queries)}
-    samples: dict[str, int] = {}
-    for answer in answers:
-        query = by_text.get(text_key(answer.query))
-        if query is None:
-            ledger.count("demonstrations dropped: their query was not kept")
-            continue
-        sample = samples[query.query_id] = samples.get(query.query_id, -1) + 1
-        yield demonstration(answer, query, sample)
+def _answers(config: Config, offers: Offers, ledger: Ledger) -> Iterator[Answer]:
+    data = config.data
+    if data.source == "recorded":
+        yield from read_answers(data.paths, "data.paths", offers.tools, ledger)
+    yield from read_answers(data.recorded_answers, "data.recorded_answers", offers.tools, ledger)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from steptool.contracts import Row
+
+_IN_MEMORY = 1 << 20
+"""Bytes of records set aside that are held in memory; more go to a temporary file."""
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that may be one half of a surrogate pair."""
 
 
 class IngestError(ValueError):
@@ -24,84 +33,80 @@ class UnusableError(ValueError):
         self.detail = detail
 
 
+@dataclass(frozen=True)
+class Record:
+    """One record of a file and its place."""
+
+    file: Path
+    row: int | str | None
+    """Its line (from 1), its position in a list or table (from 0) or its key; None where the file is the record."""
+    value: Any
+    """What was read; of a record that cannot be read as much of its text as can be shown."""
+    fault: UnusableError | None = None
+    """Why it cannot be read. With no row it concerns the file, from here to its end."""
+
+    @property
+    def place(self) -> str:
+        """File and row in words."""
+        return str(self.file) if self.row is None else f"{self.file}, row {self.row}"
+
+
 class Ledger:
     """Counts of what went through, and the records that did not, each with its reason."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.set_aside: list[Row] = []
+        self._first = ""
+        self._aside = SpooledTemporaryFile(_IN_MEMORY, "w+", encoding="utf-8")  # noqa: SIM115  it lives as long as we
 
     def count(self, what: str, number: int = 1) -> None:
         """Add to a count."""
         self.counts[what] += number
 
-    def refuse(self, kind: str, file: Path, row: int | None, error: UnusableError, record: Any = None) -> None:
-        """Set a record (or, with row None, a whole file) of a kind ("queries", "demonstrations") aside."""
+    def refuse(self, kind: str, record: Record, error: UnusableError) -> None:
+        """Set a record of a kind ("queries", "demonstrations"), or the rest of a file ("files"), aside."""
         self.count(f"{kind} dropped: {error.reason}")
-        self.set_aside.append(
-            {
-                "kind": kind,
-                "file": str(file),
-                "row": row,
-                "reason": error.reason,
-                "detail": error.detail,
-                "record": record,
-            }
-        )
+        self._first = self._first or f"{record.place}: {error}"
+        row = {"kind": kind, "file": str(record.file), "row": record.row, "reason": error.reason}
+        row |= {"detail": error.detail, "record": record.value}
+        try:
+            line = json.dumps(row, ensure_ascii=False, default=str)
+        except RecursionError:
+            line = json.dumps(row | {"record": None}, ensure_ascii=False)
+        self._aside.write(line + "\n")
 
+    @property
+    def set_aside(self) -> list[Row]:
+        """The records set aside so far."""
+        self._aside.seek(0)
+        rows = [json.loads(line) for line in self._aside]
+        self._aside.seek(0, 2)
+        return rows
+
+    @property
     def first_refusal(self) -> str:
         """The first record set aside, as a sentence for an error; empty if there is none."""
-        if not self.set_aside:
-            return ""
-        first = self.set_aside[0]
-        row = "" if first["row"] is None else f", row {first['row']}"
-        return f"{first['file']}{row}: {first['reason']}: {first['detail']}"
+        return self._first
 
     def write(self, path: Path) -> Path:
         """Write the records set aside, one JSON object a line."""
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.set_aside]
-        path.write_text("".join(lines), encoding="utf-8")
+        self._aside.seek(0)
+        with path.open("w", encoding="utf-8") as target:
+            shutil.copyfileobj(self._aside, target)
         return path
-
-
-def files(paths: Sequence[str], field: str, suffix: str) -> Iterator[Path]:
-    """The files named, and those with the suffix below the folders named, in a fixed order.
-
-    Raises IngestError for a path that does not exist and for a folder without such a file.
-    """
-    for name in paths:
-        path = Path(name)
-        found = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file()) if path.is_dir() else [path]
-        if not found or not found[0].is_file():
-            what = f"has no {suffix} file below it" if path.is_dir() else "does not exist"
-            raise IngestError(f"{field}: '{name}' {what}; name a {suffix} file or a folder that holds some")
-        yield from found
-
-
-def read_json(path: Path) -> Any:
-    """The document in a JSON file. Raises UnusableError if it is none."""
-    return parse_json(read_text(path))
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. Raises UnusableError if it is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnusableError("not UTF-8 text", str(error)) from None
 
 
 def parse_json(text: str) -> Any:
     """A JSON document whose strings can all be written as UTF-8: half a surrogate pair becomes U+FFFD."""
     try:
-        document = json.loads(text)
+        return mended(json.loads(text), text)
     except (ValueError, RecursionError) as error:
         raise UnusableError("not JSON", str(error)) from None
-    try:
-        json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return _mended(document)
-    return document
+
+
+def mended(document: Any, text: str) -> Any:
+    """A document as read from its JSON text, with U+FFFD for every half of a surrogate pair."""
+    return _mended(document) if _HALF_PAIR.search(text) else document
 
 
 def _mended(node: Any) -> Any:

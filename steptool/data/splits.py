@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import replace
+from collections.abc import Mapping
 
 from steptool.config import DataConfig
 from steptool.data.intake import IngestError, Ledger
-from steptool.trajectory import Query
 
 SPLITS = ("train", "validation", "heldout")
 
@@ -18,66 +16,34 @@ def text_key(instruction: str) -> str:
     return " ".join(instruction.split())
 
 
-def _limits(data: DataConfig) -> dict[str, int]:
+def digest(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def limits(data: DataConfig) -> dict[str, int]:
+    """Queries kept at most, by split."""
     return dict(zip(SPLITS, (data.train_queries, data.validation_queries, data.heldout_queries), strict=True))
 
 
-def with_splits(queries: Sequence[Query], data: DataConfig) -> list[Query]:
-    """Queries that all have a split: the given one, or else one drawn by the hash of the text.
-
-    The shares drawn are those of the configured numbers of queries. Equal texts get the same split; raises IngestError
-    if the source gives them two.
-    """
-    given: dict[str, Query] = {}
-    for query in queries:
-        first = given.setdefault(text_key(query.instruction), query) if query.split else query
-        if first.split != query.split:
-            raise IngestError(
-                f"the tasks '{first.query_id}' ({first.split}) and '{query.query_id}' ({query.split}) have the same "
-                "instruction in two splits; what is held out must not be trained on"
-            )
-    splits = {text: query.split for text, query in given.items()}
-    limits = _limits(data)
-    return [
-        replace(q, split=splits.get(key) or _drawn(key, limits)) for q in queries for key in [text_key(q.instruction)]
-    ]
-
-
-def _drawn(text: str, limits: dict[str, int]) -> str:
-    point = int.from_bytes(_digest(text)[:8], "big") / 2**64 * sum(limits.values())
-    for split, size in limits.items():
+def drawn(text: bytes, sizes: Mapping[str, int]) -> str:
+    """The split of a text, by its digest, in the proportions of the sizes."""
+    point = int.from_bytes(text[:8], "big") / 2**64 * sum(sizes.values())
+    for split, size in sizes.items():
         point -= size
         if point < 0:
             return split
     return SPLITS[-1]
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def limited(queries: Sequence[Query], recorded: Set[str], data: DataConfig, ledger: Ledger) -> list[Query]:
-    """At most the configured number of queries of each split, in their order: those whose text has a recorded answer
-    first, then a draw by the hash of the text."""
-    kept: set[str] = set()
-    for split, limit in _limits(data).items():
-        keys = {q.query_id: text_key(q.instruction) for q in queries if q.split == split}
-        ranked = sorted(keys, key=lambda i: (keys[i] not in recorded, _digest(f"draw {keys[i]}"), i))
-        kept |= set(ranked[:limit])
-        if len(ranked) > limit:
-            ledger.count(f"queries dropped: more than data.{split}_queries", len(ranked) - limit)
-    return [q for q in queries if q.query_id in kept]
-
-
-def check_splits(queries: Iterable[Query], where: str, ledger: Ledger) -> None:
-    """Raise IngestError if a split has no query."""
-    listed = list(queries)
-    counts = {split: sum(q.split == split for q in listed) for split in SPLITS}
-    empty = [split for split, count in counts.items() if not count]
-    if empty:
-        refused = ledger.first_refusal()
+def check_splits(counts: Mapping[str, int], wanted: int, where: str, ledger: Ledger) -> None:
+    """Raise IngestError if fewer than `wanted` of the splits have a query."""
+    numbers = {split: counts.get(split, 0) for split in SPLITS}
+    empty = [split for split, number in numbers.items() if not number]
+    if len(SPLITS) - len(empty) < wanted:
+        refused = ledger.first_refusal
         raise IngestError(
-            f"{where}: the split '{empty[0]}' is empty (queries: {counts}); give more tasks, give each task a split, "
+            f"{where}: the split '{empty[0]}' is empty (queries: {numbers}); give more tasks, give each task a split, "
             "or change the proportions data.train_queries : validation_queries : heldout_queries"
             + (f". First record set aside: {refused}" if refused else "")
         )

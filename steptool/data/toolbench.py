@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.data.intake import Ledger, UnusableError, field, files, read_json, text_field, unique
+from steptool.data.intake import Ledger, Record, UnusableError, field, shown, text_field, unique
+from steptool.data.readers import files, read
 from steptool.tools.schema import SchemaError, check_tools
+from steptool.tools.toolbench.naming import (
+    NAME_LIMIT,
+    REFERENCE,
+    endpoint,
+    function_name,
+    standard_name,
+    unreserved,
+)
 from steptool.trajectory import FINISH, Query, ToolSchema
 
-NAME_LIMIT = 64
 DESCRIPTION_LIMIT = 256
 """Characters of a description that ToolBench shows to the model."""
-_RESERVED = frozenset({"from", "class", "return", "false", "true", "id", "and"})
 _TYPES = {
     "number": "number",
     "float": "number",
@@ -27,22 +33,6 @@ _TYPES = {
     "object": "object",
 }
 """JSON Schema's types for ToolBench's; every other one (STRING, ENUM, DATE...) is written as text."""
-
-
-def standard_name(text: str) -> str:
-    """A tool's or API's name as ToolBench writes it in function names: lower case, runs of other characters one `_`."""
-    name = re.sub(r"[^a-z0-9]+", "_", re.sub(r"[^a-zA-Z0-9]", "_", text).lower()).strip("_")
-    return f"get_{name}" if name[:1].isdigit() else name
-
-
-def unreserved(name: str) -> str:
-    """`is_` before the names that ToolBench keeps free, such as `id` and `from`."""
-    return f"is_{name}" if name in _RESERVED else name
-
-
-def function_name(api_name: str, tool_name: str) -> str:
-    """Name of the function for an API of a tool: the last 64 characters of `<api>_for_<tool>`."""
-    return f"{unreserved(standard_name(api_name))}_for_{standard_name(tool_name)}"[-NAME_LIMIT:]
 
 
 def distinct(name: str, taken: Mapping[str, Any] | set[str]) -> str:
@@ -68,22 +58,32 @@ def tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSchema]:
     return schemas
 
 
+def _endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], ToolSchema]) -> dict[str, list[str]]:
+    """What a request names for each function; not for one of an API without a category."""
+    found: dict[str, list[str]] = {}
+    for api in api_list:
+        key, category = (api["tool_name"], api["api_name"]), api.get("category_name")
+        if isinstance(category, str):
+            found.setdefault(schemas[key]["function"]["name"], list(endpoint(category, *key)))
+    return found
+
+
 def json_type(recorded: Any) -> str:
     """JSON Schema's type for a type as ToolBench writes it."""
     return _TYPES.get(str(recorded).lower(), "string")
 
 
 def _schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
-    required = field(api, "required_parameters", list, where)
-    optional = field(api, "optional_parameters", list, where)
+    """The schema of an API; whatever the API holds, it is one."""
     properties: dict[str, Any] = {}
-    for kind, parameters in (("required", required), ("optional", optional)):
-        for number, parameter in enumerate(parameters):
-            at = f"{where}.{kind}_parameters[{number}]"
-            properties.setdefault(_parameter_name(parameter, at), _property(parameter, kind))
-    wanted = unique(_parameter_name(p, where) for p in required)
+    required: list[str] = []
+    for kind in ("required", "optional"):
+        for number, parameter in enumerate(field(api, f"{kind}_parameters", list, where)):
+            key = _parameter_name(parameter, f"{where}.{kind}_parameters[{number}]")
+            properties.setdefault(key, _property(parameter, kind))
+            required += [key] * (kind == "required")
     description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]
-    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, wanted)
+    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, unique(required))
 
 
 def _parameter_name(parameter: Any, where: str) -> str:
@@ -112,23 +112,59 @@ def with_finish(tools: Sequence[ToolSchema]) -> tuple[ToolSchema, ...]:
     return (*(t for t in tools if t["function"]["name"] != FINISH), FINISH_SCHEMA)
 
 
-def instruction_query(record: Any, file: Path, row: int) -> Query:
+def checked(tools: Sequence[Any], where: str) -> tuple[ToolSchema, ...]:
+    """The tools and Finish. Raises UnusableError naming the tool that is no tool schema."""
+    try:
+        check_tools(tools, where)
+    except SchemaError as error:
+        raise UnusableError("tool schema that is no schema", str(error)) from None
+    return with_finish(tools)
+
+
+def recorded_tools(functions: Sequence[Any], field_name: str) -> tuple[ToolSchema, ...]:
+    """Functions as ToolBench records them, bare or in OpenAI's form, as tool schemas.
+
+    Raises UnusableError naming the field.
+    """
+    schemas: dict[str, ToolSchema] = {}
+    for number, tool in enumerate(functions):
+        where = f"{field_name}[{number}]"
+        function = tool["function"] if isinstance(tool, dict) and "function" in tool else tool
+        name = text_field(function, "name", where)
+        parameters = field(function, "parameters", dict, where)
+        properties = {
+            key: _recorded_property(value) for key, value in field(parameters, "properties", dict, where).items()
+        }
+        wanted = field(parameters, "required", list, where) if parameters.get("required") else []
+        required = [key for key in properties if key in wanted]
+        if name != FINISH:
+            name = distinct(name, schemas)
+            schemas[name] = function_schema(name, str(function.get("description") or ""), properties, required)
+    return checked(list(schemas.values()), field_name)
+
+
+def _recorded_property(recorded: Any) -> dict[str, Any]:
+    schema = dict(recorded) if isinstance(recorded, dict) else {}
+    example = schema.pop("example_value", None)
+    schema["type"] = json_type(schema.get("type"))
+    return schema if example in ("", None) else {**schema, "examples": [example]}
+
+
+def instruction_query(record: Any, file: Path, row: int | str | None) -> Query:
     """A record of an instruction file as a query, without a split. Raises UnusableError naming the field."""
     instruction = text_field(record, "query")
     schemas = tool_schemas(field(record, "api_list", list))
-    tools = with_finish(list(schemas.values()))
-    try:
-        check_tools(tools, "api_list")
-    except SchemaError as error:
-        raise UnusableError("tool schema that is no schema", str(error)) from None
     relevant = _optional_list(record, "relevant APIs")
     return Query(
         query_id=f"{file.stem}-{record.get('query_id', row)}",
         split="",
         environment="replay",
         instruction=instruction,
-        tools=tools,
-        reference={"tools": [schema["function"]["name"] for key, schema in schemas.items() if list(key) in relevant]},
+        tools=with_finish(list(schemas.values())),
+        reference={
+            "tools": [schema["function"]["name"] for key, schema in schemas.items() if list(key) in relevant],
+            REFERENCE: _endpoints(record["api_list"], schemas),
+        },
         source="toolbench",
         tier=file.stem,
     )
@@ -140,17 +176,10 @@ def _optional_list(record: Mapping[str, Any], name: str) -> list[Any]:
 
 def read_instructions(paths: Sequence[str], ledger: Ledger) -> Iterator[Query]:
     """Queries of instruction files and folders, without splits. What cannot be used goes to the ledger."""
-    for file in files(paths, "data.paths", ".json"):
-        try:
-            records = read_json(file)
-            if not isinstance(records, list):
-                raise UnusableError("not a list of instructions", f"expected a list, got {type(records).__name__}")
-        except UnusableError as error:
-            ledger.refuse("queries", file, None, error)
-            continue
-        for row, record in enumerate(records):
-            ledger.count("queries read")
-            try:
-                yield instruction_query(record, file, row)
-            except UnusableError as error:
-                ledger.refuse("queries", file, row, error, record)
+    return read(files(paths, "data.paths", (".json",)), _listed, "queries", ledger)
+
+
+def _listed(record: Record) -> Query:
+    if record.row is None:
+        raise UnusableError("not a list of instructions", f"expected a list, got {shown(record.value)}")
+    return instruction_query(record.value, record.file, record.row)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 
 from steptool.chat.codec import ChatCodec
@@ -15,25 +16,28 @@ from steptool.tools.registry import open_environment
 from steptool.trajectory import Query, Trajectory
 
 
+@contextmanager
 def player(
     folder: str | os.PathLike[str], queries: Sequence[Query], demonstrations: str | os.PathLike[str], config: Config
-) -> Callable[..., list[Trajectory]]:
+) -> Iterator[Callable[..., list[Trajectory]]]:
     """`roll_out` with model, codec, environment and configuration filled in: play(queries, greedy=..., policy=...).
 
-    The environment is the one that the queries name. `demonstrations` is a file of trajectories; it is read only by an
-    environment that replays them. Raises ValueError unless the queries name one environment.
+    The environment is the one that the queries name; it is closed in the end. `demonstrations` is a file of
+    trajectories; it is read only by an environment that replays them. Raises ValueError unless the queries name one
+    environment.
     """
     names = sorted({q.environment for q in queries})
     if len(names) != 1:
         raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
     recorded = read_trajectories(demonstrations) if names == ["replay"] else []
-    return partial(
-        roll_out,
-        load_model(folder),
-        ChatCodec(load_tokenizer(folder)),
-        environment=open_environment(names[0], config.tools, recorded),
-        rollout=config.rollout,
-        limits=config.tools,
-        max_context=config.policy.max_context,
-        seed=config.seed,
-    )
+    with closing(open_environment(names[0], config.tools, recorded)) as environment:
+        yield partial(
+            roll_out,
+            load_model(folder),
+            ChatCodec(load_tokenizer(folder), config.policy.chat_format),
+            environment=environment,
+            rollout=config.rollout,
+            limits=config.tools,
+            max_context=config.policy.max_context,
+            seed=config.seed,
+        )

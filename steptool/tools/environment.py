@@ -31,6 +31,10 @@ class Session(Protocol):
         """
         ...
 
+    def offers(self, name: str) -> bool:
+        """Whether a tool that the query does not list may be called by now: the user has brought it in a later turn."""
+        return False
+
     def solved(self, final_answer: str | None) -> float | None:
         """The environment's verdict on the answer and the final state, in [0, 1]; None if it has none."""
         ...

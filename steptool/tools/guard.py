@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from queue import SimpleQueue
 from typing import TypeVar
 
 from steptool.config import ToolsConfig
@@ -49,8 +50,8 @@ class GuardedSession(Session):
     """
 
     def __init__(self, session: Session, limits: ToolsConfig, blocking: bool) -> None:
-        self._session, self._limits, self._blocking = session, limits, blocking
-        self._lock = threading.Lock()
+        self._session, self._limits = session, limits
+        self._worker = _Worker() if blocking else None
 
     def call(self, call: ToolCall) -> ToolResult:
         """The session's result, or a failed one that says which limit was met."""
@@ -67,6 +68,10 @@ class GuardedSession(Session):
                 break
             time.sleep(wait)
         return self._cut(_failed(f"the tool cannot be reached: {problem}"))
+
+    def offers(self, name: str) -> bool:
+        """Whether the session takes calls of a tool that the query does not list."""
+        return self._session.offers(name)
 
     def solved(self, final_answer: str | None) -> float | None:
         """The session's verdict; None if it does not come in time."""
@@ -88,12 +93,15 @@ class GuardedSession(Session):
             self._within(_CLOSING, self._session.close)
         except (FutureTimeout, TransportError):
             return
+        finally:
+            if self._worker:
+                self._worker.end()
 
     def _attempt(self, call: ToolCall, deadline: float) -> ToolResult:
         return self._within(deadline - time.monotonic(), lambda: self._session.call(call))
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T:
-        return _in_thread(self._lock, work, self._blocking, seconds)
+        return self._worker.run(work, seconds) if self._worker else work()
 
     def _cut(self, result: ToolResult) -> ToolResult:
         total, limit = len(result.observation), self._limits.observation_limit
@@ -102,27 +110,40 @@ class GuardedSession(Session):
         return ToolResult(result.status, f"{result.observation[:limit]}... [truncated: {limit} of {total} characters]")
 
 
-def _in_thread(lock: threading.Lock, work: Callable[[], T], blocking: bool, seconds: float) -> T:
-    """What `work` returns or raises. Raises FutureTimeout after so many seconds; work not begun by then never is."""
-    if not blocking:
-        return work()
-    future: Future[T] = Future()
+class _Worker:
+    """A thread that runs what it is given, one after the other. It does not keep the program from ending."""
 
-    def run() -> None:
-        with lock:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
 
-    threading.Thread(target=run, daemon=True).start()
+    def run(self, work: Callable[[], T], seconds: float) -> T:
+        """What `work` returns or raises. Raises FutureTimeout after so many seconds; work not begun by then never is."""
+        future: Future[T] = Future()
+        self._work.put(lambda: _settle(future, work))
+        try:
+            return future.result(max(0.0, seconds))
+        except FutureTimeout:
+            future.cancel()
+            raise
+
+    def end(self) -> None:
+        """Let the thread end once what it was given is done."""
+        self._work.put(None)
+
+    def _serve(self) -> None:
+        while work := self._work.get():
+            work()
+
+
+def _settle(future: Future[T], work: Callable[[], T]) -> None:
+    """Do the work that the future stands for, unless nobody waits for it any more."""
+    if not future.set_running_or_notify_cancel():
+        return
     try:
-        return future.result(max(0.0, seconds))
-    except FutureTimeout:
-        future.cancel()
-        raise
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _failed(reason: str) -> ToolResult:

@@ -6,22 +6,44 @@ from collections.abc import Sequence
 
 from steptool.config import ConfigError, ToolsConfig
 from steptool.tools.environment import Environment
+from steptool.tools.named import find_named
 from steptool.trajectory import Trajectory
 
-NAMES = ("desk", "replay")
+NAMES = ("bfcl", "desk", "functions", "mcp", "replay", "toolbench")
 
 
 def open_environment(name: str, config: ToolsConfig, demonstrations: Sequence[Trajectory] = ()) -> Environment:
     """The environment of that name; `replay` answers from the demonstrations' recorded responses.
 
-    Raises ConfigError for a name that is not known and for an environment whose settings are missing.
+    A name with a colon, `package.module:name` or `path/to/file.py:name`, is a class of the user's own, made without
+    arguments. Raises ConfigError for a name that is not known and for an environment whose settings are missing.
     """
+    if ":" in name:
+        own: Environment = find_named(name, "environment", "a class of environments")()
+        return own
+    if name == "bfcl":
+        from steptool.tools.bfcl.environment import BfclEnvironment
+
+        return BfclEnvironment()
     if name == "desk":
         from steptool.tools.desk.tasks import DeskEnvironment
 
         return DeskEnvironment()
+    if name == "functions":
+        from steptool.tools.functions import FunctionsEnvironment
+
+        return FunctionsEnvironment(config.functions)
+    if name == "mcp":
+        from steptool.tools.mcp import McpEnvironment
+
+        return McpEnvironment(config.mcp, config.timeout)
     if name == "replay":
         from steptool.tools.replay import ReplayEnvironment
 
         return ReplayEnvironment(demonstrations)
-    raise ConfigError(f"no environment is named '{name}'; known are {', '.join(NAMES)}")
+    if name == "toolbench":
+        from steptool.tools.toolbench.environment import open_toolbench
+
+        return open_toolbench(config.toolbench, config.timeout)
+    known = ", ".join(NAMES)
+    raise ConfigError(f"no environment is named '{name}'; known are {known}, and package.module:Class for your own")

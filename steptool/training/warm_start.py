@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,14 +39,18 @@ def warm_start(
     Only tokens inside the spans are learned. AdamW (betas .9 and .98, weight decay .01), gradients clipped at norm 1,
     a tenth of the steps (50 at most) to warm up, then the schedule. Examples beyond `policy.max_context` tokens are
     left out and counted (metric `left_out`). `out_dir` becomes a plain model folder; with LoRA the adapter is merged.
-    Raises ValueError if no example is left.
+    With no steps the model is passed on as it is. Raises ValueError if there are steps and no example is left.
     """
     base_dir, out_dir = Path(base_dir), Path(out_dir)
+    if cfg.steps == 0:
+        shutil.copytree(base_dir, out_dir, dirs_exist_ok=True)
+        return []
     fitting = [e for e in examples if e.spans and len(e.input_ids) <= policy.max_context]
     if not fitting:
         raise ValueError(
             f"none of the {len(examples)} demonstrations has assistant steps and fits into policy.max_context = "
-            f"{policy.max_context} tokens (the shortest has {min((len(e.input_ids) for e in examples), default=0)})"
+            f"{policy.max_context} tokens (the shortest has {min((len(e.input_ids) for e in examples), default=0)}); "
+            "give some in data.recorded_answers, raise max_context, or set warm_start.steps to 0 to go without"
         )
     model = load_model(base_dir)
     trained = model_folder.new_adapter(model, policy, seed) if policy.lora_rank else model

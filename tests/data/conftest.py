@@ -146,9 +146,10 @@ def chain_answer():
 def configured():
     """A configuration for files, with limits that drop nothing unless they are given."""
 
-    def make(source, paths, recorded=(), **counts):
+    def make(source, paths, recorded=(), environment="", **counts):
         sizes = {f"{split}_queries": counts.get(split, 1000) for split in ("train", "validation", "heldout")}
         data = {"source": source, "paths": [str(p) for p in paths], "recorded_answers": [str(p) for p in recorded]}
+        data["environment"] = environment
         return Config.model_validate({"data": data | sizes})
 
     return make

@@ -1,17 +1,23 @@
 import copy
 import json
+import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steptool.config import Config, DataConfig, load_config
 from steptool.contracts import read_costs
+from steptool.data.answers import Answer, Turn
 from steptool.data.ingest import ingest
 from steptool.data.intake import IngestError, Ledger
-from steptool.data.splits import SPLITS, limited, text_key, with_splits
+from steptool.data.pool import Pool
+from steptool.data.splits import SPLITS, text_key
 from steptool.records import read_queries, read_trajectories
 from steptool.tools.environment import ToolResult
 from steptool.tools.replay import ReplayEnvironment
@@ -82,6 +88,16 @@ def test_ids_of_files_of_one_name_stay_apart(tmp_path, many, configured, write_j
     assert len(set(ids)) == 61 and "G9_weather-7~2" in ids
 
 
+def test_many_queries_of_one_number_stay_apart(tmp_path, configured, write_json, instruction):
+    records = [{**instruction, "query": f"Question {n}?"} for n in range(3000)]
+    write_json(tmp_path / "in" / "G9.json", [*records, {**instruction, "query": "Once more?", "query_id": "7~5"}])
+    done = ingest(
+        configured("toolbench", [tmp_path / "in"], train=9999, validation=9999, heldout=9999), tmp_path / "out"
+    )
+    ids = [q.query_id for q in read_queries(done.queries_path)]
+    assert ids == ["G9-7", *(f"G9-7~{n}" for n in range(2, 3001)), "G9-7~5~2"]
+
+
 def test_what_is_dropped_is_counted_and_quarantined(tmp_path, many, configured, write_json):
     write_json(many / "bad.json", [{"query": "No tools"}, {"api_list": []}])
     (many / "notes.json").write_text("not json")
@@ -124,6 +140,115 @@ def test_own_tasks_keep_their_splits(tmp_path, configured):
     assert read_trajectories(done.demonstrations_path) == []
 
 
+def conversation(number, **fields):
+    call = {"id": "c1", "type": "function", "function": {"name": "t", "arguments": json.dumps({"n": number})}}
+    messages = [
+        {"role": "user", "content": f"Question {number}?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": f"{number} is the answer"},
+        {"role": "assistant", "content": f"It is {number}."},
+    ]
+    tool = {"name": "t", "description": "", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}}
+    return {"messages": messages, "tools": [{"type": "function", "function": tool}]} | fields
+
+
+def test_recordings_bring_their_own_tasks(tmp_path, configured):
+    rows = [conversation(n % 40) for n in range(60)]
+    (tmp_path / "logs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{")
+    done = ingest(configured("recorded", [tmp_path]), tmp_path / "out")
+    assert done.counts == {
+        "queries read": 40, "queries kept": 40, "demonstrations read": 61, "demonstrations kept": 60,
+        "demonstrations dropped: not JSON": 1,
+    }  # fmt: skip
+    assert json.loads(done.counts_path.read_text()) == done.counts
+    queries = {q.query_id: q.instruction for q in read_queries(done.queries_path)}
+    for n, trajectory in enumerate(read_trajectories(done.demonstrations_path)):
+        assert trajectory.sample == n // 40 and queries[trajectory.query_id] == f"Question {n % 40}?"
+        assert trajectory.steps[0].observation == f"{n % 40} is the answer"
+        assert trajectory.final_answer == f"It is {n % 40}."
+
+
+def test_dirty_text_passes_unharmed(tmp_path, configured):
+    text = "NUL \x00, tab \t, \u2028, \U0001f600, 'quotes\", \\udead"
+    row = conversation(1)
+    row["messages"][0]["content"] = row["messages"][2]["content"] = text
+    (tmp_path / "logs.jsonl").write_text(json.dumps(row))
+    done = ingest(configured("recorded", [tmp_path]), tmp_path / "out", for_training=False)
+    (query,), (trajectory,) = read_queries(done.queries_path), read_trajectories(done.demonstrations_path)
+    assert query.instruction == trajectory.messages[0]["content"] == trajectory.steps[0].observation == text
+
+
+def test_however_deep_a_record_is_nested_the_others_come_through(tmp_path, configured):
+    with (tmp_path / "logs.jsonl").open("w") as lines:
+        for depth in range(1, 1100, 3):
+            row = conversation(depth)
+            deep = '{"a": ' * depth + "1" + "}" * depth
+            row["messages"][1]["tool_calls"][0]["function"]["arguments"] = "DEEP" if depth % 2 else deep
+            row["tools"][0]["function"]["parameters"]["x"] = "DEEPER" if depth % 5 == 0 else 1
+            lines.write(json.dumps(row).replace('"DEEP"', deep).replace('"DEEPER"', deep) + "\n")
+    done = ingest(configured("recorded", [tmp_path]), tmp_path / "out", for_training=False)
+    dropped = sum(number for name, number in done.counts.items() if name.startswith("demonstrations dropped"))
+    assert done.counts["demonstrations read"] == 367 == dropped + done.counts["demonstrations kept"]
+    assert done.counts["demonstrations kept"] > 200 and dropped > 20
+    assert len(done.quarantine_path.read_text().splitlines()) == dropped
+
+
+def test_the_same_conversations_in_any_container_are_the_same(tmp_path, configured):
+    datasets = pytest.importorskip("datasets")
+    rows = [conversation(n) for n in range(40)]
+    for form in ("list", "lines", "parquet", "saved", "texts"):
+        (tmp_path / form).mkdir()
+    (tmp_path / "list" / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "lines" / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "parquet" / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved" / "d")
+    texts = [{name: json.dumps(value) for name, value in row.items()} for row in rows]
+    pq.write_table(pa.Table.from_pylist(texts), tmp_path / "texts" / "a.parquet")
+    told = []
+    for form in ("list", "lines", "parquet", "saved", "texts"):
+        done = ingest(configured("recorded", [tmp_path / form]), tmp_path / "out" / form)
+        assert done.counts["demonstrations kept"] == 40
+        queries = {q.query_id: (q.instruction, q.split, q.tools) for q in read_queries(done.queries_path)}
+        told.append([(queries[t.query_id], t.steps) for t in read_trajectories(done.demonstrations_path)])
+    assert all(one == told[0] for one in told)
+
+
+def test_an_environment_answers_the_tasks_of_files(tmp_path, many, configured, write_json, chain_answer):
+    write_json(tmp_path / "rec" / "8.json", chain_answer)
+    config = configured("toolbench", [many], [tmp_path / "rec"], environment="toolbench")
+    done = ingest(config, tmp_path / "out")
+    assert {q.environment for q in read_queries(done.queries_path)} == {"toolbench"}
+    assert {t.environment for t in read_trajectories(done.demonstrations_path)} == {"toolbench"}
+
+
+def test_conversations_without_tools_take_those_of_the_environment(tmp_path, configured):
+    rows = [conversation(n, tools=None) for n in range(40)]
+    (tmp_path / "logs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = ingest(configured("recorded", [tmp_path], environment="desk"), tmp_path / "out")
+    assert len(read_queries(done.queries_path)[0].tools) > 10
+    with pytest.raises(IngestError, match=r"row 1: missing field 'tools': .* 'replay' has no tools of its own"):
+        ingest(configured("recorded", [tmp_path / "logs.jsonl"]), tmp_path / "none")
+
+
+def test_the_tasks_of_bfcl_are_split_by_family(tmp_path):
+    pytest.importorskip("bfcl_eval", reason="BFCL's tools are not installed: make bfcl")
+    done = ingest(Config.model_validate({"data": {"source": "bfcl"}}), tmp_path / "out")
+    queries = read_queries(done.queries_path)
+    assert done.counts["queries read"] == len(queries) == 800 and {q.environment for q in queries} == {"bfcl"}
+    families = {q.reference["family"]: q.split for q in queries}
+    assert len(families) <= 200 and all(families[q.reference["family"]] == q.split for q in queries)
+
+
+def test_without_training_a_split_may_stay_empty(tmp_path, configured, write_json, instruction):
+    write_json(tmp_path / "in" / "G9.json", [instruction])
+    done = ingest(configured("toolbench", [tmp_path / "in"]), tmp_path / "out", for_training=False)
+    assert len(read_queries(done.queries_path)) == 1
+    write_json(tmp_path / "empty" / "G9.json", [])
+    with pytest.raises(IngestError, match="is empty"):
+        ingest(configured("toolbench", [tmp_path / "empty"]), tmp_path / "none", for_training=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "in", "out"]  # nothing temporary is left
+
+
 def test_the_desk_comes_with_queries_and_demonstrations(tmp_path):
     sizes = {"train_queries": 6, "validation_queries": 4, "heldout_queries": 4}
     config = Config.model_validate({"data": sizes, "warm_start": {"demonstrations": 5}})
@@ -134,42 +259,68 @@ def test_the_desk_comes_with_queries_and_demonstrations(tmp_path):
     assert demonstrations and {d.query_id for d in demonstrations} <= {q.query_id for q in queries}
 
 
+def drawn(queries, sizes, recorded=(), ledger=None):
+    """The queries that are kept, by id, with their splits."""
+    with tempfile.TemporaryDirectory() as folder, Pool(Path(folder)) as pool:
+        for one in queries:
+            pool.add_query(one)
+        for text in recorded:
+            pool.add_answer(Answer(Path("a.json"), None, text, (), (Turn("", "", "Yes.", None),)))
+        pool.draw(sizes, ledger or Ledger())
+        return {row["query_id"]: row["split"] for row in pool.query_rows()}
+
+
 texts = st.lists(st.text(min_size=1).filter(str.strip), unique_by=text_key, max_size=30)
 
 
+@settings(max_examples=50)
 @given(texts, st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
 def test_a_text_is_in_one_split_whatever_stands_around_it(instructions, train, validation, heldout):
-    sizes = data(train, validation, heldout)
-    together = with_splits([query(t) for t in instructions] + [query(f" {t}\n") for t in instructions], sizes)
-    alone = [with_splits([query(t)], sizes)[0].split for t in instructions]
-    assert [q.split for q in together] == alone * 2
+    sizes = data(train * 100, validation * 100, heldout * 100)
+    numbered = dict(enumerate(instructions))
+    one = drawn([query(t, query_id=f"{n}") for n, t in numbered.items()], sizes)
+    both = [query(t, query_id=f"{n}") for n, t in numbered.items()]
+    both += [query(f" {t}\n", query_id=f"again {n}") for n, t in reversed(numbered.items())]
+    two = drawn(both, sizes)
+    assert two == one | {f"again {n}": split for n, split in one.items()}
 
 
 def test_the_shares_are_those_of_the_configured_numbers():
-    splits = Counter(q.split for q in with_splits([query(f"Question {n}") for n in range(4000)], data(60, 10, 30)))
+    splits = Counter(drawn([query(f"Question {n}") for n in range(4000)], data(6000, 1000, 3000)).values())
     assert abs(splits["train"] / 4000 - 0.6) < 0.03
     assert abs(splits["validation"] / 4000 - 0.1) < 0.03
     assert abs(splits["heldout"] / 4000 - 0.3) < 0.03
 
 
+def test_the_draw_never_changes():
+    splits = drawn([query(f"Question {n}?") for n in range(6)], data(60, 20, 20))
+    assert list(splits.values()) == ["train", "train", "train", "validation", "validation", "train"]
+
+
 def test_a_given_split_holds_for_equal_texts():
     queries = [query("a  b", query_id="1"), query("a b", "heldout", "2"), query("a b\n", query_id="3")]
-    assert [q.split for q in with_splits(queries, data(99, 1, 1))] == ["heldout"] * 3
+    assert list(drawn(queries, data(99, 1, 9)).values()) == ["heldout"] * 3
+
+
+def test_a_family_stays_together_whatever_its_texts():
+    variants = [replace(query(f"Question {n}?"), reference={"family": "Question 0?"}) for n in range(1, 9)]
+    splits = drawn([query("Question 0?"), *variants], data(100, 100, 100))
+    assert len(splits) == 9 and len(set(splits.values())) == 1
 
 
 def test_one_text_in_two_splits_is_refused():
-    with pytest.raises(IngestError, match=r"'1' \(train\) and '2' \(heldout\)"):
-        with_splits([query("a", "train", "1"), query(" a ", "heldout", "2")], data(1, 1, 1))
+    with pytest.raises(IngestError, match=r"'1' \(train\) and '2' \(heldout\)|'2' \(heldout\) and '1' \(train\)"):
+        drawn([query("a", "train", "1"), query(" a ", "heldout", "2")], data(1, 1, 1))
 
 
 def test_recorded_queries_are_kept_first_and_order_stays():
     queries = [query(f"Question {n}", "train") for n in range(50)]
     recorded = {"Question 41", "Question 3", "Question 17"}
     ledger = Ledger()
-    kept = [q.instruction for q in limited(queries, recorded, data(5, 1, 1), ledger)]
+    kept = list(drawn(queries, data(5, 1, 1), recorded, ledger))
     assert len(kept) == 5 and recorded <= set(kept)
     assert kept == sorted(kept, key=lambda t: int(t.split()[1]))
-    assert ledger.counts == {"queries dropped: more than data.train_queries": 45}
+    assert ledger.counts == {"queries dropped: more than data.train_queries": 45, "demonstrations kept": 3}
 
 
 def test_real_data_as_a_whole(tmp_path, real_data, configured):

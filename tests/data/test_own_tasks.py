@@ -3,8 +3,11 @@ import json
 import pytest
 
 from steptool.chat.finish import FINISH_SCHEMA
+from steptool.config import Config, ConfigError
+from steptool.data import own_tasks
 from steptool.data.intake import IngestError, Ledger
-from steptool.data.own_tasks import read_tasks
+from steptool.data.offers import Offers
+from steptool.tools.desk.tasks import DeskEnvironment
 
 TIDES = {
     "type": "function",
@@ -15,6 +18,10 @@ TIDES = {
     },
 }
 TASK = {"instruction": "When is high water in Bristol? 🌊\nToday.", "tools": [TIDES]}
+
+
+def read_tasks(paths, ledger, **sections):
+    return list(own_tasks.read_tasks(paths, Offers(Config.model_validate(sections)), ledger))
 
 
 @pytest.fixture
@@ -50,11 +57,36 @@ def test_a_finish_of_their_own_is_replaced(tasks):
     assert query.tools == (TIDES, FINISH_SCHEMA)
 
 
+def test_tools_may_be_those_of_the_environment(tasks):
+    tools = DeskEnvironment().tools()
+    task = {"instruction": "Who is mira chen?", "environment": "desk", "reference": {"tools": ["find_user"]}}
+    (query,) = read_tasks(tasks(task), Ledger())
+    assert query.environment == "desk" and query.tools == (*tools, FINISH_SCHEMA)
+    (query,) = read_tasks(tasks({"instruction": "Who?"}), Ledger(), data={"environment": "desk"})
+    assert query.environment == "desk" and query.tools == (*tools, FINISH_SCHEMA)
+    (query,) = read_tasks(tasks(TASK | {"environment": "mcp"}), Ledger(), data={"environment": "desk"})
+    assert query.environment == "mcp" and query.tools == (TIDES, FINISH_SCHEMA)
+    (query,) = read_tasks(tasks(TASK), Ledger())
+    assert query.environment == "replay"
+
+
+def test_an_environment_that_is_not_set_up_is_refused(tasks):
+    with pytest.raises(ConfigError, match=r"tools\.mcp"):
+        read_tasks(tasks({"instruction": "Who?", "environment": "mcp"}), Ledger())
+
+
+def test_a_default_environment_that_is_not_known_is_refused(tasks):
+    with pytest.raises(IngestError, match=r"data\.environment: expected one of .*replay.*, got 'moon'"):
+        read_tasks(tasks(TASK), Ledger(), data={"environment": "moon"})
+
+
 @pytest.mark.parametrize(
     ("task", "named"),
     [
         ({"tools": [TIDES]}, "'instruction' is missing"),
-        ({"instruction": "Tides?"}, "'tools' is missing"),
+        ({"instruction": "Tides?"}, "'tools' is missing, and the environment 'replay' has no tools of its own"),
+        (TASK | {"environment": "moon"}, "'environment': expected one of"),
+        (TASK | {"environment": 3}, "'environment'"),
         (TASK | {"instruction": " "}, "'instruction'"),
         (TASK | {"tools": {}}, "'tools'"),
         (TASK | {"tools": [{"name": "tides"}]}, r"tools\[0\]\.type"),
@@ -92,7 +124,7 @@ def test_files_of_one_name_may_leave_out_the_ids(tmp_path):
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "tasks.jsonl").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(IngestError, match=r"tasks\.jsonl: not UTF-8 text"):
+    with pytest.raises(IngestError, match=r"tasks\.jsonl, line 1: not UTF-8 text"):
         read_tasks([str(tmp_path)], Ledger())
 
 

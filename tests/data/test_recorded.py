@@ -6,18 +6,36 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.data.intake import Ledger, UnusableError
-from steptool.data.recorded import answer_query, demonstration, observation_status, read_answer, read_answers
+from steptool.chat.finish import FINISH_SCHEMA
+from steptool.data.answers import answer_query, demonstration
+from steptool.data.intake import Ledger, Record, UnusableError
+from steptool.data.recorded import read_answer, read_answers
 from steptool.records import read_trajectories, write_trajectories
-from steptool.tools.schema import check_tools
+from steptool.tools.schema import check_arguments, check_tools
 from steptool.trajectory import FINISH, StepStatus, StopReason
 
 FILE = Path("G9_answer") / "7_model.json"
 
 
+def no_tools():
+    raise UnusableError("missing field 'tools'", "there are none")
+
+
+def answered(document):
+    return read_answer(Record(FILE, None, document), no_tools)
+
+
 def told(document):
-    answer = read_answer(document, FILE)
-    return demonstration(answer, answer_query(answer), 0)
+    answer = answered(document)
+    return demonstration(answer.turns, answer.solved, answer_query(answer), 0)
+
+
+TRIVIAL = {"answer_generation": {"query": "Rain?", "function": []}}
+
+
+def finish_nodes(arguments):
+    action = {"node_type": "Action", "description": FINISH}
+    return [action, {"node_type": "Action Input", "description": arguments, "observation": ""}]
 
 
 def statuses(trajectory):
@@ -112,47 +130,30 @@ def test_a_finish_of_another_form_does_not_finish(tree_answer):
     assert statuses(trajectory)[-1] == "invalid_arguments" and trajectory.final_answer is None
 
 
+ARGUMENTS = st.dictionaries(
+    st.sampled_from(["return_type", "final_answer", "answer"]),
+    st.sampled_from(["give_answer", "give_up_and_restart", "give up"]) | st.none() | st.integers() | st.just([]),
+)
+
+
+@given(ARGUMENTS)
+def test_a_finish_finishes_as_its_schema_says(arguments):
+    answer = answered({**TRIVIAL, "trys": [{"chain": finish_nodes(json.dumps(arguments))}]})
+    fits = check_arguments(FINISH_SCHEMA["function"]["parameters"], arguments) is None
+    (step,) = demonstration(answer.turns, None, answer_query(answer), 0).steps
+    assert step.status is (StepStatus.FINISH if fits else StepStatus.INVALID_ARGUMENTS)
+
+
 def test_nothing_comes_after_finish(tree_answer):
     path_of(tree_answer).append(path_of(tree_answer)[2])
     assert statuses(told(tree_answer)) == ["tool_error", "ok", "finish"]
-
-
-@pytest.mark.parametrize(
-    ("observation", "status"),
-    [
-        ('{"error": "", "response": "9 mm"}', "ok"),
-        ('{"error": "", "response": ""}', "ok"),
-        ('{"error": "", "response": {"results": []}}', "ok"),
-        ('{"error": "Timeout error...", "response": ""}', "tool_error"),
-        ('{"error": {"code": 3}, "response": ""}', "tool_error"),
-        ('{"error": "No such function name: tides", "response": ""}', "unknown_tool"),
-        ('{"error": "", "response": "{\\"status\\": \\"401\\"}"}', "tool_error"),
-        ('{"error": "", "response": "{\'statusCode\': 503}"}', "tool_error"),
-        ('{"error": "", "response": {"status": 404}}', "tool_error"),
-        ('{"error": "", "response": "{\'status\': 200, \'temperature\': 451}"}', "ok"),
-        ('{"error": "", "response": "Too many requests"}', "tool_error"),
-        ('{"error": "", "response": "A novel of 900 pages about too many requests. ' + "x" * 900 + '"}', "ok"),
-        ('{"error": "", "response": "cut off in the mid', "ok"),
-        ('{"error": "Message error...", "response": "cut off in the mid', "tool_error"),
-        ("plain words", "ok"),
-        ("[1, 2]", "ok"),
-        ("", "ok"),
-    ],
-)
-def test_what_became_of_a_call_is_read_from_the_response(observation, status):
-    assert observation_status(observation) == StepStatus(status)
-
-
-@given(st.text())
-def test_any_response_has_a_status(observation):
-    assert observation_status(observation) in StepStatus
 
 
 def test_the_tools_recorded_become_tool_schemas(tree_answer):
     functions = tree_answer["answer_generation"]["function"]
     functions[0]["parameters"]["properties"]["days"]["type"] = "NUMBER"
     functions[0]["parameters"]["required"] = ["town", "town", "gone"]
-    tools = answer_query(read_answer(tree_answer, FILE)).tools
+    tools = answer_query(answered(tree_answer)).tools
     check_tools(tools, "tools")
     assert [t["function"]["name"] for t in tools] == ["forecast_day_for_sky_watch", "warnings_for_sky_watch", FINISH]
     parameters = tools[0]["function"]["parameters"]
@@ -178,7 +179,7 @@ def test_a_malformed_answer_is_set_aside_with_its_reason(tmp_path, write_json, t
     spoil(tree_answer)
     bad = write_json(tmp_path / "b" / "bad.json", tree_answer)
     ledger = Ledger()
-    assert len(list(read_answers([str(tmp_path)], ledger))) == 1
+    assert len(list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))) == 1
     (aside,) = ledger.set_aside
     assert (aside["file"], aside["reason"], aside["record"]) == (str(bad), reason, tree_answer)
     assert ledger.counts["demonstrations read"] == 2 and ledger.counts[f"demonstrations dropped: {reason}"] == 1
@@ -200,8 +201,8 @@ def places(node, path=()):
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_is_damaged_an_answer_is_read_or_refused(tree_answer, chain_answer, data):
-    document = copy.deepcopy(data.draw(st.sampled_from([tree_answer, chain_answer])))
+def test_whatever_is_damaged_an_answer_is_read_or_refused(tree_answer, chain_answer, converted_answers, data):
+    document = copy.deepcopy(data.draw(st.sampled_from([tree_answer, chain_answer, converted_answers["17"]])))
     *parents, last = data.draw(st.sampled_from(sorted(places(document), key=repr)).filter(len))
     node = document
     for key in parents:
@@ -215,15 +216,94 @@ def test_whatever_is_damaged_an_answer_is_read_or_refused(tree_answer, chain_ans
         assert trajectory.steps
 
 
+def node(role, message, *following):
+    return {"role": role, "message": message, "next": list(following)}
+
+
+def tool_node(name, arguments, response, *following):
+    return node("tool", {"name": name, "arguments": arguments, "response": response}, *following)
+
+
+@pytest.fixture
+def converted_answers():
+    """Two answers in the form that is judged: a tree in which the first attempt gives up, and words without a call."""
+    give_up = tool_node(FINISH, '{"return_type": "give_up_and_restart"}', "")
+    answer = tool_node(FINISH, '{"return_type": "give_answer", "final_answer": "It rains."}', "")
+    forecast = tool_node(
+        "forecast", '{"town": "Bern"}', '{"error": "", "response": 9}', node("assistant", "So.", answer)
+    )
+    path = tool_node("warnings", "{}", '{"error": "Timeout error...", "response": ""}', give_up, forecast)
+    tools = [{"name": n, "parameters": {"type": "object", "properties": {}}} for n in ("forecast", "warnings", FINISH)]
+    wrapped = [{"type": "function", "function": tool} for tool in tools]
+    opening = node("system", "", node("user", "", path))
+    return {
+        "17": {"query": "Rain?", "available_tools": tools, "answer": {"answer_details": [opening]}},
+        "18": {"query": "Snow?", "available_tools": wrapped, "answer": {"answer_details": [node("assistant", "No.")]}},
+    }
+
+
+def test_converted_answers_are_read_by_their_ids(tmp_path, write_json, converted_answers):
+    ledger = Ledger()
+    write_json(tmp_path / "model" / "G1_tool.json", converted_answers)
+    answers = list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))
+    queries = [answer_query(answer) for answer in answers]
+    assert [(q.query_id, q.tier, q.instruction) for q in queries] == [
+        ("model-G1_tool-17", "G1_tool", "Rain?"), ("model-G1_tool-18", "G1_tool", "Snow?"),
+    ]  # fmt: skip
+    rain, snow = (demonstration(a.turns, None, q, 0) for a, q in zip(answers, queries, strict=True))
+    assert statuses(rain) == ["tool_error", "ok", "finish"] and rain.final_answer == "It rains."
+    assert rain.messages[-1]["content"] == "So."
+    assert statuses(snow) == ["malformed"] and snow.messages[-1] == {"role": "assistant", "content": "No."}
+    assert [t["function"]["name"] for t in queries[1].tools] == ["forecast", "warnings", FINISH]
+    assert ledger.counts == {"demonstrations read": 2}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda d: d.pop("query"), "missing field 'query'"),
+        (lambda d: d.pop("available_tools"), "missing field 'available_tools'"),
+        (lambda d: d["answer"].update(answer_details=[]), "no recorded step"),
+        (lambda d: d["answer"].update(answer_details=[node("tool", "words")]), "not an object"),
+        (lambda d: d["answer"].update(answer_details=[3]), "a path of another shape"),
+        (lambda d: d["answer"].update(answer_details=[tool_node("a", "{}", None)]), "a call without a response"),
+        (lambda d: d.update(answer=None), "ill-typed field 'answer'"),
+        (lambda d: d.pop("answer"), "no known form of recording"),
+    ],
+)
+def test_one_malformed_converted_answer_costs_that_one(tmp_path, write_json, converted_answers, spoil, reason):
+    spoil(converted_answers["17"])
+    file = write_json(tmp_path / "G1_tool.json", converted_answers)
+    ledger = Ledger()
+    assert len(list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))) == 1
+    (aside,) = ledger.set_aside
+    assert (aside["file"], aside["row"], aside["reason"]) == (str(file), "17", reason)
+
+
+def test_a_file_may_hold_recordings_of_any_form(tmp_path, tree_answer, chain_answer, converted_answers):
+    conversation = {
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}],
+        "tools": [],
+    }
+    rows = [tree_answer, conversation, chain_answer, converted_answers["17"], {"role": "user"}, "words"]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ledger = Ledger()
+    answers = list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))
+    assert [(a.row, len(a.turns)) for a in answers] == [(1, 3), (2, 1), (3, 2), (4, 3)]
+    assert [(a["row"], a["reason"]) for a in ledger.set_aside] == [
+        (5, "no known form of recording"), (6, "not an object"),
+    ]  # fmt: skip
+
+
 def test_every_step_of_the_real_answers_comes_through(real_data):
     ledger = Ledger()
     folders = [str(real_data / "toolbench/data_example/answer"), str(real_data / "stabletoolbench/data_example/answer")]
-    answers = list(read_answers(folders, ledger))
+    answers = list(read_answers(folders, "data.paths", no_tools, ledger))
     assert len(answers) == 13 and not ledger.set_aside
     for answer in answers:
         raw = json.loads(answer.file.read_text("utf-8"))
         paths = raw["answer_generation"].get("train_messages")
-        trajectory = demonstration(answer, answer_query(answer), 0)
+        trajectory = demonstration(answer.turns, answer.solved, answer_query(answer), 0)
         if paths:
             calls = [m["function_call"] for m in paths[-1] if m.get("function_call")]
             said = [m["content"] for m in paths[-1] if m["role"] == "function"]
@@ -238,3 +318,18 @@ def test_every_step_of_the_real_answers_comes_through(real_data):
             inputs = [n["observation"] for n in raw["trys"][-1]["chain"] if n["node_type"] == "Action Input"]
             assert inputs[: len(trajectory.steps) - 1] == [s.observation for s in trajectory.steps[:-1]]
             assert len(inputs) == len(trajectory.steps)
+
+
+def test_real_converted_answers_are_the_raw_ones(real_data):
+    folder = real_data / "stabletoolbench" / "data_example"
+    read = [
+        {a.query: a for a in read_answers([str(folder / name)], "data.paths", no_tools, Ledger())}
+        for name in ("answer", "model_predictions_converted")
+    ]
+    raw, converted = read
+    assert raw.keys() == converted.keys() and len(raw) == 3
+    for query, answer in raw.items():
+        twin = converted[query]
+        assert [(t.name, t.arguments) for t in answer.turns] == [(t.name, t.arguments) for t in twin.turns]
+        assert [t.observation for t in answer.turns[:-1]] == [t.observation for t in twin.turns[:-1]]
+        assert answer.tools == twin.tools

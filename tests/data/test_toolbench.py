@@ -7,32 +7,24 @@ from hypothesis import strategies as st
 
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.data.intake import IngestError, Ledger, UnusableError
-from steptool.data.toolbench import function_name, instruction_query, read_instructions, tool_schemas, unreserved
+from steptool.data.toolbench import instruction_query, read_instructions, tool_schemas
 from steptool.tools.schema import check_arguments, check_tools
+from steptool.tools.toolbench.naming import endpoints, function_name, unreserved
 
 FILE = Path("G9_weather.json")
-
-
-@pytest.mark.parametrize(
-    ("api", "tool", "name"),
-    [
-        ("Forecast/Day", "Sky Watch", "forecast_day_for_sky_watch"),
-        ("/v2/{id}/", "--Tides--", "v2_id_for_tides"),
-        ("7 days", "24h", "get_7_days_for_get_24h"),
-        ("from", "Trains", "is_from_for_trains"),
-        ("Météo 👋", "été", "m_t_o_for_t"),
-        ("a" * 80, "sky", "a" * 56 + "_for_sky"),
-    ],
-)
-def test_function_names_follow_toolbench(api, tool, name):
-    assert function_name(api, tool) == name
 
 
 def test_an_instruction_becomes_a_query(instruction):
     query = instruction_query(instruction, FILE, 0)
     assert query.instruction == instruction["query"]
     assert (query.query_id, query.tier, query.environment) == ("G9_weather-7", "G9_weather", "replay")
-    assert query.reference == {"tools": ["forecast_day_for_sky_watch"]}
+    assert query.reference == {
+        "tools": ["forecast_day_for_sky_watch"],
+        "toolbench": {
+            "forecast_day_for_sky_watch": ["Weather", "sky_watch", "forecast_day"],
+            "warnings_for_sky_watch": ["Weather", "sky_watch", "warnings"],
+        },
+    }
     forecast, warnings, finish = query.tools
     assert forecast["function"] == {
         "name": "forecast_day_for_sky_watch",
@@ -88,9 +80,42 @@ def test_long_names_that_end_alike_stay_apart(instruction):
     assert names[0] == function_name(first["api_name"], first["tool_name"])
 
 
+def test_long_names_that_end_alike_lead_back_to_their_own_apis(instruction):
+    first, second = instruction["api_list"]
+    first["api_name"], second["api_name"] = "today " + "y" * 70, "tomorrow " + "y" * 70
+    known = endpoints(instruction_query(instruction, FILE, 0))
+    assert [api for _, _, api in known.values()] == ["today_" + "y" * 70, "tomorrow_" + "y" * 70]
+
+
+def test_an_api_without_a_category_has_no_way_back(instruction):
+    del instruction["api_list"][0]["category_name"]
+    query = instruction_query(instruction, FILE, 0)
+    assert len(query.tools) == 3 and list(endpoints(query)) == ["warnings_for_sky_watch"]
+
+
 def test_the_same_api_twice_is_one_tool(instruction):
     instruction["api_list"].append(instruction["api_list"][0])
     assert len(tool_schemas(instruction["api_list"])) == 2
+
+
+VALUE = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+PARAMETERS = st.lists(
+    st.fixed_dictionaries(
+        {"name": st.text(max_size=6)}, optional=dict.fromkeys(("type", "description", "default"), VALUE)
+    ),
+    max_size=3,
+)
+
+
+@given(PARAMETERS, PARAMETERS, VALUE)
+def test_any_parameters_make_a_tool_schema_or_are_refused(required, optional, description):
+    api = {"tool_name": "Sea", "api_name": "tides", "required_parameters": required, "optional_parameters": optional}
+    try:
+        schemas = tool_schemas([api | {"api_description": description}])
+    except UnusableError as error:
+        assert error.reason == "empty field 'name'"
+    else:
+        check_tools(list(schemas.values()), "api_list")
 
 
 @given(st.text(max_size=90), st.text(max_size=90))
@@ -175,6 +200,20 @@ def test_every_real_query_comes_through(real_data):
         assert query.instruction == record["query"]
         assert len(query.tools) == len({(a["tool_name"], a["api_name"]) for a in record["api_list"]}) + 1
         assert len(query.reference["tools"]) == len({tuple(pair) for pair in record["relevant APIs"]})
+
+
+def test_every_real_function_leads_back_to_its_api(real_data):
+    folders = ["stabletoolbench/solvable_queries/test_instruction", "toolbench/data_example/instruction"]
+    queries = list(read_instructions([str(real_data / folder) for folder in folders], Ledger()))
+    named = 0
+    for query in queries:
+        known = endpoints(query)
+        assert set(known) == {t["function"]["name"] for t in query.tools} - {"Finish"}
+        for name, (_, tool, api) in known.items():
+            forward = function_name(api, tool)
+            assert name in (forward, *(f"{forward[:62]}_{number}" for number in range(2, 10)))
+            named += 1
+    assert named > 4000
 
 
 def test_real_recorded_function_lists_are_reproduced(real_data):

@@ -44,6 +44,11 @@ def test_warm_start_learns_its_examples_and_reports_progress(
     assert max(rates) == pytest.approx(1e-2, rel=0.01) and rates[0] < 3e-3 and rates[-1] < 1.2e-3
 
 
+def test_no_steps_pass_the_model_on(model_dir: Path, tmp_path: Path) -> None:
+    assert warm_start(model_dir, [], WarmStartConfig(steps=0), PolicyConfig(), 0, tmp_path) == []
+    assert same_weights(model_dir, tmp_path)
+
+
 def test_warm_start_is_a_function_of_its_seed(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(12)
     cfg = WarmStartConfig(steps=6, batch_size=5)

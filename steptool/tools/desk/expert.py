@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from steptool.chat.messages import call_message, tool_message
 from steptool.config import Config
 from steptool.tools.desk.tasks import SEPARATOR, DeskSession, Goal, goals_of
 from steptool.tools.desk.tools import TOOLS
@@ -112,12 +113,9 @@ def conversation(instruction: str, steps: Sequence[Step]) -> list[Message]:
     for step in steps:
         if step.call is None:
             raise ValueError("a step without a call has no place in a demonstration")
-        function = {"name": step.call.name, "arguments": dict(step.call.arguments)}
-        messages.append(
-            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-        )
+        messages.append(call_message(step.call))
         if step.status is not StepStatus.FINISH:
-            messages.append({"role": "tool", "name": step.call.name, "content": step.observation})
+            messages.append(tool_message(step.call.name, step.observation))
     return messages
 
 

@@ -1,0 +1,129 @@
+"""Messages in OpenAI's form, as everything here keeps them, and the older form with function_call.
+
+The internal form: text as content, calls under `tool_calls` with their arguments as an object, a tool's answer as a
+message of the role `tool` with the tool's name. Ids are kept where they are and not needed: answers follow their call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from steptool.chat.calls import read_call, read_json, write_json
+from steptool.trajectory import Message, ToolCall
+
+NO_CALL = "error"
+"""Name under which the answer to a turn without a call is told."""
+
+
+def call_message(call: ToolCall, thought: str = "") -> Message:
+    """An assistant message that makes one call."""
+    function = {"name": call.name, "arguments": dict(call.arguments)}
+    return {"role": "assistant", "content": thought, "tool_calls": [{"type": "function", "function": function}]}
+
+
+def tool_message(name: str, observation: str) -> Message:
+    """What the tool of that name answered."""
+    return {"role": "tool", "name": name, "content": observation}
+
+
+def text_of(message: Message) -> str:
+    """The content of a message; empty for an assistant that only calls. Raises ValueError where it is no text."""
+    content = message.get("content")
+    if content is None and message["role"] == "assistant":
+        return ""
+    if not isinstance(content, str):
+        raise ValueError(f"a {message['role']} message needs text as its content, got {content!r}")
+    return content
+
+
+def calls_of(message: Message) -> list[ToolCall]:
+    """The calls of a message. Arguments may be an object or its JSON text; an empty text means none.
+
+    Raises ValueError naming the call that cannot be read.
+    """
+    return [_read(call.get("function"), f"tool_calls[{n}]") for n, call in enumerate(message.get("tool_calls") or [])]
+
+
+def one_call_per_turn(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation with one call in each assistant message, in the internal form.
+
+    A message with several calls becomes as many, each followed by its answer; the text stands before the first. Answers
+    belong to a call by their id, or in their order where calls or answers have none; those of no call come last.
+    Raises ValueError where a call cannot be read.
+    """
+    turns: list[Message] = []
+    begin = 0
+    while begin < len(messages):
+        end = begin + 1
+        if messages[begin].get("tool_calls"):
+            while end < len(messages) and messages[end]["role"] == "tool":
+                end += 1
+            turns += _split(messages[begin], list(messages[begin + 1 : end]))
+        else:
+            turns.append(messages[begin])
+        begin = end
+    return turns
+
+
+def _split(message: Message, answers: list[Message]) -> Iterator[Message]:
+    head, text = message, text_of(message)
+    for call, raw in zip(calls_of(message), message["tool_calls"], strict=True):
+        turn, identity = call_message(call, text), raw.get("id")
+        if identity is not None:
+            turn["tool_calls"][0]["id"] = identity
+        yield {**head, **turn}
+        head, text = {}, ""
+        fits = (n for n, a in enumerate(answers) if identity is None or a.get("tool_call_id") in (identity, None))
+        found = next(fits, None)
+        if found is not None:
+            answer = answers.pop(found)
+            yield {**answer, "name": answer.get("name") or call.name}
+    yield from answers
+
+
+def to_legacy(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with function_call and the role `function`, one call in each message. Ids are lost.
+
+    Raises ValueError where a call cannot be read or has arguments that are not JSON.
+    """
+    legacy = []
+    for message in one_call_per_turn(messages):
+        kept = {k: v for k, v in message.items() if k not in ("tool_calls", "tool_call_id")}
+        if message["role"] == "tool":
+            kept["role"] = "function"
+        for call in calls_of(message):
+            kept["function_call"] = {"name": call.name, "arguments": write_json(dict(call.arguments))}
+        legacy.append(kept)
+    return legacy
+
+
+def from_legacy(messages: Sequence[Message]) -> list[Message]:
+    """The internal form of a conversation with function_call and the role `function`.
+
+    An answer without a name gets that of the call before it. Raises ValueError where a call cannot be read.
+    """
+    turns, called = [], NO_CALL
+    for message in messages:
+        kept = {k: v for k, v in message.items() if k != "function_call"}
+        if message.get("function_call"):
+            call = _read(message["function_call"], "function_call")
+            kept, called = {**kept, **call_message(call, text_of(message))}, call.name
+        elif message["role"] == "assistant":
+            called = NO_CALL
+        elif message["role"] == "function":
+            kept = {**kept, "role": "tool", "name": message.get("name") or called}
+        turns.append(kept)
+    return turns
+
+
+def _read(function: Any, where: str) -> ToolCall:
+    try:
+        if not isinstance(function, dict):
+            raise ValueError("tool call is not an object")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            arguments = read_json(arguments) if arguments.strip() else {}
+        return read_call({"name": function.get("name"), "arguments": arguments})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; expected a name and arguments, got {str(function)[:200]}") from None

@@ -1,0 +1,229 @@
+"""Trajectories out again: as OpenAI's messages, and as data that TRL's trainers for SFT and preferences take."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+import pyarrow as pa
+
+from steptool.contracts import JSON_LIST, QUERIES, TRAJECTORIES, Contract, Row, iter_rows, write_rows
+from steptool.data.scratch import scratch_database
+from steptool.trajectory import Message
+
+UNSURE = 0.5
+"""A verdict above it is solved, one below it is not."""
+_READ = ("trajectory_id", "query_id", "messages", "solved")
+_TABLES = """
+CREATE TABLE queries (query_id TEXT PRIMARY KEY, tools TEXT NOT NULL);
+CREATE TABLE episodes (row INTEGER PRIMARY KEY, query_id TEXT NOT NULL, good INTEGER NOT NULL, sample INTEGER NOT NULL,
+    trajectory_id TEXT NOT NULL, messages TEXT NOT NULL);
+CREATE INDEX partners ON episodes (query_id, good, sample);
+"""
+_PAIRS = """
+SELECT good.trajectory_id, bad.trajectory_id, good.messages, bad.messages, tools FROM episodes good
+    CROSS JOIN episodes bad ON bad.query_id = good.query_id AND NOT bad.good AND bad.sample = good.sample
+    CROSS JOIN queries ON queries.query_id = good.query_id WHERE good.good ORDER BY good.row
+"""
+
+
+class Form(StrEnum):
+    """What to write."""
+
+    MESSAGES = "messages"
+    """messages.jsonl: a conversation in OpenAI's form a line, with `tools` and the verdict `solved`."""
+    SFT = "sft"
+    """sft.parquet: `messages` and `tools` (as JSON text); of trajectories that are not known to have failed."""
+    PREFERENCE = "preference"
+    """preference.parquet: `prompt`, `chosen`, `rejected` and `tools` (as JSON text); of pairs of a solved and an
+    unsolved trajectory of one query."""
+
+
+def _documents(*names: str) -> list[pa.Field]:
+    return [pa.field(name, JSON_LIST, nullable=False) for name in names]
+
+
+_TEXT = pa.string()
+SFT = Contract("sft", 1, pa.schema([*_documents("messages"), ("tools", _TEXT), ("trajectory_id", _TEXT)]))
+PREFERENCE = Contract(
+    "preference",
+    1,
+    pa.schema(
+        [
+            *_documents("prompt", "chosen", "rejected"),
+            ("tools", _TEXT),
+            ("chosen_trajectory_id", _TEXT),
+            ("rejected_trajectory_id", _TEXT),
+        ]
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. `counts` holds "trajectories read", "rows written" and "left out: <reason>"."""
+
+    path: Path
+    counts: dict[str, int]
+
+
+def export(
+    trajectories: str | os.PathLike[str], queries: str | os.PathLike[str], form: Form, out_dir: str | os.PathLike[str]
+) -> Exported:
+    """Write the trajectories of a file in a form; `queries` is the file of the queries that they answer.
+
+    Both are streamed. The file appears whole or not at all. Raises ValueError naming a trajectory whose query is not
+    among the queries.
+    """
+    out, counts = Path(out_dir).absolute(), Counter[str]()
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder,
+        closing(scratch_database(Path(folder), _TABLES)) as database,
+    ):
+        known = ((row["query_id"], row["tools"]) for row in iter_rows(queries, QUERIES))
+        database.executemany("INSERT INTO queries VALUES (?, ?)", known)
+        rows = _FORMS[form](_episodes(trajectories, counts), database, counts)
+        path = _WRITERS[form](out, _counted(rows, counts))
+    return Exported(path, dict(counts))
+
+
+def _episodes(path: str | os.PathLike[str], counts: Counter[str]) -> Iterator[Row]:
+    for row in iter_rows(path, TRAJECTORIES, columns=_READ):
+        counts["trajectories read"] += 1
+        yield row
+
+
+def _counted(rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
+    for row in rows:
+        counts["rows written"] += 1
+        yield row
+
+
+def _tools(database: Connection, episode: Row) -> str:
+    found = database.execute("SELECT tools FROM queries WHERE query_id = ?", (episode["query_id"],)).fetchone()
+    if found is None:
+        raise ValueError(
+            f"trajectory '{episode['trajectory_id']}' answers the query '{episode['query_id']}', which is not in the "
+            "file of queries; give the queries that the trajectories were made from"
+        )
+    return str(found[0])
+
+
+def _conversations(episodes: Iterable[Row], database: Connection, _: Counter[str]) -> Iterator[Row]:
+    for episode in episodes:
+        yield {
+            "id": episode["trajectory_id"],
+            "query_id": episode["query_id"],
+            "solved": episode["solved"],
+            "messages": [_with_text(m) for m in identified(json.loads(episode["messages"]))],
+            "tools": json.loads(_tools(database, episode)),
+        }
+
+
+def _lessons(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
+    for episode in episodes:
+        if episode["solved"] is not None and episode["solved"] < UNSURE:
+            counts["left out: unsolved"] += 1
+            continue
+        messages = _written(identified(json.loads(episode["messages"])))
+        yield {
+            "messages": messages,
+            "tools": _tools(database, episode),
+            "trajectory_id": episode["trajectory_id"],
+        }
+
+
+def _pairs(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
+    """The first solved trajectory of a query with its first unsolved one, and so on; each is used once at most."""
+    samples = Counter[tuple[str, bool]]()
+    for episode in episodes:
+        solved = episode["solved"]
+        if solved is None or solved == UNSURE:
+            counts["left out: no clear verdict"] += 1
+            continue
+        _tools(database, episode)
+        side = (episode["query_id"], solved > UNSURE)
+        values = (*side, samples[side], episode["trajectory_id"], episode["messages"])
+        database.execute("INSERT INTO episodes VALUES (NULL, ?, ?, ?, ?, ?)", values)
+        samples[side] += 1
+    paired = sum(min(number, samples[query_id, False]) for (query_id, good), number in list(samples.items()) if good)
+    if alone := samples.total() - 2 * paired:
+        counts["left out: no partner"] += alone
+    for chosen_id, rejected_id, chosen, rejected, tools in database.execute(_PAIRS):
+        good, bad = identified(json.loads(chosen)), identified(json.loads(rejected))
+        begin = next(n for n, message in enumerate(good) if message["role"] == "assistant")
+        yield {
+            "prompt": _written(good[:begin]),
+            "chosen": _written(good[begin:]),
+            "rejected": _written(bad[begin:]),
+            "tools": tools,
+            "chosen_trajectory_id": chosen_id,
+            "rejected_trajectory_id": rejected_id,
+        }
+
+
+def identified(messages: Sequence[Message]) -> list[Message]:
+    """Messages in OpenAI's form with ids that tie each answer to its call."""
+    told: list[Message] = []
+    call_id, number = None, 0
+    for message in messages:
+        if message["role"] == "assistant":
+            calls = [{"id": f"call{number + n:05d}", **call} for n, call in enumerate(message.get("tool_calls") or [])]
+            number += len(calls)
+            call_id = calls[0]["id"] if calls else None
+            told.append({**message, "tool_calls": calls} if calls else message)
+        elif message["role"] == "tool" and call_id:
+            told.append({**message, "tool_call_id": call_id})
+        else:
+            told.append(message)
+    return told
+
+
+def _with_text(message: Message) -> Message:
+    """The message with its calls' arguments as JSON text, as OpenAI writes them."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [{**call, "function": _function(**call["function"])} for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}
+
+
+def _function(name: str, arguments: Any) -> dict[str, str]:
+    return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+
+
+def _written(messages: Iterable[Message]) -> list[str]:
+    return [json.dumps(message, ensure_ascii=False) for message in messages]
+
+
+def _write_lines(out: Path, rows: Iterable[Row]) -> Path:
+    target = out / "messages.jsonl"
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+_FORMS: dict[Form, Callable[[Iterable[Row], Connection, Counter[str]], Iterator[Row]]] = {
+    Form.MESSAGES: _conversations,
+    Form.SFT: _lessons,
+    Form.PREFERENCE: _pairs,
+}
+_WRITERS: dict[Form, Callable[[Path, Iterable[Row]], Path]] = {
+    Form.MESSAGES: _write_lines,
+    Form.SFT: lambda out, rows: write_rows(out / "sft.parquet", rows, SFT),
+    Form.PREFERENCE: lambda out, rows: write_rows(out / "preference.parquet", rows, PREFERENCE),
+}

@@ -1,0 +1,166 @@
+"""Everything that was read, in a temporary file: what is kept is known only once all of it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from steptool.config import DataConfig
+from steptool.contracts import Row
+from steptool.data.answers import Answer, Turn, demonstration, recorded_id, reward_rows
+from steptool.data.intake import IngestError, Ledger
+from steptool.data.scratch import scratch_database
+from steptool.data.splits import digest, drawn, limits, text_key
+from steptool.records import query_row
+from steptool.trajectory import Query, Trajectory
+
+_TABLES = """
+CREATE TABLE queries (row INTEGER PRIMARY KEY, query_id TEXT NOT NULL UNIQUE, split TEXT NOT NULL,
+    text BLOB NOT NULL, family BLOB NOT NULL, draw BLOB NOT NULL, kept INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX by_text ON queries (text);
+CREATE TABLE fields (row INTEGER PRIMARY KEY, environment TEXT, instruction TEXT, tools TEXT, reference TEXT,
+    source TEXT, tier TEXT, max_steps INTEGER);
+CREATE TABLE answers (row INTEGER PRIMARY KEY, text BLOB NOT NULL, turns TEXT, solved REAL, rewards TEXT);
+"""
+_GIVEN = """
+CREATE TABLE given AS SELECT family, min(split) AS split, max(split) AS other FROM queries WHERE split <> ''
+    GROUP BY family;
+CREATE INDEX by_given ON given (family);
+UPDATE queries SET split = given.split FROM given WHERE given.family = queries.family AND queries.split = '';
+"""
+_KEEP = """
+UPDATE queries SET kept = 1 WHERE row IN (SELECT row FROM queries WHERE split = ?
+    ORDER BY text IN (SELECT text FROM answers) DESC, draw, query_id LIMIT ?)
+"""
+_MATCH = """
+CREATE TABLE samples AS SELECT answers.row AS answer, query,
+    row_number() OVER (PARTITION BY query ORDER BY answers.row) - 1 AS sample
+    FROM answers JOIN (SELECT text, min(row) AS query FROM queries WHERE kept GROUP BY text) USING (text)
+    ORDER BY answers.row
+"""
+_SAMPLES = """
+FROM samples CROSS JOIN answers ON answers.row = samples.answer CROSS JOIN queries ON queries.row = samples.query
+    CROSS JOIN fields ON fields.row = samples.query
+"""
+_IN_ORDER = "ORDER BY samples.rowid"
+_FIELDS = ("environment", "instruction", "tools", "reference", "source", "tier", "max_steps")
+
+
+class Pool:
+    """Queries and recorded answers in the order of reading; then, after `draw`, those that are kept.
+
+    Memory does not grow with what is in it. Queries get distinct ids: files of the same name in different folders may
+    number alike.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._db = scratch_database(folder, _TABLES)
+        self._repeats: dict[str, int] = {}
+        """How often each id came that came more than once."""
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._db.close()
+
+    def add_query(self, query: Query) -> None:
+        """Add a query; an empty split is to be drawn. Queries of one `reference["family"]` share a split."""
+        row, key = query_row(query), text_key(query.instruction)
+        family = text_key(str(query.reference.get("family", key)))
+        numbers = (digest(key), digest(family), digest(f"draw {key}"))
+        number = self._insert(query.query_id, query.split, *numbers)
+        fields = [row[name] for name in _FIELDS]
+        self._db.execute("INSERT INTO fields VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (number, *fields))
+
+    def _insert(self, query_id: str, *rest: str | bytes) -> int | None:
+        """The number of a new row, with the id or, where it is taken, the id with a number."""
+        insert = "INSERT OR IGNORE INTO queries (query_id, split, text, family, draw) VALUES (?, ?, ?, ?, ?)"
+        cursor = self._db.execute(insert, (query_id, *rest))
+        while not cursor.rowcount:
+            self._repeats[query_id] = self._repeats.get(query_id, 1) + 1
+            cursor = self._db.execute(insert, (f"{query_id}~{self._repeats[query_id]}", *rest))
+        return cursor.lastrowid
+
+    def has_query(self, text: str) -> bool:
+        """Whether a query of this text is there."""
+        found = self._db.execute("SELECT 1 FROM queries WHERE text = ?", (digest(text_key(text)),))
+        return found.fetchone() is not None
+
+    def add_answer(self, answer: Answer) -> None:
+        """Add a recorded answer; it belongs to the query with its text."""
+        turns = json.dumps(answer.turns, ensure_ascii=False)
+        rewards = json.dumps(answer.rewards) if answer.rewards else None
+        self._db.execute(
+            "INSERT INTO answers (text, turns, solved, rewards) VALUES (?, ?, ?, ?)",
+            (digest(text_key(answer.query)), turns, answer.solved, rewards),
+        )
+
+    def draw(self, data: DataConfig, ledger: Ledger) -> dict[str, int]:
+        """Decide what is kept, and count what is not: the number of queries kept of each split.
+
+        A query without a split gets that of its family if one is given there, else one drawn by the hash of the text,
+        in the proportions of the configured numbers. Of each split at most the configured number is kept: those with
+        a recorded answer first, then a draw by the hash of the text. Raises IngestError if the source gives a family
+        two splits.
+        """
+        self._db.executescript(_GIVEN)
+        self._check_families()
+        sizes = limits(data)
+        self._db.create_function("drawn", 1, lambda family: drawn(family, sizes), deterministic=True)
+        self._db.execute("UPDATE queries SET split = drawn(family) WHERE split = ''")
+        self._db.execute("CREATE INDEX recorded ON answers (text)")
+        kept = {}
+        for split, limit in sizes.items():
+            kept[split] = self._db.execute(_KEEP, (split, limit)).rowcount
+            over = self._count("SELECT count(*) FROM queries WHERE split = ?", split) - kept[split]
+            if over:
+                ledger.count(f"queries dropped: more than data.{split}_queries", over)
+        self._match(ledger)
+        return kept
+
+    def _check_families(self) -> None:
+        two = "SELECT family, split, other FROM given WHERE split <> other LIMIT 1"
+        for family, *splits in self._db.execute(two).fetchall():
+            first = "SELECT query_id FROM queries WHERE family = ? AND split = ? ORDER BY row LIMIT 1"
+            ids = [self._db.execute(first, (family, split)).fetchone()[0] for split in splits]
+            raise IngestError(
+                f"the tasks '{ids[0]}' ({splits[0]}) and '{ids[1]}' ({splits[1]}) have the same instruction in two "
+                "splits; what is held out must not be trained on"
+            )
+
+    def _match(self, ledger: Ledger) -> None:
+        self._db.execute(_MATCH)
+        matched = self._count("SELECT count(*) FROM samples")
+        ledger.count("demonstrations kept", matched)
+        if lost := self._count("SELECT count(*) FROM answers") - matched:
+            ledger.count("demonstrations dropped: their query was not kept", lost)
+
+    def _count(self, sql: str, *values: str) -> int:
+        return int(self._db.execute(sql, values).fetchone()[0])
+
+    def query_rows(self) -> Iterator[Row]:
+        """Rows of `queries`, of those that are kept, in their order."""
+        columns = ("query_id", "split", *_FIELDS)
+        kept = self._db.execute(
+            f"SELECT {', '.join(columns)} FROM queries JOIN fields USING (row) WHERE kept ORDER BY queries.row"
+        )
+        return (dict(zip(columns, values, strict=True)) for values in kept)
+
+    def demonstrations(self) -> Iterator[Trajectory]:
+        """The answers to the kept queries as their trajectories, in their order."""
+        columns = "query_id, environment, instruction, tier, sample, turns, solved"
+        for query_id, environment, instruction, tier, sample, turns, solved in self._db.execute(
+            f"SELECT {columns} {_SAMPLES} {_IN_ORDER}"
+        ):
+            query = Query(query_id, "", environment, instruction, (), tier=tier)
+            yield demonstration([Turn(*turn) for turn in json.loads(turns)], solved, query, sample)
+
+    def reward_rows(self) -> Iterator[Row]:
+        """Rows of `rewards` of the answers that were recorded with them."""
+        for query_id, sample, rewards in self._db.execute(
+            f"SELECT query_id, sample, rewards {_SAMPLES} WHERE rewards IS NOT NULL {_IN_ORDER}"
+        ):
+            yield from reward_rows(recorded_id(query_id, sample), json.loads(rewards))

@@ -1,0 +1,1 @@
+"""Tools behind the `/virtual` protocol of StableToolBench and ToolBench."""

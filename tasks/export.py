@@ -1,0 +1,20 @@
+"""Trajectories out of the pipeline, in forms that other tools read."""
+
+from flytekit import task
+from flytekit.types.file import FlyteFile
+
+from steptool.data.export import Form
+from steptool.progress import say
+from tasks.artifacts import IMAGE, Parquet, local, scratch
+
+
+@task(container_image=IMAGE)
+def export_trajectories(trajectories: Parquet, queries: Parquet, form: Form, output: str) -> FlyteFile:
+    """Write trajectories in a form and put the file into a folder or url."""
+    from steptool.data.delivery import deliver
+    from steptool.data.export import export
+
+    done = export(local(trajectories), local(queries), form, scratch("exported"))
+    place = deliver(done.path, output, done.path.name)
+    say("export", f"{place}: {', '.join(f'{name} {count}' for name, count in done.counts.items())}")
+    return FlyteFile(place)

@@ -1,0 +1,159 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.messages import NO_CALL, call_message, tool_message
+from steptool.config import Config
+from steptool.data.answers import Turn, demonstration
+from steptool.data.export import Form, export
+from steptool.data.ingest import ingest
+from steptool.records import read_queries, read_trajectories, write_queries, write_trajectories
+from steptool.tools.toolbench.protocol import observation_status
+from steptool.trajectory import FINISH, Query, Step, StepStatus, ToolCall
+
+TIDES = {
+    "type": "function",
+    "function": {"name": "tides", "description": "Tides", "parameters": {"type": "object", "properties": {}}},
+}
+ANSWER = json.dumps({"return_type": "give_answer", "final_answer": "At nine. ☔"})
+
+
+def query(number=0):
+    return Query(f"q{number}", "train", "replay", f"When is high water {number}?", (TIDES, FINISH_SCHEMA))
+
+
+def played(asked, sample=0, solved=None, answer=ANSWER):
+    turns = [Turn("First.", "tides", '{"at": ["Bristol", 1]}', "9:12"), Turn("", FINISH, answer, None)]
+    return demonstration(turns, solved, asked, sample)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    def make(form, trajectories, queries):
+        inputs = (
+            write_trajectories(tmp_path / "t.parquet", trajectories),
+            write_queries(tmp_path / "q.parquet", queries),
+        )
+        return export(*inputs, form, tmp_path / "out")
+
+    return make
+
+
+def test_messages_are_those_of_openai(exported):
+    done = exported(Form.MESSAGES, [played(query(), solved=1.0)], [query()])
+    (line,) = [json.loads(line) for line in done.path.read_text("utf-8").splitlines()]
+    assert done.path.name == "messages.jsonl" and done.counts == {"trajectories read": 1, "rows written": 1}
+    assert {k: line[k] for k in ("id", "query_id", "solved", "tools")} == {
+        "id": "q0-recorded-0", "query_id": "q0", "solved": 1.0, "tools": [TIDES, FINISH_SCHEMA],
+    }  # fmt: skip
+    user, call, answer, finish = line["messages"]
+    assert user == {"role": "user", "content": "When is high water 0?"}
+    assert call["content"] == "First." and call["tool_calls"] == [
+        {"id": "call00000", "type": "function", "function": {"name": "tides", "arguments": '{"at": ["Bristol", 1]}'}}
+    ]
+    assert answer == {"role": "tool", "name": "tides", "content": "9:12", "tool_call_id": "call00000"}
+    assert finish["tool_calls"][0]["id"] == "call00001"
+    assert json.loads(finish["tool_calls"][0]["function"]["arguments"])["final_answer"] == "At nine. ☔"
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+WORDS = TEXT.filter(str.strip)
+ARGUMENTS = st.dictionaries(TEXT, st.integers() | TEXT | st.lists(st.booleans(), max_size=2), max_size=3)
+CALLED = st.builds(lambda a, o, t: (ToolCall("tides", a), t, observation_status(o), o), ARGUMENTS, TEXT, TEXT)
+MALFORMED = st.builds(lambda w, o: (None, w, StepStatus.MALFORMED, o), WORDS, TEXT)
+
+
+@st.composite
+def episodes(draw):
+    """An episode as a rollout notes it: calls and malformed turns, and answers that the user goes on from."""
+    said, steps = [], []
+    for number, (call, text, status, observation) in enumerate(draw(st.lists(CALLED | MALFORMED, max_size=4))):
+        steps.append(Step(call, status, observation))
+        said += [call_message(call, text) if call else {"role": "assistant", "content": text}]
+        said += [tool_message(call.name if call else NO_CALL, observation)]
+        if draw(st.booleans()):
+            finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": draw(TEXT)})
+            steps.append(Step(finish, StepStatus.FINISH, ""))
+            said += [call_message(finish), tool_message(FINISH, ""), {"role": "user", "content": f"And {number}?"}]
+    if not steps or draw(st.booleans()):
+        finish = ToolCall(FINISH, {"return_type": draw(st.sampled_from(["give_answer", "give_up_and_restart"]))})
+        steps.append(Step(finish, StepStatus.FINISH, ""))
+        said.append(call_message(finish, draw(TEXT)))
+    return said, steps
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(episodes(), min_size=1, max_size=3))
+def test_what_went_out_comes_in_again(tmp_path_factory, exported, drawn):
+    queries = [query(n) for n in range(len(drawn))]
+    trajectories = [
+        replace(played(asked, solved=0.25), messages=[played(asked).messages[0], *said], steps=steps)
+        for asked, (said, steps) in zip(queries, drawn, strict=True)
+    ]
+    lines = exported(Form.MESSAGES, trajectories, queries).path
+    config = Config.model_validate({"data": {"source": "recorded", "paths": [str(lines)]}})
+    done = ingest(config, tmp_path_factory.mktemp("again"), for_training=False)
+    again = read_trajectories(done.demonstrations_path)
+    back = {q.query_id: q for q in read_queries(done.queries_path)}
+    assert [t.steps for t in again] == [t.steps for t in trajectories]
+    assert [t.messages for t in again] == [t.messages for t in trajectories]
+    assert [(back[t.query_id].instruction, back[t.query_id].tools) for t in again] == [
+        (q.instruction, q.tools) for q in queries
+    ]
+    assert [t.solved for t in again] == [0.25] * len(again)
+
+
+def test_data_for_fine_tuning_leaves_out_what_is_known_to_have_failed(exported):
+    trajectories = [played(query(), n, solved) for n, solved in enumerate([None, 0.0, 0.5, 1.0, 0.49])]
+    done = exported(Form.SFT, trajectories, [query()])
+    rows = pq.read_table(done.path).to_pylist()
+    assert [r["trajectory_id"] for r in rows] == ["q0-recorded-0", "q0-recorded-2", "q0-recorded-3"]
+    assert done.counts == {"trajectories read": 5, "rows written": 3, "left out: unsolved": 2}
+    assert json.loads(rows[0]["tools"]) == [TIDES, FINISH_SCHEMA]
+    call = json.loads(rows[0]["messages"][1])["tool_calls"][0]
+    assert call["function"]["arguments"] == {"at": ["Bristol", 1]}  # an object: chat templates write it themselves
+
+
+def test_preferences_are_pairs_of_one_query(exported):
+    verdicts = {0: [1.0, 0.0, 1.0, None, 0.0, 1.0], 1: [0.0], 2: [0.5, 0.9, 0.1]}
+    bad = json.dumps({"return_type": "give_up_and_restart"})
+    trajectories = [
+        played(query(n), sample, solved, ANSWER if solved else bad)
+        for n, solves in verdicts.items()
+        for sample, solved in enumerate(solves)
+    ]
+    trajectories.insert(0, trajectories.pop(4))  # the order of the file is not that of the queries
+    done = exported(Form.PREFERENCE, trajectories, [query(n) for n in verdicts])
+    rows = pq.read_table(done.path).to_pylist()
+    assert [(r["chosen_trajectory_id"], r["rejected_trajectory_id"]) for r in rows] == [
+        ("q0-recorded-0", "q0-recorded-4"), ("q0-recorded-2", "q0-recorded-1"), ("q2-recorded-1", "q2-recorded-2"),
+    ]  # fmt: skip
+    assert done.counts == {
+        "trajectories read": 10, "rows written": 3, "left out: no clear verdict": 2, "left out: no partner": 2,
+    }  # fmt: skip
+    first = {name: [json.loads(m) for m in rows[0][name]] for name in ("prompt", "chosen", "rejected")}
+    assert first["prompt"] == [{"role": "user", "content": "When is high water 0?"}]
+    assert [m["role"] for m in first["chosen"]] == ["assistant", "tool", "assistant"]
+    assert "give_up" in json.dumps(first["rejected"][-1]) and "At nine" in json.dumps(first["chosen"][-1])
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_trajectory_of_another_query_is_refused_and_nothing_written(exported, tmp_path, form):
+    with pytest.raises(
+        ValueError, match=r"'q7-recorded-0' answers the query 'q7', which is not in the file of queries"
+    ):
+        exported(form, [played(query(0), solved=1.0), played(query(7), solved=1.0)], [query(0)])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_of_many_parts_is_one(exported, tmp_path):
+    trajectories = [played(query(n), solved=float(n % 2)) for n in range(3000)]
+    done = exported(Form.MESSAGES, trajectories, [query(n) for n in range(3000)])
+    with Path(done.path).open(encoding="utf-8") as lines:
+        assert [json.loads(line)["query_id"] for line in lines] == [f"q{n}" for n in range(3000)]

@@ -1,0 +1,46 @@
+from dataclasses import replace
+
+from steptool.config import Config
+from steptool.data.ingest import ingest
+from steptool.data.intake import Ledger
+from steptool.data.played import played
+from steptool.records import read_queries, read_trajectories
+from steptool.tools.desk.tasks import draw_query
+from steptool.trajectory import StepStatus
+
+QUERIES = [draw_query("train", tier, f"played.{number}") for number in range(4) for tier in ("single", "long")]
+CONFIG = Config.model_validate({"warm_start": {"demonstrations": 5}})
+
+
+def test_reference_solutions_of_training_queries_become_demonstrations():
+    ledger = Ledger()
+    unsolvable = replace(QUERIES[1], reference={**QUERIES[1].reference, "writes": [["cancel", "nothing"]]})
+    without = replace(QUERIES[2], reference={"database": QUERIES[2].reference["database"]})
+    heldout = replace(QUERIES[3], split="heldout")
+    shown = list(played([QUERIES[0], unsolvable, without, heldout, *QUERIES[4:]], CONFIG, ledger))
+    assert [t.query_id for t in shown] == [q.query_id for q in (QUERIES[0], *QUERIES[4:7])]
+    assert all(t.solved == 1.0 and t.steps[-1].status is StepStatus.FINISH for t in shown)
+    calls = [{"name": s.call.name, "arguments": s.call.arguments} for s in shown[0].steps[:-1] if s.call]
+    assert calls == QUERIES[0].reference["calls"] and shown[0].final_answer == QUERIES[0].reference["answer"]
+    assert ledger.counts == {
+        "demonstrations read": 5,
+        "demonstrations kept": 4,
+        "demonstrations dropped: the reference solution does not solve its task": 1,
+    }
+
+
+def test_nothing_is_played_without_a_warm_start_or_live_tools():
+    off = Config.model_validate({"warm_start": {"steps": 0}})
+    assert list(played(QUERIES, off, Ledger())) == []
+    assert list(played([replace(q, environment="replay") for q in QUERIES], CONFIG, Ledger())) == []
+
+
+def test_the_shipped_example_brings_its_demonstrations_along(tmp_path):
+    sections = {
+        "data": {"source": "jsonl", "environment": "functions", "paths": ["examples/functions/tasks.jsonl"]},
+        "tools": {"functions": "examples/functions/tools.py:Shop"},
+    }
+    found = ingest(Config.model_validate(sections), tmp_path / "out")
+    train = [q for q in read_queries(found.queries_path) if q.split == "train"]
+    shown = read_trajectories(found.demonstrations_path)
+    assert {t.query_id for t in shown} == {q.query_id for q in train} and all(t.solved == 1.0 for t in shown)

@@ -1,0 +1,240 @@
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steptool.chat.finish import FINISH_SCHEMA
+from steptool.config import RolloutConfig, ToolsConfig
+from steptool.evaluation.metrics import evaluate, summarise
+from steptool.records import read_trajectories, write_trajectories
+from steptool.rewards.annotators import ANNOTATORS, annotate, annotator
+from steptool.rollout.playback import play_back, recorded_calls, reference_calls, without_last_call
+from steptool.tools.desk.tasks import LONG, SINGLE, DeskEnvironment, draw_query
+from steptool.tools.environment import Environment, Session, ToolResult
+from steptool.trajectory import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
+
+OK, UNKNOWN = StepStatus.OK, StepStatus.UNKNOWN_TOOL
+UP = ToolCall(FINISH, {"return_type": "give_up_and_restart"})
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
+
+
+def put(number: int) -> ToolCall:
+    return ToolCall("put", {"number": number})
+
+
+def answer(text: str) -> ToolCall:
+    return ToolCall(FINISH, {"return_type": "give_answer", "final_answer": text})
+
+
+class JarSession(Session):
+    """Numbers go into a jar. The user has a wish for each turn: what the jar should hold then; `take` comes late."""
+
+    def __init__(self, query: Query) -> None:
+        self._wishes: list[list[int]] = query.reference["wishes"]
+        self._jar: list[int] = []
+        self._turn, self._right, self.closed = 0, True, 0
+
+    def call(self, call: ToolCall) -> ToolResult:
+        if call.arguments.get("number") == 13:
+            raise RuntimeError("the jar breaks")
+        if call.name == "put":
+            self._jar.append(call.arguments["number"])
+        else:
+            self._jar.pop()
+        return ToolResult(OK, str(self._jar))
+
+    def offers(self, name: str) -> bool:
+        return name == "take" and self._turn > 0
+
+    def next_turn(self, final_answer: str) -> str | None:
+        self._right &= self._jar == self._wishes[self._turn]
+        self._turn += 1
+        return None if self._turn == len(self._wishes) else f"Now make it {self._wishes[self._turn]}"
+
+    def solved(self, final_answer: str | None) -> float:
+        return float(self._right and self._turn == len(self._wishes))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class JarEnvironment(Environment):
+    name = "jar"
+
+    def __init__(self) -> None:
+        self.sessions: list[JarSession] = []
+
+    def reset(self, query: Query) -> JarSession:
+        self.sessions.append(JarSession(query))
+        return self.sessions[-1]
+
+
+def jar_query(*wishes: Sequence[int], turns: Sequence[Sequence[ToolCall]] = (), max_steps: int = 0) -> Query:
+    solution = [[{"name": c.name, "arguments": c.arguments} for c in turn] for turn in turns]
+    return Query(
+        query_id=f"q{wishes}",
+        split="train",
+        environment="jar",
+        instruction=f"Make it {wishes[0]}",
+        tools=(tool("put"), FINISH_SCHEMA),
+        reference={"wishes": list(map(list, wishes)), "turns": solution, "answer": "done"},
+        max_steps=max_steps,
+    )
+
+
+TWO_TURNS = jar_query([1, 2], [1], turns=[[put(1), put(2)], [ToolCall("take", {})]])
+
+
+@pytest.fixture
+def jar() -> JarEnvironment:
+    return JarEnvironment()
+
+
+@pytest.fixture
+def play(jar: JarEnvironment) -> Callable[..., list[Trajectory]]:
+    def go(
+        recordings: Sequence[tuple[Query, Sequence[ToolCall]]], environment: Environment = jar, **rollout: int
+    ) -> list[Trajectory]:
+        return play_back(recordings, environment, rollout=RolloutConfig(**rollout), limits=ToolsConfig())
+
+    return go
+
+
+def test_each_turn_of_a_reference_ends_with_an_answer() -> None:
+    assert reference_calls(TWO_TURNS) == [put(1), put(2), answer("done"), ToolCall("take", {}), answer("done")]
+    flat = Query("q", "train", "jar", "", (), {"calls": [{"name": "put", "arguments": {"number": 3}}]})
+    assert reference_calls(flat) == [put(3), answer("")]
+    with pytest.raises(ValueError, match="query 'q' has no reference"):
+        reference_calls(Query("q", "train", "jar", "", (), {"answer": "3"}))
+
+
+def test_the_last_call_is_the_last_one_that_is_no_finish() -> None:
+    assert without_last_call([put(1), put(2), answer("a"), answer("b")]) == [put(1), answer("a"), answer("b")]
+    assert without_last_call([put(1), answer("a"), put(2)]) == [put(1), answer("a")]
+    assert without_last_call([answer("a")]) == [answer("a")]
+
+
+def test_a_conversation_of_two_turns(play: Any, jar: JarEnvironment) -> None:
+    (t,) = play([(TWO_TURNS, reference_calls(TWO_TURNS))])
+    assert [(s.status, s.observation) for s in t.steps] == [
+        (OK, "[1]"), (OK, "[1, 2]"), (StepStatus.FINISH, ""), (OK, "[1]"), (StepStatus.FINISH, ""),
+    ]  # fmt: skip
+    assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.FINISHED, "done", 1.0)
+    assert [m["role"] for m in t.messages] == [
+        "user", "assistant", "tool", "assistant", "tool", "assistant", "tool", "user", "assistant", "tool", "assistant",
+    ]  # fmt: skip
+    assert t.messages[7]["content"] == "Now make it [1]"
+    assert (len(t.input_ids), len(t.logprobs), t.spans, t.action_tokens) == (0, 0, (), 0)
+    assert [s.closed for s in jar.sessions] == [1]
+
+
+def test_a_tool_that_comes_late_is_taken_then_and_not_before(play: Any) -> None:
+    take = ToolCall("take", {})
+    (t,) = play([(TWO_TURNS, [take, *reference_calls(TWO_TURNS)])])
+    assert [s.status for s in t.steps if s.call == take] == [UNKNOWN, OK]
+    assert t.steps[0].observation == '{"error": "unknown tool take"}'
+
+
+def test_without_its_last_call_the_task_is_not_solved(play: Any) -> None:
+    (t,) = play([(TWO_TURNS, without_last_call(reference_calls(TWO_TURNS)))])
+    assert (t.solved, len(t.steps)) == (0.0, 4)
+
+
+def test_a_recording_that_ends_without_an_answer_is_given_up(play: Any) -> None:
+    (t,) = play([(TWO_TURNS, [put(1)])])
+    assert [s.call for s in t.steps] == [put(1), UP]
+    assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.GAVE_UP, None, 0.0)
+
+
+def test_limits_are_those_of_a_rollout(play: Any) -> None:
+    long = [put(number) for number in range(5)]
+    recordings = [(jar_query([0]), long), (jar_query([0], max_steps=3), long)]
+    assert [(len(t.steps), t.stop_reason) for t in play(recordings, max_steps=4)] == [
+        (4, StopReason.STEP_LIMIT),
+        (3, StopReason.STEP_LIMIT),
+    ]
+    (cut,) = play_back(
+        [(jar_query([0]), [put(10**9)])],
+        JarEnvironment(),
+        rollout=RolloutConfig(),
+        limits=ToolsConfig(observation_limit=5),
+    )
+    assert cut.steps[0].observation == "[1000... [truncated: 5 of 12 characters]"
+
+
+def test_interleaved_runs_are_alike(play: Any) -> None:
+    recordings = [(jar_query([n]), [put(n)] * (n % 4) + [answer("x")]) for n in range(1, 9)]
+    alone = play(recordings, batch_size=1)
+    together = play([*recordings, *recordings], batch_size=len(recordings) * 2)
+    for single, *others in zip(alone, together[:8], together[8:], strict=True):
+        assert all((o.steps, o.messages, o.solved) == (single.steps, single.messages, single.solved) for o in others)
+    assert [t.sample for t in together] == [0] * 8 + [1] * 8
+    assert together[-1].trajectory_id == "playback-r-1-q([8],)-s1"
+
+
+def test_a_recorded_episode_plays_again(play: Any) -> None:
+    (first,) = play([(TWO_TURNS, reference_calls(TWO_TURNS))])
+    (again,) = play([(TWO_TURNS, recorded_calls(first))])
+    assert (again.steps, again.messages, again.solved) == (first.steps, first.messages, first.solved)
+
+
+def test_sessions_are_closed_when_a_call_breaks_the_run(play: Any, jar: JarEnvironment) -> None:
+    with pytest.raises(RuntimeError, match="the jar breaks"):
+        play([(jar_query([1]), [put(1), answer("")]), (jar_query([2]), [put(2), put(13)])])
+    assert [s.closed for s in jar.sessions] == [1, 1]
+
+
+class MeetingSession(JarSession):
+    """Its calls wait for those of the other sessions."""
+
+    meeting = threading.Barrier(3)
+
+    def call(self, call: ToolCall) -> ToolResult:
+        self.meeting.wait(5)
+        return super().call(call)
+
+
+class MeetingEnvironment(Environment):
+    name, blocking = "meeting", True
+
+    def reset(self, query: Query) -> MeetingSession:
+        return MeetingSession(query)
+
+
+def test_calls_that_may_block_run_side_by_side(play: Any) -> None:
+    queries = [jar_query([n], turns=[[put(n)]]) for n in range(3)]
+    assert [t.solved for t in play([(q, reference_calls(q)) for q in queries], MeetingEnvironment())] == [1.0] * 3
+
+
+# The embedded world: what is played goes through evaluation, annotation and the file.
+
+
+@pytest.fixture(scope="module")
+def desk_tasks() -> list[Query]:
+    return [draw_query("train", tier, f"playback.{number}") for tier in (SINGLE, LONG) for number in range(6)]
+
+
+def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query], tmp_path: Path) -> None:
+    played = play([(query, reference_calls(query)) for query in desk_tasks], DeskEnvironment())
+    rows = evaluate(desk_tasks, played, "playback", "greedy")
+    assert [(r["passed"], r["recall"], r["invalid_calls"], r["tokens"]) for r in rows] == [(1.0, 1.0, 0, 0)] * 12
+    assert summarise(rows, draws=50)["all"]["pass_rate"] == 1.0
+    for name in ANNOTATORS:
+        scores = annotate(desk_tasks, played, annotator(name))
+        assert len(scores) == sum(len(t.steps) for t in played)
+    assert [s["is_solved"] for s in annotate(desk_tasks, played, annotator("truth")) if s["is_solved"]] == [1.0] * 12
+    again = read_trajectories(write_trajectories(tmp_path / "played.parquet", played))
+    assert [(t.steps, t.messages, t.solved) for t in again] == [(t.steps, t.messages, t.solved) for t in played]
+
+
+def test_the_desk_is_not_solved_by_half_a_reference(play: Any, desk_tasks: list[Query]) -> None:
+    long = [query for query in desk_tasks if query.tier == LONG and query.reference["writes"]]
+    halves = [(query, reference_calls(query)[: len(query.reference["calls"]) // 2]) for query in long]
+    played = play(halves, DeskEnvironment())
+    assert [(t.stop_reason, t.solved) for t in played] == [(StopReason.GAVE_UP, 0.0)] * len(long)
+    assert len(long) > 3

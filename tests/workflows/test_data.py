@@ -1,0 +1,67 @@
+"""Data in and out at the command line, in real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from steptool.records import read_queries, read_trajectories
+
+ROOT = Path(__file__).parents[2]
+PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def conversation(number: int, solved: float) -> str:
+    call = {"name": "look", "arguments": json.dumps({"at": number})}
+    messages = [
+        {"role": "user", "content": f"What is {number // 2}?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "c", "content": f"seen {number}"},
+        {"role": "assistant", "content": "Seen."},
+    ]
+    return json.dumps({"messages": messages, "tools": [{"name": "look"}], "solved": solved})
+
+
+def test_recordings_go_in_and_come_out(tmp_path: Path) -> None:
+    (tmp_path / "logs.jsonl").write_text("\n".join([*(conversation(n, n % 2) for n in range(6)), '{"messages": ']))
+    config = tmp_path / "mine.yaml"
+    config.write_text(json.dumps({"data": {"source": "recorded", "paths": [str(tmp_path / "logs.jsonl")]}}))
+    out = tmp_path / "out"
+    (out / "keep").mkdir(parents=True)
+    done = run(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "demonstrations read 7" in done.stdout and "demonstrations dropped: not JSON: 1" in done.stdout
+    assert sorted(p.name for p in out.iterdir()) == [
+        "counts.json", "demonstrations.parquet", "keep", "quarantine.jsonl", "queries.parquet",
+        "recorded_rewards.parquet",
+    ]  # fmt: skip
+    assert json.loads((out / "counts.json").read_text()) == {
+        "queries read": 3, "queries kept": 3, "demonstrations read": 7, "demonstrations kept": 6,
+        "demonstrations dropped: not JSON": 1,
+    }  # fmt: skip
+    assert json.loads((out / "quarantine.jsonl").read_text())["row"] == 7
+    assert len(read_queries(out / "queries.parquet")) == 3
+    assert len(read_trajectories(out / "demonstrations.parquet")) == 6
+
+    inputs = ("--trajectories", str(out / "demonstrations.parquet"), "--queries", str(out / "queries.parquet"))
+    made = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "preference", "--output", str(out))
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert f"{out}/preference.parquet: trajectories read 6, rows written 3" in made.stdout
+    assert pq.read_table(out / "preference.parquet").num_rows == 3
+    refused = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "letters", "--output", str(out))
+    assert refused.returncode != 0 and "preference" in refused.stdout + refused.stderr
+
+
+def test_starting_the_workflows_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'trl', 'datasets'}"
+    program = f"import sys, workflows.ingest, workflows.export; print(sorted({heavy} & set(sys.modules)))"
+    result = run(sys.executable, "-c", program)
+    assert result.stdout.strip() == "[]", result.stderr

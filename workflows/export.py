@@ -1,0 +1,25 @@
+"""From trajectories to conversations for other tools, and to data for TRL's trainers.
+
+pyflyte run workflows/export.py export --trajectories runs/demo/trajectories_round_00.parquet \
+    --queries runs/demo/queries.parquet --form preference --output data/mine
+"""
+
+from flytekit import workflow
+from flytekit.types.file import FlyteFile
+
+from steptool.data.export import Form
+from tasks.artifacts import Parquet
+from tasks.export import export_trajectories
+
+
+@workflow
+def export(trajectories: Parquet, queries: Parquet, form: Form, output: str) -> FlyteFile:
+    """Write trajectories as messages, for supervised fine-tuning or as preferences (docs/bring-your-own-data.md).
+
+    Args:
+        trajectories: Parquet file of episodes or of demonstrations.
+        queries: Parquet file of the queries that they answer.
+        form: messages, sft or preference.
+        output: folder or url that receives the file; others there stay.
+    """
+    return export_trajectories(trajectories=trajectories, queries=queries, form=form, output=output)

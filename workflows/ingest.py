@@ -1,0 +1,30 @@
+"""From files of tasks and recordings, whatever their form, to queries and demonstrations as Parquet.
+
+pyflyte run workflows/ingest.py ingest --config my.yaml --output data/mine
+"""
+
+from flytekit import workflow
+
+from steptool.config import Config
+from tasks.ingest import Delivered, deliver_ingested
+from tasks.ingest import ingest as read_source
+
+
+@workflow
+def ingest(config: Config, output: str) -> Delivered:
+    """Read the tasks and recordings that a configuration names, and write what was kept, dropped and counted.
+
+    Args:
+        config: its section `data` says what to read (docs/bring-your-own-data.md); `workflows/train.py`
+            reads the same from it.
+        output: folder or url that receives the files; others there stay.
+    """
+    read = read_source(config=config, output="", for_training=False)
+    return deliver_ingested(
+        output=output,
+        queries=read.queries,
+        demonstrations=read.demonstrations,
+        rewards=read.rewards,
+        quarantine=read.quarantine,
+        counts=read.counts,
+    )
