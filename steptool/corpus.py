@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from steptool.chat.codec import ChatCodec, Encoded
-from steptool.config import Config, RolloutConfig, WarmStartConfig
+from steptool.config import Config, WarmStartConfig
 from steptool.schedule import shard_positions
 from steptool.trajectory import Query, Trajectory
 
@@ -46,7 +46,7 @@ def fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -> list[
                 f"no query of the split '{split}' has a prompt that fits policy.max_context = "
                 f"{config.policy.max_context} less rollout.max_new_tokens = {config.rollout.max_new_tokens}"
             )
-    _check_shards(sum(q.split == "train" for q in kept), config.rollout)
+    _check_shards(sum(q.split == "train" for q in kept), config)
     return kept
 
 
@@ -65,9 +65,13 @@ def tokens_seen(examples: Sequence[Encoded], cfg: WarmStartConfig) -> int:
     return round(mean * cfg.steps * cfg.batch_size)
 
 
-def _check_shards(train: int, rollout: RolloutConfig) -> None:
+def _check_shards(train: int, config: Config) -> None:
     """Raise ValueError if a round would leave a shard empty."""
-    shard_positions(train, rollout.episodes, 0, 0, shard=rollout.shards - 1, shards=rollout.shards)
+    rollout = config.rollout
+    if 2 * rollout.shards <= min(rollout.episodes, train):
+        return  # at least half of a round's queries are distinct, even where it ends one pass and begins another
+    for round in range(config.ppo.rounds):
+        shard_positions(train, rollout.episodes, round, config.seed, shard=rollout.shards - 1, shards=rollout.shards)
 
 
 def _encoded(demonstration: Trajectory, codec: ChatCodec, tools: Sequence[dict[str, object]]) -> Encoded:

@@ -2,8 +2,8 @@
 
 The tokens that a policy sampled are the only time steps. Prompt and observation tokens lie between them in the text but
 not in time: the last token of step t is followed by the first token of step t + 1. Every function here therefore works
-on packed arrays, from which prompt and observations are already gone; `step_lengths` and `action_positions` lead from a
-trajectory's spans to them, and `scatter` leads back.
+on packed arrays, from which prompt and observations are already gone; `step_lengths` leads from a trajectory's spans to
+them.
 
 Letters of shapes: L tokens of a trajectory, T its steps, N its action tokens; B trajectories with S steps in all.
 """
@@ -70,22 +70,6 @@ def step_lengths(spans: Spans) -> Ints:
         raise ValueError(f"spans must be ascending, disjoint and hold at least one token each, got {list(spans)}")
     lengths: Ints = ends - starts
     return lengths
-
-
-def action_positions(spans: Spans) -> Ints:
-    """Positions [N] of the action tokens within the trajectory's tokens, ascending."""
-    lengths_T = step_lengths(spans)
-    starts_T = np.asarray(spans, dtype=np.int64).reshape(-1, 2)[:, 0]
-    return np.arange(lengths_T.sum()) + np.repeat(starts_T - _starts(lengths_T), lengths_T)
-
-
-def scatter(packed_N: Floats, spans: Spans, length: int, fill: float = 0.0) -> Floats:
-    """Packed numbers [N] back at their positions among `length` tokens [L]; `fill` everywhere else."""
-    positions_N = action_positions(spans)
-    _expect("packed_N", packed_N, len(positions_N), "action tokens")
-    full_L = np.full(length, fill, dtype=np.float64)
-    full_L[positions_N] = packed_N
-    return full_L
 
 
 def sum_by_step(packed_N: Floats, lengths_T: Ints) -> Floats:

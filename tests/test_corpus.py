@@ -57,6 +57,24 @@ def test_recorded_queries_that_do_not_fit_are_left_out(queries: list[Query], cod
         fitting(queries, codec, config("toolbench", 49))
 
 
+def test_a_later_round_that_cannot_fill_its_shards_is_refused_at_the_start(
+    queries: list[Query], codec: ChatCodec
+) -> None:
+    """Two shards of two episodes on three queries: the second round ends one pass and may draw the same query again."""
+
+    def refused(rounds: int, seed: int) -> bool:
+        sections = {"rollout": {"episodes": 2, "shards": 2}, "ppo": {"rounds": rounds}, "policy": {"max_context": 4096}}
+        try:
+            fitting(queries, codec, Config.model_validate({**sections, "seed": seed}))
+        except ValueError as error:
+            assert "lower rollout.shards" in str(error)
+            return True
+        return False
+
+    assert not any(refused(1, seed) for seed in range(20))
+    assert {refused(2, seed) for seed in range(20)} == {True, False}
+
+
 def test_demonstrations_are_learned_from_with_the_tools_of_their_queries(
     queries: list[Query], shown: list[Trajectory], codec: ChatCodec
 ) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from steptool import credit
 from steptool.config import CreditConfig
 
-TOKEN = CreditConfig(gamma=0.5, lam=0.5)
+TOKEN = CreditConfig(level="token", gamma=0.5, lam=0.5)
 STEP = CreditConfig(level="step", gamma=0.5, lam=0.5)
 
 
@@ -23,12 +23,8 @@ def plain_gae(rewards, values, gamma, lam):
     return out[::-1]
 
 
-def test_spans_lead_to_step_lengths_and_positions_and_back():
-    spans = [(3, 5), (9, 10), (12, 15)]
-    assert credit.step_lengths(spans).tolist() == [2, 1, 3]
-    assert credit.action_positions(spans).tolist() == [3, 4, 9, 12, 13, 14]
-    full = credit.scatter(array(1, 2, 3, 4, 5, 6), spans, 16, fill=-1)
-    assert full.tolist() == [-1, -1, -1, 1, 2, -1, -1, -1, -1, 3, -1, -1, 4, 5, 6, -1]
+def test_spans_lead_to_step_lengths():
+    assert credit.step_lengths([(3, 5), (9, 10), (12, 15)]).tolist() == [2, 1, 3]
 
 
 @pytest.mark.parametrize("spans", [[(3, 3)], [(5, 4)], [(0, 3), (2, 4)], [(4, 6), (0, 2)], [(-1, 2)]])
@@ -63,8 +59,9 @@ def test_step_level_credit_by_hand():
 def test_time_does_not_pass_while_the_model_reads():
     """Two steps of 20 tokens around an observation of 100, reward 1 at the end, gamma .99, lambda .95."""
     spans = [(50, 70), (170, 190)]
-    got = credit.advantages(array(0, 1), credit.step_lengths(spans), np.zeros(40), np.zeros(40), 0.1, CreditConfig())
-    at_end_of_step_1 = credit.scatter(got.advantages_N, spans, 190)[69]
+    config = CreditConfig(level="token", gamma=0.99, lam=0.95)
+    got = credit.advantages(array(0, 1), credit.step_lengths(spans), np.zeros(40), np.zeros(40), 0.1, config)
+    at_end_of_step_1 = got.advantages_N[19]
     assert at_end_of_step_1 == pytest.approx((0.99 * 0.95) ** 20)
     assert round(at_end_of_step_1, 3) == 0.293
     # What a decay that walks through the observation would give instead:
@@ -84,28 +81,22 @@ def test_time_does_not_pass_while_the_model_reads():
     st.integers(0, 2**32 - 1),
 )
 def test_inserting_observation_tokens_changes_no_advantage(layout, level, seed):
-    """The gaps between the steps grow anywhere: every action token keeps its advantage at its new position."""
+    """The gaps between the steps grow anywhere: every action token keeps its advantage."""
     lengths, gaps, inserted = layout
     rng = np.random.default_rng(seed)
     config = CreditConfig(level=level)
     rewards, values, kl = rng.normal(size=len(lengths)), rng.normal(size=sum(lengths)), rng.normal(size=sum(lengths))
 
-    def advantages_at_tokens(gaps):
+    def advantages(gaps):
         spans, position = [], 0
         for gap, length in zip(gaps, lengths, strict=False):
             spans.append((position + gap, position + gap + length))
             position += gap + length
-        total = position + gaps[-1]
-        got = credit.advantages(rewards, credit.step_lengths(spans), values, kl, 0.1, config)
-        full = credit.scatter(got.advantages_N, spans, total, fill=np.nan)
-        returns = credit.scatter(got.returns_N, spans, total, fill=np.nan)
-        return full[~np.isnan(full)], returns[~np.isnan(returns)], np.flatnonzero(~np.isnan(full))
+        return credit.advantages(rewards, credit.step_lengths(spans), values, kl, 0.1, config)
 
-    before, returns_before, _ = advantages_at_tokens(gaps)
-    after, returns_after, positions = advantages_at_tokens([g + i for g, i in zip(gaps, inserted, strict=True)])
-    assert np.array_equal(before, after)
-    assert np.array_equal(returns_before, returns_after)
-    assert len(positions) == sum(lengths)
+    before, after = advantages(gaps), advantages([g + i for g, i in zip(gaps, inserted, strict=True)])
+    assert np.array_equal(before.advantages_N, after.advantages_N)
+    assert np.array_equal(before.returns_N, after.returns_N)
 
 
 @settings(max_examples=60)

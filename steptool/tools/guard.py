@@ -118,7 +118,7 @@ class _Worker:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def run(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` returns or raises. Raises FutureTimeout after so many seconds; work not begun by then never is."""
+        """What `work` returns or raises. Raises FutureTimeout after that time; work not begun by then never is."""
         future: Future[T] = Future()
         self._work.put(lambda: _settle(future, work))
         try:

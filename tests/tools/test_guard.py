@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -7,6 +9,25 @@ from steptool.tools.environment import Environment, Session, ToolResult, Transpo
 from steptool.tools.guard import Guard, GuardedSession
 from steptool.trajectory import Query, StepStatus, ToolCall
 
+HANGING = """
+import threading
+from steptool.config import ToolsConfig
+from steptool.tools.environment import Environment, Session
+from steptool.tools.guard import Guard
+from steptool.trajectory import Query, ToolCall
+
+class Hanging(Environment, Session):
+    blocking = True
+
+    def reset(self, query):
+        return self
+
+    def call(self, call):
+        threading.Event().wait()
+
+session = Guard(Hanging(), ToolsConfig(timeout=0.05)).reset(Query("q", "train", "slow", "go", ()))
+print(session.call(ToolCall("work", {})).observation)
+"""
 QUERY = Query("q", "train", "slow", "go", ())
 CALL = ToolCall("work", {})
 OK = StepStatus.OK
@@ -70,6 +91,37 @@ def test_a_call_that_hangs_is_a_failed_step_and_the_next_one_waits_for_it() -> N
     while guarded.call(CALL) == hung and time.monotonic() < deadline:
         pass
     assert guarded.call(CALL).status is OK
+
+
+def test_a_session_has_one_thread_and_ends_it() -> None:
+    threads: list[threading.Thread] = []
+    guarded = session(lambda: str(threads.append(threading.current_thread())))
+    assert [guarded.call(CALL).status, guarded.call(CALL).status, guarded.solved("None")] == [OK, OK, 1.0]
+    assert len(set(threads)) == 1 and threads[0] is not threading.current_thread()
+    guarded.close()
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+
+
+def test_a_thread_that_hung_ends_once_its_call_returns() -> None:
+    release, threads = threading.Event(), []
+
+    def work() -> str:
+        threads.append(threading.current_thread())
+        return str(release.wait(10))
+
+    guarded = session(work, timeout=0.05)
+    assert guarded.call(CALL).status is StepStatus.TOOL_ERROR
+    release.set()
+    guarded.close()
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+
+
+def test_a_call_that_hangs_does_not_keep_the_program_from_ending() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "no answer within" in ended.stdout
 
 
 def test_transport_errors_are_tried_again_as_often_as_configured() -> None:

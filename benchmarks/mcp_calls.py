@@ -1,0 +1,182 @@
+"""Calls of an MCP server written with the SDK: over stdio in one session, and over HTTP in 64 sessions at once.
+
+Prints lines `name: OURS OTHER RATIO`, of the fastest of several runs of both in turns. Over stdio, a session of ours
+(limits, check of the arguments, threads) against the SDK's own client without any of these: by wall time, and by the
+CPU time of this process, which leaves out the server's work and whatever else the machine does. Over HTTP, 64 sessions
+side by side against the same calls one after the other: of a tool that answers at once, where the server's one core is
+the limit, and of one that takes 20 ms. Last come the calls that brought what they should; exits with 1 unless all did.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+from anyio.from_thread import start_blocking_portal
+from mcp import Client, StdioServerParameters, stdio_client
+
+from steptool.config import ToolsConfig
+from steptool.tools.guard import Guard, GuardedSession
+from steptool.tools.mcp import McpEnvironment
+from steptool.trajectory import Query, ToolCall
+
+SERVER = """
+import sys
+import anyio
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("shelves", log_level="WARNING")
+
+@server.tool()
+def shelf(title: str) -> str:
+    return "A3"
+
+@server.tool()
+async def remote_shelf(title: str) -> str:
+    await anyio.sleep(0.02)
+    return "A3"
+
+if len(sys.argv) > 1:
+    server.run("streamable-http", port=int(sys.argv[1]))
+else:
+    server.run()
+"""
+COMMAND = [sys.executable, "-c", SERVER]
+TOOLS = {"shelf": "a tool that answers at once", "remote_shelf": "a tool that takes 20 ms"}
+ARGUMENTS, ANSWER = {"title": "atlas"}, "A3"
+QUERY = Query("q", "train", McpEnvironment.name, "On which shelf is the atlas?", ())
+CALLS, EPISODES, TURNS, REPEATS = 300, 64, 2, 5
+START = 30.0
+"""Seconds that the server has to start."""
+Right = list[bool]
+"""Of each call, whether it brought the answer that it should."""
+Run = Callable[[], Right]
+
+
+def compare(name: str, measures: Sequence[str], ours: Run, other: Run) -> Right:
+    """Print how many calls both make, by wall time and, if there is a second measure, by CPU time."""
+    rates: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    all_right: Right = []
+    for _ in range(REPEATS):
+        for run, found in zip((ours, other), rates, strict=True):
+            began = clock()
+            right = run()
+            found.append(len(right) / (clock() - began))
+            all_right += right
+    fast, slow = (np.max(found, axis=0) for found in rates)
+    for number, measure in enumerate(measures):
+        print(f"mcp {measure}, {name}: {fast[number]:.0f} {slow[number]:.0f} {fast[number] / slow[number]:.2f}")
+    return all_right
+
+
+def clock() -> np.ndarray:
+    """Seconds: of wall time, and of this process's CPU time."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+@contextmanager
+def our_guard(**server: Any) -> Iterator[Guard]:
+    """Our environment with the usual limits, except that all episodes may call at once."""
+    limits = ToolsConfig.model_validate({"mcp": server, "concurrency": EPISODES})
+    with closing(McpEnvironment(limits.mcp, limits.timeout)) as environment:
+        yield Guard(environment, limits)
+
+
+def ask(session: GuardedSession, tool: str = "shelf") -> bool:
+    """One call of ours."""
+    return session.call(ToolCall(tool, ARGUMENTS)).observation == ANSWER
+
+
+async def ask_plainly(client: Client, times: int) -> Right:
+    """Calls of the SDK's client."""
+    results = [await client.call_tool("shelf", ARGUMENTS) for _ in range(times)]
+    return [result.content[0].text == ANSWER for result in results]
+
+
+def over_stdio() -> Right:
+    """One session, a call after the other."""
+    parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:])
+    with (
+        our_guard(command=COMMAND) as guard,
+        closing(guard.reset(QUERY)) as session,
+        start_blocking_portal() as loop,
+        loop.wrap_async_context_manager(Client(stdio_client(parameters), cache=None)) as client,
+    ):
+        begun = [ask(session), *loop.call(ask_plainly, client, 1)]
+        return begun + compare(
+            "one session over stdio",
+            ("calls/s", "calls/s of CPU time"),
+            lambda: [ask(session) for _ in range(CALLS)],
+            lambda: loop.call(ask_plainly, client, CALLS),
+        )
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """Address of the server over HTTP."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen([*COMMAND, str(port)], stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(port)
+            yield f"http://127.0.0.1:{port}/mcp"
+        finally:
+            server.kill()
+
+
+def wait_for(port: int) -> None:
+    """Return once the port takes connections. Raises TimeoutError if it never does."""
+    deadline = time.monotonic() + START
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    raise TimeoutError(f"the server took no connection within {START:g} s")
+
+
+def over_http() -> Right:
+    """A session for each episode, all on one server."""
+    with served() as url, our_guard(url=url) as guard:
+        sessions = [guard.reset(QUERY) for _ in range(EPISODES)]
+        right = guard.map(ask, sessions)
+        for tool, name in TOOLS.items():
+            at_once, in_turn = partial(ask_at_once, guard, sessions, tool), partial(ask_in_turn, sessions, tool)
+            right += compare(f"{EPISODES} sessions over HTTP, {name}", ("calls/s",), at_once, in_turn)
+        guard.map(GuardedSession.close, sessions)
+    return right
+
+
+def ask_at_once(guard: Guard, sessions: Sequence[GuardedSession], tool: str) -> Right:
+    """Calls of all sessions side by side, as in a rollout."""
+    return [right for _ in range(TURNS) for right in guard.map(partial(ask, tool=tool), sessions)]
+
+
+def ask_in_turn(sessions: Sequence[GuardedSession], tool: str) -> Right:
+    """The same calls one after the other."""
+    return [ask(session, tool) for _ in range(TURNS) for session in sessions]
+
+
+def main() -> None:
+    """Time both, and count."""
+    found = {"stdio": over_stdio(), "HTTP": over_http()}
+    for name, right in found.items():
+        print(f"mcp {name}: {sum(right)} of {len(right)} calls succeeded")
+    load = os.getloadavg()[0]
+    print(f"mcp: load {load:.1f} on {os.cpu_count()} cores")
+    if not all(map(all, found.values())):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
