@@ -137,20 +137,91 @@ class ToolsConfig(_Section):
     toolbench: ToolBenchConfig = ToolBenchConfig()
 
 
+class EndpointConfig(_Section):
+    """A chat model behind an HTTP endpoint of OpenAI's form."""
+
+    base_url: str = ""
+    """Address up to the version, as in https://api.openai.com/v1 or http://localhost:8000/v1."""
+    model: str = ""
+    """Name of the model there."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; unset for a server that needs none."""
+    concurrency: Positive = 16
+    """Requests in flight at once."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds that the server may stay silent; all attempts and the waits between them: retries + 1 times as long."""
+    retries: Annotated[int, Field(ge=0)] = 4
+    """Further attempts after a lost connection, a 408, 409, 429 or 5xx and an answer that is no chat completion."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    max_tokens: Positive = 1024
+    """Tokens of an answer, at most."""
+    price_in: Annotated[float, Field(ge=0)] = 0.0
+    """Money per million tokens read."""
+    price_out: Annotated[float, Field(ge=0)] = 0.0
+    """Money per million tokens written."""
+
+
+class AuditConfig(_Section):
+    """What is checked of a round's rewards before anything learns from them. A run stops where a threshold is crossed.
+
+    A figure that the round does not determine crosses none.
+    """
+
+    second: Literal["", "rules", "lcs", "truth"] = "truth"
+    """Annotator whose opinion the rewards are compared with; empty: none."""
+    previous: str = ""
+    """File of the rewards of an earlier run, which drift is measured against; empty: none."""
+    max_missing: Share = 0.5
+    """Share of the episodes that cannot be learned from: a score that their reward needs is missing."""
+    min_auroc: Share = 0.0
+    """Chance that a solved episode has a higher mean Contribution than one that was not solved."""
+    min_kappa: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """Cohen's kappa with the second opinion on whether a step contributes."""
+    max_farming: Annotated[float, Field(ge=-1, le=1)] = 1.0
+    """Correlation of an episode's step rewards with its number of steps."""
+
+
+class JudgeConfig(_Section):
+    """A chat model that scores steps, judges outcomes and compares answers (docs/judge.md)."""
+
+    endpoint: EndpointConfig = EndpointConfig()
+    votes: Positive = 3
+    """Answers asked for each trajectory; a score is their mean."""
+    attempts: Positive = 3
+    """Times that a vote is asked for until its answer can be used; after that it is missing."""
+    deadline: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds for all votes of a stage; those that have not come by then are missing."""
+    observation_limit: Positive = 2000
+    """Characters of a call's arguments, of an observation and of an answer that the judge sees; a cut is marked."""
+    cache: str = ""
+    """File of the judge's replies, asked before the endpoint and filled from it; empty: none."""
+
+
 class RewardConfig(_Section):
     """From components to one reward per step.
 
     r_t = step_weight * (alpha * succ_t + contribution_t) for t < T; r_T = IsSolved.
     """
 
-    annotator: Literal["rules", "lcs", "truth"] = "rules"
-    """rules: from the text, by the flow of values; lcs: the published rules; truth: what the environment knows."""
+    annotator: Literal["rules", "lcs", "truth", "judge"] = "rules"
+    """rules: from the text, by the flow of values; lcs: the published rules; truth: what the environment knows; judge:
+    a chat model."""
     alpha: Annotated[float, Field(ge=0)] = 0.1
     step_weight: Annotated[float, Field(ge=0)] = 0.3
     succ_calling: Literal["bonus", "penalty"] = "penalty"
     """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
-    normalisation: Literal["none", "trajectory"] = "none"
-    """trajectory: the step rewards before the last are divided by their number."""
+    normalisation: Literal["none", "trajectory", "running"] = "none"
+    """trajectory: the step rewards before the last are divided by their number; running: all rewards of a round are
+    divided by their standard deviation over this round and those before it."""
+    judge: JudgeConfig = JudgeConfig()
+    audit: AuditConfig = AuditConfig()
+
+    @model_validator(mode="after")
+    def _has_judge(self) -> RewardConfig:
+        endpoint = self.judge.endpoint
+        if self.annotator == "judge" and not (endpoint.base_url and endpoint.model):
+            raise ValueError("the annotator judge needs rewards.judge.endpoint.base_url and .model")
+        return self
 
 
 class CreditConfig(_Section):
@@ -191,14 +262,79 @@ class PPOConfig(_Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
-class EvaluationConfig(_Section):
-    """Held-out comparison of base, warm start and result."""
+class SearchConfig(_Section):
+    """DFSDT, the depth-first tree search. Its depth is the number of steps that an episode may take."""
 
-    split: Literal["validation", "heldout"] = "heldout"
+    beam: Positive = 2
+    """Turns made from one node, at most: the 2 of DFS_woFilter_w2, which ToolLLM and StepTool evaluate with; 1: the
+    chain."""
+    max_turns: Positive = 30
+    """Turns sampled in one search, at most: max_query_count in StepTool's evaluation; ToolBench's own allows 200."""
+    give_up_levels: Positive = 2
+    """Turns taken back when the model gives up: prune_back_length in ToolBench. After any other end it is one."""
+    hints: bool = True
+    """Whether the model is told what was tried from a node, as in ToolBench; false suits small models, which such a
+    message throws off course, and asks for a sampled search: a greedy one would make the same turn again."""
+
+
+class EvaluatedPolicy(_Section):
+    """One of the policies that `workflows/evaluate.py` compares."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """Name in the results and in names of files."""
+    kind: Literal["model", "endpoint", "playback"] = "model"
+    """model: a causal language model; endpoint: a model behind an OpenAI-compatible endpoint; playback: the reference
+    solution of each query or, where it has none, the first recorded answer."""
+    model: str = ""
+    """embedded, a model folder, the url of one or a Hugging Face id (kind model only)."""
+    endpoint: EndpointConfig = EndpointConfig()
+    """The endpoint (kind endpoint only)."""
+    strategy: Literal["chain", "dfsdt"] = "chain"
+    """chain: one call after the other; dfsdt: the tree search of `search` (kind model only)."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> EvaluatedPolicy:
+        if self.kind == "model" and not self.model:
+            raise ValueError(f"the policy '{self.name}' of the kind model needs the field model")
+        if self.kind == "endpoint" and not (self.endpoint.base_url and self.endpoint.model):
+            raise ValueError(f"the policy '{self.name}' of the kind endpoint needs endpoint.base_url and .model")
+        if self.kind != "model" and self.strategy != "chain":
+            raise ValueError(f"the policy '{self.name}': the strategy {self.strategy} is for the kind model only")
+        return self
+
+
+class EvaluationConfig(_Section):
+    """Comparison of models: base, warm start and result in training, any policies in `workflows/evaluate.py`."""
+
+    split: Literal["validation", "heldout", "all"] = "heldout"
+    """all: every query, training queries too; in `workflows/evaluate.py` only."""
     sampled_repeats: Annotated[int, Field(ge=0)] = 1
     """Sampled episodes per query besides the greedy one."""
     bootstrap: Positive = 10000
     """Resamples of the paired bootstrap over queries."""
+    policies: list[EvaluatedPolicy] = []
+    """What `workflows/evaluate.py` compares; training does not look at it."""
+    recorded_only: bool = False
+    """Only queries with a recorded answer; in `workflows/evaluate.py` only."""
+    verdicts: list[str] = []
+    """Files of stored verdicts on these policies by a judge, for the judged pass rate (docs/evaluation.md)."""
+    judged: bool = False
+    """The judge of `rewards.judge` is asked for a verdict on each greedy episode and for the better of each two."""
+    search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> EvaluationConfig:
+        names = [policy.name for policy in self.policies]
+        if len(set(names)) < len(names):
+            raise ValueError(f"policies need names of their own, got {names}")
+        return self
+
+    @property
+    def contestants(self) -> int:
+        """Number of policies to compare. Raises ConfigError if there is none."""
+        if not self.policies:
+            raise ConfigError("evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")
+        return len(self.policies)
 
 
 class Config(_Section):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ _SPAN = pa.struct([_required("start", pa.int32()), _required("end", pa.int32())]
 
 TRAJECTORIES = Contract(
     "trajectories",
-    1,
+    2,
     pa.schema(
         [
             _required("trajectory_id", pa.string()),
@@ -89,6 +89,8 @@ TRAJECTORIES = Contract(
             pa.field("final_answer", pa.string()),
             pa.field("solved", pa.float32()),
             _required("seconds", pa.float64()),
+            _required("abandoned_turns", pa.int32()),  # sampled on other branches of a search; 0 for a chain
+            _required("abandoned_tokens", pa.int32()),
         ]
     ),
 )
@@ -129,10 +131,11 @@ ADVANTAGES = Contract(
 
 EVALUATIONS = Contract(
     "evaluations",
-    1,
+    2,
     pa.schema(
         [
             _required("query_id", pa.string()),
+            _required("split", pa.string()),
             _required("tier", pa.string()),
             _required("model", pa.string()),
             _required("decoding", pa.string()),  # greedy | sampled
@@ -143,9 +146,46 @@ EVALUATIONS = Contract(
             _required("steps", pa.int32()),
             _required("calls", pa.int32()),
             _required("invalid_calls", pa.int32()),
-            _required("tokens", pa.int32()),
+            _required("redundant_calls", pa.int32()),
+            _required("tokens", pa.int64()),  # written by the model
+            pa.field("prompt_tokens", pa.int64()),  # read by the model, where an endpoint counts them
+            pa.field("money", pa.float64()),  # null: the price is not known
             _required("seconds", pa.float64()),
             _required("stop_reason", pa.string()),
+        ]
+    ),
+)
+
+VERDICTS = Contract(
+    "verdicts",
+    1,
+    pa.schema(
+        [
+            _required("query_id", pa.string()),
+            _required("model", pa.string()),  # that answered
+            _required("repeat", pa.int32()),  # number of the judgement
+            pa.field("status", pa.string()),  # solved | unsure | unsolved; null: missing
+            _required("judge", pa.string()),  # model that judged; empty: none was asked, or it is not known
+            _required("prompt_hash", pa.string()),
+            _required("rationale", pa.string()),
+        ]
+    ),
+)
+
+PREFERENCES = Contract(
+    "preferences",
+    1,
+    pa.schema(
+        [
+            _required("query_id", pa.string()),
+            _required("model", pa.string()),
+            _required("other", pa.string()),
+            _required("repeat", pa.int32()),  # number of the judgement
+            _required("swapped", pa.bool_()),  # whether the judge saw the other's answer first
+            pa.field("preference", pa.string()),  # model | other | tie; null: missing
+            _required("judge", pa.string()),  # empty: none was asked
+            _required("prompt_hash", pa.string()),
+            _required("rationale", pa.string()),
         ]
     ),
 )
@@ -176,6 +216,8 @@ class Cost:
     """Tokens generated, or trained on."""
     peak_memory_mb: float = 0.0
     """Peak resident memory of the process so far."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What else was counted, by name: requests to an endpoint, money."""
 
 
 def to_table(rows: Iterable[Mapping[str, Any]], contract: Contract, first: int = 0) -> pa.Table:
@@ -218,13 +260,14 @@ def write_rows(
     path: str | os.PathLike[str],
     rows: Iterable[Mapping[str, Any]],
     contract: Contract,
-    cost: Cost | None = None,
+    cost: Cost | Callable[[], Cost] | None = None,
 ) -> Path:
     """Check and write rows, a part at a time: they need not fit into memory.
 
-    The file appears whole under its name or not at all.
+    The file appears whole under its name or not at all. A cost that is a function is asked for when all is written.
     """
-    return write_tables(path, _tables(rows, contract), contract, [cost] if cost else [])
+    costs = (lambda: [cost()]) if callable(cost) else [cost] if cost else []
+    return write_tables(path, _tables(rows, contract), contract, costs)
 
 
 def write_table(path: str | os.PathLike[str], table: pa.Table, contract: Contract, costs: Sequence[Cost] = ()) -> Path:
@@ -233,14 +276,13 @@ def write_table(path: str | os.PathLike[str], table: pa.Table, contract: Contrac
 
 
 def write_tables(
-    path: str | os.PathLike[str], tables: Iterable[pa.Table], contract: Contract, costs: Sequence[Cost] = ()
+    path: str | os.PathLike[str],
+    tables: Iterable[pa.Table],
+    contract: Contract,
+    costs: Sequence[Cost] | Callable[[], Sequence[Cost]] = (),
 ) -> Path:
     """Write tables that already have the contract's schema into one file, in their order."""
-    metadata = {
-        "steptool.contract": contract.name,
-        "steptool.version": str(contract.version),
-        "steptool.costs": json.dumps([asdict(c) for c in costs]),
-    }
+    metadata = {"steptool.contract": contract.name, "steptool.version": str(contract.version)}
     schema = contract.schema.with_metadata(metadata)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -250,6 +292,8 @@ def write_tables(
             for table in tables:
                 _check_schema(table.schema, contract, str(path))
                 writer.write_table(table.select(schema.names).cast(schema))
+            spent = costs() if callable(costs) else costs
+            writer.add_key_value_metadata({"steptool.costs": json.dumps([asdict(c) for c in spent])})
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -297,7 +341,7 @@ def iter_rows(
 
 def read_costs(path: str | os.PathLike[str]) -> list[Cost]:
     """What the stages behind a file cost."""
-    metadata = pq.read_schema(path).metadata or {}
+    metadata = pq.read_metadata(path).metadata or {}
     return [Cost(**c) for c in json.loads(metadata.get(b"steptool.costs", b"[]"))]
 
 

@@ -30,6 +30,15 @@ def count_rows(stage: str, counts: Mapping[str, Any], round: int = -1) -> list[R
     ]
 
 
+def total_counts(costs: Iterable[Cost]) -> dict[str, float]:
+    """What several stages or shards counted, summed by name."""
+    totals: dict[str, float] = {}
+    for cost in costs:
+        for name, count in cost.counts.items():
+            totals[name] = totals.get(name, 0.0) + count
+    return totals
+
+
 def counts_of(rows: Iterable[Row], stage: str) -> dict[str, int]:
     """The counts that `count_rows` wrote for a stage."""
     return {r["name"]: int(r["value"]) for r in rows if r["stage"] == stage and r["update"] == -1}

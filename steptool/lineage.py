@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,14 @@ def sign(
     files: Sequence[str | os.PathLike[str]],
     round: int = -1,
     note: str = "",
+    rewards: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the model card and the lineage into a model folder: those of the parent, and this stage.
 
-    `files` are what the stage was made from.
+    `files` are what the stage was made from; `rewards` says who scored it and how scores became rewards.
     """
     entry = {"stage": stage, "round": round, "files": {Path(p).name: sha256(p) for p in files}, "note": note}
+    entry |= {"rewards": rewards} if rewards else {}
     entries = [*(read(parent) if parent else []), entry]
     target = Path(folder)
     (target / FILE).write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -73,4 +75,6 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def _row(entry: Entry) -> str:
     files = ", ".join(f"{name} {digest[:12]}" for name, digest in entry["files"].items())
     number = entry["round"] + 1 if entry["round"] >= 0 else ""
-    return f"| {entry['stage']} | {number} | {files} | {entry['note']} |"
+    scored = [f"scored by {name}" for name in entry.get("rewards", {}).get("annotators", ())]
+    notes = "; ".join(part for part in (*scored, entry["note"]) if part)
+    return f"| {entry['stage']} | {number} | {files} | {notes} |"

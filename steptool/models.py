@@ -22,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from steptool.config import PolicyConfig
 
-_EMBEDDED = Path(__file__).parent / "tools" / "desk" / "base"
+EMBEDDED = Path(__file__).parent / "tools" / "desk" / "base"
+"""Folder of the small model shipped with the project."""
 _HERMES = Path(__file__).parent / "chat" / "templates" / "hermes.jinja"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -69,8 +70,8 @@ def prepare_base(policy: PolicyConfig, texts: Iterable[str], seed: int, out_dir:
     target = Path(out_dir)
     target.mkdir(parents=True, exist_ok=True)
     if policy.base == "embedded":
-        _check_folder(_EMBEDDED, ("config.json",), "embedded model", "install the package with its data files")
-        shutil.copytree(_EMBEDDED, target, dirs_exist_ok=True)
+        _check_folder(EMBEDDED, ("config.json",), "embedded model", "install the package with its data files")
+        shutil.copytree(EMBEDDED, target, dirs_exist_ok=True)
     elif policy.base == "scratch":
         tokenizer = train_tokenizer(texts)
         tokenizer.save_pretrained(target)

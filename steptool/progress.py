@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from steptool.contracts import Cost
 
@@ -19,9 +19,10 @@ class Stopwatch:
         self.round = round
         self._start = time.perf_counter()
 
-    def cost(self, tokens: int = 0) -> Cost:
+    def cost(self, tokens: int = 0, counts: Mapping[str, float] | None = None) -> Cost:
         """What the stage took until now."""
-        return Cost(self.stage, self.round, time.perf_counter() - self._start, tokens, peak_memory_mb())
+        seconds = time.perf_counter() - self._start
+        return Cost(self.stage, self.round, seconds, tokens, peak_memory_mb(), counts or {})
 
 
 def peak_memory_mb() -> float:

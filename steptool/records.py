@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ def trajectory_row(t: Trajectory) -> Row:
         "final_answer": t.final_answer,
         "solved": t.solved,
         "seconds": t.seconds,
+        "abandoned_turns": t.abandoned_turns,
+        "abandoned_tokens": t.abandoned_tokens,
     }
 
 
@@ -101,7 +103,12 @@ def write_queries(path: str | os.PathLike[str], queries: Iterable[Query], cost: 
 
 def read_trajectories(path: str | os.PathLike[str]) -> list[Trajectory]:
     """Trajectories of a file."""
-    return [trajectory_from(r) for r in iter_rows(path, TRAJECTORIES)]
+    return list(iter_trajectories(path))
+
+
+def iter_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
+    """Trajectories of a file, a few at a time in memory."""
+    return (trajectory_from(r) for r in iter_rows(path, TRAJECTORIES, batch_size=64))
 
 
 def write_trajectories(

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from steptool.config import Config
@@ -27,13 +25,6 @@ def round_queries(path: str | os.PathLike[str], config: Config, round: int, shar
         train.num_rows, rollout.episodes, round, config.seed, shard=shard, shards=rollout.shards
     )
     return [query_from(row) for row in train.take(positions).to_pylist()]
-
-
-def named_queries(path: str | os.PathLike[str], query_ids: Iterable[str]) -> list[Query]:
-    """The queries of a file that have these ids. Only these are parsed."""
-    table = read_table(path, QUERIES)
-    wanted = pc.is_in(table["query_id"], value_set=pa.array(sorted(set(query_ids)), pa.string()))
-    return [query_from(row) for row in table.filter(wanted).to_pylist()]
 
 
 def round_positions(total: int, episodes: int, round: int, seed: int) -> list[int]:

@@ -113,8 +113,22 @@ class Trajectory:
     """The environment's own verdict in [0, 1]; None where the environment has none."""
     seconds: float
     """Wall-clock seconds from reset to stop (episodes of a batch overlap)."""
+    abandoned_turns: int = 0
+    """Turns sampled on other branches of the search that found this path; 0 for a chain."""
+    abandoned_tokens: int = 0
+    """Tokens sampled on other branches."""
 
     @property
     def action_tokens(self) -> int:
         """Number of sampled tokens."""
         return sum(end - start for start, end in self.spans)
+
+    @property
+    def sampled_turns(self) -> int:
+        """Number of turns that the policy was asked for, those on other branches included."""
+        return len(self.steps) + self.abandoned_turns
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Number of tokens sampled in all, those on other branches included: what the episode cost."""
+        return self.action_tokens + self.abandoned_tokens

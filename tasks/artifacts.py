@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 from typing import TypeVar
 
-from flytekit import current_context
+from flytekit import Secret, current_context
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
@@ -33,3 +34,16 @@ def local(artifact: FlyteFile | FlyteDirectory) -> Path:
 def local_all(artifacts: list[Parquet]) -> list[Path]:
     """Artifacts on this machine."""
     return [local(a) for a in artifacts]
+
+
+def secrets() -> list[Secret]:
+    """Secrets of the cluster that a task gets as environment variables, named when the workflows are registered.
+
+    STEPTOOL_SECRETS lists them: OPENAI_API_KEY=group/key, separated by commas.
+    """
+    entries = [entry.partition("=") for entry in os.environ.get("STEPTOOL_SECRETS", "").split(",") if entry]
+    return [_secret(variable.strip(), *name.strip().split("/", 1)) for variable, _, name in entries]
+
+
+def _secret(variable: str, group: str, key: str | None = None) -> Secret:
+    return Secret(group=group, key=key, env_var=variable, mount_requirement=Secret.MountType.ENV_VAR)

@@ -7,7 +7,7 @@ from flytekit import task
 from steptool.config import Config
 from steptool.contracts import EVALUATIONS, write_rows
 from steptool.progress import Stopwatch, Ticker, rate, say
-from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
+from tasks.artifacts import IMAGE, Model, Parquet, local, scratch, secrets
 
 
 class Evaluated(NamedTuple):
@@ -18,7 +18,7 @@ class Evaluated(NamedTuple):
     sampled: Parquet
 
 
-@task(container_image=IMAGE)
+@task(container_image=IMAGE, secret_requests=secrets())
 def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Evaluated:
     """Play the held-out queries, greedily once and sampled as often as configured."""
     watch = Stopwatch("evaluate")

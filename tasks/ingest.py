@@ -8,7 +8,7 @@ from flytekit.types.file import FlyteFile
 from steptool.config import Config
 from steptool.history import count_rows, extend
 from steptool.progress import Stopwatch, say
-from tasks.artifacts import IMAGE, Parquet, local, scratch
+from tasks.artifacts import IMAGE, Parquet, local, scratch, secrets
 
 
 class Ingested(NamedTuple):
@@ -33,17 +33,17 @@ class Delivered(NamedTuple):
     counts: FlyteFile
 
 
-@task(container_image=IMAGE)
+@task(container_image=IMAGE, secret_requests=secrets())
 def ingest(config: Config, output: str, for_training: bool = True) -> Ingested:
     """Read or draw the tasks and check them, and check that the run's folder can be written.
 
-    For training no split may stay empty.
+    For training no split may stay empty; else the folder is one for an evaluation.
     """
     watch = Stopwatch("ingest")
     from steptool.data.ingest import ingest as read_source
-    from steptool.report.folder import check_target
+    from steptool.report.folder import EVALUATION_MARKS, MARKS, check_target
 
-    check_target(output)
+    check_target(output, MARKS if for_training else EVALUATION_MARKS)
     folder = scratch("ingested")
     found = read_source(config, folder, for_training)
     history = extend(None, count_rows("ingest", found.counts), [watch.cost()], folder / "history.parquet")

@@ -5,18 +5,16 @@ from typing import NamedTuple
 from flytekit import task
 
 from steptool.config import Config
-from steptool.contracts import ADVANTAGES, REWARDS, TRAJECTORIES, concat, read_costs, read_rows, write_rows
-from steptool.history import count_rows, extend
+from steptool.contracts import ADVANTAGES, METRICS, REWARDS, read_costs, read_rows, write_rows
+from steptool.history import count_rows, extend, total_counts
 from steptool.progress import Stopwatch, rate, say
-from tasks.artifacts import IMAGE, Model, Parquet, local, local_all, scratch
+from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
 
 
 class Improved(NamedTuple):
-    """The next policy, what it learned from (the shards joined), and the history of the run until here."""
+    """The next policy, the advantages that it learned from, and the history of the run until here."""
 
     model: Model
-    trajectories: Parquet
-    rewards: Parquet
     advantages: Parquet
     history: Parquet
 
@@ -27,8 +25,8 @@ def ppo(
     config: Config,
     policy: Model,
     reference: Model,
-    trajectories: list[Parquet],
-    rewards: list[Parquet],
+    trajectories: Parquet,
+    rewards: Parquet,
     history: Parquet,
 ) -> Improved:
     """Train the policy on its own episodes of this round."""
@@ -36,20 +34,22 @@ def ppo(
     from steptool.lineage import sign
     from steptool.records import read_trajectories
     from steptool.report import folder as names
+    from steptool.rewards.compose import provenance
     from steptool.training.improve import improve
 
-    joined, folder = scratch("joined"), scratch("policy")
-    played = concat(local_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round))
-    scored = concat(local_all(rewards), REWARDS, joined / names.of_round("rewards", round))
+    told, folder = scratch("told"), scratch("policy")
+    played, scored, before = local(trajectories), local(rewards), read_rows(local(history), METRICS)
     episodes, rows = read_trajectories(played), read_rows(scored, REWARDS)
-    result = improve(local(policy), local(reference), episodes, rows, config=config, round=round, out_dir=folder)
-    sign(folder, local(policy), config.ppo.algorithm, [played, scored], round, result.note)
-
-    counts = count_rows("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round)
-    costs = [*read_costs(played), *read_costs(scored), watch.cost(result.tokens)]
-    told = extend(local(history), [*counts, *result.metrics], costs, joined / names.HISTORY)
-    learned = write_rows(joined / names.of_round("advantages", round), result.advantages, ADVANTAGES)
-    say("ppo", rate([t.solved for t in episodes]), costs=read_costs(told), round=round, rounds=config.ppo.rounds)
-    return Improved(
-        Model(str(folder)), Parquet(str(played)), Parquet(str(scored)), Parquet(str(learned)), Parquet(str(told))
+    result = improve(
+        local(policy), local(reference), episodes, rows, config=config, round=round, out_dir=folder, history=before
     )
+    made_of = provenance(rows, config.rewards)
+    sign(folder, local(policy), config.ppo.algorithm, [played, scored], round, result.note, made_of)
+
+    costs = [*read_costs(played), *read_costs(scored), watch.cost(result.tokens)]
+    counts = count_rows("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round)
+    counts += count_rows("annotate", total_counts(costs), round)
+    so_far = extend(local(history), [*counts, *result.metrics], costs, told / names.HISTORY)
+    learned = write_rows(told / names.of_round("advantages", round), result.advantages, ADVANTAGES)
+    say("ppo", rate([t.solved for t in episodes]), costs=read_costs(so_far), round=round, rounds=config.ppo.rounds)
+    return Improved(Model(str(folder)), Parquet(str(learned)), Parquet(str(so_far)))

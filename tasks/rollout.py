@@ -4,10 +4,10 @@ from flytekit import task
 
 from steptool.config import Config
 from steptool.progress import Stopwatch, Ticker, rate, say
-from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
+from tasks.artifacts import IMAGE, Model, Parquet, local, scratch, secrets
 
 
-@task(container_image=IMAGE)
+@task(container_image=IMAGE, secret_requests=secrets())
 def rollout(shard: int, round: int, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Parquet:
     """Sample a shard of a round's episodes."""
     watch = Stopwatch("rollout", round)

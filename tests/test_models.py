@@ -68,7 +68,7 @@ def test_a_local_folder_is_taken_as_it_is(scratch: Path, tmp_path: Path) -> None
     assert load_tokenizer(target).chat_template == load_tokenizer(scratch).chat_template
 
 
-@pytest.mark.skipif(not models._EMBEDDED.is_dir(), reason="the embedded model is not there")
+@pytest.mark.skipif(not models.EMBEDDED.is_dir(), reason="the embedded model is not there")
 def test_the_embedded_model_can_be_used(tmp_path: Path) -> None:
     target = prepare_base(PolicyConfig(), [], 0, tmp_path)
     assert load_model(target).dtype is torch.float32

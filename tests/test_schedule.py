@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steptool.config import Config
 from steptool.records import write_queries
-from steptool.schedule import named_queries, round_positions, round_queries, shard_positions
+from steptool.schedule import round_positions, round_queries, shard_positions
 from steptool.trajectory import Query
 
 
@@ -66,9 +66,3 @@ def test_a_round_takes_training_queries_only_and_each_once(tmp_path: Path) -> No
         q.query_id for q in queries if q.split == "train"
     )
     assert all(q == queries[int(q.query_id[1:])] for part in parts for q in part)
-
-
-def test_queries_are_found_by_name(tmp_path: Path) -> None:
-    queries = [Query(f"q{n}", "train", "desk", f"task {n}", ()) for n in range(4)]
-    path = write_queries(tmp_path / "queries.parquet", queries)
-    assert named_queries(path, ["q3", "q1", "q3"]) == [queries[1], queries[3]]

@@ -11,6 +11,7 @@ from flytekit import dynamic, map_task, workflow
 from steptool.config import Config
 from tasks.annotate import annotate
 from tasks.artifacts import IMAGE, Model, Parquet
+from tasks.audit import audit
 from tasks.evaluate import evaluate
 from tasks.ingest import ingest
 from tasks.ppo import ppo
@@ -31,7 +32,7 @@ class Rounds(NamedTuple):
 
 @dynamic(container_image=IMAGE)
 def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parquet, history: Parquet) -> Rounds:
-    """On-policy rounds: each rolls out the current policy, scores its episodes and trains on them."""
+    """On-policy rounds: each rolls out the current policy, scores its episodes, audits that and trains on them."""
     policy, trajectories, rewards, advantages = start, [], [], []
     for round in range(config.ppo.rounds):
         play = partial(
@@ -39,18 +40,19 @@ def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parqu
         )
         played = map_task(play)(shard=list(range(config.rollout.shards)))
         scored = map_task(partial(annotate, round=round, config=config, queries=queries))(trajectories=played)
+        audited = audit(round=round, config=config, queries=queries, trajectories=played, rewards=scored)
         improved = ppo(
             round=round,
             config=config,
             policy=policy,
             reference=start,
-            trajectories=played,
-            rewards=scored,
+            trajectories=audited.trajectories,
+            rewards=audited.rewards,
             history=history,
         )
         policy, history = improved.model, improved.history
-        trajectories.append(improved.trajectories)
-        rewards.append(improved.rewards)
+        trajectories.append(audited.trajectories)
+        rewards.append(audited.rewards)
         advantages.append(improved.advantages)
     return Rounds(policy, history, trajectories, rewards, advantages)
 

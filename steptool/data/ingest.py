@@ -64,8 +64,13 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> In
 
     Files are streamed: neither their number nor their size is limited by memory. What was read waits in a temporary
     folder beside `out_dir`. Raises IngestError, before anything is written, for input that cannot be used, and if there
-    is no query at all or, for training, none of one of the splits.
+    is no query at all or, for training, none of one of the splits or an evaluation on training queries.
     """
+    if for_training and config.evaluation.split == "all":
+        raise IngestError(
+            "evaluation.split is all: a model that is trained here is measured on heldout or validation queries only; "
+            "all is for workflows/evaluate.py"
+        )
     started, out, ledger = time.perf_counter(), Path(out_dir).absolute(), Ledger()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ingest-", dir=out.parent) as folder, Pool(Path(folder)) as pool:

@@ -17,6 +17,7 @@ MEASURES: Mapping[str, tuple[str, str | None]] = {
     "pass_rate": ("passed", None),
     "recall": ("recall", None),
     "invalid_call_rate": ("invalid_calls", "calls"),
+    "redundant_call_rate": ("redundant_calls", "calls"),
     "steps": ("steps", None),
     "tokens": ("tokens", None),
 }
@@ -45,6 +46,11 @@ class PerQuery:
     def resampled(self, counts_RQ: Floats) -> Floats:
         """The measure [R] over each resample of the queries."""
         return ratio(counts_RQ @ self.top_Q, counts_RQ @ self.bottom_Q)
+
+    def swapped(self, other: PerQuery, coins_RQ: Floats) -> Floats:
+        """The measure [R] with the other's results in place of one's own where the coin shows 1."""
+        top = self.top_Q.sum() + coins_RQ @ (other.top_Q - self.top_Q)
+        return ratio(top, self.bottom_Q.sum() + coins_RQ @ (other.bottom_Q - self.bottom_Q))
 
 
 def per_query(rows: Sequence[Row], measure: str) -> PerQuery:
@@ -77,6 +83,14 @@ def resamples(queries: int, count: int, seed: int) -> Iterator[Floats]:
         rows = min(size, count - start)
         drawn = rng.integers(queries, size=(rows, queries)) + queries * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * queries).reshape(rows, queries).astype(np.float64)
+
+
+def coins(queries: int, count: int, seed: int) -> Iterator[Floats]:
+    """`count` rows of one toss for each query [R, Q], 0 or 1, in chunks of rows."""
+    rng = np.random.default_rng(seed)
+    size = max(1, _CHUNK // queries)
+    for start in range(0, count, size):
+        yield rng.integers(2, size=(min(size, count - start), queries)).astype(np.float64)
 
 
 def interval(estimates_R: Floats) -> tuple[float, float]:

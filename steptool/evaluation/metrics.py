@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -11,11 +13,14 @@ import numpy as np
 from steptool.contracts import Row
 from steptool.evaluation.bootstrap import MEASURES, interval, per_query, resamples
 from steptool.rewards.rules import is_solved
-from steptool.trajectory import Query, StepStatus, Trajectory
+from steptool.rollout.remote import Spent
+from steptool.trajectory import Query, Step, StepStatus, Trajectory
 
 ALL = "all"
-"""Name of the summary over all tiers."""
+"""Name of the group that holds every query."""
 
+NOTHING_SPENT: Mapping[str, Spent] = {}
+_Z95 = 1.959964
 _VALID = frozenset({StepStatus.OK, StepStatus.FINISH})
 
 
@@ -25,11 +30,14 @@ def evaluate(
     model: str,
     decoding: Literal["greedy", "sampled"],
     repeat: int = 0,
+    spent: Mapping[str, Spent] = NOTHING_SPENT,
 ) -> list[Row]:
     """Rows of `evaluations`, one per trajectory. Raises ValueError for a trajectory whose query is not given.
 
     passed: the environment's verdict, or IsSolved by rule where it has none. calls: steps that are not a well-formed
-    Finish; invalid_calls: those of them whose status is not OK, unreadable ones included. tokens: those sampled.
+    Finish; invalid_calls: those of them whose status is not OK, unreadable ones included; redundant_calls: see there.
+    tokens: those sampled, abandoned branches of a search included; for trajectories in `spent`, by their id, those that
+    the endpoint counted, with what it read and what that cost.
     """
     known = {q.query_id: q for q in queries}
     rows = []
@@ -39,7 +47,8 @@ def evaluate(
                 f"trajectory '{t.trajectory_id}' answers the query '{t.query_id}', which is not among the "
                 f"{len(known)} queries given; evaluate trajectories with the queries they were rolled out on"
             )
-        rows.append({**_measures(known[t.query_id], t), "model": model, "decoding": decoding, "repeat": repeat})
+        made = {"model": model, "decoding": decoding, "repeat": repeat}
+        rows.append({**_measures(known[t.query_id], t), **made, **_spent(t, spent.get(t.trajectory_id))})
     return rows
 
 
@@ -47,6 +56,7 @@ def _measures(query: Query, trajectory: Trajectory) -> Row:
     statuses = [step.status for step in trajectory.steps]
     return {
         "query_id": query.query_id,
+        "split": query.split,
         "tier": query.tier,
         "trajectory_id": trajectory.trajectory_id,
         "passed": is_solved(query, trajectory) if trajectory.solved is None else trajectory.solved,
@@ -54,10 +64,34 @@ def _measures(query: Query, trajectory: Trajectory) -> Row:
         "steps": len(statuses),
         "calls": sum(status is not StepStatus.FINISH for status in statuses),
         "invalid_calls": sum(status not in _VALID for status in statuses),
-        "tokens": trajectory.action_tokens,
+        "redundant_calls": redundant_calls(trajectory.steps),
         "seconds": trajectory.seconds,
         "stop_reason": str(trajectory.stop_reason),
     }
+
+
+def _spent(trajectory: Trajectory, spent: Spent | None) -> Row:
+    if spent is None:
+        return {"tokens": trajectory.sampled_tokens, "prompt_tokens": None, "money": None}
+    return {"tokens": spent.completion_tokens, "prompt_tokens": spent.prompt_tokens, "money": spent.money}
+
+
+def redundant_calls(steps: Sequence[Step]) -> int:
+    """Number of calls that repeat an earlier one and bring nothing new.
+
+    A call is redundant if an equal call (same tool, same arguments as JSON values) succeeded before and the last such
+    call returned the same observation: whatever happened in between, this call has not seen it. Looking again after a
+    change is not redundant, nor is trying again what failed. A tool that acts each time and always says the same
+    ("added") counts as well: the text cannot tell.
+    """
+    seen: dict[str, str] = {}
+    count = 0
+    for step in steps:
+        if step.call is not None and step.status is StepStatus.OK:
+            key = json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True)
+            count += seen.get(key) == step.observation
+            seen[key] = step.observation
+    return count
 
 
 def tool_recall(query: Query, trajectory: Trajectory) -> float:
@@ -75,19 +109,25 @@ def tool_recall(query: Query, trajectory: Trajectory) -> float:
 
 
 def summarise(rows: Sequence[Row], draws: int = 10_000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Measures of one model and decoding, over all queries ("all") and by tier.
+    """Measures of one model and decoding by group (see `groups`).
 
-    {tier: {each of bootstrap.MEASURES: value, "n": queries, "intervals": {measure: [low, high]}}}; the intervals are
+    {group: {each of bootstrap.MEASURES: value, "n": queries, "intervals": {measure: [low, high]}}}; the intervals are
     95% bootstrap intervals over queries. Raises ValueError for no rows and for rows of several models or decodings.
     """
     sources = sorted({(row["model"], row["decoding"]) for row in rows})
     if len(sources) != 1:
         raise ValueError(f"a summary is of one model and one way of decoding; the {len(rows)} rows hold {sources}")
-    tiers: Mapping[str, Sequence[Row]] = {
-        ALL: rows,
-        **{tier: [r for r in rows if r["tier"] == tier] for tier in sorted({r["tier"] for r in rows} - {"", ALL})},
-    }
-    return {tier: _summary(part, draws, seed) for tier, part in tiers.items()}
+    return {group: _summary(part, draws, seed) for group, part in groups(rows).items()}
+
+
+def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by group: all, then each split and each tier where there are several."""
+    found = {ALL: list(rows)} if rows else {}
+    for column in ("split", "tier"):
+        values = dict.fromkeys(r[column] for r in rows)
+        if len(values) > 1:
+            found |= {value or f"no {column}": [r for r in rows if r[column] == value] for value in values}
+    return found
 
 
 def _summary(rows: Sequence[Row], draws: int, seed: int) -> dict[str, Any]:
@@ -100,3 +140,11 @@ def _summary(rows: Sequence[Row], draws: int, seed: int) -> dict[str, Any]:
         "n": queries,
         "intervals": {measure: list(bounds) for measure, bounds in zip(parts, intervals, strict=True)},
     }
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share among n: sensible at 0 and 1 too."""
+    centre = share + _Z95**2 / (2 * n)
+    reach = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
+    scale = 1 + _Z95**2 / n
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)

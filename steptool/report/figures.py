@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from steptool.contracts import Row
-from steptool.evaluation.metrics import ALL
+from steptool.evaluation.metrics import wilson
+from steptool.evaluation.words import points
 from steptool.report.charts import (
     Bubble,
     Format,
@@ -22,7 +23,7 @@ from steptool.report.charts import (
     percent,
 )
 from steptool.report.inputs import FarmingPoint, ReportInputs, RoundSummary, mean
-from steptool.report.summary import cell, difference, points, select, tiers, wilson
+from steptool.report.summary import cell, comparisons, sections_of, select
 
 SOLVED, UNSOLVED = "c-steptool", "c-bad"
 
@@ -54,12 +55,6 @@ CURVES: Mapping[str, Curve] = {
 MAIN_CURVES = ("kl", "entropy", "explained_variance", "value_loss", "clip_fraction")
 
 
-def sections_of(rows: Sequence[Row]) -> list[tuple[str, str | None]]:
-    """Groups of the results as (name, tier): everything first, then each tier where there are several."""
-    found = tiers(rows)
-    return [(ALL, None), *((t or "no tier", t) for t in found if len(found) > 1)]
-
-
 def pass_rates(inputs: ReportInputs, models: Mapping[str, str], decoding: str) -> str:
     """Bars of the pass rates by group and model, with Wilson's 95% intervals."""
     rows = []
@@ -74,13 +69,11 @@ def pass_rates(inputs: ReportInputs, models: Mapping[str, str], decoding: str) -
 def gains(inputs: ReportInputs) -> str:
     """Paired differences between the result and the warm start."""
     rows = []
-    for name, tier in sections_of(inputs.evaluations):
-        for decoding in ("greedy", "sampled"):
-            d = difference(inputs, tier=tier, decoding=decoding)
-            if d is not None:
-                colour = SOLVED if d.low > 0 else UNSOLVED if d.high < 0 else "c-base"
-                rows.append(Interval(name, decoding, d.mean, d.low, d.high, colour))
-    note = "Percentage points on the same tasks, with 95% intervals. An interval that crosses 0 shows nothing."
+    for compared in comparisons(inputs):
+        c, d = compared.comparison, compared.comparison.difference
+        colour = "c-base" if not c.shown else SOLVED if d.mean > 0 else UNSOLVED
+        rows.append(Interval(c.group, compared.decoding, d.mean, d.low, d.high, colour))
+    note = "Percentage points on the same tasks, with 95% intervals. Coloured where a difference is shown."
     return differences("Gain over the warm start", rows, note=note, show=_signed) if rows else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
@@ -12,6 +13,10 @@ CONFIG, QUERIES, DEMONSTRATIONS = "config.yaml", "queries.parquet", "demonstrati
 HISTORY, EVALUATED = "metrics.parquet", "evaluations.parquet"
 MODEL, WARM_START = "model", "warm_start"
 REPORT, FIGURES, QUARANTINE = "report.html", "metrics.json", "quarantine.jsonl"
+VERDICTS, PREFERENCES = "verdicts.parquet", "preferences.parquet"
+PAGE, TABLE, CSV, LATEX = "evaluation.html", "table.md", "table.csv", "table.tex"
+MARKS, EVALUATION_MARKS = (CONFIG, HISTORY), (CONFIG, PAGE)
+"""Files by which a former run, and a former evaluation, is known."""
 
 
 def of_round(kind: str, round: int) -> str:
@@ -24,19 +29,24 @@ def of_evaluation(kind: str, episodes: str) -> str:
     return f"evaluation_{kind}_{episodes}.parquet"
 
 
-def check_target(target: str) -> None:
-    """Raise ValueError if publishing to `target` would replace anything but a former run."""
+def of_policy(name: str) -> str:
+    """Name of the file of the episodes of a policy in an evaluation."""
+    return f"trajectories_{name}.parquet"
+
+
+def check_target(target: str, marks: Sequence[str] = MARKS) -> None:
+    """Raise ValueError if publishing to `target` would replace anything but a former run, known by its `marks`."""
     if not target or "://" in target:
         return
     folder = Path(target)
-    former = (folder / CONFIG).is_file() and (folder / HISTORY).is_file()
+    former = all((folder / mark).is_file() for mark in marks)
     if folder.exists() and not former and (folder.is_file() or any(folder.iterdir())):
         raise ValueError(f"{folder}: holds something else than a former run; give --output a new or empty folder")
 
 
-def publish(built: Path, target: str) -> None:
+def publish(built: Path, target: str, marks: Sequence[str] = MARKS) -> None:
     """Put a finished folder in place of `target`: whole or not at all. A url is written through fsspec."""
-    check_target(target)
+    check_target(target, marks)
     if "://" in target:
         fs, path = fsspec.core.url_to_fs(target)
         fs.put(f"{built}/", path.rstrip("/") + "/", recursive=True)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steptool.contracts import Cost, Row
+from steptool.rewards.audit import Audit
 from steptool.trajectory import Query, StepStatus, Trajectory
 
 Rewards = npt.NDArray[np.floating[Any]]
@@ -92,6 +93,8 @@ class ReportInputs:
     rollouts: Sequence[RoundSummary] = ()
     farming: Mapping[int, Sequence[FarmingPoint]] = field(default_factory=dict)
     """Episodes by round; the first and the last round are compared."""
+    audits: Mapping[int, Audit] = field(default_factory=dict)
+    """What is known of the rewards of each round."""
     costs: Sequence[Cost] = ()
     examples: Sequence[Example] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from steptool.contracts import Cost, Row
-from steptool.report import figures
+from steptool.evaluation.words import points, probability
+from steptool.report import figures, trust
+from steptool.report.assets import asset, templates
 from steptool.report.charts import number, percent
 from steptool.report.inputs import MODELS, ReportInputs
-from steptool.report.summary import cell, difference, headline, passed_tasks, points, select, summary
+from steptool.report.summary import cell, comparisons, headline, passed_tasks, sections_of, select, summary
 from steptool.report.viewer import embed, viewer_data
 
 DASH = "–"
@@ -23,13 +23,7 @@ DECODINGS = ("greedy", "sampled")
 
 def build_report(inputs: ReportInputs) -> str:
     """The whole page. Parts of the inputs that are empty are left out of it with a word about it."""
-    environment = Environment(
-        loader=PackageLoader("steptool", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     shown = {"percent": percent, "number": number, "points": points, "decimal": "{:.1f}".format}
     environment.filters |= {name: _or_dash(show) for name, show in shown.items()}
     return environment.get_template("page.html.jinja").render(**_context(inputs))
@@ -80,18 +74,19 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "formula": _formula(inputs.config),
         "farming": _markups([*figures.farming_charts(inputs.farming), figures.correlation_curve(inputs.farming)]),
         "farming_verdict": figures.farming_verdict(inputs.farming),
+        "trust": trust.section(inputs.audits) if inputs.audits else None,
         "costs": _costs(inputs.costs),
         "counts": list(_flat(inputs.counts)),
         "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
         "examples": len(inputs.examples),
         "data": Markup(embed(viewer_data(inputs.examples, inputs.config))),
-        "css": Markup(_asset("page.css")),
-        "script": Markup(_asset("page.js")),
+        "css": asset("theme.css", "steps.css", "page.css"),
+        "script": asset("steps.js", "page.js"),
     }
 
 
 def _groups(inputs: ReportInputs, models: Mapping[str, str], decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for name, tier in figures.sections_of(inputs.evaluations):
+    for name, tier in sections_of(inputs.evaluations):
         rows = select(inputs.evaluations, tier=tier)
         cells = [
             {"model": m, "label": label, "cells": [cell(select(rows, model=m, decoding=d)) for d in decodings]}
@@ -101,12 +96,10 @@ def _groups(inputs: ReportInputs, models: Mapping[str, str], decodings: Sequence
 
 
 def _comparisons(inputs: ReportInputs) -> Iterator[dict[str, Any]]:
-    for name, tier in figures.sections_of(inputs.evaluations):
-        for decoding in DECODINGS:
-            found = difference(inputs, tier=tier, decoding=decoding)
-            if found is not None:
-                rows = select(inputs.evaluations, tier=tier, decoding=decoding)
-                yield {"name": name, "decoding": decoding, "difference": found, **_changes(rows)}
+    for found in comparisons(inputs):
+        c, rows = found.comparison, select(inputs.evaluations, tier=found.tier, decoding=found.decoding)
+        p = probability(c.corrected).removeprefix("p ").removeprefix("= ")
+        yield {"name": c.group, "decoding": found.decoding, "difference": c.difference, "p": p, **_changes(rows)}
 
 
 def _changes(rows: Sequence[Row]) -> dict[str, int]:
@@ -124,9 +117,11 @@ def _formula(config: Mapping[str, Any]) -> str:
         return "reward of the last step = IsSolved; of every other step = 0"
     succ = "SuccCalling − 1" if rewards.get("succ_calling") == "penalty" else "SuccCalling"
     divided = " / number of steps before the last" if rewards.get("normalisation") == "trajectory" else ""
+    running = rewards.get("normalisation") == "running"
+    scaled = "; all divided by their deviation over the rounds so far" if running else ""
     return (
         f"reward of a step = {rewards.get('step_weight')} × ({rewards.get('alpha')} × ({succ}) + Contribution){divided}"
-        "; of the last step = IsSolved"
+        f"; of the last step = IsSolved{scaled}"
     )
 
 
@@ -165,7 +160,3 @@ def _or_dash(show: Any) -> Any:
 
 def _markups(parts: Sequence[str]) -> list[Markup]:
     return [Markup(p) for p in parts if p]
-
-
-def _asset(name: str) -> str:
-    return files("steptool.report").joinpath(name).read_text(encoding="utf-8")

@@ -21,6 +21,9 @@ from steptool.report.inputs import (
     farming_points,
     summarise_round,
 )
+from steptool.rewards.audit import Audit
+from steptool.rewards.review import review
+from steptool.rewards.running import RunningScale
 from steptool.rewards.step_rewards import step_rewards
 from steptool.trajectory import Query
 
@@ -44,6 +47,7 @@ def read_run(folder: Path) -> ReportInputs:
         metrics=[row for row in history if row["update"] >= 0],
         rollouts=summaries,
         farming=farming,
+        audits={round: _audit(folder, config, round) for round in range(config.ppo.rounds)},
         costs=[*read_costs(folder / names.HISTORY), *read_costs(folder / names.EVALUATED)],
         examples=[*_pairs(folder, queries, evaluations), *_learned(folder, queries, config.ppo.rounds - 1)],
         counts={stage: counts_of(history, stage) for stage in ("ingest", "prepare")},
@@ -52,14 +56,22 @@ def read_run(folder: Path) -> ReportInputs:
 
 
 def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:
-    summaries, farming = [], {}
+    summaries, farming, scale = [], {}, RunningScale()
     for round in range(config.ppo.rounds):
         trajectories = read_trajectories(folder / names.of_round("trajectories", round))
         rows = read_rows(folder / names.of_round("rewards", round), REWARDS)
         composed = step_rewards(trajectories, rows, config.rewards, config.ppo.reward)
+        if config.rewards.normalisation == "running":
+            scale = scale.after(composed)
+            composed = scale.apply(composed)
         summaries.append(summarise_round(trajectories, rows, composed))
         farming[round] = farming_points(trajectories, composed)
     return summaries, farming
+
+
+def _audit(folder: Path, config: Config, round: int) -> Audit:
+    episodes, rewards = (folder / names.of_round(kind, round) for kind in ("trajectories", "rewards"))
+    return review(folder / names.QUERIES, episodes, rewards, config)
 
 
 def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row]) -> Iterator[Example]:

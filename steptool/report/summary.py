@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from steptool.contracts import Cost, Row
 from steptool.evaluation.bootstrap import MEASURES, per_query
-from steptool.evaluation.compare import Difference, paired_bootstrap
-from steptool.evaluation.metrics import ALL
+from steptool.evaluation.compare import Comparison, Difference, corrected, paired_bootstrap, permutation_p
+from steptool.evaluation.metrics import ALL, wilson
+from steptool.evaluation.words import points
 from steptool.report.charts import percent
 from steptool.report.inputs import MODELS, ReportInputs
-
-_Z95 = 1.959964
 
 
 def summary(inputs: ReportInputs) -> dict[str, Any]:
@@ -21,7 +20,8 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
 
     pass_rate and sampled_pass_rate: {model: share}; difference: steptool - warm_start, greedy, paired over tasks, as
     {"mean", "low", "high", "n"} or None; tiers: {tier: {model: cell}} with the greedy cell of `cell` and the sampled
-    pass rate; differences: the same as difference for each tier; seconds and tokens: {stage: sum, "total": sum}.
+    pass rate; differences: the same as difference for each tier; comparisons: of each group and
+    way of decoding, with p-values corrected over all of them; seconds and tokens: {stage: sum, "total": sum}.
     """
     rows = inputs.evaluations
     return {
@@ -29,6 +29,7 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
         "sampled_pass_rate": _pass_rates(select(rows, decoding="sampled")),
         "difference": _plain(difference(inputs)),
         "tiers": {tier: _tier(select(rows, tier=tier)) for tier in tiers(rows)},
+        "comparisons": [_told(c) for c in comparisons(inputs)],
         "differences": {tier: _plain(difference(inputs, tier=tier)) for tier in tiers(rows)},
         "tasks": len({r["query_id"] for r in rows}),
         "seconds": _total(inputs.costs, "seconds"),
@@ -88,13 +89,6 @@ def _comparison(d: Difference) -> str:
     return f"{amount}, but the {interval} includes 0: no improvement is shown."
 
 
-def points(difference: float) -> str:
-    """A difference of shares in percentage points: 0.304 as 30, 0.013 as 1.3."""
-    value = difference * 100
-    text = f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.1f}".removesuffix(".0")
-    return {"-0": "0"}.get(text, text).replace("-", "−")
-
-
 def difference(
     inputs: ReportInputs,
     *,
@@ -103,14 +97,57 @@ def difference(
     models: tuple[str, str] = ("warm_start", "steptool"),
 ) -> Difference | None:
     """Paired difference of pass rates, second model less first, over the tasks that both attempted; None if none."""
+    sides = _common(inputs, tier, decoding, models)
+    return None if sides is None else paired_bootstrap(*sides, *_draws(inputs))
+
+
+def _common(
+    inputs: ReportInputs, tier: str | None, decoding: str, models: tuple[str, str]
+) -> tuple[list[Row], list[Row]] | None:
+    """Rows of the second model and of the first over the tasks that both attempted; None if there is none."""
     rows = select(inputs.evaluations, decoding=decoding, tier=tier)
     before, after = (select(rows, model=m) for m in models)
     common = {r["query_id"] for r in before} & {r["query_id"] for r in after}
     if not common:
         return None
     first, second = ([r for r in side if r["query_id"] in common] for side in (before, after))
-    resamples = int(_section(inputs, "evaluation").get("bootstrap", 10_000))
-    return paired_bootstrap(second, first, resamples, int(inputs.config.get("seed", 0)))
+    return second, first
+
+
+def _draws(inputs: ReportInputs) -> tuple[int, int]:
+    """Resamples and seed."""
+    return int(_section(inputs, "evaluation").get("bootstrap", 10_000)), int(inputs.config.get("seed", 0))
+
+
+def sections_of(rows: Sequence[Row]) -> list[tuple[str, str | None]]:
+    """Groups of the results as (name, tier): everything first, then each tier where there are several."""
+    found = tiers(rows)
+    return [(ALL, None), *((t or "no tier", t) for t in found if len(found) > 1)]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The result against the warm start in one group, with one way of decoding."""
+
+    decoding: str
+    tier: str | None
+    comparison: Comparison
+
+
+def comparisons(inputs: ReportInputs) -> list[Compared]:
+    """The result against the warm start by group and way of decoding; corrected as one family.
+
+    The first one, on all tasks, is the headline's: it was chosen beforehand and is told there without a correction.
+    """
+    found = []
+    for name, tier in sections_of(inputs.evaluations):
+        for decoding in ("greedy", "sampled"):
+            sides = _common(inputs, tier, decoding, ("warm_start", "steptool"))
+            if sides is not None:
+                d, p = paired_bootstrap(*sides, *_draws(inputs)), permutation_p(*sides, *_draws(inputs))
+                found.append(Compared(decoding, tier, Comparison("steptool", "warm_start", name, d, p, p)))
+    values = corrected([c.comparison for c in found])
+    return [replace(c, comparison=value) for c, value in zip(found, values, strict=True)]
 
 
 def cell(rows: Sequence[Row]) -> dict[str, Any]:
@@ -122,14 +159,6 @@ def cell(rows: Sequence[Row]) -> dict[str, Any]:
     tasks = len({r["query_id"] for r in rows})
     low, high = wilson(found["pass_rate"], tasks) if rows else (None, None)
     return {**found, "low": low, "high": high, "tasks": tasks}
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share among n: sensible at 0 and 1 too."""
-    centre = share + _Z95**2 / (2 * n)
-    reach = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
-    scale = 1 + _Z95**2 / n
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
 
 
 def select(
@@ -178,6 +207,12 @@ def _section(inputs: ReportInputs, name: str) -> Mapping[str, Any]:
 
 def _plain(d: Difference | None) -> dict[str, Any] | None:
     return None if d is None else {"mean": float(d.mean), "low": float(d.low), "high": float(d.high), "n": int(d.n)}
+
+
+def _told(compared: Compared) -> dict[str, Any]:
+    c = compared.comparison
+    told = {"group": c.group, "decoding": compared.decoding, "p": c.p, "corrected": c.corrected, "shown": c.shown}
+    return {**told, **(_plain(c.difference) or {})}
 
 
 def _share(value: float | None) -> str:

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+from steptool.config import JudgeConfig
 from steptool.contracts import Row
 from steptool.rewards.rules import DataFlowRules, OverlapRules
-from steptool.rewards.score import Annotator, StepScore
+from steptool.rewards.score import Annotator, StepScore, Waiting
+from steptool.rewards.transcript import plain
 from steptool.rewards.truth import Truth
+from steptool.threads import in_order
 from steptool.trajectory import Query, Trajectory
 
-__all__ = ["ANNOTATORS", "Annotator", "StepScore", "annotate", "annotator"]
+__all__ = ["ANNOTATORS", "Annotator", "StepScore", "annotate", "annotator", "counts_of", "opened", "score_steps"]
 
 ANNOTATORS: Mapping[str, Callable[[], Annotator]] = {"rules": DataFlowRules, "lcs": OverlapRules, "truth": Truth}
-"""Annotators by the name that a configuration uses."""
+"""Annotators by the name that a configuration uses, but for "judge", which takes a configuration of its own."""
 
 
-def annotator(name: str) -> Annotator:
-    """The annotator of this name. Raises ValueError listing the known names."""
+def annotator(name: str, judge: JudgeConfig | None = None) -> Annotator:
+    """The annotator of this name. Raises ValueError listing the known names, and for a judge without an endpoint."""
+    if name == "judge":
+        from steptool.rewards.judge import Judge  # the client takes half a second to import
+
+        return Judge(judge or JudgeConfig())
     if name not in ANNOTATORS:
-        raise ValueError(f"unknown annotator '{name}': expected one of {', '.join(sorted(ANNOTATORS))}")
+        raise ValueError(f"unknown annotator '{name}': expected one of judge, {', '.join(sorted(ANNOTATORS))}")
     return ANNOTATORS[name]()
+
+
+@contextmanager
+def opened(name: str, judge: JudgeConfig | None = None) -> Iterator[Annotator]:
+    """The annotator of this name, closed at the end if it holds anything open."""
+    chosen = annotator(name, judge)
+    try:
+        yield chosen
+    finally:
+        if isinstance(chosen, Waiting):
+            chosen.close()
+
+
+def counts_of(annotator: Annotator) -> dict[str, float]:
+    """What an annotator that waits for others asked and spent until now; empty for one that does not."""
+    return annotator.counts() if isinstance(annotator, Waiting) else {}
 
 
 def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annotator: Annotator) -> list[Row]:
@@ -29,8 +53,21 @@ def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annot
 
     Raises ValueError for a trajectory whose query is not among `queries` and for an annotator that skips a step.
     """
-    known = {q.query_id: q for q in queries}
-    return [row for t in trajectories for row in _rows(known, t, annotator)]
+    return list(score_steps({q.query_id: q for q in queries}, trajectories, annotator))
+
+
+def score_steps(
+    queries: Mapping[str, Query], trajectories: Iterable[Trajectory], annotator: Annotator
+) -> Iterator[Row]:
+    """The same as a stream: a trajectory is taken when the rows of the one before are gone.
+
+    An annotator that waits gets several at once; some more are then taken ahead.
+    """
+    if isinstance(annotator, Waiting):
+        scored = in_order(lambda t: _rows(queries, t, annotator), trajectories, annotator.concurrency)
+    else:
+        scored = (_rows(queries, t, annotator) for t in trajectories)
+    return (row for rows in scored for row in rows)
 
 
 def _rows(known: Mapping[str, Query], trajectory: Trajectory, annotator: Annotator) -> list[Row]:
@@ -58,11 +95,6 @@ def _row(trajectory: Trajectory, number: int, score: StepScore, annotator: Annot
         "succ_calling": score.succ_calling,
         "contribution": score.contribution,
         "is_solved": score.is_solved,
-        "votes": _utf8(json.dumps(dict(score.votes), ensure_ascii=False)),
-        "rationale": _utf8(score.rationale),
+        "votes": plain(json.dumps(dict(score.votes), ensure_ascii=False)),
+        "rationale": plain(score.rationale),
     }
-
-
-def _utf8(text: str) -> str:
-    """Text without lone surrogates, which tools may return and no file can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")

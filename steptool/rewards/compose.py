@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from steptool.config import RewardConfig
 from steptool.contracts import Row
+
+_SOURCE = ("annotator", "annotator_version", "prompt_hash")
 
 
 def compose(
@@ -22,7 +24,8 @@ def compose(
 
     succ_t is SuccCalling ("bonus") or SuccCalling - 1 ("penalty"). With normalisation "trajectory" r_t is divided by
     T - 1, so that the steps of a trajectory weigh the same in sum however many they are (a step without effect then
-    dilutes penalties as well as contributions). reward "final": r_t = 0 for t < T.
+    dilutes penalties as well as contributions). "running" is applied to whole rounds (see RunningScale), not here.
+    reward "final": r_t = 0 for t < T.
 
     None if a score that is needed is missing, or if there is no step at all. Raises ValueError for rows that are not
     those of one trajectory by one annotator.
@@ -44,6 +47,22 @@ def compose(
     return rewards_T
 
 
+def annotator_label(row: Row) -> str:
+    """Who gave a score: name and version, and the prompt where there was one."""
+    prompt = f" ({row['prompt_hash'][:8]})" if row["prompt_hash"] else ""
+    return f"{row['annotator']} {row['annotator_version']}{prompt}"
+
+
+def provenance(rows: Iterable[Row], config: RewardConfig) -> dict[str, Any]:
+    """What went into composed rewards: annotators and settings (of a judge its model and votes too).
+
+    {"annotators": labels, "prompts": whole hashes of their prompts, "settings": section `rewards` as plain data}.
+    """
+    sources = {annotator_label(row): row["prompt_hash"] for row in rows}
+    prompts = {name: prompt for name, prompt in sources.items() if prompt}
+    return {"annotators": sorted(sources), "prompts": prompts, "settings": config.model_dump(mode="json")}
+
+
 def _column(rows: Sequence[Row], name: str) -> npt.NDArray[np.float64] | None:
     scores = [row[name] for row in rows[:-1]]
     return None if None in scores else np.array(scores, dtype=np.float64)
@@ -51,7 +70,7 @@ def _column(rows: Sequence[Row], name: str) -> npt.NDArray[np.float64] | None:
 
 def _checked(score_rows: Sequence[Row]) -> list[Row]:
     rows = sorted(score_rows, key=lambda row: int(row["step"]))
-    sources = {(row["trajectory_id"], row["annotator"], row["annotator_version"]) for row in rows}
+    sources = {(row["trajectory_id"], *(row[n] for n in _SOURCE)) for row in rows}
     if len(sources) > 1:
         raise ValueError(f"expected the scores of one trajectory by one annotator, got those of {sorted(sources)}")
     numbers = [row["step"] for row in rows]

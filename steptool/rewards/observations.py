@@ -19,14 +19,16 @@ _MAX_LITERAL = 200_000
 _SHORT = 200
 """Characters up to which a whole text can be nothing but an error message."""
 
-_BROKEN_ENVELOPE = re.compile(r"""^\{\s*["']error["']\s*:\s*["'][^"'\s]""")
+_BROKEN_ENVELOPE = re.compile(r"""^\{\s*["']error["']\s*:\s*(["'][^"'\s]|\{)""")
+_CUT_ENVELOPE = re.compile(r"""^\{\s*["']error["']\s*:\s*["']\s*["']\s*,\s*["']response["']\s*:\s*["']?""")
+"""What precedes the response in an envelope that was cut off, and says of itself that there is no error."""
 _OPENING = re.compile(
     r"^[\s*#>-]*((an? )?(\w+ )?(error|exception|traceback|time ?out|timed out|failed|failure|bad request|"
     r"unauthori[sz]ed)|the (input|request|parameter)s?( provided)? (is|are|do|does) (not|invalid))\b",
     re.I,
 )
 _MESSAGE = re.compile(
-    r"\b(not found|does not exist|doesn't exist|unauthori[sz]ed|forbidden|bad gateway|internal server error|"
+    r"\b(not found|(does not|doesn't) exists?|unauthori[sz]ed|forbidden|bad gateway|internal server error|"
     r"service unavailable|too many requests|rate limit|quota|timed out|not subscribed|access denied|"
     r"(invalid|missing) (api|key|token|parameter|argument|input|request)\w*)\b",
     re.I,
@@ -34,6 +36,8 @@ _MESSAGE = re.compile(
 _ERROR_KEYS = ("error", "errors", "exception", "iserror", "is_error")
 _MESSAGE_KEYS = ("message", "msg", "title", "detail")
 _CODE_KEYS = ("status", "code", "status_code", "statuscode")
+_HTTP_KEYS = ("status_code", "statuscode")
+"""Keys that hold nothing but the code of a response, with a message beside it or without."""
 _NO_ERROR = {"", "none", "null", "false", "no", "0", "ok", "success", "no error"}
 
 _NO_VALUE = {"", "true", "false", "null", "none", "n/a", "nan", "ok", "success"}
@@ -110,10 +114,11 @@ def _failure_in(fields: Mapping[Any, Any]) -> str:
             return f"{key}: {str(low[key])[:_SHORT]}"
     if low.get("success") is False or low.get("ok") is False:
         return "success is false"
-    if any(key in low for key in _MESSAGE_KEYS):
-        for key in _CODE_KEYS:
-            if _is_error_code(low.get(key)):
-                return f"{key}: {low[key]}"
+    for key in _CODE_KEYS if any(key in low for key in _MESSAGE_KEYS) else _HTTP_KEYS:
+        if _is_error_code(low.get(key)):
+            return f"{key}: {low[key]}"
+    if low and all(key in _MESSAGE_KEYS for key in low):
+        return next(filter(None, (_failure_of_text(str(said)) for said in low.values())), "")
     return ""
 
 
@@ -130,6 +135,8 @@ def _is_error_code(value: Any) -> bool:
 
 def _failure_of_text(text: str) -> str:
     stripped = text.strip()
+    if cut := _CUT_ENVELOPE.match(stripped):
+        stripped = stripped[cut.end() :].replace('\\"', '"')
     if _BROKEN_ENVELOPE.match(stripped) or _OPENING.match(stripped):
         return stripped[:_SHORT]
     return stripped if len(stripped) <= _SHORT and _MESSAGE.search(stripped) else ""

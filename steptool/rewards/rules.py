@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import product
 
 from rapidfuzz.distance import LCSseq
 
@@ -41,7 +42,7 @@ class DataFlowRules:
     """The rules with Contribution by the way of values through the trajectory."""
 
     name = "rules"
-    version = "1"
+    version = "2"
     prompt_hash = ""
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
@@ -55,7 +56,7 @@ class OverlapRules:
     """The rules with Contribution by the longest common subsequence."""
 
     name = "lcs"
-    version = "1"
+    version = "2"
     prompt_hash = ""
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
@@ -107,8 +108,9 @@ def overlap(observation: str, answer: str) -> float:
 def contributions(instruction: str, steps: Sequence[Step], failures: Sequence[str], answer: str) -> list[str]:
     """For each step [T], what its new values were good for; empty for a step that does not contribute.
 
-    A value is new where neither the instruction, nor an earlier observation, nor a call's arguments up to this step
-    hold it. Steps that failed return nothing, nor do repeats of a call that was already made and did not fail.
+    A value is new where neither the instruction nor the call itself holds it and no earlier call with an argument in
+    common returned it: that a second order is "pending" too is news, the price of one product from two tools is not.
+    Steps that failed return nothing, nor do repeats of a call that was already made and did not fail.
     """
     fresh = _fresh_values(instruction, steps, failures)
     sink = "\n".join([normalise(answer), text_of(parse(answer))])
@@ -133,19 +135,18 @@ def _use(found: frozenset[str], things: frozenset[str], sink: str, acted_on: set
 
 
 def _fresh_values(instruction: str, steps: Sequence[Step], failures: Sequence[str]) -> list[frozenset[str]]:
-    told, known, made = normalise(instruction), set[str](), set[str]()
+    told, known, made = normalise(instruction), set[tuple[str, str]](), set[str]()
     fresh = []
     for step, failed in zip(steps, failures, strict=True):
-        returned = values(payload(step.observation))
-        if step.call is not None:
-            known |= {normalise(str(leaf)) for leaf in leaves(step.call.arguments)}
-        key = _key(step)
-        if failed or key in made:
-            fresh.append(frozenset[str]())
-        else:
-            fresh.append(frozenset(v for v in returned - known if not mentions(told, v)))
+        key, returned, found = _key(step), values(payload(step.observation)), frozenset[str]()
+        asked = {normalise(str(leaf)) for leaf in leaves(step.call.arguments)} if step.call else set()
+        facts = {value: set(product(asked or {""}, [value])) for value in returned}
+        if not failed and key not in made:
             made.add(key)
-        known |= returned
+            new = (value for value, about in facts.items() if value not in asked and not known & about)
+            found = frozenset(value for value in new if not mentions(told, value))
+        fresh.append(found)
+        known.update(*facts.values())
     return fresh
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from steptool.trajectory import Query, Trajectory
 
@@ -44,4 +44,22 @@ class Annotator(Protocol):
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
+        ...
+
+
+@runtime_checkable
+class Waiting(Annotator, Protocol):
+    """An annotator that mostly waits for others. Trajectories are given to it side by side, by threads."""
+
+    @property
+    def concurrency(self) -> int:
+        """Trajectories at once."""
+        ...
+
+    def counts(self) -> dict[str, float]:
+        """What was asked, came back and was spent until now, by name."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held open."""
         ...

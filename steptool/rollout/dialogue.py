@@ -29,7 +29,8 @@ def opening(query: Query) -> list[Message]:
 class Dialogue:
     """One episode in the making: `begin`; `act` and `note` for each turn of the policy until `stop` says why; `end`.
 
-    `max_steps` holds where the query sets no limit of its own. Whoever gives the turns may set `stop` as well.
+    `max_steps` holds where the query sets no limit of its own. Whoever gives the turns may set `stop` as well, and go
+    `back_to` an earlier turn.
     """
 
     def __init__(self, query: Query, max_steps: int) -> None:
@@ -41,16 +42,19 @@ class Dialogue:
         self._listed = {FINISH, *(tool["function"]["name"] for tool in query.tools)}
         self._messages = opening(query)
         self._steps: list[Step] = []
+        self._ends: list[int] = []
+        """Number of messages after each step."""
         self._answer: str | None = None
         self._solved: float | None = None
-        self._session: GuardedSession | None = None
+        self._guard: Guard | None = None
+        self._sessions: list[GuardedSession] = []
+        """The session in use, after the one that was left, if any."""
         self._started = self._seconds = 0.0
 
     @property
     def session(self) -> GuardedSession:
         """The environment's session of this episode."""
-        assert self._session is not None
-        return self._session
+        return self._sessions[-1]
 
     @property
     def last(self) -> Step:
@@ -59,11 +63,13 @@ class Dialogue:
 
     def begin(self, guard: Guard) -> None:
         """Reset the environment for this episode's query."""
-        self._started = time.perf_counter()
-        self._session = guard.reset(self.query)
+        self._started, self._guard = time.perf_counter(), guard
+        self._sessions.append(guard.reset(self.query))
 
     def act(self, turn: ParsedTurn) -> None:
         """Let the environment, and after a final answer the user, answer a turn. Dialogues may do so side by side."""
+        if len(self._sessions) > 1:
+            self._make_up()
         step = self._answered(turn)
         self._steps.append(step)
         self.user_turn = None
@@ -82,7 +88,22 @@ class Dialogue:
         if self.user_turn is not None:
             self._messages.append({"role": "user", "content": self.user_turn})
             self._answer = None
+        self._ends.append(len(self._messages))
         self.stop = self.stop or self._limit()
+
+    def back_to(self, turns: int) -> None:
+        """Go on from where the first `turns` turns had been made, as if no other had been.
+
+        The next `act` gives a fresh session the calls of these turns again. What it answers is not looked at: the
+        policy has seen the first answers.
+        """
+        assert self._guard is not None
+        self._sessions.append(self._guard.reset(self.query))
+        del self._steps[turns:], self._ends[turns:]
+        self._messages = self._messages[: self._ends[-1]] if turns else opening(self.query)
+        last = self._messages[-1]
+        self.user_turn = last["content"] if turns and last["role"] == "user" else None
+        self.stop = self._answer = None
 
     def end(self) -> None:
         """Ask for the verdict and close the session."""
@@ -92,9 +113,8 @@ class Dialogue:
 
     def close(self) -> None:
         """Close the session if it is open."""
-        session, self._session = self._session, None
-        if session:
-            session.close()
+        while self._sessions:
+            self._sessions.pop().close()
 
     def trajectory(
         self,
@@ -127,6 +147,17 @@ class Dialogue:
             solved=self._solved,
             seconds=self._seconds,
         )
+
+    def _make_up(self) -> None:
+        """Close the session that was left and bring the new one to where the dialogue stands."""
+        self._sessions.pop(0).close()
+        for step in self._steps:
+            if step.call is None or step.status is StepStatus.UNKNOWN_TOOL:
+                continue
+            if step.call.name != FINISH:
+                self.session.call(step.call)
+            elif step.status is StepStatus.FINISH:
+                self.session.next_turn(step.call.arguments["final_answer"])
 
     def _answered(self, turn: ParsedTurn) -> Step:
         """What becomes of a turn."""

@@ -6,33 +6,35 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from typing import Literal
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config
 from steptool.models import load_model, load_tokenizer
 from steptool.records import read_trajectories
 from steptool.rollout.episodes import roll_out
+from steptool.rollout.search import search
+from steptool.tools.environment import Environment
 from steptool.tools.registry import open_environment
 from steptool.trajectory import Query, Trajectory
 
 
 @contextmanager
 def player(
-    folder: str | os.PathLike[str], queries: Sequence[Query], demonstrations: str | os.PathLike[str], config: Config
+    folder: str | os.PathLike[str],
+    queries: Sequence[Query],
+    demonstrations: str | os.PathLike[str],
+    config: Config,
+    strategy: Literal["chain", "dfsdt"] = "chain",
 ) -> Iterator[Callable[..., list[Trajectory]]]:
     """`roll_out` with model, codec, environment and configuration filled in: play(queries, greedy=..., policy=...).
 
-    The environment is the one that the queries name; it is closed in the end. `demonstrations` is a file of
-    trajectories; it is read only by an environment that replays them. Raises ValueError unless the queries name one
-    environment.
+    With the strategy dfsdt it is `search`. `demonstrations` and the environment are those of `opened`.
     """
-    names = sorted({q.environment for q in queries})
-    if len(names) != 1:
-        raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
-    recorded = read_trajectories(demonstrations) if names == ["replay"] else []
-    with closing(open_environment(names[0], config.tools, recorded)) as environment:
+    play = roll_out if strategy == "chain" else partial(search, search=config.evaluation.search)
+    with opened(queries, demonstrations, config) as environment:
         yield partial(
-            roll_out,
+            play,
             load_model(folder),
             ChatCodec(load_tokenizer(folder), config.policy.chat_format),
             environment=environment,
@@ -41,3 +43,18 @@ def player(
             max_context=config.policy.max_context,
             seed=config.seed,
         )
+
+
+@contextmanager
+def opened(queries: Sequence[Query], demonstrations: str | os.PathLike[str], config: Config) -> Iterator[Environment]:
+    """The environment that the queries name; it is closed in the end.
+
+    `demonstrations` is a file of trajectories; it is read only by an environment that replays them. Raises ValueError
+    unless the queries name one environment.
+    """
+    names = sorted({q.environment for q in queries})
+    if len(names) != 1:
+        raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
+    recorded = read_trajectories(demonstrations) if names == ["replay"] else []
+    with closing(open_environment(names[0], config.tools, recorded)) as environment:
+        yield environment

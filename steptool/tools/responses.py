@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steptool.database import open_database
 from steptool.tools.environment import ToolResult
 from steptool.trajectory import StepStatus
 
-_WAIT = 60.0
-"""Seconds to wait for another process that writes."""
 _TABLE = """
 CREATE TABLE IF NOT EXISTS responses (
     id INTEGER PRIMARY KEY,  -- in the order of first recording
@@ -41,22 +38,13 @@ def call_key(tool: Sequence[str], arguments: Mapping[str, Any]) -> str:
 class Responses:
     """Recorded responses by call. A call that has several gets the most frequent, and of equals the first recorded.
 
-    An SQLite database with a write-ahead log: what is added is there whole or not at all, whatever process is killed
-    when, and nobody who reads waits for one who writes. The file belongs on a disk of this machine: those who use it
-    share memory through a file beside it.
+    Whatever process is killed when, what was added is there whole or not at all (`steptool.database`).
     """
 
     def __init__(self, path: str | Path = "") -> None:
         """Open the file, made if it is missing; without a path, memory. Raises sqlite3.Error if it is another file."""
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(
-            path or ":memory:", timeout=_WAIT, isolation_level="IMMEDIATE", check_same_thread=False
-        )
+        self._database = open_database(path, _TABLE)
         self._lock = threading.Lock()
-        _use_log(self._database)
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.execute(_TABLE)
 
     def get(self, call: str) -> ToolResult | None:
         """The response of the call with this key; None if none was recorded."""
@@ -79,19 +67,6 @@ class Responses:
         """Close the file."""
         with self._lock:
             self._database.close()
-
-
-def _use_log(database: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log. Unlike everything else, this does not wait when another process does the same."""
-    deadline = time.monotonic() + _WAIT
-    while True:
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
 
 
 def _digest(result: ToolResult) -> bytes:

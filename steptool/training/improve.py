@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from steptool.config import Config
 from steptool.contracts import Row
+from steptool.rewards.running import RunningScale
 from steptool.rewards.step_rewards import step_rewards
 from steptool.training.metrics import RoundResult
 from steptool.training.rejection import rejection_round
@@ -23,10 +25,13 @@ def improve(
     config: Config,
     round: int,
     out_dir: str | Path,
+    history: Sequence[Row] = (),
 ) -> RoundResult:
     """Train the policy on trajectories and their rows of REWARDS; `out_dir` becomes the next model folder.
 
     step_ppo learns from the composed rewards of every step, rft from the trajectories that the annotator calls solved.
+    `history` (rows of METRICS) holds the scale of the rounds before, for the normalisation "running"; the result's
+    metrics hold that of this one.
     """
     if config.ppo.algorithm == "rft":
         solved = {row["trajectory_id"] for row in reward_rows if row["is_solved"] == 1.0}
@@ -34,5 +39,9 @@ def improve(
         return rejection_round(
             policy_dir, reference_dir, trajectories, kept, config=config, round=round, out_dir=out_dir
         )
-    rewards = step_rewards(trajectories, reward_rows, config.rewards, config.ppo.reward)
-    return train_round(policy_dir, reference_dir, trajectories, rewards, config=config, round=round, out_dir=out_dir)
+    rewards, scale = step_rewards(trajectories, reward_rows, config.rewards, config.ppo.reward), None
+    if config.rewards.normalisation == "running":
+        scale = RunningScale.before(round, history).after(rewards)
+        rewards = scale.apply(rewards)
+    done = train_round(policy_dir, reference_dir, trajectories, rewards, config=config, round=round, out_dir=out_dir)
+    return replace(done, metrics=[*done.metrics, *scale.rows(round)]) if scale else done

@@ -2,15 +2,23 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from steptool.evaluation.compare import Difference, paired_bootstrap
+from steptool.evaluation.compare import Comparison, Difference, compare, holm, paired_bootstrap, permutation_p
+from steptool.evaluation.words import conclusion, points, probability
 
 
 def rows(passed, **columns):
     """Rows of `evaluations`, from {query: verdict or list of verdicts of its repeats}."""
     listed = {q: p if isinstance(p, list) else [p] for q, p in passed.items()}
     extra = {"calls": 2, "invalid_calls": 0, **columns}
-    return [{"query_id": q, "repeat": i, "passed": p, **extra} for q, ps in listed.items() for i, p in enumerate(ps)]
+    place = {"split": "heldout", "tier": ""}
+    return [
+        {"query_id": q, "repeat": i, "passed": p, **place, **extra}
+        for q, ps in listed.items()
+        for i, p in enumerate(ps)
+    ]
 
 
 def test_a_certain_difference_has_no_width():
@@ -79,3 +87,132 @@ def test_ten_thousand_resamples_take_no_time_worth_waiting_for():
     start = time.perf_counter()
     paired_bootstrap(a, a, 10_000, 0)
     assert time.perf_counter() - start < 10
+
+
+def test_the_permutation_test_by_hand():
+    """a wins 5 of 5 where they differ: of the 32 ways to swap 2 differ as much, p = 1/16; the alike change nothing."""
+    a = rows({str(i): 1.0 for i in range(8)})
+    b = rows({str(i): float(i >= 5) for i in range(8)})
+    assert permutation_p(a, b, 40_000) == pytest.approx(1 / 16, abs=0.006)
+    assert permutation_p(b, a, 40_000) == permutation_p(a, b, 40_000)
+    assert permutation_p(a, a, 100) == 1.0
+
+
+def test_the_permutation_test_swaps_numerator_and_denominator_together():
+    """Two queries, invalid calls 1 of 2 and 1 of 8 against none of 5: |2/10 - 0| beside swaps of one of them,
+    |1/7 - 1/13| and |1/13 - 1/7|: only both ways of swapping all or nothing are as extreme."""
+    a = rows({"x": 1.0}, calls=2, invalid_calls=1) + rows({"y": 1.0}, calls=8, invalid_calls=1)
+    b = rows({"x": 1.0, "y": 1.0}, calls=5, invalid_calls=0)
+    assert permutation_p(a, b, 20_000, measure="invalid_call_rate") == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_p_value_is_never_zero():
+    a, b = rows({str(i): 1.0 for i in range(100)}), rows({str(i): 0.0 for i in range(100)})
+    assert permutation_p(a, b, 999) == 1 / 1000
+
+
+def test_holm_by_hand():
+    """Sorted .01 .02 .03 .04 times 4 3 2 1 are .04 .06 .06 .04, and the last may not be below the one before."""
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+shares = st.floats(0, 1)
+
+
+@given(st.lists(shares, min_size=1, max_size=8), st.randoms())
+def test_holm_keeps_order_lies_between_p_and_bonferroni_and_knows_no_places(p_values, random):
+    got = holm(p_values)
+    for p, c in zip(p_values, got, strict=True):
+        assert p <= c <= min(1.0, len(p_values) * p + 1e-12) or c == max(got)
+        assert p <= c <= 1.0
+    assert sorted(zip(p_values, got, strict=True)) == sorted(zip(sorted(p_values), sorted(got), strict=True))
+    places = list(range(len(p_values)))
+    random.shuffle(places)
+    assert sorted(holm([p_values[i] for i in places])) == sorted(got)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(shares, shares), min_size=1, max_size=12), st.randoms())
+def test_comparisons_stay_within_bounds_and_know_no_order(pairs, random):
+    a, b = (rows({f"q{i:02}": pair[side] for i, pair in enumerate(pairs)}) for side in (0, 1))
+    (c,) = compare({"b": b, "a": a}, 200)
+    assert -1 <= c.difference.low <= c.difference.high <= 1
+    assert 0 < c.p <= c.corrected <= 1
+    (mirrored,) = compare({"a": a, "b": b}, 200)
+    assert mirrored.difference.mean == pytest.approx(-c.difference.mean) and mirrored.p == c.p
+    random.shuffle(a)
+    assert compare({"b": b, "a": a}, 200) == [c]
+
+
+def test_every_pair_in_every_group_is_one_family():
+    def model(first, second):
+        single, long = (
+            {f"{tier}{i}": float(i < solved) for i in range(20)} for tier, solved in (("s", first), ("l", second))
+        )
+        return rows(single, tier="single") + rows(long, tier="long")
+
+    found = compare({"x": model(4, 4), "y": model(20, 4), "z": model(20, 20)}, 2000)
+    assert [(c.a, c.b, c.group) for c in found[:4]] == [
+        ("y", "x", "all"), ("y", "x", "single"), ("y", "x", "long"), ("z", "x", "all"),
+    ]  # fmt: skip
+    assert len(found) == 9 and {c.family for c in found} == {9}
+    by_pair = {(c.a, c.b, c.group): c for c in found}
+    assert by_pair["y", "x", "single"].difference.mean == pytest.approx(0.8)
+    assert by_pair["y", "x", "single"].shown and by_pair["y", "x", "all"].shown
+    assert not by_pair["y", "x", "long"].shown and by_pair["y", "x", "long"].corrected == 1.0
+    assert by_pair["z", "y", "long"].shown and not by_pair["z", "y", "single"].shown
+    assert all(c.corrected >= c.p for c in found)
+
+
+def test_chance_alone_shows_a_difference_seldom():
+    """20 policies that are alike, each of 190 pairs tested at 5%: uncorrected about ten differ, corrected none."""
+    rng = np.random.default_rng(5)
+    alike = {f"m{i:02}": rows({str(q): float(rng.integers(2)) for q in range(60)}) for i in range(20)}
+    found = compare(alike, 2000)
+    assert sum(c.p < 0.05 for c in found) > 2
+    assert not any(c.shown for c in found)
+
+
+def test_models_on_different_queries_are_not_compared():
+    with pytest.raises(ValueError, match="the same queries on both sides"):
+        compare({"x": rows({"a": 1.0}), "y": rows({"b": 1.0})}, 10)
+
+
+def comparison(mean, low, high, p, family=1, group="all"):
+    return Comparison("new", "old", group, Difference(mean, low, high, 400), p, p, family)
+
+
+@pytest.mark.parametrize(
+    ("compared", "sentence"),
+    [
+        (
+            comparison(0.12, 0.075, 0.16, 0.0004, 3),
+            "new solves 12 points more than old on 400 tasks (95% interval 7.5 to 16, p < 0.001 corrected for 3 "
+            "comparisons): new is better here than old.",
+        ),
+        (
+            comparison(-0.01, -0.018, -0.002, 0.02, group="long"),
+            "new solves 1 point fewer than old on 400 tasks of the group long (95% interval −1.8 to −0.2, p = 0.020): "
+            "new is worse here than old.",
+        ),
+        (
+            comparison(0.05, 0.01, 0.09, 0.09, 3),
+            "new solves 5 points more than old on 400 tasks (95% interval 1 to 9, p = 0.090 corrected for 3 "
+            "comparisons): no difference is shown, as one like it may come by chance among 3 comparisons.",
+        ),
+        (
+            comparison(0.0, -0.03, 0.04, 1.0),
+            "new solves as many as old on 400 tasks (95% interval −3 to 4, p = 1.00): no difference is shown; one of "
+            "up to 4 points may be there all the same.",
+        ),
+    ],
+)
+def test_the_conclusion_in_words(compared, sentence):
+    assert conclusion(compared) == sentence
+
+
+def test_points_and_probabilities():
+    assert [points(x) for x in (0.304, 0.0132, -0.1, 0.0, -0.0001, 0.05)] == ["30", "1.3", "−10", "0", "0", "5"]
+    assert [probability(p) for p in (0.0004, 0.04, 0.2)] == ["p < 0.001", "p = 0.040", "p = 0.20"]

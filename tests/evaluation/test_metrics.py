@@ -1,8 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steptool.contracts import EVALUATIONS, write_rows
-from steptool.evaluation.metrics import evaluate, summarise
+from steptool.evaluation.metrics import evaluate, groups, redundant_calls, summarise, wilson
+from steptool.rollout.remote import Spent
 from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
@@ -52,6 +57,7 @@ def test_an_episode_is_counted_by_hand(tmp_path):
     assert rows == [
         {
             "query_id": "q1",
+            "split": "heldout",
             "tier": "single",
             "model": "steptool",
             "decoding": "greedy",
@@ -62,7 +68,10 @@ def test_an_episode_is_counted_by_hand(tmp_path):
             "steps": 6,
             "calls": 5,
             "invalid_calls": 3,
+            "redundant_calls": 0,
             "tokens": 7,
+            "prompt_tokens": None,
+            "money": None,
             "seconds": 1.5,
             "stop_reason": "finished",
         }
@@ -100,9 +109,56 @@ def test_a_trajectory_of_an_unknown_query_is_refused():
         evaluate([make_query()], [make_trajectory(query_id="q9")], "m", "greedy")
 
 
+def test_what_a_search_abandoned_and_what_an_endpoint_counted_is_spent():
+    searched = replace(make_trajectory(FINISHED), abandoned_turns=2, abandoned_tokens=13)
+    assert evaluate([make_query()], [searched], "m", "greedy")[0]["tokens"] == 20
+    asked = evaluate([make_query()], [searched], "m", "greedy", spent={"t-q1": Spent(900, 40, 0.5)})[0]
+    assert (asked["tokens"], asked["prompt_tokens"], asked["money"]) == (40, 900, 0.5)
+
+
+def saw(observation: str, status: StepStatus = StepStatus.OK, name: str = "get", **arguments: object) -> Step:
+    return Step(ToolCall(name, arguments), status, observation)
+
+
+@pytest.mark.parametrize(
+    ("steps", "redundant"),
+    [
+        ([saw("1", a=1, b=2), saw("1", b=2, a=1)], 1),  # the order of the arguments says nothing
+        ([saw("1", a=1), saw("1", a=2), saw("1", name="put", a=1)], 0),
+        ([saw("1", a=1), saw("done", name="put"), saw("2", a=1)], 0),  # looked again after a change
+        ([saw("1", a=1), saw("2", a=1), saw("1", a=1)], 0),  # back to what it was: a change as well
+        ([saw("1", a=1), saw("2", a=1), saw("2", a=1)], 1),
+        ([saw("no", StepStatus.TOOL_ERROR), saw("no", StepStatus.TOOL_ERROR)], 0),  # tried again
+        ([saw("no", StepStatus.TOOL_ERROR), saw("1"), saw("1")], 1),
+        ([saw("1", a=1), saw("1", a=1.0)], 0),
+        ([FINISHED, FINISHED, Step(None, StepStatus.MALFORMED, ""), Step(None, StepStatus.MALFORMED, "")], 0),
+    ],
+)
+def test_redundant_calls(steps, redundant):
+    assert redundant_calls(steps) == redundant
+    assert evaluate([make_query()], [make_trajectory(*steps)], "m", "greedy")[0]["redundant_calls"] == redundant
+
+
+@given(st.lists(st.tuples(st.sampled_from("fg"), st.sampled_from("12"), st.sampled_from(["ok", "tool_error"]))))
+def test_the_first_successful_call_of_each_kind_is_never_redundant(made):
+    steps = [saw(seen, StepStatus(status), name=name) for name, seen, status in made]
+    succeeded = [name for name, _, status in made if status == "ok"]
+    assert 0 <= redundant_calls(steps) <= len(succeeded) - len(set(succeeded))
+    assert redundant_calls([*steps, *steps[-1:]]) == redundant_calls(steps) + sum(m[2] == "ok" for m in made[-1:])
+
+
 def row(query: str, passed: float, tier: str = "single", **changes: object) -> dict:
-    columns = {"recall": 1.0, "invalid_calls": 0, "calls": 2, "steps": 3, "tokens": 30}
-    return {"query_id": query, "tier": tier, "model": "m", "decoding": "greedy", "passed": passed, **columns, **changes}
+    columns = {"recall": 1.0, "invalid_calls": 0, "redundant_calls": 0, "calls": 2, "steps": 3, "tokens": 30}
+    return {
+        "query_id": query,
+        "split": "heldout",
+        "tier": tier,
+        "model": "m",
+        "decoding": "greedy",
+        "passed": passed,
+        **columns,
+        **changes,
+    }
 
 
 def test_summary_by_tier_by_hand():
@@ -144,8 +200,17 @@ def test_intervals_are_those_of_a_binomial_where_they_should_be():
     assert high == pytest.approx(0.549, abs=0.006)
 
 
-def test_queries_without_a_tier_are_only_in_the_whole():
-    assert set(summarise([row("a", 1.0, tier="")], draws=50)) == {"all"}
+def test_groups_are_splits_and_tiers_where_there_are_several():
+    rows = [row("a", 1.0), row("b", 1.0, tier="", split="train"), row("c", 0.0)]
+    assert {name: [r["query_id"] for r in part] for name, part in groups(rows).items()} == {
+        "all": ["a", "b", "c"],
+        "heldout": ["a", "c"],
+        "train": ["b"],
+        "single": ["a", "c"],
+        "no tier": ["b"],
+    }
+    assert list(groups([row("a", 1.0, tier="")])) == ["all"]
+    assert groups([]) == {}
 
 
 def test_nothing_or_a_mixture_cannot_be_summarised():
@@ -153,3 +218,10 @@ def test_nothing_or_a_mixture_cannot_be_summarised():
         summarise([])
     with pytest.raises(ValueError, match="one way of decoding"):
         summarise([row("a", 1.0), row("a", 1.0, decoding="sampled")])
+
+
+def test_wilson_by_hand():
+    # 0 of 10: [0, z^2 / (n + z^2)] with z^2 = 3.8415
+    assert wilson(0.0, 10) == (0.0, pytest.approx(3.8415 / 13.8415, abs=1e-4))
+    # 5 of 10: .5 +- z/(1 + z^2/n) * sqrt(.25/10 + z^2/400)
+    assert wilson(0.5, 10) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))

@@ -17,6 +17,7 @@ def evaluation() -> Make:
     def make(query: str, model: str, passed: float, **other: Any) -> Row:
         row = {
             "query_id": query,
+            "split": "heldout",
             "tier": "single",
             "model": model,
             "decoding": "greedy",
@@ -27,7 +28,10 @@ def evaluation() -> Make:
             "steps": 3,
             "calls": 2,
             "invalid_calls": 0,
+            "redundant_calls": 0,
             "tokens": 30,
+            "prompt_tokens": None,
+            "money": None,
             "seconds": 0.1,
             "stop_reason": "finished",
             **other,

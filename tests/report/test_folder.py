@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from steptool.report.folder import CONFIG, HISTORY, check_target, publish
+from steptool.report.folder import CONFIG, EVALUATION_MARKS, HISTORY, PAGE, check_target, publish
 
 
 def built(path: Path, text: str) -> Path:
@@ -48,3 +48,17 @@ def test_a_url_is_written_through_fsspec(tmp_path: Path) -> None:
     target = tmp_path / "far" / "demo"
     publish(built(tmp_path / "run", "1"), f"file://{target}")
     assert contents(target) == contents(tmp_path / "run")
+
+
+def test_an_evaluation_never_takes_the_place_of_a_run(tmp_path: Path) -> None:
+    run = built(tmp_path / "run", "1")
+    with pytest.raises(ValueError, match="holds something else"):
+        check_target(str(run), EVALUATION_MARKS)
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    for name in (CONFIG, PAGE):
+        (evaluation / name).write_text("2")
+    publish(evaluation, str(tmp_path / "target"), EVALUATION_MARKS)
+    publish(evaluation, str(tmp_path / "target"), EVALUATION_MARKS)
+    with pytest.raises(ValueError, match="holds something else"):
+        check_target(str(tmp_path / "target"))

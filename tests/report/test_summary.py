@@ -4,7 +4,7 @@ import pytest
 
 from steptool.contracts import Cost
 from steptool.report.inputs import ReportInputs
-from steptool.report.summary import cell, headline, points, summary, table, wilson
+from steptool.report.summary import cell, headline, summary, table
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
 
@@ -45,6 +45,17 @@ def test_the_figures_by_hand(evaluation):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_the_comparisons_of_a_report_are_one_family(results):
+    """All greedy tasks and both tiers: three comparisons; 12 of 12 in one tier, p = 2/4096, none in the other."""
+    rows = results(warm_start="0" * 24, steptool="1" * 12 + "0" * 12)
+    rows = [{**r, "tier": "single" if int(r["query_id"][1:]) < 12 else "long"} for r in rows]
+    found = {c["group"]: c for c in summary(_inputs(rows))["comparisons"]}
+    assert list(found) == ["all", "single", "long"]
+    assert found["single"]["corrected"] == pytest.approx(3 * found["single"]["p"]) and found["single"]["shown"]
+    assert found["single"]["mean"] == 1.0 and found["all"]["shown"]
+    assert found["long"]["corrected"] == 1.0 and not found["long"]["shown"]
+
+
 def test_the_difference_is_over_the_common_tasks(results):
     rows = results(warm_start="0101", steptool="11")
     assert summary(_inputs(rows))["difference"]["n"] == 2
@@ -57,19 +68,8 @@ def test_nothing_at_all():
     assert "0 s of work" in table(found)
 
 
-def test_wilson_by_hand():
-    # 0 of 10: [0, z^2 / (n + z^2)] with z^2 = 3.8415
-    assert wilson(0.0, 10) == (0.0, pytest.approx(3.8415 / 13.8415, abs=1e-4))
-    # 5 of 10: .5 +- z/(1 + z^2/n) * sqrt(.25/10 + z^2/400)
-    assert wilson(0.5, 10) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
-
-
 def test_a_cell_of_nothing_is_missing():
     assert cell([])["pass_rate"] is None and cell([])["tasks"] == 0
-
-
-def test_points():
-    assert [points(x) for x in (0.304, 0.0132, -0.1, 0.0, -0.0001, 0.05)] == ["30", "1.3", "−10", "0", "0", "5"]
 
 
 def test_headline_of_a_gain(results):

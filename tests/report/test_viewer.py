@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from steptool.config import RewardConfig
 from steptool.report.inputs import Episode, Example
-from steptool.report.viewer import LONGEST, embed, outcome, viewer_data
+from steptool.report.steps import LONGEST
+from steptool.report.viewer import embed, outcome, viewer_data
 
 
 @given(st.text())

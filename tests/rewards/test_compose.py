@@ -15,6 +15,7 @@ def rows(succ, contribution, is_solved):
             "step": i,
             "annotator": "rules",
             "annotator_version": "1",
+            "prompt_hash": "",
             "succ_calling": s,
             "contribution": c,
             "is_solved": is_solved if i == last else None,

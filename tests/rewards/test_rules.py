@@ -1,6 +1,9 @@
 import random
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steptool.rewards.annotators import annotate, annotator
 from steptool.rewards.rules import DataFlowRules, OverlapRules, is_solved, overlap
@@ -53,6 +56,46 @@ def test_what_was_known_before_is_no_contribution(make_query, make_step, make_tr
     repeated_value = make_step("list_price", {"price": 40}, item="pro_05", verbose=True)
     trajectory = make_trajectory([echo, again, repeated_value], "pro_05 costs 40 in oslo")
     assert contributions(query, trajectory) == [0, 1, 0, None]
+
+
+def test_the_same_word_about_another_thing_is_news(make_query, make_step, make_trajectory):
+    one, other = (make_step("get_order", {"status": "pending"}, order_id=f"ord_0{n}") for n in (1, 2))
+    ticket = make_step("get_ticket", {"user_id": "usr_20", "severity": "major"}, ticket_id="tck_04")
+    event = make_step("get_event", {"host_id": "usr_20"}, event_id="evt_08")
+    last = make_step("last_order", {"order_id": "ord_09"}, user_id="usr_20")
+    assert contributions(make_query(), make_trajectory([one, other], "pending; pending")) == [1, 1, None]
+    assert contributions(make_query(), make_trajectory([ticket, event, last], "ord_09")) == [1, 1, 1, None]
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [
+        '{"error": "", "response": "{\'message\': \'Too many requests\'}"}',
+        '{"error": "", "response": "Error: the town of Oslo is unknown"}',
+        "{'error': 'Unauthorized', 'response': 'the town of Os",
+    ],
+)
+def test_an_error_that_hides_in_the_text_neither_succeeds_nor_contributes(
+    observation, make_query, make_step, make_trajectory
+):
+    trajectory = make_trajectory([make_step("f", observation)], observation)
+    for rules in (DataFlowRules(), OverlapRules()):
+        first, _ = rules.annotate(make_query(), trajectory)
+        assert (first.succ_calling, first.contribution) == (0, 0)
+        assert first.rationale.startswith("failed: ")
+
+
+@given(st.text(), st.text())
+def test_the_published_rules_take_any_text(observation, answer):
+    from steptool.trajectory import Query, ToolCall, Trajectory
+
+    step = Step(ToolCall("f", {}), StepStatus.OK, '{"error": "", "response": "' + observation)
+    none = np.zeros(0, dtype=np.int32)
+    t = Trajectory(
+        "t", "q", "e", "", "p", 0, 0, 1.0, [], none, [], none, [step], StopReason.FINISHED, answer, None, 0.0
+    )
+    (score,) = OverlapRules().annotate(Query("q", "train", "e", "?", ()), t)
+    assert score.contribution in (0, 1) and score.succ_calling in (0, 1)
 
 
 def test_failed_steps_and_repeats_contribute_nothing_but_a_retry_may(make_query, make_step, make_trajectory):

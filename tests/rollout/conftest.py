@@ -193,13 +193,32 @@ class Parrot(PreTrainedModel):
 
     def _next(self, history: list[int]) -> int:
         prompt, *said = self._tokenizer.decode(history).split("<|im_start|>assistant\n")
-        turns = next((t for i, t in self._turns.items() if f"user\n{i}<|im_end|>" in prompt), [""])
-        text = turns[min(len(said), len(turns)) - 1]
+        text = self._text(prompt, said)
         script = self._tokenizer.encode(text) + ([] if text.endswith("...") else [self._end])
         already = len(self._tokenizer.encode(said[-1]))
         return script[already] if already < len(script) else self._tokenizer.encode(".")[0]
+
+    def _text(self, prompt: str, said: list[str]) -> str:
+        turns = next((t for i, t in self._turns.items() if f"user\n{i}<|im_end|>" in prompt), [""])
+        return turns[min(len(said), len(turns)) - 1]
 
 
 @pytest.fixture
 def parrot(codec: ChatCodec) -> Callable[[dict[str, Sequence[str]]], Parrot]:
     return lambda turns: Parrot(codec, turns)
+
+
+class Chooser(Parrot):
+    """A parrot that says what a function makes of all that was said: the prompt, then each turn and what followed."""
+
+    def __init__(self, codec: ChatCodec, choose: Callable[[list[str]], str]) -> None:
+        super().__init__(codec, {})
+        self._choose = choose
+
+    def _text(self, prompt: str, said: list[str]) -> str:
+        return self._choose([prompt, *said[:-1]])
+
+
+@pytest.fixture
+def chooser(codec: ChatCodec) -> Callable[[Callable[[list[str]], str]], Chooser]:
+    return lambda choose: Chooser(codec, choose)

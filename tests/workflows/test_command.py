@@ -46,7 +46,7 @@ def test_help_answers_within_three_seconds_of_work(command: tuple[str, ...]) -> 
 def test_an_unknown_and_an_ill_typed_field_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "ppo: {rounds: many, round: 3, epochs: '2'}\nrewards: {annotator: judge}\ncredit: {whiten: 1, gamma: true}\n"
+        "ppo: {rounds: many, round: 3, epochs: '2'}\nrewards: {annotator: oracle}\ncredit: {whiten: 1, gamma: true}\n"
     )
     result = run_train(path, tmp_path / "out")
     assert result.returncode != 0
@@ -56,7 +56,7 @@ def test_an_unknown_and_an_ill_typed_field_are_refused_by_name(tmp_path: Path) -
     assert "field 'credit.whiten': input should be a valid boolean" in text
     assert "field 'credit.gamma': input should be a valid number" in text
     assert "unknown field 'ppo.round'" in text
-    assert "field 'rewards.annotator': input should be 'rules', 'lcs' or 'truth'" in text
+    assert "field 'rewards.annotator': input should be 'rules', 'lcs', 'truth' or 'judge'" in text
     assert "ingest" not in result.stdout  # nothing has started
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,99 @@
+"""DFSDT against the chain on held-out tasks of the desk: what a search solves and what it costs.
+
+Plays the same tasks with a model folder (the embedded model if none is given) and the settings of configs/laptop.yaml:
+greedily, sampled, and sampled without hints; one chain for each task, then one search. Prints lines
+`name: DFSDT CHAIN RATIO` for the pass rate (with 95% intervals) and for the turns and tokens sampled per task, then a
+line on the tasks whose chain ended without an answer, the only ones that a search goes on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from steptool.chat.codec import ChatCodec
+from steptool.config import Config, SearchConfig
+from steptool.models import load_model, load_tokenizer, prepare_base
+from steptool.rollout.episodes import roll_out
+from steptool.rollout.search import search
+from steptool.tools.desk.tasks import DeskEnvironment, desk_queries
+from steptool.trajectory import Query, Trajectory
+
+Played = Sequence[Trajectory]
+
+
+def line(name: str, tree: Sequence[float], chain: Sequence[float], note: str = "") -> None:
+    """Print the means over tasks as `name: OURS OTHER RATIO`."""
+    ours, other = float(np.mean(tree)), float(np.mean(chain))
+    print(f"{name}: {ours:.3f} {other:.3f} {ours / other if other else float('nan'):.2f}{note}", flush=True)
+
+
+def solved(played: Played) -> list[float]:
+    """The verdicts."""
+    return [t.solved or 0.0 for t in played]
+
+
+def interval(played: Played) -> str:
+    """95% interval of the pass rate, from a bootstrap over tasks."""
+    means = np.random.default_rng(0).choice(solved(played), size=(10_000, len(played))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return f"[{low:.3f} {high:.3f}]"
+
+
+def report(way: str, tree: Played, chain: Played) -> None:
+    """Print the lines of one way of decoding."""
+    note = f"  intervals {interval(tree)} {interval(chain)}"
+    line(f"search {way}: pass rate", solved(tree), solved(chain), note)
+    line(f"search {way}: turns per task", [t.sampled_turns for t in tree], [t.sampled_turns for t in chain])
+    line(f"search {way}: tokens per task", [t.sampled_tokens for t in tree], [t.sampled_tokens for t in chain])
+    left = [found for found, tried in zip(tree, chain, strict=True) if tried.final_answer is None]
+    answered = [t for t in left if t.final_answer is not None]
+    print(
+        f"search {way}: {len(left)} of {len(chain)} chains ended without an answer; their searches made "
+        f"{sum(t.sampled_turns for t in left)} turns, answered {len(answered)} and solved "
+        f"{sum(t.solved == 1 for t in answered)}",
+        flush=True,
+    )
+
+
+def compare(folder: str, config: Config, queries: Sequence[Query]) -> None:
+    """Play the tasks each way and print what came of it."""
+    model, codec = load_model(folder), ChatCodec(load_tokenizer(folder), config.policy.chat_format)
+    shared: dict[str, Any] = {
+        "environment": DeskEnvironment(),
+        "rollout": config.rollout,
+        "max_context": config.policy.max_context,
+        "seed": config.seed,
+        "policy": "benchmark",
+    }
+    settings, plain = config.evaluation.search, SearchConfig(hints=False)
+    for way, greedy, tree in (
+        ("greedy", True, settings),
+        ("sampled", False, settings),
+        ("without hints", False, plain),
+    ):
+        chain = roll_out(model, codec, queries, greedy=greedy, **shared)
+        report(way, search(model, codec, queries, greedy=greedy, search=tree, **shared), chain)
+
+
+def main() -> int:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="", help="model folder; the embedded model if left out")
+    parser.add_argument("--tasks", type=int, default=40, help="number of held-out tasks")
+    given = parser.parse_args()
+    tasks = {"train_queries": 1, "validation_queries": 1, "heldout_queries": given.tasks}
+    config = Config.model_validate({"data": tasks})
+    queries = [q for q in desk_queries(config) if q.split == "heldout"]
+    with tempfile.TemporaryDirectory() as folder:
+        compare(given.model or str(prepare_base(config.policy, [], 0, folder)), config, queries)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

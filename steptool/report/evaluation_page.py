@@ -1,0 +1,47 @@
+"""The page of an evaluation: what may be concluded, the pass rates drawn, and the tables."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from steptool.evaluation.metrics import ALL
+from steptool.evaluation.table import NOTE, Results, tables
+from steptool.evaluation.words import conclusion
+from steptool.report.assets import asset, templates
+from steptool.report.charts import Interval, interval_bars, percent
+
+_COLOURS = ("c-steptool", "c-one", "c-warm_start", "c-two", "c-base")
+
+
+def evaluation_page(results: Results, settings: str) -> str:
+    """One HTML file without a network. `settings`: the configuration as text."""
+    return (
+        templates()
+        .get_template("evaluation.html.jinja")
+        .render(
+            models=list(dict.fromkeys(line["model"] for line in results.lines)),
+            tasks=max((line["tasks"] for line in results.lines), default=0),
+            conclusions=[conclusion(c) for c in results.comparisons if c.group == ALL],
+            bars=Markup(_bars(results)),
+            tables=[(title, list(t.columns), t.to_numpy().tolist()) for title, t in tables(results)],
+            note=NOTE,
+            settings=settings,
+            css=asset("theme.css", "page.css"),
+        )
+    )
+
+
+def _bars(results: Results) -> str:
+    models = list(dict.fromkeys(line["model"] for line in results.lines))
+    groups = dict.fromkeys(line["group"] for line in results.lines)
+    rows = [
+        Interval(group, line["model"], line["pass_rate"], line["low"], line["high"], _colour(models, line["model"]))
+        for group in groups
+        for line in results.lines
+        if line["group"] == group
+    ]
+    return interval_bars("Tasks solved", rows, note="Thin lines: 95% intervals.", show=percent) if rows else ""
+
+
+def _colour(models: list[str], model: str) -> str:
+    return _COLOURS[models.index(model) % len(_COLOURS)]

@@ -1,0 +1,88 @@
+"""The form in which people label steps, and the command that makes it and takes the labels back.
+
+    python -m steptool.report.labelling export TRAJECTORIES QUERIES FOLDER --episodes 50
+    python -m steptool.report.labelling import TRAJECTORIES TARGET LABELS...
+
+Export writes label.html, a form that works from the file without a server, and steps.csv and steps.parquet with the
+same steps for other tools. Import takes the form's JSON or CSV and filled tables, of one labeller or of several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from steptool.contracts import REWARDS, Row, write_rows
+from steptool.records import iter_trajectories
+from steptool.report.assets import asset, templates
+from steptool.report.viewer import embed
+from steptool.rewards.people import LabelError, label_rows, read_labels, sheet, write_sheet
+from steptool.rewards.stream import QueryTable
+from steptool.trajectory import Trajectory
+
+FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")
+
+
+def labelling_form(rows: Sequence[Row], title: str = "Label steps") -> str:
+    """The form for a sheet: one HTML file, which keeps what was entered in the browser until it is downloaded."""
+    page = templates().get_template("label.html.jinja")
+    script = asset("label.js")
+    return page.render(title=title, css=asset("theme.css", "label.css"), script=script, data=Markup(embed(list(rows))))
+
+
+def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed: int = 0) -> int:
+    """Write the form and the tables of some episodes, drawn at random; how many there are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = list(sheet(QueryTable(queries), _drawn(trajectories, episodes, seed)))
+    for name in TABLES:
+        write_sheet(rows, folder / name)
+    (folder / FORM).write_text(labelling_form(rows, f"Label steps of {trajectories.name}"), encoding="utf-8")
+    return len({row["trajectory_id"] for row in rows})
+
+
+def _drawn(path: Path, wanted: int, seed: int) -> list[Trajectory]:
+    """A random sample in one pass (Vitter's algorithm R)."""
+    rng, kept = random.Random(seed), list[Trajectory]()
+    for number, trajectory in enumerate(iter_trajectories(path)):
+        place = number if number < wanted else rng.randint(0, number)
+        if number < wanted:
+            kept.append(trajectory)
+        elif place < wanted:
+            kept[place] = trajectory
+    return kept
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m steptool.report.labelling", description="Steps labelled by people")
+    commands = parser.add_subparsers(dest="command", required=True)
+    out = commands.add_parser("export", help="write a form and tables to be filled in")
+    for name in ("trajectories", "queries", "folder"):
+        out.add_argument(name, type=Path)
+    out.add_argument("--episodes", type=int, default=50, help="episodes at most, drawn at random (50)")
+    back = commands.add_parser("import", help="turn filled forms and tables into rewards")
+    for name in ("trajectories", "target"):
+        back.add_argument(name, type=Path)
+    back.add_argument("labels", type=Path, nargs="+", help="JSON, CSV or Parquet files, one labeller or several")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "export":
+            count = export(given.trajectories, given.queries, given.folder, given.episodes)
+            print(f"{given.folder / FORM}: {count} episodes")
+        else:
+            labels = [label for path in given.labels for label in read_labels(path)]
+            rows = label_rows(iter_trajectories(given.trajectories), labels)
+            print(f"{write_rows(given.target, rows, REWARDS)}: labels of {len(labels)} rows")
+    except (LabelError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

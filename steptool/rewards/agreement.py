@@ -1,0 +1,154 @@
+"""Figures about scores: agreement of two raters, separation of two classes, dependence on length, drift.
+
+Pure arithmetic on arrays. A figure that its data do not determine is None, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+Z95 = 1.959964
+_DISTINCT = 10
+"""Distinct values up to which drift compares values, and bins of the reference above."""
+_LEAST = 1e-4
+"""Share that an empty bin counts as in the stability index."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure from n observations with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def confusion(one_N: npt.ArrayLike, other_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """How often two raters gave each pair of verdicts: [2, 2], rows by the first, columns by the other, no first."""
+    pairs_N = 2 * np.asarray(one_N, dtype=bool) + np.asarray(other_N, dtype=bool)
+    return np.bincount(pairs_N, minlength=4).reshape(2, 2)
+
+
+def kappa(table_22: npt.NDArray[np.int64]) -> Estimate | None:
+    """Cohen's kappa of a confusion table: (observed - expected agreement) / (1 - expected).
+
+    1: the raters always agree; 0: as often as chance would have it. The interval takes Cohen's large-sample error,
+    sqrt(p_o (1 - p_o) / n) / (1 - p_e). None without observations and where both raters always say the same one thing.
+    """
+    n = int(table_22.sum())
+    if n == 0:
+        return None
+    observed = float(np.trace(table_22)) / n
+    expected = float(table_22.sum(axis=1) @ table_22.sum(axis=0)) / n**2
+    if expected >= 1:
+        return None
+    value = (observed - expected) / (1 - expected)
+    reach = Z95 * math.sqrt(observed * (1 - observed) / n) / (1 - expected)
+    return Estimate(value, max(-1.0, value - reach), min(1.0, value + reach), n)
+
+
+def auroc(scores_N: npt.ArrayLike, positive_N: npt.ArrayLike) -> Estimate | None:
+    """Chance that a positive outscores a negative, ties counted half (the area under the ROC curve).
+
+    The interval takes the error of Hanley and McNeil (1982). None unless there are positives and negatives.
+    """
+    scores, positive = np.asarray(scores_N, dtype=np.float64), np.asarray(positive_N, dtype=bool)
+    ups, downs = int(positive.sum()), int((~positive).sum())
+    if not ups or not downs:
+        return None
+    area = float((ranks(scores)[positive].sum() - ups * (ups + 1) / 2) / (ups * downs))
+    two_up, two_down = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (ups - 1) * (two_up - area**2) + (downs - 1) * (two_down - area**2)
+    reach = Z95 * math.sqrt(max(0.0, variance) / (ups * downs))
+    return Estimate(area, max(0.0, area - reach), min(1.0, area + reach), ups + downs)
+
+
+def ranks(values_N: Floats) -> Floats:
+    """Ranks from 1, of equal values the mean of theirs."""
+    _, place_N, counts_V = np.unique(values_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts_V) - (counts_V - 1) / 2)[place_N]
+
+
+def correlation(one_N: npt.ArrayLike, other_N: npt.ArrayLike) -> Estimate | None:
+    """Pearson's correlation with Fisher's interval; None with less than four pairs or where either does not vary."""
+    one, other = np.asarray(one_N, dtype=np.float64), np.asarray(other_N, dtype=np.float64)
+    if len(one) < 4 or np.ptp(one) < 1e-9 or np.ptp(other) < 1e-9:
+        return None
+    value = float(np.clip(np.corrcoef(one, other)[0, 1], -1, 1))
+    centre, reach = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12)), Z95 / math.sqrt(len(one) - 3)
+    return Estimate(value, math.tanh(centre - reach), math.tanh(centre + reach), len(one))
+
+
+def difference(before_N: npt.ArrayLike, after_M: npt.ArrayLike) -> Estimate | None:
+    """Mean after less mean before, with Welch's interval (normal approximation); None with less than two of either."""
+    before, after = np.asarray(before_N, dtype=np.float64), np.asarray(after_M, dtype=np.float64)
+    if min(len(before), len(after)) < 2:
+        return None
+    value = float(after.mean() - before.mean())
+    reach = Z95 * math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
+    return Estimate(value, value - reach, value + reach, len(after))
+
+
+def stability_index(before_N: npt.ArrayLike, after_M: npt.ArrayLike) -> float | None:
+    """Population stability index: sum over bins of (a - b) ln(a / b), with b and a the shares before and after.
+
+    Bins are the values themselves where there are few, else the deciles of `before`. By custom under 0.1 is stable and
+    over 0.25 a shift. None where either is empty.
+    """
+    before, after = np.asarray(before_N, dtype=np.float64), np.asarray(after_M, dtype=np.float64)
+    if not len(before) or not len(after):
+        return None
+    values = np.unique(np.concatenate([before, after]))
+    inner = np.quantile(before, np.linspace(0.1, 0.9, 9)) if len(values) > _DISTINCT else (values[1:] + values[:-1]) / 2
+    then, now = (_shares(part, inner) for part in (before, after))
+    return float(np.sum((now - then) * np.log(now / then)))
+
+
+def _shares(values: Floats, inner: Floats) -> Floats:
+    counts = np.bincount(np.searchsorted(inner, values, side="right"), minlength=len(inner) + 1)
+    return np.maximum(counts / len(values), _LEAST)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Episodes of like size."""
+
+    low: float
+    high: float
+    """Sizes that it holds, both included."""
+    size: float
+    """Mean size."""
+    reward: Estimate
+
+
+def by_size(sizes_N: Sequence[float], rewards_N: Sequence[float], bins: int = 8) -> list[Bin]:
+    """Mean reward of episodes in bins of like size: one size each where there are few sizes, else as many episodes."""
+    sizes, rewards = np.asarray(sizes_N, dtype=np.float64), np.asarray(rewards_N, dtype=np.float64)
+    values = np.unique(sizes)
+    edges = values if len(values) <= bins else np.unique(np.quantile(sizes, np.linspace(0, 1, bins + 1)[:-1]))
+    place_N = np.searchsorted(edges, sizes, side="right") - 1
+    return [_bin(sizes[place_N == b], rewards[place_N == b]) for b in range(len(edges)) if np.any(place_N == b)]
+
+
+def _bin(sizes: Floats, rewards: Floats) -> Bin:
+    centre, n = float(rewards.mean()), len(rewards)
+    reach = Z95 * float(rewards.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    spread = Estimate(centre, centre - reach, centre + reach, n)
+    return Bin(float(sizes.min()), float(sizes.max()), float(sizes.mean()), spread)
+
+
+def slope(sizes_N: Sequence[float], rewards_N: Sequence[float]) -> float | None:
+    """Reward per further unit of size, by least squares; None where sizes do not vary."""
+    sizes, rewards = np.asarray(sizes_N, dtype=np.float64), np.asarray(rewards_N, dtype=np.float64)
+    if len(sizes) < 2 or np.ptp(sizes) < 1e-9:
+        return None
+    centred = sizes - sizes.mean()
+    return float(centred @ (rewards - rewards.mean()) / (centred @ centred))

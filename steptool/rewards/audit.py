@@ -1,0 +1,267 @@
+"""Whether rewards can be trusted, before anything learns from them.
+
+Rows of REWARDS of one or several annotators on the same trajectories become figures: what is missing, how far
+annotators agree, whether the reward tells solved episodes from others, whether length alone is paid for, what each
+tool earns, and how far the rewards have moved since an earlier run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from steptool.config import RewardConfig
+from steptool.contracts import Row
+from steptool.rewards.agreement import (
+    Bin,
+    Estimate,
+    auroc,
+    by_size,
+    confusion,
+    correlation,
+    difference,
+    kappa,
+    slope,
+    stability_index,
+)
+from steptool.rewards.compose import compose
+from steptool.rewards.opinions import COMPONENTS, YES, Dispute, Opinion, both, find_disputes, opinions_on, tool_of
+from steptool.trajectory import Query, StepStatus, Trajectory
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two annotators on one component of the same steps."""
+
+    one: str
+    other: str
+    component: str
+    table: tuple[tuple[int, int], tuple[int, int]]
+    """Steps by verdict: rows by the first annotator, columns by the other, no before yes."""
+    kappa: Estimate | None
+
+    @property
+    def steps(self) -> int:
+        """Steps that both scored."""
+        return sum(map(sum, self.table))
+
+    @property
+    def same(self) -> float:
+        """Share of them on which both say the same."""
+        return (self.table[0][0] + self.table[1][1]) / max(1, self.steps)
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well a figure of an episode tells the solved from the others."""
+
+    annotator: str
+    figure: str
+    """contribution: mean over the calls; steps: sum of the composed rewards before the last step; is_solved."""
+    auroc: Estimate | None
+
+
+@dataclass(frozen=True)
+class Farming:
+    """What length is paid: composed rewards before the last step, summed, against the size of the episode."""
+
+    size: str
+    """steps, or tokens that were sampled."""
+    correlation: Estimate | None
+    slope: float | None
+    """Reward for each further step or token."""
+    bins: Sequence[Bin]
+
+
+@dataclass(frozen=True)
+class ToolScores:
+    """What the calls of one tool were given. A mean over nothing is None."""
+
+    tool: str
+    calls: int
+    succ_calling: float | None
+    contribution: float | None
+    idle: float | None
+    """Share of the calls with a Contribution of 0."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A component now against an earlier run."""
+
+    component: str
+    change: Estimate | None
+    """Mean now less mean then."""
+    index: float | None
+    """Population stability index: over 0.25 is a shift by custom."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Figures about the rewards of one annotator, and about others on the same steps."""
+
+    annotator: str
+    others: Sequence[str]
+    episodes: int
+    steps: int
+    missing: Mapping[str, float]
+    """Share of the steps that ought to have a component and have none."""
+    left_out: float
+    """Share of the episodes without a composed reward."""
+    judged: int
+    """Episodes with a verdict by the environment; 0: separation is against the annotator's own IsSolved."""
+    agreements: Sequence[Agreement]
+    separations: Sequence[Separation]
+    farming: Sequence[Farming]
+    tools: Sequence[ToolScores]
+    disputes: Sequence[Dispute]
+    drifts: Sequence[Drift]
+
+    def contribution_kappa(self) -> Estimate | None:
+        """Agreement on Contribution with the first of the others; None if there is none or it is not defined."""
+        found = (a.kappa for a in self.agreements if a.one == self.annotator and a.component == "contribution")
+        return next(found, None)
+
+    def contribution_auroc(self) -> Estimate | None:
+        """Separation by the annotator's mean Contribution."""
+        found = (s.auroc for s in self.separations if s.annotator == self.annotator and s.figure == "contribution")
+        return next(found, None)
+
+
+def audit(
+    queries: Mapping[str, Query],
+    trajectories: Sequence[Trajectory],
+    rows: Iterable[Row],
+    config: RewardConfig,
+    earlier: Iterable[Row] = (),
+    reward: Literal["step", "final"] = "step",
+    disputes: int = 12,
+) -> Audit:
+    """Audit the rewards of trajectories, composed as `config` and `reward` say.
+
+    `rows` may hold several annotators; the first one's are those to learn from. `earlier` are rows of another run, by
+    whichever annotator. Raises ValueError where no row is about the trajectories.
+    """
+    opinions = opinions_on(trajectories, rows)
+    if not opinions:
+        raise ValueError(f"no row of the rewards is about one of the {len(trajectories)} trajectories given")
+    (main, scores), *_ = opinions.items()
+    needed = [compose(scores.get(t.trajectory_id, ()), config, reward) for t in trajectories]
+    rewards = [_before_last(scores.get(t.trajectory_id, ()), config) for t in trajectories]
+    return Audit(
+        annotator=main,
+        others=list(opinions)[1:],
+        episodes=len(trajectories),
+        steps=sum(len(t.steps) for t in trajectories),
+        missing={c: _missing(trajectories, scores, c) for c in COMPONENTS},
+        left_out=sum(r is None for r in needed) / max(1, len(needed)),
+        judged=sum(t.solved is not None for t in trajectories),
+        agreements=[a for pair in combinations(opinions, 2) for a in _agreements(trajectories, opinions, *pair)],
+        separations=[s for name in opinions for s in _separations(trajectories, name, opinions[name], config)],
+        farming=list(_farming(trajectories, rewards)),
+        tools=_tools(trajectories, scores),
+        disputes=find_disputes(queries, trajectories, opinions, disputes),
+        drifts=list(_drifts(earlier, scores)),
+    )
+
+
+def _before_last(rows: Sequence[Row], config: RewardConfig) -> float | None:
+    composed = compose(rows, config)
+    return None if composed is None else float(composed[:-1].sum())
+
+
+def _missing(trajectories: Sequence[Trajectory], scores: Opinion, component: str) -> float:
+    """Finish has no Contribution, and only the last step has an IsSolved."""
+    due = absent = 0
+    for t in trajectories:
+        rows, last = scores.get(t.trajectory_id), len(t.steps) - 1
+        for number, step in enumerate(t.steps):
+            if component == "is_solved" and number != last:
+                continue
+            if component == "contribution" and (step.status is StepStatus.FINISH or number == last):
+                continue
+            due += 1
+            absent += rows is None or rows[number][component] is None
+    return absent / max(1, due)
+
+
+def _agreements(
+    trajectories: Sequence[Trajectory], opinions: Mapping[str, Opinion], one: str, other: str
+) -> Iterator[Agreement]:
+    for component in COMPONENTS:
+        pairs = [(a, b) for *_, a, b in both(trajectories, opinions[one], opinions[other], component)]
+        yes = np.array(pairs, dtype=np.float64).reshape(-1, 2) >= YES
+        table = confusion(yes[:, 0], yes[:, 1])
+        (a, b), (c, d) = table.tolist()
+        yield Agreement(one, other, component, ((a, b), (c, d)), kappa(table))
+
+
+def _separations(
+    trajectories: Sequence[Trajectory], name: str, scores: Opinion, config: RewardConfig
+) -> Iterator[Separation]:
+    """Against the environment's verdict, and where it has none against the annotator's own IsSolved."""
+    known = [t for t in trajectories if scores.get(t.trajectory_id)]
+    own = not any(t.solved is not None for t in known)
+    figures: dict[str, Callable[[Sequence[Row]], float | None]] = {
+        "contribution": lambda rows: _mean(r["contribution"] for r in rows),
+        "steps": lambda rows: _before_last(rows, config),
+        "is_solved": lambda rows: rows[-1]["is_solved"],
+    }
+    for figure, of in figures.items():
+        if own and figure == "is_solved":
+            continue
+        points = [
+            (value, verdict > YES)
+            for t in known
+            for rows in [scores[t.trajectory_id]]
+            for value, verdict in [(of(rows), rows[-1]["is_solved"] if own else t.solved)]
+            if value is not None and verdict not in (None, YES)
+        ]
+        yield Separation(name, figure, auroc([v for v, _ in points], [solved for _, solved in points]))
+
+
+def _farming(trajectories: Sequence[Trajectory], rewards: Sequence[float | None]) -> Iterator[Farming]:
+    paid = [(t, r) for t, r in zip(trajectories, rewards, strict=True) if r is not None]
+    values = [r for _, r in paid]
+    for name, sizes in (
+        ("steps", [float(len(t.steps)) for t, _ in paid]),
+        ("tokens", [float(t.action_tokens) for t, _ in paid]),
+    ):
+        yield Farming(name, correlation(sizes, values), slope(sizes, values), by_size(sizes, values))
+
+
+def _tools(trajectories: Sequence[Trajectory], scores: Opinion) -> list[ToolScores]:
+    """Tools by the number of their calls; Finish is none."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for t in trajectories:
+        for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
+            if step.status is not StepStatus.FINISH:
+                rows[tool_of(step)].append(row)
+    return [
+        ToolScores(
+            tool,
+            len(own),
+            _mean(r["succ_calling"] for r in own),
+            _mean(r["contribution"] for r in own),
+            _mean(None if r["contribution"] is None else float(r["contribution"] == 0) for r in own),
+        )
+        for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+
+
+def _drifts(earlier: Iterable[Row], scores: Opinion) -> Iterator[Drift]:
+    before = list(earlier)
+    for component in COMPONENTS if before else ():
+        then = [r[component] for r in before if r[component] is not None]
+        now = [r[component] for rows in scores.values() for r in rows if r[component] is not None]
+        yield Drift(component, difference(then, now), stability_index(then, now))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None

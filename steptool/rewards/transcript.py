@@ -1,0 +1,51 @@
+"""Trajectories as text for a judge to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from steptool.trajectory import Query, Step, StepStatus, Trajectory
+
+
+def judged_steps(trajectory: Trajectory) -> Sequence[Step]:
+    """The steps before the closing Finish; all of them where there is none."""
+    steps = trajectory.steps
+    return steps[:-1] if steps and steps[-1].status is StepStatus.FINISH else steps
+
+
+def transcript(query: Query, trajectory: Trajectory, limit: int) -> str:
+    """The query, the numbered steps and the answer; a longer text than `limit` characters is cut, with a mark.
+
+    What tools and models wrote stands as JSON strings, so that it cannot pass for a part of the prompt.
+    """
+    steps = judged_steps(trajectory)
+    listed = [f"Step {number}\n{_step(step, limit)}" for number, step in enumerate(steps, start=1)]
+    task = f"Task: {_quoted(query.instruction, limit)}"
+    return "\n\n".join([task, f"Number of steps: {len(steps)}", *listed, f"Final answer: {_answer(trajectory, limit)}"])
+
+
+def _step(step: Step, limit: int) -> str:
+    if step.call is None:
+        call = "Call: none that could be read"
+    else:
+        arguments = json.dumps(dict(step.call.arguments), ensure_ascii=False)
+        call = f"Tool: {_quoted(step.call.name, limit)}\nArguments: {_cut(plain(arguments), limit)}"
+    return f"{call}\nObservation: {_quoted(step.observation, limit)}"
+
+
+def _answer(trajectory: Trajectory, limit: int) -> str:
+    return "none was given" if trajectory.final_answer is None else _quoted(trajectory.final_answer, limit)
+
+
+def _quoted(text: str, limit: int) -> str:
+    return _cut(json.dumps(plain(text), ensure_ascii=False), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... [cut: {limit} of {len(text)} characters shown]"
+
+
+def plain(text: str) -> str:
+    """Text without lone surrogates, which tools and models may return and no request or file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,73 @@
+"""Whether the rewards can be trusted, before anything learns from them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from flytekit import Deck, task
+from flytekit.types.file import FlyteFile
+
+from steptool.config import Config
+from steptool.contracts import REWARDS, TRAJECTORIES, concat
+from steptool.progress import say
+from tasks.artifacts import IMAGE, Parquet, local, local_all, scratch
+
+REWARDS_FILE, PAGE, FIGURES = "rewards.parquet", "audit.html", "audit.json"
+
+
+class Audited(NamedTuple):
+    """The episodes of a round and the rewards to learn from, each in one file."""
+
+    trajectories: Parquet
+    rewards: Parquet
+
+
+class Reviewed(NamedTuple):
+    """Rewards with their audit as a page and as figures."""
+
+    rewards: Parquet
+    page: FlyteFile
+    figures: FlyteFile
+
+
+@task(container_image=IMAGE, enable_deck=True, deck_fields=())
+def audit(round: int, config: Config, queries: Parquet, trajectories: list[Parquet], rewards: list[Parquet]) -> Audited:
+    """Join the shards of a round, and stop where its rewards are beyond a threshold."""
+    from steptool.report import folder as names
+    from steptool.report.trust import rewards_page
+    from steptool.rewards.gate import check
+    from steptool.rewards.review import review
+
+    joined = scratch("joined")
+    played = concat(local_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round))
+    scored = concat(local_all(rewards), REWARDS, joined / names.of_round("rewards", round))
+    found = review(local(queries), played, scored, config)
+    Deck("rewards", rewards_page(found, f"The rewards of round {round + 1}"))
+    check(found, config.rewards.audit, f"round {round + 1}")
+    return Audited(Parquet(str(played)), Parquet(str(scored)))
+
+
+@task(container_image=IMAGE, enable_deck=True, deck_fields=())
+def review_rewards(
+    output: str, config: Config, queries: Parquet, trajectories: Parquet, rewards: Parquet, compare: str
+) -> Reviewed:
+    """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
+    from steptool.data.delivery import deliver
+    from steptool.report.trust import rewards_page, sentences
+    from steptool.rewards.review import review
+
+    folder, scored = scratch("audit"), local(rewards)
+    other = Path(FlyteFile(compare).download()) if compare else None
+    found = review(local(queries), local(trajectories), scored, config, other)
+    html = rewards_page(found, f"The rewards by {found.annotator}")
+    (folder / PAGE).write_text(html, encoding="utf-8")
+    (folder / FIGURES).write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
+    Deck("rewards", html)
+    for sentence in sentences(found):
+        say("audit", sentence)
+    return Reviewed(
+        Parquet(deliver(scored, output, REWARDS_FILE)),
+        FlyteFile(deliver(folder / PAGE, output, PAGE)),
+        FlyteFile(deliver(folder / FIGURES, output, FIGURES)),
+    )

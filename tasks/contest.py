@@ -1,0 +1,142 @@
+"""Any number of policies on the same queries."""
+
+import json
+import shutil
+from typing import NamedTuple
+
+import yaml
+from flytekit import Deck, task
+from flytekit.types.directory import FlyteDirectory
+from flytekit.types.file import FlyteFile
+
+from steptool.config import Config
+from steptool.progress import Stopwatch, Ticker, rate, say
+from tasks.artifacts import IMAGE, Parquet, local, scratch, secrets
+
+
+class Judged(NamedTuple):
+    """A judge's verdicts on the episodes, and its preferences between those of two policies."""
+
+    verdicts: Parquet
+    preferences: Parquet
+
+
+class Compared(NamedTuple):
+    """The page, the table in Markdown, the figures of metrics.json, and the rows behind them."""
+
+    page: FlyteFile
+    table: FlyteFile
+    figures: FlyteFile
+    rows: Parquet
+
+
+@task(container_image=IMAGE, secret_requests=secrets())
+def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parquet) -> FlyteDirectory:
+    """Play the queries with one of the configured policies: greedily once and sampled as often as configured.
+
+    What is played back has nothing to sample.
+    """
+    watch = Stopwatch("evaluate")
+    from steptool.contracts import EVALUATIONS, write_rows
+    from steptool.evaluation.metrics import evaluate
+    from steptool.models import EMBEDDED
+    from steptool.records import write_trajectories
+    from steptool.report import folder as names
+    from steptool.rollout.contestant import contestant, questions
+
+    chosen, settings = config.evaluation.policies[policy], config.evaluation
+    asked = questions(local(queries), local(demonstrations), settings)
+    place = EMBEDDED if chosen.model == "embedded" else chosen.model
+    if "://" in chosen.model:
+        place = local(FlyteDirectory(chosen.model))
+    folder, rows, episodes = scratch("contest"), [], []
+    with contestant(chosen, place, asked, local(demonstrations), config) as play:
+        for number in range(1 if chosen.kind == "playback" else 1 + settings.sampled_repeats):
+            decoding, repeat = ("sampled", number - 1) if number else ("greedy", 0)
+            ticker = Ticker("evaluate", len(asked), f"{decoding} episodes of {chosen.name}")
+            played = play(greedy=not number, sample=number, progress=ticker)
+            rows += evaluate(asked, played.trajectories, chosen.name, decoding, repeat, played.spent)
+            episodes += played.trajectories
+    write_rows(folder / names.EVALUATED, rows, EVALUATIONS, watch.cost(sum(row["tokens"] for row in rows)))
+    write_trajectories(folder / names.of_policy(chosen.name), episodes)
+    say("evaluate", f"{chosen.name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)}")
+    return FlyteDirectory(str(folder))
+
+
+@task(container_image=IMAGE, secret_requests=secrets())
+def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Judged:
+    """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes."""
+    watch = Stopwatch("judge")
+    from steptool.contracts import PREFERENCES, VERDICTS, write_rows
+    from steptool.evaluation.judging import asked, stored
+    from steptool.records import read_queries, read_trajectories
+    from steptool.report import folder as names
+
+    verdicts, preferences = stored(config.evaluation.verdicts), []
+    if config.evaluation.judged:
+        known, episodes = {q.query_id: q for q in read_queries(local(queries))}, {}
+        for policy, folder in zip(config.evaluation.policies, map(local, played), strict=True):
+            every = read_trajectories(folder / names.of_policy(policy.name))
+            episodes[policy.name] = [t for t in every if t.sample == 0]
+        fresh, preferences = asked(config.rewards.judge, known, episodes)
+        verdicts += fresh
+        say("judge", f"{len(fresh)} verdicts, {len(preferences)} preferences")
+    folder = scratch("judged")
+    return Judged(
+        Parquet(str(write_rows(folder / names.VERDICTS, verdicts, VERDICTS, watch.cost()))),
+        Parquet(str(write_rows(folder / names.PREFERENCES, preferences, PREFERENCES))),
+    )
+
+
+@task(container_image=IMAGE, enable_deck=True, deck_fields=())
+def compared(
+    config: Config,
+    output: str,
+    queries: Parquet,
+    played: list[FlyteDirectory],
+    verdicts: Parquet,
+    preferences: Parquet,
+) -> Compared:
+    """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
+    from steptool.contracts import EVALUATIONS, PREFERENCES, VERDICTS, concat, read_rows
+    from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
+    from steptool.report import folder as names
+    from steptool.report.evaluation_page import evaluation_page
+
+    run, parts = scratch("evaluation"), [local(part) for part in played]
+    episodes = {file.name: file for part in parts for file in part.glob(names.of_policy("*"))}
+    tables = {names.QUERIES: local(queries), names.VERDICTS: local(verdicts), names.PREFERENCES: local(preferences)}
+    for name, file in {**tables, **episodes}.items():
+        shutil.copyfile(file, run / name)
+    concat([part / names.EVALUATED for part in parts], EVALUATIONS, run / names.EVALUATED)
+    found = results(
+        read_rows(run / names.EVALUATED, EVALUATIONS),
+        read_rows(run / names.VERDICTS, VERDICTS),
+        read_rows(run / names.PREFERENCES, PREFERENCES),
+        config.evaluation.bootstrap,
+        config.seed,
+    )
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    html, table = evaluation_page(found, settings), to_markdown(found)
+    texts = {
+        names.CONFIG: settings,
+        names.TABLE: table,
+        names.CSV: frame(found).to_csv(index=False),
+        names.LATEX: to_latex(found),
+        names.FIGURES: json.dumps(figures(found), indent=1) + "\n",
+        names.PAGE: html,
+    }
+    for name, text in texts.items():
+        (run / name).write_text(text, encoding="utf-8")
+    Deck("evaluation", html)
+    place = str(run)
+    if output:
+        names.publish(run, output, names.EVALUATION_MARKS)
+        place = output.rstrip("/")
+    print(f"\n{table}\npage: {place}/{names.PAGE}", flush=True)
+    return Compared(
+        FlyteFile(f"{place}/{names.PAGE}"),
+        FlyteFile(f"{place}/{names.TABLE}"),
+        FlyteFile(f"{place}/{names.FIGURES}"),
+        Parquet(f"{place}/{names.EVALUATED}"),
+    )

@@ -1,0 +1,34 @@
+"""The viewer of trajectories."""
+
+import os
+
+from flytekit import task
+from flytekit.types.file import FlyteFile
+
+from steptool.progress import say
+from tasks.artifacts import IMAGE, Parquet, local, scratch
+
+
+@task(container_image=IMAGE)
+def write_page(
+    title: str,
+    queries: Parquet,
+    trajectories: Parquet,
+    rewards: Parquet | None,
+    advantages: Parquet | None,
+    trajectories_b: Parquet | None,
+    rewards_b: Parquet | None,
+    advantages_b: Parquet | None,
+    output: str,
+) -> FlyteFile:
+    """Write the viewer for one set of trajectories, or for two beside each other, and put it in place."""
+    from steptool.data.delivery import deliver
+    from steptool.report.viewer_file import Source, write_viewer
+
+    given = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
+    sources = [Source(local(t), r and local(r), a and local(a)) for t, r, a in given if t]
+    page = write_viewer(scratch("viewer") / "viewer.html", local(queries), sources, title)
+    folder, name = os.path.split(output)
+    place = deliver(page, folder or ".", name)
+    say("view", f"{place}: {page.stat().st_size / 1e6:,.1f} MB")
+    return FlyteFile(place)

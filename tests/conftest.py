@@ -1,0 +1,103 @@
+"""A chat endpoint on loopback that answers, or fails, as a test says."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Answer:
+    """What goes back over the wire: a chat completion with this message, or whatever `body` holds."""
+
+    message: dict[str, Any] = field(default_factory=lambda: {"role": "assistant", "content": "hello"})
+    body: str | None = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    cut: bool = False  # the connection ends in the middle of the body
+
+    def wire(self) -> bytes:
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        whole = json.dumps({"choices": [{"message": self.message}], "usage": usage})
+        return (whole if self.body is None else self.body).encode()
+
+
+class ChatServer(ThreadingHTTPServer):
+    daemon_threads, request_queue_size = True, 256
+
+    def __init__(self, behaviour: Callable[[dict[str, Any], int], Answer]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.behaviour, self.lock = behaviour, threading.Lock()
+        self.requests: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self.keys: set[str] = set()
+        self.running = self.most = 0
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def texts(self) -> list[str]:
+        return [r["messages"][-1]["content"] for r in self.requests]
+
+    def handle_error(self, *_: Any) -> None:
+        """A client may be gone."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: ChatServer
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            server.requests.append(request)
+            server.times.append(time.monotonic())
+            server.keys.add(self.headers["Authorization"])
+            server.running += 1
+            server.most = max(server.most, server.running)
+            answer = server.behaviour(request, len(server.requests))
+        time.sleep(answer.delay)
+        with server.lock:
+            server.running -= 1
+        self._send(answer, answer.wire())
+
+    def _send(self, answer: Answer, body: bytes) -> None:
+        self.send_response(answer.status)
+        for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if answer.cut else body)
+        self.close_connection = answer.cut
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def call(name: str, arguments: Any) -> Answer:
+    """A message that calls a function; arguments that are no text are made JSON."""
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    called = {"id": "c1", "type": "function", "function": {"name": name, "arguments": text}}
+    return Answer({"role": "assistant", "content": None, "tool_calls": [called]})
+
+
+@pytest.fixture
+def chat() -> Iterator[SimpleNamespace]:
+    """`Answer`, `call`, and `serve(behaviour)`, where behaviour(request, its number from 1) gives the Answer."""
+    servers: list[ChatServer] = []
+
+    def serve(behaviour: Callable[[dict[str, Any], int], Answer]) -> ChatServer:
+        servers.append(ChatServer(behaviour))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
+        return servers[-1]
+
+    yield SimpleNamespace(Answer=Answer, call=call, serve=serve)
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,73 @@
+"""Verdicts asked of a judge behind a real HTTP server."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from steptool.config import EndpointConfig, JudgeConfig
+from steptool.contracts import PREFERENCES, VERDICTS, to_table
+from steptool.evaluation.judged import judged_pass_rate, win_rates
+from steptool.evaluation.judging import asked
+from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Calls an answer solved if it says 42, and prefers the one that does; of two of them the first."""
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        shown = request["messages"][-1]["content"]
+        name = request["tools"][0]["function"]["name"]
+        first, _, second = shown.partition("The second assistant")
+        better = "first" if "42" in first else "second" if "42" in second else "tie"
+        value = {"better": better} if name == "report_choice" else {"status": "solved" if "42" in shown else "unsolved"}
+        function = {"name": name, "arguments": json.dumps({"reason": "as it is", **value})}
+        message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+        data = json.dumps({"choices": [{"index": 0, "message": message}], "model": "judge", "object": "x"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def judge() -> Iterator[JudgeConfig]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        endpoint = EndpointConfig(base_url=f"http://127.0.0.1:{server.server_port}/v1", model="judge", retries=0)
+        yield JudgeConfig(endpoint=endpoint, votes=2)
+        server.shutdown()
+
+
+def episode(query: str, answer: str | None) -> Trajectory:
+    call = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
+    return Trajectory(
+        trajectory_id=f"{query}-{answer}", query_id=query, environment="none", tier="", policy="p", round=-1, sample=0,
+        temperature=0.0, messages=[], input_ids=np.zeros(0, np.int32), spans=[], logprobs=np.zeros(0, np.float32),
+        steps=[Step(call, StepStatus.FINISH, "")], final_answer=answer, solved=None, seconds=0.0,
+        stop_reason=StopReason.FINISHED if answer else StopReason.STEP_LIMIT,
+    )  # fmt: skip
+
+
+def test_every_model_is_judged_and_every_two_are_compared(judge: JudgeConfig) -> None:
+    """Of three queries a answers 42, 42 and nothing, b 41, 42 and 42. Where both say 42 the judge takes the first that
+    it sees, so that the two orders make a tie: b wins one, loses one and ties one."""
+    said = {"a": ["42", "42", None], "b": ["41", "42", "42"]}
+    queries = {f"q{n}": Query(f"q{n}", "heldout", "none", "How much?", ()) for n in range(3)}
+    episodes = {model: [episode(f"q{n}", answer) for n, answer in enumerate(said[model])] for model in said}
+    verdicts, preferences = asked(judge, queries, episodes)
+    to_table(verdicts, VERDICTS)
+    to_table(preferences, PREFERENCES)
+    for model in said:
+        rate = judged_pass_rate([v for v in verdicts if v["model"] == model], set(queries))
+        assert (rate.mean, rate.deviation, rate.repeats) == (pytest.approx(2 / 3), 0.0, 2)
+    (wins,) = win_rates(preferences)
+    assert (wins.model, wins.other, wins.wins, wins.ties, wins.losses) == ("b", "a", 1, 1, 1)

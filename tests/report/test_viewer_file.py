@@ -1,0 +1,128 @@
+import base64
+import json
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.contracts import ADVANTAGES, REWARDS, ContractError, Row, write_rows
+from steptool.records import write_queries, write_trajectories
+from steptool.report.viewer_file import LISTED, Source, packed, write_viewer
+from steptool.trajectory import StopReason
+
+
+def unpacked(text: str) -> str:
+    return zlib.decompress(base64.b64decode(text)).decode()
+
+
+def content(page: Path) -> tuple[Row, list[list[Row]]]:
+    """The index, and the records of each chunk."""
+    html = page.read_text()
+    index = json.loads(unpacked(re.search(r'id="index">([^<]*)<', html).group(1)))
+    chunks = re.findall(r'class="chunk">([^<]*)<', html)
+    return index, [[json.loads(line) for line in unpacked(c).split("\n")] for c in chunks]
+
+
+@pytest.fixture
+def write(tmp_path: Path, query) -> Callable[..., Path]:
+    def make(*models: list[Any], rewards: list[Row] = (), advantages: list[Row] = (), **queries: str) -> Path:
+        asked = queries or {"q0": "where is order o1?"}
+        write_queries(tmp_path / "queries.parquet", [query(name, text) for name, text in asked.items()])
+        sources = [Source(write_trajectories(tmp_path / f"{i}.parquet", m), None, None) for i, m in enumerate(models)]
+        if rewards:
+            sources[0] = replace(sources[0], rewards=write_rows(tmp_path / "r.parquet", rewards, REWARDS))
+        if advantages:
+            sources[0] = replace(sources[0], advantages=write_rows(tmp_path / "a.parquet", advantages, ADVANTAGES))
+        return write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", sources)
+
+    return make
+
+
+@given(st.text(alphabet=st.characters()))
+def test_packed_text_comes_back_and_holds_nothing_a_page_could_trip_over(text):
+    whole = json.dumps(text, ensure_ascii=False)
+    found = packed(whole)
+    assert re.fullmatch(r"[A-Za-z0-9+/=]*", found)
+    assert json.loads(unpacked(found)) == text  # half a surrogate pair too
+
+
+def test_the_index_says_what_the_list_needs(write, trajectory, reward, advantage):
+    played = trajectory("a", ["ok", "tool_error", "malformed", "finish"], None, round=3)
+    rewards = [reward("a", i, 1, 0.5) for i in range(3)] + [reward("a", 3, 1, None, 1.0)]
+    advantages = [advantage("a", i, r, a) for i, (r, a) in enumerate([(0.15, 0.5), (-0.09, -0.5), (0, 0.25), (1, 0)])]
+    index, chunks = content(
+        write([replace(played, stop_reason=StopReason.GAVE_UP)], rewards=rewards, advantages=advantages, q0="x" * 400)
+    )
+
+    assert index["models"] == ["policy"] and index["tools"] == ["get_order"]
+    assert index["queries"] == [{"id": "q0", "split": "heldout", "tier": "single", "text": "x" * LISTED}]
+    (row,) = index["rows"]
+    assert row["verdict"] == 1.0  # the annotator's, where the environment has none
+    assert row["reward"] == 1.06 and row["heat"] == [0.5, -0.5, 0.25, 0.0]
+    assert (row["round"], row["stop"], row["failed"], row["tools"]) == (3, "gave_up", 2, [0])
+    assert chunks[0][0]["instruction"] == "x" * 400 and chunks[0][0]["answer"] == "42"
+
+
+def test_what_is_missing_is_null(write, trajectory, reward):
+    (row,) = content(write([trajectory("a", ["ok", "finish"])], rewards=[reward("a", 0, None, 0.5)]))[0]["rows"]
+    assert row["verdict"] is None and row["reward"] is None and row["heat"] == [None, None]
+
+
+def test_every_row_leads_to_its_record_across_chunks_and_models(write, trajectory):
+    def episodes(model):
+        return [trajectory(f"{model}{i}", ["ok"] * 5, observation=f"{model}{i} " * 1000) for i in range(20)]
+
+    index, chunks = content(write(episodes("before"), episodes("after")))
+    assert index["models"] == ["A: policy", "B: policy"] and [r["model"] for r in index["rows"]] == [0] * 20 + [1] * 20
+    assert [len(c) for c in chunks] == [10] * 4  # 5 observations cut to 6,000 characters: ten times 31,000 > CHUNK
+    for row in index["rows"]:
+        steps = chunks[row["chunk"]][row["line"]]["episode"]["steps"]
+        assert steps[0]["observation"].startswith(row["id"] + " ")
+
+
+def test_what_the_model_wrote_beside_its_calls_is_kept(write, trajectory):
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "First the order."},
+        {"role": "tool", "content": "{}"},
+        {"role": "assistant", "content": None},
+    ]
+    whole, torn = replace(trajectory("a", ["ok", "finish"]), messages=messages), trajectory("b", ["ok"])
+    _, ((first, second),) = content(write([whole, replace(torn, messages=messages)]))
+    assert [s["said"] for s in first["episode"]["steps"]] == ["First the order.", ""]
+    assert [s["said"] for s in second["episode"]["steps"]] == [""]  # no telling which of the two it was
+
+
+def test_a_trajectory_of_an_unknown_query_is_refused_and_the_former_page_stays(write, trajectory, tmp_path: Path):
+    page = write([trajectory("a", ["finish"])])
+    former = page.read_text()
+    with pytest.raises(ValueError, match=r"'b' is of the query 'q9', which is not in .*queries.parquet"):
+        write([trajectory("a", ["finish"]), trajectory("b", ["finish"], query="q9")])
+    assert page.read_text() == former and not list(tmp_path.glob(".*partial"))
+
+
+def test_scores_by_two_annotators_are_refused(write, trajectory, reward):
+    other = {**reward("a", 0, 1, 0.5), "annotator": "lcs"}
+    with pytest.raises(ValueError, match=r"scores of one annotator, got those of .*lcs.*rules"):
+        write([trajectory("a", ["ok"])], rewards=[reward("a", 0, 1, 0.5), other])
+
+
+def test_more_than_two_sets_are_refused(write, trajectory):
+    with pytest.raises(ValueError, match="one or two files of trajectories, got 3"):
+        write(*[[trajectory("a", ["finish"])]] * 3)
+
+
+def test_a_file_of_another_contract_is_refused(write, trajectory, tmp_path: Path):
+    write([trajectory("a", ["finish"])])
+    with pytest.raises(ContractError, match="expected contract 'trajectories'"):
+        write_viewer(tmp_path / "x.html", tmp_path / "queries.parquet", [Source(tmp_path / "queries.parquet")])
+
+
+def test_no_trajectories_make_a_page_too(write):
+    assert content(write([]))[0]["rows"] == []

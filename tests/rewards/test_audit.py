@@ -1,0 +1,165 @@
+from dataclasses import replace
+
+import pytest
+
+from steptool.config import AuditConfig, RewardConfig
+from steptool.rewards.annotators import annotate, annotator
+from steptool.rewards.audit import audit
+from steptool.rewards.gate import AuditError, check
+from steptool.trajectory import StepStatus
+
+CONFIG = RewardConfig(step_weight=1.0, alpha=0.5)
+
+
+def row(name, step, succ, contribution, solved=None, who="rules", why=""):
+    return {
+        "trajectory_id": name, "step": step, "annotator": who, "annotator_version": "1", "prompt_hash": "",
+        "succ_calling": succ, "contribution": contribution, "is_solved": solved, "votes": "{}", "rationale": why,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def episodes(make_step, make_trajectory):
+    """Four episodes of one or two calls and a Finish; two are solved."""
+    call = make_step("look", {"a": 1}, x=1)
+    other = make_step("find", {"b": 1}, StepStatus.TOOL_ERROR, y=1)
+    return [
+        make_trajectory([call], "yes", trajectory_id="a", solved=1.0),
+        make_trajectory([call, other], "yes", trajectory_id="b", solved=1.0),
+        make_trajectory([call, other], "no", trajectory_id="c", solved=0.0),
+        make_trajectory([other], "no", trajectory_id="d", solved=0.0),
+    ]
+
+
+RULES = [
+    row("a", 0, 1, 1.0), row("a", 1, 1, None, 1.0),
+    row("b", 0, 1, 1.0), row("b", 1, 0, 0.0), row("b", 2, 1, None, 1.0),
+    row("c", 0, 1, 1.0), row("c", 1, 0, 0.0), row("c", 2, 1, None, 0.5),
+    row("d", 0, 0, 0.0), row("d", 1, 1, None, 0.0),
+]  # fmt: skip
+OTHER = [
+    row("a", 0, 1, 0.6, who="judge"), row("a", 1, 1, None, 1.0, "judge"),
+    row("b", 0, 1, 0.2, who="judge", why="never used"), row("b", 1, 0, 0.0, who="judge"),
+    row("b", 2, 1, None, 1.0, "judge"),
+    row("c", 0, None, None, who="judge"), row("c", 1, 0, 0.0, who="judge"), row("c", 2, 1, None, 0.0, "judge"),
+]  # fmt: skip
+
+
+def test_agreement_counts_the_steps_that_both_scored(episodes, make_query):
+    found = audit({"q1": make_query()}, episodes, [*RULES, *OTHER], CONFIG)
+    assert (found.annotator, list(found.others)) == ("rules 1", ["judge 1"])
+    tables = {a.component: a.table for a in found.agreements}
+    # a0 both yes, b0 only the rules, b1 and c1 both no; c0 is missing, d was not judged.
+    assert tables["contribution"] == ((2, 0), (1, 1))
+    assert found.contribution_kappa().value == pytest.approx((0.75 - 0.5) / 0.5)
+    assert tables["is_solved"] == ((0, 0), (0, 2))  # the rules were unsure of c
+    assert found.agreements[1].same == 0.75
+
+
+def test_the_widest_differences_are_shown_with_their_step(episodes, make_query):
+    query = make_query()
+    found = audit({"q1": query}, episodes, [*RULES, *OTHER], CONFIG)
+    first = found.disputes[0]
+    assert (first.trajectory_id, first.step, first.tool, first.component) == ("b", 0, "look", "contribution")
+    assert first.scores == {"rules 1": 1.0, "judge 1": 0.2}
+    assert first.rationales["judge 1"] == "never used"
+    assert (first.instruction, first.arguments, first.observation) == (query.instruction, '{"x": 1}', '{"a": 1}')
+    assert [(d.trajectory_id, d.step) for d in found.disputes] == [("b", 0), ("a", 0)]
+
+
+def test_separation_is_against_the_environments_verdict(episodes):
+    found = audit({}, episodes, RULES, CONFIG)
+    figures = {s.figure: s.auroc.value for s in found.separations}
+    # Mean Contribution: solved 1 and .5, unsolved .5 and 0: 3.5 of 4 pairs.
+    assert figures["contribution"] == pytest.approx(3.5 / 4) == found.contribution_auroc().value
+    # Step rewards (succ - 1) * .5 + contribution: solved 1 and .5, unsolved .5 and -.5.
+    assert figures["steps"] == pytest.approx(3.5 / 4)
+    assert found.judged == 4
+
+
+def test_without_a_verdict_the_annotators_own_is_solved_stands_in_and_unsure_counts_for_nothing(episodes):
+    found = audit({}, [replace(t, solved=None) for t in episodes], RULES, CONFIG)
+    assert found.judged == 0
+    figures = {s.figure: s.auroc for s in found.separations}
+    assert set(figures) == {"contribution", "steps"}
+    assert (figures["contribution"].n, figures["contribution"].value) == (3, 1.0)  # a and b against d
+
+
+def test_farming_is_what_length_is_paid(episodes):
+    steps, tokens = audit({}, episodes, RULES, CONFIG).farming
+    assert [(b.size, b.reward.value, b.reward.n) for b in steps.bins] == [(2, 0.25, 2), (3, 0.5, 2)]
+    assert steps.slope == pytest.approx(0.25)
+    assert (tokens.slope, tokens.correlation) == (None, None)  # these episodes have no tokens
+
+
+def test_tools_and_missing_scores(episodes):
+    rows = [{**r, "contribution": None} if (r["trajectory_id"], r["step"]) == ("c", 0) else r for r in RULES]
+    found = audit({}, episodes, rows, CONFIG)
+    tools = {t.tool: (t.calls, t.succ_calling, t.contribution, t.idle) for t in found.tools}
+    assert tools == {"look": (3, 1.0, 1.0, 0.0), "find": (3, 0.0, 0.0, 1.0)}
+    assert found.missing == {"succ_calling": 0.0, "contribution": pytest.approx(1 / 6), "is_solved": 0.0}
+    assert found.left_out == 0.25
+    unscored = audit({}, episodes, RULES[:2], CONFIG)
+    assert unscored.missing["is_solved"] == 0.75
+
+
+def test_drift_compares_with_an_earlier_run(episodes):
+    earlier = [row(f"old{i}", 0, 1, float(i % 2)) for i in range(40)]
+    drifts = {d.component: d for d in audit({}, episodes, RULES, CONFIG, earlier).drifts}
+    assert drifts["contribution"].change.value == pytest.approx(0.5 - 0.5)
+    assert drifts["contribution"].index == pytest.approx(0.0)
+    assert drifts["succ_calling"].index > 0.25
+    assert (drifts["is_solved"].change, drifts["is_solved"].index) == (None, None)
+    assert audit({}, episodes, RULES, CONFIG).drifts == []
+
+
+def test_rows_about_nothing_are_refused(episodes):
+    with pytest.raises(ValueError, match="no row of the rewards is about one of the 4 trajectories given"):
+        audit({}, episodes, [row("elsewhere", 0, 1, 1.0)], CONFIG)
+
+
+def test_rules_and_truth_agree_where_the_reference_is_followed(make_query, make_step, make_trajectory):
+    calls = [{"name": "last_order", "arguments": {"user_id": "usr_03"}}]
+    query = make_query(reference={"answer": "ord_07", "calls": calls})
+    step = make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03")
+    trajectory = make_trajectory([step], "ord_07", solved=1.0)
+    rows = [r for name in ("rules", "truth") for r in annotate([query], [trajectory], annotator(name))]
+    found = audit({"q1": query}, [trajectory], rows, CONFIG)
+    assert [a.table for a in found.agreements] == [((0, 0), (0, 2)), ((0, 0), (0, 1)), ((0, 0), (0, 1))]
+    assert found.disputes == []
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "said"),
+    [
+        ({"min_auroc": 0.9}, r"in 0\.875 of the pairs, below rewards\.audit\.min_auroc 0\.9; see the disputed steps"),
+        ({"min_kappa": 0.6}, r"kappa 0\.500 with 'judge 1' on Contribution is below rewards\.audit\.min_kappa 0\.6"),
+        (
+            {"max_farming": 0.2},
+            r"number of steps is 0\.229, above rewards\.audit\.max_farming 0\.2; lower rewards\.step",
+        ),
+    ],
+)
+def test_a_figure_beyond_its_threshold_stops_the_run(thresholds, said, episodes):
+    found = audit({}, episodes, [*RULES, *OTHER], CONFIG)
+    check(found, AuditConfig(), "round 1")
+    with pytest.raises(AuditError, match=said) as caught:
+        check(found, AuditConfig(**thresholds), "round 1")
+    assert str(caught.value).startswith("round 1: the rewards by 'rules 1' were refused, and PPO did not start")
+
+
+def test_missing_scores_stop_the_run_by_default_when_they_are_most(episodes):
+    with pytest.raises(AuditError, match=r"0\.750 of the episodes .* above rewards\.audit\.max_missing 0\.5"):
+        check(audit({}, episodes, RULES[:2], CONFIG), AuditConfig(), "round 1")
+
+
+def test_what_the_reward_does_not_need_may_be_missing(episodes):
+    rows = [{**r, "contribution": None} for r in RULES]
+    assert audit({}, episodes, rows, CONFIG).left_out == 1
+    assert audit({}, episodes, rows, CONFIG, reward="final").left_out == 0
+
+
+def test_a_figure_that_is_not_defined_stops_nothing(make_step, make_trajectory):
+    alone = make_trajectory([make_step("look", "1")], "1", trajectory_id="a", solved=1.0)
+    strict = AuditConfig(max_missing=0.0, min_auroc=1.0, min_kappa=1.0, max_farming=-1.0)
+    check(audit({}, [alone], RULES[:2], CONFIG), strict, "round 1")

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.contracts import METRICS, read_rows
+from steptool.history import extend
+from steptool.rewards.running import RunningScale
+
+ROUNDS = st.lists(st.lists(st.floats(-10, 10), max_size=6), min_size=1, max_size=5)
+
+
+@given(ROUNDS)
+def test_the_state_of_all_rounds_is_that_of_all_rewards_at_once(rounds: list[list[float]]) -> None:
+    scale = RunningScale()
+    for rewards in rounds:
+        scale = scale.after([np.array(rewards), None])
+    every = np.array([r for rewards in rounds for r in rewards])
+    assert scale.count == every.size
+    if every.size and every.std() > 1e-6:
+        assert scale.mean == pytest.approx(every.mean(), abs=1e-9)
+        assert scale.deviation == pytest.approx(every.std())
+
+
+def test_rewards_are_divided_and_nothing_is_taken_off() -> None:
+    scale = RunningScale().after([np.array([0.0, 2.0]), np.array([4.0])])  # deviation sqrt(8 / 3)
+    halved, missing = scale.apply([np.array([0.0, np.sqrt(8 / 3)]), None])
+    assert missing is None and halved is not None
+    np.testing.assert_allclose(halved, [0.0, 1.0])
+    assert RunningScale().after([np.array([3.0, 3.0])]).deviation == 1.0
+    assert RunningScale().deviation == 1.0
+
+
+def test_the_state_travels_in_the_history_and_a_round_run_again_finds_the_same(tmp_path) -> None:
+    first = RunningScale().after([np.array([0.0, 1.0])])
+    second = first.after([np.array([5.0])])
+    one = extend(None, first.rows(0), [], tmp_path / "one.parquet")
+    two = extend(one, second.rows(1), [], tmp_path / "two.parquet")
+    assert RunningScale.before(1, read_rows(one, METRICS)) == first
+    assert RunningScale.before(1, read_rows(two, METRICS)) == first
+    assert RunningScale.before(2, read_rows(two, METRICS)) == second
+    assert RunningScale.before(0, read_rows(two, METRICS)) == RunningScale()

@@ -1,0 +1,242 @@
+"""Episodes through a real HTTP server that speaks OpenAI's chat completions and refuses what is not well formed."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig, ToolsConfig
+from steptool.endpoint import Endpoint, EndpointError
+from steptool.evaluation.metrics import evaluate
+from steptool.records import trajectory_from, trajectory_row, write_trajectories
+from steptool.rollout.contestant import contestant
+from steptool.rollout.remote import Spent, play_remote
+from steptool.tools.desk.tasks import DeskEnvironment, desk_queries
+from steptool.trajectory import FINISH, StepStatus, StopReason
+
+Message = dict[str, Any]
+Brain = Callable[[list[Message]], Message]
+ROLLOUT, LIMITS = RolloutConfig(max_steps=8), ToolsConfig()
+
+
+def calls(*made: tuple[str, Any], text: str | None = None) -> Message:
+    """A reply with calls; arguments as an object, or as the text that the server writes."""
+    listed = [
+        {
+            "id": f"call_{n}",
+            "type": "function",
+            "function": {"name": name, "arguments": given if isinstance(given, str) else json.dumps(given)},
+        }
+        for n, (name, given) in enumerate(made)
+    ]
+    return {"role": "assistant", "content": text, "tool_calls": listed}
+
+
+def finish(answer: str) -> Message:
+    return calls((FINISH, {"return_type": "give_answer", "final_answer": answer}))
+
+
+def fault(request: dict[str, Any]) -> str:
+    """What a strict server finds wrong with a request."""
+    system, user, *turns = request["messages"]
+    if (system["role"], user["role"]) != ("system", "user") or not all(
+        t["type"] == "function" for t in request["tools"]
+    ):
+        return "expected system, user and tools"
+    if len(turns) % 3 == 0 and turns and turns[-1]["role"] == "user" and turns[-2]["role"] == "tool":
+        turns = turns[:-1]  # the user goes on
+    for said, heard in zip(turns[::2], turns[1::2], strict=True):
+        for call in said.get("tool_calls", []):
+            json.loads(call["function"]["arguments"] or "{}")
+            if (heard["role"], heard["tool_call_id"]) != ("tool", call["id"]) or len(said["tool_calls"]) > 1:
+                return "each call needs its answer"
+        if "tool_calls" not in said and not (said["content"] and heard["role"] == "user"):
+            return "text needs a text"
+    return ""
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, brain: Brain) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.brain, self.requests = brain, []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(request)
+        problem = "no such path" if self.path != "/v1/chat/completions" else fault(request)
+        message = None if problem else self.server.brain(request["messages"])
+        self.answer(400, {"error": {"message": problem}}) if message is None else self.answer(
+            200,
+            {
+                "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
+                "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+            },
+        )  # fmt: skip
+
+    def answer(self, code: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., tuple[Endpoint, Server]]]:
+    """An endpoint of a server with that brain."""
+    opened: list[tuple[Endpoint, Server]] = []
+
+    def start(brain: Brain, **settings: Any) -> tuple[Endpoint, Server]:
+        server = Server(brain)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/v1"
+        config = EndpointConfig(base_url=address, model="scripted", key_variable="NO_KEY_HERE", retries=0, **settings)
+        opened.append((Endpoint(config), server))
+        return opened[-1]
+
+    yield start
+    for endpoint, server in opened:
+        with closing(endpoint), server:
+            server.shutdown()
+
+
+def turn_of(messages: list[Message]) -> int:
+    return sum(m["role"] == "assistant" for m in messages)
+
+
+def script(*turns: Message) -> Brain:
+    return lambda messages: turns[turn_of(messages)]
+
+
+def test_desk_tasks_are_solved_through_an_endpoint(serve):
+    config = Config.model_validate({"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 4}})
+    queries = [q for q in desk_queries(config) if q.split == "heldout"]
+    known = {q.instruction: q.reference for q in queries}
+
+    def expert(messages: list[Message]) -> Message:
+        reference, turn = known[messages[1]["content"]], turn_of(messages)
+        if turn < len(reference["calls"]):
+            call = reference["calls"][turn]
+            return calls((call["name"], call["arguments"]), text="Let me look.")
+        return finish(reference["answer"])
+
+    endpoint, server = serve(expert, price_in=2.0, price_out=5.0, concurrency=3)
+    told: list[int] = []
+    played = play_remote(
+        endpoint, queries, DeskEnvironment(), rollout=RolloutConfig(max_steps=20), limits=LIMITS, policy="far",
+        progress=lambda done, _: told.append(done),
+    )  # fmt: skip
+
+    assert [t.query_id for t in played.trajectories] == [q.query_id for q in queries]
+    assert [t.solved for t in played.trajectories] == [1.0] * 4 and told == [1, 2, 3, 4]
+    first = played.trajectories[0]
+    assert first.messages[1]["content"] == "Let me look."
+    assert (first.policy, first.sample, first.temperature, first.action_tokens) == ("far", 0, 0.0, 0)
+    assert trajectory_from(trajectory_row(first)).steps == first.steps
+    turns = len(queries[0].reference["calls"]) + 1
+    spent = played.spent[first.trajectory_id]
+    assert spent == Spent(100 * turns, 10 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
+    assert len(server.requests) == sum(len(q.reference["calls"]) + 1 for q in queries)
+    assert server.requests[0]["tools"] == list(queries[0].tools)
+    row = evaluate(queries, played.trajectories, "far", "greedy", spent=played.spent)[0]
+    assert (row["passed"], row["recall"], row["tokens"], row["redundant_calls"]) == (1.0, 1.0, 10 * turns, 0)
+
+
+def test_replies_that_make_no_clean_call_are_steps_and_never_end_the_evaluation(serve, environment, make_query):
+    endpoint, server = serve(
+        script(
+            {"role": "assistant", "content": "The answer is 7."},
+            calls(("get", "{key: a}")),
+            calls(("get", {"key": "a"}), ("get", {"key": "c"})),
+            calls(("fetch", {"key": "a"})),
+            calls(("get", "")),
+            calls(("get", {"key": "c"})),
+            finish("7"),
+        )
+    )
+    (played,), spent = play_remote(
+        endpoint, [make_query("q", "get a")], environment, rollout=ROLLOUT, limits=LIMITS, policy="far"
+    )
+    assert [s.status for s in played.steps] == [
+        StepStatus.MALFORMED, StepStatus.MALFORMED, StepStatus.OK, StepStatus.UNKNOWN_TOOL,
+        StepStatus.INVALID_ARGUMENTS, StepStatus.TOOL_ERROR, StepStatus.FINISH,
+    ]  # fmt: skip
+    assert [c.arguments for c in environment.sessions[0].calls] == [{"key": "a"}, {}, {"key": "c"}]
+    assert played.solved == 1.0 and spent[played.trajectory_id].money is None
+    heard = server.requests[-1]["messages"]
+    assert heard[3] == {"role": "user", "content": '{"error": "no tool call"}'}
+    assert "{key: a}" in heard[4]["content"] and "invalid JSON" in heard[5]["content"]
+    assert heard[7]["content"] == '{"a": 7}'
+
+
+def test_giving_up_silence_and_the_step_limit_end_an_episode(serve, environment, make_query):
+    endings = {
+        "up": calls((FINISH, {"return_type": "give_up_and_restart"})),
+        "silence": {"role": "assistant", "content": None},
+        "again": calls(("get", {"key": "a"})),
+    }
+    endpoint, _ = serve(lambda messages: endings[messages[1]["content"]])
+    queries = [make_query(name, name) for name in endings]
+    played = play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far")
+    assert [t.stop_reason for t in played.trajectories] == [
+        StopReason.GAVE_UP, StopReason.MALFORMED, StopReason.STEP_LIMIT,
+    ]  # fmt: skip
+    assert [len(t.steps) for t in played.trajectories] == [1, 3, 8]
+
+
+def test_the_user_goes_on_after_an_answer(serve, environment_that_talks, make_query):
+    endpoint, server = serve(lambda messages: finish("7" if messages[-1]["content"] == "And now?" else "6"))
+    (played,), _ = play_remote(
+        endpoint, [make_query("q", "hello")], environment_that_talks, rollout=ROLLOUT, limits=LIMITS, policy="far"
+    )
+    assert (played.final_answer, played.solved) == ("7", 1.0)
+    assert [m["role"] for m in server.requests[-1]["messages"]] == ["system", "user", "assistant", "tool", "user"]
+    assert environment_that_talks.sessions[0].closed == 1
+
+
+def test_every_sample_of_a_query_is_asked_anew(serve, environment, make_query):
+    endpoint, server = serve(script(calls(("get", {"key": "a"})), finish("7")))
+    queries = [make_query("q", "get a")] * 2
+    played = play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far", sample=1)
+    assert [t.trajectory_id for t in played.trajectories] == ["far-r-1-q-s1", "far-r-1-q-s2"]
+    assert len(server.requests) == 4
+    play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far", sample=1)
+    assert len(server.requests) == 4
+
+
+def test_an_endpoint_that_fails_is_an_error_and_no_failed_episode(serve, environment_that_talks, make_query):
+    endpoint, _ = serve(lambda messages: None)
+    with pytest.raises(EndpointError, match=r"query 'q'.*400"):
+        play_remote(
+            endpoint, [make_query("q", "x")], environment_that_talks, rollout=ROLLOUT, limits=LIMITS, policy="far"
+        )
+    assert environment_that_talks.sessions[0].closed == 1
+
+
+def test_a_contestant_is_greedy_at_its_own_temperature_and_samples_at_that_of_the_rollouts(serve, tmp_path):
+    config = Config.model_validate({"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 2}})
+    queries = [q for q in desk_queries(config) if q.split == "heldout"]
+    nothing = write_trajectories(tmp_path / "none.parquet", [])
+    endpoint, server = serve(lambda messages: finish("?"), temperature=0.25)
+    policy = EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint.config)
+    with contestant(policy, "", queries, nothing, config) as play:
+        greedy, sampled = play(greedy=True, sample=0), play(greedy=False, sample=1)
+    assert [r["temperature"] for r in server.requests] == [0.25, 0.25, 0.7, 0.7]
+    assert [t.temperature for t in (*greedy.trajectories, *sampled.trajectories)] == [0.25, 0.25, 0.7, 0.7]
+    assert len({t.trajectory_id for t in (*greedy.trajectories, *sampled.trajectories)}) == 4
+    assert set(sampled.spent) == {t.trajectory_id for t in sampled.trajectories}

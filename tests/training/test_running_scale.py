@@ -1,0 +1,41 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from steptool.config import Config
+from steptool.contracts import Row
+from steptool.training.improve import improve
+from steptool.trajectory import Trajectory
+
+
+def scored(trajectories: list[Trajectory], solved: float) -> list[Row]:
+    return [
+        {
+            "trajectory_id": t.trajectory_id, "step": n, "annotator": "rules", "annotator_version": "2",
+            "prompt_hash": "", "succ_calling": 1.0, "contribution": float(n % 2),
+            "is_solved": solved if n == len(t.steps) - 1 else None,
+        }
+        for t in trajectories
+        for n in range(len(t.steps))
+    ]  # fmt: skip
+
+
+def test_the_running_scale_goes_on_from_round_to_round(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
+    rewards = {"normalisation": "running", "step_weight": 1.0}
+    config = Config.model_validate({**make.config(epochs=1).model_dump(), "rewards": rewards})
+    episodes, history, raw = make.trajectories(6), [], []
+    for round, solved in enumerate((1.0, 0.0)):
+        rows = scored(episodes, solved)
+        done = improve(
+            model_dir, model_dir, episodes, rows, config=config, round=round, out_dir=tmp_path / str(round),
+            history=history,
+        )  # fmt: skip
+        plain = [r["contribution"] if r["is_solved"] is None else r["is_solved"] for r in rows]
+        raw += plain
+        learned = [row["reward"] for row in sorted(done.advantages, key=lambda r: (r["trajectory_id"], r["step"]))]
+        np.testing.assert_allclose(learned, np.array(plain) / np.std(raw), rtol=1e-5)
+        history = [*history, *done.metrics]
+    count = [r["value"] for r in history if (r["stage"], r["name"]) == ("rewards", "count")]
+    assert count == [pytest.approx(len(raw) / 2), pytest.approx(len(raw))]

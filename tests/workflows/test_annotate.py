@@ -1,0 +1,80 @@
+"""Trajectories scored again at the command line, and a run that its rewards stop."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steptool.config import Config
+from steptool.contracts import REWARDS, read_costs, read_rows, write_rows
+from steptool.records import write_queries, write_trajectories
+from steptool.rewards.annotators import annotate, annotator
+from steptool.tools.desk.expert import Expert
+from steptool.tools.desk.tasks import draw_query
+from tasks.artifacts import Parquet
+from tasks.audit import audit
+
+ROOT = Path(__file__).parents[2]
+PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with queries, episodes of a hurried expert, and other rewards of them."""
+    folder, rng = tmp_path_factory.mktemp("played"), random.Random(0)
+    queries = [draw_query("train", "single", f"annotate/{n}") for n in range(12)]
+    episodes = [Expert(q, rng, 0.4, 0.5).attempt() for q in queries]
+    write_queries(folder / "queries.parquet", queries)
+    write_trajectories(folder / "trajectories.parquet", episodes)
+    write_rows(folder / "lcs.parquet", annotate(queries, episodes, annotator("lcs")), REWARDS)
+    return folder
+
+
+def test_trajectories_are_scored_again_without_a_new_rollout(played: Path, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("rewards: {annotator: rules}\n")
+    inputs = [f"--{name}={played / name}.parquet" for name in ("trajectories", "queries")]
+    command = [
+        PYFLYTE,
+        "run",
+        "workflows/annotate.py",
+        "annotate",
+        f"--config={config}",
+        f"--output={tmp_path / 'out'}",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *inputs, f"--compare={played / 'lcs.parquet'}"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rules 2 scored" in done.stdout and "rules 2 and truth 1 say the same" in done.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["audit.html", "audit.json", "rewards.parquet"]
+    figures = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert (figures["annotator"], figures["others"]) == ("rules 2", ["lcs 2", "truth 1"])
+    rows = read_rows(tmp_path / "out" / "rewards.parquet", REWARDS)
+    assert {r["annotator"] for r in rows} == {"rules"} and len(rows) == figures["steps"]
+    assert read_costs(tmp_path / "out" / "rewards.parquet")[0].stage == "annotate"
+
+
+def test_rewards_beyond_a_threshold_stop_the_run_before_training(played: Path) -> None:
+    files = {name: Parquet(str(played / f"{name}.parquet")) for name in ("queries", "trajectories", "lcs")}
+    config = Config.model_validate({"rewards": {"annotator": "lcs", "audit": {"min_kappa": 0.3}}})
+    with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 2' were refused, and PPO did not start"):
+        audit(
+            round=0,
+            config=config,
+            queries=files["queries"],
+            trajectories=[files["trajectories"]],
+            rewards=[files["lcs"]],
+        )
+
+
+def test_starting_the_workflow_imports_nothing_heavy() -> None:
+    program = "import sys, workflows.annotate; print(sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "[]", result.stderr

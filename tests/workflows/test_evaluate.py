@@ -1,0 +1,125 @@
+"""Evaluation at the command line, in a real process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steptool.config import ConfigError, load_config
+from steptool.contracts import EVALUATIONS, VERDICTS, read_costs, read_rows, write_rows
+from steptool.data.ingest import ingest
+from steptool.data.intake import IngestError
+from steptool.records import read_queries, read_trajectories
+from workflows.evaluate import evaluate
+
+ROOT = Path(__file__).parents[2]
+PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
+SETTINGS = {
+    "data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 4},
+    "evaluation": {
+        "sampled_repeats": 2,
+        "bootstrap": 200,
+        "policies": [{"name": "reference", "kind": "playback"}, {"name": "small", "model": "embedded"}],
+    },
+}
+
+
+def write(folder: Path, **evaluation: object) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(json.dumps({**SETTINGS, "evaluation": {**SETTINGS["evaluation"], **evaluation}}))
+    return path
+
+
+def run(config: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    command = [PYFLYTE, "run", "workflows/evaluate.py", "evaluate", "--config", str(config), "--output", str(output)]
+    environment = {**os.environ, "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(write(tmp_path), out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.yaml", "evaluation.html", "evaluations.parquet", "metrics.json", "preferences.parquet",
+        "queries.parquet", "table.csv", "table.md", "table.tex", "trajectories_reference.parquet",
+        "trajectories_small.parquet", "verdicts.parquet",
+    ]  # fmt: skip
+    assert load_config(out / "config.yaml").evaluation.policies[1].model == "embedded"
+    asked = {q.query_id for q in read_queries(out / "queries.parquet", "heldout")}
+    rows = read_rows(out / "evaluations.parquet", EVALUATIONS)
+    played = {(r["model"], r["decoding"], r["repeat"]) for r in rows}
+    assert played == {
+        ("reference", "greedy", 0),
+        ("small", "greedy", 0),
+        ("small", "sampled", 0),
+        ("small", "sampled", 1),
+    }
+    assert len(rows) == 16 and {r["query_id"] for r in rows} == asked
+    assert all(r["passed"] == 1.0 and r["recall"] == 1.0 for r in rows if r["model"] == "reference")
+    episodes = [t for n in ("reference", "small") for t in read_trajectories(out / f"trajectories_{n}.parquet")]
+    assert {t.trajectory_id for t in episodes} == {r["trajectory_id"] for r in rows} and len(episodes) == 16
+    assert sum(c.tokens for c in read_costs(out / "evaluations.parquet")) == sum(r["tokens"] for r in rows) > 0
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["results"][0]["model"] == "reference" and figures["results"][0]["pass_rate"] == 1.0
+    assert (out / "table.md").read_text() in done.stdout
+    assert figures["comparisons"][0]["conclusion"] in (out / "evaluation.html").read_text()
+
+
+def test_stored_verdicts_give_the_judged_pass_rate(tmp_path: Path) -> None:
+    """In this process: the reference's four answers, of which a judge calls one unsure and one unsolved."""
+    first = evaluate(config=load_config(write(tmp_path, policies=SETTINGS["evaluation"]["policies"][:1])))
+    queries = sorted(r["query_id"] for r in read_rows(str(first.rows), EVALUATIONS))
+    said = dict(zip(queries, ["unsure", "unsolved", "solved", "solved"], strict=True))
+    row = {"model": "reference", "repeat": 0, "judge": "", "prompt_hash": "", "rationale": ""}
+    verdicts = write_rows(
+        tmp_path / "v.parquet", [{**row, "query_id": q, "status": s} for q, s in said.items()], VERDICTS
+    )
+    path = write(tmp_path, policies=SETTINGS["evaluation"]["policies"][:1], verdicts=[str(verdicts)])
+    second = evaluate(config=load_config(path), output=str(tmp_path / "out"))
+    assert json.loads(Path(str(second.figures)).read_text())["results"][0]["judged_pass_rate"] == 2.5 / 4
+    assert read_rows(tmp_path / "out" / "verdicts.parquet", VERDICTS) == read_rows(verdicts, VERDICTS)
+
+
+def test_what_cannot_be_evaluated_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    with pytest.raises(Exception, match="holds something else"):
+        evaluate(config=load_config(write(tmp_path)), output=str(tmp_path / "thesis"))
+    with pytest.raises(Exception, match=r"evaluation\.policies is empty"):
+        evaluate(config=load_config(write(tmp_path, policies=[])))
+
+
+@pytest.mark.parametrize(
+    ("policies", "said"),
+    [
+        ([{"name": "a"}], "the policy 'a' of the kind model needs the field model"),
+        ([{"name": "a", "kind": "endpoint"}], "needs endpoint.base_url and .model"),
+        ([{"name": "a", "kind": "playback", "strategy": "dfsdt"}], "the strategy dfsdt is for the kind model only"),
+        ([{"name": "a", "kind": "playback"}] * 2, "policies need names of their own"),
+        ([{"name": "a/b", "kind": "playback"}], "evaluation.policies.0.name"),
+    ],
+)
+def test_a_policy_that_is_not_whole_is_refused(tmp_path: Path, policies: list[object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path, policies=policies))
+
+
+@pytest.mark.parametrize("name", ["evaluate.yaml", "evaluate_toolbench.yaml"])
+def test_the_shipped_configurations_name_policies(name: str) -> None:
+    assert load_config(ROOT / "configs" / name).evaluation.contestants > 0
+
+
+def test_training_is_never_measured_on_training_queries(tmp_path: Path) -> None:
+    with pytest.raises(IngestError, match=r"evaluation\.split is all"):
+        ingest(load_config(write(tmp_path, split="all")), tmp_path / "out")
+
+
+def test_starting_the_workflow_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'trl', 'openai'}"
+    program = f"import sys, workflows.evaluate; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

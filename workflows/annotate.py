@@ -1,0 +1,30 @@
+"""Score trajectories again, by any annotator and without a new rollout, and see whether the rewards can be trusted.
+
+pyflyte run workflows/annotate.py annotate --config configs/laptop.yaml --output data/scored \
+    --trajectories runs/demo/trajectories_round_00.parquet --queries runs/demo/queries.parquet
+"""
+
+from flytekit import workflow
+
+from steptool.config import Config
+from tasks.annotate import annotate as score
+from tasks.artifacts import Parquet
+from tasks.audit import Reviewed, review_rewards
+
+
+@workflow
+def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: str, compare: str = "") -> Reviewed:
+    """Write rewards.parquet, audit.html and audit.json (docs/annotators.md).
+
+    Args:
+        config: its section `rewards` names the annotator, the composition and the second opinion.
+        trajectories: Parquet file of episodes or of demonstrations.
+        queries: Parquet file of the queries that they answer.
+        output: folder or url that receives the files; others there stay.
+        compare: file or url of other rewards. On the same trajectories they are one more opinion (another annotator,
+            people's labels); on other trajectories, an earlier run that drift is measured against. None if empty.
+    """
+    rewards = score(trajectories=trajectories, round=-1, config=config, queries=queries)
+    return review_rewards(
+        output=output, config=config, queries=queries, trajectories=trajectories, rewards=rewards, compare=compare
+    )
