@@ -1,0 +1,87 @@
+"""How well the text rules predict what the environment knows: `rules` and `lcs` against `truth`.
+
+    python benchmarks/annotators.py --model runs/demo/warm_start
+
+Plays held-out tasks of all four tiers of the desk, sampled at temperature 1, with a model folder (the embedded model if
+none is given). Prints lines `name: rules lcs difference`: Cohen's kappa with the truth on whether a step contributes,
+over all episodes and over the solved ones, and the AUROC of an episode's mean Contribution against solved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from steptool.chat.codec import ChatCodec
+from steptool.config import Config, RolloutConfig
+from steptool.contracts import Row
+from steptool.models import load_model, load_tokenizer, prepare_base
+from steptool.rewards.agreement import auroc, confusion, kappa
+from steptool.rewards.annotators import annotate, annotator
+from steptool.rollout.episodes import roll_out
+from steptool.tools.desk.tasks import LONG, PAIR, SHORT, SINGLE, DeskEnvironment, draw_query
+from steptool.trajectory import Query, Trajectory
+
+
+def play(folder: str, queries: Sequence[Query], config: Config) -> list[Trajectory]:
+    """One sampled episode a query."""
+    model, codec = load_model(folder), ChatCodec(load_tokenizer(folder))
+    rollout, room = RolloutConfig(temperature=1.0), config.policy.max_context
+    return roll_out(
+        model, codec, queries, DeskEnvironment(), rollout=rollout, max_context=room, greedy=False, seed=0, policy="p"
+    )
+
+
+def contributions(rows: Sequence[Row], of: set[str]) -> dict[tuple[str, int], float]:
+    """Contribution by trajectory and step, where there is one."""
+    scored = (r for r in rows if r["trajectory_id"] in of and r["contribution"] is not None)
+    return {(r["trajectory_id"], r["step"]): r["contribution"] for r in scored}
+
+
+def agreement(rows: Sequence[Row], truth: Sequence[Row], of: set[str]) -> float:
+    """Cohen's kappa on whether a step contributes."""
+    ours, theirs = contributions(rows, of), contributions(truth, of)
+    steps = sorted(ours.keys() & theirs.keys())
+    found = kappa(confusion([ours[s] >= 0.5 for s in steps], [theirs[s] >= 0.5 for s in steps]))
+    return found.value if found else float("nan")
+
+
+def separation(rows: Sequence[Row], episodes: Sequence[Trajectory]) -> float:
+    """AUROC of the mean Contribution against solved."""
+    scores = defaultdict(list)
+    for (trajectory, _), score in contributions(rows, {t.trajectory_id for t in episodes}).items():
+        scores[trajectory].append(score)
+    scored = [t for t in episodes if t.trajectory_id in scores]
+    found = auroc([float(np.mean(scores[t.trajectory_id])) for t in scored], [t.solved == 1.0 for t in scored])
+    return found.value if found else float("nan")
+
+
+def main() -> None:
+    """Play, annotate and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="model folder")
+    parser.add_argument("--tasks", default=50, type=int, help="tasks of each tier")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config = Config()
+    tiers = (SINGLE, SHORT, PAIR, LONG)
+    queries = [draw_query("heldout", tier, f"annotators.{n}") for tier in tiers for n in range(args.tasks)]
+    with tempfile.TemporaryDirectory() as folder:
+        episodes = play(args.model or str(prepare_base(config.policy, (), 0, folder)), queries, config)
+    every, solved = {t.trajectory_id for t in episodes}, {t.trajectory_id for t in episodes if t.solved}
+    rows = {name: annotate(queries, episodes, annotator(name)) for name in ("rules", "lcs", "truth")}
+    print(f"annotators: {len(episodes)} episodes, {len(solved) / len(episodes):.0%} solved")
+    for name, of in (("all episodes", every), ("solved episodes", solved)):
+        ours, other = (agreement(rows[a], rows["truth"], of) for a in ("rules", "lcs"))
+        print(f"annotators kappa with truth, {name}: {ours:.2f} {other:.2f} {ours - other:+.2f}")
+    ours, other = (separation(rows[a], episodes) for a in ("rules", "lcs"))
+    print(f"annotators AUROC against solved: {ours:.3f} {other:.3f} {ours - other:+.3f}")
+
+
+if __name__ == "__main__":
+    main()
