@@ -54,7 +54,7 @@ def test_a_step_reward_sits_on_the_last_token_of_its_step(
     """Values are 0 at first, gamma is 1, lambda 1/2: the mean advantage of a step can be summed by hand."""
     row = replace(make.trajectories(1)[0], spans=[(3, 5), (6, 7), (8, 10)], input_ids=np.arange(20, 31, dtype=np.int32))
     config = make.config(kl_coef=0.0).model_copy(
-        update={"credit": make.config().credit.model_copy(update={"gamma": 1.0, "lam": 0.5})}
+        update={"credit": make.config().credit.model_copy(update={"level": "token", "gamma": 1.0, "lam": 0.5})}
     )
     result = train_round(
         model_dir, model_dir, [row], [np.array([0.0, 1.0, 4.0])], config=config, round=0, out_dir=tmp_path
