@@ -33,6 +33,22 @@ Each row is a stage, first to last. A file stands with the first 12 digits of it
 | stage | round | made from | note |
 |---|---|---|---|
 {rows}
+{made_by}{results}"""
+_MADE_BY = """
+## Made by
+
+| | |
+|---|---|
+{rows}
+"""
+_RESULTS = """
+## Results
+
+Pass rate on tasks that it was not trained on, one greedy episode each, with its 95% interval.
+
+| model | pass rate | 95% interval | tasks |
+|---|---|---|---|
+{rows}
 """
 
 
@@ -54,9 +70,26 @@ def sign(
     entries = [*(read(parent) if parent else []), entry]
     target = Path(folder)
     (target / FILE).write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    rows = "\n".join(_row(e) for e in entries)
     title = f"{stage} of round {round + 1}" if round >= 0 else stage
-    (target / CARD).write_text(_CARD.format(title=title, file=FILE, rows=rows), encoding="utf-8")
+    (target / CARD).write_text(card(entries, title), encoding="utf-8")
+
+
+def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None = None) -> str:
+    """The model card of a model with this lineage.
+
+    `known` may hold `code_version`, `config` (the run's configuration as a tree) and `results` (by model: `pass_rate`,
+    `low`, `high`, `tasks`); what else it holds does not stand on the card.
+    """
+    known = known or {}
+    made_by = {"code": known.get("code_version"), "configuration, SHA-256": _tree_digest(known.get("config"))}
+    results = [_result(name, found) for name, found in known.get("results", {}).items()]
+    return _CARD.format(
+        title=title,
+        file=FILE,
+        rows="\n".join(map(_row, entries)),
+        made_by=_section(_MADE_BY, [f"| {name} | {value} |" for name, value in made_by.items() if value]),
+        results=_section(_RESULTS, results),
+    )
 
 
 def read(folder: str | os.PathLike[str]) -> list[Entry]:
@@ -78,3 +111,18 @@ def _row(entry: Entry) -> str:
     scored = [f"scored by {name}" for name in entry.get("rewards", {}).get("annotators", ())]
     notes = "; ".join(part for part in (*scored, entry["note"]) if part)
     return f"| {entry['stage']} | {number} | {files} | {notes} |"
+
+
+def _section(text: str, rows: Sequence[str]) -> str:
+    """A section with its table, or nothing where there is nothing to show."""
+    return text.format(rows="\n".join(rows)) if rows else ""
+
+
+def _result(name: str, found: Mapping[str, float]) -> str:
+    interval = f"{found['low']:.1%} to {found['high']:.1%}"
+    return f"| {name} | {found['pass_rate']:.1%} | {interval} | {found['tasks']} |"
+
+
+def _tree_digest(tree: Any) -> str:
+    """The first 12 digits of the SHA-256 of a tree as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12] if tree else ""
