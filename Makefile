@@ -8,14 +8,22 @@ STAMP := $(VENV)/.installed
 
 CONFIG ?= configs/laptop.yaml
 OUTPUT ?= runs/demo
+# What each stage gets on a cluster, and where it is registered.
+PROFILE ?= configs/cluster.yaml
+PROJECT ?= flytesnacks
+DOMAIN ?= development
+BUILD ?= build
+CPU_IMAGE = $(shell sed -n 's/^cpu *= *//p' flyte.config)
+GPU_IMAGE = $(shell sed -n 's/^gpu *= *//p' flyte.config)
 # Threads of torch. More than one slows a model as small as the embedded one down; raise it for a larger one.
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp test test-slow check format seeds bench bfcl replay-bfcl clean
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format seeds bench bfcl replay-bfcl \
+	images check-images register package clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## train on the embedded world and write runs/demo (CONFIG=... OUTPUT=... for another run)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/train.py train --config $(CONFIG) --output $(OUTPUT)
@@ -26,11 +34,27 @@ functions: $(STAMP)  ## one round on tools written in Python (examples/functions
 mcp: $(STAMP)  ## one round on the tools of an MCP server (examples/mcp), into runs/mcp
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/train.py train --config configs/mcp.yaml --output runs/mcp
 
+evaluate: CONFIG := configs/evaluate.yaml
+evaluate: OUTPUT := runs/evaluation
+evaluate: $(STAMP)  ## compare policies on the same tasks and write runs/evaluation (CONFIG=... OUTPUT=... for others)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/evaluate.py evaluate --config $(CONFIG) --output $(OUTPUT)
+
+view: $(STAMP)  ## write the viewer of the held-out episodes before and after training of a run (OUTPUT=... for another run)
+	$(BIN)/pyflyte run workflows/view.py view --queries $(OUTPUT)/queries.parquet --output $(OUTPUT)/viewer.html \
+		--title "Held-out episodes before and after training" \
+		--trajectories $(OUTPUT)/evaluation_trajectories_warm_start_greedy.parquet \
+		--rewards $(OUTPUT)/evaluation_rewards_warm_start_greedy.parquet \
+		--trajectories_b $(OUTPUT)/evaluation_trajectories_steptool_greedy.parquet \
+		--rewards_b $(OUTPUT)/evaluation_rewards_steptool_greedy.parquet
+
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster and not gpu"
 
 test-slow: $(STAMP)  ## run the tests that take minutes too
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not cluster and not gpu"
+
+test-cluster: $(STAMP)  ## run the workflows as a cluster would, every task as its pod (10 minutes or so)
+	$(BIN)/python -m pytest -v -m cluster
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -52,6 +76,23 @@ bfcl: $(STAMP)  ## install BFCL's tools and tasks, without dependencies: they cl
 
 replay-bfcl: bfcl  ## play BFCL's 800 solutions back, whole and without their last call, and print how many are solved
 	$(BIN)/python benchmarks/bfcl.py
+
+images:  ## build the images that flyte.config names (docker push sends them; PIP_EXTRA_INDEX_URL=... for torch without CUDA)
+	docker build -f images/cpu.Dockerfile --build-arg PIP_EXTRA_INDEX_URL="$(PIP_EXTRA_INDEX_URL)" -t $(CPU_IMAGE) .
+	docker build -f images/gpu.Dockerfile -t $(GPU_IMAGE) .
+
+check-images: $(STAMP)  ## ask pip whether the pins of both images resolve and are complete (needs the package index)
+	$(BIN)/python images/pins.py
+
+register: $(STAMP)  ## register all workflows and launch plans with the cluster of flyte.config (PROFILE=... PROJECT=... DOMAIN=...)
+	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.version) && \
+		$(BIN)/pyflyte -c flyte.config register --project $(PROJECT) --domain $(DOMAIN) --version $$version \
+		--copy all --destination-dir . workflows
+
+package: $(STAMP)  ## write build/steptool-<version>.tgz, which flytectl registers without this repository
+	mkdir -p $(BUILD) && export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.version) && \
+		$(BIN)/pyflyte --pkgs workflows package --image cpu=$(CPU_IMAGE) --image gpu=$(GPU_IMAGE) \
+		--copy all --in-container-source-path . --force --output $(BUILD)/steptool-$$version.tgz
 
 clean:  ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

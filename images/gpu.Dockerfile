@@ -1,0 +1,35 @@
+# Stages on a GPU, and vLLM to serve models: the champion behind an endpoint that an evaluation plays or that judges, as in
+#   docker run --gpus all ... vllm serve /models/versions/<id>/model
+# Rollouts do not use vLLM. As in images/cpu.Dockerfile the code is not in here; make images builds it.
+
+# Debian with Python and nothing else, by full version. CUDA's libraries come as pinned Python packages, with torch; the
+# driver comes from the machine.
+FROM python:3.11.14-slim-bookworm
+
+# Triton compiles a launcher for each kernel, and torch.compile parts of a model: both call the machine's compiler.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++=4:12.2.0-* libc6-dev=2.36-* \
+    && rm -rf /var/lib/apt/lists/*
+
+# Stages run as a user without rights over the machine, who owns the folder that the code is unpacked in.
+RUN useradd --create-home --uid 1000 steptool \
+    && install --directory --owner steptool /home/steptool/code
+
+# What pip needs to read the project's dependencies. These files change seldom, so the next layer is built seldom.
+WORKDIR /build
+COPY pyproject.toml images/gpu.constraints.txt README.md LICENSE ./
+
+# Every dependency and vLLM, at versions that resolve together (make check-images). An empty package stands in for the
+# project and is gone at the end of the layer.
+RUN mkdir steptool \
+    && touch steptool/__init__.py \
+    && pip install --no-cache-dir -c gpu.constraints.txt torch '.[gpu]' \
+    && pip uninstall --yes steptool
+
+# Lines of the log appear when they are written. The container runtime mounts the parts of the driver that compute; which
+# GPUs a container sees is left to the cluster.
+ENV PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# Registration unpacks the code in the working folder. The user by number, which lets a cluster see that it is not root.
+WORKDIR /home/steptool/code
+USER 1000

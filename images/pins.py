@@ -1,0 +1,62 @@
+"""Whether the pins of the images resolve and are complete: pip is asked what it would install, and installs nothing.
+
+python images/pins.py needs the package index. It prints a line for each image and ends with 1 unless both are in order.
+For a new version of vLLM change its pin, remove the pins that it refuses and add the lines that this program prints.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+IMAGES = {"cpu": (".", "constraints.txt"), "gpu": (".[gpu]", "images/gpu.constraints.txt")}
+"""What each image installs, and its pins."""
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """Versions by name of a file of pins."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    return {canonical(name): version for name, _, version in (line.partition("==") for line in lines)}
+
+
+def canonical(name: str) -> str:
+    """A package's name as the index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def resolve(what: str, constraints: str, torch: str) -> dict[str, str]:
+    """Versions by name of all that pip would install into an empty environment. Raises SystemExit if nothing fits.
+
+    === asks for the index's own build of torch, whose dependencies are the most: CUDA's libraries.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        options = ("--dry-run", "--ignore-installed", "--quiet", "--disable-pip-version-check", "--report", str(report))
+        command = [sys.executable, "-m", "pip", "install", *options, "-c", constraints, f"torch==={torch}", what]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            sys.exit(f"{what} does not resolve with {constraints}")
+        found = [entry["metadata"] for entry in json.loads(report.read_text(encoding="utf-8"))["install"]]
+    return {canonical(package["name"]): package["version"] for package in found}
+
+
+def main() -> None:
+    """Check both images."""
+    complete = True
+    for image, (what, constraints) in IMAGES.items():
+        pins = read_pins(ROOT / constraints)
+        found = resolve(what, constraints, pins["torch"])
+        unpinned = sorted(found.keys() - pins.keys() - {"steptool"})
+        print(f"{image}: {len(found)} packages resolve, {len(unpinned)} of them are not pinned in {constraints}")
+        for name in unpinned:
+            print(f"{name}=={found[name]}")
+        complete = complete and not unpinned
+    sys.exit(0 if complete else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The pins of the images, as far as they can be checked without a package index (make check-images asks it)."""
+
+import importlib.util
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pins", ROOT / "images" / "pins.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PINS = program()
+CPU, GPU = (PINS.read_pins(ROOT / constraints) for _, constraints in PINS.IMAGES.values())
+
+
+def needed(requirements: list[str]) -> dict[str, str]:
+    """Versions by name of what is installed here because of these requirements, and of what they require."""
+    found: dict[str, str] = {}
+    waiting = [Requirement(text) for text in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        extras = requirement.extras or {""}
+        if not any(not requirement.marker or requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            continue
+        name = PINS.canonical(requirement.name)
+        package = metadata.distribution(name)
+        if name not in found or requirement.extras:
+            inner = [Requirement(text) for text in package.requires or ()]
+            waiting += [r for r in inner if not r.marker or any(r.marker.evaluate({"extra": e}) for e in {"", *extras})]
+        found[name] = package.version.partition("+")[0]
+    return found
+
+
+@pytest.mark.parametrize("constraints", [constraints for _, constraints in PINS.IMAGES.values()])
+def test_every_line_pins_one_package_exactly(constraints: str) -> None:
+    lines = [line for line in (ROOT / constraints).read_text().splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!]+", line)] == []
+    names = [PINS.canonical(line.partition("==")[0]) for line in lines]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
+def test_all_that_the_project_needs_is_pinned_as_it_was_tested() -> None:
+    installed = needed(PROJECT["dependencies"])
+    assert len(installed) > 100
+    assert {name: version for name, version in installed.items() if CPU.get(name) != version} == {}
+
+
+def test_the_pins_of_the_gpu_image_differ_only_where_vllm_asks_for_it() -> None:
+    differing = {name for name in CPU.keys() & GPU.keys() if CPU[name] != GPU[name]}
+    assert differing == {"transformers", "numpy"}
+    assert needed(PROJECT["dependencies"]).keys() - GPU.keys() == set()
+
+
+@pytest.mark.parametrize("pins", [CPU, GPU], ids=["cpu", "gpu"])
+def test_the_pins_are_versions_that_the_project_takes(pins: dict[str, str]) -> None:
+    wanted = [Requirement(text) for text in PROJECT["dependencies"]]
+    assert [str(r) for r in wanted if not r.specifier.contains(pins[PINS.canonical(r.name)])] == []
+
+
+def test_vllm_is_pinned_to_the_version_of_the_extra() -> None:
+    assert PROJECT["optional-dependencies"]["gpu"] == [f"vllm=={GPU['vllm']}"]
+    assert "vllm" not in CPU
