@@ -17,6 +17,7 @@ LIMIT_GIB = 2.0
 
 OURS = """
 import sys, time, resource
+import pandas  # which pyarrow imports at its first table, whatever its size
 from steptool.config import Config
 from steptool.data.ingest import ingest
 sizes = {f"{split}_queries": 10_000_000 for split in ("train", "validation", "heldout")}

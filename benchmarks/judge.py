@@ -27,7 +27,8 @@ SERVER = """
 import json, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-SCORES = {"reason": "", "successes": [1, 1, 1, 1], "contributions": [5, 3, 0, 5], "status": "solved"}
+STEPS = [{"step": n, "success": 1, "contribution": c} for n, c in enumerate([5, 3, 0, 5], start=1)]
+SCORES = {"reason": "", "steps": STEPS, "status": "solved"}
 CALL = {"id": "c", "type": "function", "function": {"name": "report_scores", "arguments": json.dumps(SCORES)}}
 MESSAGE = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 USAGE = {"prompt_tokens": 900, "completion_tokens": 60}

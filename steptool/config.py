@@ -29,10 +29,10 @@ class DataConfig(_Section):
     """desk: the embedded world; toolbench: instruction files of ToolBench and StableToolBench; jsonl: own tasks;
     recorded: the tasks of recorded trajectories; bfcl: the multi-turn tasks of the installed package bfcl-eval."""
     paths: list[str] = []
-    """Files or folders of the source (none for desk and bfcl)."""
+    """Files, folders or urls of the source (none for desk and bfcl)."""
     recorded_answers: list[str] = []
-    """Files or folders of recorded trajectories, in any form: demonstrations for the warm start and responses for the
-    replay environment. Those of the source `recorded` need not be named again."""
+    """Files, folders or urls of recorded trajectories, in any form: demonstrations for the warm start and responses for
+    the replay environment. Those of the source `recorded` need not be named again."""
     environment: str = ""
     """What answers the calls of tasks from files that name no environment; empty: replay. It also gives the tools of
     tasks and recordings that list none."""
@@ -40,6 +40,9 @@ class DataConfig(_Section):
     """Training queries: drawn from the world, or kept at most from the source."""
     validation_queries: Positive = 200
     heldout_queries: Positive = 400
+    first: list[str] = []
+    """SHA-256 of files whose tasks and recordings come first where a limit leaves some out; `workflows/retrain.py`
+    names the new ones."""
     long_share: Share = 0.5
     """Share of queries with several goals (desk only)."""
 
@@ -49,7 +52,7 @@ class PolicyConfig(_Section):
 
     base: str = "embedded"
     """embedded: the small model shipped with the project; scratch: a tiny one from random weights, its tokenizer
-    trained on the ingested text; otherwise a model folder or a Hugging Face id."""
+    trained on the ingested text; otherwise a model folder, the url of one or a Hugging Face id."""
     chat_format: Literal["auto", "hermes", "llama", "react"] = "auto"
     """How calls stand in the model's text. auto: as the chat template writes them, and ReAct where it knows no tools;
     where the template does not write the format named, it is given plain messages (docs/chat-formats.md)."""
@@ -117,7 +120,7 @@ class ToolBenchConfig(_Section):
     strip: Literal["", "truncate", "filter", "random"] = "truncate"
     """How the server shortens what an API says: ToolBench's names; StableToolBench's server does not look at it."""
     cache: str = ""
-    """File of recorded responses, asked before the server and filled from it; empty: none."""
+    """File of recorded responses, asked before the server and filled from it; empty: none. A url is only read."""
 
 
 class ToolsConfig(_Section):
@@ -170,7 +173,7 @@ class AuditConfig(_Section):
     second: Literal["", "rules", "lcs", "truth"] = "truth"
     """Annotator whose opinion the rewards are compared with; empty: none."""
     previous: str = ""
-    """File of the rewards of an earlier run, which drift is measured against; empty: none."""
+    """File or url of the rewards of an earlier run, which drift is measured against; empty: none."""
     max_missing: Share = 0.5
     """Share of the episodes that cannot be learned from: a score that their reward needs is missing."""
     min_auroc: Share = 0.0
@@ -289,6 +292,9 @@ class EvaluatedPolicy(_Section):
     """embedded, a model folder, the url of one or a Hugging Face id (kind model only)."""
     endpoint: EndpointConfig = EndpointConfig()
     """The endpoint (kind endpoint only)."""
+    cache: str = ""
+    """File of the endpoint's replies, asked before it and filled from it: an evaluation that is started again pays for
+    no turn twice (kind endpoint only); empty: none."""
     strategy: Literal["chain", "dfsdt"] = "chain"
     """chain: one call after the other; dfsdt: the tree search of `search` (kind model only)."""
 
@@ -298,6 +304,8 @@ class EvaluatedPolicy(_Section):
             raise ValueError(f"the policy '{self.name}' of the kind model needs the field model")
         if self.kind == "endpoint" and not (self.endpoint.base_url and self.endpoint.model):
             raise ValueError(f"the policy '{self.name}' of the kind endpoint needs endpoint.base_url and .model")
+        if self.kind != "endpoint" and self.cache:
+            raise ValueError(f"the policy '{self.name}': a cache of replies is for the kind endpoint only")
         if self.kind != "model" and self.strategy != "chain":
             raise ValueError(f"the policy '{self.name}': the strategy {self.strategy} is for the kind model only")
         return self
@@ -317,7 +325,7 @@ class EvaluationConfig(_Section):
     recorded_only: bool = False
     """Only queries with a recorded answer; in `workflows/evaluate.py` only."""
     verdicts: list[str] = []
-    """Files of stored verdicts on these policies by a judge, for the judged pass rate (docs/evaluation.md)."""
+    """Files or urls of stored verdicts on these policies by a judge, for the judged pass rate (docs/evaluation.md)."""
     judged: bool = False
     """The judge of `rewards.judge` is asked for a verdict on each greedy episode and for the better of each two."""
     search: SearchConfig = SearchConfig()
@@ -337,6 +345,23 @@ class EvaluationConfig(_Section):
         return len(self.policies)
 
 
+class PromotionConfig(_Section):
+    """When a retrained model takes the place of the one in service (docs/retraining.md). All shares are from 0 to 1."""
+
+    min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """The paired 95% interval of the gain in pass rate has to lie above this."""
+    max_category_loss: Share = 0.05
+    """Pass rate that a category of tools may lose; a loss that may have come by chance does not count."""
+    max_invalid_rise: Share = 0.0
+    """The paired 95% interval of the rise in the rate of invalid calls must not lie above this."""
+    min_tasks: Positive = 30
+    """Held-out tasks below which nothing is promoted."""
+    approval: bool = False
+    """A person is asked before a model is promoted."""
+    approval_hours: Annotated[float, Field(gt=0)] = 20.0
+    """Hours that the question waits; after that the night has failed."""
+
+
 class Config(_Section):
     """A complete run."""
 
@@ -350,6 +375,7 @@ class Config(_Section):
     credit: CreditConfig = CreditConfig()
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
 
     @model_validator(mode="wrap")
     @classmethod
@@ -357,7 +383,7 @@ class Config(_Section):
         try:
             return handler(data)
         except ValidationError as error:
-            raise ConfigError(_explanation(error)) from None
+            raise ConfigError(explained(error, "configs/laptop.yaml")) from None
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **_: Any) -> Config:
@@ -374,19 +400,30 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _explanation(error: ValidationError) -> str:
+def explained(error: ValidationError, example: str) -> str:
+    """What is wrong, a line for each field; `example` is the file that shows every field."""
     lines = []
     for e in error.errors():
         field = ".".join(str(part) for part in e["loc"])
         if e["type"] == "extra_forbidden":
-            lines.append(f"unknown field '{field}': remove it or see configs/laptop.yaml for the fields there are")
+            lines.append(f"unknown field '{field}': remove it or see {example} for the fields there are")
         else:
-            lines.append(f"field '{field}': {e['msg'].lower()}, got {e['input']!r} ({type(e['input']).__name__})")
+            said, given = e["msg"][0].lower() + e["msg"][1:], e["input"]
+            lines.append(f"field '{field}': {said}, got {given!r} ({type(given).__name__})")
     return "the configuration was refused\n  " + "\n  ".join(lines)
 
 
 def load_config(path: str | Path) -> Config:
     """Read a YAML file. Raises ConfigError naming the file and every field that is wrong."""
+    data = read_mapping(path)
+    try:
+        return Config.model_validate(data)
+    except (ConfigError, ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML file. Raises ConfigError, with the file's name, if it holds anything else."""
     text = Path(path).read_text(encoding="utf-8")
     try:
         data = yaml.safe_load(text) or {}
@@ -394,7 +431,4 @@ def load_config(path: str | Path) -> Config:
         raise ConfigError(f"{path}: not YAML ({error})") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(data).__name__}")
-    try:
-        return Config.model_validate(data)
-    except (ConfigError, ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return data

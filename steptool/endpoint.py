@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,13 @@ from steptool.trajectory import Message, ToolSchema
 
 _REFUSING = frozenset({401, 403, 404})
 """Answers that every further request would get as well: a wrong key, address or model."""
+_UNANSWERABLE = frozenset({400, 413, 422})
+"""Answers that the same request would get again, and another one may not."""
+_TOO_LONG = re.compile(
+    r"context.{0,3}(length|size|window)|prompt.{0,6}too long|(too many|exceeds the maximum number of) (input )?tokens",
+    re.I,
+)
+"""How servers say that a request is longer than the model's context."""
 
 
 class EndpointError(Exception):
@@ -28,7 +36,15 @@ class EndpointError(Exception):
 
 
 class EndpointRefused(EndpointError):
-    """The endpoint takes no request at all: its address, the model's name or the key is wrong."""
+    """The endpoint takes no request of this kind: its address, the model's name, the key or a setting is wrong."""
+
+
+class RequestRefused(EndpointError):
+    """The endpoint will never answer this request; it may answer others."""
+
+
+class RequestTooLong(RequestRefused):
+    """The request is longer than the model's context."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,8 @@ class Endpoint:
         """The model's next message. Each `vote` of the same request is asked anew.
 
         `deadline` is a time of `time.monotonic` after which nothing is asked and nobody waits. Raises EndpointError
-        if no attempt brings a reply by then, EndpointRefused if none ever will.
+        if no attempt brings a reply by then, RequestRefused if none ever will, EndpointRefused if that holds for every
+        request.
         """
         request: dict[str, Any] = {
             "model": self.config.model,
@@ -158,7 +175,8 @@ class Endpoint:
 
     async def _in_time(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
         """The reply, once it is this request's turn. Raises EndpointError without the key in it."""
-        kind, limit = EndpointError, self.config.timeout * (self.config.retries + 1)
+        kind: type[EndpointError] = EndpointError
+        limit = self.config.timeout * (self.config.retries + 1)
         try:
             async with asyncio.timeout(deadline - time.monotonic() if deadline < math.inf else None), self._turn:
                 async with asyncio.timeout(limit):
@@ -171,6 +189,9 @@ class Endpoint:
             if error.status_code in _REFUSING:
                 kind = EndpointRefused
                 problem = f"{problem}; see base_url, model and the key in {self.config.key_variable}"
+            elif error.status_code in _UNANSWERABLE:
+                long = error.status_code == 413 or _TOO_LONG.search(error.message)
+                kind = RequestTooLong if long else RequestRefused
         except (openai.OpenAIError, ValueError) as error:
             problem = f"{error} {error.__cause__ or ''}".strip()
         # raised out here, so that the client's error, which may hold the key, is no part of it
@@ -212,9 +233,12 @@ class Endpoint:
 
 
 def _body(text: str) -> dict[str, Any]:
-    """Message and numbers of tokens (0 where the endpoint counts none). Raises ValueError."""
+    """Message and numbers of tokens (0 where the endpoint counts none). Raises ValueError.
+
+    Halves of surrogate pairs, which no file can hold, become question marks.
+    """
     try:
-        answer = json.loads(text)
+        answer = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
         message, usage = answer["choices"][0]["message"], answer.get("usage") or {}
         if not isinstance(message, dict):
             raise TypeError("a message is an object")

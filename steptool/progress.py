@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -25,6 +26,11 @@ class Stopwatch:
         return Cost(self.stage, self.round, seconds, tokens, peak_memory_mb(), counts or {})
 
 
+def first_process() -> bool:
+    """Whether this is the process that speaks and writes for all, where torch's launcher started several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def peak_memory_mb() -> float:
     """Peak resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
@@ -46,8 +52,9 @@ def line(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, 
 
 
 def say(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, rounds: int = 0) -> None:
-    """Print `line` at once."""
-    print(line(stage, said, costs=costs, round=round, rounds=rounds), flush=True)
+    """Print `line` at once; where several processes do the same, the first alone."""
+    if first_process():
+        print(line(stage, said, costs=costs, round=round, rounds=rounds), flush=True)
 
 
 class Ticker:

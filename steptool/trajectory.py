@@ -27,6 +27,8 @@ class StopReason(StrEnum):
     STEP_LIMIT = "step_limit"
     CONTEXT_LIMIT = "context_limit"
     MALFORMED = "malformed"
+    REFUSED = "refused"
+    """The endpoint that plays would not go on: a filter of contents, a conversation that it does not take."""
 
 
 class StepStatus(StrEnum):

@@ -1,13 +1,12 @@
 """Scores of every step."""
 
-from flytekit import task
-
 from steptool.config import Config
 from steptool.progress import Stopwatch
-from tasks.artifacts import IMAGE, Parquet, local, scratch, secrets
+from tasks.artifacts import Parquet, local, scratch
+from tasks.stage import stage
 
 
-@task(container_image=IMAGE, secret_requests=secrets())
+@stage("annotate", cached=True)
 def annotate(trajectories: Parquet, round: int, config: Config, queries: Parquet) -> Parquet:
     """Score the steps of a shard of trajectories by the configured annotator."""
     watch = Stopwatch("annotate", round)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias
 
-from flytekit import Secret, current_context
+from flytekit import current_context
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-Parquet = FlyteFile[TypeVar("parquet")]
-"""A Parquet file of one of the contracts in steptool.contracts."""
-Model = FlyteDirectory
+Parquet: TypeAlias = FlyteFile
+"""A Parquet file of one of the contracts in steptool.contracts. (With a format of its own it would not travel to the
+processes of a training.)"""
+Model: TypeAlias = FlyteDirectory
 """A model folder: weights, tokenizer, model card."""
-IMAGE = "{{.image.trainer.fqn}}:{{.image.trainer.version}}"
-"""The image that tasks run in on a cluster: the entry `trainer` of flyte.config."""
 
 
 def scratch(name: str) -> Path:
@@ -27,23 +27,19 @@ def scratch(name: str) -> Path:
 
 
 def local(artifact: FlyteFile | FlyteDirectory) -> Path:
-    """The artifact on this machine, downloaded if it is elsewhere."""
-    return Path(artifact.download())
+    """The artifact on this machine, downloaded if it is elsewhere; once for all processes of a training on a node."""
+    if os.environ.get("LOCAL_WORLD_SIZE", "1") == "1" or not artifact.remote_source:
+        return Path(artifact.download())
+    path = Path(artifact.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.here").open("a") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        if not os.fstat(mark.fileno()).st_size:
+            artifact.download()
+            mark.write("whole")
+    return path
 
 
 def local_all(artifacts: list[Parquet]) -> list[Path]:
     """Artifacts on this machine."""
     return [local(a) for a in artifacts]
-
-
-def secrets() -> list[Secret]:
-    """Secrets of the cluster that a task gets as environment variables, named when the workflows are registered.
-
-    STEPTOOL_SECRETS lists them: OPENAI_API_KEY=group/key, separated by commas.
-    """
-    entries = [entry.partition("=") for entry in os.environ.get("STEPTOOL_SECRETS", "").split(",") if entry]
-    return [_secret(variable.strip(), *name.strip().split("/", 1)) for variable, _, name in entries]
-
-
-def _secret(variable: str, group: str, key: str | None = None) -> Secret:
-    return Secret(group=group, key=key, env_var=variable, mount_requirement=Secret.MountType.ENV_VAR)

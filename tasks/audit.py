@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import NamedTuple
 
-from flytekit import Deck, task
+from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
 from steptool.config import Config
 from steptool.contracts import REWARDS, TRAJECTORIES, concat
+from steptool.places import at_hand, fetched
 from steptool.progress import say
-from tasks.artifacts import IMAGE, Parquet, local, local_all, scratch
+from tasks.artifacts import Parquet, local, local_all, scratch
+from tasks.stage import stage
 
 REWARDS_FILE, PAGE, FIGURES = "rewards.parquet", "audit.html", "audit.json"
 
@@ -31,7 +32,7 @@ class Reviewed(NamedTuple):
     figures: FlyteFile
 
 
-@task(container_image=IMAGE, enable_deck=True, deck_fields=())
+@stage("audit", cached=True)
 def audit(round: int, config: Config, queries: Parquet, trajectories: list[Parquet], rewards: list[Parquet]) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
     from steptool.report import folder as names
@@ -42,13 +43,14 @@ def audit(round: int, config: Config, queries: Parquet, trajectories: list[Parqu
     joined = scratch("joined")
     played = concat(local_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round))
     scored = concat(local_all(rewards), REWARDS, joined / names.of_round("rewards", round))
+    config = at_hand(config, scratch("fetched"), "rewards.audit.previous")
     found = review(local(queries), played, scored, config)
     Deck("rewards", rewards_page(found, f"The rewards of round {round + 1}"))
     check(found, config.rewards.audit, f"round {round + 1}")
     return Audited(Parquet(str(played)), Parquet(str(scored)))
 
 
-@task(container_image=IMAGE, enable_deck=True, deck_fields=())
+@stage("review")
 def review_rewards(
     output: str, config: Config, queries: Parquet, trajectories: Parquet, rewards: Parquet, compare: str
 ) -> Reviewed:
@@ -58,7 +60,8 @@ def review_rewards(
     from steptool.rewards.review import review
 
     folder, scored = scratch("audit"), local(rewards)
-    other = Path(FlyteFile(compare).download()) if compare else None
+    config = at_hand(config, scratch("fetched"), "rewards.audit.previous")
+    other = fetched(compare, scratch("compared")) if compare else None
     found = review(local(queries), local(trajectories), scored, config, other)
     html = rewards_page(found, f"The rewards by {found.annotator}")
     (folder / PAGE).write_text(html, encoding="utf-8")

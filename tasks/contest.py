@@ -5,13 +5,15 @@ import shutil
 from typing import NamedTuple
 
 import yaml
-from flytekit import Deck, task
+from flytekit import Deck
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 from steptool.config import Config
+from steptool.places import at_hand, fetched
 from steptool.progress import Stopwatch, Ticker, rate, say
-from tasks.artifacts import IMAGE, Parquet, local, scratch, secrets
+from tasks.artifacts import Parquet, local, scratch
+from tasks.stage import stage
 
 
 class Judged(NamedTuple):
@@ -22,15 +24,16 @@ class Judged(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The page, the table in Markdown, the figures of metrics.json, and the rows behind them."""
+    """The page, the table in Markdown, the figures of metrics.json, the rows behind them, and the episodes to read."""
 
     page: FlyteFile
     table: FlyteFile
     figures: FlyteFile
     rows: Parquet
+    viewer: FlyteFile
 
 
-@task(container_image=IMAGE, secret_requests=secrets())
+@stage("contest", cached=True)
 def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parquet) -> FlyteDirectory:
     """Play the queries with one of the configured policies: greedily once and sampled as often as configured.
 
@@ -44,11 +47,10 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
     from steptool.report import folder as names
     from steptool.rollout.contestant import contestant, questions
 
+    config = at_hand(config, scratch("fetched"), "tools.toolbench.cache")
     chosen, settings = config.evaluation.policies[policy], config.evaluation
     asked = questions(local(queries), local(demonstrations), settings)
-    place = EMBEDDED if chosen.model == "embedded" else chosen.model
-    if "://" in chosen.model:
-        place = local(FlyteDirectory(chosen.model))
+    place = EMBEDDED if chosen.model == "embedded" else fetched(chosen.model, scratch("model"))
     folder, rows, episodes = scratch("contest"), [], []
     with contestant(chosen, place, asked, local(demonstrations), config) as play:
         for number in range(1 if chosen.kind == "playback" else 1 + settings.sampled_repeats):
@@ -57,13 +59,18 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
             played = play(greedy=not number, sample=number, progress=ticker)
             rows += evaluate(asked, played.trajectories, chosen.name, decoding, repeat, played.spent)
             episodes += played.trajectories
+            refusals = [spent.refusal for spent in played.spent.values() if spent.refusal]
+            if refusals:
+                say(
+                    "evaluate", f"{len(refusals)} episodes of {chosen.name} ended by the endpoint, first: {refusals[0]}"
+                )
     write_rows(folder / names.EVALUATED, rows, EVALUATIONS, watch.cost(sum(row["tokens"] for row in rows)))
     write_trajectories(folder / names.of_policy(chosen.name), episodes)
     say("evaluate", f"{chosen.name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)}")
     return FlyteDirectory(str(folder))
 
 
-@task(container_image=IMAGE, secret_requests=secrets())
+@stage("judge", cached=True)
 def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Judged:
     """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes."""
     watch = Stopwatch("judge")
@@ -72,23 +79,24 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
     from steptool.records import read_queries, read_trajectories
     from steptool.report import folder as names
 
-    verdicts, preferences = stored(config.evaluation.verdicts), []
+    files = at_hand(config, scratch("fetched"), "evaluation.verdicts").evaluation.verdicts
+    verdicts, preferences, counts = stored(files), [], {}
     if config.evaluation.judged:
-        known, episodes = {q.query_id: q for q in read_queries(local(queries))}, {}
+        queries_by_id, episodes = {q.query_id: q for q in read_queries(local(queries))}, {}
         for policy, folder in zip(config.evaluation.policies, map(local, played), strict=True):
             every = read_trajectories(folder / names.of_policy(policy.name))
             episodes[policy.name] = [t for t in every if t.sample == 0]
-        fresh, preferences = asked(config.rewards.judge, known, episodes)
+        fresh, preferences, counts = asked(config.rewards.judge, queries_by_id, episodes)
         verdicts += fresh
         say("judge", f"{len(fresh)} verdicts, {len(preferences)} preferences")
     folder = scratch("judged")
     return Judged(
-        Parquet(str(write_rows(folder / names.VERDICTS, verdicts, VERDICTS, watch.cost()))),
+        Parquet(str(write_rows(folder / names.VERDICTS, verdicts, VERDICTS, watch.cost(counts=counts)))),
         Parquet(str(write_rows(folder / names.PREFERENCES, preferences, PREFERENCES))),
     )
 
 
-@task(container_image=IMAGE, enable_deck=True, deck_fields=())
+@stage("compare")
 def compared(
     config: Config,
     output: str,
@@ -98,10 +106,12 @@ def compared(
     preferences: Parquet,
 ) -> Compared:
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
-    from steptool.contracts import EVALUATIONS, PREFERENCES, VERDICTS, concat, read_rows
+    from steptool.contracts import EVALUATIONS, PREFERENCES, VERDICTS, concat, read_costs, read_rows
     from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
     from steptool.report import folder as names
+    from steptool.report.account import account
     from steptool.report.evaluation_page import evaluation_page
+    from steptool.report.viewer_file import Source, write_viewer
 
     run, parts = scratch("evaluation"), [local(part) for part in played]
     episodes = {file.name: file for part in parts for file in part.glob(names.of_policy("*"))}
@@ -117,7 +127,12 @@ def compared(
         config.seed,
     )
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    html, table = evaluation_page(found, settings), to_markdown(found)
+    shown = [
+        Source(run / names.of_policy(p.name), evaluations=run / names.EVALUATED) for p in config.evaluation.policies
+    ]
+    write_viewer(run / names.VIEWER, run / names.QUERIES, shown, "Episodes of the evaluation")
+    spent = account({"judge": read_costs(run / names.VERDICTS)})
+    html, table = evaluation_page(found, settings, names.VIEWER, spent), to_markdown(found)
     texts = {
         names.CONFIG: settings,
         names.TABLE: table,
@@ -139,4 +154,5 @@ def compared(
         FlyteFile(f"{place}/{names.TABLE}"),
         FlyteFile(f"{place}/{names.FIGURES}"),
         Parquet(f"{place}/{names.EVALUATED}"),
+        FlyteFile(f"{place}/{names.VIEWER}"),
     )

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from flytekit import task
-
 from steptool.config import Config
 from steptool.contracts import EVALUATIONS, write_rows
+from steptool.places import at_hand
 from steptool.progress import Stopwatch, Ticker, rate, say
-from tasks.artifacts import IMAGE, Model, Parquet, local, scratch, secrets
+from tasks.artifacts import Model, Parquet, local, scratch
+from tasks.stage import stage
 
 
 class Evaluated(NamedTuple):
@@ -18,7 +18,7 @@ class Evaluated(NamedTuple):
     sampled: Parquet
 
 
-@task(container_image=IMAGE, secret_requests=secrets())
+@stage("evaluate", cached=True)
 def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Evaluated:
     """Play the held-out queries, greedily once and sampled as often as configured."""
     watch = Stopwatch("evaluate")
@@ -26,6 +26,7 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
     from steptool.records import read_queries, write_trajectories
     from steptool.rollout.player import player
 
+    config = at_hand(config, scratch("fetched"), "tools.toolbench.cache")
     asked = read_queries(local(queries), config.evaluation.split)
     rows, sampled = [], []
     with player(local(model), asked, local(demonstrations), config) as play:

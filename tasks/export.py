@@ -1,14 +1,14 @@
 """Trajectories out of the pipeline, in forms that other tools read."""
 
-from flytekit import task
 from flytekit.types.file import FlyteFile
 
 from steptool.data.export import Form
 from steptool.progress import say
-from tasks.artifacts import IMAGE, Parquet, local, scratch
+from tasks.artifacts import Parquet, local, scratch
+from tasks.stage import stage
 
 
-@task(container_image=IMAGE)
+@stage("export")
 def export_trajectories(trajectories: Parquet, queries: Parquet, form: Form, output: str) -> FlyteFile:
     """Write trajectories in a form and put the file into a folder or url."""
     from steptool.data.delivery import deliver

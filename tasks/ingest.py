@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
-from flytekit import task
 from flytekit.types.file import FlyteFile
 
 from steptool.config import Config
 from steptool.history import count_rows, extend
+from steptool.places import at_hand
 from steptool.progress import Stopwatch, say
-from tasks.artifacts import IMAGE, Parquet, local, scratch, secrets
+from tasks.artifacts import Parquet, local, scratch
+from tasks.stage import stage
 
 
 class Ingested(NamedTuple):
@@ -33,19 +34,31 @@ class Delivered(NamedTuple):
     counts: FlyteFile
 
 
-@task(container_image=IMAGE, secret_requests=secrets())
-def ingest(config: Config, output: str, for_training: bool = True) -> Ingested:
-    """Read or draw the tasks and check them, and check that the run's folder can be written.
+@stage("fingerprint")
+def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
+    """Digest of what lies at the places that the configuration names: it changes where a file does, under its old name.
 
-    For training no split may stay empty; else the folder is one for an evaluation.
+    Checks first that the run's folder can be written. Without training the folder is one for an evaluation.
     """
-    watch = Stopwatch("ingest")
-    from steptool.data.ingest import ingest as read_source
+    from steptool.data.fingerprint import fingerprint as digest
     from steptool.report.folder import EVALUATION_MARKS, MARKS, check_target
 
     check_target(output, MARKS if for_training else EVALUATION_MARKS)
+    return digest(config)
+
+
+@stage("ingest", cached=True)
+def ingest(config: Config, sources: str, for_training: bool = True) -> Ingested:
+    """Read or draw the tasks and check them. For training no split may stay empty.
+
+    `sources` is the fingerprint: with other data under the same names, what was read before does not count.
+    """
+    watch = Stopwatch("ingest")
+    from steptool.data.ingest import ingest as read_source
+
     folder = scratch("ingested")
-    found = read_source(config, folder, for_training)
+    near = at_hand(config, scratch("fetched"), "data.paths", "data.recorded_answers")
+    found = read_source(near, folder, for_training)
     history = extend(None, count_rows("ingest", found.counts), [watch.cost()], folder / "history.parquet")
     told = [f"{name} {count}" for name, count in found.counts.items() if ":" not in name]
     say("ingest", f"{config.data.source}: {', '.join(told)}")
@@ -62,7 +75,7 @@ def ingest(config: Config, output: str, for_training: bool = True) -> Ingested:
     )
 
 
-@task(container_image=IMAGE)
+@stage("deliver")
 def deliver_ingested(
     output: str, queries: Parquet, demonstrations: Parquet, rewards: Parquet, quarantine: FlyteFile, counts: FlyteFile
 ) -> Delivered:

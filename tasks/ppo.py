@@ -2,13 +2,12 @@
 
 from typing import NamedTuple
 
-from flytekit import task
-
 from steptool.config import Config
 from steptool.contracts import ADVANTAGES, METRICS, REWARDS, read_costs, read_rows, write_rows
 from steptool.history import count_rows, extend, total_counts
 from steptool.progress import Stopwatch, rate, say
-from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
+from tasks.artifacts import Model, Parquet, local, scratch
+from tasks.stage import stage
 
 
 class Improved(NamedTuple):
@@ -19,7 +18,7 @@ class Improved(NamedTuple):
     history: Parquet
 
 
-@task(container_image=IMAGE)
+@stage("ppo", cached=True)
 def ppo(
     round: int,
     config: Config,
@@ -36,12 +35,23 @@ def ppo(
     from steptool.report import folder as names
     from steptool.rewards.compose import provenance
     from steptool.training.improve import improve
+    from tasks.checkpoints import Checkpoints
 
     told, folder = scratch("told"), scratch("policy")
     played, scored, before = local(trajectories), local(rewards), read_rows(local(history), METRICS)
     episodes, rows = read_trajectories(played), read_rows(scored, REWARDS)
+    checkpoints = Checkpoints("ppo")
     result = improve(
-        local(policy), local(reference), episodes, rows, config=config, round=round, out_dir=folder, history=before
+        local(policy),
+        local(reference),
+        episodes,
+        rows,
+        config=config,
+        round=round,
+        out_dir=folder,
+        history=before,
+        checkpoints=checkpoints.folder,
+        on_checkpoint=checkpoints.save,
     )
     made_of = provenance(rows, config.rewards)
     sign(folder, local(policy), config.ppo.algorithm, [played, scored], round, result.note, made_of)

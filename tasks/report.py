@@ -6,30 +6,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from flytekit import Deck, task
+from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
 from steptool.config import Config
 from steptool.contracts import EVALUATIONS, concat, read_costs
 from steptool.history import extend
 from steptool.progress import Stopwatch
-from tasks.artifacts import IMAGE, Model, Parquet, local, local_all, scratch
+from tasks.artifacts import Model, Parquet, local, local_all, scratch
+from tasks.stage import stage
 
 
 class Evidence(NamedTuple):
-    """The page, the figures of metrics.json, and the trained model."""
+    """The page, the figures of metrics.json, the trained model, and what it was measured by: rows and queries."""
 
     report: FlyteFile
     figures: FlyteFile
     model: Model
+    evaluations: Parquet
+    queries: Parquet
 
 
-@task(container_image=IMAGE, enable_deck=True, deck_fields=())
+@stage("report")
 def report(
     config: Config,
     output: str,
     queries: Parquet,
     demonstrations: Parquet,
+    recorded_rewards: Parquet,
     quarantine: FlyteFile,
     history: Parquet,
     models: dict[str, Model],
@@ -53,7 +57,8 @@ def report(
 
     run = scratch("run")
     (run / names.CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    _place({names.QUERIES: queries, names.DEMONSTRATIONS: demonstrations, names.QUARANTINE: quarantine}, run)
+    read = {names.QUERIES: queries, names.DEMONSTRATIONS: demonstrations, names.RECORDED_REWARDS: recorded_rewards}
+    _place({**read, names.QUARANTINE: quarantine}, run)
     for kind, files in {"trajectories": trajectories, "rewards": rewards, "advantages": advantages}.items():
         _place({names.of_round(kind, round): file for round, file in enumerate(files)}, run)
     concat(local_all(list(evaluations.values())), EVALUATIONS, run / names.EVALUATED)
@@ -75,7 +80,11 @@ def report(
         place = output.rstrip("/")
     print(f"\n{table(figures)}\n\nreport: {place}/{names.REPORT}", flush=True)
     return Evidence(
-        FlyteFile(f"{place}/{names.REPORT}"), FlyteFile(f"{place}/{names.FIGURES}"), Model(f"{place}/{names.MODEL}")
+        FlyteFile(f"{place}/{names.REPORT}"),
+        FlyteFile(f"{place}/{names.FIGURES}"),
+        Model(f"{place}/{names.MODEL}"),
+        Parquet(f"{place}/{names.EVALUATED}"),
+        Parquet(f"{place}/{names.QUERIES}"),
     )
 
 

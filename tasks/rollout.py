@@ -1,13 +1,13 @@
 """Episodes of the current policy."""
 
-from flytekit import task
-
 from steptool.config import Config
+from steptool.places import at_hand
 from steptool.progress import Stopwatch, Ticker, rate, say
-from tasks.artifacts import IMAGE, Model, Parquet, local, scratch, secrets
+from tasks.artifacts import Model, Parquet, local, scratch
+from tasks.stage import stage
 
 
-@task(container_image=IMAGE, secret_requests=secrets())
+@stage("rollout", cached=True)
 def rollout(shard: int, round: int, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Parquet:
     """Sample a shard of a round's episodes."""
     watch = Stopwatch("rollout", round)
@@ -15,6 +15,7 @@ def rollout(shard: int, round: int, config: Config, model: Model, queries: Parqu
     from steptool.rollout.player import player
     from steptool.schedule import round_queries
 
+    config = at_hand(config, scratch("fetched"), "tools.toolbench.cache")
     asked = round_queries(local(queries), config, round, shard)
     ticker = Ticker("rollout", len(asked), "episodes")
     with player(local(model), asked, local(demonstrations), config) as play:

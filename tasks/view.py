@@ -2,14 +2,14 @@
 
 import os
 
-from flytekit import task
 from flytekit.types.file import FlyteFile
 
 from steptool.progress import say
-from tasks.artifacts import IMAGE, Parquet, local, scratch
+from tasks.artifacts import Parquet, local, scratch
+from tasks.stage import stage
 
 
-@task(container_image=IMAGE)
+@stage("view")
 def write_page(
     title: str,
     queries: Parquet,

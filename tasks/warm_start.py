@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-from flytekit import task
-
 from steptool.config import Config
 from steptool.contracts import read_costs
 from steptool.history import count_rows, extend
+from steptool.places import at_hand
 from steptool.progress import Stopwatch, Ticker, say
-from tasks.artifacts import IMAGE, Model, Parquet, local, scratch
+from tasks.artifacts import Model, Parquet, local, scratch
+from tasks.stage import stage
 
 
 class Prepared(NamedTuple):
@@ -26,7 +26,7 @@ class WarmStarted(NamedTuple):
     history: Parquet
 
 
-@task(container_image=IMAGE)
+@stage("prepare", cached=True)
 def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: Parquet) -> Prepared:
     """Put the base model in place and check that every prompt fits its context."""
     watch = Stopwatch("prepare")
@@ -38,7 +38,8 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: 
 
     folder = scratch("base")
     asked = read_queries(local(queries))
-    base = prepare_base(config.policy, texts(asked, read_trajectories(local(demonstrations))), config.seed, folder)
+    chosen = at_hand(config, scratch("fetched"), "policy.base").policy
+    base = prepare_base(chosen, texts(asked, read_trajectories(local(demonstrations))), config.seed, folder)
     sign(base, None, "base", [], note=config.policy.base)
     kept = fitting(asked, ChatCodec(load_tokenizer(base), config.policy.chat_format), config)
     target = write_queries(scratch("prepared") / "queries.parquet", kept)
@@ -48,7 +49,7 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: 
     return Prepared(Model(str(base)), Parquet(str(target)), Parquet(str(told)))
 
 
-@task(container_image=IMAGE)
+@stage("warm_start", cached=True)
 def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Parquet, history: Parquet) -> WarmStarted:
     """Fine-tune the base model on the demonstrations."""
     watch = Stopwatch("warm_start")
@@ -58,6 +59,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
     from steptool.models import load_tokenizer
     from steptool.records import read_queries, read_trajectories
     from steptool.training.warm_start import warm_start as fine_tune
+    from tasks.checkpoints import Checkpoints
 
     start, folder = local(base), scratch("warm_start")
     shown = read_trajectories(local(demonstrations))
@@ -65,7 +67,18 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
     examples = lessons(read_queries(local(queries)), shown, codec)
     say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")
     ticker = Ticker("warm_start", config.warm_start.steps, "steps")
-    rows = fine_tune(start, examples, config.warm_start, config.policy, config.seed, folder, on_step=ticker)
+    checkpoints = Checkpoints("warm_start")
+    rows = fine_tune(
+        start,
+        examples,
+        config.warm_start,
+        config.policy,
+        config.seed,
+        folder,
+        on_step=ticker,
+        checkpoints=checkpoints.folder,
+        on_checkpoint=checkpoints.save,
+    )
     sign(folder, start, "warm_start", [local(queries), local(demonstrations)])
     cost = watch.cost(tokens_seen(examples, config.warm_start))
     told = extend(local(history), rows, [cost], scratch("told") / "history.parquet")

@@ -1,8 +1,9 @@
-"""A chat endpoint on loopback that answers, or fails, as a test says."""
+"""A chat endpoint on loopback that answers, or fails, as a test says, and an S3 store."""
 
 import json
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -101,3 +102,26 @@ def chat() -> Iterator[SimpleNamespace]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The url of an empty bucket in an S3 server on loopback, which this process and its children can reach."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    store = fsspec.get_filesystem_class("s3")
+    store.clear_instance_cache()
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    store().mkdir(name)
+    yield f"s3://{name}"
+    store.clear_instance_cache()
+    server.stop()

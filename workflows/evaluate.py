@@ -5,16 +5,17 @@ pyflyte run workflows/evaluate.py evaluate --config configs/evaluate.yaml --outp
 
 from functools import partial
 
-from flytekit import dynamic, map_task, workflow
+from flytekit import map_task, workflow
 from flytekit.types.directory import FlyteDirectory
 
 from steptool.config import Config
-from tasks.artifacts import IMAGE, Parquet
+from tasks.artifacts import Parquet
 from tasks.contest import Compared, compared, contest, judge
-from tasks.ingest import ingest
+from tasks.ingest import fingerprint, ingest
+from tasks.stage import stage
 
 
-@dynamic(container_image=IMAGE)
+@stage("contests", dynamic=True)
 def contests(config: Config, queries: Parquet, demonstrations: Parquet) -> list[FlyteDirectory]:
     """Every policy of the configuration plays, each in a task of its own."""
     play = partial(contest, config=config, queries=queries, demonstrations=demonstrations)
@@ -29,7 +30,8 @@ def evaluate(config: Config, output: str = "") -> Compared:
         config: its section `evaluation` names the policies and the split.
         output: folder or url that receives tables, page and episodes; none if empty.
     """
-    read = ingest(config=config, output=output, for_training=False)
+    sources = fingerprint(config=config, output=output, for_training=False)
+    read = ingest(config=config, sources=sources, for_training=False)
     played = contests(config=config, queries=read.queries, demonstrations=read.demonstrations)
     told = judge(config=config, queries=read.queries, played=played)
     return compared(

@@ -6,7 +6,7 @@ pyflyte run workflows/ingest.py ingest --config my.yaml --output data/mine
 from flytekit import workflow
 
 from steptool.config import Config
-from tasks.ingest import Delivered, deliver_ingested
+from tasks.ingest import Delivered, deliver_ingested, fingerprint
 from tasks.ingest import ingest as read_source
 
 
@@ -19,7 +19,8 @@ def ingest(config: Config, output: str) -> Delivered:
             reads the same from it.
         output: folder or url that receives the files; others there stay.
     """
-    read = read_source(config=config, output="", for_training=False)
+    sources = fingerprint(config=config, output="", for_training=False)
+    read = read_source(config=config, sources=sources, for_training=False)
     return deliver_ingested(
         output=output,
         queries=read.queries,

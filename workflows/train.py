@@ -6,17 +6,18 @@ pyflyte run workflows/train.py train --config configs/laptop.yaml --output runs/
 from functools import partial
 from typing import NamedTuple
 
-from flytekit import dynamic, map_task, workflow
+from flytekit import map_task, workflow
 
 from steptool.config import Config
 from tasks.annotate import annotate
-from tasks.artifacts import IMAGE, Model, Parquet
+from tasks.artifacts import Model, Parquet
 from tasks.audit import audit
 from tasks.evaluate import evaluate
-from tasks.ingest import ingest
+from tasks.ingest import fingerprint, ingest
 from tasks.ppo import ppo
 from tasks.report import Evidence, report
 from tasks.rollout import rollout
+from tasks.stage import stage
 from tasks.warm_start import prepare, warm_start
 
 
@@ -30,7 +31,7 @@ class Rounds(NamedTuple):
     advantages: list[Parquet]
 
 
-@dynamic(container_image=IMAGE)
+@stage("rounds", dynamic=True)
 def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parquet, history: Parquet) -> Rounds:
     """On-policy rounds: each rolls out the current policy, scores its episodes, audits that and trains on them."""
     policy, trajectories, rewards, advantages = start, [], [], []
@@ -65,7 +66,7 @@ def train(config: Config, output: str = "") -> Evidence:
         config: the run's configuration, such as configs/laptop.yaml; every field is explained there.
         output: folder or url that receives the report, the models and every Parquet artifact; none if empty.
     """
-    read = ingest(config=config, output=output)
+    read = ingest(config=config, sources=fingerprint(config=config, output=output))
     shown = read.demonstrations
     base = prepare(config=config, queries=read.queries, demonstrations=shown, history=read.history)
     queries = base.queries
@@ -83,6 +84,7 @@ def train(config: Config, output: str = "") -> Evidence:
         output=output,
         queries=queries,
         demonstrations=shown,
+        recorded_rewards=read.rewards,
         quarantine=read.quarantine,
         history=trained.history,
         models={"model": trained.model, "warm_start": warm.model},

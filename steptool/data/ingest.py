@@ -20,6 +20,7 @@ from steptool.data.own_tasks import read_tasks
 from steptool.data.played import played
 from steptool.data.pool import Pool
 from steptool.data.recorded import read_answers
+from steptool.data.sources import narrowed
 from steptool.data.splits import SPLITS, check_splits
 from steptool.data.toolbench import read_instructions
 from steptool.records import query_from, query_row, trajectory_row
@@ -111,10 +112,22 @@ def _files(config: Config, pool: Pool, ledger: Ledger) -> _Material:
             ledger.count("queries read")
             pool.add_query(replace(answer_query(answer), environment=offers.environment()))
         pool.add_answer(answer)
+    for text in _first(config, offers):
+        pool.prefer(text)
     splits = pool.draw(config.data, ledger)
     recorded = config.data.source == "recorded" or config.data.recorded_answers
-    shown = pool.demonstrations() if recorded else played(map(query_from, pool.query_rows()), config, ledger)
+    shown = pool.demonstrations() if recorded else played(map(query_from, pool.playable_rows()), config, ledger)
     return _Material(splits, pool.query_rows(), map(trajectory_row, shown), pool.reward_rows())
+
+
+def _first(config: Config, offers: Offers) -> Iterator[str]:
+    """Texts of the tasks and recordings in the files that `data.first` names."""
+    if not config.data.first:
+        return
+    few = config.model_copy(update={"data": narrowed(config.data)})
+    if few.data.paths and config.data.source != "recorded":
+        yield from (query.instruction for query in _tasks(few, offers, Ledger()))
+    yield from (answer.query for answer in _answers(few, offers, Ledger()))
 
 
 def _tasks(config: Config, offers: Offers, ledger: Ledger) -> Iterator[Query]:

@@ -16,6 +16,7 @@ from steptool.contracts import Row
 
 _IN_MEMORY = 1 << 20
 """Bytes of records set aside that are held in memory; more go to a temporary file."""
+_MISSING = object()
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may be one half of a surrogate pair."""
 
@@ -121,26 +122,29 @@ def _mended(node: Any) -> Any:
 
 def field(record: Any, name: str, kind: type | tuple[type, ...], where: str = "") -> Any:
     """A field of a JSON object. Raises UnusableError naming the field if it is missing or of another type."""
+    value = record.get(name, _MISSING) if isinstance(record, dict) else _MISSING
+    if not isinstance(value, kind):
+        raise _field_error(record, name, kind, where)
+    return value
+
+
+def _field_error(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> UnusableError:
     path = f"{where}.{name}" if where else name
     if not isinstance(record, dict):
-        raise UnusableError("not an object", f"{where or 'the record'}: expected a JSON object, got {shown(record)}")
+        return UnusableError("not an object", f"{where or 'the record'}: expected a JSON object, got {shown(record)}")
     if name not in record:
-        raise UnusableError(f"missing field '{name}'", f"field '{path}' is missing; there are {sorted(record)}")
-    if not isinstance(record[name], kind):
-        expected = " or ".join(k.__name__ for k in ((kind,) if isinstance(kind, type) else kind))
-        raise UnusableError(
-            f"ill-typed field '{name}'", f"field '{path}': expected {expected}, got {shown(record[name])}"
-        )
-    return record[name]
+        return UnusableError(f"missing field '{name}'", f"field '{path}' is missing; there are {sorted(record)}")
+    expected = " or ".join(k.__name__ for k in ((kind,) if isinstance(kind, type) else kind))
+    return UnusableError(f"ill-typed field '{name}'", f"field '{path}': expected {expected}, got {shown(record[name])}")
 
 
 def text_field(record: Any, name: str, where: str = "") -> str:
     """A field that holds text, and not only white space."""
-    text = field(record, name, str, where)
-    if not text.strip():
+    text: str = field(record, name, str, where)
+    if not text or text.isspace():
         path = f"{where}.{name}" if where else name
         raise UnusableError(f"empty field '{name}'", f"field '{path}' holds no text")
-    return str(text)
+    return text
 
 
 def shown(value: Any, limit: int = 80) -> str:

@@ -23,6 +23,7 @@ CREATE INDEX by_text ON queries (text);
 CREATE TABLE fields (row INTEGER PRIMARY KEY, environment TEXT, instruction TEXT, tools TEXT, reference TEXT,
     source TEXT, tier TEXT, max_steps INTEGER);
 CREATE TABLE answers (row INTEGER PRIMARY KEY, text BLOB NOT NULL, turns TEXT, solved REAL, rewards TEXT);
+CREATE TABLE preferred (text BLOB PRIMARY KEY);
 """
 _GIVEN = """
 CREATE TABLE given AS SELECT family, min(split) AS split, max(split) AS other FROM queries WHERE split <> ''
@@ -30,9 +31,13 @@ CREATE TABLE given AS SELECT family, min(split) AS split, max(split) AS other FR
 CREATE INDEX by_given ON given (family);
 UPDATE queries SET split = given.split FROM given WHERE given.family = queries.family AND queries.split = '';
 """
-_KEEP = """
+_PREFERRED = "queries.text IN (SELECT text FROM preferred)"
+_KEEP = f"""
 UPDATE queries SET kept = 1 WHERE row IN (SELECT row FROM queries WHERE split = ?
-    ORDER BY text IN (SELECT text FROM answers) DESC, draw, query_id LIMIT ?)
+    ORDER BY {_PREFERRED} DESC, text IN (SELECT text FROM answers) DESC, draw, query_id LIMIT ?)
+"""
+_CHOOSE = f"""
+CREATE TABLE chosen AS SELECT row AS query FROM queries WHERE kept ORDER BY {_PREFERRED} DESC, row
 """
 _MATCH = """
 CREATE TABLE samples AS SELECT answers.row AS answer, query,
@@ -98,13 +103,17 @@ class Pool:
             (digest(text_key(answer.query)), turns, answer.solved, rewards),
         )
 
+    def prefer(self, text: str) -> None:
+        """Keep the queries of this text before others, and put them before others; their split stays what it is."""
+        self._db.execute("INSERT OR IGNORE INTO preferred VALUES (?)", (digest(text_key(text)),))
+
     def draw(self, data: DataConfig, ledger: Ledger) -> dict[str, int]:
         """Decide what is kept, and count what is not: the number of queries kept of each split.
 
         A query without a split gets that of its family if one is given there, else one drawn by the hash of the text,
-        in the proportions of the configured numbers. Of each split at most the configured number is kept: those with
-        a recorded answer first, then a draw by the hash of the text. Raises IngestError if the source gives a family
-        two splits.
+        in the proportions of the configured numbers. Of each split at most the configured number is kept: those that
+        are preferred first, then those with a recorded answer, then a draw by the hash of the text. Raises IngestError
+        if the source gives a family two splits.
         """
         self._db.executescript(_GIVEN)
         self._check_families()
@@ -118,6 +127,7 @@ class Pool:
             over = self._count("SELECT count(*) FROM queries WHERE split = ?", split) - kept[split]
             if over:
                 ledger.count(f"queries dropped: more than data.{split}_queries", over)
+        self._db.execute(_CHOOSE)
         self._match(ledger)
         return kept
 
@@ -142,12 +152,20 @@ class Pool:
         return int(self._db.execute(sql, values).fetchone()[0])
 
     def query_rows(self) -> Iterator[Row]:
-        """Rows of `queries`, of those that are kept, in their order."""
+        """Rows of `queries`, of those that are kept: those that are preferred first, each part in its order."""
+        return self._rows()
+
+    def playable_rows(self) -> Iterator[Row]:
+        """The same of the training queries alone, without those that only replay what was recorded."""
+        return self._rows("WHERE split = 'train' AND environment <> 'replay'")
+
+    def _rows(self, condition: str = "") -> Iterator[Row]:
         columns = ("query_id", "split", *_FIELDS)
-        kept = self._db.execute(
-            f"SELECT {', '.join(columns)} FROM queries JOIN fields USING (row) WHERE kept ORDER BY queries.row"
+        found = self._db.execute(
+            f"SELECT {', '.join(columns)} FROM chosen CROSS JOIN queries ON queries.row = query "
+            f"CROSS JOIN fields ON fields.row = query {condition} ORDER BY chosen.rowid"
         )
-        return (dict(zip(columns, values, strict=True)) for values in kept)
+        return (dict(zip(columns, values, strict=True)) for values in found)
 
     def demonstrations(self) -> Iterator[Trajectory]:
         """The answers to the kept queries as their trajectories, in their order."""

@@ -111,16 +111,20 @@ def records(file: Path, limit: int = RECORD_LIMIT) -> Iterator[Record]:
 def _json(file: Path, limit: int) -> Iterator[Record]:
     """A list, record by record; else a document, which is one record; else lines."""
     with file.open("rb") as stream:
-        start = stream.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"["):
-        with file.open(encoding="utf-8-sig") as text:
-            yield from (Record(file, n, element) for n, element in enumerate(_elements(text, limit)))
-    elif _has_lines(start):
-        yield from _lines(file, limit)
-    elif file.stat().st_size > limit:
+        start = stream.read(_CHUNK)
+        begins = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+        document = None if begins.startswith(b"[") or _has_lines(begins) else start + stream.read(limit)
+    if document is None:
+        yield from _list(file, limit) if begins.startswith(b"[") else _lines(file, limit)
+    elif len(document) > limit:
         raise UnusableError("a record too large", f"a document of more than {limit} bytes; write a record a line")
     else:
-        yield from _members(file, parse_json(file.read_bytes().decode("utf-8-sig")))
+        yield from _members(file, parse_json(document.decode("utf-8-sig")))
+
+
+def _list(file: Path, limit: int) -> Iterator[Record]:
+    with file.open(encoding="utf-8-sig") as text:
+        yield from (Record(file, n, element) for n, element in enumerate(_elements(text, limit)))
 
 
 def _has_lines(start: bytes) -> bool:

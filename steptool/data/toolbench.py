@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.data.intake import Ledger, Record, UnusableError, field, shown, text_field, unique
+from steptool.data.intake import Ledger, Record, UnusableError, field, shown, text_field
 from steptool.data.readers import files, read
 from steptool.tools.schema import SchemaError, check_tools
-from steptool.tools.toolbench.naming import (
-    NAME_LIMIT,
-    REFERENCE,
-    endpoint,
-    function_name,
-    standard_name,
-    unreserved,
-)
+from steptool.tools.toolbench.naming import NAME_LIMIT, REFERENCE, endpoint, function_name, parameter_name
 from steptool.trajectory import FINISH, Query, ToolSchema
 
 DESCRIPTION_LIMIT = 256
@@ -75,29 +68,33 @@ def json_type(recorded: Any) -> str:
 
 def _schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
     """The schema of an API; whatever the API holds, it is one."""
-    properties: dict[str, Any] = {}
-    required: list[str] = []
-    for kind in ("required", "optional"):
-        for number, parameter in enumerate(field(api, f"{kind}_parameters", list, where)):
-            key = _parameter_name(parameter, f"{where}.{kind}_parameters[{number}]")
-            properties.setdefault(key, _property(parameter, kind))
-            required += [key] * (kind == "required")
+    needed, optional = _properties(api, "required", where), _properties(api, "optional", where)
+    properties = {**needed, **{key: schema for key, schema in optional.items() if key not in needed}}
     description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]
-    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, unique(required))
+    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(needed))
 
 
-def _parameter_name(parameter: Any, where: str) -> str:
-    name = text_field(parameter, "name", where)
-    return unreserved(standard_name(name)) or name
+def _properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """JSON Schema's properties for the parameters of a kind; of those with one name the first."""
+    found: dict[str, Any] = {}
+    given_as = "examples" if kind == "required" else "default"
+    for number, parameter in enumerate(field(api, f"{kind}_parameters", list, where)):
+        name = parameter.get("name") if isinstance(parameter, dict) else None
+        if not isinstance(name, str) or not name.strip():
+            text_field(parameter, "name", f"{where}.{kind}_parameters[{number}]")  # says what is wrong
+        key = parameter_name(name)
+        if key not in found:
+            found[key] = _property(parameter, given_as)
+    return found
 
 
-def _property(parameter: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _property(parameter: Mapping[str, Any], given_as: str) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": json_type(parameter.get("type"))}
     if description := str(parameter.get("description") or "").strip()[:DESCRIPTION_LIMIT]:
         schema["description"] = description
     default = parameter.get("default")
     if default not in ("", None):
-        schema |= {"examples": [default]} if kind == "required" else {"default": default}
+        schema[given_as] = [default] if given_as == "examples" else default
     return schema
 
 

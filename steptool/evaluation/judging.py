@@ -6,12 +6,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 from steptool.config import JudgeConfig
 from steptool.contracts import VERDICTS, Row, read_rows
 from steptool.evaluation.stored_verdicts import read_stored
 from steptool.evaluation.verdicts import OutcomeJudge
 from steptool.trajectory import Query, Trajectory
+
+
+class Asked(NamedTuple):
+    """What a judge said, and what it was asked and spent, by name."""
+
+    verdicts: list[Row]
+    preferences: list[Row]
+    counts: dict[str, float]
 
 
 def stored(paths: Sequence[str | Path]) -> list[Row]:
@@ -22,9 +31,7 @@ def stored(paths: Sequence[str | Path]) -> list[Row]:
     return found
 
 
-def asked(
-    config: JudgeConfig, queries: Mapping[str, Query], episodes: Mapping[str, Sequence[Trajectory]]
-) -> tuple[list[Row], list[Row]]:
+def asked(config: JudgeConfig, queries: Mapping[str, Query], episodes: Mapping[str, Sequence[Trajectory]]) -> Asked:
     """Rows of VERDICTS on every model's episodes and of PREFERENCES between every two models, later against earlier.
 
     `queries` by id, `episodes` by model, one per query.
@@ -40,4 +47,4 @@ def asked(
             against = {t.query_id: t for t in theirs}
             triples = [(queries[t.query_id], t, against[t.query_id]) for t in ours]
             preferences += judge.preferences(model, other, triples)
-    return verdicts, preferences
+        return Asked(verdicts, preferences, judge.counts())

@@ -6,15 +6,17 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from steptool.contracts import Row
 from steptool.evaluation.bootstrap import MEASURES, interval, per_query, resamples
 from steptool.rewards.rules import is_solved
-from steptool.rollout.remote import Spent
 from steptool.trajectory import Query, Step, StepStatus, Trajectory
+
+if TYPE_CHECKING:  # it brings the models, and with them seconds of imports
+    from steptool.rollout.remote import Spent
 
 ALL = "all"
 """Name of the group that holds every query."""

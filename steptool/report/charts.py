@@ -14,8 +14,10 @@ from html import escape
 WIDTH = 360
 LINE_HEIGHT = 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 46, 12, 40
-_NAMES, _VALUES = 84, 46
-"""Room left and right of a chart of rows, for the names and the values."""
+_NAMES, _LONGEST, _VALUES = 84, 22, 46
+"""Room left of a chart of rows for short names, characters of a name that are shown, and room right for the values."""
+_LETTER = 7.4
+"""Room for a character of a name."""
 _ROW = 22
 Format = Callable[[float], str]
 
@@ -133,7 +135,7 @@ def line_chart(
 
 def interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
     """Horizontal bars from 0 to 1 with error intervals, one block of rows for each group."""
-    x = Scale(0, 1, _NAMES + 8, WIDTH - _VALUES)
+    x = Scale(0, 1, _start(rows), WIDTH - _VALUES)
     body, height = _rows(rows, x, [0, 0.25, 0.5, 0.75, 1], show, _bar)
     return figure(title, _svg(title, height, body), note)
 
@@ -141,7 +143,7 @@ def interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show:
 def differences(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
     """Points with intervals around a line at zero, one block of rows for each group."""
     marks = ticks(min([0.0, *(r.low for r in rows)]), max([0.05, *(r.high for r in rows)]))
-    x = Scale(marks[0], marks[-1], _NAMES + 8, WIDTH - _VALUES)
+    x = Scale(marks[0], marks[-1], _start(rows), WIDTH - _VALUES)
     body, height = _rows(rows, x, marks, show, _whisker)
     body.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 26}"/>')
     return figure(title, _svg(title, height, body), note)
@@ -261,6 +263,12 @@ def _end_labels(series: Sequence[Series], x: Scale, y: Scale, show: Format) -> s
     return "".join(parts)
 
 
+def _start(rows: Sequence[Interval]) -> float:
+    """Where the picture begins, right of the names."""
+    longest = max((len(row.label) for row in rows), default=0)
+    return max(_NAMES, _LETTER * min(longest, _LONGEST)) + 8
+
+
 _Draw = Callable[[Interval, Scale, float, Format], str]
 
 
@@ -276,7 +284,8 @@ def _rows(
             top += 20
         for row in (r for r in rows if r.group == group):
             middle = top + _ROW / 2
-            parts.append(f'<text class="tick end" x="{_NAMES}" y="{middle + 4}">{escape(row.label)}</text>')
+            name = row.label if len(row.label) <= _LONGEST else f"{row.label[: _LONGEST - 1]}…"
+            parts.append(f'<text class="tick end" x="{x.start - 8:g}" y="{middle + 4}">{escape(name)}</text>')
             parts.append(draw(row, x, middle, show))
             top += _ROW
         top += 8

@@ -7,19 +7,29 @@ from markupsafe import Markup
 from steptool.evaluation.metrics import ALL
 from steptool.evaluation.table import NOTE, Results, tables
 from steptool.evaluation.words import conclusion
+from steptool.report.account import Account
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, interval_bars, percent
+from steptool.report.viewer_file import LETTERS
 
 _COLOURS = ("c-steptool", "c-one", "c-warm_start", "c-two", "c-base")
 
 
-def evaluation_page(results: Results, settings: str) -> str:
-    """One HTML file without a network. `settings`: the configuration as text."""
+def evaluation_page(results: Results, settings: str, viewer: str = "", account: Account | None = None) -> str:
+    """One HTML file without a network.
+
+    `settings`: the configuration as text; `viewer`: relative path of the viewer of the models' episodes; `account`:
+    that of the judge.
+    """
+    models = list(dict.fromkeys(line["model"] for line in results.lines))
     return (
         templates()
         .get_template("evaluation.html.jinja")
         .render(
-            models=list(dict.fromkeys(line["model"] for line in results.lines)),
+            models=models,
+            viewer=viewer,
+            letters=dict(zip(models, LETTERS, strict=False)),
+            account=account,
             tasks=max((line["tasks"] for line in results.lines), default=0),
             conclusions=[conclusion(c) for c in results.comparisons if c.group == ALL],
             bars=Markup(_bars(results)),

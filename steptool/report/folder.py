@@ -15,6 +15,7 @@ MODEL, WARM_START = "model", "warm_start"
 REPORT, FIGURES, QUARANTINE = "report.html", "metrics.json", "quarantine.jsonl"
 VERDICTS, PREFERENCES = "verdicts.parquet", "preferences.parquet"
 PAGE, TABLE, CSV, LATEX = "evaluation.html", "table.md", "table.csv", "table.tex"
+VIEWER, RECORDED_REWARDS = "viewer.html", "recorded_rewards.parquet"
 MARKS, EVALUATION_MARKS = (CONFIG, HISTORY), (CONFIG, PAGE)
 """Files by which a former run, and a former evaluation, is known."""
 

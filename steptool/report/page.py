@@ -11,6 +11,7 @@ from markupsafe import Markup
 from steptool.contracts import Cost, Row
 from steptool.evaluation.words import points, probability
 from steptool.report import figures, trust
+from steptool.report.account import account
 from steptool.report.assets import asset, templates
 from steptool.report.charts import number, percent
 from steptool.report.inputs import MODELS, ReportInputs
@@ -76,6 +77,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "farming_verdict": figures.farming_verdict(inputs.farming),
         "trust": trust.section(inputs.audits) if inputs.audits else None,
         "costs": _costs(inputs.costs),
+        "account": account(_judging(inputs.costs)),
         "counts": list(_flat(inputs.counts)),
         "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
         "examples": len(inputs.examples),
@@ -143,6 +145,14 @@ def _costs(costs: Sequence[Cost]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _judging(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
+    scored = [c for c in costs if c.stage == "annotate"]
+    return {
+        "training": [c for c in scored if c.round >= 0],
+        "held-out episodes": [c for c in scored if c.round < 0],
+    }
 
 
 def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@
   const { el, side, scaleOf, short, solvedText, solvedClass, steps, tint } = Steps;
   const HEIGHT = 66;      // of a row of the list, in pixels: see viewer.css
   const KEPT = 32;        // decoded chunks that stay in memory
-  const LETTERS = ["A", "B"];
+  const LETTERS = [..."ABCDEFGHIJKLMNOPQRSTUVWXYZ"];
   const [list, canvas, filters, count, detail] = ["list", "rows", "filters", "count", "detail"].map((id) => document.getElementById(id));
   if (!("DecompressionStream" in window)) {
     count.textContent = "This page needs a browser of 2023 or later.";
@@ -28,7 +28,7 @@
 
   // The index: rows of trajectories, and what follows from them.
   const { models, tools, queries, rows } = JSON.parse(await inflate(document.getElementById("index")));
-  const two = models.length > 1;
+  const several = models.length > 1;
   const mates = queries.map(() => []);
   const inChunk = chunks.map(() => []);
   rows.forEach((row, number) => {
@@ -41,21 +41,24 @@
     inChunk[row.chunk].push(row);
   });
   for (const query of queries) query.words = (query.id + "\n" + query.text).toLowerCase();
-  const counterpart = (row) => {
-    const others = mates[row.query].filter((r) => r.model !== row.model);
+  const ofModel = (row, model) => {
+    if (model === row.model) return row;
+    const others = mates[row.query].filter((r) => r.model === model);
     return others.find((r) => r.sample === row.sample && r.round === row.round) ?? others[0] ?? null;
   };
+  const counterpart = (row) => models.map((_, model) => (model === row.model ? null : ofModel(row, model))).find(Boolean) ?? null;
+  const [NONE, ALL] = models.length > 2 ? ["none", "all"] : ["neither", "both"];
   const comparison = (row) => {
-    const other = counterpart(row);
-    if (!other) return "only one model tried";
-    const [a, b] = (row.model === 0 ? [row, other] : [other, row]).map((r) => r.verdict);
-    if (a === null || b === null) return "no verdict";
-    return ["solved by neither", "solved by B only", "solved by A only", "solved by both"][2 * (a > 0.5) + (b > 0.5)];
+    const tried = models.map((_, model) => ofModel(row, model)).filter(Boolean);
+    if (tried.length < 2) return "only one model tried";
+    if (tried.some((r) => r.verdict === null)) return "no verdict";
+    const solved = tried.filter((r) => r.verdict > 0.5).map((r) => LETTERS[r.model]);
+    return `solved by ${!solved.length ? NONE : solved.length === tried.length ? ALL : `${solved.join(", ")} only`}`;
   };
-  for (const row of rows) row.compared = two ? comparison(row) : "";
+  for (const row of rows) row.compared = several ? comparison(row) : "";
 
   // The state is the address after #: a field that has its default is left out.
-  const DEFAULTS = { query: "", trajectory: "", beside: "", model: two ? "A" : "", split: "", tier: "", round: "", outcome: "",
+  const DEFAULTS = { query: "", trajectory: "", beside: "", model: several ? "A" : "", split: "", tier: "", round: "", outcome: "",
     compared: "", stop: "", tool: "", least: "", most: "", text: "", deep: "", order: "" };
   const state = { ...DEFAULTS };
   const fromAddress = () => {
@@ -82,7 +85,7 @@
     const bounded = least > -Infinity || most < Infinity;
     const chosen = CHOICES.filter((key) => state[key]);
     return (row) => chosen.every((key) => String(row[key]) === state[key]) &&
-      (!two || state.model === "both" || LETTERS[row.model] === state.model) &&
+      (!several || state.model === "all" || LETTERS[row.model] === state.model) &&
       (!tool || row.tools.some((t) => named[t])) &&
       (!bounded || (row.reward !== null && row.reward >= least && row.reward <= most)) &&
       (!text || queries[row.query].words.includes(text) || row.id.toLowerCase().includes(text) || deepHits.has(row.number));
@@ -141,7 +144,7 @@
   };
   const entry = (row, place) => {
     const facts = [row.outcome, steps(row.heat.length), row.failed ? `${row.failed} failed` : null,
-      row.reward === null ? null : `reward ${short(row.reward)}`, two && state.model === "both" ? LETTERS[row.model] : null];
+      row.reward === null ? null : `reward ${short(row.reward)}`, several && state.model === "all" ? LETTERS[row.model] : null];
     const node = el("div", "entry", el("span", "mark " + solvedClass(row.verdict)),
       el("span", "text", queries[row.query].text || queries[row.query].id),
       el("span", "facts", facts.filter(Boolean).join(" · ")), heat(row));
@@ -168,7 +171,7 @@
 
   // The chosen trajectory.
   const titleOf = (row, record) => {
-    const parts = [two ? `${LETTERS[row.model]}: ${record.policy}` : record.policy];
+    const parts = [several ? `${LETTERS[row.model]}: ${record.policy}` : record.policy];
     if (mates[row.query].filter((r) => r.model === row.model).length > 1) parts.push(`sample ${row.sample + 1}`);
     return parts.join(", ");
   };
@@ -176,7 +179,7 @@
   const besideChoice = (row, beside) => {
     const others = mates[row.query].filter((r) => r !== row);
     if (!others.length) return null;
-    const describe = (r) => `${two ? LETTERS[r.model] + ", " : ""}${r.round >= 0 ? `round ${r.round}, ` : ""}sample ${r.sample + 1}: ${r.outcome}`;
+    const describe = (r) => `${several ? LETTERS[r.model] + ", " : ""}${r.round >= 0 ? `round ${r.round}, ` : ""}sample ${r.sample + 1}: ${r.outcome}`;
     const node = options([["none", "nothing"], ...others.map((r) => [r.key, describe(r)])]);
     node.value = beside ? beside.key : "none";
     node.addEventListener("change", () => { state.beside = node.value; toAddress(); show(); });
@@ -261,12 +264,12 @@
   };
   control("text", "Text", input("search", "words of the task, or an id"), "wide");
   control("deep", "in the steps too", input("checkbox", ""), "check");
-  if (two) control("model", "Model", options([...models.map((m, i) => [LETTERS[i], m]), ["both", "both"]]));
+  if (several) control("model", "Model", options([...models.map((m, i) => [LETTERS[i], m]), ["all", ALL]]));
   choice("split", "Split", "every split");
   choice("tier", "Tier", "every tier");
   choice("round", "Round", "every round");
   choice("outcome", "Outcome", "every outcome");
-  if (two) choice("compared", "Compared", "any");
+  if (several) choice("compared", "Compared", "any");
   choice("stop", "Ended", "any reason");
   const toolNames = el("datalist", "", ...tools.slice(0, 1000).map((t) => { const option = el("option", ""); option.value = t; return option; }));
   toolNames.id = "tools";

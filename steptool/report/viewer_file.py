@@ -15,12 +15,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from markupsafe import Markup
 
 from steptool.config import RewardConfig
-from steptool.contracts import ADVANTAGES, QUERIES, REWARDS, TRAJECTORIES, Contract, Row, iter_rows
+from steptool.contracts import ADVANTAGES, EVALUATIONS, QUERIES, REWARDS, TRAJECTORIES, Contract, Row, iter_rows
 from steptool.records import trajectory_from
 from steptool.report.assets import asset, templates
 from steptool.report.inputs import Episode
@@ -31,7 +32,8 @@ CHUNK = 300_000
 """Characters of JSON that are compressed together: the browser decodes that much to show one trajectory."""
 LISTED = 300
 """Characters of an instruction that the list shows and the quick search reads."""
-_LETTERS = "AB"
+LETTERS = ascii_uppercase
+"""Names of the models in the page's address, in the order of the sources."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Source:
     rewards: Path | None = None
     """By one annotator."""
     advantages: Path | None = None
+    evaluations: Path | None = None
+    """Verdicts that count in place of the environment's own and the annotator's."""
 
 
 def write_viewer(
@@ -50,7 +54,7 @@ def write_viewer(
     sources: Sequence[Source],
     title: str = "Trajectories",
 ) -> Path:
-    """Write the page for the trajectories of one source, or of two to be compared; whole or not at all.
+    """Write the page for the trajectories of one source, or of several to be compared; whole or not at all.
 
     Rewards are those of the advantages file; without one they are composed from the scores with the default settings
     of `RewardConfig`. Raises ContractError for a file of another contract and ValueError for a trajectory whose query
@@ -82,8 +86,8 @@ class Archive:
     """Trajectories as chunks, and the index of what is in them: complete once every chunk was taken."""
 
     def __init__(self, queries: str | os.PathLike[str], sources: Sequence[Source]) -> None:
-        if not 1 <= len(sources) <= len(_LETTERS):
-            raise ValueError(f"expected one or two files of trajectories, got {len(sources)}")
+        if not 1 <= len(sources) <= len(LETTERS):
+            raise ValueError(f"expected 1 to {len(LETTERS)} files of trajectories, got {len(sources)}")
         self._queries_file = queries
         self._queries = _queries(queries)
         self._sources = sources
@@ -189,19 +193,20 @@ def _queries(path: str | os.PathLike[str]) -> Mapping[str, Row]:
 
 def _label(number: int, policies: Sequence[str], models: int) -> str:
     name = policies[0] if len(policies) == 1 else f"{len(policies)} policies"
-    return f"{_LETTERS[number]}: {name}" if models > 1 else name
+    return f"{LETTERS[number]}: {name}" if models > 1 else name
 
 
 def _episodes(source: Source) -> Iterator[Episode]:
     rewards, advantages = _scores(source.rewards, REWARDS), _scores(source.advantages, ADVANTAGES)
     _check_annotator(source.rewards, rewards)
+    passed = _passed(source.evaluations)
     columns = [n for n in TRAJECTORIES.schema.names if n not in {"input_ids", "logprobs"}]
     for row in iter_rows(source.trajectories, TRAJECTORIES, batch_size=256, columns=columns):
         trajectory = trajectory_from({**row, "input_ids": (), "logprobs": ()})  # a page shows no tokens
         name = trajectory.trajectory_id
         judged = next((r["is_solved"] for r in rewards.get(name, ()) if r["is_solved"] is not None), None)
-        passed = judged if trajectory.solved is None else None
-        yield Episode(trajectory, rewards.get(name, ()), advantages.get(name, ()), passed)
+        verdict = passed.get(name, judged if trajectory.solved is None else None)
+        yield Episode(trajectory, rewards.get(name, ()), advantages.get(name, ()), verdict)
 
 
 def _scores(path: Path | None, contract: Contract) -> dict[str, list[Row]]:
@@ -211,6 +216,12 @@ def _scores(path: Path | None, contract: Contract) -> dict[str, list[Row]]:
         for row in iter_rows(path, contract, columns=columns):
             found[row["trajectory_id"]].append(row)
     return dict(found)
+
+
+def _passed(path: Path | None) -> dict[str, float]:
+    columns = ["trajectory_id", "passed"]
+    rows = iter_rows(path, EVALUATIONS, columns=columns) if path else ()
+    return {row["trajectory_id"]: row["passed"] for row in rows}
 
 
 def _check_annotator(path: Path | None, scores: Mapping[str, Sequence[Row]]) -> None:

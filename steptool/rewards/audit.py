@@ -33,6 +33,9 @@ from steptool.rewards.compose import compose
 from steptool.rewards.opinions import COMPONENTS, YES, Dispute, Opinion, both, find_disputes, opinions_on, tool_of
 from steptool.trajectory import Query, StepStatus, Trajectory
 
+_EDGES = (0.0, 0.25, 0.5, 0.75)
+"""Upper ends of the bins of Contribution, but for the last."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -88,6 +91,8 @@ class ToolScores:
     contribution: float | None
     idle: float | None
     """Share of the calls with a Contribution of 0."""
+    spread: tuple[int, ...]
+    """How many calls had which Contribution: 0, to .25, to .5, to .75, to 1."""
 
 
 @dataclass(frozen=True)
@@ -242,16 +247,20 @@ def _tools(trajectories: Sequence[Trajectory], scores: Opinion) -> list[ToolScor
         for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
             if step.status is not StepStatus.FINISH:
                 rows[tool_of(step)].append(row)
-    return [
-        ToolScores(
-            tool,
-            len(own),
-            _mean(r["succ_calling"] for r in own),
-            _mean(r["contribution"] for r in own),
-            _mean(None if r["contribution"] is None else float(r["contribution"] == 0) for r in own),
-        )
-        for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
-    ]
+    return [_given(tool, own) for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
+
+
+def _given(tool: str, rows: Sequence[Row]) -> ToolScores:
+    known = [r["contribution"] for r in rows if r["contribution"] is not None]
+    spread = np.bincount(np.digitize(known, _EDGES, right=True), minlength=len(_EDGES) + 1)
+    return ToolScores(
+        tool,
+        len(rows),
+        _mean(r["succ_calling"] for r in rows),
+        _mean(known),
+        _mean(float(c == 0) for c in known),
+        tuple(spread.tolist()),
+    )
 
 
 def _drifts(earlier: Iterable[Row], scores: Opinion) -> Iterator[Drift]:

@@ -19,8 +19,6 @@ import re
 from collections.abc import Sequence
 from itertools import product
 
-from rapidfuzz.distance import LCSseq
-
 from steptool.rewards.observations import failure, leaves, mentions, normalise, parse, payload, text_of, values
 from steptool.rewards.score import StepScore
 from steptool.trajectory import Query, Step, StepStatus, StopReason, Trajectory
@@ -102,6 +100,8 @@ def step_failure(step: Step) -> str:
 
 def overlap(observation: str, answer: str) -> float:
     """LCS(observation, answer) / |observation| over characters, in [0, 1]; 0 for an empty observation."""
+    from rapidfuzz.distance import LCSseq  # it imports pandas, half a second that most tasks can do without
+
     return LCSseq.similarity(observation, answer) / len(observation) if observation else 0.0
 
 

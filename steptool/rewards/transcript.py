@@ -19,10 +19,24 @@ def transcript(query: Query, trajectory: Trajectory, limit: int) -> str:
 
     What tools and models wrote stands as JSON strings, so that it cannot pass for a part of the prompt.
     """
-    steps = judged_steps(trajectory)
-    listed = [f"Step {number}\n{_step(step, limit)}" for number, step in enumerate(steps, start=1)]
+    steps, users = judged_steps(trajectory), _user_turns(trajectory)
+    listed = [
+        f"Step {number}\n{_step(step, limit)}" + "".join(f"\nThe user goes on: {_quoted(u, limit)}" for u in said)
+        for number, (step, said) in enumerate(zip(steps, users, strict=False), start=1)
+    ]
     task = f"Task: {_quoted(query.instruction, limit)}"
     return "\n\n".join([task, f"Number of steps: {len(steps)}", *listed, f"Final answer: {_answer(trajectory, limit)}"])
+
+
+def _user_turns(trajectory: Trajectory) -> list[list[str]]:
+    """What the user says after each step, where the episode goes on after an answer."""
+    said: list[list[str]] = [[] for _ in trajectory.steps]
+    step = -1
+    for message in trajectory.messages:
+        step += message["role"] == "assistant"
+        if message["role"] == "user" and 0 <= step < len(said):
+            said[step].append(str(message["content"]))
+    return said
 
 
 def _step(step: Step, limit: int) -> str:

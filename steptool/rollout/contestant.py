@@ -88,8 +88,8 @@ def _endpoint(
     warmer = policy.endpoint.model_copy(update={"temperature": config.rollout.temperature})
     with (
         opened(queries, demonstrations, config) as environment,
-        closing(Endpoint(policy.endpoint)) as greedily,
-        closing(Endpoint(warmer)) as freely,
+        closing(Endpoint(policy.endpoint, policy.cache)) as greedily,
+        closing(Endpoint(warmer, policy.cache)) as freely,
     ):
 
         def play(greedy: bool = True, sample: int = 0, progress: Progress | None = None) -> Remote:

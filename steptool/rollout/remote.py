@@ -13,26 +13,26 @@ from typing import NamedTuple
 
 from steptool.chat.calls import read_call, read_json
 from steptool.chat.formats import ParsedTurn
-from steptool.chat.messages import text_of
 from steptool.config import RolloutConfig, ToolsConfig
-from steptool.endpoint import Endpoint, EndpointError, Reply
+from steptool.endpoint import Endpoint, EndpointError, EndpointRefused, Reply, RequestRefused, RequestTooLong
 from steptool.rollout.dialogue import Dialogue, opening
 from steptool.rollout.episodes import Progress
 from steptool.tools.environment import Environment
 from steptool.tools.guard import Guard
-from steptool.trajectory import Message, Query, Trajectory
+from steptool.trajectory import Message, Query, StopReason, Trajectory
 
 _RULES = "Solve the user's task with the tools: one call in each turn. When you are done, call Finish with your answer."
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What an endpoint counted for one episode."""
+    """What an endpoint counted for one episode, and what it said where it would not go on."""
 
     prompt_tokens: int
     completion_tokens: int
     money: float | None
     """At the configured prices; None where there are none."""
+    refusal: str = ""
 
 
 class Remote(NamedTuple):
@@ -57,8 +57,9 @@ def play_remote(
 
     A turn makes one call: of a reply with several the first counts, the others are never shown to the model again. A
     reply without a call that can be read is a malformed step, as it is for a model of one's own. A query that is given
-    several times gets the samples `sample`, `sample + 1`, .... Raises EndpointError where the endpoint fails for good:
-    an episode that was never played is not a failed one.
+    several times gets the samples `sample`, `sample + 1`, .... An episode that the endpoint will not go on with ends as
+    CONTEXT_LIMIT or REFUSED. Raises EndpointError where the endpoint fails, since an episode that was never played is
+    not a failed one, and EndpointRefused where it takes no request or none that begins an episode.
     """
     guard, given = Guard(environment, limits), Counter[str]()
     one_at_a_time = nullcontext() if environment.blocking else threading.Lock()
@@ -68,6 +69,8 @@ def play_remote(
         given[query.query_id] += 1
         episodes.append(_Episode(query, number, endpoint, rollout, one_at_a_time))
     _play(episodes, guard, endpoint.config.concurrency, progress)
+    if episodes and not any(e.turns for e in episodes):
+        raise EndpointRefused(f"no episode got an answer; {episodes[0].refusal}")
     played = [e.dialogue.trajectory(policy, -1, e.sample, endpoint.config.temperature) for e in episodes]
     return Remote(played, {t.trajectory_id: e.spent() for t, e in zip(played, episodes, strict=True)})
 
@@ -99,6 +102,7 @@ class _Episode:
         self._endpoint, self._turn_of = endpoint, one_at_a_time
         self._messages: list[Message] = [{"role": "system", "content": _RULES}, *opening(query)]
         self._read = self._written = 0
+        self.turns, self.refusal = 0, ""
 
     def play(self, guard: Guard) -> None:
         """From the first turn to the verdict."""
@@ -107,8 +111,9 @@ class _Episode:
                 self.dialogue.begin(guard)
             while self.dialogue.stop is None:
                 reply = self._asked()
-                with self._turn_of:
-                    self._step(reply)
+                if reply:
+                    with self._turn_of:
+                        self._step(reply)
             with self._turn_of:
                 self.dialogue.end()
         finally:
@@ -118,16 +123,24 @@ class _Episode:
         """Tokens of all turns, and their price."""
         config = self._endpoint.config
         price = (self._read * config.price_in + self._written * config.price_out) / 1e6
-        return Spent(self._read, self._written, price if config.price_in or config.price_out else None)
+        known = config.price_in or config.price_out
+        return Spent(self._read, self._written, price if known else None, self.refusal)
 
-    def _asked(self) -> Reply:
+    def _asked(self) -> Reply | None:
+        """The next reply; None where the endpoint will not go on, which ends the episode."""
         query = self.dialogue.query
         try:
             return self._endpoint.chat(self._messages, query.tools, vote=self.sample)
+        except RequestRefused as error:
+            long = isinstance(error, RequestTooLong)
+            self.dialogue.stop = StopReason.CONTEXT_LIMIT if long else StopReason.REFUSED
+            self.refusal = f"query '{query.query_id}': {error}"
+            return None
         except EndpointError as error:
-            raise EndpointError(f"query '{query.query_id}': {error}") from error
+            raise type(error)(f"query '{query.query_id}': {error}") from error
 
     def _step(self, reply: Reply) -> None:
+        self.turns += 1
         self._read += reply.prompt_tokens
         self._written += reply.completion_tokens
         turn = _turn(reply.message)
@@ -139,13 +152,16 @@ class _Episode:
 
 
 def _turn(message: Message) -> ParsedTurn:
-    text = text_of(message)
+    content = message.get("content")
+    text = content if isinstance(content, str) else ""
     try:
         called = _first_call(message)
         if called is None:
             raise ValueError("no tool call")
         arguments = called["function"].get("arguments") or "{}"
         call = read_call({"name": called["function"].get("name"), "arguments": read_json(arguments)})
+    except (AttributeError, LookupError, TypeError):
+        return ParsedTurn(None, text, "tool call without a function")
     except ValueError as error:
         return ParsedTurn(None, text, str(error))
     return ParsedTurn(call, text, thought=text)
@@ -153,7 +169,7 @@ def _turn(message: Message) -> ParsedTurn:
 
 def _first_call(message: Message) -> Message | None:
     calls = message.get("tool_calls")
-    return calls[0] if calls else None
+    return calls[0] if calls and isinstance(calls, list) else None
 
 
 def _heard(message: Message, turn: ParsedTurn, observation: str) -> list[Message]:

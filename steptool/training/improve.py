@@ -11,6 +11,7 @@ from steptool.contracts import Row
 from steptool.rewards.running import RunningScale
 from steptool.rewards.step_rewards import step_rewards
 from steptool.training.metrics import RoundResult
+from steptool.training.planned import OnCheckpoint
 from steptool.training.rejection import rejection_round
 from steptool.training.rounds import train_round
 from steptool.trajectory import Trajectory
@@ -26,12 +27,14 @@ def improve(
     round: int,
     out_dir: str | Path,
     history: Sequence[Row] = (),
+    checkpoints: str | Path | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
 ) -> RoundResult:
     """Train the policy on trajectories and their rows of REWARDS; `out_dir` becomes the next model folder.
 
     step_ppo learns from the composed rewards of every step, rft from the trajectories that the annotator calls solved.
     `history` (rows of METRICS) holds the scale of the rounds before, for the normalisation "running"; the result's
-    metrics hold that of this one.
+    metrics hold that of this one. `checkpoints` and `on_checkpoint`: see `train_round`; rft keeps none.
     """
     if config.ppo.algorithm == "rft":
         solved = {row["trajectory_id"] for row in reward_rows if row["is_solved"] == 1.0}
@@ -43,5 +46,15 @@ def improve(
     if config.rewards.normalisation == "running":
         scale = RunningScale.before(round, history).after(rewards)
         rewards = scale.apply(rewards)
-    done = train_round(policy_dir, reference_dir, trajectories, rewards, config=config, round=round, out_dir=out_dir)
+    done = train_round(
+        policy_dir,
+        reference_dir,
+        trajectories,
+        rewards,
+        config=config,
+        round=round,
+        out_dir=out_dir,
+        checkpoints=checkpoints,
+        on_checkpoint=on_checkpoint,
+    )
     return replace(done, metrics=[*done.metrics, *scale.rows(round)]) if scale else done

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from steptool.training.value_head import ActorCritic
 
 COMPLETE = "complete"
 """Empty file that is written into a checkpoint after everything else."""
+OnCheckpoint = Callable[[], None]
+"""Called by the first process once a checkpoint is complete."""
 
 
 def common_arguments(folder: Path, checkpoint_every: int, seed: int) -> dict[str, Any]:
@@ -82,8 +84,10 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         sequences: Sequence[batch.Spanned],
         optimizer: torch.optim.Optimizer,
         callbacks: list[TrainerCallback] | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
     ) -> None:
         super().__init__(model, args, optimizers=(optimizer, None), callbacks=callbacks)
+        self.on_checkpoint = on_checkpoint
         self.args._n_gpu = min(self.args.n_gpu, 1)  # one process uses one device
         self.remove_callback(PrinterCallback)
         self.sequences = sequences
@@ -156,8 +160,16 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            if self.on_checkpoint:
+                self.on_checkpoint()
 
-    def last_checkpoint(self) -> str | None:
-        """The latest complete checkpoint in `output_dir`."""
-        done = [p.parent for p in Path(self.args.output_dir).glob(f"checkpoint-*/{COMPLETE}")]
-        return str(max(done, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if done else None
+    def go_on(self) -> None:
+        """Train; after an interruption, from the last complete checkpoint in `output_dir`."""
+        last = last_checkpoint(self.args.output_dir) if self.args.save_strategy != "no" else None
+        self.train(resume_from_checkpoint=last and str(last))
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The latest complete checkpoint of a folder."""
+    done = [p.parent for p in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
+    return max(done, key=lambda p: int(p.name.rsplit("-", 1)[1])) if done else None

@@ -14,6 +14,7 @@ from steptool.training import model_folder
 from steptool.training.experience import select
 from steptool.training.logprobs import causal_lm
 from steptool.training.metrics import RoundResult, metric_rows
+from steptool.training.planned import OnCheckpoint
 from steptool.training.step_ppo import StepPPOArguments, StepPPOTrainer
 from steptool.training.value_head import ActorCritic, load_value_head, save_value_head
 from steptool.trajectory import Trajectory
@@ -30,14 +31,15 @@ def train_round(
     out_dir: str | Path,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 8,
+    on_checkpoint: OnCheckpoint | None = None,
 ) -> RoundResult:
     """Train the policy in `policy_dir` for one round of StepPPO and write the next model folder to `out_dir`.
 
     `step_rewards` holds for each trajectory the rewards [T] of its steps, or None where a needed score is missing: such
     trajectories are left out and counted. Value head and optimizer state go on from `policy_dir` where it has them.
     With `checkpoints` (a folder), the state is kept there every `checkpoint_every` optimizer steps, and the same call
-    made again after an interruption goes on from there and ends with the same weights. Runs under
-    torch.distributed as well, each process with the same arguments.
+    made again after an interruption goes on from there and ends with the same weights; `on_checkpoint` is told of each.
+    Runs under torch.distributed as well, each process with the same arguments.
     """
     policy_dir, reference_dir, out_dir = Path(policy_dir), Path(reference_dir), Path(out_dir)
     episodes, left_out = select(trajectories, step_rewards)
@@ -49,6 +51,7 @@ def train_round(
         episodes,
         config.credit,
         load_model(reference_dir) if config.policy.lora_rank == 0 else None,
+        on_checkpoint,
     )
     model_folder.load_moments(trainer.adamw, trainer.model, policy_dir)
     seen = trainer.run_round()

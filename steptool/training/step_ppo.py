@@ -21,7 +21,7 @@ from steptool.config import Config, CreditConfig
 from steptool.training import batch, losses, model_folder
 from steptool.training.experience import Episodes, Experience, Scores, experience
 from steptool.training.logprobs import causal_lm, token_log_probs
-from steptool.training.planned import MicroBatch, PlannedTrainer, batch_arguments, common_arguments
+from steptool.training.planned import MicroBatch, OnCheckpoint, PlannedTrainer, batch_arguments, common_arguments
 from steptool.training.tally import Tally
 from steptool.training.value_head import ActionOutputs, ActorCritic, action_states
 
@@ -83,11 +83,12 @@ class StepPPOTrainer(PlannedTrainer):
         episodes: Episodes,
         credit: CreditConfig,
         reference: PreTrainedModel | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
     ) -> None:
         self.adamw = model_folder.adamw(model.policy, args.learning_rate, model.head, args.value_learning_rate)
         if not args.train_policy:
             model.policy.requires_grad_(False)
-        super().__init__(model, args, episodes.trajectories, self.adamw)
+        super().__init__(model, args, episodes.trajectories, self.adamw, on_checkpoint=on_checkpoint)
         self.episodes = episodes
         self.credit = credit
         self.reference = reference
@@ -98,7 +99,7 @@ class StepPPOTrainer(PlannedTrainer):
         """Score, then train; after an interruption, go on from the last complete checkpoint in `output_dir`."""
         saves = self.args.save_strategy != "no"
         self._experience = experience(self.episodes, self._scores(saves), self.args.kl_coef, self.credit)
-        self.train(resume_from_checkpoint=self.last_checkpoint() if saves else None)
+        self.go_on()
         return self._experience
 
     def _scores(self, saves: bool) -> Scores:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from steptool.training import batch
 from steptool.training.logprobs import causal_lm
-from steptool.training.planned import PlannedTrainer
+from steptool.training.planned import OnCheckpoint, PlannedTrainer
 from steptool.training.value_head import ActionOutputs, ActorCritic, ValueHead
 
 OnStep = Callable[[int, float], None]
@@ -34,11 +34,12 @@ class SupervisedTrainer(PlannedTrainer):
         optimizer: torch.optim.Optimizer,
         batch_size: int,
         on_step: OnStep | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
     ) -> None:
         head = ValueHead(causal_lm(policy).config.get_text_config().hidden_size)
         head.requires_grad_(False)
         actor = ActorCritic(policy, head, detach_value=True)
-        super().__init__(actor, args, sequences, optimizer, [_Progress(on_step)] if on_step else None)
+        super().__init__(actor, args, sequences, optimizer, [_Progress(on_step)] if on_step else None, on_checkpoint)
         self.batch_size = batch_size
 
     def steps(self) -> list[batch.Indices]:

@@ -16,7 +16,7 @@ from steptool.models import load_model, load_tokenizer
 from steptool.training import model_folder
 from steptool.training.batch import Spanned
 from steptool.training.metrics import metric_rows
-from steptool.training.planned import batch_arguments, common_arguments
+from steptool.training.planned import OnCheckpoint, batch_arguments, common_arguments
 from steptool.training.supervised import OnStep, SupervisedTrainer
 
 _MICRO_BATCH = 16
@@ -33,13 +33,17 @@ def warm_start(
     *,
     schedule: Literal["cosine", "linear"] = "cosine",
     on_step: OnStep | None = None,
+    checkpoints: str | Path | None = None,
+    checkpoint_every: int = 50,
+    on_checkpoint: OnCheckpoint | None = None,
 ) -> list[Row]:
     """Fine-tune the model of `base_dir` for `cfg.steps` optimizer steps; returns rows of METRICS.
 
     Only tokens inside the spans are learned. AdamW (betas .9 and .98, weight decay .01), gradients clipped at norm 1,
     a tenth of the steps (50 at most) to warm up, then the schedule. Examples beyond `policy.max_context` tokens are
     left out and counted (metric `left_out`). `out_dir` becomes a plain model folder; with LoRA the adapter is merged.
-    With no steps the model is passed on as it is. Raises ValueError if there are steps and no example is left.
+    With no steps the model is passed on as it is. `checkpoints`, a folder, and `on_checkpoint`: see `train_round`.
+    Raises ValueError if there are steps and no example is left.
     """
     base_dir, out_dir = Path(base_dir), Path(out_dir)
     if cfg.steps == 0:
@@ -56,7 +60,7 @@ def warm_start(
     trained = model_folder.new_adapter(model, policy, seed) if policy.lora_rank else model
     kind, options = _SCHEDULES[schedule]
     args = TrainingArguments(
-        **common_arguments(out_dir, 0, seed),
+        **common_arguments(Path(checkpoints or out_dir), checkpoint_every if checkpoints else 0, seed),
         **batch_arguments(cfg.batch_size, min(cfg.batch_size, _MICRO_BATCH)),
         max_steps=cfg.steps,
         lr_scheduler_type=kind,
@@ -66,8 +70,8 @@ def warm_start(
         max_grad_norm=1.0,
     )
     optimizer = model_folder.adamw(trained, cfg.learning_rate, weight_decay=0.01)
-    trainer = SupervisedTrainer(trained, args, fitting, optimizer, cfg.batch_size, on_step)
-    trainer.train()
+    trainer = SupervisedTrainer(trained, args, fitting, optimizer, cfg.batch_size, on_step, on_checkpoint)
+    trainer.go_on()
     if trainer.args.should_save:
         merged: Any = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
         merged.save_pretrained(out_dir)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from steptool.data.intake import IngestError, Ledger, UnusableError
 from steptool.data.readers import SUFFIXES, files, read, records
+from steptool.records import query_from, query_row
+from steptool.trajectory import Query
 
 
 def told(file, **limits):
@@ -169,3 +171,15 @@ def test_many_records_set_aside_are_all_written(tmp_path):
     assert list(read([file], lambda r: r.value, "numbers", ledger)) == []
     lines = ledger.write(tmp_path / "q.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["row"] for line in lines] == list(range(1, 3001))
+
+
+def test_numbers_and_names_are_read_and_written_as_python_does(tmp_path):
+    text = (
+        '{"big": 123456789012345678901, "twice": 1, "twice": 2, "half": "\\ud83d", "whole": "\\ud83d\\ude00", "f": 1.0}'
+    )
+    expected = {"big": 123456789012345678901, "twice": 2, "half": "\ufffd", "whole": "😀", "f": 1.0}
+    for name, content in (("a.jsonl", text), ("a.json", f"[{text}]"), ("b.json", text)):
+        (value,) = (value for _, value in told(written(tmp_path / name, content)))
+        assert value == expected and type(value["f"]) is float
+    found = Query("q", "train", "replay", "x", ({"default": [value, float("inf"), True]},), {"n": value})
+    assert query_from(query_row(found)) == found

@@ -63,11 +63,13 @@ def test_every_model_is_judged_and_every_two_are_compared(judge: JudgeConfig) ->
     said = {"a": ["42", "42", None], "b": ["41", "42", "42"]}
     queries = {f"q{n}": Query(f"q{n}", "heldout", "none", "How much?", ()) for n in range(3)}
     episodes = {model: [episode(f"q{n}", answer) for n, answer in enumerate(said[model])] for model in said}
-    verdicts, preferences = asked(judge, queries, episodes)
+    verdicts, preferences, counts = asked(judge, queries, episodes)
     to_table(verdicts, VERDICTS)
     to_table(preferences, PREFERENCES)
     for model in said:
         rate = judged_pass_rate([v for v in verdicts if v["model"] == model], set(queries))
         assert (rate.mean, rate.deviation, rate.repeats) == (pytest.approx(2 / 3), 0.0, 2)
+    # Five answers, and two pairs of answers in two orders, twice each; equal texts are asked about once.
+    assert counts["requests"] + counts["cached"] == 2 * 5 + 2 * 2 * 2 and counts["votes missing"] == 0
     (wins,) = win_rates(preferences)
     assert (wins.model, wins.other, wins.wins, wins.ties, wins.losses) == ("b", "a", 1, 1, 1)

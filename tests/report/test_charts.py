@@ -84,6 +84,16 @@ def test_bars_are_as_long_as_their_values():
     assert bars[0] == pytest.approx(2 * bars[1], abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["A", "embedded_dfsdt", "judge 1 some-model votes=3 temperature=0"])
+def test_names_of_any_length_keep_to_their_room(name):
+    root = _root(interval_bars("x", [Interval("all", name, 0.5, 0.4, 0.6, "c-base")]))
+    label = next(t for t in root.iter("text") if "end" in t.get("class"))
+    (bar,) = root.iter("rect")
+    assert 7.3 * len(label.text) <= float(label.get("x")) < float(bar.get("x")) < WIDTH / 2 + 20
+    assert label.text == name or label.text.endswith("…")
+    assert name in next(root.iter("title")).text
+
+
 def test_a_difference_stands_on_its_side_of_zero():
     rows = [Interval("all", "up", 0.2, 0.1, 0.3, "c-base"), Interval("all", "down", -0.2, -0.3, -0.1, "c-bad")]
     root = _root(differences("x", rows))

@@ -16,7 +16,9 @@ import pytest
 from websocket import create_connection
 
 from steptool.contracts import ADVANTAGES, REWARDS, write_rows
+from steptool.evaluation.table import Results
 from steptool.records import write_queries, write_trajectories
+from steptool.report.evaluation_page import evaluation_page
 from steptool.report.viewer_file import Source, write_viewer
 from steptool.trajectory import Step, StepStatus, StopReason, ToolCall
 
@@ -26,6 +28,10 @@ FLAGS = (
     "--disable-component-update --disable-sync --remote-debugging-port=0 --window-size=1400,900"
 )
 HOSTILE = '</script><script>window.owned=1</script><img src=x onerror="window.owned=1"> & <b>"\' \u2028 ünï 数'
+UNKNOWN = dict.fromkeys(
+    ["judged_pass_rate", "judged_deviation", "recall", "invalid_call_rate", "redundant_call_rate", "steps",
+     "tokens_per_solved", "seconds_per_solved", "money_per_solved"]
+)  # fmt: skip
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome")
 
 
@@ -235,10 +241,54 @@ def test_two_models_stand_side_by_side_on_one_task(browser, write, tmp_path, que
         browser.set("compared", compared)
         assert browser.rows() == expected
     browser.set("compared", "")
-    browser.set("model", "both")
+    browser.set("model", "all")
     assert browser.rows() == [0, 1, 2, 3, 4]
     browser.open(page, "#trajectory=q1-new&beside=none")
     assert browser.js("document.querySelectorAll('.side').length") == 1
+
+
+def test_any_number_of_models_are_compared(browser, write, tmp_path, query, trajectory):
+    def source(name: str, *solved: float | None) -> Source:
+        rows = [trajectory(f"q{q}-{name}", ["finish"], s, query=f"q{q}") for q, s in enumerate(solved) if s != 9]
+        return Source(write_trajectories(tmp_path / f"{name}.parquet", [replace(t, policy=name) for t in rows]))
+
+    models = source("old", 0, 1, 0, 1, None), source("new", 1, 1, 0, 0, 1), source("big", 1, 1, 0, 9, 1)
+    page = write([query(f"q{q}", f"task {q}") for q in range(5)], *models)
+    browser.open(page)
+    for compared, expected in [
+        ("solved by B, C only", [0]),
+        ("solved by all", [1]),
+        ("solved by none", [2]),
+        ("solved by A only", [3]),
+        ("no verdict", [4]),
+    ]:
+        browser.set("compared", compared)
+        assert browser.rows() == expected, compared
+    browser.open(page, "#model=C&query=q0&beside=B:q0-new")
+    assert browser.rows() == [10, 11, 12, 13]
+    shown = "[...document.querySelectorAll('.side h4')].map((h) => h.innerText)"
+    assert browser.js(shown) == ["B: new", "C: big"]
+    browser.open(page, "#model=all")
+    assert browser.js("document.querySelector('#count').textContent") == "14 of 14 trajectories"
+    assert browser.js(shown) == ["A: old", "B: new"]
+    assert not browser.faults
+
+
+def test_the_page_of_an_evaluation_leads_to_its_episodes(browser, write, tmp_path, query, trajectory):
+    names = ["a.b", "c-d"]
+    played = [replace(trajectory(name, ["finish"], 0.0), policy=name) for name in names]
+    write([query("q0")], *(Source(write_trajectories(tmp_path / f"{t.policy}.parquet", [t])) for t in played))
+    rates = {"group": "all", "tasks": 1, "pass_rate": 0.0, "low": 0.0, "high": 0.8, **UNKNOWN}
+    lines = [{**rates, "model": name} for name in names]
+    page = tmp_path / "evaluation.html"
+    page.write_text(evaluation_page(Results(lines), "", "viewer.html"), encoding="utf-8")
+    browser.command("Page.navigate", url=page.as_uri())
+    browser.until("document.readyState === 'complete' && document.querySelector('#episodes')")
+    link = browser.js("[...document.querySelectorAll('#episodes a')].find((a) => a.innerText === 'c-d').href")
+    viewer = tmp_path / "viewer.html"
+    assert link.startswith(viewer.as_uri())
+    browser.open(viewer, link.removeprefix(viewer.as_uri()))
+    assert browser.rows() == [1]
 
 
 def test_an_address_of_an_unknown_query_says_so(browser, played):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.contracts import ADVANTAGES, REWARDS, ContractError, Row, write_rows
+from steptool.contracts import ADVANTAGES, EVALUATIONS, REWARDS, ContractError, Row, write_rows
 from steptool.records import write_queries, write_trajectories
 from steptool.report.viewer_file import LISTED, Source, packed, write_viewer
 from steptool.trajectory import StopReason
@@ -113,9 +113,19 @@ def test_scores_by_two_annotators_are_refused(write, trajectory, reward):
         write([trajectory("a", ["ok"])], rewards=[reward("a", 0, 1, 0.5), other])
 
 
-def test_more_than_two_sets_are_refused(write, trajectory):
-    with pytest.raises(ValueError, match="one or two files of trajectories, got 3"):
-        write(*[[trajectory("a", ["finish"])]] * 3)
+def test_more_sets_than_letters_are_refused(write, trajectory):
+    with pytest.raises(ValueError, match="1 to 26 files of trajectories, got 27"):
+        write(*[[trajectory("a", ["finish"])]] * 27)
+
+
+def test_the_verdicts_of_an_evaluation_count_before_all_others(write, trajectory, reward, evaluation, tmp_path: Path):
+    played = [trajectory("a", ["finish"], 1.0), trajectory("b", ["finish"], None), trajectory("c", ["finish"], None)]
+    write(played, rewards=[reward(name, 0, 1, None, 0.5) for name in "abc"])
+    rows = [evaluation("q0", "m", passed, trajectory_id=name) for name, passed in {"a": 0.0, "b": 1.0}.items()]
+    judged = write_rows(tmp_path / "e.parquet", rows, EVALUATIONS)
+    source = Source(tmp_path / "0.parquet", tmp_path / "r.parquet", evaluations=judged)
+    page = write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", [source])
+    assert [row["verdict"] for row in content(page)[0]["rows"]] == [0.0, 1.0, 0.5]
 
 
 def test_a_file_of_another_contract_is_refused(write, trajectory, tmp_path: Path):

@@ -97,6 +97,14 @@ def test_tools_and_missing_scores(episodes):
     found = audit({}, episodes, rows, CONFIG)
     tools = {t.tool: (t.calls, t.succ_calling, t.contribution, t.idle) for t in found.tools}
     assert tools == {"look": (3, 1.0, 1.0, 0.0), "find": (3, 0.0, 0.0, 1.0)}
+    assert {t.tool: t.spread for t in found.tools} == {"look": (0, 0, 0, 0, 2), "find": (3, 0, 0, 0, 0)}
+
+
+def test_the_spread_of_a_tool_puts_a_bound_into_the_bin_below_and_leaves_missing_scores_out(episodes):
+    given = dict(zip([("a", 0), ("b", 0), ("c", 0)], [0.25, 0.6, None], strict=True))
+    rows = [{**r, "contribution": given.get((r["trajectory_id"], r["step"]), r["contribution"])} for r in RULES]
+    look = next(t for t in audit({}, episodes, rows, CONFIG).tools if t.tool == "look")
+    assert look.spread == (0, 1, 0, 1, 0) and look.calls == 3
     assert found.missing == {"succ_calling": 0.0, "contribution": pytest.approx(1 / 6), "is_solved": 0.0}
     assert found.left_out == 0.25
     unscored = audit({}, episodes, RULES[:2], CONFIG)

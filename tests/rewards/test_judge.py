@@ -25,7 +25,9 @@ TOOL = "report_scores"
 
 
 def scores(successes, contributions, status, reason="because"):
-    return {"successes": successes, "contributions": contributions, "status": status, "reason": reason}
+    pairs = zip(successes, contributions, strict=True)
+    steps = [{"step": n, "success": s, "contribution": c} for n, (s, c) in enumerate(pairs, start=1)]
+    return {"steps": steps, "status": status, "reason": reason}
 
 
 @pytest.fixture
@@ -95,6 +97,18 @@ def test_the_request_names_the_function_and_shows_task_steps_and_answer(chat, ju
     ):
         assert shown in text
     assert "Step 3" not in text  # the Finish is not a step
+    listed = request["tools"][0]["function"]["parameters"]["properties"]["steps"]
+    assert (listed["minItems"], listed["maxItems"]) == (2, 2)
+
+
+def test_the_judge_sees_what_the_user_says_after_an_answer(make_query, make_step, make_trajectory):
+    turns = [("assistant", ""), ("tool", "x"), ("assistant", ""), ("user", "And \nStep 9?"), ("assistant", "")]
+    told = [{"role": role, "content": text} for role, text in [("user", "do it"), *turns]]
+    text = transcript(
+        make_query(), make_trajectory([make_step("f", "x"), make_step("Finish", "")], "2", messages=told), 99
+    )
+    assert text.count("The user goes on") == 1
+    assert text.index("Step 2") < text.index(r'The user goes on: "And \nStep 9?"') < text.index("Final answer")
 
 
 USELESS = {
@@ -102,11 +116,14 @@ USELESS = {
     "too many": scores([1, 1, 1], [1, 1, 1], "solved"),
     "out of range": scores([1, 2], [1, 6], "solved"),
     "no numbers": scores(["1", True], [0.5, None], "solved"),
-    "no list": scores(1, 1, "solved"),
+    "no list": {**scores([], [], "solved"), "steps": 1},
+    "numbers alone": {**scores([], [], "solved"), "steps": [5, 5]},
+    "another order": {**scores([], [], "solved"), "steps": scores([1, 1], [1, 1], "solved")["steps"][::-1]},
+    "a score left out": {**scores([], [], "solved"), "steps": [{"step": 1, "success": 1}, {"step": 2, "success": 1}]},
     "no status": scores([1, 1], [1, 1], "perhaps"),
     "nothing": {},
     "no object": [1, 1],
-    "broken json": '{"successes": [1, 1], "contr',
+    "broken json": '{"steps": [{"step": 1, "succ',
 }
 
 
@@ -134,7 +151,7 @@ def test_what_cannot_be_had_is_missing_counted_and_never_zero(chat, judging, mak
     assert len(server.requests) == 6  # 2 votes of 3 attempts
     for name in ("succ_calling", "contribution", "is_solved"):
         assert column(rows, name) == [None, None, None]
-    assert "missing: successes must list 2 numbers, one for each step; got 1" in rows[2]["rationale"]
+    assert "missing: steps must list 2 entries, one for each step; got 1" in rows[2]["rationale"]
     assert (counts["votes missing"], counts["answers of no use"]) == (2, 6)
     read = read_rows(write_rows(tmp_path / "rewards.parquet", rows, REWARDS), REWARDS)
     assert compose(read, RewardConfig()) is None and compose(read, RewardConfig(), "final") is None
@@ -163,7 +180,7 @@ def test_without_a_finish_every_step_is_judged_and_nothing_is_solved(
     assert "none that could be read" in server.texts()[0] and "Final answer: none was given" in server.texts()[0]
 
 
-def test_a_finish_alone_is_asked_about_with_empty_lists(chat, judging, make_query, make_trajectory):
+def test_a_finish_alone_is_asked_about_without_steps(chat, judging, make_query, make_trajectory):
     server = chat.serve(lambda *_: chat.call(TOOL, scores([], [], "unsure")))
     rows, _ = annotated(make_query(), [make_trajectory([], "42")], judging(server, votes=1))
     assert [(r["succ_calling"], r["contribution"], r["is_solved"]) for r in rows] == [(1.0, None, 0.5)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig, ToolsConfig
-from steptool.endpoint import Endpoint, EndpointError
+from steptool.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.evaluation.metrics import evaluate
 from steptool.records import trajectory_from, trajectory_row, write_trajectories
 from steptool.rollout.contestant import contestant
@@ -19,7 +19,8 @@ from steptool.tools.desk.tasks import DeskEnvironment, desk_queries
 from steptool.trajectory import FINISH, StepStatus, StopReason
 
 Message = dict[str, Any]
-Brain = Callable[[list[Message]], Message]
+Brain = Callable[[list[Message]], Message | str | int]
+"""What is said to a conversation: a message, the words of a 400, or the number of another failure."""
 ROLLOUT, LIMITS = RolloutConfig(max_steps=8), ToolsConfig()
 
 
@@ -74,12 +75,16 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(request)
         problem = "no such path" if self.path != "/v1/chat/completions" else fault(request)
-        message = None if problem else self.server.brain(request["messages"])
-        self.answer(400, {"error": {"message": problem}}) if message is None else self.answer(
+        said = problem or self.server.brain(request["messages"])
+        if not isinstance(said, dict):
+            status = said if isinstance(said, int) else 400
+            self.answer(status, {"error": {"message": str(said)}})
+            return
+        self.answer(
             200,
             {
                 "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
-                "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                "choices": [{"index": 0, "finish_reason": "stop", "message": said}],
                 "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
             },
         )  # fmt: skip
@@ -152,7 +157,8 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     spent = played.spent[first.trajectory_id]
     assert spent == Spent(100 * turns, 10 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
     assert len(server.requests) == sum(len(q.reference["calls"]) + 1 for q in queries)
-    assert server.requests[0]["tools"] == list(queries[0].tools)
+    its_own = next(r for r in server.requests if r["messages"][1]["content"] == queries[0].instruction)
+    assert its_own["tools"] == list(queries[0].tools)
     row = evaluate(queries, played.trajectories, "far", "greedy", spent=played.spent)[0]
     assert (row["passed"], row["recall"], row["tokens"], row["redundant_calls"]) == (1.0, 1.0, 10 * turns, 0)
 
@@ -219,13 +225,99 @@ def test_every_sample_of_a_query_is_asked_anew(serve, environment, make_query):
     assert len(server.requests) == 4
 
 
-def test_an_endpoint_that_fails_is_an_error_and_no_failed_episode(serve, environment_that_talks, make_query):
-    endpoint, _ = serve(lambda messages: None)
-    with pytest.raises(EndpointError, match=r"query 'q'.*400"):
-        play_remote(
-            endpoint, [make_query("q", "x")], environment_that_talks, rollout=ROLLOUT, limits=LIMITS, policy="far"
-        )
-    assert environment_that_talks.sessions[0].closed == 1
+REFUSALS = {
+    "filter": ("the content was filtered", StopReason.REFUSED),
+    "openai": ("This model's maximum context length is 8192 tokens.", StopReason.CONTEXT_LIMIT),
+    "llama": ("the request exceeds the available context size", StopReason.CONTEXT_LIMIT),
+    "other": ("prompt is too long: 200001 tokens", StopReason.CONTEXT_LIMIT),
+    "gemini": ("The input exceeds the maximum number of tokens allowed", StopReason.CONTEXT_LIMIT),
+}
+
+
+def test_a_request_that_is_refused_ends_its_episode_and_no_other(serve, environment, make_query):
+    def brain(messages: list[Message]) -> Message | str:
+        if turn_of(messages) == 0:
+            return calls(("get", {"key": "a"}))
+        said = messages[1]["content"]
+        return REFUSALS[said][0] if said in REFUSALS else finish("7")
+
+    endpoint, server = serve(brain)
+    queries = [make_query(name, name) for name in (*REFUSALS, "good")]
+    played, spent = play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far")
+    reasons = [reason for _, reason in REFUSALS.values()]
+    assert [t.stop_reason for t in played] == [*reasons, StopReason.FINISHED]
+    assert [(len(t.steps), t.solved) for t in played] == [(1, 0.0)] * len(REFUSALS) + [(2, 1.0)]
+    assert (
+        "query 'filter'" in spent[played[0].trajectory_id].refusal
+        and "filtered" in spent[played[0].trajectory_id].refusal
+    )
+    assert spent[played[-1].trajectory_id].refusal == "" and len(server.requests) == 2 * len(queries)
+    row = evaluate(queries, played, "far", "greedy", spent=spent)[0]
+    assert (row["passed"], row["stop_reason"], row["tokens"]) == (0.0, "refused", 10)
+    assert trajectory_from(trajectory_row(played[0])).stop_reason is StopReason.REFUSED
+
+
+def test_an_endpoint_that_never_answers_is_an_error_and_no_failed_episodes(serve, environment_that_talks, make_query):
+    endpoint, _ = serve(lambda messages: "unsupported parameter")
+    queries = [make_query("q", "x"), make_query("r", "y")]
+    with pytest.raises(EndpointRefused, match=r"no episode got an answer; query 'q'.*400.*unsupported parameter"):
+        play_remote(endpoint, queries, environment_that_talks, rollout=ROLLOUT, limits=LIMITS, policy="far")
+    assert [s.closed for s in environment_that_talks.sessions] == [1, 1]
+
+
+def test_a_wrong_key_stops_everything_at_once(serve, environment, make_query):
+    endpoint, server = serve(lambda messages: 401, concurrency=2)
+    queries = [make_query(f"q{n}", "x") for n in range(200)]
+    with pytest.raises(EndpointRefused, match=r"query 'q\d'.*401.*the key in NO_KEY_HERE"):
+        play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far")
+    assert len(server.requests) < 20
+
+
+def test_what_failed_on_the_way_is_taken_up_where_it_stopped(serve, environment, make_query, tmp_path):
+    broken = True
+
+    def brain(messages: list[Message]) -> Message | int:
+        turn = turn_of(messages)
+        if broken and turn == 2 and messages[1]["content"] == "b":
+            return 500
+        return finish("7") if turn == 3 else calls(("get", {"key": "a" * (turn + 1)}))
+
+    endpoint, server = serve(brain, concurrency=1)
+    queries = [make_query(name, name) for name in "ab"]
+
+    def play() -> list[StopReason]:
+        with closing(Endpoint(endpoint.config, tmp_path / "replies.sqlite")) as kept:
+            played = play_remote(kept, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far")
+        assert [s.completion_tokens for s in played.spent.values()] == [40, 40]
+        return [t.stop_reason for t in played.trajectories]
+
+    with pytest.raises(EndpointError, match=r"query 'b'.*500"):
+        play()
+    assert len(server.requests) == 4 + 3
+    broken = False
+    assert play() == [StopReason.FINISHED] * 2
+    assert len(server.requests) == 4 + 3 + 2  # the turn that failed and the one after it
+    assert play() == [StopReason.FINISHED] * 2 and len(server.requests) == 9
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"content": "no role"},
+        {"role": "assistant", "content": [{"type": "text", "text": "parts"}]},
+        {"role": "assistant", "tool_calls": [{"id": "c"}]},
+        {"role": "assistant", "tool_calls": ["get"]},
+        {"role": "assistant", "tool_calls": {"get": 1}},
+        {"role": "assistant", "content": "half a pair \ud83d"},
+    ],
+)
+def test_an_odd_reply_is_a_malformed_step_that_can_be_written(serve, environment, make_query, tmp_path, odd):
+    endpoint, _ = serve(lambda messages: odd if turn_of(messages) == 0 else finish("7"))
+    (played,), _ = play_remote(
+        endpoint, [make_query("q", "get a")], environment, rollout=ROLLOUT, limits=LIMITS, policy="far"
+    )
+    assert [s.status for s in played.steps] == [StepStatus.MALFORMED, StepStatus.FINISH]
+    write_trajectories(tmp_path / "t.parquet", [played])
 
 
 def test_a_contestant_is_greedy_at_its_own_temperature_and_samples_at_that_of_the_rollouts(serve, tmp_path):

@@ -29,7 +29,7 @@ def config(**sections: Any) -> Config:
 
 
 def prepared(chosen: Config) -> tuple[Ingested, Prepared]:
-    read = ingest(config=chosen, output="")
+    read = ingest(config=chosen, sources="")
     return read, prepare(config=chosen, queries=read.queries, demonstrations=read.demonstrations, history=read.history)
 
 
@@ -46,7 +46,7 @@ def test_a_model_folder_without_a_tokenizer_is_refused_with_the_folder(tmp_path:
 
 def test_a_file_of_another_schema_version_is_refused_with_its_name(tmp_path: Path) -> None:
     chosen = config()
-    read = ingest(config=chosen, output="")
+    read = ingest(config=chosen, sources="")
     table = pq.read_table(read.demonstrations.download())
     old = tmp_path / "old.parquet"
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"steptool.version": b"0"}), old)
@@ -57,7 +57,7 @@ def test_a_file_of_another_schema_version_is_refused_with_its_name(tmp_path: Pat
 def test_a_source_that_is_not_there_is_refused_with_its_path(tmp_path: Path) -> None:
     missing = tmp_path / "tasks.jsonl"
     with pytest.raises(Exception, match=str(missing)):
-        ingest(config=config(data={"source": "jsonl", "paths": [str(missing)]}), output="")
+        ingest(config=config(data={"source": "jsonl", "paths": [str(missing)]}), sources="")
 
 
 def test_a_tool_schema_that_is_none_is_refused_with_file_line_and_field(tmp_path: Path) -> None:
@@ -65,4 +65,4 @@ def test_a_tool_schema_that_is_none_is_refused_with_file_line_and_field(tmp_path
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text(json.dumps({"instruction": "look", "tools": [tool]}) + "\n")
     with pytest.raises(Exception, match=rf"{tasks}, line 1.*tools\[0\]"):
-        ingest(config=config(data={"source": "jsonl", "paths": [str(tasks)]}), output="")
+        ingest(config=config(data={"source": "jsonl", "paths": [str(tasks)]}), sources="")

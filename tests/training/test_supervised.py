@@ -58,6 +58,28 @@ def test_warm_start_is_a_function_of_its_seed(model_dir: Path, tmp_path: Path, m
     assert not same_weights(tmp_path / "a", tmp_path / "c")
 
 
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_an_interrupted_warm_start_goes_on_to_the_same_weights(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace, lora_rank: int
+) -> None:
+    rows, cfg, told = make.trajectories(12), WarmStartConfig(steps=9, batch_size=5), []
+    given = (model_dir, rows, cfg, PolicyConfig(lora_rank=lora_rank), 0)
+
+    def stop(step: int, _: float) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    kept = {"checkpoints": tmp_path / "kept", "checkpoint_every": 4, "on_checkpoint": lambda: told.append(1)}
+    with pytest.raises(KeyboardInterrupt):
+        warm_start(*given, tmp_path / "a", on_step=stop, **kept)
+    assert len(told) == 1
+    steps: list[int] = []
+    resumed = warm_start(*given, tmp_path / "a", on_step=lambda step, _: steps.append(step), **kept)
+    assert steps == [5, 6, 7, 8, 9] and len(told) == 3
+    assert resumed == warm_start(*given, tmp_path / "b")
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
 def test_warm_start_with_lora_leaves_a_plain_model(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(6)
     cfg = WarmStartConfig(steps=20, batch_size=6, learning_rate=1e-2)

@@ -46,7 +46,7 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == [
         "config.yaml", "evaluation.html", "evaluations.parquet", "metrics.json", "preferences.parquet",
         "queries.parquet", "table.csv", "table.md", "table.tex", "trajectories_reference.parquet",
-        "trajectories_small.parquet", "verdicts.parquet",
+        "trajectories_small.parquet", "verdicts.parquet", "viewer.html",
     ]  # fmt: skip
     assert load_config(out / "config.yaml").evaluation.policies[1].model == "embedded"
     asked = {q.query_id for q in read_queries(out / "queries.parquet", "heldout")}
@@ -66,7 +66,9 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["results"][0]["model"] == "reference" and figures["results"][0]["pass_rate"] == 1.0
     assert (out / "table.md").read_text() in done.stdout
-    assert figures["comparisons"][0]["conclusion"] in (out / "evaluation.html").read_text()
+    page = (out / "evaluation.html").read_text()
+    assert figures["comparisons"][0]["conclusion"] in page and 'href="viewer.html#model=B">small</a>' in page
+    assert "<title>Episodes of the evaluation</title>" in (out / "viewer.html").read_text()
 
 
 def test_stored_verdicts_give_the_judged_pass_rate(tmp_path: Path) -> None:
@@ -100,6 +102,7 @@ def test_what_cannot_be_evaluated_is_refused_by_name(tmp_path: Path) -> None:
         ([{"name": "a", "kind": "endpoint"}], "needs endpoint.base_url and .model"),
         ([{"name": "a", "kind": "playback", "strategy": "dfsdt"}], "the strategy dfsdt is for the kind model only"),
         ([{"name": "a", "kind": "playback"}] * 2, "policies need names of their own"),
+        ([{"name": "a", "kind": "playback", "cache": "x"}], "a cache of replies is for the kind endpoint only"),
         ([{"name": "a/b", "kind": "playback"}], "evaluation.policies.0.name"),
     ],
 )

@@ -31,6 +31,13 @@ def unreserved(name: str) -> str:
     return f"is_{name}" if name in _RESERVED else name
 
 
+@lru_cache(1 << 16)
+def parameter_name(name: str) -> str:
+    """A parameter's name in standard form; as it stands where that leaves nothing of it."""
+    return unreserved(standard_name(name)) or name
+
+
+@lru_cache(1 << 16)
 def function_name(api_name: str, tool_name: str) -> str:
     """Name of the function for an API of a tool: the last 64 characters of `<api>_for_<tool>`."""
     name = f"{unreserved(standard_name(api_name))}_for_{standard_name(tool_name)}"

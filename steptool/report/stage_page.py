@@ -1,0 +1,187 @@
+"""The page of one stage: what came in, what went out, a drawing of it, and what it cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from markupsafe import Markup
+from pydantic import BaseModel
+
+from steptool.contracts import (
+    ADVANTAGES,
+    EVALUATIONS,
+    METRICS,
+    REWARDS,
+    TRAJECTORIES,
+    Cost,
+    Row,
+    contract_name,
+    iter_rows,
+    read_costs,
+    read_rows,
+)
+from steptool.evaluation.metrics import wilson
+from steptool.report.assets import asset, templates
+from steptool.report.charts import Interval, Series, interval_bars, line_chart
+from steptool.report.figures import CURVES
+
+_LISTED = 8
+"""Values of a list that are shown."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One value that came in or went out."""
+
+    name: str
+    what: str
+    """In a few words."""
+    whole: str = ""
+    """Text that can be unfolded."""
+
+
+def stage_page(stage: str, came_in: Mapping[str, Any], went_out: Mapping[str, Any], cost: Cost) -> str:
+    """A page without a network. Values are plain ones, configurations, and paths of files and folders.
+
+    `cost`: seconds and memory of the stage; what else it spent stands in the files that went out.
+    """
+    files = [(name, file) for name, value in went_out.items() for file in _files(value)]
+    return (
+        templates()
+        .get_template("stage.html.jinja")
+        .render(
+            stage=stage.replace("_", " "),
+            came_in=[line for name, value in came_in.items() for line in _lines(name, value)],
+            went_out=[line for name, value in went_out.items() for line in _lines(name, value)],
+            charts=Markup("".join(chart for name, file in files for chart in _charts(file, stage, name))),
+            cost=cost,
+            spent=_spent(stage, [file for _, file in files]),
+            css=asset("theme.css", "page.css"),
+        )
+    )
+
+
+def _lines(name: str, value: Any) -> Iterator[Line]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _lines(f"{name}.{key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value[:_LISTED]):
+            yield from _lines(f"{name}[{number}]", inner)
+        if len(value) > _LISTED:
+            yield Line(name, f"and {len(value) - _LISTED} more")
+    elif isinstance(value, BaseModel):
+        yield Line(name, type(value).__name__, yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False))
+    else:
+        yield Line(name, _described(value) if isinstance(value, Path) else str(value))
+
+
+def _described(path: Path) -> str:
+    if path.is_dir():
+        files = [f for f in path.rglob("*") if f.is_file()]
+        return f"folder of {len(files)} files, {_size(sum(f.stat().st_size for f in files))}"
+    if path.suffix == ".parquet":
+        return f"{contract_name(path)}, {pq.read_metadata(path).num_rows:,} rows, {_size(path.stat().st_size)}"
+    return f"{path.name}, {_size(path.stat().st_size)}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+
+
+def _files(value: Any) -> Iterator[Path]:
+    """The Parquet files of a value."""
+    if isinstance(value, Path) and value.is_dir():
+        yield from sorted(value.glob("*.parquet"))
+    elif isinstance(value, Path) and value.suffix == ".parquet":
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _files(inner)
+
+
+def _spent(stage: str, files: Sequence[Path]) -> Cost:
+    """What the files say of this stage: the last they know."""
+    costs = [cost for file in files for cost in read_costs(file) if cost.stage == stage]
+    return costs[-1] if costs else Cost(stage)
+
+
+def _charts(file: Path, stage: str, name: str) -> Iterator[str]:
+    """Drawings of a file that went out under a name, by its contract."""
+    draw = _DRAWN.get(contract_name(file))
+    if draw and pq.read_metadata(file).num_rows:
+        yield from draw(file, stage, name)
+
+
+def _trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
+    rows = list(iter_rows(file, TRAJECTORIES, columns=("stop_reason", "solved")))
+    ends = Counter(row["stop_reason"] for row in rows).most_common()
+    bars = [_interval("ended", end.replace("_", " "), [1.0] * count, len(rows)) for end, count in ends]
+    if known := _known(rows, "solved"):
+        bars.append(_interval("verdict", "solved", known))
+    yield interval_bars(f"Episodes ({name})", bars, note="95% intervals.")
+
+
+def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
+    scores = {"succ_calling": "succeeded", "contribution": "contributes", "is_solved": "solved"}
+    rows = list(iter_rows(file, REWARDS, columns=tuple(scores)))
+    bars = [_interval("", label, known) for score, label in scores.items() if (known := _known(rows, score))]
+    if bars:
+        yield interval_bars("Mean scores", bars, note="Over the steps that have one.")
+
+
+def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
+    passed: dict[tuple[str, str], list[float]] = {}
+    for row in read_rows(file, EVALUATIONS):
+        passed.setdefault((row["model"], row["decoding"]), []).append(row["passed"])
+    rows = [_interval(model, decoding, values) for (model, decoding), values in passed.items()]
+    yield interval_bars("Tasks solved", rows, note="95% intervals.")
+
+
+def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
+    by_step: dict[int, list[Row]] = {}
+    for row in read_rows(file, ADVANTAGES):
+        by_step.setdefault(row["step"], []).append(row)
+    lines = [
+        Series(what, [(float(step), fmean(r[what] for r in rows)) for step, rows in sorted(by_step.items())], colour)
+        for what, colour in (("reward", "c-warm_start"), ("advantage", "c-steptool"))
+    ]
+    yield line_chart("By step", lines, x_label="step", note="Means over the episodes.")
+
+
+def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
+    rows = [r for r in read_rows(file, METRICS) if r["stage"] == stage and r["update"] >= 0]
+    last = max((r["round"] for r in rows), default=-1)
+    for metric, curve in CURVES.items():
+        points = [(r["update"] + 1.0, r["value"]) for r in rows if (r["name"], r["round"]) == (metric, last)]
+        if points:
+            line = Series(metric, points, "c-steptool")
+            yield line_chart(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
+
+
+_DRAWN: Mapping[str, Callable[[Path, str, str], Iterator[str]]] = {
+    TRAJECTORIES.name: _trajectories,
+    REWARDS.name: _rewards,
+    EVALUATIONS.name: _evaluations,
+    ADVANTAGES.name: _advantages,
+    METRICS.name: _metrics,
+}
+"""What is drawn of a file, by the name of its contract."""
+
+
+def _known(rows: Sequence[Row], column: str) -> list[float]:
+    return [row[column] for row in rows if row[column] is not None]
+
+
+def _interval(group: str, label: str, values: Sequence[float], among: int = 0) -> Interval:
+    """The sum of the values as a share of so many, or of their own number."""
+    count = among or len(values)
+    share = sum(values) / count
+    return Interval(group, label, share, *wilson(share, count), "c-steptool")

@@ -1,0 +1,101 @@
+import re
+from pathlib import Path
+
+from steptool.config import Config
+from steptool.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Cost, write_rows
+from steptool.report.stage_page import stage_page
+
+COST = Cost("ppo", seconds=12.34, peak_memory_mb=512.0)
+
+
+def text_of(html: str) -> str:
+    body = re.sub(r"<style>.*?</style>", "", html, flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
+
+
+def lines_of(html: str) -> dict[str, str]:
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', html, flags=re.S)
+    return {name: " ".join(re.sub(r"<[^>]+>", " ", what).split()) for name, what in rows}
+
+
+def metrics(folder: Path) -> Path:
+    rows = [
+        {"stage": stage, "round": round, "update": update, "name": "loss", "value": value}
+        for stage, round, update, value in (
+            ("warm_start", -1, 0, 9.0),
+            ("ppo", 0, 0, 8.0),
+            ("ppo", 1, 0, 0.75),
+            ("ppo", 1, 1, 0.25),
+            ("ppo", 1, -1, 4.0),
+        )
+    ]
+    costs = Cost("ppo", 1, seconds=1.0, tokens=12345, counts={"requests": 7, "money": 0.5})
+    return write_rows(folder / "history.parquet", rows, METRICS, costs)
+
+
+def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    (model / "deep").mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"x" * 3_000_000)
+    (model / "deep" / "config.json").write_bytes(b"x" * 10_000)
+    html = stage_page(
+        "ppo",
+        {
+            "round": 1,
+            "config": Config(),
+            "policy": model,
+            "far": "s3://bucket/file",
+            "shards": [0] * 10,
+            "rows": {"a": 1},
+        },
+        {"history": metrics(tmp_path)},
+        COST,
+    )
+    lines = lines_of(html)
+    assert lines["history"].startswith("metrics, 5 rows, ") and lines["history"].endswith(" kB")
+    assert lines["policy"] == "folder of 2 files, 3.0 MB"
+    assert (lines["round"], lines["far"], lines["rows.a"]) == ("1", "s3://bucket/file", "1")
+    assert lines["shards"] == "and 2 more" and lines["shards[7]"] == "0" and "shards[8]" not in lines
+    assert lines["config"].startswith("Config seed: 0 data: source: desk")
+    assert "12.3 s, at most 512 MB of memory, 12,345 tokens, requests 7, money 0.5" in text_of(html)
+
+
+def test_the_last_round_of_the_stage_is_drawn(tmp_path: Path) -> None:
+    html = stage_page("ppo", {}, {"history": metrics(tmp_path)}, COST)
+    assert "loss, 1: 0.75" in html and "loss, 2: 0.25" in html
+    assert "loss, 1: 8" not in html and "loss, 1: 9" not in html and "loss, 0: 4" not in html
+
+
+def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
+    common = {"annotator": "rules", "annotator_version": "2", "prompt_hash": "", "votes": "[]", "rationale": ""}
+    scores = ((1.0, 0.5, None), (0.0, None, None), (None, None, 1.0))
+    rewards = [
+        {"trajectory_id": "t", "step": n, "succ_calling": s, "contribution": c, "is_solved": i, **common}
+        for n, (s, c, i) in enumerate(scores)
+    ]
+    row = {
+        "query_id": "q", "split": "heldout", "tier": "", "model": "base", "repeat": 0, "trajectory_id": "t",
+        "recall": 1.0, "steps": 1, "calls": 1, "invalid_calls": 0, "redundant_calls": 0, "tokens": 1,
+        "prompt_tokens": None, "money": None, "seconds": 1.0, "stop_reason": "finished",
+    }  # fmt: skip
+    passed = [{**row, "decoding": d, "passed": p} for d, p in (("greedy", 1.0), ("greedy", 0.0), ("sampled", 0.0))]
+    steps = [
+        {"trajectory_id": t, "step": s, "reward": r, "kl": 0.0, "value": 0.0, "advantage": -r}
+        for t, s, r in (("a", 0, 1.0), ("b", 0, 3.0), ("b", 1, 5.0))
+    ]
+    out = {
+        "rewards": write_rows(tmp_path / "rewards.parquet", rewards, REWARDS),
+        "rows": [write_rows(tmp_path / "evaluations.parquet", passed, EVALUATIONS)],
+        "advantages": write_rows(tmp_path / "advantages.parquet", steps, ADVANTAGES),
+        "none": write_rows(tmp_path / "none.parquet", [], REWARDS),
+    }
+    html = stage_page("audit", {}, out, COST)
+    assert ", succeeded: 50%" in html and ", contributes: 50%" in html and ", solved: 100%" in html
+    assert "base, greedy: 50%" in html and "base, sampled: 0%" in html
+    assert "reward, 0: 2" in html and "reward, 1: 5" in html and "advantage, 0: −2" in html
+    assert html.count("Mean scores</b>") == 1
+
+
+def test_names_and_values_are_escaped() -> None:
+    html = stage_page("ingest", {"<b>": "<script>"}, {}, COST)
+    assert "<script>" not in html and "&lt;script&gt;" in html and "<b>" not in html

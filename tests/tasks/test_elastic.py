@@ -1,0 +1,56 @@
+"""PPO as a Flyte task of two processes: the result of one, and a quiet end."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from tasks.ppo import Improved
+
+ROOT = Path(__file__).parents[2]
+PROFILE = "stages: {ppo: {processes: 2}}\n"
+RUN = """
+import json, sys
+from steptool.config import Config
+from tasks.ppo import ppo
+
+if __name__ == "__main__":
+    inputs = json.loads(sys.argv[1])
+    done = ppo(**{**inputs, "config": Config.model_validate(inputs["config"])})
+    print("model:", done.model)
+"""
+
+
+def test_two_processes_give_the_result_of_one(
+    round_inputs: dict[str, Any], attempt: Callable[..., Improved], tmp_path: Path
+) -> None:
+    (tmp_path / "profile.yaml").write_text(PROFILE)
+    (tmp_path / "run.py").write_text(RUN)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "STEPTOOL_PROFILE": str(tmp_path / "profile.yaml"),
+    }
+    given = json.dumps({**round_inputs, "config": round_inputs["config"].model_dump(mode="json")})
+    done = subprocess.run(
+        [sys.executable, tmp_path / "run.py", given],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count("ppo   ") == 1  # the first process alone speaks
+    assert "terminate called" not in done.stderr and "Aborted" not in done.stderr
+    two = Path(done.stdout.rpartition("model: ")[2].strip())
+    one = Path(str(attempt(tmp_path / "kept").model))
+    for file in ("model.safetensors", "value_head.safetensors"):
+        ours, theirs = load_file(two / file), load_file(one / file)
+        start = load_file(Path(round_inputs["policy"]) / file) if file.startswith("model") else {}
+        for name in ours:
+            moved = (theirs[name] - start.get(name, 0)).abs().max()
+            assert moved > 0
+            assert (ours[name] - theirs[name]).abs().max() < 0.02 * moved, name

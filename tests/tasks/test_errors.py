@@ -1,0 +1,165 @@
+"""What may pass is tried again, and what will not ends at once; by real errors of real connections."""
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import pytest
+from flytekit.core.context_manager import FlyteContextManager
+from flytekit.exceptions.user import FlyteRecoverableException
+
+from steptool.config import ConfigError, EndpointConfig, load_config
+from steptool.endpoint import Endpoint
+from steptool.places import fetched
+from tasks.errors import StageFailed, cause, may_pass, told
+
+BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+class _Busy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", str(len(BUSY)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(BUSY)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """store(address): S3 is there from now on; one attempt for each request."""
+    kind = fsspec.get_filesystem_class("s3")
+    monkeypatch.setattr(kind, "retries", 1)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+    def use(address: str) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        kind.clear_instance_cache()
+
+    yield use
+    kind.clear_instance_cache()
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address on loopback where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def raised(work: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as caught:
+        work()
+    return caught.value
+
+
+def test_a_refused_connection_may_pass(nobody: str) -> None:
+    assert may_pass(raised(lambda: socket.create_connection(("127.0.0.1", int(nobody.rpartition(":")[2])))))
+
+
+def test_a_store_that_is_away_may_pass(nobody: str, store: Callable[[str], None], tmp_path: Path) -> None:
+    store(nobody)
+    assert may_pass(raised(lambda: fetched("s3://bucket/file", tmp_path)))
+
+
+def test_a_store_that_is_busy_may_pass(store: Callable[[str], None], tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        store(f"http://127.0.0.1:{server.server_port}")
+        error = raised(lambda: fetched("s3://bucket/file", tmp_path))
+        server.shutdown()
+    assert may_pass(error)
+
+
+def test_a_file_that_a_store_does_not_have_will_not_come(bucket: str, tmp_path: Path) -> None:
+    assert not may_pass(raised(lambda: fetched(f"{bucket}/none", tmp_path)))
+
+
+def test_a_lost_download_of_an_input_may_pass_and_one_of_nothing_will_not(
+    nobody: str, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Flyte wraps the first kind without naming a cause."""
+    access = FlyteContextManager.current_context().file_access
+    assert not may_pass(raised(lambda: access.get_data(f"{bucket}/none", str(tmp_path / "none"))))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", nobody)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert may_pass(raised(lambda: access.get_data("s3://bucket/file", str(tmp_path / "file"))))
+
+
+@pytest.mark.parametrize(("status", "passes"), [(503, True), (429, True), (401, False), (404, False), (400, False)])
+def test_an_endpoint_that_stays_away_may_pass_and_one_that_refuses_will_not(
+    chat: SimpleNamespace, status: int, passes: bool
+) -> None:
+    server = chat.serve(lambda *_: chat.Answer(status=status, body='{"error": {"message": "no"}}'))
+    endpoint = Endpoint(EndpointConfig(base_url=server.url, model="m", retries=0, timeout=5.0))
+    try:
+        error = raised(lambda: endpoint.chat([{"role": "user", "content": "hello"}]))
+    finally:
+        endpoint.close()
+    assert may_pass(error) is passes
+
+
+@pytest.mark.parametrize(
+    ("number", "passes"),
+    [(errno.EIO, True), (errno.ESTALE, True), (errno.EHOSTUNREACH, True), (errno.ENOSPC, False), (errno.ENOENT, False)],
+)
+def test_a_lost_disk_or_network_may_pass_and_a_full_disk_will_not(number: int, passes: bool) -> None:
+    assert may_pass(OSError(number, "")) is passes
+
+
+def test_the_cause_counts_and_not_what_was_made_of_it() -> None:
+    outer = ValueError("the model cannot be loaded")
+    outer.__cause__ = OSError("wrapped")
+    outer.__cause__.__cause__ = ConnectionResetError("peer")
+    assert may_pass(outer) and may_pass(ExceptionGroup("several", [KeyError("x"), outer]))
+    beside = ValueError("wrong")
+    beside.__context__ = ConnectionResetError("handled and forgotten")
+    assert not may_pass(beside)
+
+
+def test_a_permanent_error_says_stage_cause_and_remedy_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.yaml").write_text("ppo: {rounds: many}\nrewards: {alpha: -1}\n")
+    with pytest.raises(StageFailed) as caught, told("ingest", 3):
+        load_config(tmp_path / "mine.yaml")
+    line = capsys.readouterr().out.removesuffix("\n")
+    assert line.startswith(f"ingest: {tmp_path}/mine.yaml: the configuration was refused; field 'rewards.alpha': input")
+    assert "'ppo.rounds'" in line and line.endswith("; this is not tried again: mend it and start the run again")
+    assert "\n" not in line and str(caught.value) == line and isinstance(caught.value.__cause__, ConfigError)
+
+
+def test_an_error_that_may_pass_reaches_flyte_as_one_to_be_tried_again(capsys: Any) -> None:
+    with pytest.raises(FlyteRecoverableException) as caught, told("rollout", 2):
+        raise ConnectionResetError("the peer is gone")
+    line = capsys.readouterr().out.strip()
+    assert line.startswith("rollout: ConnectionResetError: the peer is gone; this may pass") and " 2 times" in line
+    assert caught.value.args == (line,)
+
+
+def test_an_error_of_an_inner_stage_is_told_once(capsys: Any) -> None:
+    with pytest.raises(StageFailed, match=r"^ppo: "), told("rounds", 0), told("ppo", 0):
+        raise KeyError("x")
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_cause_without_words_is_its_kind() -> None:
+    assert [cause(e) for e in (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"))] == [
+        "MemoryError",
+        "KeyError: 'a'",
+        "wrong",
+        "bad; field",
+    ]
