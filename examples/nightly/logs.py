@@ -1,0 +1,66 @@
+"""Bring a night's tasks of the embedded world, and logs of how somebody solved them, as files.
+
+python examples/nightly/logs.py runs/nightly monday                  # by an expert who solves every task
+python examples/nightly/logs.py runs/nightly tuesday --careless 1.0  # by one who cuts corners and gets every task wrong
+"""
+
+import argparse
+import json
+import random
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from steptool.tools.desk.expert import Expert
+from steptool.tools.desk.goals import PROCEDURES
+from steptool.tools.desk.tasks import draw_query
+from steptool.trajectory import Query, Trajectory
+
+_PATIENCE = 8
+"""Attempts at getting a task wrong."""
+
+
+def bring(folder: Path, night: str, tasks: int = 150, careless: float = 0.0) -> None:
+    """Write tasks/<night>.jsonl and logs/<night>.jsonl: others for every name, the same for the same name."""
+    queries, rng = _drawn(night, tasks), random.Random(night)
+    attempts = [_attempt(query, rng, careless) for query in queries]
+    _write(folder / "tasks" / f"{night}.jsonl", [_task(query) for query in queries])
+    _write(folder / "logs" / f"{night}.jsonl", [{"messages": a.messages, "solved": a.solved} for a in attempts])
+
+
+def _drawn(night: str, tasks: int) -> list[Query]:
+    """Tasks with one goal; of those with the same text the first."""
+    found: dict[str, Query] = {}
+    for query in (draw_query("train", "single", f"{night}.{number}") for number in count()):
+        if len(found) == tasks:
+            break
+        found.setdefault(query.instruction, query)
+    return list(found.values())
+
+
+def _attempt(query: Query, rng: random.Random, careless: float) -> Trajectory:
+    """A solution; of the first kinds of tasks, as many as this share of all, a failure, where one can be had."""
+    kind = list(PROCEDURES).index(query.reference["goals"][0][0])
+    if kind >= careless * len(PROCEDURES):
+        return Expert(query, rng, slips=0.0, shortcuts=0.0).attempt()
+    hurried = [Expert(query, rng, slips=0.4, shortcuts=1.0).attempt() for _ in range(_PATIENCE)]
+    return min(hurried, key=lambda attempt: attempt.solved or 0.0)
+
+
+def _task(query: Query) -> dict[str, Any]:
+    told = {"id": query.query_id, "instruction": query.instruction, "environment": "desk", "tools": query.tools}
+    return told | {"reference": query.reference, "tier": query.tier, "max_steps": query.max_steps}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("night")
+    parser.add_argument("--tasks", type=int, default=150)
+    parser.add_argument("--careless", type=float, default=0.0, help="share of the kinds of tasks that are got wrong")
+    bring(**vars(parser.parse_args()))

@@ -1,0 +1,134 @@
+"""The train workflow, every node as its pod: undisturbed, again, with pods that are lost, and started from afar."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from pods import admin
+from pods.catalog import Catalog
+from pods.engine import Engine, Execution
+from pods.literals import uri
+from pods.package import Registry
+from pods.pod import Attempt, Ended, Kill
+from pods.store import Store
+from steptool.config import Config
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parents[2]
+TRAIN, ROLLOUT, PPO = "workflows.train.train", "tasks.rollout.rollout", "tasks.ppo.ppo"
+UNCACHED = {"tasks.ingest.fingerprint", "workflows.train.rounds", "tasks.report.report"}
+Make = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    """One round with updates enough to be killed between."""
+    return Config.model_validate(
+        {
+            "data": {"train_queries": 8, "validation_queries": 2, "heldout_queries": 4},
+            "policy": {"base": "scratch", "max_context": 1600},
+            "warm_start": {"demonstrations": 8, "steps": 2, "batch_size": 4},
+            "rollout": {"episodes": 5, "shards": 2, "max_steps": 3, "max_new_tokens": 16},
+            "ppo": {"rounds": 1, "epochs": 10, "batch_size": 3, "micro_batch_size": 3, "value_warmup_rounds": 0},
+            "evaluation": {"bootstrap": 200},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return Catalog()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(engine: Make, project: Registry, config: Config, catalog: Catalog, store: Store) -> Execution:
+    done = engine(project, catalog=catalog).execute(TRAIN, {"config": config, "output": f"{store.root}/undisturbed"})
+    assert done.error is None, done.story()
+    print(done.story())
+    return done
+
+
+def after(seconds: float) -> Callable[[Attempt], bool]:
+    """Whether a pod that was first seen at work is at work so much later."""
+    seen: list[float] = []
+
+    def passed(_: Attempt) -> bool:
+        seen.append(time.monotonic())
+        return seen[-1] - seen[0] > seconds
+
+    return passed
+
+
+def weights(store: Store, execution: Execution) -> bytes:
+    return store.read(f"{uri(execution.outputs.literals['model'])}/model.safetensors") or b""
+
+
+def test_every_pod_ends_well_and_the_run_is_whole(undisturbed: Execution, store: Store, config: Config) -> None:
+    assert {pod.ended for pod in undisturbed.pods} == {Ended.DONE}
+    assert len(undisturbed.ran(ROLLOUT)) == config.rollout.shards
+    names = {name.removeprefix(f"{store.root}/undisturbed/") for name in store.names(f"{store.root}/undisturbed")}
+    assert {"report.html", "metrics.json", "model/model.safetensors", "trajectories_round_00.parquet"} <= names
+    assert uri(undisturbed.outputs.literals["report"]) == f"{store.root}/undisturbed/report.html"
+    assert len(weights(store, undisturbed)) > 10_000
+
+
+def test_every_stage_shows_its_page(undisturbed: Execution, store: Store) -> None:
+    """But for elements of map tasks, for which flytekit writes none, and for what only lays out others."""
+    alone = [pod for pod in undisturbed.pods if pod.attempt.index is None and pod.task != "workflows.train.rounds"]
+    assert [pod.task for pod in alone if not store.read(f"{pod.attempt.outputs}/deck.html")] == []
+    assert "tasks.annotate.annotate" in {pod.task for pod in alone}
+
+
+def test_the_whole_run_stays_below_five_minutes_of_two_cores(undisturbed: Execution) -> None:
+    assert sum(pod.cpu_seconds for pod in undisturbed.pods) < 300  # even one core would do
+
+
+def test_unchanged_inputs_and_code_start_no_pod_of_a_cached_stage(
+    undisturbed: Execution, engine: Make, project: Registry, config: Config, catalog: Catalog, store: Store
+) -> None:
+    again = engine(project, catalog=catalog).execute(TRAIN, {"config": config, "output": f"{store.root}/again"})
+    assert again.error is None, again.story()
+    assert {pod.task for pod in again.pods} == UNCACHED
+    assert weights(store, again) == weights(store, undisturbed)
+
+
+def test_a_lost_shard_is_done_again_alone_and_a_killed_training_goes_on(
+    undisturbed: Execution, engine: Make, project: Registry, config: Config, catalog: Catalog, store: Store
+) -> None:
+    kills = (Kill(ROLLOUT, after(3.0), index=1), Kill(PPO, lambda attempt: bool(store.names(attempt.checkpoints))))
+    broken = engine(project, kills, catalog=catalog.without(ROLLOUT, PPO))
+    done = broken.execute(TRAIN, {"config": config, "output": f"{store.root}/disturbed"})
+    assert done.error is None, done.story()
+
+    shards = sorted((pod.attempt.index, pod.attempt.number, pod.ended) for pod in done.ran(ROLLOUT))
+    assert shards == [(0, 0, Ended.DONE), (1, 0, Ended.LOST), (1, 1, Ended.DONE)]
+    first, second = done.ran(PPO)
+    assert (first.ended, second.ended) == (Ended.LOST, Ended.DONE)
+    assert "going on from the checkpoint" in second.log
+    assert weights(store, done) == weights(store, undisturbed)
+
+
+def test_the_command_starts_it_on_the_cluster_and_finds_what_is_known(
+    undisturbed: Execution,
+    engine: Make,
+    config: Config,
+    catalog: Catalog,
+    store: Store,
+    pyflyte: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    given, output = tmp_path / "config.json", f"{store.root}/afar"
+    given.write_text(json.dumps(config.model_dump(mode="json")))
+    options = ("--remote", "-p", "steptool", "-d", "development", "--copy", "all", "--wait")
+    workflow = ("workflows/train.py", "train", "--config", str(given), "--output", output)
+    with admin.served(engine(Registry(), catalog=catalog)) as (flyte, address):
+        done = pyflyte(address, ROOT, "run", *options, *workflow, **store.environment)
+    ((_, _, run),) = flyte.executions.values()
+    assert run.error is None, run.story()
+    assert "has succeeded" in done.stdout, done.stdout + done.stderr
+    assert {pod.task for pod in run.pods} == UNCACHED  # another version of the registration, but the same code
+    assert weights(store, run) == weights(store, undisturbed)

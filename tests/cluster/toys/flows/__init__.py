@@ -1,0 +1,1 @@
+"""Workflows with one feature of Flyte each, on numbers."""

@@ -1,0 +1,1 @@
+"""What flytekit lets pass and a cluster refuses."""

@@ -1,0 +1,294 @@
+"""Nights of retraining on the embedded world, with real models and real files.
+
+The model in service at first has learned from careless logs and solves about one task in ten. A night's logs are those
+of a careful expert, who teaches it nearly all of them, or of a careless one, who spoils it.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from steptool.config import Config
+from steptool.registry import Registry
+from workflows.retrain import retrain
+
+ROOT = Path(__file__).parents[2]
+PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
+bring = runpy.run_path(str(ROOT / "examples" / "nightly" / "logs.py"))["bring"]
+TASKS = 130
+CAREFUL, FAIR, CARELESS = 0.0, 0.375, 1.0
+
+
+def settings(folder: Path, base: Path | str, **promotion: object) -> Config:
+    """A night of seconds."""
+    return Config.model_validate(
+        {
+            "data": {
+                "source": "jsonl",
+                "paths": [str(folder / "tasks")],
+                "recorded_answers": [str(folder / "logs")],
+                "environment": "desk",
+                "train_queries": 70,
+                "validation_queries": 4,
+                "heldout_queries": 50,
+            },
+            "policy": {"base": str(base)},
+            "warm_start": {"steps": 24, "batch_size": 16},
+            "rollout": {"episodes": 8, "shards": 1, "max_steps": 8},
+            "ppo": {"rounds": 1, "epochs": 1, "batch_size": 8, "value_warmup_rounds": 0},
+            "evaluation": {"sampled_repeats": 0, "bootstrap": 1000},
+            "promotion": {"max_invalid_rise": 0.3, **promotion},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned from careless logs: what is in service at first."""
+    import torch
+
+    from steptool.chat.codec import ChatCodec
+    from steptool.corpus import lessons
+    from steptool.data.ingest import ingest
+    from steptool.models import EMBEDDED, load_tokenizer
+    from steptool.records import read_queries, read_trajectories
+    from steptool.training.warm_start import warm_start
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("careless")
+    bring(folder, "before", TASKS, CARELESS)
+    config = settings(folder, "embedded")
+    read = ingest(config, folder / "read")
+    shown = read_trajectories(read.demonstrations_path)
+    taught = lessons(read_queries(read.queries_path), shown, ChatCodec(load_tokenizer(EMBEDDED), "auto"))
+    longer = config.warm_start.model_copy(update={"steps": 30})
+    warm_start(EMBEDDED, taught, longer, config.policy, 0, folder / "model")
+    return folder / "model"
+
+
+class Nights:
+    """A registry, and the folders to which the nights bring files."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder, self.base = folder, base
+        self.registry = Registry(folder / "registry")
+
+    def bring(self, night: int, careless: float) -> None:
+        bring(self.folder, f"night{night:02}", TASKS, careless)
+
+    def inputs(self, night: int, **changes: Any) -> dict[str, Any]:
+        given = {"config": settings(self.folder, self.base), "kickoff": datetime(2026, 11, night, 2, tzinfo=UTC)}
+        return given | {"registry": str(self.folder / "registry"), "output": str(self.folder / "out")} | changes
+
+    def run(self, night: int, **changes: Any) -> str:
+        """A night in this process: how it ended."""
+        outcome: Any = retrain(**self.inputs(night, **changes))
+        told = self.registry.runs()[-1]
+        assert (told["result"], told["page"], told["version"]) == (outcome.result, str(outcome.page), outcome.version)
+        assert Path(told["page"]).parent.name == told["run_id"]
+        return str(outcome.result)
+
+    def start(self, night: int, answer: str = "", **changes: Any) -> "subprocess.Popen[str]":
+        """A night in a process of its own, by the command that a person types."""
+        given = self.inputs(night, **changes)
+        config = self.folder / f"config{night}{given['config'].seed}.yaml"
+        config.write_text(given["config"].model_dump_json())
+        options = {"config": config, "registry": given["registry"], "output": given["output"]}
+        options["kickoff"] = f"{given['kickoff']:%Y-%m-%dT%H:%M:%S}"
+        process = subprocess.Popen(
+            [PYFLYTE, "run", "workflows/retrain.py", "retrain"]
+            + [f"--{name}={value}" for name, value in options.items()],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdin
+        process.stdin.write(answer)
+        process.stdin.close()
+        return process
+
+    def kill(self, night: int, stage: str) -> str:
+        """A night whose process, with all that it started, is killed once a stage has spoken."""
+        process = self.start(night)
+        assert process.stdout
+        said = []
+        while not said or not said[-1].startswith(stage):
+            said.append(process.stdout.readline())
+            assert said[-1], "".join(said)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait(20) == -signal.SIGKILL
+        return "killed"
+
+    def ask(self, night: int, answer: str) -> str:
+        """A night on which a person is asked."""
+        asking = settings(self.folder, self.base, approval=True)
+        self.finish(self.start(night, f"{answer}\n", config=asking))
+        return str(self.registry.runs()[-1]["result"])
+
+    def run_twice(self, night: int) -> str:
+        """Two runs at once, which train differently: how they ended."""
+        config = settings(self.folder, self.base)
+        running = [self.start(night, config=config.model_copy(update={"seed": seed})) for seed in (0, 1)]
+        said = [self.finish(process) for process in running]
+        assert sum("refused: stale comparison: number" in text for text in said) == 1
+        return ", ".join(sorted(run["result"] for run in self.registry.runs()[-2:]))
+
+    def stumble(self, night: int) -> str:
+        """A night with a broken file, which somebody takes away in the morning."""
+        broken = self.folder / "tasks" / "broken.jsonl"
+        broken.write_text("{not json}\n")
+        with pytest.raises(Exception, match="not JSON"):
+            self.run(night)
+        broken.unlink()
+        return str(self.registry.runs()[-1]["result"])
+
+    def roll_back_and_run(self, night: int) -> str:
+        self.registry.roll_back(to=self.registry.history()[0].version_id, reason="complaints")
+        return self.run(night)
+
+    def finish(self, process: "subprocess.Popen[str]") -> str:
+        """What a process said until its end."""
+        assert process.stdout
+        said = process.stdout.read()
+        assert process.wait() == 0, said
+        return said
+
+    def whole(self, champions: int) -> None:
+        """The registry is whole, and has seen so many champions."""
+        assert self.registry.verify() == []
+        assert len(self.registry.history()) == champions
+
+
+@pytest.fixture
+def nights(careless: Path, tmp_path: Path) -> Nights:
+    return Nights(tmp_path, careless)
+
+
+def rates(told: dict[str, Any]) -> SimpleNamespace:
+    """The gain of a run's decision."""
+    return SimpleNamespace(**next(c for c in told["decision"]["criteria"] if c["measured"]))
+
+
+def test_four_nights(nights: Nights) -> None:
+    """One is killed, one promotes, one has nothing to do, one brings worse logs and is refused."""
+    nights.bring(1, CAREFUL)
+    nights.kill(1, "prepare")
+    nights.whole(champions=0)
+    assert nights.registry.runs() == []
+
+    assert nights.run(2) == "promoted"  # what the killed night had seen is still new
+    nights.whole(champions=1)
+    champion = nights.registry.champion()
+    assert champion
+    told = nights.registry.runs()[-1]
+    assert [Path(source["place"]).name for source in told["new"]] == ["night01.jsonl"] * 2
+    assert rates(told).low > 0.3 and told["version"] == champion.version_id
+    version = nights.registry.version(champion.version_id)
+    assert [e["stage"] for e in version.lineage] == ["base", "warm_start", "step_ppo"]
+    assert version.metadata["results"]["challenger"]["pass_rate"] > 0.8
+    assert version.metadata["results"]["champion"]["pass_rate"] < 0.3
+
+    assert nights.run(3) == "skipped"
+    assert not (Path(nights.registry.runs()[-1]["page"]).parent / "training").exists()
+
+    nights.bring(4, CARELESS)
+    assert nights.run(4) == "refused"
+    nights.whole(champions=1)
+    told = nights.registry.runs()[-1]
+    assert rates(told).high < -0.2 and told["base"] == nights.registry.model_place(champion.version_id)
+    assert told["reasons"][0].startswith("gain in pass rate: −")
+    assert Path(told["page"]).with_name("training").joinpath("report.html").is_file()
+    assert nights.registry.champion() == champion
+    _tasks_keep_their_split(nights)
+
+
+def _tasks_keep_their_split(nights: Nights) -> None:
+    """No task was trained on that was held out on any night, and each version knows what it was trained on."""
+    from steptool.records import read_queries
+    from steptool.retraining import exposure
+
+    splits: dict[str, str] = {}
+    for file in sorted((nights.folder / "out").glob("*/training/queries.parquet")):
+        for query in read_queries(file):
+            assert splits.setdefault(query.instruction, query.split) == query.split
+    for version in nights.registry.versions():
+        seen = exposure.trained_on(nights.registry.model_place(version.version_id))
+        assert len(seen) >= 60
+        held_out = [q for q in read_queries(file) if q.split == "heldout"]
+        assert exposure.known(held_out, seen) == set()
+
+
+def test_a_night_that_breaks_is_recorded_with_its_cause(tmp_path: Path) -> None:
+    nights = Nights(tmp_path, tmp_path)
+    nights.bring(1, CAREFUL)
+    assert nights.stumble(1) == "failed"
+    (told,) = nights.registry.runs()
+    assert told["new"] == []
+    assert f"{tmp_path / 'tasks' / 'broken.jsonl'}, line 1: not JSON" in told["reasons"][0]
+    assert told["run_id"].startswith("20261101T020000Z-")
+
+
+def test_the_command_starts_quickly_and_quietly() -> None:
+    program = "import sys, workflows.retrain; print({'torch', 'transformers'} & set(sys.modules))"
+    for command in ([sys.executable, "-c", program], [PYFLYTE, "run", "workflows/retrain.py", "retrain", "--help"]):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert "Warning" not in done.stderr
+        assert "set()" in done.stdout or "--force" in done.stdout
+
+
+def test_a_night_without_sources_fails_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"data\.paths: '.*tasks' does not exist"):
+        Nights(tmp_path, tmp_path).run(1)
+    assert "does not exist" in Registry(tmp_path / "registry").runs()[0]["reasons"][0]
+
+
+@pytest.mark.cluster
+def test_thirty_nights(nights: Nights) -> None:
+    """Days without data, worse logs, crashes, a broken file, roll-backs, two runs at once, a person who is asked."""
+    happens: dict[int, tuple[float | None, Callable[[int], str], str]] = {
+        1: (FAIR, nights.run, "promoted"),
+        4: (CARELESS, nights.run, "refused"),
+        6: (CAREFUL, partial(nights.kill, stage="rollout"), "killed"),
+        7: (None, nights.run, "promoted"),  # of what came the day before
+        9: (CARELESS, nights.run, "refused"),
+        11: (CAREFUL, nights.run, "refused"),  # as good as it gets already
+        13: (None, nights.stumble, "failed"),
+        15: (None, nights.roll_back_and_run, "skipped"),
+        16: (CAREFUL, nights.run_twice, "promoted, refused"),
+        18: (CARELESS, nights.run, "refused"),
+        20: (None, nights.roll_back_and_run, "skipped"),
+        21: (CAREFUL, partial(nights.ask, answer="false"), "refused"),
+        22: (CAREFUL, partial(nights.ask, answer="true"), "promoted"),
+        25: (CARELESS, nights.run, "refused"),
+        28: (CAREFUL, partial(nights.kill, stage="decide"), "killed"),
+        29: (None, nights.run, "refused"),
+    }
+    switched = [1, 7, 15, 16, 20, 22]
+    for night in range(1, 31):
+        careless, act, expected = happens.get(night, (None, nights.run, "skipped"))
+        if careless is not None:
+            nights.bring(night, careless)
+        assert act(night) == expected, night
+        nights.whole(champions=sum(n <= night for n in switched))
+
+    history, runs = nights.registry.history(), nights.registry.runs()
+    promoted = [run for run in runs if run["result"] == "promoted"]
+    assert [run["version"] for run in promoted] == [history[n].version_id for n in (0, 1, 3, 5)]
+    assert history[2].version_id == history[4].version_id == history[0].version_id
+    assert all(rates(run).low > 0.05 for run in promoted)
+    assert [run["reasons"] for run in runs if run["run_id"].startswith("20261121")] == [["approval: a person said no"]]
+    _tasks_keep_their_split(nights)

@@ -1,0 +1,37 @@
+"""From the registry to a table of how well the model in service solves the held-out tasks, next to others.
+
+pyflyte run workflows/evaluate_champion.py evaluate_champion --config configs/retrain.yaml --registry runs/registry \
+    --output runs/retraining --kickoff now
+"""
+
+from datetime import datetime
+
+from flytekit import workflow
+
+from steptool.config import Config
+from tasks.contest import Compared
+from tasks.stage import stage
+from workflows.evaluate import evaluate
+
+
+@stage("line_up", dynamic=True)
+def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Compared:
+    """Look up who is in service, and evaluate."""
+    from steptool.registry import Registry
+    from steptool.retraining import lineup
+
+    place = f"{output.rstrip('/')}/evaluation-{kickoff:%Y%m%dT%H%M%SZ}"
+    return evaluate(config=lineup.line_up(config, Registry(registry)), output=place)
+
+
+@workflow
+def evaluate_champion(config: Config, registry: str, output: str, kickoff: datetime) -> Compared:
+    """Compare the model in service with the base model, and with the policies of the configuration.
+
+    Args:
+        config: the tasks, and in its section `evaluation` the split and any further policies.
+        registry: folder or url of the registry of champions.
+        output: folder or url that receives a folder for each evaluation.
+        kickoff: when the evaluation was started; its folder is named by it.
+    """
+    return line_up(config=config, registry=registry, output=output, kickoff=kickoff)

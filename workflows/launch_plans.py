@@ -1,0 +1,49 @@
+"""What runs by itself on a cluster, and the plan by which a person starts the same.
+
+The section `launch_plans` of the profile says when, on what and who is told (configs/cluster.yaml); without it there is
+no plan. A plan that was registered sleeps until it is activated.
+"""
+
+from flytekit import CronSchedule, Email, LaunchPlan, PagerDuty, Slack
+from flytekit.models.concurrency import ConcurrencyPolicy
+from flytekit.models.core.execution import WorkflowExecutionPhase
+
+from steptool.config import load_config
+from tasks.profile import ROOT, LaunchPlans, Recipients, profile
+from workflows.evaluate_champion import evaluate_champion
+from workflows.retrain import retrain
+
+_ONE_AT_A_TIME = ConcurrencyPolicy(max_concurrency=1)
+"""A run that comes due while another is at work is skipped."""
+_BROKEN = [WorkflowExecutionPhase.FAILED, WorkflowExecutionPhase.TIMED_OUT, WorkflowExecutionPhase.ABORTED]
+
+
+def _declare(plans: LaunchPlans) -> None:
+    places = {"registry": plans.registry, "output": plans.output}
+    told, retraining = _notifications(plans.notify), {"config": load_config(ROOT / plans.retraining), **places}
+    LaunchPlan.get_or_create(
+        workflow=retrain,
+        name="nightly_retraining",
+        fixed_inputs=retraining,
+        schedule=CronSchedule(schedule=plans.nightly, kickoff_time_input_arg="kickoff"),
+        notifications=told,
+        concurrency=_ONE_AT_A_TIME,
+    )
+    LaunchPlan.get_or_create(
+        workflow=evaluate_champion,
+        name="weekly_evaluation",
+        fixed_inputs={"config": load_config(ROOT / plans.evaluation), **places},
+        schedule=CronSchedule(schedule=plans.weekly, kickoff_time_input_arg="kickoff"),
+        notifications=told,
+        concurrency=_ONE_AT_A_TIME,
+    )
+    LaunchPlan.get_or_create(workflow=retrain, name="manual_retraining", default_inputs=retraining, notifications=told)
+
+
+def _notifications(told: Recipients) -> list[Email | Slack | PagerDuty]:
+    ways = ((Email, told.email), (Slack, told.slack), (PagerDuty, told.pagerduty))
+    return [way(phases=_BROKEN, recipients_email=addresses) for way, addresses in ways if addresses]
+
+
+if (_plans := profile().launch_plans) is not None:
+    _declare(_plans)

@@ -1,0 +1,65 @@
+"""From what is new since the last run to a better model in service, or to the reasons why there is none.
+
+pyflyte run workflows/retrain.py retrain --config configs/retrain.yaml --registry runs/registry \
+    --output runs/retraining --kickoff now
+"""
+
+import warnings
+from datetime import datetime, timedelta
+
+from flytekit import wait_for_input, workflow
+
+from steptool.config import Config
+from steptool.retraining.ending import Decision
+from steptool.retraining.night import Night
+from tasks.retrain import Outcome, decide, look, promote, record_failure, tell
+from tasks.stage import stage
+from workflows.train import train
+
+# flytekit names the option of a boolean input twice, and click warns its user of it.
+warnings.filterwarnings("ignore", "The parameter --force is used more than once")
+
+
+@stage("approval", dynamic=True)
+def approval(decision: Decision, hours: float) -> bool:
+    """A person's answer, which is asked for only where the rule lets the challenger pass."""
+    if not decision.promote:
+        return False
+    return wait_for_input("approve", timeout=timedelta(hours=hours), expected_type=bool)
+
+
+@stage("challenge", dynamic=True)
+def challenge(config: Config, registry: str, output: str, night: Night) -> Outcome:
+    """Train a challenger where there is anything new, and let it take over if the rule and the person agree."""
+    if not night.due:
+        return tell(registry=registry, output=output, night=night, ending=night.skipped(), training="")
+    trained = train(config=night.config(config), output=f"{output.rstrip('/')}/{night.run_id}/training")
+    decision = decide(config=config, registry=registry, night=night, rows=trained.evaluations, queries=trained.queries)
+    hours = config.promotion.approval_hours
+    approved = approval(decision=decision, hours=hours) if config.promotion.approval else True
+    ending = promote(
+        config=config,
+        registry=registry,
+        night=night,
+        decision=decision,
+        approved=approved,
+        model=trained.model,
+        rows=trained.evaluations,
+        queries=trained.queries,
+    )
+    return tell(registry=registry, output=output, night=night, ending=ending, training="training/report.html")
+
+
+@workflow(on_failure=record_failure)
+def retrain(config: Config, registry: str, output: str, kickoff: datetime, force: bool = False) -> Outcome:
+    """Train on what is new, starting from the model in service, and promote the result if it is better.
+
+    Args:
+        config: the training, and in its section `promotion` the rule (docs/retraining.md).
+        registry: folder or url of the registry of champions.
+        output: folder or url that receives a folder for each run: its page, and what `workflows/train.py` writes.
+        kickoff: when the run was started; its name and its folder begin with it.
+        force: train even if nothing is new.
+    """
+    night = look(config=config, registry=registry, kickoff=kickoff, force=force)
+    return challenge(config=config, registry=registry, output=output, night=night)
