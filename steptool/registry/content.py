@@ -1,4 +1,4 @@
-"""A model folder on its way into a registry: which of its files go where, and what tells one content from another."""
+"""A model folder on its way into a registry: its files, and what tells one content from another."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from steptool.lineage import CARD, sha256
 from steptool.registry.documents import StoredFile
 from steptool.registry.errors import RegistryError
 
-MODEL, TRAINING = "model", "training"
-"""Folders of a version: what transformers and vLLM load; what only training reads."""
-TRAINING_STATE = frozenset({"value_head.safetensors", "optimizer.safetensors", "adapter"})
-"""Files and folders that training leaves beside a model's weights. vLLM would take them for weights of the model."""
+MODEL = "model"
+"""Folder of a version with what was published."""
 _NEEDED = ("config.json", "model*.safetensors", "tokenizer_config.json")
 
 
@@ -45,13 +43,7 @@ class Content:
     def stored(self, card: bytes) -> dict[str, StoredFile]:
         """The files of the version, by their path in it, with this model card in place of the folder's."""
         marked = {**self.files, CARD: StoredFile(size=len(card), sha256=hashlib.sha256(card).hexdigest())}
-        return {stored_as(name): marked[name] for name in sorted(marked)}
-
-
-def stored_as(name: str) -> str:
-    """Path in the version of a file of the model folder."""
-    top = PurePosixPath(name).parts[0]
-    return f"{TRAINING if top in TRAINING_STATE else MODEL}/{name}"
+        return {f"{MODEL}/{name}": marked[name] for name in sorted(marked)}
 
 
 def _described(path: Path) -> StoredFile:

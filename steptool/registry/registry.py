@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from steptool import lineage
-from steptool.registry.content import MODEL, Content, stored_as
+from steptool.registry.content import MODEL, Content
 from steptool.registry.documents import Champion, Claim, Document, Metadata, Version, version_id
 from steptool.registry.errors import Conflict, RegistryError
 from steptool.registry.store import PARTIAL, open_store
@@ -176,8 +176,8 @@ class Registry:
         """Write the files and then the manifest. What is written depends on content and claim alone."""
         folder, card = _folder(claim.version_id), _card(content.folder, claim).encode()
         for name in content.files.keys() - {lineage.CARD}:
-            self._store.put(content.folder / name, f"{folder}/{stored_as(name)}")
-        self._store.write(f"{folder}/{stored_as(lineage.CARD)}", card)
+            self._store.put(content.folder / name, f"{folder}/{MODEL}/{name}")
+        self._store.write(f"{folder}/{MODEL}/{lineage.CARD}", card)
         version = Version(
             version_id=claim.version_id,
             created=claim.created,

@@ -1,7 +1,8 @@
 """Model folders: Hugging Face weights and tokenizer, and what the next round of training needs besides.
 
-With LoRA a folder holds the merged weights, so that anyone can load it, and the adapter in a folder of its own, from
-which the next round goes on over the unchanged base.
+With LoRA a folder holds the merged weights, so that anyone can load it, and the adapter, from which the next round goes
+on over the unchanged base. What only training reads lies in a folder of its own: vLLM takes every *.safetensors beside
+config.json for weights of the model.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from transformers import PreTrainedModel
 from steptool.config import PolicyConfig
 from steptool.models import load_model, load_tokenizer
 
-ADAPTER = "adapter"
-OPTIMIZER = "optimizer.safetensors"
+TRAINING = "training"
+"""Folder in a model folder of what only training reads."""
+ADAPTER = f"{TRAINING}/adapter"
+OPTIMIZER = f"{TRAINING}/optimizer.safetensors"
 
 
 def load_policy(policy_dir: Path, reference_dir: Path, config: PolicyConfig, seed: int) -> nn.Module:
@@ -98,6 +101,7 @@ def save_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Pat
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    (folder / OPTIMIZER).parent.mkdir(exist_ok=True)
     save_file(state, folder / OPTIMIZER)
 
 

@@ -13,7 +13,8 @@ from steptool.training.batch import IGNORED
 from steptool.training.logprobs import causal_lm, token_log_probs
 
 WIDTH = 128
-FILE = "value_head.safetensors"
+FILE = "training/value_head.safetensors"
+"""Its place in a model folder (steptool.training.model_folder)."""
 
 
 class ActionOutputs(NamedTuple):
@@ -96,4 +97,5 @@ def load_value_head(folder: Path, hidden_size: int, seed: int) -> ValueHead:
 
 def save_value_head(head: ValueHead, folder: Path) -> None:
     """Write the value head into a model folder."""
+    (folder / FILE).parent.mkdir(exist_ok=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()}, folder / FILE)

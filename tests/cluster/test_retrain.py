@@ -25,9 +25,8 @@ def place(store: Store) -> str:
     return f"{store.root}/nightly"
 
 
-@pytest.fixture(scope="module")
-def config(place: str) -> Config:
-    """Logs of a careful expert, from whom the base model learns nearly everything, and a person who is asked."""
+def settings(place: str, base: str) -> Config:
+    """A night of little work."""
     return Config.model_validate(
         {
             "data": {
@@ -39,6 +38,7 @@ def config(place: str) -> Config:
                 "validation_queries": 4,
                 "heldout_queries": 50,
             },
+            "policy": {"base": base},
             "warm_start": {"steps": 24, "batch_size": 16},
             "rollout": {"episodes": 8, "shards": 2, "max_steps": 8},
             "ppo": {"rounds": 1, "epochs": 1, "batch_size": 8, "value_warmup_rounds": 1},
@@ -46,6 +46,34 @@ def config(place: str) -> Config:
             "promotion": {"approval": True},
         }
     )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> str:
+    """Url of what is in service at first: a model that careless logs have spoiled."""
+    import torch
+
+    from steptool.chat.codec import ChatCodec
+    from steptool.corpus import lessons
+    from steptool.data.ingest import ingest
+    from steptool.models import EMBEDDED, load_tokenizer
+    from steptool.records import read_queries, read_trajectories
+    from steptool.training.warm_start import warm_start
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("careless")
+    bring(folder, "before", 130, 1.0)
+    config = settings(str(folder), "embedded")
+    read = ingest(config, folder / "read")
+    shown = read_trajectories(read.demonstrations_path)
+    taught = lessons(read_queries(read.queries_path), shown, ChatCodec(load_tokenizer(EMBEDDED), "auto"))
+    warm_start(EMBEDDED, taught, config.warm_start, config.policy, 0, folder / "model")
+    return store.upload(folder / "model", f"{place}/base")
+
+
+@pytest.fixture(scope="module")
+def config(place: str, base: str) -> Config:
+    return settings(place, base)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +104,12 @@ def ending(done: Execution) -> str:
 
 def test_three_nights(run: Run, registry: Registry, store: Store, place: str, tmp_path: Path) -> None:
     """One promotes after a person's yes, one finds nothing new, one breaks and leaves the champion alone."""
+    # a careful expert's logs teach the model nearly every task
     bring(tmp_path, "monday", 130, 0.0)
     store.upload(tmp_path, place)
     promoted = run(1)
     print(promoted.story())
-    assert ending(promoted) == "promoted"
+    assert ending(promoted) == "promoted", registry.runs()[-1]["reasons"]
     champion = registry.champion()
     assert champion is not None
     assert champion.sequence == 1

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from steptool import lineage
 from steptool.models import tiny_model, train_tokenizer
 from steptool.registry import Registry
-from steptool.registry.content import TRAINING_STATE
 from steptool.training import model_folder, value_head
 
 RESULTS = {
@@ -51,18 +50,14 @@ def test_transformers_loads_a_champion_as_it_is(tmp_path: Path, trained: Path) -
     assert "find the order" in rendered
 
 
-def test_what_only_training_reads_lies_beside_the_model(tmp_path: Path, trained: Path) -> None:
-    assert {value_head.FILE, model_folder.OPTIMIZER, model_folder.ADAPTER} == TRAINING_STATE
-    version = Registry(tmp_path / "registry").publish(trained, {})
-    weights = [name for name in version.files if name.startswith("model/") and name.endswith(".safetensors")]
-    assert weights == ["model/model.safetensors"]  # vLLM takes every such file of the folder for weights of the model
-    assert [name for name in version.files if name.startswith("training/")] == [
-        "training/adapter/adapter_model.safetensors",
-        "training/optimizer.safetensors",
-        "training/value_head.safetensors",
-    ]
-    copied = tmp_path / "registry" / "versions" / version.version_id / "training"
-    assert (copied / "optimizer.safetensors").read_bytes() == (trained / "optimizer.safetensors").read_bytes()
+def test_what_only_training_reads_lies_in_a_folder_of_its_own(tmp_path: Path, trained: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    folder = Path(registry.model_place(registry.publish(trained, {}).version_id))
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]  # vLLM takes all of them
+    state = (value_head.FILE, model_folder.OPTIMIZER, f"{model_folder.ADAPTER}/adapter_model.safetensors")
+    for name in state:
+        assert name.startswith("training/")
+        assert (folder / name).read_bytes() == (trained / name).read_bytes()
 
 
 def test_the_model_card_tells_lineage_results_configuration_and_code(tmp_path: Path, trained: Path) -> None:

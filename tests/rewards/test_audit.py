@@ -98,6 +98,10 @@ def test_tools_and_missing_scores(episodes):
     tools = {t.tool: (t.calls, t.succ_calling, t.contribution, t.idle) for t in found.tools}
     assert tools == {"look": (3, 1.0, 1.0, 0.0), "find": (3, 0.0, 0.0, 1.0)}
     assert {t.tool: t.spread for t in found.tools} == {"look": (0, 0, 0, 0, 2), "find": (3, 0, 0, 0, 0)}
+    assert found.missing == {"succ_calling": 0.0, "contribution": pytest.approx(1 / 6), "is_solved": 0.0}
+    assert found.left_out == 0.25
+    unscored = audit({}, episodes, RULES[:2], CONFIG)
+    assert unscored.missing["is_solved"] == 0.75
 
 
 def test_the_spread_of_a_tool_puts_a_bound_into_the_bin_below_and_leaves_missing_scores_out(episodes):
@@ -105,10 +109,6 @@ def test_the_spread_of_a_tool_puts_a_bound_into_the_bin_below_and_leaves_missing
     rows = [{**r, "contribution": given.get((r["trajectory_id"], r["step"]), r["contribution"])} for r in RULES]
     look = next(t for t in audit({}, episodes, rows, CONFIG).tools if t.tool == "look")
     assert look.spread == (0, 1, 0, 1, 0) and look.calls == 3
-    assert found.missing == {"succ_calling": 0.0, "contribution": pytest.approx(1 / 6), "is_solved": 0.0}
-    assert found.left_out == 0.25
-    unscored = audit({}, episodes, RULES[:2], CONFIG)
-    assert unscored.missing["is_solved"] == 0.75
 
 
 def test_drift_compares_with_an_earlier_run(episodes):

@@ -60,7 +60,7 @@ def killed(round_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 
 def same(one: Path, other: Path) -> bool:
-    files = ("model.safetensors", "value_head.safetensors", "optimizer.safetensors")
+    files = ("model.safetensors", "training/value_head.safetensors", "training/optimizer.safetensors")
     pairs = [(load_file(one / file), load_file(other / file)) for file in files]
     return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
 

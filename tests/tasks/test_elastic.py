@@ -47,7 +47,7 @@ def test_two_processes_give_the_result_of_one(
     assert "terminate called" not in done.stderr and "Aborted" not in done.stderr
     two = Path(done.stdout.rpartition("model: ")[2].strip())
     one = Path(str(attempt(tmp_path / "kept").model))
-    for file in ("model.safetensors", "value_head.safetensors"):
+    for file in ("model.safetensors", "training/value_head.safetensors"):
         ours, theirs = load_file(two / file), load_file(one / file)
         start = load_file(Path(round_inputs["policy"]) / file) if file.startswith("model") else {}
         for name in ours:

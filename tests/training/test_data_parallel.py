@@ -34,7 +34,7 @@ def test_two_processes_give_the_result_of_one(
     train_round(
         model_dir, model_dir, rows, make.rewards(rows), config=make.config(**wanted), round=0, out_dir=tmp_path / "one"
     )
-    for file in ("model.safetensors", "value_head.safetensors"):
+    for file in ("model.safetensors", "training/value_head.safetensors"):
         one, both = load_file(tmp_path / "one" / file), load_file(tmp_path / "two" / file)
         start = load_file(model_dir / file) if file.startswith("model") else {n: torch.zeros(()) for n in one}
         for name in one:

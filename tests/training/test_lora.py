@@ -40,11 +40,11 @@ def test_three_rounds_with_an_adapter(model_dir: Path, tmp_path: Path, make: Sim
     assert (model_dir / "model.safetensors").read_bytes() == base_bytes
 
     plain = AutoModelForCausalLM.from_pretrained(folders[3])
-    adapted = PeftModel.from_pretrained(load_model(model_dir), folders[3] / "adapter")
+    adapted = PeftModel.from_pretrained(load_model(model_dir), folders[3] / "training/adapter")
     torch.testing.assert_close(log_probs(plain, rows), log_probs(adapted, rows), atol=1e-5, rtol=1e-5)
     assert (log_probs(plain, rows) - log_probs(load_model(model_dir), rows)).abs().max() > 1e-3
     # the adapter itself went on: its optimizer has seen the updates of all rounds
-    moments = load_file(folders[3] / "optimizer.safetensors")
+    moments = load_file(folders[3] / "training/optimizer.safetensors")
     assert {float(v) for k, v in moments.items() if k.startswith("step/")} == {18.0}
     assert all("lora" in k or "head." in k for k in moments)
 
@@ -71,7 +71,7 @@ def test_another_model_without_an_adapter_is_refused(
     rows = make.trajectories(4)
     full = config.model_copy(update={"policy": PolicyConfig()})
     train_round(model_dir, model_dir, rows, make.rewards(rows), config=full, round=0, out_dir=tmp_path / "full")
-    with pytest.raises(ValueError, match="has no folder 'adapter' and other weights than the reference"):
+    with pytest.raises(ValueError, match="has no folder 'training/adapter' and other weights than the reference"):
         train_round(
             tmp_path / "full", model_dir, rows, make.rewards(rows), config=config, round=1, out_dir=tmp_path / "x"
         )

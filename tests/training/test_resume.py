@@ -52,7 +52,7 @@ def test_a_killed_round_goes_on_to_the_same_weights(model_dir: Path, tmp_path: P
     resumed = train_round(model_dir, model_dir, **run, out_dir=out, checkpoints=checkpoints, checkpoint_every=20)
     undisturbed = train_round(model_dir, model_dir, **run, out_dir=tmp_path / "undisturbed")
     assert (checkpoints / "scores.safetensors").stat().st_mtime_ns == scores
-    for file in ("model.safetensors", "value_head.safetensors", "optimizer.safetensors"):
+    for file in ("model.safetensors", "training/value_head.safetensors", "training/optimizer.safetensors"):
         ours, theirs = load_file(out / file), load_file(tmp_path / "undisturbed" / file)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), file

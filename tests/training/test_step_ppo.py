@@ -158,7 +158,7 @@ def test_kl_penalty_enters_the_rewards(model_dir: Path, tmp_path: Path, make: Si
         model_dir, model_dir, rows, make.rewards(rows), round=0, out_dir=tmp_path / "moved",
         config=make.config(learning_rate=1e-2),
     )  # fmt: skip
-    (tmp_path / "moved" / "value_head.safetensors").unlink()
+    (tmp_path / "moved" / "training/value_head.safetensors").unlink()
     config = make.config(kl_coef=0.5).model_copy(
         update={"credit": make.config().credit.model_copy(update={"gamma": 1.0, "lam": 1.0})}
     )

@@ -85,7 +85,7 @@ def test_warm_start_with_lora_leaves_a_plain_model(model_dir: Path, tmp_path: Pa
     cfg = WarmStartConfig(steps=20, batch_size=6, learning_rate=1e-2)
     warm_start(model_dir, rows, cfg, PolicyConfig(lora_rank=4), 0, tmp_path)
     assert mean_log_prob(tmp_path, rows) > mean_log_prob(model_dir, rows) + 0.2
-    assert not (tmp_path / "adapter").exists()
+    assert not (tmp_path / "training").exists()
 
 
 def test_examples_that_do_not_fit_are_left_out(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:

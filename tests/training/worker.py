@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import config, rewards_for, trajectories
 from torch import distributed
 
+from conftest import config, rewards_for, trajectories
 from steptool.training.rounds import train_round
 
 
