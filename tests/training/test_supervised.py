@@ -125,7 +125,7 @@ def test_rejection_carries_its_optimizer_and_its_rate(model_dir: Path, tmp_path:
         result = rejection_round(
             folders[r], model_dir, rows, [True] * 4, config=make.config(), round=r, out_dir=folders[r + 1]
         )
-    moments = load_file(tmp_path / "1" / "optimizer.safetensors")
+    moments = load_file(tmp_path / "1" / "training/optimizer.safetensors")
     assert {float(v) for k, v in moments.items() if k.startswith("step/")} == {4.0}
     assert [m["value"] for m in result.metrics if m["name"] == "learning_rate"] == pytest.approx([7e-4] * 2)
 
