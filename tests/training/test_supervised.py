@@ -138,5 +138,5 @@ def test_nothing_solved_passes_the_policy_on(model_dir: Path, tmp_path: Path, ma
     )
     assert "none of 4 trajectories was solved" in result.note
     assert (result.tokens, result.left_out) == (0, 4)
-    for file in (tmp_path / "0").iterdir():
-        assert (tmp_path / "1" / file.name).read_bytes() == file.read_bytes()
+    for file in (f for f in (tmp_path / "0").rglob("*") if f.is_file()):
+        assert (tmp_path / "1" / file.relative_to(tmp_path / "0")).read_bytes() == file.read_bytes()
