@@ -129,11 +129,11 @@ def test_value_head_and_moments_go_on_from_the_folder(model_dir: Path, tmp_path:
         "reference_dir": model_dir,
     }
     train_round(model_dir, round=0, out_dir=tmp_path / "one", **run)
-    first = load_file(tmp_path / "one" / "optimizer.safetensors")
+    first = load_file(tmp_path / "one" / "training/optimizer.safetensors")
     steps = {float(v) for k, v in first.items() if k.startswith("step/")}
     assert steps == {4.0}
     train_round(tmp_path / "one", round=1, out_dir=tmp_path / "two", **run)
-    second = load_file(tmp_path / "two" / "optimizer.safetensors")
+    second = load_file(tmp_path / "two" / "training/optimizer.safetensors")
     assert {float(v) for k, v in second.items() if k.startswith("step/")} == {8.0}
     assert second.keys() == first.keys()
     # a folder whose value head says 3 everywhere shows it in the advantages' rows
