@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +20,18 @@ class ConfigError(Exception):
     """A configuration that cannot be run, with the field and what was expected."""
 
 
+@cache
+def _made(make: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    return make(*args, **kwargs)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As pydantic makes it, but once: flytekit asks again for every task that takes a configuration."""
+        return _made(super().model_json_schema, *args, **kwargs)
 
 
 class DataConfig(_Section):
