@@ -109,7 +109,7 @@ def _holds_the_profile(registry: Registry) -> None:
     assert rounds.metadata.retries.retries == 3
     assert rounds.metadata.timeout.seconds == 4 * 3600
     assert ppo.extended_resources.shared_memory.size_limit == "16Gi"
-    assert ppo.type == "python-task"  # several processes on one node need no operator
+    assert (ppo.type, ppo.WhichOneof("target")) == ("python-task", "container")  # one node needs no operator
 
 
 def test_registration_stops_where_admin_refuses(cluster: tuple[Admin, str], pyflyte: Pyflyte) -> None:

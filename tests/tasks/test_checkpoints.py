@@ -43,6 +43,15 @@ def undisturbed(attempt: Callable[..., Improved], tmp_path_factory: pytest.TempP
     return Path(str(attempt(tmp_path_factory.mktemp("kept")).model))
 
 
+def whole(packed: Path) -> bool:
+    """Whether the mark, which comes last, is there."""
+    try:
+        with tarfile.open(packed) as tar:
+            return tar.getnames()[-1].endswith("/complete")
+    except (FileNotFoundError, tarfile.ReadError):
+        return False
+
+
 @pytest.fixture(scope="module")
 def killed(round_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What Flyte holds of an attempt that was killed after its first checkpoint."""
@@ -51,7 +60,7 @@ def killed(round_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pod = subprocess.Popen([sys.executable, "-c", POD, given, raw, dest], env=environment)
     deadline = time.monotonic() + 120
-    while not (dest / LEFT).is_file() or not (dest / LEFT).stat().st_size:
+    while not whole(dest / LEFT):
         assert pod.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     pod.send_signal(signal.SIGKILL)

@@ -198,8 +198,9 @@ def name_of(task: TaskTemplate) -> str:
 
 def _check(task: TaskTemplate) -> None:
     """Refuse tasks of several containers, and code that would be unpacked outside of the pod's folder."""
-    if task.WhichOneof("target") != "container" or task.type not in PLAIN_TYPES:
-        raise ValueError(f"{task.id.name}: expected a task of one container, got one of type {task.type}")
+    target = task.WhichOneof("target")
+    if target != "container" or task.type not in PLAIN_TYPES:
+        raise ValueError(f"{task.id.name}: expected a python-task in a container, got a {task.type} in a {target}")
     given = list(task.container.args)
     if "--dest-dir" in given and (place := given[given.index("--dest-dir") + 1]) != ".":
         hint = "register with --destination-dir ., or package with --in-container-source-path ."

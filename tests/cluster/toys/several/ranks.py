@@ -4,7 +4,7 @@ from flytekit import task, workflow
 from flytekitplugins.kfpytorch import Elastic
 
 
-@task(task_config=Elastic(nnodes=1, nproc_per_node=2))
+@task(task_config=Elastic(nnodes=1, nproc_per_node=2, increase_shared_mem=False))
 def added(n: int) -> int:
     import torch
     from torch import distributed
