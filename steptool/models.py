@@ -58,7 +58,14 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
     _check_folder(folder, _WEIGHT_FILES, "weights", "expected *.safetensors beside config.json")
     load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(os.fspath(folder), dtype=torch.float32)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(device()).eval()
+
+
+def device() -> torch.device:
+    """The GPU of this process, of those that torchrun started on this machine; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def prepare_base(policy: PolicyConfig, texts: Iterable[str], seed: int, out_dir: str | os.PathLike[str]) -> Path:

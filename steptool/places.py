@@ -64,10 +64,11 @@ def _replaced(section: S, names: list[str], folder: Path) -> S:
 
 
 def named(config: Config) -> list[str]:
-    """The places that a run reads besides its data: models, recordings, verdicts, a file of tools. Each may change."""
+    """The places that a run reads besides its data, each of which may change: models, recordings, programs of tools."""
     places = [
         config.policy.base,
         config.tools.functions.partition(":")[0],
+        *config.tools.mcp.command,
         config.tools.toolbench.cache,
         config.rewards.audit.previous,
         *config.evaluation.verdicts,

@@ -43,4 +43,8 @@ class Checkpoints:
         except (FlyteDataNotFoundException, FileNotFoundError):
             return False  # the attempt before died before it stored anything
         packed = given / _PACKED if given else None
-        return bool(packed and packed.is_file() and unpack(packed, self.folder))
+        if not packed or not packed.is_file():
+            return False
+        whole = unpack(packed, self.folder)
+        packed.unlink()
+        return whole

@@ -35,6 +35,7 @@ _KINDS = frozenset(
         *("requests.exceptions.ConnectionError", "requests.exceptions.Timeout"),
         *("requests.exceptions.ChunkedEncodingError", "urllib3.exceptions.ProtocolError", "httpx2.TransportError"),
         *("torch.distributed.DistNetworkError", "torch.distributed.DistBackendError"),
+        *("azure.core.exceptions.ServiceRequestError", "azure.core.exceptions.ServiceResponseError"),
     }
 )
 """Classes of lost connections in libraries, by name: to import these would cost seconds."""
@@ -99,17 +100,20 @@ def _comes_and_goes(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno in _NUMBERS:
         return True
+    if isinstance(error, RuntimeError) and "gloo/transport" in str(error):  # a process of the training is gone
+        return True
     return _status(error) in _STATUSES or not _KINDS.isdisjoint(_names(error))
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error carries, as aiohttp, OpenAI's client, requests and botocore note it."""
+    """The HTTP status that an error carries, as aiohttp, OpenAI's client, requests, botocore and gcsfs note it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        answered = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
-        found = getattr(error, "status", None) or getattr(error if response is None else response, "status_code", None)
-    return found if isinstance(found, int) else None
+        answered = getattr(error if response is None else response, "status_code", None)
+    found = (getattr(error, "status", None), answered, getattr(error, "code", None))
+    return next((status for status in found if isinstance(status, int)), None)
 
 
 def _names(error: BaseException) -> set[str]:

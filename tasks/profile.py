@@ -7,6 +7,7 @@ the code into the pods. Unset, every stage has the defaults below: the laptop's 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
@@ -23,6 +24,7 @@ from steptool.config import ConfigError, explained, read_mapping
 ROOT = Path(__file__).parents[1]
 """The project's root, here and in a pod."""
 VARIABLE = "STEPTOOL_PROFILE"
+_CRON = re.compile(r"([\d*/,-]+\s+){4}[0-6*/,-]+")
 Quantity = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?([kMGTPE]i?)?)?$")]
 """Bytes as Kubernetes writes them, as in 16Gi; empty: not asked for."""
 Positive = Annotated[int, Field(gt=0)]
@@ -162,8 +164,11 @@ class LaunchPlans(_Section):
     @field_validator("nightly", "weekly")
     @classmethod
     def _cron(cls, schedule: str) -> str:
-        if len(schedule.split()) != 5:
-            raise ValueError("expected five fields of cron: minute, hour, day of the month, month, day of the week")
+        if not _CRON.fullmatch(schedule):
+            raise ValueError(
+                "expected five fields of cron (minute, hour, day of the month, month, day of the week) of numbers with "
+                "* / , and -, the days of the week from 0 to 6: Flyte's scheduler passes over what it cannot read"
+            )
         CronSchedule(schedule=schedule)  # raises ValueError
         return schedule
 

@@ -1,5 +1,6 @@
 """Retraining: what is new, whether the challenger may take over, and what is told of the run."""
 
+import os
 import shutil
 import uuid
 from datetime import datetime
@@ -53,7 +54,6 @@ def decide(config: Config, registry: str, night: Night, rows: Parquet, queries: 
         {query.query_id: categories(query) for query in asked},
         config.promotion,
         known=exposure.known(asked, seen),
-        draws=config.evaluation.bootstrap,
         seed=config.seed,
     )
     say("decide", "the rule lets it pass" if decision.promote else "; ".join(decision.reasons))
@@ -79,7 +79,7 @@ def promote(
     from steptool.retraining.promotion import described, settle
 
     opened, folder = Registry(registry), scratch("challenger")
-    shutil.copytree(local(model), folder, dirs_exist_ok=True)
+    shutil.copytree(local(model), folder, dirs_exist_ok=True, copy_function=os.link)
     seen = exposure.trained_on(opened.model_place(night.champion)) if night.champion else frozenset()
     exposure.note(folder, read_queries(local(queries)), seen)
     told = described(config, night, decision, read_rows(local(rows), EVALUATIONS), code_version())
@@ -97,8 +97,9 @@ def tell(registry: str, output: str, night: Night, ending: Ending, training: str
     page = scratch("told") / PAGE
     page.write_text(retraining_page(night, ending, training), encoding="utf-8")
     Deck("retraining", page.read_text(encoding="utf-8"))
-    place = deliver(page, f"{output.rstrip('/')}/{night.run_id}", PAGE)
-    Registry(registry).record_run(night.run_id, document(night, ending, place))
+    folder = f"{output.rstrip('/')}/{night.run_id}"
+    Registry(registry).record_run(night.run_id, document(night, ending, f"{folder}/{PAGE}"))
+    place = deliver(page, folder, PAGE)
     say("retrain", f"{ending.result}: {'; '.join(ending.reasons)}")
     print(f"page: {place}", flush=True)
     return Outcome(ending.result, ending.version, FlyteFile(place))

@@ -27,8 +27,9 @@ _RENDEZVOUS = 900
 def stage(name: str, *, cached: bool = False, dynamic: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Declare a function as the Flyte task of a stage.
 
-    `cached`: its result is used again while its inputs and the code are unchanged. `dynamic`: it lays out other stages.
-    The profile gives the image, the machine, retries, time limit and secrets, and the number of processes.
+    `cached`: its result is used again while its inputs and the code are unchanged. `dynamic`: it lays out other stages,
+    and has no time limit, since Flyte would count theirs. The profile gives the image, the machine, retries, time limit
+    and secrets, and the number of processes.
     """
     chosen = StageName(name)
     given = profile().of(chosen)
@@ -36,7 +37,7 @@ def stage(name: str, *, cached: bool = False, dynamic: bool = False) -> Callable
 
     def declare(function: Callable[..., Any]) -> Any:
         if dynamic:
-            return dynamic_task(**settings)(_guarded(chosen, given, function))
+            return dynamic_task(**settings | {"timeout": timedelta(0)})(_guarded(chosen, given, function))
         shown = _shown(chosen, function)
         return task(**settings, enable_deck=True, deck_fields=())(_guarded(chosen, given, shown))
 

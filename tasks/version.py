@@ -13,28 +13,29 @@ from pathlib import Path
 
 from tasks.profile import ROOT, VARIABLE
 
-_CODE = ("steptool", "tasks", "workflows")
-_REGISTERED = (*_CODE, "configs", "flyte.config")
+_CODE = ("steptool", "tasks", "workflows", "constraints.txt", "images/gpu.constraints.txt")
 _DIGITS = 16
 
 
 @cache
 def code_version(root: Path = ROOT) -> str:
-    """Digest of the sources and data files of the code: what a cached stage depends on besides its inputs."""
-    return _digest(root, _CODE)
-
-
-def registered_version(root: Path = ROOT) -> str:
-    """Digest of the code, the configurations, flyte.config and the name of the profile."""
-    return _digest(root, _REGISTERED, os.environ.get(VARIABLE, ""))
-
-
-def _digest(root: Path, places: tuple[str, ...], more: str = "") -> str:
-    digest = hashlib.sha256(more.encode())
-    for file in (f for place in places for f in _files(root / place)):
+    """Digest of code, its data files and the pins of libraries: what a cached stage depends on besides its inputs."""
+    digest = hashlib.sha256()
+    for file in (f for place in _CODE for f in _files(root / place)):
         digest.update(f"\0{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:_DIGITS]
+
+
+def registered_version(root: Path = ROOT) -> str:
+    """Digest of every file that travels with a registration, and of the name of the profile."""
+    from flytekit.constants import CopyFileDetection
+    from flytekit.tools.ignore import DockerIgnore, FlyteIgnore, GitIgnore, IgnoreGroup, StandardIgnore
+    from flytekit.tools.script_mode import ls_files
+
+    ignored = IgnoreGroup(str(root), [GitIgnore, DockerIgnore, StandardIgnore, FlyteIgnore])
+    _, travelling = ls_files(str(root), CopyFileDetection.ALL, ignore_group=ignored)
+    return hashlib.sha256(f"{travelling} {os.environ.get(VARIABLE, '')}".encode()).hexdigest()[:_DIGITS]
 
 
 def _files(place: Path) -> Iterator[Path]:

@@ -21,6 +21,7 @@ from steptool.registry.store import PARTIAL, open_store
 
 _CHAMPIONS, _CONTENTS, _RUNS, _VERSIONS = "champions", "contents", "runs", "versions"
 _MANIFEST = "version.json"
+_ENTRY = re.compile(r"\d{8,}\.json")
 _RUN_ID = re.compile(r"\w[\w.-]*")
 D = TypeVar("D", bound=Document)
 
@@ -52,8 +53,8 @@ class Registry:
 
     def champion(self) -> Champion | None:
         """The model in service; None before the first promotion."""
-        names = self._store.names(_CHAMPIONS)
-        return self._read(f"{_CHAMPIONS}/{names[-1]}", Champion) if names else None
+        paths = self._entries()
+        return self._read(paths[-1], Champion) if paths else None
 
     def promote(self, version_id: str, *, after: int, reason: str) -> Champion:
         """Put a version in service if number `after` (0: none) still is the champion. Returns its entry in the log.
@@ -106,7 +107,7 @@ class Registry:
 
     def history(self) -> list[Champion]:
         """Every promotion and roll-back, first to last."""
-        paths = [f"{_CHAMPIONS}/{name}" for name in self._store.names(_CHAMPIONS)]
+        paths = self._entries()
         return [_parsed(path, content, Champion) for path, content in self._store.read(paths).items()]
 
     def model_place(self, version_id: str) -> str:
@@ -190,6 +191,10 @@ class Registry:
             self._store.create(f"{folder}/{_MANIFEST}", version.encoded())
         return version
 
+    def _entries(self) -> list[str]:
+        """Paths of the log's entries, first to last. What else somebody's file manager has left there is none."""
+        return [f"{_CHAMPIONS}/{name}" for name in self._store.names(_CHAMPIONS) if _ENTRY.fullmatch(name)]
+
     def _promoted_before(self, entry: Champion) -> Champion:
         """The entry that stands where ours should: the same promotion. Raises Conflict if it is another."""
         standing, champion = self._read(_entry(entry.sequence), Champion), self.champion()
@@ -202,7 +207,7 @@ class Registry:
         return next((_parsed(path, content, Version) for content in self._store.read([path]).values()), None)
 
     def _absent(self, version: Version) -> list[str]:
-        """Files of the manifest that are missing or of another size, and files that it does not name."""
+        """Files of the manifest that are missing or of another size."""
         folder = _folder(version.version_id)
         sizes = self._store.sizes(folder)
         wanted = {name: file.size for name, file in version.files.items()}
@@ -211,11 +216,15 @@ class Registry:
             for name, size in wanted.items()
             if sizes.get(name) != size
         ]
-        return faults + [f"{folder}/{name}: not in {_MANIFEST}" for name in sizes.keys() - wanted.keys() - {_MANIFEST}]
+        return faults
 
     def _faults(self, version: Version) -> list[str]:
         folder, faults = _folder(version.version_id), self._absent(version)
-        for name, file in version.files.items() if not faults else ():
+        if faults:
+            return faults
+        more = self._store.sizes(folder).keys() - version.files.keys() - {_MANIFEST}
+        faults = [f"{folder}/{name}: not in {_MANIFEST}" for name in sorted(more)]
+        for name, file in version.files.items():
             found = self._store.sha256(f"{folder}/{name}")
             if found != file.sha256:
                 faults.append(f"{folder}/{name}: expected the SHA-256 {file.sha256}, found {found}")

@@ -71,5 +71,7 @@ class Ending(BaseModel):
     """Why, in words."""
     version: str = ""
     """The challenger's version, where it was published."""
+    stale: bool = False
+    """Refused since somebody was promoted meanwhile: what was new has not been judged, and stays new."""
     decision: Decision | None = None
     """The figures of the rule, where there was a challenger."""

@@ -28,6 +28,7 @@ def known(queries: Iterable[Query], seen: frozenset[str]) -> set[str]:
 def note(folder: Path, queries: Iterable[Query], before: frozenset[str]) -> None:
     """Write the file: the training queries, and the training tasks of the model that training began with."""
     marks = before | {_mark(query) for query in queries if query.split == "train"}
+    (folder / FILE).unlink(missing_ok=True)  # it may be a link to that of another folder
     (folder / FILE).write_text("".join(f"{mark}\n" for mark in sorted(marks)), encoding="utf-8")
 
 

@@ -77,7 +77,8 @@ def plan(config: Config, registry: Registry, run_id: str, kickoff: datetime, for
 
 def unseen(held: Iterable[Source], runs: Sequence[dict[str, Any]]) -> list[Source]:
     """The sources whose content is new to all finished runs, each content once."""
-    seen = {source["sha256"] for run in runs if run["result"] in FINISHED for source in run["new"]}
+    judged = [run for run in runs if run["result"] in FINISHED and not run["stale"]]
+    seen = {source["sha256"] for run in judged for source in run["new"]}
     return list({source.sha256: source for source in held if source.sha256 not in seen}.values())
 
 

@@ -33,7 +33,7 @@ def settle(
         registry.promote(version, after=night.sequence, reason=f"run {night.run_id}: {gain}")
     except Conflict as conflict:
         stale = [f"stale comparison: {conflict}"]
-        return Ending(result=Result.REFUSED, reasons=stale, version=version, decision=decision)
+        return Ending(result=Result.REFUSED, reasons=stale, version=version, stale=True, decision=decision)
     return Ending(result=Result.PROMOTED, reasons=[gain], version=version, decision=decision)
 
 

@@ -107,7 +107,8 @@ def _holds_the_profile(registry: Registry) -> None:
     assert rollout.extended_resources.gpu_accelerator.device == "nvidia-tesla-a100"
     assert not rounds.metadata.interruptible
     assert rounds.metadata.retries.retries == 3
-    assert rounds.metadata.timeout.seconds == 4 * 3600
+    assert rollout.metadata.timeout.seconds == 4 * 3600
+    assert rounds.metadata.timeout.seconds == 0  # it is at work as long as the stages that it lays out
     assert ppo.extended_resources.shared_memory.size_limit == "16Gi"
     assert (ppo.type, ppo.WhichOneof("target")) == ("python-task", "container")  # one node needs no operator
 

@@ -138,13 +138,20 @@ def test_what_is_incomplete_is_not_promoted(tmp_path: Path, make_model: MakeMode
     weights.unlink()
     with pytest.raises(RegistryError, match="expected 7 bytes, found no file"):
         registry.promote(version.version_id, after=0, reason="")
-    weights.write_text("weights")
-    weights.with_name("model-2.safetensors").touch()
-    with pytest.raises(RegistryError, match=r"model-2.safetensors: not in version.json"):
-        registry.promote(version.version_id, after=0, reason="")
     with pytest.raises(RegistryError, match=f"no version 'x' was published; the last ones are: {version.version_id}"):
         registry.promote("x", after=0, reason="")
     assert registry.champion() is None
+
+
+def test_what_somebody_else_has_left_in_a_registry_stops_nobody(tmp_path: Path, make_model: MakeModel) -> None:
+    registry = Registry(tmp_path / "registry")
+    version = registry.publish(make_model("one"), {})
+    (Path(registry.model_place(version.version_id)) / ".DS_Store").touch()
+    registry.promote(version.version_id, after=0, reason="")
+    (tmp_path / "registry" / "champions" / "desktop.ini").touch()
+    assert [entry.sequence for entry in registry.history()] == [1] and registry.champion() == registry.history()[0]
+    (fault,) = registry.verify()
+    assert fault.endswith("model/.DS_Store: not in version.json")
 
 
 def test_rolling_back_goes_one_champion_further_each_time(place: str, make_model: MakeModel) -> None:

@@ -56,6 +56,15 @@ def test_what_failed_and_skipped_runs_have_seen_stays_new(config, registry, brin
     assert names(look(config, registry)) == ["a.jsonl"]
 
 
+def test_what_was_never_judged_since_somebody_was_promoted_meanwhile_stays_new(config, registry, bring):
+    from steptool.retraining.ending import Ending
+
+    bring("a.jsonl", "Who?")
+    stale = Ending(result="refused", reasons=["stale comparison"], stale=True)
+    registry.record_run("1", document(look(config, registry), stale, "page"))
+    assert names(look(config, registry)) == ["a.jsonl"]
+
+
 def test_a_file_that_was_away_for_a_night_is_not_new_when_it_is_back(config, registry, bring, decision):
     from steptool.retraining.ending import Ending
 

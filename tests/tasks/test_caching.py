@@ -19,7 +19,8 @@ PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
 def project(tmp_path: Path) -> Path:
     files = {
         "steptool/a.py": "1", "steptool/data/b.json": "{}", "tasks/c.py": "2", "workflows/d.py": "3",
-        "configs/cluster.yaml": "", "flyte.config": "", "README.md": "",
+        "configs/cluster.yaml": "", "flyte.config": "", "constraints.txt": "", "images/gpu.constraints.txt": "",
+        "examples/tools.py": "4",
     }  # fmt: skip
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,8 +33,10 @@ def versions(project: Path) -> tuple[str, str]:
     return code_version(project), registered_version(project)
 
 
-@pytest.mark.parametrize("name", ["steptool/a.py", "steptool/data/b.json", "tasks/c.py", "workflows/d.py"])
-def test_a_change_of_code_or_of_its_data_is_another_version(project: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["steptool/a.py", "steptool/data/b.json", "tasks/c.py", "workflows/d.py", "constraints.txt"]
+)
+def test_a_change_of_code_of_its_data_or_of_a_pin_is_another_version(project: Path, name: str) -> None:
     before = versions(project)
     (project / name).write_text("changed")
     assert all(old != new for old, new in zip(before, versions(project), strict=True))
@@ -45,19 +48,23 @@ def test_a_new_name_is_another_version(project: Path) -> None:
     assert versions(project)[0] != before[0]
 
 
-def test_a_configuration_is_registered_anew_and_leaves_the_cache_alone(project: Path) -> None:
+@pytest.mark.parametrize("name", ["configs/cluster.yaml", "examples/tools.py", "flyte.config"])
+def test_what_else_travels_is_registered_anew_and_leaves_the_cache_alone(project: Path, name: str) -> None:
     before = versions(project)
-    (project / "configs" / "cluster.yaml").write_text("defaults: {}")
+    (project / name).write_text("changed")
     after = versions(project)
     assert after[0] == before[0] and after[1] != before[1]
 
 
 def test_what_is_not_code_leaves_both_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = versions(project)
-    for name in ("steptool/__pycache__/a.pyc", "steptool/.a.py.swp", "README.md", "runs/demo/metrics.json"):
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in ("steptool/__pycache__/a.pyc", "tasks/__pycache__/b.pyc"):
+        (project / name).parent.mkdir(exist_ok=True)
         (project / name).write_text("x")
     assert versions(project) == before
+    (project / "steptool" / ".a.py.swp").write_text("x")
+    assert versions(project)[0] == before[0]
+    before = versions(project)
     monkeypatch.setenv("STEPTOOL_PROFILE", "configs/cluster.yaml")
     assert versions(project)[0] == before[0] and versions(project)[1] != before[1]
 

@@ -76,6 +76,17 @@ def test_a_store_that_is_away_may_pass(nobody: str, store: Callable[[str], None]
     assert may_pass(raised(lambda: fetched("s3://bucket/file", tmp_path)))
 
 
+def test_other_stores_and_lost_processes_of_a_training() -> None:
+    from azure.core.exceptions import ResourceNotFoundError, ServiceRequestError
+    from gcsfs.retry import HttpError
+
+    gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"
+    for error in (HttpError({"code": 503}), ServiceRequestError("away"), RuntimeError(gloo)):
+        assert may_pass(error)
+    for error in (HttpError({"code": 404}), ResourceNotFoundError("gone"), RuntimeError("shapes do not fit")):
+        assert not may_pass(error)
+
+
 def test_a_store_that_is_busy_may_pass(store: Callable[[str], None], tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
