@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,8 @@ def named(config: Config) -> list[str]:
     """The places that a run reads besides its data, each of which may change: models, recordings, programs of tools."""
     places = [
         config.policy.base,
-        config.tools.functions.partition(":")[0],
+        _program(config.data.environment),
+        _program(config.tools.functions),
         *config.tools.mcp.command,
         config.tools.toolbench.cache,
         config.rewards.audit.previous,
@@ -75,6 +77,18 @@ def named(config: Config) -> list[str]:
         *(policy.model for policy in config.evaluation.policies),
     ]
     return [place for place in places if is_remote(place) or (place and Path(place).exists())]
+
+
+def _program(named: str) -> str:
+    """The file behind `package.module:name` or `path/to/file.py:name`; empty where there is none."""
+    place, _, _ = named.rpartition(":")
+    if not place or place.endswith(".py"):
+        return place
+    try:
+        spec = importlib.util.find_spec(place)
+    except ImportError:
+        return ""
+    return (spec and spec.origin) or ""
 
 
 def mark(place: str) -> str:

@@ -68,29 +68,39 @@ def test_a_mark_changes_with_content_and_names_and_with_nothing_else(
         assert mark(model) == third
 
 
+def test_tools_of_a_package_are_known_by_their_file() -> None:
+    found = named(Config.model_validate({"tools": {"functions": "json.decoder:JSONDecoder"}}))
+    assert [Path(place).name for place in found] == ["decoder.py"]
+    assert named(Config.model_validate({"tools": {"functions": "no.such.module:TOOLS"}})) == []
+
+
 def test_a_fingerprint_follows_every_place_that_a_run_reads(bucket: str, tmp_path: Path) -> None:
     tools, tasks = tmp_path / "tools.py", tmp_path / "tasks.jsonl"
-    tools.write_text("TOOLS = []")
+    world, server = tmp_path / "world.py", tmp_path / "server.py"
+    for program in (tools, world, server):
+        program.write_text("TOOLS = []")
     tasks.write_text("{}\n")
     verdicts = put(f"{bucket}/verdicts.parquet", "v")
     config = Config.model_validate(
         {
-            "data": {"source": "jsonl", "paths": [str(tasks)]},
-            "tools": {"functions": f"{tools}:TOOLS"},
+            "data": {"source": "jsonl", "paths": [str(tasks)], "environment": f"{world}:World"},
+            "tools": {"functions": f"{tools}:TOOLS", "mcp": {"command": ["python", str(server)]}},
             "evaluation": {"verdicts": [verdicts], "policies": [{"name": "a", "model": "embedded"}]},
         }
     )
-    assert named(config) == [str(tools), verdicts]
+    assert named(config) == [str(world), str(tools), str(server), verdicts]
     seen = [fingerprint(config)]
     assert fingerprint(config) == seen[0]
     for change in (
         lambda: tasks.write_text("{ }\n"),
         lambda: tools.write_text("TOOLS = [1]"),
+        lambda: world.write_text("TOOLS = [2]"),
+        lambda: server.write_text("TOOLS = [3]"),
         lambda: put(verdicts, "w"),
     ):
         change()
         seen.append(fingerprint(config))
-    assert len(set(seen)) == 4
+    assert len(set(seen)) == 6
     tasks.unlink()
     with pytest.raises(IngestError, match=str(tasks)):
         fingerprint(config)
