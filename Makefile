@@ -81,7 +81,7 @@ images:  ## build the images that flyte.config names (docker push sends them; PI
 	docker build -f images/cpu.Dockerfile --build-arg PIP_EXTRA_INDEX_URL="$(PIP_EXTRA_INDEX_URL)" -t $(CPU_IMAGE) .
 	docker build -f images/gpu.Dockerfile -t $(GPU_IMAGE) .
 
-check-images: $(STAMP)  ## ask pip whether the pins of both images resolve and are complete (needs the package index)
+check-images: $(STAMP)  ## ask pip whether the pins of both images resolve, and what they leave open (needs the package index)
 	$(BIN)/python images/pins.py
 
 register: $(STAMP)  ## register all workflows and launch plans with the cluster of flyte.config (PROFILE=... PROJECT=... DOMAIN=...)

@@ -1,6 +1,8 @@
-"""Whether the pins of the images resolve and are complete: pip is asked what it would install, and installs nothing.
+"""Whether the pins of the images resolve, and what they leave open: pip is asked what it would install, and installs
+nothing.
 
-python images/pins.py needs the package index. It prints a line for each image and ends with 1 unless both are in order.
+python images/pins.py needs the package index. It prints a line for each image and the versions of what is not pinned; it
+ends with 1 where the pins do not resolve, or leave more open than one client library that only vLLM asks for.
 For a new version of vLLM change its pin, remove the pins that it refuses and add the lines that this program prints.
 """
 
@@ -16,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 IMAGES = {"cpu": (".", "constraints.txt"), "gpu": (".[gpu]", "images/gpu.constraints.txt")}
 """What each image installs, and its pins."""
+LEFT_OPEN = {"cpu": 0, "gpu": 1}
+"""How many packages may be unpinned: of a client library of vLLM's, which nothing here calls, any version will do."""
 
 
 def read_pins(path: Path) -> dict[str, str]:
@@ -46,7 +50,7 @@ def resolve(what: str, constraints: str, torch: str) -> dict[str, str]:
 
 def main() -> None:
     """Check both images."""
-    complete = True
+    in_order = True
     for image, (what, constraints) in IMAGES.items():
         pins = read_pins(ROOT / constraints)
         found = resolve(what, constraints, pins["torch"])
@@ -54,8 +58,8 @@ def main() -> None:
         print(f"{image}: {len(found)} packages resolve, {len(unpinned)} of them are not pinned in {constraints}")
         for name in unpinned:
             print(f"{name}=={found[name]}")
-        complete = complete and not unpinned
-    sys.exit(0 if complete else 1)
+        in_order = in_order and len(unpinned) <= LEFT_OPEN[image]
+    sys.exit(0 if in_order else 1)
 
 
 if __name__ == "__main__":
