@@ -1,8 +1,8 @@
 """Whether the pins of the images resolve, and what they leave open: pip is asked what it would install, and installs
 nothing.
 
-python images/pins.py needs the package index. It prints a line for each image and the versions of what is not pinned; it
-ends with 1 where the pins do not resolve, or leave more open than one client library that only vLLM asks for.
+python images/pins.py needs the package index. It prints a line for each image and the versions of what is not pinned,
+and ends with 1 where the pins do not resolve, or leave more open than one client library that only vLLM asks for.
 For a new version of vLLM change its pin, remove the pins that it refuses and add the lines that this program prints.
 """
 
