@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from steptool.config import ConfigError, RolloutConfig, ToolsConfig
+from steptool.config import RolloutConfig, ToolsConfig
 from steptool.rollout.playback import play_back, reference_calls, without_last_call
+from steptool.sections import ConfigError
 from steptool.tools.bfcl.environment import BfclEnvironment
 from steptool.tools.bfcl.tasks import CATEGORIES, bfcl_queries
 from steptool.tools.guard import Guard

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from steptool.sections import ConfigError, Positive, Section, Share, explained, read_mapping
 
 
-class ConfigError(Exception):
-    """A configuration that cannot be run, with the field and what was expected."""
-
-
-@cache
-def _made(make: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    return make(*args, **kwargs)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @classmethod
-    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As pydantic makes it, but once: flytekit asks again for every task that takes a configuration."""
-        return _made(super().model_json_schema, *args, **kwargs)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the tasks come from."""
 
     source: Literal["desk", "toolbench", "jsonl", "recorded", "bfcl"] = "desk"
@@ -59,7 +37,7 @@ class DataConfig(_Section):
     """Share of queries with several goals (desk only)."""
 
 
-class PolicyConfig(_Section):
+class PolicyConfig(Section):
     """The model to improve."""
 
     base: str = "embedded"
@@ -75,7 +53,7 @@ class PolicyConfig(_Section):
     lora_alpha: Positive = 16
 
 
-class WarmStartConfig(_Section):
+class WarmStartConfig(Section):
     """Supervised fine-tuning before reinforcement."""
 
     demonstrations: Positive = 1500
@@ -90,7 +68,7 @@ class WarmStartConfig(_Section):
     """Chance per demonstration that the scripted expert cuts a corner (desk only)."""
 
 
-class RolloutConfig(_Section):
+class RolloutConfig(Section):
     """How episodes are sampled."""
 
     episodes: Positive = 96
@@ -107,7 +85,7 @@ class RolloutConfig(_Section):
     """Sampling temperature; PPO improves the policy at this temperature."""
 
 
-class McpConfig(_Section):
+class McpConfig(Section):
     """An MCP server: a program to start or an address to call. ${NAME} stands for an environment variable of ours."""
 
     command: list[str] = []
@@ -122,7 +100,7 @@ class McpConfig(_Section):
     """One process or connection for all episodes at once, instead of one for each."""
 
 
-class ToolBenchConfig(_Section):
+class ToolBenchConfig(Section):
     """Tools of ToolBench: a server of the `/virtual` protocol, responses recorded earlier, or both."""
 
     url: str = ""
@@ -135,7 +113,7 @@ class ToolBenchConfig(_Section):
     """File of recorded responses, asked before the server and filled from it; empty: none. A url is only read."""
 
 
-class ToolsConfig(_Section):
+class ToolsConfig(Section):
     """What answers the calls, and the limits on every call."""
 
     timeout: Annotated[float, Field(gt=0)] = 30.0
@@ -152,7 +130,7 @@ class ToolsConfig(_Section):
     toolbench: ToolBenchConfig = ToolBenchConfig()
 
 
-class EndpointConfig(_Section):
+class EndpointConfig(Section):
     """A chat model behind an HTTP endpoint of OpenAI's form."""
 
     base_url: str = ""
@@ -176,7 +154,7 @@ class EndpointConfig(_Section):
     """Money per million tokens written."""
 
 
-class AuditConfig(_Section):
+class AuditConfig(Section):
     """What is checked of a round's rewards before anything learns from them. A run stops where a threshold is crossed.
 
     A figure that the round does not determine crosses none.
@@ -196,7 +174,7 @@ class AuditConfig(_Section):
     """Correlation of an episode's step rewards with its number of steps."""
 
 
-class JudgeConfig(_Section):
+class JudgeConfig(Section):
     """A chat model that scores steps, judges outcomes and compares answers (docs/judge.md)."""
 
     endpoint: EndpointConfig = EndpointConfig()
@@ -212,7 +190,7 @@ class JudgeConfig(_Section):
     """File of the judge's replies, asked before the endpoint and filled from it; empty: none."""
 
 
-class RewardConfig(_Section):
+class RewardConfig(Section):
     """From components to one reward per step.
 
     r_t = step_weight * (alpha * succ_t + contribution_t) for t < T; r_T = IsSolved.
@@ -239,7 +217,7 @@ class RewardConfig(_Section):
         return self
 
 
-class CreditConfig(_Section):
+class CreditConfig(Section):
     """From rewards to advantages."""
 
     level: Literal["token", "step"] = "step"
@@ -249,7 +227,7 @@ class CreditConfig(_Section):
     whiten: bool = True
 
 
-class PPOConfig(_Section):
+class PPOConfig(Section):
     """The optimisation."""
 
     algorithm: Literal["step_ppo", "rft"] = "step_ppo"
@@ -277,7 +255,7 @@ class PPOConfig(_Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """DFSDT, the depth-first tree search. Its depth is the number of steps that an episode may take."""
 
     beam: Positive = 2
@@ -292,7 +270,7 @@ class SearchConfig(_Section):
     message throws off course, and asks for a sampled search: a greedy one would make the same turn again."""
 
 
-class EvaluatedPolicy(_Section):
+class EvaluatedPolicy(Section):
     """One of the policies that `workflows/evaluate.py` compares."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -323,7 +301,7 @@ class EvaluatedPolicy(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Comparison of models: base, warm start and result in training, any policies in `workflows/evaluate.py`."""
 
     split: Literal["validation", "heldout", "all"] = "heldout"
@@ -357,7 +335,7 @@ class EvaluationConfig(_Section):
         return len(self.policies)
 
 
-class PromotionConfig(_Section):
+class PromotionConfig(Section):
     """When a retrained model takes the place of the one in service (docs/retraining.md). All shares are from 0 to 1."""
 
     min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
@@ -374,7 +352,7 @@ class PromotionConfig(_Section):
     """Hours that the question waits; after that the night has failed."""
 
 
-class Config(_Section):
+class Config(Section):
     """A complete run."""
 
     seed: int = 0
@@ -412,19 +390,6 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def explained(error: ValidationError, example: str) -> str:
-    """What is wrong, a line for each field; `example` is the file that shows every field."""
-    lines = []
-    for e in error.errors():
-        field = ".".join(str(part) for part in e["loc"])
-        if e["type"] == "extra_forbidden":
-            lines.append(f"unknown field '{field}': remove it or see {example} for the fields there are")
-        else:
-            said, given = e["msg"][0].lower() + e["msg"][1:], e["input"]
-            lines.append(f"field '{field}': {said}, got {given!r} ({type(given).__name__})")
-    return "the configuration was refused\n  " + "\n  ".join(lines)
-
-
 def load_config(path: str | Path) -> Config:
     """Read a YAML file. Raises ConfigError naming the file and every field that is wrong."""
     data = read_mapping(path)
@@ -432,15 +397,3 @@ def load_config(path: str | Path) -> Config:
         return Config.model_validate(data)
     except (ConfigError, ValidationError) as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file. Raises ConfigError, with the file's name, if it holds anything else."""
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({error})") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(data).__name__}")
-    return data

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from flytekit import CronSchedule
 from flytekit.extras import accelerators
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from steptool.config import ConfigError, explained, read_mapping
+from steptool.sections import ConfigError, Positive, Section, explained, read_mapping
 
 ROOT = Path(__file__).parents[1]
 """The project's root, here and in a pod."""
@@ -27,9 +27,8 @@ VARIABLE = "STEPTOOL_PROFILE"
 _CRON = re.compile(r"([\d*/,-]+\s+){4}[0-6*/,-]+")
 Quantity = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?([kMGTPE]i?)?)?$")]
 """Bytes as Kubernetes writes them, as in 16Gi; empty: not asked for."""
-Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
-S = TypeVar("S", bound="_Section")
+S = TypeVar("S", bound=Section)
 
 
 class StageName(StrEnum):
@@ -68,11 +67,7 @@ _TRAINING = frozenset({StageName.PPO, StageName.WARM_START})
 """The stages that may run in several processes."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Amounts(_Section):
+class Amounts(Section):
     """A share of a machine."""
 
     cpu: Annotated[float, Field(ge=0)] = 0.0
@@ -82,7 +77,7 @@ class Amounts(_Section):
     """Of the pod's own disk, for what a stage downloads and writes."""
 
 
-class StageProfile(_Section):
+class StageProfile(Section):
     """What one stage gets."""
 
     image: Literal["cpu", "gpu"] = "cpu"
@@ -136,7 +131,7 @@ class StageProfile(_Section):
         return ""
 
 
-class Recipients(_Section):
+class Recipients(Section):
     """Who is told of an execution that failed, timed out or was aborted: addresses by the way that they are told."""
 
     email: list[str] = []
@@ -144,7 +139,7 @@ class Recipients(_Section):
     pagerduty: list[str] = []
 
 
-class LaunchPlans(_Section):
+class LaunchPlans(Section):
     """What runs by itself (workflows/launch_plans.py)."""
 
     registry: str
@@ -173,7 +168,7 @@ class LaunchPlans(_Section):
         return schedule
 
 
-class Profile(_Section):
+class Profile(Section):
     """All stages, and what runs by itself."""
 
     defaults: StageProfile = StageProfile()
@@ -227,7 +222,7 @@ def _over(base: S, own: S) -> S:
     changed = {}
     for name in own.model_fields_set:
         value = getattr(own, name)
-        changed[name] = _over(getattr(base, name), value) if isinstance(value, _Section) else value
+        changed[name] = _over(getattr(base, name), value) if isinstance(value, Section) else value
     return base.model_copy(update=changed)
 
 

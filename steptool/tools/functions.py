@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from steptool.config import ConfigError
+from steptool.sections import ConfigError
 from steptool.tools.environment import Environment, Session, ToolResult
 from steptool.tools.named import find_named
 from steptool.tools.schema import SchemaError, arguments_check, check_tools

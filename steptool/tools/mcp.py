@@ -11,7 +11,8 @@ from typing import Any
 from mcp import MCPError
 from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, EmbeddedResource, TextContent
 
-from steptool.config import ConfigError, McpConfig
+from steptool.config import McpConfig
+from steptool.sections import ConfigError
 from steptool.tools.environment import Environment, Session, ToolResult, TransportError
 from steptool.tools.mcp_connection import Connection, Connector, tool_schema
 from steptool.tools.schema import check_arguments

@@ -25,7 +25,8 @@ from mcp import Client, StdioServerParameters, Tool, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
-from steptool.config import ConfigError, McpConfig
+from steptool.config import McpConfig
+from steptool.sections import ConfigError
 from steptool.tools.environment import TransportError
 from steptool.tools.schema import check_tools
 from steptool.trajectory import ToolSchema

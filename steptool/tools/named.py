@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from steptool.config import ConfigError
+from steptool.sections import ConfigError
 
 _PROJECT = Path(__file__).parents[2]
 

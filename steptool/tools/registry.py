@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steptool.config import ConfigError, ToolsConfig
+from steptool.config import ToolsConfig
+from steptool.sections import ConfigError
 from steptool.tools.environment import Environment
 from steptool.tools.named import find_named
 from steptool.trajectory import Trajectory

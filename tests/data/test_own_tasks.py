@@ -3,10 +3,11 @@ import json
 import pytest
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.config import Config, ConfigError
+from steptool.config import Config
 from steptool.data import own_tasks
 from steptool.data.intake import IngestError, Ledger
 from steptool.data.offers import Offers
+from steptool.sections import ConfigError
 from steptool.tools.desk.tasks import DeskEnvironment
 
 TIDES = {

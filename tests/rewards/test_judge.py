@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.config import ConfigError, EndpointConfig, JudgeConfig, RewardConfig, load_config
+from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.contracts import REWARDS, read_costs, read_rows, write_rows
 from steptool.endpoint import EndpointRefused
 from steptool.progress import Stopwatch
@@ -18,6 +18,7 @@ from steptool.records import write_trajectories
 from steptool.rewards.annotators import annotate, annotator, counts_of, opened
 from steptool.rewards.compose import compose
 from steptool.rewards.transcript import transcript
+from steptool.sections import ConfigError
 from steptool.trajectory import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 KEY = "sk-very-secret-key"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from steptool.config import Config, ConfigError, ToolsConfig, load_config
+from steptool.config import Config, ToolsConfig, load_config
+from steptool.sections import ConfigError
 from steptool.tools.environment import ToolResult
 from steptool.tools.functions import FunctionsEnvironment
 from steptool.tools.guard import Guard

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from steptool.config import Config, ConfigError, ToolsConfig, load_config
+from steptool.config import Config, ToolsConfig, load_config
+from steptool.sections import ConfigError
 from steptool.tools.environment import Environment, ToolResult, TransportError
 from steptool.tools.guard import Guard, GuardedSession
 from steptool.tools.registry import open_environment

@@ -3,7 +3,8 @@ from textwrap import dedent
 
 import pytest
 
-from steptool.config import ConfigError, ToolsConfig
+from steptool.config import ToolsConfig
+from steptool.sections import ConfigError
 from steptool.tools.registry import NAMES, open_environment
 from steptool.trajectory import Query, StepStatus, ToolCall
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from steptool.config import ConfigError
+from steptool.sections import ConfigError
 from tasks.profile import load_profile
 
 ROOT = Path(__file__).parents[2]

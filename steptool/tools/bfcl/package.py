@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from steptool.config import ConfigError
+from steptool.sections import ConfigError
 from steptool.tools.schema import arguments_check
 from steptool.trajectory import ToolSchema
 

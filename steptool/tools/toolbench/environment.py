@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from steptool.config import ConfigError, ToolBenchConfig
+from steptool.config import ToolBenchConfig
+from steptool.sections import ConfigError
 from steptool.tools.environment import Environment, ToolResult
 from steptool.tools.replay import ReplaySession, never_recorded
 from steptool.tools.responses import Responses, call_key

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from steptool.config import ConfigError, ToolsConfig
+from steptool.config import ToolsConfig
 from steptool.records import read_queries, write_queries
+from steptool.sections import ConfigError
 from steptool.tools.bfcl.environment import BfclEnvironment
 from steptool.tools.bfcl.tasks import CATEGORIES, bfcl_queries, parse_call
 from steptool.tools.registry import open_environment

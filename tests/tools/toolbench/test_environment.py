@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from steptool.config import ConfigError, ToolsConfig, load_config
+from steptool.config import ToolsConfig, load_config
+from steptool.sections import ConfigError
 from steptool.tools.environment import ToolResult
 from steptool.tools.guard import Guard
 from steptool.tools.registry import open_environment
