@@ -85,12 +85,12 @@ check-images: $(STAMP)  ## ask pip whether the pins of both images resolve, and 
 	$(BIN)/python images/pins.py
 
 register: $(STAMP)  ## register all workflows and launch plans with the cluster of flyte.config (PROFILE=... PROJECT=... DOMAIN=...)
-	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.version) && \
+	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.version) && \
 		$(BIN)/pyflyte -c flyte.config register --project $(PROJECT) --domain $(DOMAIN) --version $$version \
 		--copy all --destination-dir . workflows
 
 package: $(STAMP)  ## write build/steptool-<version>.tgz, which flytectl registers without this repository
-	mkdir -p $(BUILD) && export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.version) && \
+	mkdir -p $(BUILD) && export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.version) && \
 		$(BIN)/pyflyte --pkgs workflows package --image cpu=$(CPU_IMAGE) --image gpu=$(GPU_IMAGE) \
 		--copy all --in-container-source-path . --force --output $(BUILD)/steptool-$$version.tgz
 

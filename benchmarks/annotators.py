@@ -17,15 +17,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from steptool.artifacts.contracts import Row
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, RolloutConfig
-from steptool.contracts import Row
-from steptool.models import load_model, load_tokenizer, prepare_base
+from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, DeskEnvironment, draw_query
+from steptool.models.load import load_model, load_tokenizer, prepare_base
+from steptool.policies.local import roll_out
+from steptool.records import Query, Trajectory
 from steptool.rewards.agreement import auroc, confusion, kappa
 from steptool.rewards.annotators import annotate, annotator
-from steptool.rollout.episodes import roll_out
-from steptool.tools.desk.tasks import LONG, PAIR, SHORT, SINGLE, DeskEnvironment, draw_query
-from steptool.trajectory import Query, Trajectory
 
 
 def play(folder: str, queries: Sequence[Query], config: Config) -> list[Trajectory]:

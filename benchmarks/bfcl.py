@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steptool.config import RolloutConfig, ToolsConfig
-from steptool.rollout.playback import play_back, reference_calls, without_last_call
-from steptool.sections import ConfigError
-from steptool.tools.bfcl.environment import BfclEnvironment
-from steptool.tools.bfcl.tasks import CATEGORIES, bfcl_queries
-from steptool.tools.guard import Guard
-from steptool.trajectory import Query, ToolCall
+from steptool.config.base import ConfigError
+from steptool.environments.bfcl.environment import BfclEnvironment
+from steptool.environments.bfcl.tasks import CATEGORIES, bfcl_queries
+from steptool.environments.limits import LimitedEnvironment
+from steptool.policies.scripted import play_back, reference_calls, without_last_call
+from steptool.records import Query, ToolCall
 
 REPEATS = 3
 PADDED = "long_context"
@@ -42,7 +42,7 @@ def shown(name: str, found: Counter[str], queries: Sequence[Query]) -> str:
 
 def ours(queries: Sequence[Query]) -> Seconds:
     """Seconds inside the calls of our sessions, by category."""
-    guard, spent = Guard(BfclEnvironment(), ToolsConfig()), dict.fromkeys(CATEGORIES, 0.0)
+    guard, spent = LimitedEnvironment(BfclEnvironment(), ToolsConfig()), dict.fromkeys(CATEGORIES, 0.0)
     for query in queries:
         session = guard.reset(query)
         for turn in query.reference["turns"]:

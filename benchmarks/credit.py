@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from steptool import credit
 from steptool.config import CreditConfig
+from steptool.training import credit
 
 TRAJECTORIES, STEPS, TOKENS = 1000, 10, 40
 KL_COEF = 0.02

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from steptool.config import EndpointConfig, JudgeConfig
+from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, counts_of, opened
-from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 DELAY, IN_FLIGHT, MANY, FEW = 0.2, 64, 768, 24
 QUERY = Query("q", "train", "desk", "cancel the last order of mira chen", ())

@@ -24,9 +24,9 @@ from anyio.from_thread import start_blocking_portal
 from mcp import Client, StdioServerParameters, stdio_client
 
 from steptool.config import ToolsConfig
-from steptool.tools.guard import Guard, GuardedSession
-from steptool.tools.mcp import McpEnvironment
-from steptool.trajectory import Query, ToolCall
+from steptool.environments.limits import LimitedEnvironment, LimitedSession
+from steptool.environments.mcp.environment import McpEnvironment
+from steptool.records import Query, ToolCall
 
 SERVER = """
 import sys
@@ -83,14 +83,14 @@ def clock() -> np.ndarray:
 
 
 @contextmanager
-def our_guard(**server: Any) -> Iterator[Guard]:
+def our_guard(**server: Any) -> Iterator[LimitedEnvironment]:
     """Our environment with the usual limits, except that all episodes may call at once."""
     limits = ToolsConfig.model_validate({"mcp": server, "concurrency": EPISODES})
     with closing(McpEnvironment(limits.mcp, limits.timeout)) as environment:
-        yield Guard(environment, limits)
+        yield LimitedEnvironment(environment, limits)
 
 
-def ask(session: GuardedSession, tool: str = "shelf") -> bool:
+def ask(session: LimitedSession, tool: str = "shelf") -> bool:
     """One call of ours."""
     return session.call(ToolCall(tool, ARGUMENTS)).observation == ANSWER
 
@@ -153,16 +153,16 @@ def over_http() -> Right:
         for tool, name in TOOLS.items():
             at_once, in_turn = partial(ask_at_once, guard, sessions, tool), partial(ask_in_turn, sessions, tool)
             right += compare(f"{EPISODES} sessions over HTTP, {name}", ("calls/s",), at_once, in_turn)
-        guard.map(GuardedSession.close, sessions)
+        guard.map(LimitedSession.close, sessions)
     return right
 
 
-def ask_at_once(guard: Guard, sessions: Sequence[GuardedSession], tool: str) -> Right:
+def ask_at_once(guard: LimitedEnvironment, sessions: Sequence[LimitedSession], tool: str) -> Right:
     """Calls of all sessions side by side, as in a rollout."""
     return [right for _ in range(TURNS) for right in guard.map(partial(ask, tool=tool), sessions)]
 
 
-def ask_in_turn(sessions: Sequence[GuardedSession], tool: str) -> Right:
+def ask_in_turn(sessions: Sequence[LimitedSession], tool: str) -> Right:
     """The same calls one after the other."""
     return [ask(session, tool) for _ in range(TURNS) for session in sessions]
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from steptool.config import ToolBenchConfig, ToolsConfig
-from steptool.tools.environment import ToolResult
-from steptool.tools.guard import Guard
-from steptool.tools.responses import Responses, call_key
-from steptool.tools.toolbench.environment import open_toolbench
-from steptool.trajectory import Query, StepStatus, ToolCall
+from steptool.environments.base import ToolResult
+from steptool.environments.limits import LimitedEnvironment
+from steptool.environments.responses import Responses, call_key
+from steptool.environments.toolbench.environment import open_toolbench
+from steptool.records import Query, StepStatus, ToolCall
 
 RECORDED, HITS, ASKED, REPEATS = 50_000, 10_000, 500, 5
 NAME, ENDPOINT = "forecast_for_sky_watch", ("Weather", "sky_watch", "forecast")
@@ -95,7 +95,7 @@ def clock() -> np.ndarray:
 def asking(calls: Sequence[ToolCall], **settings: str) -> Iterator[Run]:
     """The calls in one session of our environment with such settings."""
     with closing(open_toolbench(ToolBenchConfig(**settings), ToolsConfig().timeout)) as environment:
-        session = Guard(environment, ToolsConfig()).reset(QUERY)
+        session = LimitedEnvironment(environment, ToolsConfig()).reset(QUERY)
         yield lambda: [session.call(call).observation for call in calls]
         session.close()
 

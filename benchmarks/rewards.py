@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from steptool.contracts import QUERIES, TRAJECTORIES, write_rows
-from steptool.records import query_row, trajectory_row
+from steptool.artifacts.contracts import QUERIES, TRAJECTORIES, write_rows
+from steptool.artifacts.rows import query_row, trajectory_row
+from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.rules import overlap
-from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 SAMPLE, FULL = 50_000, 1_000_000
 LIMIT_S, LIMIT_GIB = 600.0, 2.0

@@ -18,10 +18,10 @@ from transformers.utils import logging
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig
-from steptool.models import train_tokenizer
-from steptool.rollout.episodes import roll_out
-from steptool.tools.environment import Environment, Session, ToolResult
-from steptool.trajectory import Query, StepStatus, ToolCall, ToolSchema
+from steptool.environments.base import Environment, Session, ToolResult
+from steptool.models.load import train_tokenizer
+from steptool.policies.local import roll_out
+from steptool.records import Query, StepStatus, ToolCall, ToolSchema
 
 EPISODES, TURNS, NEW_TOKENS, CONTEXT = 64, 6, 24, 1024
 SENTENCE = "The parcel of order 17 left the warehouse in Lyon and waits for a courier who speaks with nobody. "

@@ -18,11 +18,11 @@ import numpy as np
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, SearchConfig
-from steptool.models import load_model, load_tokenizer, prepare_base
-from steptool.rollout.episodes import roll_out
-from steptool.rollout.search import search
-from steptool.tools.desk.tasks import DeskEnvironment, desk_queries
-from steptool.trajectory import Query, Trajectory
+from steptool.environments.desk.tasks import DeskEnvironment, desk_queries
+from steptool.models.load import load_model, load_tokenizer, prepare_base
+from steptool.policies.local import roll_out
+from steptool.policies.search import search
+from steptool.records import Query, Trajectory
 
 Played = Sequence[Trajectory]
 

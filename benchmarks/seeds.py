@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from steptool.contracts import EVALUATIONS, Row, read_rows
+from steptool.artifacts.contracts import EVALUATIONS, Row, read_rows
 from steptool.evaluation.compare import paired_bootstrap
 from steptool.evaluation.metrics import summarise
 

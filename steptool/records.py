@@ -1,121 +1,136 @@
-"""Between the domain types and the rows of the Parquet contracts."""
+"""The words that every layer speaks: queries, calls, steps and trajectories."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from steptool.contracts import QUERIES, TRAJECTORIES, Cost, Row, iter_rows, write_rows
-from steptool.trajectory import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+FINISH = "Finish"
+"""Name of the call that ends an episode: Finish(return_type, final_answer), as in ToolBench."""
 
-_text = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
-"""What json.dumps writes, in three quarters of its time."""
-
-
-def query_row(query: Query) -> Row:
-    """A query as a row of `queries`."""
-    return {
-        "query_id": query.query_id,
-        "split": query.split,
-        "environment": query.environment,
-        "instruction": query.instruction,
-        "tools": _text(query.tools),
-        "reference": _text(query.reference),
-        "source": query.source,
-        "tier": query.tier,
-        "max_steps": query.max_steps,
-    }
+Message = dict[str, Any]
+"""One chat message in OpenAI's form (role, content, tool_calls)."""
+ToolSchema = dict[str, Any]
+"""One tool in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}."""
 
 
-def query_from(row: Mapping[str, Any]) -> Query:
-    """A row of `queries` as a query."""
-    return Query(**{**row, "tools": tuple(json.loads(row["tools"])), "reference": json.loads(row["reference"])})
+class StopReason(StrEnum):
+    """Why an episode ended."""
+
+    FINISHED = "finished"
+    GAVE_UP = "gave_up"
+    STEP_LIMIT = "step_limit"
+    CONTEXT_LIMIT = "context_limit"
+    MALFORMED = "malformed"
+    REFUSED = "refused"
+    """The endpoint that plays would not go on: a filter of contents, a conversation that it does not take."""
 
 
-def trajectory_row(t: Trajectory) -> Row:
-    """A trajectory as a row of `trajectories`."""
-    return {
-        "trajectory_id": t.trajectory_id,
-        "query_id": t.query_id,
-        "environment": t.environment,
-        "tier": t.tier,
-        "policy": t.policy,
-        "round": t.round,
-        "sample": t.sample,
-        "temperature": t.temperature,
-        "messages": _text(list(t.messages)),
-        "input_ids": t.input_ids,
-        "spans": [{"start": start, "end": end} for start, end in t.spans],
-        "logprobs": t.logprobs,
-        "steps": [_step_row(s) for s in t.steps],
-        "stop_reason": str(t.stop_reason),
-        "final_answer": t.final_answer,
-        "solved": t.solved,
-        "seconds": t.seconds,
-        "abandoned_turns": t.abandoned_turns,
-        "abandoned_tokens": t.abandoned_tokens,
-    }
+class StepStatus(StrEnum):
+    """What became of one assistant step."""
+
+    OK = "ok"
+    """The tool ran and did not fail."""
+    TOOL_ERROR = "tool_error"
+    """The tool ran and reported an error."""
+    INVALID_ARGUMENTS = "invalid_arguments"
+    """The arguments do not satisfy the tool's JSON schema."""
+    UNKNOWN_TOOL = "unknown_tool"
+    """No such tool was offered."""
+    MALFORMED = "malformed"
+    """The text holds no call that can be read."""
+    FINISH = "finish"
+    """A well-formed Finish."""
 
 
-def _step_row(step: Step) -> Row:
-    return {
-        "call_name": step.call.name if step.call else None,
-        "call_arguments": _text(dict(step.call.arguments)) if step.call else None,
-        "status": str(step.status),
-        "observation": step.observation,
-    }
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of one tool with its parsed arguments."""
+
+    name: str
+    arguments: Mapping[str, Any]
 
 
-def trajectory_from(row: Mapping[str, Any]) -> Trajectory:
-    """A row of `trajectories` as a trajectory."""
-    return Trajectory(
-        **{
-            **row,
-            "messages": json.loads(row["messages"]),
-            "input_ids": np.asarray(row["input_ids"], dtype=np.int32),
-            "spans": [(s["start"], s["end"]) for s in row["spans"]],
-            "logprobs": np.asarray(row["logprobs"], dtype=np.float32),
-            "steps": [_step_from(s) for s in row["steps"]],
-            "stop_reason": StopReason(row["stop_reason"]),
-        }
-    )
+@dataclass(frozen=True)
+class Step:
+    """One assistant step: the call that was read from its tokens, what became of it, and what came back."""
+
+    call: ToolCall | None
+    status: StepStatus
+    observation: str
+    """Text returned to the model; empty for a Finish."""
 
 
-def _step_from(row: Mapping[str, Any]) -> Step:
-    call = None if row["call_name"] is None else ToolCall(row["call_name"], json.loads(row["call_arguments"]))
-    return Step(call, StepStatus(row["status"]), row["observation"])
+@dataclass(frozen=True)
+class Query:
+    """A task: an instruction, the tools that may be used, and what is known about its solution.
+
+    `reference` may hold "answer" (str), "calls" (list of {"name", "arguments"}) and "tools" (list of names);
+    an environment may keep more under its own name.
+    """
+
+    query_id: str
+    split: str
+    environment: str
+    instruction: str
+    tools: tuple[ToolSchema, ...]
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    tier: str = ""
+    """Group of difficulty or origin by which results are broken down."""
+    max_steps: int = 0
+    """Assistant steps allowed, Finish included; 0 leaves the limit to the rollout's configuration."""
 
 
-def read_queries(path: str | os.PathLike[str], split: str | None = None) -> list[Query]:
-    """Queries of a file, of one split if it is given. Raises ValueError if there is none."""
-    queries = [query_from(r) for r in iter_rows(path, QUERIES) if split is None or r["split"] == split]
-    if not queries:
-        raise ValueError(f"{path}: the split '{split}' is empty; every stage needs at least one query")
-    return queries
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode: exactly the tokens that were seen and sampled, and what they did.
 
+    `input_ids` [L] int32 holds prompt, assistant and observation tokens; `spans` gives [start, end) of each assistant
+    step within it (the end-of-turn token included); `logprobs` [sum(end - start)] float32 holds the behaviour
+    log-probabilities of the tokens inside the spans, packed end to end (natural log, at temperature 1).
+    """
 
-def write_queries(path: str | os.PathLike[str], queries: Iterable[Query], cost: Cost | None = None) -> Path:
-    """Write queries under their contract."""
-    return write_rows(path, map(query_row, queries), QUERIES, cost)
+    trajectory_id: str
+    query_id: str
+    environment: str
+    tier: str
+    policy: str
+    round: int
+    sample: int
+    temperature: float
+    messages: Sequence[Message]
+    input_ids: npt.NDArray[np.int32]
+    spans: Sequence[tuple[int, int]]
+    logprobs: npt.NDArray[np.float32]
+    steps: Sequence[Step]
+    stop_reason: StopReason
+    final_answer: str | None
+    solved: float | None
+    """The environment's own verdict in [0, 1]; None where the environment has none."""
+    seconds: float
+    """Wall-clock seconds from reset to stop (episodes of a batch overlap)."""
+    abandoned_turns: int = 0
+    """Turns sampled on other branches of the search that found this path; 0 for a chain."""
+    abandoned_tokens: int = 0
+    """Tokens sampled on other branches."""
 
+    @property
+    def action_tokens(self) -> int:
+        """Number of sampled tokens."""
+        return sum(end - start for start, end in self.spans)
 
-def read_trajectories(path: str | os.PathLike[str]) -> list[Trajectory]:
-    """Trajectories of a file."""
-    return list(iter_trajectories(path))
+    @property
+    def sampled_turns(self) -> int:
+        """Number of turns that the policy was asked for, those on other branches included."""
+        return len(self.steps) + self.abandoned_turns
 
-
-def iter_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
-    """Trajectories of a file, a few at a time in memory."""
-    return (trajectory_from(r) for r in iter_rows(path, TRAJECTORIES, batch_size=64))
-
-
-def write_trajectories(
-    path: str | os.PathLike[str], trajectories: Sequence[Trajectory], cost: Cost | None = None
-) -> Path:
-    """Write trajectories under their contract."""
-    return write_rows(path, map(trajectory_row, trajectories), TRAJECTORIES, cost)
+    @property
+    def sampled_tokens(self) -> int:
+        """Number of tokens sampled in all, those on other branches included: what the episode cost."""
+        return self.action_tokens + self.abandoned_tokens

@@ -1,9 +1,9 @@
 """Scores of every step."""
 
+from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config
-from steptool.progress import Stopwatch
-from tasks.artifacts import Parquet, local, scratch
-from tasks.stage import stage
+from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 @stage("annotate", cached=True)

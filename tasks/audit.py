@@ -7,12 +7,12 @@ from typing import NamedTuple
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.contracts import REWARDS, TRAJECTORIES, concat
+from steptool.artifacts.progress import say
 from steptool.config import Config
-from steptool.contracts import REWARDS, TRAJECTORIES, concat
-from steptool.places import at_hand, fetched
-from steptool.progress import say
-from tasks.artifacts import Parquet, local, local_all, scratch
-from tasks.stage import stage
+from steptool.storage.remote import fetched, localize
+from tasks.runtime.artifacts import Parquet, local, local_all, scratch
+from tasks.runtime.stage import stage
 
 REWARDS_FILE, PAGE, FIGURES = "rewards.parquet", "audit.html", "audit.json"
 
@@ -35,15 +35,15 @@ class Reviewed(NamedTuple):
 @stage("audit", cached=True)
 def audit(round: int, config: Config, queries: Parquet, trajectories: list[Parquet], rewards: list[Parquet]) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
-    from steptool.report import folder as names
+    from steptool.artifacts import layout as names
     from steptool.report.trust import rewards_page
-    from steptool.rewards.gate import check
     from steptool.rewards.review import review
+    from steptool.rewards.thresholds import check
 
     joined = scratch("joined")
     played = concat(local_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round))
     scored = concat(local_all(rewards), REWARDS, joined / names.of_round("rewards", round))
-    config = at_hand(config, scratch("fetched"), "rewards.audit.previous")
+    config = localize(config, scratch("fetched"), "rewards.audit.previous")
     found = review(local(queries), played, scored, config)
     Deck("rewards", rewards_page(found, f"The rewards of round {round + 1}"))
     check(found, config.rewards.audit, f"round {round + 1}")
@@ -55,12 +55,12 @@ def review_rewards(
     output: str, config: Config, queries: Parquet, trajectories: Parquet, rewards: Parquet, compare: str
 ) -> Reviewed:
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
-    from steptool.data.delivery import deliver
     from steptool.report.trust import rewards_page, sentences
     from steptool.rewards.review import review
+    from steptool.storage.delivery import deliver
 
     folder, scored = scratch("audit"), local(rewards)
-    config = at_hand(config, scratch("fetched"), "rewards.audit.previous")
+    config = localize(config, scratch("fetched"), "rewards.audit.previous")
     other = fetched(compare, scratch("compared")) if compare else None
     found = review(local(queries), local(trajectories), scored, config, other)
     html = rewards_page(found, f"The rewards by {found.annotator}")

@@ -9,11 +9,11 @@ from flytekit import Deck
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config
-from steptool.places import at_hand, fetched
-from steptool.progress import Stopwatch, Ticker, rate, say
-from tasks.artifacts import Parquet, local, scratch
-from tasks.stage import stage
+from steptool.storage.remote import fetched, localize
+from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 class Judged(NamedTuple):
@@ -40,14 +40,14 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
     What is played back has nothing to sample.
     """
     watch = Stopwatch("evaluate")
-    from steptool.contracts import EVALUATIONS, write_rows
+    from steptool.artifacts import layout as names
+    from steptool.artifacts.contracts import EVALUATIONS, write_rows
+    from steptool.artifacts.rows import write_trajectories
     from steptool.evaluation.metrics import evaluate
-    from steptool.models import EMBEDDED
-    from steptool.records import write_trajectories
-    from steptool.report import folder as names
-    from steptool.rollout.contestant import contestant, questions
+    from steptool.models.load import EMBEDDED
+    from steptool.policies.contestant import contestant, questions
 
-    config = at_hand(config, scratch("fetched"), "tools.toolbench.cache")
+    config = localize(config, scratch("fetched"), "tools.toolbench.cache")
     chosen, settings = config.evaluation.policies[policy], config.evaluation
     asked = questions(local(queries), local(demonstrations), settings)
     place = EMBEDDED if chosen.model == "embedded" else fetched(chosen.model, scratch("model"))
@@ -74,12 +74,12 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
 def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Judged:
     """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes."""
     watch = Stopwatch("judge")
-    from steptool.contracts import PREFERENCES, VERDICTS, write_rows
-    from steptool.evaluation.judging import asked, stored
-    from steptool.records import read_queries, read_trajectories
-    from steptool.report import folder as names
+    from steptool.artifacts import layout as names
+    from steptool.artifacts.contracts import PREFERENCES, VERDICTS, write_rows
+    from steptool.artifacts.rows import read_queries, read_trajectories
+    from steptool.judge.judging import asked, stored
 
-    files = at_hand(config, scratch("fetched"), "evaluation.verdicts").evaluation.verdicts
+    files = localize(config, scratch("fetched"), "evaluation.verdicts").evaluation.verdicts
     verdicts, preferences, counts = stored(files), [], {}
     if config.evaluation.judged:
         queries_by_id, episodes = {q.query_id: q for q in read_queries(local(queries))}, {}
@@ -106,9 +106,9 @@ def compared(
     preferences: Parquet,
 ) -> Compared:
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
-    from steptool.contracts import EVALUATIONS, PREFERENCES, VERDICTS, concat, read_costs, read_rows
+    from steptool.artifacts import layout as names
+    from steptool.artifacts.contracts import EVALUATIONS, PREFERENCES, VERDICTS, concat, read_costs, read_rows
     from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
-    from steptool.report import folder as names
     from steptool.report.account import account
     from steptool.report.evaluation_page import evaluation_page
     from steptool.report.viewer_file import Source, write_viewer

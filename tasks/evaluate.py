@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
+from steptool.artifacts.contracts import EVALUATIONS, write_rows
+from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config
-from steptool.contracts import EVALUATIONS, write_rows
-from steptool.places import at_hand
-from steptool.progress import Stopwatch, Ticker, rate, say
-from tasks.artifacts import Model, Parquet, local, scratch
-from tasks.stage import stage
+from steptool.storage.remote import localize
+from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 class Evaluated(NamedTuple):
@@ -22,11 +22,11 @@ class Evaluated(NamedTuple):
 def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Evaluated:
     """Play the held-out queries, greedily once and sampled as often as configured."""
     watch = Stopwatch("evaluate")
+    from steptool.artifacts.rows import read_queries, write_trajectories
     from steptool.evaluation.metrics import evaluate as measure
-    from steptool.records import read_queries, write_trajectories
-    from steptool.rollout.player import player
+    from steptool.policies.player import player
 
-    config = at_hand(config, scratch("fetched"), "tools.toolbench.cache")
+    config = localize(config, scratch("fetched"), "tools.toolbench.cache")
     asked = read_queries(local(queries), config.evaluation.split)
     rows, sampled = [], []
     with player(local(model), asked, local(demonstrations), config) as play:

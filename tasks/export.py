@@ -2,17 +2,17 @@
 
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.progress import say
 from steptool.data.export import Form
-from steptool.progress import say
-from tasks.artifacts import Parquet, local, scratch
-from tasks.stage import stage
+from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 @stage("export")
 def export_trajectories(trajectories: Parquet, queries: Parquet, form: Form, output: str) -> FlyteFile:
     """Write trajectories in a form and put the file into a folder or url."""
-    from steptool.data.delivery import deliver
     from steptool.data.export import export
+    from steptool.storage.delivery import deliver
 
     done = export(local(trajectories), local(queries), form, scratch("exported"))
     place = deliver(done.path, output, done.path.name)

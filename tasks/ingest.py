@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.history import count_rows, extend
+from steptool.artifacts.progress import Stopwatch, say
 from steptool.config import Config
-from steptool.history import count_rows, extend
-from steptool.places import at_hand
-from steptool.progress import Stopwatch, say
-from tasks.artifacts import Parquet, local, scratch
-from tasks.stage import stage
+from steptool.storage.remote import localize
+from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 class Ingested(NamedTuple):
@@ -40,8 +40,8 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
 
     Checks first that the run's folder can be written. Without training the folder is one for an evaluation.
     """
+    from steptool.artifacts.layout import EVALUATION_MARKS, MARKS, check_target
     from steptool.data.fingerprint import fingerprint as digest
-    from steptool.report.folder import EVALUATION_MARKS, MARKS, check_target
 
     check_target(output, MARKS if for_training else EVALUATION_MARKS)
     return digest(config)
@@ -57,7 +57,7 @@ def ingest(config: Config, sources: str, for_training: bool = True) -> Ingested:
     from steptool.data.ingest import ingest as read_source
 
     folder = scratch("ingested")
-    near = at_hand(config, scratch("fetched"), "data.paths", "data.recorded_answers")
+    near = localize(config, scratch("fetched"), "data.paths", "data.recorded_answers")
     found = read_source(near, folder, for_training)
     history = extend(None, count_rows("ingest", found.counts), [watch.cost()], folder / "history.parquet")
     told = [f"{name} {count}" for name, count in found.counts.items() if ":" not in name]
@@ -81,7 +81,7 @@ def deliver_ingested(
 ) -> Delivered:
     """Put what was read into a folder or url."""
     from steptool.data import ingest as names
-    from steptool.data.delivery import deliver
+    from steptool.storage.delivery import deliver
 
     return Delivered(
         Parquet(deliver(local(queries), output, names.QUERIES_FILE)),

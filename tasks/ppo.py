@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
+from steptool.artifacts.contracts import ADVANTAGES, METRICS, REWARDS, read_costs, read_rows, write_rows
+from steptool.artifacts.history import count_rows, extend, total_counts
+from steptool.artifacts.progress import Stopwatch, rate, say
 from steptool.config import Config
-from steptool.contracts import ADVANTAGES, METRICS, REWARDS, read_costs, read_rows, write_rows
-from steptool.history import count_rows, extend, total_counts
-from steptool.progress import Stopwatch, rate, say
-from tasks.artifacts import Model, Parquet, local, scratch
-from tasks.stage import stage
+from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 class Improved(NamedTuple):
@@ -30,12 +30,12 @@ def ppo(
 ) -> Improved:
     """Train the policy on its own episodes of this round."""
     watch = Stopwatch("ppo", round)
-    from steptool.lineage import sign
-    from steptool.records import read_trajectories
-    from steptool.report import folder as names
+    from steptool.artifacts import layout as names
+    from steptool.artifacts.lineage import sign
+    from steptool.artifacts.rows import read_trajectories
     from steptool.rewards.compose import provenance
     from steptool.training.improve import improve
-    from tasks.checkpoints import Checkpoints
+    from tasks.runtime.checkpoints import Checkpoints
 
     told, folder = scratch("told"), scratch("policy")
     played, scored, before = local(trajectories), local(rewards), read_rows(local(history), METRICS)

@@ -9,12 +9,12 @@ import yaml
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.contracts import EVALUATIONS, concat, read_costs
+from steptool.artifacts.history import extend
+from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config
-from steptool.contracts import EVALUATIONS, concat, read_costs
-from steptool.history import extend
-from steptool.progress import Stopwatch
-from tasks.artifacts import Model, Parquet, local, local_all, scratch
-from tasks.stage import stage
+from tasks.runtime.artifacts import Model, Parquet, local, local_all, scratch
+from tasks.runtime.stage import stage
 
 
 class Evidence(NamedTuple):
@@ -50,7 +50,7 @@ def report(
     `evaluation_trajectories` and `evaluation_rewards`: by model and decoding, as in steptool_greedy.
     """
     watch = Stopwatch("report")
-    from steptool.report import folder as names
+    from steptool.artifacts import layout as names
     from steptool.report.page import build_report
     from steptool.report.reading import read_run
     from steptool.report.summary import summary, table

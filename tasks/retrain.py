@@ -10,13 +10,13 @@ from flytekit import Deck
 from flytekit.types.error import FlyteError
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.progress import say
 from steptool.config import Config
-from steptool.progress import say
-from steptool.retraining.ending import Decision, Ending, Result
-from steptool.retraining.night import Night, plan, run_id
-from tasks.artifacts import Model, Parquet, local, scratch
-from tasks.stage import stage
-from tasks.version import code_version
+from steptool.retraining.outcome import Decision, Result, RunOutcome
+from steptool.retraining.plan import RetrainingPlan, plan, run_id
+from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.stage import stage
+from tasks.runtime.version import code_version
 
 
 class Outcome(NamedTuple):
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 
 
 @stage("look")
-def look(config: Config, registry: str, kickoff: datetime, force: bool) -> Night:
+def look(config: Config, registry: str, kickoff: datetime, force: bool) -> RetrainingPlan:
     """See what is new and who is in service."""
     from steptool.registry import Registry
 
@@ -39,12 +39,13 @@ def look(config: Config, registry: str, kickoff: datetime, force: bool) -> Night
 
 
 @stage("decide")
-def decide(config: Config, registry: str, night: Night, rows: Parquet, queries: Parquet) -> Decision:
+def decide(config: Config, registry: str, night: RetrainingPlan, rows: Parquet, queries: Parquet) -> Decision:
     """Judge the challenger by the rule."""
-    from steptool.contracts import EVALUATIONS, read_rows
-    from steptool.records import read_queries
+    from steptool.artifacts.contracts import EVALUATIONS, read_rows
+    from steptool.artifacts.rows import read_queries
     from steptool.registry import Registry
-    from steptool.retraining import exposure, gate
+    from steptool.retraining import contamination as exposure
+    from steptool.retraining import gate
     from steptool.retraining.categories import categories
 
     asked = read_queries(local(queries), config.evaluation.split)
@@ -64,18 +65,18 @@ def decide(config: Config, registry: str, night: Night, rows: Parquet, queries: 
 def promote(
     config: Config,
     registry: str,
-    night: Night,
+    night: RetrainingPlan,
     decision: Decision,
     approved: bool,
     model: Model,
     rows: Parquet,
     queries: Parquet,
-) -> Ending:
+) -> RunOutcome:
     """Publish the challenger and put it in service, if nothing speaks against it."""
-    from steptool.contracts import EVALUATIONS, read_rows
-    from steptool.records import read_queries
+    from steptool.artifacts.contracts import EVALUATIONS, read_rows
+    from steptool.artifacts.rows import read_queries
     from steptool.registry import Registry
-    from steptool.retraining import exposure
+    from steptool.retraining import contamination as exposure
     from steptool.retraining.promotion import described, settle
 
     opened, folder = Registry(registry), scratch("challenger")
@@ -87,12 +88,12 @@ def promote(
 
 
 @stage("tell")
-def tell(registry: str, output: str, night: Night, ending: Ending, training: str) -> Outcome:
+def tell(registry: str, output: str, night: RetrainingPlan, ending: RunOutcome, training: str) -> Outcome:
     """Write the page of the run, and the run into the registry."""
-    from steptool.data.delivery import deliver
     from steptool.registry import Registry
     from steptool.report.retraining_page import PAGE, retraining_page
     from steptool.retraining.record import document
+    from steptool.storage.delivery import deliver
 
     page = scratch("told") / PAGE
     page.write_text(retraining_page(night, ending, training), encoding="utf-8")

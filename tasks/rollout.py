@@ -1,21 +1,21 @@
 """Episodes of the current policy."""
 
+from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config
-from steptool.places import at_hand
-from steptool.progress import Stopwatch, Ticker, rate, say
-from tasks.artifacts import Model, Parquet, local, scratch
-from tasks.stage import stage
+from steptool.storage.remote import localize
+from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 @stage("rollout", cached=True)
 def rollout(shard: int, round: int, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Parquet:
     """Sample a shard of a round's episodes."""
     watch = Stopwatch("rollout", round)
-    from steptool.records import write_trajectories
-    from steptool.rollout.player import player
-    from steptool.schedule import round_queries
+    from steptool.artifacts.rows import write_trajectories
+    from steptool.policies.player import player
+    from steptool.rollout.schedule import round_queries
 
-    config = at_hand(config, scratch("fetched"), "tools.toolbench.cache")
+    config = localize(config, scratch("fetched"), "tools.toolbench.cache")
     asked = round_queries(local(queries), config, round, shard)
     ticker = Ticker("rollout", len(asked), "episodes")
     with player(local(model), asked, local(demonstrations), config) as play:

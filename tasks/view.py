@@ -4,9 +4,9 @@ import os
 
 from flytekit.types.file import FlyteFile
 
-from steptool.progress import say
-from tasks.artifacts import Parquet, local, scratch
-from tasks.stage import stage
+from steptool.artifacts.progress import say
+from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 @stage("view")
@@ -22,8 +22,8 @@ def write_page(
     output: str,
 ) -> FlyteFile:
     """Write the viewer for one set of trajectories, or for two beside each other, and put it in place."""
-    from steptool.data.delivery import deliver
     from steptool.report.viewer_file import Source, write_viewer
+    from steptool.storage.delivery import deliver
 
     given = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
     sources = [Source(local(t), r and local(r), a and local(a)) for t, r, a in given if t]

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
+from steptool.artifacts.contracts import read_costs
+from steptool.artifacts.history import count_rows, extend
+from steptool.artifacts.progress import Stopwatch, Ticker, say
 from steptool.config import Config
-from steptool.contracts import read_costs
-from steptool.history import count_rows, extend
-from steptool.places import at_hand
-from steptool.progress import Stopwatch, Ticker, say
-from tasks.artifacts import Model, Parquet, local, scratch
-from tasks.stage import stage
+from steptool.storage.remote import localize
+from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.stage import stage
 
 
 class Prepared(NamedTuple):
@@ -30,15 +30,15 @@ class WarmStarted(NamedTuple):
 def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: Parquet) -> Prepared:
     """Put the base model in place and check that every prompt fits its context."""
     watch = Stopwatch("prepare")
+    from steptool.artifacts.lineage import sign
+    from steptool.artifacts.rows import read_queries, read_trajectories, write_queries
     from steptool.chat.codec import ChatCodec
-    from steptool.corpus import fitting, texts
-    from steptool.lineage import sign
-    from steptool.models import load_tokenizer, prepare_base
-    from steptool.records import read_queries, read_trajectories, write_queries
+    from steptool.models.load import load_tokenizer, prepare_base
+    from steptool.training.demonstrations import fitting, texts
 
     folder = scratch("base")
     asked = read_queries(local(queries))
-    chosen = at_hand(config, scratch("fetched"), "policy.base").policy
+    chosen = localize(config, scratch("fetched"), "policy.base").policy
     base = prepare_base(chosen, texts(asked, read_trajectories(local(demonstrations))), config.seed, folder)
     sign(base, None, "base", [], note=config.policy.base)
     kept = fitting(asked, ChatCodec(load_tokenizer(base), config.policy.chat_format), config)
@@ -53,13 +53,13 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: 
 def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Parquet, history: Parquet) -> WarmStarted:
     """Fine-tune the base model on the demonstrations."""
     watch = Stopwatch("warm_start")
+    from steptool.artifacts.lineage import sign
+    from steptool.artifacts.rows import read_queries, read_trajectories
     from steptool.chat.codec import ChatCodec
-    from steptool.corpus import lessons, tokens_seen
-    from steptool.lineage import sign
-    from steptool.models import load_tokenizer
-    from steptool.records import read_queries, read_trajectories
+    from steptool.models.load import load_tokenizer
+    from steptool.training.demonstrations import lessons, tokens_seen
     from steptool.training.warm_start import warm_start as fine_tune
-    from tasks.checkpoints import Checkpoints
+    from tasks.runtime.checkpoints import Checkpoints
 
     start, folder = local(base), scratch("warm_start")
     shown = read_trajectories(local(demonstrations))

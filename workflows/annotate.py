@@ -8,8 +8,8 @@ from flytekit import workflow
 
 from steptool.config import Config
 from tasks.annotate import annotate as score
-from tasks.artifacts import Parquet
 from tasks.audit import Reviewed, review_rewards
+from tasks.runtime.artifacts import Parquet
 
 
 @workflow

@@ -9,10 +9,10 @@ from flytekit import map_task, workflow
 from flytekit.types.directory import FlyteDirectory
 
 from steptool.config import Config
-from tasks.artifacts import Parquet
 from tasks.contest import Compared, compared, contest, judge
 from tasks.ingest import fingerprint, ingest
-from tasks.stage import stage
+from tasks.runtime.artifacts import Parquet
+from tasks.runtime.stage import stage
 
 
 @stage("contests", dynamic=True)

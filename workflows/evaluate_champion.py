@@ -10,7 +10,7 @@ from flytekit import workflow
 
 from steptool.config import Config
 from tasks.contest import Compared
-from tasks.stage import stage
+from tasks.runtime.stage import stage
 from workflows.evaluate import evaluate
 
 

@@ -8,8 +8,8 @@ from flytekit import workflow
 from flytekit.types.file import FlyteFile
 
 from steptool.data.export import Form
-from tasks.artifacts import Parquet
 from tasks.export import export_trajectories
+from tasks.runtime.artifacts import Parquet
 
 
 @workflow

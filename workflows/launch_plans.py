@@ -9,7 +9,7 @@ from flytekit.models.concurrency import ConcurrencyPolicy
 from flytekit.models.core.execution import WorkflowExecutionPhase
 
 from steptool.config import load_config
-from tasks.profile import ROOT, LaunchPlans, Recipients, profile
+from tasks.runtime.profile import ROOT, LaunchPlans, Recipients, profile
 from workflows.evaluate_champion import evaluate_champion
 from workflows.retrain import retrain
 

@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 from flytekit import wait_for_input, workflow
 
 from steptool.config import Config
-from steptool.retraining.ending import Decision
-from steptool.retraining.night import Night
+from steptool.retraining.outcome import Decision
+from steptool.retraining.plan import RetrainingPlan
 from tasks.retrain import Outcome, decide, look, promote, record_failure, tell
-from tasks.stage import stage
+from tasks.runtime.stage import stage
 from workflows.train import train
 
 # flytekit names the option of a boolean input twice, and click warns its user of it.
@@ -29,7 +29,7 @@ def approval(decision: Decision, hours: float) -> bool:
 
 
 @stage("challenge", dynamic=True)
-def challenge(config: Config, registry: str, output: str, night: Night) -> Outcome:
+def challenge(config: Config, registry: str, output: str, night: RetrainingPlan) -> Outcome:
     """Train a challenger where there is anything new, and let it take over if the rule and the person agree."""
     if not night.due:
         return tell(registry=registry, output=output, night=night, ending=night.skipped(), training="")

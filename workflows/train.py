@@ -10,14 +10,14 @@ from flytekit import map_task, workflow
 
 from steptool.config import Config
 from tasks.annotate import annotate
-from tasks.artifacts import Model, Parquet
 from tasks.audit import audit
 from tasks.evaluate import evaluate
 from tasks.ingest import fingerprint, ingest
 from tasks.ppo import ppo
 from tasks.report import Evidence, report
 from tasks.rollout import rollout
-from tasks.stage import stage
+from tasks.runtime.artifacts import Model, Parquet
+from tasks.runtime.stage import stage
 from tasks.warm_start import prepare, warm_start
 
 

@@ -8,7 +8,7 @@ pyflyte run workflows/view.py view --queries runs/demo/queries.parquet --output 
 from flytekit import workflow
 from flytekit.types.file import FlyteFile
 
-from tasks.artifacts import Parquet
+from tasks.runtime.artifacts import Parquet
 from tasks.view import write_page
 
 

@@ -11,10 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from steptool.tools.desk.expert import Expert
-from steptool.tools.desk.goals import PROCEDURES
-from steptool.tools.desk.tasks import draw_query
-from steptool.trajectory import Query, Trajectory
+from steptool.environments.desk.expert import Expert
+from steptool.environments.desk.goals import PROCEDURES
+from steptool.environments.desk.tasks import draw_query
+from steptool.records import Query, Trajectory
 
 _PATIENCE = 8
 """Attempts at getting a task wrong."""

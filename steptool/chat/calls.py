@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from steptool.trajectory import ToolCall
+from steptool.records import ToolCall
 
 _FIELDS = {"name", "arguments", "parameters", "type"}
 

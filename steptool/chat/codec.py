@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 from steptool.chat import plain
 from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT, ChatFormat, Format, ParsedTurn
 from steptool.chat.messages import call_message, calls_of, text_of, tool_message
-from steptool.trajectory import Message, ToolCall, ToolSchema
+from steptool.records import Message, ToolCall, ToolSchema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steptool.trajectory import FINISH, ToolSchema
+from steptool.records import FINISH, ToolSchema
 
 GIVE_ANSWER = "give_answer"
 GIVE_UP = "give_up_and_restart"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from steptool.chat.calls import read_call, read_first_json, read_json, write_json
-from steptool.trajectory import ToolCall
+from steptool.records import ToolCall
 
 CALL_OPEN = "<tool_call>"
 CALL_CLOSE = "</tool_call>"

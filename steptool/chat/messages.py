@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from steptool.chat.calls import read_call, read_json, write_json
-from steptool.trajectory import Message, ToolCall
+from steptool.records import Message, ToolCall
 
 NO_CALL = "error"
 """Name under which the answer to a turn without a call is told."""

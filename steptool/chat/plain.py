@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from steptool.chat.calls import write_json
 from steptool.chat.formats import Format
 from steptool.chat.messages import NO_CALL, call_message, calls_of, one_call_per_turn, text_of, tool_message
-from steptool.trajectory import Message, ToolSchema
+from steptool.records import Message, ToolSchema
 
 _ESCAPE = "\\"
 _GAP = "\n\n"

@@ -16,9 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from steptool.contracts import JSON_LIST, QUERIES, TRAJECTORIES, Contract, Row, iter_rows, write_rows
-from steptool.data.scratch import scratch_database
-from steptool.trajectory import Message
+from steptool.artifacts.contracts import JSON_LIST, QUERIES, TRAJECTORIES, Contract, Row, iter_rows, write_rows
+from steptool.records import Message
+from steptool.storage.scratch import scratch_database
 
 UNSURE = 0.5
 """A verdict above it is solved, one below it is not."""

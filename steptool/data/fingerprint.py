@@ -6,8 +6,8 @@ import hashlib
 import json
 
 from steptool.config import Config
-from steptool.data.sources import sources
-from steptool.places import mark, named
+from steptool.data.files import sources
+from steptool.storage.remote import mark, named
 
 
 def fingerprint(config: Config) -> str:

@@ -11,20 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from steptool.artifacts.contracts import QUERIES, REWARDS, TRAJECTORIES, Cost, Row, write_rows
+from steptool.artifacts.rows import query_from, query_row, trajectory_row
 from steptool.config import Config
-from steptool.contracts import QUERIES, REWARDS, TRAJECTORIES, Cost, Row, write_rows
-from steptool.data.answers import Answer, answer_query
-from steptool.data.intake import IngestError, Ledger
-from steptool.data.offers import Offers
-from steptool.data.own_tasks import read_tasks
-from steptool.data.played import played
+from steptool.data.files import narrowed
+from steptool.data.intake import IngestError, IngestLog
 from steptool.data.pool import Pool
-from steptool.data.recorded import read_answers
-from steptool.data.sources import narrowed
+from steptool.data.reference_solutions import played
+from steptool.data.sources.answers import Answer, answer_query
+from steptool.data.sources.own_tasks import read_tasks
+from steptool.data.sources.recorded import read_answers
+from steptool.data.sources.toolbench import read_instructions
 from steptool.data.splits import SPLITS, check_splits
-from steptool.data.toolbench import read_instructions
-from steptool.records import query_from, query_row, trajectory_row
-from steptool.trajectory import Query
+from steptool.data.tool_catalog import ToolCatalog
+from steptool.records import Query
 
 QUERIES_FILE = "queries.parquet"
 DEMONSTRATIONS_FILE = "demonstrations.parquet"
@@ -72,7 +72,7 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> In
             "evaluation.split is all: a model that is trained here is measured on heldout or validation queries only; "
             "all is for workflows/evaluate.py"
         )
-    started, out, ledger = time.perf_counter(), Path(out_dir).absolute(), Ledger()
+    started, out, ledger = time.perf_counter(), Path(out_dir).absolute(), IngestLog()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ingest-", dir=out.parent) as folder, Pool(Path(folder)) as pool:
         material = _desk(config, ledger) if config.data.source == "desk" else _files(config, pool, ledger)
@@ -90,9 +90,9 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> In
     return Ingested(queries, demonstrations, rewards, quarantine, out / COUNTS_FILE, counts)
 
 
-def _desk(config: Config, ledger: Ledger) -> _Material:
-    from steptool.tools.desk.expert import desk_demonstrations
-    from steptool.tools.desk.tasks import desk_queries
+def _desk(config: Config, ledger: IngestLog) -> _Material:
+    from steptool.environments.desk.expert import desk_demonstrations
+    from steptool.environments.desk.tasks import desk_queries
 
     queries = desk_queries(config)
     demonstrations = desk_demonstrations(config, queries)
@@ -103,8 +103,8 @@ def _desk(config: Config, ledger: Ledger) -> _Material:
     return _Material(splits, map(query_row, queries), map(trajectory_row, demonstrations))
 
 
-def _files(config: Config, pool: Pool, ledger: Ledger) -> _Material:
-    offers = Offers(config)
+def _files(config: Config, pool: Pool, ledger: IngestLog) -> _Material:
+    offers = ToolCatalog(config)
     for query in _tasks(config, offers, ledger):
         pool.add_query(query)
     for answer in _answers(config, offers, ledger):
@@ -120,17 +120,17 @@ def _files(config: Config, pool: Pool, ledger: Ledger) -> _Material:
     return _Material(splits, pool.query_rows(), map(trajectory_row, shown), pool.reward_rows())
 
 
-def _first(config: Config, offers: Offers) -> Iterator[str]:
+def _first(config: Config, offers: ToolCatalog) -> Iterator[str]:
     """Texts of the tasks and recordings in the files that `data.first` names."""
     if not config.data.first:
         return
     few = config.model_copy(update={"data": narrowed(config.data)})
     if few.data.paths and config.data.source != "recorded":
-        yield from (query.instruction for query in _tasks(few, offers, Ledger()))
-    yield from (answer.query for answer in _answers(few, offers, Ledger()))
+        yield from (query.instruction for query in _tasks(few, offers, IngestLog()))
+    yield from (answer.query for answer in _answers(few, offers, IngestLog()))
 
 
-def _tasks(config: Config, offers: Offers, ledger: Ledger) -> Iterator[Query]:
+def _tasks(config: Config, offers: ToolCatalog, ledger: IngestLog) -> Iterator[Query]:
     """Tasks of the source, apart from those of recordings."""
     data = config.data
     if data.source == "bfcl":
@@ -145,15 +145,15 @@ def _tasks(config: Config, offers: Offers, ledger: Ledger) -> Iterator[Query]:
             yield replace(query, environment=offers.environment())
 
 
-def _bfcl(ledger: Ledger) -> list[Query]:
-    from steptool.tools.bfcl.tasks import bfcl_queries
+def _bfcl(ledger: IngestLog) -> list[Query]:
+    from steptool.environments.bfcl.tasks import bfcl_queries
 
     queries = bfcl_queries()
     ledger.count("queries read", len(queries))
     return queries
 
 
-def _answers(config: Config, offers: Offers, ledger: Ledger) -> Iterator[Answer]:
+def _answers(config: Config, offers: ToolCatalog, ledger: IngestLog) -> Iterator[Answer]:
     data = config.data
     if data.source == "recorded":
         yield from read_answers(data.paths, "data.paths", offers.tools, ledger)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from steptool.contracts import Row
+from steptool.artifacts.contracts import Row
 
 _IN_MEMORY = 1 << 20
 """Bytes of records set aside that are held in memory; more go to a temporary file."""
@@ -52,7 +52,7 @@ class Record:
         return str(self.file) if self.row is None else f"{self.file}, row {self.row}"
 
 
-class Ledger:
+class IngestLog:
     """Counts of what went through, and the records that did not, each with its reason."""
 
     def __init__(self) -> None:

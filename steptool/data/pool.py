@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from steptool.artifacts.contracts import Row
+from steptool.artifacts.rows import query_row
 from steptool.config import DataConfig
-from steptool.contracts import Row
-from steptool.data.answers import Answer, Turn, demonstration, recorded_id, reward_rows
-from steptool.data.intake import IngestError, Ledger
-from steptool.data.scratch import scratch_database
+from steptool.data.intake import IngestError, IngestLog
+from steptool.data.sources.answers import Answer, Turn, demonstration, recorded_id, reward_rows
 from steptool.data.splits import digest, drawn, limits, text_key
-from steptool.records import query_row
-from steptool.trajectory import Query, Trajectory
+from steptool.records import Query, Trajectory
+from steptool.storage.scratch import scratch_database
 
 _TABLES = """
 CREATE TABLE queries (row INTEGER PRIMARY KEY, query_id TEXT NOT NULL UNIQUE, split TEXT NOT NULL,
@@ -107,7 +107,7 @@ class Pool:
         """Keep the queries of this text before others, and put them before others; their split stays what it is."""
         self._db.execute("INSERT OR IGNORE INTO preferred VALUES (?)", (digest(text_key(text)),))
 
-    def draw(self, data: DataConfig, ledger: Ledger) -> dict[str, int]:
+    def draw(self, data: DataConfig, ledger: IngestLog) -> dict[str, int]:
         """Decide what is kept, and count what is not: the number of queries kept of each split.
 
         A query without a split gets that of its family if one is given there, else one drawn by the hash of the text,
@@ -141,7 +141,7 @@ class Pool:
                 "splits; what is held out must not be trained on"
             )
 
-    def _match(self, ledger: Ledger) -> None:
+    def _match(self, ledger: IngestLog) -> None:
         self._db.execute(_MATCH)
         matched = self._count("SELECT count(*) FROM samples")
         ledger.count("demonstrations kept", matched)

@@ -12,7 +12,7 @@ from json import JSONDecoder
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from steptool.data.intake import IngestError, Ledger, Record, UnusableError, mended, parse_json
+from steptool.data.intake import IngestError, IngestLog, Record, UnusableError, mended, parse_json
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 RECORD_LIMIT = 1 << 26
@@ -72,7 +72,7 @@ def _saved(state: Path) -> list[str]:
         raise IngestError(f"{state}: expected the names of a saved dataset's files ({error!r})") from None
 
 
-def read(found: Iterable[Path], parse: Callable[[Record], T], kind: str, ledger: Ledger) -> Iterator[T]:
+def read(found: Iterable[Path], parse: Callable[[Record], T], kind: str, ledger: IngestLog) -> Iterator[T]:
     """What `parse` makes of the records of a kind. Those it refuses, and what cannot be read, are set aside."""
     for record in chain.from_iterable(map(records, found)):
         if record.fault and record.row is None:

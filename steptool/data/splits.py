@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 
 from steptool.config import DataConfig
-from steptool.data.intake import IngestError, Ledger
+from steptool.data.intake import IngestError, IngestLog
 
 SPLITS = ("train", "validation", "heldout")
 
@@ -36,7 +36,7 @@ def drawn(text: bytes, sizes: Mapping[str, int]) -> str:
     return SPLITS[-1]
 
 
-def check_splits(counts: Mapping[str, int], wanted: int, where: str, ledger: Ledger) -> None:
+def check_splits(counts: Mapping[str, int], wanted: int, where: str, ledger: IngestLog) -> None:
     """Raise IngestError if fewer than `wanted` of the splits have a query."""
     numbers = {split: counts.get(split, 0) for split in SPLITS}
     empty = [split for split, number in numbers.items() if not number]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from steptool.contracts import Row
+from steptool.artifacts.contracts import Row
 from steptool.evaluation.bootstrap import MEASURES, interval, per_query, resamples
+from steptool.records import Query, Step, StepStatus, Trajectory
 from steptool.rewards.rules import is_solved
-from steptool.trajectory import Query, Step, StepStatus, Trajectory
 
 if TYPE_CHECKING:  # it brings the models, and with them seconds of imports
-    from steptool.rollout.remote import Spent
+    from steptool.policies.endpoint import Spent
 
 ALL = "all"
 """Name of the group that holds every query."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from steptool.contracts import Row
+from steptool.artifacts.contracts import Row
 from steptool.evaluation.bootstrap import MEASURES, per_query
 from steptool.evaluation.compare import Comparison, compare
 from steptool.evaluation.cost import cost_per_solved
-from steptool.evaluation.judged import WinRate, judged_pass_rate, unanswered, win_rates
 from steptool.evaluation.metrics import groups, wilson
 from steptool.evaluation.sampled import over_tries
 from steptool.evaluation.words import conclusion, points, probability
+from steptool.judge.rates import WinRate, judged_pass_rate, unanswered, win_rates
 
 MAIN = "greedy"
 """The way of decoding that models are compared by."""

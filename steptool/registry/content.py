@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from steptool.lineage import CARD, sha256
+from steptool.artifacts.lineage import CARD, sha256
 from steptool.registry.documents import StoredFile
 from steptool.registry.errors import RegistryError
 

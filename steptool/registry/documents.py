@@ -65,7 +65,7 @@ class Version(Document):
     """SHA-256 over names and contents of the folder that was published."""
     metadata: dict[str, Any]
     lineage: list[dict[str, Any]]
-    """The stages behind the model, first to last (steptool.lineage)."""
+    """The stages behind the model, first to last (steptool.artifacts.lineage)."""
     files: dict[str, StoredFile]
     """Every file of the version by its path below the version's folder."""
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from steptool import lineage
+from steptool.artifacts import lineage
 from steptool.registry.content import MODEL, Content
 from steptool.registry.documents import Champion, Claim, Document, Metadata, Version, version_id
 from steptool.registry.errors import Conflict, RegistryError

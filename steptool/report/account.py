@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from steptool.contracts import Cost
-from steptool.history import total_counts
+from steptool.artifacts.contracts import Cost
+from steptool.artifacts.history import total_counts
 
 _LABELS = {
     "requests": "requests answered",
@@ -19,7 +19,7 @@ _LABELS = {
     "completion_tokens": "tokens written",
     "money": "money, at the configured prices",
 }
-"""The counts of steptool.rewards.votes in the order of the table."""
+"""The counts of steptool.judge.votes in the order of the table."""
 
 
 @dataclass(frozen=True)

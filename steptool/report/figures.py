@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steptool.contracts import Row
+from steptool.artifacts.contracts import Row
 from steptool.evaluation.metrics import wilson
 from steptool.evaluation.words import points
 from steptool.report.charts import (

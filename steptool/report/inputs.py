@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from steptool.contracts import Cost, Row
+from steptool.artifacts.contracts import Cost, Row
+from steptool.records import Query, StepStatus, Trajectory
 from steptool.rewards.audit import Audit
-from steptool.trajectory import Query, StepStatus, Trajectory
 
 Rewards = npt.NDArray[np.floating[Any]]
 """Composed rewards of the steps of one trajectory, [T]."""

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from steptool.contracts import REWARDS, Row, write_rows
-from steptool.records import iter_trajectories
+from steptool.artifacts.contracts import REWARDS, Row, write_rows
+from steptool.artifacts.rows import iter_trajectories
+from steptool.judge.human import LabelError, label_rows, read_labels, sheet, write_sheet
+from steptool.records import Trajectory
 from steptool.report.assets import asset, templates
 from steptool.report.viewer import embed
-from steptool.rewards.people import LabelError, label_rows, read_labels, sheet, write_sheet
 from steptool.rewards.stream import QueryTable
-from steptool.trajectory import Trajectory
 
 FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from steptool.contracts import Cost, Row
+from steptool.artifacts.contracts import Cost, Row
 from steptool.evaluation.words import points, probability
 from steptool.report import figures, trust
 from steptool.report.account import account

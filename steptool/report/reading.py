@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from steptool import lineage
+from steptool.artifacts import layout as names
+from steptool.artifacts import lineage
+from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Row, read_costs, read_rows
+from steptool.artifacts.history import counts_of
+from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import Config, load_config
-from steptool.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Row, read_costs, read_rows
-from steptool.history import counts_of
-from steptool.records import read_queries, read_trajectories
-from steptool.report import folder as names
+from steptool.records import Query
 from steptool.report.inputs import (
     Episode,
     Example,
@@ -25,7 +26,6 @@ from steptool.rewards.audit import Audit
 from steptool.rewards.review import review
 from steptool.rewards.running import RunningScale
 from steptool.rewards.step_rewards import step_rewards
-from steptool.trajectory import Query
 
 PAIRS = 8
 """Tasks of each tier that are shown before and after training."""

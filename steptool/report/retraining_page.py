@@ -7,8 +7,8 @@ from markupsafe import Markup
 from steptool.evaluation.words import points
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, differences
-from steptool.retraining.ending import Decision, Ending, Result
-from steptool.retraining.night import Night
+from steptool.retraining.outcome import Decision, Result, RunOutcome
+from steptool.retraining.plan import RetrainingPlan
 
 PAGE = "retraining.html"
 _SHOWN = 100
@@ -20,7 +20,7 @@ _HEADLINES = {
 }
 
 
-def retraining_page(night: Night, ending: Ending, training: str) -> str:
+def retraining_page(night: RetrainingPlan, ending: RunOutcome, training: str) -> str:
     """One HTML file without a network. `training`: place of the report of the training; empty: there was none."""
     return (
         templates()

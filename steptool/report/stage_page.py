@@ -14,7 +14,7 @@ import yaml
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from steptool.contracts import (
+from steptool.artifacts.contracts import (
     ADVANTAGES,
     EVALUATIONS,
     METRICS,

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steptool.artifacts.contracts import Row
 from steptool.config import RewardConfig
-from steptool.contracts import Row
+from steptool.records import Step, Trajectory
 from steptool.report.inputs import Episode
 from steptool.rewards.compose import compose
-from steptool.trajectory import Step, Trajectory
 
 LONGEST = 6000
 """Characters of an observation that a page keeps."""

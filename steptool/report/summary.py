@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steptool.contracts import Cost, Row
+from steptool.artifacts.contracts import Cost, Row
 from steptool.evaluation.bootstrap import MEASURES, per_query
 from steptool.evaluation.compare import Comparison, Difference, corrected, paired_bootstrap, permutation_p
 from steptool.evaluation.metrics import ALL, wilson

@@ -20,13 +20,22 @@ from typing import Any
 
 from markupsafe import Markup
 
+from steptool.artifacts.contracts import (
+    ADVANTAGES,
+    EVALUATIONS,
+    QUERIES,
+    REWARDS,
+    TRAJECTORIES,
+    Contract,
+    Row,
+    iter_rows,
+)
+from steptool.artifacts.rows import trajectory_from
 from steptool.config import RewardConfig
-from steptool.contracts import ADVANTAGES, EVALUATIONS, QUERIES, REWARDS, TRAJECTORIES, Contract, Row, iter_rows
-from steptool.records import trajectory_from
+from steptool.records import FINISH, StepStatus
 from steptool.report.assets import asset, templates
 from steptool.report.inputs import Episode
 from steptool.report.steps import episode_data, finite
-from steptool.trajectory import FINISH, StepStatus
 
 CHUNK = 300_000
 """Characters of JSON that are compressed together: the browser decodes that much to show one trajectory."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from steptool.tools.toolbench.naming import endpoints
-from steptool.trajectory import Query
+from steptool.environments.toolbench.naming import endpoints
+from steptool.records import Query
 
 
 def categories(query: Query) -> tuple[str, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from steptool.artifacts.contracts import Row
 from steptool.config import PromotionConfig
-from steptool.contracts import Row
 from steptool.evaluation.compare import LEVEL, Difference, paired_bootstrap, permutation_p
 from steptool.evaluation.table import MAIN
 from steptool.evaluation.words import points, probability
-from steptool.retraining.ending import Criterion, Decision
+from steptool.retraining.outcome import Criterion, Decision
 
 CHAMPION, CHALLENGER = "base", "steptool"
 """Names of the two models in `evaluations`: training starts from the champion."""

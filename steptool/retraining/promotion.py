@@ -6,39 +6,44 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steptool.artifacts.contracts import Row
 from steptool.config import Config
-from steptool.contracts import Row
 from steptool.evaluation.bootstrap import per_query
 from steptool.evaluation.metrics import wilson
 from steptool.evaluation.table import MAIN
 from steptool.registry import Conflict, Registry
-from steptool.retraining.ending import Decision, Ending, Result
 from steptool.retraining.gate import CHALLENGER, CHAMPION
-from steptool.retraining.night import Night
+from steptool.retraining.outcome import Decision, Result, RunOutcome
+from steptool.retraining.plan import RetrainingPlan
 
 
 def settle(
-    registry: Registry, night: Night, decision: Decision, approved: bool, model: Path, metadata: Mapping[str, Any]
-) -> Ending:
+    registry: Registry,
+    night: RetrainingPlan,
+    decision: Decision,
+    approved: bool,
+    model: Path,
+    metadata: Mapping[str, Any],
+) -> RunOutcome:
     """Promote the model if the rule and the person allow it, and nobody was promoted since the night began.
 
     Calling it again after it was cut off, at whatever moment, does the rest of the same.
     """
     if not decision.promote:
-        return Ending(result=Result.REFUSED, reasons=decision.reasons, decision=decision)
+        return RunOutcome(result=Result.REFUSED, reasons=decision.reasons, decision=decision)
     if not approved:
-        return Ending(result=Result.REFUSED, reasons=["approval: a person said no"], decision=decision)
+        return RunOutcome(result=Result.REFUSED, reasons=["approval: a person said no"], decision=decision)
     version, gain = registry.publish(model, metadata).version_id, _gain(decision)
     try:
         registry.promote(version, after=night.sequence, reason=f"run {night.run_id}: {gain}")
     except Conflict as conflict:
         stale = [f"stale comparison: {conflict}"]
-        return Ending(result=Result.REFUSED, reasons=stale, version=version, stale=True, decision=decision)
-    return Ending(result=Result.PROMOTED, reasons=[gain], version=version, decision=decision)
+        return RunOutcome(result=Result.REFUSED, reasons=stale, version=version, stale=True, decision=decision)
+    return RunOutcome(result=Result.PROMOTED, reasons=[gain], version=version, decision=decision)
 
 
 def described(
-    config: Config, night: Night, decision: Decision, rows: Sequence[Row], code_version: str
+    config: Config, night: RetrainingPlan, decision: Decision, rows: Sequence[Row], code_version: str
 ) -> dict[str, Any]:
     """What the registry keeps with a version: what it was made from and by, and what it was measured at."""
     greedy = [row for row in rows if row["decoding"] == MAIN]

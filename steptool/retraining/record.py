@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from steptool.retraining.ending import Ending, Result
-from steptool.retraining.night import Night
+from steptool.retraining.outcome import Result, RunOutcome
+from steptool.retraining.plan import RetrainingPlan
 
 _UNKNOWN = "the cause was not told"
 _TOLD, _WRAPPED = "\nMessage:\n", "Error encountered while executing"
 """Before the exception's words in what a pod reports, after its traceback; and what a local run puts before them."""
 
 
-def document(night: Night, ending: Ending, page: str) -> dict[str, Any]:
+def document(night: RetrainingPlan, ending: RunOutcome, page: str) -> dict[str, Any]:
     """A run that came to an end: who was in service, what was new, the figures, the result, the place of its page."""
     plan, end = night.model_dump(mode="json"), ending.model_dump(mode="json")
     return {**plan, **end, "page": page}

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from steptool.artifacts.contracts import Row
 from steptool.config import JudgeConfig
-from steptool.contracts import Row
+from steptool.judge.score import Annotator, StepScore, Waiting
+from steptool.judge.transcript import plain
+from steptool.records import Query, Trajectory
 from steptool.rewards.rules import DataFlowRules, OverlapRules
-from steptool.rewards.score import Annotator, StepScore, Waiting
-from steptool.rewards.transcript import plain
 from steptool.rewards.truth import Truth
-from steptool.threads import in_order
-from steptool.trajectory import Query, Trajectory
+from steptool.storage.threads import in_order
 
 __all__ = ["ANNOTATORS", "Annotator", "StepScore", "annotate", "annotator", "counts_of", "opened", "score_steps"]
 
@@ -24,7 +24,7 @@ ANNOTATORS: Mapping[str, Callable[[], Annotator]] = {"rules": DataFlowRules, "lc
 def annotator(name: str, judge: JudgeConfig | None = None) -> Annotator:
     """The annotator of this name. Raises ValueError listing the known names, and for a judge without an endpoint."""
     if name == "judge":
-        from steptool.rewards.judge import Judge  # the client takes half a second to import
+        from steptool.judge.step_judge import Judge  # the client takes half a second to import
 
         return Judge(judge or JudgeConfig())
     if name not in ANNOTATORS:

@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
+from steptool.artifacts.contracts import Row
 from steptool.config import RewardConfig
-from steptool.contracts import Row
+from steptool.records import Query, StepStatus, Trajectory
 from steptool.rewards.agreement import (
     Bin,
     Estimate,
@@ -30,8 +31,7 @@ from steptool.rewards.agreement import (
     stability_index,
 )
 from steptool.rewards.compose import compose
-from steptool.rewards.opinions import COMPONENTS, YES, Dispute, Opinion, both, find_disputes, opinions_on, tool_of
-from steptool.trajectory import Query, StepStatus, Trajectory
+from steptool.rewards.disagreement import COMPONENTS, YES, Dispute, Opinion, both, find_disputes, opinions_on, tool_of
 
 _EDGES = (0.0, 0.25, 0.5, 0.75)
 """Upper ends of the bins of Contribution, but for the last."""

@@ -9,13 +9,13 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
+from steptool.artifacts.contracts import REWARDS, Row, iter_rows
+from steptool.artifacts.rows import iter_trajectories
 from steptool.config import Config
-from steptool.contracts import REWARDS, Row, iter_rows
-from steptool.records import iter_trajectories
+from steptool.records import Trajectory
 from steptool.rewards.annotators import annotator, score_steps
 from steptool.rewards.audit import Audit, audit
 from steptool.rewards.stream import QueryTable
-from steptool.trajectory import Trajectory
 
 LARGEST = 20_000
 """Trajectories that an audit looks at, evenly out of a file that has more."""

@@ -19,9 +19,9 @@ import re
 from collections.abc import Sequence
 from itertools import product
 
+from steptool.judge.score import StepScore
+from steptool.records import Query, Step, StepStatus, StopReason, Trajectory
 from steptool.rewards.observations import failure, leaves, mentions, normalise, parse, payload, text_of, values
-from steptool.rewards.score import StepScore
-from steptool.trajectory import Query, Step, StepStatus, StopReason, Trajectory
 
 OVERLAP = 0.3
 """Share of the observation's characters from which the overlap rule counts a step as contributing."""

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from steptool.artifacts.contracts import Row
 from steptool.config import RewardConfig
-from steptool.contracts import Row
+from steptool.records import Trajectory
 from steptool.rewards.compose import compose
-from steptool.trajectory import Trajectory
 
 
 def step_rewards(

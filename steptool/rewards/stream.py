@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from steptool.contracts import QUERIES, REWARDS, Cost, read_table, write_rows
-from steptool.records import iter_trajectories, query_from
+from steptool.artifacts.contracts import QUERIES, REWARDS, Cost, read_table, write_rows
+from steptool.artifacts.rows import iter_trajectories, query_from
+from steptool.judge.score import Annotator
+from steptool.records import Query
 from steptool.rewards.annotators import score_steps
-from steptool.rewards.score import Annotator
-from steptool.trajectory import Query
 
 _SHARED = ("tools", "environment", "split", "source", "tier")
 """Columns of queries in which many rows hold the same: each value is kept once."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from steptool.rewards.score import StepScore
-from steptool.trajectory import Query, Step, StepStatus, ToolCall, Trajectory
+from steptool.judge.score import StepScore
+from steptool.records import Query, Step, StepStatus, ToolCall, Trajectory
 
 SUCCEEDED = frozenset({StepStatus.OK, StepStatus.FINISH})
 

@@ -6,8 +6,8 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from steptool.training.algorithms.step_ppo import SCORES
 from steptool.training.planned import COMPLETE, last_checkpoint
-from steptool.training.step_ppo import SCORES
 
 
 def pack(folder: Path, target: Path) -> Path:

@@ -18,10 +18,10 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from steptool import credit
+from steptool.artifacts.contracts import Row
 from steptool.config import CreditConfig
-from steptool.contracts import Row
-from steptool.trajectory import Trajectory
+from steptool.records import Trajectory
+from steptool.training import credit
 
 Floats = npt.NDArray[np.float32]
 

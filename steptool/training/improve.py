@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from steptool.artifacts.contracts import Row
 from steptool.config import Config
-from steptool.contracts import Row
+from steptool.records import Trajectory
 from steptool.rewards.running import RunningScale
 from steptool.rewards.step_rewards import step_rewards
+from steptool.training.algorithms.rft import rejection_round
 from steptool.training.metrics import RoundResult
 from steptool.training.planned import OnCheckpoint
-from steptool.training.rejection import rejection_round
 from steptool.training.rounds import train_round
-from steptool.trajectory import Trajectory
 
 
 def improve(

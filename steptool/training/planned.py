@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from steptool.training import batch
-from steptool.training.value_head import ActorCritic
+from steptool.models import batch
+from steptool.models.value_head import ActorCritic
 
 COMPLETE = "complete"
 """Empty file that is written into a checkpoint after everything else."""

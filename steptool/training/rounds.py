@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from steptool.config import Config
-from steptool.models import load_model
-from steptool.training import model_folder
+from steptool.models import folder as model_folder
+from steptool.models.load import load_model
+from steptool.models.logprobs import causal_lm
+from steptool.models.value_head import ActorCritic, load_value_head, save_value_head
+from steptool.records import Trajectory
+from steptool.training.algorithms.step_ppo import StepPPOArguments, StepPPOTrainer
 from steptool.training.experience import select
-from steptool.training.logprobs import causal_lm
 from steptool.training.metrics import RoundResult, metric_rows
 from steptool.training.planned import OnCheckpoint
-from steptool.training.step_ppo import StepPPOArguments, StepPPOTrainer
-from steptool.training.value_head import ActorCritic, load_value_head, save_value_head
-from steptool.trajectory import Trajectory
 
 
 def train_round(

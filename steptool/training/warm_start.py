@@ -10,14 +10,14 @@ from typing import Any, Literal
 from peft import PeftModel
 from transformers import TrainingArguments
 
+from steptool.artifacts.contracts import Row
 from steptool.config import PolicyConfig, WarmStartConfig
-from steptool.contracts import Row
-from steptool.models import load_model, load_tokenizer
-from steptool.training import model_folder
-from steptool.training.batch import Spanned
+from steptool.models import folder as model_folder
+from steptool.models.batch import Spanned
+from steptool.models.load import load_model, load_tokenizer
+from steptool.training.algorithms.supervised import OnStep, SupervisedTrainer
 from steptool.training.metrics import metric_rows
 from steptool.training.planned import OnCheckpoint, batch_arguments, common_arguments
-from steptool.training.supervised import OnStep, SupervisedTrainer
 
 _MICRO_BATCH = 16
 _SCHEDULES = {"cosine": ("cosine_with_min_lr", {"min_lr_rate": 0.1}), "linear": ("linear", {})}

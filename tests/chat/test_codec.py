@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from steptool.chat import codec as codec_module
 from steptool.chat.codec import ChatCodec, call_message
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.trajectory import Message, ToolCall
+from steptool.records import Message, ToolCall
 
 OURS = Path(codec_module.__file__).parent / "templates"
 THEIRS = Path(trl.__file__).parent / "chat_templates"

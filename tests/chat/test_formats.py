@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from steptool.chat.formats import CALL_CLOSE, CALL_OPEN, parse_hermes, render
-from steptool.trajectory import ToolCall
+from steptool.records import ToolCall
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

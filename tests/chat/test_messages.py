@@ -18,7 +18,7 @@ from steptool.chat.messages import (
     tool_message,
 )
 from steptool.chat.plain import alternating, describe, from_text, to_text, with_tools
-from steptool.trajectory import Message, ToolCall
+from steptool.records import Message, ToolCall
 
 EVERY = pytest.mark.parametrize("form", list(FORMATS.values()), ids=list(FORMATS))
 BITS = [

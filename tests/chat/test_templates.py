@@ -14,7 +14,7 @@ from steptool.chat.finish import FINISH_SCHEMA
 from steptool.chat.formats import ChatFormat
 from steptool.chat.messages import call_message, tool_message
 from steptool.chat.plain import describe
-from steptool.trajectory import Message, ToolCall
+from steptool.records import Message, ToolCall
 
 MARKS = (
     *("<pad>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<|im_start|>", "<|im_end|>", "<|python_tag|>"),

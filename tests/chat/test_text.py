@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT, Format
-from steptool.trajectory import ToolCall
+from steptool.records import ToolCall
 
 EVERY = pytest.mark.parametrize("form", list(FORMATS.values()), ids=list(FORMATS))
 BITS = [

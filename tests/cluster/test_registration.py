@@ -49,7 +49,7 @@ def test_the_tarball_holds_lazily_imported_modules_and_data(packaged: Callable[.
     assert {
         "steptool/training/improve.py",
         "steptool/report/charts.py",
-        "steptool/tools/desk/base/model.safetensors",
+        "steptool/environments/desk/base/model.safetensors",
         PROFILE,
     } <= names
 

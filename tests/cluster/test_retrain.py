@@ -53,11 +53,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> 
     """Url of what is in service at first: a model that careless logs have spoiled."""
     import torch
 
+    from steptool.artifacts.rows import read_queries, read_trajectories
     from steptool.chat.codec import ChatCodec
-    from steptool.corpus import lessons
     from steptool.data.ingest import ingest
-    from steptool.models import EMBEDDED, load_tokenizer
-    from steptool.records import read_queries, read_trajectories
+    from steptool.models.load import EMBEDDED, load_tokenizer
+    from steptool.training.demonstrations import lessons
     from steptool.training.warm_start import warm_start
 
     torch.set_num_threads(1)

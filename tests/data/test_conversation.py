@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.data.answers import answer_query, demonstration
 from steptool.data.intake import Record, UnusableError
-from steptool.data.recorded import read_answer
-from steptool.trajectory import FINISH, StepStatus, StopReason, ToolCall
+from steptool.data.sources.answers import answer_query, demonstration
+from steptool.data.sources.recorded import read_answer
+from steptool.records import FINISH, StepStatus, StopReason, ToolCall
 
 PLACE = Path("logs") / "may.jsonl"
 TIDES = {

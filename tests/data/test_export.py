@@ -7,15 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from steptool.artifacts.rows import read_queries, read_trajectories, write_queries, write_trajectories
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.config import Config
-from steptool.data.answers import Turn, demonstration
 from steptool.data.export import Form, export
 from steptool.data.ingest import ingest
-from steptool.records import read_queries, read_trajectories, write_queries, write_trajectories
-from steptool.tools.toolbench.protocol import observation_status
-from steptool.trajectory import FINISH, Query, Step, StepStatus, ToolCall
+from steptool.data.sources.answers import Turn, demonstration
+from steptool.environments.toolbench.protocol import observation_status
+from steptool.records import FINISH, Query, Step, StepStatus, ToolCall
 
 TIDES = {
     "type": "function",

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steptool.artifacts.contracts import read_costs
+from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import Config, DataConfig, load_config
-from steptool.contracts import read_costs
-from steptool.data.answers import Answer, Turn
 from steptool.data.ingest import ingest
-from steptool.data.intake import IngestError, Ledger
+from steptool.data.intake import IngestError, IngestLog
 from steptool.data.pool import Pool
+from steptool.data.sources.answers import Answer, Turn
 from steptool.data.splits import SPLITS, text_key
-from steptool.records import read_queries, read_trajectories
-from steptool.tools.environment import ToolResult
-from steptool.tools.replay import ReplayEnvironment
-from steptool.trajectory import Query, StepStatus
+from steptool.environments.base import ToolResult
+from steptool.environments.replay import ReplayEnvironment
+from steptool.records import Query, StepStatus
 
 
 def query(text, split="", query_id=None):
@@ -266,7 +266,7 @@ def drawn(queries, sizes, recorded=(), ledger=None):
             pool.add_query(one)
         for text in recorded:
             pool.add_answer(Answer(Path("a.json"), None, text, (), (Turn("", "", "Yes.", None),)))
-        pool.draw(sizes, ledger or Ledger())
+        pool.draw(sizes, ledger or IngestLog())
         return {row["query_id"]: row["split"] for row in pool.query_rows()}
 
 
@@ -316,7 +316,7 @@ def test_one_text_in_two_splits_is_refused():
 def test_recorded_queries_are_kept_first_and_order_stays():
     queries = [query(f"Question {n}", "train") for n in range(50)]
     recorded = {"Question 41", "Question 3", "Question 17"}
-    ledger = Ledger()
+    ledger = IngestLog()
     kept = list(drawn(queries, data(5, 1, 1), recorded, ledger))
     assert len(kept) == 5 and recorded <= set(kept)
     assert kept == sorted(kept, key=lambda t: int(t.split()[1]))

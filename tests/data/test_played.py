@@ -1,19 +1,19 @@
 from dataclasses import replace
 
+from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import Config
 from steptool.data.ingest import ingest
-from steptool.data.intake import Ledger
-from steptool.data.played import played
-from steptool.records import read_queries, read_trajectories
-from steptool.tools.desk.tasks import draw_query
-from steptool.trajectory import StepStatus
+from steptool.data.intake import IngestLog
+from steptool.data.reference_solutions import played
+from steptool.environments.desk.tasks import draw_query
+from steptool.records import StepStatus
 
 QUERIES = [draw_query("train", tier, f"played.{number}") for number in range(4) for tier in ("single", "long")]
 CONFIG = Config.model_validate({"warm_start": {"demonstrations": 5}})
 
 
 def test_reference_solutions_of_training_queries_become_demonstrations():
-    ledger = Ledger()
+    ledger = IngestLog()
     unsolvable = replace(QUERIES[1], reference={**QUERIES[1].reference, "writes": [["cancel", "nothing"]]})
     without = replace(QUERIES[2], reference={"database": QUERIES[2].reference["database"]})
     heldout = replace(QUERIES[3], split="heldout")
@@ -31,8 +31,8 @@ def test_reference_solutions_of_training_queries_become_demonstrations():
 
 def test_nothing_is_played_without_a_warm_start_or_live_tools():
     off = Config.model_validate({"warm_start": {"steps": 0}})
-    assert list(played(QUERIES, off, Ledger())) == []
-    assert list(played([replace(q, environment="replay") for q in QUERIES], CONFIG, Ledger())) == []
+    assert list(played(QUERIES, off, IngestLog())) == []
+    assert list(played([replace(q, environment="replay") for q in QUERIES], CONFIG, IngestLog())) == []
 
 
 def test_the_shipped_example_brings_its_demonstrations_along(tmp_path):

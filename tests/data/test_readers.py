@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.data.intake import IngestError, Ledger, UnusableError
+from steptool.artifacts.rows import query_from, query_row
+from steptool.data.intake import IngestError, IngestLog, UnusableError
 from steptool.data.readers import SUFFIXES, files, read, records
-from steptool.records import query_from, query_row
-from steptool.trajectory import Query
+from steptool.records import Query
 
 
 def told(file, **limits):
@@ -151,7 +151,7 @@ def test_what_is_read_is_kept_and_dropped_together(tmp_path):
             raise UnusableError("odd", "not even")
         return record.value
 
-    ledger = Ledger()
+    ledger = IngestLog()
     assert list(read(files([str(tmp_path)], "f", SUFFIXES), even, "numbers", ledger)) == [2]
     assert ledger.counts == {
         "numbers read": 4, "numbers dropped: odd": 2, "numbers dropped: not JSON": 1,
@@ -167,7 +167,7 @@ def test_what_is_read_is_kept_and_dropped_together(tmp_path):
 
 def test_many_records_set_aside_are_all_written(tmp_path):
     file = written(tmp_path / "a.jsonl", "".join(f"{{ {'é' * 500}\n" for _ in range(3000)))
-    ledger = Ledger()
+    ledger = IngestLog()
     assert list(read([file], lambda r: r.value, "numbers", ledger)) == []
     lines = ledger.write(tmp_path / "q.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["row"] for line in lines] == list(range(1, 3001))

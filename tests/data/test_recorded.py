@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from steptool.artifacts.rows import read_trajectories, write_trajectories
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.data.answers import answer_query, demonstration
-from steptool.data.intake import Ledger, Record, UnusableError
-from steptool.data.recorded import read_answer, read_answers
-from steptool.records import read_trajectories, write_trajectories
-from steptool.tools.schema import check_arguments, check_tools
-from steptool.trajectory import FINISH, StepStatus, StopReason
+from steptool.data.intake import IngestLog, Record, UnusableError
+from steptool.data.sources.answers import answer_query, demonstration
+from steptool.data.sources.recorded import read_answer, read_answers
+from steptool.environments.schema import check_arguments, check_tools
+from steptool.records import FINISH, StepStatus, StopReason
 
 FILE = Path("G9_answer") / "7_model.json"
 
@@ -178,7 +178,7 @@ def test_a_malformed_answer_is_set_aside_with_its_reason(tmp_path, write_json, t
     write_json(tmp_path / "a" / "good.json", tree_answer)
     spoil(tree_answer)
     bad = write_json(tmp_path / "b" / "bad.json", tree_answer)
-    ledger = Ledger()
+    ledger = IngestLog()
     assert len(list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))) == 1
     (aside,) = ledger.set_aside
     assert (aside["file"], aside["reason"], aside["record"]) == (str(bad), reason, tree_answer)
@@ -243,7 +243,7 @@ def converted_answers():
 
 
 def test_converted_answers_are_read_by_their_ids(tmp_path, write_json, converted_answers):
-    ledger = Ledger()
+    ledger = IngestLog()
     write_json(tmp_path / "model" / "G1_tool.json", converted_answers)
     answers = list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))
     queries = [answer_query(answer) for answer in answers]
@@ -274,7 +274,7 @@ def test_converted_answers_are_read_by_their_ids(tmp_path, write_json, converted
 def test_one_malformed_converted_answer_costs_that_one(tmp_path, write_json, converted_answers, spoil, reason):
     spoil(converted_answers["17"])
     file = write_json(tmp_path / "G1_tool.json", converted_answers)
-    ledger = Ledger()
+    ledger = IngestLog()
     assert len(list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))) == 1
     (aside,) = ledger.set_aside
     assert (aside["file"], aside["row"], aside["reason"]) == (str(file), "17", reason)
@@ -287,7 +287,7 @@ def test_a_file_may_hold_recordings_of_any_form(tmp_path, tree_answer, chain_ans
     }
     rows = [tree_answer, conversation, chain_answer, converted_answers["17"], {"role": "user"}, "words"]
     (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    ledger = Ledger()
+    ledger = IngestLog()
     answers = list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))
     assert [(a.row, len(a.turns)) for a in answers] == [(1, 3), (2, 1), (3, 2), (4, 3)]
     assert [(a["row"], a["reason"]) for a in ledger.set_aside] == [
@@ -296,7 +296,7 @@ def test_a_file_may_hold_recordings_of_any_form(tmp_path, tree_answer, chain_ans
 
 
 def test_every_step_of_the_real_answers_comes_through(real_data):
-    ledger = Ledger()
+    ledger = IngestLog()
     folders = [str(real_data / "toolbench/data_example/answer"), str(real_data / "stabletoolbench/data_example/answer")]
     answers = list(read_answers(folders, "data.paths", no_tools, ledger))
     assert len(answers) == 13 and not ledger.set_aside
@@ -323,7 +323,7 @@ def test_every_step_of_the_real_answers_comes_through(real_data):
 def test_real_converted_answers_are_the_raw_ones(real_data):
     folder = real_data / "stabletoolbench" / "data_example"
     read = [
-        {a.query: a for a in read_answers([str(folder / name)], "data.paths", no_tools, Ledger())}
+        {a.query: a for a in read_answers([str(folder / name)], "data.paths", no_tools, IngestLog())}
         for name in ("answer", "model_predictions_converted")
     ]
     raw, converted = read

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steptool.artifacts.contracts import REWARDS, read_rows
+from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import Config
-from steptool.contracts import REWARDS, read_rows
-from steptool.data.answers import answer_query, demonstration
 from steptool.data.ingest import ingest
 from steptool.data.intake import Record, UnusableError
-from steptool.data.released import released_answer
-from steptool.records import read_queries, read_trajectories
-from steptool.trajectory import FINISH, StopReason
+from steptool.data.sources.answers import answer_query, demonstration
+from steptool.data.sources.released import released_answer
+from steptool.records import FINISH, StopReason
 
 NAMES = "['tides_for_sea', 'waves_for_sea', 'Finish']"
 SYSTEM = f"Specifically, you have access to the following APIs: {NAMES}"
@@ -137,8 +137,9 @@ def test_nothing_in_a_cell_is_executed(tmp_path):
     cells = {name: f"open({str(trap)!r}, 'w').close()" for name in ("prompt", "response", "reward")}
     (tmp_path / "a.json").write_text(json.dumps([cells]))
     program = (
-        "import sys; from steptool.data.recorded import read_answers; from steptool.data.intake import Ledger;"
-        "ledger = Ledger(); print(list(read_answers([sys.argv[1]], 'f', tuple, ledger)), dict(ledger.counts))"
+        "import sys; from steptool.data.sources.recorded import read_answers;"
+        "from steptool.data.intake import IngestLog;"
+        "ledger = IngestLog(); print(list(read_answers([sys.argv[1]], 'f', tuple, ledger)), dict(ledger.counts))"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "[] {'demonstrations read': 1, 'demonstrations dropped: not a Python literal': 1}\n"

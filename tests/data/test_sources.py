@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steptool.artifacts.rows import read_queries
 from steptool.config import Config
+from steptool.data.files import narrowed, sources
 from steptool.data.ingest import ingest
 from steptool.data.intake import IngestError
-from steptool.data.sources import narrowed, sources
-from steptool.records import read_queries
 
 TIDES = {
     "type": "function",

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.data.intake import IngestError, Ledger, UnusableError
-from steptool.data.toolbench import instruction_query, read_instructions, tool_schemas
-from steptool.tools.schema import check_arguments, check_tools
-from steptool.tools.toolbench.naming import endpoints, function_name, unreserved
+from steptool.data.intake import IngestError, IngestLog, UnusableError
+from steptool.data.sources.toolbench import instruction_query, read_instructions, tool_schemas
+from steptool.environments.schema import check_arguments, check_tools
+from steptool.environments.toolbench.naming import endpoints, function_name, unreserved
 
 FILE = Path("G9_weather.json")
 
@@ -146,7 +146,7 @@ def test_a_malformed_record_is_set_aside_with_its_place(tmp_path, write_json, in
     good = json.loads(json.dumps(instruction))
     spoil(instruction)
     file = write_json(tmp_path / "G9.json", [good, instruction, good])
-    ledger = Ledger()
+    ledger = IngestLog()
     assert len(list(read_instructions([str(tmp_path)], ledger))) == 2
     (aside,) = ledger.set_aside
     assert (aside["file"], aside["row"], aside["record"]) == (str(file), 1, instruction)
@@ -167,28 +167,28 @@ def test_a_malformed_record_is_set_aside_with_its_place(tmp_path, write_json, in
 )
 def test_a_file_of_another_kind_is_set_aside_whole(tmp_path, content, reason):
     (tmp_path / "odd.json").write_bytes(content)
-    ledger = Ledger()
+    ledger = IngestLog()
     assert list(read_instructions([str(tmp_path)], ledger)) == []
     assert [(a["reason"], a["row"]) for a in ledger.set_aside] == [(reason, None)]
 
 
 def test_paths_that_lead_nowhere_are_refused(tmp_path):
     with pytest.raises(IngestError, match=r"data\.paths: '.*missing' does not exist"):
-        list(read_instructions([str(tmp_path / "missing")], Ledger()))
+        list(read_instructions([str(tmp_path / "missing")], IngestLog()))
     with pytest.raises(IngestError, match=r"has no \.json file"):
-        list(read_instructions([str(tmp_path)], Ledger()))
+        list(read_instructions([str(tmp_path)], IngestLog()))
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_writing(tmp_path, instruction):
     text = json.dumps([instruction]).replace("Bern tomorrow?", r"Bern \ud83d tomorrow \ud83d\ude00?")
     (tmp_path / "G9.json").write_text(text)
-    (query,) = read_instructions([str(tmp_path)], Ledger())
+    (query,) = read_instructions([str(tmp_path)], IngestLog())
     assert "Bern \ufffd tomorrow \U0001f600?" in query.instruction
     query.instruction.encode()
 
 
 def test_every_real_query_comes_through(real_data):
-    ledger = Ledger()
+    ledger = IngestLog()
     folder = real_data / "stabletoolbench" / "solvable_queries" / "test_instruction"
     queries = list(read_instructions([str(folder)], ledger))
     sizes = {tier: sum(q.tier == tier for q in queries) for tier in {q.tier for q in queries}}
@@ -204,7 +204,7 @@ def test_every_real_query_comes_through(real_data):
 
 def test_every_real_function_leads_back_to_its_api(real_data):
     folders = ["stabletoolbench/solvable_queries/test_instruction", "toolbench/data_example/instruction"]
-    queries = list(read_instructions([str(real_data / folder) for folder in folders], Ledger()))
+    queries = list(read_instructions([str(real_data / folder) for folder in folders], IngestLog()))
     named = 0
     for query in queries:
         known = endpoints(query)
@@ -219,7 +219,7 @@ def test_every_real_function_leads_back_to_its_api(real_data):
 def test_real_recorded_function_lists_are_reproduced(real_data):
     folder = real_data / "stabletoolbench"
     queries = {
-        q.instruction: q for q in read_instructions([str(folder / "solvable_queries/test_instruction")], Ledger())
+        q.instruction: q for q in read_instructions([str(folder / "solvable_queries/test_instruction")], IngestLog())
     }
     answers = [json.loads(f.read_text("utf-8")) for f in (folder / "data_example/answer").rglob("*.json")]
     assert answers

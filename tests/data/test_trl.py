@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.config import PolicyConfig
-from steptool.data.answers import Turn, demonstration
 from steptool.data.export import Form, export
-from steptool.records import write_queries, write_trajectories
-from steptool.trajectory import FINISH, Query
+from steptool.data.sources.answers import Turn, demonstration
+from steptool.records import FINISH, Query
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def model(tmp_path_factory):
     """The folder of a tiny model from random weights."""
     import torch
 
-    from steptool.models import prepare_base
+    from steptool.models.load import prepare_base
 
     torch.set_num_threads(1)
     texts = ["Question 0? tool name said yes no give_answer final_answer Finish"] * 20
@@ -57,7 +57,7 @@ def dataset(file, tmp_path):
 def test_sft_trainer_takes_the_data(data, model, tmp_path):
     from trl import SFTConfig, SFTTrainer
 
-    from steptool.models import load_model, load_tokenizer
+    from steptool.models.load import load_model, load_tokenizer
 
     rows = dataset(export(*data, Form.SFT, tmp_path).path, tmp_path)
     tokenizer, args = load_tokenizer(model), SFTConfig(**settings(tmp_path))
@@ -72,7 +72,7 @@ def test_sft_trainer_takes_the_data(data, model, tmp_path):
 def test_dpo_trainer_takes_the_data(data, model, tmp_path):
     from trl import DPOConfig, DPOTrainer
 
-    from steptool.models import load_model, load_tokenizer
+    from steptool.models.load import load_model, load_tokenizer
 
     rows = dataset(export(*data, Form.PREFERENCE, tmp_path).path, tmp_path)
     tokenizer, args = load_tokenizer(model), DPOConfig(**settings(tmp_path))

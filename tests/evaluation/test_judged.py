@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steptool.artifacts.contracts import VERDICTS, to_table, write_rows
+from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import Config
-from steptool.contracts import VERDICTS, to_table, write_rows
 from steptool.data.ingest import ingest
-from steptool.evaluation.judged import JudgedRate, WinRate, judged_pass_rate, unanswered, win_rates
-from steptool.evaluation.judging import stored
 from steptool.evaluation.metrics import evaluate
-from steptool.records import read_queries, read_trajectories
+from steptool.judge.judging import stored
+from steptool.judge.rates import JudgedRate, WinRate, judged_pass_rate, unanswered, win_rates
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "stabletoolbench"
 JUDGED = "data_example/pass_rate_results"

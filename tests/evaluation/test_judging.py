@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from steptool.artifacts.contracts import PREFERENCES, VERDICTS, to_table
 from steptool.config import EndpointConfig, JudgeConfig
-from steptool.contracts import PREFERENCES, VERDICTS, to_table
-from steptool.evaluation.judged import judged_pass_rate, win_rates
-from steptool.evaluation.judging import asked
-from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.judge.judging import asked
+from steptool.judge.rates import judged_pass_rate, win_rates
+from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 
 class Judge(BaseHTTPRequestHandler):

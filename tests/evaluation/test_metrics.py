@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.contracts import EVALUATIONS, write_rows
+from steptool.artifacts.contracts import EVALUATIONS, write_rows
 from steptool.evaluation.metrics import evaluate, groups, redundant_calls, summarise, wilson
-from steptool.rollout.remote import Spent
-from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.policies.endpoint import Spent
+from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
 

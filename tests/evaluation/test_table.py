@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from steptool.contracts import EVALUATIONS, to_table
+from steptool.artifacts.contracts import EVALUATIONS, to_table
 from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
 from steptool.report.evaluation_page import evaluation_page
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steptool.artifacts.contracts import PREFERENCES, VERDICTS, read_rows, write_rows
 from steptool.config import EndpointConfig, JudgeConfig
-from steptool.contracts import PREFERENCES, VERDICTS, read_rows, write_rows
-from steptool.evaluation.stored_verdicts import read_stored
-from steptool.evaluation.verdicts import OutcomeJudge, Preference, preferred
-from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.judge.outcomes import OutcomeJudge, Preference, preferred
+from steptool.judge.stored_verdicts import read_stored
+from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 QUERY = Query("q1", "heldout", "desk", "cancel the last order", ())
 STORED = Path(__file__).parents[3] / "shared/data/stabletoolbench/data_example/pass_rate_results"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from steptool import lineage
+from steptool.artifacts import lineage
 from steptool.registry import Registry
 
 MakeModel = Callable[..., Path]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steptool import lineage
-from steptool.models import tiny_model, train_tokenizer
+from steptool.artifacts import lineage
+from steptool.models import folder as model_folder
+from steptool.models import value_head
+from steptool.models.load import tiny_model, train_tokenizer
 from steptool.registry import Registry
-from steptool.training import model_folder, value_head
 
 RESULTS = {
     "base": {"pass_rate": 0.5, "low": 0.4004, "high": 0.5996, "tasks": 100},

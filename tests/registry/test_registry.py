@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from steptool import lineage
+from steptool.artifacts import lineage
 from steptool.registry import Conflict, Registry, RegistryError
 
 MakeModel = Callable[..., Path]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steptool.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Row, to_table
-from steptool.trajectory import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Row, to_table
+from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 Make = Callable[..., Any]
 

@@ -1,4 +1,4 @@
-from steptool.contracts import Cost
+from steptool.artifacts.contracts import Cost
 from steptool.evaluation.table import Results
 from steptool.report.account import account
 from steptool.report.evaluation_page import evaluation_page

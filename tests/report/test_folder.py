@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from steptool.report.folder import CONFIG, EVALUATION_MARKS, HISTORY, PAGE, check_target, publish
+from steptool.artifacts.layout import CONFIG, EVALUATION_MARKS, HISTORY, PAGE, check_target, publish
 
 
 def built(path: Path, text: str) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from steptool.contracts import REWARDS, read_rows
-from steptool.records import write_queries, write_trajectories
+from steptool.artifacts.contracts import REWARDS, read_rows
+from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.report.labelling import FORM, main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

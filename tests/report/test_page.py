@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from steptool.artifacts.contracts import Cost
 from steptool.config import Config, RewardConfig
-from steptool.contracts import Cost
 from steptool.report.inputs import Episode, Example, FarmingPoint, ReportInputs
 from steptool.report.page import build_report, method
 

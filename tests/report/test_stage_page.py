@@ -1,8 +1,8 @@
 import re
 from pathlib import Path
 
+from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Cost, write_rows
 from steptool.config import Config
-from steptool.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Cost, write_rows
 from steptool.report.stage_page import stage_page
 
 COST = Cost("ppo", seconds=12.34, peak_memory_mb=512.0)

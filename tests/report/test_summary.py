@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from steptool.contracts import Cost
+from steptool.artifacts.contracts import Cost
 from steptool.report.inputs import ReportInputs
 from steptool.report.summary import cell, headline, summary, table
 

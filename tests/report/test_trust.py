@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from steptool.config import RewardConfig
+from steptool.records import Query
 from steptool.report.trust import rewards_page, section, sentences
 from steptool.rewards.audit import Audit, audit
-from steptool.trajectory import Query
 
 HOSTILE = '</pre><script>document.title="owned"</script>'
 Make = Callable[..., Any]

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from websocket import create_connection
 
-from steptool.contracts import ADVANTAGES, REWARDS, write_rows
+from steptool.artifacts.contracts import ADVANTAGES, REWARDS, write_rows
+from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.evaluation.table import Results
-from steptool.records import write_queries, write_trajectories
+from steptool.records import Step, StepStatus, StopReason, ToolCall
 from steptool.report.evaluation_page import evaluation_page
 from steptool.report.viewer_file import Source, write_viewer
-from steptool.trajectory import Step, StepStatus, StopReason, ToolCall
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

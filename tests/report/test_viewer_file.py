@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.contracts import ADVANTAGES, EVALUATIONS, REWARDS, ContractError, Row, write_rows
-from steptool.records import write_queries, write_trajectories
+from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, REWARDS, ContractError, Row, write_rows
+from steptool.artifacts.rows import write_queries, write_trajectories
+from steptool.records import StopReason
 from steptool.report.viewer_file import LISTED, Source, packed, write_viewer
-from steptool.trajectory import StopReason
 
 
 def unpacked(text: str) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from steptool.config import Config
 from steptool.registry import Registry
-from steptool.retraining.ending import Criterion, Decision
-from steptool.retraining.night import Night
+from steptool.retraining.outcome import Criterion, Decision
+from steptool.retraining.plan import RetrainingPlan
 
 KICKOFF = datetime(2026, 11, 21, 2, tzinfo=UTC)
 
@@ -57,13 +57,13 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def night() -> Callable[..., Night]:
+def night() -> Callable[..., RetrainingPlan]:
     """`night(**changes)`: a night with a new file, and nobody in service."""
 
-    def make(**changes: Any) -> Night:
+    def make(**changes: Any) -> RetrainingPlan:
         plan = {"run_id": "20261121T020000Z-1", "kickoff": KICKOFF, "sequence": 0, "champion": "", "base": "embedded"}
         new = [{"place": "a.jsonl", "size": 7, "sha256": "ab" * 32}]
-        return Night.model_validate(plan | {"new": new, "files": 3, "forced": False} | changes)
+        return RetrainingPlan.model_validate(plan | {"new": new, "files": 3, "forced": False} | changes)
 
     return make
 

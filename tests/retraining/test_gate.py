@@ -1,8 +1,8 @@
 import pytest
 
 from steptool.config import PromotionConfig
+from steptool.records import Query
 from steptool.retraining.gate import decide
-from steptool.trajectory import Query
 
 GAIN, INVALID, TASKS = "gain in pass rate", "rise in invalid calls", "held-out tasks"
 

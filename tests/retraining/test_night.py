@@ -4,7 +4,7 @@ import pytest
 
 from steptool.config import Config
 from steptool.data.intake import IngestError
-from steptool.retraining.night import plan, run_id
+from steptool.retraining.plan import plan, run_id
 from steptool.retraining.record import document, failure
 
 KICKOFF = datetime(2026, 11, 21, 2, tzinfo=UTC)
@@ -28,11 +28,13 @@ def test_a_first_night_starts_from_the_base_and_everything_is_new(config, regist
 
 @pytest.mark.parametrize("result", ["promoted", "refused"])
 def test_what_a_finished_run_has_seen_is_not_new(config, registry, bring, night, decision, result):
-    from steptool.retraining.ending import Ending
+    from steptool.retraining.outcome import RunOutcome
 
     bring("a.jsonl", "Who?")
     first = look(config, registry)
-    registry.record_run("1", document(first, Ending(result=result, reasons=["so"], decision=decision(True)), "page"))
+    registry.record_run(
+        "1", document(first, RunOutcome(result=result, reasons=["so"], decision=decision(True)), "page")
+    )
     second = look(config, registry)
     assert second.new == [] and not second.due and second.files == 1
     assert second.skipped().reasons == ["nothing new in 1 source since the last finished run"]
@@ -57,18 +59,18 @@ def test_what_failed_and_skipped_runs_have_seen_stays_new(config, registry, brin
 
 
 def test_what_was_never_judged_since_somebody_was_promoted_meanwhile_stays_new(config, registry, bring):
-    from steptool.retraining.ending import Ending
+    from steptool.retraining.outcome import RunOutcome
 
     bring("a.jsonl", "Who?")
-    stale = Ending(result="refused", reasons=["stale comparison"], stale=True)
+    stale = RunOutcome(result="refused", reasons=["stale comparison"], stale=True)
     registry.record_run("1", document(look(config, registry), stale, "page"))
     assert names(look(config, registry)) == ["a.jsonl"]
 
 
 def test_a_file_that_was_away_for_a_night_is_not_new_when_it_is_back(config, registry, bring, decision):
-    from steptool.retraining.ending import Ending
+    from steptool.retraining.outcome import RunOutcome
 
-    done = Ending(result="refused", reasons=["so"], decision=decision(False))
+    done = RunOutcome(result="refused", reasons=["so"], decision=decision(False))
     content = bring("a.jsonl", "Who?").read_bytes()
     registry.record_run("1", document(look(config, registry), done, ""))
     bring("b.jsonl", "Where?").with_name("a.jsonl").unlink()
@@ -92,12 +94,12 @@ def test_training_starts_from_the_champion(config, registry, bring, model):
 
 
 def test_the_embedded_world_is_new_once(registry, decision):
-    from steptool.retraining.ending import Ending
+    from steptool.retraining.outcome import RunOutcome
 
     config = Config()
     night = look(config, registry)
     assert [s.place for s in night.new] == ["desk"]
-    registry.record_run("1", document(night, Ending(result="promoted", reasons=["better"]), ""))
+    registry.record_run("1", document(night, RunOutcome(result="promoted", reasons=["better"]), ""))
     assert not look(config, registry).due
 
 

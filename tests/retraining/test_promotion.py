@@ -3,11 +3,11 @@ import json
 import pytest
 
 from steptool.config import Config
-from steptool.retraining import exposure
-from steptool.retraining.ending import Result
+from steptool.records import Query
+from steptool.retraining import contamination as exposure
 from steptool.retraining.lineup import line_up
+from steptool.retraining.outcome import Result
 from steptool.retraining.promotion import described, settle
-from steptool.trajectory import Query
 
 
 @pytest.fixture

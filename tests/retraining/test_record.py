@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import pytest
 
 from steptool.report.retraining_page import retraining_page
-from steptool.retraining.ending import Criterion, Decision, Ending, Result
+from steptool.retraining.outcome import Criterion, Decision, Result, RunOutcome
 from steptool.retraining.record import cause, document, failure
 
 IN_A_POD = """Trace:
@@ -40,7 +40,7 @@ def test_a_failure_has_seen_nothing():
 
 
 def test_a_run_is_kept_with_all_its_figures(night, decision):
-    ending = Ending(result=Result.PROMOTED, reasons=["better"], version="v1", decision=decision(True))
+    ending = RunOutcome(result=Result.PROMOTED, reasons=["better"], version="v1", decision=decision(True))
     told = document(night(), ending, "runs/page.html")
     assert json.loads(json.dumps(told)) == told
     assert (told["run_id"], told["kickoff"], told["result"]) == (
@@ -58,7 +58,7 @@ def test_the_page_of_a_refusal_shows_each_part_of_the_rule(night):
     )
     tasks = Criterion(name="held-out tasks", passed=True, said="60 in the comparison", tasks=60)
     decision = Decision(criteria=[tasks, gain], left_out=3)
-    ending = Ending(result=Result.REFUSED, reasons=decision.reasons, decision=decision)
+    ending = RunOutcome(result=Result.REFUSED, reasons=decision.reasons, decision=decision)
     html = retraining_page(night(champion="20261120T020000Z-11111111"), ending, "training/report.html")
     for shown in (
         "The model in service stays",

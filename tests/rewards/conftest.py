@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steptool.trajectory import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 QUERY = Query("q1", "train", "desk", "cancel the last order of mira chen", ())
 

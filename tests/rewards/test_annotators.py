@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from steptool.contracts import REWARDS, read_rows, write_rows
+from steptool.artifacts.contracts import REWARDS, read_rows, write_rows
+from steptool.judge.score import StepScore
+from steptool.records import StepStatus
 from steptool.rewards.annotators import ANNOTATORS, annotate, annotator
-from steptool.rewards.score import StepScore
-from steptool.trajectory import StepStatus
 
 
 class Generous:

@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from steptool.config import AuditConfig, RewardConfig
+from steptool.records import StepStatus
 from steptool.rewards.annotators import annotate, annotator
 from steptool.rewards.audit import audit
-from steptool.rewards.gate import AuditError, check
-from steptool.trajectory import StepStatus
+from steptool.rewards.thresholds import AuditError, check
 
 CONFIG = RewardConfig(step_weight=1.0, alpha=0.5)
 

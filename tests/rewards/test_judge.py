@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steptool.artifacts.contracts import REWARDS, read_costs, read_rows, write_rows
+from steptool.artifacts.progress import Stopwatch
+from steptool.artifacts.rows import write_trajectories
+from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
-from steptool.contracts import REWARDS, read_costs, read_rows, write_rows
-from steptool.endpoint import EndpointRefused
-from steptool.progress import Stopwatch
-from steptool.records import write_trajectories
+from steptool.config.base import ConfigError
+from steptool.judge.transcript import transcript
+from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, annotator, counts_of, opened
 from steptool.rewards.compose import compose
-from steptool.rewards.transcript import transcript
-from steptool.sections import ConfigError
-from steptool.trajectory import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 KEY = "sk-very-secret-key"
 TOOL = "report_scores"
@@ -282,9 +282,9 @@ WORKER = """
 import sys
 from pathlib import Path
 from steptool.config import JudgeConfig
-from steptool.records import read_trajectories
+from steptool.artifacts.rows import read_trajectories
 from steptool.rewards.annotators import opened, score_steps
-from steptool.trajectory import Query
+from steptool.records import Query
 config = JudgeConfig.model_validate_json(sys.argv[1])
 query = Query("q1", "train", "desk", "do it", ())
 with opened("judge", config) as judge:

@@ -4,8 +4,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from steptool.contracts import REWARDS, read_rows, write_rows
-from steptool.rewards.people import LabelError, label_rows, read_labels, sheet, write_sheet
+from steptool.artifacts.contracts import REWARDS, read_rows, write_rows
+from steptool.judge.human import LabelError, label_rows, read_labels, sheet, write_sheet
 
 NASTY = '=1+1, "two"\nthree </script> ünï \ud800'
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steptool.environments.desk.expert import Expert
+from steptool.environments.desk.tasks import TIERS, draw_query
+from steptool.records import Step, StepStatus, StopReason
 from steptool.rewards.annotators import annotate, annotator
 from steptool.rewards.rules import DataFlowRules, OverlapRules, is_solved, overlap
-from steptool.tools.desk.expert import Expert
-from steptool.tools.desk.tasks import TIERS, draw_query
-from steptool.trajectory import Step, StepStatus, StopReason
 
 
 def contributions(query, trajectory, rules=None):
@@ -87,7 +87,7 @@ def test_an_error_that_hides_in_the_text_neither_succeeds_nor_contributes(
 
 @given(st.text(), st.text())
 def test_the_published_rules_take_any_text(observation, answer):
-    from steptool.trajectory import Query, ToolCall, Trajectory
+    from steptool.records import Query, ToolCall, Trajectory
 
     step = Step(ToolCall("f", {}), StepStatus.OK, '{"error": "", "response": "' + observation)
     none = np.zeros(0, dtype=np.int32)

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.contracts import METRICS, read_rows
-from steptool.history import extend
+from steptool.artifacts.contracts import METRICS, read_rows
+from steptool.artifacts.history import extend
 from steptool.rewards.running import RunningScale
 
 ROUNDS = st.lists(st.lists(st.floats(-10, 10), max_size=6), min_size=1, max_size=5)

@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 
 from steptool.config import RewardConfig
+from steptool.records import Query, Step, Trajectory
 from steptool.rewards.annotators import annotate, annotator
 from steptool.rewards.step_rewards import step_rewards
-from steptool.trajectory import Query, Step, Trajectory
 
 
 def test_rewards_follow_the_order_of_the_trajectories_and_missing_ones_stay_missing(

@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 import pytest
 
-from steptool.contracts import REWARDS, Cost, read_costs, read_rows
-from steptool.records import query_row, read_queries, write_queries, write_trajectories
+from steptool.artifacts.contracts import REWARDS, Cost, read_costs, read_rows
+from steptool.artifacts.rows import query_row, read_queries, write_queries, write_trajectories
+from steptool.records import Query, Step, Trajectory
 from steptool.rewards.annotators import annotate, annotator
 from steptool.rewards.stream import QueryTable, annotate_file
-from steptool.trajectory import Query, Step, Trajectory
 
 
 def test_files_are_scored_as_lists_are(

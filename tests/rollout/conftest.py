@@ -15,9 +15,9 @@ from transformers import (
 
 from steptool.chat.codec import ChatCodec
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.models import train_tokenizer
-from steptool.tools.environment import Environment, Session, ToolResult
-from steptool.trajectory import Query, StepStatus, ToolCall
+from steptool.environments.base import Environment, Session, ToolResult
+from steptool.models.load import train_tokenizer
+from steptool.records import Query, StepStatus, ToolCall
 
 GET = {
     "type": "function",

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 
+from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.config import Config, EvaluatedPolicy, EvaluationConfig
-from steptool.models import EMBEDDED
-from steptool.records import write_queries, write_trajectories
-from steptool.rollout.contestant import contestant, questions
-from steptool.rollout.playback import play_back, recorded_calls, reference_calls
-from steptool.tools.desk.tasks import DeskEnvironment, desk_queries
-from steptool.trajectory import ToolCall
+from steptool.environments.desk.tasks import DeskEnvironment, desk_queries
+from steptool.models.load import EMBEDDED
+from steptool.policies.contestant import contestant, questions
+from steptool.policies.scripted import play_back, recorded_calls, reference_calls
+from steptool.records import ToolCall
 
 SETTINGS = {"data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 2}, "rollout": {"max_steps": 16}}
 CONFIG = Config.model_validate(SETTINGS)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from steptool.artifacts.rows import trajectory_from, trajectory_row
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import render
 from steptool.config import RolloutConfig
-from steptool.records import trajectory_from, trajectory_row
-from steptool.rollout.episodes import roll_out
-from steptool.trajectory import Query, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.policies.local import roll_out
+from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 
 A, C, LOST = (render(ToolCall("get", {"key": k})) for k in ("a", "c", "b"))
 BAD, UNKNOWN = render(ToolCall("get", {})), render(ToolCall("put", {"key": "a"}))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 
-from steptool.rollout import generation
-from steptool.rollout.generation import BatchSampler, Feed
+from steptool.policies import generation
+from steptool.policies.generation import BatchSampler, Feed
 
 
 def test_tokens_are_drawn_with_the_probabilities_of_the_model(random_model: PreTrainedModel) -> None:

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
+from steptool.artifacts.rows import read_trajectories, write_trajectories
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.config import RolloutConfig, ToolsConfig
+from steptool.environments.base import Environment, Session, ToolResult
+from steptool.environments.desk.tasks import LONG, SINGLE, DeskEnvironment, draw_query
 from steptool.evaluation.metrics import evaluate, summarise
-from steptool.records import read_trajectories, write_trajectories
+from steptool.policies.scripted import play_back, recorded_calls, reference_calls, without_last_call
+from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.annotators import ANNOTATORS, annotate, annotator
-from steptool.rollout.playback import play_back, recorded_calls, reference_calls, without_last_call
-from steptool.tools.desk.tasks import LONG, SINGLE, DeskEnvironment, draw_query
-from steptool.tools.environment import Environment, Session, ToolResult
-from steptool.trajectory import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
 
 OK, UNKNOWN = StepStatus.OK, StepStatus.UNKNOWN_TOOL
 UP = ToolCall(FINISH, {"return_type": "give_up_and_restart"})

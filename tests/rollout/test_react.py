@@ -10,8 +10,8 @@ from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import HERMES, REACT
 from steptool.chat.messages import call_message, tool_message
 from steptool.config import RolloutConfig
-from steptool.rollout.episodes import roll_out
-from steptool.trajectory import StepStatus, StopReason, ToolCall, Trajectory
+from steptool.policies.local import roll_out
+from steptool.records import StepStatus, StopReason, ToolCall, Trajectory
 
 GET, LOST = ToolCall("get", {"key": "a"}), ToolCall("get", {"key": "c"})
 EIGHT, SEVEN = (ToolCall("Finish", {"return_type": "give_answer", "final_answer": n}) for n in "87")

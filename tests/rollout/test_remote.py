@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from steptool.artifacts.rows import trajectory_from, trajectory_row, write_trajectories
+from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig, ToolsConfig
-from steptool.endpoint import Endpoint, EndpointError, EndpointRefused
+from steptool.environments.desk.tasks import DeskEnvironment, desk_queries
 from steptool.evaluation.metrics import evaluate
-from steptool.records import trajectory_from, trajectory_row, write_trajectories
-from steptool.rollout.contestant import contestant
-from steptool.rollout.remote import Spent, play_remote
-from steptool.tools.desk.tasks import DeskEnvironment, desk_queries
-from steptool.trajectory import FINISH, StepStatus, StopReason
+from steptool.policies.contestant import contestant
+from steptool.policies.endpoint import Spent, play_remote
+from steptool.records import FINISH, StepStatus, StopReason
 
 Message = dict[str, Any]
 Brain = Callable[[list[Message]], Message | str | int]

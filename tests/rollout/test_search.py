@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from steptool.artifacts.rows import trajectory_from, trajectory_row
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import ParsedTurn, render
 from steptool.config import RolloutConfig, SearchConfig
-from steptool.records import trajectory_from, trajectory_row
-from steptool.rollout.episodes import roll_out
-from steptool.rollout.search import search
-from steptool.tools.desk.tasks import LONG, DeskEnvironment, DeskSession, draw_query
-from steptool.tools.desk.tools import TOOLS
-from steptool.trajectory import Query, StopReason, ToolCall, Trajectory
+from steptool.environments.desk.tasks import LONG, DeskEnvironment, DeskSession, draw_query
+from steptool.environments.desk.tools import TOOLS
+from steptool.policies.local import roll_out
+from steptool.policies.search import search
+from steptool.records import Query, StopReason, ToolCall, Trajectory
 
 A, B, C, D = (render(ToolCall("get", {"key": key})) for key in ("a", "b", "c", "dd"))
 SEVEN = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))

@@ -14,11 +14,11 @@ from flytekit.bin.entrypoint import setup_execution
 
 from steptool.config import Config
 from tasks.annotate import annotate
-from tasks.artifacts import Model, Parquet
 from tasks.audit import audit
 from tasks.ingest import ingest
 from tasks.ppo import Improved, ppo
 from tasks.rollout import rollout
+from tasks.runtime.artifacts import Model, Parquet
 from tasks.warm_start import prepare
 
 ROUND = {

@@ -10,7 +10,7 @@ from flytekit.core.type_engine import TypeEngine
 from flytekit.models.core.types import BlobType
 from flytekit.models.literals import Blob, BlobMetadata, Literal, Scalar
 
-from tasks.artifacts import Model, Parquet, local
+from tasks.runtime.artifacts import Model, Parquet, local
 
 KINDS = {Parquet: BlobType.BlobDimensionality.SINGLE, Model: BlobType.BlobDimensionality.MULTIPART}
 

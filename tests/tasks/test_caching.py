@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.version import code_version, registered_version
+from tasks.runtime.version import code_version, registered_version
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
@@ -70,7 +70,9 @@ def test_what_is_not_code_leaves_both_alone(project: Path, monkeypatch: pytest.M
 
 
 def test_the_version_to_register_is_printed() -> None:
-    done = subprocess.run([sys.executable, "-m", "tasks.version"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.runtime.version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"{registered_version()}\n"
 
 

@@ -18,15 +18,15 @@ from flytekit.bin.entrypoint import setup_execution
 from safetensors.torch import load_file
 
 from steptool.training.checkpoints import unpack
-from tasks.checkpoints import Checkpoints
 from tasks.ppo import Improved
+from tasks.runtime.checkpoints import Checkpoints
 
 LEFT = "state.tar"
 POD = """
 import json, sys
 from flytekit.bin.entrypoint import setup_execution
 from steptool.config import Config
-from tasks.artifacts import Model, Parquet
+from tasks.runtime.artifacts import Model, Parquet
 from tasks.ppo import ppo
 
 given, raw, dest = sys.argv[1:]

@@ -7,8 +7,8 @@ import flytekit
 from flytekit.bin.entrypoint import setup_execution
 
 from tasks.annotate import annotate
-from tasks.artifacts import Parquet
 from tasks.ingest import ingest
+from tasks.runtime.artifacts import Parquet
 
 
 def test_a_stage_shows_what_came_in_and_what_went_out(round_inputs: dict[str, Any], tmp_path: Path) -> None:

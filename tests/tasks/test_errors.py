@@ -14,11 +14,11 @@ import pytest
 from flytekit.core.context_manager import FlyteContextManager
 from flytekit.exceptions.user import FlyteRecoverableException
 
+from steptool.chat.endpoint import Endpoint
 from steptool.config import EndpointConfig, load_config
-from steptool.endpoint import Endpoint
-from steptool.places import fetched
-from steptool.sections import ConfigError
-from tasks.errors import StageFailed, cause, may_pass, told
+from steptool.config.base import ConfigError
+from steptool.storage.remote import fetched
+from tasks.runtime.errors import StageFailed, cause, may_pass, told
 
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 

@@ -11,8 +11,8 @@ import pytest
 
 from steptool.config import Config
 from tasks.annotate import annotate
-from tasks.artifacts import Parquet
 from tasks.ingest import Ingested, ingest
+from tasks.runtime.artifacts import Parquet
 from tasks.warm_start import Prepared, prepare
 
 SMALL: dict[str, Any] = {

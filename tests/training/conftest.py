@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from steptool.config import Config
-from steptool.models import tiny_model, train_tokenizer
-from steptool.trajectory import Step, StepStatus, StopReason, Trajectory
+from steptool.models.load import tiny_model, train_tokenizer
+from steptool.records import Step, StepStatus, StopReason, Trajectory
 
 torch.set_num_threads(1)
 TEXTS = ["Find the order and cancel it.", '{"name": "get_order", "arguments": {"order_id": "o1"}}'] * 20

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.training import batch
+from steptool.models import batch
 
 
 def row(ids: list[int], *spans: tuple[int, int]) -> SimpleNamespace:

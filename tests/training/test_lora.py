@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from steptool.config import Config, PolicyConfig
-from steptool.models import load_model
-from steptool.training import batch
+from steptool.models import batch
+from steptool.models.load import load_model
+from steptool.models.value_head import ActorCritic, ValueHead
 from steptool.training.rounds import train_round
-from steptool.training.value_head import ActorCritic, ValueHead
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from steptool.artifacts.contracts import Row
 from steptool.config import Config
-from steptool.contracts import Row
+from steptool.records import Trajectory
 from steptool.training.improve import improve
-from steptool.trajectory import Trajectory
 
 
 def scored(trajectories: list[Trajectory], solved: float) -> list[Row]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steptool.contracts import ADVANTAGES, METRICS, to_table
-from steptool.models import load_model, load_tokenizer
+from steptool.artifacts.contracts import ADVANTAGES, METRICS, to_table
+from steptool.models.load import load_model, load_tokenizer
+from steptool.models.value_head import ValueHead, save_value_head
+from steptool.training.algorithms.step_ppo import learning_rate
 from steptool.training.rounds import train_round
-from steptool.training.step_ppo import learning_rate
-from steptool.training.value_head import ValueHead, save_value_head
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

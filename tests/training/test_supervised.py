@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from steptool.artifacts.contracts import METRICS, to_table
 from steptool.config import PolicyConfig, WarmStartConfig
-from steptool.contracts import METRICS, to_table
-from steptool.models import load_model
-from steptool.training import batch
-from steptool.training.rejection import rejection_round
+from steptool.models import batch
+from steptool.models.load import load_model
+from steptool.models.value_head import ActorCritic, ValueHead
+from steptool.training.algorithms.rft import rejection_round
 from steptool.training.rounds import train_round
-from steptool.training.value_head import ActorCritic, ValueHead
 from steptool.training.warm_start import warm_start
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from steptool.models import load_model
-from steptool.training import batch, logprobs
-from steptool.training.logprobs import token_log_probs
-from steptool.training.value_head import ActorCritic, ValueHead, action_states, load_value_head, save_value_head
+from steptool.models import batch, logprobs
+from steptool.models.load import load_model
+from steptool.models.logprobs import token_log_probs
+from steptool.models.value_head import ActorCritic, ValueHead, action_states, load_value_head, save_value_head
 
 
 def small_models() -> list[torch.nn.Module]:

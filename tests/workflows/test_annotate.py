@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from steptool.artifacts.contracts import REWARDS, read_costs, read_rows, write_rows
+from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.config import Config
-from steptool.contracts import REWARDS, read_costs, read_rows, write_rows
-from steptool.records import write_queries, write_trajectories
+from steptool.environments.desk.expert import Expert
+from steptool.environments.desk.tasks import draw_query
 from steptool.rewards.annotators import annotate, annotator
-from steptool.tools.desk.expert import Expert
-from steptool.tools.desk.tasks import draw_query
-from tasks.artifacts import Parquet
 from tasks.audit import audit
+from tasks.runtime.artifacts import Parquet
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from steptool.artifacts.contracts import EVALUATIONS, VERDICTS, read_costs, read_rows, write_rows
+from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import load_config
-from steptool.contracts import EVALUATIONS, VERDICTS, read_costs, read_rows, write_rows
+from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
 from steptool.data.intake import IngestError
-from steptool.records import read_queries, read_trajectories
-from steptool.sections import ConfigError
 from workflows.evaluate import evaluate
 
 ROOT = Path(__file__).parents[2]

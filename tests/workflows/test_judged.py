@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from steptool.artifacts.contracts import METRICS, REWARDS, VERDICTS, read_costs, read_rows
 from steptool.config import Config
-from steptool.contracts import METRICS, REWARDS, VERDICTS, read_costs, read_rows
 from workflows.evaluate import evaluate
 from workflows.train import train
 

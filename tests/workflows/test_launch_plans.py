@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from steptool.sections import ConfigError
-from tasks.profile import load_profile
+from steptool.config.base import ConfigError
+from tasks.runtime.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """

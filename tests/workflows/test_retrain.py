@@ -57,11 +57,11 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned from careless logs: what is in service at first."""
     import torch
 
+    from steptool.artifacts.rows import read_queries, read_trajectories
     from steptool.chat.codec import ChatCodec
-    from steptool.corpus import lessons
     from steptool.data.ingest import ingest
-    from steptool.models import EMBEDDED, load_tokenizer
-    from steptool.records import read_queries, read_trajectories
+    from steptool.models.load import EMBEDDED, load_tokenizer
+    from steptool.training.demonstrations import lessons
     from steptool.training.warm_start import warm_start
 
     torch.set_num_threads(1)
@@ -218,8 +218,8 @@ def test_four_nights(nights: Nights) -> None:
 
 def _tasks_keep_their_split(nights: Nights) -> None:
     """No task was trained on that was held out on any night, and each version knows what it was trained on."""
-    from steptool.records import read_queries
-    from steptool.retraining import exposure
+    from steptool.artifacts.rows import read_queries
+    from steptool.retraining import contamination as exposure
 
     splits: dict[str, str] = {}
     for file in sorted((nights.folder / "out").glob("*/training/queries.parquet")):

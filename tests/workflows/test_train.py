@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steptool import lineage
+from steptool.artifacts import lineage
+from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, read_costs, read_rows
+from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import Config, load_config
-from steptool.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, read_costs, read_rows
-from steptool.models import load_model, load_tokenizer
-from steptool.records import read_queries, read_trajectories
+from steptool.models.load import load_model, load_tokenizer
 from workflows.train import train
 
 

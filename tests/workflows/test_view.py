@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from steptool.records import write_queries, write_trajectories
-from steptool.trajectory import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.artifacts.rows import write_queries, write_trajectories
+from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))

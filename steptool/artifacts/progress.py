@@ -1,0 +1,102 @@
+"""What a stage tells about itself: what it took, and one line for whoever waits."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from steptool.artifacts.contracts import Cost
+
+
+class Stopwatch:
+    """Measures one stage from the moment it is made."""
+
+    def __init__(self, stage: str, round: int = -1) -> None:
+        self.stage = stage
+        self.round = round
+        self._start = time.perf_counter()
+
+    def cost(self, tokens: int = 0, counts: Mapping[str, float] | None = None) -> Cost:
+        """What the stage took until now."""
+        seconds = time.perf_counter() - self._start
+        return Cost(self.stage, self.round, seconds, tokens, peak_memory_mb(), counts or {})
+
+
+def first_process() -> bool:
+    """Whether this is the process that speaks and writes for all, where torch's launcher started several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def line(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, rounds: int = 0) -> str:
+    """One line: the stage, the round (counted from 0) of how many, what is to be said, time gone and time left.
+
+    `costs` are those of all stages until now, of this round too when it is finished. Time is the sum over stages and
+    shards, as if they ran one after another; the time left counts the rounds to come at the mean of the finished ones.
+    """
+    place = f"round {round + 1:>{len(str(rounds))}} of {rounds}" if round >= 0 else ""
+    clock = [f"{_duration(sum(c.seconds for c in costs))} so far"] if costs else []
+    left = seconds_left(costs, rounds) if round >= 0 else None
+    if left is not None:
+        clock.append(f"{_duration(left)} left in rounds")
+    return "  ".join(part for part in (f"{stage:<10}", place, said, ", ".join(clock)) if part)
+
+
+def say(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, rounds: int = 0) -> None:
+    """Print `line` at once; where several processes do the same, the first alone."""
+    if first_process():
+        print(line(stage, said, costs=costs, round=round, rounds=rounds), flush=True)
+
+
+class Ticker:
+    """Says how far a long stage is, but seldom: a callback for whoever counts steps or episodes."""
+
+    def __init__(self, stage: str, total: int, unit: str, every_seconds: float = 15.0) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._every = every_seconds
+        self._start = self._last = time.perf_counter()
+
+    def __call__(self, done: int, *_: float) -> None:
+        """Say that `done` of the total are done, with the time that the rest will take at the pace until now."""
+        now = time.perf_counter()
+        if done < 1 or now - self._last < self._every:
+            return
+        self._last = now
+        left = (now - self._start) / done * (self._total - done)
+        say(self._stage, f"{done} of {self._total} {self._unit}, {_duration(left)} left here")
+
+
+def seconds_left(costs: Sequence[Cost], rounds: int) -> float | None:
+    """Seconds that the remaining rounds will take at the mean of the finished ones; None while none is finished.
+
+    A round is finished when its training is, which is the last stage of a round.
+    """
+    per_round: dict[int, float] = defaultdict(float)
+    for cost in costs:
+        if cost.round >= 0:
+            per_round[cost.round] += cost.seconds
+    finished = {c.round for c in costs if c.stage == "ppo"}
+    if not finished:
+        return None
+    mean = sum(per_round[r] for r in finished) / len(finished)
+    return mean * max(0, rounds - len(finished))
+
+
+def rate(values: Sequence[float | None]) -> str:
+    """A pass rate in words: the mean of the verdicts that there are."""
+    known = [v for v in values if v is not None]
+    return f"pass rate {sum(known) / len(known):.3f}" if known else "pass rate unknown"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02d} s"

@@ -1,0 +1,247 @@
+"""A chat model behind an endpoint of OpenAI's form: attempts, limits, a file of replies, and the count of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from steptool.config import EndpointConfig
+from steptool.records import Message, ToolSchema
+from steptool.storage.replies import Replies, request_key
+
+_REFUSING = frozenset({401, 403, 404})
+"""Answers that every further request would get as well: a wrong key, address or model."""
+_UNANSWERABLE = frozenset({400, 413, 422})
+"""Answers that the same request would get again, and another one may not."""
+_TOO_LONG = re.compile(
+    r"context.{0,3}(length|size|window)|prompt.{0,6}too long|(too many|exceeds the maximum number of) (input )?tokens",
+    re.I,
+)
+"""How servers say that a request is longer than the model's context."""
+
+
+class EndpointError(Exception):
+    """No reply to a request: it failed in every attempt, ran out of time or cannot be answered."""
+
+
+class EndpointRefused(EndpointError):
+    """The endpoint takes no request of this kind: its address, the model's name, the key or a setting is wrong."""
+
+
+class RequestRefused(EndpointError):
+    """The endpoint will never answer this request; it may answer others."""
+
+
+class RequestTooLong(RequestRefused):
+    """The request is longer than the model's context."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said."""
+
+    message: Message
+    """In OpenAI's form: role, content and perhaps tool_calls or refusal."""
+    prompt_tokens: int
+    """Tokens read, as the endpoint counts them; of a cached reply, when it was made."""
+    completion_tokens: int
+    """Tokens written."""
+    cached: bool
+    """Whether it was there already, or came with the same request of another caller."""
+
+
+@dataclass
+class Usage:
+    """What an endpoint was used for."""
+
+    requests: int = 0
+    """Requests with a reply."""
+    sent: int = 0
+    """HTTP requests sent, further attempts included."""
+    cached: int = 0
+    """Replies that needed no request."""
+    failed: int = 0
+    """Requests without a reply."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Tokens of the requests made, not of the cached ones."""
+    money: float = 0.0
+    """Price of these tokens."""
+
+    def counts(self) -> dict[str, float]:
+        """The numbers by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class Endpoint:
+    """The client: any number of threads may call it.
+
+    Requests run side by side up to the concurrency of the configuration. A request like one that was answered gets its
+    reply from the file, and one like a request in flight waits for that. The key is read from the environment and in
+    nothing that is kept, raised or logged.
+    """
+
+    def __init__(self, config: EndpointConfig, cache: str | Path = "") -> None:
+        """Without a path the replies are kept in memory. Raises ValueError if the configuration names no endpoint."""
+        if not config.base_url or not config.model:
+            raise ValueError(
+                "an endpoint needs a base_url (as in http://localhost:8000/v1) and a model; got neither "
+                "or one of them: set both in the endpoint's section of the configuration"
+            )
+        self.config, self.usage = config, Usage()
+        self._key = os.environ.get(config.key_variable, "").strip()
+        self._replies = Replies(cache)
+        self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._turn = asyncio.Semaphore(config.concurrency)
+        self._client = openai.AsyncOpenAI(
+            base_url=config.base_url,
+            api_key=self._key or "none",
+            timeout=config.timeout,
+            max_retries=config.retries,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._on_send]}),
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+        self._thread.start()
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema] = (),
+        tool_choice: str | Mapping[str, Any] | None = None,
+        vote: int = 0,
+        deadline: float = math.inf,
+    ) -> Reply:
+        """The model's next message. Each `vote` of the same request is asked anew.
+
+        `deadline` is a time of `time.monotonic` after which nothing is asked and nobody waits. Raises EndpointError
+        if no attempt brings a reply by then, RequestRefused if none ever will, EndpointRefused if that holds for every
+        request.
+        """
+        request: dict[str, Any] = {
+            "model": self.config.model,
+            "messages": list(messages),
+            "temperature": self.config.temperature,
+            "max_tokens": self.config.max_tokens,
+        }
+        if tools:
+            request["tools"] = list(tools)
+        if tool_choice is not None:
+            request["tool_choice"] = tool_choice
+        return asyncio.run_coroutine_threadsafe(self._reply(request, vote, deadline), self._loop).result()
+
+    def close(self) -> None:
+        """End what is in flight and close the file."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._replies.close()
+
+    async def _reply(self, request: dict[str, Any], vote: int, deadline: float) -> Reply:
+        key = request_key(request, vote)
+        body = self._replies.get(key)
+        cached = body is not None or key in self._running
+        if body is None:
+            if key not in self._running:
+                self._running[key] = asyncio.create_task(self._ask(key, request, deadline))
+            body = await asyncio.shield(self._running[key])
+        self.usage.cached += cached
+        return Reply(body["message"], body["prompt_tokens"], body["completion_tokens"], cached)
+
+    async def _ask(self, key: str, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+        try:
+            body = await self._in_time(request, deadline)
+        except EndpointError:
+            self.usage.failed += 1
+            raise
+        else:
+            self._count(body)
+            self._replies.add(key, body)
+            return body
+        finally:
+            del self._running[key]
+
+    async def _in_time(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """The reply, once it is this request's turn. Raises EndpointError without the key in it."""
+        kind: type[EndpointError] = EndpointError
+        limit = self.config.timeout * (self.config.retries + 1)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic() if deadline < math.inf else None), self._turn:
+                async with asyncio.timeout(limit):
+                    return await self._attempts(request)
+        except TimeoutError:
+            late = time.monotonic() >= deadline
+            problem = "no reply before the deadline" if late else f"no reply within {limit:g} s, all attempts together"
+        except openai.APIStatusError as error:
+            problem = f"answered {error.status_code}: {error.message}"
+            if error.status_code in _REFUSING:
+                kind = EndpointRefused
+                problem = f"{problem}; see base_url, model and the key in {self.config.key_variable}"
+            elif error.status_code in _UNANSWERABLE:
+                long = error.status_code == 413 or _TOO_LONG.search(error.message)
+                kind = RequestTooLong if long else RequestRefused
+        except (openai.OpenAIError, ValueError) as error:
+            problem = f"{error} {error.__cause__ or ''}".strip()
+        # raised out here, so that the client's error, which may hold the key, is no part of it
+        raise kind(self._told(problem))
+
+    async def _attempts(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The reply. The client tries again what failed on the way, and this what came and was no chat completion."""
+        for further in range(self.config.retries, -1, -1):
+            response = await self._client.chat.completions.with_raw_response.create(**request)
+            try:
+                return _body(self._hidden(response.text))
+            except ValueError as error:
+                if not further:
+                    raise ValueError(f"answered something that is no chat completion: {error}") from None
+        raise AssertionError("unreachable")
+
+    async def _on_send(self, _: object) -> None:
+        self.usage.sent += 1
+
+    def _count(self, body: Mapping[str, Any]) -> None:
+        read, written = body["prompt_tokens"], body["completion_tokens"]
+        self.usage.requests += 1
+        self.usage.prompt_tokens += read
+        self.usage.completion_tokens += written
+        self.usage.money += (read * self.config.price_in + written * self.config.price_out) / 1e6
+
+    def _told(self, problem: str) -> str:
+        return self._hidden(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]
+
+    def _hidden(self, text: str) -> str:
+        """The text without the key, which a server may repeat."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+    async def _end(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await self._client.close()
+
+
+def _body(text: str) -> dict[str, Any]:
+    """Message and numbers of tokens (0 where the endpoint counts none). Raises ValueError.
+
+    Halves of surrogate pairs, which no file can hold, become question marks.
+    """
+    try:
+        answer = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
+        message, usage = answer["choices"][0]["message"], answer.get("usage") or {}
+        if not isinstance(message, dict):
+            raise TypeError("a message is an object")
+        return {"message": message, **{n: int(usage.get(n) or 0) for n in ("prompt_tokens", "completion_tokens")}}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{text[:200]!r} ({type(error).__name__})") from None

@@ -1,0 +1,1 @@
+"""Readers of each known form of tasks and recordings."""

@@ -1,0 +1,212 @@
+"""A recorded answer to a query, whatever it was recorded in, and what it becomes: a query and a trajectory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from steptool.artifacts.contracts import Row
+from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
+from steptool.chat.messages import NO_CALL, call_message, tool_message
+from steptool.data.intake import Record, UnusableError, parse_json
+from steptool.environments.toolbench.protocol import observation_status
+from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
+
+RELEASE = "steptool-release"
+"""Annotator under which the step rewards of StepTool's released files are kept."""
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_NOTHING = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)
+
+
+class Turn(NamedTuple):
+    """One recorded turn of the assistant, and what came back."""
+
+    thought: str
+    """Words before the call."""
+    name: str
+    """The tool that was called; empty where the turn makes no call."""
+    arguments: str
+    """The call's arguments as text; without a call, the turn's words."""
+    observation: str | None
+    """The response; None where there is none, as after Finish."""
+    user: str | None = None
+    """What the user said next, if anything."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One recorded answer: the query's text, the tools as recorded, and the turns of its final path."""
+
+    file: Path
+    row: int | str | None
+    query: str
+    tools: tuple[ToolSchema, ...]
+    turns: tuple[Turn, ...]
+    solved: float | None = None
+    """The verdict that was recorded with it, in [0, 1]."""
+    rewards: tuple[float, ...] = ()
+    """Recorded rewards, one per turn; empty where there are none."""
+
+
+def recorded_answer(
+    record: Record,
+    query: str,
+    tools: tuple[ToolSchema, ...],
+    turns: Sequence[Turn],
+    solved: float | None = None,
+    rewards: Sequence[float] = (),
+) -> Answer:
+    """An answer up to the call that ends it. Raises UnusableError if it has no step or a call without a response."""
+    if not turns:
+        raise UnusableError("no recorded step", "no call and no words of the assistant are recorded")
+    last = next((n for n, turn in enumerate(turns) if _ends(turn)), len(turns) - 1)
+    for number, turn in enumerate(turns[: last + 1]):
+        if turn.observation is None and turn.name not in ("", FINISH):
+            raise UnusableError("a call without a response", f"call {number} ({turn.name}) has no recorded response")
+    return Answer(record.file, record.row, query, tools, tuple(turns[: last + 1]), solved, tuple(rewards[: last + 1]))
+
+
+def _ends(turn: Turn) -> bool:
+    return turn.user is None and turn.name == FINISH and _step(turn).status is StepStatus.FINISH
+
+
+def answer_query(answer: Answer) -> Query:
+    """The query that a recorded answer carries itself, without a split.
+
+    Its tier is the folder of a file of its own, else the name of the file.
+    """
+    file, stem = answer.file, _SHARD.sub("", answer.file.stem)
+    name = f"{file.parent.name}-{file.stem}"
+    return Query(
+        query_id=name if answer.row is None else f"{name}-{answer.row}",
+        split="",
+        environment="replay",
+        instruction=answer.query,
+        tools=answer.tools,
+        source="recorded",
+        tier=file.parent.name if answer.row is None else stem,
+    )
+
+
+def recorded_id(query_id: str, sample: int) -> str:
+    """Id of the trajectory of a recorded answer to a query."""
+    return f"{query_id}-recorded-{sample}"
+
+
+def demonstration(turns: Sequence[Turn], solved: float | None, query: Query, sample: int) -> Trajectory:
+    """The turns of a recorded answer as the trajectory of a query: messages and steps, no tokens."""
+    messages: list[Message] = [{"role": "user", "content": query.instruction}]
+    steps: list[Step] = []
+    for turn in turns:
+        step = _step(turn)
+        steps.append(step)
+        messages += _messages(turn, step)
+    return Trajectory(
+        trajectory_id=recorded_id(query.query_id, sample),
+        query_id=query.query_id,
+        environment=query.environment,
+        tier=query.tier,
+        policy="recorded",
+        round=-1,
+        sample=sample,
+        temperature=1.0,
+        messages=messages,
+        input_ids=_NOTHING[0],
+        spans=[],
+        logprobs=_NOTHING[1],
+        steps=steps,
+        stop_reason=_stop_reason(steps[-1]),
+        final_answer=_final_answer(steps[-1]),
+        solved=solved,
+        seconds=0.0,
+    )
+
+
+def reward_rows(trajectory_id: str, rewards: Sequence[float]) -> list[Row]:
+    """Rows of `rewards` for recorded step rewards.
+
+    A released reward before the last is (SuccCalling + Contribution) / 2 over several judgements, which cannot be taken
+    apart again: it stands under "reward" in the votes, and the components are missing. The last one is IsSolved.
+    """
+    return [
+        {
+            "trajectory_id": trajectory_id,
+            "step": step,
+            "annotator": RELEASE,
+            "annotator_version": "1",
+            "prompt_hash": "",
+            "succ_calling": None,
+            "contribution": None,
+            "is_solved": reward if step == len(rewards) - 1 else None,
+            "votes": json.dumps({"reward": reward}),
+            "rationale": "",
+        }
+        for step, reward in enumerate(rewards)
+    ]
+
+
+def _step(turn: Turn) -> Step:
+    observation = turn.observation or ""
+    arguments = _arguments(turn)
+    if arguments is None:
+        return Step(None, StepStatus.MALFORMED, observation)
+    call = ToolCall(turn.name, arguments)
+    if turn.name != FINISH:
+        return Step(call, observation_status(observation), observation)
+    if not _is_finish(arguments):
+        return Step(call, StepStatus.INVALID_ARGUMENTS, observation)
+    return Step(call, StepStatus.FINISH, "")
+
+
+def _is_finish(arguments: dict[str, Any]) -> bool:
+    """Whether these are arguments of Finish: what its schema says, without the time that a schema takes."""
+    known = arguments.keys() <= {"return_type", "final_answer"}
+    answer = arguments.get("final_answer", "")
+    return known and arguments.get("return_type") in (GIVE_ANSWER, GIVE_UP) and isinstance(answer, str)
+
+
+def _arguments(turn: Turn) -> dict[str, Any] | None:
+    if not turn.name:
+        return None
+    try:
+        arguments = parse_json(turn.arguments) if turn.arguments.strip() else {}
+    except UnusableError:
+        return None
+    return arguments if isinstance(arguments, dict) else None
+
+
+def _messages(turn: Turn, step: Step) -> list[Message]:
+    """The turn, its response (also that to a Finish which the user answers), and what the user said next."""
+    if step.call is None:
+        words = f"{turn.name}: {turn.arguments}" if turn.name else turn.arguments
+        messages: list[Message] = [{"role": "assistant", "content": joined([turn.thought, words])}]
+    else:
+        messages = [call_message(step.call, turn.thought)]
+    finished, answered = step.status is StepStatus.FINISH, turn.name or turn.observation is not None
+    if turn.user is not None if finished else answered:
+        messages.append(tool_message(turn.name or NO_CALL, step.observation))
+    if turn.user is not None:
+        messages.append({"role": "user", "content": turn.user})
+    return messages
+
+
+def _stop_reason(last: Step) -> StopReason:
+    if last.status is StepStatus.FINISH and last.call:
+        return StopReason.FINISHED if last.call.arguments["return_type"] == GIVE_ANSWER else StopReason.GAVE_UP
+    return StopReason.MALFORMED if last.status is StepStatus.MALFORMED else StopReason.STEP_LIMIT
+
+
+def _final_answer(last: Step) -> str | None:
+    answered = last.call if last.status is StepStatus.FINISH else None
+    return answered.arguments.get("final_answer") if answered else None
+
+
+def joined(thoughts: Sequence[str]) -> str:
+    """Words said one after the other; those that say nothing left out."""
+    return "\n".join(t for t in thoughts if t)

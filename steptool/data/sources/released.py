@@ -1,0 +1,146 @@
+"""StepTool's released training files: a row of prompts, responses and rewards, each a list in Python's syntax.
+
+The first prompt holds the names of the tools and the query, each later one a tool's response; all end where the
+assistant begins. A response is Thought, Action and Action Input. The markup is that of the model it was made for.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from steptool.chat.formats import REACT
+from steptool.data.intake import Record, UnusableError, field, shown, unique
+from steptool.data.sources.answers import Answer, Turn, recorded_answer
+from steptool.data.sources.toolbench import checked
+from steptool.environments.toolbench.naming import NAME_LIMIT
+from steptool.records import ToolSchema
+
+COLUMNS = {"prompt", "response", "reward"}
+_CELL_LIMIT = 1 << 20
+"""Characters of a cell: what is read as Python's syntax takes some hundred times as much memory."""
+_NAMED = "access to the following APIs:"
+
+
+@dataclass(frozen=True)
+class _Markup:
+    """How a model's prompts are written: what opens a message of a role, and what ends one."""
+
+    opening: str
+    end: str
+    end_of_turn: str
+
+    def said(self, prompt: str, *roles: str) -> list[str] | None:
+        """What each of the roles says in a prompt, in this order; None for a prompt of another form."""
+        opening, *others, last = [self.opening.format(role, Role=role.title()) for role in (*roles, "assistant")]
+        text = prompt.strip()
+        if not (text.startswith(opening) and text.endswith(self.end + last)):
+            return None
+        parts, rest = [], text[len(opening) : -len(self.end + last)]
+        for other in others:
+            part, found, rest = rest.partition(self.end + other)
+            if not found:
+                return None
+            parts.append(part)
+        return [part.strip() for part in (*parts, rest)]
+
+
+_MARKUPS = (
+    _Markup("<|im_start|>{0}", "<|im_end|>\n", "<|im_end|>"),
+    _Markup("<|start_header_id|>{0}<|end_header_id|>", "<|eot_id|>", "<|eot_id|>"),
+    _Markup("{Role}:", "\n", "</s>"),
+)
+
+
+def released_answer(record: Record) -> Answer:
+    """A row of a released file. Raises UnusableError naming the column that is of another form."""
+    prompts, responses = _texts(record.value, "prompt"), _texts(record.value, "response")
+    rewards = _rewards(record.value)
+    if not len(prompts) == len(responses) == len(rewards):
+        sizes = f"{len(prompts)} prompts, {len(responses)} responses, {len(rewards)} rewards"
+        raise UnusableError("lists of different lengths", f"expected as many of each, got {sizes}")
+    markup, system, user = _opening(prompts)
+    observations = [_response(markup, text, n) for n, text in enumerate(prompts[1:], start=1)]
+    turns = [_turn(markup, text, said) for text, said in zip(responses, [*observations, None], strict=True)]
+    answer = recorded_answer(record, _query(user), _tools(_names(system)), turns, rewards[-1], rewards)
+    if len(answer.turns) < len(turns):
+        raise UnusableError("steps after Finish", f"response[{len(answer.turns) - 1}] ends the episode")
+    return answer
+
+
+def _opening(prompts: list[str]) -> tuple[_Markup, str, str]:
+    for markup in _MARKUPS:
+        if prompts and (said := markup.said(prompts[0], "system", "user")):
+            return markup, said[0], said[1]
+    expected = "a system's and a user's message and the assistant's opening"
+    raise UnusableError("a prompt of another form", f"prompt[0]: expected {expected}, got {shown(prompts[:1])}")
+
+
+def _response(markup: _Markup, prompt: str, number: int) -> str:
+    if said := markup.said(prompt, "function"):
+        return said[0]
+    expected = "a function's message and the assistant's opening"
+    raise UnusableError("a prompt of another form", f"prompt[{number}]: expected {expected}, got {shown(prompt)}")
+
+
+def _query(user: str) -> str:
+    query = user.removesuffix("Begin!").strip()
+    if not query:
+        raise UnusableError("no instruction", "prompt[0]: the user says nothing")
+    return query
+
+
+def _turn(markup: _Markup, response: str, observation: str | None) -> Turn:
+    """A response as a turn; one without a call that can be read is words."""
+    text = response.strip().removesuffix(markup.end_of_turn).strip()
+    parsed = REACT.parse(text)
+    if parsed.call is None:
+        return Turn("", "", text, observation)
+    arguments = json.dumps(dict(parsed.call.arguments), ensure_ascii=False)
+    return Turn(parsed.thought, parsed.call.name[-NAME_LIMIT:], arguments, observation)
+
+
+def _names(system: str) -> list[str]:
+    _, found, listed = system.partition(_NAMED)
+    names = _literal(listed, "prompt[0]") if found else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        expected = f"a list of names after '{_NAMED}'"
+        raise UnusableError("tools of another form", f"prompt[0]: expected {expected}, got {shown(system)}")
+    return names
+
+
+def _tools(names: list[str]) -> tuple[ToolSchema, ...]:
+    """Schemas for names alone, which are cut as ToolBench does: any arguments."""
+    anything = {"type": "object", "properties": {}, "additionalProperties": True}
+    short = unique(name[-NAME_LIMIT:] for name in names)
+    functions = [{"name": name, "description": "", "parameters": anything} for name in short]
+    return checked([{"type": "function", "function": function} for function in functions], "prompt[0]")
+
+
+def _texts(row: dict[str, Any], column: str) -> list[str]:
+    texts = _literal(field(row, column, (str, list)), column)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UnusableError(f"ill-typed field '{column}'", f"'{column}': expected a list of texts, got {shown(texts)}")
+    return texts
+
+
+def _rewards(row: dict[str, Any]) -> list[float]:
+    rewards = _literal(field(row, "reward", (str, list)), "reward")
+    if not isinstance(rewards, list) or not all(isinstance(r, int | float) and 0 <= r <= 1 for r in rewards):
+        detail = f"'reward': expected a list of numbers from 0 to 1, got {shown(rewards)}"
+        raise UnusableError("ill-typed field 'reward'", detail)
+    return [float(reward) for reward in rewards]
+
+
+def _literal(text: str | list[Any], where: str) -> Any:
+    """A value from Python's syntax for one. Nothing is executed: names, calls and operators are refused."""
+    if not isinstance(text, str):
+        return text
+    if len(text) > _CELL_LIMIT:
+        raise UnusableError("a cell too large", f"'{where}': {len(text)} characters, expected at most {_CELL_LIMIT}")
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise UnusableError("not a Python literal", f"'{where}': {type(error).__name__}: {error}") from None

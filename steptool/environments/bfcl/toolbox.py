@@ -1,0 +1,115 @@
+"""The benchmark's tools of one episode: its own instances, of which only the documented functions can be called."""
+
+from __future__ import annotations
+
+import copy
+import decimal
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import mpmath
+
+from steptool.environments.base import ToolResult
+from steptool.environments.bfcl.package import checks, executable, parameters, schemas
+from steptool.environments.bfcl.refusals import refusal
+from steptool.records import StepStatus
+
+_CONTAINERS = (dict, list, set)
+
+
+class Toolbox:
+    """Instances of the benchmark's classes with the state of a scenario. Toolboxes share nothing that can change.
+
+    `scenario` holds "classes" (names), "config" (state by class) and "long_context" (whether files and answers are
+    padded). It is left as it is.
+    """
+
+    def __init__(self, scenario: Mapping[str, Any]) -> None:
+        config, padded = scenario["config"], scenario["long_context"]
+        self._tools = {name: _loaded(name, config.get(name, {}), padded) for name in scenario["classes"]}
+        self._owners = {function: name for name in self._tools for function in schemas(name)}
+
+    def __contains__(self, function: object) -> bool:
+        return function in self._owners
+
+    def problem(self, function: str, arguments: Mapping[str, Any]) -> str | None:
+        """What is wrong with the arguments of a documented function by its schema; None if nothing is."""
+        return checks(self._owners[function])[function](arguments)
+
+    def run(self, function: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Call a function and show its result as the benchmark does. Raises KeyError for one that is not documented."""
+        owner = self._owners[function]
+        tool = self._tools[owner]
+        given = {**_changeable_defaults(owner, function), **arguments}
+        for key, value in given.items():
+            if isinstance(value, _CONTAINERS):
+                given[key] = copy.deepcopy(value)
+        try:
+            if reason := refusal(tool, function, given):
+                return ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": reason}))
+            with _precision_kept() if owner == "MathAPI" else nullcontext():
+                result = getattr(tool, function)(**given)
+                return ToolResult(StepStatus.TOOL_ERROR if _failed(result) else StepStatus.OK, _text(result))
+        except Exception as error:  # whatever the benchmark's code raises is the answer, in the benchmark's words
+            return ToolResult(StepStatus.TOOL_ERROR, f"Error during execution: {error}")
+
+    def same_state(self, other: Toolbox) -> bool:
+        """Whether all public attributes of all instances are equal: the benchmark's check of the state."""
+        try:
+            return all(_public(tool) == _public(other._tools[name]) for name, tool in self._tools.items())
+        except RecursionError:  # a folder that has been copied into itself
+            return False
+
+
+def _loaded(name: str, config: Mapping[str, Any], padded: bool) -> Any:
+    tool = executable(name)()
+    if hasattr(tool, "_load_scenario"):
+        tool._load_scenario(copy.deepcopy(config), long_context=padded)
+    if padded:  # what pads the state are the module's own objects
+        state = vars(tool)
+        state.update({key: copy.deepcopy(value) for key, value in state.items() if isinstance(value, _CONTAINERS)})
+    return tool
+
+
+@cache
+def _changeable_defaults(owner: str, function: str) -> dict[str, Any]:
+    """Default values that a function may change, and would then share with every later call."""
+    found = parameters(owner, function)
+    return {name: copy.deepcopy(p.default) for name, p in found.items() if isinstance(p.default, _CONTAINERS)}
+
+
+@contextmanager
+def _precision_kept() -> Iterator[None]:
+    """The mathematical tools set the precision of the whole process; afterwards it is what it was."""
+    digits = mpmath.mp.dps
+    try:
+        with decimal.localcontext():
+            yield
+    finally:
+        mpmath.mp.dps = digits
+
+
+def _public(tool: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(tool).items() if not key.startswith("_")}
+
+
+def _failed(result: Any) -> bool:
+    """Whether a result reports an error: {"error": ...}, or a list of such an object or of one such sentence."""
+    if isinstance(result, list) and len(result) == 1:
+        result = {"error": ""} if str(result[0]).startswith("Error:") else result[0]
+    return isinstance(result, dict) and "error" in result
+
+
+def _text(result: Any) -> str:
+    """Text as it is, an object as JSON where it can be, all else as Python writes it."""
+    if isinstance(result, str):
+        return result
+    if isinstance(result, dict):
+        try:
+            return json.dumps(result)
+        except (TypeError, ValueError):
+            pass
+    return str(result)

@@ -1,0 +1,129 @@
+"""The scripted expert: solves a query, or cuts corners and slips as people's logs do."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from steptool.chat.messages import call_message, tool_message
+from steptool.config import Config
+from steptool.environments.desk.tasks import SEPARATOR, DeskSession, Goal, goals_of
+from steptool.environments.desk.tools import TOOLS
+from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+
+
+class _Failed(Exception):
+    """A call of the expert failed, or its patience ended."""
+
+
+class Expert:
+    """One attempt at one query."""
+
+    def __init__(self, query: Query, rng: random.Random, slips: float, shortcuts: float) -> None:
+        self._query, self._rng, self._slips = query, rng, slips
+        self._shortcuts = shortcuts
+        self._session = DeskSession(query)
+        self._steps: list[Step] = []
+        self._last: dict[str, str] = {}
+        self._patience = 10**6
+
+    def attempt(self) -> Trajectory:
+        """The attempt as a recorded trajectory (text only)."""
+        goals = goals_of(self._query)
+        hurried = self._rng.randrange(len(goals)) if self._rng.random() < self._shortcuts else -1
+        answers = [self._goal(goal, i == hurried, len(goals)) for i, goal in enumerate(goals)]
+        answer = SEPARATOR.join(a for a in answers if a)
+        finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
+        self._steps.append(Step(finish, StepStatus.FINISH, ""))
+        return _recorded(self._query, self._steps, answer, self._session.solved(answer))
+
+    def _goal(self, goal: Goal, hurried: bool, goals: int) -> str:
+        if not hurried:
+            return goal.answer(self._call)
+        corner = self._rng.choice(("habit", "early", "forget") if goals > 1 else ("habit", "early"))
+        if corner == "forget":
+            return ""
+        try:
+            if corner == "habit":
+                return goal.shortcut(self._call)
+            self._patience = self._rng.randrange(1, 3)
+            return goal.answer(self._call)
+        except _Failed:
+            values = list(self._last.values())
+            return self._rng.choice(values) if values else "unknown"
+        finally:
+            self._patience = 10**6
+
+    def _call(self, name: str, /, **arguments: str | int) -> dict[str, str]:
+        if self._patience == 0:
+            raise _Failed
+        self._patience -= 1
+        if self._rng.random() < self._slips:
+            self._slip(list(arguments.values()))
+        result = self._execute(ToolCall(name, arguments))
+        if "error" in result:
+            raise _Failed
+        return result
+
+    def _slip(self, known: Sequence[str | int]) -> None:
+        """A useless call: some offered tool that only reads, with whatever value is at hand."""
+        offered = [t["function"]["name"] for t in self._query.tools]
+        name = self._rng.choice([t for t in offered if t in TOOLS and not TOOLS[t].writes] or ["get_order"])
+        pool = [str(v) for v in known] + list(self._last.values())
+        parameters = TOOLS[name].schema["function"]["parameters"]["required"]
+        self._execute(ToolCall(name, {p: self._rng.choice(pool) for p in parameters}))
+
+    def _execute(self, call: ToolCall) -> dict[str, str]:
+        result = self._session.call(call)
+        self._steps.append(Step(call, result.status, result.observation))
+        values: dict[str, Any] = json.loads(result.observation)
+        self._last = {k: str(v) for k, v in values.items()}
+        return self._last
+
+
+def _recorded(query: Query, steps: Sequence[Step], answer: str, solved: float) -> Trajectory:
+    return Trajectory(
+        trajectory_id=f"expert-{query.query_id}",
+        query_id=query.query_id,
+        environment=query.environment,
+        tier=query.tier,
+        policy="expert",
+        round=-1,
+        sample=0,
+        temperature=0.0,
+        messages=conversation(query.instruction, steps),
+        input_ids=np.zeros(0, dtype=np.int32),
+        spans=(),
+        logprobs=np.zeros(0, dtype=np.float32),
+        steps=tuple(steps),
+        stop_reason=StopReason.FINISHED,
+        final_answer=answer,
+        solved=solved,
+        seconds=0.0,
+    )
+
+
+def conversation(instruction: str, steps: Sequence[Step]) -> list[Message]:
+    """The OpenAI messages of an instruction and the steps that followed."""
+    messages: list[Message] = [{"role": "user", "content": instruction}]
+    for step in steps:
+        if step.call is None:
+            raise ValueError("a step without a call has no place in a demonstration")
+        messages.append(call_message(step.call))
+        if step.status is not StepStatus.FINISH:
+            messages.append(tool_message(step.call.name, step.observation))
+    return messages
+
+
+def desk_demonstrations(config: Config, queries: Sequence[Query]) -> list[Trajectory]:
+    """Attempts of the hurried expert at the first training queries, as many as the warm start takes."""
+    train = [q for q in queries if q.split == "train"]
+    rng = random.Random(f"expert/{config.seed}")
+    chosen = [
+        train[i % len(train)] for i in rng.sample(range(len(train)), min(len(train), config.warm_start.demonstrations))
+    ]
+    return [Expert(q, rng, config.warm_start.slips, config.warm_start.shortcuts).attempt() for q in chosen]

@@ -1,0 +1,150 @@
+"""Pretraining of the embedded policy on clean logs of the desk: what a model hub would otherwise provide.
+
+    python -m steptool.environments.desk.pretrain
+
+Fixed seeds; about a quarter of an hour on one core. The result is `base/` beside this file. Only compositions of the
+training split are seen, carried out by an expert that seldom slips and cuts no corners: first queries of one to five
+calls, then two goals that need more, at last three.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from steptool.chat.codec import ChatCodec, Encoded
+from steptool.environments.desk import tasks
+from steptool.environments.desk.expert import Expert
+from steptool.environments.desk.tokenizer import build_tokenizer
+from steptool.models.load import load_tokenizer
+
+FOLDER = Path(__file__).parent / "base"
+LOGS = 12_000
+SLIPS = 0.05
+BATCH = 16
+WARMUP = 50
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the pretraining; each begins with the weights that the one before has saved."""
+
+    tiers: tuple[str, ...]
+    steps: int
+    learning_rate: float
+
+
+PHASES = (
+    Phase((tasks.SINGLE, tasks.SHORT, tasks.SHORT), 2500, 3e-3),
+    Phase((tasks.SINGLE, tasks.SHORT, tasks.PAIR, tasks.PAIR), 2500, 2.5e-3),
+    Phase((tasks.SINGLE, tasks.LONG, tasks.LONG), 1200, 2e-3),
+)
+
+
+def clean_logs(codec: ChatCodec, phase: Phase, name: str) -> list[Encoded]:
+    """Encoded demonstrations of training queries of the phase's tiers."""
+    rng = random.Random(name)
+    logs = []
+    for number in range(LOGS):
+        query = tasks.draw_query("train", phase.tiers[number % len(phase.tiers)], f"{name}.{number}")
+        attempt = Expert(query, rng, SLIPS, shortcuts=0.0).attempt()
+        logs.append(codec.encode(attempt.messages, query.tools))
+    return logs
+
+
+def batches(logs: list[Encoded], rng: random.Random) -> Iterator[list[Encoded]]:
+    """Batches of similar length in random order, without end."""
+    while True:
+        order = rng.sample(logs, len(logs))
+        pools = [
+            sorted(order[i : i + BATCH * 8], key=lambda e: len(e.input_ids)) for i in range(0, len(order), BATCH * 8)
+        ]
+        made = [pool[i : i + BATCH] for pool in pools for i in range(0, len(pool), BATCH)]
+        yield from rng.sample(made, len(made))
+
+
+def loss_of(model: Qwen3ForCausalLM, batch: list[Encoded], pad: int) -> torch.Tensor:
+    """Mean negative log-likelihood of the assistant tokens."""
+    width = max(len(e.input_ids) for e in batch)
+    ids = torch.full((len(batch), width), pad)
+    action = torch.zeros(len(batch), width, dtype=torch.bool)
+    for row, example in enumerate(batch):
+        ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
+        for start, end in example.spans:
+            action[row, start:end] = True
+    hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1][action[:, 1:]]
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[:, 1:][action[:, 1:]])
+
+
+def optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon on the hidden matrices, AdamW on embeddings and norms."""
+    named = list(model.named_parameters())
+    hidden = [p for n, p in named if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in named if not (p.ndim == 2 and "embed" not in n)]
+    return [
+        torch.optim.Muon(hidden, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def pretrain(first: int = 0) -> None:
+    """Go through the phases from the given one on and write `base/` (weights in half precision)."""
+    torch.set_num_threads(1)
+    if first == 0:
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer()
+        tokenizer.save_pretrained(FOLDER)
+        Qwen3ForCausalLM(_config(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)).save_pretrained(
+            FOLDER
+        )
+    for number, phase in list(enumerate(PHASES))[first:]:
+        _train(phase, "pretraining" if number == 0 else f"pretraining-{number}").half().save_pretrained(FOLDER)
+
+
+def _train(phase: Phase, name: str) -> Qwen3ForCausalLM:
+    model: Qwen3ForCausalLM = Qwen3ForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    tokenizer = load_tokenizer(FOLDER)
+    codec, rng, optimizer = ChatCodec(tokenizer), random.Random(0), optimizers(model, phase.learning_rate)
+    model.train()
+    for step, batch in zip(range(phase.steps), batches(clean_logs(codec, phase, name), rng), strict=False):
+        share = min(1.0, (step + 1) / WARMUP) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / phase.steps)))
+        for group in (g for o in optimizer for g in o.param_groups):
+            group["lr"] = phase.learning_rate * share
+        loss = loss_of(model, batch, tokenizer.pad_token_id)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for o in optimizer:
+            o.step()
+            o.zero_grad()
+        if step % 100 == 99:
+            print(f"{name}: step {step + 1} of {phase.steps}, loss {loss.item():.3f}", flush=True)
+    return model
+
+
+def _config(vocabulary: int, pad: int, end: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=math.ceil(vocabulary / 8) * 8,
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=24,
+        intermediate_size=256,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        pad_token_id=pad,
+        eos_token_id=end,
+        bos_token_id=None,
+    )
+
+
+if __name__ == "__main__":
+    pretrain(int(sys.argv[1]) if len(sys.argv) > 1 else 0)

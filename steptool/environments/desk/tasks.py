@@ -1,0 +1,238 @@
+"""Tasks of the desk: queries with one goal or several, drawn from seeds, and the environment that runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steptool.chat.finish import FINISH_SCHEMA
+from steptool.config import Config
+from steptool.environments.base import Environment, Session, ToolResult
+from steptool.environments.desk.database import CITIES, CURRENCIES, Database, make_database
+from steptool.environments.desk.goals import (
+    COMPOSITIONS,
+    HELDOUT,
+    PROCEDURES,
+    REFERENCES,
+    VALIDATION,
+    Call,
+    Composition,
+)
+from steptool.environments.desk.tools import ALTERNATIVES, TOOLS, ToolFailure
+from steptool.environments.schema import check_arguments
+from steptool.records import Query, StepStatus, ToolCall, ToolSchema
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A group of queries of like difficulty."""
+
+    goals: tuple[int, ...]
+    """Numbers of goals."""
+    calls: range
+    """Numbers of calls needed."""
+    slack: int
+    """Steps allowed beyond the needed calls and the Finish."""
+
+
+SINGLE, SHORT, PAIR, LONG = "single", "short", "pair", "long"
+TIERS = {
+    SINGLE: Tier((1,), range(1, 6), 3),
+    SHORT: Tier((2, 3), range(2, 6), 2),  # SHORT and PAIR are for pretraining only
+    PAIR: Tier((2,), range(6, 13), 2),
+    LONG: Tier((2, 3), range(6, 13), 2),
+}
+DISTRACTORS = 2
+SEPARATOR = "; "
+_OPENINGS = ("", "please ", "hi, ", "i need you to ", "could you ")
+_JOINS = (" and ", ", then ", " and also ")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A composition with its particulars."""
+
+    composition: Composition
+    start: str
+    literal: str
+
+    def answer(self, call: Call) -> str:
+        """Carry the goal out as it should be done."""
+        procedure, reference = self.composition
+        return PROCEDURES[procedure].run(call, REFERENCES[reference].resolve(call, self.start), self.literal)
+
+    def shortcut(self, call: Call) -> str:
+        """Carry it out by habit, without looking."""
+        procedure, reference = self.composition
+        return PROCEDURES[procedure].shortcut(call, REFERENCES[reference].resolve(call, self.start), self.literal)
+
+    def phrase(self, rng: random.Random) -> str:
+        """One of its wordings."""
+        procedure, reference = self.composition
+        named = rng.choice(REFERENCES[reference].phrases).format(x=self.start)
+        return rng.choice(PROCEDURES[procedure].phrases).format(r=named, l=self.literal)
+
+
+class DeskSession(Session):
+    """One run of one query."""
+
+    def __init__(self, query: Query) -> None:
+        self._reference = query.reference
+        self.database = make_database(str(query.reference["database"]))
+
+    def call(self, call: ToolCall) -> ToolResult:
+        """Validate the arguments against the tool's schema and execute."""
+        tool = TOOLS.get(call.name)
+        if tool is None:
+            return _failed(StepStatus.UNKNOWN_TOOL, "no such tool")
+        problem = check_arguments(tool.schema["function"]["parameters"], call.arguments)
+        if problem:
+            return _failed(StepStatus.INVALID_ARGUMENTS, "bad arguments")
+        try:
+            return ToolResult(StepStatus.OK, json.dumps(tool.run(self.database, **call.arguments)))
+        except ToolFailure as failure:
+            return _failed(StepStatus.TOOL_ERROR, str(failure))
+
+    def solved(self, final_answer: str | None) -> float:
+        """1 if the answer is right and exactly the right writes were made."""
+        writes = sorted(map(list, self.database.journal))
+        return float(final_answer == self._reference["answer"] and writes == self._reference["writes"])
+
+
+def _failed(status: StepStatus, reason: str) -> ToolResult:
+    return ToolResult(status, json.dumps({"error": reason}))
+
+
+class DeskEnvironment(Environment):
+    """The desk as an environment."""
+
+    name = "desk"
+
+    def reset(self, query: Query) -> DeskSession:
+        """A session on a fresh copy of the query's database."""
+        return DeskSession(query)
+
+    def tools(self) -> Sequence[ToolSchema]:
+        """Schemas of all tools of the desk."""
+        return [tool.schema for tool in TOOLS.values()]
+
+
+def caller(database: Database, calls: list[ToolCall]) -> Call:
+    """A function that executes tools on the database and notes each call."""
+
+    def call(name: str, /, **arguments: str | int) -> dict[str, str]:
+        calls.append(ToolCall(name, arguments))
+        return {k: str(v) for k, v in TOOLS[name].run(database, **arguments).items()}
+
+    return call
+
+
+def compositions(split: str) -> tuple[Composition, ...]:
+    """Compositions of the single-goal queries of a split."""
+    special = {"heldout": HELDOUT, "validation": VALIDATION}
+    return tuple(
+        c for c in COMPOSITIONS if (c in special[split] if split in special else c not in HELDOUT | VALIDATION)
+    )
+
+
+def combination_split(combination: Sequence[Composition]) -> str:
+    """The split of a combination of training compositions, in any order: half train, a quarter each of the others."""
+    text = "|".join(sorted(f"{p}/{r}" for p, r in combination))
+    bucket = hashlib.sha256(text.encode()).digest()[0] % 4
+    return ("train", "train", "validation", "heldout")[bucket]
+
+
+def draw_query(split: str, tier: str, seed: str) -> Query:
+    """The query of a seed: its own database, goals of the split, a reference solution that was executed."""
+    rng = random.Random(f"query/{split}/{tier}/{seed}")
+    count = rng.choice(TIERS[tier].goals)
+    while True:
+        name = f"{split}/{tier}/{seed}/{rng.randrange(10**6)}"
+        goals = _draw_goals(rng, split, count, make_database(name))
+        query = _build(split, tier, name, goals, rng) if goals else None
+        if query:
+            return query
+
+
+def _draw_goals(rng: random.Random, split: str, count: int, database: Database) -> list[Goal] | None:
+    if count == 1:
+        return [_particulars(rng.choice(compositions(split)), database, rng)]
+    combination = rng.sample(compositions("train"), count)
+    if combination_split(combination) != split:
+        return None
+    goals = [_particulars(c, database, rng) for c in combination]
+    return goals if len({g.start for g in goals}) == len(goals) else None
+
+
+def _particulars(composition: Composition, database: Database, rng: random.Random) -> Goal:
+    procedure, reference = PROCEDURES[composition[0]], REFERENCES[composition[1]]
+    starts = database.names() if reference.start == "name" else list(database.tables[reference.start])
+    literals: dict[str, Sequence[str]] = {"city": CITIES, "currency": CURRENCIES}
+    return Goal(composition, rng.choice(starts), rng.choice(literals[procedure.literal]) if procedure.literal else "")
+
+
+def _build(split: str, tier: str, name: str, goals: list[Goal], rng: random.Random) -> Query | None:
+    database, calls = make_database(name), list[ToolCall]()
+    try:
+        answers = [goal.answer(caller(database, calls)) for goal in goals]
+    except ToolFailure:  # goals that get into each other's way
+        return None
+    repeated = len({(c.name, *c.arguments.items()) for c in calls}) < len(calls)
+    if repeated or len(calls) not in TIERS[tier].calls:
+        return None
+    instruction = rng.choice(_OPENINGS) + goals[0].phrase(rng)
+    instruction += "".join(rng.choice(_JOINS) + goal.phrase(rng) for goal in goals[1:])
+    return Query(
+        query_id=f"desk-{name}".replace("/", "-"),
+        split=split,
+        environment="desk",
+        instruction=instruction,
+        tools=(*(TOOLS[t].schema for t in _offered(calls, goals, rng)), FINISH_SCHEMA),
+        reference={
+            "answer": SEPARATOR.join(answers),
+            "calls": [{"name": c.name, "arguments": dict(c.arguments)} for c in calls],
+            "writes": sorted(map(list, database.journal)),
+            "database": name,
+            "goals": [[*g.composition, g.start, g.literal] for g in goals],
+        },
+        source="desk",
+        tier=tier,
+        max_steps=len(calls) + 1 + TIERS[tier].slack,
+    )
+
+
+def _offered(calls: Sequence[ToolCall], goals: Sequence[Goal], rng: random.Random) -> list[str]:
+    """Names of the tools of a query: the needed ones, both sides of every branch, and distractors; shuffled."""
+    needed = {c.name for c in calls}
+    branch = {"locate": "track_parcel", "price": "convert", "restock": "restock"}
+    needed |= {branch[g.composition[0]] for g in goals if g.composition[0] in branch}
+    for pair in ALTERNATIVES:
+        if needed & set(pair):
+            needed |= set(pair)
+    others = [t for t in TOOLS if t not in needed]
+    offered = sorted(needed) + rng.sample(others, min(DISTRACTORS, len(others)))
+    rng.shuffle(offered)
+    return offered
+
+
+def goals_of(query: Query) -> list[Goal]:
+    """The goals behind a query of the desk."""
+    return [Goal((p, r), start, literal) for p, r, start, literal in query.reference["goals"]]
+
+
+def desk_queries(config: Config) -> list[Query]:
+    """Training, validation and held-out queries. Validation and held-out ones are the same for every seed of a run."""
+    counts = {
+        "train": (config.data.train_queries, f"run{config.seed}"),
+        "validation": (config.data.validation_queries, "fixed"),
+        "heldout": (config.data.heldout_queries, "fixed"),
+    }
+    queries = []
+    for split, (count, seed) in counts.items():
+        long = round(count * config.data.long_share)
+        tiers = [LONG] * long + [SINGLE] * (count - long)
+        queries += [draw_query(split, tier, f"{seed}.{number}") for number, tier in enumerate(tiers)]
+    return queries

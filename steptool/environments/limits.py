@@ -1,0 +1,150 @@
+"""Limits on every call: time, retries, the size of what comes back; and calls of many sessions side by side."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from queue import SimpleQueue
+from typing import TypeVar
+
+from steptool.config import ToolsConfig
+from steptool.environments.base import Environment, Session, ToolResult, TransportError
+from steptool.records import Query, StepStatus, ToolCall
+
+_BACKOFF = 0.2
+"""Seconds before the second attempt; each further one waits twice as long."""
+_CLOSING = 5.0
+"""Seconds that a session has to close."""
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class LimitedEnvironment:
+    """An environment whose sessions keep to the limits of the configuration."""
+
+    def __init__(self, environment: Environment, limits: ToolsConfig) -> None:
+        self._environment, self._limits = environment, limits
+
+    def reset(self, query: Query) -> LimitedSession:
+        """A session for the query."""
+        return LimitedSession(self._environment.reset(query), self._limits, self._environment.blocking)
+
+    def map(self, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """`work` on each item, in their order; side by side where calls may block. Each item has its own session."""
+        if not self._environment.blocking or len(items) < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(min(len(items), self._limits.concurrency)) as pool:
+            return list(pool.map(work, items))
+
+
+class LimitedSession(Session):
+    """A session whose calls end in time, are tried again where that does no harm, and return a bounded text.
+
+    A call that runs out of time is a failed step. It cannot be stopped, only left alone: a later call of the session
+    waits for it, within its own time, so that no two calls of a session ever run at once.
+    """
+
+    def __init__(self, session: Session, limits: ToolsConfig, blocking: bool) -> None:
+        self._session, self._limits = session, limits
+        self._worker = _Worker() if blocking else None
+
+    def call(self, call: ToolCall) -> ToolResult:
+        """The session's result, or a failed one that says which limit was met."""
+        deadline = time.monotonic() + self._limits.timeout
+        for attempt in range(self._limits.retries + 1):
+            try:
+                return self._cut(self._attempt(call, deadline))
+            except FutureTimeout:
+                return _failed(f"no answer within {self._limits.timeout:g} s")
+            except TransportError as error:
+                problem = str(error)
+            wait = _BACKOFF * 2**attempt * random.uniform(0.5, 1.0)
+            if attempt == self._limits.retries or time.monotonic() + wait > deadline:
+                break
+            time.sleep(wait)
+        return self._cut(_failed(f"the tool cannot be reached: {problem}"))
+
+    def offers(self, name: str) -> bool:
+        """Whether the session takes calls of a tool that the query does not list."""
+        return self._session.offers(name)
+
+    def solved(self, final_answer: str | None) -> float | None:
+        """The session's verdict; None if it does not come in time."""
+        try:
+            return self._within(self._limits.timeout, lambda: self._session.solved(final_answer))
+        except (FutureTimeout, TransportError):
+            return None
+
+    def next_turn(self, final_answer: str) -> str | None:
+        """What the user says next; None if it does not come in time."""
+        try:
+            return self._within(self._limits.timeout, lambda: self._session.next_turn(final_answer))
+        except (FutureTimeout, TransportError):
+            return None
+
+    def close(self) -> None:
+        """Close the session, or leave it alone if that takes too long."""
+        try:
+            self._within(_CLOSING, self._session.close)
+        except (FutureTimeout, TransportError):
+            return
+        finally:
+            if self._worker:
+                self._worker.end()
+
+    def _attempt(self, call: ToolCall, deadline: float) -> ToolResult:
+        return self._within(deadline - time.monotonic(), lambda: self._session.call(call))
+
+    def _within(self, seconds: float, work: Callable[[], T]) -> T:
+        return self._worker.run(work, seconds) if self._worker else work()
+
+    def _cut(self, result: ToolResult) -> ToolResult:
+        total, limit = len(result.observation), self._limits.observation_limit
+        if total <= limit:
+            return result
+        return ToolResult(result.status, f"{result.observation[:limit]}... [truncated: {limit} of {total} characters]")
+
+
+class _Worker:
+    """A thread that runs what it is given, one after the other. It does not keep the program from ending."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def run(self, work: Callable[[], T], seconds: float) -> T:
+        """What `work` returns or raises. Raises FutureTimeout after that time; work not begun by then never is."""
+        future: Future[T] = Future()
+        self._work.put(lambda: _settle(future, work))
+        try:
+            return future.result(max(0.0, seconds))
+        except FutureTimeout:
+            future.cancel()
+            raise
+
+    def end(self) -> None:
+        """Let the thread end once what it was given is done."""
+        self._work.put(None)
+
+    def _serve(self) -> None:
+        while work := self._work.get():
+            work()
+
+
+def _settle(future: Future[T], work: Callable[[], T]) -> None:
+    """Do the work that the future stands for, unless nobody waits for it any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _failed(reason: str) -> ToolResult:
+    return ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": reason}, ensure_ascii=False))

@@ -1,0 +1,172 @@
+"""MCP servers as tools: over the standard input and output of a process, or over streamable HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mcp import MCPError
+from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, EmbeddedResource, TextContent
+
+from steptool.config import McpConfig
+from steptool.config.base import ConfigError
+from steptool.environments.base import Environment, Session, ToolResult, TransportError
+from steptool.environments.mcp.connection import Connection, Connector, tool_schema
+from steptool.environments.schema import check_arguments
+from steptool.records import Query, StepStatus, ToolCall, ToolSchema
+
+_SHARE = 0.9
+"""Share of the time limit after which a request is cancelled: early enough to say so before the call is given up."""
+_SILENT = 2
+"""Calls without an answer, one after the other, that make a server count as hung."""
+_LOST = {CONNECTION_CLOSED: "Connection closed", INVALID_REQUEST: "Session terminated"}
+"""By their codes, the errors with which the library says that a connection is of no more use."""
+_ANEW = "; the next call goes to a new server or session, which may know nothing of the calls before"
+_WAIT = 1.0
+"""Seconds that a lost server has to end and say why."""
+
+
+class McpEnvironment(Environment):
+    """The tools of an MCP server. `timeout` is the limit on a call in seconds.
+
+    With `server.shared` all episodes use one connection, else each has its own: over stdio, a process. It is made at
+    the first call. The server gives no verdict. Raises ConfigError unless there is one server to reach.
+    """
+
+    name, blocking = "mcp", True
+
+    def __init__(self, server: McpConfig, timeout: float) -> None:
+        self._connector, self._timeout = Connector(server), timeout
+        self._shared = self._link() if server.shared else None
+
+    def tools(self) -> Sequence[ToolSchema]:
+        """What the server lists. Raises ConfigError if it cannot be reached."""
+        link = self._shared or self._link()
+        try:
+            return link.tools()
+        except TransportError as error:
+            raise ConfigError(f"tools.mcp: the server does not list its tools: {error}") from error
+        finally:
+            if link is not self._shared:
+                link.close()
+
+    def reset(self, query: Query) -> McpSession:
+        """A session that reaches the server at its first call."""
+        return McpSession(self._shared or self._link(), owned=self._shared is None)
+
+    def close(self) -> None:
+        """End every connection and every process."""
+        if self._shared:
+            self._shared.close()
+        self._connector.close()
+
+    def _link(self) -> _Link:
+        return _Link(self._connector.connect, self._timeout)
+
+
+class McpSession(Session):
+    """One episode. Its calls go to a connection of its own, or to the one of all."""
+
+    def __init__(self, link: _Link, owned: bool) -> None:
+        self._link, self._owned = link, owned
+
+    def call(self, call: ToolCall) -> ToolResult:
+        """The server's answer as text; a failed step for what the server reports, breaks, or leaves unanswered.
+
+        Raises TransportError if the server cannot be reached, and never after a request was sent.
+        """
+        return self._link.call(call)
+
+    def solved(self, final_answer: str | None) -> float | None:
+        """Always None: MCP knows no verdict."""
+        return None
+
+    def close(self) -> None:
+        """End the episode's own connection."""
+        if self._owned:
+            self._link.close()
+
+
+class _Link:
+    """A connection that is made at the first call and, once it is lost, anew at the next one."""
+
+    def __init__(self, connect: Callable[[float], Connection], timeout: float) -> None:
+        self._connect, self._limit = connect, _SHARE * timeout
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._silent = 0
+
+    def tools(self) -> list[ToolSchema]:
+        """Schemas of the server's tools."""
+        return [tool_schema(*named) for named in self._connected(time.monotonic() + self._limit).tools.items()]
+
+    def call(self, call: ToolCall) -> ToolResult:
+        """The server's answer to one call."""
+        deadline = time.monotonic() + self._limit
+        connection = self._connected(deadline)
+        tool = connection.tools.get(call.name)
+        if tool is None:
+            return _failed(StepStatus.UNKNOWN_TOOL, f"the server has no tool named '{call.name}'")
+        if problem := check_arguments(tool.input_schema, call.arguments):
+            return _failed(StepStatus.INVALID_ARGUMENTS, problem)
+        try:
+            result = connection.ask(call.name, call.arguments, deadline - time.monotonic())
+        except Exception as error:
+            return _failed(StepStatus.TOOL_ERROR, self._problem(error, connection))
+        self._silent = 0
+        return ToolResult(StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK, _text(result))
+
+    def close(self) -> None:
+        """Let go of the server and wait until it has ended."""
+        if self._connection:
+            self._forget(self._connection, None)
+
+    def _connected(self, deadline: float) -> Connection:
+        with self._lock:
+            if self._connection is None:
+                self._connection, self._silent = self._connect(deadline - time.monotonic()), 0
+            return self._connection
+
+    def _problem(self, error: Exception, connection: Connection) -> str:
+        """What to say of a call that brought no result; a connection that is of no more use is let go."""
+        if isinstance(error, TimeoutError):
+            self._silent += 1
+            problem = f"no answer within {self._limit:g} s"
+            if self._silent < _SILENT:
+                return problem
+            self._forget(connection, 0.0)
+            return f"{problem}, as to the call before{_ANEW}"
+        self._silent = 0
+        if isinstance(error, MCPError) and _LOST.get(error.code) == error.message:
+            return f"the server was lost{self._forget(connection, _WAIT)}{_ANEW}"
+        return error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {error}".partition("\n")[0]
+
+    def _forget(self, connection: Connection, seconds: float | None) -> str:
+        with self._lock:
+            if self._connection is connection:
+                self._connection = None
+        return connection.end(seconds)
+
+
+def _text(result: CallToolResult) -> str:
+    """The blocks of an answer, a line each; what it holds in structured form where it has no blocks."""
+    if not result.content and result.structured_content is not None:
+        return json.dumps(result.structured_content, ensure_ascii=False)
+    return "\n".join(map(_block, result.content))
+
+
+def _block(block: Any) -> str:
+    if isinstance(block, TextContent):
+        return block.text
+    if isinstance(block, EmbeddedResource):
+        text: str | None = getattr(block.resource, "text", None)
+        return f"[resource {block.resource.uri}]" if text is None else text
+    about = getattr(block, "uri", None) or block.mime_type
+    return f"[{block.type} {about}]"
+
+
+def _failed(status: StepStatus, reason: str) -> ToolResult:
+    return ToolResult(status, json.dumps({"error": reason}, ensure_ascii=False))

@@ -1,0 +1,81 @@
+"""Fill a file of recorded responses from recorded trajectories, so that runs work without a server.
+
+python -m steptool.environments.toolbench.cache build responses.sqlite runs/first runs/second
+"""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from steptool.artifacts.contracts import QUERIES, TRAJECTORIES, ContractError, contract_name
+from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.environments.base import ToolResult
+from steptool.environments.replay import answered_calls
+from steptool.environments.responses import Responses
+from steptool.environments.toolbench.environment import key_of
+from steptool.environments.toolbench.naming import endpoints
+from steptool.environments.toolbench.protocol import from_server
+from steptool.records import Query, Trajectory
+
+
+def record(responses: Responses, queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> int:
+    """Add what servers said in the trajectories of the queries, failures too. Returns the number of responses added."""
+    return responses.add(_recorded(queries, trajectories))
+
+
+def _recorded(queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> Iterator[tuple[str, ToolResult]]:
+    known = {query.query_id: endpoints(query) for query in queries}
+    for trajectory in trajectories:
+        for call, result in answered_calls(trajectory):
+            if trajectory.query_id in known and from_server(result.observation):
+                yield key_of(known[trajectory.query_id], call), result
+
+
+def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
+    """Add the recorded calls of folders: of runs, or of what an ingest wrote. All of them or, if one fails, none.
+
+    Each folder holds a Parquet file of queries and any of their trajectories; first recorded is what comes first in
+    the order given, and in a folder in the order of the files' names. Returns the number of responses added and that
+    of the calls that the file then answers. Raises ContractError naming the folder that has no queries or trajectories.
+    """
+    contents = [_contents(Path(folder)) for folder in folders]
+    responses = Responses(file)
+    try:
+        added = responses.add(pair for queries, trajectories in contents for pair in _recorded(queries, trajectories))
+        return added, responses.calls()
+    finally:
+        responses.close()
+
+
+def _contents(folder: Path) -> tuple[list[Query], Iterator[Trajectory]]:
+    files = [(path, contract_name(path)) for path in sorted(folder.glob("*.parquet"))]
+    queries = [query for path, name in files if name == QUERIES.name for query in read_queries(path)]
+    played = [path for path, name in files if name == TRAJECTORIES.name]
+    if not queries or not played:
+        raise ContractError(
+            f"{folder}: expected Parquet files of queries and of trajectories; name the folder of a run or an ingest"
+        )
+    return queries, (trajectory for path in played for trajectory in read_trajectories(path))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m steptool.environments.toolbench.cache", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("build", help="add the recorded calls of folders to a file")
+    command.add_argument("file", help="file of recorded responses, made if it is missing")
+    command.add_argument("folders", nargs="+", metavar="folder", help="folder of a run or an ingest")
+    given = parser.parse_args(arguments)
+    try:
+        added, calls = build(given.file, given.folders)
+    except (ContractError, OSError, sqlite3.Error) as error:
+        sys.exit(str(error))
+    print(f"{given.file}: {added} responses added, {calls} calls answered")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The tools of ToolBench as an environment: what was recorded is replayed, the rest is asked of a server, if any."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from steptool.config import ToolBenchConfig
+from steptool.config.base import ConfigError
+from steptool.environments.base import Environment, ToolResult
+from steptool.environments.replay import ReplaySession, never_recorded
+from steptool.environments.responses import Responses, call_key
+from steptool.environments.toolbench.client import VirtualClient
+from steptool.environments.toolbench.naming import Endpoint, endpoints
+from steptool.environments.toolbench.protocol import protocol_error
+from steptool.records import Query, StepStatus, ToolCall
+
+
+class ToolBenchEnvironment(Environment):
+    """Answers from a server, from recorded responses, or from the recorded ones first.
+
+    Of what the server says, successes are recorded: a failure may pass (a rate limit, a wrong key) and is asked again.
+    """
+
+    name = "toolbench"
+
+    def __init__(self, client: VirtualClient | None, responses: Responses | None) -> None:
+        self._client, self._responses = client, responses
+        self.blocking = client is not None
+
+    def reset(self, query: Query) -> ReplaySession:
+        """A session for the query."""
+        known = endpoints(query)
+        return ReplaySession(query, partial(self._recorded, known), partial(self._asked, known))
+
+    def _recorded(self, known: Mapping[str, Endpoint], call: ToolCall) -> ToolResult | None:
+        return None if self._responses is None else self._responses.get(key_of(known, call))
+
+    def _asked(self, known: Mapping[str, Endpoint], call: ToolCall) -> ToolResult:
+        if self._client is None:
+            return never_recorded(call)
+        if call.name not in known:
+            problem = f"The task does not say which API {call.name} is."
+            return ToolResult(StepStatus.TOOL_ERROR, protocol_error(problem))
+        result = self._client.ask(known[call.name], call.arguments)
+        if self._responses is None or result.status is not StepStatus.OK:
+            return result
+        self._responses.add([(key_of(known, call), result)])
+        return self._responses.get(key_of(known, call)) or result
+
+    def close(self) -> None:
+        """Close the connections and the file of recorded responses."""
+        if self._client is not None:
+            self._client.close()
+        if self._responses is not None:
+            self._responses.close()
+
+
+def key_of(known: Mapping[str, Endpoint], call: ToolCall) -> str:
+    """Key of a call in the recorded responses: by category, tool and API, or where the query knows none, by name."""
+    return call_key(known.get(call.name, (call.name,)), call.arguments)
+
+
+def open_toolbench(settings: ToolBenchConfig, timeout: float) -> ToolBenchEnvironment:
+    """The environment as configured; `timeout` of a call in seconds. Raises ConfigError naming the field at fault."""
+    if not (settings.url or settings.cache):
+        raise ConfigError(
+            "tools.toolbench: neither 'url' nor 'cache' is given; name a server, a file of recorded responses, or both"
+        )
+    return ToolBenchEnvironment(_client(settings, timeout), _responses(settings))
+
+
+def _client(settings: ToolBenchConfig, timeout: float) -> VirtualClient | None:
+    if not settings.url:
+        return None
+    key = os.environ.get(settings.key_variable, "").strip()
+    try:
+        return VirtualClient(settings.url, key, settings.strip, timeout)
+    except ValueError as error:
+        raise ConfigError(f"tools.toolbench: {error}") from None
+
+
+def _responses(settings: ToolBenchConfig) -> Responses | None:
+    if not settings.cache:
+        return None
+    if not settings.url and not Path(settings.cache).is_file():
+        raise ConfigError(
+            f"tools.toolbench.cache: '{settings.cache}' does not exist; build it with "
+            "python -m steptool.environments.toolbench.cache, or give a url to fill it"
+        )
+    try:
+        return Responses(settings.cache)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"tools.toolbench.cache: '{settings.cache}' cannot be opened: {error}") from None

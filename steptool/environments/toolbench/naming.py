@@ -1,0 +1,67 @@
+"""Names of ToolBench: from an API to the function that a model sees, and back to what a request names."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from steptool.records import Query
+
+NAME_LIMIT = 64
+REFERENCE = "toolbench"
+"""Field of `Query.reference` that leads back: {function name: [category, tool name, API name]}."""
+Endpoint = tuple[str, str, str]
+"""Category, tool name and API name, as a request writes them."""
+_RESERVED = frozenset({"from", "class", "return", "false", "true", "id", "and"})
+
+
+@lru_cache(1 << 16)
+def standard_name(text: str) -> str:
+    """A tool's, API's or parameter's name as ToolBench writes it: lower case, runs of other characters one `_`.
+
+    Chinese letters and `^` pass, as in ToolBench's own rule.
+    """
+    name = re.sub(r"_+", "_", re.sub(r"[^a-zA-Z0-9^\u4e00-\u9fa5]", "_", text)).lower().strip("_")
+    return f"get_{name}" if name[:1].isdigit() else name
+
+
+def unreserved(name: str) -> str:
+    """`is_` before the names that ToolBench keeps free, such as `id` and `from`."""
+    return f"is_{name}" if name in _RESERVED else name
+
+
+@lru_cache(1 << 16)
+def parameter_name(name: str) -> str:
+    """A parameter's name in standard form; as it stands where that leaves nothing of it."""
+    return unreserved(standard_name(name)) or name
+
+
+@lru_cache(1 << 16)
+def function_name(api_name: str, tool_name: str) -> str:
+    """Name of the function for an API of a tool: the last 64 characters of `<api>_for_<tool>`."""
+    name = f"{unreserved(standard_name(api_name))}_for_{standard_name(tool_name)}"
+    return re.sub(r"[^a-z0-9_]", "_", name)[-NAME_LIMIT:]
+
+
+def endpoint(category: str, tool_name: str, api_name: str) -> Endpoint:
+    """What ToolBench's client names in a request: the category as it stands, tool and API in standard form."""
+    return category, standard_name(tool_name), unreserved(standard_name(api_name))
+
+
+def endpoints(query: Query) -> dict[str, Endpoint]:
+    """The way back from the query's function names; empty where the query does not say.
+
+    A name alone does not tell: `_for_` may be part of a tool's name, long names are cut, and no name has the category.
+    Raises ValueError if the query's reference is of another form.
+    """
+    return {name: _endpoint(query.query_id, name, parts) for name, parts in query.reference.get(REFERENCE, {}).items()}
+
+
+def _endpoint(query_id: str, name: str, parts: Any) -> Endpoint:
+    match parts:
+        case [str(category), str(tool_name), str(api_name)]:
+            return category, tool_name, api_name
+    raise ValueError(
+        f"query {query_id}: reference.{REFERENCE}.{name}: expected [category, tool name, API name], got {parts!r}"
+    )

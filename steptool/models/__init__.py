@@ -1,0 +1,1 @@
+"""Model folders: load and save them, log-probabilities, the value head."""

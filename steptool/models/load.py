@@ -1,0 +1,147 @@
+"""Model folders: where a policy comes from and how it is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging as transformers_logging
+
+from steptool.config import PolicyConfig
+
+EMBEDDED = Path(__file__).parents[1] / "environments" / "desk" / "base"
+"""Folder of the small model shipped with the project."""
+_HERMES = Path(__file__).parents[1] / "chat" / "templates" / "hermes.jinja"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
+
+
+transformers_logging.disable_progress_bar()  # one bar for every load would drown the pipeline's own progress
+
+
+class ModelError(ValueError):
+    """A model folder that cannot be used, with what it lacks."""
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or Hub id, with its chat template. Raises ModelError where either is missing."""
+    _check_folder(folder, _TOKENIZER_FILES, "tokenizer", "save the tokenizer there with tokenizer.save_pretrained")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder))
+    except OSError as error:
+        raise ModelError(f"{folder}: neither a model folder here nor a model that the Hub gives ({error})") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"{folder}: the tokenizer has no chat template; put its chat_template.jinja beside it")
+    return tokenizer
+
+
+def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """The causal language model of a folder or Hub id in fp32, on a GPU where there is one.
+
+    Raises ModelError where configuration, weights, tokenizer or chat template are missing.
+    """
+    _check_folder(folder, ("config.json",), "configuration", "expected a Hugging Face model folder with a config.json")
+    _check_folder(folder, _WEIGHT_FILES, "weights", "expected *.safetensors beside config.json")
+    load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(os.fspath(folder), dtype=torch.float32)
+    return model.to(device()).eval()
+
+
+def device() -> torch.device:
+    """The GPU of this process, of those that torchrun started on this machine; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def prepare_base(policy: PolicyConfig, texts: Iterable[str], seed: int, out_dir: str | os.PathLike[str]) -> Path:
+    """Put the model to improve into `out_dir`: the embedded one, one from random weights, or any folder or Hub id.
+
+    `texts` and `seed` are used only by "scratch": its tokenizer is trained on the texts, its weights are drawn by the
+    seed. Raises ModelError where the base cannot be used.
+    """
+    target = Path(out_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    if policy.base == "embedded":
+        _check_folder(EMBEDDED, ("config.json",), "embedded model", "install the package with its data files")
+        shutil.copytree(EMBEDDED, target, dirs_exist_ok=True)
+    elif policy.base == "scratch":
+        tokenizer = train_tokenizer(texts)
+        tokenizer.save_pretrained(target)
+        tiny_model(tokenizer, policy.max_context, seed).save_pretrained(target)
+    else:
+        load_tokenizer(policy.base).save_pretrained(target)
+        load_model(policy.base).save_pretrained(target)
+    return target
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of the texts with a Hermes chat template. Any text survives a round trip."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=[s for s in _SPECIAL if s not in ("<|endoftext|>", "<|im_end|>")],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = _HERMES.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def tiny_model(
+    tokenizer: PreTrainedTokenizerBase, max_context: int, seed: int, hidden: int = 64, layers: int = 2
+) -> Qwen3ForCausalLM:
+    """A small Qwen3 with weights drawn by the seed, for the tokenizer's vocabulary."""
+    config = Qwen3Config(
+        vocab_size=-(-len(tokenizer) // 8) * 8,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=hidden // 4,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=max_context,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], what: str, remedy: str) -> None:
+    """A local folder needs a file of one of the patterns. What is no local path is taken for a Hub id."""
+    path = Path(folder)
+    if not path.exists() and len(path.parts) <= 2 and not os.fspath(folder).startswith((os.sep, ".")):
+        return
+    if not path.is_dir():
+        raise ModelError(f"{folder}: no such model folder")
+    if not any(any(path.glob(p)) for p in patterns):
+        found = sorted(p.name for p in path.iterdir())[:8]
+        raise ModelError(f"{folder}: no {what} ({' or '.join(patterns)}) in the folder, found {found}; {remedy}")

@@ -1,0 +1,1 @@
+"""Policies: a local language model, an endpoint, recorded calls."""

@@ -1,0 +1,65 @@
+"""Which queries a shard of a round rolls out.
+
+A pure function of the configuration's seed, so that a shard that is run again draws the same.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pyarrow.compute as pc
+
+from steptool.artifacts.contracts import QUERIES, read_table
+from steptool.artifacts.rows import query_from
+from steptool.config import Config
+from steptool.records import Query
+
+
+def round_queries(path: str | os.PathLike[str], config: Config, round: int, shard: int) -> list[Query]:
+    """The training queries of one shard of a round, one for each episode. Only these are parsed."""
+    table = read_table(path, QUERIES)
+    train = table.filter(pc.equal(table["split"], "train"))
+    rollout = config.rollout
+    positions = shard_positions(
+        train.num_rows, rollout.episodes, round, config.seed, shard=shard, shards=rollout.shards
+    )
+    return [query_from(row) for row in train.take(positions).to_pylist()]
+
+
+def round_positions(total: int, episodes: int, round: int, seed: int) -> list[int]:
+    """Positions in [0, total) of the queries of a round, one for each episode.
+
+    Rounds read on in one endless sequence: all positions in a shuffled order, then all of them in another one, and so
+    on. None comes twice before every other came once. Raises ValueError where there is nothing to draw from.
+    """
+    if total < 1:
+        raise ValueError("there is nothing to draw a round from: expected at least one training query")
+    drawn: list[int] = []
+    start = round * episodes
+    while len(drawn) < episodes:
+        epoch, offset = divmod(start + len(drawn), total)
+        drawn += _shuffled(total, seed, epoch)[offset : offset + episodes - len(drawn)]
+    return drawn
+
+
+def shard_positions(total: int, episodes: int, round: int, seed: int, *, shard: int, shards: int) -> list[int]:
+    """The part of a round's positions that falls to one shard.
+
+    The shards of a round hold each of its positions once. A position that the round holds several times stays in one
+    shard, which can then number its samples. Raises ValueError for a shard that would stay empty.
+    """
+    if not 0 <= shard < shards:
+        raise ValueError(f"expected a shard from 0 to {shards - 1}, got {shard}")
+    drawn = round_positions(total, episodes, round, seed)
+    mine = set(list(dict.fromkeys(drawn))[shard::shards])
+    if not mine:
+        raise ValueError(
+            f"a round of {episodes} episodes on {total} training queries does not fill {shards} shards; "
+            "lower rollout.shards"
+        )
+    return [p for p in drawn if p in mine]
+
+
+def _shuffled(total: int, seed: int, epoch: int) -> list[int]:
+    return random.Random(f"{seed}/{epoch}").sample(range(total), total)

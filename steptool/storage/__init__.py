@@ -1,0 +1,1 @@
+"""Where files live: folders, urls, SQLite databases."""

@@ -1,0 +1,111 @@
+"""Files and folders that a configuration names: fetched where they lie in a store, and known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec  # type: ignore[import-untyped]
+from pydantic import BaseModel
+
+from steptool.artifacts.lineage import sha256
+from steptool.config import Config
+
+_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "LastModified", "last_modified", "updated", "mtime")
+"""Where stores note what changes with the content of a file, best first."""
+S = TypeVar("S", bound=BaseModel)
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is a url of a store."""
+    return "://" in place
+
+
+def fetched(place: str, folder: Path) -> str:
+    """The place on this machine: a url's file or folder is copied below `folder`, under its own last two names.
+
+    (Ids of recorded data are made of the name of a file and of its folder.) Raises FileNotFoundError for a url where
+    nothing is.
+    """
+    if not is_remote(place):
+        return place
+    fs, path = fsspec.core.url_to_fs(place)
+    path = path.rstrip("/")
+    target = folder.joinpath(*path.split("/")[-2:])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if fs.isfile(path):
+        fs.get_file(path, str(target))
+    elif fs.isdir(path):
+        fs.get(f"{path}/", f"{target}/", recursive=True)
+    else:
+        raise FileNotFoundError(f"{place}: nothing is there; expected a file or a folder")
+    return str(target)
+
+
+def localize(config: Config, folder: Path, *fields: str) -> Config:
+    """The configuration with the urls in these fields (as in data.paths) replaced by copies below `folder`."""
+    for field in fields:
+        config = _replaced(config, field.split("."), folder / field)
+    return config
+
+
+def _replaced(section: S, names: list[str], folder: Path) -> S:
+    value: Any = getattr(section, names[0])
+    if isinstance(value, BaseModel):
+        value = _replaced(value, names[1:], folder)
+    elif isinstance(value, list):
+        value = [fetched(place, folder / str(number)) for number, place in enumerate(value)]
+    else:
+        value = fetched(value, folder)
+    return section.model_copy(update={names[0]: value})
+
+
+def named(config: Config) -> list[str]:
+    """The places that a run reads besides its data, each of which may change: models, recordings, programs of tools."""
+    places = [
+        config.policy.base,
+        _program(config.data.environment),
+        _program(config.tools.functions),
+        *config.tools.mcp.command,
+        config.tools.toolbench.cache,
+        config.rewards.audit.previous,
+        *config.evaluation.verdicts,
+        *(policy.model for policy in config.evaluation.policies),
+    ]
+    return [place for place in places if is_remote(place) or (place and Path(place).exists())]
+
+
+def _program(named: str) -> str:
+    """The file behind `package.module:name` or `path/to/file.py:name`; empty where there is none."""
+    place, _, _ = named.rpartition(":")
+    if not place or place.endswith(".py"):
+        return place
+    try:
+        spec = importlib.util.find_spec(place)
+    except ImportError:
+        return ""
+    return (spec and spec.origin) or ""
+
+
+def mark(place: str) -> str:
+    """Digest that changes with the content of a file or folder; of a url, with what the store notes of it."""
+    digest = hashlib.sha256()
+    for entry in _remote(place) if is_remote(place) else _local(Path(place)):
+        digest.update(json.dumps(entry).encode())
+    return digest.hexdigest()
+
+
+def _local(place: Path) -> Iterator[tuple[str, int, str]]:
+    for file in sorted(f for f in (place.rglob("*") if place.is_dir() else [place]) if f.is_file()):
+        yield file.relative_to(place).as_posix(), file.stat().st_size, sha256(file)
+
+
+def _remote(place: str) -> Iterator[tuple[str, int, str]]:
+    fs, path = fsspec.core.url_to_fs(place)
+    fs.invalidate_cache()
+    for name, info in sorted(fs.find(path, detail=True).items()):
+        yield name, info["size"], str(next((info[key] for key in _MARKS if info.get(key)), ""))

@@ -1,0 +1,1 @@
+"""Plumbing of the Flyte tasks: stages, profile, errors, versions, artifacts, checkpoints."""

@@ -1,0 +1,36 @@
+import hashlib
+from pathlib import Path
+
+from steptool.artifacts import lineage
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_a_model_card_names_every_stage_and_file_behind_it(tmp_path: Path) -> None:
+    base, tuned, trained = (folder(tmp_path / name) for name in ("base", "tuned", "trained"))
+    data = tmp_path / "demonstrations.parquet"
+    data.write_bytes(b"some rows")
+    lineage.sign(base, None, "base", [], note="embedded")
+    lineage.sign(tuned, base, "warm_start", [data])
+    lineage.sign(trained, tuned, "step_ppo", [data], round=0, note="nothing was solved")
+
+    digest = hashlib.sha256(b"some rows").hexdigest()
+    assert [(e["stage"], e["round"]) for e in lineage.read(trained)] == [
+        ("base", -1),
+        ("warm_start", -1),
+        ("step_ppo", 0),
+    ]
+    assert lineage.read(trained)[1]["files"] == {"demonstrations.parquet": digest}
+    card = (trained / "README.md").read_text()
+    assert "# step_ppo of round 1" in card
+    assert f"| step_ppo | 1 | demonstrations.parquet {digest[:12]} | nothing was solved |" in card
+    assert lineage.read(base) == lineage.read(trained)[:1]  # the parents keep their own
+
+
+def test_a_folder_from_elsewhere_has_no_lineage(tmp_path: Path) -> None:
+    assert lineage.read(tmp_path) == []
+    lineage.sign(folder(tmp_path / "own"), tmp_path, "base", [])
+    assert len(lineage.read(tmp_path / "own")) == 1

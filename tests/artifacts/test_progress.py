@@ -1,0 +1,61 @@
+import pytest
+
+from steptool.artifacts.contracts import Cost
+from steptool.artifacts.progress import Stopwatch, Ticker, line, peak_memory_mb, rate, say, seconds_left
+
+COSTS = [
+    Cost("warm_start", -1, 30.0),
+    Cost("rollout", 0, 4.0),
+    Cost("rollout", 0, 4.0),
+    Cost("ppo", 0, 2.0),
+    Cost("rollout", 1, 8.0),
+    Cost("ppo", 1, 12.0),
+    Cost("rollout", 2, 5.0),
+]
+
+
+def test_time_left_is_the_mean_of_finished_rounds_times_the_rounds_to_come() -> None:
+    assert seconds_left(COSTS, rounds=4) == 2 * (10 + 20) / 2
+
+
+def test_time_left_is_unknown_before_the_first_round_is_finished() -> None:
+    assert seconds_left(COSTS[:3], rounds=4) is None
+
+
+def test_a_line_names_stage_round_rate_and_clock() -> None:
+    text = line("ppo", rate([1.0, 0.0, None, 0.0, 1.0]), costs=COSTS, round=2, rounds=16)
+    assert text.split("  ")[0] == "ppo"
+    assert "round  3 of 16" in text
+    assert "pass rate 0.500" in text
+    assert text.endswith("65 s so far, 3 min 30 s left in rounds")
+
+
+def test_a_stage_outside_the_rounds_has_no_round_and_no_estimate() -> None:
+    assert line("ingest", "3 queries") == "ingest      3 queries"
+
+
+def test_an_unknown_verdict_is_not_a_zero() -> None:
+    assert rate([None, None]) == "pass rate unknown"
+
+
+def test_lines_appear_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    say("rollout", "48 episodes")
+    assert capfd.readouterr().out == "rollout     48 episodes\n"
+
+
+def test_a_stopwatch_measures_time_and_memory() -> None:
+    watch = Stopwatch("ppo", 3)
+    cost = watch.cost(tokens=7)
+    assert (cost.stage, cost.round, cost.tokens) == ("ppo", 3, 7)
+    assert 0 <= cost.seconds < 5
+    assert 10 < cost.peak_memory_mb <= peak_memory_mb() < 100_000
+
+
+def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.CaptureFixture[str]) -> None:
+    eager, patient = (Ticker("evaluate", 4, "episodes", every_seconds=s) for s in (0.0, 3600.0))
+    for done in range(5):
+        eager(done, 4)
+        patient(done, 4)
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].startswith("evaluate    1 of 4 episodes, 0 s left")
+    assert len(said) == 4

@@ -1,0 +1,180 @@
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from steptool.config import ToolsConfig
+from steptool.environments.base import Environment, Session, ToolResult, TransportError
+from steptool.environments.limits import LimitedEnvironment, LimitedSession
+from steptool.records import Query, StepStatus, ToolCall
+
+HANGING = """
+import threading
+from steptool.config import ToolsConfig
+from steptool.environments.base import Environment, Session
+from steptool.environments.limits import LimitedEnvironment
+from steptool.records import Query, ToolCall
+
+class Hanging(Environment, Session):
+    blocking = True
+
+    def reset(self, query):
+        return self
+
+    def call(self, call):
+        threading.Event().wait()
+
+session = LimitedEnvironment(Hanging(), ToolsConfig(timeout=0.05)).reset(Query("q", "train", "slow", "go", ()))
+print(session.call(ToolCall("work", {})).observation)
+"""
+QUERY = Query("q", "train", "slow", "go", ())
+CALL = ToolCall("work", {})
+OK = StepStatus.OK
+
+
+class WorkSession(Session):
+    def __init__(self, work: Callable[[], str]) -> None:
+        self.work, self.closed = work, False
+
+    def call(self, call: ToolCall) -> ToolResult:
+        return ToolResult(OK, self.work())
+
+    def solved(self, final_answer: str | None) -> float | None:
+        return float(self.work() == final_answer)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class WorkEnvironment(Environment):
+    name, blocking = "work", True
+
+    def __init__(self, work: Callable[[], str]) -> None:
+        self.work = work
+
+    def reset(self, query: Query) -> WorkSession:
+        return WorkSession(self.work)
+
+
+def session(work: Callable[[], str], **limits: float) -> LimitedSession:
+    return LimitedEnvironment(WorkEnvironment(work), ToolsConfig.model_validate(limits)).reset(QUERY)
+
+
+def test_a_result_passes_unchanged() -> None:
+    assert session(lambda: "fine").call(CALL) == ToolResult(OK, "fine")
+    assert session(lambda: "fine").solved("fine") == 1.0
+
+
+def test_a_long_observation_is_cut_and_says_so() -> None:
+    assert session(lambda: "x" * 11, observation_limit=10).call(CALL).observation == (
+        "xxxxxxxxxx... [truncated: 10 of 11 characters]"
+    )
+    assert session(lambda: "x" * 10, observation_limit=10).call(CALL).observation == "x" * 10
+
+
+def test_a_call_that_hangs_is_a_failed_step_and_the_next_one_waits_for_it() -> None:
+    release, running = threading.Event(), []
+
+    def work() -> str:
+        running.append(1)
+        release.wait(10)
+        return f"call {len(running)}"
+
+    guarded = session(work, timeout=0.05)
+    hung = ToolResult(StepStatus.TOOL_ERROR, '{"error": "no answer within 0.05 s"}')
+    assert [guarded.call(CALL), guarded.call(CALL)] == [hung, hung]
+    assert guarded.solved("x") is None
+    assert len(running) == 1  # what ran out of time while it waited was never begun
+    release.set()
+    deadline = time.monotonic() + 5
+    while guarded.call(CALL) == hung and time.monotonic() < deadline:
+        pass
+    assert guarded.call(CALL).status is OK
+
+
+def test_a_session_has_one_thread_and_ends_it() -> None:
+    threads: list[threading.Thread] = []
+    guarded = session(lambda: str(threads.append(threading.current_thread())))
+    assert [guarded.call(CALL).status, guarded.call(CALL).status, guarded.solved("None")] == [OK, OK, 1.0]
+    assert len(set(threads)) == 1 and threads[0] is not threading.current_thread()
+    guarded.close()
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+
+
+def test_a_thread_that_hung_ends_once_its_call_returns() -> None:
+    release, threads = threading.Event(), []
+
+    def work() -> str:
+        threads.append(threading.current_thread())
+        return str(release.wait(10))
+
+    guarded = session(work, timeout=0.05)
+    assert guarded.call(CALL).status is StepStatus.TOOL_ERROR
+    release.set()
+    guarded.close()
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+
+
+def test_a_call_that_hangs_does_not_keep_the_program_from_ending() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "no answer within" in ended.stdout
+
+
+def test_transport_errors_are_tried_again_as_often_as_configured() -> None:
+    attempts: list[float] = []
+
+    def work() -> str:
+        attempts.append(time.monotonic())
+        if len(attempts) < 3:
+            raise TransportError("connection refused")
+        return "there"
+
+    assert session(work, retries=2).call(CALL) == ToolResult(OK, "there")
+    assert attempts[2] - attempts[1] > 0.19  # the second wait is 0.4 s, at least half of it
+    attempts.clear()
+    failed = session(work, retries=1).call(CALL)
+    assert (failed.status, failed.observation) == (
+        StepStatus.TOOL_ERROR,
+        '{"error": "the tool cannot be reached: connection refused"}',
+    )
+    assert len(attempts) == 2
+
+
+def test_no_attempt_begins_after_the_deadline() -> None:
+    attempts = []
+
+    def work() -> str:
+        attempts.append(1)
+        raise TransportError("down")
+
+    assert session(work, retries=50, timeout=0.15).call(CALL).status is StepStatus.TOOL_ERROR
+    assert 1 <= len(attempts) <= 2
+
+
+def test_calls_of_several_sessions_run_at_once_up_to_the_limit() -> None:
+    meeting = threading.Barrier(4)
+    guard = LimitedEnvironment(WorkEnvironment(lambda: str(meeting.wait(5))), ToolsConfig(concurrency=4))
+    sessions = [guard.reset(QUERY) for _ in range(4)]
+    results = guard.map(lambda s: s.call(CALL), sessions)
+    assert sorted(r.observation for r in results) == ["0", "1", "2", "3"]
+
+
+def test_no_more_calls_run_at_once_than_the_limit() -> None:
+    running, most, lock = [0], [0], threading.Lock()
+
+    def work() -> str:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.02)
+        with lock:
+            running[0] -= 1
+        return ""
+
+    guard = LimitedEnvironment(WorkEnvironment(work), ToolsConfig(concurrency=2))
+    guard.map(lambda s: s.call(CALL), [guard.reset(QUERY) for _ in range(8)])
+    assert most[0] == 2

@@ -1,0 +1,377 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from steptool.config import Config, ToolsConfig, load_config
+from steptool.config.base import ConfigError
+from steptool.environments.base import Environment, ToolResult, TransportError
+from steptool.environments.catalog import open_environment
+from steptool.environments.limits import LimitedEnvironment, LimitedSession
+from steptool.records import Query, StepStatus, ToolCall
+
+ROOT = Path(__file__).parents[2]
+SERVERS = Path(__file__).parent / "servers"
+GOOD, ROUGH = ["python", str(SERVERS / "good.py")], ["python", str(SERVERS / "rough.py")]
+QUERY = Query("q", "train", "mcp", "go", ())
+ANEW = "; the next call goes to a new server or session, which may know nothing of the calls before"
+
+
+class World:
+    """An environment with the limits of its configuration."""
+
+    def __init__(self, limits: ToolsConfig) -> None:
+        self.environment: Environment = open_environment("mcp", limits)
+        self.guard = LimitedEnvironment(self.environment, limits)
+
+    def session(self) -> LimitedSession:
+        return self.guard.reset(QUERY)
+
+
+@pytest.fixture
+def world() -> Iterator[Callable[..., World]]:
+    opened: list[World] = []
+
+    def build(timeout: float = 20.0, retries: int = 0, **server: Any) -> World:
+        limits = ToolsConfig.model_validate({"timeout": timeout, "retries": retries, "mcp": server, "concurrency": 64})
+        opened.append(World(limits))
+        return opened[-1]
+
+    yield build
+    for each in opened:
+        each.environment.close()
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[str]:
+    """Address of the good server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen([sys.executable, GOOD[1], str(port)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}/mcp"
+    server.kill()
+    server.wait()
+
+
+def ask(session: LimitedSession, tool: str, /, **arguments: Any) -> ToolResult:
+    return session.call(ToolCall(tool, arguments))
+
+
+def said(session: LimitedSession, tool: str, /, **arguments: Any) -> str:
+    result = ask(session, tool, **arguments)
+    assert result.status is StepStatus.OK, result
+    return result.observation
+
+
+def problem(session: LimitedSession, tool: str, /, **arguments: Any) -> str:
+    result = ask(session, tool, **arguments)
+    assert result.status is StepStatus.TOOL_ERROR, result
+    return str(json.loads(result.observation)["error"])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def check_good(session: LimitedSession) -> None:
+    assert said(session, "add", a=2, b=3) == "5"
+    assert said(session, "blocks") == "a text\n[image image/png]\n[resource_link file:///more.txt]\nthe page"
+    assert ask(session, "fail", reason="x") == ToolResult(StepStatus.TOOL_ERROR, "Error executing tool fail")
+    assert ask(session, "add", a=2, b="3").status is StepStatus.INVALID_ARGUMENTS
+    assert ask(session, "subtract", a=2, b=3) == ToolResult(
+        StepStatus.UNKNOWN_TOOL, '{"error": "the server has no tool named \'subtract\'"}'
+    )
+    assert said(session, "add", a=4, b=3) == "7"
+    assert session.solved("7") is None
+
+
+def test_a_server_over_stdio_answers(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "s3cret")
+    session = world(command=GOOD, env={"TOKEN": "key ${SECRET}"}).session()
+    check_good(session)
+    assert said(session, "environment", name="TOKEN") == "key s3cret"
+    assert said(session, "environment", name="SECRET") == "not set"
+
+
+def test_each_episode_has_a_process_of_its_own(world: Callable[..., World]) -> None:
+    rough = world(command=ROUGH)
+    first, second = rough.session(), rough.session()
+    assert [said(first, "count"), said(first, "count"), said(second, "count")] == ["1", "2", "1"]
+
+
+def test_tool_lists_become_schemas(world: Callable[..., World], http: str) -> None:
+    tools = world(url=http).environment.tools()
+    assert [tool["function"]["name"] for tool in tools] == ["add", "wait", "waits", "environment", "fail", "blocks"]
+    assert tools[0]["function"]["description"] == "Add two numbers."
+    assert tools[0]["function"]["parameters"]["required"] == ["a", "b"]
+
+
+def test_a_server_over_http_answers_64_episodes_at_once(world: Callable[..., World], http: str) -> None:
+    over_http = world(url=http)
+    sessions = [over_http.session() for _ in range(64)]
+    check_good(sessions[0])
+    sums = over_http.guard.map(lambda pair: said(pair[1], "add", a=pair[0], b=1), list(enumerate(sessions)))
+    assert sums == [str(n + 1) for n in range(64)]
+    over_http.guard.map(LimitedSession.close, sessions)
+
+
+def test_long_lists_are_read_to_their_end_and_names_are_mended(world: Callable[..., World]) -> None:
+    rough = world(command=ROUGH)
+    names = [tool["function"]["name"] for tool in rough.environment.tools()]
+    assert len(names) == 12 and names[-1] == "docs_read_v2"
+    assert said(rough.session(), "docs_read_v2") == "1"
+
+
+def test_what_a_server_says_beside_its_answers_does_no_harm(
+    world: Callable[..., World], capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = world(command=ROUGH).session()
+    assert [said(session, "chatter"), said(session, "flood"), said(session, "count")] == ["1", "2", "3"]
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_wrong_answer_costs_its_step_only(world: Callable[..., World]) -> None:
+    session = world(command=ROUGH, timeout=3.0).session()
+    said(session, "count")
+    assert problem(session, "refuse") == "no such luck"
+    assert problem(session, "broken") == "ValidationError: 1 validation error for CallToolResult"
+    assert problem(session, "garbage").startswith("no answer within")
+    assert said(session, "count") == "5"
+
+
+def test_a_request_without_an_answer_is_called_off(world: Callable[..., World]) -> None:
+    session = world(command=ROUGH, timeout=3.0).session()
+    assert said(session, "cancelled") == "[]"
+    assert problem(session, "dawdle").startswith("no answer within")
+    assert len(json.loads(said(session, "cancelled"))) == 1
+    assert said(session, "count") == "4"  # the same process
+
+
+def test_a_server_that_dies_costs_its_step_and_the_next_call_gets_another(world: Callable[..., World]) -> None:
+    session = world(command=ROUGH).session()
+    first = int(said(session, "pid"))
+    assert problem(session, "die") == f"the server was lost (it said: out of cheese){ANEW}"
+    assert is_gone(first)
+    second = int(said(session, "pid"))
+    assert second != first
+    session.close()
+    assert is_gone(second)
+
+
+def test_a_server_that_hangs_is_replaced_and_leaves_no_process(world: Callable[..., World]) -> None:
+    rough = world(command=ROUGH, timeout=3.0)
+    session, other = rough.session(), rough.session()
+    hung, left = int(said(session, "pid")), int(said(other, "pid"))
+    assert problem(session, "hang").startswith("no answer within")
+    assert problem(session, "count") == f"no answer within 2.7 s, as to the call before{ANEW}"
+    assert said(session, "count") == "1"
+    assert problem(other, "hang").startswith("no answer within")
+    rough.environment.close()  # with a process that hung and was let go, one that works, and one that hangs
+    assert is_gone(hung) and is_gone(left)
+
+
+def test_all_episodes_may_share_one_server(world: Callable[..., World]) -> None:
+    rough = world(command=ROUGH, shared=True)
+    rough.environment.tools()
+    first, second = rough.session(), rough.session()
+    pid = said(first, "pid")
+    assert said(second, "pid") == pid
+    first.close()
+    assert said(second, "count") == "3"
+    assert problem(second, "die").startswith("the server was lost")
+    assert said(rough.session(), "pid") != pid
+    latest = int(said(second, "pid"))
+    rough.environment.close()
+    assert is_gone(latest)
+
+
+def test_no_server_outlives_a_program_that_ends_by_an_exception() -> None:
+    program = f"""
+from steptool.config import ToolsConfig
+from steptool.environments.catalog import open_environment
+from steptool.records import Query, ToolCall
+environment = open_environment("mcp", ToolsConfig.model_validate({{"timeout": 0.5, "mcp": {{"command": {ROUGH}}}}}))
+session = environment.reset(Query("q", "train", "mcp", "go", ()))
+print(session.call(ToolCall("pid", {{}})).observation, flush=True)
+session.call(ToolCall("hang", {{}}))
+raise RuntimeError("halfway")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert "halfway" in ended.stderr
+    assert is_gone(int(ended.stdout))
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (["no-such-program"], "No such file or directory: 'no-such-program'"),
+        (["python", "-c", "raise SystemExit('no token given')"], "Connection closed (it said: no token given)"),
+        (["python", "-c", "import sys; sys.stdin.read()"], "no connection within 2.7 s"),
+    ],
+)
+def test_a_server_that_does_not_start_is_an_error_that_may_be_tried_again(
+    world: Callable[..., World], command: list[str], reason: str
+) -> None:
+    environment = world(command=command, timeout=3.0).environment
+    with pytest.raises(TransportError) as lost:
+        environment.reset(QUERY).call(ToolCall("count", {}))
+    assert str(lost.value).startswith(command[0]) and reason in str(lost.value)
+    with pytest.raises(ConfigError, match=r"tools\.mcp: the server does not list its tools: "):
+        environment.tools()
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        ({}, "needs either tools.mcp.command or tools.mcp.url"),
+        ({"command": ["python"], "url": "http://127.0.0.1/mcp"}, "needs either tools.mcp.command or tools.mcp.url"),
+        ({"command": ["python"], "env": {"KEY": "${NOT_SET_ANYWHERE}"}}, "tools.mcp.env: the environment variable"),
+        ({"url": "http://127.0.0.1/mcp", "headers": {"Authorization": "pay $5"}}, "tools.mcp.headers: Invalid"),
+    ],
+)
+def test_a_server_that_cannot_be_told_from_the_configuration_is_refused(server: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
+        open_environment("mcp", ToolsConfig.model_validate({"mcp": server}))
+
+
+class Junk(BaseHTTPRequestHandler):
+    """An HTTP server that answers the handshake rightly and a call with what the tool's name says."""
+
+    headers_seen: list[str]
+
+    def do_POST(self) -> None:
+        message = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.headers_seen.append(self.headers.get("authorization", ""))
+        method = message["method"]
+        if method == "initialize":
+            about = {
+                "protocolVersion": "2025-06-18",
+                "capabilities": {},
+                "serverInfo": {"name": "junk", "version": "1"},
+            }
+            self.answer(200, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": about}))
+        elif method == "tools/list":
+            names = ["junk", "page", "fault", "cut", "gone", "fine"]
+            tools = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in names]}
+            self.answer(200, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": tools}))
+        elif method != "tools/call":
+            self.answer(202 if "id" not in message else 404, "")
+        else:
+            self.call(message["params"]["name"], message["id"])
+
+    def call(self, name: str, request: int) -> None:
+        text = {"content": [{"type": "text", "text": "fine"}]}
+        junk = {"junk": (200, "%%%"), "fault": (500, "<h1>oops</h1>"), "gone": (404, ""), "cut": (200, '{"jsonrpc"')}
+        if name == "page":
+            self.answer(200, "<html></html>", "text/html")
+        elif name == "cut":
+            self.answer(200, '{"jsonrpc"', missing=100)
+        elif name in junk:
+            self.answer(*junk[name])
+        else:
+            self.answer(200, json.dumps({"jsonrpc": "2.0", "id": request, "result": text}))
+
+    def answer(self, status: int, body: str, kind: str = "application/json", missing: int = 0) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("mcp-session-id", "s1")
+        self.send_header("content-length", str(len(body) + missing))
+        self.end_headers()
+        self.wfile.write(body.encode())
+        self.close_connection = bool(missing)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def junk_server(port: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Its port and the authorization of every request."""
+    seen: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (Junk,), {"headers_seen": seen}))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield server.server_address[1], seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_request_over_http_without_an_answer_is_called_off_alone(world: Callable[..., World], http: str) -> None:
+    shared = world(url=http, timeout=3.0, shared=True)
+    waiting, other = shared.session(), shared.session()
+    calls_off = int(said(other, "waits"))
+    assert shared.guard.map(lambda work: work(), [lambda: problem(waiting, "wait"), lambda: said(other, "waits")]) == [
+        "no answer within 2.7 s",
+        str(calls_off),
+    ]
+    assert said(waiting, "waits") == str(calls_off + 1)
+
+
+def test_a_server_that_stops_and_starts_again_costs_the_steps_between(world: Callable[..., World]) -> None:
+    with junk_server() as (port, _):
+        session = world(url=f"http://127.0.0.1:{port}/mcp", retries=1).session()
+        assert said(session, "fine") == "fine"
+    assert problem(session, "fine") == f"the server was lost{ANEW}"
+    assert problem(session, "fine").startswith("the tool cannot be reached: http://127.0.0.1")
+    with junk_server(port):
+        assert said(session, "fine") == "fine"
+
+
+def test_junk_over_http_costs_its_step_only(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "s3cret")
+    reasons = {
+        "junk": "Failed to parse JSON response",
+        "page": "Unexpected content type: text/html",
+        "fault": "Server returned an error response",
+        "cut": f"the server was lost{ANEW}",
+        "gone": f"the server was lost{ANEW}",
+    }
+    with junk_server() as (port, seen):
+        authorization = {"Authorization": "Bearer ${SECRET}"}
+        session = world(url=f"http://127.0.0.1:{port}/mcp", headers=authorization).session()
+        for tool, reason in reasons.items():
+            assert problem(session, tool).startswith(reason)
+            assert said(session, "fine") == "fine"
+    assert set(seen) == {"Bearer s3cret"}
+
+
+def test_the_examples_tasks_are_solved_by_their_reference(world: Callable[..., World]) -> None:
+    config = load_config(ROOT / "configs/mcp.yaml")
+    session = world(**config.tools.mcp.model_dump()).session()
+    tasks = [json.loads(line) for line in (ROOT / config.data.paths[0]).read_text().splitlines()]
+    for task in tasks[:3]:  # of each kind one, and none changes what another asks for
+        for call in task["reference"]["calls"]:
+            observation = said(session, call["name"], **call["arguments"])
+        assert observation == task["reference"]["answer"]
+    assert [task["split"] for task in tasks] == ["train"] * 6 + ["validation"] * 3 + ["heldout"] * 3
+
+
+def test_the_documented_settings_are_accepted() -> None:
+    page = (ROOT / "docs/tools/mcp.md").read_text(encoding="utf-8")
+    settings = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    assert Config.model_validate(settings).tools.mcp.command == ["npx", "-y", "@scope/server"]

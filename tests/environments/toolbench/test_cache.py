@@ -1,0 +1,138 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from steptool.artifacts.contracts import ContractError
+from steptool.artifacts.rows import read_queries, read_trajectories, write_queries, write_trajectories
+from steptool.config import Config, ToolsConfig
+from steptool.data.ingest import ingest
+from steptool.environments.base import ToolResult
+from steptool.environments.catalog import open_environment
+from steptool.environments.responses import Responses
+from steptool.environments.toolbench.cache import build, main, record
+from steptool.environments.toolbench.environment import ToolBenchEnvironment
+from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+
+OK, FAILED = StepStatus.OK, StepStatus.TOOL_ERROR
+BERN = {"town": "Bern"}
+
+
+def step(observation, status=OK, name="forecast_for_sky_watch"):
+    return Step(ToolCall(name, BERN), status, observation)
+
+
+def played(*steps, query_id="q"):
+    return Trajectory(
+        "t", query_id, "toolbench", "", "recorded", -1, 0, 1.0, [], np.zeros(0, np.int32), [], np.zeros(0, np.float32),
+        list(steps), StopReason.FINISHED, None, None, 0.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, query):
+    def make(name, **files):
+        (tmp_path / name).mkdir()
+        write_queries(tmp_path / name / "queries.parquet", [query])
+        for file, observations in files.items():
+            write_trajectories(tmp_path / name / f"{file}.parquet", [played(*map(step, observations))])
+        return tmp_path / name
+
+    return make
+
+
+def replayed(query, responses, name="forecast_for_sky_watch"):
+    return ToolBenchEnvironment(None, responses).reset(query).call(ToolCall(name, BERN))
+
+
+def test_recorded_calls_are_found_whatever_the_function_is_called(query):
+    responses = Responses()
+    assert record(responses, [query], [played(step("dry"))]) == 1
+    tool = {**query.tools[0], "function": {**query.tools[0]["function"], "name": "renamed"}}
+    renamed = replace(query, tools=(tool,), reference={"toolbench": {"renamed": ["Weather", "sky_watch", "forecast"]}})
+    assert replayed(renamed, responses, "renamed") == ToolResult(OK, "dry")
+    elsewhere = replace(query, reference={"toolbench": {"forecast_for_sky_watch": ["Maps", "sky_watch", "forecast"]}})
+    assert "No response is recorded" in replayed(elsewhere, responses).observation
+
+
+def test_calls_of_a_query_that_knows_no_apis_are_kept_by_name(query):
+    responses, unnamed = Responses(), replace(query, reference={})
+    record(responses, [unnamed], [played(step("dry"))])
+    assert replayed(unnamed, responses) == ToolResult(OK, "dry")
+    assert "No response is recorded" in replayed(query, responses).observation
+
+
+def test_failures_of_the_server_are_recorded_and_those_in_its_place_are_not(query):
+    responses = Responses()
+    down = '{"error": "Message error...", "response": "no such town"}'
+    steps = [
+        step('{"error": "no answer within 30 s"}', FAILED),
+        step('{"error": "the tool cannot be reached: HTTP status 503"}', FAILED),
+        step('{"error": "request invalid, data error. status_code=500", "response": ""}', FAILED),
+        step('{"error": "No response is recorded for this call.", "response": ""}', FAILED),
+        step("what?", StepStatus.INVALID_ARGUMENTS),
+        Step(None, StepStatus.MALFORMED, "what?"),
+        step(down, FAILED),
+    ]
+    assert record(responses, [query], [played(*steps), played(step("dry"), query_id="of no query")]) == 1
+    assert replayed(query, responses) == ToolResult(FAILED, down)
+
+
+def test_a_cache_is_built_from_folders_in_the_order_given(tmp_path, folder, query):
+    file = tmp_path / "responses.sqlite"
+    one = folder("one", b=["wet"], a=["dry"])
+    two = folder("two", a=["snow", "snow"])
+    assert build(file, [one]) == (2, 1)
+    assert replayed(query, Responses(file)) == ToolResult(OK, "dry")  # a tie: a.parquet comes before b.parquet
+    assert build(file, [two]) == (2, 1)
+    assert replayed(query, Responses(file)) == ToolResult(OK, "snow")
+
+
+def test_a_folder_without_recordings_is_refused_and_nothing_is_added(tmp_path, folder):
+    file = tmp_path / "responses.sqlite"
+    with pytest.raises(ContractError, match="two: expected Parquet files of queries and of trajectories"):
+        build(file, [folder("one", a=["dry"]), folder("two")])
+    with pytest.raises(ContractError, match="missing: expected"):
+        build(file, [tmp_path / "missing"])
+    assert not file.exists()
+
+
+def test_the_command_builds_a_cache(tmp_path, folder, query, capsys):
+    file, one = tmp_path / "responses.sqlite", folder("one", a=["dry", "dry"])
+    main(["build", str(file), str(one)])
+    assert capsys.readouterr().out == f"{file}: 2 responses added, 1 calls answered\n"
+    command = [
+        sys.executable,
+        "-m",
+        "steptool.environments.toolbench.cache",
+        "build",
+        str(file),
+        str(tmp_path / "missing"),
+    ]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "missing: expected Parquet files of queries" in refused.stderr
+
+
+def test_real_recorded_answers_are_replayed_offline(tmp_path, real_data):
+    stable, original = real_data / "stabletoolbench", real_data / "toolbench" / "data_example"
+    data = {
+        "source": "toolbench",
+        "environment": "toolbench",
+        "paths": [str(stable / "solvable_queries/test_instruction/G1_instruction.json")],
+        "recorded_answers": [str(stable / "data_example/answer"), str(original / "answer")],
+    }
+    config = Config.model_validate({"data": data})
+    found = ingest(config, tmp_path)
+    file = tmp_path / "responses.sqlite"
+    build(file, [tmp_path])
+    environment = open_environment("toolbench", ToolsConfig.model_validate({"toolbench": {"cache": str(file)}}))
+    queries: dict[str, Query] = {q.query_id: q for q in read_queries(found.queries_path)}
+    assert {q.environment for q in queries.values()} == {"toolbench"}
+    recorded = [(t.query_id, s) for t in read_trajectories(found.demonstrations_path) for s in t.steps if s.call]
+    answered = [(queries[q], s) for q, s in recorded if s.status in (OK, FAILED)]
+    assert len(answered) == 35
+    for query, was in answered:
+        assert environment.reset(query).call(was.call) == ToolResult(was.status, was.observation)

@@ -1,0 +1,99 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.chat.codec import ChatCodec
+from steptool.config import PolicyConfig
+from steptool.models import load as models
+from steptool.models.load import ModelError, load_model, load_tokenizer, prepare_base, train_tokenizer
+
+TEXTS = ['where is order ord_17? {"error": "no such order"}', "Grüße, 東京 and <tool_call> too"] * 20
+TOKENIZER = train_tokenizer(TEXTS, vocabulary=400)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_base(PolicyConfig(base="scratch", max_context=512), TEXTS, 0, tmp_path_factory.mktemp("m") / "base")
+
+
+@pytest.fixture
+def copy(scratch: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(scratch, tmp_path / "copy"))
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_scratch_makes_a_folder_that_loads(scratch: Path) -> None:
+    tokenizer, model = load_tokenizer(scratch), load_model(scratch)
+    assert model.dtype is torch.float32
+    assert not model.training
+    assert model.config.max_position_embeddings == 512
+    assert model.config.vocab_size >= len(tokenizer)
+    codec = ChatCodec(tokenizer)
+    assert codec.end_ids == {tokenizer.eos_token_id}
+    for text in TEXTS[:2]:
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+    ids = torch.tensor([codec.prompt_ids([{"role": "user", "content": "hi"}], [])])
+    assert model(input_ids=ids.to(model.device)).logits.isfinite().all()
+
+
+def test_the_vocabulary_has_the_size_that_was_asked_for() -> None:
+    assert len(train_tokenizer([" ".join(map(str, range(5000)))], vocabulary=300)) == 300
+
+
+@given(st.text())
+def test_no_text_is_lost_in_a_trained_tokenizer(text: str) -> None:
+    assert TOKENIZER.decode(TOKENIZER.encode(text), skip_special_tokens=False) == text
+
+
+def test_the_seed_draws_the_weights_and_touches_no_other_random_numbers(tmp_path: Path, scratch: Path) -> None:
+    before = torch.random.get_rng_state()
+    policy = PolicyConfig(base="scratch", max_context=512)
+    again, other = (load_model(prepare_base(policy, TEXTS, seed, tmp_path / str(seed))) for seed in (0, 1))
+    assert same_weights(load_model(scratch), again)
+    assert not same_weights(again, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_local_folder_is_taken_as_it_is(scratch: Path, tmp_path: Path) -> None:
+    target = prepare_base(PolicyConfig(base=str(scratch)), [], 0, tmp_path / "taken")
+    assert same_weights(load_model(scratch), load_model(target))
+    assert load_tokenizer(target).get_vocab() == load_tokenizer(scratch).get_vocab()
+    assert load_tokenizer(target).chat_template == load_tokenizer(scratch).chat_template
+
+
+@pytest.mark.skipif(not models.EMBEDDED.is_dir(), reason="the embedded model is not there")
+def test_the_embedded_model_can_be_used(tmp_path: Path) -> None:
+    target = prepare_base(PolicyConfig(), [], 0, tmp_path)
+    assert load_model(target).dtype is torch.float32
+    assert ChatCodec(load_tokenizer(target)).end_token == "<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("lost", "complaint"),
+    [
+        ("tokenizer.json", "no tokenizer"),
+        ("chat_template.jinja", "no chat template"),
+        ("model.safetensors", "no weights"),
+        ("config.json", "no configuration"),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused_by_name(copy: Path, lost: str, complaint: str) -> None:
+    (copy / lost).unlink()
+    with pytest.raises(ModelError, match=complaint) as refused:
+        load_model(copy)
+    assert str(copy) in str(refused.value)
+    with pytest.raises(ModelError, match=complaint):
+        prepare_base(PolicyConfig(base=str(copy)), [], 0, copy.parent / "out")
+
+
+@pytest.mark.parametrize("folder", ["runs/none/policy", "./none", "/none/at/all"])
+def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(folder: str) -> None:
+    with pytest.raises(ModelError, match="no such model folder"):
+        load_tokenizer(folder)

@@ -1,0 +1,68 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.artifacts.rows import write_queries
+from steptool.config import Config
+from steptool.records import Query
+from steptool.rollout.schedule import round_positions, round_queries, shard_positions
+
+
+@given(st.integers(1, 30), st.integers(1, 70), st.integers(1, 6), st.integers(-3, 3))
+def test_nothing_is_drawn_twice_before_everything_came_once(total: int, episodes: int, rounds: int, seed: int) -> None:
+    drawn = Counter(p for r in range(rounds) for p in round_positions(total, episodes, r, seed))
+    assert drawn.total() == episodes * rounds
+    assert max(drawn.values()) - min(drawn[p] for p in range(total)) <= 1
+
+
+def test_rounds_repeat_exactly_and_depend_on_the_seed() -> None:
+    assert round_positions(100, 10, 2, seed=0) == round_positions(100, 10, 2, seed=0)
+    assert round_positions(100, 10, 2, seed=0) != round_positions(100, 10, 2, seed=1)
+
+
+def test_a_second_pass_has_another_order() -> None:
+    assert round_positions(50, 50, 0, seed=0) != round_positions(50, 50, 1, seed=0)
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 7), st.integers(0, 5))
+def test_shards_share_out_the_round_and_keep_repeats_together(
+    total: int, episodes: int, shards: int, round: int
+) -> None:
+    # a round that begins a second pass may hold a position twice, and each shard needs one of its own
+    shards = min(shards, len(set(round_positions(total, episodes, round, 3))))
+    parts = [shard_positions(total, episodes, round, 3, shard=s, shards=shards) for s in range(shards)]
+    assert Counter(p for part in parts for p in part) == Counter(round_positions(total, episodes, round, 3))
+    assert all(set(a).isdisjoint(b) for i, a in enumerate(parts) for b in parts[:i])
+
+
+def test_shards_of_a_round_without_repeats_are_equally_large() -> None:
+    assert [len(shard_positions(100, 10, 0, 0, shard=s, shards=4)) for s in range(4)] == [3, 3, 2, 2]
+
+
+def test_a_shard_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="from 0 to 1, got 2"):
+        shard_positions(3, 3, 0, 0, shard=2, shards=2)
+
+
+def test_a_round_from_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        round_positions(0, 3, 0, 0)
+
+
+def test_a_shard_that_would_stay_empty_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"5 episodes on 2 training queries does not fill 3 shards"):
+        shard_positions(2, 5, 0, 0, shard=2, shards=3)
+
+
+def test_a_round_takes_training_queries_only_and_each_once(tmp_path: Path) -> None:
+    queries = [Query(f"q{n}", ("train", "heldout")[n % 2], "desk", f"task {n}", ()) for n in range(12)]
+    path = write_queries(tmp_path / "queries.parquet", queries)
+    config = Config.model_validate({"rollout": {"episodes": 6, "shards": 2}})
+    parts = [round_queries(path, config, 0, shard) for shard in range(2)]
+    assert sorted(q.query_id for part in parts for q in part) == sorted(
+        q.query_id for q in queries if q.split == "train"
+    )
+    assert all(q == queries[int(q.query_id[1:])] for part in parts for q in part)

@@ -1,0 +1,197 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steptool.config import CreditConfig
+from steptool.training import credit
+
+TOKEN = CreditConfig(level="token", gamma=0.5, lam=0.5)
+STEP = CreditConfig(level="step", gamma=0.5, lam=0.5)
+
+
+def array(*numbers: float) -> np.ndarray:
+    return np.array(numbers, dtype=np.float64)
+
+
+def plain_gae(rewards, values, gamma, lam):
+    out, following, next_value = [], 0.0, 0.0
+    for r, v in zip(reversed(rewards), reversed(values), strict=True):
+        following = r + gamma * next_value - v + gamma * lam * following
+        out.append(following)
+        next_value = v
+    return out[::-1]
+
+
+def test_spans_lead_to_step_lengths():
+    assert credit.step_lengths([(3, 5), (9, 10), (12, 15)]).tolist() == [2, 1, 3]
+
+
+@pytest.mark.parametrize("spans", [[(3, 3)], [(5, 4)], [(0, 3), (2, 4)], [(4, 6), (0, 2)], [(-1, 2)]])
+def test_spans_that_are_empty_or_out_of_order_are_refused(spans):
+    with pytest.raises(ValueError, match="ascending, disjoint"):
+        credit.step_lengths(spans)
+
+
+def test_step_rewards_sit_on_last_tokens_and_every_token_pays_for_its_kl():
+    rewards = credit.token_rewards(array(1, 2), np.array([2, 3]), array(0.1, -0.2, 0, 0.4, 1), kl_coef=0.5)
+    np.testing.assert_allclose(rewards, [-0.05, 1.1, 0, -0.2, 1.5])
+
+
+def test_token_level_credit_by_hand():
+    # rewards [0, 1, 0, 2]; deltas: 0+.5*2-1=0, 1+.5*3-2=.5, 0+.5*4-3=-1, 2+0-4=-2; gamma*lam=.25
+    # A4=-2, A3=-1-.5=-1.5, A2=.5-.375=.125, A1=0+.03125
+    got = credit.advantages(array(1, 2), np.array([2, 2]), array(1, 2, 3, 4), np.zeros(4), 0.7, TOKEN)
+    np.testing.assert_allclose(got.advantages_N, [0.03125, 0.125, -1.5, -2])
+    np.testing.assert_allclose(got.returns_N, [1.03125, 2.125, 1.5, 2])
+    assert got.value_mask_N.all()
+
+
+def test_step_level_credit_by_hand():
+    # Values of the steps' first tokens: 1, 3; rewards: 1 - .1*(1+2) = .7 and 2 - .1*(0+1) = 1.9.
+    # delta_1 = .7 + .5*3 - 1 = 1.2, delta_2 = 1.9 - 3 = -1.1; A_2 = -1.1, A_1 = 1.2 - .25*1.1 = .925
+    got = credit.advantages(array(1, 2), np.array([2, 2]), array(1, 99, 3, 99), array(1, 2, 0, 1), 0.1, STEP)
+    np.testing.assert_allclose(got.advantages_N, [0.925, 0.925, -1.1, -1.1])
+    assert got.value_mask_N.tolist() == [True, False, True, False]
+    np.testing.assert_allclose(got.returns_N[got.value_mask_N], [1.925, 1.9])
+
+
+def test_time_does_not_pass_while_the_model_reads():
+    """Two steps of 20 tokens around an observation of 100, reward 1 at the end, gamma .99, lambda .95."""
+    spans = [(50, 70), (170, 190)]
+    config = CreditConfig(level="token", gamma=0.99, lam=0.95)
+    got = credit.advantages(array(0, 1), credit.step_lengths(spans), np.zeros(40), np.zeros(40), 0.1, config)
+    at_end_of_step_1 = got.advantages_N[19]
+    assert at_end_of_step_1 == pytest.approx((0.99 * 0.95) ** 20)
+    assert round(at_end_of_step_1, 3) == 0.293
+    # What a decay that walks through the observation would give instead:
+    walked = credit.gae(np.eye(1, 190, 189)[0], np.zeros(190), np.array([190]), 0.99, 0.95)[69]
+    assert round(walked, 4) == 0.0006
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=6).flatmap(
+        lambda lengths: st.tuples(
+            st.just(lengths),
+            st.lists(st.integers(0, 7), min_size=len(lengths) + 1, max_size=len(lengths) + 1),
+            st.lists(st.integers(0, 50), min_size=len(lengths) + 1, max_size=len(lengths) + 1),
+        )
+    ),
+    st.sampled_from(["token", "step"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_inserting_observation_tokens_changes_no_advantage(layout, level, seed):
+    """The gaps between the steps grow anywhere: every action token keeps its advantage."""
+    lengths, gaps, inserted = layout
+    rng = np.random.default_rng(seed)
+    config = CreditConfig(level=level)
+    rewards, values, kl = rng.normal(size=len(lengths)), rng.normal(size=sum(lengths)), rng.normal(size=sum(lengths))
+
+    def advantages(gaps):
+        spans, position = [], 0
+        for gap, length in zip(gaps, lengths, strict=False):
+            spans.append((position + gap, position + gap + length))
+            position += gap + length
+        return credit.advantages(rewards, credit.step_lengths(spans), values, kl, 0.1, config)
+
+    before, after = advantages(gaps), advantages([g + i for g, i in zip(gaps, inserted, strict=True)])
+    assert np.array_equal(before.advantages_N, after.advantages_N)
+    assert np.array_equal(before.returns_N, after.returns_N)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, 70), min_size=1, max_size=8),
+    st.sampled_from([(0.99, 0.95), (1.0, 1.0), (0.9, 0.0), (0.0, 0.7), (0.5, 0.5)]),
+    st.integers(0, 2**32 - 1),
+)
+def test_packed_gae_is_the_recurrence_of_each_sequence(lengths, decay, seed):
+    rng = np.random.default_rng(seed)
+    rewards, values = rng.normal(size=sum(lengths)), rng.normal(size=sum(lengths))
+    got = credit.gae(rewards, values, np.array(lengths), *decay)
+    cuts = np.cumsum(lengths)[:-1]
+    expected = [plain_gae(r, v, *decay) for r, v in zip(np.split(rewards, cuts), np.split(values, cuts), strict=True)]
+    np.testing.assert_allclose(got, np.concatenate([np.zeros(0), *expected]), atol=1e-10)
+
+
+def test_long_sequences_lose_nothing_to_the_cut_of_negligible_terms():
+    rng = np.random.default_rng(0)
+    rewards, values = rng.normal(size=20_000), rng.normal(size=20_000)
+    for gamma, lam in ((0.99, 0.95), (1.0, 1.0), (1.0, 0.999)):
+        got = credit.gae(rewards, values, np.array([20_000]), gamma, lam)
+        np.testing.assert_allclose(got, plain_gae(rewards, values, gamma, lam), rtol=1e-9, atol=1e-9)
+
+
+def test_a_broken_trajectory_does_not_reach_its_neighbours():
+    values = array(1, np.nan, np.inf, 1, 2)
+    got = credit.gae(np.zeros(5), values, np.array([1, 2, 2]), 1.0, 1.0)
+    np.testing.assert_allclose(got[[0, 3, 4]], [-1, -1, -2])
+
+
+@pytest.mark.parametrize("level", ["token", "step"])
+def test_a_batch_gives_each_trajectory_what_it_gets_alone(level):
+    rng, config = np.random.default_rng(1), CreditConfig(level=level)
+    lengths = [np.array([3, 1, 2]), np.array([4]), np.zeros(0, dtype=np.int64), np.array([1, 1])]
+    rewards = [rng.normal(size=len(x)) for x in lengths]
+    values = [rng.normal(size=int(x.sum())).astype(np.float32) for x in lengths]
+    kl = [rng.normal(size=int(x.sum())).astype(np.float32) for x in lengths]
+    together = credit.advantages_batch(rewards, lengths, values, kl, 0.1, config)
+    for got, *arguments in zip(together, rewards, lengths, values, kl, strict=True):
+        alone = credit.advantages(*arguments, 0.1, config)
+        np.testing.assert_array_equal(got.advantages_N, alone.advantages_N)
+        np.testing.assert_array_equal(got.returns_N, alone.returns_N)
+        np.testing.assert_array_equal(got.value_mask_N, alone.value_mask_N)
+    assert credit.advantages_batch([], [], [], [], 0.1, config) == []
+
+
+def test_quantities_by_step():
+    packed, lengths = array(1, 2, 3, 4, 5, 6), np.array([1, 3, 2])
+    assert credit.sum_by_step(packed, lengths).tolist() == [1, 9, 11]
+    assert credit.first_of_step(packed, lengths).tolist() == [1, 2, 5]
+
+
+def test_whitening_is_over_all_action_tokens_together():
+    # 1, 2, 3 and 6: mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5; each trajectory keeps its own share of the mean.
+    (first, second), moments = credit.whiten([array(1, 2, 3), array(6)])
+    assert (moments.count, moments.mean, moments.var) == (4, 3, 3.5)
+    np.testing.assert_allclose(first, array(-2, -1, 0) / np.sqrt(3.5), rtol=1e-7)
+    np.testing.assert_allclose(second, [3 / np.sqrt(3.5)], rtol=1e-7)
+
+
+def test_equal_advantages_whiten_to_zero():
+    (only,), _ = credit.whiten([array(2, 2, 2)])
+    assert only.tolist() == [0, 0, 0]
+
+
+@given(st.lists(st.lists(st.floats(-1e3, 1e3), max_size=6), min_size=1, max_size=5))
+def test_processes_that_add_their_moments_whiten_like_one(parts):
+    arrays = [np.array(p, dtype=np.float64) for p in parts]
+    total = credit.Moments(0, 0.0, 0.0)
+    for part in arrays:
+        total = total + credit.moments([part])
+    whole = credit.moments(arrays)
+    assert total.count == whole.count
+    assert total.mean == pytest.approx(whole.mean, abs=1e-9)
+    assert total.var == pytest.approx(whole.var, rel=1e-9, abs=1e-7)
+    alone = [credit.whiten([a], of=total)[0][0] for a in arrays]
+    np.testing.assert_allclose(np.concatenate(alone), np.concatenate(credit.whiten(arrays)[0]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "lengths", "values", "kl", "message"),
+    [
+        ([0.0], [2, 1], 3, 3, r"step_rewards_T should have shape \(2,\) for 2 steps"),
+        ([0.0, 1.0], [2, 1], 4, 3, r"values_N should have shape \(3,\) for 3 action tokens, has \(4,\)"),
+        ([0.0, 1.0], [2, 1], 3, 2, r"kl_N should have shape \(3,\)"),
+        ([0.0, 1.0], [3, 0], 3, 3, "at least one action token"),
+        ([np.nan, 1.0], [2, 1], 3, 3, "leave out trajectories with a missing score"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_by_name(rewards, lengths, values, kl, message):
+    with pytest.raises(ValueError, match=message):
+        credit.advantages(np.array(rewards), np.array(lengths), np.zeros(values), np.zeros(kl), 0.1, TOKEN)
+
+
+def test_lists_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="one array per trajectory"):
+        credit.advantages_batch([array(1)], [np.array([1])], [], [array(0)], 0.1, TOKEN)
