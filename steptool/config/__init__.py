@@ -1,30 +1,18 @@
 """The configuration of a run: one YAML file, one tree of checked fields."""
 
-from steptool.config.schema import (
-    AuditConfig,
-    Config,
-    CreditConfig,
-    DataConfig,
-    EndpointConfig,
-    EvaluatedPolicy,
-    EvaluationConfig,
-    JudgeConfig,
-    McpConfig,
-    PolicyConfig,
-    PPOConfig,
-    PromotionConfig,
-    RewardConfig,
-    RolloutConfig,
-    SearchConfig,
-    ToolBenchConfig,
-    ToolsConfig,
-    WarmStartConfig,
-    load_config,
-)
+from steptool.config.base import ConfigError
+from steptool.config.data import DataConfig
+from steptool.config.endpoint import EndpointConfig
+from steptool.config.evaluation import EvaluatedPolicy, EvaluationConfig, PromotionConfig, SearchConfig
+from steptool.config.rewards import AuditConfig, JudgeConfig, RewardConfig
+from steptool.config.run import Config, load_config
+from steptool.config.tools import McpConfig, ToolBenchConfig, ToolsConfig
+from steptool.config.training import CreditConfig, PolicyConfig, PPOConfig, RolloutConfig, WarmStartConfig
 
 __all__ = [
     "AuditConfig",
     "Config",
+    "ConfigError",
     "CreditConfig",
     "DataConfig",
     "EndpointConfig",

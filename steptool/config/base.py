@@ -34,7 +34,7 @@ class StrictModel(BaseModel):
         return _made(super().model_json_schema, *args, **kwargs)
 
 
-def explained(error: ValidationError, example: str) -> str:
+def explain_refusal(error: ValidationError, example: str) -> str:
     """What is wrong, a line for each field; `example` is the file that shows every field."""
     lines = []
     for e in error.errors():

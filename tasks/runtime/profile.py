@@ -19,7 +19,7 @@ from flytekit import CronSchedule
 from flytekit.extras import accelerators
 from pydantic import Field, ValidationError, field_validator
 
-from steptool.config.base import ConfigError, Positive, StrictModel, explained, read_mapping
+from steptool.config.base import ConfigError, Positive, StrictModel, explain_refusal, read_mapping
 
 ROOT = Path(__file__).parents[2]
 """The project's root, here and in a pod."""
@@ -102,7 +102,7 @@ class StageProfile(StrictModel):
     """Further attempts after an error that may pass, and after a pod was lost."""
     timeout_hours: Annotated[float, Field(ge=0)] = 0.0
     """Hours of one attempt; 0: without a limit."""
-    secrets: dict[str, str] = {}
+    secrets: dict[str, str] = Field(default_factory=dict)
     """Environment variables that a secret of the cluster fills: name to group/key."""
 
     @field_validator("gpu_type")
@@ -134,9 +134,9 @@ class StageProfile(StrictModel):
 class Recipients(StrictModel):
     """Who is told of an execution that failed, timed out or was aborted: addresses by the way that they are told."""
 
-    email: list[str] = []
-    slack: list[str] = []
-    pagerduty: list[str] = []
+    email: list[str] = Field(default_factory=list)
+    slack: list[str] = Field(default_factory=list)
+    pagerduty: list[str] = Field(default_factory=list)
 
 
 class LaunchPlans(StrictModel):
@@ -172,7 +172,7 @@ class Profile(StrictModel):
     """All stages, and what runs by itself."""
 
     defaults: StageProfile = StageProfile()
-    stages: dict[StageName, StageProfile] = {}
+    stages: dict[StageName, StageProfile] = Field(default_factory=dict)
     """What differs from the defaults."""
     launch_plans: LaunchPlans | None = None
     """None: nothing runs by itself."""
@@ -204,7 +204,7 @@ def load_profile(path: str | Path) -> Profile:
     try:
         read = Profile.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explained(error, 'configs/cluster.yaml')}") from None
+        raise ConfigError(f"{path}: {explain_refusal(error, 'configs/cluster.yaml')}") from None
     if faults := read.faults():
         raise ConfigError(f"{path}: the profile was refused\n  " + "\n  ".join(faults))
     return read

@@ -1,0 +1,73 @@
+"""The section `rewards`: who scores the steps, how scores become rewards, and what is checked of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from steptool.config.base import Positive, Share, StrictModel
+from steptool.config.endpoint import EndpointConfig
+
+
+class JudgeConfig(StrictModel):
+    """A chat model that scores steps, judges outcomes and compares answers (docs/judge.md)."""
+
+    endpoint: EndpointConfig = EndpointConfig()
+    votes: Positive = 3
+    """Answers asked for each trajectory; a score is their mean."""
+    attempts: Positive = 3
+    """Times that a vote is asked for until its answer can be used; after that it is missing."""
+    deadline: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds for all votes of a stage; those that have not come by then are missing."""
+    observation_limit: Positive = 2000
+    """Characters of a call's arguments, of an observation and of an answer that the judge sees; a cut is marked."""
+    cache: str = ""
+    """File of the judge's replies, asked before the endpoint and filled from it; empty: none."""
+
+
+class AuditConfig(StrictModel):
+    """What is checked of a round's rewards before anything learns from them. A run stops where a threshold is crossed.
+
+    A figure that the round does not determine crosses none.
+    """
+
+    second: Literal["", "rules", "lcs", "truth"] = "truth"
+    """Annotator whose opinion the rewards are compared with; empty: none."""
+    previous: str = ""
+    """File or url of the rewards of an earlier run, which drift is measured against; empty: none."""
+    max_missing: Share = 0.5
+    """Share of the episodes that cannot be learned from: a score that their reward needs is missing."""
+    min_auroc: Share = 0.0
+    """Chance that a solved episode has a higher mean Contribution than one that was not solved."""
+    min_kappa: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """Cohen's kappa with the second opinion on whether a step contributes."""
+    max_farming: Annotated[float, Field(ge=-1, le=1)] = 1.0
+    """Correlation of an episode's step rewards with its number of steps."""
+
+
+class RewardConfig(StrictModel):
+    """From components to one reward per step.
+
+    r_t = step_weight * (alpha * succ_t + contribution_t) for t < T; r_T = IsSolved.
+    """
+
+    annotator: Literal["rules", "lcs", "truth", "judge"] = "rules"
+    """rules: from the text, by the flow of values; lcs: the published rules; truth: what the environment knows; judge:
+    a chat model."""
+    alpha: Annotated[float, Field(ge=0)] = 0.1
+    step_weight: Annotated[float, Field(ge=0)] = 0.3
+    succ_calling: Literal["bonus", "penalty"] = "penalty"
+    """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
+    normalisation: Literal["none", "trajectory", "running"] = "none"
+    """trajectory: the step rewards before the last are divided by their number; running: all rewards of a round are
+    divided by their standard deviation over this round and those before it."""
+    judge: JudgeConfig = JudgeConfig()
+    audit: AuditConfig = AuditConfig()
+
+    @model_validator(mode="after")
+    def _has_judge(self) -> RewardConfig:
+        endpoint = self.judge.endpoint
+        if self.annotator == "judge" and not (endpoint.base_url and endpoint.model):
+            raise ValueError("the annotator judge needs rewards.judge.endpoint.base_url and .model")
+        return self
