@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from steptool.environments.functions import read_only
+
 
 class Shop:
     """Made from a task's `reference.state`; its public methods are the tools, but for `solved`."""
@@ -11,10 +13,12 @@ class Shop:
         self._stock, self._prices = stock, prices
         self._orders: dict[str, int] = {}
 
+    @read_only
     def items(self) -> list[str]:
         """List the names of all items."""
         return sorted(self._stock)
 
+    @read_only
     def count(self, item: str) -> int:
         """Say how many pieces of an item are in stock.
 
@@ -23,6 +27,7 @@ class Shop:
         """
         return self._stock[self._known(item)]
 
+    @read_only
     def price(self, item: str) -> int:
         """Say what one piece of an item costs, in euros.
 

@@ -8,21 +8,24 @@ import sys
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import ToolAnnotations
 
 SHELVES = {"atlas": "A3", "herbal": "B1", "bestiary": "C7", "almanac": "A1", "lexicon": "D4", "cookbook": "B2"}
 COPIES = {"atlas": 2, "herbal": 1, "bestiary": 3, "almanac": 4, "lexicon": 1, "cookbook": 5}
+
+READS = ToolAnnotations(read_only_hint=True)
 
 server = MCPServer("library", log_level="WARNING")
 copies = dict(COPIES)
 
 
-@server.tool()
+@server.tool(annotations=READS)
 def shelf(title: str) -> str:
     """Say on which shelf a book stands."""
     return SHELVES[_known(title)]
 
 
-@server.tool()
+@server.tool(annotations=READS)
 def available(title: str) -> int:
     """Say how many copies of a book can be lent."""
     return copies[_known(title)]

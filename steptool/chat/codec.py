@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from steptool.chat import plain
 from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT, ChatFormat, Format, ParsedTurn
 from steptool.chat.messages import call_message, calls_of, text_of, tool_message
+from steptool.chat.tools import model_schemas
 from steptool.records import Message, ToolCall, ToolSchema
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ class ChatCodec:
         return {**safe, "tool_call_id": _CALL_ID} if message["role"] == "tool" else safe
 
     def _safe_tools(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
-        schemas: list[ToolSchema] = json.loads(self._broken(json.dumps(list(tools), ensure_ascii=False)))
+        schemas: list[ToolSchema] = json.loads(self._broken(json.dumps(model_schemas(tools), ensure_ascii=False)))
         return schemas
 
     def _broken(self, text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import openai
 
+from steptool.chat.tools import model_schemas
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
 from steptool.storage.replies import Replies, request_key
@@ -136,7 +137,7 @@ class Endpoint:
             "max_tokens": self.config.max_tokens,
         }
         if tools:
-            request["tools"] = list(tools)
+            request["tools"] = model_schemas(tools)
         if tool_choice is not None:
             request["tool_choice"] = tool_choice
         return asyncio.run_coroutine_threadsafe(self._reply(request, vote, deadline), self._loop).result()

@@ -9,8 +9,9 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
+from steptool.chat.tools import annotate_tool
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.named import find_named
@@ -22,6 +23,9 @@ VERDICT = "solved"
 STATE = "state"
 """Entry of `Query.reference` with the keyword arguments that an episode's object is made with."""
 
+F = TypeVar("F", bound=Callable[..., Any])
+_READ_ONLY = "__reads_only__"
+
 Check = Callable[[Mapping[str, Any]], str | None]
 """Says what is wrong with the arguments of a call, if anything."""
 _WANTED = (
@@ -29,6 +33,12 @@ _WANTED = (
     "'name: what it is' for each argument"
 )
 _NAMED_BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def read_only(function: F) -> F:
+    """Decorate a function that changes nothing, so that annotators can tell looking from writing."""
+    setattr(function, _READ_ONLY, True)
+    return function
 
 
 class FunctionsEnvironment(Environment):
@@ -168,7 +178,7 @@ def _schema(function: Callable[..., Any], name: str) -> ToolSchema:
     except Exception as error:
         raise ConfigError(f"tools.functions: '{name}': {error}; {_WANTED}") from error
     described = {"name": name, "description": written["description"], "parameters": _nullable(written["parameters"])}
-    return {"type": "function", "function": described}
+    return annotate_tool({"type": "function", "function": described}, getattr(function, _READ_ONLY, None))
 
 
 def _nullable(schema: Any) -> Any:

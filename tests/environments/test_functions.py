@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from steptool.chat.tools import reads_only
 from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.environments.base import ToolResult
@@ -308,6 +309,16 @@ def test_the_examples_tasks_are_solved_by_their_reference() -> None:
         assert done.solved(reference["answer"]) == 1.0
         assert idle.solved(reference["answer"]) == float(not reference["orders"])
     assert [task["split"] for task in tasks] == ["train"] * 6 + ["validation"] * 3 + ["heldout"] * 3
+
+
+def test_functions_may_say_that_they_only_read() -> None:
+    tools = FunctionsEnvironment("examples/functions/tools.py:Shop").tools()
+    assert {tool["function"]["name"]: reads_only(tool) for tool in tools} == {
+        "items": True,
+        "count": True,
+        "price": True,
+        "order": None,
+    }
 
 
 def test_the_documented_example_works(module: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from steptool.chat.tools import reads_only
 from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, ToolResult, TransportError
@@ -369,6 +370,15 @@ def test_the_examples_tasks_are_solved_by_their_reference(world: Callable[..., W
             observation = said(session, call["name"], **call["arguments"])
         assert observation == task["reference"]["answer"]
     assert [task["split"] for task in tasks] == ["train"] * 6 + ["validation"] * 3 + ["heldout"] * 3
+
+
+def test_hints_of_the_server_say_which_tools_only_read(world: Callable[..., World]) -> None:
+    tools = world(command=["python", "examples/mcp/server.py"]).environment.tools()
+    assert {tool["function"]["name"]: reads_only(tool) for tool in tools} == {
+        "shelf": True,
+        "available": True,
+        "lend": None,
+    }
 
 
 def test_the_documented_settings_are_accepted() -> None:

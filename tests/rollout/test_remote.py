@@ -11,6 +11,7 @@ import pytest
 
 from steptool.artifacts.rows import trajectory_from, trajectory_row, write_trajectories
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
+from steptool.chat.tools import model_schemas
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig, ToolsConfig
 from steptool.environments.desk.tasks import DeskEnvironment, desk_queries
 from steptool.evaluation.metrics import evaluate
@@ -158,7 +159,7 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     assert spent == Spent(100 * turns, 10 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
     assert len(server.requests) == sum(len(q.reference["calls"]) + 1 for q in queries)
     its_own = next(r for r in server.requests if r["messages"][1]["content"] == queries[0].instruction)
-    assert its_own["tools"] == list(queries[0].tools)
+    assert its_own["tools"] == model_schemas(queries[0].tools)
     row = evaluate(queries, played.trajectories, "far", "greedy", spent=played.spent)[0]
     assert (row["passed"], row["recall"], row["tokens"], row["redundant_calls"]) == (1.0, 1.0, 10 * turns, 0)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from steptool.chat.tools import annotate_tool
 from steptool.environments.desk.database import CITIES, CURRENCIES, KINDS, Database, Record, flight_between
 from steptool.records import ToolSchema
 
@@ -159,7 +160,7 @@ def _tool(run: Callable[..., Record], description: str, parameters: str, writes:
             },
         },
     }
-    return name, Tool(run, schema, writes)
+    return name, Tool(run, annotate_tool(schema, read_only=not writes), writes)
 
 
 TOOLS: dict[str, Tool] = dict(

@@ -25,6 +25,7 @@ from mcp import Client, StdioServerParameters, Tool, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
+from steptool.chat.tools import annotate_tool
 from steptool.config import McpConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import TransportError
@@ -177,9 +178,10 @@ class _LastWords:
 
 
 def tool_schema(name: str, tool: Tool) -> ToolSchema:
-    """A server's tool in OpenAI's form."""
+    """A server's tool in OpenAI's form, with the server's hint whether it only reads."""
     described = {"name": name, "description": tool.description or tool.title or "", "parameters": tool.input_schema}
-    return {"type": "function", "function": described}
+    hint = tool.annotations.read_only_hint if tool.annotations else None
+    return annotate_tool({"type": "function", "function": described}, hint)
 
 
 async def _listed(client: Client) -> dict[str, Tool]:

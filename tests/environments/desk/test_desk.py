@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steptool.chat.tools import reads_only
 from steptool.config import Config
 from steptool.environments.desk import tasks
 from steptool.environments.desk.expert import Expert, desk_demonstrations
@@ -29,6 +30,14 @@ def _call(session, name, /, **arguments):
 
 def _query(condition):
     return next(q for i in range(10_000) if condition(q := draw_query("train", SINGLE, f"search{i}")))
+
+
+def test_schemas_say_which_tools_only_read():
+    writes = {tool["function"]["name"] for tool in DeskEnvironment().tools() if reads_only(tool) is False}
+    assert writes == {
+        *("cancel_order", "open_return", "restock", "book_flight", "join_waitlist", "escalate", "assign_agent")
+    }
+    assert all(reads_only(tool) is not None for tool in DeskEnvironment().tools())
 
 
 def test_there_are_18_tools_with_valid_schemas():
