@@ -36,7 +36,7 @@ class Reviewed(NamedTuple):
 def audit(round: int, config: Config, queries: Parquet, trajectories: list[Parquet], rewards: list[Parquet]) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
     from steptool.artifacts import layout as names
-    from steptool.report.trust import rewards_page
+    from steptool.report.rewards_page import rewards_page
     from steptool.rewards.review import review
     from steptool.rewards.thresholds import check
 
@@ -55,7 +55,7 @@ def review_rewards(
     output: str, config: Config, queries: Parquet, trajectories: Parquet, rewards: Parquet, compare: str
 ) -> Reviewed:
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
-    from steptool.report.trust import rewards_page, sentences
+    from steptool.report.rewards_page import rewards_page, sentences
     from steptool.rewards.review import review
     from steptool.storage.delivery import deliver
 

@@ -109,9 +109,9 @@ def compared(
     from steptool.artifacts import layout as names
     from steptool.artifacts.contracts import EVALUATIONS, PREFERENCES, VERDICTS, concat, read_costs, read_rows
     from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
-    from steptool.report.account import account
     from steptool.report.evaluation_page import evaluation_page
-    from steptool.report.viewer_file import Source, write_viewer
+    from steptool.report.judge_costs import account
+    from steptool.report.viewer import EpisodeFiles, write_viewer
 
     run, parts = scratch("evaluation"), [local(part) for part in played]
     episodes = {file.name: file for part in parts for file in part.glob(names.of_policy("*"))}
@@ -128,7 +128,8 @@ def compared(
     )
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     shown = [
-        Source(run / names.of_policy(p.name), evaluations=run / names.EVALUATED) for p in config.evaluation.policies
+        EpisodeFiles(run / names.of_policy(p.name), evaluations=run / names.EVALUATED)
+        for p in config.evaluation.policies
     ]
     write_viewer(run / names.VIEWER, run / names.QUERIES, shown, "Episodes of the evaluation")
     spent = account({"judge": read_costs(run / names.VERDICTS)})

@@ -51,8 +51,8 @@ def report(
     """
     watch = Stopwatch("report")
     from steptool.artifacts import layout as names
-    from steptool.report.page import build_report
-    from steptool.report.reading import read_run
+    from steptool.report.run_folder import read_run
+    from steptool.report.run_page import build_report
     from steptool.report.summary import summary, table
 
     run = scratch("run")

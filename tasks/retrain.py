@@ -1,4 +1,4 @@
-"""Retraining: what is new, whether the challenger may take over, and what is told of the run."""
+"""Retraining: find new data, decide whether the challenger replaces the champion, and report the run."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from flytekit.types.file import FlyteFile
 from steptool.artifacts.progress import say
 from steptool.config import Config
 from steptool.retraining.outcome import Decision, Result, RunOutcome
-from steptool.retraining.plan import RetrainingPlan, plan, run_id
+from steptool.retraining.plan import RetrainingPlan, make_run_id, plan_run
 from tasks.runtime.artifacts import Model, Parquet, local, scratch
 from tasks.runtime.stage import stage
 from tasks.runtime.version import code_version
@@ -32,29 +32,29 @@ def look(config: Config, registry: str, kickoff: datetime, force: bool) -> Retra
     """See what is new and who is in service."""
     from steptool.registry import Registry
 
-    night = plan(config, Registry(registry), run_id(kickoff, uuid.uuid4().hex[:8]), kickoff, force)
-    said = f"{len(night.new)} of {night.files} sources new, in service: {night.champion or night.base}"
-    say("look", said if night.due else f"nothing new in {night.files} sources: nothing is trained")
-    return night
+    plan = plan_run(config, Registry(registry), make_run_id(kickoff, uuid.uuid4().hex[:8]), kickoff, force)
+    news = f"{len(plan.new)} of {plan.files} sources new, in service: {plan.champion or plan.base}"
+    say("look", news if plan.due else f"nothing new in {plan.files} sources: nothing is trained")
+    return plan
 
 
 @stage("decide")
-def decide(config: Config, registry: str, night: RetrainingPlan, rows: Parquet, queries: Parquet) -> Decision:
+def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, queries: Parquet) -> Decision:
     """Judge the challenger by the rule."""
     from steptool.artifacts.contracts import EVALUATIONS, read_rows
     from steptool.artifacts.rows import read_queries
     from steptool.registry import Registry
-    from steptool.retraining import contamination as exposure
-    from steptool.retraining import gate
-    from steptool.retraining.categories import categories
+    from steptool.retraining.contamination import find_contaminated, read_trained_on
+    from steptool.retraining.gate import categories
+    from steptool.retraining.gate import decide as decide_by_rule
 
-    asked = read_queries(local(queries), config.evaluation.split)
-    seen = exposure.trained_on(Registry(registry).model_place(night.champion)) if night.champion else frozenset()
-    decision = gate.decide(
+    held_out = read_queries(local(queries), config.evaluation.split)
+    trained_on = read_trained_on(Registry(registry).model_place(plan.champion)) if plan.champion else frozenset()
+    decision = decide_by_rule(
         read_rows(local(rows), EVALUATIONS),
-        {query.query_id: categories(query) for query in asked},
+        {query.query_id: categories(query) for query in held_out},
         config.promotion,
-        known=exposure.known(asked, seen),
+        contaminated=find_contaminated(held_out, trained_on),
         seed=config.seed,
     )
     say("decide", "the rule lets it pass" if decision.promote else "; ".join(decision.reasons))
@@ -65,7 +65,7 @@ def decide(config: Config, registry: str, night: RetrainingPlan, rows: Parquet, 
 def promote(
     config: Config,
     registry: str,
-    night: RetrainingPlan,
+    plan: RetrainingPlan,
     decision: Decision,
     approved: bool,
     model: Model,
@@ -76,34 +76,34 @@ def promote(
     from steptool.artifacts.contracts import EVALUATIONS, read_rows
     from steptool.artifacts.rows import read_queries
     from steptool.registry import Registry
-    from steptool.retraining import contamination as exposure
-    from steptool.retraining.promotion import described, settle
+    from steptool.retraining.contamination import read_trained_on, write_trained_on
+    from steptool.retraining.promotion import describe_version, settle
 
     opened, folder = Registry(registry), scratch("challenger")
     shutil.copytree(local(model), folder, dirs_exist_ok=True, copy_function=os.link)
-    seen = exposure.trained_on(opened.model_place(night.champion)) if night.champion else frozenset()
-    exposure.note(folder, read_queries(local(queries)), seen)
-    told = described(config, night, decision, read_rows(local(rows), EVALUATIONS), code_version())
-    return settle(opened, night, decision, approved, folder, told)
+    trained_on = read_trained_on(opened.model_place(plan.champion)) if plan.champion else frozenset()
+    write_trained_on(folder, read_queries(local(queries)), trained_on)
+    metadata = describe_version(config, plan, decision, read_rows(local(rows), EVALUATIONS), code_version())
+    return settle(opened, plan, decision, approved, folder, metadata)
 
 
 @stage("tell")
-def tell(registry: str, output: str, night: RetrainingPlan, ending: RunOutcome, training: str) -> Outcome:
+def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, training: str) -> Outcome:
     """Write the page of the run, and the run into the registry."""
     from steptool.registry import Registry
     from steptool.report.retraining_page import PAGE, retraining_page
-    from steptool.retraining.record import document
+    from steptool.retraining.promotion import describe_run
     from steptool.storage.delivery import deliver
 
-    page = scratch("told") / PAGE
-    page.write_text(retraining_page(night, ending, training), encoding="utf-8")
+    page = scratch("retraining_page") / PAGE
+    page.write_text(retraining_page(plan, outcome, training), encoding="utf-8")
     Deck("retraining", page.read_text(encoding="utf-8"))
-    folder = f"{output.rstrip('/')}/{night.run_id}"
-    Registry(registry).record_run(night.run_id, document(night, ending, f"{folder}/{PAGE}"))
+    folder = f"{output.rstrip('/')}/{plan.run_id}"
+    Registry(registry).record_run(plan.run_id, describe_run(plan, outcome, f"{folder}/{PAGE}"))
     place = deliver(page, folder, PAGE)
-    say("retrain", f"{ending.result}: {'; '.join(ending.reasons)}")
+    say("retrain", f"{outcome.result}: {'; '.join(outcome.reasons)}")
     print(f"page: {place}", flush=True)
-    return Outcome(ending.result, ending.version, FlyteFile(place))
+    return Outcome(outcome.result, outcome.version, FlyteFile(place))
 
 
 @stage("record_failure")
@@ -112,8 +112,8 @@ def record_failure(
 ) -> None:
     """Note in the registry that the run failed and why. What it has seen stays new."""
     from steptool.registry import Registry
-    from steptool.retraining.record import failure
+    from steptool.retraining.promotion import describe_failure
 
-    told = failure(kickoff, err.message if err else "")
-    say("retrain", f"failed: {told['reasons'][0]}")
-    Registry(registry).record_run(run_id(kickoff, uuid.uuid4().hex[:8]), told)
+    failure = describe_failure(kickoff, err.message if err else "")
+    say("retrain", f"failed: {failure['reasons'][0]}")
+    Registry(registry).record_run(make_run_id(kickoff, uuid.uuid4().hex[:8]), failure)

@@ -22,11 +22,11 @@ def write_page(
     output: str,
 ) -> FlyteFile:
     """Write the viewer for one set of trajectories, or for two beside each other, and put it in place."""
-    from steptool.report.viewer_file import Source, write_viewer
+    from steptool.report.viewer import EpisodeFiles, write_viewer
     from steptool.storage.delivery import deliver
 
     given = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
-    sources = [Source(local(t), r and local(r), a and local(a)) for t, r, a in given if t]
+    sources = [EpisodeFiles(local(t), r and local(r), a and local(a)) for t, r, a in given if t]
     page = write_viewer(scratch("viewer") / "viewer.html", local(queries), sources, title)
     folder, name = os.path.split(output)
     place = deliver(page, folder or ".", name)

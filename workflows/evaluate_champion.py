@@ -18,10 +18,10 @@ from workflows.evaluate import evaluate
 def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Compared:
     """Look up who is in service, and evaluate."""
     from steptool.registry import Registry
-    from steptool.retraining import lineup
+    from steptool.retraining.plan import add_champion_and_base
 
     place = f"{output.rstrip('/')}/evaluation-{kickoff:%Y%m%dT%H%M%SZ}"
-    return evaluate(config=lineup.line_up(config, Registry(registry)), output=place)
+    return evaluate(config=add_champion_and_base(config, Registry(registry)), output=place)
 
 
 @workflow

@@ -29,25 +29,25 @@ def approval(decision: Decision, hours: float) -> bool:
 
 
 @stage("challenge", dynamic=True)
-def challenge(config: Config, registry: str, output: str, night: RetrainingPlan) -> Outcome:
+def challenge(config: Config, registry: str, output: str, plan: RetrainingPlan) -> Outcome:
     """Train a challenger where there is anything new, and let it take over if the rule and the person agree."""
-    if not night.due:
-        return tell(registry=registry, output=output, night=night, ending=night.skipped(), training="")
-    trained = train(config=night.config(config), output=f"{output.rstrip('/')}/{night.run_id}/training")
-    decision = decide(config=config, registry=registry, night=night, rows=trained.evaluations, queries=trained.queries)
+    if not plan.due:
+        return tell(registry=registry, output=output, plan=plan, outcome=plan.skip(), training="")
+    trained = train(config=plan.configure(config), output=f"{output.rstrip('/')}/{plan.run_id}/training")
+    decision = decide(config=config, registry=registry, plan=plan, rows=trained.evaluations, queries=trained.queries)
     hours = config.promotion.approval_hours
     approved = approval(decision=decision, hours=hours) if config.promotion.approval else True
-    ending = promote(
+    outcome = promote(
         config=config,
         registry=registry,
-        night=night,
+        plan=plan,
         decision=decision,
         approved=approved,
         model=trained.model,
         rows=trained.evaluations,
         queries=trained.queries,
     )
-    return tell(registry=registry, output=output, night=night, ending=ending, training="training/report.html")
+    return tell(registry=registry, output=output, plan=plan, outcome=outcome, training="training/report.html")
 
 
 @workflow(on_failure=record_failure)
@@ -61,5 +61,5 @@ def retrain(config: Config, registry: str, output: str, kickoff: datetime, force
         kickoff: when the run was started; its name and its folder begin with it.
         force: train even if nothing is new.
     """
-    night = look(config=config, registry=registry, kickoff=kickoff, force=force)
-    return challenge(config=config, registry=registry, output=output, night=night)
+    plan = look(config=config, registry=registry, kickoff=kickoff, force=force)
+    return challenge(config=config, registry=registry, output=output, plan=plan)

@@ -1,7 +1,7 @@
 """Small SVG charts that need no library: lines, bars with intervals, differences, bubbles.
 
-Each function returns a <figure>. Colours are CSS classes (see page.css), so that the charts follow the page's light or
-dark scheme; lengths are SVG user units.
+Each function returns a <figure>. Colours are CSS classes (see page.css), so that a chart follows the page's light or
+dark scheme.
 """
 
 from __future__ import annotations
@@ -11,15 +11,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 360
-LINE_HEIGHT = 216
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 46, 12, 40
-_NAMES, _LONGEST, _VALUES = 84, 22, 46
-"""Room left of a chart of rows for short names, characters of a name that are shown, and room right for the values."""
+from steptool.report.svg import (
+    BOTTOM,
+    LEFT,
+    LINE_HEIGHT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Format,
+    Scale,
+    figure,
+    integers,
+    number,
+    percent,
+    svg,
+    ticks,
+    x_axis,
+    y_axis,
+)
+
+_NAMES, _MAX_NAME, _VALUES = 84, 22, 46
+"""Chart of rows: room left of it for short names, characters of a name that it shows, and room right for the values."""
 _LETTER = 7.4
 """Room for a character of a name."""
 _ROW = 22
-Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -56,58 +71,6 @@ class Bubble:
     label: str
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Linear map from [low, high] to [start, end]."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """Place of a value."""
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return round(self.start + share * (self.end - self.start), 2)
-
-
-def percent(value: float) -> str:
-    """0.714 as 71%; what is not nothing is never shown as 0%, what is not all never as 100%."""
-    if 0 < value < 0.01:
-        return "<1%"
-    if 0.995 <= value < 1:
-        return ">99%"
-    return f"{value * 100:.0f}%".replace("-", "−")
-
-
-def number(value: float) -> str:
-    """A number with three significant digits."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    text = f"{value:,.0f}" if size >= 1000 else f"{value:.1e}" if size < 0.001 else f"{value:.3g}"
-    return text.replace("-", "−")
-
-
-def ticks(low: float, high: float, wanted: int = 4, smallest: float = 0.0) -> list[float]:
-    """Round numbers that cover [low, high] in about `wanted` steps, each at least `smallest`."""
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
-    raw = max((high - low) / wanted, smallest)
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def figure(title: str, body: str, note: str = "", legend: Sequence[tuple[str, str]] = ()) -> str:
-    """A chart under its title, with a note and a legend of (label, colour class)."""
-    keys = "".join(f'<li class="{escape(colour)}">{escape(label)}</li>' for label, colour in legend)
-    caption = f"<b>{escape(title)}</b>" + (f"<span>{escape(note)}</span>" if note else "")
-    listed = f'<ul class="legend">{keys}</ul>' if keys else ""
-    return f'<figure class="chart"><figcaption>{caption}</figcaption>{listed}{body}</figure>'
-
-
 def line_chart(
     title: str,
     series: Sequence[Series],
@@ -124,20 +87,20 @@ def line_chart(
         return figure(title, '<p class="empty">Nothing was recorded.</p>', note)
     xs = [x for s in drawn for x, _ in s.points]
     marks = ticks(*_extent(drawn, floor, ceiling))
-    x = Scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
-    y = Scale(marks[0], marks[-1], LINE_HEIGHT - _BOTTOM, _TOP)
-    parts = [_y_axis(y, marks, show), _x_axis(x, sorted(set(xs)), x_label, LINE_HEIGHT)]
+    x = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    y = Scale(marks[0], marks[-1], LINE_HEIGHT - BOTTOM, TOP)
+    parts = [y_axis(y, marks, show), x_axis(x, sorted(set(xs)), x_label, LINE_HEIGHT)]
     parts += [_band(s, x, y) for s in drawn] + [_line(s, x, y, show) for s in drawn]
     parts.append(_end_labels(drawn, x, y, show))
     legend = [(s.label, s.colour) for s in drawn] if len(drawn) > 1 else []
-    return figure(title, _svg(title, LINE_HEIGHT, parts), note, legend)
+    return figure(title, svg(title, LINE_HEIGHT, parts), note, legend)
 
 
 def interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
     """Horizontal bars from 0 to 1 with error intervals, one block of rows for each group."""
     x = Scale(0, 1, _start(rows), WIDTH - _VALUES)
     body, height = _rows(rows, x, [0, 0.25, 0.5, 0.75, 1], show, _bar)
-    return figure(title, _svg(title, height, body), note)
+    return figure(title, svg(title, height, body), note)
 
 
 def differences(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
@@ -146,7 +109,7 @@ def differences(title: str, rows: Sequence[Interval], *, note: str = "", show: F
     x = Scale(marks[0], marks[-1], _start(rows), WIDTH - _VALUES)
     body, height = _rows(rows, x, marks, show, _whisker)
     body.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 26}"/>')
-    return figure(title, _svg(title, height, body), note)
+    return figure(title, svg(title, height, body), note)
 
 
 def bubbles(
@@ -165,10 +128,10 @@ def bubbles(
     """Circles whose area is the count (`largest` fills the biggest one), and a line through them."""
     marks = ticks(*y_range)
     height = LINE_HEIGHT + 30
-    x = Scale(x_range[0] - 0.6, x_range[1] + 0.6, _LEFT, WIDTH - 12)
-    y = Scale(marks[0], marks[-1], height - _BOTTOM, _TOP + 12)
-    parts = [_y_axis(y, marks, number, WIDTH - 12), f'<text class="axis" x="4" y="14">{escape(y_label)}</text>']
-    parts.append(_x_axis(x, _integers(x_range), x_label, height))
+    x = Scale(x_range[0] - 0.6, x_range[1] + 0.6, LEFT, WIDTH - 12)
+    y = Scale(marks[0], marks[-1], height - BOTTOM, TOP + 12)
+    parts = [y_axis(y, marks, number, WIDTH - 12), f'<text class="axis" x="4" y="14">{escape(y_label)}</text>']
+    parts.append(x_axis(x, integers(x_range), x_label, height))
     for p in sorted(points, key=lambda p: -p.count):
         radius = round(1.5 + 11 * math.sqrt(p.count / max(largest, 1)), 2)
         parts.append(
@@ -176,11 +139,7 @@ def bubbles(
             f"<title>{escape(p.label)}</title></circle>"
         )
     parts.append(_line(line, x, y, number))
-    return figure(title, _svg(title, height, parts), note, legend)
-
-
-def _svg(title: str, height: float, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return figure(title, svg(title, height, parts), note, legend)
 
 
 def _extent(series: Sequence[Series], floor: float | None, ceiling: float | None) -> tuple[float, float]:
@@ -190,29 +149,8 @@ def _extent(series: Sequence[Series], floor: float | None, ceiling: float | None
     return min(values), max(values)
 
 
-def _y_axis(y: Scale, marks: Sequence[float], show: Format, right: float = WIDTH - _RIGHT) -> str:
-    return "".join(
-        f'<line class="{"base" if mark == 0 else "grid"}" x1="{_LEFT}" x2="{right}" y1="{y(mark)}" y2="{y(mark)}"/>'
-        f'<text class="tick end" x="{_LEFT - 7}" y="{y(mark) + 4:g}">{escape(show(mark))}</text>'
-        for mark in marks
-    )
-
-
-def _x_axis(x: Scale, values: Sequence[float], label: str, bottom: float) -> str:
-    if len(values) > 10:
-        values = [t for t in ticks(values[0], values[-1], 6, 1.0) if values[0] <= t <= values[-1]]
-    shown = "".join(
-        f'<text class="tick middle" x="{x(v)}" y="{bottom - _BOTTOM + 17}">{escape(number(v))}</text>' for v in values
-    )
-    middle = (x.start + x.end) / 2
-    return shown + f'<text class="axis middle" x="{middle:g}" y="{bottom - 5}">{escape(label)}</text>'
-
-
-def _integers(extent: tuple[float, float]) -> list[float]:
-    return [float(v) for v in range(math.ceil(extent[0]), math.floor(extent[1]) + 1)]
-
-
 def _runs(series: Series) -> Iterator[list[tuple[float, float]]]:
+    """The stretches of a line without a missing value."""
     run: list[tuple[float, float]] = []
     for x, y in series.points:
         if y is None:
@@ -266,7 +204,7 @@ def _end_labels(series: Sequence[Series], x: Scale, y: Scale, show: Format) -> s
 def _start(rows: Sequence[Interval]) -> float:
     """Where the picture begins, right of the names."""
     longest = max((len(row.label) for row in rows), default=0)
-    return max(_NAMES, _LETTER * min(longest, _LONGEST)) + 8
+    return max(_NAMES, _LETTER * min(longest, _MAX_NAME)) + 8
 
 
 _Draw = Callable[[Interval, Scale, float, Format], str]
@@ -284,7 +222,7 @@ def _rows(
             top += 20
         for row in (r for r in rows if r.group == group):
             middle = top + _ROW / 2
-            name = row.label if len(row.label) <= _LONGEST else f"{row.label[: _LONGEST - 1]}…"
+            name = row.label if len(row.label) <= _MAX_NAME else f"{row.label[: _MAX_NAME - 1]}…"
             parts.append(f'<text class="tick end" x="{x.start - 8:g}" y="{middle + 4}">{escape(name)}</text>')
             parts.append(draw(row, x, middle, show))
             top += _ROW

@@ -7,10 +7,11 @@ from markupsafe import Markup
 from steptool.evaluation.metrics import ALL
 from steptool.evaluation.table import NOTE, Results, tables
 from steptool.evaluation.words import conclusion
-from steptool.report.account import Account
 from steptool.report.assets import asset, templates
-from steptool.report.charts import Interval, interval_bars, percent
-from steptool.report.viewer_file import LETTERS
+from steptool.report.charts import Interval, interval_bars
+from steptool.report.judge_costs import Account
+from steptool.report.svg import percent
+from steptool.report.viewer import LETTERS
 
 _COLOURS = ("c-steptool", "c-one", "c-warm_start", "c-two", "c-base")
 

@@ -22,7 +22,7 @@ from steptool.artifacts.rows import iter_trajectories
 from steptool.judge.human import LabelError, label_rows, read_labels, sheet, write_sheet
 from steptool.records import Trajectory
 from steptool.report.assets import asset, templates
-from steptool.report.viewer import embed
+from steptool.report.episode_data import embed
 from steptool.rewards.stream import QueryTable
 
 FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")

@@ -1,18 +1,18 @@
-"""The page of one run of retraining: who was in service, what was new, the figures of the rule, the decision."""
+"""The page of one run of retraining: who was in service, what was new, the figures of the rule, and the decision."""
 
 from __future__ import annotations
 
 from markupsafe import Markup
 
-from steptool.evaluation.words import points
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, differences
+from steptool.report.svg import signed_points
 from steptool.retraining.outcome import Decision, Result, RunOutcome
 from steptool.retraining.plan import RetrainingPlan
 
 PAGE = "retraining.html"
-_SHOWN = 100
-"""New files that are named."""
+_LISTED = 100
+"""Number of new files that the page lists."""
 _HEADLINES = {
     Result.PROMOTED: "A better model is in service",
     Result.REFUSED: "The model in service stays",
@@ -20,19 +20,19 @@ _HEADLINES = {
 }
 
 
-def retraining_page(night: RetrainingPlan, ending: RunOutcome, training: str) -> str:
-    """One HTML file without a network. `training`: place of the report of the training; empty: there was none."""
+def retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: str) -> str:
+    """One HTML file that needs no network. `training`: place of the training's report; empty where there is none."""
     return (
         templates()
         .get_template("retraining.html.jinja")
         .render(
-            night=night,
-            ending=ending,
-            headline=_HEADLINES[ending.result],
-            in_service=night.champion or f"{night.base} (no champion yet)",
-            new=night.new[:_SHOWN],
-            more=max(0, len(night.new) - _SHOWN),
-            chart=Markup(_chart(ending.decision)),
+            plan=plan,
+            outcome=outcome,
+            headline=_HEADLINES[outcome.result],
+            in_service=plan.champion or f"{plan.base} (no champion yet)",
+            new=plan.new[:_LISTED],
+            more=max(0, len(plan.new) - _LISTED),
+            chart=Markup(_chart(outcome.decision)),
             training=training,
             css=asset("theme.css", "page.css"),
         )
@@ -45,9 +45,5 @@ def _chart(decision: Decision | None) -> str:
         for c in (decision.criteria if decision else ())
         if c.measured
     ]
-    note = "Percentage points on the same tasks, with 95% intervals. Red: in the way of the challenger."
-    return differences("Challenger less champion", rows, note=note, show=_signed) if rows else ""
-
-
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + points(value)
+    note = "Percentage points on the same tasks, with 95% intervals. Red: blocks the promotion."
+    return differences("Challenger less champion", rows, note=note, show=signed_points) if rows else ""

@@ -30,7 +30,7 @@ from steptool.artifacts.contracts import (
 from steptool.evaluation.metrics import wilson
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, Series, interval_bars, line_chart
-from steptool.report.figures import CURVES
+from steptool.report.run_charts import CURVES
 
 _LISTED = 8
 """Values of a list that are shown."""

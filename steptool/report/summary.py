@@ -11,8 +11,8 @@ from steptool.evaluation.bootstrap import MEASURES, per_query
 from steptool.evaluation.compare import Comparison, Difference, corrected, paired_bootstrap, permutation_p
 from steptool.evaluation.metrics import ALL, wilson
 from steptool.evaluation.words import points
-from steptool.report.charts import percent
-from steptool.report.inputs import MODELS, ReportInputs
+from steptool.report.run_inputs import MODELS, ReportInputs
+from steptool.report.svg import percent
 
 
 def summary(inputs: ReportInputs) -> dict[str, Any]:

@@ -1,60 +1,241 @@
-"""Pairs of trajectories as plain data for the report's viewer, and their embedding in a script tag."""
+"""The viewer of any set of trajectories: one HTML file that needs no network and no server.
+
+The file holds an index, one small row for each trajectory, and the trajectories themselves in compressed chunks. The
+browser decodes the index when it opens the file, and a chunk when one of its trajectories is looked at.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
-from steptool.report.inputs import Example
-from steptool.report.steps import episode_data
+from markupsafe import Markup
 
-OUTCOMES = {
-    "fixed": "fixed: only after training",
-    "broken": "broken: only before training",
-    "both": "both: solved before and after",
-    "neither": "neither: solved by none",
-    "unknown": "unknown: no verdict",
-    "alone": "alone: one episode, no counterpart",
-}
-"""What training did to a task, by the verdicts before and after."""
+from steptool.artifacts.contracts import (
+    ADVANTAGES,
+    EVALUATIONS,
+    QUERIES,
+    REWARDS,
+    TRAJECTORIES,
+    Contract,
+    Row,
+    iter_rows,
+)
+from steptool.artifacts.rows import trajectory_from
+from steptool.config import RewardConfig
+from steptool.records import FINISH, StepStatus
+from steptool.report.assets import asset, templates
+from steptool.report.episode_data import episode_data, finite
+from steptool.report.run_inputs import ScoredEpisode
+
+CHUNK = 300_000
+"""Characters of JSON that are compressed together: the browser decodes that much to show one trajectory."""
+LISTED = 300
+"""Characters of an instruction that the list shows and the quick search reads."""
+LETTERS = ascii_uppercase
+"""Names of the models in the page's address, in the order of the sources."""
 
 
-def viewer_data(examples: Sequence[Example], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The examples as JSON-ready data, those that training changed first.
+@dataclass(frozen=True)
+class EpisodeFiles:
+    """A file of trajectories, and the scores of their steps as far as there are any."""
 
-    Where an episode was scored but not trained on, its rewards are composed as the run's configuration says.
+    trajectories: Path
+    rewards: Path | None = None
+    """By one annotator."""
+    advantages: Path | None = None
+    evaluations: Path | None = None
+    """Verdicts that count in place of the environment's own and the annotator's."""
+
+
+def write_viewer(
+    target: str | os.PathLike[str],
+    queries: str | os.PathLike[str],
+    sources: Sequence[EpisodeFiles],
+    title: str = "Trajectories",
+) -> Path:
+    """Write the page for the trajectories of one source, or of several to be compared; whole or not at all.
+
+    Rewards are those of the advantages file; without one they are composed from the scores with the default settings
+    of `RewardConfig`. Raises ContractError for a file of another contract and ValueError for a trajectory whose query
+    is not in `queries` or for scores by several annotators.
     """
-    tasks = [_task(e, config or {}) for e in examples]
-    order = list(OUTCOMES)
-    return {"outcomes": OUTCOMES, "tasks": sorted(tasks, key=lambda t: order.index(t["outcome"]))}
+    archive = Archive(queries, sources)
+    css, script = asset("theme.css", "steps.css", "viewer.css"), asset("steps.js", "viewer.js")
+    page = templates().get_template("viewer.html.jinja")
+    stream = page.stream(
+        title=title,
+        css=css,
+        script=script,
+        policy=f"default-src 'none'; style-src {_digest(css)}; script-src {_digest(script)}",
+        chunks=archive.chunks(),
+        index=archive.index,
+    )
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        stream.dump(str(partial), encoding="utf-8")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
 
 
-def embed(data: Any) -> str:
-    """JSON that may stand inside a script tag: no character of it can end the tag or open a comment."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+class Archive:
+    """Trajectories as chunks, and the index of what is in them: complete once every chunk was taken."""
+
+    def __init__(self, queries: str | os.PathLike[str], sources: Sequence[EpisodeFiles]) -> None:
+        if not 1 <= len(sources) <= len(LETTERS):
+            raise ValueError(f"expected 1 to {len(LETTERS)} files of trajectories, got {len(sources)}")
+        self._queries_file = queries
+        self._queries = _queries(queries)
+        self._sources = sources
+        self._policies: list[set[str]] = [set() for _ in sources]
+        self._tools: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
+        self._rows: list[Row] = []
+
+    def chunks(self) -> Iterator[Markup]:
+        """Trajectories as compressed lines of JSON, in their order. To be taken once."""
+        lines: list[str] = []
+        size = chunk = 0
+        for model, source in enumerate(self._sources):
+            for episode in _episodes(source):
+                record = self._record(episode)
+                self._rows.append({**self._row(episode, record["episode"], model), "chunk": chunk, "line": len(lines)})
+                lines.append(_json(record))
+                size += len(lines[-1])
+                if size >= CHUNK:
+                    yield packed("\n".join(lines))
+                    lines, size, chunk = [], 0, chunk + 1
+        if lines:
+            yield packed("\n".join(lines))
+
+    def index(self) -> Markup:
+        """Models, tools, queries and one row for each trajectory, compressed."""
+        index = {
+            "models": [_label(i, sorted(p), len(self._sources)) for i, p in enumerate(self._policies)],
+            "tools": list(self._tools),
+            "queries": [self._query(name) for name in self._asked],
+            "rows": self._rows,
+        }
+        return packed(_json(index))
+
+    def _query(self, name: str) -> Row:
+        query = self._queries[name]
+        return {
+            "id": name,
+            "split": query["split"],
+            "tier": query["tier"],
+            "text": query["instruction"][:LISTED],
+        }
+
+    def _record(self, episode: ScoredEpisode) -> Row:
+        """What a trajectory's details show."""
+        trajectory = episode.trajectory
+        query = self._queries.get(trajectory.query_id)
+        if query is None:
+            raise ValueError(
+                f"trajectory '{trajectory.trajectory_id}' is of the query '{trajectory.query_id}', which is not in "
+                f"{self._queries_file}: give the file of queries that the trajectories were made for"
+            )
+        answer = json.loads(query["reference"]).get("answer")
+        return {
+            "instruction": query["instruction"],
+            "answer": answer if isinstance(answer, str) else None,
+            "policy": trajectory.policy,
+            "episode": episode_data(episode, {"rewards": RewardConfig().model_dump()}),
+        }
+
+    def _row(self, episode: ScoredEpisode, data: Row, model: int) -> Row:
+        """What the list shows of a trajectory, and what it is found by."""
+        trajectory = episode.trajectory
+        self._policies[model].add(trajectory.policy)
+        calls = [s for s in trajectory.steps if s.status is not StepStatus.FINISH]
+        tools = {s.call.name for s in calls if s.call and s.call.name != FINISH}
+        rewards = [s["reward"] for s in data["steps"]]
+        heat = [s["reward"] if s["advantage"] is None else s["advantage"] for s in data["steps"]]
+        return {
+            "id": trajectory.trajectory_id,
+            "query": self._asked.setdefault(trajectory.query_id, len(self._asked)),
+            "model": model,
+            "round": trajectory.round,
+            "sample": trajectory.sample,
+            "stop": str(trajectory.stop_reason),
+            "verdict": data["verdict"],
+            "reward": None if None in rewards else finite(sum(rewards)),
+            "failed": sum(s.status is not StepStatus.OK for s in calls),
+            "tools": [self._tools.setdefault(t, len(self._tools)) for t in sorted(tools)],
+            "heat": heat,
+        }
 
 
-def outcome(example: Example) -> str:
-    """One of OUTCOMES; a verdict above one half counts as solved."""
-    if example.before is None or example.after is None:
-        return "alone"
-    before, after = example.before.verdict, example.after.verdict
-    if before is None or after is None:
-        return "unknown"
-    solved = before > 0.5, after > 0.5
-    return {(False, True): "fixed", (True, False): "broken", (True, True): "both"}.get(solved, "neither")
+def packed(text: str) -> Markup:
+    """Text compressed (zlib) as base64, which may stand anywhere in a page."""
+    data = zlib.compress(text.encode("utf-8", errors="backslashreplace"), 6)
+    return Markup(base64.b64encode(data).decode("ascii"))
 
 
-def _task(example: Example, config: Mapping[str, Any]) -> dict[str, Any]:
-    answer = example.query.reference.get("answer")
-    return {
-        "id": example.query.query_id,
-        "tier": example.query.tier,
-        "instruction": example.query.instruction,
-        "answer": answer if isinstance(answer, str) else None,
-        "outcome": outcome(example),
-        "before": episode_data(example.before, config) if example.before else None,
-        "after": episode_data(example.after, config) if example.after else None,
-    }
+def _json(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _digest(text: str) -> str:
+    """The source expression that lets a browser run or apply exactly this text, and nothing that was smuggled in."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _queries(path: str | os.PathLike[str]) -> Mapping[str, Row]:
+    columns = ["query_id", "split", "tier", "instruction", "reference"]
+    return {row["query_id"]: row for row in iter_rows(path, QUERIES, columns=columns)}
+
+
+def _label(number: int, policies: Sequence[str], models: int) -> str:
+    name = policies[0] if len(policies) == 1 else f"{len(policies)} policies"
+    return f"{LETTERS[number]}: {name}" if models > 1 else name
+
+
+def _episodes(source: EpisodeFiles) -> Iterator[ScoredEpisode]:
+    rewards, advantages = _scores(source.rewards, REWARDS), _scores(source.advantages, ADVANTAGES)
+    _check_annotator(source.rewards, rewards)
+    passed = _passed(source.evaluations)
+    columns = [n for n in TRAJECTORIES.schema.names if n not in {"input_ids", "logprobs"}]
+    for row in iter_rows(source.trajectories, TRAJECTORIES, batch_size=256, columns=columns):
+        trajectory = trajectory_from({**row, "input_ids": (), "logprobs": ()})  # a page shows no tokens
+        name = trajectory.trajectory_id
+        judged = next((r["is_solved"] for r in rewards.get(name, ()) if r["is_solved"] is not None), None)
+        verdict = passed.get(name, judged if trajectory.solved is None else None)
+        yield ScoredEpisode(trajectory, rewards.get(name, ()), advantages.get(name, ()), verdict)
+
+
+def _scores(path: Path | None, contract: Contract) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    if path is not None:
+        columns = [n for n in contract.schema.names if n != "votes"]
+        for row in iter_rows(path, contract, columns=columns):
+            found[row["trajectory_id"]].append(row)
+    return dict(found)
+
+
+def _passed(path: Path | None) -> dict[str, float]:
+    columns = ["trajectory_id", "passed"]
+    rows = iter_rows(path, EVALUATIONS, columns=columns) if path else ()
+    return {row["trajectory_id"]: row["passed"] for row in rows}
+
+
+def _check_annotator(path: Path | None, scores: Mapping[str, Sequence[Row]]) -> None:
+    annotators = {(r["annotator"], r["annotator_version"]) for rows in scores.values() for r in rows}
+    if len(annotators) > 1:
+        raise ValueError(
+            f"{path}: expected the scores of one annotator, got those of {sorted(annotators)}; give a file with one"
+        )

@@ -1,1 +1,1 @@
-"""Retraining: what is new, whether the challenger may take the champion's place, and what became of a night."""
+"""Retraining: find new data, decide whether a challenger replaces the champion, and record the run."""

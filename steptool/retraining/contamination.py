@@ -1,4 +1,4 @@
-"""Which tasks a model was trained on, kept beside its weights: it must not be measured on them."""
+"""Which tasks a model was trained on. The list lies beside its weights, and these tasks do not count as held out."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from steptool.data.splits import digest, text_key
 from steptool.records import Query
 
 FILE = "trained_on.txt"
-"""In the model folder: a digest of the text of each training task, one a line."""
+"""File in the model folder with the digest of each training task's text, one a line."""
 
 
-def trained_on(place: str) -> frozenset[str]:
-    """Digests of the training tasks of a model folder or url; none where it does not say."""
+def read_trained_on(place: str) -> frozenset[str]:
+    """Digests of the training tasks of a model folder or url; empty where the model has no such list."""
     fs, path = fsspec.core.url_to_fs(f"{place}/{FILE}")
     return frozenset(fs.cat_file(path).decode().split()) if fs.exists(path) else frozenset()
 
 
-def known(queries: Iterable[Query], seen: frozenset[str]) -> set[str]:
+def write_trained_on(folder: Path, queries: Iterable[Query], before: frozenset[str]) -> None:
+    """Write the list of a model: its training queries, and the digests `before` of the model that it was made from."""
+    digests = before | {_digest(query) for query in queries if query.split == "train"}
+    (folder / FILE).unlink(missing_ok=True)  # the file may be a hard link into the folder of another model
+    (folder / FILE).write_text("".join(f"{digest}\n" for digest in sorted(digests)), encoding="utf-8")
+
+
+def find_contaminated(queries: Iterable[Query], trained_on: frozenset[str]) -> set[str]:
     """Ids of the queries that are among the training tasks."""
-    return {query.query_id for query in queries if _mark(query) in seen}
+    return {query.query_id for query in queries if _digest(query) in trained_on}
 
 
-def note(folder: Path, queries: Iterable[Query], before: frozenset[str]) -> None:
-    """Write the file: the training queries, and the training tasks of the model that training began with."""
-    marks = before | {_mark(query) for query in queries if query.split == "train"}
-    (folder / FILE).unlink(missing_ok=True)  # it may be a link to that of another folder
-    (folder / FILE).write_text("".join(f"{mark}\n" for mark in sorted(marks)), encoding="utf-8")
-
-
-def _mark(query: Query) -> str:
+def _digest(query: Query) -> str:
     return digest(text_key(query.instruction)).hex()

@@ -1,4 +1,4 @@
-"""The rule by which a challenger takes the champion's place: rows of `evaluations` in, a decision with figures out."""
+"""The rule by which a challenger replaces the champion: rows of `evaluations` in, a decision with its figures out."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from steptool.artifacts.contracts import Row
 from steptool.config import PromotionConfig
+from steptool.environments.toolbench.naming import endpoints
 from steptool.evaluation.compare import LEVEL, Difference, paired_bootstrap, permutation_p
 from steptool.evaluation.table import MAIN
 from steptool.evaluation.words import points, probability
+from steptool.records import Query
 from steptool.retraining.outcome import Criterion, Decision
 
 CHAMPION, CHALLENGER = "base", "steptool"
 """Names of the two models in `evaluations`: training starts from the champion."""
-_EXACT = 1e-9
-"""Below it a difference is rounding."""
+_TOLERANCE = 1e-9
+"""Differences up to this size are rounding errors."""
+
+
+def categories(query: Query) -> tuple[str, ...]:
+    """The groups that a task counts in, sorted. A challenger must not become worse in any of them.
+
+    These are ToolBench's categories of the tools that the task offers. A task without such tools has its tier as its
+    only category, and without a tier its environment. Raises ValueError for a reference that names ToolBench's
+    categories in another form.
+    """
+    names = {category for category, _, _ in endpoints(query).values()}
+    return tuple(sorted(names)) or (query.tier or query.environment,)
 
 
 def decide(
@@ -22,39 +35,40 @@ def decide(
     categories: Mapping[str, Sequence[str]],
     rule: PromotionConfig,
     *,
-    known: Collection[str] = (),
+    contaminated: Collection[str] = (),
     draws: int = 10_000,
     seed: int = 0,
 ) -> Decision:
     """Judge the challenger by the greedy episodes of both models on the same held-out tasks.
 
-    `categories`: of each query id; `known`: ids of queries that the champion was trained on, which are left out.
-    Raises ValueError unless both models hold the same queries.
+    `categories` are those of each query id. `contaminated` are ids of queries that the champion was trained on; they
+    are left out. Raises ValueError unless both models played the same queries.
     """
     greedy = [row for row in rows if row["decoding"] == MAIN]
-    fair = [row for row in greedy if row["query_id"] not in known]
-    champion, challenger = ([row for row in fair if row["model"] == model] for model in (CHAMPION, CHALLENGER))
+    counted = [row for row in greedy if row["query_id"] not in contaminated]
+    champion, challenger = ([row for row in counted if row["model"] == model] for model in (CHAMPION, CHALLENGER))
     tasks = len({row["query_id"] for row in challenger})
-    criteria = [_tasks(tasks, rule)]
+    criteria = [_judge_tasks(tasks, rule)]
     if tasks:
-        criteria.append(_gain(paired_bootstrap(challenger, champion, draws, seed), rule))
-        criteria += _losses(challenger, champion, categories, rule, draws, seed)
-        criteria.append(_invalid(paired_bootstrap(challenger, champion, draws, seed, "invalid_call_rate"), rule))
-    left_out = {row["query_id"] for row in greedy} - {row["query_id"] for row in fair}
+        criteria.append(_judge_gain(paired_bootstrap(challenger, champion, draws, seed), rule))
+        criteria += _judge_categories(challenger, champion, categories, rule, draws, seed)
+        rise = paired_bootstrap(challenger, champion, draws, seed, "invalid_call_rate")
+        criteria.append(_judge_invalid_calls(rise, rule))
+    left_out = {row["query_id"] for row in greedy} - {row["query_id"] for row in counted}
     return Decision(criteria=criteria, left_out=len(left_out))
 
 
-def _tasks(tasks: int, rule: PromotionConfig) -> Criterion:
-    said = f"{tasks} in the comparison; at least {rule.min_tasks} are needed"
-    return Criterion(name="held-out tasks", passed=tasks >= rule.min_tasks, said=said, tasks=tasks)
+def _judge_tasks(tasks: int, rule: PromotionConfig) -> Criterion:
+    statement = f"{tasks} in the comparison; at least {rule.min_tasks} are needed"
+    return Criterion(name="held-out tasks", passed=tasks >= rule.min_tasks, statement=statement, tasks=tasks)
 
 
-def _gain(found: Difference, rule: PromotionConfig) -> Criterion:
-    said = f"{_figure(found)}; its lower end has to be above {points(rule.min_gain)}"
-    return _criterion("gain in pass rate", found, found.low > rule.min_gain + _EXACT, said)
+def _judge_gain(gain: Difference, rule: PromotionConfig) -> Criterion:
+    statement = f"{_describe(gain)}; its lower end has to be above {points(rule.min_gain)}"
+    return _criterion("gain in pass rate", gain, gain.low > rule.min_gain + _TOLERANCE, statement)
 
 
-def _losses(
+def _judge_categories(
     challenger: Sequence[Row],
     champion: Sequence[Row],
     categories: Mapping[str, Sequence[str]],
@@ -62,29 +76,30 @@ def _losses(
     draws: int,
     seed: int,
 ) -> Iterator[Criterion]:
-    """One criterion for each category. A loss counts where it is shown, by its own interval and p-value.
+    """One criterion for each category. A loss counts where its own interval and p-value show it.
 
-    So a few tasks, whose results come and go by chance, cannot stand in the way alone: four tasks lost of four have a
-    p-value of 1/8. The p-values are not corrected for the number of categories, which would protect the challenger.
+    A few tasks, whose results change by chance, can therefore not block a promotion alone: four tasks lost of four have
+    a p-value of 1/8. The p-values are not corrected for the number of categories, since a correction would protect the
+    challenger.
     """
     for name in sorted({c for row in challenger for c in categories[row["query_id"]]}):
         new, old = ([row for row in side if name in categories[row["query_id"]]] for side in (challenger, champion))
-        found, p = paired_bootstrap(new, old, draws, seed), permutation_p(new, old, draws, seed)
-        lost = found.mean < -rule.max_category_loss - _EXACT and found.high < 0 and p < LEVEL
+        change, p = paired_bootstrap(new, old, draws, seed), permutation_p(new, old, draws, seed)
+        lost = change.mean < -rule.max_category_loss - _TOLERANCE and change.high < 0 and p < LEVEL
         bound = f"a loss of more than {points(rule.max_category_loss)} that is shown is too much"
-        yield _criterion(f"category {name}", found, not lost, f"{_figure(found)}, {probability(p)}; {bound}")
+        yield _criterion(f"category {name}", change, not lost, f"{_describe(change)}, {probability(p)}; {bound}")
 
 
-def _invalid(found: Difference, rule: PromotionConfig) -> Criterion:
-    said = f"{_figure(found)}; its lower end must not be above {points(rule.max_invalid_rise)}"
-    return _criterion("rise in invalid calls", found, found.low <= rule.max_invalid_rise + _EXACT, said)
+def _judge_invalid_calls(rise: Difference, rule: PromotionConfig) -> Criterion:
+    statement = f"{_describe(rise)}; its lower end must not be above {points(rule.max_invalid_rise)}"
+    return _criterion("rise in invalid calls", rise, rise.low <= rule.max_invalid_rise + _TOLERANCE, statement)
 
 
-def _criterion(name: str, found: Difference, passed: bool, said: str) -> Criterion:
-    figures = {"mean": found.mean, "low": found.low, "high": found.high}
-    return Criterion(name=name, passed=passed, said=said, tasks=found.n, measured=True, **figures)
+def _criterion(name: str, change: Difference, passed: bool, statement: str) -> Criterion:
+    figures = {"mean": change.mean, "low": change.low, "high": change.high}
+    return Criterion(name=name, passed=passed, statement=statement, tasks=change.n, measured=True, **figures)
 
 
-def _figure(found: Difference) -> str:
-    tasks = f"{found.n} task{'' if found.n == 1 else 's'}"
-    return f"{points(found.mean)} points on {tasks} (95% interval {points(found.low)} to {points(found.high)})"
+def _describe(change: Difference) -> str:
+    tasks = f"{change.n} task{'' if change.n == 1 else 's'}"
+    return f"{points(change.mean)} points on {tasks} (95% interval {points(change.low)} to {points(change.high)})"

@@ -1,4 +1,4 @@
-"""What is told of a run of retraining: the decision with its figures, and how the run ended."""
+"""What comes out of a run of retraining: the decision with its figures, and how the run ended."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Criterion(BaseModel):
-    """One part of the rule: challenger less champion, paired over tasks, and whether it lets the challenger pass."""
+    """One part of the rule: challenger less champion, paired over tasks, and whether the challenger passes it."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     passed: bool
-    said: str
+    statement: str
     """The figure and its bound in words."""
     tasks: int
     measured: bool = False
-    """Whether it rests on a difference, which follows with its 95% interval."""
+    """Whether the criterion rests on a difference, which follows with its 95% interval."""
     mean: float = 0.0
     low: float = 0.0
     high: float = 0.0
 
 
 class Decision(BaseModel):
-    """What the rule says, and why."""
+    """What the rule decides, and why."""
 
     model_config = ConfigDict(frozen=True)
 
     criteria: list[Criterion]
     left_out: int = 0
-    """Held-out tasks that do not count, since the champion was trained on them."""
+    """Number of held-out tasks that do not count, since the champion was trained on them."""
 
     @property
     def promote(self) -> bool:
-        """Whether every part of the rule lets the challenger pass."""
+        """Whether the challenger passes every part of the rule."""
         return all(criterion.passed for criterion in self.criteria)
 
     @property
     def reasons(self) -> list[str]:
         """What speaks against the challenger, in words."""
-        return [f"{criterion.name}: {criterion.said}" for criterion in self.criteria if not criterion.passed]
+        return [f"{criterion.name}: {criterion.statement}" for criterion in self.criteria if not criterion.passed]
 
 
 class Result(StrEnum):
@@ -50,15 +50,15 @@ class Result(StrEnum):
     PROMOTED = "promoted"
     """The challenger is in service."""
     REFUSED = "refused"
-    """The model that was in service stays, for reasons that are told."""
+    """The champion stays in service, for the reasons of the outcome."""
     SKIPPED = "skipped"
-    """There was nothing new."""
+    """There was no new data."""
     FAILED = "failed"
-    """Something broke; what the run had seen counts as not seen."""
+    """An error ended the run. The data that it read stay new."""
 
 
 FINISHED = frozenset({Result.PROMOTED, Result.REFUSED})
-"""Results of the runs that have trained on what was new."""
+"""Results of the runs that trained on the new data."""
 
 
 class RunOutcome(BaseModel):
@@ -70,8 +70,9 @@ class RunOutcome(BaseModel):
     reasons: list[str]
     """Why, in words."""
     version: str = ""
-    """The challenger's version, where it was published."""
+    """The challenger's version; empty where it was not published."""
     stale: bool = False
-    """Refused since somebody was promoted meanwhile: what was new has not been judged, and stays new."""
+    """The challenger was refused because another model was promoted meanwhile. The new data stay new, since nothing
+    trained on them was compared with the model that is in service now."""
     decision: Decision | None = None
-    """The figures of the rule, where there was a challenger."""
+    """The figures of the rule; None where there was no challenger."""

@@ -1,4 +1,4 @@
-"""What a night begins with: what is new since the last runs, and who is in service."""
+"""What a run starts with: the data that are new since the last runs, and the model in service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from steptool.config import Config
+from steptool.config import Config, EvaluatedPolicy
 from steptool.data.files import Source, sources
 from steptool.retraining.outcome import FINISHED, Result, RunOutcome
 
@@ -24,29 +24,29 @@ class RetrainingPlan(BaseModel):
     run_id: str
     kickoff: datetime
     sequence: int
-    """Number of the champion when the night began; 0: there is none."""
+    """Number of the champion when the run began; 0 where no model was ever promoted."""
     champion: str
-    """Its version; empty: the base model of the configuration is in service."""
+    """The champion's version; empty where the base model of the configuration is in service."""
     base: str
-    """The model in service, which training starts from."""
+    """Folder, url or name of the model in service, which training starts from."""
     new: list[Source]
-    """What no finished run has seen, by content."""
+    """The sources whose content no finished run has seen."""
     files: int
-    """Number of all that the sources hold."""
+    """Number of all sources, new and seen."""
     forced: bool
 
     @property
     def due(self) -> bool:
-        """Whether there is anything to train on."""
+        """Whether to train: there is new data, or the run is forced."""
         return bool(self.new) or self.forced
 
-    def skipped(self) -> RunOutcome:
-        """The end of a night on which there is nothing to do."""
+    def skip(self) -> RunOutcome:
+        """The outcome of a run without new data."""
         files = f"{self.files} source{'' if self.files == 1 else 's'}"
         return RunOutcome(result=Result.SKIPPED, reasons=[f"nothing new in {files} since the last finished run"])
 
-    def config(self, config: Config) -> Config:
-        """The configuration of the training: from the model in service, with what is new first."""
+    def configure(self, config: Config) -> Config:
+        """The configuration of the training: it starts from the model in service and takes new tasks first."""
         first = [source.sha256 for source in self.new] if len(self.new) < self.files else []
         return config.model_copy(
             update={
@@ -56,32 +56,45 @@ class RetrainingPlan(BaseModel):
         )
 
 
-def plan(config: Config, registry: Registry, run_id: str, kickoff: datetime, force: bool) -> RetrainingPlan:
-    """Look at the sources and at the registry.
+def plan_run(config: Config, registry: Registry, run_id: str, kickoff: datetime, force: bool) -> RetrainingPlan:
+    """Compare the sources with those that the registry's runs have seen, and look up the champion.
 
-    New is content that no run of this registry has seen which came to an end: a file that was renamed is not new, and
-    one that only a failed run has seen is. Raises IngestError for sources that cannot be read.
+    New is content that no finished run of this registry has seen. A renamed file is not new; a file that only a failed
+    run has seen is. Raises IngestError for sources that cannot be read.
     """
-    held, champion = sources(config.data), registry.champion()
+    present, champion = sources(config.data), registry.champion()
     return RetrainingPlan(
         run_id=run_id,
         kickoff=kickoff,
         sequence=champion.sequence if champion else 0,
         champion=champion.version_id if champion else "",
         base=registry.model_place(champion.version_id) if champion else config.policy.base,
-        new=unseen(held, registry.runs()),
-        files=len(held),
+        new=_select_unseen(present, registry.runs()),
+        files=len(present),
         forced=force,
     )
 
 
-def unseen(held: Iterable[Source], runs: Sequence[dict[str, Any]]) -> list[Source]:
+def add_champion_and_base(config: Config, registry: Registry) -> Config:
+    """The configuration of the regular evaluation: the policies `champion` and `base` before those that it names.
+
+    There is no champion before the first promotion. A base from random weights (`scratch`) is left out.
+    """
+    champion, base = registry.champion(), config.policy.base
+    places = {"champion": registry.model_place(champion.version_id)} if champion else {}
+    places |= {} if base == "scratch" else {"base": base}
+    policies = [EvaluatedPolicy(name=name, model=place) for name, place in places.items()]
+    evaluation = config.evaluation.model_dump() | {"policies": [*policies, *config.evaluation.policies]}
+    return config.model_copy(update={"evaluation": type(config.evaluation).model_validate(evaluation)})
+
+
+def make_run_id(kickoff: datetime, token: str) -> str:
+    """Name of a run. Names sort by the kickoff."""
+    return f"{kickoff.astimezone(UTC):%Y%m%dT%H%M%SZ}-{token}"
+
+
+def _select_unseen(present: Iterable[Source], runs: Sequence[dict[str, Any]]) -> list[Source]:
     """The sources whose content is new to all finished runs, each content once."""
     judged = [run for run in runs if run["result"] in FINISHED and not run["stale"]]
     seen = {source["sha256"] for run in judged for source in run["new"]}
-    return list({source.sha256: source for source in held if source.sha256 not in seen}.values())
-
-
-def run_id(kickoff: datetime, token: str) -> str:
-    """Name of a run, which sorts by its kickoff."""
-    return f"{kickoff.astimezone(UTC):%Y%m%dT%H%M%SZ}-{token}"
+    return list({source.sha256: source for source in present if source.sha256 not in seen}.values())

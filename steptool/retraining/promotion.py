@@ -1,8 +1,9 @@
-"""The end of a night with a challenger: refused, or published and put in service."""
+"""The end of a run: the challenger is refused or put in service, and the registry keeps what happened."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +17,78 @@ from steptool.retraining.gate import CHALLENGER, CHAMPION
 from steptool.retraining.outcome import Decision, Result, RunOutcome
 from steptool.retraining.plan import RetrainingPlan
 
+_NO_CAUSE = "the error has no message"
+_MESSAGE_HEADING, _LOCAL_PREFIX = "\nMessage:\n", "Error encountered while executing"
+"""What Flyte puts before an exception's own message: on a cluster after the traceback, and in a local run."""
+
 
 def settle(
     registry: Registry,
-    night: RetrainingPlan,
+    plan: RetrainingPlan,
     decision: Decision,
     approved: bool,
     model: Path,
     metadata: Mapping[str, Any],
 ) -> RunOutcome:
-    """Promote the model if the rule and the person allow it, and nobody was promoted since the night began.
+    """Promote the model if the rule and the person allow it, and if the champion is still the one it was compared with.
 
-    Calling it again after it was cut off, at whatever moment, does the rest of the same.
+    A second call after an interruption completes what the first one began, and returns the same outcome.
     """
     if not decision.promote:
         return RunOutcome(result=Result.REFUSED, reasons=decision.reasons, decision=decision)
     if not approved:
         return RunOutcome(result=Result.REFUSED, reasons=["approval: a person said no"], decision=decision)
-    version, gain = registry.publish(model, metadata).version_id, _gain(decision)
+    version, gain = registry.publish(model, metadata).version_id, _state_gain(decision)
     try:
-        registry.promote(version, after=night.sequence, reason=f"run {night.run_id}: {gain}")
+        registry.promote(version, after=plan.sequence, reason=f"run {plan.run_id}: {gain}")
     except Conflict as conflict:
-        stale = [f"stale comparison: {conflict}"]
-        return RunOutcome(result=Result.REFUSED, reasons=stale, version=version, stale=True, decision=decision)
+        reasons = [f"stale comparison: {conflict}"]
+        return RunOutcome(result=Result.REFUSED, reasons=reasons, version=version, stale=True, decision=decision)
     return RunOutcome(result=Result.PROMOTED, reasons=[gain], version=version, decision=decision)
 
 
-def described(
-    config: Config, night: RetrainingPlan, decision: Decision, rows: Sequence[Row], code_version: str
+def describe_version(
+    config: Config, plan: RetrainingPlan, decision: Decision, rows: Sequence[Row], code_version: str
 ) -> dict[str, Any]:
-    """What the registry keeps with a version: what it was made from and by, and what it was measured at."""
+    """The metadata of the challenger's version: what made it, from what, and its results."""
     greedy = [row for row in rows if row["decoding"] == MAIN]
-    measured = {"champion": CHAMPION, "challenger": CHALLENGER}
+    models = {"champion": CHAMPION, "challenger": CHALLENGER}
     return {
-        "run_id": night.run_id,
-        "trained_from": night.champion or night.base,
-        "new_data": [source.model_dump(mode="json") for source in night.new],
+        "run_id": plan.run_id,
+        "trained_from": plan.champion or plan.base,
+        "new_data": [source.model_dump(mode="json") for source in plan.new],
         "decision": decision.model_dump(mode="json"),
-        "results": {name: _result([r for r in greedy if r["model"] == model]) for name, model in measured.items()},
-        "config": night.config(config).model_dump(mode="json"),
+        "results": {name: _pass_rate([r for r in greedy if r["model"] == model]) for name, model in models.items()},
+        "config": plan.configure(config).model_dump(mode="json"),
         "code_version": code_version,
     }
 
 
-def _result(rows: Sequence[Row]) -> dict[str, float]:
+def describe_run(plan: RetrainingPlan, outcome: RunOutcome, page: str) -> dict[str, Any]:
+    """A finished run as plain data: champion, new data, figures, result, and the place of its page."""
+    return {**plan.model_dump(mode="json"), **outcome.model_dump(mode="json"), "page": page}
+
+
+def describe_failure(kickoff: datetime, message: str) -> dict[str, Any]:
+    """A failed run as plain data, with the cause in one line. It counts as having seen no data."""
+    reasons = [find_cause(message)]
+    return {"kickoff": kickoff.isoformat(), "result": str(Result.FAILED), "reasons": reasons, "new": []}
+
+
+def find_cause(message: str) -> str:
+    """The line of an error's message that names the cause, without the lines that Flyte puts around it."""
+    own_message = message.rpartition(_MESSAGE_HEADING)[2]
+    lines = [line.strip() for line in own_message.splitlines()]
+    return next((line for line in lines if line and not line.startswith(_LOCAL_PREFIX)), _NO_CAUSE)
+
+
+def _pass_rate(rows: Sequence[Row]) -> dict[str, float]:
+    """The pass rate over tasks with Wilson's 95% interval."""
     passed = per_query(rows, "pass_rate")
     rate, tasks = passed.estimate(), len(passed.queries)
     low, high = wilson(rate, tasks)
     return {"pass_rate": rate, "low": low, "high": high, "tasks": tasks}
 
 
-def _gain(decision: Decision) -> str:
-    return next(f"{c.name}: {c.said}" for c in decision.criteria if c.measured)
+def _state_gain(decision: Decision) -> str:
+    return next(f"{c.name}: {c.statement}" for c in decision.criteria if c.measured)

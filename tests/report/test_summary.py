@@ -3,7 +3,7 @@ import json
 import pytest
 
 from steptool.artifacts.contracts import Cost
-from steptool.report.inputs import ReportInputs
+from steptool.report.run_inputs import ReportInputs
 from steptool.report.summary import cell, headline, summary, table
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}

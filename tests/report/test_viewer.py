@@ -1,93 +1,140 @@
+import base64
 import json
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.config import RewardConfig
-from steptool.report.inputs import Episode, Example
-from steptool.report.steps import LONGEST
-from steptool.report.viewer import embed, outcome, viewer_data
+from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, REWARDS, ContractError, Row, write_rows
+from steptool.artifacts.rows import write_queries, write_trajectories
+from steptool.records import StopReason
+from steptool.report.viewer import LISTED, EpisodeFiles, packed, write_viewer
 
 
-@given(st.text())
-def test_embedded_text_cannot_end_its_script(text):
-    found = embed({"text": text, text: ["</script>", "<!--", "&lt;"]})
-    assert not set("<>&") & set(found)
-    assert json.loads(found) == {"text": text, text: ["</script>", "<!--", "&lt;"]}
+def unpacked(text: str) -> str:
+    return zlib.decompress(base64.b64decode(text)).decode()
 
 
-def test_a_number_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="JSON"):
-        embed({"x": float("nan")})
+def content(page: Path) -> tuple[Row, list[list[Row]]]:
+    """The index, and the records of each chunk."""
+    html = page.read_text()
+    index = json.loads(unpacked(re.search(r'id="index">([^<]*)<', html).group(1)))
+    chunks = re.findall(r'class="chunk">([^<]*)<', html)
+    return index, [[json.loads(line) for line in unpacked(c).split("\n")] for c in chunks]
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
-        (0.0, 1.0, "fixed"),
-        (1.0, 0.5, "broken"),
-        (1.0, 1.0, "both"),
-        (0.0, 0.5, "neither"),
-        (None, 1.0, "unknown"),
-    ],
-)
-def test_outcomes(query, trajectory, before, after, expected):
-    example = Example(
-        query(), Episode(trajectory("a", ["finish"], before)), Episode(trajectory("b", ["finish"], after))
+@pytest.fixture
+def write(tmp_path: Path, query) -> Callable[..., Path]:
+    def make(*models: list[Any], rewards: list[Row] = (), advantages: list[Row] = (), **queries: str) -> Path:
+        asked = queries or {"q0": "where is order o1?"}
+        write_queries(tmp_path / "queries.parquet", [query(name, text) for name, text in asked.items()])
+        sources = [
+            EpisodeFiles(write_trajectories(tmp_path / f"{i}.parquet", m), None, None) for i, m in enumerate(models)
+        ]
+        if rewards:
+            sources[0] = replace(sources[0], rewards=write_rows(tmp_path / "r.parquet", rewards, REWARDS))
+        if advantages:
+            sources[0] = replace(sources[0], advantages=write_rows(tmp_path / "a.parquet", advantages, ADVANTAGES))
+        return write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", sources)
+
+    return make
+
+
+@given(st.text(alphabet=st.characters()))
+def test_packed_text_comes_back_and_holds_nothing_a_page_could_trip_over(text):
+    whole = json.dumps(text, ensure_ascii=False)
+    found = packed(whole)
+    assert re.fullmatch(r"[A-Za-z0-9+/=]*", found)
+    assert json.loads(unpacked(found)) == text  # half a surrogate pair too
+
+
+def test_the_index_says_what_the_list_needs(write, trajectory, reward, advantage):
+    played = trajectory("a", ["ok", "tool_error", "malformed", "finish"], None, round=3)
+    rewards = [reward("a", i, 1, 0.5) for i in range(3)] + [reward("a", 3, 1, None, 1.0)]
+    advantages = [advantage("a", i, r, a) for i, (r, a) in enumerate([(0.15, 0.5), (-0.09, -0.5), (0, 0.25), (1, 0)])]
+    index, chunks = content(
+        write([replace(played, stop_reason=StopReason.GAVE_UP)], rewards=rewards, advantages=advantages, q0="x" * 400)
     )
-    assert outcome(example) == expected
+
+    assert index["models"] == ["policy"] and index["tools"] == ["get_order"]
+    assert index["queries"] == [{"id": "q0", "split": "heldout", "tier": "single", "text": "x" * LISTED}]
+    (row,) = index["rows"]
+    assert row["verdict"] == 1.0  # the annotator's, where the environment has none
+    assert row["reward"] == 1.06 and row["heat"] == [0.5, -0.5, 0.25, 0.0]
+    assert (row["round"], row["stop"], row["failed"], row["tools"]) == (3, "gave_up", 2, [0])
+    assert chunks[0][0]["instruction"] == "x" * 400 and chunks[0][0]["answer"] == "42"
 
 
-def test_an_episode_without_a_counterpart_stands_alone(query, trajectory):
-    example = Example(query(), None, Episode(trajectory("b", ["finish"], 1.0)))
-    (task,) = viewer_data([example])["tasks"]
-    assert task["before"] is None and task["outcome"] == "alone" and task["after"]["verdict"] == 1.0
+def test_what_is_missing_is_null(write, trajectory, reward):
+    (row,) = content(write([trajectory("a", ["ok", "finish"])], rewards=[reward("a", 0, None, 0.5)]))[0]["rows"]
+    assert row["verdict"] is None and row["reward"] is None and row["heat"] == [None, None]
 
 
-def test_rewards_of_an_evaluated_episode_are_composed_as_configured(query, trajectory, reward):
-    t = trajectory("a", ["ok", "tool_error", "finish"], 1.0)
-    rows = [reward("a", 0, 1, 0.5), reward("a", 1, 0, 0.0), reward("a", 2, 1, None, 1.0)]
-    config = {"rewards": RewardConfig(step_weight=0.3, alpha=0.3).model_dump()}
-    (task,) = viewer_data([Example(query(), Episode(t, rows), None)], config)["tasks"]
-    # .3 * (.3 * (succ - 1) + contribution), and IsSolved
-    assert [s["reward"] for s in task["before"]["steps"]] == [0.15, -0.09, 1.0]
-    assert [s["advantage"] for s in task["before"]["steps"]] == [None] * 3
-    (task,) = viewer_data([Example(query(), Episode(t, rows[:2]), None)], config)["tasks"]
-    assert [s["reward"] for s in task["before"]["steps"]] == [None] * 3
+def test_every_row_leads_to_its_record_across_chunks_and_models(write, trajectory):
+    def episodes(model):
+        return [trajectory(f"{model}{i}", ["ok"] * 5, observation=f"{model}{i} " * 1000) for i in range(20)]
+
+    index, chunks = content(write(episodes("before"), episodes("after")))
+    assert index["models"] == ["A: policy", "B: policy"] and [r["model"] for r in index["rows"]] == [0] * 20 + [1] * 20
+    assert [len(c) for c in chunks] == [10] * 4  # 5 observations cut to 6,000 characters: ten times 31,000 > CHUNK
+    for row in index["rows"]:
+        steps = chunks[row["chunk"]][row["line"]]["episode"]["steps"]
+        assert steps[0]["observation"].startswith(row["id"] + " ")
 
 
-def test_a_verdict_of_the_evaluation_goes_before_the_environment(query, trajectory):
-    before, after = (Episode(trajectory(n, ["finish"], None), passed=p) for n, p in (("a", 0.0), ("b", 1.0)))
-    assert outcome(Example(query(), before, after)) == "fixed"
+def test_what_the_model_wrote_beside_its_calls_is_kept(write, trajectory):
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "First the order."},
+        {"role": "tool", "content": "{}"},
+        {"role": "assistant", "content": None},
+    ]
+    whole, torn = replace(trajectory("a", ["ok", "finish"]), messages=messages), trajectory("b", ["ok"])
+    _, ((first, second),) = content(write([whole, replace(torn, messages=messages)]))
+    assert [s["text"] for s in first["episode"]["steps"]] == ["First the order.", ""]
+    assert [s["text"] for s in second["episode"]["steps"]] == [""]  # no telling which of the two it was
 
 
-def test_steps_carry_their_scores_and_missing_ones_stay_missing(query, trajectory, reward, advantage):
-    t = trajectory("a", ["ok", "malformed", "finish"], 1.0, round=2)
-    rows = [reward("a", 0, 1, 0.6), reward("a", 2, 1, None, 1.0), reward("other", 1, 1, 1.0)]
-    episode = Episode(t, rows, [advantage("a", 0, 0.18, -0.25)])
-    (task,) = viewer_data([Example(query(), episode, None)])["tasks"]
-    first, second, last = task["before"]["steps"]
-
-    assert task["before"]["tokens"] == 12 and task["before"]["origin"] == "training, round 2"
-    assert first["call"] == "get_order" and first["arguments"] == [["order_id", "o1"]]
-    assert (first["succ_calling"], first["contribution"], first["reward"], first["advantage"]) == (1, 0.6, 0.18, -0.25)
-    assert second["call"] is None and second["status"] == "malformed"
-    assert [second[n] for n in ("succ_calling", "contribution", "is_solved", "reward", "advantage")] == [None] * 5
-    assert last["is_solved"] == 1.0 and last["contribution"] is None
+def test_a_trajectory_of_an_unknown_query_is_refused_and_the_former_page_stays(write, trajectory, tmp_path: Path):
+    page = write([trajectory("a", ["finish"])])
+    former = page.read_text()
+    with pytest.raises(ValueError, match=r"'b' is of the query 'q9', which is not in .*queries.parquet"):
+        write([trajectory("a", ["finish"]), trajectory("b", ["finish"], query="q9")])
+    assert page.read_text() == former and not list(tmp_path.glob(".*partial"))
 
 
-def test_a_long_observation_is_cut_and_says_by_how_much(query, trajectory):
-    t = trajectory("a", ["ok"], observation="x" * (LONGEST + 7))
-    (task,) = viewer_data([Example(query(), Episode(t), None)])["tasks"]
-    assert len(task["before"]["steps"][0]["observation"]) == LONGEST and task["before"]["steps"][0]["cut"] == 7
+def test_scores_by_two_annotators_are_refused(write, trajectory, reward):
+    other = {**reward("a", 0, 1, 0.5), "annotator": "lcs"}
+    with pytest.raises(ValueError, match=r"scores of one annotator, got those of .*lcs.*rules"):
+        write([trajectory("a", ["ok"])], rewards=[reward("a", 0, 1, 0.5), other])
 
 
-def test_what_training_changed_comes_first(query, trajectory):
-    def example(name, before, after):
-        return Example(
-            query(name), Episode(trajectory("a", ["finish"], before)), Episode(trajectory("b", ["finish"], after))
-        )
+def test_more_sets_than_letters_are_refused(write, trajectory):
+    with pytest.raises(ValueError, match="1 to 26 files of trajectories, got 27"):
+        write(*[[trajectory("a", ["finish"])]] * 27)
 
-    examples = [example("neither", 0, 0), example("both", 1, 1), example("broken", 1, 0), example("fixed", 0, 1)]
-    assert [t["id"] for t in viewer_data(examples)["tasks"]] == ["fixed", "broken", "both", "neither"]
+
+def test_the_verdicts_of_an_evaluation_count_before_all_others(write, trajectory, reward, evaluation, tmp_path: Path):
+    played = [trajectory("a", ["finish"], 1.0), trajectory("b", ["finish"], None), trajectory("c", ["finish"], None)]
+    write(played, rewards=[reward(name, 0, 1, None, 0.5) for name in "abc"])
+    rows = [evaluation("q0", "m", passed, trajectory_id=name) for name, passed in {"a": 0.0, "b": 1.0}.items()]
+    judged = write_rows(tmp_path / "e.parquet", rows, EVALUATIONS)
+    source = EpisodeFiles(tmp_path / "0.parquet", tmp_path / "r.parquet", evaluations=judged)
+    page = write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", [source])
+    assert [row["verdict"] for row in content(page)[0]["rows"]] == [0.0, 1.0, 0.5]
+
+
+def test_a_file_of_another_contract_is_refused(write, trajectory, tmp_path: Path):
+    write([trajectory("a", ["finish"])])
+    with pytest.raises(ContractError, match="expected contract 'trajectories'"):
+        write_viewer(tmp_path / "x.html", tmp_path / "queries.parquet", [EpisodeFiles(tmp_path / "queries.parquet")])
+
+
+def test_no_trajectories_make_a_page_too(write):
+    assert content(write([]))[0]["rows"] == []

@@ -1,4 +1,4 @@
-"""Small material for nights: a folder that passes for a model, and files of tasks."""
+"""Small material for runs of retraining: a folder that passes for a model, and files of tasks."""
 
 from __future__ import annotations
 
@@ -57,24 +57,24 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def night() -> Callable[..., RetrainingPlan]:
-    """`night(**changes)`: a night with a new file, and nobody in service."""
+def plan() -> Callable[..., RetrainingPlan]:
+    """`plan(**changes)`: a plan with a new file and no champion."""
 
     def make(**changes: Any) -> RetrainingPlan:
-        plan = {"run_id": "20261121T020000Z-1", "kickoff": KICKOFF, "sequence": 0, "champion": "", "base": "embedded"}
+        fields = {"run_id": "20261121T020000Z-1", "kickoff": KICKOFF, "sequence": 0, "champion": "", "base": "embedded"}
         new = [{"place": "a.jsonl", "size": 7, "sha256": "ab" * 32}]
-        return RetrainingPlan.model_validate(plan | {"new": new, "files": 3, "forced": False} | changes)
+        return RetrainingPlan.model_validate(fields | {"new": new, "files": 3, "forced": False} | changes)
 
     return make
 
 
 @pytest.fixture
 def decision() -> Callable[[bool], Decision]:
-    """`decision(promote)`: what the rule says of a gain of 30 points."""
+    """`decision(promote)`: the rule's decision on a gain of 30 points."""
 
     def make(promote: bool) -> Decision:
-        said = "30 points on 60 tasks (95% interval 20 to 40); its lower end has to be above 0"
-        gain = {"name": "gain in pass rate", "passed": promote, "said": said, "tasks": 60, "measured": True}
+        statement = "30 points on 60 tasks (95% interval 20 to 40); its lower end has to be above 0"
+        gain = {"name": "gain in pass rate", "passed": promote, "statement": statement, "tasks": 60, "measured": True}
         return Decision(criteria=[Criterion.model_validate(gain | {"mean": 0.3, "low": 0.2, "high": 0.4})])
 
     return make

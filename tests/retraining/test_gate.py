@@ -2,7 +2,7 @@ import pytest
 
 from steptool.config import PromotionConfig
 from steptool.records import Query
-from steptool.retraining.gate import decide
+from steptool.retraining.gate import categories, decide
 
 GAIN, INVALID, TASKS = "gain in pass rate", "rise in invalid calls", "held-out tasks"
 
@@ -16,9 +16,9 @@ def sides(champion, challenger, invalid=((0, 4), (0, 4)), decoding="greedy"):
     ]
 
 
-def judged(rows, rule=None, categories=None, **known):
+def judge(rows, rule=None, categories=None, **options):
     groups = {row["query_id"]: ("one",) for row in rows} | (categories or {})
-    return decide(rows, groups, PromotionConfig.model_validate(rule or {}), draws=2000, **known)
+    return decide(rows, groups, PromotionConfig.model_validate(rule or {}), draws=2000, **options)
 
 
 def failed(decision):
@@ -26,30 +26,30 @@ def failed(decision):
 
 
 def test_a_challenger_that_is_better_throughout_is_promoted():
-    decision = judged(sides([0.0] * 30, [1.0] * 30))
+    decision = judge(sides([0.0] * 30, [1.0] * 30))
     assert decision.promote and decision.reasons == [] and decision.left_out == 0
     assert [c.name for c in decision.criteria] == [TASKS, GAIN, "category one", INVALID]
     assert [(c.mean, c.low, c.high, c.tasks) for c in decision.criteria[1:3]] == [(1.0, 1.0, 1.0, 30)] * 2
 
 
 def test_the_same_results_are_no_gain():
-    decision = judged(sides([1.0, 0.0] * 15, [1.0, 0.0] * 15))
+    decision = judge(sides([1.0, 0.0] * 15, [1.0, 0.0] * 15))
     assert decision.reasons == [
         "gain in pass rate: 0 points on 30 tasks (95% interval 0 to 0); its lower end has to be above 0"
     ]
-    assert judged(sides([1.0, 0.0] * 15, [1.0, 0.0] * 15), {"min_gain": -0.01}).promote  # not worse is enough
+    assert judge(sides([1.0, 0.0] * 15, [1.0, 0.0] * 15), {"min_gain": -0.01}).promote  # not worse is enough
 
 
 @pytest.mark.parametrize(("min_gain", "promoted"), [(0.49, True), (0.5, False), (0.51, False)])
 def test_the_whole_interval_has_to_lie_above_the_least_gain(min_gain, promoted):
     """Every task gains a half, so that the interval is the point .5."""
-    assert judged(sides([0.5] * 30, [1.0] * 30), {"min_gain": min_gain}).promote is promoted
+    assert judge(sides([0.5] * 30, [1.0] * 30), {"min_gain": min_gain}).promote is promoted
 
 
 def test_a_gain_that_may_be_chance_is_refused():
     """10 of 40 tasks gained and 6 lost: mean .1, deviation of the mean sqrt((.4 - .01) / 40) = .099."""
     champion, challenger = [0.0] * 10 + [1.0] * 6 + [0.0] * 24, [1.0] * 10 + [0.0] * 6 + [0.0] * 24
-    decision = judged(sides(champion, challenger))
+    decision = judge(sides(champion, challenger))
     gain = decision.criteria[1]
     assert failed(decision) == [GAIN]
     assert gain.mean == pytest.approx(0.1) and gain.low == pytest.approx(0.1 - 1.96 * 0.099, abs=0.03)
@@ -57,14 +57,14 @@ def test_a_gain_that_may_be_chance_is_refused():
 
 def test_rounding_decides_nothing():
     """.7 - .6 is .09999999999999998 in floating point, and .6 - .7 its negative."""
-    assert not judged(sides([0.7] * 30, [0.8] * 30), {"min_gain": 0.1}).promote
-    lost = judged(sides([0.7] * 30, [0.6] * 30), {"min_gain": -1.0, "max_category_loss": 0.1})
+    assert not judge(sides([0.7] * 30, [0.8] * 30), {"min_gain": 0.1}).promote
+    lost = judge(sides([0.7] * 30, [0.6] * 30), {"min_gain": -1.0, "max_category_loss": 0.1})
     assert lost.promote
 
 
 @pytest.mark.parametrize(("tasks", "promoted"), [(29, False), (30, True)])
 def test_too_few_tasks_promote_nothing(tasks, promoted):
-    decision = judged(sides([0.0] * tasks, [1.0] * tasks))
+    decision = judge(sides([0.0] * tasks, [1.0] * tasks))
     assert decision.promote is promoted
     assert failed(decision) == [TASKS] * (not promoted)
 
@@ -78,26 +78,26 @@ def mixed(gained, lost):
 def test_a_category_that_loses_stands_in_the_way():
     """8 of 8 lost: p = 2 / 2^8 = .008."""
     rows, categories = mixed(60, 8)
-    decision = judged(rows, categories=categories)
+    decision = judge(rows, categories=categories)
     assert failed(decision) == ["category two"]
     assert decision.criteria[3].mean == -1.0
-    assert judged(rows, {"max_category_loss": 1.0}, categories).promote
+    assert judge(rows, {"max_category_loss": 1.0}, categories).promote
 
 
 @pytest.mark.parametrize("lost", [1, 2, 4, 5])
 def test_a_few_tasks_of_a_category_are_no_proof(lost):
     """Of 5 lost of 5 p is 2 / 2^5 = .063, whatever the number of categories."""
     rows, categories = mixed(60, lost)
-    assert judged(rows, categories=categories).promote
+    assert judge(rows, categories=categories).promote
 
 
 def test_other_categories_do_not_excuse_a_loss():
     """6 of 6 lost: p = 2 / 2^6 = .031, whatever became of the others."""
     rows, categories = mixed(60, 6)
-    assert failed(judged(rows, categories=categories)) == ["category two"]
+    assert failed(judge(rows, categories=categories)) == ["category two"]
     same = {f"q{n}": ("three",) for n in range(66, 70)}
     rows = sides([0.0] * 60 + [1.0] * 10, [1.0] * 60 + [0.0] * 6 + [1.0] * 4)
-    assert failed(judged(rows, categories=categories | same)) == ["category two"]
+    assert failed(judge(rows, categories=categories | same)) == ["category two"]
 
 
 @pytest.mark.parametrize(("allowed", "promoted"), [(0.09, False), (0.1, True)])
@@ -105,20 +105,20 @@ def test_a_loss_up_to_the_limit_is_allowed(allowed, promoted):
     """10 of 100 tasks lost, none gained: shown (p = 2 / 2^10), and .1 exactly."""
     rows = sides([0.0] * 100 + [1.0] * 100, [1.0] * 100 + [0.0] * 10 + [1.0] * 90)
     categories = {f"q{100 + n}": ("two",) for n in range(100)}
-    assert judged(rows, {"max_category_loss": allowed}, categories).promote is promoted
+    assert judge(rows, {"max_category_loss": allowed}, categories).promote is promoted
 
 
 def test_a_task_counts_in_each_of_its_categories():
     rows = sides([0.0] * 60 + [1.0] * 8, [1.0] * 60 + [0.0] * 8)
     both = {f"q{60 + n}": ("two", "three") for n in range(8)}
-    assert failed(judged(rows, categories=both)) == ["category three", "category two"]
+    assert failed(judge(rows, categories=both)) == ["category three", "category two"]
 
 
 @pytest.mark.parametrize(("allowed", "promoted"), [(0.0, False), (0.24, False), (0.25, True)])
 def test_more_invalid_calls_stand_in_the_way(allowed, promoted):
     """One call of four more in every task, so that the interval is the point .25."""
     rows = sides([0.0] * 30, [1.0] * 30, ((1, 4), (2, 4)))
-    decision = judged(rows, {"max_invalid_rise": allowed})
+    decision = judge(rows, {"max_invalid_rise": allowed})
     assert decision.promote is promoted
     assert failed(decision) == [INVALID] * (not promoted)
 
@@ -126,31 +126,29 @@ def test_more_invalid_calls_stand_in_the_way(allowed, promoted):
 def test_one_invalid_call_more_is_no_proof():
     rows = sides([0.0] * 30, [1.0] * 30)
     rows[-1]["invalid_calls"] = 1
-    decision = judged(rows)
+    decision = judge(rows)
     assert decision.promote and decision.criteria[-1].mean > 0
 
 
 def test_tasks_that_the_champion_was_trained_on_do_not_count():
     rows = sides([1.0] * 10 + [0.0] * 30, [0.0] * 10 + [1.0] * 30)
-    decision = judged(rows, known={f"q{n}" for n in range(10)})
+    decision = judge(rows, contaminated={f"q{n}" for n in range(10)})
     assert decision.promote and decision.left_out == 10
-    nothing = judged(rows, known={f"q{n}" for n in range(40)})
+    nothing = judge(rows, contaminated={f"q{n}" for n in range(40)})
     assert not nothing.promote and failed(nothing) == [TASKS] and len(nothing.criteria) == 1
 
 
 def test_only_greedy_episodes_count():
     rows = sides([0.0] * 30, [1.0] * 30) + sides([1.0] * 30, [0.0] * 30, decoding="sampled")
-    assert judged(rows).promote
+    assert judge(rows).promote
 
 
 def test_both_models_need_the_same_tasks():
     with pytest.raises(ValueError, match="the same queries on both sides"):
-        judged(sides([0.0] * 30, [1.0] * 31))
+        judge(sides([0.0] * 30, [1.0] * 31))
 
 
 def test_categories_are_those_of_toolbench_else_tier_else_environment():
-    from steptool.retraining.categories import categories
-
     apis = {"rain_for_sky": ["Weather", "sky", "rain"], "rate_for_money": ["Finance", "money", "rate"]}
     query = Query("q", "heldout", "replay", "Go.", (), {"toolbench": apis}, tier="G1")
     assert categories(query) == ("Finance", "Weather")

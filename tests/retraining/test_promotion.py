@@ -1,51 +1,49 @@
 import json
+from datetime import UTC, datetime
 
 import pytest
 
 from steptool.config import Config
-from steptool.records import Query
-from steptool.retraining import contamination as exposure
-from steptool.retraining.lineup import line_up
-from steptool.retraining.outcome import Result
-from steptool.retraining.promotion import described, settle
+from steptool.retraining.outcome import Result, RunOutcome
+from steptool.retraining.promotion import describe_failure, describe_run, describe_version, find_cause, settle
 
 
 @pytest.fixture
-def tell(registry, night, decision, model):
-    """`tell(name, ...)`: how a night with this challenger ends."""
+def end_run(registry, plan, decision, model):
+    """`end_run(name, ...)`: the outcome of a run with this challenger."""
 
     def end(name, promote=True, approved=True, **changes):
-        return settle(registry, night(**changes), decision(promote), approved, model(name), {})
+        return settle(registry, plan(**changes), decision(promote), approved, model(name), {})
 
     return end
 
 
-def test_what_the_rule_refuses_is_not_published(registry, tell):
-    ending = tell("one", promote=False)
-    assert ending.result is Result.REFUSED and ending.version == ""
-    assert ending.reasons == [
+def test_what_the_rule_refuses_is_not_published(registry, end_run):
+    outcome = end_run("one", promote=False)
+    assert outcome.result is Result.REFUSED and outcome.version == ""
+    assert outcome.reasons == [
         "gain in pass rate: 30 points on 60 tasks (95% interval 20 to 40); its lower end has to be above 0"
     ]
     assert registry.versions() == [] and registry.champion() is None
 
 
-def test_a_persons_no_is_a_refusal(registry, tell):
-    ending = tell("one", approved=False)
-    assert (ending.result, ending.reasons) == (Result.REFUSED, ["approval: a person said no"])
+def test_a_persons_no_is_a_refusal(registry, end_run):
+    outcome = end_run("one", approved=False)
+    assert (outcome.result, outcome.reasons) == (Result.REFUSED, ["approval: a person said no"])
     assert registry.champion() is None
 
 
-def test_a_better_model_takes_over_from_the_one_that_it_was_compared_with(registry, tell):
-    first = tell("one")
+def test_a_better_model_takes_over_from_the_one_that_it_was_compared_with(registry, end_run):
+    first = end_run("one")
     assert first.result is Result.PROMOTED and registry.champion().version_id == first.version
-    second = tell("two", sequence=1, champion=first.version)
+    second = end_run("two", sequence=1, champion=first.version)
     assert [c.version_id for c in registry.history()] == [first.version, second.version]
     assert registry.champion().reason.startswith("run 20261121T020000Z-1: gain in pass rate: 30 points")
 
 
-def test_who_was_compared_with_a_former_champion_is_refused(registry, tell):
-    first = tell("one")
-    late = tell("two")  # this night began before the first was promoted
+def test_a_challenger_that_was_compared_with_a_former_champion_is_refused(registry, end_run):
+    first = end_run("one")
+    late = end_run("two")  # this run began before the first was promoted
     assert late.result is Result.REFUSED and late.stale and not first.stale
     (reason,) = late.reasons
     assert reason.startswith("stale comparison: number 0 is no longer the champion") and first.version in reason
@@ -53,31 +51,31 @@ def test_who_was_compared_with_a_former_champion_is_refused(registry, tell):
     assert late.version in [v.version_id for v in registry.versions()]  # it can still be promoted by hand
 
 
-def test_a_roll_back_in_the_night_makes_the_comparison_stale(registry, tell):
-    first = tell("one")
-    second = tell("two", sequence=1)
+def test_a_roll_back_during_the_run_makes_the_comparison_stale(registry, end_run):
+    first = end_run("one")
+    second = end_run("two", sequence=1)
     registry.roll_back()
-    assert tell("three", sequence=2).result is Result.REFUSED
+    assert end_run("three", sequence=2).result is Result.REFUSED
     assert registry.champion().version_id == first.version != second.version
 
 
-def test_a_second_attempt_after_the_promotion_changes_nothing(registry, tell):
-    assert tell("one") == tell("one")
+def test_a_second_attempt_after_the_promotion_changes_nothing(registry, end_run):
+    assert end_run("one") == end_run("one")
     assert len(registry.history()) == 1 and registry.verify() == []
-    tell("two", sequence=1)
-    assert tell("one").result is Result.PROMOTED  # it was, whoever followed
+    end_run("two", sequence=1)
+    assert end_run("one").result is Result.PROMOTED  # it was promoted, whatever followed
     assert len(registry.history()) == 2
 
 
-def test_a_version_says_what_it_was_made_from_and_what_it_was_measured_at(registry, night, decision, model):
+def test_a_version_says_what_it_was_made_from_and_what_it_was_measured_at(registry, plan, decision, model):
     rows = [
         {"model": name, "decoding": decoding, "query_id": f"q{n}", "passed": float(n < solved)}
         for name, solved in (("base", 1), ("steptool", 3))
         for decoding in ("greedy", "sampled")
         for n in range(4)
     ]
-    told = described(Config(), night(), decision(True), rows, "c0de")
-    version = registry.publish(model("one"), told)
+    document = describe_version(Config(), plan(), decision(True), rows, "c0de")
+    version = registry.publish(model("one"), document)
     kept = json.loads(json.dumps(version.metadata))
     assert {name: (r["pass_rate"], r["tasks"]) for name, r in kept["results"].items()} == {
         "champion": (0.25, 4),
@@ -90,31 +88,46 @@ def test_a_version_says_what_it_was_made_from_and_what_it_was_measured_at(regist
     assert kept["config"]["policy"]["base"] == "embedded" and kept["decision"]["criteria"][0]["low"] == 0.2
 
 
-def query(text, split="train"):
-    return Query(f"id of {text}", split, "desk", text, ())
+IN_A_POD = """Trace:
+
+    Traceback (most recent call last):
+      File "x.py", line 1, in <module>
+    steptool.config.ConfigError: policy.base: no such model
+
+Message:
+
+    ConfigError: policy.base: no such model; name another
+      second line of the message
+"""
 
 
-def test_a_model_knows_what_it_and_its_forebears_were_trained_on(tmp_path):
-    assert exposure.trained_on(str(tmp_path)) == frozenset()
-    exposure.note(tmp_path, [query("a"), query("b", "heldout")], frozenset())
-    first = exposure.trained_on(str(tmp_path))
-    exposure.note(tmp_path, [query("c"), query("d", "validation")], first)
-    both = exposure.trained_on(f"file://{tmp_path}")
-    held_out = [query(text, "heldout") for text in ("  a ", "b", "c", "d")]  # white space makes no other task
-    assert exposure.known(held_out, first) == {"id of   a "}
-    assert exposure.known(held_out, both) == {"id of   a ", "id of c"}
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("no such file", "no such file"),
+        ("Error encountered while executing 'ingest':\n  a.jsonl, line 3: not JSON\nmore", "a.jsonl, line 3: not JSON"),
+        ("Error encountered while executing 'a':\n  Error encountered while executing 'b':\n  lost", "lost"),
+        (IN_A_POD, "ConfigError: policy.base: no such model; name another"),
+        ("", "the error has no message"),
+    ],
+)
+def test_the_cause_is_the_line_that_says_what_went_wrong(message, expected):
+    assert find_cause(message) == expected
 
 
-def test_the_champion_and_the_base_line_up_before_the_others(registry, model):
-    config = Config.model_validate({"evaluation": {"policies": [{"name": "reference", "kind": "playback"}]}})
-    assert [p.name for p in line_up(config, registry).evaluation.policies] == ["base", "reference"]
-    version = registry.publish(model("one"), {}).version_id
-    registry.promote(version, after=0, reason="by hand")
-    lined = line_up(config, registry).evaluation.policies
-    assert [(p.name, p.model) for p in lined] == [
-        ("champion", registry.model_place(version)),
-        ("base", "embedded"),
-        ("reference", ""),
-    ]
-    scratch = config.model_copy(update={"policy": config.policy.model_copy(update={"base": "scratch"})})
-    assert [p.name for p in line_up(scratch, registry).evaluation.policies] == ["champion", "reference"]
+def test_a_failed_run_counts_as_having_seen_no_data():
+    document = describe_failure(datetime(2026, 11, 21, 2, tzinfo=UTC), "lost")
+    assert document == {"kickoff": "2026-11-21T02:00:00+00:00", "result": "failed", "reasons": ["lost"], "new": []}
+
+
+def test_a_run_is_recorded_with_all_its_figures(plan, decision):
+    outcome = RunOutcome(result=Result.PROMOTED, reasons=["better"], version="v1", decision=decision(True))
+    document = describe_run(plan(), outcome, "runs/page.html")
+    assert json.loads(json.dumps(document)) == document
+    assert (document["run_id"], document["kickoff"], document["result"]) == (
+        "20261121T020000Z-1",
+        "2026-11-21T02:00:00Z",
+        "promoted",
+    )
+    assert document["new"][0]["sha256"] == "ab" * 32 and document["decision"]["criteria"][0]["mean"] == 0.3
+    assert document["page"] == "runs/page.html" and document["version"] == "v1"

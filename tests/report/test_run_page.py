@@ -9,8 +9,8 @@ import pytest
 
 from steptool.artifacts.contracts import Cost
 from steptool.config import Config, RewardConfig
-from steptool.report.inputs import Episode, Example, FarmingPoint, ReportInputs
-from steptool.report.page import build_report, method
+from steptool.report.run_inputs import EpisodePair, FarmingPoint, ReportInputs, ScoredEpisode
+from steptool.report.run_page import build_report, method
 
 VOID = {"meta", "input", "br", "link", "img"}
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & <b>"\' \u2028 ünï 数'
@@ -65,8 +65,10 @@ def full(results, evaluation, metric, trajectory, reward, advantage, query) -> R
     before = trajectory("a", ["tool_error", "malformed", "finish"], 0.0, observation=HOSTILE)
     after = trajectory("b", ["ok", "finish"], 1.0, observation="long " * 300)
     scores = [reward("b", 0, 1, 0.6), reward("b", 1, 1, None, 1.0)]
-    example = Example(query("q0", HOSTILE), Episode(before), Episode(after, scores, [advantage("b", 0, 0.18, 0.75)]))
-    plain = Example(query("q1", "a plain task"), Episode(after), Episode(after))
+    example = EpisodePair(
+        query("q0", HOSTILE), ScoredEpisode(before), ScoredEpisode(after, scores, [advantage("b", 0, 0.18, 0.75)])
+    )
+    plain = EpisodePair(query("q1", "a plain task"), ScoredEpisode(after), ScoredEpisode(after))
     summary = {"episodes": 96, "mean_steps": 4.5, "mean_reward": 0.5, "succ_calling": 0.9, "contribution": 0.4}
     more = {"is_solved": 0.5, "idle_call_rate": 0.25, "invalid_call_rate": 0.125}
     return ReportInputs(

@@ -8,7 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from steptool.report.assets import asset, templates
-from steptool.report.charts import Interval, Series, differences, interval_bars, line_chart, number, percent
+from steptool.report.charts import Interval, Series, differences, interval_bars, line_chart
+from steptool.report.svg import number, percent
 from steptool.rewards.agreement import Estimate
 from steptool.rewards.audit import Agreement, Audit
 
@@ -22,8 +23,7 @@ _SHIFT = 0.25
 
 def rewards_page(found: Audit, title: str = "The rewards") -> str:
     """The audit as one HTML file without a network."""
-    environment = templates()
-    environment.filters |= _filters()
+    environment = templates(percent=percent, number=number)
     css = asset("theme.css", "page.css")
     return environment.get_template("rewards.html.jinja").render(title=title, css=css, trust=section({0: found}))
 
@@ -148,11 +148,3 @@ def _over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
 
 def _short(value: float) -> str:
     return number(round(value, 2))
-
-
-def _filters() -> Mapping[str, Any]:
-    return {"percent": _or_dash(percent), "number": _or_dash(number)}
-
-
-def _or_dash(show: Any) -> Any:
-    return lambda value: "–" if value is None else show(value)

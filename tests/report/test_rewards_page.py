@@ -7,7 +7,7 @@ import pytest
 
 from steptool.config import RewardConfig
 from steptool.records import Query
-from steptool.report.trust import rewards_page, section, sentences
+from steptool.report.rewards_page import rewards_page, section, sentences
 from steptool.rewards.audit import Audit, audit
 
 HOSTILE = '</pre><script>document.title="owned"</script>'

@@ -10,24 +10,21 @@ from markupsafe import Markup
 
 from steptool.artifacts.contracts import Cost, Row
 from steptool.evaluation.words import points, probability
-from steptool.report import figures, trust
-from steptool.report.account import account
+from steptool.report import rewards_page, run_charts
 from steptool.report.assets import asset, templates
-from steptool.report.charts import number, percent
-from steptool.report.inputs import MODELS, ReportInputs
+from steptool.report.episode_data import embed, pair_data
+from steptool.report.judge_costs import account
+from steptool.report.run_inputs import MODELS, ReportInputs
 from steptool.report.summary import cell, comparisons, headline, passed_tasks, sections_of, select, summary
-from steptool.report.viewer import embed, viewer_data
+from steptool.report.svg import number, percent
 
-DASH = "–"
 DECODINGS = ("greedy", "sampled")
 
 
 def build_report(inputs: ReportInputs) -> str:
     """The whole page. Parts of the inputs that are empty are left out of it with a word about it."""
-    environment = templates()
-    shown = {"percent": percent, "number": number, "points": points, "decimal": "{:.1f}".format}
-    environment.filters |= {name: _or_dash(show) for name, show in shown.items()}
-    return environment.get_template("page.html.jinja").render(**_context(inputs))
+    environment = templates(percent=percent, number=number, points=points, decimal="{:.1f}".format)
+    return environment.get_template("run.html.jinja").render(**_context(inputs))
 
 
 def method(config: Mapping[str, Any]) -> tuple[str, str]:
@@ -53,7 +50,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
     models = {m: labels[m] for m in MODELS if select(inputs.evaluations, model=m)}
     decodings = [d for d in DECODINGS if select(inputs.evaluations, decoding=d)]
     rounds = sorted(inputs.rollouts, key=lambda r: r["round"])
-    main, others = figures.training_curves(inputs.metrics)
+    main, others = run_charts.training_curves(inputs.metrics)
     return {
         "title": inputs.title,
         "headline": headline(inputs, name),
@@ -63,27 +60,27 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "figures": summary(inputs),
         "models": models,
         "decodings": decodings,
-        "bars": [Markup(figures.pass_rates(inputs, models, d)) for d in decodings],
-        "gains": Markup(figures.gains(inputs)),
+        "bars": [Markup(run_charts.pass_rates(inputs, models, d)) for d in decodings],
+        "gains": Markup(run_charts.gains(inputs)),
         "groups": list(_groups(inputs, models, decodings)),
         "comparisons": list(_comparisons(inputs)),
         "rounds": rounds,
-        "rollout_curves": _markups(figures.rollout_curves(rounds) if rounds else []),
-        "main_curves": _markups([*main, figures.warm_start_curve(inputs.metrics)]),
+        "rollout_curves": _markups(run_charts.rollout_curves(rounds) if rounds else []),
+        "main_curves": _markups([*main, run_charts.warm_start_curve(inputs.metrics)]),
         "other_curves": _markups(others),
-        "reward_curves": _markups(figures.reward_curves(rounds) if rounds else []),
+        "reward_curves": _markups(run_charts.reward_curves(rounds) if rounds else []),
         "formula": _formula(inputs.config),
-        "farming": _markups([*figures.farming_charts(inputs.farming), figures.correlation_curve(inputs.farming)]),
-        "farming_verdict": figures.farming_verdict(inputs.farming),
-        "trust": trust.section(inputs.audits) if inputs.audits else None,
+        "farming": _markups([*run_charts.farming_charts(inputs.farming), run_charts.correlation_curve(inputs.farming)]),
+        "farming_verdict": run_charts.farming_verdict(inputs.farming),
+        "trust": rewards_page.section(inputs.audits) if inputs.audits else None,
         "costs": _costs(inputs.costs),
         "account": account(_judging(inputs.costs)),
         "counts": list(_flat(inputs.counts)),
         "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
         "examples": len(inputs.examples),
-        "data": Markup(embed(viewer_data(inputs.examples, inputs.config))),
+        "data": Markup(embed(pair_data(inputs.examples, inputs.config))),
         "css": asset("theme.css", "steps.css", "page.css"),
-        "script": asset("steps.js", "page.js"),
+        "script": asset("steps.js", "run.js"),
     }
 
 
@@ -162,10 +159,6 @@ def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{name}: ")
         else:
             yield name, f"{value:,}" if isinstance(value, int) else value
-
-
-def _or_dash(show: Any) -> Any:
-    return lambda value: DASH if value is None else show(value)
 
 
 def _markups(parts: Sequence[str]) -> list[Markup]:

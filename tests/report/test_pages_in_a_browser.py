@@ -20,7 +20,7 @@ from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.evaluation.table import Results
 from steptool.records import Step, StepStatus, StopReason, ToolCall
 from steptool.report.evaluation_page import evaluation_page
-from steptool.report.viewer_file import Source, write_viewer
+from steptool.report.viewer import EpisodeFiles, write_viewer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -112,7 +112,7 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    def make(queries: list[Any], *sources: Source) -> Path:
+    def make(queries: list[Any], *sources: EpisodeFiles) -> Path:
         asked = write_queries(tmp_path / "queries.parquet", queries)
         return write_viewer(tmp_path / "viewer.html", asked, sources, f"Test {HOSTILE}")
 
@@ -139,7 +139,7 @@ def played(write, tmp_path: Path, query, trajectory, reward) -> Path:
     scores = [reward(f"t{i}", 0, 1, contribution) for i, contribution in enumerate([0.5, 1.0, 0.0])]
     scores += [reward(f"t{i}", 1, 1, None, solved) for i, solved in enumerate([1.0, 1.0, 0.0])]
     rewards = write_rows(tmp_path / "rewards.parquet", scores, REWARDS)
-    return write(queries, Source(write_trajectories(tmp_path / "a.parquet", episodes), rewards))
+    return write(queries, EpisodeFiles(write_trajectories(tmp_path / "a.parquet", episodes), rewards))
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_the_arrow_keys_go_through_the_list(browser, played):
 
 
 def test_two_models_stand_side_by_side_on_one_task(browser, write, tmp_path, query, trajectory, reward, advantage):
-    def source(name: str, **episodes: Any) -> Source:
+    def source(name: str, **episodes: Any) -> EpisodeFiles:
         rows = [replace(trajectory(f"{q}-{name}", *e, query=q), policy=name) for q, e in episodes.items()]
-        return Source(write_trajectories(tmp_path / f"{name}.parquet", rows))
+        return EpisodeFiles(write_trajectories(tmp_path / f"{name}.parquet", rows))
 
     first = source("old", q0=(["ok", "finish"], 1.0), q1=(["tool_error", "finish"], 0.0), q2=(["finish"], 1.0))
     second = source("new", q1=(["ok", "ok", "finish"], 1.0), q0=(["finish"], 1.0))
@@ -248,9 +248,9 @@ def test_two_models_stand_side_by_side_on_one_task(browser, write, tmp_path, que
 
 
 def test_any_number_of_models_are_compared(browser, write, tmp_path, query, trajectory):
-    def source(name: str, *solved: float | None) -> Source:
+    def source(name: str, *solved: float | None) -> EpisodeFiles:
         rows = [trajectory(f"q{q}-{name}", ["finish"], s, query=f"q{q}") for q, s in enumerate(solved) if s != 9]
-        return Source(write_trajectories(tmp_path / f"{name}.parquet", [replace(t, policy=name) for t in rows]))
+        return EpisodeFiles(write_trajectories(tmp_path / f"{name}.parquet", [replace(t, policy=name) for t in rows]))
 
     models = source("old", 0, 1, 0, 1, None), source("new", 1, 1, 0, 0, 1), source("big", 1, 1, 0, 9, 1)
     page = write([query(f"q{q}", f"task {q}") for q in range(5)], *models)
@@ -277,7 +277,7 @@ def test_any_number_of_models_are_compared(browser, write, tmp_path, query, traj
 def test_the_page_of_an_evaluation_leads_to_its_episodes(browser, write, tmp_path, query, trajectory):
     names = ["a.b", "c-d"]
     played = [replace(trajectory(name, ["finish"], 0.0), policy=name) for name in names]
-    write([query("q0")], *(Source(write_trajectories(tmp_path / f"{t.policy}.parquet", [t])) for t in played))
+    write([query("q0")], *(EpisodeFiles(write_trajectories(tmp_path / f"{t.policy}.parquet", [t])) for t in played))
     rates = {"group": "all", "tasks": 1, "pass_rate": 0.0, "low": 0.0, "high": 0.8, **UNKNOWN}
     lines = [{**rates, "model": name} for name in names]
     page = tmp_path / "evaluation.html"
@@ -309,7 +309,7 @@ def test_hostile_text_stays_text_and_nothing_leaves_the_page(browser, write, tmp
     rewards = write_rows(tmp_path / "r.parquet", [{**reward(HOSTILE, 0, 1, 0.5, 1.0), "rationale": HOSTILE}], REWARDS)
     asked = [replace(query(HOSTILE, HOSTILE), tier=HOSTILE, split=HOSTILE), replace(query("q1"), tier="other")]
     plain = trajectory("plain", ["finish"], 0.0, query="q1")
-    page = write(asked, Source(write_trajectories(tmp_path / "t.parquet", [episode, plain]), rewards))
+    page = write(asked, EpisodeFiles(write_trajectories(tmp_path / "t.parquet", [episode, plain]), rewards))
 
     browser.open(page)
     words = browser.js("document.querySelector('#detail').textContent")
@@ -341,7 +341,7 @@ def test_twenty_thousand_trajectories_stay_usable(browser, write, tmp_path, quer
 
     file = write_trajectories(tmp_path / "t.parquet", [episode(i) for i in range(20_000)])
     start = time.perf_counter()
-    page = write(queries, Source(file))
+    page = write(queries, EpisodeFiles(file))
     written = time.perf_counter() - start
     start = time.perf_counter()
     browser.open(page)

@@ -13,12 +13,12 @@ from steptool.artifacts.history import counts_of
 from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import Config, load_config
 from steptool.records import Query
-from steptool.report.inputs import (
-    Episode,
-    Example,
+from steptool.report.run_inputs import (
+    EpisodePair,
     FarmingPoint,
     ReportInputs,
     RoundSummary,
+    ScoredEpisode,
     farming_points,
     summarise_round,
 )
@@ -74,7 +74,7 @@ def _audit(folder: Path, config: Config, round: int) -> Audit:
     return review(folder / names.QUERIES, episodes, rewards, config)
 
 
-def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row]) -> Iterator[Example]:
+def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row]) -> Iterator[EpisodePair]:
     """Held-out tasks before and after training: of each tier the solved, the lost and the unchanged in turn."""
     passed = {(r["model"], r["query_id"]): float(r["passed"]) for r in evaluations if r["decoding"] == "greedy"}
     before, after = (_evaluated(folder, model, passed) for model in ("warm_start", "steptool"))
@@ -86,29 +86,29 @@ def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row
         piles = [sorted(pile) for key, pile in sorted(groups.items()) if key[0] == tier]
         longest = max(map(len, piles))
         turns = [pile[i] for i in range(longest) for pile in piles if i < len(pile)]
-        yield from (Example(queries[q], before[q], after[q]) for q in turns[:PAIRS])
+        yield from (EpisodePair(queries[q], before[q], after[q]) for q in turns[:PAIRS])
 
 
-def _evaluated(folder: Path, model: str, passed: Mapping[tuple[str, str], float]) -> dict[str, Episode]:
+def _evaluated(folder: Path, model: str, passed: Mapping[tuple[str, str], float]) -> dict[str, ScoredEpisode]:
     rows = _by_trajectory(read_rows(folder / names.of_evaluation("rewards", f"{model}_greedy"), REWARDS))
     return {
-        t.query_id: Episode(t, rows[t.trajectory_id], passed=passed.get((model, t.query_id)))
+        t.query_id: ScoredEpisode(t, rows[t.trajectory_id], passed=passed.get((model, t.query_id)))
         for t in read_trajectories(folder / names.of_evaluation("trajectories", f"{model}_greedy"))
     }
 
 
-def _learned(folder: Path, queries: Mapping[str, Query], round: int) -> Iterator[Example]:
+def _learned(folder: Path, queries: Mapping[str, Query], round: int) -> Iterator[EpisodePair]:
     """Episodes of a round with the advantages that the policy learned from, solved and unsolved ones."""
     rewards = _by_trajectory(read_rows(folder / names.of_round("rewards", round), REWARDS))
     advantages = _by_trajectory(read_rows(folder / names.of_round("advantages", round), ADVANTAGES))
     episodes = [
-        Episode(t, rewards[t.trajectory_id], advantages[t.trajectory_id])
+        ScoredEpisode(t, rewards[t.trajectory_id], advantages[t.trajectory_id])
         for t in read_trajectories(folder / names.of_round("trajectories", round))
         if advantages[t.trajectory_id]
     ]
     ranked = sorted(episodes, key=lambda e: e.verdict or 0.0)
     shown = ranked if len(ranked) <= LEARNED else [*ranked[: LEARNED // 2], *ranked[-(LEARNED // 2) :]]
-    yield from (Example(queries[e.trajectory.query_id], None, e) for e in shown)
+    yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in shown)
 
 
 def _notes(folder: Path, history: Sequence[Row], summaries: Sequence[RoundSummary]) -> Iterator[str]:

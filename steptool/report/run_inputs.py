@@ -55,7 +55,7 @@ class FarmingPoint:
 
 
 @dataclass(frozen=True)
-class Episode:
+class ScoredEpisode:
     """A trajectory with the rows of REWARDS (one annotator) and of ADVANTAGES that there are for it."""
 
     trajectory: Trajectory
@@ -71,12 +71,12 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Example:
+class EpisodePair:
     """The same task before and after training."""
 
     query: Query
-    before: Episode | None
-    after: Episode | None
+    before: ScoredEpisode | None
+    after: ScoredEpisode | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class ReportInputs:
     audits: Mapping[int, Audit] = field(default_factory=dict)
     """What is known of the rewards of each round."""
     costs: Sequence[Cost] = ()
-    examples: Sequence[Example] = ()
+    examples: Sequence[EpisodePair] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
     """What ingestion read, kept and dropped (may be nested)."""
     notes: Sequence[str] = ()

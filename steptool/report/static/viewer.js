@@ -113,7 +113,7 @@
 
   // The words of the steps are in the chunks: they are read one after the other, and hits appear as they are found.
   const wordsOf = ({ instruction, answer, episode }) => [instruction, answer, episode.answer, ...episode.steps.flatMap((s) =>
-    [s.call, s.said, s.observation, s.rationale, ...s.arguments.flat()])].filter(Boolean).join("\n").toLowerCase();
+    [s.call, s.text, s.observation, s.rationale, ...s.arguments.flat()])].filter(Boolean).join("\n").toLowerCase();
   let search = 0;
   const searchSteps = async () => {
     const turn = ++search;

@@ -9,21 +9,18 @@ import numpy as np
 
 from steptool.artifacts.contracts import Row
 from steptool.evaluation.metrics import wilson
-from steptool.evaluation.words import points
 from steptool.report.charts import (
     Bubble,
-    Format,
     Interval,
     Series,
     bubbles,
     differences,
     interval_bars,
     line_chart,
-    number,
-    percent,
 )
-from steptool.report.inputs import FarmingPoint, ReportInputs, RoundSummary, mean
+from steptool.report.run_inputs import FarmingPoint, ReportInputs, RoundSummary, mean
 from steptool.report.summary import cell, comparisons, sections_of, select
+from steptool.report.svg import Format, number, percent, signed_points
 
 SOLVED, UNSOLVED = "c-steptool", "c-bad"
 
@@ -74,11 +71,7 @@ def gains(inputs: ReportInputs) -> str:
         colour = "c-base" if not c.shown else SOLVED if d.mean > 0 else UNSOLVED
         rows.append(Interval(c.group, compared.decoding, d.mean, d.low, d.high, colour))
     note = "Percentage points on the same tasks, with 95% intervals. Coloured where a difference is shown."
-    return differences("Gain over the warm start", rows, note=note, show=_signed) if rows else ""
-
-
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + points(value)
+    return differences("Gain over the warm start", rows, note=note, show=signed_points) if rows else ""
 
 
 def rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:

@@ -1,9 +1,9 @@
 from steptool.artifacts.contracts import Cost
 from steptool.evaluation.table import Results
-from steptool.report.account import account
 from steptool.report.evaluation_page import evaluation_page
-from steptool.report.inputs import ReportInputs
-from steptool.report.page import build_report
+from steptool.report.judge_costs import account
+from steptool.report.run_inputs import ReportInputs
+from steptool.report.run_page import build_report
 
 
 def asked(round, **counts):

@@ -47,7 +47,7 @@ const Steps = (() => {
     const head = el("header", "", el("span", "index", String(index + 1)), el("code", "call", name),
       el("span", "status " + step.status, step.status.replace("_", " ")));
     const node = el("li", "step " + step.status, head);
-    if (step.said) node.append(el("div", "said", folded(step.said, 0)));
+    if (step.text) node.append(el("div", "said", folded(step.text, 0)));
     if (step.arguments.length) {
       const list = el("dl", "arguments");
       for (const [key, value] of step.arguments) list.append(el("dt", "", key), el("dd", "", folded(value, 0)));

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from steptool.report.figures import correlation, farming_verdict
-from steptool.report.inputs import FarmingPoint, farming_points, summarise_round
+from steptool.report.run_charts import correlation, farming_verdict
+from steptool.report.run_inputs import FarmingPoint, farming_points, summarise_round
 
 
 def test_a_round_is_summarised_by_hand(trajectory, reward):
