@@ -25,7 +25,7 @@ from steptool.models.load import load_model, load_tokenizer, prepare_base
 from steptool.policies.local import roll_out
 from steptool.records import Query, Trajectory
 from steptool.rewards.agreement import auroc, confusion, kappa
-from steptool.rewards.annotators import annotate, annotator
+from steptool.rewards.annotators import annotate, make_annotator
 
 
 def play(folder: str, queries: Sequence[Query], config: Config) -> list[Trajectory]:
@@ -74,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         episodes = play(args.model or str(prepare_base(config.policy, (), 0, folder)), queries, config)
     every, solved = {t.trajectory_id for t in episodes}, {t.trajectory_id for t in episodes if t.solved}
-    rows = {name: annotate(queries, episodes, annotator(name)) for name in ("rules", "lcs", "truth")}
+    rows = {name: annotate(queries, episodes, make_annotator(name)) for name in ("rules", "lcs", "truth")}
     print(f"annotators: {len(episodes)} episodes, {len(solved) / len(episodes):.0%} solved")
     for name, of in (("all episodes", every), ("solved episodes", solved)):
         ours, other = (agreement(rows[a], rows["truth"], of) for a in ("rules", "lcs"))

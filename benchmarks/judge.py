@@ -19,7 +19,7 @@ import numpy as np
 
 from steptool.config import EndpointConfig, JudgeConfig
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.rewards.annotators import annotate, counts_of, opened
+from steptool.rewards.annotators import annotate, annotator_counts, open_annotator
 
 DELAY, IN_FLIGHT, MANY, FEW = 0.2, 64, 768, 24
 QUERY = Query("q", "train", "desk", "cancel the last order of mira chen", ())
@@ -99,11 +99,11 @@ def episode(number: int) -> Trajectory:
 def rate(url: str, episodes: Sequence[Trajectory], in_flight: int, cache: str = "", asked: int | None = None) -> float:
     """Trajectories a second, with one vote each; checks how many requests that took."""
     endpoint = EndpointConfig(base_url=url, model="m", concurrency=in_flight)
-    with opened("judge", JudgeConfig(endpoint=endpoint, votes=1, cache=cache)) as judge:
+    with open_annotator("judge", JudgeConfig(endpoint=endpoint, votes=1, cache=cache)) as judge:
         began = time.perf_counter()
         rows = annotate([QUERY], episodes, judge)
         seconds = time.perf_counter() - began
-        assert counts_of(judge)["sent"] == (len(episodes) if asked is None else asked)
+        assert annotator_counts(judge)["sent"] == (len(episodes) if asked is None else asked)
     assert [row["contribution"] for row in rows] == [1.0, 0.6, 0.0, 1.0, None] * len(episodes)
     return len(episodes) / seconds
 

@@ -35,11 +35,10 @@ WORDS = TEXT.split()
 
 ANNOTATE = """
 import sys, time, resource
-from steptool.rewards.annotators import annotator
-from steptool.rewards.stream import annotate_file
+from steptool.rewards.annotators import annotate_file, make_annotator
 import pyarrow.parquet as pq
 start = time.process_time()
-rewards = annotate_file(sys.argv[1], sys.argv[2], annotator(sys.argv[4]), sys.argv[3])
+rewards = annotate_file(sys.argv[1], sys.argv[2], make_annotator(sys.argv[4]), sys.argv[3])
 spent, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(pq.read_metadata(rewards).num_rows, spent, peak)
 """

@@ -1,5 +1,6 @@
 """Scores of every step."""
 
+from steptool.artifacts.contracts import Cost
 from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config
 from tasks.runtime.artifacts import Parquet, local, scratch
@@ -10,10 +11,13 @@ from tasks.runtime.stage import stage
 def annotate(trajectories: Parquet, round: int, config: Config, queries: Parquet) -> Parquet:
     """Score the steps of a shard of trajectories by the configured annotator."""
     watch = Stopwatch("annotate", round)
-    from steptool.rewards.annotators import counts_of, opened
-    from steptool.rewards.stream import annotate_file
+    from steptool.rewards.annotators import annotate_file, annotator_counts, open_annotator
 
     target = scratch("annotate") / "rewards.parquet"
-    with opened(config.rewards.annotator, config.rewards.judge) as chosen:
-        annotate_file(local(queries), local(trajectories), chosen, target, lambda: watch.cost(counts=counts_of(chosen)))
+    with open_annotator(config.rewards.annotator, config.rewards.judge) as annotator:
+
+        def cost() -> Cost:
+            return watch.cost(counts=annotator_counts(annotator))
+
+        annotate_file(local(queries), local(trajectories), annotator, target, cost)
     return Parquet(str(target))

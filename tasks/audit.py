@@ -37,16 +37,15 @@ def audit(round: int, config: Config, queries: Parquet, trajectories: list[Parqu
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
     from steptool.artifacts import layout as names
     from steptool.report.rewards_page import rewards_page
-    from steptool.rewards.review import review
-    from steptool.rewards.thresholds import check
+    from steptool.rewards.audit_files import audit_files, check_thresholds
 
     joined = scratch("joined")
     played = concat(local_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round))
     scored = concat(local_all(rewards), REWARDS, joined / names.of_round("rewards", round))
     config = localize(config, scratch("fetched"), "rewards.audit.previous")
-    found = review(local(queries), played, scored, config)
+    found = audit_files(local(queries), played, scored, config)
     Deck("rewards", rewards_page(found, f"The rewards of round {round + 1}"))
-    check(found, config.rewards.audit, f"round {round + 1}")
+    check_thresholds(found, config.rewards.audit, f"round {round + 1}")
     return Audited(Parquet(str(played)), Parquet(str(scored)))
 
 
@@ -56,13 +55,13 @@ def review_rewards(
 ) -> Reviewed:
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
     from steptool.report.rewards_page import rewards_page, sentences
-    from steptool.rewards.review import review
+    from steptool.rewards.audit_files import audit_files
     from steptool.storage.delivery import deliver
 
     folder, scored = scratch("audit"), local(rewards)
     config = localize(config, scratch("fetched"), "rewards.audit.previous")
     other = fetched(compare, scratch("compared")) if compare else None
-    found = review(local(queries), local(trajectories), scored, config, other)
+    found = audit_files(local(queries), local(trajectories), scored, config, other)
     html = rewards_page(found, f"The rewards by {found.annotator}")
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / FIGURES).write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")

@@ -77,18 +77,19 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
     from steptool.artifacts import layout as names
     from steptool.artifacts.contracts import PREFERENCES, VERDICTS, write_rows
     from steptool.artifacts.rows import read_queries, read_trajectories
-    from steptool.judge.judging import asked, stored
+    from steptool.judge.outcome_judge import judge_outcomes
+    from steptool.judge.verdicts import read_verdicts
 
     files = localize(config, scratch("fetched"), "evaluation.verdicts").evaluation.verdicts
-    verdicts, preferences, counts = stored(files), [], {}
+    verdicts, preferences, counts = read_verdicts(files), [], {}
     if config.evaluation.judged:
         queries_by_id, episodes = {q.query_id: q for q in read_queries(local(queries))}, {}
         for policy, folder in zip(config.evaluation.policies, map(local, played), strict=True):
             every = read_trajectories(folder / names.of_policy(policy.name))
             episodes[policy.name] = [t for t in every if t.sample == 0]
-        fresh, preferences, counts = asked(config.rewards.judge, queries_by_id, episodes)
-        verdicts += fresh
-        say("judge", f"{len(fresh)} verdicts, {len(preferences)} preferences")
+        outcomes = judge_outcomes(config.rewards.judge, queries_by_id, episodes)
+        verdicts, preferences, counts = verdicts + outcomes.verdicts, outcomes.preferences, outcomes.counts
+        say("judge", f"{len(outcomes.verdicts)} verdicts, {len(preferences)} preferences")
     folder = scratch("judged")
     return Judged(
         Parquet(str(write_rows(folder / names.VERDICTS, verdicts, VERDICTS, watch.cost(counts=counts)))),

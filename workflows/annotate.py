@@ -22,7 +22,7 @@ def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: st
         queries: Parquet file of the queries that they answer.
         output: folder or url that receives the files; others there stay.
         compare: file or url of other rewards. On the same trajectories they are one more opinion (another annotator,
-            people's labels); on other trajectories, an earlier run that drift is measured against. None if empty.
+            human labels); on other trajectories, an earlier run that drift is measured against. None if empty.
     """
     rewards = score(trajectories=trajectories, round=-1, config=config, queries=queries)
     return review_rewards(

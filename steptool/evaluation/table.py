@@ -16,7 +16,7 @@ from steptool.evaluation.cost import cost_per_solved
 from steptool.evaluation.metrics import groups, wilson
 from steptool.evaluation.sampled import over_tries
 from steptool.evaluation.words import conclusion, points, probability
-from steptool.judge.rates import WinRate, judged_pass_rate, unanswered, win_rates
+from steptool.judge.verdicts import WinRate, judged_pass_rate, unanswered_queries, win_rates
 
 MAIN = "greedy"
 """The way of decoding that models are compared by."""
@@ -62,7 +62,7 @@ def _line(rows: Sequence[Row], verdicts: Sequence[Row], sampled: Sequence[Row]) 
     found = {measure: per_query(rows, measure).estimate() for measure in MEASURES}
     queries = {r["query_id"] for r in rows}
     low, high = wilson(found["pass_rate"], len(queries))
-    rate = judged_pass_rate(verdicts, queries, unanswered(rows))
+    rate = judged_pass_rate(verdicts, queries, unanswered_queries(rows))
     cost = cost_per_solved(rows)
     tries = over_tries(sampled)
     return {

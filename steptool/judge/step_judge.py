@@ -1,38 +1,25 @@
 """The annotator "judge": a chat model scores every step and the outcome by calling one function, in several votes.
 
 After StepTool (arXiv 2410.07745): success 0 or 1 and contribution 0 to 5 for each step, and Solved, Unsure or Unsolved
-for the whole. A vote that cannot be had is missing; a score without any vote is None, never 0.
+for the whole. A vote that cannot be had is missing; a score without any vote is None and not 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from statistics import fmean
 from typing import Any
 
 from steptool.chat.endpoint import Endpoint
 from steptool.config import JudgeConfig
-from steptool.judge.score import StepScore
-from steptool.judge.transcript import judged_steps, transcript
-from steptool.judge.votes import Question, Vote, Voters, prompt_hash
+from steptool.judge.annotator import StepScore
+from steptool.judge.verdicts import STATUS_SCORE, Status
+from steptool.judge.votes import Question, Vote, VotePanel, prompt_hash, steps_to_judge, transcript
 from steptool.records import Query, ToolSchema, Trajectory
 
-MOST = 5
-"""Highest contribution that is asked for."""
-
-
-class Status(StrEnum):
-    """A judge's verdict on an answer."""
-
-    SOLVED = "solved"
-    UNSURE = "unsure"
-    UNSOLVED = "unsolved"
-
-
-STATUS_SCORE: Mapping[Status, float] = {Status.SOLVED: 1.0, Status.UNSURE: 0.5, Status.UNSOLVED: 0.0}
-"""IsSolved by verdict."""
+HIGHEST = 5
+"""Highest contribution that the judge may give."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +45,9 @@ Grade three things and report them in one call of the function report_scores.
 1. success, for each step: 1 if the call was well formed and the tool did what was asked, 0 if the call was invalid
 or the observation shows a failure. A failure may hide in the text of an observation that claims success. An empty
 but regular result is a success.
-2. contribution, for each step: a whole number from 0 to {MOST}, how much the step helped to reach the final answer.
+2. contribution, for each step: a whole number from 0 to {HIGHEST}, how much the step helped to reach the final answer.
 0: nothing in it was of use (it failed, repeated what was known, or led nowhere). 1 or 2: of little use, such as
-ruling something out. 3 or 4: it brought a part of what the answer needs. {MOST}: the answer could not stand without
+ruling something out. 3 or 4: it brought a part of what the answer needs. {HIGHEST}: the answer could not stand without
 it. Where the task is to change something, the step that makes the change is such a part. Grade what the step did for
 this answer, not how good it looks. Being one of many steps earns nothing.
 3. status of the final answer: "{Status.SOLVED}" if it does everything that the task asks and the observations
@@ -72,11 +59,11 @@ not a step."""
 
 
 def _function(steps: int) -> ToolSchema:
-    """What the answer has to call; servers that decode by the schema give the right number of steps."""
+    """The function that the judge has to call; servers that decode by the schema give the right number of steps."""
     step = {
         "step": {"type": "integer", "description": "Number of the step"},
         "success": {"type": "integer", "enum": [0, 1]},
-        "contribution": {"type": "integer", "minimum": 0, "maximum": MOST},
+        "contribution": {"type": "integer", "minimum": 0, "maximum": HIGHEST},
     }
     properties = {
         "reason": {"type": "string", "description": "The grounds for the scores, in a few sentences"},
@@ -97,14 +84,14 @@ def _function(steps: int) -> ToolSchema:
     }
 
 
-class Judge:
+class StepJudge:
     """Scores by the votes of a chat model. Any number of threads may annotate with it."""
 
     name = "judge"
 
     def __init__(self, config: JudgeConfig) -> None:
-        """The time for all votes runs from here. Raises ValueError if the configuration names no endpoint."""
-        self._voters = Voters(Endpoint(config.endpoint, config.cache), config)
+        """The deadline for all votes is counted from here. Raises ValueError if the configuration has no endpoint."""
+        self._panel = VotePanel(Endpoint(config.endpoint, config.cache), config)
         self._limit = config.observation_limit
         endpoint = config.endpoint
         self.version = f"1 {endpoint.model} votes={config.votes} temperature={endpoint.temperature:g}"
@@ -115,17 +102,17 @@ class Judge:
         """One score per step. Raises EndpointRefused if the endpoint takes no request at all."""
         if not trajectory.steps:
             return []
-        question = _question(len(judged_steps(trajectory)))
-        votes = self._voters.votes(question, transcript(query, trajectory, self._limit))
+        question = _question(len(steps_to_judge(trajectory)))
+        votes = self._panel.ask(question, transcript(query, trajectory, self._limit))
         return _scores(trajectory, votes)
 
     def counts(self) -> dict[str, float]:
-        """What was asked, came back and was spent until now, by name."""
-        return self._voters.counts()
+        """Requests, replies and costs until now, by name."""
+        return self._panel.counts()
 
     def close(self) -> None:
         """Close the endpoint."""
-        self._voters.close()
+        self._panel.close()
 
 
 def _question(steps: int) -> Question[Judgement]:
@@ -133,72 +120,73 @@ def _question(steps: int) -> Question[Judgement]:
 
 
 def _judgement(arguments: Mapping[str, Any], steps: int) -> Judgement:
+    """The arguments of the call as a judgement. Raises ValueError saying what is wrong with them."""
     try:
         status = Status(str(arguments.get("status")))
     except ValueError:
         raise ValueError(f"status must be one of {', '.join(Status)}") from None
-    listed = arguments.get("steps")
-    if not isinstance(listed, list) or len(listed) != steps:
-        got = f"{len(listed)}" if isinstance(listed, list) else "no list"
+    entries = arguments.get("steps")
+    if not isinstance(entries, list) or len(entries) != steps:
+        got = f"{len(entries)}" if isinstance(entries, list) else "no list"
         raise ValueError(f"steps must list {steps} entries, one for each step; got {got}")
-    scores = [_step_scores(entry, number) for number, entry in enumerate(listed, start=1)]
+    scores = [_entry_scores(entry, number) for number, entry in enumerate(entries, start=1)]
     successes, contributions = tuple(s for s, _ in scores), tuple(c for _, c in scores)
     return Judgement(successes, contributions, status, str(arguments.get("reason", "")))
 
 
-def _step_scores(entry: object, number: int) -> tuple[int, int]:
+def _entry_scores(entry: object, number: int) -> tuple[int, int]:
     """Success and contribution of one entry. Raises ValueError saying what is wrong with it."""
     if not isinstance(entry, dict) or entry.get("step") != number:
         raise ValueError(f"entry {number} of steps must be an object with the step {number}")
-    return _whole(entry, "success", 1, number), _whole(entry, "contribution", MOST, number)
+    return _whole_number(entry, "success", 1, number), _whole_number(entry, "contribution", HIGHEST, number)
 
 
-def _whole(entry: Mapping[str, Any], name: str, most: int, number: int) -> int:
+def _whole_number(entry: Mapping[str, Any], name: str, highest: int, number: int) -> int:
     value = entry.get(name)
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{name} of step {number} must be a whole number from 0 to {most}")
+    if type(value) is not int or not 0 <= value <= highest:
+        raise ValueError(f"{name} of step {number} must be a whole number from 0 to {highest}")
     return value
 
 
 def _scores(trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> list[StepScore]:
-    judged = len(judged_steps(trajectory))
-    last = len(trajectory.steps) - 1
-    scores = [_score(trajectory, number, votes) for number in range(judged)]
-    if judged <= last:  # the Finish
-        scores.append(StepScore(1.0 if _given(votes) else None, None))
-    return [*scores[:last], _with_outcome(scores[last], trajectory, votes)]
+    """The scores of all steps; a closing Finish succeeds if there is any vote."""
+    count = len(steps_to_judge(trajectory))
+    scores = [_score(number, votes) for number in range(count)]
+    if count < len(trajectory.steps):
+        scores.append(StepScore(1.0 if _judgements(votes) else None, None))
+    return [*scores[:-1], _with_outcome(scores[-1], trajectory, votes)]
 
 
-def _score(trajectory: Trajectory, number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
+def _score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
     successes = [vote.answer.successes[number] if vote.answer else None for vote in votes]
     contributions = [vote.answer.contributions[number] if vote.answer else None for vote in votes]
     contribution = _mean(contributions)
     return StepScore(
         succ_calling=_mean(successes),
-        contribution=None if contribution is None else contribution / MOST,
+        contribution=None if contribution is None else contribution / HIGHEST,
         votes={"succ_calling": successes, "contribution": contributions},
     )
 
 
 def _with_outcome(score: StepScore, trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> StepScore:
-    """The last score with IsSolved. Without an answer that is 0 whatever the votes say, but missing without a vote."""
+    """The last score with IsSolved: missing without a vote, 0 without an answer, else the mean of the votes."""
     statuses = [vote.answer.status if vote.answer else None for vote in votes]
     solved = _mean([None if status is None else STATUS_SCORE[status] for status in statuses])
-    given = _given(votes)
+    judgements = _judgements(votes)
     return StepScore(
         score.succ_calling,
         score.contribution,
-        is_solved=0.0 if given and trajectory.final_answer is None else solved,
+        is_solved=0.0 if judgements and trajectory.final_answer is None else solved,
         votes={**score.votes, "is_solved": statuses, "missing": [vote.problem for vote in votes if vote.problem]},
-        rationale=given[0].reason if given else f"missing: {votes[0].problem}",
+        rationale=judgements[0].reason if judgements else f"missing: {votes[0].problem}",
     )
 
 
-def _given(votes: Sequence[Vote[Judgement]]) -> list[Judgement]:
+def _judgements(votes: Sequence[Vote[Judgement]]) -> list[Judgement]:
     return [vote.answer for vote in votes if vote.answer]
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:
-    """Over the votes that were given; None if none was."""
-    given = [score for score in scores if score is not None]
-    return fmean(given) if given else None
+    """Mean of the scores that are there; None if there are none."""
+    known = [score for score in scores if score is not None]
+    return fmean(known) if known else None

@@ -1,4 +1,4 @@
-"""Votes of a judge: a chat model that answers by calling one function, asked again where the answer is of no use."""
+"""What a judge reads and how it answers: transcripts of trajectories, and votes that are calls of one function."""
 
 from __future__ import annotations
 
@@ -7,55 +7,52 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.config import JudgeConfig
-from steptool.records import Message, ToolSchema
+from steptool.records import Message, Query, Step, StepStatus, ToolSchema, Trajectory
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Question(Generic[T]):
-    """What is asked in one wording, and how its answers are read."""
+    """Instructions to a judge, the function that it has to call, and how the call is read."""
 
     instructions: str
     function: ToolSchema
-    """The function that the answer has to call."""
     read: Callable[[Mapping[str, Any]], T]
-    """Its arguments as an answer. Raises ValueError saying what is wrong with them."""
+    """Turns the arguments of the call into an answer. Raises ValueError saying what is wrong with them."""
 
 
 @dataclass(frozen=True)
 class Vote(Generic[T]):
-    """One answer, or why there is none."""
+    """One answer; or None, and the problem that prevented it."""
 
     answer: T | None
     problem: str = ""
 
 
-class Voters:
-    """A judge's endpoint with its limits. The time for all its votes runs from the moment this is made."""
+class VotePanel:
+    """Asks the same question several times. The deadline for all votes is counted from the making of the panel."""
 
     def __init__(self, endpoint: Endpoint, config: JudgeConfig) -> None:
-        self.config = config
-        self._endpoint, self._deadline = endpoint, time.monotonic() + config.deadline
+        self._config, self._endpoint = config, endpoint
+        self._deadline = time.monotonic() + config.deadline
         self._counts, self._lock = Counter[str](), threading.Lock()
 
-    def votes(self, question: Question[T], text: str) -> list[Vote[T]]:
+    def ask(self, question: Question[T], text: str) -> list[Vote[T]]:
         """The configured number of votes on a text. Raises EndpointRefused if the endpoint takes no request at all."""
-        return [self._vote(question, text, number) for number in range(self.config.votes)]
+        return [self._vote(question, text, number) for number in range(self._config.votes)]
 
     def counts(self) -> dict[str, float]:
-        """What was asked, came back and was spent until now, by name."""
+        """Requests, replies and costs until now, by name."""
         with self._lock:
-            return {
-                **self._endpoint.usage.counts(),
-                **{n: self._counts[n] for n in ("answers of no use", "votes missing")},
-            }
+            own = {name: self._counts[name] for name in ("answers of no use", "votes missing")}
+        return {**self._endpoint.usage.counts(), **own}
 
     def close(self) -> None:
         """Close the endpoint."""
@@ -63,16 +60,16 @@ class Voters:
 
     def _vote(self, question: Question[T], text: str, number: int) -> Vote[T]:
         problems: list[str] = []
-        for _ in range(self.config.attempts):
+        for _ in range(self._config.attempts):
             try:
                 reply = self._endpoint.chat(
                     _messages(question, text, problems),
                     [question.function],
-                    {"type": "function", "function": {"name": _name(question)}},
+                    {"type": "function", "function": {"name": _function_name(question)}},
                     vote=number,
                     deadline=self._deadline,
                 )
-                return Vote(question.read(_arguments(reply.message, _name(question))))
+                return Vote(question.read(_arguments(reply.message, _function_name(question))))
             except EndpointRefused:
                 raise
             except EndpointError as error:
@@ -80,33 +77,33 @@ class Voters:
                 break
             except ValueError as error:
                 problems.append(str(error))
-                self._note("answers of no use")
-        self._note("votes missing")
+                self._count("answers of no use")
+        self._count("votes missing")
         return Vote(None, problems[-1])
 
-    def _note(self, name: str) -> None:
+    def _count(self, name: str) -> None:
         with self._lock:
             self._counts[name] += 1
 
 
 def prompt_hash(question: Question[Any], *parts: object) -> str:
-    """Short hash of everything in a prompt that is not the text judged; `parts`: what else shapes it."""
-    whole = json.dumps([question.instructions, question.function, _AGAIN, *parts], sort_keys=True)
+    """Short hash of everything in a prompt but the text that is judged; `parts`: what else shapes the prompt."""
+    whole = json.dumps([question.instructions, question.function, _RETRY, *parts], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
 
-_AGAIN = "Earlier answers to this could not be used. Call the function {name} once, with these mistakes mended:"
+_RETRY = "Earlier answers to this could not be used. Call the function {name} once, with these mistakes mended:"
 
 
 def _messages(question: Question[Any], text: str, problems: list[str]) -> list[Message]:
-    """The prompt. That it names what was wrong makes it another request: the same would bring the same again."""
+    """The prompt. A further attempt names the earlier problems: an unchanged request would bring the same answer."""
     if problems:
         mistakes = "\n".join(f"{number}. {problem}" for number, problem in enumerate(problems, start=1))
-        text = f"{text}\n\n{_AGAIN.format(name=_name(question))}\n{mistakes}"
+        text = f"{text}\n\n{_RETRY.format(name=_function_name(question))}\n{mistakes}"
     return [{"role": "system", "content": question.instructions}, {"role": "user", "content": text}]
 
 
-def _name(question: Question[Any]) -> str:
+def _function_name(question: Question[Any]) -> str:
     return str(question.function["function"]["name"])
 
 
@@ -127,3 +124,57 @@ def _arguments(message: Message, name: str) -> Mapping[str, Any]:
     if called != name or not isinstance(arguments, dict):
         raise ValueError(f"expected a call of {name} with an object of arguments")
     return arguments
+
+
+def steps_to_judge(trajectory: Trajectory) -> Sequence[Step]:
+    """The steps before the final Finish; all steps where there is no Finish."""
+    steps = trajectory.steps
+    return steps[:-1] if steps and steps[-1].status is StepStatus.FINISH else steps
+
+
+def transcript(query: Query, trajectory: Trajectory, limit: int) -> str:
+    """The task, the numbered steps and the final answer. Texts longer than `limit` characters are cut, with a mark.
+
+    Texts by tools and models are written as JSON strings, so that they cannot pass for a part of the prompt.
+    """
+    steps, user_turns = steps_to_judge(trajectory), _user_turns(trajectory)
+    parts = [
+        f"Step {number}\n{_step(step, limit)}" + "".join(f"\nThe user goes on: {_quote(u, limit)}" for u in turns)
+        for number, (step, turns) in enumerate(zip(steps, user_turns, strict=False), start=1)
+    ]
+    task = f"Task: {_quote(query.instruction, limit)}"
+    answer = "none was given" if trajectory.final_answer is None else _quote(trajectory.final_answer, limit)
+    return "\n\n".join([task, f"Number of steps: {len(steps)}", *parts, f"Final answer: {answer}"])
+
+
+def _user_turns(trajectory: Trajectory) -> list[list[str]]:
+    """What the user says after each step, in episodes that go on after an answer."""
+    turns: list[list[str]] = [[] for _ in trajectory.steps]
+    step = -1
+    for message in trajectory.messages:
+        step += message["role"] == "assistant"
+        if message["role"] == "user" and 0 <= step < len(turns):
+            turns[step].append(str(message["content"]))
+    return turns
+
+
+def _step(step: Step, limit: int) -> str:
+    if step.call is None:
+        call = "Call: none that could be read"
+    else:
+        arguments = json.dumps(dict(step.call.arguments), ensure_ascii=False)
+        call = f"Tool: {_quote(step.call.name, limit)}\nArguments: {_cut(replace_surrogates(arguments), limit)}"
+    return f"{call}\nObservation: {_quote(step.observation, limit)}"
+
+
+def _quote(text: str, limit: int) -> str:
+    return _cut(json.dumps(replace_surrogates(text), ensure_ascii=False), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... [cut: {limit} of {len(text)} characters shown]"
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates, which tools and models may return but no request or file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -19,7 +19,7 @@ _LABELS = {
     "completion_tokens": "tokens written",
     "money": "money, at the configured prices",
 }
-"""The counts of steptool.judge.votes in the order of the table."""
+"""The counts of steptool.judge.votes.VotePanel in the order of the table."""
 
 
 @dataclass(frozen=True)

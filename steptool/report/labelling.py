@@ -19,11 +19,11 @@ from markupsafe import Markup
 
 from steptool.artifacts.contracts import REWARDS, Row, write_rows
 from steptool.artifacts.rows import iter_trajectories
-from steptool.judge.human import LabelError, label_rows, read_labels, sheet, write_sheet
+from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
 from steptool.records import Trajectory
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed
-from steptool.rewards.stream import QueryTable
+from steptool.rewards.annotators import QueryTable
 
 FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")
 
@@ -38,9 +38,9 @@ def labelling_form(rows: Sequence[Row], title: str = "Label steps") -> str:
 def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed: int = 0) -> int:
     """Write the form and the tables of some episodes, drawn at random; how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = list(sheet(QueryTable(queries), _drawn(trajectories, episodes, seed)))
+    rows = list(label_table(QueryTable(queries), _drawn(trajectories, episodes, seed)))
     for name in TABLES:
-        write_sheet(rows, folder / name)
+        write_table(rows, folder / name)
     (folder / FORM).write_text(labelling_form(rows, f"Label steps of {trajectories.name}"), encoding="utf-8")
     return len({row["trajectory_id"] for row in rows})
 

@@ -23,9 +23,9 @@ from steptool.report.run_inputs import (
     summarise_round,
 )
 from steptool.rewards.audit import Audit
-from steptool.rewards.review import review
-from steptool.rewards.running import RunningScale
-from steptool.rewards.step_rewards import step_rewards
+from steptool.rewards.audit_files import audit_files
+from steptool.rewards.compose import step_rewards
+from steptool.rewards.running_scale import RunningScale
 
 PAIRS = 8
 """Tasks of each tier that are shown before and after training."""
@@ -71,7 +71,7 @@ def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int,
 
 def _audit(folder: Path, config: Config, round: int) -> Audit:
     episodes, rewards = (folder / names.of_round(kind, round) for kind in ("trajectories", "rewards"))
-    return review(folder / names.QUERIES, episodes, rewards, config)
+    return audit_files(folder / names.QUERIES, episodes, rewards, config)
 
 
 def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row]) -> Iterator[EpisodePair]:

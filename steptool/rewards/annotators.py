@@ -1,55 +1,57 @@
-"""Annotation of trajectories, and the annotators that are known by name."""
+"""Annotators by name, and the annotation of trajectories in memory and from file to file."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 
-from steptool.artifacts.contracts import Row
+from steptool.artifacts.contracts import QUERIES, REWARDS, Cost, Row, read_table, write_rows
+from steptool.artifacts.rows import iter_trajectories, query_from
 from steptool.config import JudgeConfig
-from steptool.judge.score import Annotator, StepScore, Waiting
-from steptool.judge.transcript import plain
+from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore
+from steptool.judge.votes import replace_surrogates
 from steptool.records import Query, Trajectory
 from steptool.rewards.rules import DataFlowRules, OverlapRules
 from steptool.rewards.truth import Truth
 from steptool.storage.threads import in_order
 
-__all__ = ["ANNOTATORS", "Annotator", "StepScore", "annotate", "annotator", "counts_of", "opened", "score_steps"]
-
 ANNOTATORS: Mapping[str, Callable[[], Annotator]] = {"rules": DataFlowRules, "lcs": OverlapRules, "truth": Truth}
-"""Annotators by the name that a configuration uses, but for "judge", which takes a configuration of its own."""
+"""Annotators by the name that a configuration uses. "judge" is not among them: it needs a configuration of its own."""
 
 
-def annotator(name: str, judge: JudgeConfig | None = None) -> Annotator:
-    """The annotator of this name. Raises ValueError listing the known names, and for a judge without an endpoint."""
+def make_annotator(name: str, judge: JudgeConfig | None = None) -> Annotator:
+    """The annotator of this name. Raises ValueError for an unknown name, and for a judge without an endpoint."""
     if name == "judge":
-        from steptool.judge.step_judge import Judge  # the client takes half a second to import
+        from steptool.judge.step_judge import StepJudge  # its HTTP client takes half a second to import
 
-        return Judge(judge or JudgeConfig())
+        return StepJudge(judge or JudgeConfig())
     if name not in ANNOTATORS:
         raise ValueError(f"unknown annotator '{name}': expected one of judge, {', '.join(sorted(ANNOTATORS))}")
     return ANNOTATORS[name]()
 
 
 @contextmanager
-def opened(name: str, judge: JudgeConfig | None = None) -> Iterator[Annotator]:
-    """The annotator of this name, closed at the end if it holds anything open."""
-    chosen = annotator(name, judge)
+def open_annotator(name: str, judge: JudgeConfig | None = None) -> Iterator[Annotator]:
+    """The annotator of this name; its connections are closed in the end."""
+    annotator = make_annotator(name, judge)
     try:
-        yield chosen
+        yield annotator
     finally:
-        if isinstance(chosen, Waiting):
-            chosen.close()
+        if isinstance(annotator, RemoteAnnotator):
+            annotator.close()
 
 
-def counts_of(annotator: Annotator) -> dict[str, float]:
-    """What an annotator that waits for others asked and spent until now; empty for one that does not."""
-    return annotator.counts() if isinstance(annotator, Waiting) else {}
+def annotator_counts(annotator: Annotator) -> dict[str, float]:
+    """Requests, replies and costs of an annotator until now; empty for one that asks nobody."""
+    return annotator.counts() if isinstance(annotator, RemoteAnnotator) else {}
 
 
 def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annotator: Annotator) -> list[Row]:
-    """Rows of `rewards`: one per step of each trajectory, in order.
+    """Rows of REWARDS: one per step of each trajectory, in order.
 
     Raises ValueError for a trajectory whose query is not among `queries` and for an annotator that skips a step.
     """
@@ -59,24 +61,24 @@ def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annot
 def score_steps(
     queries: Mapping[str, Query], trajectories: Iterable[Trajectory], annotator: Annotator
 ) -> Iterator[Row]:
-    """The same as a stream: a trajectory is taken when the rows of the one before are gone.
+    """The rows of `annotate` as a stream: it takes a trajectory when the rows of the one before have been used.
 
-    An annotator that waits gets several at once; some more are then taken ahead.
+    For a remote annotator it takes some trajectories ahead, so that several wait for the server at the same time.
     """
-    if isinstance(annotator, Waiting):
-        scored = in_order(lambda t: _rows(queries, t, annotator), trajectories, annotator.concurrency)
+    if isinstance(annotator, RemoteAnnotator):
+        parts = in_order(lambda t: _rows(queries, t, annotator), trajectories, annotator.concurrency)
     else:
-        scored = (_rows(queries, t, annotator) for t in trajectories)
-    return (row for rows in scored for row in rows)
+        parts = (_rows(queries, t, annotator) for t in trajectories)
+    return (row for rows in parts for row in rows)
 
 
-def _rows(known: Mapping[str, Query], trajectory: Trajectory, annotator: Annotator) -> list[Row]:
-    if trajectory.query_id not in known:
+def _rows(queries: Mapping[str, Query], trajectory: Trajectory, annotator: Annotator) -> list[Row]:
+    if trajectory.query_id not in queries:
         raise ValueError(
             f"trajectory '{trajectory.trajectory_id}' answers the query '{trajectory.query_id}', which is not "
-            f"among the {len(known)} queries given; annotate trajectories with the queries they were rolled out on"
+            f"among the {len(queries)} queries given; annotate trajectories with the queries they were rolled out on"
         )
-    scores = annotator.annotate(known[trajectory.query_id], trajectory)
+    scores = annotator.annotate(queries[trajectory.query_id], trajectory)
     if len(scores) != len(trajectory.steps):
         raise ValueError(
             f"annotator '{annotator.name}' gave {len(scores)} scores for the {len(trajectory.steps)} steps of "
@@ -95,6 +97,48 @@ def _row(trajectory: Trajectory, number: int, score: StepScore, annotator: Annot
         "succ_calling": score.succ_calling,
         "contribution": score.contribution,
         "is_solved": score.is_solved,
-        "votes": plain(json.dumps(dict(score.votes), ensure_ascii=False)),
-        "rationale": plain(score.rationale),
+        "votes": replace_surrogates(json.dumps(dict(score.votes), ensure_ascii=False)),
+        "rationale": replace_surrogates(score.rationale),
     }
+
+
+_SHARED = ("tools", "environment", "split", "source", "tier")
+"""Columns of queries whose values repeat in many rows; each value is kept once in memory."""
+_PARSED = 256
+"""Number of queries that are kept as objects."""
+
+
+class QueryTable(Mapping[str, Query]):
+    """The queries of a file by id. They stay columns in memory; a query is parsed when it is looked up."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        table = read_table(path, QUERIES)
+        for name in _SHARED:
+            table = table.set_column(table.schema.get_field_index(name), name, table[name].dictionary_encode())
+        self._table = table
+        self._places = {query_id: place for place, query_id in enumerate(table["query_id"].to_pylist())}
+        self._parsed = lru_cache(_PARSED)(self._parse)
+
+    def __getitem__(self, query_id: str) -> Query:
+        return self._parsed(self._places[query_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _parse(self, place: int) -> Query:
+        return query_from(self._table.slice(place, 1).to_pylist()[0])
+
+
+def annotate_file(
+    queries: str | os.PathLike[str],
+    trajectories: str | os.PathLike[str],
+    annotator: Annotator,
+    target: str | os.PathLike[str],
+    cost: Callable[[], Cost] | None = None,
+) -> Path:
+    """Write the rewards of a file of trajectories as a stream, in the order of the file. Raises as `annotate` does."""
+    rows = score_steps(QueryTable(queries), iter_trajectories(trajectories), annotator)
+    return write_rows(target, rows, REWARDS, cost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from steptool.artifacts.contracts import Row
 from steptool.config import RewardConfig
+from steptool.records import Trajectory
 
 _SOURCE = ("annotator", "annotator_version", "prompt_hash")
 
@@ -45,6 +47,19 @@ def compose(
             rewards_T[:-1] /= max(1, len(rows) - 1)
     rewards_T[-1] = rows[-1]["is_solved"]
     return rewards_T
+
+
+def step_rewards(
+    trajectories: Sequence[Trajectory],
+    reward_rows: Iterable[Row],
+    config: RewardConfig,
+    reward: Literal["step", "final"] = "step",
+) -> list[npt.NDArray[np.float64] | None]:
+    """For each trajectory the rewards [T] of its steps, None where a score that is needed is missing."""
+    scores: dict[str, list[Row]] = defaultdict(list)
+    for row in reward_rows:
+        scores[row["trajectory_id"]].append(row)
+    return [compose(scores[t.trajectory_id], config, reward) for t in trajectories]
 
 
 def annotator_label(row: Row) -> str:

@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from itertools import product
 
-from steptool.judge.score import StepScore
+from steptool.judge.annotator import StepScore
 from steptool.records import Query, Step, StepStatus, StopReason, Trajectory
 from steptool.rewards.observations import failure, leaves, mentions, normalise, parse, payload, text_of, values
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from steptool.judge.score import StepScore
+from steptool.judge.annotator import StepScore
 from steptool.records import Query, Step, StepStatus, ToolCall, Trajectory
 
 SUCCEEDED = frozenset({StepStatus.OK, StepStatus.FINISH})

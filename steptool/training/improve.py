@@ -9,8 +9,8 @@ from pathlib import Path
 from steptool.artifacts.contracts import Row
 from steptool.config import Config
 from steptool.records import Trajectory
-from steptool.rewards.running import RunningScale
-from steptool.rewards.step_rewards import step_rewards
+from steptool.rewards.compose import step_rewards
+from steptool.rewards.running_scale import RunningScale
 from steptool.training.algorithms.rft import rejection_round
 from steptool.training.metrics import RoundResult
 from steptool.training.planned import OnCheckpoint

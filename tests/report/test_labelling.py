@@ -1,4 +1,4 @@
-"""The form for people's labels: the command, and the page in a real browser."""
+"""The form for human labels: the command, and the page in a real browser."""
 
 import json
 import re
@@ -39,8 +39,8 @@ def test_labels_go_out_and_come_back(files: tuple[Path, Path], tmp_path: Path, c
     assert main(["import", trajectories, str(tmp_path / "rewards.parquet"), str(labels)]) == 0
     rows = read_rows(tmp_path / "rewards.parquet", REWARDS)
     assert [(r["trajectory_id"], r["step"], r["annotator"], r["contribution"]) for r in rows] == [
-        ("t1", 0, "people", 1.0),
-        ("t1", 1, "people", None),
+        ("t1", 0, "human", 1.0),
+        ("t1", 1, "human", None),
     ]
     labels.write_text("[{}]")
     assert main(["import", trajectories, str(tmp_path / "again.parquet"), str(labels)]) == 1

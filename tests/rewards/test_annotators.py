@@ -1,11 +1,13 @@
 import json
+from collections.abc import Callable
 
 import pytest
 
-from steptool.artifacts.contracts import REWARDS, read_rows, write_rows
-from steptool.judge.score import StepScore
-from steptool.records import StepStatus
-from steptool.rewards.annotators import ANNOTATORS, annotate, annotator
+from steptool.artifacts.contracts import REWARDS, Cost, read_costs, read_rows, write_rows
+from steptool.artifacts.rows import query_row, read_queries, write_queries, write_trajectories
+from steptool.judge.annotator import StepScore
+from steptool.records import Query, Step, StepStatus, Trajectory
+from steptool.rewards.annotators import ANNOTATORS, QueryTable, annotate, annotate_file, make_annotator
 
 
 class Generous:
@@ -24,14 +26,14 @@ class Forgetful(Generous):
 
 def test_an_unknown_annotator_is_refused_with_the_known_names():
     with pytest.raises(ValueError, match="unknown annotator 'oracle': expected one of judge, lcs, rules, truth"):
-        annotator("oracle")
+        make_annotator("oracle")
 
 
 @pytest.mark.parametrize("name", sorted(ANNOTATORS))
 def test_annotators_are_stored_under_their_name(name, make_query, make_step, make_trajectory):
-    rows = annotate([make_query()], [make_trajectory([make_step("f", {"a": 1})], "1")], annotator(name))
+    rows = annotate([make_query()], [make_trajectory([make_step("f", {"a": 1})], "1")], make_annotator(name))
     assert {(r["annotator"], r["annotator_version"], r["prompt_hash"]) for r in rows} == {
-        (name, annotator(name).version, "")
+        (name, make_annotator(name).version, "")
     }
 
 
@@ -46,7 +48,7 @@ def test_rows_keep_their_contract_and_what_is_missing_stays_missing(tmp_path, ma
 
 def test_a_trajectory_of_an_unknown_query_is_refused(make_query, make_trajectory):
     with pytest.raises(ValueError, match="trajectory 't1' answers the query 'q1', which is not among the 1 queries"):
-        annotate([make_query(query_id="q2")], [make_trajectory([], "1")], annotator("rules"))
+        annotate([make_query(query_id="q2")], [make_trajectory([], "1")], make_annotator("rules"))
 
 
 def test_an_annotator_that_skips_a_step_is_refused(make_query, make_trajectory):
@@ -69,12 +71,42 @@ def test_truth_consumes_each_reference_call_once(make_query, make_step, make_tra
         "done",
         solved=1.0,
     )
-    rows = annotate([query], [trajectory], annotator("truth"))
+    rows = annotate([query], [trajectory], make_annotator("truth"))
     assert [r["contribution"] for r in rows] == [0, 1, 0, 0, 1, None]
     assert [r["succ_calling"] for r in rows] == [0, 1, 1, 1, 1, 1]
     assert [r["is_solved"] for r in rows] == [None, None, None, None, None, 1.0]
 
 
 def test_where_there_is_no_truth_the_scores_are_missing(make_query, make_step, make_trajectory):
-    rows = annotate([make_query()], [make_trajectory([make_step("f", "{}")], "done")], annotator("truth"))
+    rows = annotate([make_query()], [make_trajectory([make_step("f", "{}")], "done")], make_annotator("truth"))
     assert [(r["contribution"], r["is_solved"]) for r in rows] == [(None, None), (None, None)]
+
+
+def test_files_are_scored_as_lists_are(
+    tmp_path,
+    make_query: Callable[..., Query],
+    make_step: Callable[..., Step],
+    make_trajectory: Callable[..., Trajectory],
+) -> None:
+    queries = [make_query(query_id=f"q{n}", instruction=f"task {n}", tools=({"n": n % 2},)) for n in range(5)]
+    step = make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03")
+    episodes = [
+        make_trajectory([step] * (n % 3), "ord_07", trajectory_id=f"t{n}", query_id=f"q{n % 5}") for n in range(150)
+    ]
+    asked = write_queries(tmp_path / "queries.parquet", queries)
+    played = write_trajectories(tmp_path / "trajectories.parquet", episodes)
+    seconds = iter([1.5])
+    target = annotate_file(
+        asked, played, make_annotator("rules"), tmp_path / "r.parquet", lambda: Cost("annotate", seconds=next(seconds))
+    )
+    assert read_rows(target, REWARDS) == annotate(queries, episodes, make_annotator("rules"))
+    assert [c.seconds for c in read_costs(target)] == [1.5]
+
+
+def test_a_table_of_queries_is_the_queries(tmp_path, make_query: Callable[..., Query]) -> None:
+    queries = [make_query(query_id=f"q{n}", tools=({"same": 1},), reference={"answer": str(n)}) for n in range(3)]
+    table = QueryTable(write_queries(tmp_path / "queries.parquet", queries))
+    assert (list(table), len(table)) == (["q0", "q1", "q2"], 3)
+    assert [query_row(table[q]) for q in table] == [query_row(q) for q in read_queries(tmp_path / "queries.parquet")]
+    with pytest.raises(KeyError):
+        table["q9"]

@@ -4,9 +4,9 @@ import pytest
 
 from steptool.config import AuditConfig, RewardConfig
 from steptool.records import StepStatus
-from steptool.rewards.annotators import annotate, annotator
+from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.audit import audit
-from steptool.rewards.thresholds import AuditError, check
+from steptool.rewards.audit_files import AuditError, check_thresholds
 
 CONFIG = RewardConfig(step_weight=1.0, alpha=0.5)
 
@@ -131,7 +131,7 @@ def test_rules_and_truth_agree_where_the_reference_is_followed(make_query, make_
     query = make_query(reference={"answer": "ord_07", "calls": calls})
     step = make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03")
     trajectory = make_trajectory([step], "ord_07", solved=1.0)
-    rows = [r for name in ("rules", "truth") for r in annotate([query], [trajectory], annotator(name))]
+    rows = [r for name in ("rules", "truth") for r in annotate([query], [trajectory], make_annotator(name))]
     found = audit({"q1": query}, [trajectory], rows, CONFIG)
     assert [a.table for a in found.agreements] == [((0, 0), (0, 2)), ((0, 0), (0, 1)), ((0, 0), (0, 1))]
     assert found.disputes == []
@@ -150,15 +150,15 @@ def test_rules_and_truth_agree_where_the_reference_is_followed(make_query, make_
 )
 def test_a_figure_beyond_its_threshold_stops_the_run(thresholds, said, episodes):
     found = audit({}, episodes, [*RULES, *OTHER], CONFIG)
-    check(found, AuditConfig(), "round 1")
+    check_thresholds(found, AuditConfig(), "round 1")
     with pytest.raises(AuditError, match=said) as caught:
-        check(found, AuditConfig(**thresholds), "round 1")
+        check_thresholds(found, AuditConfig(**thresholds), "round 1")
     assert str(caught.value).startswith("round 1: the rewards by 'rules 1' were refused, and PPO did not start")
 
 
 def test_missing_scores_stop_the_run_by_default_when_they_are_most(episodes):
     with pytest.raises(AuditError, match=r"0\.750 of the episodes .* above rewards\.audit\.max_missing 0\.5"):
-        check(audit({}, episodes, RULES[:2], CONFIG), AuditConfig(), "round 1")
+        check_thresholds(audit({}, episodes, RULES[:2], CONFIG), AuditConfig(), "round 1")
 
 
 def test_what_the_reward_does_not_need_may_be_missing(episodes):
@@ -170,4 +170,4 @@ def test_what_the_reward_does_not_need_may_be_missing(episodes):
 def test_a_figure_that_is_not_defined_stops_nothing(make_step, make_trajectory):
     alone = make_trajectory([make_step("look", "1")], "1", trajectory_id="a", solved=1.0)
     strict = AuditConfig(max_missing=0.0, min_auroc=1.0, min_kappa=1.0, max_farming=-1.0)
-    check(audit({}, [alone], RULES[:2], CONFIG), strict, "round 1")
+    check_thresholds(audit({}, [alone], RULES[:2], CONFIG), strict, "round 1")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import TIERS, draw_query
 from steptool.records import Step, StepStatus, StopReason
-from steptool.rewards.annotators import annotate, annotator
+from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.rules import DataFlowRules, OverlapRules, is_solved, overlap
 
 
@@ -190,7 +190,7 @@ def test_the_rules_agree_with_the_desk_about_its_experts_steps():
     rng, queries = random.Random(0), [draw_query("train", t, f"agreement/{i}") for t in TIERS for i in range(40)]
     trajectories = [Expert(q, rng, 0.35, 0.0).attempt() for q in queries]
     solved = [t for t in trajectories if t.solved == 1]
-    by_rule, by_truth = (annotate(queries, solved, annotator(name)) for name in ("rules", "truth"))
+    by_rule, by_truth = (annotate(queries, solved, make_annotator(name)) for name in ("rules", "truth"))
     pairs = [(a["contribution"], b["contribution"]) for a, b in zip(by_rule, by_truth, strict=True)]
     needed = [rule for rule, truth in pairs if truth == 1]
     needless = [rule for rule, truth in pairs if truth == 0]

@@ -13,7 +13,7 @@ from steptool.environments.desk.tasks import LONG, SINGLE, DeskEnvironment, draw
 from steptool.evaluation.metrics import evaluate, summarise
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls, without_last_call
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.rewards.annotators import ANNOTATORS, annotate, annotator
+from steptool.rewards.annotators import ANNOTATORS, annotate, make_annotator
 
 OK, UNKNOWN = StepStatus.OK, StepStatus.UNKNOWN_TOOL
 UP = ToolCall(FINISH, {"return_type": "give_up_and_restart"})
@@ -225,9 +225,11 @@ def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query]
     assert [(r["passed"], r["recall"], r["invalid_calls"], r["tokens"]) for r in rows] == [(1.0, 1.0, 0, 0)] * 12
     assert summarise(rows, draws=50)["all"]["pass_rate"] == 1.0
     for name in ANNOTATORS:
-        scores = annotate(desk_tasks, played, annotator(name))
+        scores = annotate(desk_tasks, played, make_annotator(name))
         assert len(scores) == sum(len(t.steps) for t in played)
-    assert [s["is_solved"] for s in annotate(desk_tasks, played, annotator("truth")) if s["is_solved"]] == [1.0] * 12
+    assert [s["is_solved"] for s in annotate(desk_tasks, played, make_annotator("truth")) if s["is_solved"]] == [
+        1.0
+    ] * 12
     again = read_trajectories(write_trajectories(tmp_path / "played.parquet", played))
     assert [(t.steps, t.messages, t.solved) for t in again] == [(t.steps, t.messages, t.solved) for t in played]
 

@@ -14,7 +14,7 @@ from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.config import Config
 from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import draw_query
-from steptool.rewards.annotators import annotate, annotator
+from steptool.rewards.annotators import annotate, make_annotator
 from tasks.audit import audit
 from tasks.runtime.artifacts import Parquet
 
@@ -30,7 +30,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     episodes = [Expert(q, rng, 0.4, 0.5).attempt() for q in queries]
     write_queries(folder / "queries.parquet", queries)
     write_trajectories(folder / "trajectories.parquet", episodes)
-    write_rows(folder / "lcs.parquet", annotate(queries, episodes, annotator("lcs")), REWARDS)
+    write_rows(folder / "lcs.parquet", annotate(queries, episodes, make_annotator("lcs")), REWARDS)
     return folder
 
 

@@ -16,9 +16,9 @@ from steptool.artifacts.rows import write_trajectories
 from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.judge.transcript import transcript
+from steptool.judge.votes import transcript
 from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.rewards.annotators import annotate, annotator, counts_of, opened
+from steptool.rewards.annotators import annotate, annotator_counts, make_annotator, open_annotator
 from steptool.rewards.compose import compose
 
 KEY = "sk-very-secret-key"
@@ -56,8 +56,8 @@ def two_steps(make_step, make_trajectory):
 
 
 def annotated(query, trajectories, config):
-    with opened("judge", config) as judge:
-        return annotate([query], trajectories, judge), counts_of(judge)
+    with open_annotator("judge", config) as judge:
+        return annotate([query], trajectories, judge), annotator_counts(judge)
 
 
 def column(rows, name):
@@ -248,7 +248,7 @@ def test_a_failing_endpoint_means_missing_but_a_wrong_key_stops_everything(chat,
 
 def test_the_version_tells_what_went_in(chat, judging):
     server = chat.serve(lambda *_: chat.Answer())
-    made = [annotator("judge", judging(server, **s)) for s in ({}, {"votes": 5}, {"observation_limit": 9})]
+    made = [make_annotator("judge", judging(server, **s)) for s in ({}, {"votes": 5}, {"observation_limit": 9})]
     assert [judge.version for judge in made[:2]] == [f"1 judge-1 votes={n} temperature=0" for n in (3, 5)]
     assert made[0].prompt_hash == made[1].prompt_hash != made[2].prompt_hash
     assert len(made[0].prompt_hash) == 12
@@ -261,7 +261,7 @@ def test_a_judge_without_an_endpoint_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match=r"needs rewards.judge.endpoint.base_url and .model"):
         load_config(tmp_path / "c.yaml")
     with pytest.raises(ValueError, match="base_url"):
-        annotator("judge")
+        make_annotator("judge")
 
 
 def test_the_key_is_in_no_log_and_no_artifact(chat, judging, make_query, two_steps, tmp_path, caplog):
@@ -283,11 +283,11 @@ import sys
 from pathlib import Path
 from steptool.config import JudgeConfig
 from steptool.artifacts.rows import read_trajectories
-from steptool.rewards.annotators import opened, score_steps
+from steptool.rewards.annotators import open_annotator, score_steps
 from steptool.records import Query
 config = JudgeConfig.model_validate_json(sys.argv[1])
 query = Query("q1", "train", "desk", "do it", ())
-with opened("judge", config) as judge:
+with open_annotator("judge", config) as judge:
     for row in score_steps({"q1": query}, read_trajectories(Path(sys.argv[2])), judge):
         print(row["contribution"], flush=True)
 """

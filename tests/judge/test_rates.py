@@ -11,8 +11,14 @@ from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.config import Config
 from steptool.data.ingest import ingest
 from steptool.evaluation.metrics import evaluate
-from steptool.judge.judging import stored
-from steptool.judge.rates import JudgedRate, WinRate, judged_pass_rate, unanswered, win_rates
+from steptool.judge.verdicts import (
+    JudgedRate,
+    WinRate,
+    judged_pass_rate,
+    read_verdicts,
+    unanswered_queries,
+    win_rates,
+)
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "stabletoolbench"
 JUDGED = "data_example/pass_rate_results"
@@ -48,7 +54,7 @@ def test_without_an_answer_a_query_is_unsolved_whatever_the_judge_says():
     assert judged_pass_rate(rows, {"a", "b"}, {"b"}) == JudgedRate(0.5, 0.0, 1, 2, 0)
     assert judged_pass_rate(rows, {"a", "b", "never asked"}, {"never asked"}).mean == pytest.approx(2 / 3)
     ended = [{"query_id": n, "stop_reason": n} for n in ("finished", "gave_up", "step_limit", "malformed")]
-    assert unanswered(ended) == {"gave_up", "step_limit", "malformed"}
+    assert unanswered_queries(ended) == {"gave_up", "step_limit", "malformed"}
 
 
 def test_a_missing_verdict_is_left_out_and_counted():
@@ -120,9 +126,9 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
     rows = evaluate(read_queries(read.queries_path), answers, "virtual_chatgpt_cot", "greedy")
     queries = {r["query_id"] for r in rows}
     assert queries == {"G1_instruction-588", "G1_instruction-608", "G1_instruction-1073"}
-    assert unanswered(rows) == {"G1_instruction-588"}
+    assert unanswered_queries(rows) == {"G1_instruction-588"}
     expected = JudgedRate(pytest.approx(2 / 3), pytest.approx(0.0), 3, 3, 0)
-    assert judged_pass_rate(stored([REAL / JUDGED]), queries, unanswered(rows)) == expected
+    assert judged_pass_rate(read_verdicts([REAL / JUDGED]), queries, unanswered_queries(rows)) == expected
 
     generous = tmp_path / "results"
     shutil.copytree(REAL / JUDGED, generous)
@@ -131,11 +137,11 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
     judged["588"]["is_solved"] = dict.fromkeys("012", "AnswerStatus.Solved")
     judged["608"]["is_solved"] = {"0": "AnswerStatus.Unsure", "1": "AnswerStatus.Solved", "2": "AnswerStatus.Unsolved"}
     file.write_text(json.dumps(judged))
-    got = judged_pass_rate(stored([generous]), queries, unanswered(rows))
+    got = judged_pass_rate(read_verdicts([generous]), queries, unanswered_queries(rows))
     # repeats (0 + .5 + 1)/3, (0 + 1 + 1)/3, (0 + 0 + 1)/3: mean 1/2, deviation sqrt(2/3)/6
     assert got.mean == pytest.approx(1 / 2) and got.deviation == pytest.approx((2 / 3) ** 0.5 / 6)
 
 
 def test_verdicts_come_back_from_their_contract(tmp_path):
     rows = verdicts(a=["solved", None])
-    assert stored([write_rows(tmp_path / "v.parquet", rows, VERDICTS)]) == rows
+    assert read_verdicts([write_rows(tmp_path / "v.parquet", rows, VERDICTS)]) == rows

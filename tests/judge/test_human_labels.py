@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from steptool.artifacts.contracts import REWARDS, read_rows, write_rows
-from steptool.judge.human import LabelError, label_rows, read_labels, sheet, write_sheet
+from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
 
 NASTY = '=1+1, "two"\nthree </script> ünï \ud800'
 
@@ -16,7 +16,7 @@ def episode(make_step, make_trajectory):
 
 
 def test_a_sheet_asks_for_what_a_step_can_have_and_shows_no_score(episode, make_query):
-    first, last = sheet({"q1": make_query()}, [episode])
+    first, last = label_table({"q1": make_query()}, [episode])
     assert (first["tool"], first["arguments"], first["asked"]) == ("look", '{"x": "a,b"}', "succ_calling contribution")
     assert (last["asked"], last["answer"]) == ("is_solved", "yes")
     assert {first[name] for name in ("succ_calling", "contribution", "is_solved")} == {None}
@@ -25,13 +25,13 @@ def test_a_sheet_asks_for_what_a_step_can_have_and_shows_no_score(episode, make_
 @pytest.mark.parametrize("name", ["steps.csv", "steps.parquet"])
 def test_a_filled_table_comes_back_as_rewards(name, tmp_path, make_query, make_step, make_trajectory):
     episode = make_trajectory([make_step("look", 'a "b"\nc', x="a,b")], "yes")
-    rows = list(sheet({"q1": make_query()}, [episode]))
+    rows = list(label_table({"q1": make_query()}, [episode]))
     rows[0] |= {"succ_calling": 1.0, "contribution": 0.5, "labelled_by": "ana", "comment": "half"}
     rows[1] |= {"is_solved": 1.0, "labelled_by": "ana"}
-    labels = read_labels(write_sheet(rows, tmp_path / name))
+    labels = read_labels(write_table(rows, tmp_path / name))
     path = write_rows(tmp_path / "rewards.parquet", label_rows([episode], labels), REWARDS)
     first, last = read_rows(path, REWARDS)
-    assert (first["annotator"], first["succ_calling"], first["contribution"]) == ("people", 1.0, 0.5)
+    assert (first["annotator"], first["succ_calling"], first["contribution"]) == ("human", 1.0, 0.5)
     assert json.loads(first["votes"]) == {
         "labelled_by": ["ana"], "succ_calling": {"ana": 1.0}, "contribution": {"ana": 0.5}
     }  # fmt: skip
@@ -70,11 +70,11 @@ def _read(labels, folder=None):
     [
         ({"step": 0, "contribution": 2, "labelled_by": "a"}, "row 1: 'contribution': expected a number from 0 to 1"),
         ({"step": 0, "contribution": "much", "labelled_by": "a"}, "got 'much'"),
-        ({"step": 0, "contribution": 1}, "has labels but not who gave them"),
+        ({"step": 0, "contribution": 1}, "has labels but no name of the labeller"),
         ({"step": "x", "labelled_by": "a"}, "expected trajectory_id and step"),
         ({"step": 7, "contribution": 1, "labelled_by": "a"}, "'t1' has steps 0 to 1, got 7"),
-        ({"step": 0, "is_solved": 1, "labelled_by": "a"}, "is asked succ_calling and contribution, got .'is_solved'"),
-        ({"trajectory_id": "t9", "step": 0, "contribution": 1, "labelled_by": "a"}, "about none of the trajectories"),
+        ({"step": 0, "is_solved": 1, "labelled_by": "a"}, "takes succ_calling and contribution, got .'is_solved'"),
+        ({"trajectory_id": "t9", "step": 0, "contribution": 1, "labelled_by": "a"}, "is not among the trajectories"),
     ],
 )
 def test_a_label_that_does_not_fit_is_refused_with_its_row(label, said, episode):
@@ -90,9 +90,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 def test_text_that_no_file_can_hold_does_not_stop_the_csv(episode, tmp_path, make_query):
-    path = write_sheet(list(sheet({"q1": make_query()}, [episode])), tmp_path / "steps.csv")
+    path = write_table(list(label_table({"q1": make_query()}, [episode])), tmp_path / "steps.csv")
     with path.open(encoding="utf-8", newline="") as file:
         assert next(csv.DictReader(file))["observation"] == NASTY.replace("\ud800", "?")
-    clean = list(sheet({"q1": make_query()}, [episode]))
+    clean = list(label_table({"q1": make_query()}, [episode]))
     clean[0]["observation"] = "plain"
-    assert pq.read_table(write_sheet(clean, tmp_path / "steps.parquet")).num_rows == 2
+    assert pq.read_table(write_table(clean, tmp_path / "steps.parquet")).num_rows == 2

@@ -1,4 +1,4 @@
-"""The score of one step and the protocol of those who give it."""
+"""The score of a step, and the protocol of whatever gives such scores: rules, a judge, a user's own class."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from steptool.records import Query, Trajectory
 
 @dataclass(frozen=True)
 class StepScore:
-    """Components of one step's reward. None is a score that is missing or does not apply, never a zero."""
+    """Components of one step's reward. None means that a score is missing or does not apply; it never stands for 0."""
 
     succ_calling: float | None
-    """1: the call is well formed and the tool did not fail; else 0."""
+    """1 if the call is well formed and the tool did not fail, else 0."""
     contribution: float | None
-    """How much the step serves the final answer, in [0, 1]; None for a Finish, which is the answer itself."""
+    """How much the step serves the final answer, in [0, 1]. A Finish has none, since it is the answer itself."""
     is_solved: float | None = None
-    """0, 0.5 (unsure) or 1; on the last step only."""
+    """0, 0.5 (unsure) or 1; only the last step has one."""
     votes: Mapping[str, Any] = field(default_factory=dict)
-    """What the score was made of, as the annotator found it; must go into JSON."""
+    """What the score was made of, as values that JSON can hold."""
     rationale: str = ""
 
 
 class Annotator(Protocol):
-    """Scores trajectories. The name, the version and the prompt's hash say which scores may be compared."""
+    """Scores trajectories. Scores may be compared only where name, version and prompt hash are equal."""
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class Annotator(Protocol):
 
     @property
     def prompt_hash(self) -> str:
-        """Hash of the prompt that was used; empty for annotators without one."""
+        """Hash of the prompt; empty for annotators without a prompt."""
         ...
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
@@ -48,18 +48,18 @@ class Annotator(Protocol):
 
 
 @runtime_checkable
-class Waiting(Annotator, Protocol):
-    """An annotator that mostly waits for others. Trajectories are given to it side by side, by threads."""
+class RemoteAnnotator(Annotator, Protocol):
+    """An annotator that waits for a server. Several threads give it trajectories at the same time."""
 
     @property
     def concurrency(self) -> int:
-        """Trajectories at once."""
+        """Number of trajectories at the same time."""
         ...
 
     def counts(self) -> dict[str, float]:
-        """What was asked, came back and was spent until now, by name."""
+        """Requests, replies and costs until now, by name."""
         ...
 
     def close(self) -> None:
-        """Let go of what is held open."""
+        """Close connections and files."""
         ...

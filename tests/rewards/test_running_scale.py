@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from steptool.artifacts.contracts import METRICS, read_rows
 from steptool.artifacts.history import extend
-from steptool.rewards.running import RunningScale
+from steptool.rewards.running_scale import RunningScale
 
 ROUNDS = st.lists(st.lists(st.floats(-10, 10), max_size=6), min_size=1, max_size=5)
 

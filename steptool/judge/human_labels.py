@@ -1,4 +1,4 @@
-"""Labels by people: a sheet of steps to fill in, and filled sheets as rows of REWARDS."""
+"""Human labels: a table of steps to fill in, and filled tables as rows of REWARDS."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from steptool.artifacts.contracts import Row
 from steptool.records import Query, Step, StepStatus, Trajectory
 
-ANNOTATOR, VERSION = "people", "1"
+ANNOTATOR, VERSION = "human", "1"
 COMPONENTS = ("succ_calling", "contribution", "is_solved")
-LABEL = pa.schema(
+TABLE = pa.schema(
     [
         pa.field("trajectory_id", pa.string()),
         pa.field("step", pa.int32()),
@@ -33,15 +33,15 @@ LABEL = pa.schema(
         pa.field("comment", pa.string()),
     ]
 )
-"""A row of a sheet: a step and the labels that somebody gave it."""
+"""A row of a table: a step and the labels that one person gave it."""
 
 
 class LabelError(ValueError):
-    """Labels that cannot be taken, with the file, the row and what was expected."""
+    """Labels that cannot be used; the message names the file, the row and what was expected."""
 
 
-def sheet(queries: Mapping[str, Query], trajectories: Iterable[Trajectory]) -> Iterator[Row]:
-    """Rows to be filled in, one for each step. No score is shown: a label is to be an opinion of its own."""
+def label_table(queries: Mapping[str, Query], trajectories: Iterable[Trajectory]) -> Iterator[Row]:
+    """Rows to fill in, one for each step. They show no score, so that a label is an independent opinion."""
     for t in trajectories:
         for number, step in enumerate(t.steps):
             yield {
@@ -52,33 +52,33 @@ def sheet(queries: Mapping[str, Query], trajectories: Iterable[Trajectory]) -> I
                 "arguments": json.dumps(dict(step.call.arguments), ensure_ascii=False) if step.call else "",
                 "observation": step.observation,
                 "answer": t.final_answer or "",
-                "asked": " ".join(_asked(step, number == len(t.steps) - 1)),
+                "asked": " ".join(_components_of(step, number == len(t.steps) - 1)),
                 **dict.fromkeys(COMPONENTS),
                 "labelled_by": "",
                 "comment": "",
             }
 
 
-def _asked(step: Step, last: bool) -> Sequence[str]:
+def _components_of(step: Step, last: bool) -> Sequence[str]:
     call = () if step.status is StepStatus.FINISH else ("succ_calling", "contribution")
     return (*call, "is_solved") if last else call
 
 
-def write_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
-    """Write a sheet as CSV, or as Parquet where the name ends so."""
+def write_table(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+    """Write rows to fill in as CSV, or as Parquet if the name ends in .parquet."""
     target = Path(path)
     if target.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=LABEL), target)
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=TABLE), target)
         return target
     with target.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.DictWriter(file, LABEL.names)
+        writer = csv.DictWriter(file, TABLE.names)
         writer.writeheader()
         writer.writerows(rows)
     return target
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[Row]:
-    """Rows of a filled sheet (CSV, Parquet), or of the JSON that the form gives. Raises LabelError for another form."""
+    """Rows of a filled table (CSV or Parquet) or of the form's JSON. Raises LabelError for other content."""
     source = Path(path)
     try:
         if source.suffix == ".parquet":
@@ -101,10 +101,10 @@ def _label(row: Mapping[str, Any], where: str) -> Row:
     except (KeyError, TypeError, ValueError) as error:
         raise LabelError(f"{where}: expected trajectory_id and step, got {sorted(map(str, row))}") from error
     scores = {name: _score(row.get(name), f"{where}: '{name}'") for name in COMPONENTS}
-    who = str(row.get("labelled_by") or "").strip()
-    if not who and any(score is not None for score in scores.values()):
-        raise LabelError(f"{where}: has labels but not who gave them; fill in 'labelled_by'")
-    return {**label, **scores, "labelled_by": who, "comment": str(row.get("comment") or ""), "where": where}
+    labeller = str(row.get("labelled_by") or "").strip()
+    if not labeller and any(score is not None for score in scores.values()):
+        raise LabelError(f"{where}: has labels but no name of the labeller; fill in 'labelled_by'")
+    return {**label, **scores, "labelled_by": labeller, "comment": str(row.get("comment") or ""), "where": where}
 
 
 def _score(value: Any, where: str) -> float | None:
@@ -119,52 +119,53 @@ def _score(value: Any, where: str) -> float | None:
     return score
 
 
-def label_rows(trajectories: Iterable[Trajectory], labels: Iterable[Row]) -> Iterator[Row]:
-    """Rows of REWARDS of the trajectories that have labels. What nobody labelled is missing.
+_Labels = Mapping[int, Mapping[str, Row]]
+"""The labels of a trajectory by step and labeller."""
 
-    A score is the mean over those who gave one, each counted once for a step (their last label); `votes` holds who gave
-    what. Raises LabelError for a label that is about no step of the trajectories, or that its step is not asked for.
+
+def label_rows(trajectories: Iterable[Trajectory], labels: Iterable[Row]) -> Iterator[Row]:
+    """Rows of REWARDS of the trajectories that have labels. A component without a label is missing.
+
+    A score is the mean over the labellers who gave one; a labeller's last label for a step counts. `votes` holds the
+    score by labeller. Raises LabelError for a label of a step that is not in the trajectories, and for a component that
+    the step does not have.
     """
-    given: dict[str, dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
+    by_trajectory: dict[str, dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
     for label in labels:
         if label["labelled_by"]:
-            given[label["trajectory_id"]][label["step"]][label["labelled_by"]] = label
+            by_trajectory[label["trajectory_id"]][label["step"]][label["labelled_by"]] = label
     for t in trajectories:
-        steps = given.pop(t.trajectory_id, {})
+        steps = by_trajectory.pop(t.trajectory_id, {})
         _check(t, steps)
         if steps:
             yield from (_row(t.trajectory_id, number, steps.get(number, {})) for number in range(len(t.steps)))
-    for steps in given.values():
-        raise LabelError(f"{_first(steps)['where']}: is about none of the trajectories given")
+    for steps in by_trajectory.values():
+        label = next(label for labellers in steps.values() for label in labellers.values())
+        raise LabelError(f"{label['where']}: '{label['trajectory_id']}' is not among the trajectories")
 
 
-def _check(t: Trajectory, steps: Mapping[int, Mapping[str, Row]]) -> None:
-    for number, by in steps.items():
-        label = next(iter(by.values()))
-        if not 0 <= number < len(t.steps):
-            raise LabelError(f"{label['where']}: '{t.trajectory_id}' has steps 0 to {len(t.steps) - 1}, got {number}")
-        asked = _asked(t.steps[number], number == len(t.steps) - 1)
-        for label in by.values():
-            if extra := [name for name in COMPONENTS if label[name] is not None and name not in asked]:
-                raise LabelError(
-                    f"{label['where']}: this step is asked {' and '.join(asked) or 'nothing'}, got {extra}"
-                )
+def _check(t: Trajectory, steps: _Labels) -> None:
+    for number, labellers in steps.items():
+        for label in labellers.values():
+            if not 0 <= number < len(t.steps):
+                last = len(t.steps) - 1
+                raise LabelError(f"{label['where']}: '{t.trajectory_id}' has steps 0 to {last}, got {number}")
+            expected = _components_of(t.steps[number], number == len(t.steps) - 1)
+            if extra := [name for name in COMPONENTS if label[name] is not None and name not in expected]:
+                components = " and ".join(expected) or "no component"
+                raise LabelError(f"{label['where']}: this step takes {components}, got {extra}")
 
 
-def _first(steps: Mapping[int, Mapping[str, Row]]) -> Row:
-    return next(label for by in steps.values() for label in by.values())
-
-
-def _row(trajectory_id: str, number: int, by: Mapping[str, Row]) -> Row:
-    votes = {name: {who: label[name] for who, label in by.items() if label[name] is not None} for name in COMPONENTS}
-    said = {name: given for name, given in votes.items() if given}
+def _row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> Row:
+    votes = {name: {who: row[name] for who, row in labels.items() if row[name] is not None} for name in COMPONENTS}
+    nonempty = {name: scores for name, scores in votes.items() if scores}
     return {
         "trajectory_id": trajectory_id,
         "step": number,
         "annotator": ANNOTATOR,
         "annotator_version": VERSION,
         "prompt_hash": "",
-        **{name: sum(given.values()) / len(given) if given else None for name, given in votes.items()},
-        "votes": json.dumps({"labelled_by": sorted(by), **said}, ensure_ascii=False) if by else "{}",
-        "rationale": "; ".join(f"{who}: {label['comment']}" for who, label in by.items() if label["comment"]),
+        **{name: sum(scores.values()) / len(scores) if scores else None for name, scores in votes.items()},
+        "votes": json.dumps({"labelled_by": sorted(labels), **nonempty}, ensure_ascii=False) if labels else "{}",
+        "rationale": "; ".join(f"{who}: {label['comment']}" for who, label in labels.items() if label["comment"]),
     }

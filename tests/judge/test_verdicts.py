@@ -7,8 +7,8 @@ import pytest
 
 from steptool.artifacts.contracts import PREFERENCES, VERDICTS, read_rows, write_rows
 from steptool.config import EndpointConfig, JudgeConfig
-from steptool.judge.outcomes import OutcomeJudge, Preference, preferred
-from steptool.judge.stored_verdicts import read_stored
+from steptool.judge.outcome_judge import OutcomeJudge
+from steptool.judge.verdicts import Preference, preference_by_query, read_stabletoolbench
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 QUERY = Query("q1", "heldout", "desk", "cancel the last order", ())
@@ -71,7 +71,7 @@ def test_preferences_are_asked_in_both_orders_and_named_by_model(chat, tmp_path)
     assert [(r["swapped"], r["repeat"], r["preference"]) for r in rows] == expected
     texts = server.texts()
     assert texts[0].index('"good"') < texts[0].index('"bad"') and texts[2].index('"bad"') < texts[2].index('"good"')
-    assert preferred(rows) == {"q1": Preference.MODEL}
+    assert preference_by_query(rows) == {"q1": Preference.MODEL}
     assert read_rows(write_rows(tmp_path / "p.parquet", rows, PREFERENCES), PREFERENCES) == rows
 
 
@@ -80,7 +80,7 @@ def test_a_judge_that_always_likes_the_first_prefers_neither(chat):
     with judge(server) as chosen:
         rows = chosen.preferences("ours", "base", [(QUERY, episode("a"), episode("b"))])
     assert [r["preference"] for r in rows] == ["model", "model", "other", "other"]
-    assert preferred(rows) == {"q1": Preference.TIE}
+    assert preference_by_query(rows) == {"q1": Preference.TIE}
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def ballot(query, *choices, other="base"):
 
 def test_the_majority_counts_ties_and_missing_for_nobody():
     rows = ballot("q1", "other", "tie", "tie", None) + ballot("q2", "model", "other") + ballot("q3", None, None)
-    assert preferred(rows) == {"q1": Preference.OTHER, "q2": Preference.TIE, "q3": None}
+    assert preference_by_query(rows) == {"q1": Preference.OTHER, "q2": Preference.TIE, "q3": None}
     with pytest.raises(ValueError, match="one pair of models"):
-        preferred(rows + ballot("q1", "model", other="third"))
+        preference_by_query(rows + ballot("q1", "model", other="third"))
 
 
 @pytest.fixture
@@ -119,12 +119,12 @@ def stored(tmp_path):
 def test_stored_verdicts_become_rows_in_order(stored, tmp_path):
     file = stored({"12": {"is_solved": {"1": "AnswerStatus.Unsure", "0": "AnswerStatus.Solved"}}})
     stored({"12": {"is_solved": {"0": "AnswerStatus.Unsolved"}}}, model="abc")
-    assert [(r["query_id"], r["model"], r["repeat"], r["status"]) for r in read_stored(tmp_path)] == [
+    assert [(r["query_id"], r["model"], r["repeat"], r["status"]) for r in read_stabletoolbench(tmp_path)] == [
         ("G1_tool-12", "abc", 0, "unsolved"),
         ("G1_tool-12", "gpt", 0, "solved"),
         ("G1_tool-12", "gpt", 1, "unsure"),
     ]
-    rows = read_stored(file)
+    rows = read_stabletoolbench(file)
     assert len(rows) == 2 and read_rows(write_rows(tmp_path / "v.parquet", rows, VERDICTS), VERDICTS) == rows
 
 
@@ -141,18 +141,18 @@ def test_stored_verdicts_become_rows_in_order(stored, tmp_path):
 def test_a_file_of_another_form_is_refused_by_name(stored, document, message):
     file = stored(document)
     with pytest.raises(ValueError, match=message) as raised:
-        read_stored(file)
+        read_stabletoolbench(file)
     assert str(file) in str(raised.value)
 
 
 def test_a_folder_without_verdicts_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no JSON file of stored verdicts"):
-        read_stored(tmp_path)
+        read_stabletoolbench(tmp_path)
 
 
 @pytest.mark.skipif(not STORED.is_dir(), reason="the public data is not on this machine")
 def test_the_example_verdicts_of_stabletoolbench_are_read():
-    rows = read_stored(STORED)
+    rows = read_stabletoolbench(STORED)
     assert {r["model"] for r in rows} == {"virtual_chatgpt_cot"} and len(rows) == 9
     solved = {r["query_id"]: r["status"] for r in rows}
     expected = {"G1_instruction-588": "unsolved", "G1_instruction-608": "solved", "G1_instruction-1073": "solved"}

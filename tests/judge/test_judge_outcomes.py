@@ -10,8 +10,8 @@ import pytest
 
 from steptool.artifacts.contracts import PREFERENCES, VERDICTS, to_table
 from steptool.config import EndpointConfig, JudgeConfig
-from steptool.judge.judging import asked
-from steptool.judge.rates import judged_pass_rate, win_rates
+from steptool.judge.outcome_judge import judge_outcomes
+from steptool.judge.verdicts import judged_pass_rate, win_rates
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 
@@ -63,13 +63,14 @@ def test_every_model_is_judged_and_every_two_are_compared(judge: JudgeConfig) ->
     said = {"a": ["42", "42", None], "b": ["41", "42", "42"]}
     queries = {f"q{n}": Query(f"q{n}", "heldout", "none", "How much?", ()) for n in range(3)}
     episodes = {model: [episode(f"q{n}", answer) for n, answer in enumerate(said[model])] for model in said}
-    verdicts, preferences, counts = asked(judge, queries, episodes)
-    to_table(verdicts, VERDICTS)
-    to_table(preferences, PREFERENCES)
+    outcomes = judge_outcomes(judge, queries, episodes)
+    to_table(outcomes.verdicts, VERDICTS)
+    to_table(outcomes.preferences, PREFERENCES)
     for model in said:
-        rate = judged_pass_rate([v for v in verdicts if v["model"] == model], set(queries))
+        rate = judged_pass_rate([v for v in outcomes.verdicts if v["model"] == model], set(queries))
         assert (rate.mean, rate.deviation, rate.repeats) == (pytest.approx(2 / 3), 0.0, 2)
     # Five answers, and two pairs of answers in two orders, twice each; equal texts are asked about once.
+    counts = outcomes.counts
     assert counts["requests"] + counts["cached"] == 2 * 5 + 2 * 2 * 2 and counts["votes missing"] == 0
-    (wins,) = win_rates(preferences)
+    (wins,) = win_rates(outcomes.preferences)
     assert (wins.model, wins.other, wins.wins, wins.ties, wins.losses) == ("b", "a", 1, 1, 1)
