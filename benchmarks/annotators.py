@@ -20,7 +20,8 @@ import torch
 from steptool.artifacts.contracts import Row
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, RolloutConfig
-from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, DeskEnvironment, draw_query
+from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.models.load import load_model, load_tokenizer, prepare_base
 from steptool.policies.local import roll_out
 from steptool.records import Query, Trajectory

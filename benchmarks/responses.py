@@ -23,8 +23,8 @@ import numpy as np
 from steptool.config import ToolBenchConfig, ToolsConfig
 from steptool.environments.base import ToolResult
 from steptool.environments.limits import LimitedEnvironment
-from steptool.environments.responses import Responses, call_key
-from steptool.environments.toolbench.environment import open_toolbench
+from steptool.environments.replay.responses import Responses, call_key
+from steptool.environments.toolbench.environment import ToolBenchEnvironment
 from steptool.records import Query, StepStatus, ToolCall
 
 RECORDED, HITS, ASKED, REPEATS = 50_000, 10_000, 500, 5
@@ -94,7 +94,7 @@ def clock() -> np.ndarray:
 @contextmanager
 def asking(calls: Sequence[ToolCall], **settings: str) -> Iterator[Run]:
     """The calls in one session of our environment with such settings."""
-    with closing(open_toolbench(ToolBenchConfig(**settings), ToolsConfig().timeout)) as environment:
+    with closing(ToolBenchEnvironment.open(ToolsConfig(toolbench=ToolBenchConfig(**settings)))) as environment:
         session = LimitedEnvironment(environment, ToolsConfig()).reset(QUERY)
         yield lambda: [session.call(call).observation for call in calls]
         session.close()

@@ -18,7 +18,8 @@ import numpy as np
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, SearchConfig
-from steptool.environments.desk.tasks import DeskEnvironment, desk_queries
+from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import load_model, load_tokenizer, prepare_base
 from steptool.policies.local import roll_out
 from steptool.policies.search import search

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -52,3 +52,6 @@ class ToolsConfig(StrictModel):
     """Python tools: "package.module:name" or "path/to/file.py:name" of a class or of a list of functions."""
     mcp: McpConfig = McpConfig()
     toolbench: ToolBenchConfig = ToolBenchConfig()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the environment class of your own that `data.environment` names: the keyword arguments that it is
+    made with."""

@@ -7,7 +7,7 @@ from functools import cache
 from steptool.config import Config
 from steptool.data.intake import IngestError, UnusableError
 from steptool.data.sources.toolbench import checked
-from steptool.environments.catalog import NAMES, open_environment
+from steptool.environments.catalog import ENVIRONMENTS, default_environment, expected_names, open_environment
 from steptool.records import ToolSchema
 
 
@@ -16,7 +16,7 @@ class ToolCatalog:
 
     def __init__(self, config: Config) -> None:
         """Raises IngestError if no environment has the name `data.environment`."""
-        self._default, self._limits = config.data.environment or "replay", config.tools
+        self._default, self._config = default_environment(config), config
         self._tools = cache(self._ask)
         try:
             self.environment(self._default)
@@ -26,9 +26,8 @@ class ToolCatalog:
     def environment(self, name: str = "") -> str:
         """The name, or without one the default. Raises UnusableError if no environment has it."""
         chosen = name or self._default
-        if chosen not in NAMES and ":" not in chosen:
-            expected = f"expected one of {', '.join(NAMES)}, or package.module:Class for your own"
-            raise UnusableError("unknown environment", f"{expected}, got '{chosen}'")
+        if chosen not in ENVIRONMENTS and (chosen != self._default or ":" not in chosen):
+            raise UnusableError("unknown environment", f"expected {expected_names(self._config)}, got '{chosen}'")
         return chosen
 
     def tools(self, environment: str = "") -> tuple[ToolSchema, ...]:
@@ -39,7 +38,7 @@ class ToolCatalog:
         return self._tools(self.environment(environment))
 
     def _ask(self, name: str) -> tuple[ToolSchema, ...]:
-        environment = open_environment(name, self._limits)
+        environment = open_environment(name, self._config)
         try:
             listed = environment.tools()
         except ValueError as error:

@@ -1,50 +1,114 @@
-"""Environments by name."""
+"""Environments by name: those of this package in a table, and a class that the configuration names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from steptool.config import ToolsConfig
+from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment
-from steptool.environments.named import find_named
 from steptool.records import Trajectory
 
-NAMES = ("bfcl", "desk", "functions", "mcp", "replay", "toolbench")
+ENVIRONMENTS = {
+    "bfcl": "steptool.environments.bfcl.environment:BfclEnvironment",
+    "desk": "steptool.environments.desk.environment:DeskEnvironment",
+    "functions": "steptool.environments.functions.environment:FunctionsEnvironment",
+    "mcp": "steptool.environments.mcp.environment:McpEnvironment",
+    "replay": "steptool.environments.replay.environment:ReplayEnvironment",
+    "toolbench": "steptool.environments.toolbench.environment:ToolBenchEnvironment",
+}
+"""The environments of this package: their names and the places of their classes, imported when one is opened."""
+DEFAULT_ENVIRONMENT = "replay"
+"""Of tasks that name none, where the configuration names none either."""
+_PROJECT = Path(__file__).parents[2]
 
 
-def open_environment(name: str, config: ToolsConfig, demonstrations: Sequence[Trajectory] = ()) -> Environment:
-    """The environment of that name; `replay` answers from the demonstrations' recorded responses.
+def default_environment(config: Config) -> str:
+    """Name of the environment of tasks that name none."""
+    return config.data.environment or DEFAULT_ENVIRONMENT
 
-    A name with a colon, `package.module:name` or `path/to/file.py:name`, is a class of the user's own, made without
-    arguments. Raises ConfigError for a name that is not known and for an environment whose settings are missing.
+
+def environment_class(name: str, config: Config) -> type[Environment]:
+    """The class of an environment: one of this package, or the class of your own that `data.environment` names.
+
+    Only the configuration can name a class of your own: a name in a task or in a file of queries runs no code. Raises
+    ConfigError for a name that is not known and for an object that is not a complete environment.
     """
-    if ":" in name:
-        own: Environment = find_named(name, "environment", "a class of environments")()
-        return own
-    if name == "bfcl":
-        from steptool.environments.bfcl.environment import BfclEnvironment
+    if name in ENVIRONMENTS:
+        field, place = f"environment '{name}'", ENVIRONMENTS[name]
+    elif ":" in name and name == config.data.environment:
+        field, place = "data.environment", name
+    else:
+        raise ConfigError(f"no environment is named '{name}'; expected {expected_names(config)}")
+    found = import_object(place, field, "a class of environments")
+    if not (inspect.isclass(found) and issubclass(found, Environment)):
+        raise ConfigError(f"{field}: expected a subclass of {Environment.__module__}.Environment, got {found!r}")
+    if missing := sorted(found.__abstractmethods__):
+        raise ConfigError(f"{field}: the class {found.__name__} lacks the methods {', '.join(missing)}")
+    return found
 
-        return BfclEnvironment()
-    if name == "desk":
-        from steptool.environments.desk.tasks import DeskEnvironment
 
-        return DeskEnvironment()
-    if name == "functions":
-        from steptool.environments.functions import FunctionsEnvironment
+def expected_names(config: Config) -> str:
+    """The names that tasks may use, for error messages."""
+    own = config.data.environment
+    names = [*ENVIRONMENTS, own] if ":" in own else [*ENVIRONMENTS]
+    return f"one of {', '.join(names)}, or in data.environment package.module:Class for your own"
 
-        return FunctionsEnvironment(config.functions)
-    if name == "mcp":
-        from steptool.environments.mcp.environment import McpEnvironment
 
-        return McpEnvironment(config.mcp, config.timeout)
-    if name == "replay":
-        from steptool.environments.replay import ReplayEnvironment
+def open_environment(name: str, config: Config, recordings: Iterable[Trajectory] = ()) -> Environment:
+    """The environment of that name; `recordings` are read only by an environment that needs them.
 
-        return ReplayEnvironment(demonstrations)
-    if name == "toolbench":
-        from steptool.environments.toolbench.environment import open_toolbench
+    Raises ConfigError for a name that is not known and for an environment whose settings are missing or wrong.
+    """
+    opened = environment_class(name, config)
+    try:
+        return opened.open(config.tools, recordings)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"environment '{name}' cannot be opened: {type(error).__name__}: {error}") from error
 
-        return open_toolbench(config.toolbench, config.timeout)
-    known = ", ".join(NAMES)
-    raise ConfigError(f"no environment is named '{name}'; known are {known}, and package.module:Class for your own")
+
+def import_object(named: str, field: str, what: str) -> Any:
+    """The object behind `package.module:name` or `path/to/file.py:name`.
+
+    Raises ConfigError naming the configuration's `field` if there is no such object; `what` says what is expected.
+    """
+    place, _, name = named.rpartition(":")
+    if not place or not name:
+        raise ConfigError(f"{field}: expected 'package.module:name' or 'path/to/file.py:name' of {what}, got '{named}'")
+    try:
+        module = _import_file(Path(place), field) if place.endswith(".py") else importlib.import_module(place)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{field}: '{place}' cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        raise ConfigError(f"{field}: '{place}' has nothing named '{name}'")
+    return getattr(module, name)
+
+
+def _import_file(path: Path, field: str) -> ModuleType:
+    """The module in a file, imported once. A relative path counts from the current folder, else from the project's."""
+    file = next((f.resolve() for f in (path, _PROJECT / path) if f.is_file()), None)
+    if file is None:
+        raise ConfigError(f"{field}: there is no file '{path}', neither in {Path.cwd()} nor in {_PROJECT}")
+    name = str(file)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -12,7 +12,7 @@ from steptool.artifacts.rows import read_trajectories
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config
 from steptool.environments.base import Environment
-from steptool.environments.catalog import open_environment
+from steptool.environments.catalog import environment_class, open_environment
 from steptool.models.load import load_model, load_tokenizer
 from steptool.policies.local import roll_out
 from steptool.policies.search import search
@@ -55,6 +55,7 @@ def opened(queries: Sequence[Query], demonstrations: str | os.PathLike[str], con
     names = sorted({q.environment for q in queries})
     if len(names) != 1:
         raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
-    recorded = read_trajectories(demonstrations) if names == ["replay"] else []
-    with closing(open_environment(names[0], config.tools, recorded)) as environment:
+    needs_recordings = environment_class(names[0], config).needs_recordings
+    recorded = read_trajectories(demonstrations) if needs_recordings else []
+    with closing(open_environment(names[0], config, recorded)) as environment:
         yield environment

@@ -20,7 +20,7 @@ from steptool.data.pool import Pool
 from steptool.data.sources.answers import Answer, Turn
 from steptool.data.splits import SPLITS, text_key
 from steptool.environments.base import ToolResult
-from steptool.environments.replay import ReplayEnvironment
+from steptool.environments.replay.environment import ReplayEnvironment
 from steptool.records import Query, StepStatus
 
 

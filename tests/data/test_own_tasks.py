@@ -8,7 +8,7 @@ from steptool.config.base import ConfigError
 from steptool.data.intake import IngestError, IngestLog
 from steptool.data.sources import own_tasks
 from steptool.data.tool_catalog import ToolCatalog
-from steptool.environments.desk.tasks import DeskEnvironment
+from steptool.environments.desk.environment import DeskEnvironment
 
 TIDES = {
     "type": "function",

@@ -4,7 +4,8 @@ import pytest
 
 from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.config import Config, EvaluatedPolicy, EvaluationConfig
-from steptool.environments.desk.tasks import DeskEnvironment, desk_queries
+from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import EMBEDDED
 from steptool.policies.contestant import contestant, questions
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls

@@ -9,7 +9,8 @@ from steptool.artifacts.rows import read_trajectories, write_trajectories
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
-from steptool.environments.desk.tasks import LONG, SINGLE, DeskEnvironment, draw_query
+from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.tasks import LONG, SINGLE, draw_query
 from steptool.evaluation.metrics import evaluate, summarise
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls, without_last_call
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory

@@ -13,7 +13,8 @@ from steptool.artifacts.rows import trajectory_from, trajectory_row, write_traje
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.chat.tools import model_schemas
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig, ToolsConfig
-from steptool.environments.desk.tasks import DeskEnvironment, desk_queries
+from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.tasks import desk_queries
 from steptool.evaluation.metrics import evaluate
 from steptool.policies.contestant import contestant
 from steptool.policies.endpoint import Spent, play_remote

@@ -12,7 +12,8 @@ from steptool.artifacts.rows import trajectory_from, trajectory_row
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import ParsedTurn, render
 from steptool.config import RolloutConfig, SearchConfig
-from steptool.environments.desk.tasks import LONG, DeskEnvironment, DeskSession, draw_query
+from steptool.environments.desk.environment import DeskEnvironment, DeskSession
+from steptool.environments.desk.tasks import LONG, draw_query
 from steptool.environments.desk.tools import TOOLS
 from steptool.policies.local import roll_out
 from steptool.policies.search import search

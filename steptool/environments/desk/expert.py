@@ -11,7 +11,8 @@ import numpy as np
 
 from steptool.chat.messages import call_message, tool_message
 from steptool.config import Config
-from steptool.environments.desk.tasks import SEPARATOR, DeskSession, Goal, goals_of
+from steptool.environments.desk.environment import DeskSession
+from steptool.environments.desk.tasks import SEPARATOR, Goal, goals_of
 from steptool.environments.desk.tools import TOOLS
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 

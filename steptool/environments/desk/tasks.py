@@ -1,16 +1,14 @@
-"""Tasks of the desk: queries with one goal or several, drawn from seeds, and the environment that runs them."""
+"""Tasks of the desk: queries with one goal or several, drawn from seeds."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.config import Config
-from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.desk.database import CITIES, CURRENCIES, Database, make_database
 from steptool.environments.desk.goals import (
     COMPOSITIONS,
@@ -22,8 +20,7 @@ from steptool.environments.desk.goals import (
     Composition,
 )
 from steptool.environments.desk.tools import ALTERNATIVES, TOOLS, ToolFailure
-from steptool.environments.schema import check_arguments
-from steptool.records import Query, StepStatus, ToolCall, ToolSchema
+from steptool.records import Query, ToolCall
 
 
 @dataclass(frozen=True)
@@ -74,50 +71,6 @@ class Goal:
         procedure, reference = self.composition
         named = rng.choice(REFERENCES[reference].phrases).format(x=self.start)
         return rng.choice(PROCEDURES[procedure].phrases).format(r=named, l=self.literal)
-
-
-class DeskSession(Session):
-    """One run of one query."""
-
-    def __init__(self, query: Query) -> None:
-        self._reference = query.reference
-        self.database = make_database(str(query.reference["database"]))
-
-    def call(self, call: ToolCall) -> ToolResult:
-        """Validate the arguments against the tool's schema and execute."""
-        tool = TOOLS.get(call.name)
-        if tool is None:
-            return _failed(StepStatus.UNKNOWN_TOOL, "no such tool")
-        problem = check_arguments(tool.schema["function"]["parameters"], call.arguments)
-        if problem:
-            return _failed(StepStatus.INVALID_ARGUMENTS, "bad arguments")
-        try:
-            return ToolResult(StepStatus.OK, json.dumps(tool.run(self.database, **call.arguments)))
-        except ToolFailure as failure:
-            return _failed(StepStatus.TOOL_ERROR, str(failure))
-
-    def solved(self, final_answer: str | None) -> float:
-        """1 if the answer is right and exactly the right writes were made."""
-        writes = sorted(map(list, self.database.journal))
-        return float(final_answer == self._reference["answer"] and writes == self._reference["writes"])
-
-
-def _failed(status: StepStatus, reason: str) -> ToolResult:
-    return ToolResult(status, json.dumps({"error": reason}))
-
-
-class DeskEnvironment(Environment):
-    """The desk as an environment."""
-
-    name = "desk"
-
-    def reset(self, query: Query) -> DeskSession:
-        """A session on a fresh copy of the query's database."""
-        return DeskSession(query)
-
-    def tools(self) -> Sequence[ToolSchema]:
-        """Schemas of all tools of the desk."""
-        return [tool.schema for tool in TOOLS.values()]
 
 
 def caller(database: Database, calls: list[ToolCall]) -> Call:

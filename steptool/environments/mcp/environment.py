@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 from mcp import MCPError
 from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, EmbeddedResource, TextContent
 
-from steptool.config import McpConfig
+from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult, TransportError
 from steptool.environments.mcp.connection import Connection, Connector, tool_schema
 from steptool.environments.schema import check_arguments
-from steptool.records import Query, StepStatus, ToolCall, ToolSchema
+from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
 _SHARE = 0.9
 """Share of the time limit after which a request is cancelled: early enough to say so before the call is given up."""
@@ -37,6 +37,11 @@ class McpEnvironment(Environment):
     """
 
     name, blocking = "mcp", True
+
+    @classmethod
+    def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
+        """The tools of the server that `tools.mcp` names."""
+        return cls(tools.mcp, tools.timeout)
 
     def __init__(self, server: McpConfig, timeout: float) -> None:
         self._connector, self._timeout = Connector(server), timeout
@@ -79,10 +84,6 @@ class McpSession(Session):
         Raises TransportError if the server cannot be reached, and never after a request was sent.
         """
         return self._link.call(call)
-
-    def solved(self, final_answer: str | None) -> float | None:
-        """Always None: MCP knows no verdict."""
-        return None
 
     def close(self) -> None:
         """End the episode's own connection."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from steptool.artifacts.contracts import QUERIES, TRAJECTORIES, ContractError, contract_name
 from steptool.artifacts.rows import read_queries, read_trajectories
 from steptool.environments.base import ToolResult
-from steptool.environments.replay import answered_calls
-from steptool.environments.responses import Responses
+from steptool.environments.replay.environment import answered_calls
+from steptool.environments.replay.responses import Responses
 from steptool.environments.toolbench.environment import key_of
 from steptool.environments.toolbench.naming import endpoints
 from steptool.environments.toolbench.protocol import from_server

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Self
 
-from steptool.config import ToolBenchConfig
+from steptool.config import ToolBenchConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, ToolResult
-from steptool.environments.replay import ReplaySession, never_recorded
-from steptool.environments.responses import Responses, call_key
+from steptool.environments.replay.environment import ReplaySession, never_recorded
+from steptool.environments.replay.responses import Responses, call_key
 from steptool.environments.toolbench.client import VirtualClient
 from steptool.environments.toolbench.naming import Endpoint, endpoints
 from steptool.environments.toolbench.protocol import protocol_error
-from steptool.records import Query, StepStatus, ToolCall
+from steptool.records import Query, StepStatus, ToolCall, Trajectory
 
 
 class ToolBenchEnvironment(Environment):
@@ -26,6 +27,17 @@ class ToolBenchEnvironment(Environment):
     """
 
     name = "toolbench"
+
+    @classmethod
+    def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
+        """The environment of `tools.toolbench`. Raises ConfigError naming the field at fault."""
+        settings = tools.toolbench
+        if not (settings.url or settings.cache):
+            raise ConfigError(
+                "tools.toolbench: neither 'url' nor 'cache' is given; name a server, a file of recorded responses, or "
+                "both"
+            )
+        return cls(_client(settings, tools.timeout), _responses(settings))
 
     def __init__(self, client: VirtualClient | None, responses: Responses | None) -> None:
         self._client, self._responses = client, responses
@@ -62,15 +74,6 @@ class ToolBenchEnvironment(Environment):
 def key_of(known: Mapping[str, Endpoint], call: ToolCall) -> str:
     """Key of a call in the recorded responses: by category, tool and API, or where the query knows none, by name."""
     return call_key(known.get(call.name, (call.name,)), call.arguments)
-
-
-def open_toolbench(settings: ToolBenchConfig, timeout: float) -> ToolBenchEnvironment:
-    """The environment as configured; `timeout` of a call in seconds. Raises ConfigError naming the field at fault."""
-    if not (settings.url or settings.cache):
-        raise ConfigError(
-            "tools.toolbench: neither 'url' nor 'cache' is given; name a server, a file of recorded responses, or both"
-        )
-    return ToolBenchEnvironment(_client(settings, timeout), _responses(settings))
 
 
 def _client(settings: ToolBenchConfig, timeout: float) -> VirtualClient | None:

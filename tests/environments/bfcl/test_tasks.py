@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steptool.artifacts.rows import read_queries, write_queries
-from steptool.config import ToolsConfig
+from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.environments.bfcl.environment import BfclEnvironment
 from steptool.environments.bfcl.tasks import CATEGORIES, bfcl_queries, parse_call
@@ -138,7 +138,7 @@ def test_nothing_but_a_call_with_literals_is_read(text: str) -> None:
 
 def test_a_missing_package_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bfcl_eval", None)
-    for attempt in (bfcl_queries, BfclEnvironment, lambda: open_environment("bfcl", ToolsConfig())):
+    for attempt in (bfcl_queries, BfclEnvironment, lambda: open_environment("bfcl", Config())):
         with pytest.raises(ConfigError, match="bfcl-eval, which is not installed: run `make bfcl`"):
             attempt()
 
@@ -153,7 +153,7 @@ def test_the_benchmark_is_left_out_where_the_package_is_missing() -> None:
 
 @pytest.mark.usefixtures("environment")
 def test_the_environment_is_known_by_name() -> None:
-    environment = open_environment("bfcl", ToolsConfig())
+    environment = open_environment("bfcl", Config())
     assert isinstance(environment, BfclEnvironment)
     check_tools(list(environment.tools()), "bfcl")
     assert len(environment.tools()) == 128

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from steptool.chat.tools import reads_only
 from steptool.config import Config
 from steptool.environments.desk import tasks
+from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.expert import Expert, desk_demonstrations
 from steptool.environments.desk.goals import COMPOSITIONS, PROCEDURES, REFERENCES
-from steptool.environments.desk.tasks import LONG, SHORT, SINGLE, DeskEnvironment, combination_split, draw_query
+from steptool.environments.desk.tasks import LONG, SHORT, SINGLE, combination_split, draw_query
 from steptool.environments.desk.tools import TOOLS
 from steptool.environments.schema import check_tools
 from steptool.models.load import load_tokenizer

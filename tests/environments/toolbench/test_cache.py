@@ -11,7 +11,7 @@ from steptool.config import Config, ToolsConfig
 from steptool.data.ingest import ingest
 from steptool.environments.base import ToolResult
 from steptool.environments.catalog import open_environment
-from steptool.environments.responses import Responses
+from steptool.environments.replay.responses import Responses
 from steptool.environments.toolbench.cache import build, main, record
 from steptool.environments.toolbench.environment import ToolBenchEnvironment
 from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
@@ -128,7 +128,9 @@ def test_real_recorded_answers_are_replayed_offline(tmp_path, real_data):
     found = ingest(config, tmp_path)
     file = tmp_path / "responses.sqlite"
     build(file, [tmp_path])
-    environment = open_environment("toolbench", ToolsConfig.model_validate({"toolbench": {"cache": str(file)}}))
+    environment = open_environment(
+        "toolbench", Config(tools=ToolsConfig.model_validate({"toolbench": {"cache": str(file)}}))
+    )
     queries: dict[str, Query] = {q.query_id: q for q in read_queries(found.queries_path)}
     assert {q.environment for q in queries.values()} == {"toolbench"}
     recorded = [(t.query_id, s) for t in read_trajectories(found.demonstrations_path) for s in t.steps if s.call]

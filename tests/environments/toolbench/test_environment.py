@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from steptool.config import ToolsConfig, load_config
+from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.environments.base import ToolResult
 from steptool.environments.catalog import open_environment
@@ -21,7 +21,7 @@ def tools(**fields):
 
 
 def opened(**fields):
-    return open_environment("toolbench", tools(**fields))
+    return open_environment("toolbench", Config(tools=tools(**fields)))
 
 
 def call(environment, query, name="forecast_for_sky_watch", **arguments):
@@ -82,7 +82,7 @@ def test_a_server_that_comes_late_is_asked_again(serve, say, query):
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     limits = tools(url=f"http://127.0.0.1:{port}/virtual", retries=8, timeout=10)
-    session = LimitedEnvironment(open_environment("toolbench", limits), limits).reset(query)
+    session = LimitedEnvironment(open_environment("toolbench", Config(tools=limits)), limits).reset(query)
     starting = threading.Timer(0.15, lambda: serve(lambda request: say("rain"), port))
     starting.start()
     assert session.call(ToolCall("forecast_for_sky_watch", {"town": "Bern"})).status is OK
@@ -93,7 +93,7 @@ def test_a_server_that_is_gone_costs_the_step_and_is_not_recorded(query, cache):
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         limits = tools(url=f"http://127.0.0.1:{unheard.getsockname()[1]}/virtual", cache=cache, retries=1)
-        session = LimitedEnvironment(open_environment("toolbench", limits), limits).reset(query)
+        session = LimitedEnvironment(open_environment("toolbench", Config(tools=limits)), limits).reset(query)
         result = session.call(ToolCall("forecast_for_sky_watch", {"town": "Bern"}))
     assert result.status is StepStatus.TOOL_ERROR and "cannot be reached: ConnectError" in result.observation
     assert "No response is recorded" in call(opened(cache=cache), query).observation
@@ -108,7 +108,7 @@ def test_episodes_ask_side_by_side_and_fill_one_cache(serve, say, query, cache):
 
     server = serve(answer)
     limits = tools(url=server.url, cache=cache, concurrency=16)
-    guard = LimitedEnvironment(open_environment("toolbench", limits), limits)
+    guard = LimitedEnvironment(open_environment("toolbench", Config(tools=limits)), limits)
     episodes = [(guard.reset(query), ToolCall("forecast_for_sky_watch", {"town": str(n)})) for n in range(32)]
     results = guard.map(lambda episode: episode[0].call(episode[1]), episodes)
     assert [json.loads(r.observation)["response"] for r in results] == [str(n) for n in range(32)]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.environments.base import ToolResult
-from steptool.environments.responses import Responses, call_key
+from steptool.environments.replay.responses import Responses, call_key
 from steptool.records import StepStatus
 
 OK, FAILED = StepStatus.OK, StepStatus.TOOL_ERROR
@@ -24,7 +24,7 @@ ARGUMENTS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
 WRITER = """
 import sys
 from steptool.environments.base import ToolResult
-from steptool.environments.responses import Responses
+from steptool.environments.replay.responses import Responses
 from steptool.records import StepStatus
 responses, count = Responses(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)

@@ -11,11 +11,11 @@ from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.environments.base import ToolResult
 from steptool.environments.catalog import open_environment
-from steptool.environments.functions import FunctionsEnvironment
+from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.records import Query, StepStatus, ToolCall
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COUNTER = '''
     from __future__ import annotations
     import asyncio, dataclasses, sys
@@ -274,7 +274,7 @@ def test_a_function_without_a_description_is_refused_by_name(module: Any, named:
 )
 def test_what_cannot_be_found_is_refused(module: Any, named: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        open_environment("functions", ToolsConfig(functions=named.format(module(PLAIN))))
+        open_environment("functions", Config(tools=ToolsConfig(functions=named.format(module(PLAIN)))))
 
 
 def test_a_module_that_fails_is_refused_each_time(module: Any) -> None:
@@ -300,7 +300,7 @@ def test_a_package_is_imported_by_its_name(module: Any, tmp_path: Path, monkeypa
 def test_the_examples_tasks_are_solved_by_their_reference() -> None:
     config = load_config(ROOT / "configs/functions.yaml")
     tasks = [json.loads(line) for line in (ROOT / config.data.paths[0]).read_text().splitlines()]
-    guard = LimitedEnvironment(open_environment("functions", config.tools), config.tools)
+    guard = LimitedEnvironment(open_environment("functions", config), config.tools)
     for task in tasks:
         reference = task["reference"]
         done, idle = guard.reset(query(**reference)), guard.reset(query(**reference))

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
+from steptool.config import ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
-from steptool.environments.responses import Responses, call_key
+from steptool.environments.replay.responses import Responses, call_key
 from steptool.environments.schema import check_arguments
 from steptool.environments.toolbench.protocol import NEVER_RECORDED, protocol_error, unknown_function
 from steptool.records import Query, StepStatus, ToolCall, Trajectory
 
 
 class ReplayEnvironment(Environment):
-    """Replays the responses of demonstrations."""
+    """Answers each call with the response that was recorded for it."""
 
     name = "replay"
+    needs_recordings = True
 
-    def __init__(self, demonstrations: Iterable[Trajectory]) -> None:
+    @classmethod
+    def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
+        """An environment that answers as the recordings do."""
+        return cls(recordings)
+
+    def __init__(self, recordings: Iterable[Trajectory]) -> None:
         self._responses = Responses()
-        answered = (pair for t in demonstrations for pair in answered_calls(t))
+        answered = (pair for t in recordings for pair in answered_calls(t))
         self._responses.add((call_key([call.name], call.arguments), result) for call, result in answered)
 
     def reset(self, query: Query) -> ReplaySession:
@@ -75,7 +82,3 @@ class ReplaySession(Session):
         if problem := check_arguments(self._parameters[call.name], call.arguments):
             return ToolResult(StepStatus.INVALID_ARGUMENTS, protocol_error(f"Invalid arguments: {problem}"))
         return self._otherwise(call)
-
-    def solved(self, final_answer: str | None) -> float | None:
-        """Recordings give no verdict: always None."""
-        return None

@@ -22,7 +22,7 @@ from steptool.environments.catalog import open_environment
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import Query, StepStatus, ToolCall
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SERVERS = Path(__file__).parent / "servers"
 GOOD, ROUGH = ["python", str(SERVERS / "good.py")], ["python", str(SERVERS / "rough.py")]
 QUERY = Query("q", "train", "mcp", "go", ())
@@ -33,7 +33,7 @@ class World:
     """An environment with the limits of its configuration."""
 
     def __init__(self, limits: ToolsConfig) -> None:
-        self.environment: Environment = open_environment("mcp", limits)
+        self.environment: Environment = open_environment("mcp", Config(tools=limits))
         self.guard = LimitedEnvironment(self.environment, limits)
 
     def session(self) -> LimitedSession:
@@ -212,10 +212,10 @@ def test_all_episodes_may_share_one_server(world: Callable[..., World]) -> None:
 
 def test_no_server_outlives_a_program_that_ends_by_an_exception() -> None:
     program = f"""
-from steptool.config import ToolsConfig
+from steptool.config import Config, ToolsConfig
 from steptool.environments.catalog import open_environment
 from steptool.records import Query, ToolCall
-environment = open_environment("mcp", ToolsConfig.model_validate({{"timeout": 0.5, "mcp": {{"command": {ROUGH}}}}}))
+environment = open_environment("mcp", Config(tools=ToolsConfig.model_validate({{"timeout": 0.5, "mcp": {{"command": {ROUGH}}}}})))
 session = environment.reset(Query("q", "train", "mcp", "go", ()))
 print(session.call(ToolCall("pid", {{}})).observation, flush=True)
 session.call(ToolCall("hang", {{}}))
@@ -256,7 +256,7 @@ def test_a_server_that_does_not_start_is_an_error_that_may_be_tried_again(
 )
 def test_a_server_that_cannot_be_told_from_the_configuration_is_refused(server: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
-        open_environment("mcp", ToolsConfig.model_validate({"mcp": server}))
+        open_environment("mcp", Config(tools=ToolsConfig.model_validate({"mcp": server})))
 
 
 class Junk(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Python functions as tools: type hints and docstrings become schemas, exceptions become failed steps."""
+"""Python functions as tools: each episode has an object of its own, and exceptions become failed steps."""
 
 from __future__ import annotations
 
@@ -7,38 +7,25 @@ import copy
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Self
 
-from steptool.chat.tools import annotate_tool
+from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult
-from steptool.environments.named import find_named
+from steptool.environments.catalog import import_object
+from steptool.environments.functions.signatures import function_schema
 from steptool.environments.schema import SchemaError, arguments_check, check_tools
-from steptool.records import Query, StepStatus, ToolCall, ToolSchema
+from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
 VERDICT = "solved"
 """Name of the function that is no tool but judges an episode: solved(final_answer, reference) -> float | None."""
 STATE = "state"
 """Entry of `Query.reference` with the keyword arguments that an episode's object is made with."""
 
-F = TypeVar("F", bound=Callable[..., Any])
-_READ_ONLY = "__reads_only__"
-
 Check = Callable[[Mapping[str, Any]], str | None]
 """Says what is wrong with the arguments of a call, if anything."""
-_WANTED = (
-    "each function needs type hints and a docstring in Google's style: what it does, and under 'Args:' one line "
-    "'name: what it is' for each argument"
-)
-_NAMED_BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-def read_only(function: F) -> F:
-    """Decorate a function that changes nothing, so that annotators can tell looking from writing."""
-    setattr(function, _READ_ONLY, True)
-    return function
 
 
 class FunctionsEnvironment(Environment):
@@ -50,9 +37,16 @@ class FunctionsEnvironment(Environment):
 
     name, blocking = "functions", True
 
+    @classmethod
+    def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
+        """The tools that `tools.functions` names."""
+        return cls(tools.functions)
+
     def __init__(self, named: str) -> None:
-        self._make, functions = _toolbox(named, find_named(named, "tools.functions", "a class or a list of functions"))
-        self._tools = [_schema(function, name) for name, function in functions.items() if name != VERDICT]
+        self._make, functions = _toolbox(
+            named, import_object(named, "tools.functions", "a class or a list of functions")
+        )
+        self._tools = [function_schema(function, name) for name, function in functions.items() if name != VERDICT]
         try:
             check_tools(self._tools, f"tools.functions '{named}'")
         except SchemaError as error:
@@ -163,32 +157,3 @@ def _toolbox(named: str, found: Any) -> tuple[Callable[..., Any], dict[str, Call
 def _is_python(value: Any) -> bool:
     """Whether it is a function or a method written in Python, wrapped or not."""
     return hasattr(inspect.unwrap(value), "__code__")
-
-
-def _schema(function: Callable[..., Any], name: str) -> ToolSchema:
-    from transformers.utils import get_json_schema
-
-    try:
-        for parameter in inspect.signature(function).parameters.values():
-            if parameter.kind not in _NAMED_BY_KEYWORD:
-                raise TypeError(f"argument '{parameter}' cannot be given by its name")
-        written = get_json_schema(function)["function"]
-        if not written["description"]:
-            raise ValueError("its docstring does not say what it does")
-    except Exception as error:
-        raise ConfigError(f"tools.functions: '{name}': {error}; {_WANTED}") from error
-    described = {"name": name, "description": written["description"], "parameters": _nullable(written["parameters"])}
-    return annotate_tool({"type": "function", "function": described}, getattr(function, _READ_ONLY, None))
-
-
-def _nullable(schema: Any) -> Any:
-    """The schema with OpenAPI's `nullable`, which no validator of JSON Schema knows, as a choice."""
-    if isinstance(schema, list):
-        return [_nullable(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if schema.get("nullable") is not True:
-        return {key: _nullable(part) for key, part in schema.items()}
-    said = {key: schema[key] for key in ("description",) if key in schema}
-    rest = {key: _nullable(part) for key, part in schema.items() if key not in ("nullable", "description")}
-    return {"anyOf": [rest, {"type": "null"}], **said}

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from steptool.config import ToolsConfig
+from steptool.config import Config
 from steptool.environments.base import ToolResult
 from steptool.environments.catalog import open_environment
-from steptool.environments.replay import ReplayEnvironment
+from steptool.environments.replay.environment import ReplayEnvironment
 from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 WEATHER = {
@@ -87,7 +87,7 @@ def test_only_what_a_tool_said_is_replayed(status):
 
 
 def test_sessions_share_no_state_and_give_no_verdict():
-    environment = open_environment("replay", ToolsConfig(), [recorded(step("dry", town="Bern"))])
+    environment = open_environment("replay", Config(), [recorded(step("dry", town="Bern"))])
     session = environment.reset(QUERY)
     assert session.call(ToolCall("weather_for_sky", {"town": "Bern"})).observation == "dry"
     assert session.call(ToolCall("weather_for_sky", {"town": "Bern"})).observation == "dry"

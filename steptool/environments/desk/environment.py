@@ -1,0 +1,56 @@
+"""The desk as an environment: each session works on its own copy of the query's database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from steptool.environments.base import Environment, Session, ToolResult
+from steptool.environments.desk.database import make_database
+from steptool.environments.desk.tools import TOOLS, ToolFailure
+from steptool.environments.schema import check_arguments
+from steptool.records import Query, StepStatus, ToolCall, ToolSchema
+
+
+class DeskSession(Session):
+    """One run of one query."""
+
+    def __init__(self, query: Query) -> None:
+        self._reference = query.reference
+        self.database = make_database(str(query.reference["database"]))
+
+    def call(self, call: ToolCall) -> ToolResult:
+        """Validate the arguments against the tool's schema and execute."""
+        tool = TOOLS.get(call.name)
+        if tool is None:
+            return _failed(StepStatus.UNKNOWN_TOOL, "no such tool")
+        problem = check_arguments(tool.schema["function"]["parameters"], call.arguments)
+        if problem:
+            return _failed(StepStatus.INVALID_ARGUMENTS, "bad arguments")
+        try:
+            return ToolResult(StepStatus.OK, json.dumps(tool.run(self.database, **call.arguments)))
+        except ToolFailure as failure:
+            return _failed(StepStatus.TOOL_ERROR, str(failure))
+
+    def solved(self, final_answer: str | None) -> float:
+        """1 if the answer is right and exactly the right writes were made."""
+        writes = sorted(map(list, self.database.journal))
+        return float(final_answer == self._reference["answer"] and writes == self._reference["writes"])
+
+
+def _failed(status: StepStatus, reason: str) -> ToolResult:
+    return ToolResult(status, json.dumps({"error": reason}))
+
+
+class DeskEnvironment(Environment):
+    """The desk as an environment."""
+
+    name = "desk"
+
+    def reset(self, query: Query) -> DeskSession:
+        """A session on a fresh copy of the query's database."""
+        return DeskSession(query)
+
+    def tools(self) -> Sequence[ToolSchema]:
+        """Schemas of all tools of the desk."""
+        return [tool.schema for tool in TOOLS.values()]

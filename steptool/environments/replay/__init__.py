@@ -1,0 +1,1 @@
+"""Recorded responses in place of live tools."""

@@ -1,0 +1,143 @@
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from steptool.config import Config
+from steptool.config.base import ConfigError
+from steptool.environments.base import Environment
+from steptool.environments.catalog import ENVIRONMENTS, environment_class, open_environment
+from steptool.records import Query, StepStatus, ToolCall
+
+OWN = """
+    from steptool.environments.base import Environment, Session, ToolResult
+    from steptool.records import StepStatus
+
+
+    class Echo(Session):
+        def __init__(self, prefix):
+            self.prefix = prefix
+
+        def call(self, call):
+            return ToolResult(StepStatus.OK, self.prefix + str(call.arguments["text"]))
+
+
+    class EchoEnvironment(Environment):
+        name = "echo"
+
+        def __init__(self, prefix=""):
+            if prefix == "broken":
+                raise SystemExit("no echo today")
+            self.prefix = prefix
+
+        def reset(self, query):
+            return Echo(self.prefix)
+
+
+    class Incomplete(Environment):
+        name = "incomplete"
+
+
+    class Lookalike:
+        name = "lookalike"
+
+        def reset(self, query):
+            return Echo("")
+
+
+    def function():
+        return EchoEnvironment()
+"""
+
+
+def configured(environment: str, **settings: Any) -> Config:
+    return Config.model_validate({"data": {"environment": environment}, "tools": {"settings": settings}})
+
+
+def written(folder: Path, text: str = OWN) -> str:
+    (folder / "mine.py").write_text(dedent(text))
+    return f"{folder}/mine.py"
+
+
+def test_an_environment_of_ones_own_is_named_by_its_place(tmp_path: Path) -> None:
+    place = f"{written(tmp_path)}:EchoEnvironment"
+    environment = open_environment(place, configured(place))
+    session = environment.reset(Query("q", "train", place, "go", ()))
+    result = session.call(ToolCall("echo", {"text": "hello"}))
+    assert (result.status, result.observation) == (StepStatus.OK, "hello")
+    assert session.solved("hello") is None
+    with pytest.raises(ValueError, match="'echo' has no tools of its own"):
+        environment.tools()
+
+
+def test_an_environment_of_ones_own_is_made_with_its_settings(tmp_path: Path) -> None:
+    place = f"{written(tmp_path)}:EchoEnvironment"
+    session = open_environment(place, configured(place, prefix="> ")).reset(Query("q", "train", place, "go", ()))
+    assert session.call(ToolCall("echo", {"text": "hello"})).observation == "> hello"
+    with pytest.raises(ConfigError, match=r"tools\.settings: EchoEnvironment: .*unexpected keyword argument 'colour'"):
+        open_environment(place, configured(place, colour="red"))
+    with pytest.raises(ConfigError, match="cannot be opened: SystemExit: no echo today"):
+        open_environment(place, configured(place, prefix="broken"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Incomplete", "the class Incomplete lacks the methods reset"),
+        ("Lookalike", r"expected a subclass of steptool\.environments\.base\.Environment, got <class '.*Lookalike'>"),
+        ("function", r"expected a subclass of steptool\.environments\.base\.Environment, got <function"),
+        ("Nobody", "has nothing named 'Nobody'"),
+    ],
+)
+def test_only_a_complete_environment_is_accepted(tmp_path: Path, name: str, said: str) -> None:
+    place = f"{written(tmp_path)}:{name}"
+    with pytest.raises(ConfigError, match=f"data.environment: .*{said}"):
+        open_environment(place, configured(place))
+
+
+@pytest.mark.parametrize("name", ["sys:exit", "os:abort", "{folder}/mine.py:EchoEnvironment"])
+def test_a_name_that_the_configuration_does_not_name_runs_no_code(tmp_path: Path, name: str) -> None:
+    file = written(tmp_path, f"raise SystemExit({str(tmp_path)!r})\n")
+    for config in (Config(), configured("functions"), configured(f"{file}:Other")):
+        with pytest.raises(ConfigError, match="no environment is named"):
+            open_environment(name.format(folder=tmp_path), config)
+
+
+def test_a_program_that_exits_when_it_is_imported_is_refused(tmp_path: Path) -> None:
+    place = f"{written(tmp_path, 'raise SystemExit(0)')}:EchoEnvironment"
+    with pytest.raises(ConfigError, match="cannot be imported: SystemExit: 0"):
+        open_environment(place, configured(place))
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_every_environment_of_the_table_has_the_name_it_is_found_by(name: str) -> None:
+    found = environment_class(name, Config())
+    assert issubclass(found, Environment) and found.name == name
+    assert found.needs_recordings is (name == "replay")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dsek", f"no environment is named 'dsek'; expected one of {', '.join(ENVIRONMENTS)}, or in data.environment"),
+        ("functions", "tools.functions"),
+        ("mcp", "tools.mcp"),
+        ("toolbench", "tools.toolbench"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        open_environment(name, Config())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.py:Echo", "data.environment: there is no file 'nowhere.py'"),
+        ("steptool.environments:Echo", "'steptool.environments' has nothing named 'Echo'"),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        open_environment(name, configured(name))
