@@ -55,7 +55,7 @@ def told(stage: str, retries: int) -> Iterator[None]:
         yield
     except (StageFailed, FlyteRecoverableException):
         raise  # of a stage within this one, which has told it
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a stage that exits early has not done its work, whatever the status
         passing = may_pass(error)
         advice = (
             f"this may pass: a cluster tries again, {retries} times at most; a local run has to be started again"

@@ -88,6 +88,8 @@ def test_a_default_environment_that_is_not_known_is_refused(tasks):
         ({"instruction": "Tides?"}, "'tools' is missing, and the environment 'replay' has no tools of its own"),
         (TASK | {"environment": "moon"}, "'environment': expected one of"),
         (TASK | {"environment": 3}, "'environment'"),
+        (TASK | {"environment": "sys:exit"}, "'environment': expected one of"),
+        (TASK | {"environment": "os:abort"}, "'environment': expected one of"),
         (TASK | {"instruction": " "}, "'instruction'"),
         (TASK | {"tools": {}}, "'tools'"),
         (TASK | {"tools": [{"name": "tides"}]}, r"tools\[0\]\.type"),

@@ -1,3 +1,5 @@
+import inspect
+from contextlib import closing
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -10,6 +12,7 @@ from steptool.environments.base import Environment
 from steptool.environments.catalog import ENVIRONMENTS, environment_class, open_environment
 from steptool.records import Query, StepStatus, ToolCall
 
+ROOT = Path(__file__).parents[2]
 OWN = """
     from steptool.environments.base import Environment, Session, ToolResult
     from steptool.records import StepStatus
@@ -79,6 +82,28 @@ def test_an_environment_of_ones_own_is_made_with_its_settings(tmp_path: Path) ->
         open_environment(place, configured(place, colour="red"))
     with pytest.raises(ConfigError, match="cannot be opened: SystemExit: no echo today"):
         open_environment(place, configured(place, prefix="broken"))
+
+
+def documented(kind: str) -> str:
+    """The example of the page, or that of the docstring."""
+    if kind == "page":
+        page = (ROOT / "docs/bring-your-own-tools.md").read_text(encoding="utf-8")
+        return page.partition("```python\n")[2].partition("```")[0]
+    text = inspect.cleandoc(Environment.__doc__ or "")
+    classes = text[text.index("    class ShelfSession") : text.index("`data.environment")]
+    imports = "from steptool.environments.base import *\nfrom steptool.records import *\n"
+    return imports + dedent(classes)
+
+
+@pytest.mark.parametrize("kind", ["page", "docstring"])
+def test_the_documented_example_works(tmp_path: Path, kind: str) -> None:
+    place = f"{written(tmp_path, documented(kind))}:Shelf"
+    query = Query("q", "train", place, "Take both.", (), {"items": ["kettle", "mug"]})
+    with closing(open_environment(place, configured(place, capacity=2))) as environment:
+        session = environment.reset(query)
+        results = [session.call(ToolCall("take", {"item": item})) for item in ("kettle", "mug", "jar")]
+        assert [result.status for result in results] == [StepStatus.OK, StepStatus.OK, StepStatus.TOOL_ERROR]
+        assert (session.solved("done"), environment.reset(query).solved("done")) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,11 @@ def test_a_permanent_error_says_stage_cause_and_remedy_in_one_line(tmp_path: Pat
     assert "\n" not in line and str(caught.value) == line and isinstance(caught.value.__cause__, ConfigError)
 
 
+def test_a_stage_that_exits_has_failed() -> None:
+    with pytest.raises(StageFailed, match="ingest: SystemExit: 0; this is not tried again"), told("ingest", 0):
+        raise SystemExit(0)
+
+
 def test_an_error_that_may_pass_reaches_flyte_as_one_to_be_tried_again(capsys: Any) -> None:
     with pytest.raises(FlyteRecoverableException) as caught, told("rollout", 2):
         raise ConnectionResetError("the peer is gone")

@@ -26,6 +26,7 @@ def read_only(function: F) -> F:
 
 
 def function_schema(function: Callable[..., Any], name: str) -> ToolSchema:
+    """The schema of a function under this name. Raises ConfigError for one without type hints or a docstring."""
     from transformers.utils import get_json_schema
 
     try:

@@ -215,7 +215,8 @@ def test_no_server_outlives_a_program_that_ends_by_an_exception() -> None:
 from steptool.config import Config, ToolsConfig
 from steptool.environments.catalog import open_environment
 from steptool.records import Query, ToolCall
-environment = open_environment("mcp", Config(tools=ToolsConfig.model_validate({{"timeout": 0.5, "mcp": {{"command": {ROUGH}}}}})))
+tools = ToolsConfig.model_validate({{"timeout": 0.5, "mcp": {{"command": {ROUGH}}}}})
+environment = open_environment("mcp", Config(tools=tools))
 session = environment.reset(Query("q", "train", "mcp", "go", ()))
 print(session.call(ToolCall("pid", {{}})).observation, flush=True)
 session.call(ToolCall("hang", {{}}))
