@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def ours(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: C
 def plain(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> list[list[float]]:
     """The same, written as the equations read, one token at a time."""
     raw = [
-        _plain_one(*(x.tolist() for x in arrays), config) for arrays in zip(rewards, lengths, values, kl, strict=True)
+        _plain_one(r.tolist(), n.tolist(), v.tolist(), k.tolist(), config)
+        for r, n, v, k in zip(rewards, lengths, values, kl, strict=True)
     ]
     flat = [a for advantages in raw for a in advantages]
     mean = sum(flat) / len(flat)
@@ -92,8 +94,8 @@ def main() -> None:
         np.testing.assert_allclose(
             np.concatenate(ours(*arrays, config)), np.concatenate(plain(*arrays, config)), atol=1e-9
         )
-        fast = tokens / best_seconds(lambda c=config: ours(*arrays, c))
-        slow = tokens / best_seconds(lambda c=config: plain(*arrays, c), repeats=3)
+        fast = tokens / best_seconds(partial(ours, *arrays, config))
+        slow = tokens / best_seconds(partial(plain, *arrays, config), repeats=3)
         print(f"{name} tokens/s: {fast:.0f} {slow:.0f} {fast / slow:.1f}")
 
 

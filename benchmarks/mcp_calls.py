@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from anyio.from_thread import start_blocking_portal
 from mcp import Client, StdioServerParameters, stdio_client
+from mcp.types import TextContent
 
 from steptool.config import ToolsConfig
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
@@ -98,7 +99,7 @@ def ask(session: LimitedSession, tool: str = "shelf") -> bool:
 async def ask_plainly(client: Client, times: int) -> Right:
     """Calls of the SDK's client."""
     results = [await client.call_tool("shelf", ARGUMENTS) for _ in range(times)]
-    return [result.content[0].text == ANSWER for result in results]
+    return [isinstance(part := result.content[0], TextContent) and part.text == ANSWER for result in results]
 
 
 def over_stdio() -> Right:

@@ -94,7 +94,9 @@ def clock() -> np.ndarray:
 @contextmanager
 def asking(calls: Sequence[ToolCall], **settings: str) -> Iterator[Run]:
     """The calls in one session of our environment with such settings."""
-    with closing(ToolBenchEnvironment.open(ToolsConfig(toolbench=ToolBenchConfig(**settings)))) as environment:
+    with closing(
+        ToolBenchEnvironment.open(ToolsConfig(toolbench=ToolBenchConfig.model_validate(settings)))
+    ) as environment:
         session = LimitedEnvironment(environment, ToolsConfig()).reset(QUERY)
         yield lambda: [session.call(call).observation for call in calls]
         session.close()

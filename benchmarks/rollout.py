@@ -91,8 +91,17 @@ def make_queries() -> list[Query]:
 def ours(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -> list[list[int]]:
     """The library. Returns the tokens of each episode."""
     rollout = RolloutConfig(batch_size=EPISODES, max_steps=TURNS, max_new_tokens=NEW_TOKENS)
-    options = {"rollout": rollout, "max_context": CONTEXT, "greedy": True, "seed": 0, "policy": "random"}
-    found = roll_out(model, codec, queries, Notebook(), **options)
+    found = roll_out(
+        model,
+        codec,
+        queries,
+        Notebook(),
+        rollout=rollout,
+        max_context=CONTEXT,
+        greedy=True,
+        seed=0,
+        policy="random",
+    )
     SAMPLED["ours"] = sum(t.action_tokens for t in found)
     return [t.input_ids.tolist() for t in found]
 

@@ -78,7 +78,7 @@ def results(output: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[
 def _measures(rows: dict[str, list[Row]], method: str, seeds: Sequence[int]) -> dict[str, Any]:
     together = summarise(rows[method])["all"]
     parts: dict[str, Any] = {m: [together[m], *together["intervals"][m]] for m in MEASURES}
-    parts["by_seed"] = [summarise([r for r in rows[method] if r["repeat"] == s], 1)["all"]["pass_rate"] for s in seeds]
+    parts["by_seed"] = [summarise(_of_seed(rows[method], s), 1)["all"]["pass_rate"] for s in seeds]
     if method != "steptool":
         for measure in MEASURES:
             d = paired_bootstrap(rows["steptool"], rows[method], measure=measure)
@@ -87,9 +87,13 @@ def _measures(rows: dict[str, list[Row]], method: str, seeds: Sequence[int]) -> 
         parts["by_seed_minus_warm_start"] = [
             [d.mean, d.low, d.high]
             for s in seeds
-            for d in [paired_bootstrap(*([r for r in rows[m] if r["repeat"] == s] for m in ("steptool", "warm_start")))]
+            for d in [paired_bootstrap(_of_seed(rows["steptool"], s), _of_seed(rows["warm_start"], s))]
         ]
     return parts
+
+
+def _of_seed(rows: list[Row], seed: int) -> list[Row]:
+    return [row for row in rows if row["repeat"] == seed]
 
 
 def table(found: dict[str, Any]) -> str:
@@ -127,7 +131,11 @@ def main() -> None:
     config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     with ThreadPoolExecutor(args.processes) as pool:
-        list(pool.map(lambda job: run(config, *job, args.output), [(m, s) for s in seeds for m in args.methods]))
+        list(
+            pool.map(
+                lambda job: run(config, job[0], job[1], args.output), [(m, s) for s in seeds for m in args.methods]
+            )
+        )
     found = results(args.output, seeds, args.methods)
     (args.output / "seeds.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(table(found))

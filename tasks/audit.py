@@ -11,7 +11,7 @@ from steptool.artifacts.contracts import REWARDS, TRAJECTORIES, concat
 from steptool.artifacts.progress import say
 from steptool.config import Config
 from steptool.storage.remote import fetched, localize
-from tasks.runtime.artifacts import Parquet, local, local_all, scratch
+from tasks.runtime.artifacts import Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
 REWARDS_FILE, PAGE, FIGURES = "rewards.parquet", "audit.html", "audit.json"
@@ -33,19 +33,21 @@ class Reviewed(NamedTuple):
 
 
 @stage("audit", cached=True)
-def audit(round: int, config: Config, queries: Parquet, trajectories: list[Parquet], rewards: list[Parquet]) -> Audited:
+def audit(
+    round_index: int, config: Config, queries: Parquet, trajectories: list[Parquet], rewards: list[Parquet]
+) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
     from steptool.artifacts import layout as names
     from steptool.report.rewards_page import rewards_page
     from steptool.rewards.audit_files import audit_files, check_thresholds
 
-    joined = scratch("joined")
-    played = concat(local_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round))
-    scored = concat(local_all(rewards), REWARDS, joined / names.of_round("rewards", round))
-    config = localize(config, scratch("fetched"), "rewards.audit.previous")
-    found = audit_files(local(queries), played, scored, config)
-    Deck("rewards", rewards_page(found, f"The rewards of round {round + 1}"))
-    check_thresholds(found, config.rewards.audit, f"round {round + 1}")
+    joined = make_folder("joined")
+    played = concat(download_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round_index))
+    scored = concat(download_all(rewards), REWARDS, joined / names.of_round("rewards", round_index))
+    config = localize(config, make_folder("fetched"), "rewards.audit.previous")
+    found = audit_files(download(queries), played, scored, config)
+    Deck("rewards", rewards_page(found, f"The rewards of round {round_index + 1}"))
+    check_thresholds(found, config.rewards.audit, f"round {round_index + 1}")
     return Audited(Parquet(str(played)), Parquet(str(scored)))
 
 
@@ -58,10 +60,10 @@ def review_rewards(
     from steptool.rewards.audit_files import audit_files
     from steptool.storage.delivery import deliver
 
-    folder, scored = scratch("audit"), local(rewards)
-    config = localize(config, scratch("fetched"), "rewards.audit.previous")
-    other = fetched(compare, scratch("compared")) if compare else None
-    found = audit_files(local(queries), local(trajectories), scored, config, other)
+    folder, scored = make_folder("audit"), download(rewards)
+    config = localize(config, make_folder("fetched"), "rewards.audit.previous")
+    other = fetched(compare, make_folder("compared")) if compare else None
+    found = audit_files(download(queries), download(trajectories), scored, config, other)
     html = rewards_page(found, f"The rewards by {found.annotator}")
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / FIGURES).write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")

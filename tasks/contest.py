@@ -2,17 +2,18 @@
 
 import json
 import shutil
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import yaml
 from flytekit import Deck
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.contracts import Row
 from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config
 from steptool.storage.remote import fetched, localize
-from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.artifacts import Parquet, download, make_folder
 from tasks.runtime.stage import stage
 
 
@@ -47,14 +48,15 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
     from steptool.models.load import EMBEDDED
     from steptool.policies.contestant import contestant, questions
 
-    config = localize(config, scratch("fetched"), "tools.toolbench.cache")
+    config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     chosen, settings = config.evaluation.policies[policy], config.evaluation
-    asked = questions(local(queries), local(demonstrations), settings)
-    place = EMBEDDED if chosen.model == "embedded" else fetched(chosen.model, scratch("model"))
-    folder, rows, episodes = scratch("contest"), [], []
-    with contestant(chosen, place, asked, local(demonstrations), config) as play:
+    asked = questions(download(queries), download(demonstrations), settings)
+    place = EMBEDDED if chosen.model == "embedded" else fetched(chosen.model, make_folder("model"))
+    folder, rows, episodes = make_folder("contest"), [], []
+    with contestant(chosen, place, asked, download(demonstrations), config) as play:
         for number in range(1 if chosen.kind == "playback" else 1 + settings.sampled_repeats):
-            decoding, repeat = ("sampled", number - 1) if number else ("greedy", 0)
+            decoding: Literal["greedy", "sampled"] = "sampled" if number else "greedy"
+            repeat = max(0, number - 1)
             ticker = Ticker("evaluate", len(asked), f"{decoding} episodes of {chosen.name}")
             played = play(greedy=not number, sample=number, progress=ticker)
             rows += evaluate(asked, played.trajectories, chosen.name, decoding, repeat, played.spent)
@@ -80,17 +82,18 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
     from steptool.judge.outcome_judge import judge_outcomes
     from steptool.judge.verdicts import read_verdicts
 
-    files = localize(config, scratch("fetched"), "evaluation.verdicts").evaluation.verdicts
-    verdicts, preferences, counts = read_verdicts(files), [], {}
+    files = localize(config, make_folder("fetched"), "evaluation.verdicts").evaluation.verdicts
+    verdicts, preferences = read_verdicts(files), list[Row]()
+    counts: dict[str, float] = {}
     if config.evaluation.judged:
-        queries_by_id, episodes = {q.query_id: q for q in read_queries(local(queries))}, {}
-        for policy, folder in zip(config.evaluation.policies, map(local, played), strict=True):
+        queries_by_id, episodes = {q.query_id: q for q in read_queries(download(queries))}, {}
+        for policy, folder in zip(config.evaluation.policies, map(download, played), strict=True):
             every = read_trajectories(folder / names.of_policy(policy.name))
             episodes[policy.name] = [t for t in every if t.sample == 0]
         outcomes = judge_outcomes(config.rewards.judge, queries_by_id, episodes)
         verdicts, preferences, counts = verdicts + outcomes.verdicts, outcomes.preferences, outcomes.counts
         say("judge", f"{len(outcomes.verdicts)} verdicts, {len(preferences)} preferences")
-    folder = scratch("judged")
+    folder = make_folder("judged")
     return Judged(
         Parquet(str(write_rows(folder / names.VERDICTS, verdicts, VERDICTS, watch.cost(counts=counts)))),
         Parquet(str(write_rows(folder / names.PREFERENCES, preferences, PREFERENCES))),
@@ -114,9 +117,13 @@ def compared(
     from steptool.report.judge_costs import account
     from steptool.report.viewer import EpisodeFiles, write_viewer
 
-    run, parts = scratch("evaluation"), [local(part) for part in played]
+    run, parts = make_folder("evaluation"), [download(part) for part in played]
     episodes = {file.name: file for part in parts for file in part.glob(names.of_policy("*"))}
-    tables = {names.QUERIES: local(queries), names.VERDICTS: local(verdicts), names.PREFERENCES: local(preferences)}
+    tables = {
+        names.QUERIES: download(queries),
+        names.VERDICTS: download(verdicts),
+        names.PREFERENCES: download(preferences),
+    }
     for name, file in {**tables, **episodes}.items():
         shutil.copyfile(file, run / name)
     concat([part / names.EVALUATED for part in parts], EVALUATIONS, run / names.EVALUATED)

@@ -6,7 +6,7 @@ from steptool.artifacts.contracts import EVALUATIONS, write_rows
 from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
 
 
@@ -26,10 +26,10 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
     from steptool.evaluation.metrics import evaluate as measure
     from steptool.policies.player import player
 
-    config = localize(config, scratch("fetched"), "tools.toolbench.cache")
-    asked = read_queries(local(queries), config.evaluation.split)
+    config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
+    asked = read_queries(download(queries), config.evaluation.split)
     rows, sampled = [], []
-    with player(local(model), asked, local(demonstrations), config) as play:
+    with player(download(model), asked, download(demonstrations), config) as play:
         greedy = play(asked, greedy=True, policy=name, progress=Ticker("evaluate", len(asked), f"episodes of {name}"))
         rows += measure(asked, greedy, name, "greedy", 0)
         for repeat in range(config.evaluation.sampled_repeats):
@@ -39,7 +39,7 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
             sampled += episodes
     cost = watch.cost(sum(t.action_tokens for t in (*greedy, *sampled)))
     say("evaluate", f"{name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)} queries")
-    folder = scratch("evaluate")
+    folder = make_folder("evaluate")
     return Evaluated(
         Parquet(str(write_rows(folder / "evaluations.parquet", rows, EVALUATIONS, cost))),
         Parquet(str(write_trajectories(folder / "greedy.parquet", greedy))),

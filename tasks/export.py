@@ -4,7 +4,7 @@ from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.progress import say
 from steptool.data.export import Form
-from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.artifacts import Parquet, download, make_folder
 from tasks.runtime.stage import stage
 
 
@@ -14,7 +14,7 @@ def export_trajectories(trajectories: Parquet, queries: Parquet, form: Form, out
     from steptool.data.export import export
     from steptool.storage.delivery import deliver
 
-    done = export(local(trajectories), local(queries), form, scratch("exported"))
+    done = export(download(trajectories), download(queries), form, make_folder("exported"))
     place = deliver(done.path, output, done.path.name)
     say("export", f"{place}: {', '.join(f'{name} {count}' for name, count in done.counts.items())}")
     return FlyteFile(place)

@@ -8,7 +8,7 @@ from steptool.artifacts.history import count_rows, extend
 from steptool.artifacts.progress import Stopwatch, say
 from steptool.config import Config
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.artifacts import Parquet, download, make_folder
 from tasks.runtime.stage import stage
 
 
@@ -56,8 +56,8 @@ def ingest(config: Config, sources: str, for_training: bool = True) -> Ingested:
     watch = Stopwatch("ingest")
     from steptool.data.ingest import ingest as read_source
 
-    folder = scratch("ingested")
-    near = localize(config, scratch("fetched"), "data.paths", "data.recorded_answers")
+    folder = make_folder("ingested")
+    near = localize(config, make_folder("fetched"), "data.paths", "data.recorded_answers")
     found = read_source(near, folder, for_training)
     history = extend(None, count_rows("ingest", found.counts), [watch.cost()], folder / "history.parquet")
     told = [f"{name} {count}" for name, count in found.counts.items() if ":" not in name]
@@ -84,9 +84,9 @@ def deliver_ingested(
     from steptool.storage.delivery import deliver
 
     return Delivered(
-        Parquet(deliver(local(queries), output, names.QUERIES_FILE)),
-        Parquet(deliver(local(demonstrations), output, names.DEMONSTRATIONS_FILE)),
-        Parquet(deliver(local(rewards), output, names.REWARDS_FILE)),
-        FlyteFile(deliver(local(quarantine), output, names.QUARANTINE_FILE)),
-        FlyteFile(deliver(local(counts), output, names.COUNTS_FILE)),
+        Parquet(deliver(download(queries), output, names.QUERIES_FILE)),
+        Parquet(deliver(download(demonstrations), output, names.DEMONSTRATIONS_FILE)),
+        Parquet(deliver(download(rewards), output, names.REWARDS_FILE)),
+        FlyteFile(deliver(download(quarantine), output, names.QUARANTINE_FILE)),
+        FlyteFile(deliver(download(counts), output, names.COUNTS_FILE)),
     )

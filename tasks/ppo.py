@@ -6,7 +6,7 @@ from steptool.artifacts.contracts import ADVANTAGES, METRICS, REWARDS, read_cost
 from steptool.artifacts.history import count_rows, extend, total_counts
 from steptool.artifacts.progress import Stopwatch, rate, say
 from steptool.config import Config
-from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
 
 
@@ -20,7 +20,7 @@ class Improved(NamedTuple):
 
 @stage("ppo", cached=True)
 def ppo(
-    round: int,
+    round_index: int,
     config: Config,
     policy: Model,
     reference: Model,
@@ -29,7 +29,7 @@ def ppo(
     history: Parquet,
 ) -> Improved:
     """Train the policy on its own episodes of this round."""
-    watch = Stopwatch("ppo", round)
+    watch = Stopwatch("ppo", round_index)
     from steptool.artifacts import layout as names
     from steptool.artifacts.lineage import sign
     from steptool.artifacts.rows import read_trajectories
@@ -37,29 +37,31 @@ def ppo(
     from steptool.training.improve import improve
     from tasks.runtime.checkpoints import Checkpoints
 
-    told, folder = scratch("told"), scratch("policy")
-    played, scored, before = local(trajectories), local(rewards), read_rows(local(history), METRICS)
+    told, folder = make_folder("told"), make_folder("policy")
+    played, scored, before = download(trajectories), download(rewards), read_rows(download(history), METRICS)
     episodes, rows = read_trajectories(played), read_rows(scored, REWARDS)
     checkpoints = Checkpoints("ppo")
     result = improve(
-        local(policy),
-        local(reference),
+        download(policy),
+        download(reference),
         episodes,
         rows,
         config=config,
-        round=round,
+        round=round_index,
         out_dir=folder,
         history=before,
         checkpoints=checkpoints.folder,
         on_checkpoint=checkpoints.save,
     )
     made_of = provenance(rows, config.rewards)
-    sign(folder, local(policy), config.ppo.algorithm, [played, scored], round, result.note, made_of)
+    sign(folder, download(policy), config.ppo.algorithm, [played, scored], round_index, result.note, made_of)
 
     costs = [*read_costs(played), *read_costs(scored), watch.cost(result.tokens)]
-    counts = count_rows("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round)
-    counts += count_rows("annotate", total_counts(costs), round)
-    so_far = extend(local(history), [*counts, *result.metrics], costs, told / names.HISTORY)
-    learned = write_rows(told / names.of_round("advantages", round), result.advantages, ADVANTAGES)
-    say("ppo", rate([t.solved for t in episodes]), costs=read_costs(so_far), round=round, rounds=config.ppo.rounds)
+    counts = count_rows("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round_index)
+    counts += count_rows("annotate", total_counts(costs), round_index)
+    so_far = extend(download(history), [*counts, *result.metrics], costs, told / names.HISTORY)
+    learned = write_rows(told / names.of_round("advantages", round_index), result.advantages, ADVANTAGES)
+    say(
+        "ppo", rate([t.solved for t in episodes]), costs=read_costs(so_far), round=round_index, rounds=config.ppo.rounds
+    )
     return Improved(Model(str(folder)), Parquet(str(learned)), Parquet(str(so_far)))

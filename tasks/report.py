@@ -13,7 +13,7 @@ from steptool.artifacts.contracts import EVALUATIONS, concat, read_costs
 from steptool.artifacts.history import extend
 from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config
-from tasks.runtime.artifacts import Model, Parquet, local, local_all, scratch
+from tasks.runtime.artifacts import Model, Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
 
@@ -55,20 +55,20 @@ def report(
     from steptool.report.run_page import build_report
     from steptool.report.summary import summary, table
 
-    run = scratch("run")
+    run = make_folder("run")
     (run / names.CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     read = {names.QUERIES: queries, names.DEMONSTRATIONS: demonstrations, names.RECORDED_REWARDS: recorded_rewards}
     _place({**read, names.QUARANTINE: quarantine}, run)
     for kind, files in {"trajectories": trajectories, "rewards": rewards, "advantages": advantages}.items():
         _place({names.of_round(kind, round): file for round, file in enumerate(files)}, run)
-    concat(local_all(list(evaluations.values())), EVALUATIONS, run / names.EVALUATED)
+    concat(download_all(list(evaluations.values())), EVALUATIONS, run / names.EVALUATED)
     _place({names.of_evaluation("trajectories", k): v for k, v in evaluation_trajectories.items()}, run)
     _place({names.of_evaluation("rewards", k): v for k, v in evaluation_rewards.items()}, run)
     for name, model in models.items():
-        shutil.copytree(local(model), run / name)
+        shutil.copytree(download(model), run / name)
 
-    scored = [c for v in evaluation_rewards.values() for c in read_costs(local(v))]
-    extend(local(history), [], [*scored, watch.cost()], run / names.HISTORY)
+    scored = [c for v in evaluation_rewards.values() for c in read_costs(download(v))]
+    extend(download(history), [], [*scored, watch.cost()], run / names.HISTORY)
     inputs = read_run(run)
     figures, html = summary(inputs), build_report(inputs)
     (run / names.REPORT).write_text(html, encoding="utf-8")
@@ -90,4 +90,4 @@ def report(
 
 def _place(files: dict[str, FlyteFile], folder: Path) -> None:
     for name, file in files.items():
-        shutil.copyfile(local(file), folder / name)
+        shutil.copyfile(download(file), folder / name)

@@ -14,7 +14,7 @@ from steptool.artifacts.progress import say
 from steptool.config import Config
 from steptool.retraining.outcome import Decision, Result, RunOutcome
 from steptool.retraining.plan import RetrainingPlan, make_run_id, plan_run
-from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
 from tasks.runtime.version import code_version
 
@@ -48,10 +48,10 @@ def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, q
     from steptool.retraining.gate import categories
     from steptool.retraining.gate import decide as decide_by_rule
 
-    held_out = read_queries(local(queries), config.evaluation.split)
+    held_out = read_queries(download(queries), config.evaluation.split)
     trained_on = read_trained_on(Registry(registry).model_place(plan.champion)) if plan.champion else frozenset()
     decision = decide_by_rule(
-        read_rows(local(rows), EVALUATIONS),
+        read_rows(download(rows), EVALUATIONS),
         {query.query_id: categories(query) for query in held_out},
         config.promotion,
         contaminated=find_contaminated(held_out, trained_on),
@@ -79,11 +79,11 @@ def promote(
     from steptool.retraining.contamination import read_trained_on, write_trained_on
     from steptool.retraining.promotion import describe_version, settle
 
-    opened, folder = Registry(registry), scratch("challenger")
-    shutil.copytree(local(model), folder, dirs_exist_ok=True, copy_function=os.link)
+    opened, folder = Registry(registry), make_folder("challenger")
+    shutil.copytree(download(model), folder, dirs_exist_ok=True, copy_function=os.link)
     trained_on = read_trained_on(opened.model_place(plan.champion)) if plan.champion else frozenset()
-    write_trained_on(folder, read_queries(local(queries)), trained_on)
-    metadata = describe_version(config, plan, decision, read_rows(local(rows), EVALUATIONS), code_version())
+    write_trained_on(folder, read_queries(download(queries)), trained_on)
+    metadata = describe_version(config, plan, decision, read_rows(download(rows), EVALUATIONS), code_version())
     return settle(opened, plan, decision, approved, folder, metadata)
 
 
@@ -95,7 +95,7 @@ def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, 
     from steptool.retraining.promotion import describe_run
     from steptool.storage.delivery import deliver
 
-    page = scratch("retraining_page") / PAGE
+    page = make_folder("retraining_page") / PAGE
     page.write_text(retraining_page(plan, outcome, training), encoding="utf-8")
     Deck("retraining", page.read_text(encoding="utf-8"))
     folder = f"{output.rstrip('/')}/{plan.run_id}"

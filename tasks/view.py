@@ -5,7 +5,7 @@ import os
 from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.progress import say
-from tasks.runtime.artifacts import Parquet, local, scratch
+from tasks.runtime.artifacts import Parquet, download, make_folder
 from tasks.runtime.stage import stage
 
 
@@ -26,8 +26,8 @@ def write_page(
     from steptool.storage.delivery import deliver
 
     given = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
-    sources = [EpisodeFiles(local(t), r and local(r), a and local(a)) for t, r, a in given if t]
-    page = write_viewer(scratch("viewer") / "viewer.html", local(queries), sources, title)
+    sources = [EpisodeFiles(download(t), r and download(r), a and download(a)) for t, r, a in given if t]
+    page = write_viewer(make_folder("viewer") / "viewer.html", download(queries), sources, title)
     folder, name = os.path.split(output)
     place = deliver(page, folder or ".", name)
     say("view", f"{place}: {page.stat().st_size / 1e6:,.1f} MB")

@@ -7,7 +7,7 @@ from steptool.artifacts.history import count_rows, extend
 from steptool.artifacts.progress import Stopwatch, Ticker, say
 from steptool.config import Config
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Model, Parquet, local, scratch
+from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
 
 
@@ -36,15 +36,15 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: 
     from steptool.models.load import load_tokenizer, prepare_base
     from steptool.training.demonstrations import fitting, texts
 
-    folder = scratch("base")
-    asked = read_queries(local(queries))
-    chosen = localize(config, scratch("fetched"), "policy.base").policy
-    base = prepare_base(chosen, texts(asked, read_trajectories(local(demonstrations))), config.seed, folder)
+    folder = make_folder("base")
+    asked = read_queries(download(queries))
+    chosen = localize(config, make_folder("fetched"), "policy.base").policy
+    base = prepare_base(chosen, texts(asked, read_trajectories(download(demonstrations))), config.seed, folder)
     sign(base, None, "base", [], note=config.policy.base)
     kept = fitting(asked, ChatCodec(load_tokenizer(base), config.policy.chat_format), config)
-    target = write_queries(scratch("prepared") / "queries.parquet", kept)
+    target = write_queries(make_folder("prepared") / "queries.parquet", kept)
     counts = {"queries": len(kept), "left out": len(asked) - len(kept)}
-    told = extend(local(history), count_rows("prepare", counts), [watch.cost()], target.with_name("history.parquet"))
+    told = extend(download(history), count_rows("prepare", counts), [watch.cost()], target.with_name("history.parquet"))
     say("prepare", f"base model '{config.policy.base}', {len(kept)} of {len(asked)} prompts fit its context")
     return Prepared(Model(str(base)), Parquet(str(target)), Parquet(str(told)))
 
@@ -61,10 +61,10 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
     from steptool.training.warm_start import warm_start as fine_tune
     from tasks.runtime.checkpoints import Checkpoints
 
-    start, folder = local(base), scratch("warm_start")
-    shown = read_trajectories(local(demonstrations))
+    start, folder = download(base), make_folder("warm_start")
+    shown = read_trajectories(download(demonstrations))
     codec = ChatCodec(load_tokenizer(start), config.policy.chat_format)
-    examples = lessons(read_queries(local(queries)), shown, codec)
+    examples = lessons(read_queries(download(queries)), shown, codec)
     say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")
     ticker = Ticker("warm_start", config.warm_start.steps, "steps")
     checkpoints = Checkpoints("warm_start")
@@ -79,8 +79,8 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
         checkpoints=checkpoints.folder,
         on_checkpoint=checkpoints.save,
     )
-    sign(folder, start, "warm_start", [local(queries), local(demonstrations)])
+    sign(folder, start, "warm_start", [download(queries), download(demonstrations)])
     cost = watch.cost(tokens_seen(examples, config.warm_start))
-    told = extend(local(history), rows, [cost], scratch("told") / "history.parquet")
+    told = extend(download(history), rows, [cost], make_folder("told") / "history.parquet")
     say("warm_start", "finished", costs=read_costs(told))
     return WarmStarted(Model(str(folder)), Parquet(str(told)))

@@ -4,15 +4,14 @@ pyflyte run workflows/annotate.py annotate --config configs/laptop.yaml --output
     --trajectories runs/demo/trajectories_round_00.parquet --queries runs/demo/queries.parquet
 """
 
-from flytekit import workflow
-
 from steptool.config import Config
 from tasks.annotate import annotate as score
 from tasks.audit import Reviewed, review_rewards
 from tasks.runtime.artifacts import Parquet
+from tasks.runtime.stage import workflow
 
 
-@workflow
+@workflow()
 def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: str, compare: str = "") -> Reviewed:
     """Write rewards.parquet, audit.html and audit.json (docs/annotators.md).
 
@@ -24,7 +23,7 @@ def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: st
         compare: file or url of other rewards. On the same trajectories they are one more opinion (another annotator,
             human labels); on other trajectories, an earlier run that drift is measured against. None if empty.
     """
-    rewards = score(trajectories=trajectories, round=-1, config=config, queries=queries)
+    rewards = score(trajectories=trajectories, round_index=-1, config=config, queries=queries)
     return review_rewards(
         output=output, config=config, queries=queries, trajectories=trajectories, rewards=rewards, compare=compare
     )

@@ -5,24 +5,25 @@ pyflyte run workflows/evaluate.py evaluate --config configs/evaluate.yaml --outp
 
 from functools import partial
 
-from flytekit import map_task, workflow
+from flytekit import map_task
 from flytekit.types.directory import FlyteDirectory
 
 from steptool.config import Config
 from tasks.contest import Compared, compared, contest, judge
 from tasks.ingest import fingerprint, ingest
 from tasks.runtime.artifacts import Parquet
-from tasks.runtime.stage import stage
+from tasks.runtime.stage import stage, workflow
 
 
 @stage("contests", dynamic=True)
 def contests(config: Config, queries: Parquet, demonstrations: Parquet) -> list[FlyteDirectory]:
     """Every policy of the configuration plays, each in a task of its own."""
     play = partial(contest, config=config, queries=queries, demonstrations=demonstrations)
-    return map_task(play)(policy=list(range(config.evaluation.contestants)))
+    folders: list[FlyteDirectory] = map_task(play)(policy=list(range(config.evaluation.contestants)))
+    return folders
 
 
-@workflow
+@workflow()
 def evaluate(config: Config, output: str = "") -> Compared:
     """Compare the policies of a configuration on its queries (docs/evaluation.md).
 

@@ -6,11 +6,9 @@ pyflyte run workflows/evaluate_champion.py evaluate_champion --config configs/re
 
 from datetime import datetime
 
-from flytekit import workflow
-
 from steptool.config import Config
 from tasks.contest import Compared
-from tasks.runtime.stage import stage
+from tasks.runtime.stage import stage, workflow
 from workflows.evaluate import evaluate
 
 
@@ -24,7 +22,7 @@ def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Co
     return evaluate(config=add_champion_and_base(config, Registry(registry)), output=place)
 
 
-@workflow
+@workflow()
 def evaluate_champion(config: Config, registry: str, output: str, kickoff: datetime) -> Compared:
     """Compare the model in service with the base model, and with the policies of the configuration.
 

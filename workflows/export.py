@@ -4,15 +4,15 @@ pyflyte run workflows/export.py export --trajectories runs/demo/trajectories_rou
     --queries runs/demo/queries.parquet --form preference --output data/mine
 """
 
-from flytekit import workflow
 from flytekit.types.file import FlyteFile
 
 from steptool.data.export import Form
 from tasks.export import export_trajectories
 from tasks.runtime.artifacts import Parquet
+from tasks.runtime.stage import workflow
 
 
-@workflow
+@workflow()
 def export(trajectories: Parquet, queries: Parquet, form: Form, output: str) -> FlyteFile:
     """Write trajectories as messages, for supervised fine-tuning or as preferences (docs/bring-your-own-data.md).
 

@@ -3,14 +3,13 @@
 pyflyte run workflows/ingest.py ingest --config my.yaml --output data/mine
 """
 
-from flytekit import workflow
-
 from steptool.config import Config
 from tasks.ingest import Delivered, deliver_ingested, fingerprint
 from tasks.ingest import ingest as read_source
+from tasks.runtime.stage import workflow
 
 
-@workflow
+@workflow()
 def ingest(config: Config, output: str) -> Delivered:
     """Read the tasks and recordings that a configuration names, and write what was kept, dropped and counted.
 

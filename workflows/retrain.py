@@ -7,13 +7,13 @@ pyflyte run workflows/retrain.py retrain --config configs/retrain.yaml --registr
 import warnings
 from datetime import datetime, timedelta
 
-from flytekit import wait_for_input, workflow
+from flytekit import wait_for_input
 
 from steptool.config import Config
 from steptool.retraining.outcome import Decision
 from steptool.retraining.plan import RetrainingPlan
 from tasks.retrain import Outcome, decide, look, promote, record_failure, tell
-from tasks.runtime.stage import stage
+from tasks.runtime.stage import stage, workflow
 from workflows.train import train
 
 # flytekit names the option of a boolean input twice, and click warns its user of it.
@@ -25,7 +25,8 @@ def approval(decision: Decision, hours: float) -> bool:
     """A person's answer, which is asked for only where the rule lets the challenger pass."""
     if not decision.promote:
         return False
-    return wait_for_input("approve", timeout=timedelta(hours=hours), expected_type=bool)
+    answer: bool = wait_for_input("approve", timeout=timedelta(hours=hours), expected_type=bool)
+    return answer
 
 
 @stage("challenge", dynamic=True)

@@ -6,7 +6,7 @@ pyflyte run workflows/train.py train --config configs/laptop.yaml --output runs/
 from functools import partial
 from typing import NamedTuple
 
-from flytekit import map_task, workflow
+from flytekit import map_task
 
 from steptool.config import Config
 from tasks.annotate import annotate
@@ -17,7 +17,7 @@ from tasks.ppo import ppo
 from tasks.report import Evidence, report
 from tasks.rollout import rollout
 from tasks.runtime.artifacts import Model, Parquet
-from tasks.runtime.stage import stage
+from tasks.runtime.stage import stage, workflow
 from tasks.warm_start import prepare, warm_start
 
 
@@ -35,15 +35,22 @@ class Rounds(NamedTuple):
 def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parquet, history: Parquet) -> Rounds:
     """On-policy rounds: each rolls out the current policy, scores its episodes, audits that and trains on them."""
     policy, trajectories, rewards, advantages = start, [], [], []
-    for round in range(config.ppo.rounds):
+    for round_index in range(config.ppo.rounds):
         play = partial(
-            rollout, round=round, config=config, model=policy, queries=queries, demonstrations=demonstrations
+            rollout,
+            round_index=round_index,
+            config=config,
+            model=policy,
+            queries=queries,
+            demonstrations=demonstrations,
         )
         played = map_task(play)(shard=list(range(config.rollout.shards)))
-        scored = map_task(partial(annotate, round=round, config=config, queries=queries))(trajectories=played)
-        audited = audit(round=round, config=config, queries=queries, trajectories=played, rewards=scored)
+        scored = map_task(partial(annotate, round_index=round_index, config=config, queries=queries))(
+            trajectories=played
+        )
+        audited = audit(round_index=round_index, config=config, queries=queries, trajectories=played, rewards=scored)
         improved = ppo(
-            round=round,
+            round_index=round_index,
             config=config,
             policy=policy,
             reference=start,
@@ -58,7 +65,7 @@ def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parqu
     return Rounds(policy, history, trajectories, rewards, advantages)
 
 
-@workflow
+@workflow()
 def train(config: Config, output: str = "") -> Evidence:
     """Improve a policy by step-grained PPO on its own episodes and compare it with where it started.
 
@@ -77,7 +84,7 @@ def train(config: Config, output: str = "") -> Evidence:
     before = ask(name="base", model=base.model)
     started = ask(name="warm_start", model=warm.model)
     after = ask(name="steptool", model=trained.model)
-    score = partial(annotate, round=-1, config=config, queries=queries)
+    score = partial(annotate, round_index=-1, config=config, queries=queries)
 
     return report(
         config=config,

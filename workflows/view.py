@@ -5,14 +5,14 @@ pyflyte run workflows/view.py view --queries runs/demo/queries.parquet --output 
     --trajectories_b runs/demo/evaluation_trajectories_steptool_greedy.parquet
 """
 
-from flytekit import workflow
 from flytekit.types.file import FlyteFile
 
 from tasks.runtime.artifacts import Parquet
+from tasks.runtime.stage import workflow
 from tasks.view import write_page
 
 
-@workflow
+@workflow()
 def view(
     trajectories: Parquet,
     queries: Parquet,

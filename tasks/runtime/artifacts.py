@@ -13,33 +13,38 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 Parquet: TypeAlias = FlyteFile
-"""A Parquet file of one of the contracts in steptool.artifacts.contracts. (A format of its own would not travel to the
-processes of a training.)"""
+"""A Parquet file of one of the contracts in steptool.artifacts.contracts.
+
+A FlyteFile with a format of its own could not be handed to the processes of a training.
+"""
 Model: TypeAlias = FlyteDirectory
 """A model folder: weights, tokenizer, model card."""
 
 
-def scratch(name: str) -> Path:
-    """A new empty folder for what this task writes; its last part is the name."""
+def make_folder(name: str) -> Path:
+    """Make an empty folder for what this task writes; its last part is the name."""
     folder = Path(current_context().working_directory) / uuid.uuid4().hex / name
     folder.mkdir(parents=True)
     return folder
 
 
-def local(artifact: FlyteFile | FlyteDirectory) -> Path:
-    """The artifact on this machine, downloaded if it is elsewhere; once for all processes of a training on a node."""
+def download(artifact: FlyteFile | FlyteDirectory) -> Path:
+    """Bring an artifact to this machine and return its path.
+
+    An artifact that is here already is not copied. The processes of a training on one node download it once.
+    """
     if os.environ.get("LOCAL_WORLD_SIZE", "1") == "1" or not artifact.remote_source:
         return Path(artifact.download())
     path = Path(artifact.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.here").open("a") as mark:
-        fcntl.flock(mark, fcntl.LOCK_EX)
-        if not os.fstat(mark.fileno()).st_size:
+    with path.with_name(f"{path.name}.downloaded").open("a") as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        if not os.fstat(marker.fileno()).st_size:
             artifact.download()
-            mark.write("whole")
+            marker.write("complete")
     return path
 
 
-def local_all(artifacts: list[Parquet]) -> list[Path]:
-    """Artifacts on this machine."""
-    return [local(a) for a in artifacts]
+def download_all(artifacts: list[Parquet]) -> list[Path]:
+    """Bring several artifacts to this machine."""
+    return [download(artifact) for artifact in artifacts]

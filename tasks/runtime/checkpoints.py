@@ -1,7 +1,7 @@
-"""The checkpoints of a training within a task: kept in a folder and mirrored to Flyte, for the attempt after this one.
+"""The checkpoints of a training within a task: kept in a folder, and copied to Flyte for the next attempt.
 
-Flyte offers only what the attempt just before has written, and raises where that died before it wrote anything. So what
-was restored is stored again at once.
+Flyte offers only what the attempt just before has written, and raises where that attempt died before it wrote anything.
+So a checkpoint that was restored is stored again at once.
 """
 
 from __future__ import annotations
@@ -10,41 +10,42 @@ from flytekit import current_context
 from flytekit.exceptions.user import FlyteDataNotFoundException
 
 from steptool.artifacts.progress import first_process, say
-from tasks.runtime.artifacts import scratch
+from tasks.runtime.artifacts import make_folder
 
-_PACKED = "state.tar"
+_ARCHIVE = "state.tar"
 
 
 class Checkpoints:
-    """A folder for a training to keep its state in, with that of an earlier attempt if there was one."""
+    """A folder in which a training keeps its state; it holds the state of an earlier attempt if there was one."""
 
     def __init__(self, stage: str) -> None:
-        """Restore, in every process of the training: each has a folder of its own."""
-        self.folder = scratch("checkpoints")
+        """Restore the state in every process of the training: each has a folder of its own."""
+        self.folder = make_folder("checkpoints")
         self._store = current_context().checkpoint
-        if self._restored():
+        if self._restore():
             say(stage, "going on from the checkpoint of an earlier attempt")
             if first_process():
                 self.save()
 
     def save(self) -> None:
-        """Store the last complete checkpoint; the file replaces the one before whole."""
+        """Store the last complete checkpoint; it replaces the one before as a whole."""
         from steptool.training.checkpoints import pack
 
-        packed = pack(self.folder, scratch("packed") / _PACKED)
-        self._store.save(packed)
-        packed.unlink()
+        archive = pack(self.folder, make_folder("packed") / _ARCHIVE)
+        self._store.save(archive)
+        archive.unlink()
 
-    def _restored(self) -> bool:
+    def _restore(self) -> bool:
+        """Whether a complete checkpoint of an earlier attempt is in the folder now."""
         from steptool.training.checkpoints import unpack
 
         try:
-            given = self._store.restore(scratch("restored"))
+            stored = self._store.restore(make_folder("restored"))
         except (FlyteDataNotFoundException, FileNotFoundError):
             return False  # the attempt before died before it stored anything
-        packed = given / _PACKED if given else None
-        if not packed or not packed.is_file():
+        archive = stored / _ARCHIVE if stored else None
+        if not archive or not archive.is_file():
             return False
-        whole = unpack(packed, self.folder)
-        packed.unlink()
-        return whole
+        is_complete = unpack(archive, self.folder)
+        archive.unlink()
+        return is_complete

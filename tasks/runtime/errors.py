@@ -1,23 +1,32 @@
-"""Errors of a stage: which may pass and are worth another attempt, and what is told of them.
+"""Errors of a stage: which are transient and worth another attempt, and what the user reads about them.
 
-Flyte tries a task again only for a FlyteRecoverableException (lost pods apart); every other error ends the run at once.
+Flyte runs a task again only after a FlyteRecoverableException (lost pods apart); every other error ends the run.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import re
 import socket
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
+import click
+from flytekit import FlyteContextManager
 from flytekit.exceptions.base import FlyteException
 from flytekit.exceptions.user import FlyteRecoverableException
 
 from steptool.environments.base import TransportError
 
-_SHOWN = 1000
+_CAUSE_LIMIT = 1000
 """Characters of a cause that are shown."""
-_NUMBERS = frozenset(
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal may obey; a cause can quote data, tools and servers."""
+_TRANSIENT_ERRNOS = frozenset(
     {
         *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ENOTCONN),
         *(errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
@@ -25,10 +34,10 @@ _NUMBERS = frozenset(
         socket.EAI_AGAIN,
     }
 )
-"""Numbers of OSErrors that may pass: a network, a disk or a name server that is away, a store that is busy (s3fs)."""
-_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""HTTP statuses that may pass."""
-_KINDS = frozenset(
+"""A network, a disk or a name server that is away, or a store that is busy (s3fs)."""
+_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP statuses after which a repeated request may succeed."""
+_TRANSIENT_CLASSES = frozenset(
     {
         *("botocore.exceptions.HTTPClientError", "botocore.exceptions.ConnectionError"),
         *("aiohttp.client_exceptions.ClientConnectionError", "aiohttp.client_exceptions.ClientPayloadError"),
@@ -38,83 +47,103 @@ _KINDS = frozenset(
         *("azure.core.exceptions.ServiceRequestError", "azure.core.exceptions.ServiceResponseError"),
     }
 )
-"""Classes of lost connections in libraries, by name: to import these would cost seconds."""
+"""Classes of lost connections in libraries, by name, because importing them would cost seconds."""
 
 
-class StageFailed(Exception):
-    """A stage that ended for good; the first line says which, why and what to do."""
+class StageFailed(click.ClickException):
+    """A stage that failed for good. Its text says which stage, why, and what to do.
+
+    pyflyte prints a ClickException as one message, and every other exception as a stack of a hundred lines.
+    """
 
 
 @contextmanager
-def told(stage: str, retries: int) -> Iterator[None]:
-    """Run a stage: print an error in one line, and raise it in the form that says whether it is tried again.
+def classify_errors(stage: str, retries: int) -> Iterator[None]:
+    """Run a stage, and turn every error into one line and into the exception that tells Flyte whether to try again.
 
-    Raises FlyteRecoverableException for what may pass, else StageFailed; their text begins with that line.
+    Raises FlyteRecoverableException for a transient error in a pod, else StageFailed. SystemExit counts as an error:
+    code of the user that calls `sys.exit(0)` must not end a run as a success.
     """
     try:
         yield
     except (StageFailed, FlyteRecoverableException):
-        raise  # of a stage within this one, which has told it
-    except (Exception, SystemExit) as error:  # a stage that exits early has not done its work, whatever the status
-        passing = may_pass(error)
-        advice = (
-            f"this may pass: a cluster tries again, {retries} times at most; a local run has to be started again"
-            if passing
-            else "this is not tried again: mend it and start the run again"
-        )
-        line = f"{stage}: {cause(error)}; {advice}"
+        raise  # an inner stage has reported it
+    except (Exception, SystemExit) as error:
+        if _runs_locally():
+            _fail_locally(stage, error)
+        transient = is_transient(error)
+        advice = f"Flyte tries it again, at most {retries} times" if transient else "it is not tried again"
+        line = f"{stage}: {describe_cause(error)}; {advice}"
         print(line, flush=True)
-        raise (FlyteRecoverableException if passing else StageFailed)(line) from error
+        raise (FlyteRecoverableException if transient else StageFailed)(line) from error
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether another attempt may do better: anything in the chain of causes is a fault that comes and goes."""
-    return any(map(_comes_and_goes, _chain(error)))
+def is_transient(error: BaseException) -> bool:
+    """Whether another attempt may succeed: the error or one of its causes is a fault that comes and goes."""
+    return any(map(_is_transient_itself, _causes(error)))
 
 
-def cause(error: BaseException) -> str:
-    """The error in one line, under its class where that says more than the text."""
-    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:_SHOWN]
-    own = type(error).__module__.startswith("steptool.") or type(error) is ValueError
-    return text if own and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+def describe_cause(error: BaseException) -> str:
+    """The error in one line, with its class unless the text is one of ours and says enough."""
+    if isinstance(error, SystemExit):
+        return f"the code of the run called sys.exit({error.code!r})"
+    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    text = _CONTROL_CHARACTERS.sub("", text)[:_CAUSE_LIMIT]
+    is_explained = type(error).__module__.startswith("steptool.") or type(error) is ValueError
+    return text if is_explained and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and the causes behind it. Behind an error of Flyte's downloads they are only contexts."""
-    flyte = False
+def _runs_locally() -> bool:
+    """Whether `pyflyte run` or a Python program runs the stage in its own process, and not a pod."""
+    state = FlyteContextManager.current_context().execution_state
+    return bool(state and state.is_local_execution())
+
+
+def _fail_locally(stage: str, error: BaseException) -> NoReturn:
+    """Raise StageFailed without a chain of causes, which would be printed; the stack goes into a file."""
+    handle, path = tempfile.mkstemp(prefix=f"steptool-{stage}-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(error))
+    advice = "this may pass: start the run again" if is_transient(error) else "mend it and start the run again"
+    raise StageFailed(f"{stage}: {describe_cause(error)}; {advice} (stack: {path})") from None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and the causes behind it. Errors of Flyte's downloads carry theirs as contexts only."""
+    from_flyte = False
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):
             for inner in error.exceptions:
-                yield from _chain(inner)
-        flyte = flyte or isinstance(error, FlyteException)
-        error = error.__cause__ or (error.__context__ if flyte else None)
+                yield from _causes(inner)
+        from_flyte = from_flyte or isinstance(error, FlyteException)
+        error = error.__cause__ or (error.__context__ if from_flyte else None)
 
 
-def _comes_and_goes(error: BaseException) -> bool:
+def _is_transient_itself(error: BaseException) -> bool:
     from steptool.chat.endpoint import EndpointError, EndpointRefused, RequestRefused
 
     if isinstance(error, EndpointError):
         return not isinstance(error, (EndpointRefused, RequestRefused))
     if isinstance(error, (ConnectionError, TimeoutError, TransportError)):
         return True
-    if isinstance(error, OSError) and error.errno in _NUMBERS:
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
         return True
     if isinstance(error, RuntimeError) and "gloo/transport" in str(error):  # a process of the training is gone
         return True
-    return _status(error) in _STATUSES or not _KINDS.isdisjoint(_names(error))
+    return _http_status(error) in _TRANSIENT_STATUSES or not _TRANSIENT_CLASSES.isdisjoint(_class_names(error))
 
 
-def _status(error: BaseException) -> int | None:
+def _http_status(error: BaseException) -> int | None:
     """The HTTP status that an error carries, as aiohttp, OpenAI's client, requests, botocore and gcsfs note it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        answered = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        of_response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
-        answered = getattr(error if response is None else response, "status_code", None)
-    found = (getattr(error, "status", None), answered, getattr(error, "code", None))
-    return next((status for status in found if isinstance(status, int)), None)
+        of_response = getattr(error if response is None else response, "status_code", None)
+    candidates = (getattr(error, "status", None), of_response, getattr(error, "code", None))
+    return next((status for status in candidates if isinstance(status, int)), None)
 
 
-def _names(error: BaseException) -> set[str]:
+def _class_names(error: BaseException) -> set[str]:
     return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}

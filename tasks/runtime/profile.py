@@ -28,7 +28,7 @@ _CRON = re.compile(r"([\d*/,-]+\s+){4}[0-6*/,-]+")
 Quantity = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?([kMGTPE]i?)?)?$")]
 """Bytes as Kubernetes writes them, as in 16Gi; empty: not asked for."""
 Natural = Annotated[int, Field(ge=0)]
-S = TypeVar("S", bound=StrictModel)
+M = TypeVar("M", bound=StrictModel)
 
 
 class StageName(StrEnum):
@@ -63,7 +63,7 @@ class StageName(StrEnum):
     LINE_UP = "line_up"
 
 
-_TRAINING = frozenset({StageName.PPO, StageName.WARM_START})
+_DISTRIBUTED = frozenset({StageName.PPO, StageName.WARM_START})
 """The stages that may run in several processes."""
 
 
@@ -71,10 +71,10 @@ class Amounts(StrictModel):
     """A share of a machine."""
 
     cpu: Annotated[float, Field(ge=0)] = 0.0
-    """Cores; 0: not asked for."""
+    """Cores; 0 asks for none."""
     memory: Quantity = ""
     storage: Quantity = ""
-    """Of the pod's own disk, for what a stage downloads and writes."""
+    """Bytes of the pod's own disk, for what a stage downloads and writes."""
 
 
 class StageProfile(StrictModel):
@@ -87,27 +87,27 @@ class StageProfile(StrictModel):
     limits: Amounts = Amounts()
     """What the pod may take."""
     gpus: Natural = 0
-    """On each node."""
+    """GPUs of each node."""
     gpu_type: str = ""
-    """Name in flytekit.extras.accelerators, as A100 or L4; empty: any."""
+    """Name in flytekit.extras.accelerators, such as A100 or L4; empty: any."""
     nodes: Positive = 1
-    """More than one needs the Kubeflow training operator."""
+    """Nodes; more than one needs the Kubeflow training operator."""
     processes: Positive = 1
-    """On each node."""
+    """Processes on each node."""
     spot: bool = False
-    """May run on machines that can be taken away."""
+    """Whether the stage may run on machines that can be taken away."""
     shared_memory: Quantity = ""
-    """Size of /dev/shm. Empty: the machine's default, and with several processes all of the memory."""
+    """Size of /dev/shm; empty: the machine's default, or all of the memory if there are several processes."""
     retries: Natural = 3
-    """Further attempts after an error that may pass, and after a pod was lost."""
+    """Further attempts after a transient error and after a lost pod."""
     timeout_hours: Annotated[float, Field(ge=0)] = 0.0
-    """Hours of one attempt; 0: without a limit."""
+    """Hours of one attempt; 0 sets no limit."""
     secrets: dict[str, str] = Field(default_factory=dict)
-    """Environment variables that a secret of the cluster fills: name to group/key."""
+    """Environment variables that secrets of the cluster fill, by name; each value is group/key."""
 
     @field_validator("gpu_type")
     @classmethod
-    def _known(cls, name: str) -> str:
+    def _is_known(cls, name: str) -> str:
         if name and not isinstance(_accelerator(name), accelerators.BaseAccelerator):
             known = sorted(k for k, v in vars(accelerators).items() if isinstance(v, accelerators.BaseAccelerator))
             raise ValueError(f"expected one of {', '.join(known)}")
@@ -115,24 +115,23 @@ class StageProfile(StrictModel):
 
     @property
     def accelerator(self) -> accelerators.BaseAccelerator | None:
-        """The kind of GPU, in Flyte's words."""
+        """The kind of GPU as flytekit's object."""
         return _accelerator(self.gpu_type) if self.gpu_type else None
 
-    def fault(self, stage: StageName) -> str:
-        """Why this cannot work; empty if it can."""
+    def find_fault(self, stage: StageName) -> str:
+        """Why the stage cannot run with this; empty if it can."""
         if self.gpu_type and not self.gpus:
             return f"gpu_type {self.gpu_type} without gpus: say how many, or leave the type out"
-        if self.nodes * self.processes > 1 and stage not in _TRAINING:
-            return (
-                f"{self.nodes} nodes of {self.processes} processes: only {' and '.join(sorted(_TRAINING))} share work"
-            )
+        if self.nodes * self.processes > 1 and stage not in _DISTRIBUTED:
+            distributed = " and ".join(sorted(_DISTRIBUTED))
+            return f"{self.nodes} nodes of {self.processes} processes: only {distributed} run in several processes"
         if self.gpus and self.processes > self.gpus:
             return f"{self.processes} processes on {self.gpus} gpus: a process needs a GPU of its own"
         return ""
 
 
 class Recipients(StrictModel):
-    """Who is told of an execution that failed, timed out or was aborted: addresses by the way that they are told."""
+    """Addresses that get a message when an execution failed, timed out or was aborted."""
 
     email: list[str] = Field(default_factory=list)
     slack: list[str] = Field(default_factory=list)
@@ -158,7 +157,7 @@ class LaunchPlans(StrictModel):
 
     @field_validator("nightly", "weekly")
     @classmethod
-    def _cron(cls, schedule: str) -> str:
+    def _is_cron(cls, schedule: str) -> str:
         if not _CRON.fullmatch(schedule):
             raise ValueError(
                 "expected five fields of cron (minute, hour, day of the month, month, day of the week) of numbers with "
@@ -173,27 +172,27 @@ class Profile(StrictModel):
 
     defaults: StageProfile = StageProfile()
     stages: dict[StageName, StageProfile] = Field(default_factory=dict)
-    """What differs from the defaults."""
+    """Fields that differ from the defaults, by stage."""
     launch_plans: LaunchPlans | None = None
-    """None: nothing runs by itself."""
+    """Schedules; without this section nothing runs by itself."""
 
     @field_validator("stages", mode="before")
     @classmethod
-    def _named(cls, stages: Any) -> Any:
-        """Names as members of the enumeration, which a strict section wants."""
+    def _parse_names(cls, stages: Any) -> Any:
+        """Turn names into members of StageName, which a strict model asks for."""
         if not isinstance(stages, Mapping):
             return stages
         if unknown := [name for name in stages if name not in set(StageName)]:
             raise ValueError(f"no stage is called {', '.join(map(str, unknown))}; there are {', '.join(StageName)}")
-        return {StageName(name): given for name, given in stages.items()}
+        return {StageName(name): fields for name, fields in stages.items()}
 
-    def faults(self) -> list[str]:
-        """What cannot work, by stage."""
-        return [f"stages.{stage}: {fault}" for stage in StageName if (fault := self.of(stage).fault(stage))]
+    def find_faults(self) -> list[str]:
+        """Why stages cannot run with this profile, a line for each."""
+        return [f"stages.{stage}: {fault}" for stage in StageName if (fault := self.of(stage).find_fault(stage))]
 
     def of(self, stage: StageName) -> StageProfile:
-        """What the stage gets: its own fields over the defaults."""
-        return _over(self.defaults, self.stages.get(stage, StageProfile()))
+        """What the stage gets: the defaults, replaced by its own fields."""
+        return _override(self.defaults, self.stages.get(stage, StageProfile()))
 
 
 def load_profile(path: str | Path) -> Profile:
@@ -202,27 +201,27 @@ def load_profile(path: str | Path) -> Profile:
         raise ConfigError(f"{path}: no such file; {VARIABLE} names a profile such as configs/cluster.yaml")
     data = read_mapping(path)
     try:
-        read = Profile.model_validate(data)
+        loaded = Profile.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain_refusal(error, 'configs/cluster.yaml')}") from None
-    if faults := read.faults():
+    if faults := loaded.find_faults():
         raise ConfigError(f"{path}: the profile was refused\n  " + "\n  ".join(faults))
-    return read
+    return loaded
 
 
 @cache
 def profile() -> Profile:
     """The profile that STEPTOOL_PROFILE names. Raises ConfigError as `load_profile`."""
-    name = os.environ.get(VARIABLE, "")
-    return load_profile(ROOT / name) if name else Profile()
+    path = os.environ.get(VARIABLE, "")
+    return load_profile(ROOT / path) if path else Profile()
 
 
-def _over(base: S, own: S) -> S:
-    """A section with those fields of another that were set there, section by section."""
+def _override(base: M, overrides: M) -> M:
+    """The base with every field that was set in the overrides, section by section."""
     changed = {}
-    for name in own.model_fields_set:
-        value = getattr(own, name)
-        changed[name] = _over(getattr(base, name), value) if isinstance(value, StrictModel) else value
+    for name in overrides.model_fields_set:
+        value = getattr(overrides, name)
+        changed[name] = _override(getattr(base, name), value) if isinstance(value, StrictModel) else value
     return base.model_copy(update=changed)
 
 

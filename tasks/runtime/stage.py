@@ -1,4 +1,4 @@
-"""How a stage becomes a Flyte task: one decorator that gives it what its profile says."""
+"""How a function becomes a Flyte task: one decorator that gives it what the profile says about its stage."""
 
 from __future__ import annotations
 
@@ -8,85 +8,109 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
+import flytekit
 from flytekit import Cache, Deck, Resources, Secret, task
 from flytekit import dynamic as dynamic_task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.progress import Stopwatch, first_process
-from tasks.runtime.errors import told
+from tasks.runtime.errors import classify_errors
 from tasks.runtime.profile import VARIABLE, Amounts, StageName, StageProfile, profile
 from tasks.runtime.version import code_version
 
-_RENDEZVOUS = 900
-"""Seconds that the nodes of a training wait for each other: one may have to be started, and to pull its image."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_RENDEZVOUS_SECONDS = 900
+"""How long the nodes of a training wait for each other: one may have to be started and to pull its image."""
 
 
-def stage(name: str, *, cached: bool = False, dynamic: bool = False) -> Callable[[Callable[..., Any]], Any]:
+def stage(name: str, *, cached: bool = False, dynamic: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declare a function as the Flyte task of a stage.
 
-    `cached`: its result is used again while its inputs and the code are unchanged. `dynamic`: it lays out other stages,
-    and has no time limit, since Flyte would count theirs. The profile gives the image, the machine, retries, time limit
-    and secrets, and the number of processes.
-    """
-    chosen = StageName(name)
-    given = profile().of(chosen)
-    settings = _settings(given) | {"cache": Cache(version=code_version()) if cached else False}
+    The profile gives the stage its image, machine, retries, time limit, secrets and number of processes.
 
-    def declare(function: Callable[..., Any]) -> Any:
+    Args:
+        name: a member of StageName.
+        cached: Flyte reuses the result while the inputs and the code are unchanged.
+        dynamic: the function lays out other stages. It has no time limit, because Flyte would count theirs.
+    """
+    stage_name = StageName(name)
+    stage_profile = profile().of(stage_name)
+    settings = _task_settings(stage_profile) | {"cache": Cache(version=code_version()) if cached else False}
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
         if dynamic:
-            return dynamic_task(**settings | {"timeout": timedelta(0)})(_guarded(chosen, given, function))
-        shown = _shown(chosen, function)
-        return task(**settings, enable_deck=True, deck_fields=())(_guarded(chosen, given, shown))
+            untimed = settings | {"timeout": timedelta(0)}
+            declared = dynamic_task(**untimed)(_with_errors(stage_name, stage_profile, function))
+        else:
+            with_page = _with_page(stage_name, function)
+            declared = task(**settings, enable_deck=True, deck_fields=())(
+                _with_errors(stage_name, stage_profile, with_page)
+            )
+        return cast("Callable[P, R]", declared)
 
     return declare
 
 
-def _guarded(name: StageName, given: StageProfile, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with its errors told and its processes ended in good order."""
+def workflow(on_failure: Callable[..., None] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare a function as a Flyte workflow, as flytekit's own decorator, with the types of the function kept.
+
+    `on_failure` is a task that Flyte runs with the workflow's inputs if one of its tasks fails.
+    """
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        return cast("Callable[P, R]", flytekit.workflow(on_failure=on_failure)(function))
+
+    return declare
+
+
+def _with_errors(name: StageName, stage_profile: StageProfile, function: Callable[P, R]) -> Callable[P, R]:
+    """The function with its errors classified, and its group of processes left at the end."""
 
     @wraps(function)
-    def run(**inputs: Any) -> Any:
-        with told(name, given.retries):
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with classify_errors(name, stage_profile.retries):
             try:
-                return function(**inputs)
+                return function(*args, **kwargs)
             finally:
-                _part()
+                _leave_process_group()
 
     return run
 
 
-def _shown(name: StageName, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with a page of what came in, what went out and what it took."""
+def _with_page(name: StageName, function: Callable[P, R]) -> Callable[P, R]:
+    """The function with a page in Flyte's console: inputs, outputs, and what it cost."""
 
     @wraps(function)
-    def run(**inputs: Any) -> Any:
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         watch = Stopwatch(name)
-        result = function(**inputs)
+        result = function(*args, **kwargs)
         if first_process():
             from steptool.report.stage_page import stage_page
 
-            went_out = result._asdict() if hasattr(result, "_asdict") else {"result": result}
-            Deck(name, stage_page(name, _here(inputs), _here(went_out), watch.cost()))
+            outputs = result._asdict() if hasattr(result, "_asdict") else {"result": result}
+            Deck(name, stage_page(name, _with_local_paths(kwargs), _with_local_paths(outputs), watch.cost()))
         return result
 
     return run
 
 
-def _here(value: Any) -> Any:
-    """The value with artifacts as their paths on this machine; those that are elsewhere as their addresses."""
+def _with_local_paths(value: Any) -> Any:
+    """The value with each artifact as its path on this machine, or as its address where it was not downloaded."""
     if isinstance(value, (FlyteFile, FlyteDirectory)):
         path = Path(value.path)
         return path if path.exists() else value.remote_source or str(value.path)
     if isinstance(value, dict):
-        return {name: _here(inner) for name, inner in value.items()}
-    return [_here(inner) for inner in value] if isinstance(value, list) else value
+        return {name: _with_local_paths(inner) for name, inner in value.items()}
+    return [_with_local_paths(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _part() -> None:
-    """Leave the group of processes that a training has made, or the threads of gloo may abort this one as it exits."""
+def _leave_process_group() -> None:
+    """Leave the group of processes that a training has made: gloo's threads may abort a process that exits in it."""
     if "torch" in sys.modules and os.environ.get("WORLD_SIZE", "1") != "1":
         from torch import distributed
 
@@ -94,20 +118,22 @@ def _part() -> None:
             distributed.destroy_process_group()
 
 
-def _settings(given: StageProfile) -> dict[str, Any]:
+def _task_settings(stage_profile: StageProfile) -> dict[str, Any]:
+    """The arguments of flytekit's `task`."""
+    image = stage_profile.image
     settings = {
-        "container_image": f"{{{{.image.{given.image}.fqn}}}}:{{{{.image.{given.image}.version}}}}",
-        "requests": _resources(given.requests, given.gpus),
-        "limits": _resources(given.limits, given.gpus),
-        "accelerator": given.accelerator,
-        "interruptible": given.spot,
-        "retries": given.retries,
-        "timeout": timedelta(hours=given.timeout_hours),
-        "shared_memory": given.shared_memory or None,
-        "secret_requests": [_secret(variable, place) for variable, place in given.secrets.items()],
-        "environment": _environment(given),
+        "container_image": f"{{{{.image.{image}.fqn}}}}:{{{{.image.{image}.version}}}}",
+        "requests": _resources(stage_profile.requests, stage_profile.gpus),
+        "limits": _resources(stage_profile.limits, stage_profile.gpus),
+        "accelerator": stage_profile.accelerator,
+        "interruptible": stage_profile.spot,
+        "retries": stage_profile.retries,
+        "timeout": timedelta(hours=stage_profile.timeout_hours),
+        "shared_memory": stage_profile.shared_memory or None,
+        "secret_requests": [_secret(variable, place) for variable, place in stage_profile.secrets.items()],
+        "environment": _environment(stage_profile),
     }
-    return settings | (_elastic(given) if given.nodes * given.processes > 1 else {})
+    return settings | (_elastic_settings(stage_profile) if stage_profile.nodes * stage_profile.processes > 1 else {})
 
 
 def _resources(amounts: Amounts, gpus: int) -> Resources:
@@ -119,12 +145,12 @@ def _resources(amounts: Amounts, gpus: int) -> Resources:
     )
 
 
-def _environment(given: StageProfile) -> dict[str, str]:
-    """What a pod needs to see the same profile, and to take no more threads than it has cores."""
-    named = os.environ.get(VARIABLE, "")
-    cores = given.requests.cpu or given.limits.cpu
-    threads = {"OMP_NUM_THREADS": str(max(1, int(cores / given.processes)))} if cores else {}
-    return threads | ({VARIABLE: named} if named else {})
+def _environment(stage_profile: StageProfile) -> dict[str, str]:
+    """The variables by which a pod sees the same profile and takes no more threads than it has cores."""
+    profile_path = os.environ.get(VARIABLE, "")
+    cores = stage_profile.requests.cpu or stage_profile.limits.cpu
+    threads = {"OMP_NUM_THREADS": str(max(1, int(cores / stage_profile.processes)))} if cores else {}
+    return threads | ({VARIABLE: profile_path} if profile_path else {})
 
 
 def _secret(variable: str, place: str) -> Secret:
@@ -132,16 +158,16 @@ def _secret(variable: str, place: str) -> Secret:
     return Secret(group=group, key=key or None, env_var=variable, mount_requirement=Secret.MountType.ENV_VAR)
 
 
-def _elastic(given: StageProfile) -> dict[str, Any]:
-    """Several processes. Only here is the plugin imported, which costs an import of torch."""
+def _elastic_settings(stage_profile: StageProfile) -> dict[str, Any]:
+    """Several processes. The plugin is imported only here, because it imports torch."""
     from flytekitplugins.kfpytorch import Elastic
 
-    waits = dict.fromkeys(("timeout", "join_timeout", "read_timeout"), _RENDEZVOUS)
+    waits = dict.fromkeys(("timeout", "join_timeout", "read_timeout"), _RENDEZVOUS_SECONDS)
     config = Elastic(
-        nnodes=given.nodes,
-        nproc_per_node=given.processes,
+        nnodes=stage_profile.nodes,
+        nproc_per_node=stage_profile.processes,
         monitor_interval=1,
         rdzv_configs=waits,
         increase_shared_mem=False,
     )
-    return {"task_config": config, "shared_memory": given.shared_memory or True}
+    return {"task_config": config, "shared_memory": stage_profile.shared_memory or True}

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from tasks.runtime.profile import ROOT, VARIABLE
 
-_CODE = ("steptool", "tasks", "workflows", "constraints.txt", "images/gpu.constraints.txt")
+_CODE_PLACES = ("steptool", "tasks", "workflows", "constraints.txt", "images/gpu.constraints.txt")
 _DIGITS = 16
 
 
 @cache
 def code_version(root: Path = ROOT) -> str:
-    """Digest of code, its data files and the pins of libraries: what a cached stage depends on besides its inputs."""
+    """Digest of the code, its data files and the pins of libraries: a cached stage depends on these and its inputs."""
     digest = hashlib.sha256()
-    for file in (f for place in _CODE for f in _files(root / place)):
+    for file in (f for place in _CODE_PLACES for f in _list_files(root / place)):
         digest.update(f"\0{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:_DIGITS]
@@ -34,12 +34,12 @@ def registered_version(root: Path = ROOT) -> str:
     from flytekit.tools.script_mode import ls_files
 
     ignored = IgnoreGroup(str(root), [GitIgnore, DockerIgnore, StandardIgnore, FlyteIgnore])
-    _, travelling = ls_files(str(root), CopyFileDetection.ALL, ignore_group=ignored)
-    return hashlib.sha256(f"{travelling} {os.environ.get(VARIABLE, '')}".encode()).hexdigest()[:_DIGITS]
+    _, digest = ls_files(str(root), CopyFileDetection.ALL, ignore_group=ignored)
+    return hashlib.sha256(f"{digest} {os.environ.get(VARIABLE, '')}".encode()).hexdigest()[:_DIGITS]
 
 
-def _files(place: Path) -> Iterator[Path]:
-    """The file, or those below the folder in a fixed order, without what the interpreter and editors leave there."""
+def _list_files(place: Path) -> Iterator[Path]:
+    """The file, or the files below a folder in a fixed order, without caches and hidden files."""
     if place.is_file():
         yield place
     for file in sorted(place.rglob("*")):

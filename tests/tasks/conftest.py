@@ -45,12 +45,18 @@ def round_inputs() -> dict[str, Any]:
     read = ingest(config=config, sources="")
     common = {"config": config, "demonstrations": read.demonstrations}
     base = prepare(queries=read.queries, history=read.history, **common)
-    played = rollout(shard=0, round=0, model=base.model, queries=base.queries, **common)
-    scored = annotate(trajectories=played, round=0, config=config, queries=base.queries)
-    checked = audit(round=0, config=config, queries=base.queries, trajectories=[played], rewards=[scored])
+    played = rollout(shard=0, round_index=0, model=base.model, queries=base.queries, **common)
+    scored = annotate(trajectories=played, round_index=0, config=config, queries=base.queries)
+    checked = audit(round_index=0, config=config, queries=base.queries, trajectories=[played], rewards=[scored])
     files = {"trajectories": checked.trajectories, "rewards": checked.rewards, "history": base.history}
     model = str(base.model)
-    return {"round": 0, "config": config, "policy": model, "reference": model, **{k: str(v) for k, v in files.items()}}
+    return {
+        "round_index": 0,
+        "config": config,
+        "policy": model,
+        "reference": model,
+        **{k: str(v) for k, v in files.items()},
+    }
 
 
 @pytest.fixture(scope="session")

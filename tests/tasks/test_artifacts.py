@@ -10,7 +10,7 @@ from flytekit.core.type_engine import TypeEngine
 from flytekit.models.core.types import BlobType
 from flytekit.models.literals import Blob, BlobMetadata, Literal, Scalar
 
-from tasks.runtime.artifacts import Model, Parquet, local
+from tasks.runtime.artifacts import Model, Parquet, download
 
 KINDS = {Parquet: BlobType.BlobDimensionality.SINGLE, Model: BlobType.BlobDimensionality.MULTIPART}
 
@@ -31,16 +31,16 @@ def test_the_processes_of_a_training_download_once_and_read_the_same(
         rows, model = given(Parquet, f"{bucket}/rows.parquet"), given(Model, f"{bucket}/model")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with ProcessPoolExecutor(2, get_context("spawn")) as processes:
-        pair = [processes.submit(local, artifact) for artifact in (rows, rows, model, model)]
+        pair = [processes.submit(download, artifact) for artifact in (rows, rows, model, model)]
         one, other, folder, the_same = (place.result(timeout=60) for place in pair)
         with fsspec.open(f"{bucket}/rows.parquet", "w") as file:
             file.write("another")
-        assert processes.submit(local, rows).result(timeout=60).read_text() == "rows.parquet"  # it was here already
+        assert processes.submit(download, rows).result(timeout=60).read_text() == "rows.parquet"  # it was here already
     assert one == other and folder == the_same
     assert one.read_text() == "rows.parquet" and (folder / "config.json").read_text() == "model/config.json"
 
 
 def test_an_artifact_that_is_here_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("x")
-    assert local(Parquet(str(tmp_path / "rows.parquet"))) == tmp_path / "rows.parquet"
+    assert download(Parquet(str(tmp_path / "rows.parquet"))) == tmp_path / "rows.parquet"
     assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]

@@ -1,7 +1,10 @@
-"""What may pass is tried again, and what will not ends at once; by real errors of real connections."""
+"""A transient error is tried again and every other error ends the run; shown on real errors of real connections."""
 
 import errno
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +21,9 @@ from steptool.chat.endpoint import Endpoint
 from steptool.config import EndpointConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.storage.remote import fetched
-from tasks.runtime.errors import StageFailed, cause, may_pass, told
+from tasks.runtime.errors import StageFailed, classify_errors, describe_cause, is_transient
 
+ROOT = Path(__file__).parents[2]
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
@@ -68,13 +72,13 @@ def raised(work: Callable[[], object]) -> Exception:
     return caught.value
 
 
-def test_a_refused_connection_may_pass(nobody: str) -> None:
-    assert may_pass(raised(lambda: socket.create_connection(("127.0.0.1", int(nobody.rpartition(":")[2])))))
+def test_a_refused_connection_is_transient(nobody: str) -> None:
+    assert is_transient(raised(lambda: socket.create_connection(("127.0.0.1", int(nobody.rpartition(":")[2])))))
 
 
-def test_a_store_that_is_away_may_pass(nobody: str, store: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_store_that_is_away_is_transient(nobody: str, store: Callable[[str], None], tmp_path: Path) -> None:
     store(nobody)
-    assert may_pass(raised(lambda: fetched("s3://bucket/file", tmp_path)))
+    assert is_transient(raised(lambda: fetched("s3://bucket/file", tmp_path)))
 
 
 def test_other_stores_and_lost_processes_of_a_training() -> None:
@@ -83,22 +87,22 @@ def test_other_stores_and_lost_processes_of_a_training() -> None:
 
     gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"
     for error in (HttpError({"code": 503}), ServiceRequestError("away"), RuntimeError(gloo)):
-        assert may_pass(error)
+        assert is_transient(error)
     for error in (HttpError({"code": 404}), ResourceNotFoundError("gone"), RuntimeError("shapes do not fit")):
-        assert not may_pass(error)
+        assert not is_transient(error)
 
 
-def test_a_store_that_is_busy_may_pass(store: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_store_that_is_busy_is_transient(store: Callable[[str], None], tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         store(f"http://127.0.0.1:{server.server_port}")
         error = raised(lambda: fetched("s3://bucket/file", tmp_path))
         server.shutdown()
-    assert may_pass(error)
+    assert is_transient(error)
 
 
 def test_a_file_that_a_store_does_not_have_will_not_come(bucket: str, tmp_path: Path) -> None:
-    assert not may_pass(raised(lambda: fetched(f"{bucket}/none", tmp_path)))
+    assert not is_transient(raised(lambda: fetched(f"{bucket}/none", tmp_path)))
 
 
 def test_a_lost_download_of_an_input_may_pass_and_one_of_nothing_will_not(
@@ -106,11 +110,11 @@ def test_a_lost_download_of_an_input_may_pass_and_one_of_nothing_will_not(
 ) -> None:
     """Flyte wraps the first kind without naming a cause."""
     access = FlyteContextManager.current_context().file_access
-    assert not may_pass(raised(lambda: access.get_data(f"{bucket}/none", str(tmp_path / "none"))))
+    assert not is_transient(raised(lambda: access.get_data(f"{bucket}/none", str(tmp_path / "none"))))
     monkeypatch.setenv("AWS_ENDPOINT_URL", nobody)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    assert may_pass(raised(lambda: access.get_data("s3://bucket/file", str(tmp_path / "file"))))
+    assert is_transient(raised(lambda: access.get_data("s3://bucket/file", str(tmp_path / "file"))))
 
 
 @pytest.mark.parametrize(("status", "passes"), [(503, True), (429, True), (401, False), (404, False), (400, False)])
@@ -123,7 +127,7 @@ def test_an_endpoint_that_stays_away_may_pass_and_one_that_refuses_will_not(
         error = raised(lambda: endpoint.chat([{"role": "user", "content": "hello"}]))
     finally:
         endpoint.close()
-    assert may_pass(error) is passes
+    assert is_transient(error) is passes
 
 
 @pytest.mark.parametrize(
@@ -131,52 +135,77 @@ def test_an_endpoint_that_stays_away_may_pass_and_one_that_refuses_will_not(
     [(errno.EIO, True), (errno.ESTALE, True), (errno.EHOSTUNREACH, True), (errno.ENOSPC, False), (errno.ENOENT, False)],
 )
 def test_a_lost_disk_or_network_may_pass_and_a_full_disk_will_not(number: int, passes: bool) -> None:
-    assert may_pass(OSError(number, "")) is passes
+    assert is_transient(OSError(number, "")) is passes
 
 
 def test_the_cause_counts_and_not_what_was_made_of_it() -> None:
     outer = ValueError("the model cannot be loaded")
     outer.__cause__ = OSError("wrapped")
     outer.__cause__.__cause__ = ConnectionResetError("peer")
-    assert may_pass(outer) and may_pass(ExceptionGroup("several", [KeyError("x"), outer]))
+    assert is_transient(outer) and is_transient(ExceptionGroup("several", [KeyError("x"), outer]))
     beside = ValueError("wrong")
     beside.__context__ = ConnectionResetError("handled and forgotten")
-    assert not may_pass(beside)
+    assert not is_transient(beside)
 
 
 def test_a_permanent_error_says_stage_cause_and_remedy_in_one_line(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.yaml").write_text("ppo: {rounds: many}\nrewards: {alpha: -1}\n")
-    with pytest.raises(StageFailed) as caught, told("ingest", 3):
+    with pytest.raises(StageFailed) as caught, classify_errors("ingest", 3):
         load_config(tmp_path / "mine.yaml")
     line = capsys.readouterr().out.removesuffix("\n")
     assert line.startswith(f"ingest: {tmp_path}/mine.yaml: the configuration was refused; field 'rewards.alpha': input")
-    assert "'ppo.rounds'" in line and line.endswith("; this is not tried again: mend it and start the run again")
+    assert "'ppo.rounds'" in line and line.endswith("; it is not tried again")
     assert "\n" not in line and str(caught.value) == line and isinstance(caught.value.__cause__, ConfigError)
 
 
-def test_a_stage_that_exits_has_failed() -> None:
-    with pytest.raises(StageFailed, match="ingest: SystemExit: 0; this is not tried again"), told("ingest", 0):
-        raise SystemExit(0)
-
-
 def test_an_error_that_may_pass_reaches_flyte_as_one_to_be_tried_again(capsys: Any) -> None:
-    with pytest.raises(FlyteRecoverableException) as caught, told("rollout", 2):
+    with pytest.raises(FlyteRecoverableException) as caught, classify_errors("rollout", 2):
         raise ConnectionResetError("the peer is gone")
     line = capsys.readouterr().out.strip()
-    assert line.startswith("rollout: ConnectionResetError: the peer is gone; this may pass") and " 2 times" in line
+    assert (
+        line.startswith("rollout: ConnectionResetError: the peer is gone; Flyte tries it again") and " 2 times" in line
+    )
     assert caught.value.args == (line,)
 
 
 def test_an_error_of_an_inner_stage_is_told_once(capsys: Any) -> None:
-    with pytest.raises(StageFailed, match=r"^ppo: "), told("rounds", 0), told("ppo", 0):
+    with pytest.raises(StageFailed, match=r"^ppo: "), classify_errors("rounds", 0), classify_errors("ppo", 0):
         raise KeyError("x")
     assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_a_cause_without_words_is_its_kind() -> None:
-    assert [cause(e) for e in (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"))] == [
+    assert [
+        describe_cause(e) for e in (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"))
+    ] == [
         "MemoryError",
         "KeyError: 'a'",
         "wrong",
         "bad; field",
     ]
+
+
+def test_code_that_exits_fails_the_stage_whatever_its_exit_code() -> None:
+    said = r"^ingest: the code of the run called sys\.exit\(0\); it is not tried again"
+    with pytest.raises(StageFailed, match=said), classify_errors("ingest", 3):
+        sys.exit(0)
+
+
+def test_a_cause_that_quotes_data_cannot_command_the_terminal() -> None:
+    assert describe_cause(ValueError("the tool '\x1b[31mred\x1b[0m\x9b2J' is unknown")) == (
+        "the tool '[31mred[0m2J' is unknown"
+    )
+
+
+def test_a_local_run_shows_the_cause_alone_and_keeps_the_stack_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("data: {source: jsonl, paths: [/nowhere/tasks.jsonl]}\n")
+    program = [str(Path(sys.executable).with_name("pyflyte")), "run", "workflows/ingest.py", "ingest"]
+    command = [*program, "--config", str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    message = " ".join((done.stdout + done.stderr).replace("│", " ").split())
+    assert done.returncode == 1 and "Traceback" not in message and len(message.split()) < 60
+    assert "fingerprint: data.paths: '/nowhere/tasks.jsonl' does not exist" in message
+    (stack,) = re.findall(r"\(stack: (.*?)\)", message)
+    stack_file = Path(stack.replace(" ", ""))
+    assert "Traceback" in stack_file.read_text() and "IngestError" in stack_file.read_text()
+    stack_file.unlink()

@@ -66,7 +66,7 @@ def test_rewards_beyond_a_threshold_stop_the_run_before_training(played: Path) -
     config = Config.model_validate({"rewards": {"annotator": "lcs", "audit": {"min_kappa": 0.3}}})
     with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 2' were refused, and PPO did not start"):
         audit(
-            round=0,
+            round_index=0,
             config=config,
             queries=files["queries"],
             trajectories=[files["trajectories"]],
