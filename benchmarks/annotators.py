@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from steptool.artifacts.contracts import Row
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, RolloutConfig
+from steptool.contracts.columns import Row
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.models.load import load_model, load_tokenizer, prepare_base

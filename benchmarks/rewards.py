@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from steptool.artifacts.contracts import QUERIES, TRAJECTORIES, write_rows
-from steptool.artifacts.rows import query_row, trajectory_row
+from steptool.contracts.columns import to_row
+from steptool.contracts.tables import write_rows
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.rules import overlap
 
@@ -148,8 +148,8 @@ def main() -> None:
     compare_overlap()
     with tempfile.TemporaryDirectory(prefix="rewards-") as folder:
         work = Path(folder)
-        write_rows(work / "queries.parquet", map(query_row, queries(steps)), QUERIES)
-        write_rows(work / "trajectories.parquet", map(trajectory_row, trajectories(steps)), TRAJECTORIES)
+        write_rows(work / "queries.parquet", map(to_row, queries(steps)), Query)
+        write_rows(work / "trajectories.parquet", map(to_row, trajectories(steps)), Trajectory)
         for name in ("rules", "lcs"):
             annotate(steps, name, work)
 

@@ -21,9 +21,11 @@ from typing import Any
 
 import yaml
 
-from steptool.artifacts.contracts import EVALUATIONS, Row, read_rows
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import read_rows
 from steptool.evaluation.compare import paired_bootstrap
 from steptool.evaluation.metrics import summarise
+from steptool.records import Evaluation
 
 METHODS = ("steptool", "ppo_final", "rft")
 MEASURES = ("pass_rate", "invalid_call_rate", "recall")
@@ -58,7 +60,7 @@ def rows_of(output: Path, method: str, seeds: Sequence[int], model: str, decodin
     """Evaluation rows of a method over its seeds; the seed stands as the repeat."""
     rows = []
     for seed in seeds:
-        for row in read_rows(output / f"{method}-{seed}" / "evaluations.parquet", EVALUATIONS):
+        for row in read_rows(output / f"{method}-{seed}" / "evaluations.parquet", Evaluation):
             if (row["model"], row["decoding"]) == (model, decoding) and tier in ("all", row["tier"]):
                 rows.append({**row, "repeat": seed})
     return rows

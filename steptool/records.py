@@ -1,14 +1,35 @@
-"""The words that every layer speaks: queries, calls, steps and trajectories."""
+"""The records that stages hand over: what is played, scored, learned from and measured.
+
+Each class marked with `contract` is the contract of a Parquet file; docs/artifacts.md shows their columns.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
+
+from steptool.contracts.columns import (
+    JSON_ARRAY,
+    JSON_OBJECT,
+    JSON_TUPLE,
+    Float32,
+    Float32Array,
+    Float64,
+    Int32,
+    Int32Array,
+    Int64,
+    Row,
+    Stored,
+    contract,
+    described,
+    to_json,
+)
+from steptool.contracts.tables import Cost as Cost
 
 FINISH = "Finish"
 """Name of the call that ends an episode: Finish(return_type, final_answer), as in ToolBench."""
@@ -66,6 +87,63 @@ class Step:
     """Text returned to the model; empty for a Finish."""
 
 
+def _spans_to_rows(spans: Sequence[tuple[int, int]]) -> list[Row]:
+    return [{"start": start, "end": end} for start, end in spans]
+
+
+def _spans_from_rows(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    return [(row["start"], row["end"]) for row in rows]
+
+
+def _steps_to_rows(steps: Sequence[Step]) -> list[Row]:
+    return [
+        {
+            "call_name": step.call.name if step.call else None,
+            "call_arguments": to_json(dict(step.call.arguments)) if step.call else None,
+            "status": str(step.status),
+            "observation": step.observation,
+        }
+        for step in steps
+    ]
+
+
+def _steps_from_rows(rows: Sequence[Row]) -> list[Step]:
+    return [Step(_call_from_row(row), StepStatus(row["status"]), row["observation"]) for row in rows]
+
+
+def _call_from_row(row: Row) -> ToolCall | None:
+    return None if row["call_name"] is None else ToolCall(row["call_name"], json.loads(row["call_arguments"]))
+
+
+_SPANS = Stored(
+    pa.list_(
+        pa.struct(
+            [
+                described("start", pa.int32(), "Position of the first token of the step in input_ids"),
+                described("end", pa.int32(), "Position after its last token, the end-of-turn token included"),
+            ]
+        )
+    ),
+    _spans_to_rows,
+    _spans_from_rows,
+)
+_STEPS = Stored(
+    pa.list_(
+        pa.struct(
+            [
+                described("call_name", pa.string(), "Tool that was called; null if no call could be read", True),
+                described("call_arguments", pa.string(), "JSON object; null if no call could be read", True),
+                described("status", pa.string(), f"What became of the step: {', '.join(StepStatus)}"),
+                described("observation", pa.string(), "Text returned to the model; empty for a Finish"),
+            ]
+        )
+    ),
+    _steps_to_rows,
+    _steps_from_rows,
+)
+
+
+@contract("queries", version=1)
 @dataclass(frozen=True)
 class Query:
     """A task: an instruction, the tools that may be used, and what is known about its solution.
@@ -74,51 +152,57 @@ class Query:
     an environment may keep more under its own name.
     """
 
-    query_id: str
-    split: str
-    environment: str
-    instruction: str
-    tools: tuple[ToolSchema, ...]
-    reference: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-    tier: str = ""
-    """Group of difficulty or origin by which results are broken down."""
-    max_steps: int = 0
-    """Assistant steps allowed, Finish included; 0 leaves the limit to the rollout's configuration."""
+    query_id: Annotated[str, "Unique in the file"]
+    split: Annotated[str, "train, validation or heldout"]
+    environment: Annotated[str, "Environment that runs the tools"]
+    instruction: Annotated[str, "What the user asks for"]
+    tools: Annotated[tuple[ToolSchema, ...], JSON_TUPLE, "Tools that may be called: JSON array of OpenAI tool schemas"]
+    reference: Annotated[
+        Mapping[str, Any],
+        JSON_OBJECT,
+        JSON_TUPLE,
+        "What is known of the solution: JSON object with answer (text), calls (array of name and arguments), turns "
+        "(array of such arrays), tools (array of names) and what the environment keeps; an absent key is not known",
+    ] = field(default_factory=dict)
+    source: Annotated[str, "Where the task comes from; may be empty"] = ""
+    tier: Annotated[str, "Group of difficulty or origin by which results are broken down; may be empty"] = ""
+    max_steps: Annotated[Int32, "Steps allowed, Finish included; 0 leaves the limit to rollout.max_steps"] = 0
 
 
+@contract("trajectories", version=2)
 @dataclass(frozen=True)
 class Trajectory:
     """One episode: exactly the tokens that were seen and sampled, and what they did.
 
-    `input_ids` [L] int32 holds prompt, assistant and observation tokens; `spans` gives [start, end) of each assistant
-    step within it (the end-of-turn token included); `logprobs` [sum(end - start)] float32 holds the behaviour
-    log-probabilities of the tokens inside the spans, packed end to end (natural log, at temperature 1).
+    The log-probabilities are natural logarithms at temperature 1 of the policy that sampled.
     """
 
-    trajectory_id: str
-    query_id: str
-    environment: str
-    tier: str
-    policy: str
-    round: int
-    sample: int
-    temperature: float
-    messages: Sequence[Message]
-    input_ids: npt.NDArray[np.int32]
-    spans: Sequence[tuple[int, int]]
-    logprobs: npt.NDArray[np.float32]
-    steps: Sequence[Step]
-    stop_reason: StopReason
-    final_answer: str | None
-    solved: float | None
-    """The environment's own verdict in [0, 1]; None where the environment has none."""
-    seconds: float
-    """Wall-clock seconds from reset to stop (episodes of a batch overlap)."""
-    abandoned_turns: int = 0
-    """Turns sampled on other branches of the search that found this path; 0 for a chain."""
-    abandoned_tokens: int = 0
-    """Tokens sampled on other branches."""
+    trajectory_id: Annotated[str, "Unique in the file"]
+    query_id: Annotated[str, "Task that was played; in queries"]
+    environment: Annotated[str, "Environment that ran the tools"]
+    tier: Annotated[str, "Tier of the query"]
+    policy: Annotated[str, "Name of the policy that played"]
+    round: Annotated[Int32, "Round of training, counted from 0; -1 outside of rounds"]
+    sample: Annotated[Int32, "Number of the episode among those of its query, counted from 0"]
+    temperature: Annotated[Float32, "Temperature of sampling; 0 is greedy"]
+    messages: Annotated[Sequence[Message], JSON_ARRAY, "The conversation: JSON array of OpenAI messages"]
+    input_ids: Annotated[Int32Array, "[L] token ids of prompt, steps and observations; empty without a tokenizer"]
+    spans: Annotated[
+        Sequence[tuple[int, int]], _SPANS, "[T] where the tokens of each step lie in input_ids: [start, end)"
+    ]
+    logprobs: Annotated[
+        Float32Array,
+        "[sum(end - start)] log-probability (nats, at temperature 1) of each token inside the spans, end to end",
+    ]
+    steps: Annotated[Sequence[Step], _STEPS, "[T] steps of the assistant: what was called and what came back"]
+    stop_reason: Annotated[StopReason, f"Why the episode ended: {', '.join(StopReason)}"]
+    final_answer: Annotated[str | None, "Answer of a well-formed Finish; null where there is none"]
+    solved: Annotated[
+        Float32 | None, "Verdict of the environment, or of the recording, in [0, 1]; null where there is none"
+    ]
+    seconds: Annotated[Float64, "Wall-clock seconds from reset to stop; episodes of a batch overlap"]
+    abandoned_turns: Annotated[Int32, "Turns sampled on other branches of a search; 0 for a chain"] = 0
+    abandoned_tokens: Annotated[Int32, "Tokens sampled on other branches of a search"] = 0
 
     @property
     def action_tokens(self) -> int:
@@ -134,3 +218,102 @@ class Trajectory:
     def sampled_tokens(self) -> int:
         """Number of tokens sampled in all, those on other branches included: what the episode cost."""
         return self.action_tokens + self.abandoned_tokens
+
+
+@contract("rewards", version=1)
+@dataclass(frozen=True)
+class StepReward:
+    """What one annotator said of one step. A score that could not be had is missing, never 0."""
+
+    trajectory_id: Annotated[str, "Episode; in trajectories"]
+    step: Annotated[Int32, "Number of the step, counted from 0"]
+    annotator: Annotated[str, "Name of the annotator"]
+    annotator_version: Annotated[str, "Changes whenever the annotator may give the same episode another score"]
+    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty for an annotator without one"]
+    succ_calling: Annotated[Float32 | None, "1: well formed and the tool did not fail; else 0; null: missing"]
+    contribution: Annotated[
+        Float32 | None, "How much the step serves the final answer, in [0, 1]; null: missing, or the step is a Finish"
+    ]
+    is_solved: Annotated[Float32 | None, "0, 0.5 (unsure) or 1, on the last step alone; null: missing, or another step"]
+    votes: Annotated[str, "What the scores were made of: JSON object"]
+    rationale: Annotated[str, "Why, in words; may be empty"]
+
+
+@contract("advantages", version=1)
+@dataclass(frozen=True)
+class Advantage:
+    """What one step was worth to the training."""
+
+    trajectory_id: Annotated[str, "Episode; in trajectories"]
+    step: Annotated[Int32, "Number of the step, counted from 0"]
+    reward: Annotated[Float32, "Composed reward of the step"]
+    kl: Annotated[Float32, "Sum over the tokens of the step of log pi - log pi_ref (nats)"]
+    value: Annotated[Float32, "Value of the state before the first token of the step"]
+    advantage: Annotated[Float32, "Mean over the tokens of the step, before whitening"]
+
+
+@contract("evaluations", version=2)
+@dataclass(frozen=True)
+class Evaluation:
+    """How one model did on one query in one repeat."""
+
+    query_id: Annotated[str, "Task that was played; in queries"]
+    split: Annotated[str, "Split of the query"]
+    tier: Annotated[str, "Tier of the query"]
+    model: Annotated[str, "Name of the model or policy"]
+    decoding: Annotated[str, "greedy or sampled"]
+    repeat: Annotated[Int32, "Number of the repeat, counted from 0"]
+    trajectory_id: Annotated[str, "Episode behind the row"]
+    passed: Annotated[Float32, "Verdict in [0, 1]; 0.5 is unsure"]
+    recall: Annotated[Float32, "Share of the reference's tools that were called with success, in [0, 1]"]
+    steps: Annotated[Int32, "Steps of the assistant"]
+    calls: Annotated[Int32, "Steps that are not a well-formed Finish"]
+    invalid_calls: Annotated[Int32, "Calls whose status is not ok, unreadable ones included"]
+    redundant_calls: Annotated[Int32, "Calls that repeat an earlier one and bring nothing new"]
+    tokens: Annotated[Int64, "Tokens written by the model, abandoned branches included"]
+    prompt_tokens: Annotated[Int64 | None, "Tokens read by the model; null where nobody counted them"]
+    money: Annotated[Float64 | None, "Price of the episode, in the currency of the configuration; null: not known"]
+    seconds: Annotated[Float64, "Wall-clock seconds of the episode"]
+    stop_reason: Annotated[str, f"Why the episode ended: {', '.join(StopReason)}"]
+
+
+@contract("verdicts", version=1)
+@dataclass(frozen=True)
+class Verdict:
+    """What one judgement said of one answer."""
+
+    query_id: Annotated[str, "Task that was answered"]
+    model: Annotated[str, "Model that answered"]
+    repeat: Annotated[Int32, "Number of the judgement, counted from 0"]
+    status: Annotated[str | None, "solved, unsure or unsolved; null: missing"]
+    judge: Annotated[str, "Model that judged; empty: nobody was asked, or it is not known"]
+    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"]
+    rationale: Annotated[str, "Why, in words; may be empty"]
+
+
+@contract("preferences", version=1)
+@dataclass(frozen=True)
+class Preference:
+    """Which of two answers one judgement preferred."""
+
+    query_id: Annotated[str, "Task that both answered"]
+    model: Annotated[str, "Model that is compared"]
+    other: Annotated[str, "Model that it is compared with"]
+    repeat: Annotated[Int32, "Number of the judgement, counted from 0"]
+    swapped: Annotated[bool, "Whether the judge saw the other's answer first"]
+    preference: Annotated[str | None, "model, other or tie; null: missing"]
+    judge: Annotated[str, "Model that judged; empty: nobody was asked"]
+    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"]
+    rationale: Annotated[str, "Why, in words; may be empty"]
+
+
+@contract("metrics", version=1)
+@dataclass(frozen=True)
+class Metric:
+    """One number that a stage measured."""
+
+    stage: Annotated[str, "Stage that measured it, such as warm_start or ppo"]
+    round: Annotated[Int32, "Round of training, counted from 0; -1 outside of rounds"]
+    update: Annotated[Int32, "Optimizer step of the stage, counted from 0; -1 for a count of the whole stage"]
+    name: Annotated[str, "What was measured"]
+    value: Annotated[Float64, "The number"]

@@ -1,8 +1,8 @@
 """Scores of every step."""
 
-from steptool.artifacts.contracts import Cost
 from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config
+from steptool.records import Cost
 from tasks.runtime.artifacts import Parquet, download, make_folder
 from tasks.runtime.stage import stage
 

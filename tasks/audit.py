@@ -7,9 +7,10 @@ from typing import NamedTuple
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.contracts import REWARDS, TRAJECTORIES, concat
 from steptool.artifacts.progress import say
 from steptool.config import Config
+from steptool.contracts.tables import concatenate
+from steptool.records import StepReward, Trajectory
 from steptool.storage.remote import fetched, localize
 from tasks.runtime.artifacts import Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
@@ -42,8 +43,8 @@ def audit(
     from steptool.rewards.audit_files import audit_files, check_thresholds
 
     joined = make_folder("joined")
-    played = concat(download_all(trajectories), TRAJECTORIES, joined / names.of_round("trajectories", round_index))
-    scored = concat(download_all(rewards), REWARDS, joined / names.of_round("rewards", round_index))
+    played = concatenate(download_all(trajectories), Trajectory, joined / names.of_round("trajectories", round_index))
+    scored = concatenate(download_all(rewards), StepReward, joined / names.of_round("rewards", round_index))
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")
     found = audit_files(download(queries), played, scored, config)
     Deck("rewards", rewards_page(found, f"The rewards of round {round_index + 1}"))

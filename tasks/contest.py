@@ -9,9 +9,9 @@ from flytekit import Deck
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.contracts import Row
 from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config
+from steptool.contracts.columns import Row
 from steptool.storage.remote import fetched, localize
 from tasks.runtime.artifacts import Parquet, download, make_folder
 from tasks.runtime.stage import stage
@@ -42,11 +42,11 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
     """
     watch = Stopwatch("evaluate")
     from steptool.artifacts import layout as names
-    from steptool.artifacts.contracts import EVALUATIONS, write_rows
-    from steptool.artifacts.rows import write_trajectories
+    from steptool.contracts.tables import write_records, write_rows
     from steptool.evaluation.metrics import evaluate
     from steptool.models.load import EMBEDDED
     from steptool.policies.contestant import contestant, questions
+    from steptool.records import Evaluation, Trajectory
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     chosen, settings = config.evaluation.policies[policy], config.evaluation
@@ -66,8 +66,8 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
                 say(
                     "evaluate", f"{len(refusals)} episodes of {chosen.name} ended by the endpoint, first: {refusals[0]}"
                 )
-    write_rows(folder / names.EVALUATED, rows, EVALUATIONS, watch.cost(sum(row["tokens"] for row in rows)))
-    write_trajectories(folder / names.of_policy(chosen.name), episodes)
+    write_rows(folder / names.EVALUATED, rows, Evaluation, watch.cost(sum(row["tokens"] for row in rows)))
+    write_records(folder / names.of_policy(chosen.name), episodes, Trajectory)
     say("evaluate", f"{chosen.name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)}")
     return FlyteDirectory(str(folder))
 
@@ -77,10 +77,11 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
     """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes."""
     watch = Stopwatch("judge")
     from steptool.artifacts import layout as names
-    from steptool.artifacts.contracts import PREFERENCES, VERDICTS, write_rows
-    from steptool.artifacts.rows import read_queries, read_trajectories
+    from steptool.artifacts.queries import read_queries
+    from steptool.contracts.tables import read_records, write_rows
     from steptool.judge.outcome_judge import judge_outcomes
     from steptool.judge.verdicts import read_verdicts
+    from steptool.records import Preference, Trajectory, Verdict
 
     files = localize(config, make_folder("fetched"), "evaluation.verdicts").evaluation.verdicts
     verdicts, preferences = read_verdicts(files), list[Row]()
@@ -88,15 +89,15 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
     if config.evaluation.judged:
         queries_by_id, episodes = {q.query_id: q for q in read_queries(download(queries))}, {}
         for policy, folder in zip(config.evaluation.policies, map(download, played), strict=True):
-            every = read_trajectories(folder / names.of_policy(policy.name))
+            every = read_records(folder / names.of_policy(policy.name), Trajectory)
             episodes[policy.name] = [t for t in every if t.sample == 0]
         outcomes = judge_outcomes(config.rewards.judge, queries_by_id, episodes)
         verdicts, preferences, counts = verdicts + outcomes.verdicts, outcomes.preferences, outcomes.counts
         say("judge", f"{len(outcomes.verdicts)} verdicts, {len(preferences)} preferences")
     folder = make_folder("judged")
     return Judged(
-        Parquet(str(write_rows(folder / names.VERDICTS, verdicts, VERDICTS, watch.cost(counts=counts)))),
-        Parquet(str(write_rows(folder / names.PREFERENCES, preferences, PREFERENCES))),
+        Parquet(str(write_rows(folder / names.VERDICTS, verdicts, Verdict, watch.cost(counts=counts)))),
+        Parquet(str(write_rows(folder / names.PREFERENCES, preferences, Preference))),
     )
 
 
@@ -111,8 +112,9 @@ def compared(
 ) -> Compared:
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
     from steptool.artifacts import layout as names
-    from steptool.artifacts.contracts import EVALUATIONS, PREFERENCES, VERDICTS, concat, read_costs, read_rows
+    from steptool.contracts.tables import concatenate, read_costs, read_rows
     from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
+    from steptool.records import Evaluation, Preference, Verdict
     from steptool.report.evaluation_page import evaluation_page
     from steptool.report.judge_costs import account
     from steptool.report.viewer import EpisodeFiles, write_viewer
@@ -126,11 +128,11 @@ def compared(
     }
     for name, file in {**tables, **episodes}.items():
         shutil.copyfile(file, run / name)
-    concat([part / names.EVALUATED for part in parts], EVALUATIONS, run / names.EVALUATED)
+    concatenate([part / names.EVALUATED for part in parts], Evaluation, run / names.EVALUATED)
     found = results(
-        read_rows(run / names.EVALUATED, EVALUATIONS),
-        read_rows(run / names.VERDICTS, VERDICTS),
-        read_rows(run / names.PREFERENCES, PREFERENCES),
+        read_rows(run / names.EVALUATED, Evaluation),
+        read_rows(run / names.VERDICTS, Verdict),
+        read_rows(run / names.PREFERENCES, Preference),
         config.evaluation.bootstrap,
         config.seed,
     )

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from steptool.artifacts.contracts import EVALUATIONS, write_rows
 from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config
+from steptool.contracts.tables import write_rows
+from steptool.records import Evaluation
 from steptool.storage.remote import localize
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
@@ -22,9 +23,11 @@ class Evaluated(NamedTuple):
 def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Evaluated:
     """Play the held-out queries, greedily once and sampled as often as configured."""
     watch = Stopwatch("evaluate")
-    from steptool.artifacts.rows import read_queries, write_trajectories
+    from steptool.artifacts.queries import read_queries
+    from steptool.contracts.tables import write_records
     from steptool.evaluation.metrics import evaluate as measure
     from steptool.policies.player import player
+    from steptool.records import Trajectory
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     asked = read_queries(download(queries), config.evaluation.split)
@@ -41,7 +44,7 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
     say("evaluate", f"{name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)} queries")
     folder = make_folder("evaluate")
     return Evaluated(
-        Parquet(str(write_rows(folder / "evaluations.parquet", rows, EVALUATIONS, cost))),
-        Parquet(str(write_trajectories(folder / "greedy.parquet", greedy))),
-        Parquet(str(write_trajectories(folder / "sampled.parquet", sampled))),
+        Parquet(str(write_rows(folder / "evaluations.parquet", rows, Evaluation, cost))),
+        Parquet(str(write_records(folder / "greedy.parquet", greedy, Trajectory))),
+        Parquet(str(write_records(folder / "sampled.parquet", sampled, Trajectory))),
     )

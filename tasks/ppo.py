@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-from steptool.artifacts.contracts import ADVANTAGES, METRICS, REWARDS, read_costs, read_rows, write_rows
 from steptool.artifacts.history import count_rows, extend, total_counts
 from steptool.artifacts.progress import Stopwatch, rate, say
 from steptool.config import Config
+from steptool.contracts.tables import read_costs, read_rows, write_rows
+from steptool.records import Advantage, Metric, StepReward
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
 
@@ -32,14 +33,15 @@ def ppo(
     watch = Stopwatch("ppo", round_index)
     from steptool.artifacts import layout as names
     from steptool.artifacts.lineage import sign
-    from steptool.artifacts.rows import read_trajectories
+    from steptool.contracts.tables import read_records
+    from steptool.records import Trajectory
     from steptool.rewards.compose import provenance
     from steptool.training.improve import improve
     from tasks.runtime.checkpoints import Checkpoints
 
     told, folder = make_folder("told"), make_folder("policy")
-    played, scored, before = download(trajectories), download(rewards), read_rows(download(history), METRICS)
-    episodes, rows = read_trajectories(played), read_rows(scored, REWARDS)
+    played, scored, before = download(trajectories), download(rewards), read_rows(download(history), Metric)
+    episodes, rows = read_records(played, Trajectory), read_rows(scored, StepReward)
     checkpoints = Checkpoints("ppo")
     result = improve(
         download(policy),
@@ -60,7 +62,7 @@ def ppo(
     counts = count_rows("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round_index)
     counts += count_rows("annotate", total_counts(costs), round_index)
     so_far = extend(download(history), [*counts, *result.metrics], costs, told / names.HISTORY)
-    learned = write_rows(told / names.of_round("advantages", round_index), result.advantages, ADVANTAGES)
+    learned = write_rows(told / names.of_round("advantages", round_index), result.advantages, Advantage)
     say(
         "ppo", rate([t.solved for t in episodes]), costs=read_costs(so_far), round=round_index, rounds=config.ppo.rounds
     )

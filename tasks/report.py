@@ -9,10 +9,11 @@ import yaml
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.contracts import EVALUATIONS, concat, read_costs
 from steptool.artifacts.history import extend
 from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config
+from steptool.contracts.tables import concatenate, read_costs
+from steptool.records import Evaluation
 from tasks.runtime.artifacts import Model, Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
@@ -61,7 +62,7 @@ def report(
     _place({**read, names.QUARANTINE: quarantine}, run)
     for kind, files in {"trajectories": trajectories, "rewards": rewards, "advantages": advantages}.items():
         _place({names.of_round(kind, round): file for round, file in enumerate(files)}, run)
-    concat(download_all(list(evaluations.values())), EVALUATIONS, run / names.EVALUATED)
+    concatenate(download_all(list(evaluations.values())), Evaluation, run / names.EVALUATED)
     _place({names.of_evaluation("trajectories", k): v for k, v in evaluation_trajectories.items()}, run)
     _place({names.of_evaluation("rewards", k): v for k, v in evaluation_rewards.items()}, run)
     for name, model in models.items():

@@ -41,8 +41,9 @@ def look(config: Config, registry: str, kickoff: datetime, force: bool) -> Retra
 @stage("decide")
 def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, queries: Parquet) -> Decision:
     """Judge the challenger by the rule."""
-    from steptool.artifacts.contracts import EVALUATIONS, read_rows
-    from steptool.artifacts.rows import read_queries
+    from steptool.artifacts.queries import read_queries
+    from steptool.contracts.tables import read_rows
+    from steptool.records import Evaluation
     from steptool.registry import Registry
     from steptool.retraining.contamination import find_contaminated, read_trained_on
     from steptool.retraining.gate import categories
@@ -51,7 +52,7 @@ def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, q
     held_out = read_queries(download(queries), config.evaluation.split)
     trained_on = read_trained_on(Registry(registry).model_place(plan.champion)) if plan.champion else frozenset()
     decision = decide_by_rule(
-        read_rows(download(rows), EVALUATIONS),
+        read_rows(download(rows), Evaluation),
         {query.query_id: categories(query) for query in held_out},
         config.promotion,
         contaminated=find_contaminated(held_out, trained_on),
@@ -73,8 +74,9 @@ def promote(
     queries: Parquet,
 ) -> RunOutcome:
     """Publish the challenger and put it in service, if nothing speaks against it."""
-    from steptool.artifacts.contracts import EVALUATIONS, read_rows
-    from steptool.artifacts.rows import read_queries
+    from steptool.artifacts.queries import read_queries
+    from steptool.contracts.tables import read_rows
+    from steptool.records import Evaluation
     from steptool.registry import Registry
     from steptool.retraining.contamination import read_trained_on, write_trained_on
     from steptool.retraining.promotion import describe_version, settle
@@ -83,7 +85,7 @@ def promote(
     shutil.copytree(download(model), folder, dirs_exist_ok=True, copy_function=os.link)
     trained_on = read_trained_on(opened.model_place(plan.champion)) if plan.champion else frozenset()
     write_trained_on(folder, read_queries(download(queries)), trained_on)
-    metadata = describe_version(config, plan, decision, read_rows(download(rows), EVALUATIONS), code_version())
+    metadata = describe_version(config, plan, decision, read_rows(download(rows), Evaluation), code_version())
     return settle(opened, plan, decision, approved, folder, metadata)
 
 

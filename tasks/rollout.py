@@ -13,8 +13,9 @@ def rollout(
 ) -> Parquet:
     """Sample a shard of a round's episodes."""
     watch = Stopwatch("rollout", round_index)
-    from steptool.artifacts.rows import write_trajectories
+    from steptool.contracts.tables import write_records
     from steptool.policies.player import player
+    from steptool.records import Trajectory
     from steptool.rollout.schedule import round_queries
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
@@ -25,4 +26,4 @@ def rollout(
     cost = watch.cost(sum(t.action_tokens for t in episodes))
     said = f"shard {shard + 1} of {config.rollout.shards}, {rate([t.solved for t in episodes])}"
     say("rollout", said, round=round_index, rounds=config.ppo.rounds)
-    return Parquet(str(write_trajectories(make_folder("rollout") / "trajectories.parquet", episodes, cost)))
+    return Parquet(str(write_records(make_folder("rollout") / "trajectories.parquet", episodes, Trajectory, cost)))

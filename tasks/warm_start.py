@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from steptool.artifacts.contracts import read_costs
 from steptool.artifacts.history import count_rows, extend
 from steptool.artifacts.progress import Stopwatch, Ticker, say
 from steptool.config import Config
+from steptool.contracts.tables import read_costs
 from steptool.storage.remote import localize
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
@@ -31,18 +31,20 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: 
     """Put the base model in place and check that every prompt fits its context."""
     watch = Stopwatch("prepare")
     from steptool.artifacts.lineage import sign
-    from steptool.artifacts.rows import read_queries, read_trajectories, write_queries
+    from steptool.artifacts.queries import read_queries
     from steptool.chat.codec import ChatCodec
+    from steptool.contracts.tables import read_records, write_records
     from steptool.models.load import load_tokenizer, prepare_base
+    from steptool.records import Query, Trajectory
     from steptool.training.demonstrations import fitting, texts
 
     folder = make_folder("base")
     asked = read_queries(download(queries))
     chosen = localize(config, make_folder("fetched"), "policy.base").policy
-    base = prepare_base(chosen, texts(asked, read_trajectories(download(demonstrations))), config.seed, folder)
+    base = prepare_base(chosen, texts(asked, read_records(download(demonstrations), Trajectory)), config.seed, folder)
     sign(base, None, "base", [], note=config.policy.base)
     kept = fitting(asked, ChatCodec(load_tokenizer(base), config.policy.chat_format), config)
-    target = write_queries(make_folder("prepared") / "queries.parquet", kept)
+    target = write_records(make_folder("prepared") / "queries.parquet", kept, Query)
     counts = {"queries": len(kept), "left out": len(asked) - len(kept)}
     told = extend(download(history), count_rows("prepare", counts), [watch.cost()], target.with_name("history.parquet"))
     say("prepare", f"base model '{config.policy.base}', {len(kept)} of {len(asked)} prompts fit its context")
@@ -54,15 +56,17 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
     """Fine-tune the base model on the demonstrations."""
     watch = Stopwatch("warm_start")
     from steptool.artifacts.lineage import sign
-    from steptool.artifacts.rows import read_queries, read_trajectories
+    from steptool.artifacts.queries import read_queries
     from steptool.chat.codec import ChatCodec
+    from steptool.contracts.tables import read_records
     from steptool.models.load import load_tokenizer
+    from steptool.records import Trajectory
     from steptool.training.demonstrations import lessons, tokens_seen
     from steptool.training.warm_start import warm_start as fine_tune
     from tasks.runtime.checkpoints import Checkpoints
 
     start, folder = download(base), make_folder("warm_start")
-    shown = read_trajectories(download(demonstrations))
+    shown = read_records(download(demonstrations), Trajectory)
     codec = ChatCodec(load_tokenizer(start), config.policy.chat_format)
     examples = lessons(read_queries(download(queries)), shown, codec)
     say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")

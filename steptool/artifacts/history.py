@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steptool.artifacts.contracts import METRICS, Cost, Row, read_costs, read_rows, to_table, write_table
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import read_costs, read_rows, to_table, write_table
+from steptool.records import Cost, Metric
 
 
 def extend(
@@ -16,14 +18,14 @@ def extend(
     costs: Sequence[Cost],
     target: str | os.PathLike[str],
 ) -> Path:
-    """Write the previous history (None: there is none) with the stage's rows of METRICS and its costs added."""
-    before = read_rows(previous, METRICS) if previous else []
+    """Write the previous history (None: there is none) with the stage's rows of Metric and its costs added."""
+    before = read_rows(previous, Metric) if previous else []
     spent = read_costs(previous) if previous else []
-    return write_table(target, to_table([*before, *rows], METRICS), METRICS, [*spent, *costs])
+    return write_table(target, to_table([*before, *rows], Metric), Metric, [*spent, *costs])
 
 
 def count_rows(stage: str, counts: Mapping[str, Any], round: int = -1) -> list[Row]:
-    """Counts, nested or not, as rows of METRICS: {"queries": {"kept": 3}} becomes the metric queries/kept."""
+    """Counts, nested or not, as rows of Metric: {"queries": {"kept": 3}} becomes the metric queries/kept."""
     return [
         {"stage": stage, "round": round, "update": -1, "name": name, "value": float(value)}
         for name, value in _flat(counts)

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from steptool.artifacts.contracts import Cost
+from steptool.records import Cost
 
 
 class Stopwatch:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any
+from typing import Annotated, Any
 
-import pyarrow as pa
-
-from steptool.artifacts.contracts import JSON_LIST, QUERIES, TRAJECTORIES, Contract, Row, iter_rows, write_rows
-from steptool.records import Message
+from steptool.contracts.columns import JSON_LIST, Row, Stored, contract
+from steptool.contracts.tables import iterate_rows, write_rows
+from steptool.records import Message, Query, Trajectory
 from steptool.storage.scratch import scratch_database
 
 UNSURE = 0.5
@@ -48,24 +47,31 @@ class Form(StrEnum):
     unsolved trajectory of one query."""
 
 
-def _documents(*names: str) -> list[pa.Field]:
-    return [pa.field(name, JSON_LIST, nullable=False) for name in names]
+Documents = Annotated[Sequence[str], Stored(JSON_LIST)]
+"""Messages as JSON text, stored in Arrow's JSON type."""
 
 
-_TEXT = pa.string()
-SFT = Contract("sft", 1, pa.schema([*_documents("messages"), ("tools", _TEXT), ("trajectory_id", _TEXT)]))
-PREFERENCE = Contract(
-    "preference",
-    1,
-    pa.schema(
-        [
-            *_documents("prompt", "chosen", "rejected"),
-            ("tools", _TEXT),
-            ("chosen_trajectory_id", _TEXT),
-            ("rejected_trajectory_id", _TEXT),
-        ]
-    ),
-)
+@contract("sft", version=1)
+@dataclass(frozen=True)
+class SftExample:
+    """A conversation to learn from."""
+
+    messages: Annotated[Documents, "OpenAI messages"]
+    tools: Annotated[str, "JSON array of OpenAI tool schemas"]
+    trajectory_id: Annotated[str, "Episode that it was made from"]
+
+
+@contract("preference", version=1)
+@dataclass(frozen=True)
+class PreferencePair:
+    """A solved and an unsolved conversation with the same beginning."""
+
+    prompt: Annotated[Documents, "OpenAI messages until the first one of the assistant"]
+    chosen: Annotated[Documents, "The rest of the solved conversation"]
+    rejected: Annotated[Documents, "The rest of the unsolved conversation"]
+    tools: Annotated[str, "JSON array of OpenAI tool schemas"]
+    chosen_trajectory_id: Annotated[str, "Episode that `chosen` was made from"]
+    rejected_trajectory_id: Annotated[str, "Episode that `rejected` was made from"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def export(
         tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder,
         closing(scratch_database(Path(folder), _TABLES)) as database,
     ):
-        known = ((row["query_id"], row["tools"]) for row in iter_rows(queries, QUERIES))
+        known = ((row["query_id"], row["tools"]) for row in iterate_rows(queries, Query))
         database.executemany("INSERT INTO queries VALUES (?, ?)", known)
         rows = _FORMS[form](_episodes(trajectories, counts), database, counts)
         path = _WRITERS[form](out, _counted(rows, counts))
@@ -98,7 +104,7 @@ def export(
 
 
 def _episodes(path: str | os.PathLike[str], counts: Counter[str]) -> Iterator[Row]:
-    for row in iter_rows(path, TRAJECTORIES, columns=_READ):
+    for row in iterate_rows(path, Trajectory, columns=_READ):
         counts["trajectories read"] += 1
         yield row
 
@@ -224,6 +230,6 @@ _FORMS: dict[Form, Callable[[Iterable[Row], Connection, Counter[str]], Iterator[
 }
 _WRITERS: dict[Form, Callable[[Path, Iterable[Row]], Path]] = {
     Form.MESSAGES: _write_lines,
-    Form.SFT: lambda out, rows: write_rows(out / "sft.parquet", rows, SFT),
-    Form.PREFERENCE: lambda out, rows: write_rows(out / "preference.parquet", rows, PREFERENCE),
+    Form.SFT: lambda out, rows: write_rows(out / "sft.parquet", rows, SftExample),
+    Form.PREFERENCE: lambda out, rows: write_rows(out / "preference.parquet", rows, PreferencePair),
 }

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from steptool.artifacts.contracts import QUERIES, REWARDS, TRAJECTORIES, Cost, Row, write_rows
-from steptool.artifacts.rows import query_from, query_row, trajectory_row
 from steptool.config import Config
+from steptool.contracts.columns import Row, to_row
+from steptool.contracts.tables import write_rows
 from steptool.data.files import narrowed
 from steptool.data.intake import IngestError, IngestLog
 from steptool.data.pool import Pool
@@ -24,7 +24,7 @@ from steptool.data.sources.recorded import read_answers
 from steptool.data.sources.toolbench import read_instructions
 from steptool.data.splits import SPLITS, check_splits
 from steptool.data.tool_catalog import ToolCatalog
-from steptool.records import Query
+from steptool.records import Cost, Query, StepReward, Trajectory
 
 QUERIES_FILE = "queries.parquet"
 DEMONSTRATIONS_FILE = "demonstrations.parquet"
@@ -80,11 +80,11 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> In
         check_splits(material.splits, len(SPLITS) if for_training else 1, where, ledger)
         ledger.count("queries kept", sum(material.splits.values()))
         out.mkdir(exist_ok=True)
-        demonstrations = write_rows(out / DEMONSTRATIONS_FILE, material.demonstrations, TRAJECTORIES)
-        rewards = write_rows(out / REWARDS_FILE, material.rewards, REWARDS)
+        demonstrations = write_rows(out / DEMONSTRATIONS_FILE, material.demonstrations, Trajectory)
+        rewards = write_rows(out / REWARDS_FILE, material.rewards, StepReward)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         cost = Cost("ingest", seconds=time.perf_counter() - started, peak_memory_mb=memory)
-        queries = write_rows(out / QUERIES_FILE, material.queries, QUERIES, cost)
+        queries = write_rows(out / QUERIES_FILE, material.queries, Query, cost)
     quarantine, counts = ledger.write(out / QUARANTINE_FILE), dict(ledger.counts)
     (out / COUNTS_FILE).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
     return Ingested(queries, demonstrations, rewards, quarantine, out / COUNTS_FILE, counts)
@@ -100,7 +100,7 @@ def _desk(config: Config, ledger: IngestLog) -> _Material:
     for what in ("demonstrations read", "demonstrations kept"):
         ledger.count(what, len(demonstrations))
     splits = Counter(q.split for q in queries)
-    return _Material(splits, map(query_row, queries), map(trajectory_row, demonstrations))
+    return _Material(splits, map(to_row, queries), map(to_row, demonstrations))
 
 
 def _files(config: Config, pool: Pool, ledger: IngestLog) -> _Material:
@@ -116,8 +116,8 @@ def _files(config: Config, pool: Pool, ledger: IngestLog) -> _Material:
         pool.prefer(text)
     splits = pool.draw(config.data, ledger)
     recorded = config.data.source == "recorded" or config.data.recorded_answers
-    shown = pool.demonstrations() if recorded else played(map(query_from, pool.playable_rows()), config, ledger)
-    return _Material(splits, pool.query_rows(), map(trajectory_row, shown), pool.reward_rows())
+    shown = pool.demonstrations() if recorded else played(pool.playable_queries(), config, ledger)
+    return _Material(splits, pool.query_rows(), map(to_row, shown), pool.reward_rows())
 
 
 def _first(config: Config, offers: ToolCatalog) -> Iterator[str]:

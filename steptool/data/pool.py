@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from steptool.artifacts.contracts import Row
-from steptool.artifacts.rows import query_row
 from steptool.config import DataConfig
+from steptool.contracts.columns import Row, from_row, to_row
 from steptool.data.intake import IngestError, IngestLog
 from steptool.data.sources.answers import Answer, Turn, demonstration, recorded_id, reward_rows
 from steptool.data.splits import digest, drawn, limits, text_key
@@ -73,7 +72,7 @@ class Pool:
 
     def add_query(self, query: Query) -> None:
         """Add a query; an empty split is to be drawn. Queries of one `reference["family"]` share a split."""
-        row, key = query_row(query), text_key(query.instruction)
+        row, key = to_row(query), text_key(query.instruction)
         family = text_key(str(query.reference.get("family", key)))
         numbers = (digest(key), digest(family), digest(f"draw {key}"))
         number = self._insert(query.query_id, query.split, *numbers)
@@ -155,9 +154,9 @@ class Pool:
         """Rows of `queries`, of those that are kept: those that are preferred first, each part in its order."""
         return self._rows()
 
-    def playable_rows(self) -> Iterator[Row]:
-        """The same of the training queries alone, without those that only replay what was recorded."""
-        return self._rows("WHERE split = 'train' AND environment <> 'replay'")
+    def playable_queries(self) -> Iterator[Query]:
+        """The training queries of those, without the ones that only replay what was recorded."""
+        return (from_row(row, Query) for row in self._rows("WHERE split = 'train' AND environment <> 'replay'"))
 
     def _rows(self, condition: str = "") -> Iterator[Row]:
         columns = ("query_id", "split", *_FIELDS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 
 Floats = npt.NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 from steptool.evaluation import bootstrap
 from steptool.evaluation.metrics import groups
 

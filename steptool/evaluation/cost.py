@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 
 
 class PerSolved(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import MEASURES, interval, per_query, resamples
 from steptool.records import Query, Step, StepStatus, Trajectory
 from steptool.rewards.rules import is_solved

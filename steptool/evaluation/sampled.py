@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from math import comb
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import MEASURES, per_query
 from steptool.evaluation.compare import Comparison, compare
 from steptool.evaluation.cost import cost_per_solved

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 from steptool.records import Query, Step, StepStatus, Trajectory
 
 ANNOTATOR, VERSION = "human", "1"

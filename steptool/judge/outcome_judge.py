@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from steptool.artifacts.contracts import Row
 from steptool.chat.endpoint import Endpoint
 from steptool.config import JudgeConfig
-from steptool.judge.verdicts import Preference, Status
+from steptool.contracts.columns import Row
+from steptool.judge.verdicts import Choice, Status
 from steptool.judge.votes import Question, VotePanel, prompt_hash, replace_surrogates, transcript
 from steptool.records import Query, StopReason, Trajectory
 from steptool.storage.threads import in_order
@@ -83,7 +83,7 @@ def _choice(field: str, values: Sequence[str], arguments: Mapping[str, Any]) -> 
 
 _STATUSES = [str(status) for status in Status]
 _PLACES = ["first", "second", "tie"]
-_CHOICES = [Preference.MODEL, Preference.OTHER]
+_CHOICES = [Choice.MODEL, Choice.OTHER]
 PASS = Question(
     _PASS,
     _function("report_status", "Report whether the task was solved.", "status", _STATUSES),
@@ -143,12 +143,12 @@ class OutcomeJudge:
     def _compare(self, query: Query, trajectory: Trajectory, against: Trajectory, swapped: bool) -> list[_Decision]:
         answered = [t.stop_reason is StopReason.FINISHED for t in (trajectory, against)]
         if not any(answered):
-            return [_Decision(Preference.TIE, "neither gave an answer")] * self._config.votes
+            return [_Decision(Choice.TIE, "neither gave an answer")] * self._config.votes
         if not all(answered):
             return [_Decision(_CHOICES[answered.index(True)], "an answer beats none")] * self._config.votes
         order = (against, trajectory) if swapped else (trajectory, against)
         texts = [f"The {p} assistant\n\n{self._text(query, t)}" for p, t in zip(_PLACES, order, strict=False)]
-        names = dict(zip(_PLACES, [*(reversed(_CHOICES) if swapped else _CHOICES), Preference.TIE], strict=True))
+        names = dict(zip(_PLACES, [*(reversed(_CHOICES) if swapped else _CHOICES), Choice.TIE], strict=True))
         decisions = self._ask(BETTER, "\n\n\n".join(texts))
         return [replace(d, value=names[d.value] if d.value else None) for d in decisions]
 

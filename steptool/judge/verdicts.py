@@ -1,6 +1,6 @@
 """Verdicts on answers: how they are stored, and ToolBench's pass rate and win rate from them.
 
-The rows are those of the contracts VERDICTS and PREFERENCES. A missing verdict is None; rates leave it out, since it is
+The rows are those of the contracts Verdict and PREFERENCES. A missing verdict is None; rates leave it out, since it is
 not a failure. The protocol is that of ToolEval (arXiv 2307.16789), as StableToolBench (arXiv 2403.07714) uses it.
 
 StableToolBench's folder pass_rate_results holds a folder for each model with one JSON file per test set, <test
@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from steptool.artifacts.contracts import VERDICTS, Row, read_rows
-from steptool.records import StopReason
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import read_rows
+from steptool.records import StopReason, Verdict
 
 
 class Status(StrEnum):
@@ -39,7 +40,7 @@ STATUS_SCORE: Mapping[Status, float] = {Status.SOLVED: 1.0, Status.UNSURE: 0.5, 
 """IsSolved by verdict."""
 
 
-class Preference(StrEnum):
+class Choice(StrEnum):
     """Which of two answers is better."""
 
     MODEL = "model"
@@ -95,7 +96,7 @@ def _score(status: str | None, unanswered: bool) -> float | None:
     return None if status is None else STATUS_SCORE[Status(status)]
 
 
-def preference_by_query(preferences: Iterable[Row]) -> dict[str, Preference | None]:
+def preference_by_query(preferences: Iterable[Row]) -> dict[str, Choice | None]:
     """The majority over all repeats and orders of one pair of models, by query; a tie where there is no majority.
 
     None where every judgement is missing. Raises ValueError for rows of several pairs.
@@ -110,11 +111,11 @@ def preference_by_query(preferences: Iterable[Row]) -> dict[str, Preference | No
     return {query: _majority(ballot) for query, ballot in ballots.items()}
 
 
-def _majority(ballot: Counter[str]) -> Preference | None:
+def _majority(ballot: Counter[str]) -> Choice | None:
     if not ballot:
         return None
-    lead = ballot[Preference.MODEL] - ballot[Preference.OTHER]
-    return Preference.MODEL if lead > 0 else Preference.OTHER if lead < 0 else Preference.TIE
+    lead = ballot[Choice.MODEL] - ballot[Choice.OTHER]
+    return Choice.MODEL if lead > 0 else Choice.OTHER if lead < 0 else Choice.TIE
 
 
 @dataclass(frozen=True)
@@ -143,22 +144,22 @@ def win_rates(preferences: Sequence[Row]) -> list[WinRate]:
 
 def _win_rate(model: str, other: str, rows: Sequence[Row]) -> WinRate:
     choices = list(preference_by_query(rows).values())
-    wins, ties, losses = (choices.count(p) for p in (Preference.MODEL, Preference.TIE, Preference.OTHER))
+    wins, ties, losses = (choices.count(p) for p in (Choice.MODEL, Choice.TIE, Choice.OTHER))
     decided = wins + ties + losses
     rate = (wins + ties / 2) / decided if decided else 0.5
     return WinRate(model, other, rate, wins, ties, losses, choices.count(None))
 
 
 def read_verdicts(paths: Iterable[str | Path]) -> list[Row]:
-    """Rows of VERDICTS of Parquet files of this contract and of files and folders as StableToolBench stores them."""
+    """Rows of Verdict of Parquet files of this contract and of files and folders as StableToolBench stores them."""
     rows: list[Row] = []
     for path in map(Path, paths):
-        rows += read_rows(path, VERDICTS) if path.suffix == ".parquet" else read_stabletoolbench(path)
+        rows += read_rows(path, Verdict) if path.suffix == ".parquet" else read_stabletoolbench(path)
     return rows
 
 
 def read_stabletoolbench(path: str | Path) -> list[Row]:
-    """Rows of VERDICTS of a file, or of all files below a folder, in the order of model, query and repeat.
+    """Rows of Verdict of a file, or of all files below a folder, in the order of model, query and repeat.
 
     Raises ValueError naming the file and what was expected of it.
     """

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Protocol
 
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.chat.endpoint import Endpoint
 from steptool.config import Config, EvaluatedPolicy, EvaluationConfig
+from steptool.contracts.tables import read_records
 from steptool.policies.endpoint import Remote, play_remote
 from steptool.policies.local import Progress
 from steptool.policies.player import opened, player
@@ -31,7 +32,7 @@ def questions(
     """The queries that an evaluation asks, of a file. Raises ValueError if there is none."""
     asked = read_queries(queries, None if settings.split == "all" else settings.split)
     if settings.recorded_only:
-        recorded = {t.query_id for t in read_trajectories(demonstrations)}
+        recorded = {t.query_id for t in read_records(demonstrations, Trajectory)}
         asked = [q for q in asked if q.query_id in recorded]
     if not asked:
         raise ValueError(
@@ -111,7 +112,7 @@ def _endpoint(
 def _playback(
     policy: EvaluatedPolicy, queries: Sequence[Query], demonstrations: str | os.PathLike[str], config: Config
 ) -> Iterator[Play]:
-    recorded = {t.query_id: t for t in reversed(read_trajectories(demonstrations))}
+    recorded = {t.query_id: t for t in reversed(read_records(demonstrations, Trajectory))}
     recordings = [(query, _calls(query, recorded)) for query in queries]
     with opened(queries, demonstrations, config) as environment:
 

@@ -8,9 +8,9 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Literal
 
-from steptool.artifacts.rows import read_trajectories
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config
+from steptool.contracts.tables import read_records
 from steptool.environments.base import Environment
 from steptool.environments.catalog import environment_class, open_environment
 from steptool.models.load import load_model, load_tokenizer
@@ -56,6 +56,6 @@ def opened(queries: Sequence[Query], demonstrations: str | os.PathLike[str], con
     if len(names) != 1:
         raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
     needs_recordings = environment_class(names[0], config).needs_recordings
-    recorded = read_trajectories(demonstrations) if needs_recordings else []
+    recorded = read_records(demonstrations, Trajectory) if needs_recordings else []
     with closing(open_environment(names[0], config, recorded)) as environment:
         yield environment

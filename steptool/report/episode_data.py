@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steptool.artifacts.contracts import Row
 from steptool.config import RewardConfig
+from steptool.contracts.columns import Row
 from steptool.records import Step, Trajectory
 from steptool.report.run_inputs import EpisodePair, ScoredEpisode
 from steptool.rewards.compose import compose

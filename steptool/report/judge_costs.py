@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from steptool.artifacts.contracts import Cost
 from steptool.artifacts.history import total_counts
+from steptool.records import Cost
 
 _LABELS = {
     "requests": "requests answered",

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from steptool.artifacts.contracts import REWARDS, Row, write_rows
-from steptool.artifacts.rows import iter_trajectories
+from steptool.artifacts.queries import QueryTable
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import iterate_records, write_rows
 from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
-from steptool.records import Trajectory
+from steptool.records import StepReward, Trajectory
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed
-from steptool.rewards.annotators import QueryTable
 
 FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")
 
@@ -48,7 +48,7 @@ def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed:
 def _drawn(path: Path, wanted: int, seed: int) -> list[Trajectory]:
     """A random sample in one pass (Vitter's algorithm R)."""
     rng, kept = random.Random(seed), list[Trajectory]()
-    for number, trajectory in enumerate(iter_trajectories(path)):
+    for number, trajectory in enumerate(iterate_records(path, Trajectory)):
         place = number if number < wanted else rng.randint(0, number)
         if number < wanted:
             kept.append(trajectory)
@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{given.folder / FORM}: {count} episodes")
         else:
             labels = [label for path in given.labels for label in read_labels(path)]
-            rows = label_rows(iter_trajectories(given.trajectories), labels)
-            print(f"{write_rows(given.target, rows, REWARDS)}: labels of {len(labels)} rows")
+            rows = label_rows(iterate_records(given.trajectories, Trajectory), labels)
+            print(f"{write_rows(given.target, rows, StepReward)}: labels of {len(labels)} rows")
     except (LabelError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

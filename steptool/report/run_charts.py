@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 from steptool.evaluation.metrics import wilson
 from steptool.report.charts import (
     Bubble,

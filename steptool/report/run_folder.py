@@ -8,11 +8,12 @@ from pathlib import Path
 
 from steptool.artifacts import layout as names
 from steptool.artifacts import lineage
-from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Row, read_costs, read_rows
 from steptool.artifacts.history import counts_of
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
-from steptool.records import Query
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import read_costs, read_records, read_rows
+from steptool.records import Advantage, Evaluation, Metric, Query, StepReward, Trajectory
 from steptool.report.run_inputs import (
     EpisodePair,
     FarmingPoint,
@@ -37,8 +38,8 @@ def read_run(folder: Path) -> ReportInputs:
     """The report's inputs, from the artifacts in the folder of a run."""
     config = load_config(folder / names.CONFIG)
     queries = {q.query_id: q for q in read_queries(folder / names.QUERIES)}
-    history = read_rows(folder / names.HISTORY, METRICS)
-    evaluations = read_rows(folder / names.EVALUATED, EVALUATIONS)
+    history = read_rows(folder / names.HISTORY, Metric)
+    evaluations = read_rows(folder / names.EVALUATED, Evaluation)
     summaries, farming = _rounds(folder, config)
     return ReportInputs(
         title=f"StepTool on {config.data.source}",
@@ -58,8 +59,8 @@ def read_run(folder: Path) -> ReportInputs:
 def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:
     summaries, farming, scale = [], {}, RunningScale()
     for round in range(config.ppo.rounds):
-        trajectories = read_trajectories(folder / names.of_round("trajectories", round))
-        rows = read_rows(folder / names.of_round("rewards", round), REWARDS)
+        trajectories = read_records(folder / names.of_round("trajectories", round), Trajectory)
+        rows = read_rows(folder / names.of_round("rewards", round), StepReward)
         composed = step_rewards(trajectories, rows, config.rewards, config.ppo.reward)
         if config.rewards.normalisation == "running":
             scale = scale.after(composed)
@@ -90,20 +91,20 @@ def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row
 
 
 def _evaluated(folder: Path, model: str, passed: Mapping[tuple[str, str], float]) -> dict[str, ScoredEpisode]:
-    rows = _by_trajectory(read_rows(folder / names.of_evaluation("rewards", f"{model}_greedy"), REWARDS))
+    rows = _by_trajectory(read_rows(folder / names.of_evaluation("rewards", f"{model}_greedy"), StepReward))
     return {
         t.query_id: ScoredEpisode(t, rows[t.trajectory_id], passed=passed.get((model, t.query_id)))
-        for t in read_trajectories(folder / names.of_evaluation("trajectories", f"{model}_greedy"))
+        for t in read_records(folder / names.of_evaluation("trajectories", f"{model}_greedy"), Trajectory)
     }
 
 
 def _learned(folder: Path, queries: Mapping[str, Query], round: int) -> Iterator[EpisodePair]:
     """Episodes of a round with the advantages that the policy learned from, solved and unsolved ones."""
-    rewards = _by_trajectory(read_rows(folder / names.of_round("rewards", round), REWARDS))
-    advantages = _by_trajectory(read_rows(folder / names.of_round("advantages", round), ADVANTAGES))
+    rewards = _by_trajectory(read_rows(folder / names.of_round("rewards", round), StepReward))
+    advantages = _by_trajectory(read_rows(folder / names.of_round("advantages", round), Advantage))
     episodes = [
         ScoredEpisode(t, rewards[t.trajectory_id], advantages[t.trajectory_id])
-        for t in read_trajectories(folder / names.of_round("trajectories", round))
+        for t in read_records(folder / names.of_round("trajectories", round), Trajectory)
         if advantages[t.trajectory_id]
     ]
     ranked = sorted(episodes, key=lambda e: e.verdict or 0.0)

@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from steptool.artifacts.contracts import Cost, Row
-from steptool.records import Query, StepStatus, Trajectory
+from steptool.contracts.columns import Row
+from steptool.records import Cost, Query, StepStatus, Trajectory
 from steptool.rewards.audit import Audit
 
 Rewards = npt.NDArray[np.floating[Any]]

@@ -8,8 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from steptool.artifacts.contracts import Cost, Row
+from steptool.contracts.columns import Row
 from steptool.evaluation.words import points, probability
+from steptool.records import Cost
 from steptool.report import rewards_page, run_charts
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed, pair_data

@@ -14,20 +14,10 @@ import yaml
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from steptool.artifacts.contracts import (
-    ADVANTAGES,
-    EVALUATIONS,
-    METRICS,
-    REWARDS,
-    TRAJECTORIES,
-    Cost,
-    Row,
-    contract_name,
-    iter_rows,
-    read_costs,
-    read_rows,
-)
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import contract_name, iterate_rows, read_costs, read_rows, record_class
 from steptool.evaluation.metrics import wilson
+from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, Series, interval_bars, line_chart
 from steptool.report.run_charts import CURVES
@@ -115,13 +105,14 @@ def _spent(stage: str, files: Sequence[Path]) -> Cost:
 
 def _charts(file: Path, stage: str, name: str) -> Iterator[str]:
     """Drawings of a file that went out under a name, by its contract."""
-    draw = _DRAWN.get(contract_name(file))
+    cls = record_class(file)
+    draw = cls and _DRAWN.get(cls)
     if draw and pq.read_metadata(file).num_rows:
         yield from draw(file, stage, name)
 
 
 def _trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
-    rows = list(iter_rows(file, TRAJECTORIES, columns=("stop_reason", "solved")))
+    rows = list(iterate_rows(file, Trajectory, columns=("stop_reason", "solved")))
     ends = Counter(row["stop_reason"] for row in rows).most_common()
     bars = [_interval("ended", end.replace("_", " "), [1.0] * count, len(rows)) for end, count in ends]
     if known := _known(rows, "solved"):
@@ -131,7 +122,7 @@ def _trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
 
 def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
     scores = {"succ_calling": "succeeded", "contribution": "contributes", "is_solved": "solved"}
-    rows = list(iter_rows(file, REWARDS, columns=tuple(scores)))
+    rows = list(iterate_rows(file, StepReward, columns=tuple(scores)))
     bars = [_interval("", label, known) for score, label in scores.items() if (known := _known(rows, score))]
     if bars:
         yield interval_bars("Mean scores", bars, note="Over the steps that have one.")
@@ -139,7 +130,7 @@ def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
 
 def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
     passed: dict[tuple[str, str], list[float]] = {}
-    for row in read_rows(file, EVALUATIONS):
+    for row in read_rows(file, Evaluation):
         passed.setdefault((row["model"], row["decoding"]), []).append(row["passed"])
     rows = [_interval(model, decoding, values) for (model, decoding), values in passed.items()]
     yield interval_bars("Tasks solved", rows, note="95% intervals.")
@@ -147,7 +138,7 @@ def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
 
 def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
     by_step: dict[int, list[Row]] = {}
-    for row in read_rows(file, ADVANTAGES):
+    for row in read_rows(file, Advantage):
         by_step.setdefault(row["step"], []).append(row)
     lines = [
         Series(what, [(float(step), fmean(r[what] for r in rows)) for step, rows in sorted(by_step.items())], colour)
@@ -157,7 +148,7 @@ def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
 
 
 def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
-    rows = [r for r in read_rows(file, METRICS) if r["stage"] == stage and r["update"] >= 0]
+    rows = [r for r in read_rows(file, Metric) if r["stage"] == stage and r["update"] >= 0]
     last = max((r["round"] for r in rows), default=-1)
     for metric, curve in CURVES.items():
         points = [(r["update"] + 1.0, r["value"]) for r in rows if (r["name"], r["round"]) == (metric, last)]
@@ -166,12 +157,12 @@ def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
             yield line_chart(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
 
 
-_DRAWN: Mapping[str, Callable[[Path, str, str], Iterator[str]]] = {
-    TRAJECTORIES.name: _trajectories,
-    REWARDS.name: _rewards,
-    EVALUATIONS.name: _evaluations,
-    ADVANTAGES.name: _advantages,
-    METRICS.name: _metrics,
+_DRAWN: Mapping[type, Callable[[Path, str, str], Iterator[str]]] = {
+    Trajectory: _trajectories,
+    StepReward: _rewards,
+    Evaluation: _evaluations,
+    Advantage: _advantages,
+    Metric: _metrics,
 }
 """What is drawn of a file, by the name of its contract."""
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steptool.artifacts.contracts import Cost, Row
+from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import MEASURES, per_query
 from steptool.evaluation.compare import Comparison, Difference, corrected, paired_bootstrap, permutation_p
 from steptool.evaluation.metrics import ALL, wilson
 from steptool.evaluation.words import points
+from steptool.records import Cost
 from steptool.report.run_inputs import MODELS, ReportInputs
 from steptool.report.svg import percent
 

@@ -20,19 +20,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from steptool.artifacts.contracts import (
-    ADVANTAGES,
-    EVALUATIONS,
-    QUERIES,
-    REWARDS,
-    TRAJECTORIES,
-    Contract,
-    Row,
-    iter_rows,
-)
-from steptool.artifacts.rows import trajectory_from
 from steptool.config import RewardConfig
-from steptool.records import FINISH, StepStatus
+from steptool.contracts.columns import Row, from_row, schema_of
+from steptool.contracts.tables import iterate_rows
+from steptool.records import FINISH, Advantage, Evaluation, Query, StepReward, StepStatus, Trajectory
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import episode_data, finite
 from steptool.report.run_inputs import ScoredEpisode
@@ -197,7 +188,7 @@ def _digest(text: str) -> str:
 
 def _queries(path: str | os.PathLike[str]) -> Mapping[str, Row]:
     columns = ["query_id", "split", "tier", "instruction", "reference"]
-    return {row["query_id"]: row for row in iter_rows(path, QUERIES, columns=columns)}
+    return {row["query_id"]: row for row in iterate_rows(path, Query, columns=columns)}
 
 
 def _label(number: int, policies: Sequence[str], models: int) -> str:
@@ -206,30 +197,30 @@ def _label(number: int, policies: Sequence[str], models: int) -> str:
 
 
 def _episodes(source: EpisodeFiles) -> Iterator[ScoredEpisode]:
-    rewards, advantages = _scores(source.rewards, REWARDS), _scores(source.advantages, ADVANTAGES)
+    rewards, advantages = _scores(source.rewards, StepReward), _scores(source.advantages, Advantage)
     _check_annotator(source.rewards, rewards)
     passed = _passed(source.evaluations)
-    columns = [n for n in TRAJECTORIES.schema.names if n not in {"input_ids", "logprobs"}]
-    for row in iter_rows(source.trajectories, TRAJECTORIES, batch_size=256, columns=columns):
-        trajectory = trajectory_from({**row, "input_ids": (), "logprobs": ()})  # a page shows no tokens
+    columns = [n for n in schema_of(Trajectory).names if n not in {"input_ids", "logprobs"}]
+    for row in iterate_rows(source.trajectories, Trajectory, batch_size=256, columns=columns):
+        trajectory = from_row({**row, "input_ids": (), "logprobs": ()}, Trajectory)  # a page shows no tokens
         name = trajectory.trajectory_id
         judged = next((r["is_solved"] for r in rewards.get(name, ()) if r["is_solved"] is not None), None)
         verdict = passed.get(name, judged if trajectory.solved is None else None)
         yield ScoredEpisode(trajectory, rewards.get(name, ()), advantages.get(name, ()), verdict)
 
 
-def _scores(path: Path | None, contract: Contract) -> dict[str, list[Row]]:
+def _scores(path: Path | None, cls: type) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = defaultdict(list)
     if path is not None:
-        columns = [n for n in contract.schema.names if n != "votes"]
-        for row in iter_rows(path, contract, columns=columns):
+        columns = [n for n in schema_of(cls).names if n != "votes"]
+        for row in iterate_rows(path, cls, columns=columns):
             found[row["trajectory_id"]].append(row)
     return dict(found)
 
 
 def _passed(path: Path | None) -> dict[str, float]:
     columns = ["trajectory_id", "passed"]
-    rows = iter_rows(path, EVALUATIONS, columns=columns) if path else ()
+    rows = iterate_rows(path, Evaluation, columns=columns) if path else ()
     return {row["trajectory_id"]: row["passed"] for row in rows}
 
 

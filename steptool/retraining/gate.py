@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from steptool.artifacts.contracts import Row
 from steptool.config import PromotionConfig
+from steptool.contracts.columns import Row
 from steptool.environments.toolbench.naming import endpoints
 from steptool.evaluation.compare import LEVEL, Difference, paired_bootstrap, permutation_p
 from steptool.evaluation.table import MAIN

@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from steptool.artifacts.contracts import Row
 from steptool.config import Config
+from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import per_query
 from steptool.evaluation.metrics import wilson
 from steptool.evaluation.table import MAIN

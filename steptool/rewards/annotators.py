@@ -6,15 +6,15 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
-from steptool.artifacts.contracts import QUERIES, REWARDS, Cost, Row, read_table, write_rows
-from steptool.artifacts.rows import iter_trajectories, query_from
+from steptool.artifacts.queries import QueryTable
 from steptool.config import JudgeConfig
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import iterate_records, write_rows
 from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore
 from steptool.judge.votes import replace_surrogates
-from steptool.records import Query, Trajectory
+from steptool.records import Cost, Query, StepReward, Trajectory
 from steptool.rewards.rules import DataFlowRules, OverlapRules
 from steptool.rewards.truth import Truth
 from steptool.storage.threads import in_order
@@ -51,7 +51,7 @@ def annotator_counts(annotator: Annotator) -> dict[str, float]:
 
 
 def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annotator: Annotator) -> list[Row]:
-    """Rows of REWARDS: one per step of each trajectory, in order.
+    """Rows of StepReward: one per step of each trajectory, in order.
 
     Raises ValueError for a trajectory whose query is not among `queries` and for an annotator that skips a step.
     """
@@ -102,36 +102,6 @@ def _row(trajectory: Trajectory, number: int, score: StepScore, annotator: Annot
     }
 
 
-_SHARED = ("tools", "environment", "split", "source", "tier")
-"""Columns of queries whose values repeat in many rows; each value is kept once in memory."""
-_PARSED = 256
-"""Number of queries that are kept as objects."""
-
-
-class QueryTable(Mapping[str, Query]):
-    """The queries of a file by id. They stay columns in memory; a query is parsed when it is looked up."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        table = read_table(path, QUERIES)
-        for name in _SHARED:
-            table = table.set_column(table.schema.get_field_index(name), name, table[name].dictionary_encode())
-        self._table = table
-        self._places = {query_id: place for place, query_id in enumerate(table["query_id"].to_pylist())}
-        self._parsed = lru_cache(_PARSED)(self._parse)
-
-    def __getitem__(self, query_id: str) -> Query:
-        return self._parsed(self._places[query_id])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def _parse(self, place: int) -> Query:
-        return query_from(self._table.slice(place, 1).to_pylist()[0])
-
-
 def annotate_file(
     queries: str | os.PathLike[str],
     trajectories: str | os.PathLike[str],
@@ -140,5 +110,5 @@ def annotate_file(
     cost: Callable[[], Cost] | None = None,
 ) -> Path:
     """Write the rewards of a file of trajectories as a stream, in the order of the file. Raises as `annotate` does."""
-    rows = score_steps(QueryTable(queries), iter_trajectories(trajectories), annotator)
-    return write_rows(target, rows, REWARDS, cost)
+    rows = score_steps(QueryTable(queries), iterate_records(trajectories, Trajectory), annotator)
+    return write_rows(target, rows, StepReward, cost)

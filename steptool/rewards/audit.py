@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from steptool.artifacts.contracts import Row
 from steptool.config import RewardConfig
+from steptool.contracts.columns import Row
 from steptool.records import Query, StepStatus, Trajectory
 from steptool.rewards.agreement import (
     Bin,

@@ -9,11 +9,12 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from steptool.artifacts.contracts import REWARDS, Row, iter_rows
-from steptool.artifacts.rows import iter_trajectories
+from steptool.artifacts.queries import QueryTable
 from steptool.config import AuditConfig, Config
-from steptool.records import Trajectory
-from steptool.rewards.annotators import QueryTable, make_annotator, score_steps
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import iterate_records, iterate_rows
+from steptool.records import StepReward, Trajectory
+from steptool.rewards.annotators import make_annotator, score_steps
 from steptool.rewards.audit import Audit, audit
 
 LARGEST = 20_000
@@ -43,18 +44,18 @@ def audit_files(queries: File, trajectories: File, rewards: File, config: Config
     if second and second not in {r["annotator"] for r in rows}:
         rows += score_steps(known, episodes, make_annotator(second))
     previous = compare if compare and not other else config.rewards.audit.previous
-    earlier = iter_rows(previous, REWARDS) if previous else ()
+    earlier = iterate_rows(previous, StepReward) if previous else ()
     reward: Literal["step", "final"] = "final" if config.ppo.algorithm == "rft" else config.ppo.reward
     return audit(known, episodes, rows, config.rewards, earlier, reward)
 
 
 def _sample(trajectories: File) -> Iterator[Trajectory]:
     step = -(-pq.read_metadata(trajectories).num_rows // LARGEST)
-    return islice(iter_trajectories(trajectories), 0, None, max(1, step))
+    return islice(iterate_records(trajectories, Trajectory), 0, None, max(1, step))
 
 
 def _rows_of(rewards: File, trajectory_ids: set[str]) -> Iterator[Row]:
-    return (row for row in iter_rows(rewards, REWARDS) if row["trajectory_id"] in trajectory_ids)
+    return (row for row in iterate_rows(rewards, StepReward) if row["trajectory_id"] in trajectory_ids)
 
 
 def check_thresholds(result: Audit, config: AuditConfig, where: str) -> None:

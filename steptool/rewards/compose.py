@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from steptool.artifacts.contracts import Row
 from steptool.config import RewardConfig
+from steptool.contracts.columns import Row
 from steptool.records import Trajectory
 
 _SOURCE = ("annotator", "annotator_version", "prompt_hash")

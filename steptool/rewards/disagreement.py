@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 from steptool.records import Query, Step, Trajectory
 from steptool.rewards.compose import annotator_label
 

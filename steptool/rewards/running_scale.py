@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 
 Rewards = npt.NDArray[np.float64]
 STAGE = "rewards"

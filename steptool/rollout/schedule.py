@@ -10,21 +10,21 @@ import random
 
 import pyarrow.compute as pc
 
-from steptool.artifacts.contracts import QUERIES, read_table
-from steptool.artifacts.rows import query_from
 from steptool.config import Config
+from steptool.contracts.columns import from_row
+from steptool.contracts.tables import read_table
 from steptool.records import Query
 
 
 def round_queries(path: str | os.PathLike[str], config: Config, round: int, shard: int) -> list[Query]:
     """The training queries of one shard of a round, one for each episode. Only these are parsed."""
-    table = read_table(path, QUERIES)
+    table = read_table(path, Query)
     train = table.filter(pc.equal(table["split"], "train"))
     rollout = config.rollout
     positions = shard_positions(
         train.num_rows, rollout.episodes, round, config.seed, shard=shard, shards=rollout.shards
     )
-    return [query_from(row) for row in train.take(positions).to_pylist()]
+    return [from_row(row, Query) for row in train.take(positions).to_pylist()]
 
 
 def round_positions(total: int, episodes: int, round: int, seed: int) -> list[int]:

@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from steptool.artifacts.contracts import Row
 from steptool.config import CreditConfig
+from steptool.contracts.columns import Row
 from steptool.records import Trajectory
 from steptool.training import credit
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from steptool.artifacts.contracts import Row
 from steptool.config import Config
+from steptool.contracts.columns import Row
 from steptool.records import Trajectory
 from steptool.rewards.compose import step_rewards
 from steptool.rewards.running_scale import RunningScale

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steptool.artifacts.contracts import Row
+from steptool.contracts.columns import Row
 
 _OF_EVERY_STEP = ("loss", "learning_rate", "grad_norm")
 _OF_PPO = ("policy_loss", "value_loss", "kl", "ratio_deviation", "clip_fraction", "entropy", "explained_variance")

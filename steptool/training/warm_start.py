@@ -10,8 +10,8 @@ from typing import Any, Literal
 from peft import PeftModel
 from transformers import TrainingArguments
 
-from steptool.artifacts.contracts import Row
 from steptool.config import PolicyConfig, WarmStartConfig
+from steptool.contracts.columns import Row
 from steptool.models import folder as model_folder
 from steptool.models.batch import Spanned
 from steptool.models.load import load_model, load_tokenizer

@@ -13,7 +13,7 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 Parquet: TypeAlias = FlyteFile
-"""A Parquet file of one of the contracts in steptool.artifacts.contracts.
+"""A Parquet file of one of the contracts in steptool.records.
 
 A FlyteFile with a format of its own could not be handed to the processes of a training.
 """

@@ -1,7 +1,8 @@
 from pathlib import Path
 
-from steptool.artifacts.contracts import METRICS, Cost, read_costs, read_rows
 from steptool.artifacts.history import count_rows, counts_of, extend
+from steptool.contracts.tables import read_costs, read_rows
+from steptool.records import Cost, Metric
 
 LOSS = {"stage": "warm_start", "round": -1, "update": 0, "name": "loss", "value": 2.5}
 
@@ -9,9 +10,9 @@ LOSS = {"stage": "warm_start", "round": -1, "update": 0, "name": "loss", "value"
 def test_a_history_grows_by_rows_and_costs(tmp_path: Path) -> None:
     first = extend(None, count_rows("ingest", {"queries": 3}), [Cost("ingest", seconds=1.0)], tmp_path / "a.parquet")
     second = extend(first, [LOSS], [Cost("warm_start", seconds=2.0)], tmp_path / "b.parquet")
-    assert [r["name"] for r in read_rows(second, METRICS)] == ["queries", "loss"]
+    assert [r["name"] for r in read_rows(second, Metric)] == ["queries", "loss"]
     assert [(c.stage, c.seconds) for c in read_costs(second)] == [("ingest", 1.0), ("warm_start", 2.0)]
-    assert len(read_rows(first, METRICS)) == 1  # the file of the stage before is untouched
+    assert len(read_rows(first, Metric)) == 1  # the file of the stage before is untouched
 
 
 def test_counts_come_back_flat_and_apart_from_metrics_of_training() -> None:

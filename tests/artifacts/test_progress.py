@@ -1,7 +1,7 @@
 import pytest
 
-from steptool.artifacts.contracts import Cost
 from steptool.artifacts.progress import Stopwatch, Ticker, line, peak_memory_mb, rate, say, seconds_left
+from steptool.records import Cost
 
 COSTS = [
     Cost("warm_start", -1, 30.0),

@@ -53,10 +53,12 @@ def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> 
     """Url of what is in service at first: a model that careless logs have spoiled."""
     import torch
 
-    from steptool.artifacts.rows import read_queries, read_trajectories
+    from steptool.artifacts.queries import read_queries
     from steptool.chat.codec import ChatCodec
+    from steptool.contracts.tables import read_records
     from steptool.data.ingest import ingest
     from steptool.models.load import EMBEDDED, load_tokenizer
+    from steptool.records import Trajectory
     from steptool.training.demonstrations import lessons
     from steptool.training.warm_start import warm_start
 
@@ -65,7 +67,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> 
     bring(folder, "before", 130, 1.0)
     config = settings(str(folder), "embedded")
     read = ingest(config, folder / "read")
-    shown = read_trajectories(read.demonstrations_path)
+    shown = read_records(read.demonstrations_path, Trajectory)
     taught = lessons(read_queries(read.queries_path), shown, ChatCodec(load_tokenizer(EMBEDDED), "auto"))
     warm_start(EMBEDDED, taught, config.warm_start, config.policy, 0, folder / "model")
     return store.upload(folder / "model", f"{place}/base")

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.rows import read_queries, read_trajectories, write_queries, write_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.config import Config
+from steptool.contracts.tables import read_records, write_records
 from steptool.data.export import Form, export
 from steptool.data.ingest import ingest
 from steptool.data.sources.answers import Turn, demonstration
 from steptool.environments.toolbench.protocol import observation_status
-from steptool.records import FINISH, Query, Step, StepStatus, ToolCall
+from steptool.records import FINISH, Query, Step, StepStatus, ToolCall, Trajectory
 
 TIDES = {
     "type": "function",
@@ -37,8 +38,8 @@ def played(asked, sample=0, solved=None, answer=ANSWER):
 def exported(tmp_path):
     def make(form, trajectories, queries):
         inputs = (
-            write_trajectories(tmp_path / "t.parquet", trajectories),
-            write_queries(tmp_path / "q.parquet", queries),
+            write_records(tmp_path / "t.parquet", trajectories, Trajectory),
+            write_records(tmp_path / "q.parquet", queries, Query),
         )
         return export(*inputs, form, tmp_path / "out")
 
@@ -99,7 +100,7 @@ def test_what_went_out_comes_in_again(tmp_path_factory, exported, drawn):
     lines = exported(Form.MESSAGES, trajectories, queries).path
     config = Config.model_validate({"data": {"source": "recorded", "paths": [str(lines)]}})
     done = ingest(config, tmp_path_factory.mktemp("again"), for_training=False)
-    again = read_trajectories(done.demonstrations_path)
+    again = read_records(done.demonstrations_path, Trajectory)
     back = {q.query_id: q for q in read_queries(done.queries_path)}
     assert [t.steps for t in again] == [t.steps for t in trajectories]
     assert [t.messages for t in again] == [t.messages for t in trajectories]

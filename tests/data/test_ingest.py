@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.contracts import read_costs
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config, DataConfig, load_config
+from steptool.contracts.tables import read_costs, read_records
 from steptool.data.ingest import ingest
 from steptool.data.intake import IngestError, IngestLog
 from steptool.data.pool import Pool
@@ -21,7 +21,7 @@ from steptool.data.sources.answers import Answer, Turn
 from steptool.data.splits import SPLITS, text_key
 from steptool.environments.base import ToolResult
 from steptool.environments.replay.environment import ReplayEnvironment
-from steptool.records import Query, StepStatus
+from steptool.records import Query, StepStatus, Trajectory
 
 
 def query(text, split="", query_id=None):
@@ -48,7 +48,7 @@ def test_queries_and_demonstrations_are_written_under_their_contracts(
     write_json(tmp_path / "rec" / "8.json", chain_answer)
     done = ingest(configured("toolbench", [many], [tmp_path / "rec"]), tmp_path / "out")
     queries = {q.query_id: q for q in read_queries(done.queries_path)}
-    matched, carried = read_trajectories(done.demonstrations_path)
+    matched, carried = read_records(done.demonstrations_path, Trajectory)
     assert len(queries) == 61 and matched.query_id == "G9_weather-7" and carried.query_id == "rec-8"
     assert queries["rec-8"].instruction == chain_answer["answer_generation"]["query"]
     assert matched.messages[0]["content"] == queries["G9_weather-7"].instruction
@@ -62,7 +62,7 @@ def test_queries_and_demonstrations_are_written_under_their_contracts(
 def test_every_demonstration_can_be_replayed(tmp_path, many, configured, write_json, tree_answer):
     write_json(tmp_path / "rec" / "7.json", tree_answer)
     done = ingest(configured("toolbench", [many], [tmp_path / "rec"]), tmp_path / "out")
-    demonstrations = read_trajectories(done.demonstrations_path)
+    demonstrations = read_records(done.demonstrations_path, Trajectory)
     by_id = {q.query_id: q for q in read_queries(done.queries_path)}
     environment = ReplayEnvironment(demonstrations)
     for trajectory in demonstrations:
@@ -76,7 +76,7 @@ def test_several_answers_to_a_query_are_its_samples(tmp_path, many, configured, 
     write_json(tmp_path / "rec" / "a.json", tree_answer)
     write_json(tmp_path / "rec" / "b.json", chain_answer)
     done = ingest(configured("toolbench", [many], [tmp_path / "rec"]), tmp_path / "out")
-    demonstrations = read_trajectories(done.demonstrations_path)
+    demonstrations = read_records(done.demonstrations_path, Trajectory)
     assert [(d.query_id, d.sample) for d in demonstrations] == [("rec-a", 0), ("rec-a", 1)]
     assert len({d.trajectory_id for d in demonstrations}) == 2
 
@@ -137,7 +137,7 @@ def test_own_tasks_keep_their_splits(tmp_path, configured):
     (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
     done = ingest(configured("jsonl", [tmp_path / "tasks.jsonl"]), tmp_path / "out")
     assert {q.query_id: q.split for q in read_queries(done.queries_path)} == {s: s for s in SPLITS}
-    assert read_trajectories(done.demonstrations_path) == []
+    assert read_records(done.demonstrations_path, Trajectory) == []
 
 
 def conversation(number, **fields):
@@ -162,7 +162,7 @@ def test_recordings_bring_their_own_tasks(tmp_path, configured):
     }  # fmt: skip
     assert json.loads(done.counts_path.read_text()) == done.counts
     queries = {q.query_id: q.instruction for q in read_queries(done.queries_path)}
-    for n, trajectory in enumerate(read_trajectories(done.demonstrations_path)):
+    for n, trajectory in enumerate(read_records(done.demonstrations_path, Trajectory)):
         assert trajectory.sample == n // 40 and queries[trajectory.query_id] == f"Question {n % 40}?"
         assert trajectory.steps[0].observation == f"{n % 40} is the answer"
         assert trajectory.final_answer == f"It is {n % 40}."
@@ -174,7 +174,7 @@ def test_dirty_text_passes_unharmed(tmp_path, configured):
     row["messages"][0]["content"] = row["messages"][2]["content"] = text
     (tmp_path / "logs.jsonl").write_text(json.dumps(row))
     done = ingest(configured("recorded", [tmp_path]), tmp_path / "out", for_training=False)
-    (query,), (trajectory,) = read_queries(done.queries_path), read_trajectories(done.demonstrations_path)
+    (query,), (trajectory,) = read_queries(done.queries_path), read_records(done.demonstrations_path, Trajectory)
     assert query.instruction == trajectory.messages[0]["content"] == trajectory.steps[0].observation == text
 
 
@@ -209,7 +209,7 @@ def test_the_same_conversations_in_any_container_are_the_same(tmp_path, configur
         done = ingest(configured("recorded", [tmp_path / form]), tmp_path / "out" / form)
         assert done.counts["demonstrations kept"] == 40
         queries = {q.query_id: (q.instruction, q.split, q.tools) for q in read_queries(done.queries_path)}
-        told.append([(queries[t.query_id], t.steps) for t in read_trajectories(done.demonstrations_path)])
+        told.append([(queries[t.query_id], t.steps) for t in read_records(done.demonstrations_path, Trajectory)])
     assert all(one == told[0] for one in told)
 
 
@@ -218,7 +218,7 @@ def test_an_environment_answers_the_tasks_of_files(tmp_path, many, configured, w
     config = configured("toolbench", [many], [tmp_path / "rec"], environment="toolbench")
     done = ingest(config, tmp_path / "out")
     assert {q.environment for q in read_queries(done.queries_path)} == {"toolbench"}
-    assert {t.environment for t in read_trajectories(done.demonstrations_path)} == {"toolbench"}
+    assert {t.environment for t in read_records(done.demonstrations_path, Trajectory)} == {"toolbench"}
 
 
 def test_conversations_without_tools_take_those_of_the_environment(tmp_path, configured):
@@ -255,7 +255,7 @@ def test_the_desk_comes_with_queries_and_demonstrations(tmp_path):
     done = ingest(config, tmp_path)
     queries = read_queries(done.queries_path)
     assert Counter(q.split for q in queries) == {"train": 6, "validation": 4, "heldout": 4}
-    demonstrations = read_trajectories(done.demonstrations_path)
+    demonstrations = read_records(done.demonstrations_path, Trajectory)
     assert demonstrations and {d.query_id for d in demonstrations} <= {q.query_id for q in queries}
 
 
@@ -336,7 +336,7 @@ def test_real_data_as_a_whole(tmp_path, real_data, configured):
     splits = {}
     for q in queries:
         assert splits.setdefault(text_key(q.instruction), q.split) == q.split
-    assert len(read_trajectories(done.demonstrations_path)) == 13
+    assert len(read_records(done.demonstrations_path, Trajectory)) == 13
     aside = [json.loads(line) for line in done.quarantine_path.read_text("utf-8").splitlines()]
     # two demonstrations of ToolBench's command line, which name APIs without describing them
     assert sorted(a["file"].rsplit("/", 1)[1] for a in aside) == [
@@ -355,4 +355,4 @@ def test_the_configuration_for_real_data_keeps_every_answer(tmp_path, real_data)
     done = ingest(config, tmp_path)
     assert done.counts["queries kept"] == 40 and done.counts["demonstrations kept"] == 13
     train = {q.query_id for q in read_queries(done.queries_path, "train")}
-    assert sum(d.query_id in train for d in read_trajectories(done.demonstrations_path)) >= 6
+    assert sum(d.query_id in train for d in read_records(done.demonstrations_path, Trajectory)) >= 6

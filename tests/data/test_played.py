@@ -1,12 +1,13 @@
 from dataclasses import replace
 
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config
+from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
 from steptool.data.intake import IngestLog
 from steptool.data.reference_solutions import played
 from steptool.environments.desk.tasks import draw_query
-from steptool.records import StepStatus
+from steptool.records import StepStatus, Trajectory
 
 QUERIES = [draw_query("train", tier, f"played.{number}") for number in range(4) for tier in ("single", "long")]
 CONFIG = Config.model_validate({"warm_start": {"demonstrations": 5}})
@@ -42,5 +43,5 @@ def test_the_shipped_example_brings_its_demonstrations_along(tmp_path):
     }
     found = ingest(Config.model_validate(sections), tmp_path / "out")
     train = [q for q in read_queries(found.queries_path) if q.split == "train"]
-    shown = read_trajectories(found.demonstrations_path)
+    shown = read_records(found.demonstrations_path, Trajectory)
     assert {t.query_id for t in shown} == {q.query_id for q in train} and all(t.solved == 1.0 for t in shown)

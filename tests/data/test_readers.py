@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.rows import query_from, query_row
+from steptool.contracts.columns import from_row, to_row
 from steptool.data.intake import IngestError, IngestLog, UnusableError
 from steptool.data.readers import SUFFIXES, files, read, records
 from steptool.records import Query
@@ -182,4 +182,4 @@ def test_numbers_and_names_are_read_and_written_as_python_does(tmp_path):
         (value,) = (value for _, value in told(written(tmp_path / name, content)))
         assert value == expected and type(value["f"]) is float
     found = Query("q", "train", "replay", "x", ({"default": [value, float("inf"), True]},), {"n": value})
-    assert query_from(query_row(found)) == found
+    assert from_row(to_row(found), Query) == found

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.rows import read_trajectories, write_trajectories
 from steptool.chat.finish import FINISH_SCHEMA
+from steptool.contracts.tables import read_records, write_records
 from steptool.data.intake import IngestLog, Record, UnusableError
 from steptool.data.sources.answers import answer_query, demonstration
 from steptool.data.sources.recorded import read_answer, read_answers
 from steptool.environments.schema import check_arguments, check_tools
-from steptool.records import FINISH, StepStatus, StopReason
+from steptool.records import FINISH, StepStatus, StopReason, Trajectory
 
 FILE = Path("G9_answer") / "7_model.json"
 
@@ -70,7 +70,7 @@ def test_dirty_responses_pass_unharmed(tmp_path, tree_answer):
     raw = path_of(tree_answer)[7]["content"] + '\r\n\t\x07 \u2028 \U0001f600 {"a": "{\\"b\\": null}"} <|im_end|>'
     path_of(tree_answer)[7]["content"] = raw
     trajectory = told(tree_answer)
-    (back,) = read_trajectories(write_trajectories(tmp_path / "t.parquet", [trajectory]))
+    (back,) = read_records(write_records(tmp_path / "t.parquet", [trajectory], Trajectory), Trajectory)
     assert back.steps[1].observation == raw == back.messages[4]["content"]
     assert back.messages == list(trajectory.messages) and back.steps == list(trajectory.steps)
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.contracts import REWARDS, read_rows
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config
+from steptool.contracts.tables import read_records, read_rows
 from steptool.data.ingest import ingest
 from steptool.data.intake import Record, UnusableError
 from steptool.data.sources.answers import answer_query, demonstration
 from steptool.data.sources.released import released_answer
-from steptool.records import FINISH, StopReason
+from steptool.records import FINISH, StepReward, StopReason, Trajectory
 
 NAMES = "['tides_for_sea', 'waves_for_sea', 'Finish']"
 SYSTEM = f"Specifically, you have access to the following APIs: {NAMES}"
@@ -159,9 +159,9 @@ def test_recorded_rewards_are_kept_under_their_annotator(tmp_path):
         "demonstrations dropped: lists of different lengths": 1,
     }  # fmt: skip
     (query,) = read_queries(done.queries_path)
-    one, two = read_trajectories(done.demonstrations_path)
+    one, two = read_records(done.demonstrations_path, Trajectory)
     assert (one.query_id, two.sample, one.solved, two.solved) == (query.query_id, 1, 1.0, 0.0)
-    rewards = read_rows(done.rewards_path, REWARDS)
+    rewards = read_rows(done.rewards_path, StepReward)
     assert {(r["annotator"], r["annotator_version"], r["prompt_hash"]) for r in rewards} == {
         ("steptool-release", "1", "")
     }

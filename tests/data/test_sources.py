@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.rows import read_queries
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.data.files import narrowed, sources
 from steptool.data.ingest import ingest

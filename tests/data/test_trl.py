@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.config import PolicyConfig
+from steptool.contracts.tables import write_records
 from steptool.data.export import Form, export
 from steptool.data.sources.answers import Turn, demonstration
-from steptool.records import FINISH, Query
+from steptool.records import FINISH, Query, Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def data(tmp_path_factory):
             finish = json.dumps({"return_type": "give_answer", "final_answer": answer})
             call = Turn("", f"tool{number}", json.dumps({f"name{number}": number}), f"said {answer}")
             trajectories.append(demonstration([call, Turn("", FINISH, finish, None)], solved, asked, int(solved)))
-    return write_trajectories(folder / "t.parquet", trajectories), write_queries(folder / "q.parquet", queries)
+    return write_records(folder / "t.parquet", trajectories, Trajectory), write_records(
+        folder / "q.parquet", queries, Query
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.artifacts.contracts import EVALUATIONS, write_rows
+from steptool.contracts.tables import write_rows
 from steptool.evaluation.metrics import evaluate, groups, redundant_calls, summarise, wilson
 from steptool.policies.endpoint import Spent
-from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records import FINISH, Evaluation, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
 
@@ -76,7 +76,7 @@ def test_an_episode_is_counted_by_hand(tmp_path):
             "stop_reason": "finished",
         }
     ]
-    write_rows(tmp_path / "evaluations.parquet", rows, EVALUATIONS)
+    write_rows(tmp_path / "evaluations.parquet", rows, Evaluation)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from steptool.artifacts.contracts import EVALUATIONS, to_table
+from steptool.contracts.tables import to_table
 from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
+from steptool.records import Evaluation
 from steptool.report.evaluation_page import evaluation_page
 
 
@@ -16,7 +17,7 @@ def row(query, model, passed, tier="single", **other):
         "invalid_calls": 1, "redundant_calls": 2, "tokens": 30, "prompt_tokens": None, "money": None, "seconds": 2.0,
         "stop_reason": "finished", **other,
     }  # fmt: skip
-    return to_table([made], EVALUATIONS).to_pylist()[0]
+    return to_table([made], Evaluation).to_pylist()[0]
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from steptool.artifacts.contracts import REWARDS, read_rows, write_rows
+from steptool.contracts.tables import read_rows, write_rows
 from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
+from steptool.records import StepReward
 
 NASTY = '=1+1, "two"\nthree </script> ünï \ud800'
 
@@ -29,8 +30,8 @@ def test_a_filled_table_comes_back_as_rewards(name, tmp_path, make_query, make_s
     rows[0] |= {"succ_calling": 1.0, "contribution": 0.5, "labelled_by": "ana", "comment": "half"}
     rows[1] |= {"is_solved": 1.0, "labelled_by": "ana"}
     labels = read_labels(write_table(rows, tmp_path / name))
-    path = write_rows(tmp_path / "rewards.parquet", label_rows([episode], labels), REWARDS)
-    first, last = read_rows(path, REWARDS)
+    path = write_rows(tmp_path / "rewards.parquet", label_rows([episode], labels), StepReward)
+    first, last = read_rows(path, StepReward)
     assert (first["annotator"], first["succ_calling"], first["contribution"]) == ("human", 1.0, 0.5)
     assert json.loads(first["votes"]) == {
         "labelled_by": ["ana"], "succ_calling": {"ana": 1.0}, "contribution": {"ana": 0.5}

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.artifacts.contracts import VERDICTS, to_table, write_rows
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config
+from steptool.contracts.tables import read_records, to_table, write_rows
 from steptool.data.ingest import ingest
 from steptool.evaluation.metrics import evaluate
 from steptool.judge.verdicts import (
@@ -19,13 +19,14 @@ from steptool.judge.verdicts import (
     unanswered_queries,
     win_rates,
 )
+from steptool.records import Trajectory, Verdict
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "stabletoolbench"
 JUDGED = "data_example/pass_rate_results"
 
 
 def verdicts(**statuses):
-    """Rows of VERDICTS from {query: status by repeat}."""
+    """Rows of Verdict from {query: status by repeat}."""
     rows = [
         {
             "query_id": query, "model": "m", "repeat": repeat, "status": status,
@@ -34,7 +35,7 @@ def verdicts(**statuses):
         for query, listed in statuses.items()
         for repeat, status in enumerate(listed)
     ]  # fmt: skip
-    return to_table(rows, VERDICTS).to_pylist()
+    return to_table(rows, Verdict).to_pylist()
 
 
 def test_the_pass_rate_by_hand():
@@ -122,7 +123,7 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
         }
     )
     read = ingest(config, tmp_path / "read", for_training=False)
-    answers = read_trajectories(read.demonstrations_path)
+    answers = read_records(read.demonstrations_path, Trajectory)
     rows = evaluate(read_queries(read.queries_path), answers, "virtual_chatgpt_cot", "greedy")
     queries = {r["query_id"] for r in rows}
     assert queries == {"G1_instruction-588", "G1_instruction-608", "G1_instruction-1073"}
@@ -144,4 +145,4 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
 
 def test_verdicts_come_back_from_their_contract(tmp_path):
     rows = verdicts(a=["solved", None])
-    assert read_verdicts([write_rows(tmp_path / "v.parquet", rows, VERDICTS)]) == rows
+    assert read_verdicts([write_rows(tmp_path / "v.parquet", rows, Verdict)]) == rows

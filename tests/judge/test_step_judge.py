@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.artifacts.contracts import REWARDS, read_costs, read_rows, write_rows
 from steptool.artifacts.progress import Stopwatch
-from steptool.artifacts.rows import write_trajectories
 from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.config.base import ConfigError
+from steptool.contracts.tables import read_costs, read_rows, write_records, write_rows
 from steptool.judge.votes import transcript
-from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, annotator_counts, make_annotator, open_annotator
 from steptool.rewards.compose import compose
 
@@ -154,7 +153,7 @@ def test_what_cannot_be_had_is_missing_counted_and_never_zero(chat, judging, mak
         assert column(rows, name) == [None, None, None]
     assert "missing: steps must list 2 entries, one for each step; got 1" in rows[2]["rationale"]
     assert (counts["votes missing"], counts["answers of no use"]) == (2, 6)
-    read = read_rows(write_rows(tmp_path / "rewards.parquet", rows, REWARDS), REWARDS)
+    read = read_rows(write_rows(tmp_path / "rewards.parquet", rows, StepReward), StepReward)
     assert compose(read, RewardConfig()) is None and compose(read, RewardConfig(), "final") is None
 
     annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite", attempts=3, votes=2))
@@ -271,9 +270,9 @@ def test_the_key_is_in_no_log_and_no_artifact(chat, judging, make_query, two_ste
     server = chat.serve(lambda request, number: told if number == 1 else echo)
     watch = Stopwatch("annotate")
     rows, counts = annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite"))
-    file = write_rows(tmp_path / "rewards.parquet", rows, REWARDS, watch.cost(counts=counts))
+    file = write_rows(tmp_path / "rewards.parquet", rows, StepReward, watch.cost(counts=counts))
     assert read_costs(file)[0].counts == counts and counts["votes missing"] == 2
-    assert KEY not in str(read_rows(file, REWARDS)) and "bad key [key]" in str(read_rows(file, REWARDS))
+    assert KEY not in str(read_rows(file, StepReward)) and "bad key [key]" in str(read_rows(file, StepReward))
     assert KEY not in caplog.text
     assert all(KEY.encode() not in f.read_bytes() for f in tmp_path.iterdir())
 
@@ -282,13 +281,14 @@ WORKER = """
 import sys
 from pathlib import Path
 from steptool.config import JudgeConfig
-from steptool.artifacts.rows import read_trajectories
+from steptool.contracts.tables import read_records
+from steptool.records import Trajectory
 from steptool.rewards.annotators import open_annotator, score_steps
 from steptool.records import Query
 config = JudgeConfig.model_validate_json(sys.argv[1])
 query = Query("q1", "train", "desk", "do it", ())
 with open_annotator("judge", config) as judge:
-    for row in score_steps({"q1": query}, read_trajectories(Path(sys.argv[2])), judge):
+    for row in score_steps({"q1": query}, read_records(Path(sys.argv[2]), Trajectory), judge):
         print(row["contribution"], flush=True)
 """
 
@@ -302,7 +302,7 @@ def test_a_killed_annotation_goes_on_where_it_was(chat, judging, make_step, make
 
     server = chat.serve(behaviour)
     many = [make_trajectory([make_step(f"f{n}", "x")], "1", trajectory_id=f"t{n}") for n in range(30)]
-    file = write_trajectories(tmp_path / "t.parquet", many)
+    file = write_records(tmp_path / "t.parquet", many, Trajectory)
     config = judging(server, tmp_path / "replies.sqlite", votes=2)
     command = [sys.executable, "-c", WORKER, config.model_dump_json(), str(file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

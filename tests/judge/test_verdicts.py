@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steptool.artifacts.contracts import PREFERENCES, VERDICTS, read_rows, write_rows
 from steptool.config import EndpointConfig, JudgeConfig
+from steptool.contracts.tables import read_rows, write_rows
 from steptool.judge.outcome_judge import OutcomeJudge
-from steptool.judge.verdicts import Preference, preference_by_query, read_stabletoolbench
-from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.judge.verdicts import Choice, preference_by_query, read_stabletoolbench
+from steptool.records import FINISH, Preference, Query, Step, StepStatus, StopReason, ToolCall, Trajectory, Verdict
 
 QUERY = Query("q1", "heldout", "desk", "cancel the last order", ())
 STORED = Path(__file__).parents[3] / "shared/data/stabletoolbench/data_example/pass_rate_results"
@@ -46,7 +46,7 @@ def test_answers_are_judged_and_no_answer_is_unsolved_without_asking(chat, tmp_p
         ("unsolved", 1, ""),
     ]
     assert len(server.requests) == 2 and '"done"' in server.texts()[0]
-    assert read_rows(write_rows(tmp_path / "v.parquet", rows, VERDICTS), VERDICTS) == rows
+    assert read_rows(write_rows(tmp_path / "v.parquet", rows, Verdict), Verdict) == rows
 
 
 def test_a_verdict_that_cannot_be_had_is_missing(chat):
@@ -71,8 +71,8 @@ def test_preferences_are_asked_in_both_orders_and_named_by_model(chat, tmp_path)
     assert [(r["swapped"], r["repeat"], r["preference"]) for r in rows] == expected
     texts = server.texts()
     assert texts[0].index('"good"') < texts[0].index('"bad"') and texts[2].index('"bad"') < texts[2].index('"good"')
-    assert preference_by_query(rows) == {"q1": Preference.MODEL}
-    assert read_rows(write_rows(tmp_path / "p.parquet", rows, PREFERENCES), PREFERENCES) == rows
+    assert preference_by_query(rows) == {"q1": Choice.MODEL}
+    assert read_rows(write_rows(tmp_path / "p.parquet", rows, Preference), Preference) == rows
 
 
 def test_a_judge_that_always_likes_the_first_prefers_neither(chat):
@@ -80,7 +80,7 @@ def test_a_judge_that_always_likes_the_first_prefers_neither(chat):
     with judge(server) as chosen:
         rows = chosen.preferences("ours", "base", [(QUERY, episode("a"), episode("b"))])
     assert [r["preference"] for r in rows] == ["model", "model", "other", "other"]
-    assert preference_by_query(rows) == {"q1": Preference.TIE}
+    assert preference_by_query(rows) == {"q1": Choice.TIE}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def ballot(query, *choices, other="base"):
 
 def test_the_majority_counts_ties_and_missing_for_nobody():
     rows = ballot("q1", "other", "tie", "tie", None) + ballot("q2", "model", "other") + ballot("q3", None, None)
-    assert preference_by_query(rows) == {"q1": Preference.OTHER, "q2": Preference.TIE, "q3": None}
+    assert preference_by_query(rows) == {"q1": Choice.OTHER, "q2": Choice.TIE, "q3": None}
     with pytest.raises(ValueError, match="one pair of models"):
         preference_by_query(rows + ballot("q1", "model", other="third"))
 
@@ -125,7 +125,7 @@ def test_stored_verdicts_become_rows_in_order(stored, tmp_path):
         ("G1_tool-12", "gpt", 1, "unsure"),
     ]
     rows = read_stabletoolbench(file)
-    assert len(rows) == 2 and read_rows(write_rows(tmp_path / "v.parquet", rows, VERDICTS), VERDICTS) == rows
+    assert len(rows) == 2 and read_rows(write_rows(tmp_path / "v.parquet", rows, Verdict), Verdict) == rows
 
 
 @pytest.mark.parametrize(

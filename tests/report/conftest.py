@@ -6,8 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Row, to_table
-from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.contracts.columns import Row
+from steptool.contracts.tables import to_table
+from steptool.records import (
+    Advantage,
+    Evaluation,
+    Metric,
+    Query,
+    Step,
+    StepReward,
+    StepStatus,
+    StopReason,
+    ToolCall,
+    Trajectory,
+)
 
 Make = Callable[..., Any]
 
@@ -36,7 +48,7 @@ def evaluation() -> Make:
             "stop_reason": "finished",
             **other,
         }
-        return to_table([row], EVALUATIONS).to_pylist()[0]
+        return to_table([row], Evaluation).to_pylist()[0]
 
     return make
 
@@ -103,7 +115,7 @@ def reward() -> Make:
             "votes": "{}",
             "rationale": "",
         }
-        return to_table([row], REWARDS).to_pylist()[0]
+        return to_table([row], StepReward).to_pylist()[0]
 
     return make
 
@@ -112,7 +124,7 @@ def reward() -> Make:
 def advantage() -> Make:
     def make(name: str, step: int, reward: float, advantage: float) -> Row:
         row = {"trajectory_id": name, "step": step, "reward": reward, "kl": 0.0, "value": 0.5, "advantage": advantage}
-        return to_table([row], ADVANTAGES).to_pylist()[0]
+        return to_table([row], Advantage).to_pylist()[0]
 
     return make
 
@@ -121,7 +133,7 @@ def advantage() -> Make:
 def metric() -> Make:
     def make(stage: str, round: int, update: int, name: str, value: float) -> Row:
         row = {"stage": stage, "round": round, "update": update, "name": name, "value": value}
-        return to_table([row], METRICS).to_pylist()[0]
+        return to_table([row], Metric).to_pylist()[0]
 
     return make
 

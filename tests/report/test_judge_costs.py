@@ -1,5 +1,5 @@
-from steptool.artifacts.contracts import Cost
 from steptool.evaluation.table import Results
+from steptool.records import Cost
 from steptool.report.evaluation_page import evaluation_page
 from steptool.report.judge_costs import account
 from steptool.report.run_inputs import ReportInputs

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from steptool.artifacts.contracts import REWARDS, read_rows
-from steptool.artifacts.rows import write_queries, write_trajectories
+from steptool.contracts.tables import read_rows, write_records
+from steptool.records import Query, StepReward, Trajectory
 from steptool.report.labelling import FORM, main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,8 +23,8 @@ Make = Callable[..., Any]
 def files(tmp_path: Path, trajectory: Make, query: Make) -> tuple[Path, Path]:
     episodes = [trajectory(f"t{n}", ["ok", "finish"], observation=HOSTILE) for n in range(5)]
     return (
-        write_trajectories(tmp_path / "trajectories.parquet", episodes),
-        write_queries(tmp_path / "queries.parquet", [query()]),
+        write_records(tmp_path / "trajectories.parquet", episodes, Trajectory),
+        write_records(tmp_path / "queries.parquet", [query()], Query),
     )
 
 
@@ -37,7 +37,7 @@ def test_labels_go_out_and_come_back(files: tuple[Path, Path], tmp_path: Path, c
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps([{"trajectory_id": "t1", "step": 0, "contribution": 1, "labelled_by": "ana"}]))
     assert main(["import", trajectories, str(tmp_path / "rewards.parquet"), str(labels)]) == 0
-    rows = read_rows(tmp_path / "rewards.parquet", REWARDS)
+    rows = read_rows(tmp_path / "rewards.parquet", StepReward)
     assert [(r["trajectory_id"], r["step"], r["annotator"], r["contribution"]) for r in rows] == [
         ("t1", 0, "human", 1.0),
         ("t1", 1, "human", None),

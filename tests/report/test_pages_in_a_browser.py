@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from websocket import create_connection
 
-from steptool.artifacts.contracts import ADVANTAGES, REWARDS, write_rows
-from steptool.artifacts.rows import write_queries, write_trajectories
+from steptool.contracts.tables import write_records, write_rows
 from steptool.evaluation.table import Results
-from steptool.records import Step, StepStatus, StopReason, ToolCall
+from steptool.records import Advantage, Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.report.evaluation_page import evaluation_page
 from steptool.report.viewer import EpisodeFiles, write_viewer
 
@@ -113,7 +112,7 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     def make(queries: list[Any], *sources: EpisodeFiles) -> Path:
-        asked = write_queries(tmp_path / "queries.parquet", queries)
+        asked = write_records(tmp_path / "queries.parquet", queries, Query)
         return write_viewer(tmp_path / "viewer.html", asked, sources, f"Test {HOSTILE}")
 
     return make
@@ -138,8 +137,8 @@ def played(write, tmp_path: Path, query, trajectory, reward) -> Path:
     ]
     scores = [reward(f"t{i}", 0, 1, contribution) for i, contribution in enumerate([0.5, 1.0, 0.0])]
     scores += [reward(f"t{i}", 1, 1, None, solved) for i, solved in enumerate([1.0, 1.0, 0.0])]
-    rewards = write_rows(tmp_path / "rewards.parquet", scores, REWARDS)
-    return write(queries, EpisodeFiles(write_trajectories(tmp_path / "a.parquet", episodes), rewards))
+    rewards = write_rows(tmp_path / "rewards.parquet", scores, StepReward)
+    return write(queries, EpisodeFiles(write_records(tmp_path / "a.parquet", episodes, Trajectory), rewards))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ def test_the_arrow_keys_go_through_the_list(browser, played):
 def test_two_models_stand_side_by_side_on_one_task(browser, write, tmp_path, query, trajectory, reward, advantage):
     def source(name: str, **episodes: Any) -> EpisodeFiles:
         rows = [replace(trajectory(f"{q}-{name}", *e, query=q), policy=name) for q, e in episodes.items()]
-        return EpisodeFiles(write_trajectories(tmp_path / f"{name}.parquet", rows))
+        return EpisodeFiles(write_records(tmp_path / f"{name}.parquet", rows, Trajectory))
 
     first = source("old", q0=(["ok", "finish"], 1.0), q1=(["tool_error", "finish"], 0.0), q2=(["finish"], 1.0))
     second = source("new", q1=(["ok", "ok", "finish"], 1.0), q0=(["finish"], 1.0))
@@ -219,8 +218,8 @@ def test_two_models_stand_side_by_side_on_one_task(browser, write, tmp_path, que
     gains = [advantage("q1-new", i, r, a) for i, (r, a) in enumerate([(0.3, 0.75), (-0.1, -0.25), (1.0, 0.5)])]
     second = replace(
         second,
-        rewards=write_rows(tmp_path / "r.parquet", scores, REWARDS),
-        advantages=write_rows(tmp_path / "a.parquet", gains, ADVANTAGES),
+        rewards=write_rows(tmp_path / "r.parquet", scores, StepReward),
+        advantages=write_rows(tmp_path / "a.parquet", gains, Advantage),
     )
     page = write([query(f"q{i}", f"task {i}") for i in range(3)], first, second)
 
@@ -250,7 +249,9 @@ def test_two_models_stand_side_by_side_on_one_task(browser, write, tmp_path, que
 def test_any_number_of_models_are_compared(browser, write, tmp_path, query, trajectory):
     def source(name: str, *solved: float | None) -> EpisodeFiles:
         rows = [trajectory(f"q{q}-{name}", ["finish"], s, query=f"q{q}") for q, s in enumerate(solved) if s != 9]
-        return EpisodeFiles(write_trajectories(tmp_path / f"{name}.parquet", [replace(t, policy=name) for t in rows]))
+        return EpisodeFiles(
+            write_records(tmp_path / f"{name}.parquet", [replace(t, policy=name) for t in rows], Trajectory)
+        )
 
     models = source("old", 0, 1, 0, 1, None), source("new", 1, 1, 0, 0, 1), source("big", 1, 1, 0, 9, 1)
     page = write([query(f"q{q}", f"task {q}") for q in range(5)], *models)
@@ -277,7 +278,9 @@ def test_any_number_of_models_are_compared(browser, write, tmp_path, query, traj
 def test_the_page_of_an_evaluation_leads_to_its_episodes(browser, write, tmp_path, query, trajectory):
     names = ["a.b", "c-d"]
     played = [replace(trajectory(name, ["finish"], 0.0), policy=name) for name in names]
-    write([query("q0")], *(EpisodeFiles(write_trajectories(tmp_path / f"{t.policy}.parquet", [t])) for t in played))
+    write(
+        [query("q0")], *(EpisodeFiles(write_records(tmp_path / f"{t.policy}.parquet", [t], Trajectory)) for t in played)
+    )
     rates = {"group": "all", "tasks": 1, "pass_rate": 0.0, "low": 0.0, "high": 0.8, **UNKNOWN}
     lines = [{**rates, "model": name} for name in names]
     page = tmp_path / "evaluation.html"
@@ -306,10 +309,12 @@ def test_hostile_text_stays_text_and_nothing_leaves_the_page(browser, write, tmp
         tier=HOSTILE,
         messages=[{"role": "assistant", "content": HOSTILE}],
     )
-    rewards = write_rows(tmp_path / "r.parquet", [{**reward(HOSTILE, 0, 1, 0.5, 1.0), "rationale": HOSTILE}], REWARDS)
+    rewards = write_rows(
+        tmp_path / "r.parquet", [{**reward(HOSTILE, 0, 1, 0.5, 1.0), "rationale": HOSTILE}], StepReward
+    )
     asked = [replace(query(HOSTILE, HOSTILE), tier=HOSTILE, split=HOSTILE), replace(query("q1"), tier="other")]
     plain = trajectory("plain", ["finish"], 0.0, query="q1")
-    page = write(asked, EpisodeFiles(write_trajectories(tmp_path / "t.parquet", [episode, plain]), rewards))
+    page = write(asked, EpisodeFiles(write_records(tmp_path / "t.parquet", [episode, plain], Trajectory), rewards))
 
     browser.open(page)
     words = browser.js("document.querySelector('#detail').textContent")
@@ -339,7 +344,7 @@ def test_twenty_thousand_trajectories_stay_usable(browser, write, tmp_path, quer
         name = f"q{number % 10_000}"
         return replace(pattern, trajectory_id=f"t{number}", query_id=name, solved=float(number % 3 == 0), steps=steps)
 
-    file = write_trajectories(tmp_path / "t.parquet", [episode(i) for i in range(20_000)])
+    file = write_records(tmp_path / "t.parquet", [episode(i) for i in range(20_000)], Trajectory)
     start = time.perf_counter()
     page = write(queries, EpisodeFiles(file))
     written = time.perf_counter() - start

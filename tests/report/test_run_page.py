@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from steptool.artifacts.contracts import Cost
 from steptool.config import Config, RewardConfig
+from steptool.records import Cost
 from steptool.report.run_inputs import EpisodePair, FarmingPoint, ReportInputs, ScoredEpisode
 from steptool.report.run_page import build_report, method
 

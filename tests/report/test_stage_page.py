@@ -1,8 +1,9 @@
 import re
 from pathlib import Path
 
-from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, Cost, write_rows
 from steptool.config import Config
+from steptool.contracts.tables import write_rows
+from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward
 from steptool.report.stage_page import stage_page
 
 COST = Cost("ppo", seconds=12.34, peak_memory_mb=512.0)
@@ -30,7 +31,7 @@ def metrics(folder: Path) -> Path:
         )
     ]
     costs = Cost("ppo", 1, seconds=1.0, tokens=12345, counts={"requests": 7, "money": 0.5})
-    return write_rows(folder / "history.parquet", rows, METRICS, costs)
+    return write_rows(folder / "history.parquet", rows, Metric, costs)
 
 
 def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> None:
@@ -84,10 +85,10 @@ def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
         for t, s, r in (("a", 0, 1.0), ("b", 0, 3.0), ("b", 1, 5.0))
     ]
     out = {
-        "rewards": write_rows(tmp_path / "rewards.parquet", rewards, REWARDS),
-        "rows": [write_rows(tmp_path / "evaluations.parquet", passed, EVALUATIONS)],
-        "advantages": write_rows(tmp_path / "advantages.parquet", steps, ADVANTAGES),
-        "none": write_rows(tmp_path / "none.parquet", [], REWARDS),
+        "rewards": write_rows(tmp_path / "rewards.parquet", rewards, StepReward),
+        "rows": [write_rows(tmp_path / "evaluations.parquet", passed, Evaluation)],
+        "advantages": write_rows(tmp_path / "advantages.parquet", steps, Advantage),
+        "none": write_rows(tmp_path / "none.parquet", [], StepReward),
     }
     html = stage_page("audit", {}, out, COST)
     assert ", succeeded: 50%" in html and ", contributes: 50%" in html and ", solved: 100%" in html

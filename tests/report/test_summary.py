@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from steptool.artifacts.contracts import Cost
+from steptool.records import Cost
 from steptool.report.run_inputs import ReportInputs
 from steptool.report.summary import cell, headline, summary, table
 

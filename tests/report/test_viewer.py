@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, REWARDS, ContractError, Row, write_rows
-from steptool.artifacts.rows import write_queries, write_trajectories
-from steptool.records import StopReason
+from steptool.contracts.columns import ContractError, Row
+from steptool.contracts.tables import write_records, write_rows
+from steptool.records import Advantage, Evaluation, Query, StepReward, StopReason, Trajectory
 from steptool.report.viewer import LISTED, EpisodeFiles, packed, write_viewer
 
 
@@ -33,14 +33,15 @@ def content(page: Path) -> tuple[Row, list[list[Row]]]:
 def write(tmp_path: Path, query) -> Callable[..., Path]:
     def make(*models: list[Any], rewards: list[Row] = (), advantages: list[Row] = (), **queries: str) -> Path:
         asked = queries or {"q0": "where is order o1?"}
-        write_queries(tmp_path / "queries.parquet", [query(name, text) for name, text in asked.items()])
+        write_records(tmp_path / "queries.parquet", [query(name, text) for name, text in asked.items()], Query)
         sources = [
-            EpisodeFiles(write_trajectories(tmp_path / f"{i}.parquet", m), None, None) for i, m in enumerate(models)
+            EpisodeFiles(write_records(tmp_path / f"{i}.parquet", m, Trajectory), None, None)
+            for i, m in enumerate(models)
         ]
         if rewards:
-            sources[0] = replace(sources[0], rewards=write_rows(tmp_path / "r.parquet", rewards, REWARDS))
+            sources[0] = replace(sources[0], rewards=write_rows(tmp_path / "r.parquet", rewards, StepReward))
         if advantages:
-            sources[0] = replace(sources[0], advantages=write_rows(tmp_path / "a.parquet", advantages, ADVANTAGES))
+            sources[0] = replace(sources[0], advantages=write_rows(tmp_path / "a.parquet", advantages, Advantage))
         return write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", sources)
 
     return make
@@ -124,7 +125,7 @@ def test_the_verdicts_of_an_evaluation_count_before_all_others(write, trajectory
     played = [trajectory("a", ["finish"], 1.0), trajectory("b", ["finish"], None), trajectory("c", ["finish"], None)]
     write(played, rewards=[reward(name, 0, 1, None, 0.5) for name in "abc"])
     rows = [evaluation("q0", "m", passed, trajectory_id=name) for name, passed in {"a": 0.0, "b": 1.0}.items()]
-    judged = write_rows(tmp_path / "e.parquet", rows, EVALUATIONS)
+    judged = write_rows(tmp_path / "e.parquet", rows, Evaluation)
     source = EpisodeFiles(tmp_path / "0.parquet", tmp_path / "r.parquet", evaluations=judged)
     page = write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", [source])
     assert [row["verdict"] for row in content(page)[0]["rows"]] == [0.0, 1.0, 0.5]

@@ -3,11 +3,12 @@ from collections.abc import Callable
 
 import pytest
 
-from steptool.artifacts.contracts import REWARDS, Cost, read_costs, read_rows, write_rows
-from steptool.artifacts.rows import query_row, read_queries, write_queries, write_trajectories
+from steptool.artifacts.queries import QueryTable, read_queries
+from steptool.contracts.columns import to_row
+from steptool.contracts.tables import read_costs, read_rows, write_records, write_rows
 from steptool.judge.annotator import StepScore
-from steptool.records import Query, Step, StepStatus, Trajectory
-from steptool.rewards.annotators import ANNOTATORS, QueryTable, annotate, annotate_file, make_annotator
+from steptool.records import Cost, Query, Step, StepReward, StepStatus, Trajectory
+from steptool.rewards.annotators import ANNOTATORS, annotate, annotate_file, make_annotator
 
 
 class Generous:
@@ -39,8 +40,8 @@ def test_annotators_are_stored_under_their_name(name, make_query, make_step, mak
 
 def test_rows_keep_their_contract_and_what_is_missing_stays_missing(tmp_path, make_query, make_step, make_trajectory):
     rows = annotate([make_query()], [make_trajectory([make_step("f", {"a": 1})], "1")], Generous())
-    path = write_rows(tmp_path / "rewards.parquet", rows, REWARDS)
-    first, last = read_rows(path, REWARDS)
+    path = write_rows(tmp_path / "rewards.parquet", rows, StepReward)
+    first, last = read_rows(path, StepReward)
     assert (first["step"], first["succ_calling"], first["contribution"], first["is_solved"]) == (0, 1.0, None, None)
     assert json.loads(first["votes"]) == {"judges": [5, 4]}
     assert (last["step"], last["annotator"], last["prompt_hash"]) == (1, "generous", "abc")
@@ -93,20 +94,20 @@ def test_files_are_scored_as_lists_are(
     episodes = [
         make_trajectory([step] * (n % 3), "ord_07", trajectory_id=f"t{n}", query_id=f"q{n % 5}") for n in range(150)
     ]
-    asked = write_queries(tmp_path / "queries.parquet", queries)
-    played = write_trajectories(tmp_path / "trajectories.parquet", episodes)
+    asked = write_records(tmp_path / "queries.parquet", queries, Query)
+    played = write_records(tmp_path / "trajectories.parquet", episodes, Trajectory)
     seconds = iter([1.5])
     target = annotate_file(
         asked, played, make_annotator("rules"), tmp_path / "r.parquet", lambda: Cost("annotate", seconds=next(seconds))
     )
-    assert read_rows(target, REWARDS) == annotate(queries, episodes, make_annotator("rules"))
+    assert read_rows(target, StepReward) == annotate(queries, episodes, make_annotator("rules"))
     assert [c.seconds for c in read_costs(target)] == [1.5]
 
 
 def test_a_table_of_queries_is_the_queries(tmp_path, make_query: Callable[..., Query]) -> None:
     queries = [make_query(query_id=f"q{n}", tools=({"same": 1},), reference={"answer": str(n)}) for n in range(3)]
-    table = QueryTable(write_queries(tmp_path / "queries.parquet", queries))
+    table = QueryTable(write_records(tmp_path / "queries.parquet", queries, Query))
     assert (list(table), len(table)) == (["q0", "q1", "q2"], 3)
-    assert [query_row(table[q]) for q in table] == [query_row(q) for q in read_queries(tmp_path / "queries.parquet")]
+    assert [to_row(table[q]) for q in table] == [to_row(q) for q in read_queries(tmp_path / "queries.parquet")]
     with pytest.raises(KeyError):
         table["q9"]

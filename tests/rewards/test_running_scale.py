@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.artifacts.contracts import METRICS, read_rows
 from steptool.artifacts.history import extend
+from steptool.contracts.tables import read_rows
+from steptool.records import Metric
 from steptool.rewards.running_scale import RunningScale
 
 ROUNDS = st.lists(st.lists(st.floats(-10, 10), max_size=6), min_size=1, max_size=5)
@@ -36,7 +37,7 @@ def test_the_state_travels_in_the_history_and_a_round_run_again_finds_the_same(t
     second = first.after([np.array([5.0])])
     one = extend(None, first.rows(0), [], tmp_path / "one.parquet")
     two = extend(one, second.rows(1), [], tmp_path / "two.parquet")
-    assert RunningScale.before(1, read_rows(one, METRICS)) == first
-    assert RunningScale.before(1, read_rows(two, METRICS)) == first
-    assert RunningScale.before(2, read_rows(two, METRICS)) == second
-    assert RunningScale.before(0, read_rows(two, METRICS)) == RunningScale()
+    assert RunningScale.before(1, read_rows(one, Metric)) == first
+    assert RunningScale.before(1, read_rows(two, Metric)) == first
+    assert RunningScale.before(2, read_rows(two, Metric)) == second
+    assert RunningScale.before(0, read_rows(two, Metric)) == RunningScale()

@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.config import Config, EvaluatedPolicy, EvaluationConfig
+from steptool.contracts.tables import write_records
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import EMBEDDED
 from steptool.policies.contestant import contestant, questions
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls
-from steptool.records import ToolCall
+from steptool.records import Query, ToolCall, Trajectory
 
 SETTINGS = {"data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 2}, "rollout": {"max_steps": 16}}
 CONFIG = Config.model_validate(SETTINGS)
@@ -26,7 +26,7 @@ def recorded(queries, tmp_path):
     calls = reference_calls(queries[0])
     settings = {"rollout": CONFIG.rollout, "limits": CONFIG.tools}
     episodes = play_back([(queries[0], calls[:1]), (queries[0], calls)], DeskEnvironment(), **settings)
-    return write_trajectories(tmp_path / "recorded.parquet", episodes)
+    return write_records(tmp_path / "recorded.parquet", episodes, Trajectory)
 
 
 @pytest.mark.parametrize("strategy", ["chain", "dfsdt"])
@@ -56,7 +56,7 @@ def test_playback_takes_the_reference_and_else_the_first_recording(queries, reco
 
 def test_the_questions_are_of_the_split_and_recorded_if_so_wished(queries, recorded, tmp_path):
     every = desk_queries(CONFIG)
-    file = write_queries(tmp_path / "queries.parquet", every)
+    file = write_records(tmp_path / "queries.parquet", every, Query)
     asked = {
         split: [q.query_id for q in questions(file, recorded, EvaluationConfig(split=split))]
         for split in ("heldout", "all")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from steptool.artifacts.rows import trajectory_from, trajectory_row
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import render
 from steptool.config import RolloutConfig
+from steptool.contracts.columns import from_row, to_row
 from steptool.policies.local import roll_out
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 
@@ -77,7 +77,7 @@ def test_messages_say_what_was_said(run: Any, parrot: Any, make_query: MakeQuery
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": finish}]},
     ]
     json.dumps(t.messages)
-    assert trajectory_from(trajectory_row(t)).steps == t.steps
+    assert from_row(to_row(t), Trajectory).steps == t.steps
 
 
 def test_training_on_the_messages_sees_the_tokens_of_the_rollout(

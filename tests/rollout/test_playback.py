@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from steptool.artifacts.rows import read_trajectories, write_trajectories
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.config import RolloutConfig, ToolsConfig
+from steptool.contracts.tables import read_records, write_records
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, SINGLE, draw_query
@@ -231,7 +231,7 @@ def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query]
     assert [s["is_solved"] for s in annotate(desk_tasks, played, make_annotator("truth")) if s["is_solved"]] == [
         1.0
     ] * 12
-    again = read_trajectories(write_trajectories(tmp_path / "played.parquet", played))
+    again = read_records(write_records(tmp_path / "played.parquet", played, Trajectory), Trajectory)
     assert [(t.steps, t.messages, t.solved) for t in again] == [(t.steps, t.messages, t.solved) for t in played]
 
 

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from steptool.artifacts.rows import trajectory_from, trajectory_row, write_trajectories
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.chat.tools import model_schemas
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig, ToolsConfig
+from steptool.contracts.columns import from_row, to_row
+from steptool.contracts.tables import write_records
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
 from steptool.evaluation.metrics import evaluate
 from steptool.policies.contestant import contestant
 from steptool.policies.endpoint import Spent, play_remote
-from steptool.records import FINISH, StepStatus, StopReason
+from steptool.records import FINISH, StepStatus, StopReason, Trajectory
 
 Message = dict[str, Any]
 Brain = Callable[[list[Message]], Message | str | int]
@@ -154,7 +155,7 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     first = played.trajectories[0]
     assert first.messages[1]["content"] == "Let me look."
     assert (first.policy, first.sample, first.temperature, first.action_tokens) == ("far", 0, 0.0, 0)
-    assert trajectory_from(trajectory_row(first)).steps == first.steps
+    assert from_row(to_row(first), Trajectory).steps == first.steps
     turns = len(queries[0].reference["calls"]) + 1
     spent = played.spent[first.trajectory_id]
     assert spent == Spent(100 * turns, 10 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
@@ -256,7 +257,7 @@ def test_a_request_that_is_refused_ends_its_episode_and_no_other(serve, environm
     assert spent[played[-1].trajectory_id].refusal == "" and len(server.requests) == 2 * len(queries)
     row = evaluate(queries, played, "far", "greedy", spent=spent)[0]
     assert (row["passed"], row["stop_reason"], row["tokens"]) == (0.0, "refused", 10)
-    assert trajectory_from(trajectory_row(played[0])).stop_reason is StopReason.REFUSED
+    assert from_row(to_row(played[0]), Trajectory).stop_reason is StopReason.REFUSED
 
 
 def test_an_endpoint_that_never_answers_is_an_error_and_no_failed_episodes(serve, environment_that_talks, make_query):
@@ -319,13 +320,13 @@ def test_an_odd_reply_is_a_malformed_step_that_can_be_written(serve, environment
         endpoint, [make_query("q", "get a")], environment, rollout=ROLLOUT, limits=LIMITS, policy="far"
     )
     assert [s.status for s in played.steps] == [StepStatus.MALFORMED, StepStatus.FINISH]
-    write_trajectories(tmp_path / "t.parquet", [played])
+    write_records(tmp_path / "t.parquet", [played], Trajectory)
 
 
 def test_a_contestant_is_greedy_at_its_own_temperature_and_samples_at_that_of_the_rollouts(serve, tmp_path):
     config = Config.model_validate({"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 2}})
     queries = [q for q in desk_queries(config) if q.split == "heldout"]
-    nothing = write_trajectories(tmp_path / "none.parquet", [])
+    nothing = write_records(tmp_path / "none.parquet", [], Trajectory)
     endpoint, server = serve(lambda messages: finish("?"), temperature=0.25)
     policy = EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint.config)
     with contestant(policy, "", queries, nothing, config) as play:

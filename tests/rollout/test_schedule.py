@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.artifacts.rows import write_queries
 from steptool.config import Config
+from steptool.contracts.tables import write_records
 from steptool.records import Query
 from steptool.rollout.schedule import round_positions, round_queries, shard_positions
 
@@ -59,7 +59,7 @@ def test_a_shard_that_would_stay_empty_is_refused() -> None:
 
 def test_a_round_takes_training_queries_only_and_each_once(tmp_path: Path) -> None:
     queries = [Query(f"q{n}", ("train", "heldout")[n % 2], "desk", f"task {n}", ()) for n in range(12)]
-    path = write_queries(tmp_path / "queries.parquet", queries)
+    path = write_records(tmp_path / "queries.parquet", queries, Query)
     config = Config.model_validate({"rollout": {"episodes": 6, "shards": 2}})
     parts = [round_queries(path, config, 0, shard) for shard in range(2)]
     assert sorted(q.query_id for part in parts for q in part) == sorted(

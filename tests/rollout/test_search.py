@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from steptool.artifacts.rows import trajectory_from, trajectory_row
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import ParsedTurn, render
 from steptool.config import RolloutConfig, SearchConfig
+from steptool.contracts.columns import from_row, to_row
 from steptool.environments.desk.environment import DeskEnvironment, DeskSession
 from steptool.environments.desk.tasks import LONG, draw_query
 from steptool.environments.desk.tools import TOOLS
@@ -93,7 +93,7 @@ def test_giving_up_takes_two_turns_back_and_shows_what_was_tried(
     assert (t.abandoned_turns, t.sampled_turns) == (2, 4)
     assert t.abandoned_tokens == sum(len(codec.tokenizer.encode(turn)) + 1 for turn in (A, GIVE_UP))
     assert t.sampled_tokens == t.action_tokens + t.abandoned_tokens
-    kept = trajectory_from(trajectory_row(t))
+    kept = from_row(to_row(t), Trajectory)
     assert (kept.abandoned_turns, kept.abandoned_tokens) == (2, t.abandoned_tokens)
     assert codec.encode(t.messages, make_query("q", "go").tools).input_ids.tolist()[: t.spans[0][0]] == (
         t.input_ids[: t.spans[0][0]].tolist()

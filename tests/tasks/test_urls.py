@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from steptool.artifacts.rows import read_queries
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from tasks.ingest import fingerprint, ingest
 from tasks.warm_start import prepare

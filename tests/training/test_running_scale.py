@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from steptool.artifacts.contracts import Row
 from steptool.config import Config
+from steptool.contracts.columns import Row
 from steptool.records import Trajectory
 from steptool.training.improve import improve
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steptool.artifacts.contracts import ADVANTAGES, METRICS, to_table
+from steptool.contracts.tables import to_table
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.value_head import ValueHead, save_value_head
+from steptool.records import Advantage, Metric
 from steptool.training.algorithms.step_ppo import learning_rate
 from steptool.training.rounds import train_round
 
@@ -39,8 +40,8 @@ def test_result_satisfies_the_contracts_and_the_folder_loads(
     rows = make.trajectories(5)
     out = tmp_path / "out"
     result = train_round(model_dir, model_dir, rows, make.rewards(rows), config=make.config(), round=1, out_dir=out)
-    to_table(result.metrics, METRICS)
-    to_table(result.advantages, ADVANTAGES)
+    to_table(result.metrics, Metric)
+    to_table(result.advantages, Advantage)
     assert len(result.advantages) == sum(len(t.spans) for t in rows)
     assert {row["round"] for row in result.metrics} == {1}
     assert sorted({row["update"] for row in result.metrics}) == [0, 1, 2, 3]

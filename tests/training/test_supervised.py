@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steptool.artifacts.contracts import METRICS, to_table
 from steptool.config import PolicyConfig, WarmStartConfig
+from steptool.contracts.tables import to_table
 from steptool.models import batch
 from steptool.models.load import load_model
 from steptool.models.value_head import ActorCritic, ValueHead
+from steptool.records import Metric
 from steptool.training.algorithms.rft import rejection_round
 from steptool.training.rounds import train_round
 from steptool.training.warm_start import warm_start
@@ -36,7 +37,7 @@ def test_warm_start_learns_its_examples_and_reports_progress(
     metrics = warm_start(
         model_dir, rows, cfg, PolicyConfig(), 0, tmp_path, on_step=lambda step, loss: seen.append((step, loss))
     )
-    to_table(metrics, METRICS)
+    to_table(metrics, Metric)
     assert [step for step, _ in seen] == list(range(1, 61))
     assert seen[0][1] == pytest.approx(-mean_log_prob(model_dir, rows), abs=0.3)
     assert mean_log_prob(tmp_path, rows) > -2 > mean_log_prob(model_dir, rows)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from steptool.artifacts.contracts import REWARDS, read_costs, read_rows, write_rows
-from steptool.artifacts.rows import write_queries, write_trajectories
 from steptool.config import Config
+from steptool.contracts.tables import read_costs, read_rows, write_records, write_rows
 from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import draw_query
+from steptool.records import Query, StepReward, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
 from tasks.audit import audit
 from tasks.runtime.artifacts import Parquet
@@ -28,9 +28,9 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("played"), random.Random(0)
     queries = [draw_query("train", "single", f"annotate/{n}") for n in range(12)]
     episodes = [Expert(q, rng, 0.4, 0.5).attempt() for q in queries]
-    write_queries(folder / "queries.parquet", queries)
-    write_trajectories(folder / "trajectories.parquet", episodes)
-    write_rows(folder / "lcs.parquet", annotate(queries, episodes, make_annotator("lcs")), REWARDS)
+    write_records(folder / "queries.parquet", queries, Query)
+    write_records(folder / "trajectories.parquet", episodes, Trajectory)
+    write_rows(folder / "lcs.parquet", annotate(queries, episodes, make_annotator("lcs")), StepReward)
     return folder
 
 
@@ -56,7 +56,7 @@ def test_trajectories_are_scored_again_without_a_new_rollout(played: Path, tmp_p
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["audit.html", "audit.json", "rewards.parquet"]
     figures = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert (figures["annotator"], figures["others"]) == ("rules 2", ["lcs 2", "truth 1"])
-    rows = read_rows(tmp_path / "out" / "rewards.parquet", REWARDS)
+    rows = read_rows(tmp_path / "out" / "rewards.parquet", StepReward)
     assert {r["annotator"] for r in rows} == {"rules"} and len(rows) == figures["steps"]
     assert read_costs(tmp_path / "out" / "rewards.parquet")[0].stage == "annotate"
 

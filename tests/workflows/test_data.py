@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
+from steptool.contracts.tables import read_records
+from steptool.records import Trajectory
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
@@ -49,7 +51,7 @@ def test_recordings_go_in_and_come_out(tmp_path: Path) -> None:
     }  # fmt: skip
     assert json.loads((out / "quarantine.jsonl").read_text())["row"] == 7
     assert len(read_queries(out / "queries.parquet")) == 3
-    assert len(read_trajectories(out / "demonstrations.parquet")) == 6
+    assert len(read_records(out / "demonstrations.parquet", Trajectory)) == 6
 
     inputs = ("--trajectories", str(out / "demonstrations.parquet"), "--queries", str(out / "queries.parquet"))
     made = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "preference", "--output", str(out))

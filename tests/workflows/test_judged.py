@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from steptool.artifacts.contracts import METRICS, REWARDS, VERDICTS, read_costs, read_rows
 from steptool.config import Config
+from steptool.contracts.tables import read_costs, read_rows
+from steptool.records import Metric, StepReward, Verdict
 from workflows.evaluate import evaluate
 from workflows.train import train
 
@@ -37,12 +38,12 @@ def test_a_judge_scores_a_run_and_the_report_says_what_it_was_asked(chat, small:
     out = tmp_path / "run"
     train(config=Config.model_validate({**small.model_dump(), "ppo": ppo, "rewards": judged}), output=str(out))
 
-    rows = read_rows(out / "rewards_round_00.parquet", REWARDS)
+    rows = read_rows(out / "rewards_round_00.parquet", StepReward)
     assert {round(r["contribution"], 6) for r in rows if r["contribution"] is not None} == {0.8}
     assert all(r["annotator"] == "judge" and r["prompt_hash"] for r in rows)
     counts = [c.counts for c in read_costs(out / "metrics.parquet") if c.stage == "annotate"]
     assert sum(c["sent"] for c in counts) == len(server.requests) and sum(c["answers of no use"] for c in counts) == 1
-    told = {r["name"]: r["value"] for r in read_rows(out / "metrics.parquet", METRICS) if r["stage"] == "annotate"}
+    told = {r["name"]: r["value"] for r in read_rows(out / "metrics.parquet", Metric) if r["stage"] == "annotate"}
     assert told["prompt_tokens"] == 100 * told["requests"] and told["money"] == told["prompt_tokens"] * 10 / 1e6
     page = (out / "report.html").read_text()
     assert "What the judge was asked" in page and "answers of no use, asked again" in page
@@ -71,7 +72,7 @@ def test_an_endpoint_plays_and_is_judged(chat, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(config=Config.model_validate(settings), output=str(out))
     assert len(far.requests) == 4
-    statuses = {r["status"] for r in read_rows(out / "verdicts.parquet", VERDICTS)}
+    statuses = {r["status"] for r in read_rows(out / "verdicts.parquet", Verdict)}
     (spent,) = read_costs(out / "verdicts.parquet")
     # Two policies of four answers, and four pairs in two orders, two votes each.
     assert statuses == {"solved"} and spent.counts["requests"] == len(jury.requests) == 2 * (2 * 4 + 2 * 4)

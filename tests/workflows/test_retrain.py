@@ -58,10 +58,12 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned from careless logs: what is in service at first."""
     import torch
 
-    from steptool.artifacts.rows import read_queries, read_trajectories
+    from steptool.artifacts.queries import read_queries
     from steptool.chat.codec import ChatCodec
+    from steptool.contracts.tables import read_records
     from steptool.data.ingest import ingest
     from steptool.models.load import EMBEDDED, load_tokenizer
+    from steptool.records import Trajectory
     from steptool.training.demonstrations import lessons
     from steptool.training.warm_start import warm_start
 
@@ -70,7 +72,7 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bring(folder, "before", TASKS, CARELESS)
     config = settings(folder, "embedded")
     read = ingest(config, folder / "read")
-    shown = read_trajectories(read.demonstrations_path)
+    shown = read_records(read.demonstrations_path, Trajectory)
     taught = lessons(read_queries(read.queries_path), shown, ChatCodec(load_tokenizer(EMBEDDED), "auto"))
     longer = config.warm_start.model_copy(update={"steps": 30})
     warm_start(EMBEDDED, taught, longer, config.policy, 0, folder / "model")
@@ -219,7 +221,7 @@ def test_four_nights(nights: Nights) -> None:
 
 def _tasks_keep_their_split(nights: Nights) -> None:
     """No task was trained on that was held out on any night, and each version knows what it was trained on."""
-    from steptool.artifacts.rows import read_queries
+    from steptool.artifacts.queries import read_queries
     from steptool.retraining.contamination import find_contaminated, read_trained_on
 
     splits: dict[str, str] = {}

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from steptool.artifacts import lineage
-from steptool.artifacts.contracts import ADVANTAGES, EVALUATIONS, METRICS, REWARDS, read_costs, read_rows
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
+from steptool.contracts.tables import read_costs, read_records, read_rows
 from steptool.models.load import load_model, load_tokenizer
+from steptool.records import Advantage, Evaluation, Metric, StepReward, Trajectory
 from workflows.train import train
 
 
@@ -62,7 +63,7 @@ def test_each_round_rolls_out_the_current_policy_on_training_queries(run: Path, 
     train_ids = {q.query_id for q in read_queries(run / "queries.parquet", "train")}
     asked: list[str] = []
     for round in range(2):
-        episodes = read_trajectories(run / f"trajectories_round_{round:02d}.parquet")
+        episodes = read_records(run / f"trajectories_round_{round:02d}.parquet", Trajectory)
         assert len({t.trajectory_id for t in episodes}) == small.rollout.episodes
         assert {(t.policy, t.round) for t in episodes} == {(f"round_{round:02d}", round)}
         assert {t.query_id for t in episodes} <= train_ids
@@ -72,9 +73,9 @@ def test_each_round_rolls_out_the_current_policy_on_training_queries(run: Path, 
 
 def test_every_step_has_a_reward_and_an_advantage(run: Path) -> None:
     for round in range(2):
-        episodes = read_trajectories(run / f"trajectories_round_{round:02d}.parquet")
+        episodes = read_records(run / f"trajectories_round_{round:02d}.parquet", Trajectory)
         steps = {(t.trajectory_id, n) for t in episodes for n in range(len(t.steps))}
-        for contract in (REWARDS, ADVANTAGES):
+        for contract in (StepReward, Advantage):
             rows = read_rows(run / f"{contract.name}_round_{round:02d}.parquet", contract)
             assert {(r["trajectory_id"], r["step"]) for r in rows} == steps
             assert len(rows) == len(steps)
@@ -82,12 +83,12 @@ def test_every_step_has_a_reward_and_an_advantage(run: Path) -> None:
 
 def test_all_models_are_measured_on_the_same_held_out_tasks(run: Path) -> None:
     held_out = {q.query_id for q in read_queries(run / "queries.parquet", "heldout")}
-    rows = read_rows(run / "evaluations.parquet", EVALUATIONS)
+    rows = read_rows(run / "evaluations.parquet", Evaluation)
     for model in ("base", "warm_start", "steptool"):
         for decoding in ("greedy", "sampled"):
             mine = [r for r in rows if (r["model"], r["decoding"]) == (model, decoding)]
             assert sorted(r["query_id"] for r in mine) == sorted(held_out)
-            played = read_trajectories(run / f"evaluation_trajectories_{model}_{decoding}.parquet")
+            played = read_records(run / f"evaluation_trajectories_{model}_{decoding}.parquet", Trajectory)
             assert {r["trajectory_id"] for r in mine} == {t.trajectory_id for t in played}
 
 
@@ -114,7 +115,7 @@ def test_figures_and_costs_cover_every_stage(run: Path) -> None:
     spent = read_costs(run / "metrics.parquet")
     assert [c.round for c in spent if c.stage == "rollout"] == [0, 0, 1, 1]
     assert all(c.tokens > 0 for c in spent if c.stage in ("rollout", "warm_start", "ppo"))
-    learned = {(r["stage"], r["round"]) for r in read_rows(run / "metrics.parquet", METRICS)}
+    learned = {(r["stage"], r["round"]) for r in read_rows(run / "metrics.parquet", Metric)}
     assert learned >= {("ingest", -1), ("warm_start", -1), ("ppo", 0), ("ppo", 1)}
 
 

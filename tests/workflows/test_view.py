@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from steptool.artifacts.rows import write_queries, write_trajectories
+from steptool.contracts.tables import write_records
 from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 ROOT = Path(__file__).parents[2]
@@ -37,11 +37,11 @@ def written(path: Path, policy: str) -> Path:
         solved=None,
         seconds=0.0,
     )
-    return write_trajectories(path, [played])
+    return write_records(path, [played], Trajectory)
 
 
 def test_two_files_become_one_page(tmp_path: Path) -> None:
-    queries = write_queries(tmp_path / "queries.parquet", [Query("q0", "heldout", "replay", "look around", ())])
+    queries = write_records(tmp_path / "queries.parquet", [Query("q0", "heldout", "replay", "look around", ())], Query)
     files = [written(tmp_path / f"{name}.parquet", name) for name in ("before", "after")]
     page = tmp_path / "pages" / "viewer.html"
     given = {"trajectories": files[0], "trajectories_b": files[1], "queries": queries, "output": page}

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steptool.artifacts.contracts import Row
 from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
+from steptool.contracts.columns import Row
 from steptool.data.intake import Record, UnusableError, parse_json
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory

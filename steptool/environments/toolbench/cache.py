@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from steptool.artifacts.contracts import QUERIES, TRAJECTORIES, ContractError, contract_name
-from steptool.artifacts.rows import read_queries, read_trajectories
+from steptool.artifacts.queries import read_queries
+from steptool.contracts.columns import ContractError
+from steptool.contracts.tables import read_records, record_class
 from steptool.environments.base import ToolResult
 from steptool.environments.replay.environment import answered_calls
 from steptool.environments.replay.responses import Responses
@@ -52,14 +53,14 @@ def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
 
 
 def _contents(folder: Path) -> tuple[list[Query], Iterator[Trajectory]]:
-    files = [(path, contract_name(path)) for path in sorted(folder.glob("*.parquet"))]
-    queries = [query for path, name in files if name == QUERIES.name for query in read_queries(path)]
-    played = [path for path, name in files if name == TRAJECTORIES.name]
+    files = [(path, record_class(path)) for path in sorted(folder.glob("*.parquet"))]
+    queries = [query for path, cls in files if cls is Query for query in read_queries(path)]
+    played = [path for path, cls in files if cls is Trajectory]
     if not queries or not played:
         raise ContractError(
             f"{folder}: expected Parquet files of queries and of trajectories; name the folder of a run or an ingest"
         )
-    return queries, (trajectory for path in played for trajectory in read_trajectories(path))
+    return queries, (trajectory for path in played for trajectory in read_records(path, Trajectory))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

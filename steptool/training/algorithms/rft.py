@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from steptool.artifacts.contracts import Row
 from steptool.config import Config
+from steptool.contracts.columns import Row
 from steptool.models import folder as model_folder
 from steptool.models.batch import updates_per_epoch
 from steptool.records import Trajectory

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.rows import query_from, query_row
 from steptool.config import RolloutConfig, ToolsConfig
+from steptool.contracts.columns import from_row, to_row
 from steptool.environments.base import ToolResult
 from steptool.environments.bfcl.environment import BfclEnvironment, BfclSession
 from steptool.environments.bfcl.package import CLASSES, executable, schemas
@@ -141,9 +141,9 @@ def test_padding_is_not_shared(begin: Callable[..., BfclSession]) -> None:
 def test_the_query_is_left_as_it_was(by_id: dict[str, Query], environment: BfclEnvironment) -> None:
     for name in ("multi_turn_long_context_160", "multi_turn_base_150", "multi_turn_base_60"):
         query = by_id[name]
-        before = json.dumps(query_row(query))
+        before = json.dumps(to_row(query))
         play_back([(query, reference_calls(query))], environment, **OPTIONS)
-        assert json.dumps(query_row(query)) == before
+        assert json.dumps(to_row(query)) == before
 
 
 def test_the_precision_of_the_process_is_left_as_it_was(begin: Callable[..., BfclSession]) -> None:
@@ -181,7 +181,7 @@ def test_interleaved_runs_see_what_a_run_alone_sees(queries: list[Query], enviro
 
 def test_a_query_from_a_file_plays_the_same(by_id: dict[str, Query], environment: BfclEnvironment) -> None:
     for name in ("multi_turn_miss_func_2", "multi_turn_long_context_100", "multi_turn_base_173"):
-        query = query_from(query_row(by_id[name]))
+        query = from_row(to_row(by_id[name]), Query)
         (played,) = play_back([(query, reference_calls(query))], environment, **OPTIONS)
         (again,) = play_back([(query, recorded_calls(played))], environment, **OPTIONS)
         assert (played.solved, played.stop_reason) == (1.0, StopReason.FINISHED)

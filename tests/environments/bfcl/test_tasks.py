@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from steptool.artifacts.rows import read_queries, write_queries
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.config.base import ConfigError
+from steptool.contracts.tables import write_records
 from steptool.environments.bfcl.environment import BfclEnvironment
 from steptool.environments.bfcl.tasks import CATEGORIES, bfcl_queries, parse_call
 from steptool.environments.catalog import open_environment
@@ -98,7 +99,7 @@ def test_variants_of_a_task_are_one_family(queries: list[Query]) -> None:
 
 
 def test_tasks_survive_the_file(queries: list[Query], tmp_path: Path) -> None:
-    assert read_queries(write_queries(tmp_path / "queries.parquet", queries)) == queries
+    assert read_queries(write_records(tmp_path / "queries.parquet", queries, Query)) == queries
 
 
 @pytest.mark.usefixtures("environment")

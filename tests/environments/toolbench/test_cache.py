@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steptool.artifacts.contracts import ContractError
-from steptool.artifacts.rows import read_queries, read_trajectories, write_queries, write_trajectories
+from steptool.artifacts.queries import read_queries
 from steptool.config import Config, ToolsConfig
+from steptool.contracts.columns import ContractError
+from steptool.contracts.tables import read_records, write_records
 from steptool.data.ingest import ingest
 from steptool.environments.base import ToolResult
 from steptool.environments.catalog import open_environment
@@ -35,9 +36,9 @@ def played(*steps, query_id="q"):
 def folder(tmp_path, query):
     def make(name, **files):
         (tmp_path / name).mkdir()
-        write_queries(tmp_path / name / "queries.parquet", [query])
+        write_records(tmp_path / name / "queries.parquet", [query], Query)
         for file, observations in files.items():
-            write_trajectories(tmp_path / name / f"{file}.parquet", [played(*map(step, observations))])
+            write_records(tmp_path / name / f"{file}.parquet", [played(*map(step, observations))], Trajectory)
         return tmp_path / name
 
     return make
@@ -133,7 +134,7 @@ def test_real_recorded_answers_are_replayed_offline(tmp_path, real_data):
     )
     queries: dict[str, Query] = {q.query_id: q for q in read_queries(found.queries_path)}
     assert {q.environment for q in queries.values()} == {"toolbench"}
-    recorded = [(t.query_id, s) for t in read_trajectories(found.demonstrations_path) for s in t.steps if s.call]
+    recorded = [(t.query_id, s) for t in read_records(found.demonstrations_path, Trajectory) for s in t.steps if s.call]
     answered = [(queries[q], s) for q, s in recorded if s.status in (OK, FAILED)]
     assert len(answered) == 35
     for query, was in answered:

@@ -1,0 +1,238 @@
+"""Records in Parquet files: written whole or not at all, checked against their contract when written and when read.
+
+Every file carries in its metadata the contract's name and version and, optionally, what the stage that wrote it cost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from steptool.contracts.columns import (
+    JSON_LIST,
+    Contract,
+    ContractError,
+    Row,
+    contract_of,
+    declared_class,
+    from_row,
+    to_row,
+)
+
+R = TypeVar("R")
+Place = str | os.PathLike[str]
+_PART_ROWS, _PART_SIZE = 8192, 1 << 25
+"""Rows that are held in memory and written at once: at most so many, of about so many characters and list items."""
+_ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took."""
+
+    stage: str
+    round: int = -1
+    seconds: float = 0.0
+    tokens: int = 0
+    """Tokens generated, or trained on."""
+    peak_memory_mb: float = 0.0
+    """Peak resident memory of the process so far."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What else was counted, by name: requests to an endpoint, money."""
+
+
+def write_records(
+    path: Place, records: Iterable[R], cls: type[R], cost: Cost | Callable[[], Cost] | None = None
+) -> Path:
+    """Write records under the contract of their class, a part at a time: they need not fit into memory.
+
+    The file appears whole under its name or not at all. A cost that is a function is called when all is written.
+    """
+    return write_rows(path, map(to_row, records), cls, cost)
+
+
+def write_rows(
+    path: Place, rows: Iterable[Mapping[str, Any]], cls: type, cost: Cost | Callable[[], Cost] | None = None
+) -> Path:
+    """The same for records that are given as they lie in the file."""
+    costs = (lambda: [cost()]) if callable(cost) else [cost] if cost else []
+    return _write_tables(path, _parts(rows, cls), contract_of(cls), costs)
+
+
+def write_table(path: Place, table: pa.Table, cls: type, costs: Sequence[Cost] = ()) -> Path:
+    """Write a table that already has the contract's schema."""
+    return _write_tables(path, [table], contract_of(cls), costs)
+
+
+def read_records(path: Place, cls: type[R]) -> list[R]:
+    """The records of a file. Raises ContractError if it is not of this contract and version."""
+    return list(iterate_records(path, cls))
+
+
+def iterate_records(path: Place, cls: type[R], batch_size: int = 64) -> Iterator[R]:
+    """The records of a file, a few at a time in memory."""
+    return (from_row(row, cls) for row in iterate_rows(path, cls, batch_size))
+
+
+def read_rows(path: Place, cls: type) -> list[Row]:
+    """The records of a file as they lie in it."""
+    rows: list[Row] = read_table(path, cls).to_pylist()
+    return rows
+
+
+def iterate_rows(path: Place, cls: type, batch_size: int = 1024, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """The records of a file as they lie in it, streamed; of these columns alone if they are given."""
+    contract = contract_of(cls)
+    _check_metadata(path, contract)
+    with pq.ParquetFile(path) as file:
+        _check_schema(file.schema_arrow, contract, str(path))
+        for batch in file.iter_batches(batch_size=batch_size, columns=columns):
+            yield from batch.to_pylist()
+
+
+def read_table(path: Place, cls: type) -> pa.Table:
+    """A file as an Arrow table. Raises ContractError if it is not of this contract and version."""
+    contract = contract_of(cls)
+    _check_metadata(path, contract)
+    table = pq.read_table(path)
+    _check_schema(table.schema, contract, str(path))
+    return table
+
+
+def concatenate(paths: Sequence[Place], cls: type, target: Place) -> Path:
+    """Join files of one contract into one, costs included."""
+    if not paths:
+        raise ContractError(f"{contract_of(cls).name}: nothing to join into {target}")
+    table = pa.concat_tables([read_table(p, cls).replace_schema_metadata(None) for p in paths])
+    return write_table(target, table, cls, [cost for path in paths for cost in read_costs(path)])
+
+
+def read_costs(path: Place) -> list[Cost]:
+    """What the stages behind a file cost."""
+    metadata = pq.read_metadata(path).metadata or {}
+    return [Cost(**cost) for cost in json.loads(metadata.get(b"steptool.costs", b"[]"))]
+
+
+def contract_name(path: Place) -> str:
+    """Name of the contract that a Parquet file carries; "(none)" if it carries none."""
+    return _metadata(path).get(b"steptool.contract", b"(none)").decode()
+
+
+def record_class(path: Place) -> type | None:
+    """The class whose contract a Parquet file carries; None if it carries none that is known."""
+    return declared_class(contract_name(path))
+
+
+def to_table(rows: Iterable[Mapping[str, Any]], cls: type, first: int = 0) -> pa.Table:
+    """Rows as a table of a contract. Raises ContractError naming the row and the field that does not fit.
+
+    `first` is the number of the first row, for the message.
+    """
+    listed, contract = list(rows), contract_of(cls)
+    _check_fields(listed, contract, first)
+    try:
+        text = [f.with_type(pa.list_(pa.string())) if f.type == JSON_LIST else f for f in contract.schema]
+        return pa.Table.from_pylist(listed, schema=pa.schema(text)).cast(contract.schema)
+    except _ARROW_ERRORS as error:
+        raise ContractError(f"{contract}: {_culprit(listed, contract, first)} ({error})") from error
+
+
+def _check_fields(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> None:
+    names = [column.name for column in contract.columns]
+    required = [column.name for column in contract.columns if not column.nullable]
+    for number, row in enumerate(rows, start=first):
+        if row.keys() != set(names):
+            missing, unknown = [n for n in names if n not in row], [n for n in row if n not in names]
+            raise ContractError(f"{contract}, row {number}: missing fields {missing}, unknown fields {unknown}")
+        for name in required:
+            if row[name] is None:
+                raise ContractError(f"{contract}, row {number}: field '{name}' is missing")
+
+
+def _culprit(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> str:
+    for number, row in enumerate(rows, start=first):
+        for column in contract.columns:
+            try:
+                pa.array([row[column.name]], type=column.stored.type)
+            except _ARROW_ERRORS:
+                value = row[column.name]
+                return f"row {number}, field '{column.name}': expected {column.stored.type}, got {value!r}"
+    return "the rows do not fit the schema"
+
+
+def _parts(rows: Iterable[Mapping[str, Any]], cls: type) -> Iterator[pa.Table]:
+    """Rows in tables of a bounded size."""
+    part: list[Mapping[str, Any]] = []
+    done = size = 0
+    for row in rows:
+        part.append(row)
+        size += sum(len(value) for value in row.values() if hasattr(value, "__len__"))
+        if len(part) == _PART_ROWS or size >= _PART_SIZE:
+            yield to_table(part, cls, done)
+            done, size, part = done + len(part), 0, []
+    if part:
+        yield to_table(part, cls, done)
+
+
+def _write_tables(
+    path: Place,
+    tables: Iterable[pa.Table],
+    contract: Contract,
+    costs: Sequence[Cost] | Callable[[], Sequence[Cost]] = (),
+) -> Path:
+    metadata = {"steptool.contract": contract.name, "steptool.version": str(contract.version)}
+    schema = contract.schema.with_metadata(metadata)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for table in tables:
+                _check_schema(table.schema, contract, str(path))
+                writer.write_table(table.select(schema.names).cast(schema))
+            spent = costs() if callable(costs) else costs
+            writer.add_key_value_metadata({"steptool.costs": json.dumps([asdict(c) for c in spent])})
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _metadata(path: Place) -> dict[bytes, bytes]:
+    try:
+        return pq.read_schema(path).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise ContractError(f"{path}: not a Parquet file ({error})") from error
+
+
+def _check_metadata(path: Place, contract: Contract) -> None:
+    if not Path(path).is_file():
+        raise ContractError(f"{path}: no such file; expected a Parquet file of contract '{contract.name}'")
+    name = contract_name(path)
+    version = _metadata(path).get(b"steptool.version", b"(none)").decode()
+    if (name, version) != (contract.name, str(contract.version)):
+        raise ContractError(
+            f"{path}: expected contract '{contract.name}' version {contract.version}, found '{name}' "
+            f"version {version}; make the file anew with this version of steptool"
+        )
+
+
+def _check_schema(schema: pa.Schema, contract: Contract, where: str) -> None:
+    for expected in contract.schema:
+        index = schema.get_field_index(expected.name)
+        if index < 0:
+            raise ContractError(f"{where}: contract '{contract.name}' needs the column '{expected.name}'")
+        if schema.field(index).type != expected.type:
+            raise ContractError(
+                f"{where}: column '{expected.name}' should be {expected.type}, is {schema.field(index).type}"
+            )
+    unknown = [n for n in schema.names if n not in contract.schema.names]
+    if unknown:
+        raise ContractError(f"{where}: contract '{contract.name}' has no columns {unknown}")
