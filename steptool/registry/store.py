@@ -1,4 +1,4 @@
-"""A folder or url whose files come into being whole, once, and for one writer only."""
+"""The store of a registry: a folder or url in which a file is created whole, once, and by one writer only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import fsspec  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from steptool.registry.errors import RegistryError
+from steptool.registry.documents import RegistryError
 
 PARTIAL = ".partial"
 """Folder of files that are being written, on a local store."""
@@ -25,56 +25,68 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSY
 
 
 def open_store(place: str) -> Store:
-    """The store of a folder or of any url that fsspec reads. Raises RegistryError for a pattern in place of a name."""
+    """The store of a folder or of any url that fsspec reads.
+
+    Raises RegistryError for a pattern in place of a name, and for a protocol that is unknown or not installed.
+    """
     if set(place) & set("*?["):
         raise RegistryError(f"{place}: a registry's place is one folder or url, without * ? and [")
-    fs, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+    try:
+        fs, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        raise RegistryError(f"{place}: expected a folder or a url of a store that fsspec knows ({error})") from error
     return LocalStore(fs, root) if isinstance(fs, LocalFileSystem) else Store(fs, root)
 
 
 class Store:
     """Files below a url. All paths are relative to it.
 
-    Before it is first written to, the store has to show that it creates a file for one writer only: it must refuse to
-    create one that is there. Raises RegistryError where it does not, or where fsspec would look first and write later.
+    Before the first write the store has to prove that it creates a file for one writer only: it must refuse to create a
+    file that exists. Raises RegistryError for a store that does not refuse, and for one for which fsspec looks whether
+    a file exists and writes it later.
     """
 
     def __init__(self, fs: Any, root: str) -> None:
-        self._fs, self._root, self._proven = fs, root.rstrip("/"), False
+        self._fs, self._root, self._proved = fs, root.rstrip("/"), False
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever written here."""
+        return bool(self._fs.exists(self._full(_MARK)))
 
     def place(self, path: str) -> str:
-        """The path as others name it: with its protocol, or a plain path on this machine."""
+        """The path as other programs name it: a url with its protocol, or a plain path on this machine."""
         return str(self._fs.unstrip_protocol(self._full(path)))
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder, sorted; nothing where there is no such folder."""
+        """Names of the files and folders directly in a folder, sorted; none where there is no such folder."""
         try:
-            found = self._fs.ls(self._full(folder), detail=False)
+            paths = self._fs.ls(self._full(folder), detail=False)
         except FileNotFoundError:
             return []
-        inside = (path.rstrip("/") for path in found)
+        inside = (path.rstrip("/") for path in paths)
         return sorted(path.rpartition("/")[2] for path in inside if path != self._full(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path relative to the folder."""
         top = self._full(folder)
-        found = self._fs.find(top, detail=True)
-        return {path.removeprefix(top).lstrip("/"): int(info["size"]) for path, info in found.items()}
+        files = self._fs.find(top, detail=True)
+        return {path.removeprefix(top).lstrip("/"): int(info["size"]) for path, info in files.items()}
 
     def changed(self, path: str) -> datetime:
-        """When a file, or the newest of the files below a folder, was written. Raises FileNotFoundError."""
+        """When a file, or the newest file below a folder, was written. Raises FileNotFoundError."""
         full = self._full(path)
         times: list[datetime] = [self._fs.modified(file) for file in self._fs.find(full) or [full]]
         return max(times)
 
     def read(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """Contents of those files that there are. Raises what else goes wrong."""
+        """Contents of the files that exist. Raises every other error of the store."""
         whole = [None] * len(paths)
-        found = self._fs.cat_ranges([self._full(path) for path in paths], whole, whole, on_error="return")
-        for problem in found:
-            if isinstance(problem, Exception) and not isinstance(problem, FileNotFoundError):
-                raise problem
-        return {path: content for path, content in zip(paths, found, strict=True) if isinstance(content, bytes)}
+        results = self._fs.cat_ranges([self._full(path) for path in paths], whole, whole, on_error="return")
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, FileNotFoundError):
+                raise result
+        return {path: content for path, content in zip(paths, results, strict=True) if isinstance(content, bytes)}
 
     def sha256(self, path: str) -> str:
         """Digest of a file, read as a stream."""
@@ -82,16 +94,16 @@ class Store:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def create(self, path: str, content: bytes) -> None:
-        """Write a new file: whole or not at all, for one writer only. Raises FileExistsError if it is there."""
+        """Write a new file, whole or not at all. Of several writers one succeeds; the others get FileExistsError."""
         self._prove()
         self._create(path, content)
 
     def put(self, file: Path, path: str) -> None:
-        """Copy a file here: whole or not at all, in place of what may be there."""
+        """Copy a file here: whole or not at all, in place of an older one."""
         self._fs.put_file(str(file), self._full(path))
 
     def write(self, path: str, content: bytes) -> None:
-        """Write a file: whole or not at all, in place of what may be there."""
+        """Write a file: whole or not at all, in place of an older one."""
         self._fs.pipe_file(self._full(path), content)
 
     def remove(self, path: str) -> None:
@@ -107,19 +119,29 @@ class Store:
         try:
             self._fs.pipe_file(self._full(path), content, mode="create")
         except OSError as error:  # stores name this failure differently, and a second attempt may meet the first one's
-            if isinstance(error, FileExistsError) or self._fs.exists(self._full(path)):
+            if isinstance(error, FileExistsError) or self._created(path, error):
                 raise FileExistsError(path) from error
             raise
 
+    def _created(self, path: str, error: OSError) -> bool:
+        """Whether a file exists after an attempt to create it failed. Raises RegistryError where the store is silent."""
+        try:
+            return bool(self._fs.exists(self._full(path)))
+        except OSError:
+            raise RegistryError(
+                f"{self._root}: the store does not answer, and whether it has created {path} is unknown ({error}); "
+                "repeat the command once the store answers: it changes nothing if the file was created"
+            ) from error
+
     def _prove(self) -> None:
-        """Create the registry's mark until that fails, as it must the second time at the latest."""
-        if self._proven:
+        """Create the registry's mark twice. The second attempt must fail, and the first one fails in a registry that exists."""
+        if self._proved:
             return
         for _ in range(2):
             try:
                 self._create(_MARK, _LAYOUT)
             except FileExistsError:
-                self._proven = True
+                self._proved = True
                 return
         raise RegistryError(
             f"{self._root}: the store overwrites a file that it was asked to create only if absent "
@@ -135,12 +157,12 @@ class LocalStore(Store):
         return self._full(path)
 
     def put(self, file: Path, path: str) -> None:
-        """Copy a file here: whole or not at all, in place of what may be there."""
+        """Copy a file here: whole or not at all, in place of an older one."""
         with file.open("rb") as source:
             self._settle(path, lambda target: shutil.copyfileobj(source, target, 1 << 20), os.replace)
 
     def write(self, path: str, content: bytes) -> None:
-        """Write a file: whole or not at all, in place of what may be there."""
+        """Write a file: whole or not at all, in place of an older one."""
         self._settle(path, lambda target: target.write(content), os.replace)
 
     def _create(self, path: str, content: bytes) -> None:
@@ -155,7 +177,7 @@ class LocalStore(Store):
             raise RegistryError(f"{self._root}: {why}") from error
 
     def _settle(self, path: str, fill: Callable[[BinaryIO], Any], move: Callable[[Path, Path], None]) -> None:
-        """Write a file under a name of its own, bring it to the disk, and give it the name that it is to have."""
+        """Write a file under a temporary name, flush it to the disk, and then give it its name."""
         fresh, final = Path(self._full(f"{PARTIAL}/{uuid.uuid4().hex}")), Path(self._full(path))
         fresh.parent.mkdir(parents=True, exist_ok=True)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +193,7 @@ class LocalStore(Store):
 
 
 def _sync(folder: Path) -> None:
-    """Bring a folder's names to the disk."""
+    """Flush the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
