@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -54,7 +55,16 @@ def line(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, 
 def say(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, rounds: int = 0) -> None:
     """Print `line` at once; where several processes do the same, the first alone."""
     if first_process():
-        print(line(stage, said, costs=costs, round=round, rounds=rounds), flush=True)
+        print(printable(line(stage, said, costs=costs, round=round, rounds=rounds)), flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters written as escapes, so that no data, tool or server controls the terminal."""
+    return "".join(c.encode("unicode_escape").decode() if _controls(c) else c for c in text)
+
+
+def _controls(character: str) -> bool:
+    return character not in "\n\t" and unicodedata.category(character)[0] == "C"
 
 
 class Ticker:

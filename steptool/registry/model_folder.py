@@ -25,10 +25,8 @@ class ModelFolder:
         """Read a folder. Raises RegistryError for a folder that transformers could not load."""
         for pattern in _REQUIRED:
             if not any(folder.glob(pattern)):
-                raise RegistryError(
-                    f"{folder}: no {pattern} in the folder; a version is a Hugging Face model folder, as save_pretrained "
-                    "of model and tokenizer writes it"
-                )
+                form = "a version is a Hugging Face model folder, as save_pretrained of model and tokenizer writes it"
+                raise RegistryError(f"{folder}: no {pattern} in the folder; {form}")
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         visible = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
         return cls(folder, {name: _describe_file(folder / name) for name in visible})

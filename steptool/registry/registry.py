@@ -230,7 +230,7 @@ class Registry:
         return version
 
     def _standing_entry(self, entry: Champion) -> Champion:
-        """The entry that already has this one's number, if it is the same promotion. Raises Conflict if it is another."""
+        """The entry that already has this number, if it is the same promotion. Raises Conflict if it is another."""
         standing, champion = self._read(entry_path(entry.sequence), Champion), self.champion()
         if standing.version_id != entry.version_id:
             raise Conflict(champion or standing, entry.sequence - 1)

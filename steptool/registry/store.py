@@ -124,7 +124,7 @@ class Store:
             raise
 
     def _created(self, path: str, error: OSError) -> bool:
-        """Whether a file exists after an attempt to create it failed. Raises RegistryError where the store is silent."""
+        """Whether a file exists whose creation failed. Raises RegistryError where the store does not answer."""
         try:
             return bool(self._fs.exists(self._full(path)))
         except OSError:
@@ -134,7 +134,7 @@ class Store:
             ) from error
 
     def _prove(self) -> None:
-        """Create the registry's mark twice. The second attempt must fail, and the first one fails in a registry that exists."""
+        """Create the registry's mark twice, or once where it exists. The last attempt must fail."""
         if self._proved:
             return
         for _ in range(2):

@@ -92,7 +92,7 @@ def _find_digest_faults(store: Store, version: Version, path: str) -> Iterator[s
     claims, faults = read_documents(store, [place], Claim)
     yield from faults
     if not claims and not faults:
-        yield f"{place}: missing; publishing the content of {version.version_id} again would make a second version of it"
+        yield f"{place}: missing; without it {version.version_id} would be published a second time"
     elif claims and claims[place].version_id != version.version_id:
         yield f"{place}: names {claims[place].version_id} and not {version.version_id}"
 

@@ -59,3 +59,8 @@ def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.Ca
     said = capfd.readouterr().out.splitlines()
     assert said[0].startswith("evaluate    1 of 4 episodes, 0 s left")
     assert len(said) == 4
+
+
+def test_control_characters_of_data_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("ingest", "\x1b[2J\x9b31m\u202e é 漢\u00a0\tx")
+    assert capsys.readouterr().out == "ingest      \\x1b[2J\\x9b31m\\u202e é 漢\u00a0\tx\n"

@@ -40,6 +40,17 @@ def test_a_filled_table_comes_back_as_rewards(name, tmp_path, make_query, make_s
     assert (last["contribution"], last["is_solved"]) == (None, 1.0)
 
 
+def test_no_cell_of_the_csv_table_is_a_formula(tmp_path, make_query, make_step, make_trajectory):
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "'=1", "plain"]
+    episodes = [make_trajectory([make_step("look", name)], "=1+1", trajectory_id=name) for name in names]
+    rows = list(label_table({"q1": make_query()}, episodes))
+    path = write_table(rows, tmp_path / "steps.csv")
+    with path.open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in "=+-@\t\r" and cell]
+    assert [label["trajectory_id"] for label in read_labels(path)][::2] == names
+
+
 def test_several_labellers_are_votes_and_a_mean_and_silence_is_missing(episode):
     def label(who, **scores):
         return {"trajectory_id": "t1", "labelled_by": who, **scores}
@@ -93,7 +104,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 def test_text_that_no_file_can_hold_does_not_stop_the_csv(episode, tmp_path, make_query):
     path = write_table(list(label_table({"q1": make_query()}, [episode])), tmp_path / "steps.csv")
     with path.open(encoding="utf-8", newline="") as file:
-        assert next(csv.DictReader(file))["observation"] == NASTY.replace("\ud800", "?")
+        assert next(csv.DictReader(file))["observation"] == "'" + NASTY.replace("\ud800", "?")
     clean = list(label_table({"q1": make_query()}, [episode]))
     clean[0]["observation"] = "plain"
     assert pq.read_table(write_table(clean, tmp_path / "steps.parquet")).num_rows == 2

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from steptool.artifacts import lineage
 from steptool.registry import Registry
 
@@ -14,23 +16,21 @@ MakeModel = Callable[..., Path]
 
 
 def call(place: Path, *arguments: object) -> tuple[int, str]:
-    """Exit status and all that was said, with names and times made equal."""
+    """Exit status and output, with the place and all times made equal."""
     command = [sys.executable, "-m", "steptool.registry", *map(str, arguments), "--registry", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    said = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", done.stdout + done.stderr)
-    return done.returncode, said.replace(str(place), "PLACE")
+    output = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", done.stdout + done.stderr)
+    return done.returncode, output.replace(str(place), "PLACE")
 
 
 def test_from_the_first_champion_to_a_roll_back(tmp_path: Path, make_model: MakeModel) -> None:
     place, metadata = tmp_path / "registry", tmp_path / "known.json"
-    assert call(place, "list") == (0, "nothing is in service yet\n")
-    assert call(place, "show") == (1, "registry: nothing is in service yet: name a version\n")
-    code, said = call(place, "publish", make_model("one"), "--promote")
+    code, output = call(place, "publish", make_model("one"), "--promote")
     one = Registry(place).versions()[0].version_id
     assert code == 0
     published = f"published {one}, 0.0 MB, at PLACE/versions/{one}/model\n"
-    assert said == f"{published}in service: {one}, number 1, since TIME UTC (by hand)\n"
-    assert call(place, "publish", tmp_path / "one", "--promote")[1] == said  # once more changes nothing
+    assert output == f"{published}in service: {one}, number 1, since TIME UTC (by hand)\n"
+    assert call(place, "publish", tmp_path / "one", "--promote")[1] == output  # once more changes nothing
 
     results = {"steptool": {"pass_rate": 0.714, "low": 0.66, "high": 0.76, "tasks": 400}}
     metadata.write_text(json.dumps({"results": results}))
@@ -68,12 +68,64 @@ def test_verify_says_what_is_damaged_and_prune_what_it_removed(tmp_path: Path, m
     assert call(place, "verify", "x")[0] == 1
 
 
+@pytest.mark.parametrize("command", ["list", "show", "verify", "prune", "roll-back"])
+def test_a_place_without_a_registry_is_named(tmp_path: Path, command: str) -> None:
+    expected = "registry: PLACE: there is no registry; the first `publish` makes one\n"
+    assert call(tmp_path / "registri", command) == (1, expected)
+
+
+def test_before_the_first_promotion_nothing_is_in_service(tmp_path: Path, make_model: MakeModel) -> None:
+    version = Registry(tmp_path).publish(make_model("one"), {}).version_id
+    assert call(tmp_path, "list") == (0, f"  {version}  0.0 MB  \nnothing is in service yet\n")
+    assert call(tmp_path, "show") == (1, "registry: nothing is in service yet: name a version\n")
+
+
+def test_a_damaged_manifest_stops_neither_list_nor_verify(tmp_path: Path, make_model: MakeModel) -> None:
+    registry = Registry(tmp_path)
+    old, new = (registry.publish(make_model(name, name), {}).version_id for name in ("old", "new"))
+    registry.promote(new, after=0, reason="better")
+    (tmp_path / "versions" / old / "version.json").write_text("{")
+    code, output = call(tmp_path, "list")
+    lines = output.splitlines()
+    assert (code, lines[0]) == (1, f"* {new}  0.0 MB  ")
+    assert lines[1].startswith(f"! versions/{old}/version.json: not a version") and lines[2].startswith("in service:")
+    code, output = call(tmp_path, "verify")
+    assert (code, output.splitlines()[-1]) == (1, "versions 1, promotions 1, faults 1")
+    assert call(tmp_path, "prune") == (0, "unfinished uploads removed: 0\n")
+    assert (tmp_path / "versions" / old).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("nosuch://bucket/registry", "registry: nosuch://bucket/registry: expected a folder or a url of a store"),
+        ("s3://bucket/registry", "registry: "),
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_one_line(place: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    command = [sys.executable, "-m", "steptool.registry", "list", "--registry", place]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith(problem)
+
+
+def test_escapes_in_a_reason_do_not_reach_the_terminal(tmp_path: Path, make_model: MakeModel) -> None:
+    code, output = call(tmp_path, "publish", make_model("one"), "--promote", "--reason", "\x1b[2Jgone \x9b31m")
+    assert code == 0
+    assert "(\\x1b[2Jgone \\x9b31m)" in output and "\x1b" not in output
+
+
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path, make_model: MakeModel) -> None:
     torn = tmp_path / "known.json"
     torn.write_text("{")
-    code, said = call(tmp_path / "registry", "publish", make_model("one"), "--metadata", torn)
+    code, output = call(tmp_path / "registry", "publish", make_model("one"), "--metadata", torn)
     assert code == 2
-    assert "known.json: no JSON file" in said.splitlines()[-1]
-    code, said = call(tmp_path / "registry", "publish", tmp_path / "none")
-    assert (code, len(said.splitlines())) == (1, 1)
-    assert "none: no config.json in the folder" in said
+    assert "known.json: no JSON file" in output.splitlines()[-1]
+    code, output = call(tmp_path / "registry", "publish", tmp_path / "none")
+    assert (code, len(output.splitlines())) == (1, 1)
+    assert "none: no config.json in the folder" in output

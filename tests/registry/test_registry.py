@@ -33,7 +33,26 @@ class RacyStore(MemoryFileSystem):
     pipe_file = fsspec.AbstractFileSystem.pipe_file
 
 
-for store in (CarelessStore, RacyStore):
+class SilentStore(MemoryFileSystem):
+    """Does what it is asked to; once `silent` is true no response arrives any more."""
+
+    protocol = "silent"
+    silent = False
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        super().pipe_file(path, value, mode=mode, **options)
+        self._answer()
+
+    def exists(self, path: str, **options: Any) -> bool:
+        self._answer()
+        return super().exists(path, **options)
+
+    def _answer(self) -> None:
+        if SilentStore.silent:
+            raise ConnectionResetError("connection reset")
+
+
+for store in (CarelessStore, RacyStore, SilentStore):
     fsspec.register_implementation(store.protocol, store, clobber=True)
 
 
@@ -191,7 +210,7 @@ def test_runs_are_recorded_once(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "problem"),
     [
         ({"share": float("nan")}, "keeps JSON"),
         ({"where": Path("x")}, "keeps JSON"),
@@ -199,9 +218,9 @@ def test_runs_are_recorded_once(place: str) -> None:
     ],
 )
 def test_metadata_that_cannot_be_kept_are_refused(
-    tmp_path: Path, make_model: MakeModel, metadata: dict[str, Any], said: str
+    tmp_path: Path, make_model: MakeModel, metadata: dict[str, Any], problem: str
 ) -> None:
-    with pytest.raises(RegistryError, match=said):
+    with pytest.raises(RegistryError, match=problem):
         Registry(tmp_path / "registry").publish(make_model("one"), metadata)
     assert not (tmp_path / "registry").exists()
 
@@ -267,7 +286,7 @@ def test_an_upload_is_as_old_as_its_newest_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "problem"),
     [
         ("careless://registry", "overwrites a file that it was asked to create only if absent"),
         ("racy://registry", "fsspec cannot create a file there for one writer only"),
@@ -275,18 +294,31 @@ def test_an_upload_is_as_old_as_its_newest_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_store_that_cannot_create_a_file_once_is_refused(
-    place: str, said: str, make_model: MakeModel, request: pytest.FixtureRequest
+    place: str, problem: str, make_model: MakeModel, request: pytest.FixtureRequest
 ) -> None:
     if place == "s3":
         request.getfixturevalue("s3")
         place = "s3://careless/registry"
     registry = Registry(place)
     assert registry.champion() is None  # reading is allowed
-    with pytest.raises(RegistryError, match=said):
+    with pytest.raises(RegistryError, match=problem):
         registry.publish(make_model("one"), {})
-    with pytest.raises(RegistryError, match=said):
+    with pytest.raises(RegistryError, match=problem):
         registry.record_run("run", {})
     assert (registry.versions(), registry.runs()) == ([], [])
+
+
+def test_a_promotion_whose_response_is_lost_is_said_to_be_unknown_and_can_be_repeated(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry("silent://registry")
+    version = registry.publish(make_model("one"), {})
+    monkeypatch.setattr(SilentStore, "silent", True)
+    with pytest.raises(RegistryError, match=r"whether it has created champions/00000001.json is unknown.*repeat the"):
+        registry.promote(version.version_id, after=0, reason="better")
+    monkeypatch.setattr(SilentStore, "silent", False)
+    assert registry.promote(version.version_id, after=0, reason="better") == registry.champion()
+    assert in_service(registry) == (1, version.version_id)
 
 
 def test_a_place_is_one_place() -> None:

@@ -35,13 +35,13 @@ function question(row, name, parent) {
   const [text, choices] = QUESTIONS[name];
   const group = element("fieldset", "", parent);
   element("legend", text, group);
-  for (const [said, value] of Object.entries({ ...choices, open: null })) {
+  for (const [choice, value] of Object.entries({ ...choices, open: null })) {
     const label = element("label", "", group);
     const input = element("input", "", label);
     Object.assign(input, { type: "radio", name: `${row.trajectory_id} ${row.step} ${name}`, value: String(value) });
     input.checked = (labelOf(row)[name] ?? null) === value;
     input.addEventListener("change", () => { labelOf(row)[name] = value; keep(); });
-    label.append(` ${said}`);
+    label.append(` ${choice}`);
   }
 }
 
@@ -65,8 +65,11 @@ function labels() {
     .filter((label) => ["succ_calling", "contribution", "is_solved"].some((name) => (label[name] ?? null) !== null));
 }
 
+/* A cell of the CSV. An apostrophe goes before text that a spreadsheet would run as a formula. */
 function cell(value) {
-  return `"${String(value ?? "").replaceAll('"', '""')}"`;
+  const text = String(value ?? "");
+  const formula = typeof value === "string" && /^'*[=+\-@\t\r]/.test(text);
+  return `"${formula ? "'" : ""}${text.replaceAll('"', '""')}"`;
 }
 
 function download(name, text, type) {
