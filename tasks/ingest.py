@@ -41,7 +41,7 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
     Checks first that the run's folder can be written. Without training the folder is one for an evaluation.
     """
     from steptool.artifacts.layout import EVALUATION_MARKS, MARKS, check_target
-    from steptool.data.fingerprint import fingerprint as digest
+    from steptool.data.inputs import fingerprint as digest
 
     check_target(output, MARKS if for_training else EVALUATION_MARKS)
     return digest(config)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from steptool.config.base import Positive, Share, StrictModel
+
+SOURCE_NAMES = ("desk", "toolbench", "jsonl", "recorded", "bfcl")
+
+
+def _check_source(name: str) -> str:
+    if name not in SOURCE_NAMES and ":" not in name:
+        raise ValueError(f"expected one of {', '.join(SOURCE_NAMES)}, or package.module:Class for a source of your own")
+    return name
 
 
 class DataConfig(StrictModel):
     """Where the tasks come from."""
 
-    source: Literal["desk", "toolbench", "jsonl", "recorded", "bfcl"] = "desk"
+    source: Annotated[str, AfterValidator(_check_source)] = "desk"
     """desk: the embedded world; toolbench: instruction files of ToolBench and StableToolBench; jsonl: own tasks;
-    recorded: the tasks of recorded trajectories; bfcl: the multi-turn tasks of the installed package bfcl-eval."""
+    recorded: the tasks of recorded trajectories; bfcl: the multi-turn tasks of the installed package bfcl-eval;
+    path/to/file.py:Class or package.module:Class: a source of your own."""
     paths: list[str] = Field(default_factory=list)
     """Files, folders or urls of the source (none for desk and bfcl)."""
     recorded_answers: list[str] = Field(default_factory=list)

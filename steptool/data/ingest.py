@@ -1,4 +1,4 @@
-"""From a source of tasks to the files that every run starts from: queries, demonstrations and what is known of them."""
+"""From a source of tasks to the files that every run starts from: queries, demonstrations and counts."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import json
 import resource
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from steptool.config import Config
-from steptool.contracts.columns import Row, to_row
+from steptool.contracts.columns import to_row
 from steptool.contracts.tables import write_rows
-from steptool.data.files import narrowed
-from steptool.data.intake import IngestError, IngestLog
-from steptool.data.pool import Pool
-from steptool.data.reference_solutions import played
-from steptool.data.sources.answers import Answer, answer_query
-from steptool.data.sources.own_tasks import read_tasks
-from steptool.data.sources.recorded import read_answers
-from steptool.data.sources.toolbench import read_instructions
+from steptool.data.ingest_log import IngestError, IngestLog
+from steptool.data.inputs import only_first
+from steptool.data.recordings.forms import read_recordings
+from steptool.data.recordings.recording import Recording, recording_query
+from steptool.data.sources.base import Source, SourceInputs
+from steptool.data.sources.catalog import open_source
 from steptool.data.splits import SPLITS, check_splits
-from steptool.data.tool_catalog import ToolCatalog
+from steptool.data.staging import StagingDatabase
+from steptool.data.tools import ToolCatalog
 from steptool.records import Cost, Query, StepReward, Trajectory
 
 QUERIES_FILE = "queries.parquet"
@@ -50,16 +49,6 @@ class Ingested:
     counts: dict[str, int]
 
 
-@dataclass(frozen=True)
-class _Material:
-    """Rows of the three contracts, and the number of queries of each split."""
-
-    splits: Mapping[str, int]
-    queries: Iterable[Row]
-    demonstrations: Iterable[Row]
-    rewards: Iterable[Row] = ()
-
-
 def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> Ingested:
     """Read the source, check every record, assign splits and write what is kept and what was set aside.
 
@@ -72,89 +61,64 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> In
             "evaluation.split is all: a model that is trained here is measured on heldout or validation queries only; "
             "all is for workflows/evaluate.py"
         )
-    started, out, ledger = time.perf_counter(), Path(out_dir).absolute(), IngestLog()
+    started, out = time.perf_counter(), Path(out_dir).absolute()
+    source, inputs = open_source(config.data.source), SourceInputs(config, ToolCatalog(config), IngestLog())
+    if source.suffixes and not config.data.paths:
+        raise IngestError(f"data.paths: the source '{config.data.source}' needs at least one file or folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ingest-", dir=out.parent) as folder, Pool(Path(folder)) as pool:
-        material = _desk(config, ledger) if config.data.source == "desk" else _files(config, pool, ledger)
+    with (
+        tempfile.TemporaryDirectory(prefix=".ingest-", dir=out.parent) as folder,
+        StagingDatabase(Path(folder)) as staging,
+    ):
+        _read(source, inputs, staging)
+        splits = staging.draw(config.data, inputs.log)
         where = ", ".join(config.data.paths) or config.data.source
-        check_splits(material.splits, len(SPLITS) if for_training else 1, where, ledger)
-        ledger.count("queries kept", sum(material.splits.values()))
+        check_splits(splits, len(SPLITS) if for_training else 1, where, inputs.log)
+        inputs.log.count("queries kept", sum(splits.values()))
         out.mkdir(exist_ok=True)
-        demonstrations = write_rows(out / DEMONSTRATIONS_FILE, material.demonstrations, Trajectory)
-        rewards = write_rows(out / REWARDS_FILE, material.rewards, StepReward)
+        demonstrations = map(to_row, _demonstrations(source, inputs, staging))
+        demonstrations_path = write_rows(out / DEMONSTRATIONS_FILE, demonstrations, Trajectory)
+        rewards_path = write_rows(out / REWARDS_FILE, staging.reward_rows(), StepReward)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         cost = Cost("ingest", seconds=time.perf_counter() - started, peak_memory_mb=memory)
-        queries = write_rows(out / QUERIES_FILE, material.queries, Query, cost)
-    quarantine, counts = ledger.write(out / QUARANTINE_FILE), dict(ledger.counts)
+        queries_path = write_rows(out / QUERIES_FILE, staging.query_rows(), Query, cost)
+    quarantine_path, counts = inputs.log.write(out / QUARANTINE_FILE), dict(inputs.log.counts)
     (out / COUNTS_FILE).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
-    return Ingested(queries, demonstrations, rewards, quarantine, out / COUNTS_FILE, counts)
+    return Ingested(queries_path, demonstrations_path, rewards_path, quarantine_path, out / COUNTS_FILE, counts)
 
 
-def _desk(config: Config, ledger: IngestLog) -> _Material:
-    from steptool.environments.desk.expert import desk_demonstrations
-    from steptool.environments.desk.tasks import desk_queries
-
-    queries = desk_queries(config)
-    demonstrations = desk_demonstrations(config, queries)
-    ledger.count("queries read", len(queries))
-    for what in ("demonstrations read", "demonstrations kept"):
-        ledger.count(what, len(demonstrations))
-    splits = Counter(q.split for q in queries)
-    return _Material(splits, map(to_row, queries), map(to_row, demonstrations))
-
-
-def _files(config: Config, pool: Pool, ledger: IngestLog) -> _Material:
-    offers = ToolCatalog(config)
-    for query in _tasks(config, offers, ledger):
-        pool.add_query(query)
-    for answer in _answers(config, offers, ledger):
-        if not pool.has_query(answer.query):
-            ledger.count("queries read")
-            pool.add_query(replace(answer_query(answer), environment=offers.environment()))
-        pool.add_answer(answer)
-    for text in _first(config, offers):
-        pool.prefer(text)
-    splits = pool.draw(config.data, ledger)
-    recorded = config.data.source == "recorded" or config.data.recorded_answers
-    shown = pool.demonstrations() if recorded else played(pool.playable_queries(), config, ledger)
-    return _Material(splits, pool.query_rows(), map(to_row, shown), pool.reward_rows())
+def _read(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> None:
+    """Put the tasks and recordings of the configuration into the staging database."""
+    for query in source.read_queries(inputs):
+        inputs.log.count("queries read")
+        staging.add_query(query)
+    for recording in _recordings(source, inputs):
+        inputs.log.count("demonstrations read")
+        if not staging.has_query(recording.instruction):
+            inputs.log.count("queries read")
+            staging.add_query(replace(recording_query(recording), environment=inputs.catalog.environment()))
+        staging.add_recording(recording)
+    if inputs.config.data.first:
+        for text in _first_texts(source, inputs):
+            staging.prefer(text)
 
 
-def _first(config: Config, offers: ToolCatalog) -> Iterator[str]:
+def _recordings(source: Source, inputs: SourceInputs) -> Iterator[Recording]:
+    """The recordings of the source, and those that stand beside it."""
+    yield from source.read_recordings(inputs)
+    places = inputs.config.data.recorded_answers
+    yield from read_recordings(places, "data.recorded_answers", inputs.catalog.tools, inputs.log)
+
+
+def _first_texts(source: Source, inputs: SourceInputs) -> Iterator[str]:
     """Texts of the tasks and recordings in the files that `data.first` names."""
-    if not config.data.first:
-        return
-    few = config.model_copy(update={"data": narrowed(config.data)})
-    if few.data.paths and config.data.source != "recorded":
-        yield from (query.instruction for query in _tasks(few, offers, IngestLog()))
-    yield from (answer.query for answer in _answers(few, offers, IngestLog()))
+    config = inputs.config.model_copy(update={"data": only_first(inputs.config.data)})
+    first = SourceInputs(config, inputs.catalog, IngestLog())
+    if config.data.paths:
+        yield from (query.instruction for query in source.read_queries(first))
+    yield from (recording.instruction for recording in _recordings(source, first))
 
 
-def _tasks(config: Config, offers: ToolCatalog, ledger: IngestLog) -> Iterator[Query]:
-    """Tasks of the source, apart from those of recordings."""
-    data = config.data
-    if data.source == "bfcl":
-        yield from _bfcl(ledger)
-        return
-    if not data.paths:
-        raise IngestError(f"data.paths: the source '{data.source}' needs at least one file or folder")
-    if data.source == "jsonl":
-        yield from read_tasks(data.paths, offers, ledger)
-    elif data.source == "toolbench":
-        for query in read_instructions(data.paths, ledger):
-            yield replace(query, environment=offers.environment())
-
-
-def _bfcl(ledger: IngestLog) -> list[Query]:
-    from steptool.environments.bfcl.tasks import bfcl_queries
-
-    queries = bfcl_queries()
-    ledger.count("queries read", len(queries))
-    return queries
-
-
-def _answers(config: Config, offers: ToolCatalog, ledger: IngestLog) -> Iterator[Answer]:
-    data = config.data
-    if data.source == "recorded":
-        yield from read_answers(data.paths, "data.paths", offers.tools, ledger)
-    yield from read_answers(data.recorded_answers, "data.recorded_answers", offers.tools, ledger)
+def _demonstrations(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Iterator[Trajectory]:
+    """Those that were recorded, then those that the source makes of the training queries."""
+    return chain(staging.demonstrations(), source.make_demonstrations(staging.training_queries(), inputs))

@@ -1,4 +1,4 @@
-"""Which queries are trained on, tuned on and held out: by the text alone, so that it never changes."""
+"""Which queries are trained on, tuned on and held out. The text alone decides, so that it never changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 
 from steptool.config import DataConfig
-from steptool.data.intake import IngestError, IngestLog
+from steptool.data.ingest_log import IngestError, IngestLog
 
 SPLITS = ("train", "validation", "heldout")
 
@@ -21,12 +21,12 @@ def digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
-def limits(data: DataConfig) -> dict[str, int]:
+def split_sizes(data: DataConfig) -> dict[str, int]:
     """Queries kept at most, by split."""
     return dict(zip(SPLITS, (data.train_queries, data.validation_queries, data.heldout_queries), strict=True))
 
 
-def drawn(text: bytes, sizes: Mapping[str, int]) -> str:
+def draw_split(text: bytes, sizes: Mapping[str, int]) -> str:
     """The split of a text, by its digest, in the proportions of the sizes."""
     point = int.from_bytes(text[:8], "big") / 2**64 * sum(sizes.values())
     for split, size in sizes.items():
@@ -36,12 +36,12 @@ def drawn(text: bytes, sizes: Mapping[str, int]) -> str:
     return SPLITS[-1]
 
 
-def check_splits(counts: Mapping[str, int], wanted: int, where: str, ledger: IngestLog) -> None:
-    """Raise IngestError if fewer than `wanted` of the splits have a query."""
+def check_splits(counts: Mapping[str, int], needed: int, where: str, log: IngestLog) -> None:
+    """Raise IngestError if fewer than `needed` of the splits have a query."""
     numbers = {split: counts.get(split, 0) for split in SPLITS}
     empty = [split for split, number in numbers.items() if not number]
-    if len(SPLITS) - len(empty) < wanted:
-        refused = ledger.first_refusal
+    if len(SPLITS) - len(empty) < needed:
+        refused = log.first_refusal
         raise IngestError(
             f"{where}: the split '{empty[0]}' is empty (queries: {numbers}); give more tasks, give each task a split, "
             "or change the proportions data.train_queries : validation_queries : heldout_queries"

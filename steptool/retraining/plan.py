@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from steptool.config import Config, EvaluatedPolicy
-from steptool.data.files import Source, sources
+from steptool.data.inputs import SourceFile, list_files
 from steptool.retraining.outcome import FINISHED, Result, RunOutcome
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class RetrainingPlan(BaseModel):
     """The champion's version; empty where the base model of the configuration is in service."""
     base: str
     """Folder, url or name of the model in service, which training starts from."""
-    new: list[Source]
+    new: list[SourceFile]
     """The sources whose content no finished run has seen."""
     files: int
     """Number of all sources, new and seen."""
@@ -62,7 +62,7 @@ def plan_run(config: Config, registry: Registry, run_id: str, kickoff: datetime,
     New is content that no finished run of this registry has seen. A renamed file is not new; a file that only a failed
     run has seen is. Raises IngestError for sources that cannot be read.
     """
-    present, champion = sources(config.data), registry.champion()
+    present, champion = list_files(config.data), registry.champion()
     return RetrainingPlan(
         run_id=run_id,
         kickoff=kickoff,
@@ -93,7 +93,7 @@ def make_run_id(kickoff: datetime, token: str) -> str:
     return f"{kickoff.astimezone(UTC):%Y%m%dT%H%M%SZ}-{token}"
 
 
-def _select_unseen(present: Iterable[Source], runs: Sequence[dict[str, Any]]) -> list[Source]:
+def _select_unseen(present: Iterable[SourceFile], runs: Sequence[dict[str, Any]]) -> list[SourceFile]:
     """The sources whose content is new to all finished runs, each content once."""
     judged = [run for run in runs if run["result"] in FINISHED and not run["stale"]]
     seen = {source["sha256"] for run in judged for source in run["new"]}

@@ -68,6 +68,7 @@ def named(config: Config) -> list[str]:
     """The places that a run reads besides its data, each of which may change: models, recordings, programs of tools."""
     places = [
         config.policy.base,
+        _program(config.data.source),
         _program(config.data.environment),
         _program(config.tools.functions),
         *config.tools.mcp.command,

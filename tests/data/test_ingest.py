@@ -15,10 +15,10 @@ from steptool.artifacts.queries import read_queries
 from steptool.config import Config, DataConfig, load_config
 from steptool.contracts.tables import read_costs, read_records
 from steptool.data.ingest import ingest
-from steptool.data.intake import IngestError, IngestLog
-from steptool.data.pool import Pool
-from steptool.data.sources.answers import Answer, Turn
+from steptool.data.ingest_log import IngestError, IngestLog
+from steptool.data.recordings.recording import RecordedTurn, Recording
 from steptool.data.splits import SPLITS, text_key
+from steptool.data.staging import StagingDatabase
 from steptool.environments.base import ToolResult
 from steptool.environments.replay.environment import ReplayEnvironment
 from steptool.records import Query, StepStatus, Trajectory
@@ -259,15 +259,15 @@ def test_the_desk_comes_with_queries_and_demonstrations(tmp_path):
     assert demonstrations and {d.query_id for d in demonstrations} <= {q.query_id for q in queries}
 
 
-def drawn(queries, sizes, recorded=(), ledger=None):
+def drawn(queries, sizes, recorded=(), log=None):
     """The queries that are kept, by id, with their splits."""
-    with tempfile.TemporaryDirectory() as folder, Pool(Path(folder)) as pool:
+    with tempfile.TemporaryDirectory() as folder, StagingDatabase(Path(folder)) as staging:
         for one in queries:
-            pool.add_query(one)
+            staging.add_query(one)
         for text in recorded:
-            pool.add_answer(Answer(Path("a.json"), None, text, (), (Turn("", "", "Yes.", None),)))
-        pool.draw(sizes, ledger or IngestLog())
-        return {row["query_id"]: row["split"] for row in pool.query_rows()}
+            staging.add_recording(Recording(Path("a.json"), None, text, (), (RecordedTurn("", "", "Yes.", None),)))
+        staging.draw(sizes, log or IngestLog())
+        return {row["query_id"]: row["split"] for row in staging.query_rows()}
 
 
 texts = st.lists(st.text(min_size=1).filter(str.strip), unique_by=text_key, max_size=30)
@@ -316,11 +316,11 @@ def test_one_text_in_two_splits_is_refused():
 def test_recorded_queries_are_kept_first_and_order_stays():
     queries = [query(f"Question {n}", "train") for n in range(50)]
     recorded = {"Question 41", "Question 3", "Question 17"}
-    ledger = IngestLog()
-    kept = list(drawn(queries, data(5, 1, 1), recorded, ledger))
+    log = IngestLog()
+    kept = list(drawn(queries, data(5, 1, 1), recorded, log))
     assert len(kept) == 5 and recorded <= set(kept)
     assert kept == sorted(kept, key=lambda t: int(t.split()[1]))
-    assert ledger.counts == {"queries dropped: more than data.train_queries": 45, "demonstrations kept": 3}
+    assert log.counts == {"queries dropped: more than data.train_queries": 45, "demonstrations kept": 3}
 
 
 def test_real_data_as_a_whole(tmp_path, real_data, configured):

@@ -7,7 +7,7 @@ import pytest
 from steptool.config import PolicyConfig
 from steptool.contracts.tables import write_records
 from steptool.data.export import Form, export
-from steptool.data.sources.answers import Turn, demonstration
+from steptool.data.recordings.recording import RecordedTurn, recording_trajectory
 from steptool.records import FINISH, Query, Trajectory
 
 
@@ -24,11 +24,12 @@ def data(tmp_path_factory):
         queries.append(asked)
         for solved, answer in ((1.0, "yes"), (0.0, "no")):
             finish = json.dumps({"return_type": "give_answer", "final_answer": answer})
-            call = Turn("", f"tool{number}", json.dumps({f"name{number}": number}), f"said {answer}")
-            trajectories.append(demonstration([call, Turn("", FINISH, finish, None)], solved, asked, int(solved)))
-    return write_records(folder / "t.parquet", trajectories, Trajectory), write_records(
-        folder / "q.parquet", queries, Query
-    )
+            call = RecordedTurn("", f"tool{number}", json.dumps({f"name{number}": number}), f"said {answer}")
+            trajectories.append(
+                recording_trajectory([call, RecordedTurn("", FINISH, finish, None)], solved, asked, int(solved))
+            )
+    trajectories_path = write_records(folder / "t.parquet", trajectories, Trajectory)
+    return trajectories_path, write_records(folder / "q.parquet", queries, Query)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from steptool.config import Config
-from steptool.data.intake import IngestError
+from steptool.data.ingest_log import IngestError
 from steptool.retraining.outcome import RunOutcome
 from steptool.retraining.plan import add_champion_and_base, make_run_id, plan_run
 from steptool.retraining.promotion import describe_failure, describe_run

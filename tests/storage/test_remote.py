@@ -5,8 +5,8 @@ import fsspec
 import pytest
 
 from steptool.config import Config
-from steptool.data.fingerprint import fingerprint
-from steptool.data.intake import IngestError
+from steptool.data.ingest_log import IngestError
+from steptool.data.inputs import fingerprint
 from steptool.storage.remote import fetched, localize, mark, named
 
 

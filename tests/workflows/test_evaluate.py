@@ -13,7 +13,7 @@ from steptool.config import load_config
 from steptool.config.base import ConfigError
 from steptool.contracts.tables import read_costs, read_records, read_rows, write_rows
 from steptool.data.ingest import ingest
-from steptool.data.intake import IngestError
+from steptool.data.ingest_log import IngestError
 from steptool.records import Evaluation, Trajectory, Verdict
 from workflows.evaluate import evaluate
 

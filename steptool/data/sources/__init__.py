@@ -1,1 +1,1 @@
-"""Readers of each known form of tasks and recordings."""
+"""Where tasks come from: one module for each source that a configuration may name."""

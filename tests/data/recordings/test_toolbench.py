@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.contracts.tables import read_records, write_records
-from steptool.data.intake import IngestLog, Record, UnusableError
-from steptool.data.sources.answers import answer_query, demonstration
-from steptool.data.sources.recorded import read_answer, read_answers
+from steptool.data.ingest_log import IngestLog, Record, UnusableError
+from steptool.data.recordings.forms import read_recording, read_recordings
+from steptool.data.recordings.recording import recording_query, recording_trajectory
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.records import FINISH, StepStatus, StopReason, Trajectory
 
@@ -22,12 +22,12 @@ def no_tools():
 
 
 def answered(document):
-    return read_answer(Record(FILE, None, document), no_tools)
+    return read_recording(Record(FILE, None, document), no_tools)
 
 
 def told(document):
     answer = answered(document)
-    return demonstration(answer.turns, answer.solved, answer_query(answer), 0)
+    return recording_trajectory(answer.turns, answer.solved, recording_query(answer), 0)
 
 
 TRIVIAL = {"answer_generation": {"query": "Rain?", "function": []}}
@@ -140,7 +140,7 @@ ARGUMENTS = st.dictionaries(
 def test_a_finish_finishes_as_its_schema_says(arguments):
     answer = answered({**TRIVIAL, "trys": [{"chain": finish_nodes(json.dumps(arguments))}]})
     fits = check_arguments(FINISH_SCHEMA["function"]["parameters"], arguments) is None
-    (step,) = demonstration(answer.turns, None, answer_query(answer), 0).steps
+    (step,) = recording_trajectory(answer.turns, None, recording_query(answer), 0).steps
     assert step.status is (StepStatus.FINISH if fits else StepStatus.INVALID_ARGUMENTS)
 
 
@@ -153,7 +153,7 @@ def test_the_tools_recorded_become_tool_schemas(tree_answer):
     functions = tree_answer["answer_generation"]["function"]
     functions[0]["parameters"]["properties"]["days"]["type"] = "NUMBER"
     functions[0]["parameters"]["required"] = ["town", "town", "gone"]
-    tools = answer_query(answered(tree_answer)).tools
+    tools = recording_query(answered(tree_answer)).tools
     check_tools(tools, "tools")
     assert [t["function"]["name"] for t in tools] == ["forecast_day_for_sky_watch", "warnings_for_sky_watch", FINISH]
     parameters = tools[0]["function"]["parameters"]
@@ -178,11 +178,11 @@ def test_a_malformed_answer_is_set_aside_with_its_reason(tmp_path, write_json, t
     write_json(tmp_path / "a" / "good.json", tree_answer)
     spoil(tree_answer)
     bad = write_json(tmp_path / "b" / "bad.json", tree_answer)
-    ledger = IngestLog()
-    assert len(list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))) == 1
-    (aside,) = ledger.set_aside
+    log = IngestLog()
+    assert len(list(read_recordings([str(tmp_path)], "data.paths", no_tools, log))) == 1
+    (aside,) = log.set_aside
     assert (aside["file"], aside["reason"], aside["record"]) == (str(bad), reason, tree_answer)
-    assert ledger.counts["demonstrations read"] == 2 and ledger.counts[f"demonstrations dropped: {reason}"] == 1
+    assert log.counts["demonstrations read"] == 1 and log.counts[f"demonstrations dropped: {reason}"] == 1
 
 
 JSON = st.recursive(
@@ -243,19 +243,19 @@ def converted_answers():
 
 
 def test_converted_answers_are_read_by_their_ids(tmp_path, write_json, converted_answers):
-    ledger = IngestLog()
+    log = IngestLog()
     write_json(tmp_path / "model" / "G1_tool.json", converted_answers)
-    answers = list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))
-    queries = [answer_query(answer) for answer in answers]
+    answers = list(read_recordings([str(tmp_path)], "data.paths", no_tools, log))
+    queries = [recording_query(answer) for answer in answers]
     assert [(q.query_id, q.tier, q.instruction) for q in queries] == [
         ("model-G1_tool-17", "G1_tool", "Rain?"), ("model-G1_tool-18", "G1_tool", "Snow?"),
     ]  # fmt: skip
-    rain, snow = (demonstration(a.turns, None, q, 0) for a, q in zip(answers, queries, strict=True))
+    rain, snow = (recording_trajectory(a.turns, None, q, 0) for a, q in zip(answers, queries, strict=True))
     assert statuses(rain) == ["tool_error", "ok", "finish"] and rain.final_answer == "It rains."
     assert rain.messages[-1]["content"] == "So."
     assert statuses(snow) == ["malformed"] and snow.messages[-1] == {"role": "assistant", "content": "No."}
     assert [t["function"]["name"] for t in queries[1].tools] == ["forecast", "warnings", FINISH]
-    assert ledger.counts == {"demonstrations read": 2}
+    assert not log.counts and not log.set_aside
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,9 @@ def test_converted_answers_are_read_by_their_ids(tmp_path, write_json, converted
 def test_one_malformed_converted_answer_costs_that_one(tmp_path, write_json, converted_answers, spoil, reason):
     spoil(converted_answers["17"])
     file = write_json(tmp_path / "G1_tool.json", converted_answers)
-    ledger = IngestLog()
-    assert len(list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))) == 1
-    (aside,) = ledger.set_aside
+    log = IngestLog()
+    assert len(list(read_recordings([str(tmp_path)], "data.paths", no_tools, log))) == 1
+    (aside,) = log.set_aside
     assert (aside["file"], aside["row"], aside["reason"]) == (str(file), "17", reason)
 
 
@@ -287,23 +287,23 @@ def test_a_file_may_hold_recordings_of_any_form(tmp_path, tree_answer, chain_ans
     }
     rows = [tree_answer, conversation, chain_answer, converted_answers["17"], {"role": "user"}, "words"]
     (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    ledger = IngestLog()
-    answers = list(read_answers([str(tmp_path)], "data.paths", no_tools, ledger))
+    log = IngestLog()
+    answers = list(read_recordings([str(tmp_path)], "data.paths", no_tools, log))
     assert [(a.row, len(a.turns)) for a in answers] == [(1, 3), (2, 1), (3, 2), (4, 3)]
-    assert [(a["row"], a["reason"]) for a in ledger.set_aside] == [
+    assert [(a["row"], a["reason"]) for a in log.set_aside] == [
         (5, "no known form of recording"), (6, "not an object"),
     ]  # fmt: skip
 
 
 def test_every_step_of_the_real_answers_comes_through(real_data):
-    ledger = IngestLog()
+    log = IngestLog()
     folders = [str(real_data / "toolbench/data_example/answer"), str(real_data / "stabletoolbench/data_example/answer")]
-    answers = list(read_answers(folders, "data.paths", no_tools, ledger))
-    assert len(answers) == 13 and not ledger.set_aside
+    answers = list(read_recordings(folders, "data.paths", no_tools, log))
+    assert len(answers) == 13 and not log.set_aside
     for answer in answers:
         raw = json.loads(answer.file.read_text("utf-8"))
         paths = raw["answer_generation"].get("train_messages")
-        trajectory = demonstration(answer.turns, answer.solved, answer_query(answer), 0)
+        trajectory = recording_trajectory(answer.turns, answer.solved, recording_query(answer), 0)
         if paths:
             calls = [m["function_call"] for m in paths[-1] if m.get("function_call")]
             said = [m["content"] for m in paths[-1] if m["role"] == "function"]
@@ -323,7 +323,7 @@ def test_every_step_of_the_real_answers_comes_through(real_data):
 def test_real_converted_answers_are_the_raw_ones(real_data):
     folder = real_data / "stabletoolbench" / "data_example"
     read = [
-        {a.query: a for a in read_answers([str(folder / name)], "data.paths", no_tools, IngestLog())}
+        {a.instruction: a for a in read_recordings([str(folder / name)], "data.paths", no_tools, IngestLog())}
         for name in ("answer", "model_predictions_converted")
     ]
     raw, converted = read

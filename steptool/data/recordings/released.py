@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from steptool.chat.formats import REACT
-from steptool.data.intake import Record, UnusableError, field, shown, unique
-from steptool.data.sources.answers import Answer, Turn, recorded_answer
-from steptool.data.sources.toolbench import checked
+from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.parsing import excerpt, require, unique
+from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
+from steptool.data.tools import check_and_close
 from steptool.environments.toolbench.naming import NAME_LIMIT
 from steptool.records import ToolSchema
 
 COLUMNS = {"prompt", "response", "reward"}
 _CELL_LIMIT = 1 << 20
 """Characters of a cell: what is read as Python's syntax takes some hundred times as much memory."""
-_NAMED = "access to the following APIs:"
+_TOOLS_HEADING = "access to the following APIs:"
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,16 @@ class _Markup:
     end: str
     end_of_turn: str
 
-    def said(self, prompt: str, *roles: str) -> list[str] | None:
-        """What each of the roles says in a prompt, in this order; None for a prompt of another form."""
+    def split(self, prompt: str, *roles: str) -> list[str] | None:
+        """The text of each of the roles in a prompt, in this order; None for a prompt of another form."""
         opening, *others, last = [self.opening.format(role, Role=role.title()) for role in (*roles, "assistant")]
         text = prompt.strip()
         if not (text.startswith(opening) and text.endswith(self.end + last)):
             return None
         parts, rest = [], text[len(opening) : -len(self.end + last)]
         for other in others:
-            part, found, rest = rest.partition(self.end + other)
-            if not found:
+            part, opened, rest = rest.partition(self.end + other)
+            if not opened:
                 return None
             parts.append(part)
         return [part.strip() for part in (*parts, rest)]
@@ -54,7 +55,7 @@ _MARKUPS = (
 )
 
 
-def released_answer(record: Record) -> Answer:
+def read_released(record: Record) -> Recording:
     """A row of a released file. Raises UnusableError naming the column that is of another form."""
     prompts, responses = _texts(record.value, "prompt"), _texts(record.value, "response")
     rewards = _rewards(record.value)
@@ -63,51 +64,51 @@ def released_answer(record: Record) -> Answer:
         raise UnusableError("lists of different lengths", f"expected as many of each, got {sizes}")
     markup, system, user = _opening(prompts)
     observations = [_response(markup, text, n) for n, text in enumerate(prompts[1:], start=1)]
-    turns = [_turn(markup, text, said) for text, said in zip(responses, [*observations, None], strict=True)]
-    answer = recorded_answer(record, _query(user), _tools(_names(system)), turns, rewards[-1], rewards)
-    if len(answer.turns) < len(turns):
-        raise UnusableError("steps after Finish", f"response[{len(answer.turns) - 1}] ends the episode")
-    return answer
+    turns = [_turn(markup, *pair) for pair in zip(responses, [*observations, None], strict=True)]
+    recording = make_recording(record, _instruction(user), _tools(_names(system)), turns, rewards[-1], rewards)
+    if len(recording.turns) < len(turns):
+        raise UnusableError("steps after Finish", f"response[{len(recording.turns) - 1}] ends the episode")
+    return recording
 
 
 def _opening(prompts: list[str]) -> tuple[_Markup, str, str]:
     for markup in _MARKUPS:
-        if prompts and (said := markup.said(prompts[0], "system", "user")):
-            return markup, said[0], said[1]
+        if prompts and (texts := markup.split(prompts[0], "system", "user")):
+            return markup, texts[0], texts[1]
     expected = "a system's and a user's message and the assistant's opening"
-    raise UnusableError("a prompt of another form", f"prompt[0]: expected {expected}, got {shown(prompts[:1])}")
+    raise UnusableError("a prompt of another form", f"prompt[0]: expected {expected}, got {excerpt(prompts[:1])}")
 
 
 def _response(markup: _Markup, prompt: str, number: int) -> str:
-    if said := markup.said(prompt, "function"):
-        return said[0]
+    if texts := markup.split(prompt, "function"):
+        return texts[0]
     expected = "a function's message and the assistant's opening"
-    raise UnusableError("a prompt of another form", f"prompt[{number}]: expected {expected}, got {shown(prompt)}")
+    raise UnusableError("a prompt of another form", f"prompt[{number}]: expected {expected}, got {excerpt(prompt)}")
 
 
-def _query(user: str) -> str:
-    query = user.removesuffix("Begin!").strip()
-    if not query:
+def _instruction(user: str) -> str:
+    instruction = user.removesuffix("Begin!").strip()
+    if not instruction:
         raise UnusableError("no instruction", "prompt[0]: the user says nothing")
-    return query
+    return instruction
 
 
-def _turn(markup: _Markup, response: str, observation: str | None) -> Turn:
+def _turn(markup: _Markup, response: str, observation: str | None) -> RecordedTurn:
     """A response as a turn; one without a call that can be read is words."""
     text = response.strip().removesuffix(markup.end_of_turn).strip()
     parsed = REACT.parse(text)
     if parsed.call is None:
-        return Turn("", "", text, observation)
+        return RecordedTurn("", "", text, observation)
     arguments = json.dumps(dict(parsed.call.arguments), ensure_ascii=False)
-    return Turn(parsed.thought, parsed.call.name[-NAME_LIMIT:], arguments, observation)
+    return RecordedTurn(parsed.thought, parsed.call.name[-NAME_LIMIT:], arguments, observation)
 
 
 def _names(system: str) -> list[str]:
-    _, found, listed = system.partition(_NAMED)
-    names = _literal(listed, "prompt[0]") if found else None
+    _, heading, listed = system.partition(_TOOLS_HEADING)
+    names = _literal(listed, "prompt[0]") if heading else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        expected = f"a list of names after '{_NAMED}'"
-        raise UnusableError("tools of another form", f"prompt[0]: expected {expected}, got {shown(system)}")
+        expected = f"a list of names after '{_TOOLS_HEADING}'"
+        raise UnusableError("tools of another form", f"prompt[0]: expected {expected}, got {excerpt(system)}")
     return names
 
 
@@ -116,20 +117,22 @@ def _tools(names: list[str]) -> tuple[ToolSchema, ...]:
     anything = {"type": "object", "properties": {}, "additionalProperties": True}
     short = unique(name[-NAME_LIMIT:] for name in names)
     functions = [{"name": name, "description": "", "parameters": anything} for name in short]
-    return checked([{"type": "function", "function": function} for function in functions], "prompt[0]")
+    return check_and_close([{"type": "function", "function": function} for function in functions], "prompt[0]")
 
 
 def _texts(row: dict[str, Any], column: str) -> list[str]:
-    texts = _literal(field(row, column, (str, list)), column)
+    texts = _literal(require(row, column, (str, list)), column)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UnusableError(f"ill-typed field '{column}'", f"'{column}': expected a list of texts, got {shown(texts)}")
+        raise UnusableError(
+            f"ill-typed field '{column}'", f"'{column}': expected a list of texts, got {excerpt(texts)}"
+        )
     return texts
 
 
 def _rewards(row: dict[str, Any]) -> list[float]:
-    rewards = _literal(field(row, "reward", (str, list)), "reward")
+    rewards = _literal(require(row, "reward", (str, list)), "reward")
     if not isinstance(rewards, list) or not all(isinstance(r, int | float) and 0 <= r <= 1 for r in rewards):
-        detail = f"'reward': expected a list of numbers from 0 to 1, got {shown(rewards)}"
+        detail = f"'reward': expected a list of numbers from 0 to 1, got {excerpt(rewards)}"
         raise UnusableError("ill-typed field 'reward'", detail)
     return [float(reward) for reward in rewards]
 

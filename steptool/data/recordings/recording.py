@@ -1,4 +1,4 @@
-"""A recorded answer to a query, whatever it was recorded in, and what it becomes: a query and a trajectory."""
+"""One recorded trajectory, whatever form it was recorded in, and the query and the trajectory that it becomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.contracts.columns import Row
-from steptool.data.intake import Record, UnusableError, parse_json
+from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.parsing import join_texts, parse_json
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
 
@@ -24,7 +25,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _NOTHING = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)
 
 
-class Turn(NamedTuple):
+class RecordedTurn(NamedTuple):
     """One recorded turn of the assistant, and what came back."""
 
     thought: str
@@ -40,67 +41,72 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One recorded answer: the query's text, the tools as recorded, and the turns of its final path."""
+class Recording:
+    """One recorded trajectory: the task's text, the tools as recorded, and the turns of its final path."""
 
     file: Path
     row: int | str | None
-    query: str
+    instruction: str
     tools: tuple[ToolSchema, ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[RecordedTurn, ...]
     solved: float | None = None
     """The verdict that was recorded with it, in [0, 1]."""
     rewards: tuple[float, ...] = ()
     """Recorded rewards, one per turn; empty where there are none."""
 
 
-def recorded_answer(
+def make_recording(
     record: Record,
-    query: str,
+    instruction: str,
     tools: tuple[ToolSchema, ...],
-    turns: Sequence[Turn],
+    turns: Sequence[RecordedTurn],
     solved: float | None = None,
     rewards: Sequence[float] = (),
-) -> Answer:
-    """An answer up to the call that ends it. Raises UnusableError if it has no step or a call without a response."""
+) -> Recording:
+    """The recording up to the call that ends it.
+
+    Raises UnusableError if it has no step, or a call without a response.
+    """
     if not turns:
         raise UnusableError("no recorded step", "no call and no words of the assistant are recorded")
     last = next((n for n, turn in enumerate(turns) if _ends(turn)), len(turns) - 1)
     for number, turn in enumerate(turns[: last + 1]):
         if turn.observation is None and turn.name not in ("", FINISH):
             raise UnusableError("a call without a response", f"call {number} ({turn.name}) has no recorded response")
-    return Answer(record.file, record.row, query, tools, tuple(turns[: last + 1]), solved, tuple(rewards[: last + 1]))
+    return Recording(
+        record.file, record.row, instruction, tools, tuple(turns[: last + 1]), solved, tuple(rewards[: last + 1])
+    )
 
 
-def _ends(turn: Turn) -> bool:
+def _ends(turn: RecordedTurn) -> bool:
     return turn.user is None and turn.name == FINISH and _step(turn).status is StepStatus.FINISH
 
 
-def answer_query(answer: Answer) -> Query:
-    """The query that a recorded answer carries itself, without a split.
+def recording_query(recording: Recording) -> Query:
+    """The task that a recording brings along, without a split.
 
-    Its tier is the folder of a file of its own, else the name of the file.
+    Its tier is the name of the file, or of the file's folder where the file holds this recording alone.
     """
-    file, stem = answer.file, _SHARD.sub("", answer.file.stem)
+    file, stem = recording.file, _SHARD.sub("", recording.file.stem)
     name = f"{file.parent.name}-{file.stem}"
     return Query(
-        query_id=name if answer.row is None else f"{name}-{answer.row}",
+        query_id=name if recording.row is None else f"{name}-{recording.row}",
         split="",
         environment="replay",
-        instruction=answer.query,
-        tools=answer.tools,
+        instruction=recording.instruction,
+        tools=recording.tools,
         source="recorded",
-        tier=file.parent.name if answer.row is None else stem,
+        tier=file.parent.name if recording.row is None else stem,
     )
 
 
 def recorded_id(query_id: str, sample: int) -> str:
-    """Id of the trajectory of a recorded answer to a query."""
+    """Id of the trajectory of a recording of a query."""
     return f"{query_id}-recorded-{sample}"
 
 
-def demonstration(turns: Sequence[Turn], solved: float | None, query: Query, sample: int) -> Trajectory:
-    """The turns of a recorded answer as the trajectory of a query: messages and steps, no tokens."""
+def recording_trajectory(turns: Sequence[RecordedTurn], solved: float | None, query: Query, sample: int) -> Trajectory:
+    """The turns of a recording as a trajectory of a query: messages and steps, no tokens."""
     messages: list[Message] = [{"role": "user", "content": query.instruction}]
     steps: list[Step] = []
     for turn in turns:
@@ -131,8 +137,8 @@ def demonstration(turns: Sequence[Turn], solved: float | None, query: Query, sam
 def reward_rows(trajectory_id: str, rewards: Sequence[float]) -> list[Row]:
     """Rows of `rewards` for recorded step rewards.
 
-    A released reward before the last is (SuccCalling + Contribution) / 2 over several judgements, which cannot be taken
-    apart again: it stands under "reward" in the votes, and the components are missing. The last one is IsSolved.
+    A released reward before the last is the mean of SuccCalling and Contribution over several judgements. Its parts are
+    lost: the mean stands under "reward" in the votes, and the components are missing. The last reward is IsSolved.
     """
     return [
         {
@@ -151,7 +157,7 @@ def reward_rows(trajectory_id: str, rewards: Sequence[float]) -> list[Row]:
     ]
 
 
-def _step(turn: Turn) -> Step:
+def _step(turn: RecordedTurn) -> Step:
     observation = turn.observation or ""
     arguments = _arguments(turn)
     if arguments is None:
@@ -171,7 +177,7 @@ def _is_finish(arguments: dict[str, Any]) -> bool:
     return known and arguments.get("return_type") in (GIVE_ANSWER, GIVE_UP) and isinstance(answer, str)
 
 
-def _arguments(turn: Turn) -> dict[str, Any] | None:
+def _arguments(turn: RecordedTurn) -> dict[str, Any] | None:
     if not turn.name:
         return None
     try:
@@ -181,11 +187,11 @@ def _arguments(turn: Turn) -> dict[str, Any] | None:
     return arguments if isinstance(arguments, dict) else None
 
 
-def _messages(turn: Turn, step: Step) -> list[Message]:
+def _messages(turn: RecordedTurn, step: Step) -> list[Message]:
     """The turn, its response (also that to a Finish which the user answers), and what the user said next."""
     if step.call is None:
         words = f"{turn.name}: {turn.arguments}" if turn.name else turn.arguments
-        messages: list[Message] = [{"role": "assistant", "content": joined([turn.thought, words])}]
+        messages: list[Message] = [{"role": "assistant", "content": join_texts([turn.thought, words])}]
     else:
         messages = [call_message(step.call, turn.thought)]
     finished, answered = step.status is StepStatus.FINISH, turn.name or turn.observation is not None
@@ -205,8 +211,3 @@ def _stop_reason(last: Step) -> StopReason:
 def _final_answer(last: Step) -> str | None:
     answered = last.call if last.status is StepStatus.FINISH else None
     return answered.arguments.get("final_answer") if answered else None
-
-
-def joined(thoughts: Sequence[str]) -> str:
-    """Words said one after the other; those that say nothing left out."""
-    return "\n".join(t for t in thoughts if t)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.data.intake import Record, UnusableError
-from steptool.data.sources.answers import answer_query, demonstration
-from steptool.data.sources.recorded import read_answer
+from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.recordings.forms import read_recording
+from steptool.data.recordings.recording import recording_query, recording_trajectory
 from steptool.records import FINISH, StepStatus, StopReason, ToolCall
 
 PLACE = Path("logs") / "may.jsonl"
@@ -41,12 +41,12 @@ def no_tools():
 
 def answered(*messages, offered=no_tools, **fields):
     value = {"messages": [ASKED, *messages], "tools": [TIDES]} | fields
-    return read_answer(Record(PLACE, 3, value), offered)
+    return read_recording(Record(PLACE, 3, value), offered)
 
 
 def told(*messages, **fields):
     answer = answered(*messages, **fields)
-    return demonstration(answer.turns, answer.solved, answer_query(answer), 0)
+    return recording_trajectory(answer.turns, answer.solved, recording_query(answer), 0)
 
 
 def steps(trajectory):
@@ -55,10 +55,10 @@ def steps(trajectory):
 
 def test_a_conversation_becomes_a_query_and_a_trajectory():
     answer = answered(call({"at": "Bristol"}, content="I look."), response("9:12"), said("At 9:12."))
-    query = answer_query(answer)
+    query = recording_query(answer)
     assert (query.query_id, query.tier, query.source) == ("logs-may-3", "may", "recorded")
     assert query.instruction == ASKED["content"] and query.tools == (TIDES, FINISH_SCHEMA)
-    trajectory = demonstration(answer.turns, None, query, 0)
+    trajectory = recording_trajectory(answer.turns, None, query, 0)
     assert [s.call.name for s in trajectory.steps] == ["tides", FINISH]
     assert trajectory.stop_reason is StopReason.FINISHED and trajectory.final_answer == "At 9:12."
     assert trajectory.messages[1]["content"] == "I look."
@@ -85,7 +85,7 @@ def test_calls_of_one_message_become_turns_and_take_their_own_responses():
 def test_system_and_user_are_the_instruction():
     system, more = said("Speak of water only.", "system"), said("In Bristol.", "user")
     value = {"messages": [system, ASKED, more, said("Nine.")], "tools": []}
-    assert read_answer(Record(PLACE, 0, value), no_tools).query == (
+    assert read_recording(Record(PLACE, 0, value), no_tools).instruction == (
         "Speak of water only.\n\nWhen is high water?\n\nIn Bristol."
     )
 
@@ -121,7 +121,7 @@ def test_fields_may_be_json_texts_and_parts():
     for messages in (json.dumps(plain), [json.dumps(m) for m in plain]):
         for tools in (json.dumps([TIDES]), [json.dumps(TIDES)], [TIDES["function"]]):
             value = {"messages": messages, "tools": tools}
-            answer = read_answer(Record(PLACE, 0, value), no_tools)
+            answer = read_recording(Record(PLACE, 0, value), no_tools)
             assert answer.tools == (TIDES, FINISH_SCHEMA) and len(answer.turns) == 2
             assert json.loads(answer.turns[1].arguments)["final_answer"] == "At 9:12."
 

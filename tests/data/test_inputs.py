@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config
-from steptool.data.files import narrowed, sources
 from steptool.data.ingest import ingest
-from steptool.data.intake import IngestError
+from steptool.data.ingest_log import IngestError
+from steptool.data.inputs import list_files, only_first
 
 TIDES = {
     "type": "function",
@@ -34,7 +34,7 @@ def test_every_file_that_ingest_reads_is_listed_with_its_digest(tmp_path: Path) 
     digest = write_tasks(tmp_path / "tasks" / "a.jsonl", ["Who?"])
     (tmp_path / "tasks" / "notes.txt").write_text("not read")
     (tmp_path / "log.json").write_text("{}")
-    listed = sources(config(tmp_path / "tasks", recorded_answers=[str(tmp_path / "log.json")]).data)
+    listed = list_files(config(tmp_path / "tasks", recorded_answers=[str(tmp_path / "log.json")]).data)
     assert [(Path(s.place).name, s.size) for s in listed] == [
         ("a.jsonl", len((tmp_path / "tasks" / "a.jsonl").read_bytes())),
         ("log.json", 2),
@@ -47,17 +47,17 @@ def test_urls_are_listed_like_folders(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put_file(str(tmp_path / "a.jsonl"), "/bucket/tasks/new/a.jsonl")
     memory.pipe_file("/bucket/tasks/readme.md", b"not read")
-    (by_folder,) = sources(config(Path("x"), paths=["memory://bucket/tasks"]).data)
-    (by_file,) = sources(config(Path("x"), paths=["memory://bucket/tasks/new/a.jsonl"]).data)
+    (by_folder,) = list_files(config(Path("x"), paths=["memory://bucket/tasks"]).data)
+    (by_file,) = list_files(config(Path("x"), paths=["memory://bucket/tasks/new/a.jsonl"]).data)
     assert by_folder == by_file
     assert (by_file.place, by_file.sha256) == ("memory:///bucket/tasks/new/a.jsonl", digest)
     with pytest.raises(IngestError, match=r"data\.paths: 'memory://bucket/none' does not exist or has no \.jsonl"):
-        sources(config(Path("x"), paths=["memory://bucket/none"]).data)
+        list_files(config(Path("x"), paths=["memory://bucket/none"]).data)
 
 
 def test_a_source_without_files_is_what_its_section_says() -> None:
     (one,), (same,), (other,) = (
-        sources(Config.model_validate({"data": {"source": "desk", **more}}).data)
+        list_files(Config.model_validate({"data": {"source": "desk", **more}}).data)
         for more in ({}, {"first": ["0" * 64]}, {"train_queries": 7})
     )
     assert (one.place, one.size) == ("desk", 0)
@@ -67,7 +67,7 @@ def test_a_source_without_files_is_what_its_section_says() -> None:
 def test_files_that_come_first_are_found_by_their_content(tmp_path: Path) -> None:
     write_tasks(tmp_path / "a.jsonl", ["old"])
     digest = write_tasks(tmp_path / "b.jsonl", ["new"])
-    assert narrowed(config(tmp_path, first=[digest, "f" * 64]).data).paths == [str(tmp_path / "b.jsonl")]
+    assert only_first(config(tmp_path, first=[digest, "f" * 64]).data).paths == [str(tmp_path / "b.jsonl")]
 
 
 def split_of(settings: Config, out: Path) -> dict[str, str]:

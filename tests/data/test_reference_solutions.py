@@ -4,8 +4,8 @@ from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
-from steptool.data.intake import IngestLog
-from steptool.data.reference_solutions import played
+from steptool.data.ingest_log import IngestLog
+from steptool.data.reference_solutions import play_reference_solutions
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import StepStatus, Trajectory
 
@@ -14,16 +14,15 @@ CONFIG = Config.model_validate({"warm_start": {"demonstrations": 5}})
 
 
 def test_reference_solutions_of_training_queries_become_demonstrations():
-    ledger = IngestLog()
+    log = IngestLog()
     unsolvable = replace(QUERIES[1], reference={**QUERIES[1].reference, "writes": [["cancel", "nothing"]]})
     without = replace(QUERIES[2], reference={"database": QUERIES[2].reference["database"]})
-    heldout = replace(QUERIES[3], split="heldout")
-    shown = list(played([QUERIES[0], unsolvable, without, heldout, *QUERIES[4:]], CONFIG, ledger))
+    shown = list(play_reference_solutions([QUERIES[0], unsolvable, without, *QUERIES[4:]], CONFIG, log))
     assert [t.query_id for t in shown] == [q.query_id for q in (QUERIES[0], *QUERIES[4:7])]
     assert all(t.solved == 1.0 and t.steps[-1].status is StepStatus.FINISH for t in shown)
     calls = [{"name": s.call.name, "arguments": s.call.arguments} for s in shown[0].steps[:-1] if s.call]
     assert calls == QUERIES[0].reference["calls"] and shown[0].final_answer == QUERIES[0].reference["answer"]
-    assert ledger.counts == {
+    assert log.counts == {
         "demonstrations read": 5,
         "demonstrations kept": 4,
         "demonstrations dropped: the reference solution does not solve its task": 1,
@@ -32,8 +31,10 @@ def test_reference_solutions_of_training_queries_become_demonstrations():
 
 def test_nothing_is_played_without_a_warm_start_or_live_tools():
     off = Config.model_validate({"warm_start": {"steps": 0}})
-    assert list(played(QUERIES, off, IngestLog())) == []
-    assert list(played([replace(q, environment="replay") for q in QUERIES], CONFIG, IngestLog())) == []
+    assert list(play_reference_solutions(QUERIES, off, IngestLog())) == []
+    assert (
+        list(play_reference_solutions([replace(q, environment="replay") for q in QUERIES], CONFIG, IngestLog())) == []
+    )
 
 
 def test_the_shipped_example_brings_its_demonstrations_along(tmp_path):

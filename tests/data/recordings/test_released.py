@@ -13,9 +13,9 @@ from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.contracts.tables import read_records, read_rows
 from steptool.data.ingest import ingest
-from steptool.data.intake import Record, UnusableError
-from steptool.data.sources.answers import answer_query, demonstration
-from steptool.data.sources.released import released_answer
+from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.recordings.recording import recording_query, recording_trajectory
+from steptool.data.recordings.released import read_released
 from steptool.records import FINISH, StepReward, StopReason, Trajectory
 
 NAMES = "['tides_for_sea', 'waves_for_sea', 'Finish']"
@@ -58,16 +58,16 @@ def row(write=chatml, rewards=(0.9, 0.5, 1.0), said=SAID, calls=CALLS, system=SY
 
 
 def answered(value):
-    return released_answer(Record(Path("train") / "ppo.csv", 2, value))
+    return read_released(Record(Path("train") / "ppo.csv", 2, value))
 
 
 @pytest.mark.parametrize("write", OPENINGS)
 def test_a_row_becomes_a_trajectory_in_any_markup(write):
     answer = answered(row(write))
-    query = answer_query(answer)
+    query = recording_query(answer)
     assert query.instruction == ASKED and query.query_id == "train-ppo-2"
     assert [t["function"]["name"] for t in query.tools] == ["tides_for_sea", "waves_for_sea", FINISH]
-    trajectory = demonstration(answer.turns, answer.solved, query, 0)
+    trajectory = recording_trajectory(answer.turns, answer.solved, query, 0)
     assert [s.call.name for s in trajectory.steps] == ["tides_for_sea", "waves_for_sea", FINISH]
     assert [s.call.arguments for s in trajectory.steps[:2]] == [{"at": "Bristol"}] * 2
     assert [s.observation for s in trajectory.steps] == [*SAID, ""]
@@ -85,7 +85,7 @@ def test_names_are_cut_as_toolbench_cuts_them():
 
 def test_a_response_without_a_call_is_a_malformed_step():
     answer = answered(row(calls=["Thought: I wonder.", *CALLS[1:]]))
-    trajectory = demonstration(answer.turns, None, answer_query(answer), 0)
+    trajectory = recording_trajectory(answer.turns, None, recording_query(answer), 0)
     assert [str(s.status) for s in trajectory.steps] == ["malformed", "ok", "finish"]
     assert trajectory.messages[1] == {"role": "assistant", "content": "Thought: I wonder."}
 
@@ -137,9 +137,9 @@ def test_nothing_in_a_cell_is_executed(tmp_path):
     cells = {name: f"open({str(trap)!r}, 'w').close()" for name in ("prompt", "response", "reward")}
     (tmp_path / "a.json").write_text(json.dumps([cells]))
     program = (
-        "import sys; from steptool.data.sources.recorded import read_answers;"
-        "from steptool.data.intake import IngestLog;"
-        "ledger = IngestLog(); print(list(read_answers([sys.argv[1]], 'f', tuple, ledger)), dict(ledger.counts))"
+        "import sys; from steptool.data.recordings.forms import read_recordings;"
+        "from steptool.data.ingest_log import IngestLog;"
+        "log = IngestLog(); print(list(read_recordings([sys.argv[1]], 'f', tuple, log)), dict(log.counts))"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "[] {'demonstrations read': 1, 'demonstrations dropped: not a Python literal': 1}\n"

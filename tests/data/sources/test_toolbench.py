@@ -6,12 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.data.intake import IngestError, IngestLog, UnusableError
-from steptool.data.sources.toolbench import instruction_query, read_instructions, tool_schemas
+from steptool.config import Config
+from steptool.data.ingest_log import IngestError, IngestLog, UnusableError
+from steptool.data.sources.base import SourceInputs
+from steptool.data.sources.toolbench import ToolBenchSource, instruction_query, tool_schemas
+from steptool.data.tools import ToolCatalog
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.environments.toolbench.naming import endpoints, function_name, unreserved
 
 FILE = Path("G9_weather.json")
+
+
+def read_instructions(paths, log=None):
+    config = Config.model_validate({"data": {"source": "toolbench", "paths": paths}})
+    return list(ToolBenchSource().read_queries(SourceInputs(config, ToolCatalog(config), log or IngestLog())))
 
 
 def test_an_instruction_becomes_a_query(instruction):
@@ -146,12 +154,12 @@ def test_a_malformed_record_is_set_aside_with_its_place(tmp_path, write_json, in
     good = json.loads(json.dumps(instruction))
     spoil(instruction)
     file = write_json(tmp_path / "G9.json", [good, instruction, good])
-    ledger = IngestLog()
-    assert len(list(read_instructions([str(tmp_path)], ledger))) == 2
-    (aside,) = ledger.set_aside
+    log = IngestLog()
+    assert len(read_instructions([str(tmp_path)], log)) == 2
+    (aside,) = log.set_aside
     assert (aside["file"], aside["row"], aside["record"]) == (str(file), 1, instruction)
     assert named in aside["detail"]
-    assert ledger.counts["queries read"] == 3 and ledger.counts[f"queries dropped: {aside['reason']}"] == 1
+    assert log.counts["queries read"] == 1 and log.counts[f"queries dropped: {aside['reason']}"] == 1
 
 
 @pytest.mark.parametrize(
@@ -167,33 +175,33 @@ def test_a_malformed_record_is_set_aside_with_its_place(tmp_path, write_json, in
 )
 def test_a_file_of_another_kind_is_set_aside_whole(tmp_path, content, reason):
     (tmp_path / "odd.json").write_bytes(content)
-    ledger = IngestLog()
-    assert list(read_instructions([str(tmp_path)], ledger)) == []
-    assert [(a["reason"], a["row"]) for a in ledger.set_aside] == [(reason, None)]
+    log = IngestLog()
+    assert read_instructions([str(tmp_path)], log) == []
+    assert [(a["reason"], a["row"]) for a in log.set_aside] == [(reason, None)]
 
 
 def test_paths_that_lead_nowhere_are_refused(tmp_path):
     with pytest.raises(IngestError, match=r"data\.paths: '.*missing' does not exist"):
-        list(read_instructions([str(tmp_path / "missing")], IngestLog()))
+        read_instructions([str(tmp_path / "missing")])
     with pytest.raises(IngestError, match=r"has no \.json file"):
-        list(read_instructions([str(tmp_path)], IngestLog()))
+        read_instructions([str(tmp_path)])
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_writing(tmp_path, instruction):
     text = json.dumps([instruction]).replace("Bern tomorrow?", r"Bern \ud83d tomorrow \ud83d\ude00?")
     (tmp_path / "G9.json").write_text(text)
-    (query,) = read_instructions([str(tmp_path)], IngestLog())
+    (query,) = read_instructions([str(tmp_path)])
     assert "Bern \ufffd tomorrow \U0001f600?" in query.instruction
     query.instruction.encode()
 
 
 def test_every_real_query_comes_through(real_data):
-    ledger = IngestLog()
+    log = IngestLog()
     folder = real_data / "stabletoolbench" / "solvable_queries" / "test_instruction"
-    queries = list(read_instructions([str(folder)], ledger))
+    queries = read_instructions([str(folder)], log)
     sizes = {tier: sum(q.tier == tier for q in queries) for tier in {q.tier for q in queries}}
     assert sorted(sizes.values()) == [61, 106, 124, 153, 158, 163]
-    assert not ledger.set_aside and ledger.counts["queries read"] == 765
+    assert not log.set_aside and len(queries) == 765
     raw = {f"{f.stem}-{r['query_id']}": r for f in folder.glob("*.json") for r in json.loads(f.read_text("utf-8"))}
     for query in queries:
         record = raw[query.query_id]
@@ -204,7 +212,7 @@ def test_every_real_query_comes_through(real_data):
 
 def test_every_real_function_leads_back_to_its_api(real_data):
     folders = ["stabletoolbench/solvable_queries/test_instruction", "toolbench/data_example/instruction"]
-    queries = list(read_instructions([str(real_data / folder) for folder in folders], IngestLog()))
+    queries = read_instructions([str(real_data / folder) for folder in folders])
     named = 0
     for query in queries:
         known = endpoints(query)
@@ -218,9 +226,7 @@ def test_every_real_function_leads_back_to_its_api(real_data):
 
 def test_real_recorded_function_lists_are_reproduced(real_data):
     folder = real_data / "stabletoolbench"
-    queries = {
-        q.instruction: q for q in read_instructions([str(folder / "solvable_queries/test_instruction")], IngestLog())
-    }
+    queries = {q.instruction: q for q in read_instructions([str(folder / "solvable_queries/test_instruction")])}
     answers = [json.loads(f.read_text("utf-8")) for f in (folder / "data_example/answer").rglob("*.json")]
     assert answers
     for answer in (a["answer_generation"] for a in answers):

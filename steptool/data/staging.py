@@ -1,4 +1,4 @@
-"""Everything that was read, in a temporary file: what is kept is known only once all of it is there."""
+"""Everything that was read, in a temporary database: only when all of it is there is known what is kept."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from types import TracebackType
 
 from steptool.config import DataConfig
 from steptool.contracts.columns import Row, from_row, to_row
-from steptool.data.intake import IngestError, IngestLog
-from steptool.data.sources.answers import Answer, Turn, demonstration, recorded_id, reward_rows
-from steptool.data.splits import digest, drawn, limits, text_key
+from steptool.data.ingest_log import IngestError, IngestLog
+from steptool.data.recordings.recording import (
+    RecordedTurn,
+    Recording,
+    recorded_id,
+    recording_trajectory,
+    reward_rows,
+)
+from steptool.data.splits import digest, draw_split, split_sizes, text_key
 from steptool.records import Query, Trajectory
 from steptool.storage.scratch import scratch_database
 
@@ -21,39 +27,39 @@ CREATE TABLE queries (row INTEGER PRIMARY KEY, query_id TEXT NOT NULL UNIQUE, sp
 CREATE INDEX by_text ON queries (text);
 CREATE TABLE fields (row INTEGER PRIMARY KEY, environment TEXT, instruction TEXT, tools TEXT, reference TEXT,
     source TEXT, tier TEXT, max_steps INTEGER);
-CREATE TABLE answers (row INTEGER PRIMARY KEY, text BLOB NOT NULL, turns TEXT, solved REAL, rewards TEXT);
+CREATE TABLE recordings (row INTEGER PRIMARY KEY, text BLOB NOT NULL, turns TEXT, solved REAL, rewards TEXT);
 CREATE TABLE preferred (text BLOB PRIMARY KEY);
 """
-_GIVEN = """
-CREATE TABLE given AS SELECT family, min(split) AS split, max(split) AS other FROM queries WHERE split <> ''
+_FIXED = """
+CREATE TABLE fixed AS SELECT family, min(split) AS split, max(split) AS other FROM queries WHERE split <> ''
     GROUP BY family;
-CREATE INDEX by_given ON given (family);
-UPDATE queries SET split = given.split FROM given WHERE given.family = queries.family AND queries.split = '';
+CREATE INDEX by_fixed ON fixed (family);
+UPDATE queries SET split = fixed.split FROM fixed WHERE fixed.family = queries.family AND queries.split = '';
 """
 _PREFERRED = "queries.text IN (SELECT text FROM preferred)"
 _KEEP = f"""
 UPDATE queries SET kept = 1 WHERE row IN (SELECT row FROM queries WHERE split = ?
-    ORDER BY {_PREFERRED} DESC, text IN (SELECT text FROM answers) DESC, draw, query_id LIMIT ?)
+    ORDER BY {_PREFERRED} DESC, text IN (SELECT text FROM recordings) DESC, draw, query_id LIMIT ?)
 """
 _CHOOSE = f"""
 CREATE TABLE chosen AS SELECT row AS query FROM queries WHERE kept ORDER BY {_PREFERRED} DESC, row
 """
 _MATCH = """
-CREATE TABLE samples AS SELECT answers.row AS answer, query,
-    row_number() OVER (PARTITION BY query ORDER BY answers.row) - 1 AS sample
-    FROM answers JOIN (SELECT text, min(row) AS query FROM queries WHERE kept GROUP BY text) USING (text)
-    ORDER BY answers.row
+CREATE TABLE samples AS SELECT recordings.row AS recording, query,
+    row_number() OVER (PARTITION BY query ORDER BY recordings.row) - 1 AS sample
+    FROM recordings JOIN (SELECT text, min(row) AS query FROM queries WHERE kept GROUP BY text) USING (text)
+    ORDER BY recordings.row
 """
 _SAMPLES = """
-FROM samples CROSS JOIN answers ON answers.row = samples.answer CROSS JOIN queries ON queries.row = samples.query
-    CROSS JOIN fields ON fields.row = samples.query
+FROM samples CROSS JOIN recordings ON recordings.row = samples.recording
+    CROSS JOIN queries ON queries.row = samples.query CROSS JOIN fields ON fields.row = samples.query
 """
 _IN_ORDER = "ORDER BY samples.rowid"
 _FIELDS = ("environment", "instruction", "tools", "reference", "source", "tier", "max_steps")
 
 
-class Pool:
-    """Queries and recorded answers in the order of reading; then, after `draw`, those that are kept.
+class StagingDatabase:
+    """Queries and recordings in the order of reading; then, after `draw`, those that are kept.
 
     Memory does not grow with what is in it. Queries get distinct ids: files of the same name in different folders may
     number alike.
@@ -64,7 +70,7 @@ class Pool:
         self._repeats: dict[str, int] = {}
         """How often each id came that came more than once."""
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> StagingDatabase:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -90,48 +96,48 @@ class Pool:
 
     def has_query(self, text: str) -> bool:
         """Whether a query of this text is there."""
-        found = self._db.execute("SELECT 1 FROM queries WHERE text = ?", (digest(text_key(text)),))
-        return found.fetchone() is not None
+        row = self._db.execute("SELECT 1 FROM queries WHERE text = ?", (digest(text_key(text)),)).fetchone()
+        return row is not None
 
-    def add_answer(self, answer: Answer) -> None:
-        """Add a recorded answer; it belongs to the query with its text."""
-        turns = json.dumps(answer.turns, ensure_ascii=False)
-        rewards = json.dumps(answer.rewards) if answer.rewards else None
+    def add_recording(self, recording: Recording) -> None:
+        """Add a recording; it belongs to the query with its text."""
+        turns = json.dumps(recording.turns, ensure_ascii=False)
+        rewards = json.dumps(recording.rewards) if recording.rewards else None
         self._db.execute(
-            "INSERT INTO answers (text, turns, solved, rewards) VALUES (?, ?, ?, ?)",
-            (digest(text_key(answer.query)), turns, answer.solved, rewards),
+            "INSERT INTO recordings (text, turns, solved, rewards) VALUES (?, ?, ?, ?)",
+            (digest(text_key(recording.instruction)), turns, recording.solved, rewards),
         )
 
     def prefer(self, text: str) -> None:
         """Keep the queries of this text before others, and put them before others; their split stays what it is."""
         self._db.execute("INSERT OR IGNORE INTO preferred VALUES (?)", (digest(text_key(text)),))
 
-    def draw(self, data: DataConfig, ledger: IngestLog) -> dict[str, int]:
+    def draw(self, data: DataConfig, log: IngestLog) -> dict[str, int]:
         """Decide what is kept, and count what is not: the number of queries kept of each split.
 
-        A query without a split gets that of its family if one is given there, else one drawn by the hash of the text,
-        in the proportions of the configured numbers. Of each split at most the configured number is kept: those that
-        are preferred first, then those with a recorded answer, then a draw by the hash of the text. Raises IngestError
-        if the source gives a family two splits.
+        A query without a split gets that of its family where the source names one for the family; else one is drawn by
+        the hash of the text, in the proportions of the configured numbers. At most the configured number of each split
+        is kept: those that are preferred first, then those with a recording, then a draw by the hash of the text.
+        Raises IngestError if the source names two splits for one family.
         """
-        self._db.executescript(_GIVEN)
+        self._db.executescript(_FIXED)
         self._check_families()
-        sizes = limits(data)
-        self._db.create_function("drawn", 1, lambda family: drawn(family, sizes), deterministic=True)
-        self._db.execute("UPDATE queries SET split = drawn(family) WHERE split = ''")
-        self._db.execute("CREATE INDEX recorded ON answers (text)")
+        sizes = split_sizes(data)
+        self._db.create_function("draw_split", 1, lambda family: draw_split(family, sizes), deterministic=True)
+        self._db.execute("UPDATE queries SET split = draw_split(family) WHERE split = ''")
+        self._db.execute("CREATE INDEX recorded ON recordings (text)")
         kept = {}
         for split, limit in sizes.items():
             kept[split] = self._db.execute(_KEEP, (split, limit)).rowcount
             over = self._count("SELECT count(*) FROM queries WHERE split = ?", split) - kept[split]
             if over:
-                ledger.count(f"queries dropped: more than data.{split}_queries", over)
+                log.count(f"queries dropped: more than data.{split}_queries", over)
         self._db.execute(_CHOOSE)
-        self._match(ledger)
+        self._match(log)
         return kept
 
     def _check_families(self) -> None:
-        two = "SELECT family, split, other FROM given WHERE split <> other LIMIT 1"
+        two = "SELECT family, split, other FROM fixed WHERE split <> other LIMIT 1"
         for family, *splits in self._db.execute(two).fetchall():
             first = "SELECT query_id FROM queries WHERE family = ? AND split = ? ORDER BY row LIMIT 1"
             ids = [self._db.execute(first, (family, split)).fetchone()[0] for split in splits]
@@ -140,12 +146,12 @@ class Pool:
                 "splits; what is held out must not be trained on"
             )
 
-    def _match(self, ledger: IngestLog) -> None:
+    def _match(self, log: IngestLog) -> None:
         self._db.execute(_MATCH)
-        matched = self._count("SELECT count(*) FROM samples")
-        ledger.count("demonstrations kept", matched)
-        if lost := self._count("SELECT count(*) FROM answers") - matched:
-            ledger.count("demonstrations dropped: their query was not kept", lost)
+        kept = self._count("SELECT count(*) FROM samples")
+        log.count("demonstrations kept", kept)
+        if dropped := self._count("SELECT count(*) FROM recordings") - kept:
+            log.count("demonstrations dropped: their query was not kept", dropped)
 
     def _count(self, sql: str, *values: str) -> int:
         return int(self._db.execute(sql, values).fetchone()[0])
@@ -154,29 +160,29 @@ class Pool:
         """Rows of `queries`, of those that are kept: those that are preferred first, each part in its order."""
         return self._rows()
 
-    def playable_queries(self) -> Iterator[Query]:
-        """The training queries of those, without the ones that only replay what was recorded."""
-        return (from_row(row, Query) for row in self._rows("WHERE split = 'train' AND environment <> 'replay'"))
+    def training_queries(self) -> Iterator[Query]:
+        """The training queries among them, in the same order."""
+        return (from_row(row, Query) for row in self._rows("WHERE split = 'train'"))
 
     def _rows(self, condition: str = "") -> Iterator[Row]:
         columns = ("query_id", "split", *_FIELDS)
-        found = self._db.execute(
+        rows = self._db.execute(
             f"SELECT {', '.join(columns)} FROM chosen CROSS JOIN queries ON queries.row = query "
             f"CROSS JOIN fields ON fields.row = query {condition} ORDER BY chosen.rowid"
         )
-        return (dict(zip(columns, values, strict=True)) for values in found)
+        return (dict(zip(columns, values, strict=True)) for values in rows)
 
     def demonstrations(self) -> Iterator[Trajectory]:
-        """The answers to the kept queries as their trajectories, in their order."""
+        """The recordings of the kept queries as trajectories, in the order of reading."""
         columns = "query_id, environment, instruction, tier, sample, turns, solved"
         for query_id, environment, instruction, tier, sample, turns, solved in self._db.execute(
             f"SELECT {columns} {_SAMPLES} {_IN_ORDER}"
         ):
             query = Query(query_id, "", environment, instruction, (), tier=tier)
-            yield demonstration([Turn(*turn) for turn in json.loads(turns)], solved, query, sample)
+            yield recording_trajectory([RecordedTurn(*turn) for turn in json.loads(turns)], solved, query, sample)
 
     def reward_rows(self) -> Iterator[Row]:
-        """Rows of `rewards` of the answers that were recorded with them."""
+        """Rows of `rewards` of the recordings that bring rewards along."""
         for query_id, sample, rewards in self._db.execute(
             f"SELECT query_id, sample, rewards {_SAMPLES} WHERE rewards IS NOT NULL {_IN_ORDER}"
         ):

@@ -5,9 +5,10 @@ import pytest
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.config.base import ConfigError
-from steptool.data.intake import IngestError, IngestLog
-from steptool.data.sources import own_tasks
-from steptool.data.tool_catalog import ToolCatalog
+from steptool.data.ingest_log import IngestError, IngestLog
+from steptool.data.sources.base import SourceInputs
+from steptool.data.sources.own_tasks import OwnTasksSource
+from steptool.data.tools import ToolCatalog
 from steptool.environments.desk.environment import DeskEnvironment
 
 TIDES = {
@@ -21,8 +22,9 @@ TIDES = {
 TASK = {"instruction": "When is high water in Bristol? 🌊\nToday.", "tools": [TIDES]}
 
 
-def read_tasks(paths, ledger, **sections):
-    return list(own_tasks.read_tasks(paths, ToolCatalog(Config.model_validate(sections)), ledger))
+def read_tasks(paths, **sections):
+    config = Config.model_validate(sections | {"data": {"paths": paths} | sections.get("data", {})})
+    return list(OwnTasksSource().read_queries(SourceInputs(config, ToolCatalog(config), IngestLog())))
 
 
 @pytest.fixture
@@ -36,49 +38,47 @@ def tasks(tmp_path):
 
 
 def test_a_task_needs_an_instruction_and_tools_only(tasks):
-    ledger = IngestLog()
-    first, second = read_tasks(tasks("", TASK, "  ", TASK, ""), ledger)
+    first, second = read_tasks(tasks("", TASK, "  ", TASK, ""))
     assert (first.query_id, second.query_id) == ("tasks-2", "tasks-4")
     assert first.instruction == TASK["instruction"] and first.tools == (TIDES, FINISH_SCHEMA)
     assert (first.split, first.tier, first.max_steps, first.reference) == ("", "", 0, {})
-    assert ledger.counts == {"queries read": 2}
 
 
 def test_what_a_task_says_is_kept(tasks):
     reference = {"answer": "at nine", "calls": [{"name": "tides", "arguments": {}}], "tools": ["tides"], "note": 1}
     said = {"id": "t1", "split": "heldout", "tier": "easy", "max_steps": 4, "reference": reference}
-    (query,) = read_tasks(tasks(TASK | said), IngestLog())
+    (query,) = read_tasks(tasks(TASK | said))
     assert (query.query_id, query.split, query.tier, query.max_steps) == ("t1", "heldout", "easy", 4)
     assert query.reference == reference
 
 
 def test_a_finish_of_their_own_is_replaced(tasks):
     finish = {"type": "function", "function": {"name": "Finish", "description": "", "parameters": {"type": "object"}}}
-    (query,) = read_tasks(tasks(TASK | {"tools": [finish, TIDES]}), IngestLog())
+    (query,) = read_tasks(tasks(TASK | {"tools": [finish, TIDES]}))
     assert query.tools == (TIDES, FINISH_SCHEMA)
 
 
 def test_tools_may_be_those_of_the_environment(tasks):
     tools = DeskEnvironment().tools()
     task = {"instruction": "Who is mira chen?", "environment": "desk", "reference": {"tools": ["find_user"]}}
-    (query,) = read_tasks(tasks(task), IngestLog())
+    (query,) = read_tasks(tasks(task))
     assert query.environment == "desk" and query.tools == (*tools, FINISH_SCHEMA)
-    (query,) = read_tasks(tasks({"instruction": "Who?"}), IngestLog(), data={"environment": "desk"})
+    (query,) = read_tasks(tasks({"instruction": "Who?"}), data={"environment": "desk"})
     assert query.environment == "desk" and query.tools == (*tools, FINISH_SCHEMA)
-    (query,) = read_tasks(tasks(TASK | {"environment": "mcp"}), IngestLog(), data={"environment": "desk"})
+    (query,) = read_tasks(tasks(TASK | {"environment": "mcp"}), data={"environment": "desk"})
     assert query.environment == "mcp" and query.tools == (TIDES, FINISH_SCHEMA)
-    (query,) = read_tasks(tasks(TASK), IngestLog())
+    (query,) = read_tasks(tasks(TASK))
     assert query.environment == "replay"
 
 
 def test_an_environment_that_is_not_set_up_is_refused(tasks):
     with pytest.raises(ConfigError, match=r"tools\.mcp"):
-        read_tasks(tasks({"instruction": "Who?", "environment": "mcp"}), IngestLog())
+        read_tasks(tasks({"instruction": "Who?", "environment": "mcp"}))
 
 
 def test_a_default_environment_that_is_not_known_is_refused(tasks):
     with pytest.raises(IngestError, match=r"data\.environment: expected one of .*replay.*, got 'moon'"):
-        read_tasks(tasks(TASK), IngestLog(), data={"environment": "moon"})
+        read_tasks(tasks(TASK), data={"environment": "moon"})
 
 
 @pytest.mark.parametrize(
@@ -110,29 +110,29 @@ def test_a_default_environment_that_is_not_known_is_refused(tasks):
 )
 def test_the_first_bad_task_is_named_with_file_line_and_field(tasks, task, named):
     with pytest.raises(IngestError, match=rf"tasks\.jsonl, line 2: .*{named}"):
-        read_tasks(tasks(TASK, task), IngestLog())
+        read_tasks(tasks(TASK, task))
 
 
 def test_ids_are_distinct(tasks):
     with pytest.raises(IngestError, match=r"'id'.*t1"):
-        read_tasks(tasks(TASK | {"id": "t1"}, TASK | {"id": "t1"}), IngestLog())
+        read_tasks(tasks(TASK | {"id": "t1"}, TASK | {"id": "t1"}))
 
 
 def test_files_of_one_name_may_leave_out_the_ids(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "tasks.jsonl").write_text(json.dumps(TASK))
-    assert len(read_tasks([str(tmp_path)], IngestLog())) == 2
+    assert len(read_tasks([str(tmp_path)])) == 2
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "tasks.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(IngestError, match=r"tasks\.jsonl, line 1: not UTF-8 text"):
-        read_tasks([str(tmp_path)], IngestLog())
+        read_tasks([str(tmp_path)])
 
 
 def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
     task = TASK | {"instruction": "one\u2028two\x85three"}
     (tmp_path / "tasks.jsonl").write_text(json.dumps(task, ensure_ascii=False) + "\r\n", encoding="utf-8")
-    (query,) = read_tasks([str(tmp_path)], IngestLog())
+    (query,) = read_tasks([str(tmp_path)])
     assert query.instruction == "one\u2028two\x85three"

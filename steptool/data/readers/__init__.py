@@ -1,0 +1,1 @@
+"""Files of every kind that holds records, read as a stream."""

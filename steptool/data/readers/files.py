@@ -1,0 +1,104 @@
+"""The files that a configuration names, and their records with their places."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+from steptool.data.ingest_log import IngestError, IngestLog, Record, UnusableError
+from steptool.data.readers.json_text import read_json, read_lines
+from steptool.data.readers.tables import read_arrow, read_parquet, read_text_table
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+RECORD_LIMIT = 1 << 26
+"""Bytes of one record: of a line, of an element of a list, of a JSON document that is no list."""
+_STATE = "state.json"
+"""Names the data files of a dataset saved by Hugging Face datasets; others in its folder are its caches."""
+_ABOUT_DATASETS = (_STATE, "dataset_info.json", "dataset_dict.json")
+_READERS: dict[str, Callable[[Path, int], Iterator[Record]]] = {
+    ".jsonl": read_lines,
+    ".csv": read_text_table,
+    ".tsv": read_text_table,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+T = TypeVar("T")
+
+
+def find_files(paths: Sequence[str], field: str, suffixes: Sequence[str]) -> Iterator[Path]:
+    """The files named, and those with one of the suffixes below the folders named, in a fixed order.
+
+    Raises IngestError for a path that does not exist and for a folder without such a file.
+    """
+    for name in paths:
+        path, kinds = Path(name), ", ".join(suffixes)
+        files = _files_below(path, suffixes) if path.is_dir() else iter([path] * path.is_file())
+        first = next(files, None)
+        if first is None:
+            problem = f"has no {kinds} file below it" if path.is_dir() else "does not exist"
+            raise IngestError(f"{field}: '{name}' {problem}; name a file ({kinds}) or a folder that holds some")
+        yield from map(_check_name, chain([first], files))
+
+
+def _check_name(file: Path) -> Path:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise IngestError(f"{file!r}: the name is not UTF-8, and ids are made of names; rename it") from None
+    return file
+
+
+def _files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        folders.sort()
+        if _STATE in names and "dataset_info.json" in names:
+            names = _files_of_dataset(Path(here, _STATE))
+        for name in sorted(names):
+            file = Path(here, name)
+            if file.suffix.lower() in suffixes and name not in _ABOUT_DATASETS and file.is_file():
+                yield file
+
+
+def _files_of_dataset(state: Path) -> list[str]:
+    try:
+        return [Path(entry["filename"]).name for entry in json.loads(state.read_text("utf-8"))["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IngestError(f"{state}: expected the names of a saved dataset's files ({error!r})") from None
+
+
+def parse_records(files: Iterable[Path], parse: Callable[[Record], T], kind: str, log: IngestLog) -> Iterator[T]:
+    """What `parse` makes of the records of a kind. Those that it refuses or that cannot be read go to the log."""
+    for record in chain.from_iterable(map(read_file, files)):
+        if record.fault:
+            log.refuse("files" if record.row is None else kind, record, record.fault)
+            continue
+        try:
+            parsed = parse(record)
+        except UnusableError as error:
+            log.refuse(kind, record, error)
+        except RecursionError as error:
+            log.refuse(kind, record, UnusableError("nested too deeply", str(error)))
+        else:
+            yield parsed
+
+
+def read_file(file: Path, limit: int = RECORD_LIMIT) -> Iterator[Record]:
+    """The records of a file, read by its suffix (as JSON or JSON lines where it says nothing).
+
+    What cannot be read is a record with a fault, and reading goes on with the next where there is one. No record takes
+    more than `limit` bytes; nothing else is held in memory but a part of a table.
+    """
+    reader = _READERS.get(file.suffix.lower(), read_json)
+    try:
+        yield from reader(file, limit)
+    except UnusableError as fault:
+        yield Record(file, None, None, fault)
+    except UnicodeDecodeError as error:
+        yield Record(file, None, None, UnusableError("not UTF-8 text", str(error)))
+    except (OSError, ValueError, NotImplementedError, csv.Error) as error:  # pyarrow's errors are of the first three
+        yield Record(file, None, None, UnusableError("unreadable file", f"{type(error).__name__}: {error}"))

@@ -1,0 +1,1 @@
+"""Recorded trajectories: one module for each form in which others write them."""

@@ -1,0 +1,105 @@
+"""ToolBench's answers as recordings: its own form, with search trees and chains, and the form that ToolEval judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from steptool.chat.finish import GIVE_ANSWER
+from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.parsing import as_text, join_texts, require, require_text
+from steptool.data.recordings.conversation import read_turns
+from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
+from steptool.data.tools import toolbench_tools
+from steptool.records import FINISH
+
+Node = Mapping[str, Any]
+"""A node of a search tree or chain; its children, if any, are further steps or other attempts."""
+_FURTHEST: Mapping[Any, int] = {3: 2, 4: 1}
+"""ToolBench's observation codes of a final answer and of giving up, ranked."""
+
+
+def read_raw_answer(record: Record) -> Recording:
+    """ToolBench's own form. The path is that of the training messages if there are any, else the last one tried."""
+    answer = require(record.value, "answer_generation", dict)
+    if messages := answer.get("train_messages"):
+        # What the system and the user say in between is ToolBench's own scaffolding.
+        scaffolding = ("system", "user")
+        path = [m for m in messages[-1] if require(m, "role", str, "train_messages") not in scaffolding]
+        turns = read_turns(path, "train_messages")
+    else:
+        turns = _turns_of_nodes(_last_nodes(record.value))
+    tools = toolbench_tools(require(answer, "function", list, "answer_generation"), "function")
+    return make_recording(record, require_text(answer, "query", "answer_generation"), tools, turns)
+
+
+def _turns_of_nodes(nodes: Sequence[Node]) -> list[RecordedTurn]:
+    turns: list[RecordedTurn] = []
+    thoughts: list[str] = []
+    name = ""
+    for node in nodes:
+        kind, text = require(node, "node_type", str), as_text(node.get("description"))
+        if kind == "Thought":
+            thoughts.append(text)
+        elif kind == "Action":
+            name = text
+        elif kind == "Action Input" and name:
+            response = node.get("observation")
+            observation = None if response is None else as_text(response)
+            turns.append(RecordedTurn(join_texts(thoughts), name, text, observation))
+            thoughts, name = [], ""
+    if name:
+        raise UnusableError("a call without a response", f"the path ends with the name {name!r} and no arguments")
+    return turns + _last_words(thoughts)
+
+
+def _last_words(thoughts: Sequence[str]) -> list[RecordedTurn]:
+    words = join_texts(thoughts)
+    return [RecordedTurn("", "", words, None)] if words else []
+
+
+def _last_nodes(document: Node) -> list[Node]:
+    """Nodes of the last chain tried, or of the tree's path that got furthest: an answer, giving up, the last one."""
+    if document.get("trys"):
+        return list(require(require(document, "trys", list)[-1], "chain", list, "trys[-1]"))
+    root = require(require(document, "tree", dict), "tree", dict, "tree")
+    return _furthest_path(root, "children", lambda node: _FURTHEST.get(node.get("observation_code"), 0))
+
+
+def _furthest_path(root: Node, branches: str, rank: Callable[[Node], int]) -> list[Node]:
+    """The path from the root whose leaf ranks highest; of several the last."""
+    best, highest, stack = [root], -1, [[root]]
+    while stack:
+        path = stack.pop()
+        children = path[-1].get(branches) or []
+        if not children and rank(path[-1]) >= highest:
+            best, highest = path, rank(path[-1])
+        stack += [[*path, child] for child in reversed(children)]
+    return best
+
+
+def read_converted_answer(record: Record) -> Recording:
+    """The form that ToolEval judges: a tree of messages, in which a tool's holds the call and its response."""
+    value = record.value
+    details = require(require(value, "answer", dict), "answer_details", list, "answer")
+    turns: list[RecordedTurn] = []
+    thoughts: list[str] = []
+    for node in _furthest_path({"next": details}, "next", _finish_rank)[1:]:
+        role = require(node, "role", str, "answer_details")
+        message = require(node, "message", (str, dict), "answer_details")
+        if role == "tool":
+            name, arguments = require_text(message, "name", "answer_details.message"), message.get("arguments")
+            response = None if message.get("response") is None else as_text(message["response"])
+            turns.append(RecordedTurn(join_texts(thoughts), name, as_text(arguments), response))
+            thoughts = []
+        elif role == "assistant":
+            thoughts.append(as_text(message))
+    tools = toolbench_tools(require(value, "available_tools", list), "available_tools")
+    return make_recording(record, require_text(value, "query"), tools, turns + _last_words(thoughts))
+
+
+def _finish_rank(node: Node) -> int:
+    message = node.get("message")
+    if not isinstance(message, dict) or message.get("name") != FINISH:
+        return 0
+    return 2 if GIVE_ANSWER in as_text(message.get("arguments")) else 1

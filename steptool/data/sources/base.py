@@ -1,0 +1,66 @@
+"""What a source of tasks and recordings is, and what it is given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from steptool.config import Config
+from steptool.data.ingest_log import IngestLog
+from steptool.data.readers.files import find_files
+from steptool.data.recordings.recording import Recording
+from steptool.data.reference_solutions import play_reference_solutions
+from steptool.data.tools import ToolCatalog
+from steptool.records import Query, Trajectory
+
+
+@dataclass(frozen=True)
+class SourceInputs:
+    """What a source works with."""
+
+    config: Config
+    catalog: ToolCatalog
+    """The tools of environments, for tasks that list none."""
+    log: IngestLog
+    """Receives the records that cannot be used: `log.refuse("queries", record, error)`."""
+
+    def files(self, suffixes: tuple[str, ...]) -> Iterator[Path]:
+        """The files of `data.paths`, and those with one of the suffixes below its folders, in a fixed order."""
+        return find_files(self.config.data.paths, "data.paths", suffixes)
+
+
+class Source:
+    """Where tasks, recordings and demonstrations come from.
+
+    A subclass overrides what it has. This one reads a task from each text file:
+
+        class Notes(Source):
+            suffixes = (".txt",)
+
+            def read_queries(self, inputs):
+                environment, tools = inputs.catalog.environment(), inputs.catalog.tools()
+                for file in inputs.files(self.suffixes):
+                    yield Query(file.stem, "", environment, file.read_text(), tools)
+
+    `data.source: "notes.py:Notes"` names it. It is made without arguments.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Suffixes of the files that it reads below folders of `data.paths`; empty for a source without files."""
+
+    def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
+        """The tasks in a fixed order; an empty split is drawn later. Ingest counts what is yielded as read."""
+        return iter(())
+
+    def read_recordings(self, inputs: SourceInputs) -> Iterator[Recording]:
+        """Recorded trajectories; each belongs to the task with its text, or brings its own task along."""
+        return iter(())
+
+    def make_demonstrations(self, queries: Iterable[Query], inputs: SourceInputs) -> Iterator[Trajectory]:
+        """Demonstrations that nobody recorded, of the training queries that are kept; it counts them itself.
+
+        Without an override these are the reference solutions, played in the environments of their tasks.
+        """
+        return play_reference_solutions(queries, inputs.config, inputs.log)

@@ -1,0 +1,137 @@
+"""Tool schemas from the forms in which others write them, and the tools of environments for those who list none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from steptool.chat.finish import FINISH_SCHEMA
+from steptool.config import Config
+from steptool.data.ingest_log import IngestError, UnusableError
+from steptool.data.parsing import require, require_text
+from steptool.environments.catalog import ENVIRONMENTS, default_environment, expected_names, open_environment
+from steptool.environments.schema import SchemaError, check_tools
+from steptool.environments.toolbench.naming import NAME_LIMIT
+from steptool.records import FINISH, ToolSchema
+
+_TYPES = {
+    "number": "number",
+    "float": "number",
+    "integer": "integer",
+    "int": "integer",
+    "boolean": "boolean",
+    "array": "array",
+    "list": "array",
+    "object": "object",
+}
+"""JSON Schema's types for ToolBench's; every other one (STRING, ENUM, DATE...) is written as text."""
+
+
+def check_and_close(tools: Sequence[Any], where: str) -> tuple[ToolSchema, ...]:
+    """The tools with Finish as the last one. Raises UnusableError naming the tool that is no tool schema."""
+    try:
+        check_tools(tools, where)
+    except SchemaError as error:
+        raise UnusableError("tool schema that is no schema", str(error)) from None
+    return with_finish(tools)
+
+
+def with_finish(tools: Sequence[ToolSchema]) -> tuple[ToolSchema, ...]:
+    """The tools and, as the last one, the call that ends an episode."""
+    return (*(t for t in tools if t["function"]["name"] != FINISH), FINISH_SCHEMA)
+
+
+def function_schema(name: str, description: str, properties: Mapping[str, Any], required: Sequence[str]) -> ToolSchema:
+    """A tool in OpenAI's form."""
+    parameters = {"type": "object", "properties": dict(properties), "required": list(required)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def openai_tool(tool: Any) -> Any:
+    """A tool in OpenAI's form: a bare function is wrapped, and what may be left out is filled in."""
+    function = tool.get("function") if isinstance(tool, dict) and "function" in tool else tool
+    if not isinstance(function, dict):
+        return tool
+    empty = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    return {"type": "function", "function": empty | {k: v for k, v in function.items() if v is not None}}
+
+
+def toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSchema, ...]:
+    """Functions as ToolBench records them, bare or in OpenAI's form, as tool schemas.
+
+    Raises UnusableError naming the field.
+    """
+    schemas: dict[str, ToolSchema] = {}
+    for number, tool in enumerate(functions):
+        where = f"{field}[{number}]"
+        function = tool["function"] if isinstance(tool, dict) and "function" in tool else tool
+        name = require_text(function, "name", where)
+        parameters = require(function, "parameters", dict, where)
+        properties = {
+            key: _toolbench_property(value) for key, value in require(parameters, "properties", dict, where).items()
+        }
+        listed = require(parameters, "required", list, where) if parameters.get("required") else []
+        required = [key for key in properties if key in listed]
+        if name != FINISH:
+            name = distinct_name(name, schemas)
+            schemas[name] = function_schema(name, str(function.get("description") or ""), properties, required)
+    return check_and_close(list(schemas.values()), field)
+
+
+def _toolbench_property(recorded: Any) -> dict[str, Any]:
+    schema = dict(recorded) if isinstance(recorded, dict) else {}
+    example = schema.pop("example_value", None)
+    schema["type"] = toolbench_type(schema.get("type"))
+    return schema if example in ("", None) else {**schema, "examples": [example]}
+
+
+def toolbench_type(recorded: Any) -> str:
+    """JSON Schema's type for a type as ToolBench writes it."""
+    return _TYPES.get(str(recorded).lower(), "string")
+
+
+def distinct_name(name: str, taken: Mapping[str, Any] | set[str]) -> str:
+    """The name, or where it is taken (long names can end alike) the name with a number in the same 64 characters."""
+    number, candidate = 1, name
+    while candidate in taken:
+        number += 1
+        candidate = f"{name[: NAME_LIMIT - len(str(number)) - 1]}_{number}"
+    return candidate
+
+
+class ToolCatalog:
+    """The tools of each environment, which is asked once. Tasks that name no environment have `data.environment`."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises IngestError if no environment has the name `data.environment`."""
+        self._default, self._config = default_environment(config), config
+        self._tools = cache(self._list_tools)
+        try:
+            self.environment(self._default)
+        except UnusableError as error:
+            raise IngestError(f"data.environment: {error.detail}") from None
+
+    def environment(self, name: str = "") -> str:
+        """The name, or without one the default. Raises UnusableError if no environment has it."""
+        chosen = name or self._default
+        if chosen not in ENVIRONMENTS and (chosen != self._default or ":" not in chosen):
+            raise UnusableError("unknown environment", f"expected {expected_names(self._config)}, got '{chosen}'")
+        return chosen
+
+    def tools(self, environment: str = "") -> tuple[ToolSchema, ...]:
+        """The tools of an environment, and Finish.
+
+        Raises UnusableError if it has no list of tools, and ConfigError if its settings are missing.
+        """
+        return self._tools(self.environment(environment))
+
+    def _list_tools(self, name: str) -> tuple[ToolSchema, ...]:
+        environment = open_environment(name, self._config)
+        try:
+            listed = environment.tools()
+        except ValueError as error:
+            raise UnusableError("missing field 'tools'", f"field 'tools' is missing, and {error}") from None
+        finally:
+            environment.close()
+        return check_and_close(listed, f"environment '{name}'")
