@@ -116,7 +116,7 @@ def compared(
     from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
     from steptool.records import Evaluation, Preference, Verdict
     from steptool.report.evaluation_page import evaluation_page
-    from steptool.report.judge_costs import account
+    from steptool.report.judge_costs import tabulate_judge_costs
     from steptool.report.viewer import EpisodeFiles, write_viewer
 
     run, parts = make_folder("evaluation"), [download(part) for part in played]
@@ -142,8 +142,8 @@ def compared(
         for p in config.evaluation.policies
     ]
     write_viewer(run / names.VIEWER, run / names.QUERIES, shown, "Episodes of the evaluation")
-    spent = account({"judge": read_costs(run / names.VERDICTS)})
-    html, table = evaluation_page(found, settings, names.VIEWER, spent), to_markdown(found)
+    costs = tabulate_judge_costs({"judge": read_costs(run / names.VERDICTS)})
+    html, table = evaluation_page(found, settings, names.VIEWER, costs), to_markdown(found)
     texts = {
         names.CONFIG: settings,
         names.TABLE: table,

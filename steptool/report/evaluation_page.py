@@ -1,4 +1,4 @@
-"""The page of an evaluation: what may be concluded, the pass rates drawn, and the tables."""
+"""The page of an evaluation: its conclusions, a chart of the pass rates, and the tables."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from steptool.evaluation.table import NOTE, Results, tables
 from steptool.evaluation.words import conclusion
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, interval_bars
-from steptool.report.judge_costs import Account
+from steptool.report.judge_costs import JudgeCosts
 from steptool.report.svg import percent
 from steptool.report.viewer import LETTERS
 
 _COLOURS = ("c-steptool", "c-one", "c-warm_start", "c-two", "c-base")
 
 
-def evaluation_page(results: Results, settings: str, viewer: str = "", account: Account | None = None) -> str:
-    """One HTML file without a network.
+def evaluation_page(results: Results, settings: str, viewer: str = "", judge_costs: JudgeCosts | None = None) -> str:
+    """One HTML file that needs no network.
 
-    `settings`: the configuration as text; `viewer`: relative path of the viewer of the models' episodes; `account`:
-    that of the judge.
+    `settings` is the configuration as text, `viewer` the relative path of the viewer of the models' episodes, and
+    `judge_costs` the costs of the evaluation's judge.
     """
     models = list(dict.fromkeys(line["model"] for line in results.lines))
     return (
@@ -30,7 +30,7 @@ def evaluation_page(results: Results, settings: str, viewer: str = "", account: 
             models=models,
             viewer=viewer,
             letters=dict(zip(models, LETTERS, strict=False)),
-            account=account,
+            judge_costs=judge_costs,
             tasks=max((line["tasks"] for line in results.lines), default=0),
             conclusions=[conclusion(c) for c in results.comparisons if c.group == ALL],
             bars=Markup(_bars(results)),

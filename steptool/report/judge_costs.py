@@ -1,4 +1,4 @@
-"""What a judge was asked and what that cost, as a table of the pages."""
+"""The requests to a judge and their cost, as a table of the pages."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from steptool.records import Cost
 
 _LABELS = {
     "requests": "requests answered",
-    "sent": "HTTP requests sent, further attempts too",
-    "cached": "replies that were there already",
+    "sent": "HTTP requests sent, further attempts included",
+    "cached": "replies from the cache",
     "failed": "requests without a reply",
-    "answers of no use": "answers of no use, asked again",
+    "answers of no use": "replies that could not be used, asked again",
     "votes missing": "votes missing in the end",
     "prompt_tokens": "tokens read",
     "completion_tokens": "tokens written",
     "money": "money, at the configured prices",
 }
-"""The counts of steptool.judge.votes.VotePanel in the order of the table."""
+"""The counts of a judge in the order of the table, with their labels."""
 
 
 @dataclass(frozen=True)
-class Account:
-    """Counts of several parts of a run, and all together."""
+class JudgeCosts:
+    """Counts by part of a run, and in all."""
 
     parts: tuple[str, ...]
     lines: tuple[tuple[str, tuple[str, ...]], ...]
     """Label, and the count of each part."""
 
 
-def account(costs: Mapping[str, Iterable[Cost]]) -> Account | None:
-    """The account of a judge by part of a run, such as training; None if nobody was asked.
+def tabulate_judge_costs(costs: Mapping[str, Iterable[Cost]]) -> JudgeCosts | None:
+    """The table of a judge by part of a run, such as training; None if no request was made.
 
-    With several parts, "in all" is one more.
+    With several parts, "in all" is a further one.
     """
-    asked = {part: totals for part, own in costs.items() if (totals := total_counts(own))}
-    if not asked:
+    totals = {part: counts for part, part_costs in costs.items() if (counts := total_counts(part_costs))}
+    if not totals:
         return None
-    if len(asked) > 1:
-        names = {name for totals in asked.values() for name in totals}
-        asked["in all"] = {name: sum(totals.get(name, 0) for totals in asked.values()) for name in names}
-    lines = ((label, tuple(_shown(t.get(name, 0)) for t in asked.values())) for name, label in _LABELS.items())
-    return Account(tuple(asked), tuple(lines))
+    if len(totals) > 1:
+        names = {name for counts in totals.values() for name in counts}
+        totals["in all"] = {name: sum(counts.get(name, 0) for counts in totals.values()) for name in names}
+    lines = (
+        (label, tuple(_format(counts.get(name, 0)) for counts in totals.values())) for name, label in _LABELS.items()
+    )
+    return JudgeCosts(tuple(totals), tuple(lines))
 
 
-def _shown(count: float) -> str:
+def _format(count: float) -> str:
     return f"{count:,.0f}" if float(count).is_integer() else f"{count:,.4f}"

@@ -1,4 +1,4 @@
-"""The form in which people label steps, and the command that makes it and takes the labels back.
+"""The form in which people label steps, and the command that writes it and reads the labels.
 
     python -m steptool.report.labelling export TRAJECTORIES QUERIES FOLDER --episodes 50
     python -m steptool.report.labelling import TRAJECTORIES TARGET LABELS...
@@ -29,30 +29,30 @@ FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")
 
 
 def labelling_form(rows: Sequence[Row], title: str = "Label steps") -> str:
-    """The form for a sheet: one HTML file, which keeps what was entered in the browser until it is downloaded."""
+    """The form for a table of steps: one HTML file. The browser keeps the labels until they are downloaded."""
     page = templates().get_template("label.html.jinja")
     script = asset("label.js")
     return page.render(title=title, css=asset("theme.css", "label.css"), script=script, data=Markup(embed(list(rows))))
 
 
 def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed: int = 0) -> int:
-    """Write the form and the tables of some episodes, drawn at random; how many there are."""
+    """Write the form and the tables of some episodes, drawn at random. Returns the number of episodes."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = list(label_table(QueryTable(queries), _drawn(trajectories, episodes, seed)))
+    rows = list(label_table(QueryTable(queries), _draw_sample(trajectories, episodes, seed)))
     for name in TABLES:
         write_table(rows, folder / name)
     (folder / FORM).write_text(labelling_form(rows, f"Label steps of {trajectories.name}"), encoding="utf-8")
     return len({row["trajectory_id"] for row in rows})
 
 
-def _drawn(path: Path, wanted: int, seed: int) -> list[Trajectory]:
+def _draw_sample(path: Path, size: int, seed: int) -> list[Trajectory]:
     """A random sample in one pass (Vitter's algorithm R)."""
     rng, kept = random.Random(seed), list[Trajectory]()
     for number, trajectory in enumerate(iterate_records(path, Trajectory)):
-        place = number if number < wanted else rng.randint(0, number)
-        if number < wanted:
+        place = number if number < size else rng.randint(0, number)
+        if number < size:
             kept.append(trajectory)
-        elif place < wanted:
+        elif place < size:
             kept[place] = trajectory
     return kept
 
@@ -69,15 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("trajectories", "target"):
         back.add_argument(name, type=Path)
     back.add_argument("labels", type=Path, nargs="+", help="JSON, CSV or Parquet files, one labeller or several")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if given.command == "export":
-            count = export(given.trajectories, given.queries, given.folder, given.episodes)
-            print(f"{given.folder / FORM}: {count} episodes")
+        if options.command == "export":
+            count = export(options.trajectories, options.queries, options.folder, options.episodes)
+            print(f"{options.folder / FORM}: {count} episodes")
         else:
-            labels = [label for path in given.labels for label in read_labels(path)]
-            rows = label_rows(iterate_records(given.trajectories, Trajectory), labels)
-            print(f"{write_rows(given.target, rows, StepReward)}: labels of {len(labels)} rows")
+            labels = [label for path in options.labels for label in read_labels(path)]
+            rows = label_rows(iterate_records(options.trajectories, Trajectory), labels)
+            print(f"{write_rows(options.target, rows, StepReward)}: labels of {len(labels)} rows")
     except (LabelError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

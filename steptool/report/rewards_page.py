@@ -1,4 +1,4 @@
-"""Can the rewards be trusted? An audit as charts and sentences: a section of the report, and a page of its own."""
+"""The audit of the rewards as charts and sentences: a section of the report, and a page of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from markupsafe import Markup
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, Series, differences, interval_bars, line_chart
 from steptool.report.svg import number, percent
-from steptool.rewards.agreement import Estimate
 from steptool.rewards.audit import Agreement, Audit
 
 NAMES = {"succ_calling": "SuccCalling", "contribution": "Contribution", "is_solved": "IsSolved"}
@@ -21,20 +20,20 @@ _SHIFT = 0.25
 """Stability index from which a distribution has shifted, by custom."""
 
 
-def rewards_page(found: Audit, title: str = "The rewards") -> str:
-    """The audit as one HTML file without a network."""
+def rewards_page(audit: Audit, title: str = "The rewards") -> str:
+    """The audit as one HTML file that needs no network."""
     environment = templates(percent=percent, number=number)
     css = asset("theme.css", "page.css")
-    return environment.get_template("rewards.html.jinja").render(title=title, css=css, trust=section({0: found}))
+    return environment.get_template("rewards.html.jinja").render(title=title, css=css, trust=section({0: audit}))
 
 
 def section(audits: Mapping[int, Audit]) -> dict[str, Any]:
-    """What the section shows: the first round's audit, and over rounds the figures that change with the policy."""
+    """The content of the section: the first round's audit, and charts of the figures that change with the policy."""
     first = audits[min(audits)]
     return {
         "audit": first,
         "sentences": list(sentences(first)),
-        "charts": [Markup(chart) for chart in (*_charts(first), *_over_rounds(audits)) if chart],
+        "charts": [Markup(chart) for chart in (*_charts(first), *_charts_over_rounds(audits)) if chart],
         "agreements": [a for a in first.agreements if a.steps],
         "names": NAMES,
         "tools": first.tools,
@@ -42,21 +41,21 @@ def section(audits: Mapping[int, Audit]) -> dict[str, Any]:
     }
 
 
-def sentences(found: Audit) -> Iterator[str]:
+def sentences(audit: Audit) -> Iterator[str]:
     """The audit in plain words."""
-    worst = max(found.missing.values(), default=0.0)
+    worst = max(audit.missing.values(), default=0.0)
     absent = "no score is missing" if worst == 0 else f"up to {percent(worst)} of the scores of a kind are missing"
-    out = f", and {percent(found.left_out)} of the episodes cannot be learned from" if found.left_out else ""
-    yield f"{found.annotator} scored {found.steps:,} steps of {found.episodes:,} episodes; {absent}{out}."
-    for agreement in found.agreements:
+    out = f", and {percent(audit.left_out)} of the episodes cannot be learned from" if audit.left_out else ""
+    yield f"{audit.annotator} scored {audit.steps:,} steps of {audit.episodes:,} episodes; {absent}{out}."
+    for agreement in audit.agreements:
         if agreement.component == "contribution" and agreement.steps:
-            yield _agreed(agreement)
-    yield from _separated(found)
-    yield from _paid(found)
-    yield from _moved(found)
+            yield _state_agreement(agreement)
+    yield from _state_separation(audit)
+    yield from _state_slope(audit)
+    yield from _state_drift(audit)
 
 
-def _agreed(a: Agreement) -> str:
+def _state_agreement(a: Agreement) -> str:
     opening = f"{a.one} and {a.other} say the same of {percent(a.same)} of {a.steps:,} steps on whether they contribute"
     if a.kappa is None:
         return f"{opening}; kappa is not defined, since one of them always says the same."
@@ -68,9 +67,9 @@ def _agreed(a: Agreement) -> str:
     )
 
 
-def _separated(found: Audit) -> Iterator[str]:
-    area = found.contribution_auroc()
-    whose = "the environment's verdict" if found.judged else "the annotator's own IsSolved"
+def _state_separation(audit: Audit) -> Iterator[str]:
+    area = audit.contribution_auroc()
+    whose = "the environment's verdict" if audit.judged else "the annotator's own IsSolved"
     if area is None:
         yield f"Whether a high reward goes with a solved task cannot be told: {whose} is the same for all episodes."
     else:
@@ -81,8 +80,8 @@ def _separated(found: Audit) -> Iterator[str]:
         )
 
 
-def _paid(found: Audit) -> Iterator[str]:
-    steps = found.farming[0]
+def _state_slope(audit: Audit) -> Iterator[str]:
+    steps = audit.farming[0]
     if steps.correlation and steps.slope is not None:
         yield (
             f"A further step comes with {number(round(steps.slope, 3))} of step reward on average (correlation "
@@ -91,60 +90,60 @@ def _paid(found: Audit) -> Iterator[str]:
         )
 
 
-def _moved(found: Audit) -> Iterator[str]:
-    moved = [NAMES[d.component] for d in found.drifts if d.index is not None and d.index > _SHIFT]
+def _state_drift(audit: Audit) -> Iterator[str]:
+    moved = [NAMES[d.component] for d in audit.drifts if d.index is not None and d.index > _SHIFT]
     if moved:
         yield f"Against the earlier run these have shifted: {', '.join(moved)} (stability index above {_SHIFT})."
-    elif found.drifts:
+    elif audit.drifts:
         yield f"Against the earlier run nothing has shifted (stability index at most {_SHIFT})."
 
 
-def _charts(found: Audit) -> Iterator[str]:
-    agreed = [
+def _charts(audit: Audit) -> Iterator[str]:
+    agreements = [
         Interval(f"{a.one} and {a.other}", NAMES[a.component], a.kappa.value, a.kappa.low, a.kappa.high, "c-steptool")
-        for a in found.agreements
+        for a in audit.agreements
         if a.kappa
     ]
-    if agreed:
+    if agreements:
         note = "Cohen's kappa, 95% interval. 0: as chance would have it, 1: always."
-        yield differences("Do annotators agree?", agreed, note=note, show=_short)
-    apart = [
+        yield differences("Do annotators agree?", agreements, note=note, show=_two_decimals)
+    separations = [
         Interval(s.annotator, FIGURES[s.figure], s.auroc.value, s.auroc.low, s.auroc.high, "c-one")
-        for s in found.separations
+        for s in audit.separations
         if s.auroc
     ]
-    if apart:
+    if separations:
         note = "AUROC, 95% interval. .5: the figure does not tell, 1: it always does."
-        yield interval_bars("Does it tell solved episodes?", apart, note=note, show=_short)
-    for farming in found.farming:
+        yield interval_bars("Does it tell solved episodes?", separations, note=note, show=_two_decimals)
+    for farming in audit.farming:
         band = [(b.reward.low, b.reward.high) for b in farming.bins]
         line = Series("step reward", [(round(b.size), b.reward.value) for b in farming.bins], "c-warm_start", band)
         title = f"Reward by number of {farming.size}"
         if len(farming.bins) > 1:
             note = "Mean of the rewards before the last step, 95% interval."
             yield line_chart(title, [line], x_label=f"{farming.size} of the episode", floor=0, note=note)
-    moved = [
+    drifts = [
         Interval("", NAMES[d.component], d.change.value, d.change.low, d.change.high, "c-two")
-        for d in found.drifts
+        for d in audit.drifts
         if d.change
     ]
-    if moved:
-        yield differences("Change since the earlier run", moved, note="Means, 95% interval.", show=_short)
+    if drifts:
+        yield differences("Change since the earlier run", drifts, note="Means, 95% interval.", show=_two_decimals)
 
 
-def _over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
+def _charts_over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
     if len(audits) < 2:
         return
-    for title, colour, note, of in (
+    for title, colour, note, measure in (
         ("Agreement over rounds", "c-steptool", "Kappa on Contribution, 95% interval.", Audit.contribution_kappa),
         ("Separation over rounds", "c-one", "AUROC of the mean Contribution, 95% interval.", Audit.contribution_auroc),
     ):
-        found: list[tuple[int, Estimate | None]] = [(round, of(audits[round])) for round in sorted(audits)]
-        if any(estimate for _, estimate in found):
-            points = [(float(round), e.value if e else None) for round, e in found]
-            band = [(e.low, e.high) if e else None for _, e in found]
+        estimates = [(index, measure(audits[index])) for index in sorted(audits)]
+        if any(estimate for _, estimate in estimates):
+            points = [(float(index), e.value if e else None) for index, e in estimates]
+            band = [(e.low, e.high) if e else None for _, e in estimates]
             yield line_chart(title, [Series(title, points, colour, band)], floor=0, ceiling=1, note=note)
 
 
-def _short(value: float) -> str:
+def _two_decimals(value: float) -> str:
     return number(round(value, 2))

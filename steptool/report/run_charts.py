@@ -1,4 +1,4 @@
-"""The report's figures: what is drawn from which rows."""
+"""The charts of a training run's report, each from the rows that it shows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOLVED, UNSOLVED = "c-steptool", "c-bad"
 
 @dataclass(frozen=True)
 class Curve:
-    """How a metric is shown."""
+    """How a metric is drawn."""
 
     title: str
     note: str
@@ -48,7 +48,7 @@ CURVES: Mapping[str, Curve] = {
     "policy_loss": Curve("Policy loss", "The clipped objective; its level means little.", floor=None),
     "loss": Curve("Loss", "What the optimizer minimised.", floor=None),
 }
-"""Metrics of training in the order of the page; others follow in a fold."""
+"""Metrics of training in the order of the page; the page folds all others away."""
 MAIN_CURVES = ("kl", "entropy", "explained_variance", "value_loss", "clip_fraction")
 
 
@@ -144,8 +144,8 @@ def farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[str]:
         return []
     low, high = min(p.reward for p in every), max(p.reward for p in every)
     bins = max((high - low) / 14, 1e-9)
-    binned = {i: _binned(farming[i], low, bins) for i in rounds}
-    largest = max(b.count for found in binned.values() for b in found)
+    binned = {i: _bin(farming[i], low, bins) for i in rounds}
+    largest = max(b.count for bubbles_of_round in binned.values() for b in bubbles_of_round)
     steps = [p.steps for p in every]
     return [
         bubbles(
@@ -174,11 +174,11 @@ def correlation_curve(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     return line_chart("Do longer episodes earn more?", [series], floor=0, ceiling=1, note=note)
 
 
-def _binned(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[Bubble]:
-    found: dict[tuple[int, int, bool], int] = {}
+def _bin(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[Bubble]:
+    counts: dict[tuple[int, int, bool], int] = {}
     for p in episodes:
         key = (p.steps, int((p.reward - low) / width), (p.solved or 0) > 0.5)
-        found[key] = found.get(key, 0) + 1
+        counts[key] = counts.get(key, 0) + 1
     return [
         Bubble(
             steps + (-0.16 if solved else 0.16),
@@ -187,7 +187,7 @@ def _binned(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[
             SOLVED if solved else UNSOLVED,
             f"{count} {'solved' if solved else 'unsolved'} episodes of {steps} steps",
         )
-        for (steps, place, solved), count in found.items()
+        for (steps, place, solved), count in counts.items()
     ]
 
 
@@ -211,14 +211,14 @@ def farming_verdict(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
         return "Two rounds are needed to tell whether the policy learned to collect step rewards."
     first, last = farming[min(farming)], farming[max(farming)]
     (steps_0, solved_0), (steps_1, solved_1) = (
-        (mean(p.steps for p in found) or 0.0, mean(p.solved for p in found) or 0.0) for found in (first, last)
+        (mean(p.steps for p in points) or 0.0, mean(p.solved for p in points) or 0.0) for points in (first, last)
     )
-    tied = correlation(last)
-    longer, paid = steps_1 > 1.1 * steps_0, tied is not None and tied > 0.2
+    last_correlation = correlation(last)
+    longer, paid = steps_1 > 1.1 * steps_0, last_correlation is not None and last_correlation > 0.2
     facts = (
         f"From the first to the last round the mean length went from {steps_0:.1f} to {steps_1:.1f} steps and the "
         f"share solved from {percent(solved_0)} to {percent(solved_1)}; in the last round the correlation of length "
-        f"and step reward is {'not defined' if tied is None else number(round(tied, 2))}."
+        f"and step reward is {'not defined' if last_correlation is None else number(round(last_correlation, 2))}."
     )
     if longer and paid and solved_1 <= solved_0 + 0.02:
         return (

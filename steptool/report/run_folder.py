@@ -1,4 +1,4 @@
-"""From the folder of a run to what its report shows."""
+"""Reads the folder of a run into the inputs of its report."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from steptool.rewards.compose import step_rewards
 from steptool.rewards.running_scale import RunningScale
 
 PAIRS = 8
-"""Tasks of each tier that are shown before and after training."""
-LEARNED = 4
-"""Episodes of the last round that are shown with their advantages."""
+"""Tasks of each tier that the report shows before and after training."""
+TRAINING_EPISODES = 4
+"""Episodes of the last round that the report shows with their advantages."""
 
 
 def read_run(folder: Path) -> ReportInputs:
@@ -48,9 +48,9 @@ def read_run(folder: Path) -> ReportInputs:
         metrics=[row for row in history if row["update"] >= 0],
         rollouts=summaries,
         farming=farming,
-        audits={round: _audit(folder, config, round) for round in range(config.ppo.rounds)},
+        audits={index: _audit(folder, config, index) for index in range(config.ppo.rounds)},
         costs=[*read_costs(folder / names.HISTORY), *read_costs(folder / names.EVALUATED)],
-        examples=[*_pairs(folder, queries, evaluations), *_learned(folder, queries, config.ppo.rounds - 1)],
+        examples=[*_pairs(folder, queries, evaluations), *_training_episodes(folder, queries, config.ppo.rounds - 1)],
         counts={stage: counts_of(history, stage) for stage in ("ingest", "prepare")},
         notes=list(_notes(folder, history, summaries)),
     )
@@ -58,27 +58,27 @@ def read_run(folder: Path) -> ReportInputs:
 
 def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:
     summaries, farming, scale = [], {}, RunningScale()
-    for round in range(config.ppo.rounds):
-        trajectories = read_records(folder / names.of_round("trajectories", round), Trajectory)
-        rows = read_rows(folder / names.of_round("rewards", round), StepReward)
+    for round_index in range(config.ppo.rounds):
+        trajectories = read_records(folder / names.of_round("trajectories", round_index), Trajectory)
+        rows = read_rows(folder / names.of_round("rewards", round_index), StepReward)
         composed = step_rewards(trajectories, rows, config.rewards, config.ppo.reward)
         if config.rewards.normalisation == "running":
             scale = scale.after(composed)
             composed = scale.apply(composed)
         summaries.append(summarise_round(trajectories, rows, composed))
-        farming[round] = farming_points(trajectories, composed)
+        farming[round_index] = farming_points(trajectories, composed)
     return summaries, farming
 
 
-def _audit(folder: Path, config: Config, round: int) -> Audit:
-    episodes, rewards = (folder / names.of_round(kind, round) for kind in ("trajectories", "rewards"))
+def _audit(folder: Path, config: Config, round_index: int) -> Audit:
+    episodes, rewards = (folder / names.of_round(kind, round_index) for kind in ("trajectories", "rewards"))
     return audit_files(folder / names.QUERIES, episodes, rewards, config)
 
 
 def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row]) -> Iterator[EpisodePair]:
-    """Held-out tasks before and after training: of each tier the solved, the lost and the unchanged in turn."""
+    """Held-out tasks before and after training: in each tier the solved, the lost and the unchanged alternate."""
     passed = {(r["model"], r["query_id"]): float(r["passed"]) for r in evaluations if r["decoding"] == "greedy"}
-    before, after = (_evaluated(folder, model, passed) for model in ("warm_start", "steptool"))
+    before, after = (_evaluated_episodes(folder, model, passed) for model in ("warm_start", "steptool"))
     groups: dict[tuple[str, float, float], list[str]] = defaultdict(list)
     for query_id in before.keys() & after.keys():
         verdicts = passed["warm_start", query_id], passed["steptool", query_id]
@@ -90,26 +90,27 @@ def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row
         yield from (EpisodePair(queries[q], before[q], after[q]) for q in turns[:PAIRS])
 
 
-def _evaluated(folder: Path, model: str, passed: Mapping[tuple[str, str], float]) -> dict[str, ScoredEpisode]:
-    rows = _by_trajectory(read_rows(folder / names.of_evaluation("rewards", f"{model}_greedy"), StepReward))
+def _evaluated_episodes(folder: Path, model: str, passed: Mapping[tuple[str, str], float]) -> dict[str, ScoredEpisode]:
+    rows = _group_by_trajectory(read_rows(folder / names.of_evaluation("rewards", f"{model}_greedy"), StepReward))
     return {
         t.query_id: ScoredEpisode(t, rows[t.trajectory_id], passed=passed.get((model, t.query_id)))
         for t in read_records(folder / names.of_evaluation("trajectories", f"{model}_greedy"), Trajectory)
     }
 
 
-def _learned(folder: Path, queries: Mapping[str, Query], round: int) -> Iterator[EpisodePair]:
+def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: int) -> Iterator[EpisodePair]:
     """Episodes of a round with the advantages that the policy learned from, solved and unsolved ones."""
-    rewards = _by_trajectory(read_rows(folder / names.of_round("rewards", round), StepReward))
-    advantages = _by_trajectory(read_rows(folder / names.of_round("advantages", round), Advantage))
+    rewards = _group_by_trajectory(read_rows(folder / names.of_round("rewards", round_index), StepReward))
+    advantages = _group_by_trajectory(read_rows(folder / names.of_round("advantages", round_index), Advantage))
     episodes = [
         ScoredEpisode(t, rewards[t.trajectory_id], advantages[t.trajectory_id])
-        for t in read_records(folder / names.of_round("trajectories", round), Trajectory)
+        for t in read_records(folder / names.of_round("trajectories", round_index), Trajectory)
         if advantages[t.trajectory_id]
     ]
     ranked = sorted(episodes, key=lambda e: e.verdict or 0.0)
-    shown = ranked if len(ranked) <= LEARNED else [*ranked[: LEARNED // 2], *ranked[-(LEARNED // 2) :]]
-    yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in shown)
+    half = TRAINING_EPISODES // 2
+    chosen = ranked if len(ranked) <= TRAINING_EPISODES else [*ranked[:half], *ranked[-half:]]
+    yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in chosen)
 
 
 def _notes(folder: Path, history: Sequence[Row], summaries: Sequence[RoundSummary]) -> Iterator[str]:
@@ -122,8 +123,8 @@ def _notes(folder: Path, history: Sequence[Row], summaries: Sequence[RoundSummar
         yield f"{missing} episodes were not learned from: a score that their reward needs is missing."
 
 
-def _by_trajectory(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = defaultdict(list)
+def _group_by_trajectory(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        found[row["trajectory_id"]].append(row)
-    return found
+        groups[row["trajectory_id"]].append(row)
+    return groups

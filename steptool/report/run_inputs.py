@@ -1,4 +1,4 @@
-"""What a report is made of: rows of the contracts, trajectories, costs and plain sentences."""
+"""The inputs of a training run's report: rows of the contracts, episodes, costs and notes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODELS = ("base", "warm_start", "steptool")
 
 
 class RoundSummary(TypedDict):
-    """What one round of rollouts looked like. A mean over nothing is None."""
+    """Figures of the rollouts of one round. A mean over nothing is None."""
 
     round: int
     episodes: int
@@ -31,7 +31,7 @@ class RoundSummary(TypedDict):
     mean_steps: float | None
     """Assistant steps per episode, Finish included."""
     invalid_call_rate: float | None
-    """Share of the calls (Finish apart) that failed: see INVALID."""
+    """Share of the calls (Finish apart) that failed."""
     mean_reward: float | None
     """Sum of the composed step rewards per episode."""
     succ_calling: float | None
@@ -66,7 +66,7 @@ class ScoredEpisode:
 
     @property
     def verdict(self) -> float | None:
-        """How far the task was solved, in [0, 1]; None if nobody can tell."""
+        """How far the task was solved, in [0, 1]; None if it is unknown."""
         return self.trajectory.solved if self.passed is None else self.passed
 
 
@@ -81,7 +81,7 @@ class EpisodePair:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Everything that the report shows. Empty parts are left out of the page, which says so."""
+    """Everything that the report shows."""
 
     title: str
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -94,11 +94,11 @@ class ReportInputs:
     farming: Mapping[int, Sequence[FarmingPoint]] = field(default_factory=dict)
     """Episodes by round; the first and the last round are compared."""
     audits: Mapping[int, Audit] = field(default_factory=dict)
-    """What is known of the rewards of each round."""
+    """The audit of the rewards of each round."""
     costs: Sequence[Cost] = ()
     examples: Sequence[EpisodePair] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
-    """What ingestion read, kept and dropped (may be nested)."""
+    """Counts of what ingestion read, kept and dropped; may be nested."""
     notes: Sequence[str] = ()
     """Plain sentences that a reader should see, such as warnings."""
 
@@ -143,7 +143,7 @@ def farming_points(trajectories: Sequence[Trajectory], step_rewards: Sequence[Re
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are there; None if there are none."""
+    """Mean of the values that are not missing; None if all are."""
     known = [float(v) for v in values if v is not None and math.isfinite(v)]
     return sum(known) / len(known) if known else None
 

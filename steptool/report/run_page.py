@@ -1,4 +1,4 @@
-"""The report as one HTML file without a network: figures, tables and a viewer of trajectories."""
+"""The report of a training run as one HTML file that needs no network: charts, tables and a viewer of episodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steptool.records import Cost
 from steptool.report import rewards_page, run_charts
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed, pair_data
-from steptool.report.judge_costs import account
+from steptool.report.judge_costs import tabulate_judge_costs
 from steptool.report.run_inputs import MODELS, ReportInputs
 from steptool.report.summary import cell, comparisons, headline, passed_tasks, sections_of, select, summary
 from steptool.report.svg import number, percent
@@ -23,12 +23,12 @@ DECODINGS = ("greedy", "sampled")
 
 
 def build_report(inputs: ReportInputs) -> str:
-    """The whole page. Parts of the inputs that are empty are left out of it with a word about it."""
+    """The whole page. It says which parts of the inputs are empty."""
     environment = templates(percent=percent, number=number, points=points, decimal="{:.1f}".format)
     return environment.get_template("run.html.jinja").render(**_context(inputs))
 
 
-def method(config: Mapping[str, Any]) -> tuple[str, str]:
+def describe_method(config: Mapping[str, Any]) -> tuple[str, str]:
     """Name of the configured method, and a sentence on how it learns."""
     ppo = config.get("ppo") or {}
     if ppo.get("algorithm") == "rft":
@@ -46,7 +46,7 @@ def method(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _context(inputs: ReportInputs) -> dict[str, Any]:
-    name, how = method(inputs.config)
+    name, explanation = describe_method(inputs.config)
     labels = {"base": "Base", "warm_start": "Warm start", "steptool": name}
     models = {m: labels[m] for m in MODELS if select(inputs.evaluations, model=m)}
     decodings = [d for d in DECODINGS if select(inputs.evaluations, decoding=d)]
@@ -56,7 +56,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "title": inputs.title,
         "headline": headline(inputs, name),
         "method": name,
-        "how": how,
+        "explanation": explanation,
         "notes": inputs.notes,
         "figures": summary(inputs),
         "models": models,
@@ -75,8 +75,8 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "farming_verdict": run_charts.farming_verdict(inputs.farming),
         "trust": rewards_page.section(inputs.audits) if inputs.audits else None,
         "costs": _costs(inputs.costs),
-        "account": account(_judging(inputs.costs)),
-        "counts": list(_flat(inputs.counts)),
+        "judge_costs": tabulate_judge_costs(_costs_of_judge(inputs.costs)),
+        "counts": list(_flatten(inputs.counts)),
         "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
         "examples": len(inputs.examples),
         "data": Markup(embed(pair_data(inputs.examples, inputs.config))),
@@ -96,10 +96,11 @@ def _groups(inputs: ReportInputs, models: Mapping[str, str], decodings: Sequence
 
 
 def _comparisons(inputs: ReportInputs) -> Iterator[dict[str, Any]]:
-    for found in comparisons(inputs):
-        c, rows = found.comparison, select(inputs.evaluations, tier=found.tier, decoding=found.decoding)
+    for compared in comparisons(inputs):
+        c = compared.comparison
+        rows = select(inputs.evaluations, tier=compared.tier, decoding=compared.decoding)
         p = probability(c.corrected).removeprefix("p ").removeprefix("= ")
-        yield {"name": c.group, "decoding": found.decoding, "difference": c.difference, "p": p, **_changes(rows)}
+        yield {"name": c.group, "decoding": compared.decoding, "difference": c.difference, "p": p, **_changes(rows)}
 
 
 def _changes(rows: Sequence[Row]) -> dict[str, int]:
@@ -145,19 +146,19 @@ def _costs(costs: Sequence[Cost]) -> list[dict[str, Any]]:
     return rows
 
 
-def _judging(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
-    scored = [c for c in costs if c.stage == "annotate"]
+def _costs_of_judge(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
+    annotations = [c for c in costs if c.stage == "annotate"]
     return {
-        "training": [c for c in scored if c.round >= 0],
-        "held-out episodes": [c for c in scored if c.round < 0],
+        "training": [c for c in annotations if c.round >= 0],
+        "held-out episodes": [c for c in annotations if c.round < 0],
     }
 
 
-def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in counts.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}: ")
+            yield from _flatten(value, f"{name}: ")
         else:
             yield name, f"{value:,}" if isinstance(value, int) else value
 

@@ -1,4 +1,4 @@
-"""The page of one stage: what came in, what went out, a drawing of it, and what it cost."""
+"""The page of one stage: its inputs, its outputs with charts of them, and its cost."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from steptool.report.charts import Interval, Series, interval_bars, line_chart
 from steptool.report.run_charts import CURVES
 
 _LISTED = 8
-"""Values of a list that are shown."""
+"""Number of values of a list that the page shows."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One value that came in or went out."""
+    """One input or output."""
 
     name: str
-    what: str
-    """In a few words."""
-    whole: str = ""
-    """Text that can be unfolded."""
+    summary: str
+    """The value in a few words."""
+    details: str = ""
+    """The whole value as text, folded away on the page."""
 
 
-def stage_page(stage: str, came_in: Mapping[str, Any], went_out: Mapping[str, Any], cost: Cost) -> str:
-    """A page without a network. Values are plain ones, configurations, and paths of files and folders.
+def stage_page(stage: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], cost: Cost) -> str:
+    """A page that needs no network. Values are plain ones, configurations, and paths of files and folders.
 
-    `cost`: seconds and memory of the stage; what else it spent stands in the files that went out.
+    `cost` holds seconds and memory of the stage. Its tokens and counts are read from the output files.
     """
-    files = [(name, file) for name, value in went_out.items() for file in _files(value)]
+    files = [(name, file) for name, value in outputs.items() for file in _files(value)]
     return (
         templates()
         .get_template("stage.html.jinja")
         .render(
             stage=stage.replace("_", " "),
-            came_in=[line for name, value in came_in.items() for line in _lines(name, value)],
-            went_out=[line for name, value in went_out.items() for line in _lines(name, value)],
+            inputs=[line for name, value in inputs.items() for line in _lines(name, value)],
+            outputs=[line for name, value in outputs.items() for line in _lines(name, value)],
             charts=Markup("".join(chart for name, file in files for chart in _charts(file, stage, name))),
             cost=cost,
-            spent=_spent(stage, [file for _, file in files]),
+            spent=_read_cost(stage, [file for _, file in files]),
             css=asset("theme.css", "page.css"),
         )
     )
@@ -70,10 +70,10 @@ def _lines(name: str, value: Any) -> Iterator[Line]:
     elif isinstance(value, BaseModel):
         yield Line(name, type(value).__name__, yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False))
     else:
-        yield Line(name, _described(value) if isinstance(value, Path) else str(value))
+        yield Line(name, _describe(value) if isinstance(value, Path) else str(value))
 
 
-def _described(path: Path) -> str:
+def _describe(path: Path) -> str:
     if path.is_dir():
         files = [f for f in path.rglob("*") if f.is_file()]
         return f"folder of {len(files)} files, {_size(sum(f.stat().st_size for f in files))}"
@@ -97,16 +97,16 @@ def _files(value: Any) -> Iterator[Path]:
             yield from _files(inner)
 
 
-def _spent(stage: str, files: Sequence[Path]) -> Cost:
-    """What the files say of this stage: the last they know."""
+def _read_cost(stage: str, files: Sequence[Path]) -> Cost:
+    """The cost of this stage as the files record it; of several records the last."""
     costs = [cost for file in files for cost in read_costs(file) if cost.stage == stage]
     return costs[-1] if costs else Cost(stage)
 
 
 def _charts(file: Path, stage: str, name: str) -> Iterator[str]:
-    """Drawings of a file that went out under a name, by its contract."""
+    """Charts of an output file, by its contract."""
     cls = record_class(file)
-    draw = cls and _DRAWN.get(cls)
+    draw = cls and _CHARTS.get(cls)
     if draw and pq.read_metadata(file).num_rows:
         yield from draw(file, stage, name)
 
@@ -157,14 +157,14 @@ def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
             yield line_chart(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
 
 
-_DRAWN: Mapping[type, Callable[[Path, str, str], Iterator[str]]] = {
+_CHARTS: Mapping[type, Callable[[Path, str, str], Iterator[str]]] = {
     Trajectory: _trajectories,
     StepReward: _rewards,
     Evaluation: _evaluations,
     Advantage: _advantages,
     Metric: _metrics,
 }
-"""What is drawn of a file, by the name of its contract."""
+"""The charts of a file, by the name of its contract."""
 
 
 def _known(rows: Sequence[Row], column: str) -> list[float]:
@@ -172,7 +172,7 @@ def _known(rows: Sequence[Row], column: str) -> list[float]:
 
 
 def _interval(group: str, label: str, values: Sequence[float], among: int = 0) -> Interval:
-    """The sum of the values as a share of so many, or of their own number."""
+    """The sum of the values as a share of `among`, or of their own number where that is 0."""
     count = among or len(values)
     share = sum(values) / count
     return Interval(group, label, share, *wilson(share, count), "c-steptool")

@@ -1,4 +1,4 @@
-"""The figures of a run: what metrics.json holds, the table for the terminal, and the sentence that sums it up."""
+"""The figures of a run: the content of metrics.json, a table for the terminal, and a headline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
         "sampled_pass_rate": _pass_rates(select(rows, decoding="sampled")),
         "difference": _plain(difference(inputs)),
         "tiers": {tier: _tier(select(rows, tier=tier)) for tier in tiers(rows)},
-        "comparisons": [_told(c) for c in comparisons(inputs)],
+        "comparisons": [_plain_comparison(c) for c in comparisons(inputs)],
         "differences": {tier: _plain(difference(inputs, tier=tier)) for tier in tiers(rows)},
         "tasks": len({r["query_id"] for r in rows}),
         "seconds": _total(inputs.costs, "seconds"),
@@ -43,10 +43,10 @@ def table(figures: Mapping[str, Any]) -> str:
     """The figures as a short aligned text for a terminal."""
     models = [m for m in MODELS if m in figures["pass_rate"]]
     head = ["pass rate, greedy", *models, "steptool - warm_start (95% interval)"]
-    body = [[ALL, *(_share(figures["pass_rate"].get(m)) for m in models), _spoken(figures["difference"])]]
+    body = [[ALL, *(_share(figures["pass_rate"].get(m)) for m in models), _format_difference(figures["difference"])]]
     for tier, cells in figures["tiers"].items():
         shares = [_share(cells.get(m, {}).get("pass_rate")) for m in models]
-        body.append([f"  {tier or 'no tier'}", *shares, _spoken(figures["differences"][tier])])
+        body.append([f"  {tier or 'no tier'}", *shares, _format_difference(figures["differences"][tier])])
     body.append(["all, sampled", *(_share(figures["sampled_pass_rate"].get(m)) for m in models), ""])
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     lines = [
@@ -59,7 +59,7 @@ def table(figures: Mapping[str, Any]) -> str:
 
 
 def headline(inputs: ReportInputs, name: str = "StepTool") -> str:
-    """One sentence that says what came out, computed from the rows; plain where nothing improved."""
+    """The result in one sentence, computed from the rows. It says plainly where nothing improved."""
     greedy = select(inputs.evaluations, decoding="greedy")
     rates = _pass_rates(greedy)
     after = rates.get("steptool")
@@ -73,11 +73,13 @@ def headline(inputs: ReportInputs, name: str = "StepTool") -> str:
     opening = f"{name} solves {percent(after) if after else 'none'} of {where}"
     compared = difference(inputs)
     return (
-        f"{opening}, {_comparison(compared)}" if compared else f"{opening}; there is no warm start to compare it with."
+        f"{opening}, {_state_difference(compared)}"
+        if compared
+        else f"{opening}; there is no warm start to compare it with."
     )
 
 
-def _comparison(d: Difference) -> str:
+def _state_difference(d: Difference) -> str:
     interval = f"95% interval {points(d.low)} to {points(d.high)}"
     size = points(abs(d.mean))
     amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than the warm start"
@@ -122,8 +124,8 @@ def _draws(inputs: ReportInputs) -> tuple[int, int]:
 
 def sections_of(rows: Sequence[Row]) -> list[tuple[str, str | None]]:
     """Groups of the results as (name, tier): everything first, then each tier where there are several."""
-    found = tiers(rows)
-    return [(ALL, None), *((t or "no tier", t) for t in found if len(found) > 1)]
+    names = tiers(rows)
+    return [(ALL, None), *((t or "no tier", t) for t in names if len(names) > 1)]
 
 
 @dataclass(frozen=True)
@@ -138,17 +140,17 @@ class Compared:
 def comparisons(inputs: ReportInputs) -> list[Compared]:
     """The result against the warm start by group and way of decoding; corrected as one family.
 
-    The first one, on all tasks, is the headline's: it was chosen beforehand and is told there without a correction.
+    The headline shows the first one, on all tasks, without a correction, since it was chosen beforehand.
     """
-    found = []
+    compared = []
     for name, tier in sections_of(inputs.evaluations):
         for decoding in ("greedy", "sampled"):
             sides = _common(inputs, tier, decoding, ("warm_start", "steptool"))
             if sides is not None:
                 d, p = paired_bootstrap(*sides, *_draws(inputs)), permutation_p(*sides, *_draws(inputs))
-                found.append(Compared(decoding, tier, Comparison("steptool", "warm_start", name, d, p, p)))
-    values = corrected([c.comparison for c in found])
-    return [replace(c, comparison=value) for c, value in zip(found, values, strict=True)]
+                compared.append(Compared(decoding, tier, Comparison("steptool", "warm_start", name, d, p, p)))
+    values = corrected([c.comparison for c in compared])
+    return [replace(c, comparison=value) for c, value in zip(compared, values, strict=True)]
 
 
 def cell(rows: Sequence[Row]) -> dict[str, Any]:
@@ -156,18 +158,18 @@ def cell(rows: Sequence[Row]) -> dict[str, Any]:
 
     low and high: Wilson's 95% interval of the pass rate over tasks (conservative where a task is a mean of repeats).
     """
-    found: dict[str, Any] = {m: per_query(rows, m).estimate() if rows else None for m in MEASURES}
+    measures: dict[str, Any] = {m: per_query(rows, m).estimate() if rows else None for m in MEASURES}
     tasks = len({r["query_id"] for r in rows})
-    low, high = wilson(found["pass_rate"], tasks) if rows else (None, None)
-    return {**found, "low": low, "high": high, "tasks": tasks}
+    low, high = wilson(measures["pass_rate"], tasks) if rows else (None, None)
+    return {**measures, "low": low, "high": high, "tasks": tasks}
 
 
 def select(
     rows: Iterable[Row], *, model: str | None = None, decoding: str | None = None, tier: str | None = None
 ) -> list[Row]:
     """Rows of a model, decoding or tier."""
-    wanted = {k: v for k, v in (("model", model), ("decoding", decoding), ("tier", tier)) if v is not None}
-    return [r for r in rows if all(r[k] == v for k, v in wanted.items())]
+    criteria = {k: v for k, v in (("model", model), ("decoding", decoding), ("tier", tier)) if v is not None}
+    return [r for r in rows if all(r[k] == v for k, v in criteria.items())]
 
 
 def tiers(rows: Iterable[Row]) -> list[str]:
@@ -179,13 +181,13 @@ def passed_tasks(rows: Sequence[Row]) -> dict[str, bool]:
     """Whether each task was solved, in more than half of its repeats."""
     if not rows:
         return {}
-    found = per_query(rows, "pass_rate")
-    return {q: bool(share > 0.5) for q, share in zip(found.queries, found.top_Q, strict=True)}
+    passed = per_query(rows, "pass_rate")
+    return {q: bool(share > 0.5) for q, share in zip(passed.queries, passed.top_Q, strict=True)}
 
 
 def _pass_rates(rows: Sequence[Row]) -> dict[str, float]:
-    found = {m: cell(select(rows, model=m))["pass_rate"] for m in MODELS}
-    return {m: rate for m, rate in found.items() if rate is not None}
+    rates = {m: cell(select(rows, model=m))["pass_rate"] for m in MODELS}
+    return {m: rate for m, rate in rates.items() if rate is not None}
 
 
 def _tier(rows: Sequence[Row]) -> dict[str, Any]:
@@ -202,25 +204,25 @@ def _total(costs: Sequence[Cost], field: str) -> dict[str, Any]:
 
 
 def _section(inputs: ReportInputs, name: str) -> Mapping[str, Any]:
-    found = inputs.config.get(name)
-    return found if isinstance(found, Mapping) else {}
+    section = inputs.config.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _plain(d: Difference | None) -> dict[str, Any] | None:
     return None if d is None else {"mean": float(d.mean), "low": float(d.low), "high": float(d.high), "n": int(d.n)}
 
 
-def _told(compared: Compared) -> dict[str, Any]:
+def _plain_comparison(compared: Compared) -> dict[str, Any]:
     c = compared.comparison
-    told = {"group": c.group, "decoding": compared.decoding, "p": c.p, "corrected": c.corrected, "shown": c.shown}
-    return {**told, **(_plain(c.difference) or {})}
+    plain = {"group": c.group, "decoding": compared.decoding, "p": c.p, "corrected": c.corrected, "shown": c.shown}
+    return {**plain, **(_plain(c.difference) or {})}
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value * 100:.1f}%"
 
 
-def _spoken(d: Mapping[str, Any] | None) -> str:
+def _format_difference(d: Mapping[str, Any] | None) -> str:
     if d is None:
         return "-"
     return f"{d['mean'] * 100:+.1f} points ({d['low'] * 100:+.1f} to {d['high'] * 100:+.1f})"

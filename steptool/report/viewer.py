@@ -29,7 +29,7 @@ from steptool.report.episode_data import episode_data, finite
 from steptool.report.run_inputs import ScoredEpisode
 
 CHUNK = 300_000
-"""Characters of JSON that are compressed together: the browser decodes that much to show one trajectory."""
+"""Characters of JSON that are compressed together: the browser decodes one chunk to show one trajectory."""
 LISTED = 300
 """Characters of an instruction that the list shows and the quick search reads."""
 LETTERS = ascii_uppercase
@@ -38,11 +38,11 @@ LETTERS = ascii_uppercase
 
 @dataclass(frozen=True)
 class EpisodeFiles:
-    """A file of trajectories, and the scores of their steps as far as there are any."""
+    """A file of trajectories, and the files of their scores where there are any."""
 
     trajectories: Path
     rewards: Path | None = None
-    """By one annotator."""
+    """Rewards by one annotator."""
     advantages: Path | None = None
     evaluations: Path | None = None
     """Verdicts that count in place of the environment's own and the annotator's."""
@@ -83,7 +83,7 @@ def write_viewer(
 
 
 class Archive:
-    """Trajectories as chunks, and the index of what is in them: complete once every chunk was taken."""
+    """Trajectories as compressed chunks, and their index. The index is complete once all chunks were taken."""
 
     def __init__(self, queries: str | os.PathLike[str], sources: Sequence[EpisodeFiles]) -> None:
         if not 1 <= len(sources) <= len(LETTERS):
@@ -93,11 +93,11 @@ class Archive:
         self._sources = sources
         self._policies: list[set[str]] = [set() for _ in sources]
         self._tools: dict[str, int] = {}
-        self._asked: dict[str, int] = {}
+        self._query_numbers: dict[str, int] = {}
         self._rows: list[Row] = []
 
     def chunks(self) -> Iterator[Markup]:
-        """Trajectories as compressed lines of JSON, in their order. To be taken once."""
+        """Trajectories as compressed lines of JSON, in their order. They can be taken once."""
         lines: list[str] = []
         size = chunk = 0
         for model, source in enumerate(self._sources):
@@ -107,20 +107,20 @@ class Archive:
                 lines.append(_json(record))
                 size += len(lines[-1])
                 if size >= CHUNK:
-                    yield packed("\n".join(lines))
+                    yield pack("\n".join(lines))
                     lines, size, chunk = [], 0, chunk + 1
         if lines:
-            yield packed("\n".join(lines))
+            yield pack("\n".join(lines))
 
     def index(self) -> Markup:
         """Models, tools, queries and one row for each trajectory, compressed."""
         index = {
             "models": [_label(i, sorted(p), len(self._sources)) for i, p in enumerate(self._policies)],
             "tools": list(self._tools),
-            "queries": [self._query(name) for name in self._asked],
+            "queries": [self._query(name) for name in self._query_numbers],
             "rows": self._rows,
         }
-        return packed(_json(index))
+        return pack(_json(index))
 
     def _query(self, name: str) -> Row:
         query = self._queries[name]
@@ -132,7 +132,7 @@ class Archive:
         }
 
     def _record(self, episode: ScoredEpisode) -> Row:
-        """What a trajectory's details show."""
+        """The details of a trajectory."""
         trajectory = episode.trajectory
         query = self._queries.get(trajectory.query_id)
         if query is None:
@@ -149,7 +149,7 @@ class Archive:
         }
 
     def _row(self, episode: ScoredEpisode, data: Row, model: int) -> Row:
-        """What the list shows of a trajectory, and what it is found by."""
+        """The row of a trajectory in the list, and the values that it can be filtered by."""
         trajectory = episode.trajectory
         self._policies[model].add(trajectory.policy)
         calls = [s for s in trajectory.steps if s.status is not StepStatus.FINISH]
@@ -158,7 +158,7 @@ class Archive:
         heat = [s["reward"] if s["advantage"] is None else s["advantage"] for s in data["steps"]]
         return {
             "id": trajectory.trajectory_id,
-            "query": self._asked.setdefault(trajectory.query_id, len(self._asked)),
+            "query": self._query_numbers.setdefault(trajectory.query_id, len(self._query_numbers)),
             "model": model,
             "round": trajectory.round,
             "sample": trajectory.sample,
@@ -171,7 +171,7 @@ class Archive:
         }
 
 
-def packed(text: str) -> Markup:
+def pack(text: str) -> Markup:
     """Text compressed (zlib) as base64, which may stand anywhere in a page."""
     data = zlib.compress(text.encode("utf-8", errors="backslashreplace"), 6)
     return Markup(base64.b64encode(data).decode("ascii"))
@@ -182,7 +182,7 @@ def _json(data: Any) -> str:
 
 
 def _digest(text: str) -> str:
-    """The source expression that lets a browser run or apply exactly this text, and nothing that was smuggled in."""
+    """The source expression that lets a browser run or apply exactly this text and no other."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -204,18 +204,18 @@ def _episodes(source: EpisodeFiles) -> Iterator[ScoredEpisode]:
     for row in iterate_rows(source.trajectories, Trajectory, batch_size=256, columns=columns):
         trajectory = from_row({**row, "input_ids": (), "logprobs": ()}, Trajectory)  # a page shows no tokens
         name = trajectory.trajectory_id
-        judged = next((r["is_solved"] for r in rewards.get(name, ()) if r["is_solved"] is not None), None)
-        verdict = passed.get(name, judged if trajectory.solved is None else None)
+        annotated = next((r["is_solved"] for r in rewards.get(name, ()) if r["is_solved"] is not None), None)
+        verdict = passed.get(name, annotated if trajectory.solved is None else None)
         yield ScoredEpisode(trajectory, rewards.get(name, ()), advantages.get(name, ()), verdict)
 
 
 def _scores(path: Path | None, cls: type) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = defaultdict(list)
+    scores: dict[str, list[Row]] = defaultdict(list)
     if path is not None:
         columns = [n for n in schema_of(cls).names if n != "votes"]
         for row in iterate_rows(path, cls, columns=columns):
-            found[row["trajectory_id"]].append(row)
-    return dict(found)
+            scores[row["trajectory_id"]].append(row)
+    return dict(scores)
 
 
 def _passed(path: Path | None) -> dict[str, float]:

@@ -1,7 +1,7 @@
 from steptool.evaluation.table import Results
 from steptool.records import Cost
 from steptool.report.evaluation_page import evaluation_page
-from steptool.report.judge_costs import account
+from steptool.report.judge_costs import tabulate_judge_costs
 from steptool.report.run_inputs import ReportInputs
 from steptool.report.run_page import build_report
 
@@ -13,26 +13,26 @@ def asked(round, **counts):
 def test_counts_of_shards_and_rounds_are_summed_by_part():
     training = [asked(0, requests=3, money=0.5, **{"votes missing": 1}), asked(1, requests=1200, money=0.25)]
     held_out = [asked(-1, requests=7, cached=2)]
-    found = account({"training": training, "held-out": held_out, "nothing": [Cost("annotate")]})
-    assert found.parts == ("training", "held-out", "in all")
-    lines = dict(found.lines)
+    table = tabulate_judge_costs({"training": training, "held-out": held_out, "nothing": [Cost("annotate")]})
+    assert table.parts == ("training", "held-out", "in all")
+    lines = dict(table.lines)
     assert lines["requests answered"] == ("1,203", "7", "1,210")
     assert lines["money, at the configured prices"] == ("0.7500", "0", "0.7500")
     assert lines["votes missing in the end"] == ("1", "0", "1")
-    assert lines["replies that were there already"] == ("0", "2", "2")
-    assert account({"alone": training}).parts == ("alone",)
+    assert lines["replies from the cache"] == ("0", "2", "2")
+    assert tabulate_judge_costs({"alone": training}).parts == ("alone",)
 
 
-def test_an_annotator_that_asks_nobody_has_no_account():
-    assert account({"training": [Cost("annotate", 0)]}) is None
-    assert "What the judge was asked" not in build_report(ReportInputs("x", costs=[Cost("annotate", 0, seconds=1.0)]))
+def test_an_annotator_without_requests_has_no_table():
+    assert tabulate_judge_costs({"training": [Cost("annotate", 0)]}) is None
+    assert "Requests to the judge" not in build_report(ReportInputs("x", costs=[Cost("annotate", 0, seconds=1.0)]))
 
 
 def test_the_report_of_a_run_and_that_of_an_evaluation_show_what_the_judge_was_asked():
     costs = [asked(0, requests=41, prompt_tokens=61_500), asked(-1, requests=2), Cost("ppo", 0, counts={"requests": 9})]
     for html in (
         build_report(ReportInputs("x", costs=costs)),
-        evaluation_page(Results([]), "", account=account({"judge": costs[:1]})),
+        evaluation_page(Results([]), "", judge_costs=tabulate_judge_costs({"judge": costs[:1]})),
     ):
-        assert "What the judge was asked" in html and "61,500" in html and ">41<" in html
+        assert "Requests to the judge" in html and "61,500" in html and ">41<" in html
     assert ">43<" in build_report(ReportInputs("x", costs=costs))

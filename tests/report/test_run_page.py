@@ -10,7 +10,7 @@ import pytest
 from steptool.config import Config, RewardConfig
 from steptool.records import Cost
 from steptool.report.run_inputs import EpisodePair, FarmingPoint, ReportInputs, ScoredEpisode
-from steptool.report.run_page import build_report, method
+from steptool.report.run_page import build_report, describe_method
 
 VOID = {"meta", "input", "br", "link", "img"}
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & <b>"\' \u2028 ünï 数'
@@ -186,7 +186,7 @@ def test_one_round_of_nothing_solved_is_said_plainly(results):
 )
 def test_the_method_has_its_own_name(ppo, name, results):
     config = {"ppo": ppo}
-    assert method(config)[0] == name
+    assert describe_method(config)[0] == name
     page = Page(build_report(ReportInputs("x", config, results(warm_start="01", steptool="11"))))
     assert f"{name} solves 100% of 2 held-out tasks" in page.words
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steptool.contracts.columns import ContractError, Row
 from steptool.contracts.tables import write_records, write_rows
 from steptool.records import Advantage, Evaluation, Query, StepReward, StopReason, Trajectory
-from steptool.report.viewer import LISTED, EpisodeFiles, packed, write_viewer
+from steptool.report.viewer import LISTED, EpisodeFiles, pack, write_viewer
 
 
 def unpacked(text: str) -> str:
@@ -50,7 +50,7 @@ def write(tmp_path: Path, query) -> Callable[..., Path]:
 @given(st.text(alphabet=st.characters()))
 def test_packed_text_comes_back_and_holds_nothing_a_page_could_trip_over(text):
     whole = json.dumps(text, ensure_ascii=False)
-    found = packed(whole)
+    found = pack(whole)
     assert re.fullmatch(r"[A-Za-z0-9+/=]*", found)
     assert json.loads(unpacked(found)) == text  # half a surrogate pair too
 

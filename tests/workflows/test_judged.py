@@ -46,7 +46,7 @@ def test_a_judge_scores_a_run_and_the_report_says_what_it_was_asked(chat, small:
     told = {r["name"]: r["value"] for r in read_rows(out / "metrics.parquet", Metric) if r["stage"] == "annotate"}
     assert told["prompt_tokens"] == 100 * told["requests"] and told["money"] == told["prompt_tokens"] * 10 / 1e6
     page = (out / "report.html").read_text()
-    assert "What the judge was asked" in page and "answers of no use, asked again" in page
+    assert "Requests to the judge" in page and "replies that could not be used, asked again" in page
 
 
 def test_an_endpoint_plays_and_is_judged(chat, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_an_endpoint_plays_and_is_judged(chat, tmp_path: Path) -> None:
     far_line, reference_line = json.loads((out / "metrics.json").read_text())["results"][:2]
     assert (far_line["pass_rate"], far_line["judged_pass_rate"]) == (0.0, 1.0)
     assert (reference_line["pass_rate"], reference_line["judged_pass_rate"]) == (1.0, 1.0)
-    assert "What the judge was asked" in (out / "evaluation.html").read_text()
+    assert "Requests to the judge" in (out / "evaluation.html").read_text()
 
     evaluate(config=Config.model_validate(settings), output=str(out))
     assert len(far.requests) == 4  # the replies were kept
