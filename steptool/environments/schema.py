@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import FormatChecker
 from jsonschema.exceptions import SchemaError as _JsonSchemaError
 from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
 
-_STANDALONE = {"type", "properties", "required", "description", "title"}
-"""Keywords beside which no other one can know of further properties."""
+from steptool.environments.validators import (
+    ValidatorClass,
+    compile_pattern,
+    extra_properties,
+    time_limit,
+    validator_class,
+)
+
+_APPLICATORS = {
+    *("$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else"),
+    *("dependentSchemas", "dependencies", "unevaluatedProperties"),
+}
+"""Keywords beside which `properties` is not the whole list of what a value may have."""
+_BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+"""Keywords that hold schemas by name."""
+_VALUES = {"enum", "const", "default", "examples"}
+"""Keywords that hold values, not schemas."""
+_PROBES: tuple[Any, ...] = (None, {}, [], "", 1.5)
+_DRAFTS = "draft 2020-12, or the one in its $schema"
 _TYPES = ("string", "number", "integer", "boolean", "array", "object")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -93,48 +110,87 @@ def _is_plain_property(schema: Any) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def _schema_problem(schema_json: str) -> str | None:
-    schema = json.loads(schema_json)
+    """What is wrong with a schema, or None: it is read, its references are resolved, and it is tried out."""
     try:
-        Draft202012Validator.check_schema(schema)
+        schema = json.loads(schema_json)
+        validators = validator_class(schema)
+        # The metaschema would ask Python's own engine for patterns, which knows fewer than ours.
+        validators.check_schema(schema, format_checker=FormatChecker(()))
+        with time_limit():
+            return _fault(schema, validators)
     except _JsonSchemaError as error:
         path = "".join(f".{part}" for part in error.absolute_path)
-        return f"{path}: not a JSON Schema (draft 2020-12): {_shortened(error.message)}"
-    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
-    for reference in _references(schema):
-        try:
-            resolver.lookup(reference)
-        except Unresolvable:
-            return f": $ref {_shown(reference)} points to nothing inside this schema; put the definition under $defs"
+        return f"{path}: not a JSON Schema ({_DRAFTS}): {_shortened(error.message)}"
+    except Unresolvable as error:
+        reference = getattr(error, "anchor", error.ref)
+        return f": $ref {_shown(reference)} points to nothing inside this schema; put the definition under $defs"
+    except RecursionError:
+        return ": the schema refers to itself without end, or is nested too deeply"
+    except Exception as error:  # whatever it is, calls of the tool would meet it as well
+        return f": the schema cannot be used: {type(error).__name__}: {_shortened(str(error))}"
+
+
+def _fault(schema: Any, validators: ValidatorClass) -> str | None:
+    """What fails when each part of the schema is tried on a value of each type. References may raise here."""
+    validator = validators(_without_drafts(schema), registry=Registry())
+    parts = list(_subschemas(schema))
+    if any("unevaluatedProperties" in part for part in parts) and any("patternProperties" in part for part in parts):
+        return ": patternProperties beside unevaluatedProperties is not supported; use additionalProperties"
+    for part in parts:
+        for pattern in (part.get("pattern"), *part.get("patternProperties", {})):
+            if isinstance(pattern, str):
+                compile_pattern(pattern)
+        for value in _PROBES:
+            deque(validator.descend(value, part), maxlen=0)
     return None
 
 
-def _references(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if isinstance(node.get("$ref"), str):
-            yield node["$ref"]
-        node = list(node.values())
+def _subschemas(node: Any) -> Iterator[dict[str, Any]]:
+    """Every schema inside a schema, itself included; values that only look like schemas are left out."""
     if isinstance(node, list):
         for child in node:
-            yield from _references(child)
+            yield from _subschemas(child)
+    if not isinstance(node, dict):
+        return
+    yield node
+    for keyword, value in node.items():
+        if keyword in _BY_NAME and isinstance(value, dict):
+            yield from _subschemas(list(value.values()))
+        elif keyword not in _VALUES:
+            yield from _subschemas(value)
+
+
+def _without_drafts(node: Any) -> Any:
+    """The schema without `$schema`, which would bring back the library's own validators wherever it stands."""
+    if isinstance(node, list):
+        return [_without_drafts(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    return {k: _without_drafts(v) for k, v in node.items() if not (k == "$schema" and isinstance(v, str))}
 
 
 def check_arguments(parameters: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
     """None if the arguments satisfy the tool's JSON schema, else one sentence that says what is wrong.
 
     Stricter than JSON Schema in one thing: where a schema lists `properties`, other arguments are refused unless it
-    says otherwise (`additionalProperties`, `unevaluatedProperties`).
+    says otherwise (`additionalProperties`, `unevaluatedProperties`). Never raises: what cannot be checked, or not
+    within CHECK_SECONDS, is a problem as well.
     """
     return arguments_check(parameters)(arguments)
 
 
 def arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], str | None]:
     """`check_arguments` for one tool, made ready for many calls."""
-    validator = _validator(_key(parameters))
 
     def check(arguments: Mapping[str, Any]) -> str | None:
-        error = best_match(validator.iter_errors(arguments))
-        return None if error is None else _sentence(error)
+        try:
+            with time_limit():
+                error = best_match(_validator(key).iter_errors(arguments))
+                return None if error is None else _sentence(error)
+        except Exception as error:
+            return f"the arguments cannot be checked: {type(error).__name__}: {_shortened(str(error))}."
 
+    key = _key(parameters)
     return check
 
 
@@ -143,13 +199,22 @@ def _key(schema: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=1 << 14)
-def _validator(schema_json: str) -> Draft202012Validator:
+def _validator(schema_json: str) -> Any:
     schema = json.loads(schema_json)
-    if "properties" in schema:
-        # Both mean the same to a schema that stands alone, and the first is checked much faster.
-        closed = "additionalProperties" if schema.keys() <= _STANDALONE else "unevaluatedProperties"
-        schema.setdefault(closed, False)
-    return Draft202012Validator(schema, registry=Registry())
+    validators = validator_class(schema)
+    return validators(_closed(_without_drafts(schema), validators), registry=Registry())
+
+
+def _closed(schema: dict[str, Any], validators: ValidatorClass) -> dict[str, Any]:
+    """The schema of a tool that refuses arguments it does not list, unless it says otherwise."""
+    if "properties" not in schema:
+        return schema
+    if schema.keys().isdisjoint(_APPLICATORS):
+        # Both keywords mean the same to a schema that stands alone, and this one is checked much faster.
+        return {"additionalProperties": False, **schema}
+    if "unevaluatedProperties" not in validators.VALIDATORS or "patternProperties" in json.dumps(schema):
+        return schema  # what other parts of the schema allow cannot be told
+    return {"unevaluatedProperties": False, **schema}
 
 
 def _sentence(error: ValidationError) -> str:
@@ -158,11 +223,11 @@ def _sentence(error: ValidationError) -> str:
     given: Any = error.instance
     expected: Any = error.validator_value
     value = _shown(given)
+    schema: Any = error.schema
     if error.validator == "required":
         return f"missing required argument {_names(n for n in expected if n not in given)}{inside}."
     if error.validator in ("additionalProperties", "unevaluatedProperties") and expected is False:
-        known = error.schema.get("properties", {}) if isinstance(error.schema, Mapping) else {}
-        return f"unknown argument {_names(n for n in given if n not in known)}{inside}."
+        return f"unknown argument {_names(extra_properties(given, schema))}{inside}."
     if error.validator == "type":
         kinds = [expected] if isinstance(expected, str) else expected
         subject = f"argument '{path}'" if path else "the arguments"
