@@ -31,17 +31,16 @@ def make_round() -> tuple[Arrays, Arrays, Arrays, Arrays]:
     )
 
 
-def ours(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> Arrays:
+def ours(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> np.ndarray:
     """The library."""
-    parts = credit.advantages_batch(rewards, lengths, values, kl, KL_COEF, config)
-    return credit.whiten([p.advantages_N for p in parts])[0]
+    given = credit.assign(rewards, lengths, np.concatenate(values), np.concatenate(kl), KL_COEF, config)
+    return credit.whiten(given.advantages_N)
 
 
 def plain(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> list[list[float]]:
     """The same, written as the equations read, one token at a time."""
     raw = [
-        _plain_one(r.tolist(), n.tolist(), v.tolist(), k.tolist(), config)
-        for r, n, v, k in zip(rewards, lengths, values, kl, strict=True)
+        _plain_one(*(x.tolist() for x in arrays), config) for arrays in zip(rewards, lengths, values, kl, strict=True)
     ]
     flat = [a for advantages in raw for a in advantages]
     mean = sum(flat) / len(flat)
@@ -91,9 +90,7 @@ def main() -> None:
     arrays = make_round()
     tokens = sum(len(x) for x in arrays[2])
     for name, config in (("credit", CreditConfig()), ("credit by step", CreditConfig(level="step"))):
-        np.testing.assert_allclose(
-            np.concatenate(ours(*arrays, config)), np.concatenate(plain(*arrays, config)), atol=1e-9
-        )
+        np.testing.assert_allclose(ours(*arrays, config), np.concatenate(plain(*arrays, config)), atol=1e-9)
         fast = tokens / best_seconds(partial(ours, *arrays, config))
         slow = tokens / best_seconds(partial(plain, *arrays, config), repeats=3)
         print(f"{name} tokens/s: {fast:.0f} {slow:.0f} {fast / slow:.1f}")

@@ -36,20 +36,20 @@ def ppo(
     from steptool.contracts.tables import read_records
     from steptool.records import Trajectory
     from steptool.rewards.compose import provenance
-    from steptool.training.improve import improve
+    from steptool.training.rounds import train_round
     from tasks.runtime.checkpoints import Checkpoints
 
     told, folder = make_folder("told"), make_folder("policy")
     played, scored, before = download(trajectories), download(rewards), read_rows(download(history), Metric)
     episodes, rows = read_records(played, Trajectory), read_rows(scored, StepReward)
     checkpoints = Checkpoints("ppo")
-    result = improve(
+    result = train_round(
         download(policy),
         download(reference),
         episodes,
         rows,
         config=config,
-        round=round_index,
+        round_index=round_index,
         out_dir=folder,
         history=before,
         checkpoints=checkpoints.folder,

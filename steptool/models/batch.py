@@ -1,18 +1,15 @@
-"""From token sequences with spans to batches: which sequences are trained on together, and their padded tensors."""
+"""From token sequences with spans to the tensors of one forward pass."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-
-IGNORED = -100
-"""Label of a token that is not an action."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -31,67 +28,44 @@ class Spanned(Protocol):
         ...
 
 
-def labels_of(row: Spanned) -> npt.NDArray[np.int64]:
-    """[L]: the token itself inside the spans, IGNORED elsewhere. Raises ValueError for spans that cannot be."""
-    ids = np.asarray(row.input_ids, dtype=np.int64)
-    labels = np.full(len(ids), IGNORED, dtype=np.int64)
-    last = 1  # the first token of a sequence has nothing before it to be predicted from
+@dataclass(frozen=True)
+class TokenBatch:
+    """The sequences of one forward pass and where the model acts in them."""
+
+    input_ids_BL: Tensor
+    """Padded on the right with token 0: with causal attention no action token can see the padding."""
+    before_N: Tensor
+    """Place of the token just before each action token, counted through the rows of `input_ids_BL`."""
+    targets_N: Tensor
+    """The action tokens, sequence after sequence."""
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The batch on a device."""
+        return TokenBatch(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+def action_places(row: Spanned) -> Indices:
+    """Places of the action tokens in a sequence. Raises ValueError for spans that cannot be."""
+    length, last = len(row.input_ids), 1  # the first token has nothing before it to be predicted from
     for start, end in row.spans:
-        if not last <= start < end <= len(ids):
+        if not last <= start < end <= length:
             raise ValueError(
-                f"span [{start}, {end}) of a sequence of {len(ids)} tokens: expected spans in order, not empty, "
-                f"within [{last}, {len(ids)}]"
+                f"span [{start}, {end}) of a sequence of {length} tokens: expected spans in order, not empty, "
+                f"within [{last}, {length}]"
             )
-        labels[start:end] = ids[start:end]
         last = end
-    return labels
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(start, end) for start, end in row.spans)])
 
 
-def collate(rows: Sequence[Spanned]) -> dict[str, Tensor]:
-    """`input_ids` and `labels` [B, L], padded on the right (with token 0, which nothing can see)."""
+def collate(rows: Sequence[Spanned]) -> TokenBatch:
+    """The sequences as rows of one tensor, padded to the length of the longest."""
     length = max(len(row.input_ids) for row in rows)
-    input_ids = np.zeros((len(rows), length), dtype=np.int64)
-    labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row.input_ids)] = row.input_ids
-        labels[i, : len(row.input_ids)] = labels_of(row)
-    return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
-
-
-def updates_per_epoch(count: int, batch_size: int) -> int:
-    """Optimizer steps for one pass over `count` sequences."""
-    return math.ceil(count / batch_size)
-
-
-def mini_batches(count: int, batch_size: int, epochs: int, seed: int) -> list[Indices]:
-    """Sequences of each optimizer step: `epochs` shuffled passes, cut into equal parts of at most `batch_size`."""
-    rng = np.random.default_rng(seed)
-    parts = updates_per_epoch(count, batch_size)
-    return [part for _ in range(epochs) for part in np.array_split(rng.permutation(count), parts)]
-
-
-def micro_batches(batch: Indices, lengths: Indices, size: int, slots: int) -> list[Indices]:
-    """Cut a mini-batch into `slots` groups of similar length, of at most `size` where slots * size allows.
-
-    Groups may be empty when the mini-batch has fewer sequences than slots.
-    """
-    if slots * size < len(batch):
-        raise ValueError(f"{len(batch)} sequences do not fit into {slots} micro batches of {size}")
-    return np.array_split(batch[np.argsort(lengths[batch], kind="stable")], slots)
-
-
-def grouped_batches(lengths: Indices, batch_size: int, steps: int, seed: int) -> list[Indices]:
-    """Sequences of `steps` optimizer steps: shuffled passes, in batches of similar length and random order.
-
-    Lengths are compared within windows of 8 batches, so that a batch is not the same in every pass.
-    """
-    rng = np.random.default_rng(seed)
-    parts, window = updates_per_epoch(len(lengths), batch_size), 8 * batch_size
-    batches: list[Indices] = []
-    while len(batches) < steps:
-        order = rng.permutation(len(lengths))
-        windows = [order[i : i + window] for i in range(0, len(order), window)]
-        by_length = np.concatenate([w[np.argsort(lengths[w], kind="stable")] for w in windows])
-        cut = np.array_split(by_length, parts)
-        batches += [cut[i] for i in rng.permutation(parts)]
-    return batches[:steps]
+    input_ids_BL = np.zeros((len(rows), length), dtype=np.int64)
+    for ids_L, row in zip(input_ids_BL, rows, strict=True):
+        ids_L[: len(row.input_ids)] = row.input_ids
+    places_N = np.concatenate([i * length + action_places(row) for i, row in enumerate(rows)])
+    return TokenBatch(
+        torch.from_numpy(input_ids_BL),
+        torch.from_numpy(places_N - 1),
+        torch.from_numpy(input_ids_BL.reshape(-1)[places_N]),
+    )

@@ -1,23 +1,105 @@
-"""The state of a training as one file, so that it is stored elsewhere whole or not at all."""
+"""The state of a training between two optimizer steps: kept in a folder, packed into one file to store elsewhere.
+
+A checkpoint holds the trained parameters, the optimizer's state and the figures of the steps so far, and no pickles. It
+counts once it is complete.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from steptool.training.algorithms.step_ppo import SCORES
-from steptool.training.planned import COMPLETE, last_checkpoint
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from steptool.models.folder import load_moments, save_moments
+from steptool.training import scores
+from steptool.training.processes import processes
+
+COMPLETE = "complete"
+"""Empty file that is written into a checkpoint after everything else."""
+_TRAINED = "trained.safetensors"
+_PROGRESS = "progress.json"
+_KEPT = 2
+OnCheckpoint = Callable[[], None]
+"""Called by the first process once a checkpoint is complete."""
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """Where the checkpoints of one training lie."""
+
+    path: Path
+    every: int
+    """Optimizer steps from one checkpoint to the next."""
+    fingerprint: str
+    """Digest of the training data, by which the checkpoints of another training are recognised."""
+    on_checkpoint: OnCheckpoint | None = None
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether a checkpoint follows the step of this number, counted from 1; the last step always has one."""
+        return processes().is_main_process and (step % self.every == 0 or step == steps)
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, log: list[dict[str, float]]) -> None:
+        """Write a checkpoint after the steps whose figures are given; the last two checkpoints are kept."""
+        folder = self.path / f"checkpoint-{len(log)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / _TRAINED)
+        save_moments(optimizer, model, folder)
+        progress = {"fingerprint": self.fingerprint, "log": log}
+        (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+        (folder / COMPLETE).touch()
+        for old in complete_checkpoints(self.path)[:-_KEPT]:
+            shutil.rmtree(old)
+        if self.on_checkpoint:
+            self.on_checkpoint()
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+        """Load the last complete checkpoint; returns the figures of the steps that it has behind it.
+
+        Raises ValueError if it belongs to other training data.
+        """
+        last = last_checkpoint(self.path)
+        if last is None:
+            return []
+        progress = json.loads((last / _PROGRESS).read_text(encoding="utf-8"))
+        scores.check_fingerprint(last, progress["fingerprint"], self.fingerprint)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in load_file(last / _TRAINED).items():
+                parameters[name].copy_(value)
+        load_moments(optimizer, model, last)
+        log: list[dict[str, float]] = progress["log"]
+        return log
+
+
+def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """The complete checkpoints of a folder, the latest last."""
+    done = [p.parent for p in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(done, key=lambda p: int(p.name.rsplit("-", 1)[1]))
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The latest complete checkpoint of a folder."""
+    return next(reversed(complete_checkpoints(folder)), None)
 
 
 def pack(folder: Path, target: Path) -> Path:
-    """Write the last complete checkpoint of a folder, and the scores that PPO keeps beside it, into a tar file."""
+    """Write the last complete checkpoint of a folder, and the scores that lie beside it, into a tar file."""
     last = last_checkpoint(folder)
     if last is None:
         raise ValueError(f"{folder}: no complete checkpoint to pack; call this after one was written")
     files = sorted((f for f in last.rglob("*") if f.is_file()), key=lambda f: f.name == COMPLETE)  # the mark is last
     with tarfile.open(target, "w") as tar:
-        for file in [folder / SCORES] * (folder / SCORES).is_file() + files:
+        for file in [folder / scores.FILE] * (folder / scores.FILE).is_file() + files:
             tar.add(file, file.relative_to(folder))
     return target
 

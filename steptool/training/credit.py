@@ -5,7 +5,7 @@ not in time: the last token of step t is followed by the first token of step t +
 on packed arrays, from which prompt and observations are already gone; `step_lengths` leads from a trajectory's spans to
 them.
 
-Letters of shapes: L tokens of a trajectory, T its steps, N its action tokens; B trajectories with S steps in all.
+Letters of shapes: T steps of a trajectory; B trajectories with S steps and N action tokens in all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NEGLIGIBLE = 1e-20
 
 @dataclass(frozen=True)
 class Credit:
-    """What each action token of a trajectory is worth.
+    """What each action token is worth, trajectory after trajectory.
 
     `advantages_N` are not whitened; `returns_N` = advantages + values are the targets of the value head, to be used
     where `value_mask_N` is true: everywhere for token-level credit, at the first token of each step for step-level.
@@ -39,24 +39,6 @@ class Credit:
     advantages_N: Floats
     returns_N: Floats
     value_mask_N: Bools
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean and population variance of a set of numbers; `+` gives those of the union of two sets."""
-
-    count: int
-    mean: float
-    var: float
-
-    def __add__(self, other: Moments) -> Moments:
-        count = self.count + other.count
-        if count == 0:
-            return self
-        gap = other.mean - self.mean
-        mean = self.mean + gap * other.count / count
-        spread = self.count * self.var + other.count * other.var + gap**2 * self.count * other.count / count
-        return Moments(count, mean, spread / count)
 
 
 def step_lengths(spans: Spans) -> Ints:
@@ -112,67 +94,30 @@ def gae(rewards_N: Floats, values_N: Floats, lengths_B: Ints, gamma: float, lam:
     return adv_N
 
 
-def advantages(
-    step_rewards_T: Floats, step_lengths_T: Ints, values_N: Floats, kl_N: Floats, kl_coef: float, config: CreditConfig
-) -> Credit:
-    """Credit of one trajectory.
-
-    step_rewards_T [T]: composed reward of each step. step_lengths_T [T]: its action tokens (at least 1).
-    values_N [N]: value before each action token. kl_N [N]: log pi - log ref of each action token (nats), which costs
-    `kl_coef` per nat. Raises ValueError for arrays that do not fit each other and for rewards that are not finite.
-    """
-    return advantages_batch([step_rewards_T], [step_lengths_T], [values_N], [kl_N], kl_coef, config)[0]
-
-
-def advantages_batch(
+def assign(
     step_rewards: Sequence[Floats],
     step_lengths: Sequence[Ints],
-    values: Sequence[Floats],
-    kl: Sequence[Floats],
-    kl_coef: float,
-    config: CreditConfig,
-) -> list[Credit]:
-    """Credit of each of B trajectories, computed at once; the arguments are those of `advantages`, in lists of B."""
-    if not len(step_rewards) == len(step_lengths) == len(values) == len(kl):
-        raise ValueError(
-            "expected one array per trajectory in each list, got "
-            f"{len(step_rewards)} rewards, {len(step_lengths)} lengths, {len(values)} values, {len(kl)} kl"
-        )
-    if not step_rewards:
-        return []
-    for b, arrays in enumerate(zip(step_rewards, step_lengths, values, kl, strict=True)):
-        _check(b, *arrays)
-    credit = _packed(
-        np.concatenate(step_rewards),
-        np.concatenate(step_lengths),
-        np.concatenate(values),
-        np.concatenate(kl),
-        steps_B=np.array([len(x) for x in step_lengths]),
-        tokens_B=np.array([len(x) for x in values]),
-        kl_coef=kl_coef,
-        config=config,
-    )
-    cuts = np.cumsum([len(x) for x in values])[:-1]
-    parts = (np.split(x, cuts) for x in (credit.advantages_N, credit.returns_N, credit.value_mask_N))
-    return [Credit(*part) for part in zip(*parts, strict=True)]
-
-
-def _packed(
-    rewards_S: Floats,
-    lengths_S: Ints,
     values_N: Floats,
     kl_N: Floats,
-    *,
-    steps_B: Ints,
-    tokens_B: Ints,
     kl_coef: float,
     config: CreditConfig,
 ) -> Credit:
-    rewards_N = token_rewards(rewards_S, lengths_S, kl_N, kl_coef)
+    """Credit of B trajectories, packed end to end.
+
+    step_rewards: the composed rewards [T] of each trajectory's steps. step_lengths: their numbers of action tokens [T]
+    (at least 1). values_N: value before each action token of all trajectories. kl_N: log pi - log ref of each action
+    token (nats), which costs `kl_coef` per nat. Raises ValueError for arrays that do not fit each other and for rewards
+    that are not finite.
+    """
+    _check(step_rewards, step_lengths, values_N, kl_N)
+    lengths_S = np.concatenate([np.zeros(0, np.int64), *step_lengths])
+    rewards_N = token_rewards(np.concatenate([np.zeros(0), *step_rewards]), lengths_S, kl_N, kl_coef)
     if config.level == "token":
+        tokens_B = np.array([int(x.sum()) for x in step_lengths], dtype=np.int64)
         adv_N = gae(rewards_N, values_N, tokens_B, config.gamma, config.lam)
         return Credit(adv_N, adv_N + values_N, np.ones(len(adv_N), dtype=np.bool_))
     # One time step per assistant step: its value stands at its first token, its reward holds its tokens' KL penalties.
+    steps_B = np.array([len(x) for x in step_lengths], dtype=np.int64)
     values_S = first_of_step(values_N, lengths_S)
     adv_S = gae(sum_by_step(rewards_N, lengths_S), values_S, steps_B, config.gamma, config.lam)
     mask_N = np.zeros(len(values_N), dtype=np.bool_)
@@ -180,21 +125,10 @@ def _packed(
     return Credit(np.repeat(adv_S, lengths_S), np.repeat(adv_S + values_S, lengths_S), mask_N)
 
 
-def moments(packed: Sequence[Floats]) -> Moments:
-    """Moments over the concatenation of all trajectories' numbers; processes add theirs up before whitening."""
-    joined = np.concatenate([np.zeros(0), *packed])
-    return Moments(joined.size, float(joined.mean()), float(joined.var())) if joined.size else Moments(0, 0.0, 0.0)
-
-
-def whiten(packed: Sequence[Floats], of: Moments | None = None, eps: float = 1e-8) -> tuple[list[Floats], Moments]:
-    """(x - mean) / sqrt(var + eps) for each trajectory's numbers, and the moments that were used.
-
-    Mean and variance are those of all action tokens of all trajectories (an average token weighs the same in a long
-    trajectory as in a short one), or `of`, where other processes hold a part of them.
-    """
-    used = moments(packed) if of is None else of
-    scale = math.sqrt(used.var + eps)
-    return [(x - used.mean) / scale for x in packed], used
+def whiten(packed_N: Floats, eps: float = 1e-8) -> Floats:
+    """(x - mean) / sqrt(var + eps): an average token weighs the same in a long trajectory as in a short one."""
+    whitened_N: Floats = (packed_N - packed_N.mean()) / math.sqrt(packed_N.var() + eps)
+    return whitened_N
 
 
 def _starts(lengths_T: Ints) -> Ints:
@@ -202,18 +136,24 @@ def _starts(lengths_T: Ints) -> Ints:
     return starts
 
 
-def _check(b: int, rewards_T: Floats, lengths_T: Ints, values_N: Floats, kl_N: Floats) -> None:
-    where = f"trajectory {b} of the batch: "
-    if (lengths_T < 1).any():
-        raise ValueError(f"{where}each step needs at least one action token, got lengths {lengths_T.tolist()}")
-    _expect(f"{where}step_rewards_T", rewards_T, len(lengths_T), "steps")
-    tokens = int(lengths_T.sum())
-    _expect(f"{where}values_N", values_N, tokens, "action tokens")
-    _expect(f"{where}kl_N", kl_N, tokens, "action tokens")
-    if not np.isfinite(rewards_T).all():
+def _check(step_rewards: Sequence[Floats], step_lengths: Sequence[Ints], values_N: Floats, kl_N: Floats) -> None:
+    if len(step_rewards) != len(step_lengths):
         raise ValueError(
-            f"{where}step rewards must be finite, got {rewards_T.tolist()}; leave out trajectories with a missing score"
+            "expected rewards and step lengths of the same trajectories, got "
+            f"{len(step_rewards)} of the one and {len(step_lengths)} of the other"
         )
+    for b, (rewards_T, lengths_T) in enumerate(zip(step_rewards, step_lengths, strict=True)):
+        if (lengths_T < 1).any():
+            raise ValueError(f"trajectory {b}: each step needs an action token, got lengths {lengths_T.tolist()}")
+        _expect(f"trajectory {b}: step_rewards_T", rewards_T, len(lengths_T), "steps")
+        if not np.isfinite(rewards_T).all():
+            raise ValueError(
+                f"trajectory {b}: step rewards must be finite, got {rewards_T.tolist()}; leave out trajectories with a "
+                "missing score"
+            )
+    tokens = int(sum(lengths_T.sum() for lengths_T in step_lengths))
+    _expect("values_N", values_N, tokens, "action tokens")
+    _expect("kl_N", kl_N, tokens, "action tokens")
 
 
 def _expect(name: str, array: Floats, size: int, unit: str) -> None:

@@ -2,63 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
+from torch import nn
 
 from steptool.config import Config
+from steptool.contracts.columns import Row
 from steptool.models import folder as model_folder
+from steptool.models.actor import Actor
 from steptool.models.load import load_model
 from steptool.models.logprobs import causal_lm
-from steptool.models.value_head import ActorCritic, load_value_head, save_value_head
+from steptool.models.value_head import load_value_head, save_value_head
 from steptool.records import Trajectory
-from steptool.training.algorithms.step_ppo import StepPPOArguments, StepPPOTrainer
-from steptool.training.experience import select
-from steptool.training.metrics import RoundResult, metric_rows
-from steptool.training.planned import OnCheckpoint
+from steptool.training.algorithms import ALGORITHMS
+from steptool.training.algorithms.base import Algorithm, Selection
+from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
+from steptool.training.processes import processes
+from steptool.training.scores import Scores, fingerprint, score
+from steptool.training.trainer import Figures, Settings, Trainer
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round did."""
+
+    metrics: list[Row]
+    """Rows of metrics, some for each optimizer step."""
+    advantages: list[Row]
+    """Rows of advantages; empty where the algorithm has none."""
+    left_out: int
+    """Trajectories that were not trained on: without steps or rewards, or unsolved in rejection fine-tuning."""
+    tokens: int
+    """Action tokens trained on, each pass counted."""
+    note: str = ""
+    """What a reader should know, empty if all went as usual."""
 
 
 def train_round(
     policy_dir: str | Path,
     reference_dir: str | Path,
     trajectories: Sequence[Trajectory],
-    step_rewards: Sequence[npt.NDArray[np.floating] | None],
+    reward_rows: Sequence[Row],
     *,
     config: Config,
-    round: int,
+    round_index: int,
     out_dir: str | Path,
+    history: Sequence[Row] = (),
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 8,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> RoundResult:
-    """Train the policy in `policy_dir` for one round of StepPPO and write the next model folder to `out_dir`.
+    """Train the policy on trajectories and their rows of rewards; `out_dir` becomes the next model folder.
 
-    `step_rewards` holds for each trajectory the rewards [T] of its steps, or None where a needed score is missing: such
-    trajectories are left out and counted. Value head and optimizer state go on from `policy_dir` where it has them.
+    `config.ppo.algorithm` names the algorithm. Value head and optimizer state go on from `policy_dir` where it has
+    them. `history` (rows of metrics) holds the scale of the rounds before, for the normalisation "running"; the
+    result's metrics hold that of this one. Where an algorithm finds nothing to learn from, the policy is passed on
+    unchanged, and the result's note says so.
+
     With `checkpoints` (a folder), the state is kept there every `checkpoint_every` optimizer steps, and the same call
     made again after an interruption goes on from there and ends with the same weights; `on_checkpoint` is told of each.
     Runs under torch.distributed as well, each process with the same arguments.
     """
     policy_dir, reference_dir, out_dir = Path(policy_dir), Path(reference_dir), Path(out_dir)
-    episodes, left_out = select(trajectories, step_rewards)
+    algorithm = ALGORITHMS[config.ppo.algorithm](config, round_index)
+    selection = algorithm.select(trajectories, reward_rows, history)
+    if not selection.trajectories:
+        shutil.copytree(policy_dir, out_dir, dirs_exist_ok=True)
+        note = f"{selection.note}; the policy is passed on unchanged"
+        return RoundResult(selection.metrics, [], selection.left_out, 0, note)
+    kept = None
+    if checkpoints:
+        digest = fingerprint(selection.trajectories, selection.rewards)
+        kept = CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint)
+    actor = load_actor(policy_dir, reference_dir, config, algorithm)
+    ppo = config.ppo
+    optimizer = model_folder.adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)
+    model_folder.load_moments(optimizer, actor, policy_dir)
+    if not algorithm.trains_policy:
+        actor.policy.requires_grad_(False)
+    advantages: list[Row] = []
+    if algorithm.needs_scores:
+        scores = score_round(actor, reference_dir, selection, config, kept)
+        advantages = algorithm.prepare(selection, scores, processes().device)
+    settings = Settings(ppo.micro_batch_size, ppo.max_grad_norm)
+    trainer = Trainer(actor, optimizer, algorithm, selection.trajectories, settings, kept)
+    steps = algorithm.steps(trainer.lengths)
+    log = trainer.train(steps)
+    if processes().is_main_process:
+        model_folder.save_policy(actor.policy, policy_dir, reference_dir, out_dir)
+        if actor.head is not None:
+            save_value_head(actor.head, out_dir)
+        model_folder.save_moments(optimizer, actor, out_dir)
+    processes().wait_for_everyone()
+    metrics = [*metric_rows(log, algorithm.stage, round_index), *selection.metrics]
+    tokens = int(sum(trainer.action_tokens[rows].sum() for rows in steps))
+    return RoundResult(metrics, advantages, selection.left_out, tokens)
+
+
+def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm: Algorithm) -> Actor:
+    """The policy of a model folder, with its value head where the algorithm needs one."""
     policy = model_folder.load_policy(policy_dir, reference_dir, config.policy, config.seed)
-    head = load_value_head(policy_dir, causal_lm(policy).config.get_text_config().hidden_size, config.seed)
-    trainer = StepPPOTrainer(
-        ActorCritic(policy, head, detach_value=config.ppo.detach_value, temperature=config.rollout.temperature),
-        StepPPOArguments.of_round(config, round, Path(checkpoints or out_dir), checkpoint_every if checkpoints else 0),
-        episodes,
-        config.credit,
-        load_model(reference_dir) if config.policy.lora_rank == 0 else None,
-        on_checkpoint,
-    )
-    model_folder.load_moments(trainer.adamw, trainer.model, policy_dir)
-    seen = trainer.run_round()
-    if trainer.args.should_save:
-        model_folder.save_policy(policy, policy_dir, reference_dir, out_dir)
-        save_value_head(head, out_dir)
-        model_folder.save_moments(trainer.adamw, trainer.model, out_dir)
-    trainer.accelerator.wait_for_everyone()
-    metrics = metric_rows(trainer.state.log_history, "ppo", round)
-    return RoundResult(metrics, list(seen.rows), left_out, episodes.total * config.ppo.epochs)
+    head = None
+    if algorithm.needs_value_head:
+        hidden_size = causal_lm(policy).config.get_text_config().hidden_size
+        head = load_value_head(policy_dir, hidden_size, config.seed)
+    actor = Actor(policy, head, detach_value=config.ppo.detach_value, temperature=config.rollout.temperature)
+    return actor.to(processes().device)
+
+
+def score_round(
+    actor: Actor, reference_dir: Path, selection: Selection, config: Config, checkpoints: CheckpointFolder | None
+) -> Scores:
+    """Score the action tokens, or read the scores that an earlier attempt kept beside its checkpoints."""
+    stored = Scores.load(checkpoints.path, checkpoints.fingerprint) if checkpoints else None
+    if stored:
+        return stored
+    reference: nn.Module | None = load_model(reference_dir) if config.policy.lora_rank == 0 else None
+    scores = score(actor, reference, selection.trajectories, config.ppo.micro_batch_size)
+    if checkpoints and processes().is_main_process:
+        scores.save(checkpoints.path, checkpoints.fingerprint)
+    processes().wait_for_everyone()
+    return scores
+
+
+def metric_rows(log: Iterable[Figures], stage: str, round_index: int) -> list[Row]:
+    """The figures of optimizer steps as rows of metrics; `update` counts the steps from 0."""
+    return [
+        {"stage": stage, "round": round_index, "update": update, "name": name, "value": value}
+        for update, figures in enumerate(log)
+        for name, value in figures.items()
+    ]

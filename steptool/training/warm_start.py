@@ -5,22 +5,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftModel
-from transformers import TrainingArguments
 
 from steptool.config import PolicyConfig, WarmStartConfig
 from steptool.contracts.columns import Row
 from steptool.models import folder as model_folder
+from steptool.models.actor import Actor
 from steptool.models.batch import Spanned
 from steptool.models.load import load_model, load_tokenizer
-from steptool.training.algorithms.supervised import OnStep, SupervisedTrainer
-from steptool.training.metrics import metric_rows
-from steptool.training.planned import OnCheckpoint, batch_arguments, common_arguments
+from steptool.training.algorithms.supervised import Supervised
+from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
+from steptool.training.plan import grouped_batches
+from steptool.training.processes import processes
+from steptool.training.rounds import metric_rows
+from steptool.training.scores import fingerprint
+from steptool.training.trainer import OnStep, Settings, Trainer, warm_up_and_cosine
 
 _MICRO_BATCH = 16
-_SCHEDULES = {"cosine": ("cosine_with_min_lr", {"min_lr_rate": 0.1}), "linear": ("linear", {})}
+_WARM_UP = 50
 
 
 def warm_start(
@@ -31,18 +35,18 @@ def warm_start(
     seed: int,
     out_dir: str | Path,
     *,
-    schedule: Literal["cosine", "linear"] = "cosine",
     on_step: OnStep | None = None,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 50,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> list[Row]:
-    """Fine-tune the model of `base_dir` for `cfg.steps` optimizer steps; returns rows of METRICS.
+    """Fine-tune the model of `base_dir` for `cfg.steps` optimizer steps; returns rows of metrics.
 
     Only tokens inside the spans are learned. AdamW (betas .9 and .98, weight decay .01), gradients clipped at norm 1,
-    a tenth of the steps (50 at most) to warm up, then the schedule. Examples beyond `policy.max_context` tokens are
-    left out and counted (metric `left_out`). `out_dir` becomes a plain model folder; with LoRA the adapter is merged.
-    With no steps the model is passed on as it is. `checkpoints`, a folder, and `on_checkpoint`: see `train_round`.
+    a tenth of the steps (50 at most) to warm up, then a cosine down to a tenth of the learning rate. Examples beyond
+    `policy.max_context` tokens are left out and counted (metric `left_out`). `out_dir` becomes a plain model folder;
+    with LoRA the adapter is merged. With no steps the model is passed on as it is. `checkpoints`, a folder, and
+    `on_checkpoint`: see `train_round`.
     Raises ValueError if there are steps and no example is left.
     """
     base_dir, out_dir = Path(base_dir), Path(out_dir)
@@ -58,25 +62,18 @@ def warm_start(
         )
     model = load_model(base_dir)
     trained = model_folder.new_adapter(model, policy, seed) if policy.lora_rank else model
-    kind, options = _SCHEDULES[schedule]
-    args = TrainingArguments(
-        **common_arguments(Path(checkpoints or out_dir), checkpoint_every if checkpoints else 0, seed),
-        **batch_arguments(cfg.batch_size, min(cfg.batch_size, _MICRO_BATCH)),
-        max_steps=cfg.steps,
-        lr_scheduler_type=kind,
-        lr_scheduler_kwargs=options,
-        warmup_steps=min(50, cfg.steps // 10),
-        learning_rate=cfg.learning_rate,
-        max_grad_norm=1.0,
-    )
     optimizer = model_folder.adamw(trained, cfg.learning_rate, weight_decay=0.01)
-    trainer = SupervisedTrainer(trained, args, fitting, optimizer, cfg.batch_size, on_step, on_checkpoint)
-    trainer.go_on()
-    if trainer.args.should_save:
+    settings = Settings(_MICRO_BATCH, 1.0, warm_up_and_cosine(cfg.steps, min(_WARM_UP, cfg.steps // 10)))
+    kept = None
+    if checkpoints:
+        kept = CheckpointFolder(Path(checkpoints), checkpoint_every, fingerprint(fitting), on_checkpoint)
+    trainer = Trainer(Actor(trained), optimizer, Supervised(), fitting, settings, kept, on_step)
+    log = trainer.train(grouped_batches(trainer.lengths, cfg.batch_size, cfg.steps, seed))
+    if processes().is_main_process:
         merged: Any = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
         merged.save_pretrained(out_dir)
         load_tokenizer(base_dir).save_pretrained(out_dir)
-    trainer.accelerator.wait_for_everyone()
-    rows = metric_rows(trainer.state.log_history, "warm_start", -1)
+    processes().wait_for_everyone()
+    rows = metric_rows(log, "warm_start", -1)
     left_out = float(len(examples) - len(fitting))
     return [*rows, {"stage": "warm_start", "round": -1, "update": cfg.steps - 1, "name": "left_out", "value": left_out}]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from steptool.config import Config
+from steptool.contracts.columns import Row
 from steptool.models.load import tiny_model, train_tokenizer
 from steptool.records import Step, StepStatus, StopReason, Trajectory
 
@@ -66,6 +67,21 @@ def rewards_for(rows: list[Trajectory], seed: int = 0) -> list[np.ndarray]:
     return [rng.random(len(t.spans)) for t in rows]
 
 
+def scored(rows: list[Trajectory], rewards: list[np.ndarray | None]) -> list[Row]:
+    """Rows of REWARDS from which `config` composes the given rewards; None: a score is missing."""
+    return [
+        {
+            "trajectory_id": trajectory.trajectory_id, "step": step, "annotator": "rules", "annotator_version": "1",
+            "prompt_hash": "", "succ_calling": 1.0,
+            "contribution": None if reward_T is None else float(reward_T[step]),
+            "is_solved": float(reward_T[step]) if reward_T is not None and step == last else None,
+        }
+        for trajectory, reward_T in zip(rows, rewards, strict=True)
+        for last in [(len(trajectory.spans) if reward_T is None else len(reward_T)) - 1]
+        for step in range(last + 1)
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
@@ -75,11 +91,22 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def scores(rows: list[Trajectory], seed: int = 0) -> list[Row]:
+    """Rows of REWARDS of random step rewards."""
+    return scored(rows, rewards_for(rows, seed))
+
+
 def config(**ppo: object) -> Config:
     defaults = {"rounds": 4, "batch_size": 4, "micro_batch_size": 4, "epochs": 2, "value_warmup_rounds": 0}
-    return Config.model_validate({"ppo": {**defaults, "learning_rate": 1e-3, **ppo}, "rollout": {"temperature": 1.0}})
+    return Config.model_validate(
+        {
+            "ppo": {**defaults, "learning_rate": 1e-3, **ppo},
+            "rollout": {"temperature": 1.0},
+            "rewards": {"step_weight": 1.0, "alpha": 0.0},
+        }
+    )
 
 
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
-    return SimpleNamespace(trajectories=trajectories, rewards=rewards_for, config=config)
+    return SimpleNamespace(trajectories=trajectories, rewards=rewards_for, scored=scored, scores=scores, config=config)

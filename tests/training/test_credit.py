@@ -41,7 +41,7 @@ def test_step_rewards_sit_on_last_tokens_and_every_token_pays_for_its_kl():
 def test_token_level_credit_by_hand():
     # rewards [0, 1, 0, 2]; deltas: 0+.5*2-1=0, 1+.5*3-2=.5, 0+.5*4-3=-1, 2+0-4=-2; gamma*lam=.25
     # A4=-2, A3=-1-.5=-1.5, A2=.5-.375=.125, A1=0+.03125
-    got = credit.advantages(array(1, 2), np.array([2, 2]), array(1, 2, 3, 4), np.zeros(4), 0.7, TOKEN)
+    got = credit.assign([array(1, 2)], [np.array([2, 2])], array(1, 2, 3, 4), np.zeros(4), 0.7, TOKEN)
     np.testing.assert_allclose(got.advantages_N, [0.03125, 0.125, -1.5, -2])
     np.testing.assert_allclose(got.returns_N, [1.03125, 2.125, 1.5, 2])
     assert got.value_mask_N.all()
@@ -50,7 +50,7 @@ def test_token_level_credit_by_hand():
 def test_step_level_credit_by_hand():
     # Values of the steps' first tokens: 1, 3; rewards: 1 - .1*(1+2) = .7 and 2 - .1*(0+1) = 1.9.
     # delta_1 = .7 + .5*3 - 1 = 1.2, delta_2 = 1.9 - 3 = -1.1; A_2 = -1.1, A_1 = 1.2 - .25*1.1 = .925
-    got = credit.advantages(array(1, 2), np.array([2, 2]), array(1, 99, 3, 99), array(1, 2, 0, 1), 0.1, STEP)
+    got = credit.assign([array(1, 2)], [np.array([2, 2])], array(1, 99, 3, 99), array(1, 2, 0, 1), 0.1, STEP)
     np.testing.assert_allclose(got.advantages_N, [0.925, 0.925, -1.1, -1.1])
     assert got.value_mask_N.tolist() == [True, False, True, False]
     np.testing.assert_allclose(got.returns_N[got.value_mask_N], [1.925, 1.9])
@@ -60,7 +60,7 @@ def test_time_does_not_pass_while_the_model_reads():
     """Two steps of 20 tokens around an observation of 100, reward 1 at the end, gamma .99, lambda .95."""
     spans = [(50, 70), (170, 190)]
     config = CreditConfig(level="token", gamma=0.99, lam=0.95)
-    got = credit.advantages(array(0, 1), credit.step_lengths(spans), np.zeros(40), np.zeros(40), 0.1, config)
+    got = credit.assign([array(0, 1)], [credit.step_lengths(spans)], np.zeros(40), np.zeros(40), 0.1, config)
     at_end_of_step_1 = got.advantages_N[19]
     assert at_end_of_step_1 == pytest.approx((0.99 * 0.95) ** 20)
     assert round(at_end_of_step_1, 3) == 0.293
@@ -92,7 +92,7 @@ def test_inserting_observation_tokens_changes_no_advantage(layout, level, seed):
         for gap, length in zip(gaps, lengths, strict=False):
             spans.append((position + gap, position + gap + length))
             position += gap + length
-        return credit.advantages(rewards, credit.step_lengths(spans), values, kl, 0.1, config)
+        return credit.assign([rewards], [credit.step_lengths(spans)], values, kl, 0.1, config)
 
     before, after = advantages(gaps), advantages([g + i for g, i in zip(gaps, inserted, strict=True)])
     assert np.array_equal(before.advantages_N, after.advantages_N)
@@ -135,13 +135,13 @@ def test_a_batch_gives_each_trajectory_what_it_gets_alone(level):
     rewards = [rng.normal(size=len(x)) for x in lengths]
     values = [rng.normal(size=int(x.sum())).astype(np.float32) for x in lengths]
     kl = [rng.normal(size=int(x.sum())).astype(np.float32) for x in lengths]
-    together = credit.advantages_batch(rewards, lengths, values, kl, 0.1, config)
-    for got, *arguments in zip(together, rewards, lengths, values, kl, strict=True):
-        alone = credit.advantages(*arguments, 0.1, config)
-        np.testing.assert_array_equal(got.advantages_N, alone.advantages_N)
-        np.testing.assert_array_equal(got.returns_N, alone.returns_N)
-        np.testing.assert_array_equal(got.value_mask_N, alone.value_mask_N)
-    assert credit.advantages_batch([], [], [], [], 0.1, config) == []
+    together = credit.assign(rewards, lengths, np.concatenate(values), np.concatenate(kl), 0.1, config)
+    alone = [
+        credit.assign([r], [n], v, k, 0.1, config) for r, n, v, k in zip(rewards, lengths, values, kl, strict=True)
+    ]
+    for name in ("advantages_N", "returns_N", "value_mask_N"):
+        np.testing.assert_array_equal(getattr(together, name), np.concatenate([getattr(part, name) for part in alone]))
+    assert credit.assign([], [], np.zeros(0), np.zeros(0), 0.1, config).advantages_N.size == 0
 
 
 def test_quantities_by_step():
@@ -150,31 +150,13 @@ def test_quantities_by_step():
     assert credit.first_of_step(packed, lengths).tolist() == [1, 2, 5]
 
 
-def test_whitening_is_over_all_action_tokens_together():
-    # 1, 2, 3 and 6: mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5; each trajectory keeps its own share of the mean.
-    (first, second), moments = credit.whiten([array(1, 2, 3), array(6)])
-    assert (moments.count, moments.mean, moments.var) == (4, 3, 3.5)
-    np.testing.assert_allclose(first, array(-2, -1, 0) / np.sqrt(3.5), rtol=1e-7)
-    np.testing.assert_allclose(second, [3 / np.sqrt(3.5)], rtol=1e-7)
+def test_whitening_by_hand():
+    # 1, 2, 3 and 6: mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5
+    np.testing.assert_allclose(credit.whiten(array(1, 2, 3, 6)), array(-2, -1, 0, 3) / np.sqrt(3.5), rtol=1e-7)
 
 
 def test_equal_advantages_whiten_to_zero():
-    (only,), _ = credit.whiten([array(2, 2, 2)])
-    assert only.tolist() == [0, 0, 0]
-
-
-@given(st.lists(st.lists(st.floats(-1e3, 1e3), max_size=6), min_size=1, max_size=5))
-def test_processes_that_add_their_moments_whiten_like_one(parts):
-    arrays = [np.array(p, dtype=np.float64) for p in parts]
-    total = credit.Moments(0, 0.0, 0.0)
-    for part in arrays:
-        total = total + credit.moments([part])
-    whole = credit.moments(arrays)
-    assert total.count == whole.count
-    assert total.mean == pytest.approx(whole.mean, abs=1e-9)
-    assert total.var == pytest.approx(whole.var, rel=1e-9, abs=1e-7)
-    alone = [credit.whiten([a], of=total)[0][0] for a in arrays]
-    np.testing.assert_allclose(np.concatenate(alone), np.concatenate(credit.whiten(arrays)[0]), rtol=1e-3, atol=1e-3)
+    assert credit.whiten(array(2, 2, 2)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -183,15 +165,15 @@ def test_processes_that_add_their_moments_whiten_like_one(parts):
         ([0.0], [2, 1], 3, 3, r"step_rewards_T should have shape \(2,\) for 2 steps"),
         ([0.0, 1.0], [2, 1], 4, 3, r"values_N should have shape \(3,\) for 3 action tokens, has \(4,\)"),
         ([0.0, 1.0], [2, 1], 3, 2, r"kl_N should have shape \(3,\)"),
-        ([0.0, 1.0], [3, 0], 3, 3, "at least one action token"),
+        ([0.0, 1.0], [3, 0], 3, 3, "each step needs an action token"),
         ([np.nan, 1.0], [2, 1], 3, 3, "leave out trajectories with a missing score"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_by_name(rewards, lengths, values, kl, message):
     with pytest.raises(ValueError, match=message):
-        credit.advantages(np.array(rewards), np.array(lengths), np.zeros(values), np.zeros(kl), 0.1, TOKEN)
+        credit.assign([np.array(rewards)], [np.array(lengths)], np.zeros(values), np.zeros(kl), 0.1, TOKEN)
 
 
 def test_lists_of_different_length_are_refused():
-    with pytest.raises(ValueError, match="one array per trajectory"):
-        credit.advantages_batch([array(1)], [np.array([1])], [], [array(0)], 0.1, TOKEN)
+    with pytest.raises(ValueError, match="rewards and step lengths of the same trajectories"):
+        credit.assign([array(1)], [], np.zeros(1), np.zeros(1), 0.1, TOKEN)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from torch import distributed
 
-from conftest import config, rewards_for, trajectories
+from conftest import config, scores, trajectories
 from steptool.training.rounds import train_round
 
 
@@ -20,9 +20,9 @@ def main() -> None:
         model,
         model,
         rows,
-        rewards_for(rows),
+        scores(rows),
         config=config(**wanted),
-        round=0,
+        round_index=0,
         out_dir=out,
         checkpoints=None if checkpoints == "-" else checkpoints,
         checkpoint_every=1,

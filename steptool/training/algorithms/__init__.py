@@ -1,1 +1,9 @@
-"""The algorithms: what each needs of a round, its loss, what it reports."""
+"""The algorithms, each under the name that `ppo.algorithm` gives it. A new one is a class in a file here and a line."""
+
+from __future__ import annotations
+
+from steptool.training.algorithms.base import Algorithm
+from steptool.training.algorithms.rft import RejectionFineTuning
+from steptool.training.algorithms.step_ppo import StepPPO
+
+ALGORITHMS: dict[str, type[Algorithm]] = {"step_ppo": StepPPO, "rft": RejectionFineTuning}

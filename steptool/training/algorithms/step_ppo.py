@@ -8,176 +8,175 @@ advantages; then a few shuffled passes minimise, over action tokens alone,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainingArguments
 
-from steptool.config import Config, CreditConfig
-from steptool.models import batch
-from steptool.models import folder as model_folder
-from steptool.models.logprobs import causal_lm, token_log_probs
-from steptool.models.value_head import ActionOutputs, ActorCritic, action_states
-from steptool.training import losses
-from steptool.training.experience import Episodes, Experience, Scores, experience
-from steptool.training.metric_accumulator import MetricAccumulator
-from steptool.training.planned import MicroBatch, OnCheckpoint, PlannedTrainer, batch_arguments, common_arguments
-
-SCORES = "scores.safetensors"
+from steptool.config import Config
+from steptool.contracts.columns import Row
+from steptool.models.actor import ActionOutputs, Actor
+from steptool.records import Trajectory
+from steptool.rewards.compose import step_rewards
+from steptool.rewards.running_scale import RunningScale
+from steptool.training import credit, losses
+from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection
+from steptool.training.scores import Floats, Scores
 
 
-@dataclass
-class StepPPOArguments(TrainingArguments):  # type: ignore[misc]
-    """TrainingArguments of one round. `learning_rate` is the policy's."""
+@dataclass(frozen=True)
+class Experience:
+    """What the losses need of the action tokens [N] of a round, on the device of the model; float32."""
 
-    kl_coef: float = field(default=0.02, metadata={"help": "weight of the per-token KL penalty in the rewards"})
-    clip: float = field(default=0.2, metadata={"help": "clip range of the probability ratio"})
-    clip_value: float = field(default=0.2, metadata={"help": "clip range of the change of a value"})
-    value_coef: float = field(default=1.0, metadata={"help": "weight of the value loss"})
-    value_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the value head"})
-    train_policy: bool = field(default=True, metadata={"help": "false: only the value head learns"})
-    batch_size: int = field(default=24, metadata={"help": "trajectories per optimizer step, over all processes"})
-    ppo_epochs: int = field(default=2, metadata={"help": "passes over the trajectories"})
+    old_log_probs_N: Tensor
+    reference_N: Tensor
+    old_values_N: Tensor
+    advantages_N: Tensor
+    """Whitened over the action tokens of the round if the configuration says so."""
+    returns_N: Tensor
+    value_mask_N: Tensor
+    """1 where the value head learns, 0 elsewhere."""
 
-    @classmethod
-    def of_round(cls, config: Config, round: int, folder: Path, checkpoint_every: int) -> StepPPOArguments:
-        """Arguments of one round; checkpoints go into `folder` every so many optimizer steps (0: none)."""
-        ppo = config.ppo
-        return cls(
-            **common_arguments(folder, checkpoint_every, config.seed + round),
-            **batch_arguments(ppo.batch_size, ppo.micro_batch_size),
-            lr_scheduler_type="constant",
-            learning_rate=learning_rate(config, round),
-            max_grad_norm=ppo.max_grad_norm,
-            kl_coef=ppo.kl_coef,
-            clip=ppo.clip,
-            clip_value=ppo.clip_value,
-            value_coef=ppo.value_coef,
-            value_learning_rate=ppo.value_learning_rate,
-            train_policy=round >= ppo.value_warmup_rounds,
-            batch_size=ppo.batch_size,
-            ppo_epochs=ppo.epochs,
-        )
+    def take(self, places_n: Tensor) -> Experience:
+        """That of some of the tokens."""
+        return Experience(*(tensor[places_n] for tensor in vars(self).values()))
 
 
-def learning_rate(config: Config, round: int) -> float:
-    """lr * (1 - (1 - f) * round / (rounds - 1)): linear from lr to the share f of it in the last round."""
-    share = round / max(1, config.ppo.rounds - 1)
-    return config.ppo.learning_rate * (1.0 - (1.0 - config.ppo.final_learning_rate) * min(1.0, share))
+class StepPPO(Algorithm):
+    """Learns from the composed rewards of every step."""
 
+    stage = "ppo"
+    needs_value_head = True
+    needs_scores = True
+    sums = (
+        "tokens", "policy", "value", "kl", "clipped", "entropy", "targets", "return", "return2", "error", "error2"
+    )  # fmt: skip
+    maxima = ("ratio_deviation",)
 
-class StepPPOTrainer(PlannedTrainer):
-    """One round of StepPPO on `transformers.Trainer`.
-
-    `reference` is the model that the policy is held to; None: the policy itself with its adapter switched off.
-    """
-
-    args: StepPPOArguments
-
-    def __init__(
-        self,
-        model: ActorCritic,
-        args: StepPPOArguments,
-        episodes: Episodes,
-        credit: CreditConfig,
-        reference: PreTrainedModel | None = None,
-        on_checkpoint: OnCheckpoint | None = None,
-    ) -> None:
-        self.adamw = model_folder.adamw(model.policy, args.learning_rate, model.head, args.value_learning_rate)
-        if not args.train_policy:
-            model.policy.requires_grad_(False)
-        super().__init__(model, args, episodes.trajectories, self.adamw, on_checkpoint=on_checkpoint)
-        self.episodes = episodes
-        self.credit = credit
-        self.reference = reference
-        self.tally = MetricAccumulator(self.accelerator)
+    def __init__(self, config: Config, round_index: int) -> None:
+        super().__init__(config, round_index)
+        self.trains_policy = round_index >= config.ppo.value_warmup_rounds
         self._experience: Experience | None = None
 
-    def run_round(self) -> Experience:
-        """Score, then train; after an interruption, go on from the last complete checkpoint in `output_dir`."""
-        saves = self.args.save_strategy != "no"
-        self._experience = experience(self.episodes, self._scores(saves), self.args.kl_coef, self.credit)
-        self.go_on()
-        return self._experience
+    def select(
+        self, trajectories: Sequence[Trajectory], reward_rows: Sequence[Row], history: Sequence[Row]
+    ) -> Selection:
+        """The trajectories that have steps and complete rewards.
 
-    def _scores(self, saves: bool) -> Scores:
-        path, fingerprint = Path(self.args.output_dir) / SCORES, self.episodes.fingerprint
-        if saves and path.is_file():
-            return Scores.load(path, fingerprint)
-        scores = self.score()
-        if saves and self.args.should_save:
-            scores.save(path, fingerprint)
-        self.accelerator.wait_for_everyone()
-        return scores
+        Raises ValueError if there is none, or if a trajectory has another number of rewards than of steps.
+        """
+        rewards = step_rewards(trajectories, reward_rows, self.config.rewards, self.config.ppo.reward)
+        metrics: list[Row] = []
+        if self.config.rewards.normalisation == "running":
+            scale = RunningScale.before(self.round_index, history).after(rewards)
+            rewards, metrics = scale.apply(rewards), scale.rows(self.round_index)
+        kept = [(t, r) for t, r in zip(trajectories, rewards, strict=True) if r is not None and t.spans]
+        for trajectory, reward_T in kept:
+            if len(reward_T) != len(trajectory.spans):
+                raise ValueError(
+                    f"trajectory {trajectory.trajectory_id}: expected one reward for each of its "
+                    f"{len(trajectory.spans)} steps, got {len(reward_T)}"
+                )
+        if not kept:
+            raise ValueError(
+                f"none of the {len(trajectories)} trajectories has steps and complete rewards: there is nothing to "
+                "train on; look at the missing components in the rewards of this round"
+            )
+        return Selection([t for t, _ in kept], len(trajectories) - len(kept), [r for _, r in kept], metrics)
 
-    @torch.no_grad()
-    def score(self) -> Scores:
-        """Log-probabilities under policy and reference, and values, of all action tokens; shared between processes."""
-        device = self.accelerator.device
-        self.model.eval()
-        if self.reference is not None:
-            self.reference.to(device).eval()
-        scores_3N = torch.zeros(3, self.episodes.total, device=device)
-        starts = np.concatenate([[0], np.cumsum(self.action_tokens)])
-        for rows in self._scoring_batches():
-            places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in rows])
-            inputs = batch.collate([self.sequences[i] for i in rows])
-            tensors = {name: tensor.to(device) for name, tensor in inputs.items()}
-            with self.accelerator.autocast():
-                out = self.model(**tensors)
-                reference_n = self._reference_log_probs(**tensors)
-            scores_3N[:, torch.from_numpy(places).to(device)] = torch.stack([out.log_probs, reference_n, out.values])
-        # every process has filled its own places and left zeros elsewhere
-        return Scores(*self.accelerator.reduce(scores_3N, "sum").cpu().numpy())
+    def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Row]:
+        """Turn rewards, values and the divergence from the reference into advantages and returns."""
+        kl_N = scores.log_probs_N - scores.reference_N
+        given = credit.assign(
+            selection.rewards,
+            [credit.step_lengths(t.spans) for t in selection.trajectories],
+            scores.values_N,
+            kl_N,
+            self.config.ppo.kl_coef,
+            self.config.credit,
+        )
+        whitened_N = credit.whiten(given.advantages_N) if self.config.credit.whiten else given.advantages_N
+        arrays = (
+            scores.log_probs_N, scores.reference_N, scores.values_N, whitened_N, given.returns_N, given.value_mask_N
+        )  # fmt: skip
+        self._experience = Experience(*(torch.tensor(a, dtype=torch.float32, device=device) for a in arrays))
+        return advantage_rows(selection, kl_N, scores.values_N, given.advantages_N)
 
-    def _scoring_batches(self) -> list[batch.Indices]:
-        order = np.argsort(self.lengths, kind="stable")
-        size = self.args.per_device_train_batch_size
-        groups = [order[i : i + size] for i in range(0, len(order), size)]
-        return groups[self.accelerator.process_index :: self.accelerator.num_processes]
-
-    def _reference_log_probs(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        if self.reference is not None:
-            states = action_states(self.reference, input_ids, labels)
-            return token_log_probs(self.reference, *states, self.model.temperature)[0]
-        policy: Any = self.model.policy
-        with policy.disable_adapter():
-            states = action_states(policy, input_ids, labels)
-            return token_log_probs(causal_lm(policy), *states, self.model.temperature)[0]
-
-    def steps(self) -> list[batch.Indices]:
-        """`ppo_epochs` shuffled passes over the trajectories."""
-        return batch.mini_batches(len(self.lengths), self.args.batch_size, self.args.ppo_epochs, self.args.seed)
-
-    def extras(self, micro: MicroBatch) -> dict[str, Any]:
-        """What is known of the action tokens [N] of the micro batch, and the number of value targets of its step."""
-        known = self._experience
-        if known is None:
-            raise RuntimeError("nothing to train on yet: call run_round(), which scores the trajectories first")
-        packed = {
-            name: torch.cat([getattr(known, name)[i] for i in micro.rows])
-            for name in ("old_log_probs", "reference", "old_values", "advantages", "returns", "value_mask")
-        }
-        packed["value_mask"] *= float(micro.counted)
-        return {**packed, "value_tokens": float(sum(known.value_mask[i].sum() for i in micro.step_rows))}
-
-    def loss(self, out: ActionOutputs, inputs: dict[str, Any]) -> Tensor:
+    def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
         """Clipped policy loss per action token and clipped value loss per value target."""
-        args = self.args
-        ratio_N = torch.exp(out.log_probs - inputs["old_log_probs"])
-        policy_N = losses.policy_loss(ratio_N, inputs["advantages"], args.clip) * inputs["weight_N"]
-        value_N = losses.value_loss(out.values, inputs["old_values"], inputs["returns"], args.clip_value)
-        value_N = value_N * inputs["value_mask"]
-        self.tally.add(policy_N, value_N, ratio_N, out, inputs, args.clip)
-        loss: Tensor = args.value_coef * value_N.sum() / inputs["value_tokens"]
-        return loss + policy_N.sum() / inputs["tokens"] if args.train_policy else loss
+        if self._experience is None:
+            raise RuntimeError("there are no advantages to train on yet: call prepare first")
+        ppo, known = self.config.ppo, self._experience.take(part.places_n)
+        out = actor(part.batch)
+        values_N = actor.values(out.states_NH)
+        ratio_N = torch.exp(out.log_probs_N - known.old_log_probs_N)
+        policy_N = losses.policy_loss(ratio_N, known.advantages_N, ppo.clip)
+        value_N = losses.value_loss(values_N, known.old_values_N, known.returns_N, ppo.clip_value) * known.value_mask_N
+        targets = self._experience.value_mask_N[part.step_places_n].sum()
+        loss = ppo.value_coef * value_N.sum() / targets
+        if self.trains_policy:
+            loss = loss + policy_N.sum() / float(len(part.step_places_n))
+        away_N = (ratio_N - 1.0).abs().detach()
+        sums = _sums(policy_N, value_N, values_N, away_N > ppo.clip, out, known)
+        return LossTerms(loss, sums, {"ratio_deviation": away_N.max()})
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what was tallied over the optimizer step."""
-        if "learning_rate" in logs:
-            logs = {**logs, **self.tally.read()}
-        super().log(logs, start_time)
+    def report(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Means over the tokens of an optimizer step (docs/how-it-works.md)."""
+        tokens, targets = max(1.0, figures["tokens"]), max(1.0, figures["targets"])
+        variance = figures["return2"] / targets - (figures["return"] / targets) ** 2
+        unexplained = figures["error2"] / targets - (figures["error"] / targets) ** 2
+        return {
+            "policy_loss": figures["policy"] / tokens,
+            "value_loss": figures["value"] / targets,
+            "kl": figures["kl"] / tokens,
+            "ratio_deviation": figures["ratio_deviation"],
+            "clip_fraction": figures["clipped"] / tokens,
+            "entropy": figures["entropy"] / tokens,
+            "explained_variance": 1.0 - unexplained / variance if variance > 1e-12 else 0.0,
+            "tokens": figures["tokens"],
+        }
+
+
+@torch.no_grad()
+def _sums(
+    policy_N: Tensor, value_N: Tensor, values_N: Tensor, clipped_N: Tensor, out: ActionOutputs, known: Experience
+) -> dict[str, Tensor]:
+    returns_N = known.returns_N * known.value_mask_N
+    errors_N = (known.returns_N - values_N) * known.value_mask_N
+    per_token = {
+        "tokens": torch.ones_like(policy_N),
+        "policy": policy_N,
+        "value": value_N,
+        "kl": known.old_log_probs_N - known.reference_N,
+        "clipped": clipped_N,
+        "entropy": out.entropy_N,
+        "targets": known.value_mask_N,
+        "return": returns_N,
+        "return2": returns_N**2,
+        "error": errors_N,
+        "error2": errors_N**2,
+    }
+    return {name: tensor_N.sum(dtype=torch.float64) for name, tensor_N in per_token.items()}
+
+
+def advantage_rows(selection: Selection, kl_N: Floats, values_N: Floats, advantages_N: Floats) -> list[Row]:
+    """Rows of advantages, one per step. The arrays hold one entry per action token of the selection."""
+    rows: list[Row] = []
+    start = 0
+    for trajectory, rewards_T in zip(selection.trajectories, selection.rewards, strict=True):
+        for step, ((first, last), reward) in enumerate(zip(trajectory.spans, rewards_T, strict=True)):
+            tokens = slice(start, start + last - first)
+            rows.append(
+                {
+                    "trajectory_id": trajectory.trajectory_id,
+                    "step": step,
+                    "reward": float(reward),
+                    "kl": float(kl_N[tokens].sum()),
+                    "value": float(values_N[start]),
+                    "advantage": float(np.mean(advantages_N[tokens])),
+                }
+            )
+            start = tokens.stop
+    return rows

@@ -7,10 +7,21 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from steptool.models import batch, logprobs
-from steptool.models.load import load_model
+from steptool.models import logprobs
+from steptool.models.actor import Actor, action_states
+from steptool.models.batch import collate
+from steptool.models.load import load_model, tiny_model, train_tokenizer
 from steptool.models.logprobs import token_log_probs
-from steptool.models.value_head import ActorCritic, ValueHead, action_states, load_value_head, save_value_head
+from steptool.models.value_head import ValueHead, load_value_head, save_value_head
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer(["Find the order and cancel it."] * 20, vocabulary=300)
+    tokenizer.save_pretrained(folder)
+    tiny_model(tokenizer, max_context=128, seed=0, hidden=32).save_pretrained(folder)
+    return folder
 
 
 def small_models() -> list[torch.nn.Module]:
@@ -37,7 +48,7 @@ def test_log_probs_are_those_of_the_models_own_logits(
 ) -> None:
     monkeypatch.setattr(logprobs, "SMALL_VOCABULARY", small_vocabulary)
     rows = sequences()
-    out = ActorCritic(model, ValueHead(16), detach_value=True).eval()(**batch.collate(rows))
+    out = Actor(model)(collate(rows))
     expected, entropy = [], []
     for row in rows:
         logits = model(input_ids=torch.tensor(row.input_ids)[None]).logits[0].float()
@@ -46,10 +57,10 @@ def test_log_probs_are_those_of_the_models_own_logits(
             for position in range(start, end):
                 expected.append(everything[position - 1, row.input_ids[position]])
                 entropy.append(-(everything[position - 1].exp() * everything[position - 1]).sum())
-    torch.testing.assert_close(out.log_probs, torch.stack(expected), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(out.entropy, torch.stack(entropy), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.log_probs_N, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.entropy_N, torch.stack(entropy), atol=1e-5, rtol=1e-5)
     weights = [p for p in model.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(out.log_probs.sum(), weights, allow_unused=True)
+    ours = torch.autograd.grad(out.log_probs_N.sum(), weights, allow_unused=True)
     theirs = torch.autograd.grad(torch.stack(expected).sum(), weights, allow_unused=True)
     for a, b in zip(ours, theirs, strict=True):
         assert (a is None) == (b is None)
@@ -59,32 +70,30 @@ def test_log_probs_are_those_of_the_models_own_logits(
 
 def test_only_action_tokens_are_learned(model_dir: Path) -> None:
     """Observation tokens are seen but are no targets: a later one may change without changing any loss."""
-    actor = ActorCritic(load_model(model_dir), ValueHead(32), detach_value=True).eval()
+    actor = Actor(load_model(model_dir))
     (row, *_) = sequences()
     row.spans = [(3, 6)]
     changed = SimpleNamespace(input_ids=np.concatenate([row.input_ids[:6], row.input_ids[6:] + 1]), spans=row.spans)
-    before, after = actor(**batch.collate([row])), actor(**batch.collate([changed]))
-    assert torch.equal(before.log_probs, after.log_probs)
-    assert torch.equal(before.values, after.values)
-    labels = batch.collate([row])["labels"]
-    assert (labels[0, :3] == -100).all() and (labels[0, 6:] == -100).all()
+    before, after = actor(collate([row])), actor(collate([changed]))
+    assert torch.equal(before.log_probs_N, after.log_probs_N)
+    assert torch.equal(before.states_NH, after.states_NH)
 
 
 def test_padding_changes_nothing(model_dir: Path) -> None:
-    actor = ActorCritic(load_model(model_dir), ValueHead(32), detach_value=True).eval()
+    actor = Actor(load_model(model_dir))
     short, long = sequences()[1], SimpleNamespace(input_ids=np.arange(5, 45), spans=[(30, 40)])
-    alone = actor(**batch.collate([short]))
-    together = actor(**batch.collate([short, long]))
-    torch.testing.assert_close(alone.log_probs, together.log_probs[:1], atol=1e-6, rtol=1e-5)
+    alone = actor(collate([short]))
+    together = actor(collate([short, long]))
+    torch.testing.assert_close(alone.log_probs_N, together.log_probs_N[:1], atol=1e-6, rtol=1e-5)
 
 
 def test_values_are_zero_at_first_and_detach_keeps_the_backbone(model_dir: Path) -> None:
     for detach in (True, False):
-        actor = ActorCritic(load_model(model_dir), ValueHead(32), detach_value=detach).train()
-        out = actor(**batch.collate(sequences()))
-        assert (out.values == 0).all()
+        actor = Actor(load_model(model_dir), ValueHead(32), detach_value=detach)
+        states_NH = actor(collate(sequences())).states_NH
+        assert (actor.values(states_NH) == 0).all()
         torch.nn.init.ones_(actor.head.out.weight)
-        actor(**batch.collate(sequences())).values.sum().backward()
+        actor.values(states_NH).sum().backward()
         reached = any(p.grad is not None and p.grad.abs().max() > 0 for p in actor.policy.parameters())
         assert reached is not detach
 
@@ -92,8 +101,8 @@ def test_values_are_zero_at_first_and_detach_keeps_the_backbone(model_dir: Path)
 def test_dropout_is_off_while_training() -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5))
-    actor = ActorCritic(model, ValueHead(16), detach_value=True).train()
-    first, second = (actor(**batch.collate(sequences())).log_probs for _ in range(2))
+    actor = Actor(model)
+    first, second = (actor(collate(sequences())).log_probs_N for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -109,11 +118,15 @@ def test_value_head_survives_the_folder(tmp_path: Path) -> None:
 def test_states_are_those_just_before_the_action(model_dir: Path) -> None:
     model = load_model(model_dir)
     (row, *_) = sequences()
-    tensors = batch.collate([row])
-    hidden, targets = action_states(model, **tensors)
-    everything = model.base_model(input_ids=tensors["input_ids"]).last_hidden_state[0]
-    torch.testing.assert_close(hidden, everything[[2, 3, 4, 8, 9, 10]])
-    assert targets.tolist() == row.input_ids[[3, 4, 5, 9, 10, 11]].tolist()
+    batch = collate([row])
+    everything = model.base_model(input_ids=batch.input_ids_BL).last_hidden_state[0]
+    torch.testing.assert_close(action_states(model, batch), everything[[2, 3, 4, 8, 9, 10]])
+    assert batch.targets_N.tolist() == row.input_ids[[3, 4, 5, 9, 10, 11]].tolist()
+
+
+def test_a_model_without_a_value_head_says_so(model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="no value head"):
+        Actor(load_model(model_dir)).values(torch.zeros(1, 32))
 
 
 def test_log_probs_are_those_of_the_rollouts_temperature() -> None:

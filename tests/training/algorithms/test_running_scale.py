@@ -7,7 +7,7 @@ import pytest
 from steptool.config import Config
 from steptool.contracts.columns import Row
 from steptool.records import Trajectory
-from steptool.training.improve import improve
+from steptool.training.rounds import train_round
 
 
 def scored(trajectories: list[Trajectory], solved: float) -> list[Row]:
@@ -26,11 +26,11 @@ def test_the_running_scale_goes_on_from_round_to_round(model_dir: Path, tmp_path
     rewards = {"normalisation": "running", "step_weight": 1.0}
     config = Config.model_validate({**make.config(epochs=1).model_dump(), "rewards": rewards})
     episodes, history, raw = make.trajectories(6), [], []
-    for round, solved in enumerate((1.0, 0.0)):
+    for round_index, solved in enumerate((1.0, 0.0)):
         rows = scored(episodes, solved)
-        done = improve(
-            model_dir, model_dir, episodes, rows, config=config, round=round, out_dir=tmp_path / str(round),
-            history=history,
+        done = train_round(
+            model_dir, model_dir, episodes, rows, config=config, round_index=round_index, history=history,
+            out_dir=tmp_path / str(round_index),
         )  # fmt: skip
         plain = [r["contribution"] if r["is_solved"] is None else r["is_solved"] for r in rows]
         raw += plain

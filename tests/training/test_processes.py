@@ -32,7 +32,13 @@ def test_two_processes_give_the_result_of_one(
     assert done.returncode == 0, done.stderr[-3000:]
     rows = make.trajectories(13)
     train_round(
-        model_dir, model_dir, rows, make.rewards(rows), config=make.config(**wanted), round=0, out_dir=tmp_path / "one"
+        model_dir,
+        model_dir,
+        rows,
+        make.scores(rows),
+        config=make.config(**wanted),
+        round_index=0,
+        out_dir=tmp_path / "one",
     )
     for file in ("model.safetensors", "training/value_head.safetensors"):
         one, both = load_file(tmp_path / "one" / file), load_file(tmp_path / "two" / file)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from steptool.config import Config, PolicyConfig
-from steptool.models import batch
+from steptool.models.actor import Actor
+from steptool.models.batch import collate
 from steptool.models.load import load_model
-from steptool.models.value_head import ActorCritic, ValueHead
 from steptool.training.rounds import train_round
 
 
@@ -22,7 +22,7 @@ def config(make: SimpleNamespace) -> Config:
 
 def log_probs(model: torch.nn.Module, rows: list) -> torch.Tensor:
     with torch.no_grad():
-        return ActorCritic(model, ValueHead(32), detach_value=True).eval()(**batch.collate(rows)).log_probs
+        return Actor(model)(collate(rows)).log_probs_N
 
 
 def test_three_rounds_with_an_adapter(model_dir: Path, tmp_path: Path, make: SimpleNamespace, config: Config) -> None:
@@ -30,7 +30,9 @@ def test_three_rounds_with_an_adapter(model_dir: Path, tmp_path: Path, make: Sim
     folders = [model_dir, *(tmp_path / str(r) for r in range(3))]
     base_bytes = (model_dir / "model.safetensors").read_bytes()
     results = [
-        train_round(folders[r], model_dir, rows, make.rewards(rows), config=config, round=r, out_dir=folders[r + 1])
+        train_round(
+            folders[r], model_dir, rows, make.scores(rows), config=config, round_index=r, out_dir=folders[r + 1]
+        )
         for r in range(3)
     ]
     first = next(m["value"] for m in results[0].metrics if m["name"] == "ratio_deviation")
@@ -54,9 +56,9 @@ def test_scores_of_a_later_round_are_those_of_its_folder(
 ) -> None:
     """Adapter off is the reference, adapter on is the policy that rollout loads from the merged weights."""
     rows = make.trajectories(5)
-    train_round(model_dir, model_dir, rows, make.rewards(rows), config=config, round=0, out_dir=tmp_path / "0")
+    train_round(model_dir, model_dir, rows, make.scores(rows), config=config, round_index=0, out_dir=tmp_path / "0")
     result = train_round(
-        tmp_path / "0", model_dir, rows, make.rewards(rows), config=config, round=1, out_dir=tmp_path / "1"
+        tmp_path / "0", model_dir, rows, make.scores(rows), config=config, round_index=1, out_dir=tmp_path / "1"
     )
     merged = log_probs(AutoModelForCausalLM.from_pretrained(tmp_path / "0"), rows)
     base = log_probs(load_model(model_dir), rows)
@@ -70,8 +72,8 @@ def test_another_model_without_an_adapter_is_refused(
 ) -> None:
     rows = make.trajectories(4)
     full = config.model_copy(update={"policy": PolicyConfig()})
-    train_round(model_dir, model_dir, rows, make.rewards(rows), config=full, round=0, out_dir=tmp_path / "full")
+    train_round(model_dir, model_dir, rows, make.scores(rows), config=full, round_index=0, out_dir=tmp_path / "full")
     with pytest.raises(ValueError, match="has no folder 'training/adapter' and other weights than the reference"):
         train_round(
-            tmp_path / "full", model_dir, rows, make.rewards(rows), config=config, round=1, out_dir=tmp_path / "x"
+            tmp_path / "full", model_dir, rows, make.scores(rows), config=config, round_index=1, out_dir=tmp_path / "x"
         )

@@ -1,26 +1,23 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from steptool.config import PolicyConfig, WarmStartConfig
 from steptool.contracts.tables import to_table
-from steptool.models import batch
+from steptool.models.actor import Actor
+from steptool.models.batch import collate
 from steptool.models.load import load_model
-from steptool.models.value_head import ActorCritic, ValueHead
 from steptool.records import Metric
-from steptool.training.algorithms.rft import rejection_round
-from steptool.training.rounds import train_round
 from steptool.training.warm_start import warm_start
 
 
 def mean_log_prob(folder: Path, rows: list) -> float:
     with torch.no_grad():
-        out = ActorCritic(load_model(folder), ValueHead(32), detach_value=True).eval()(**batch.collate(rows))
-    return float(out.log_probs.mean())
+        out = Actor(load_model(folder))(collate(rows))
+    return float(out.log_probs_N.mean())
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -98,46 +95,3 @@ def test_examples_that_do_not_fit_are_left_out(model_dir: Path, tmp_path: Path, 
     assert [m["value"] for m in metrics if m["name"] == "left_out"] == [expected]
     with pytest.raises(ValueError, match=f"fits into policy.max_context = 3 .*the shortest has {shortest}"):
         warm_start(model_dir, rows, cfg, PolicyConfig(max_context=3), 0, tmp_path)
-
-
-def test_rejection_imitates_the_solved_alone(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
-    rows = make.trajectories(10)
-    solved = [i % 5 == 0 for i in range(10)]
-    config = make.config(learning_rate=1e-2, epochs=10)
-    result = rejection_round(model_dir, model_dir, rows, solved, config=config, round=0, out_dir=tmp_path / "solved")
-    # as many steps as PPO: 10 epochs of 3 batches over all ten trajectories
-    assert len([m for m in result.metrics if m["name"] == "loss"]) == 30
-    assert (result.left_out, result.advantages, result.note) == (8, [], "")
-    good = [t for t, s in zip(rows, solved, strict=True) if s]
-    assert mean_log_prob(tmp_path / "solved", good) > -2
-    others = [rows[i] for i in (1, 2, 3)]
-    changed = [
-        t if s else others[i % 3].__class__(**{**vars(t), "input_ids": np.flip(t.input_ids).copy()})
-        for i, (t, s) in enumerate(zip(rows, solved, strict=True))
-    ]
-    rejection_round(model_dir, model_dir, changed, solved, config=config, round=0, out_dir=tmp_path / "changed")
-    assert same_weights(tmp_path / "solved", tmp_path / "changed")
-
-
-def test_rejection_carries_its_optimizer_and_its_rate(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
-    rows = make.trajectories(4)
-    folders = [model_dir, tmp_path / "0", tmp_path / "1"]
-    for r in range(2):
-        result = rejection_round(
-            folders[r], model_dir, rows, [True] * 4, config=make.config(), round=r, out_dir=folders[r + 1]
-        )
-    moments = load_file(tmp_path / "1" / "training/optimizer.safetensors")
-    assert {float(v) for k, v in moments.items() if k.startswith("step/")} == {4.0}
-    assert [m["value"] for m in result.metrics if m["name"] == "learning_rate"] == pytest.approx([7e-4] * 2)
-
-
-def test_nothing_solved_passes_the_policy_on(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
-    rows = make.trajectories(4)
-    train_round(model_dir, model_dir, rows, make.rewards(rows), config=make.config(), round=0, out_dir=tmp_path / "0")
-    result = rejection_round(
-        tmp_path / "0", model_dir, rows, [False] * 4, config=make.config(), round=1, out_dir=tmp_path / "1"
-    )
-    assert "none of 4 trajectories was solved" in result.note
-    assert (result.tokens, result.left_out) == (0, 4)
-    for file in (f for f in (tmp_path / "0").rglob("*") if f.is_file()):
-        assert (tmp_path / "1" / file.relative_to(tmp_path / "0")).read_bytes() == file.read_bytes()

@@ -11,7 +11,7 @@ from steptool.contracts.tables import to_table
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.value_head import ValueHead, save_value_head
 from steptool.records import Advantage, Metric
-from steptool.training.algorithms.step_ppo import learning_rate
+from steptool.training.algorithms import ALGORITHMS
 from steptool.training.rounds import train_round
 
 
@@ -26,7 +26,7 @@ def values(result: object, name: str) -> list[float]:
 def test_round_starts_at_kl_0_and_ratio_1(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(8)
     config = make.config(micro_batch_size=3)
-    result = train_round(model_dir, model_dir, rows, make.rewards(rows), config=config, round=0, out_dir=tmp_path)
+    result = train_round(model_dir, model_dir, rows, make.scores(rows), config=config, round_index=0, out_dir=tmp_path)
     assert values(result, "ratio_deviation")[0] == pytest.approx(0, abs=1e-5)
     assert values(result, "kl") == pytest.approx([0.0] * 4, abs=1e-6)
     assert all(abs(row["kl"]) < 1e-5 for row in result.advantages)
@@ -39,7 +39,9 @@ def test_result_satisfies_the_contracts_and_the_folder_loads(
 ) -> None:
     rows = make.trajectories(5)
     out = tmp_path / "out"
-    result = train_round(model_dir, model_dir, rows, make.rewards(rows), config=make.config(), round=1, out_dir=out)
+    result = train_round(
+        model_dir, model_dir, rows, make.scores(rows), config=make.config(), round_index=1, out_dir=out
+    )
     to_table(result.metrics, Metric)
     to_table(result.advantages, Advantage)
     assert len(result.advantages) == sum(len(t.spans) for t in rows)
@@ -58,7 +60,13 @@ def test_a_step_reward_sits_on_the_last_token_of_its_step(
         update={"credit": make.config().credit.model_copy(update={"level": "token", "gamma": 1.0, "lam": 0.5})}
     )
     result = train_round(
-        model_dir, model_dir, [row], [np.array([0.0, 1.0, 4.0])], config=config, round=0, out_dir=tmp_path
+        model_dir,
+        model_dir,
+        [row],
+        make.scored([row], [np.array([0.0, 1.0, 4.0])]),
+        config=config,
+        round_index=0,
+        out_dir=tmp_path,
     )
     # packed rewards 0 0 | 1 | 0 4: a reward d tokens ahead counts for 2^-d
     expected = [(0.25 * 1 + 0.0625 * 4 + 0.5 * 1 + 0.125 * 4) / 2, 1 + 0.25 * 4, (0.5 * 4 + 4) / 2]
@@ -72,11 +80,11 @@ def test_missing_rewards_are_left_out_and_counted(model_dir: Path, tmp_path: Pat
     rewards = make.rewards(rows)
     kept = [rows[i] for i in (0, 2, 3, 5)]
     only = train_round(
-        model_dir, model_dir, kept, [rewards[i] for i in (0, 2, 3, 5)], config=make.config(), round=0,
-        out_dir=tmp_path / "a",
+        model_dir, model_dir, kept, make.scored(kept, [rewards[i] for i in (0, 2, 3, 5)]), config=make.config(),
+        round_index=0, out_dir=tmp_path / "a",
     )  # fmt: skip
-    holes = [None if i in (1, 4) else r for i, r in enumerate(rewards)]
-    mixed = train_round(model_dir, model_dir, rows, holes, config=make.config(), round=0, out_dir=tmp_path / "b")
+    holes = make.scored(rows, [None if i in (1, 4) else r for i, r in enumerate(rewards)])
+    mixed = train_round(model_dir, model_dir, rows, holes, config=make.config(), round_index=0, out_dir=tmp_path / "b")
     assert (only.left_out, mixed.left_out) == (0, 2)
     assert {r["trajectory_id"] for r in mixed.advantages} == {t.trajectory_id for t in kept}
     for name, tensor in weights(tmp_path / "a").items():
@@ -85,17 +93,20 @@ def test_missing_rewards_are_left_out_and_counted(model_dir: Path, tmp_path: Pat
 
 def test_bad_rewards_are_refused(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(2)
+    run = {"config": make.config(), "round_index": 0, "out_dir": tmp_path}
     with pytest.raises(ValueError, match=f"trajectory t0: expected one reward for each of its {len(rows[0].spans)} st"):
-        train_round(model_dir, model_dir, rows, [np.zeros(9), None], config=make.config(), round=0, out_dir=tmp_path)
+        train_round(model_dir, model_dir, rows, make.scored(rows, [np.zeros(9), None]), **run)
     with pytest.raises(ValueError, match="none of the 2 trajectories has steps and complete rewards"):
-        train_round(model_dir, model_dir, rows, [None, None], config=make.config(), round=0, out_dir=tmp_path)
+        train_round(model_dir, model_dir, rows, make.scored(rows, [None, None]), **run)
+    with pytest.raises(ValueError, match="none of the 2 trajectories has steps and complete rewards"):
+        train_round(model_dir, model_dir, rows, [], **run)
 
 
 def test_accumulation_changes_nothing(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(9)
     for size in (5, 2):
         train_round(
-            model_dir, model_dir, rows, make.rewards(rows), round=0, out_dir=tmp_path / str(size),
+            model_dir, model_dir, rows, make.scores(rows), round_index=0, out_dir=tmp_path / str(size),
             config=make.config(batch_size=5, micro_batch_size=size),
         )  # fmt: skip
     whole, parts = weights(tmp_path / "5"), weights(tmp_path / "2")
@@ -107,12 +118,12 @@ def test_accumulation_changes_nothing(model_dir: Path, tmp_path: Path, make: Sim
 
 def test_value_rounds_leave_the_policy_alone(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(8)
-    rewards = [np.full(len(t.spans), 1.0) for t in rows]
+    rewards = make.scored(rows, [np.full(len(t.spans), 1.0) for t in rows])
     folders = [model_dir, *(tmp_path / str(r) for r in range(3))]
     explained = []
     for r in range(3):
         config = make.config(value_warmup_rounds=2, epochs=4, value_learning_rate=1e-2)
-        result = train_round(folders[r], model_dir, rows, rewards, config=config, round=r, out_dir=folders[r + 1])
+        result = train_round(folders[r], model_dir, rows, rewards, config=config, round_index=r, out_dir=folders[r + 1])
         explained.append(np.mean(values(result, "value_loss")))
     start = weights(model_dir)
     for name, tensor in weights(folders[2]).items():
@@ -126,14 +137,14 @@ def test_value_head_and_moments_go_on_from_the_folder(model_dir: Path, tmp_path:
     run = {
         "config": make.config(),
         "trajectories": rows,
-        "step_rewards": make.rewards(rows),
+        "reward_rows": make.scores(rows),
         "reference_dir": model_dir,
     }
-    train_round(model_dir, round=0, out_dir=tmp_path / "one", **run)
+    train_round(model_dir, round_index=0, out_dir=tmp_path / "one", **run)
     first = load_file(tmp_path / "one" / "training/optimizer.safetensors")
     steps = {float(v) for k, v in first.items() if k.startswith("step/")}
     assert steps == {4.0}
-    train_round(tmp_path / "one", round=1, out_dir=tmp_path / "two", **run)
+    train_round(tmp_path / "one", round_index=1, out_dir=tmp_path / "two", **run)
     second = load_file(tmp_path / "two" / "training/optimizer.safetensors")
     assert {float(v) for k, v in second.items() if k.startswith("step/")} == {8.0}
     assert second.keys() == first.keys()
@@ -141,30 +152,33 @@ def test_value_head_and_moments_go_on_from_the_folder(model_dir: Path, tmp_path:
     head = ValueHead(32)
     torch.nn.init.constant_(head.out.bias, 3.0)
     save_value_head(head, tmp_path / "two")
-    result = train_round(tmp_path / "two", round=2, out_dir=tmp_path / "three", **run)
+    result = train_round(tmp_path / "two", round_index=2, out_dir=tmp_path / "three", **run)
     assert {round(row["value"], 4) for row in result.advantages} == {3.0}
 
 
 def test_learning_rate_falls_linearly_over_rounds(make: SimpleNamespace) -> None:
     config = make.config(rounds=5, learning_rate=1e-3, final_learning_rate=0.2)
-    rates = [learning_rate(config, r) for r in range(5)]
-    assert rates == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
-    assert learning_rate(make.config(rounds=1), 0) == 1e-3
+    for algorithm in ALGORITHMS.values():
+        rates = [algorithm(config, r).learning_rate for r in range(5)]
+        assert rates == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
+        assert algorithm(make.config(rounds=1), 0).learning_rate == 1e-3
 
 
 def test_kl_penalty_enters_the_rewards(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     """No step rewards, values 0, gamma = lambda = 1: the advantage of a token is -kl_coef * (its kl and all later)."""
     rows = [replace(t, spans=[(start, start + 1) for start, _ in t.spans]) for t in make.trajectories(6)]
     train_round(
-        model_dir, model_dir, rows, make.rewards(rows), round=0, out_dir=tmp_path / "moved",
+        model_dir, model_dir, rows, make.scores(rows), round_index=0, out_dir=tmp_path / "moved",
         config=make.config(learning_rate=1e-2),
     )  # fmt: skip
     (tmp_path / "moved" / "training/value_head.safetensors").unlink()
     config = make.config(kl_coef=0.5).model_copy(
         update={"credit": make.config().credit.model_copy(update={"gamma": 1.0, "lam": 1.0})}
     )
-    zero = [np.zeros(len(t.spans)) for t in rows]
-    result = train_round(tmp_path / "moved", model_dir, rows, zero, config=config, round=1, out_dir=tmp_path / "next")
+    zero = make.scored(rows, [np.zeros(len(t.spans)) for t in rows])
+    result = train_round(
+        tmp_path / "moved", model_dir, rows, zero, config=config, round_index=1, out_dir=tmp_path / "next"
+    )
     assert max(abs(row["kl"]) for row in result.advantages) > 0.05
     for t in rows:
         own = [row for row in result.advantages if row["trajectory_id"] == t.trajectory_id]
@@ -188,9 +202,9 @@ def test_rewarded_tokens_become_likelier(model_dir: Path, tmp_path: Path, make: 
             replace(template, trajectory_id=str(i), input_ids=np.append(prompt, np.int32(t)), spans=[(8, 9)])
             for i, t in enumerate(tokens)
         ]
-        rewards = [np.array([float(t % 2 == 0)]) for t in tokens]
+        rewards = make.scored(rows, [np.array([float(t % 2 == 0)]) for t in tokens])
         config = make.config(rounds=8, learning_rate=1e-2, batch_size=16, micro_batch_size=16)
-        train_round(folder, model_dir, rows, rewards, config=config, round=r, out_dir=tmp_path / str(r))
+        train_round(folder, model_dir, rows, rewards, config=config, round_index=r, out_dir=tmp_path / str(r))
         folder = tmp_path / str(r)
     assert shares[0] < 0.65
     assert shares[-1] > 0.9

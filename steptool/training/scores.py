@@ -1,0 +1,94 @@
+"""What the models say of the action tokens of a round before the first update."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import nn
+
+from steptool.models.actor import Actor
+from steptool.models.batch import Spanned, action_places, collate
+from steptool.training.plan import micro_batches, packed_places
+from steptool.training.processes import processes, sum_over_processes
+
+Floats = npt.NDArray[np.floating]
+FILE = "scores.safetensors"
+"""Its place beside the checkpoints of a round."""
+
+
+def fingerprint(sequences: Sequence[Spanned], rewards: Sequence[Floats] = ()) -> str:
+    """A digest of training data that changes with any token, span or reward."""
+    digest = hashlib.sha256()
+    for row in sequences:
+        digest.update(np.asarray(row.input_ids, np.int64).tobytes() + np.asarray(row.spans, np.int64).tobytes())
+    for rewards_T in rewards:
+        digest.update(np.asarray(rewards_T, np.float64).tobytes())
+    return digest.hexdigest()
+
+
+def check_fingerprint(path: Path, stored: str, expected: str) -> None:
+    """Raise ValueError if a file of an earlier attempt was made from other training data."""
+    if stored != expected:
+        raise ValueError(
+            f"{path.parent}: these checkpoints belong to other trajectories or rewards than the ones given; remove the "
+            "folder to train from the start"
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One entry per action token of the training data, packed end to end; float32."""
+
+    log_probs_N: Floats
+    """Log-probabilities under the policy (nats)."""
+    reference_N: Floats
+    """Log-probabilities under the reference (nats)."""
+    values_N: Floats
+
+    def save(self, folder: Path, fingerprint: str) -> None:
+        """Write the scores beside the checkpoints; the file appears whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = (folder / FILE).with_suffix(".partial")
+        save_file(vars(self), partial, metadata={"fingerprint": fingerprint})
+        partial.replace(folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path, fingerprint: str) -> Scores | None:
+        """Read the scores of an earlier attempt, None if there are none.
+
+        Raises ValueError if they belong to other training data.
+        """
+        if not (folder / FILE).is_file():
+            return None
+        with safe_open(folder / FILE, framework="numpy") as file:
+            check_fingerprint(folder / FILE, file.metadata()["fingerprint"], fingerprint)
+            return cls(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+@torch.no_grad()
+def score(actor: Actor, reference: nn.Module | None, sequences: Sequence[Spanned], micro_batch_size: int) -> Scores:
+    """Score all action tokens, each process its share of the sequences.
+
+    `reference` is the model that the policy is held to; None: the policy itself with its adapter switched off.
+    """
+    state = processes()
+    counts = np.array([len(action_places(row)) for row in sequences], dtype=np.int64)
+    lengths = np.array([len(row.input_ids) for row in sequences], dtype=np.int64)
+    places = packed_places(counts)
+    scores_3N = torch.zeros(3, int(counts.sum()), device=state.device)
+    passes = micro_batches(np.arange(len(sequences)), lengths, micro_batch_size, state.num_processes)
+    for rows in filter(len, passes[state.process_index :: state.num_processes]):
+        batch = collate([sequences[i] for i in rows]).to(state.device)
+        out = actor(batch)
+        own = (out.log_probs_N, actor.reference_log_probs(batch, reference), actor.values(out.states_NH))
+        scores_3N[:, torch.from_numpy(np.concatenate([places[i] for i in rows])).to(state.device)] = torch.stack(own)
+    # every process has filled its own places and left zeros elsewhere
+    return Scores(*sum_over_processes(scores_3N).cpu().numpy())

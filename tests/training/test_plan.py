@@ -1,0 +1,43 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steptool.training import plan
+
+
+@given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 3))
+def test_every_pass_sees_every_sequence_once(count: int, size: int, epochs: int) -> None:
+    steps = plan.mini_batches(count, size, epochs, seed=3)
+    per_epoch = plan.updates_per_epoch(count, size)
+    assert len(steps) == epochs * per_epoch
+    for e in range(epochs):
+        seen = np.concatenate(steps[e * per_epoch : (e + 1) * per_epoch])
+        assert sorted(seen) == list(range(count))
+    assert max(map(len, steps)) <= size
+    assert max(map(len, steps)) - min(map(len, steps)) <= 1
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
+def test_micro_batches_share_out_a_mini_batch_by_length(lengths: list[int], size: int, processes: int) -> None:
+    rows = np.arange(len(lengths))
+    groups = plan.micro_batches(rows, np.array(lengths), size, processes)
+    assert len(groups) == -(-len(lengths) // (size * processes)) * processes
+    assert sorted(np.concatenate(groups)) == list(rows)
+    assert max(map(len, groups)) <= size
+    by_length = [lengths[i] for group in groups for i in group]
+    assert by_length == sorted(by_length)
+
+
+def test_places_of_packed_tokens() -> None:
+    assert [places.tolist() for places in plan.packed_places(np.array([2, 1, 3]))] == [[0, 1], [2], [3, 4, 5]]
+
+
+def test_grouped_batches_waste_little_padding_and_skip_nobody() -> None:
+    lengths = np.random.default_rng(0).integers(50, 500, 400)
+    steps = plan.grouped_batches(lengths, 16, 25, seed=1)
+    assert sorted(np.concatenate(steps)) == list(range(400))
+    padded = sum(len(rows) * lengths[rows].max() for rows in steps)
+    assert padded / lengths.sum() < 1.15
+    again = plan.grouped_batches(lengths, 16, 30, seed=1)
+    assert len(again) == 30
+    assert all((a == b).all() for a, b in zip(steps, again[:25], strict=True))
