@@ -40,7 +40,8 @@ def ours(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: C
 def plain(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> list[list[float]]:
     """The same, written as the equations read, one token at a time."""
     raw = [
-        _plain_one(*(x.tolist() for x in arrays), config) for arrays in zip(rewards, lengths, values, kl, strict=True)
+        _plain_one(r.tolist(), n.tolist(), v.tolist(), k.tolist(), config)
+        for r, n, v, k in zip(rewards, lengths, values, kl, strict=True)
     ]
     flat = [a for advantages in raw for a in advantages]
     mean = sum(flat) / len(flat)

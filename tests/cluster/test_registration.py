@@ -47,7 +47,7 @@ def test_the_tarball_holds_lazily_imported_modules_and_data(packaged: Callable[.
     with tarfile.open(tarball) as opened:
         names = set(opened.getnames())
     assert {
-        "steptool/training/improve.py",
+        "steptool/training/trainer.py",
         "steptool/report/charts.py",
         "steptool/environments/desk/base/model.safetensors",
         PROFILE,
