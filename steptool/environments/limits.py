@@ -6,11 +6,11 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from steptool.config import ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult, TransportError
@@ -20,8 +20,8 @@ _BACKOFF = 0.2
 """Seconds before the second attempt; each further one waits twice as long."""
 _CLOSING = 5.0
 """Seconds that a session has to close."""
-S = TypeVar("S")
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class LimitedEnvironment:
@@ -29,17 +29,27 @@ class LimitedEnvironment:
 
     def __init__(self, environment: Environment, limits: ToolsConfig) -> None:
         self._environment, self._limits = environment, limits
+        self._pool = ThreadPoolExecutor(limits.concurrency) if environment.blocking else None
 
     def reset(self, query: Query) -> LimitedSession:
         """A session for the query."""
         return LimitedSession(self._environment.reset(query), self._limits, self._environment.blocking)
 
-    def map(self, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
-        """`work` on each item, in their order; side by side where calls may block. Each item has its own session."""
-        if not self._environment.blocking or len(items) < 2:
-            return [work(item) for item in items]
-        with ThreadPoolExecutor(min(len(items), self._limits.concurrency)) as pool:
-            return list(pool.map(work, items))
+    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Do some work with a session of its own: in a thread where calls may block, else at once.
+
+        Raises what the work raises if it is done at once.
+        """
+        if self._pool:
+            return self._pool.submit(work, *args, **kwargs)
+        done: Future[T] = Future()
+        done.set_result(work(*args, **kwargs))
+        return done
+
+    def close(self) -> None:
+        """Wait for work that has begun, and drop what has not. The environment itself stays open."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
 
 class LimitedSession(Session):

@@ -1,278 +1,163 @@
-"""Episodes: a policy and an environment take turns until something ends them."""
+"""A policy that samples from a language model in this process, its KV cache kept across turns."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
 from math import ceil
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
 from steptool.chat.codec import ChatCodec
-from steptool.chat.formats import ParsedTurn
-from steptool.config import RolloutConfig, ToolsConfig
-from steptool.environments.base import Environment
-from steptool.environments.limits import LimitedEnvironment
-from steptool.policies.generation import BatchSampler, Feed, Turn
-from steptool.records import Query, StopReason, Trajectory
-from steptool.rollout.episode import Dialogue, opening, shown_name
+from steptool.config import RolloutConfig, SearchConfig
+from steptool.policies.prompts import Prompt, Prompter
+from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
+from steptool.rollout.episode import Episode
+from steptool.rollout.policy import EndedTurn, Policy
+from steptool.rollout.turns import Decoding, Refusal
 
-DEFAULT_LIMITS = ToolsConfig()
 _WAITING_SHARE = 0.2
-"""Share of the running episodes whose turns must have ended before the environment answers them together."""
+"""Share of the rows whose turns must have ended, or been answered, before they are handed back together."""
 _SHRINK_SHARE = 0.75
 """Share of rows in use below which the batch is made smaller."""
 
-Progress = Callable[[int, int], None]
-"""Called with the number of finished episodes and of all."""
-E = TypeVar("E", bound="Episode")
+
+@dataclass
+class _Seat:
+    """An episode that has a row of the batch."""
+
+    episode: Episode
+    random: torch.Generator
+    prompt: Prompt = field(default_factory=lambda: Prompt((), ()))
+    """Of the turn that is being sampled."""
+    cached: list[int] = field(default_factory=list)
+    """Tokens whose keys and values the row holds."""
 
 
-def roll_out(
-    model: PreTrainedModel,
-    codec: ChatCodec,
-    queries: Sequence[Query],
-    environment: Environment,
-    *,
-    rollout: RolloutConfig,
-    max_context: int,
-    greedy: bool,
-    seed: int,
-    policy: str,
-    round: int = -1,
-    sample: int = 0,
-    limits: ToolsConfig = DEFAULT_LIMITS,
-    progress: Progress | None = None,
-) -> list[Trajectory]:
-    """One episode per query, in the order of the queries. Calls keep to the `limits`.
+class LocalPolicy(Policy):
+    """A causal language model with a chat codec; `rollout.batch_size` episodes are decoded together.
 
     What an episode samples depends on the seed, the round, its query and its sample alone, not on the batch or shard
-    that it runs in (up to rounding). A query that is given several times gets the samples `sample`, `sample + 1`, ....
-    Raises ValueError, before anything is sampled, if a prompt leaves no room for a turn in `max_context` tokens.
+    that it runs in (up to rounding). The model is in evaluation mode until `close`.
     """
-    make = partial(Episode, codec=codec, rollout=rollout, max_context=max_context)
-    episodes = prepared(make, codec, queries, rollout, max_context, f"{seed}/{round}", sample)
-    play(model, codec, episodes, LimitedEnvironment(environment, limits), rollout, greedy, progress)
-    return [e.trajectory(policy, round, rollout.temperature) for e in episodes]
 
-
-def prepared(
-    make: Callable[..., E],
-    codec: ChatCodec,
-    queries: Sequence[Query],
-    rollout: RolloutConfig,
-    max_context: int,
-    key: str,
-    sample: int,
-) -> list[E]:
-    """make(query, prompt, key, sample) of each query; `key`, the query and its sample decide what it draws.
-
-    Raises ValueError if a prompt leaves no room for a turn.
-    """
-    prompts = [codec.prompt_ids(opening(q), q.tools) for q in queries]
-    _check_room(queries, prompts, rollout, max_context)
-    given: Counter[str] = Counter()
-    episodes = []
-    for query, prompt in zip(queries, prompts, strict=True):
-        number = sample + given[query.query_id]
-        given[query.query_id] += 1
-        episodes.append(make(query, prompt, f"{key}/{query.query_id}/{number}", number))
-    return episodes
-
-
-def play(
-    model: PreTrainedModel,
-    codec: ChatCodec,
-    episodes: Sequence[Episode],
-    guard: LimitedEnvironment,
-    rollout: RolloutConfig,
-    greedy: bool,
-    progress: Progress | None,
-) -> None:
-    """Play the episodes to their end, `rollout.batch_size` of them side by side."""
-    training = model.training
-    model.eval()
-    try:
-        _run(model, codec, episodes, guard, rollout, greedy, progress)
-    finally:
-        model.train(training)
-        for episode in episodes:
-            episode.close()
-
-
-def _run(
-    model: PreTrainedModel,
-    codec: ChatCodec,
-    episodes: Sequence[Episode],
-    guard: LimitedEnvironment,
-    rollout: RolloutConfig,
-    greedy: bool,
-    progress: Progress | None,
-) -> None:
-    waiting = deque(sorted(episodes, key=lambda e: len(e.ids), reverse=True))
-    rows: list[Episode | None] = [None] * min(rollout.batch_size, len(episodes))
-    sampler = BatchSampler(
-        model,
-        len(rows),
-        codec.end_ids,
-        max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        greedy=greedy,
-    )
-    turns: list[Turn] = []
-    done = 0
-    while True:
-        feeds = []
-        acting = [(turn.row, episode) for turn in turns if (episode := rows[turn.row])]
-        for turn, (_, episode) in zip(turns, acting, strict=True):
-            episode.read(turn)
-        guard.map(Episode.act, [episode for _, episode in acting])
-        stopped = []
-        for row, episode in acting:
-            if episode.goes_on():
-                feeds.append(episode.feed(row))
-            else:
-                stopped.append(episode)
-                rows[row] = None
-        guard.map(Episode.end, stopped)
-        done += len(stopped)
-        if progress and stopped:
-            progress(done, len(episodes))
-        for row, running in enumerate(rows):
-            if running is None and waiting:
-                fresh = rows[row] = waiting.popleft()
-                fresh.begin(guard)
-                feeds.append(fresh.feed(row))
-        sampler.feed(feeds)
-        live = [row for row, running in enumerate(rows) if running]
-        if not live:
-            return
-        if len(live) < _SHRINK_SHARE * len(rows):
-            sampler.keep(live)
-            rows = [rows[row] for row in live]
-        enough = ceil(_WAITING_SHARE * len(live))
-        while sampler.ended < enough:
-            sampler.step()
-        turns = sampler.take()
-
-
-class Episode:
-    """One episode in the making: a dialogue and its tokens."""
+    patience = 0.05
 
     def __init__(
         self,
-        query: Query,
-        prompt: Sequence[int],
-        key: str,
-        sample: int,
-        *,
+        model: PreTrainedModel,
         codec: ChatCodec,
+        *,
+        name: str,
         rollout: RolloutConfig,
         max_context: int,
+        seed: int,
+        search: SearchConfig | None = None,
     ) -> None:
-        self.sample, self.ids = sample, list(prompt)
-        self.dialogue = Dialogue(query, rollout.max_steps)
-        self.codec = codec
-        self._max_context, self._max_new = max_context, rollout.max_new_tokens
-        self._random = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
-        self._cached: list[int] = []
-        self._spans: list[tuple[int, int]] = []
-        self._logprobs: list[npt.NDArray[np.float32]] = []
-        self._parsed = ParsedTurn(None, "")
+        self.name, self.search = name, search
+        self.capacity, self.max_steps = rollout.batch_size, rollout.max_steps
+        self._model, self._codec, self._rollout, self._seed = model, codec, rollout, seed
+        self._prompter = Prompter(codec, max_context, rollout.max_new_tokens)
+        self._was_training = model.training
+        model.eval()
+        self._rows: list[_Seat | None] = []
+        self._to_come = 0
+        """Episodes of the run that have no row yet."""
+        self._queue: list[tuple[_Seat, Prompt]] = []
+        self._refused: list[EndedTurn] = []
 
-    def begin(self, guard: LimitedEnvironment) -> None:
-        """Reset the environment for this episode's query."""
-        self.dialogue.begin(guard)
+    def temperature(self, decoding: Decoding) -> float:
+        """That of the rollouts, whatever the decoding."""
+        return self._rollout.temperature
 
-    def feed(self, row: int) -> Feed:
-        """The tokens that the model has not seen yet."""
-        ids = self.prompt()
-        start = min(_common(self._cached, ids), len(ids) - 1)
-        self._cached = list(ids)
-        uniforms = torch.rand(self._max_new, generator=self._random).numpy()
-        return Feed(row, start, ids[start:], uniforms)
+    def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
+        """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""
+        lengths = self._prompter.begin(episodes)
+        self._rows = [None] * min(self.capacity, len(episodes))
+        self._to_come, self._queue, self._refused = len(episodes), [], []
+        self._sampler = BatchSampler(
+            self._model,
+            len(self._rows),
+            self._codec.end_ids,
+            max_new_tokens=self._rollout.max_new_tokens,
+            temperature=self._rollout.temperature,
+            greedy=decoding is Decoding.GREEDY,
+        )
+        return sorted(episodes, key=lengths.__getitem__, reverse=True)
 
-    def prompt(self) -> list[int]:
-        """All tokens that the next turn is sampled after."""
-        return self.ids
+    def submit(self, episodes: Sequence[Episode]) -> None:
+        """Queue the next prompts. Nothing is computed before `poll`."""
+        for episode in episodes:
+            prompt = self._prompter.next(episode)
+            if isinstance(prompt, Refusal):
+                self._refused.append((episode, prompt))
+            else:
+                self._queue.append((self._seat(episode), prompt))
 
-    def read(self, turn: Turn) -> None:
-        """Take the tokens of a sampled turn and read its call."""
-        start = len(self.ids)
-        self.ids += turn.ids
-        # The last sampled token was not fed back: its keys and values are not in the cache.
-        self._cached += turn.ids[:-1]
-        self._spans.append((start, len(self.ids)))
-        self._logprobs.append(turn.logprobs)
-        self._parsed = self.codec.parse(turn.ids)
+    def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
+        """Sample until a share of the rows has ended its turns or been answered."""
+        if self._refused:
+            refused, self._refused = self._refused, []
+            return refused
+        self._feed()
+        if not self._sampler.open:
+            wait(until, return_when=FIRST_COMPLETED)
+            return []
+        enough = ceil(_WAITING_SHARE * self._sampler.open)
+        while self._sampler.ended + sum(future.done() for future in until) < enough:
+            self._sampler.step()
+        return [self._ended(turn) for turn in self._sampler.take()]
 
-    def act(self) -> None:
-        """Let the environment, and after a final answer the user, answer the turn."""
-        self.dialogue.act(self._parsed)
-
-    def goes_on(self) -> bool:
-        """Write the turn and what answers it down, and say whether the episode goes on."""
-        self.dialogue.note(self._parsed)
-        if self.dialogue.stop is None and not self._extended():
-            self.dialogue.stop = StopReason.CONTEXT_LIMIT
-        return self.dialogue.stop is None
-
-    def end(self) -> None:
-        """Ask for the verdict and close the session."""
-        self.dialogue.end()
+    def release(self, episode: Episode) -> None:
+        """Free the episode's row."""
+        self._rows[self._row_of(episode)] = None
 
     def close(self) -> None:
-        """Close the session if it is open."""
-        self.dialogue.close()
+        """Put the model back in the mode it was in."""
+        self._model.train(self._was_training)
 
-    def trajectory(self, policy: str, round: int, temperature: float) -> Trajectory:
-        """The episode as it ended."""
-        ids, logprobs = np.asarray(self.ids, dtype=np.int32), np.concatenate(self._logprobs)
-        return self.dialogue.trajectory(policy, round, self.sample, temperature, ids, self._spans, logprobs)
+    def _seat(self, episode: Episode) -> _Seat:
+        seat = next((seat for seat in self._rows if seat and seat.episode is episode), None)
+        if seat is None:
+            key = f"{self._seed}/{episode.round_index}/{episode.query.query_id}/{episode.sample}"
+            digest = hashlib.sha256(key.encode()).digest()
+            seat = _Seat(episode, torch.Generator().manual_seed(int.from_bytes(digest[:7])))
+            self._rows[self._rows.index(None)] = seat
+            self._to_come -= 1
+        return seat
 
-    def back_to(self, turns: int) -> None:
-        """Go on from where the first `turns` turns had been made, in a session that is given their calls again."""
-        self.ids = self.ids[: self._spans[turns][0]]
-        del self._spans[turns:], self._logprobs[turns:]
-        self.dialogue.back_to(turns)
+    def _row_of(self, episode: Episode) -> int:
+        return next(row for row, seat in enumerate(self._rows) if seat and seat.episode is episode)
 
-    def answer_ids(self, user_turn: str | None) -> list[int]:
-        """Tokens from the end of the last turn to the next one: its observation and what the user says then."""
-        step, closed = self.dialogue.last, self.ids[self._spans[-1][1] - 1] in self.codec.end_ids
-        return self.codec.observation_ids(step.observation, shown_name(step), user_turn=user_turn, closed=closed)
+    def _feed(self) -> None:
+        """Give the queued prompts to their rows, and drop rows that nothing will need again."""
+        feeds = []
+        for seat, prompt in self._queue:
+            ids = list(prompt.ids)
+            start = min(_common(seat.cached, ids), len(ids) - 1)
+            uniforms = torch.rand(self._rollout.max_new_tokens, generator=seat.random).numpy()
+            seat.prompt, seat.cached = prompt, ids
+            feeds.append(Feed(self._row_of(seat.episode), start, ids[start:], uniforms))
+        self._queue = []
+        self._sampler.feed(feeds)
+        rows = [row for row, seat in enumerate(self._rows) if seat]
+        if rows and not self._to_come and len(rows) < _SHRINK_SHARE * len(self._rows):
+            self._sampler.keep(rows)
+            self._rows = [self._rows[row] for row in rows]
 
-    def has_room(self, tokens: int) -> bool:
-        """Whether a whole turn fits behind so many tokens."""
-        return tokens + self._max_new <= self._max_context
-
-    def _extended(self) -> bool:
-        """Append what answers the turn, if a whole turn has room behind it."""
-        observation = self.answer_ids(self.dialogue.user_turn)
-        if not self.has_room(len(self.ids) + len(observation)):
-            return False
-        self.ids += observation
-        return True
+    def _ended(self, turn: SampledTurn) -> EndedTurn:
+        seat = self._rows[turn.row]
+        assert seat is not None
+        # The last sampled token was not fed back: its keys and values are not in the cache.
+        seat.cached += turn.ids[:-1]
+        return seat.episode, self._prompter.turn(seat.prompt, turn.ids, turn.logprobs)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """Number of tokens with which both begin."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _check_room(
-    queries: Sequence[Query], prompts: Sequence[Sequence[int]], rollout: RolloutConfig, max_context: int
-) -> None:
-    for query, prompt in zip(queries, prompts, strict=True):
-        if len(prompt) + rollout.max_new_tokens > max_context:
-            raise ValueError(
-                f"query '{query.query_id}': its prompt of {len(prompt)} tokens and a turn of {rollout.max_new_tokens} "
-                f"tokens (rollout.max_new_tokens) do not fit policy.max_context = {max_context}; raise max_context or "
-                "leave the query out"
-            )

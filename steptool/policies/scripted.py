@@ -2,20 +2,83 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.formats import ParsedTurn
-from steptool.config import RolloutConfig, ToolsConfig
+from steptool.config import ToolsConfig
 from steptool.environments.base import Environment
-from steptool.environments.limits import LimitedEnvironment
 from steptool.records import FINISH, Query, ToolCall, Trajectory
-from steptool.rollout.episode import Dialogue
+from steptool.rollout.episode import Episode
+from steptool.rollout.policy import EndedTurn, Policy
+from steptool.rollout.runner import roll_out
+from steptool.rollout.turns import Decoding, Turn
 
-POLICY = "playback"
-_UP = ToolCall(FINISH, {"return_type": GIVE_UP})
+PLAYBACK = "playback"
+_CAPACITY = 128
+_GIVE_UP = ToolCall(FINISH, {"return_type": GIVE_UP})
+
+
+class ScriptedPolicy(Policy):
+    """Makes the calls that `calls_of` gives for a query and the number of a sample, then gives up.
+
+    It plays them to their end: only a limit that the query itself sets cuts them short.
+    """
+
+    capacity, max_steps, search, patience = _CAPACITY, None, None, 0.0
+
+    def __init__(self, calls_of: Callable[[Query, int], Sequence[ToolCall]], name: str = PLAYBACK) -> None:
+        self.name, self._calls_of = name, calls_of
+        self._calls: dict[Episode, Iterator[ToolCall]] = {}
+        self._waiting: list[Episode] = []
+
+    def temperature(self, decoding: Decoding) -> float:
+        """0: nothing is sampled."""
+        return 0.0
+
+    def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> Sequence[Episode]:
+        """Look up the calls of every episode. Raises what `calls_of` raises where there is nothing to play."""
+        self._waiting = []
+        self._calls = {episode: iter(self._calls_of(episode.query, episode.sample)) for episode in episodes}
+        return episodes
+
+    def submit(self, episodes: Sequence[Episode]) -> None:
+        """Take in episodes that wait for their next call."""
+        self._waiting += episodes
+
+    def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
+        """The next call of every episode that waits."""
+        if not self._waiting:
+            wait(until, return_when=FIRST_COMPLETED)
+        waiting, self._waiting = self._waiting, []
+        return [(episode, Turn(ParsedTurn(next(self._calls[episode], _GIVE_UP), ""))) for episode in waiting]
+
+    def release(self, episode: Episode) -> None:
+        """Forget the rest of the calls."""
+        del self._calls[episode]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def play_back(
+    recordings: Iterable[tuple[Query, Sequence[ToolCall]]],
+    environment: Environment,
+    *,
+    limits: ToolsConfig,
+    policy: str = PLAYBACK,
+) -> list[Trajectory]:
+    """One episode per recording, in their order. The recordings of one query become its samples 0, 1, ...."""
+    queries, calls = [], defaultdict(list)
+    for query, recorded in recordings:
+        queries.append(query)
+        calls[query.query_id].append(recorded)
+    scripted = ScriptedPolicy(lambda query, sample: calls[query.query_id][sample], policy)
+    played = roll_out(scripted, queries, environment, decoding=Decoding.GREEDY, limits=limits)
+    return [episode.trajectory for episode in played]
 
 
 def reference_calls(query: Query) -> list[ToolCall]:
@@ -41,58 +104,3 @@ def without_last_call(calls: Sequence[ToolCall]) -> list[ToolCall]:
     """The same calls without the last one that is no Finish: what should no longer solve the task."""
     numbers = [number for number, call in enumerate(calls) if call.name != FINISH]
     return [call for number, call in enumerate(calls) if number not in numbers[-1:]]
-
-
-def play_back(
-    recordings: Iterable[tuple[Query, Sequence[ToolCall]]],
-    environment: Environment,
-    *,
-    rollout: RolloutConfig,
-    limits: ToolsConfig,
-    policy: str = POLICY,
-) -> list[Trajectory]:
-    """One episode per recording, in their order, as `roll_out` would have made it, but without tokens.
-
-    `rollout.batch_size` episodes go on side by side, a call of each in turn. An episode that is still open when its
-    recording has ended is given up. A query that is given several times gets the samples 0, 1, ....
-    """
-    guard, given = LimitedEnvironment(environment, limits), Counter[str]()
-    played: list[Trajectory] = []
-    waiting = iter(recordings)
-    while batch := [_Player(q, calls, rollout) for q, calls in islice(waiting, rollout.batch_size)]:
-        _play(batch, guard)
-        for player in batch:
-            name = player.dialogue.query.query_id
-            played.append(player.dialogue.trajectory(policy, -1, given[name], 0.0))
-            given[name] += 1
-    return played
-
-
-class _Player:
-    """One recording on its way through the environment."""
-
-    def __init__(self, query: Query, calls: Sequence[ToolCall], rollout: RolloutConfig) -> None:
-        self.dialogue = Dialogue(query, rollout.max_steps)
-        self._calls = iter(calls)
-
-    def step(self) -> None:
-        """The next call, and what comes of it."""
-        call = next(self._calls, _UP)
-        turn = ParsedTurn(call, "")
-        self.dialogue.act(turn)
-        self.dialogue.note(turn)
-        if self.dialogue.stop:
-            self.dialogue.end()
-
-
-def _play(players: Sequence[_Player], guard: LimitedEnvironment) -> None:
-    try:
-        for player in players:
-            player.dialogue.begin(guard)
-        going = list(players)
-        while going:
-            guard.map(_Player.step, going)
-            going = [player for player in going if player.dialogue.stop is None]
-    finally:
-        for player in players:
-            player.dialogue.close()

@@ -1,6 +1,6 @@
-"""Which queries a shard of a round rolls out.
+"""Which queries are played: by a shard of a round, and by an evaluation.
 
-A pure function of the configuration's seed, so that a shard that is run again draws the same.
+The queries of a shard follow from the configuration's seed, so that a shard that is run again draws the same.
 """
 
 from __future__ import annotations
@@ -10,24 +10,41 @@ import random
 
 import pyarrow.compute as pc
 
-from steptool.config import Config
+from steptool.artifacts.queries import read_queries
+from steptool.config import Config, EvaluationConfig
 from steptool.contracts.columns import from_row
-from steptool.contracts.tables import read_table
-from steptool.records import Query
+from steptool.contracts.tables import read_records, read_table
+from steptool.records import Query, Trajectory
 
 
-def round_queries(path: str | os.PathLike[str], config: Config, round: int, shard: int) -> list[Query]:
+def evaluation_queries(
+    queries: str | os.PathLike[str], demonstrations: str | os.PathLike[str], settings: EvaluationConfig
+) -> list[Query]:
+    """The queries of a file that an evaluation plays. Raises ValueError if there is none."""
+    chosen = read_queries(queries, None if settings.split == "all" else settings.split)
+    if settings.recorded_only:
+        recorded = {t.query_id for t in read_records(demonstrations, Trajectory)}
+        chosen = [q for q in chosen if q.query_id in recorded]
+    if not chosen:
+        raise ValueError(
+            f"evaluation.recorded_only: no query of the split '{settings.split}' has a recorded answer; "
+            "name recordings in data.recorded_answers"
+        )
+    return chosen
+
+
+def round_queries(path: str | os.PathLike[str], config: Config, round_index: int, shard: int) -> list[Query]:
     """The training queries of one shard of a round, one for each episode. Only these are parsed."""
     table = read_table(path, Query)
     train = table.filter(pc.equal(table["split"], "train"))
     rollout = config.rollout
     positions = shard_positions(
-        train.num_rows, rollout.episodes, round, config.seed, shard=shard, shards=rollout.shards
+        train.num_rows, rollout.episodes, round_index, config.seed, shard=shard, shards=rollout.shards
     )
     return [from_row(row, Query) for row in train.take(positions).to_pylist()]
 
 
-def round_positions(total: int, episodes: int, round: int, seed: int) -> list[int]:
+def round_positions(total: int, episodes: int, round_index: int, seed: int) -> list[int]:
     """Positions in [0, total) of the queries of a round, one for each episode.
 
     Rounds read on in one endless sequence: all positions in a shuffled order, then all of them in another one, and so
@@ -36,14 +53,14 @@ def round_positions(total: int, episodes: int, round: int, seed: int) -> list[in
     if total < 1:
         raise ValueError("there is nothing to draw a round from: expected at least one training query")
     drawn: list[int] = []
-    start = round * episodes
+    start = round_index * episodes
     while len(drawn) < episodes:
         epoch, offset = divmod(start + len(drawn), total)
         drawn += _shuffled(total, seed, epoch)[offset : offset + episodes - len(drawn)]
     return drawn
 
 
-def shard_positions(total: int, episodes: int, round: int, seed: int, *, shard: int, shards: int) -> list[int]:
+def shard_positions(total: int, episodes: int, round_index: int, seed: int, *, shard: int, shards: int) -> list[int]:
     """The part of a round's positions that falls to one shard.
 
     The shards of a round hold each of its positions once. A position that the round holds several times stays in one
@@ -51,14 +68,14 @@ def shard_positions(total: int, episodes: int, round: int, seed: int, *, shard: 
     """
     if not 0 <= shard < shards:
         raise ValueError(f"expected a shard from 0 to {shards - 1}, got {shard}")
-    drawn = round_positions(total, episodes, round, seed)
-    mine = set(list(dict.fromkeys(drawn))[shard::shards])
-    if not mine:
+    drawn = round_positions(total, episodes, round_index, seed)
+    kept = set(list(dict.fromkeys(drawn))[shard::shards])
+    if not kept:
         raise ValueError(
             f"a round of {episodes} episodes on {total} training queries does not fill {shards} shards; "
             "lower rollout.shards"
         )
-    return [p for p in drawn if p in mine]
+    return [p for p in drawn if p in kept]
 
 
 def _shuffled(total: int, seed: int, epoch: int) -> list[int]:

@@ -40,7 +40,7 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Turn:
+class SampledTurn:
     """What was sampled in a row: `ids` [n] and their log-probabilities [n] at temperature 1."""
 
     row: int
@@ -75,8 +75,13 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
             self._where = (row_RM[real_RM], positions_RM[real_RM])
         self._read = rows
         self._length = length
-        if length > self._slots:
-            self._resize(-(-max(length, self._slots * 3 // 2) // _CHUNK) * _CHUNK)
+        self.grow(length)
+
+    def grow(self, length: int) -> int:
+        """Make room for so many slots and one more, and return the last slot: nothing that is written there is read."""
+        if length >= self._slots:
+            self._resize(-(-max(length + 1, self._slots * 3 // 2) // _CHUNK) * _CHUNK)
+        return self._slots - 1
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -151,6 +156,11 @@ class BatchSampler:
         self._length = 0
 
     @property
+    def open(self) -> int:
+        """Number of turns that go on or were not taken yet."""
+        return len(self._open)
+
+    @property
     def ended(self) -> int:
         """Number of turns that have ended and were not taken yet."""
         return len(self._open) - int(self._sampling.sum())
@@ -166,8 +176,9 @@ class BatchSampler:
     def step(self) -> None:
         """Sample one more token in every row whose turn goes on."""
         self._length += 1
-        # A row that waits to be given away may be longer than all that go on; what it writes is never read.
-        written = self._position.clamp(max=self._length - 1)
+        # A row that waits computes along idly, and may be longer than all that go on: it keeps what it holds.
+        spare = self._cache.grow(self._length)
+        written = torch.where(self._sampling, self._position, spare)
         self._cache.aim(None, written[:, None], None, self._length)
         slots = torch.arange(self._length, device=self._device)
         logits_BV = self._forward(self._last[:, None], self._position[:, None], slots <= self._position[:, None, None])
@@ -176,13 +187,13 @@ class BatchSampler:
         self._record(self._rows, logits_BV, going)
 
     @torch.inference_mode()
-    def take(self) -> list[Turn]:
+    def take(self) -> list[SampledTurn]:
         """Turns that have ended since they were last asked for. Their rows wait to be fed."""
         going = self._sampling.tolist()
         rows = sorted(row for row in self._open if not going[row])
         counts, ids, logprobs = self._count[rows].tolist(), self._ids[rows].tolist(), self._logprobs[rows].cpu().numpy()
         self._open.difference_update(rows)
-        return [Turn(r, ids[i][:n], logprobs[i, :n].copy()) for i, (r, n) in enumerate(zip(rows, counts, strict=True))]
+        return [SampledTurn(r, ids[i][:n], logprobs[i, :n].copy()) for i, (r, n) in enumerate(zip(rows, counts, strict=True))]
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:

@@ -1,0 +1,90 @@
+"""Policies as a configuration names them, ready to play, and the environment that queries name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+
+from steptool.chat.endpoint import Endpoint
+from steptool.config import Config, EvaluatedPolicy
+from steptool.contracts.tables import read_records
+from steptool.environments.base import Environment
+from steptool.environments.catalog import environment_class, open_environment
+from steptool.policies.endpoint import EndpointPolicy
+from steptool.policies.scripted import ScriptedPolicy, recorded_calls, reference_calls
+from steptool.records import Query, ToolCall, Trajectory
+from steptool.rollout.policy import Policy
+from steptool.rollout.turns import Decoding
+
+
+@contextmanager
+def open_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Trajectory] = ()) -> Iterator[Policy]:
+    """The policy with everything of the configuration filled in; it is closed in the end.
+
+    The model of a training stage is `EvaluatedPolicy(name=..., model=folder)`. `policy.model` is "embedded", a folder or a Hub id: fetch a url before. An endpoint is greedy at its own temperature
+    and samples at that of the rollouts. A playback plays the reference solution of a query or else the first of the
+    `recorded` trajectories; its `begin` raises ValueError where a query has neither.
+    """
+    with closing(_make_policy(policy, config, recorded)) as opened:
+        yield opened
+
+
+@contextmanager
+def open_environment_of(
+    queries: Sequence[Query], demonstrations: str | os.PathLike[str], config: Config
+) -> Iterator[Environment]:
+    """The environment that the queries name; it is closed in the end.
+
+    `demonstrations` is a file of trajectories; it is read only by an environment that replays them. Raises ValueError
+    unless the queries name one environment.
+    """
+    names = sorted({q.environment for q in queries})
+    if len(names) != 1:
+        raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
+    needs_recordings = environment_class(names[0], config).needs_recordings
+    recorded = read_records(demonstrations, Trajectory) if needs_recordings else []
+    with closing(open_environment(names[0], config, recorded)) as environment:
+        yield environment
+
+
+def _make_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Trajectory]) -> Policy:
+    if policy.kind == "model":
+        return _make_local(policy, config)
+    if policy.kind == "endpoint":
+        sampled = policy.endpoint.model_copy(update={"temperature": config.rollout.temperature})
+        endpoints = {
+            Decoding.GREEDY: Endpoint(policy.endpoint, policy.cache),
+            Decoding.SAMPLED: Endpoint(sampled, policy.cache),
+        }
+        return EndpointPolicy(endpoints, name=policy.name, rollout=config.rollout)
+    first = {t.query_id: t for t in reversed(list(recorded))}
+    return ScriptedPolicy(lambda query, _: _calls_of(query, first), policy.name)
+
+
+def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
+    from steptool.chat.codec import ChatCodec
+    from steptool.models.load import EMBEDDED, load_model, load_tokenizer
+    from steptool.policies.local import LocalPolicy
+
+    folder = EMBEDDED if policy.model == "embedded" else policy.model
+    return LocalPolicy(
+        load_model(folder),
+        ChatCodec(load_tokenizer(folder), config.policy.chat_format),
+        name=policy.name,
+        rollout=config.rollout,
+        max_context=config.policy.max_context,
+        seed=config.seed,
+        search=config.evaluation.search if policy.strategy == "dfsdt" else None,
+    )
+
+
+def _calls_of(query: Query, recorded: Mapping[str, Trajectory]) -> list[ToolCall]:
+    if query.reference.get("turns") or query.reference.get("calls"):
+        return reference_calls(query)
+    if query.query_id in recorded:
+        return recorded_calls(recorded[query.query_id])
+    raise ValueError(
+        f"query '{query.query_id}' has neither reference calls nor a recorded answer to play back: leave the kind "
+        "playback out, or evaluate on queries that were recorded"
+    )

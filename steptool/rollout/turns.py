@@ -1,0 +1,102 @@
+"""Turns: what a policy says, the tokens behind it, what it cost, and what answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from steptool.chat.formats import ParsedTurn
+from steptool.records import Message, Step, StopReason, Trajectory
+
+N = TypeVar("N", int, float)
+
+
+class Decoding(StrEnum):
+    """How a policy chooses its tokens."""
+
+    GREEDY = "greedy"
+    SAMPLED = "sampled"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What turns cost. The sum of two costs counts what is known of either."""
+
+    completion_tokens: int = 0
+    """Tokens written."""
+    prompt_tokens: int | None = None
+    """Tokens read; None where nobody counts them."""
+    money: float | None = None
+    """At the endpoint's prices; None where there are none."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.completion_tokens + other.completion_tokens,
+            _add(self.prompt_tokens, other.prompt_tokens),
+            _add(self.money, other.money),
+        )
+
+
+@dataclass(frozen=True)
+class TurnTokens:
+    """The tokens of one turn, from a policy that has them."""
+
+    context_ids: Sequence[int]
+    """Tokens between the episode's last turn and this one: the prompt at first, later what answered the last turn."""
+    ids: Sequence[int]
+    """Tokens sampled, the one that ends the turn included."""
+    logprobs: npt.NDArray[np.float32]
+    """Log-probabilities [len(ids)] of the sampled tokens at temperature 1."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a policy says in one turn."""
+
+    parsed: ParsedTurn
+    cost: Cost = Cost()
+    tokens: TurnTokens | None = None
+    """None where the policy has text alone."""
+    message: Message | None = None
+    """The message of an endpoint as it came, for the requests that follow."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a policy makes no further turn in an episode."""
+
+    stop: StopReason
+    reason: str = ""
+    """What the endpoint said; empty where the policy's own context is full."""
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One turn and what answered it: the environment's step, and what the user says after a final answer."""
+
+    turn: Turn
+    step: Step
+    user_turn: str | None = None
+
+
+@dataclass(frozen=True)
+class PlayedEpisode:
+    """An episode that has ended."""
+
+    trajectory: Trajectory
+    cost: Cost
+    """Of all turns, those on abandoned branches of a search included."""
+    refusal: str = ""
+    """What the endpoint said where it would not go on."""
+
+
+def _add(one: N | None, other: N | None) -> N | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
