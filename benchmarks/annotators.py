@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -23,19 +24,19 @@ from steptool.contracts.columns import Row
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.models.load import load_model, load_tokenizer, prepare_base
-from steptool.policies.local import roll_out
+from steptool.policies.local import LocalPolicy
 from steptool.records import Query, Trajectory
 from steptool.rewards.agreement import auroc, confusion, kappa
 from steptool.rewards.annotators import annotate, make_annotator
+from steptool.rollout.runner import roll_out
 
 
 def play(folder: str, queries: Sequence[Query], config: Config) -> list[Trajectory]:
     """One sampled episode a query."""
     model, codec = load_model(folder), ChatCodec(load_tokenizer(folder))
     rollout, room = RolloutConfig(temperature=1.0), config.policy.max_context
-    return roll_out(
-        model, codec, queries, DeskEnvironment(), rollout=rollout, max_context=room, greedy=False, seed=0, policy="p"
-    )
+    with closing(LocalPolicy(model, codec, name="p", rollout=rollout, max_context=room, seed=0)) as policy:
+        return [episode.trajectory for episode in roll_out(policy, queries, DeskEnvironment())]
 
 
 def contributions(rows: Sequence[Row], of: set[str]) -> dict[tuple[str, int], float]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from steptool.config import RolloutConfig, ToolsConfig
+from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.bfcl.environment import BfclEnvironment
 from steptool.environments.bfcl.tasks import CATEGORIES, bfcl_queries
@@ -30,7 +30,7 @@ Seconds = dict[str, float]
 def solved(queries: Sequence[Query], cut: Callable[[Sequence[ToolCall]], Sequence[ToolCall]]) -> Counter[str]:
     """Solved tasks by category."""
     recordings = [(query, cut(reference_calls(query))) for query in queries]
-    played = play_back(recordings, BfclEnvironment(), rollout=RolloutConfig(), limits=ToolsConfig())
+    played = play_back(recordings, BfclEnvironment(), limits=ToolsConfig())
     return Counter(t.tier for t in played if t.solved == 1)
 
 

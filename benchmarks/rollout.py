@@ -20,8 +20,10 @@ from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.models.load import train_tokenizer
-from steptool.policies.local import roll_out
+from steptool.policies.local import LocalPolicy
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema
+from steptool.rollout.runner import roll_out
+from steptool.rollout.turns import Decoding
 
 EPISODES, TURNS, NEW_TOKENS, CONTEXT = 64, 6, 24, 1024
 SENTENCE = "The parcel of order 17 left the warehouse in Lyon and waits for a courier who speaks with nobody. "
@@ -91,19 +93,10 @@ def make_queries() -> list[Query]:
 def ours(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -> list[list[int]]:
     """The library. Returns the tokens of each episode."""
     rollout = RolloutConfig(batch_size=EPISODES, max_steps=TURNS, max_new_tokens=NEW_TOKENS)
-    found = roll_out(
-        model,
-        codec,
-        queries,
-        Notebook(),
-        rollout=rollout,
-        max_context=CONTEXT,
-        greedy=True,
-        seed=0,
-        policy="random",
-    )
-    SAMPLED["ours"] = sum(t.action_tokens for t in found)
-    return [t.input_ids.tolist() for t in found]
+    policy = LocalPolicy(model, codec, name="random", rollout=rollout, max_context=CONTEXT, seed=0)
+    played = [episode.trajectory for episode in roll_out(policy, queries, Notebook(), decoding=Decoding.GREEDY)]
+    SAMPLED["ours"] = sum(t.action_tokens for t in played)
+    return [t.input_ids.tolist() for t in played]
 
 
 @torch.inference_mode()

@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,10 @@ from steptool.config import Config, SearchConfig
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import load_model, load_tokenizer, prepare_base
-from steptool.policies.local import roll_out
-from steptool.policies.search import search
+from steptool.policies.local import LocalPolicy
 from steptool.records import Query, Trajectory
+from steptool.rollout.runner import roll_out
+from steptool.rollout.turns import Decoding
 
 Played = Sequence[Trajectory]
 
@@ -65,21 +65,21 @@ def report(way: str, tree: Played, chain: Played) -> None:
 def compare(folder: str, config: Config, queries: Sequence[Query]) -> None:
     """Play the tasks each way and print what came of it."""
     model, codec = load_model(folder), ChatCodec(load_tokenizer(folder), config.policy.chat_format)
-    shared: dict[str, Any] = {
-        "environment": DeskEnvironment(),
-        "rollout": config.rollout,
-        "max_context": config.policy.max_context,
-        "seed": config.seed,
-        "policy": "benchmark",
-    }
+
+    def play(decoding: Decoding, search: SearchConfig | None) -> Played:
+        room, seed = config.policy.max_context, config.seed
+        policy = LocalPolicy(
+            model, codec, name="benchmark", rollout=config.rollout, max_context=room, seed=seed, search=search
+        )
+        return [episode.trajectory for episode in roll_out(policy, queries, DeskEnvironment(), decoding=decoding)]
+
     settings, plain = config.evaluation.search, SearchConfig(hints=False)
-    for way, greedy, tree in (
-        ("greedy", True, settings),
-        ("sampled", False, settings),
-        ("without hints", False, plain),
+    for way, decoding, tree in (
+        ("greedy", Decoding.GREEDY, settings),
+        ("sampled", Decoding.SAMPLED, settings),
+        ("without hints", Decoding.SAMPLED, plain),
     ):
-        chain = roll_out(model, codec, queries, greedy=greedy, **shared)
-        report(way, search(model, codec, queries, greedy=greedy, search=tree, **shared), chain)
+        report(way, play(decoding, tree), play(decoding, None))
 
 
 def main() -> int:

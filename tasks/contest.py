@@ -42,26 +42,36 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
     """
     watch = Stopwatch("evaluate")
     from steptool.artifacts import layout as names
-    from steptool.contracts.tables import write_records, write_rows
+    from steptool.contracts.tables import read_records, write_records, write_rows
     from steptool.evaluation.metrics import evaluate
-    from steptool.models.load import EMBEDDED
-    from steptool.policies.contestant import contestant, questions
+    from steptool.policies.catalog import open_environment_of, open_policy
     from steptool.records import Evaluation, Trajectory
+    from steptool.rollout.runner import roll_out
+    from steptool.rollout.schedule import evaluation_queries
+    from steptool.rollout.turns import Decoding
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     chosen, settings = config.evaluation.policies[policy], config.evaluation
-    asked = questions(download(queries), download(demonstrations), settings)
-    place = EMBEDDED if chosen.model == "embedded" else fetched(chosen.model, make_folder("model"))
+    asked = evaluation_queries(download(queries), download(demonstrations), settings)
+    if chosen.model != "embedded":
+        chosen = chosen.model_copy(update={"model": str(fetched(chosen.model, make_folder("model")))})
+    recorded = read_records(download(demonstrations), Trajectory) if chosen.kind == "playback" else []
     folder, rows, episodes = make_folder("contest"), [], []
-    with contestant(chosen, place, asked, download(demonstrations), config) as play:
+    with (
+        open_environment_of(asked, download(demonstrations), config) as environment,
+        open_policy(chosen, config, recorded) as player,
+    ):
         for number in range(1 if chosen.kind == "playback" else 1 + settings.sampled_repeats):
-            decoding: Literal["greedy", "sampled"] = "sampled" if number else "greedy"
-            repeat = max(0, number - 1)
+            decoding, repeat = (Decoding.SAMPLED, number - 1) if number else (Decoding.GREEDY, 0)
             ticker = Ticker("evaluate", len(asked), f"{decoding} episodes of {chosen.name}")
-            played = play(greedy=not number, sample=number, progress=ticker)
-            rows += evaluate(asked, played.trajectories, chosen.name, decoding, repeat, played.spent)
-            episodes += played.trajectories
-            refusals = [spent.refusal for spent in played.spent.values() if spent.refusal]
+            played = roll_out(
+                player, asked, environment, decoding=decoding, sample=number, limits=config.tools, progress=ticker
+            )
+            trajectories = [episode.trajectory for episode in played]
+            costs = {episode.trajectory.trajectory_id: episode.cost for episode in played}
+            rows += evaluate(asked, trajectories, chosen.name, str(decoding), repeat, costs)
+            episodes += trajectories
+            refusals = [episode.refusal for episode in played if episode.refusal]
             if refusals:
                 say(
                     "evaluate", f"{len(refusals)} episodes of {chosen.name} ended by the endpoint, first: {refusals[0]}"

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
-from steptool.config import Config
+from steptool.config import Config, EvaluatedPolicy
 from steptool.contracts.tables import write_rows
 from steptool.records import Evaluation
 from steptool.storage.remote import localize
@@ -26,20 +26,34 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
     from steptool.artifacts.queries import read_queries
     from steptool.contracts.tables import write_records
     from steptool.evaluation.metrics import evaluate as measure
-    from steptool.policies.player import player
+    from steptool.policies.catalog import open_environment_of, open_policy
     from steptool.records import Trajectory
+    from steptool.rollout.runner import roll_out
+    from steptool.rollout.turns import Decoding
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     asked = read_queries(download(queries), config.evaluation.split)
-    rows, sampled = [], []
-    with player(download(model), asked, download(demonstrations), config) as play:
-        greedy = play(asked, greedy=True, policy=name, progress=Ticker("evaluate", len(asked), f"episodes of {name}"))
-        rows += measure(asked, greedy, name, "greedy", 0)
-        for repeat in range(config.evaluation.sampled_repeats):
-            ticker = Ticker("evaluate", len(asked), f"sampled episodes of {name}")
-            episodes = play(asked, greedy=False, policy=name, sample=repeat, progress=ticker)
-            rows += measure(asked, episodes, name, "sampled", repeat)
-            sampled += episodes
+    rows, episodes = [], {Decoding.GREEDY: [], Decoding.SAMPLED: []}
+    with (
+        open_environment_of(asked, download(demonstrations), config) as environment,
+        open_policy(EvaluatedPolicy(name=name, model=str(download(model))), config) as policy,
+    ):
+        for decoding, repeats in ((Decoding.GREEDY, 1), (Decoding.SAMPLED, config.evaluation.sampled_repeats)):
+            for repeat in range(repeats):
+                played = roll_out(
+                    policy,
+                    asked,
+                    environment,
+                    decoding=decoding,
+                    sample=repeat,
+                    limits=config.tools,
+                    progress=Ticker("evaluate", len(asked), f"{decoding} episodes of {name}"),
+                )
+                trajectories = [episode.trajectory for episode in played]
+                costs = {episode.trajectory.trajectory_id: episode.cost for episode in played}
+                rows += measure(asked, trajectories, name, str(decoding), repeat, costs)
+                episodes[decoding] += trajectories
+    greedy, sampled = episodes.values()
     cost = watch.cost(sum(t.action_tokens for t in (*greedy, *sampled)))
     say("evaluate", f"{name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)} queries")
     folder = make_folder("evaluate")

@@ -27,9 +27,7 @@ def play_reference_solutions(queries: Iterable[Query], config: Config, log: Inge
         recordings = [(query, reference_calls(query)) for query in group]
         log.count("demonstrations read", len(recordings))
         with closing(open_environment(name, config)) as environment:
-            episodes = play_back(
-                recordings, environment, rollout=config.rollout, limits=config.tools, policy="reference"
-            )
+            episodes = play_back(recordings, environment, limits=config.tools, policy="reference")
         solved = [episode for episode in episodes if episode.solved is None or episode.solved > 0]
         log.count("demonstrations kept", len(solved))
         if len(solved) < len(episodes):

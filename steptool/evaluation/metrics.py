@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +14,12 @@ from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import MEASURES, interval, per_query, resamples
 from steptool.records import Query, Step, StepStatus, Trajectory
 from steptool.rewards.rules import is_solved
-
-if TYPE_CHECKING:  # it brings the models, and with them seconds of imports
-    from steptool.policies.endpoint import Spent
+from steptool.rollout.turns import TurnCost
 
 ALL = "all"
 """Name of the group that holds every query."""
 
-NOTHING_SPENT: Mapping[str, Spent] = {}
+NOTHING_SPENT: Mapping[str, TurnCost] = {}
 _Z95 = 1.959964
 _VALID = frozenset({StepStatus.OK, StepStatus.FINISH})
 
@@ -30,9 +28,9 @@ def evaluate(
     queries: Iterable[Query],
     trajectories: Iterable[Trajectory],
     model: str,
-    decoding: Literal["greedy", "sampled"],
+    decoding: str,
     repeat: int = 0,
-    spent: Mapping[str, Spent] = NOTHING_SPENT,
+    spent: Mapping[str, TurnCost] = NOTHING_SPENT,
 ) -> list[Row]:
     """Rows of `evaluations`, one per trajectory. Raises ValueError for a trajectory whose query is not given.
 
@@ -72,7 +70,7 @@ def _measures(query: Query, trajectory: Trajectory) -> Row:
     }
 
 
-def _spent(trajectory: Trajectory, spent: Spent | None) -> Row:
+def _spent(trajectory: Trajectory, spent: TurnCost | None) -> Row:
     if spent is None:
         return {"tokens": trajectory.sampled_tokens, "prompt_tokens": None, "money": None}
     return {"tokens": spent.completion_tokens, "prompt_tokens": spent.prompt_tokens, "money": spent.money}

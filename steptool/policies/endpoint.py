@@ -14,7 +14,7 @@ from steptool.config import RolloutConfig, SearchConfig
 from steptool.records import Message, StopReason
 from steptool.rollout.episode import Episode, opening
 from steptool.rollout.policy import EndedTurn, Policy
-from steptool.rollout.turns import Cost, Decoding, Exchange, Refusal, Turn
+from steptool.rollout.turns import TurnCost, Decoding, Exchange, Refusal, Turn
 
 _RULES = "Solve the user's task with the tools: one call in each turn. When you are done, call Finish with your answer."
 
@@ -98,10 +98,10 @@ class EndpointPolicy(Policy):
         stop = StopReason.CONTEXT_LIMIT if isinstance(error, RequestTooLong) else StopReason.REFUSED
         return Refusal(stop, reason, self._price(episode, 0, 0))
 
-    def _price(self, episode: Episode, read: int, written: int) -> Cost:
+    def _price(self, episode: Episode, read: int, written: int) -> TurnCost:
         config = self._endpoints[episode.decoding].config
         money = (read * config.price_in + written * config.price_out) / 1e6
-        return Cost(written, read, money if config.price_in or config.price_out else None)
+        return TurnCost(written, read, money if config.price_in or config.price_out else None)
 
 
 def _parse(message: Message) -> ParsedTurn:

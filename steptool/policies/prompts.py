@@ -11,7 +11,7 @@ import numpy.typing as npt
 from steptool.chat.codec import ChatCodec
 from steptool.records import StopReason
 from steptool.rollout.episode import Episode, observed_name, opening
-from steptool.rollout.turns import Cost, Refusal, Turn, TurnTokens
+from steptool.rollout.turns import TurnCost, Refusal, Turn, TurnTokens
 
 _GAP = "\n\n"
 
@@ -34,7 +34,7 @@ class Prompter:
         self._first_ids: dict[Episode, list[int]] = {}
 
     def begin(self, episodes: Sequence[Episode]) -> dict[Episode, int]:
-        """Render the first prompts and give their numbers of tokens. Raises ValueError for one without room behind it."""
+        """Render the first prompts and give their lengths. Raises ValueError if one leaves no room for a turn."""
         self._first_ids = {}
         for episode in episodes:
             self._first_ids[episode] = ids = self._context_ids(episode)
@@ -61,7 +61,7 @@ class Prompter:
     def turn(self, prompt: Prompt, ids: Sequence[int], logprobs: npt.NDArray[np.float32]) -> Turn:
         """The turn whose tokens were sampled after the prompt."""
         return Turn(
-            self._codec.parse(ids), Cost(completion_tokens=len(ids)), TurnTokens(prompt.context_ids, ids, logprobs)
+            self._codec.parse(ids), TurnCost(completion_tokens=len(ids)), TurnTokens(prompt.context_ids, ids, logprobs)
         )
 
     def _context_ids(self, episode: Episode, hint: str = "") -> list[int]:

@@ -193,7 +193,10 @@ class BatchSampler:
         rows = sorted(row for row in self._open if not going[row])
         counts, ids, logprobs = self._count[rows].tolist(), self._ids[rows].tolist(), self._logprobs[rows].cpu().numpy()
         self._open.difference_update(rows)
-        return [SampledTurn(r, ids[i][:n], logprobs[i, :n].copy()) for i, (r, n) in enumerate(zip(rows, counts, strict=True))]
+        return [
+            SampledTurn(r, ids[i][:n], logprobs[i, :n].copy())
+            for i, (r, n) in enumerate(zip(rows, counts, strict=True))
+        ]
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:

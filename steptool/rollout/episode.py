@@ -11,7 +11,7 @@ from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.rollout.turns import Cost, Decoding, Exchange, PlayedEpisode, Refusal, Turn
+from steptool.rollout.turns import TurnCost, Decoding, Exchange, PlayedEpisode, Refusal, Turn
 
 MAX_MALFORMED = 3
 """Malformed steps in a row that end an episode."""
@@ -43,7 +43,7 @@ class Episode:
         """What the policy is told for its next turn alone; it never becomes a part of the path."""
         self._max_steps = query.max_steps or max_steps
         self._offered = {FINISH, *(tool["function"]["name"] for tool in query.tools)}
-        self._cost, self._refusal = Cost(), ""
+        self._cost, self._refusal = TurnCost(), ""
         self._turns = self._tokens = 0
         self._solved: float | None = None
         self._environment: LimitedEnvironment | None = None

@@ -61,9 +61,7 @@ def make_episodes(
     for query in queries:
         sample = first_sample + counts[query.query_id]
         counts[query.query_id] += 1
-        episodes.append(
-            make(query, sample, max_steps=policy.max_steps, round_index=round_index, decoding=decoding)
-        )
+        episodes.append(make(query, sample, max_steps=policy.max_steps, round_index=round_index, decoding=decoding))
     return episodes
 
 

@@ -24,7 +24,7 @@ class Decoding(StrEnum):
 
 
 @dataclass(frozen=True)
-class Cost:
+class TurnCost:
     """What turns cost. The sum of two costs counts what is known of either."""
 
     completion_tokens: int = 0
@@ -34,8 +34,8 @@ class Cost:
     money: float | None = None
     """At the endpoint's prices; None where there are none."""
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
+    def __add__(self, other: TurnCost) -> TurnCost:
+        return TurnCost(
             self.completion_tokens + other.completion_tokens,
             _add(self.prompt_tokens, other.prompt_tokens),
             _add(self.money, other.money),
@@ -59,7 +59,7 @@ class Turn:
     """What a policy says in one turn."""
 
     parsed: ParsedTurn
-    cost: Cost = Cost()
+    cost: TurnCost = TurnCost()
     tokens: TurnTokens | None = None
     """None where the policy has text alone."""
     message: Message | None = None
@@ -73,7 +73,7 @@ class Refusal:
     stop: StopReason
     reason: str = ""
     """What the endpoint said; empty where the policy's own context is full."""
-    cost: Cost = Cost()
+    cost: TurnCost = TurnCost()
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class PlayedEpisode:
     """An episode that has ended."""
 
     trajectory: Trajectory
-    cost: Cost
+    cost: TurnCost
     """Of all turns, those on abandoned branches of a search included."""
     refusal: str = ""
     """What the endpoint said where it would not go on."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steptool.contracts.tables import write_rows
 from steptool.evaluation.metrics import evaluate, groups, redundant_calls, summarise, wilson
-from steptool.policies.endpoint import Spent
+from steptool.rollout.turns import TurnCost
 from steptool.records import FINISH, Evaluation, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
@@ -112,7 +112,7 @@ def test_a_trajectory_of_an_unknown_query_is_refused():
 def test_what_a_search_abandoned_and_what_an_endpoint_counted_is_spent():
     searched = replace(make_trajectory(FINISHED), abandoned_turns=2, abandoned_tokens=13)
     assert evaluate([make_query()], [searched], "m", "greedy")[0]["tokens"] == 20
-    asked = evaluate([make_query()], [searched], "m", "greedy", spent={"t-q1": Spent(900, 40, 0.5)})[0]
+    asked = evaluate([make_query()], [searched], "m", "greedy", spent={"t-q1": TurnCost(40, 900, 0.5)})[0]
     assert (asked["tokens"], asked["prompt_tokens"], asked["money"]) == (40, 900, 0.5)
 
 

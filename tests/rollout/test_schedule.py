@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.config import Config
+from steptool.config import Config, EvaluationConfig
 from steptool.contracts.tables import write_records
-from steptool.records import Query
-from steptool.rollout.schedule import round_positions, round_queries, shard_positions
+from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.tasks import desk_queries
+from steptool.policies.scripted import play_back, reference_calls
+from steptool.records import Query, Trajectory
+from steptool.rollout.schedule import evaluation_queries, round_positions, round_queries, shard_positions
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(1, 6), st.integers(-3, 3))
@@ -66,3 +69,20 @@ def test_a_round_takes_training_queries_only_and_each_once(tmp_path: Path) -> No
         q.query_id for q in queries if q.split == "train"
     )
     assert all(q == queries[int(q.query_id[1:])] for part in parts for q in part)
+
+
+def test_an_evaluation_plays_its_split_and_recorded_queries_alone_if_so_configured(tmp_path):
+    config = Config.model_validate({"data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 2}})
+    every = desk_queries(config)
+    heldout = [q for q in every if q.split == "heldout"]
+    solution = play_back([(heldout[0], reference_calls(heldout[0]))], DeskEnvironment(), limits=config.tools)
+    queries = write_records(tmp_path / "queries.parquet", every, Query)
+    recorded = write_records(tmp_path / "recorded.parquet", solution, Trajectory)
+
+    def chosen(**settings):
+        return evaluation_queries(queries, recorded, EvaluationConfig(**settings))
+
+    assert chosen(split="heldout") == heldout and chosen(split="all") == every
+    assert chosen(split="all", recorded_only=True) == heldout[:1]
+    with pytest.raises(ValueError, match=r"evaluation\.recorded_only: no query of the split 'validation'"):
+        chosen(split="validation", recorded_only=True)

@@ -15,8 +15,6 @@ from steptool.contracts.columns import from_row, to_row
 from steptool.environments.desk.environment import DeskEnvironment, DeskSession
 from steptool.environments.desk.tasks import LONG, draw_query
 from steptool.environments.desk.tools import TOOLS
-from steptool.policies.local import roll_out
-from steptool.policies.search import search
 from steptool.records import Query, StopReason, ToolCall, Trajectory
 
 A, B, C, D = (render(ToolCall("get", {"key": key})) for key in ("a", "b", "c", "dd"))
@@ -52,7 +50,7 @@ class Planner:
 
 
 @pytest.fixture
-def find(codec: ChatCodec, environment: Any) -> Callable[..., list[Trajectory]]:
+def find(codec: ChatCodec, environment: Any, play_locally: Any) -> Callable[..., list[Trajectory]]:
     def go(model: PreTrainedModel, queries: list[Query], **options: Any) -> list[Trajectory]:
         settings = {"beam": 2, "max_turns": 30, "give_up_levels": 2, "hints": True, "batch_size": 4}
         settings |= {
@@ -60,13 +58,11 @@ def find(codec: ChatCodec, environment: Any) -> Callable[..., list[Trajectory]]:
             "max_steps": 8,
             "temperature": 1.0,
             "max_context": 8000,
-            "seed": 0,
-            "greedy": False,
         }
         settings |= {"codec": codec, "environment": environment, **options}
         tree = SearchConfig(**{name: settings.pop(name) for name in SearchConfig.model_fields})
-        given = RolloutConfig(**{n: settings.pop(n) for n in list(settings) if n in RolloutConfig.model_fields})
-        return search(model=model, queries=queries, rollout=given, search=tree, policy="p", **settings)
+        rollout = RolloutConfig(**{n: settings.pop(n) for n in list(settings) if n in RolloutConfig.model_fields})
+        return play_locally(model=model, queries=queries, rollout=rollout, search=tree, **settings)
 
     return go
 
@@ -206,12 +202,17 @@ class NoteCodec(ChatCodec):
 
 
 def test_a_beam_of_one_is_the_chain(
-    random_model: PreTrainedModel, find: Any, make_query: MakeQuery, codec: ChatCodec, environment: Any
+    random_model: PreTrainedModel,
+    find: Any,
+    make_query: MakeQuery,
+    codec: ChatCodec,
+    environment: Any,
+    play_locally: Any,
 ) -> None:
     queries = [make_query(f"q{n}", f"go {n}") for n in range(5)]
     rollout = RolloutConfig(max_steps=4, max_new_tokens=20, batch_size=4, temperature=1.0)
-    shared = {"codec": NoteCodec(codec.tokenizer), "max_context": 4000, "greedy": False, "seed": 3}
-    chain = roll_out(random_model, queries=queries, environment=environment, rollout=rollout, policy="p", **shared)
+    shared = {"codec": NoteCodec(codec.tokenizer), "max_context": 4000, "seed": 3}
+    chain = play_locally(random_model, queries=queries, environment=environment, rollout=rollout, **shared)
     tree = find(random_model, queries, beam=1, max_steps=4, max_new_tokens=20, **shared)
     for one, other in zip(chain, tree, strict=True):
         assert one.input_ids.tolist() == other.input_ids.tolist()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from steptool.config import RolloutConfig, ToolsConfig
+from steptool.config import ToolsConfig
 from steptool.environments.bfcl.environment import BfclEnvironment
 from steptool.policies.scripted import play_back, reference_calls, without_last_call
 from steptool.records import Query, StepStatus, ToolCall
@@ -95,7 +95,7 @@ def test_all_turns_have_to_be_answered(environment: BfclEnvironment, make_task: 
 def test_every_solution_solves_its_task_and_none_does_without_its_last_call(
     queries: list[Query], environment: BfclEnvironment
 ) -> None:
-    options = {"rollout": RolloutConfig(), "limits": ToolsConfig()}
+    options = {"limits": ToolsConfig()}
     whole = play_back([(q, reference_calls(q)) for q in queries], environment, **options)
     cut = play_back([(q, without_last_call(reference_calls(q))) for q in queries], environment, **options)
     assert sum(t.solved == 1.0 for t in whole) == 800

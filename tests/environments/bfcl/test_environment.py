@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.config import RolloutConfig, ToolsConfig
+from steptool.config import ToolsConfig
 from steptool.contracts.columns import from_row, to_row
 from steptool.environments.base import ToolResult
 from steptool.environments.bfcl.environment import BfclEnvironment, BfclSession
@@ -25,7 +25,7 @@ OK, ERROR, INVALID, UNKNOWN = (
     StepStatus.UNKNOWN_TOOL,
 )
 MakeTask = Callable[..., Query]
-OPTIONS = {"rollout": RolloutConfig(), "limits": ToolsConfig()}
+OPTIONS = {"limits": ToolsConfig()}
 FLIGHT = {"travel_from": "SFO", "travel_to": "LAX", "travel_date": "2026-01-01", "travel_class": "economy"}
 
 
@@ -169,9 +169,9 @@ def test_interleaved_runs_see_what_a_run_alone_sees(queries: list[Query], enviro
     assert len(before) > 50
     sample = queries[::4]
     recordings = [(query, reference_calls(query)) for query in sample]
-    alone = play_back(recordings, environment, rollout=RolloutConfig(batch_size=1), limits=ToolsConfig())
+    alone = [play_back([recording], environment, **OPTIONS)[0] for recording in recordings]
     twice = [recording for recording in recordings for _ in range(2)]
-    together = play_back(twice, environment, rollout=RolloutConfig(batch_size=100), limits=ToolsConfig())
+    together = play_back(twice, environment, **OPTIONS)
     for number, single in enumerate(alone):
         for other in together[2 * number : 2 * number + 2]:
             assert [s.observation for s in other.steps] == [s.observation for s in single.steps]

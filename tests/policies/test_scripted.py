@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.config import RolloutConfig, ToolsConfig
+from steptool.config import ToolsConfig
 from steptool.contracts.tables import read_records, write_records
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.desk.environment import DeskEnvironment
@@ -99,9 +99,9 @@ def jar() -> JarEnvironment:
 @pytest.fixture
 def play(jar: JarEnvironment) -> Callable[..., list[Trajectory]]:
     def go(
-        recordings: Sequence[tuple[Query, Sequence[ToolCall]]], environment: Environment = jar, **rollout: int
+        recordings: Sequence[tuple[Query, Sequence[ToolCall]]], environment: Environment = jar
     ) -> list[Trajectory]:
-        return play_back(recordings, environment, rollout=RolloutConfig(**rollout), limits=ToolsConfig())
+        return play_back(recordings, environment, limits=ToolsConfig())
 
     return go
 
@@ -152,30 +152,29 @@ def test_a_recording_that_ends_without_an_answer_is_given_up(play: Any) -> None:
     assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.GAVE_UP, None, 0.0)
 
 
-def test_limits_are_those_of_a_rollout(play: Any) -> None:
-    long = [put(number) for number in range(5)]
-    recordings = [(jar_query([0]), long), (jar_query([0], max_steps=3), long)]
-    assert [(len(t.steps), t.stop_reason) for t in play(recordings, max_steps=4)] == [
-        (4, StopReason.STEP_LIMIT),
+def test_a_recording_plays_to_its_end_unless_its_query_sets_a_limit(play: Any) -> None:
+    long = [put(number) for number in range(13)]
+    recordings = [(jar_query([0]), [*long, answer("x")]), (jar_query([0], max_steps=3), long)]
+    assert [(len(t.steps), t.stop_reason) for t in play(recordings)] == [
+        (14, StopReason.FINISHED),
         (3, StopReason.STEP_LIMIT),
     ]
-    (cut,) = play_back(
-        [(jar_query([0]), [put(10**9)])],
-        JarEnvironment(),
-        rollout=RolloutConfig(),
-        limits=ToolsConfig(observation_limit=5),
-    )
+
+
+def test_observations_keep_to_the_limits() -> None:
+    recording = (jar_query([0]), [put(10**9)])
+    (cut,) = play_back([recording], JarEnvironment(), limits=ToolsConfig(observation_limit=5))
     assert cut.steps[0].observation == "[1000... [truncated: 5 of 12 characters]"
 
 
 def test_interleaved_runs_are_alike(play: Any) -> None:
     recordings = [(jar_query([n]), [put(n)] * (n % 4) + [answer("x")]) for n in range(1, 9)]
-    alone = play(recordings, batch_size=1)
-    together = play([*recordings, *recordings], batch_size=len(recordings) * 2)
+    alone = [play([recording])[0] for recording in recordings]
+    together = play([*recordings, *recordings])
     for single, *others in zip(alone, together[:8], together[8:], strict=True):
         assert all((o.steps, o.messages, o.solved) == (single.steps, single.messages, single.solved) for o in others)
     assert [t.sample for t in together] == [0] * 8 + [1] * 8
-    assert together[-1].trajectory_id == "playback-r-1-q([8],)-s1"
+    assert together[-1].trajectory_id == "playback-r-1-q([8],)-g1"
 
 
 def test_a_recorded_episode_plays_again(play: Any) -> None:

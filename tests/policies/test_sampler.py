@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 
-from steptool.policies import generation
-from steptool.policies.generation import BatchSampler, Feed
+from steptool.policies import sampler as sampling
+from steptool.policies.sampler import BatchSampler, Feed
 
 
 def test_tokens_are_drawn_with_the_probabilities_of_the_model(random_model: PreTrainedModel) -> None:
@@ -32,19 +32,19 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(random_model: PreT
 @pytest.mark.parametrize("uniform", [0.0, 0.25, 0.999999, 1.0])
 def test_no_token_of_probability_zero_is_drawn(uniform: float) -> None:
     probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
-    token = int(generation._invert(probabilities, torch.tensor([uniform])))
+    token = int(sampling._invert(probabilities, torch.tensor([uniform])))
     assert token == (1 if uniform < 0.25 else 3)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 6000)), max_size=12))
 def test_groups_hold_every_feed_within_the_limits(sizes: list[tuple[int, int]]) -> None:
     feeds = [Feed(i, start, [0] * n, np.zeros(1, np.float32)) for i, (start, n) in enumerate(sizes)]
-    groups = list(generation._groups(feeds))
+    groups = list(sampling._groups(feeds))
     assert sorted(f.row for g in groups for f in g) == list(range(len(feeds)))
     for group in groups:
         width, slots = max(len(f.ids) for f in group), max(f.start + len(f.ids) for f in group)
-        assert len(group) == 1 or len(group) * width * slots <= generation._MASK_CELLS
-        assert sum(width - len(f.ids) for f in group) <= generation._PADDING
+        assert len(group) == 1 or len(group) * width * slots <= sampling._MASK_CELLS
+        assert sum(width - len(f.ids) for f in group) <= sampling._PADDING
 
 
 def test_rows_go_on_after_others_are_dropped(random_model: PreTrainedModel) -> None:

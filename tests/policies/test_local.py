@@ -11,7 +11,6 @@ from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import render
 from steptool.config import RolloutConfig
 from steptool.contracts.columns import from_row, to_row
-from steptool.policies.local import roll_out
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 
 A, C, LOST = (render(ToolCall("get", {"key": k})) for k in ("a", "c", "b"))
@@ -27,12 +26,13 @@ MakeQuery = Callable[..., Query]
 
 
 @pytest.fixture
-def run(codec: ChatCodec, environment: Any) -> Callable[..., list[Trajectory]]:
+def run(codec: ChatCodec, environment: Any, play_locally: Any) -> Callable[..., list[Trajectory]]:
     def go(model: PreTrainedModel, queries: list[Query], **options: Any) -> list[Trajectory]:
         rollout = {"max_new_tokens": 160, "batch_size": 4, "max_steps": 8, "temperature": 1.0, **options}
-        settings = {k: rollout.pop(k) for k in ("greedy", "seed", "max_context", "round", "progress") if k in rollout}
-        settings = {"greedy": False, "seed": 0, "max_context": 4000, "round": 2, **settings}
-        return roll_out(model, codec, queries, environment, rollout=RolloutConfig(**rollout), policy="p", **settings)
+        names = ("greedy", "seed", "max_context", "round_index", "progress")
+        settings = {name: rollout.pop(name) for name in names if name in rollout}
+        settings = {"max_context": 4000, "round_index": 2, **settings}
+        return play_locally(model, codec, queries, environment, rollout=RolloutConfig(**rollout), **settings)
 
     return go
 
@@ -225,7 +225,7 @@ def test_seeds_rounds_and_samples_draw_differently(
     first, second = run(random_model, [query, query], max_new_tokens=30)
     assert (first.sample, second.sample, second.trajectory_id) == (0, 1, "p-r2-q-s1")
     (again,), (seeded,), (later,) = (
-        run(random_model, [query], max_new_tokens=30, **o) for o in ({}, {"seed": 1}, {"round": 3})
+        run(random_model, [query], max_new_tokens=30, **o) for o in ({}, {"seed": 1}, {"round_index": 3})
     )
     assert same(first, again)
     assert not any(same(first, other) for other in (second, seeded, later))
@@ -239,12 +239,12 @@ def test_the_model_is_left_as_it_was(run: Any, random_model: PreTrainedModel, ma
 
 
 def test_a_user_may_go_on_after_an_answer(
-    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any
+    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any, play_locally: Any
 ) -> None:
-    options = {"max_context": 4000, "greedy": True, "seed": 0, "policy": "p"}
+    options = {"max_context": 4000, "greedy": True}
     rollout = RolloutConfig(max_new_tokens=160, batch_size=2)
     model, queries = parrot({"go": [A, EIGHT, SEVEN]}), [make_query("q1", "go"), make_query("q2", "go")]
-    found = roll_out(model, codec, queries, environment_that_talks, rollout=rollout, **options)
+    found = play_locally(model, codec, queries, environment_that_talks, rollout=rollout, **options)
     for t in found:
         assert [s.status for s in t.steps] == [S.OK, S.FINISH, S.FINISH]
         assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.FINISHED, "7", 1.0)
@@ -258,25 +258,25 @@ def test_a_user_may_go_on_after_an_answer(
 
 
 def test_a_limit_between_two_answers_leaves_no_answer(
-    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any
+    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any, play_locally: Any
 ) -> None:
-    options = {"max_context": 4000, "greedy": True, "seed": 0, "policy": "p"}
+    options = {"max_context": 4000, "greedy": True}
     rollout = RolloutConfig(max_new_tokens=160, batch_size=2, max_steps=2)
-    (t,) = roll_out(
+    (t,) = play_locally(
         parrot({"go": [A, SEVEN]}), codec, [make_query("q", "go")], environment_that_talks, rollout=rollout, **options
     )
     assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.STEP_LIMIT, None, 0.0)
 
 
 def test_sessions_are_closed_when_the_run_breaks_off(
-    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any
+    codec: ChatCodec, parrot: Any, make_query: MakeQuery, environment_that_talks: Any, play_locally: Any
 ) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     queries = [make_query("q1", "go"), make_query("q2", "stay")]
     with pytest.raises(KeyboardInterrupt):
-        roll_out(
+        play_locally(
             parrot({"go": [SEVEN, SEVEN], "stay": [A, A, A, A, A, SEVEN, SEVEN]}),
             codec,
             queries,
@@ -284,8 +284,6 @@ def test_sessions_are_closed_when_the_run_breaks_off(
             rollout=RolloutConfig(max_new_tokens=160, batch_size=2),
             max_context=4000,
             greedy=True,
-            seed=0,
-            policy="p",
             progress=stop,
         )
     assert [s.closed for s in environment_that_talks.sessions] == [1, 1]

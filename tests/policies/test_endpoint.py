@@ -2,13 +2,12 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.chat.tools import model_schemas
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig, ToolsConfig
@@ -16,15 +15,26 @@ from steptool.contracts.columns import from_row, to_row
 from steptool.contracts.tables import write_records
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.base import Environment
 from steptool.evaluation.metrics import evaluate
-from steptool.policies.contestant import contestant
-from steptool.policies.endpoint import Spent, play_remote
-from steptool.records import FINISH, StepStatus, StopReason, Trajectory
+from steptool.policies.catalog import open_policy
+from steptool.policies.endpoint import EndpointPolicy
+from steptool.records import FINISH, Query, StepStatus, StopReason, Trajectory
+from steptool.rollout.runner import roll_out
+from steptool.rollout.turns import Decoding, PlayedEpisode, TurnCost
 
 Message = dict[str, Any]
 Brain = Callable[[list[Message]], Message | str | int]
 """What is said to a conversation: a message, the words of a 400, or the number of another failure."""
-ROLLOUT, LIMITS = RolloutConfig(max_steps=8), ToolsConfig()
+
+
+def play(
+    endpoint: Endpoint, queries: Sequence[Query], environment: Environment, max_steps: int = 8, **settings: Any
+) -> list[PlayedEpisode]:
+    """The episodes of an endpoint that samples as it is greedy."""
+    endpoints = dict.fromkeys(Decoding, endpoint)
+    policy = EndpointPolicy(endpoints, name="far", rollout=RolloutConfig(max_steps=max_steps))
+    return roll_out(policy, queries, environment, decoding=Decoding.GREEDY, **settings)
 
 
 def calls(*made: tuple[str, Any], text: str | None = None) -> Message:
@@ -144,25 +154,22 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
         return finish(reference["answer"])
 
     endpoint, server = serve(expert, price_in=2.0, price_out=5.0, concurrency=3)
-    told: list[int] = []
-    played = play_remote(
-        endpoint, queries, DeskEnvironment(), rollout=RolloutConfig(max_steps=20), limits=LIMITS, policy="far",
-        progress=lambda done, _: told.append(done),
-    )  # fmt: skip
+    counts: list[int] = []
+    played = play(endpoint, queries, DeskEnvironment(), 20, progress=lambda done, _: counts.append(done))
+    trajectories = [episode.trajectory for episode in played]
 
-    assert [t.query_id for t in played.trajectories] == [q.query_id for q in queries]
-    assert [t.solved for t in played.trajectories] == [1.0] * 4 and told == [1, 2, 3, 4]
-    first = played.trajectories[0]
+    assert [t.query_id for t in trajectories] == [q.query_id for q in queries]
+    assert [t.solved for t in trajectories] == [1.0] * 4 and counts == [1, 2, 3, 4]
+    first = trajectories[0]
     assert first.messages[1]["content"] == "Let me look."
     assert (first.policy, first.sample, first.temperature, first.action_tokens) == ("far", 0, 0.0, 0)
     assert from_row(to_row(first), Trajectory).steps == first.steps
     turns = len(queries[0].reference["calls"]) + 1
-    spent = played.spent[first.trajectory_id]
-    assert spent == Spent(100 * turns, 10 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
+    assert played[0].cost == TurnCost(10 * turns, 100 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
     assert len(server.requests) == sum(len(q.reference["calls"]) + 1 for q in queries)
     its_own = next(r for r in server.requests if r["messages"][1]["content"] == queries[0].instruction)
     assert its_own["tools"] == model_schemas(queries[0].tools)
-    row = evaluate(queries, played.trajectories, "far", "greedy", spent=played.spent)[0]
+    row = evaluate(queries, trajectories, "far", "greedy", spent={first.trajectory_id: played[0].cost})[0]
     assert (row["passed"], row["recall"], row["tokens"], row["redundant_calls"]) == (1.0, 1.0, 10 * turns, 0)
 
 
@@ -178,15 +185,14 @@ def test_replies_that_make_no_clean_call_are_steps_and_never_end_the_evaluation(
             finish("7"),
         )
     )
-    (played,), spent = play_remote(
-        endpoint, [make_query("q", "get a")], environment, rollout=ROLLOUT, limits=LIMITS, policy="far"
-    )
+    (episode,) = play(endpoint, [make_query("q", "get a")], environment)
+    played = episode.trajectory
     assert [s.status for s in played.steps] == [
         StepStatus.MALFORMED, StepStatus.MALFORMED, StepStatus.OK, StepStatus.UNKNOWN_TOOL,
         StepStatus.INVALID_ARGUMENTS, StepStatus.TOOL_ERROR, StepStatus.FINISH,
     ]  # fmt: skip
     assert [c.arguments for c in environment.sessions[0].calls] == [{"key": "a"}, {}, {"key": "c"}]
-    assert played.solved == 1.0 and spent[played.trajectory_id].money is None
+    assert played.solved == 1.0 and episode.cost.money is None
     heard = server.requests[-1]["messages"]
     assert heard[3] == {"role": "user", "content": '{"error": "no tool call"}'}
     assert "{key: a}" in heard[4]["content"] and "invalid JSON" in heard[5]["content"]
@@ -201,18 +207,17 @@ def test_giving_up_silence_and_the_step_limit_end_an_episode(serve, environment,
     }
     endpoint, _ = serve(lambda messages: endings[messages[1]["content"]])
     queries = [make_query(name, name) for name in endings]
-    played = play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far")
-    assert [t.stop_reason for t in played.trajectories] == [
+    trajectories = [episode.trajectory for episode in play(endpoint, queries, environment)]
+    assert [t.stop_reason for t in trajectories] == [
         StopReason.GAVE_UP, StopReason.MALFORMED, StopReason.STEP_LIMIT,
     ]  # fmt: skip
-    assert [len(t.steps) for t in played.trajectories] == [1, 3, 8]
+    assert [len(t.steps) for t in trajectories] == [1, 3, 8]
 
 
 def test_the_user_goes_on_after_an_answer(serve, environment_that_talks, make_query):
     endpoint, server = serve(lambda messages: finish("7" if messages[-1]["content"] == "And now?" else "6"))
-    (played,), _ = play_remote(
-        endpoint, [make_query("q", "hello")], environment_that_talks, rollout=ROLLOUT, limits=LIMITS, policy="far"
-    )
+    (episode,) = play(endpoint, [make_query("q", "hello")], environment_that_talks)
+    played = episode.trajectory
     assert (played.final_answer, played.solved) == ("7", 1.0)
     assert [m["role"] for m in server.requests[-1]["messages"]] == ["system", "user", "assistant", "tool", "user"]
     assert environment_that_talks.sessions[0].closed == 1
@@ -221,10 +226,10 @@ def test_the_user_goes_on_after_an_answer(serve, environment_that_talks, make_qu
 def test_every_sample_of_a_query_is_asked_anew(serve, environment, make_query):
     endpoint, server = serve(script(calls(("get", {"key": "a"})), finish("7")))
     queries = [make_query("q", "get a")] * 2
-    played = play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far", sample=1)
-    assert [t.trajectory_id for t in played.trajectories] == ["far-r-1-q-s1", "far-r-1-q-s2"]
+    played = play(endpoint, queries, environment, sample=1)
+    assert [episode.trajectory.trajectory_id for episode in played] == ["far-r-1-q-g1", "far-r-1-q-g2"]
     assert len(server.requests) == 4
-    play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far", sample=1)
+    play(endpoint, queries, environment, sample=1)
     assert len(server.requests) == 4
 
 
@@ -246,16 +251,14 @@ def test_a_request_that_is_refused_ends_its_episode_and_no_other(serve, environm
 
     endpoint, server = serve(brain)
     queries = [make_query(name, name) for name in (*REFUSALS, "good")]
-    played, spent = play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far")
+    episodes = play(endpoint, queries, environment)
+    played = [episode.trajectory for episode in episodes]
     reasons = [reason for _, reason in REFUSALS.values()]
     assert [t.stop_reason for t in played] == [*reasons, StopReason.FINISHED]
     assert [(len(t.steps), t.solved) for t in played] == [(1, 0.0)] * len(REFUSALS) + [(2, 1.0)]
-    assert (
-        "query 'filter'" in spent[played[0].trajectory_id].refusal
-        and "filtered" in spent[played[0].trajectory_id].refusal
-    )
-    assert spent[played[-1].trajectory_id].refusal == "" and len(server.requests) == 2 * len(queries)
-    row = evaluate(queries, played, "far", "greedy", spent=spent)[0]
+    assert "query 'filter'" in episodes[0].refusal and "filtered" in episodes[0].refusal
+    assert episodes[-1].refusal == "" and len(server.requests) == 2 * len(queries)
+    row = evaluate(queries, played, "far", "greedy", spent={played[0].trajectory_id: episodes[0].cost})[0]
     assert (row["passed"], row["stop_reason"], row["tokens"]) == (0.0, "refused", 10)
     assert from_row(to_row(played[0]), Trajectory).stop_reason is StopReason.REFUSED
 
@@ -264,7 +267,7 @@ def test_an_endpoint_that_never_answers_is_an_error_and_no_failed_episodes(serve
     endpoint, _ = serve(lambda messages: "unsupported parameter")
     queries = [make_query("q", "x"), make_query("r", "y")]
     with pytest.raises(EndpointRefused, match=r"no episode got an answer; query 'q'.*400.*unsupported parameter"):
-        play_remote(endpoint, queries, environment_that_talks, rollout=ROLLOUT, limits=LIMITS, policy="far")
+        play(endpoint, queries, environment_that_talks)
     assert [s.closed for s in environment_that_talks.sessions] == [1, 1]
 
 
@@ -272,7 +275,7 @@ def test_a_wrong_key_stops_everything_at_once(serve, environment, make_query):
     endpoint, server = serve(lambda messages: 401, concurrency=2)
     queries = [make_query(f"q{n}", "x") for n in range(200)]
     with pytest.raises(EndpointRefused, match=r"query 'q\d'.*401.*the key in NO_KEY_HERE"):
-        play_remote(endpoint, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far")
+        play(endpoint, queries, environment)
     assert len(server.requests) < 20
 
 
@@ -288,19 +291,19 @@ def test_what_failed_on_the_way_is_taken_up_where_it_stopped(serve, environment,
     endpoint, server = serve(brain, concurrency=1)
     queries = [make_query(name, name) for name in "ab"]
 
-    def play() -> list[StopReason]:
+    def play_again() -> list[StopReason]:
         with closing(Endpoint(endpoint.config, tmp_path / "replies.sqlite")) as kept:
-            played = play_remote(kept, queries, environment, rollout=ROLLOUT, limits=LIMITS, policy="far")
-        assert [s.completion_tokens for s in played.spent.values()] == [40, 40]
-        return [t.stop_reason for t in played.trajectories]
+            played = play(kept, queries, environment)
+        assert [episode.cost.completion_tokens for episode in played] == [40, 40]
+        return [episode.trajectory.stop_reason for episode in played]
 
     with pytest.raises(EndpointError, match=r"query 'b'.*500"):
-        play()
+        play_again()
     assert len(server.requests) == 4 + 3
     broken = False
-    assert play() == [StopReason.FINISHED] * 2
+    assert play_again() == [StopReason.FINISHED] * 2
     assert len(server.requests) == 4 + 3 + 2  # the turn that failed and the one after it
-    assert play() == [StopReason.FINISHED] * 2 and len(server.requests) == 9
+    assert play_again() == [StopReason.FINISHED] * 2 and len(server.requests) == 9
 
 
 @pytest.mark.parametrize(
@@ -316,22 +319,20 @@ def test_what_failed_on_the_way_is_taken_up_where_it_stopped(serve, environment,
 )
 def test_an_odd_reply_is_a_malformed_step_that_can_be_written(serve, environment, make_query, tmp_path, odd):
     endpoint, _ = serve(lambda messages: odd if turn_of(messages) == 0 else finish("7"))
-    (played,), _ = play_remote(
-        endpoint, [make_query("q", "get a")], environment, rollout=ROLLOUT, limits=LIMITS, policy="far"
-    )
+    (episode,) = play(endpoint, [make_query("q", "get a")], environment)
+    played = episode.trajectory
     assert [s.status for s in played.steps] == [StepStatus.MALFORMED, StepStatus.FINISH]
     write_records(tmp_path / "t.parquet", [played], Trajectory)
 
 
-def test_a_contestant_is_greedy_at_its_own_temperature_and_samples_at_that_of_the_rollouts(serve, tmp_path):
+def test_an_endpoint_is_greedy_at_its_own_temperature_and_samples_at_that_of_the_rollouts(serve):
     config = Config.model_validate({"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 2}})
     queries = [q for q in desk_queries(config) if q.split == "heldout"]
-    nothing = write_records(tmp_path / "none.parquet", [], Trajectory)
     endpoint, server = serve(lambda messages: finish("?"), temperature=0.25)
-    policy = EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint.config)
-    with contestant(policy, "", queries, nothing, config) as play:
-        greedy, sampled = play(greedy=True, sample=0), play(greedy=False, sample=1)
+    settings = EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint.config)
+    with open_policy(settings, config) as policy:
+        greedy = roll_out(policy, queries, DeskEnvironment(), decoding=Decoding.GREEDY)
+        sampled = roll_out(policy, queries, DeskEnvironment(), decoding=Decoding.SAMPLED)
     assert [r["temperature"] for r in server.requests] == [0.25, 0.25, 0.7, 0.7]
-    assert [t.temperature for t in (*greedy.trajectories, *sampled.trajectories)] == [0.25, 0.25, 0.7, 0.7]
-    assert len({t.trajectory_id for t in (*greedy.trajectories, *sampled.trajectories)}) == 4
-    assert set(sampled.spent) == {t.trajectory_id for t in sampled.trajectories}
+    assert [episode.trajectory.temperature for episode in (*greedy, *sampled)] == [0.25, 0.25, 0.7, 0.7]
+    assert len({episode.trajectory.trajectory_id for episode in (*greedy, *sampled)}) == 4

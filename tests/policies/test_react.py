@@ -1,6 +1,7 @@
 """Episodes of a model whose chat template knows no tools."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import HERMES, REACT
 from steptool.chat.messages import call_message, tool_message
 from steptool.config import RolloutConfig
-from steptool.policies.local import roll_out
 from steptool.records import StepStatus, StopReason, ToolCall, Trajectory
 
 GET, LOST = ToolCall("get", {"key": "a"}), ToolCall("get", {"key": "c"})
@@ -29,15 +29,17 @@ def plain(tokenizer: PreTrainedTokenizerBase) -> ChatCodec:
     return ChatCodec(made)
 
 
-def play(codec: ChatCodec, model: Any, query: Any, environment: Any) -> Trajectory:
-    rollout = RolloutConfig(max_new_tokens=200, batch_size=1)
-    (t,) = roll_out(
-        model, codec, [query], environment, rollout=rollout, max_context=6000, greedy=True, seed=0, policy="p"
-    )
-    return t
+@pytest.fixture
+def play(play_locally: Any) -> Callable[..., Trajectory]:
+    def go(codec: ChatCodec, model: Any, query: Any, environment: Any) -> Trajectory:
+        rollout = RolloutConfig(max_new_tokens=200, batch_size=1)
+        (t,) = play_locally(model, codec, [query], environment, rollout=rollout, max_context=6000, greedy=True)
+        return t
+
+    return go
 
 
-def test_an_episode_in_react(plain: ChatCodec, parrot: Any, make_query: Any, environment: Any) -> None:
+def test_an_episode_in_react(play: Any, plain: ChatCodec, parrot: Any, make_query: Any, environment: Any) -> None:
     turns = [REACT.render(GET, "Look at a.\nAction: first"), REACT.render(LOST), HERMES.render(GET), "who knows"]
     turns.append(REACT.render(SEVEN, "So it is 7."))
     query = make_query("q", "go")
@@ -61,7 +63,7 @@ def test_an_episode_in_react(plain: ChatCodec, parrot: Any, make_query: Any, env
 
 
 def test_what_is_sampled_is_what_is_kept_and_taught(
-    plain: ChatCodec, parrot: Any, make_query: Any, environment_that_talks: Any
+    play: Any, plain: ChatCodec, parrot: Any, make_query: Any, environment_that_talks: Any
 ) -> None:
     turns = [REACT.render(GET, "Look."), REACT.render(EIGHT), "hm", REACT.render(SEVEN, "Again.")]
     query = make_query("q", "go")
@@ -80,7 +82,7 @@ def test_what_is_sampled_is_what_is_kept_and_taught(
 
 
 def test_a_template_with_tools_can_speak_react_as_well(
-    tokenizer: PreTrainedTokenizerBase, parrot: Any, make_query: Any, environment: Any
+    play: Any, tokenizer: PreTrainedTokenizerBase, parrot: Any, make_query: Any, environment: Any
 ) -> None:
     codec, query = ChatCodec(tokenizer, "react"), make_query("q", "go")
     t = play(codec, parrot({"go": [REACT.render(GET, "Look."), REACT.render(SEVEN)]}), query, environment)
