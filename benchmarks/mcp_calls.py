@@ -84,7 +84,7 @@ def clock() -> np.ndarray:
 
 
 @contextmanager
-def our_guard(**server: Any) -> Iterator[LimitedEnvironment]:
+def limited_environment(**server: Any) -> Iterator[LimitedEnvironment]:
     """Our environment with the usual limits, except that all episodes may call at once."""
     limits = ToolsConfig.model_validate({"mcp": server, "concurrency": EPISODES})
     with closing(McpEnvironment(limits.mcp, limits.timeout)) as environment:
@@ -106,8 +106,8 @@ def over_stdio() -> Right:
     """One session, a call after the other."""
     parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:])
     with (
-        our_guard(command=COMMAND) as guard,
-        closing(guard.reset(QUERY)) as session,
+        limited_environment(command=COMMAND) as environment,
+        closing(environment.reset(QUERY)) as session,
         start_blocking_portal() as loop,
         loop.wrap_async_context_manager(Client(stdio_client(parameters), cache=None)) as client,
     ):
@@ -148,19 +148,26 @@ def wait_for(port: int) -> None:
 
 def over_http() -> Right:
     """A session for each episode, all on one server."""
-    with served() as url, our_guard(url=url) as guard:
-        sessions = [guard.reset(QUERY) for _ in range(EPISODES)]
-        right = guard.map(ask, sessions)
+    with served() as url, limited_environment(url=url) as environment:
+        sessions = [environment.reset(QUERY) for _ in range(EPISODES)]
+        right = ask_at_once(environment, sessions, "shelf", turns=1)
         for tool, name in TOOLS.items():
-            at_once, in_turn = partial(ask_at_once, guard, sessions, tool), partial(ask_in_turn, sessions, tool)
+            at_once, in_turn = partial(ask_at_once, environment, sessions, tool), partial(ask_in_turn, sessions, tool)
             right += compare(f"{EPISODES} sessions over HTTP, {name}", ("calls/s",), at_once, in_turn)
-        guard.map(LimitedSession.close, sessions)
+        for session in sessions:
+            session.close()
     return right
 
 
-def ask_at_once(guard: LimitedEnvironment, sessions: Sequence[LimitedSession], tool: str) -> Right:
+def ask_at_once(
+    environment: LimitedEnvironment, sessions: Sequence[LimitedSession], tool: str, turns: int = TURNS
+) -> Right:
     """Calls of all sessions side by side, as in a rollout."""
-    return [right for _ in range(TURNS) for right in guard.map(partial(ask, tool=tool), sessions)]
+    right: Right = []
+    for _ in range(turns):
+        calls = [environment.submit(ask, session, tool) for session in sessions]
+        right += [call.result() for call in calls]
+    return right
 
 
 def ask_in_turn(sessions: Sequence[LimitedSession], tool: str) -> Right:

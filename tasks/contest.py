@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from flytekit import Deck

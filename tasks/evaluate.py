@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config, EvaluatedPolicy
+from steptool.contracts.columns import Row
 from steptool.contracts.tables import write_rows
 from steptool.records import Evaluation
 from steptool.storage.remote import localize
@@ -33,7 +34,8 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     asked = read_queries(download(queries), config.evaluation.split)
-    rows, episodes = [], {Decoding.GREEDY: [], Decoding.SAMPLED: []}
+    rows: list[Row] = []
+    episodes: dict[Decoding, list[Trajectory]] = {Decoding.GREEDY: [], Decoding.SAMPLED: []}
     with (
         open_environment_of(asked, download(demonstrations), config) as environment,
         open_policy(EvaluatedPolicy(name=name, model=str(download(model))), config) as policy,

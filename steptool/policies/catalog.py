@@ -22,10 +22,10 @@ from steptool.rollout.turns import Decoding
 def open_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Trajectory] = ()) -> Iterator[Policy]:
     """The policy with everything of the configuration filled in; it is closed in the end.
 
-    The model of a training stage is `EvaluatedPolicy(name=..., model=folder)`. `policy.model` is "embedded", a folder or
-    a Hub id: fetch a url before. An endpoint is greedy at its own temperature and samples at that of the rollouts. A
-    playback plays the reference solution of a query or else the first of the `recorded` trajectories; its `begin`
-    raises ValueError where a query has neither.
+    `policy.model` is "embedded", a folder or a Hub id: fetch a url before. The model of a training stage is
+    `EvaluatedPolicy(name=..., model=folder)`. An endpoint is greedy at its own temperature and samples at that of the
+    rollouts. A playback plays the reference solution of a query or else the first of the `recorded` trajectories; its
+    `begin` raises ValueError where a query has neither.
     """
     with closing(_make_policy(policy, config, recorded)) as opened:
         yield opened

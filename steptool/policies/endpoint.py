@@ -14,7 +14,7 @@ from steptool.config import RolloutConfig, SearchConfig
 from steptool.records import Message, StopReason
 from steptool.rollout.episode import Episode, opening
 from steptool.rollout.policy import EndedTurn, Policy
-from steptool.rollout.turns import TurnCost, Decoding, Exchange, Refusal, Turn
+from steptool.rollout.turns import Decoding, Exchange, Refusal, Turn, TurnCost
 
 _RULES = "Solve the user's task with the tools: one call in each turn. When you are done, call Finish with your answer."
 

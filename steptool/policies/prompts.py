@@ -11,7 +11,7 @@ import numpy.typing as npt
 from steptool.chat.codec import ChatCodec
 from steptool.records import StopReason
 from steptool.rollout.episode import Episode, observed_name, opening
-from steptool.rollout.turns import TurnCost, Refusal, Turn, TurnTokens
+from steptool.rollout.turns import Refusal, Turn, TurnCost, TurnTokens
 
 _GAP = "\n\n"
 

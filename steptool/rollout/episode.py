@@ -11,7 +11,7 @@ from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.rollout.turns import TurnCost, Decoding, Exchange, PlayedEpisode, Refusal, Turn
+from steptool.rollout.turns import Decoding, Exchange, PlayedEpisode, Refusal, Turn, TurnCost
 
 MAX_MALFORMED = 3
 """Malformed steps in a row that end an episode."""

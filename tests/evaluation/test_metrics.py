@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from steptool.contracts.tables import write_rows
 from steptool.evaluation.metrics import evaluate, groups, redundant_calls, summarise, wilson
-from steptool.rollout.turns import TurnCost
 from steptool.records import FINISH, Evaluation, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.rollout.turns import TurnCost
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
 

@@ -8,14 +8,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.chat.tools import model_schemas
-from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig, ToolsConfig
+from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig
 from steptool.contracts.columns import from_row, to_row
 from steptool.contracts.tables import write_records
+from steptool.environments.base import Environment
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
-from steptool.environments.base import Environment
 from steptool.evaluation.metrics import evaluate
 from steptool.policies.catalog import open_policy
 from steptool.policies.endpoint import EndpointPolicy

@@ -98,9 +98,7 @@ def jar() -> JarEnvironment:
 
 @pytest.fixture
 def play(jar: JarEnvironment) -> Callable[..., list[Trajectory]]:
-    def go(
-        recordings: Sequence[tuple[Query, Sequence[ToolCall]]], environment: Environment = jar
-    ) -> list[Trajectory]:
+    def go(recordings: Sequence[tuple[Query, Sequence[ToolCall]]], environment: Environment = jar) -> list[Trajectory]:
         return play_back(recordings, environment, limits=ToolsConfig())
 
     return go

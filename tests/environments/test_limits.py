@@ -81,24 +81,24 @@ def test_a_call_that_hangs_is_a_failed_step_and_the_next_one_waits_for_it() -> N
         release.wait(10)
         return f"call {len(running)}"
 
-    guarded = session(work, timeout=0.05)
+    limited = session(work, timeout=0.05)
     hung = ToolResult(StepStatus.TOOL_ERROR, '{"error": "no answer within 0.05 s"}')
-    assert [guarded.call(CALL), guarded.call(CALL)] == [hung, hung]
-    assert guarded.solved("x") is None
+    assert [limited.call(CALL), limited.call(CALL)] == [hung, hung]
+    assert limited.solved("x") is None
     assert len(running) == 1  # what ran out of time while it waited was never begun
     release.set()
     deadline = time.monotonic() + 5
-    while guarded.call(CALL) == hung and time.monotonic() < deadline:
+    while limited.call(CALL) == hung and time.monotonic() < deadline:
         pass
-    assert guarded.call(CALL).status is OK
+    assert limited.call(CALL).status is OK
 
 
 def test_a_session_has_one_thread_and_ends_it() -> None:
     threads: list[threading.Thread] = []
-    guarded = session(lambda: str(threads.append(threading.current_thread())))
-    assert [guarded.call(CALL).status, guarded.call(CALL).status, guarded.solved("None")] == [OK, OK, 1.0]
+    limited = session(lambda: str(threads.append(threading.current_thread())))
+    assert [limited.call(CALL).status, limited.call(CALL).status, limited.solved("None")] == [OK, OK, 1.0]
     assert len(set(threads)) == 1 and threads[0] is not threading.current_thread()
-    guarded.close()
+    limited.close()
     threads[0].join(5)
     assert not threads[0].is_alive()
 
@@ -110,10 +110,10 @@ def test_a_thread_that_hung_ends_once_its_call_returns() -> None:
         threads.append(threading.current_thread())
         return str(release.wait(10))
 
-    guarded = session(work, timeout=0.05)
-    assert guarded.call(CALL).status is StepStatus.TOOL_ERROR
+    limited = session(work, timeout=0.05)
+    assert limited.call(CALL).status is StepStatus.TOOL_ERROR
     release.set()
-    guarded.close()
+    limited.close()
     threads[0].join(5)
     assert not threads[0].is_alive()
 
@@ -157,10 +157,10 @@ def test_no_attempt_begins_after_the_deadline() -> None:
 
 def test_calls_of_several_sessions_run_at_once_up_to_the_limit() -> None:
     meeting = threading.Barrier(4)
-    guard = LimitedEnvironment(WorkEnvironment(lambda: str(meeting.wait(5))), ToolsConfig(concurrency=4))
-    sessions = [guard.reset(QUERY) for _ in range(4)]
-    results = guard.map(lambda s: s.call(CALL), sessions)
-    assert sorted(r.observation for r in results) == ["0", "1", "2", "3"]
+    limited = LimitedEnvironment(WorkEnvironment(lambda: str(meeting.wait(5))), ToolsConfig(concurrency=4))
+    sessions = [limited.reset(QUERY) for _ in range(4)]
+    calls = [limited.submit(s.call, CALL) for s in sessions]
+    assert sorted(call.result().observation for call in calls) == ["0", "1", "2", "3"]
 
 
 def test_no_more_calls_run_at_once_than_the_limit() -> None:
@@ -175,6 +175,7 @@ def test_no_more_calls_run_at_once_than_the_limit() -> None:
             running[0] -= 1
         return ""
 
-    guard = LimitedEnvironment(WorkEnvironment(work), ToolsConfig(concurrency=2))
-    guard.map(lambda s: s.call(CALL), [guard.reset(QUERY) for _ in range(8)])
+    limited = LimitedEnvironment(WorkEnvironment(work), ToolsConfig(concurrency=2))
+    calls = [limited.submit(limited.reset(QUERY).call, CALL) for _ in range(8)]
+    assert {call.result().status for call in calls} == {OK}
     assert most[0] == 2
