@@ -19,7 +19,7 @@ GPU_IMAGE = $(shell sed -n 's/^gpu *= *//p' flyte.config)
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format seeds bench bfcl replay-bfcl \
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format docs seeds bench bfcl replay-bfcl \
 	images check-images register package clean
 
 help:  ## list the targets
@@ -65,6 +65,10 @@ format: $(STAMP)  ## format the code and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.docs  ## build the documentation site into build/site, with API pages from the docstrings; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open $(CURDIR)/build/site/index.html"
+
 seeds: $(STAMP)  ## train several seeds and compare StepTool with its baselines (long)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/seeds.py --config $(CONFIG) --output runs/seeds
 
@@ -105,4 +109,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@
