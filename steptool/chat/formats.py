@@ -19,7 +19,7 @@ from steptool.records import ToolCall
 CALL_OPEN = "<tool_call>"
 CALL_CLOSE = "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
-_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _RESPONSE_OPEN, _RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
 _KEYWORDS = "Action Input|Action|Observation"
 _KEYWORD = re.compile(rf"(?:\A\s*|^)({_KEYWORDS}):", re.MULTILINE)
@@ -94,12 +94,12 @@ class Format:
 
 
 def _after_thinking(text: str) -> int:
-    if not text.lstrip().startswith(_THINK_OPEN):
+    if not text.lstrip().startswith(THINK_OPEN):
         return 0
-    end = text.find(_THINK_CLOSE)
+    end = text.find(THINK_CLOSE)
     if end < 0:
         raise ValueError("thinking not closed")
-    return end + len(_THINK_CLOSE)
+    return end + len(THINK_CLOSE)
 
 
 def _no_response(text: str) -> None:

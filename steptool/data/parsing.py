@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -10,8 +11,12 @@ from typing import Any
 from steptool.data.ingest_log import UnusableError
 
 _MISSING = object()
+_LITERAL_LIMIT = 1 << 20
+"""Characters of a value in Python's syntax, which takes some hundred times as much memory to read."""
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may be one half of a surrogate pair."""
+_CUT_OFF = re.compile(r"was never closed|unterminated")
+"""Python's errors for a text that ends too early."""
 
 
 def parse_json(text: str) -> Any:
@@ -35,6 +40,24 @@ def _replace(node: Any) -> Any:
     if isinstance(node, dict):
         return {_replace(key): _replace(child) for key, child in node.items()}
     return node
+
+
+def parse_literal(text: str, where: str) -> Any:
+    """A value from Python's syntax for one. Nothing is executed: names, calls and operators are refused.
+
+    Raises UnusableError, which says so where the text ends within the value.
+    """
+    if len(text) > _LITERAL_LIMIT:
+        detail = f"'{where}': {len(text)} characters, expected at most {_LITERAL_LIMIT}"
+        raise UnusableError("a cell too large", detail)
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        if isinstance(error, SyntaxError) and _CUT_OFF.search(error.msg):
+            detail = f"'{where}': the text ends after {len(text)} characters, within {excerpt(text[-40:])}"
+            raise UnusableError("a text that was cut off", detail) from None
+        detail = f"'{where}': {type(error).__name__}: {error}; got {excerpt(text)}"
+        raise UnusableError("not a Python literal", detail) from None
 
 
 def require(record: Any, name: str, kind: type | tuple[type, ...], where: str = "") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -26,6 +27,21 @@ _TYPES = {
     "object": "object",
 }
 """JSON Schema's types for ToolBench's; every other one (STRING, ENUM, DATE...) is written as text."""
+_PYTHON_TYPES = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "list": "array",
+    "tuple": "array",
+    "set": "array",
+    "dict": "object",
+}
+_SCHEMA_FIELDS = ("parameters", "input_schema", "inputSchema", "parametersJsonSchema")
+"""Names under which a tool's JSON schema stands."""
+_DECLARATIONS = ("functionDeclarations", "function_declarations")
+_TOOL_FIELDS = {"type", "name", "description", "strict", "title", "return", "response", "annotations", "cache_control"}
+"""Fields that a tool without parameters may have."""
 
 
 def check_and_close(tools: Sequence[Any], where: str) -> tuple[ToolSchema, ...]:
@@ -48,13 +64,66 @@ def function_schema(name: str, description: str, properties: Mapping[str, Any], 
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-def openai_tool(tool: Any) -> Any:
-    """A tool in OpenAI's form: a bare function is wrapped, and what may be left out is filled in."""
-    function = tool.get("function") if isinstance(tool, dict) and "function" in tool else tool
+def openai_tools(tools: Sequence[Any], field: str) -> list[Any]:
+    """Tools in OpenAI's form, from those of other writers as well. What may be left out is filled in.
+
+    It reads functions bare or wrapped, schemas named `input_schema` (Anthropic) or `inputSchema` (MCP), Gemini's lists
+    of `functionDeclarations`, and parameters without a schema around them (xLAM). Raises UnusableError for a tool that
+    has no parameters but fields that are not known.
+    """
+    functions = [function for tool in tools for function in _declarations(tool)]
+    return [_openai_tool(function, f"{field}[{number}]") for number, function in enumerate(functions)]
+
+
+def _declarations(tool: Any) -> Sequence[Any]:
+    """The functions that one entry of a list of tools declares."""
+    if not isinstance(tool, dict):
+        return [tool]
+    listed = next((tool[key] for key in _DECLARATIONS if isinstance(tool.get(key), list)), None)
+    return [tool.get("function", tool)] if listed is None else listed
+
+
+def _openai_tool(function: Any, where: str) -> Any:
     if not isinstance(function, dict):
-        return tool
-    empty = {"description": "", "parameters": {"type": "object", "properties": {}}}
-    return {"type": "function", "function": empty | {k: v for k, v in function.items() if v is not None}}
+        return function
+    fields = {key: value for key, value in function.items() if value is not None and key not in _SCHEMA_FIELDS}
+    schema = next((function[key] for key in _SCHEMA_FIELDS if function.get(key) is not None), None)
+    if schema is None and (unknown := sorted(fields.keys() - _TOOL_FIELDS)):
+        detail = f"{where}: unknown fields {unknown} and no parameters; expected name, description and parameters"
+        raise UnusableError("a tool of another form", detail)
+    parameters = {"type": "object", "properties": {}} if schema is None else _parameters(schema)
+    fields.pop("type", None)
+    return {"type": "function", "function": {"description": "", **fields, "parameters": parameters}}
+
+
+def _parameters(schema: Any) -> Any:
+    """A JSON schema of parameters: types in lower case, and an object around bare properties."""
+    if not isinstance(schema, dict):
+        return schema
+    properties = [value for value in schema.values() if isinstance(value, dict) and isinstance(value.get("type"), str)]
+    if schema and len(properties) == len(schema):
+        optional = {key for key, value in schema.items() if "default" in value or "optional" in value["type"]}
+        return {
+            "type": "object",
+            "properties": {key: _python_property(value) for key, value in schema.items()},
+            "required": [key for key in schema if key not in optional],
+        }
+    return _lower_types(schema) if isinstance(schema.get("type"), str) and schema["type"].isupper() else schema
+
+
+def _python_property(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A property whose type is written as Python writes it ("str", "List[int]", "int, optional")."""
+    name = re.split(r"[\[, ]", value["type"].lower())[0]
+    return {**value, "type": _PYTHON_TYPES.get(name, name if name in _TYPES.values() else "string")}
+
+
+def _lower_types(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: value.lower() if key == "type" and isinstance(value, str) else _lower_types(value)
+            for key, value in node.items()
+        }
+    return [_lower_types(child) for child in node] if isinstance(node, list) else node
 
 
 def toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSchema, ...]:

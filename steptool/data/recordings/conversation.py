@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steptool.chat.finish import GIVE_ANSWER
+from steptool.chat.formats import THINK_CLOSE, THINK_OPEN
 from steptool.data.ingest_log import Record, UnusableError
-from steptool.data.parsing import as_text, excerpt, join_texts, parse_json, require, require_text
+from steptool.data.parsing import as_text, excerpt, join_texts, parse_json, require
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
-from steptool.data.tools import check_and_close, openai_tool
+from steptool.data.tools import check_and_close, openai_tools
 from steptool.records import FINISH, ToolSchema
 
 DefaultTools = Callable[[], tuple[ToolSchema, ...]]
@@ -18,6 +19,8 @@ DefaultTools = Callable[[], tuple[ToolSchema, ...]]
 _Call = tuple[str, str, str | None]
 """Name of a tool, arguments as text, and the call's id."""
 _GAP = "\n\n"
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields in which models that reason say what they think before they speak."""
 _INSTRUCTING = ("system", "developer", "user")
 
 
@@ -45,17 +48,18 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
 def read_turns(messages: Sequence[Any], where: str, first: int = 0) -> list[RecordedTurn]:
     """The turns of messages of the roles assistant, tool (or function) and user; the first has the number `first`.
 
-    Calls of one message become turns of their own. A response belongs to the call with its id, else to the first one
-    without a response; without any, to the words that the assistant said last. Words before a call are its thought.
+    Calls of one message become turns of their own. A response belongs to the waiting call with its id; where one of the
+    two has no id, to the first call with its name; where it has no name either, to the first call. Where no call waits,
+    it belongs to the words that the assistant said last. Words before a call are its thought.
     """
     reader = _TurnReader()
     for number, message in enumerate(messages, start=first):
         at = f"{where}[{number}]"
         role, text = require(message, "role", str, at), content_text(message, at)
         if role == "assistant":
-            reader.add_assistant(text, _read_calls(message, at))
+            reader.add_assistant(_with_reasoning(message, text), _read_calls(message, at))
         elif role in ("tool", "function"):
-            reader.add_response(text, message.get("tool_call_id"), at)
+            reader.add_response(text, message.get("tool_call_id"), message.get("name"), at)
         elif role == "user":
             reader.add_user(text)
         else:
@@ -80,13 +84,29 @@ class _TurnReader:
             self._turns.append(RecordedTurn(join_texts(self._words), name, arguments, None))
             self._words = []
 
-    def add_response(self, text: str, call_id: Any, where: str) -> None:
-        if self._waiting:
-            position = next((n for n, (_, waits) in enumerate(self._waiting) if call_id and waits == call_id), 0)
-            number, _ = self._waiting.pop(position)
-            self._turns[number] = self._turns[number]._replace(observation=text)
-        elif not self._close_words(text):
-            raise UnusableError("a response without a call", f"{where}: no call before it waits for a response")
+    def add_response(self, text: str, call_id: Any, name: Any, where: str) -> None:
+        if not self._waiting:
+            if not self._close_words(text):
+                raise UnusableError("a response without a call", f"{where}: no call before it waits for a response")
+            return
+        position = self._position(call_id, name)
+        if position is None:
+            calls = ", ".join(f"{self._turns[number].name} ({waits})" for number, waits in self._waiting)
+            detail = f"{where}: the response of {name} ({call_id}) belongs to none of the waiting calls {calls}"
+            raise UnusableError("a response without a call", detail)
+        number, _ = self._waiting.pop(position)
+        self._turns[number] = self._turns[number]._replace(observation=text)
+
+    def _position(self, call_id: Any, name: Any) -> int | None:
+        """Which of the waiting calls a response belongs to: by id, by name, to one without a name, or the first."""
+        if call_id:
+            for position, (_, waits) in enumerate(self._waiting):
+                if waits == call_id:
+                    return position
+        candidates = [n for n, (_, waits) in enumerate(self._waiting) if not (call_id and waits)]
+        names = [self._turns[self._waiting[n][0]].name for n in candidates]
+        wanted = [n for n, called in zip(candidates, names, strict=True) if called == name or not name]
+        return next(iter(wanted or [n for n, called in zip(candidates, names, strict=True) if not called]), None)
 
     def add_user(self, text: str) -> None:
         self._close_words(None)
@@ -99,6 +119,9 @@ class _TurnReader:
 
     def finish(self) -> list[RecordedTurn]:
         self._close_words(None)
+        for number, _ in self._waiting:
+            if not self._turns[number].name:  # no tool could answer it
+                self._turns[number] = self._turns[number]._replace(observation="")
         return self._turns
 
     def _close_words(self, observation: str | None) -> bool:
@@ -123,7 +146,14 @@ def _read_calls(message: dict[str, Any], where: str) -> list[_Call]:
 
 
 def _read_function(call: dict[str, Any], where: str) -> tuple[str, str]:
-    return require_text(call, "name", where), as_text(call.get("arguments"))
+    """Name and arguments. An empty name calls no tool: the call becomes a malformed step."""
+    return require(call, "name", str, where).strip(), as_text(call.get("arguments"))
+
+
+def _with_reasoning(message: dict[str, Any], text: str) -> str:
+    """The words of the assistant, after what it reasoned in a field of its own."""
+    reasoning = next((message[field] for field in _REASONING if isinstance(message.get(field), str)), "").strip()
+    return join_texts([f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}" if reasoning else "", text])
 
 
 def content_text(message: dict[str, Any], where: str) -> str:
@@ -166,16 +196,28 @@ def _read_tools(value: dict[str, Any], default_tools: DefaultTools) -> tuple[tup
     listed = _read_text(value[name], name)
     if not isinstance(listed, list):
         raise UnusableError(f"ill-typed field '{name}'", f"field '{name}': expected a list, got {excerpt(listed)}")
-    schemas = [openai_tool(_read_text(tool, f"{name}[{n}]")) for n, tool in enumerate(listed)]
+    schemas = openai_tools([_read_text(tool, f"{name}[{n}]") for n, tool in enumerate(listed)], name)
     return check_and_close(schemas, name), {schema["function"]["name"] for schema in schemas}
 
 
 def _with_finish(turn: RecordedTurn) -> RecordedTurn:
-    """Words without a call as a Finish that answers with them; unless a tool answered them as a call gone wrong."""
+    """Words without a call as a Finish that answers with them, after what was thought.
+
+    Words that a tool answered stay a call gone wrong, and thoughts that never end stay words.
+    """
     if turn.name or turn.observation is not None:
         return turn
-    arguments = json.dumps({"return_type": GIVE_ANSWER, "final_answer": turn.arguments}, ensure_ascii=False)
-    return turn._replace(name=FINISH, arguments=arguments)
+    thought, answer = _split_thinking(turn.arguments)
+    if THINK_OPEN in answer and THINK_CLOSE not in answer:
+        return turn
+    arguments = json.dumps({"return_type": GIVE_ANSWER, "final_answer": answer}, ensure_ascii=False)
+    return turn._replace(thought=join_texts([turn.thought, thought]), name=FINISH, arguments=arguments)
+
+
+def _split_thinking(words: str) -> tuple[str, str]:
+    """What stands up to the last end of thinking, its tags included, and the rest."""
+    thought, close, answer = words.rpartition(THINK_CLOSE)
+    return (thought + close).strip(), answer.strip() if close else answer
 
 
 def _verdict(value: dict[str, Any]) -> float | None:

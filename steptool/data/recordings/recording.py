@@ -16,6 +16,7 @@ from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.contracts.columns import Row
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import join_texts, parse_json
+from steptool.data.recordings.arguments import read_arguments
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
 
@@ -33,7 +34,7 @@ class RecordedTurn(NamedTuple):
     name: str
     """The tool that was called; empty where the turn makes no call."""
     arguments: str
-    """The call's arguments as text; without a call, the turn's words."""
+    """The call's arguments as JSON text; without a call, the turn's words."""
     observation: str | None
     """The response; None where there is none, as after Finish."""
     user: str | None = None
@@ -63,19 +64,28 @@ def make_recording(
     solved: float | None = None,
     rewards: Sequence[float] = (),
 ) -> Recording:
-    """The recording up to the call that ends it.
+    """The recording up to the call that ends it, with arguments that are strict JSON wherever they can be read.
 
-    Raises UnusableError if it has no step, or a call without a response.
+    Raises UnusableError if it has no step, a call without a response, or arguments that JSON cannot write.
     """
     if not turns:
         raise UnusableError("no recorded step", "no call and no words of the assistant are recorded")
-    last = next((n for n, turn in enumerate(turns) if _ends(turn)), len(turns) - 1)
-    for number, turn in enumerate(turns[: last + 1]):
+    turns = [_with_strict_arguments(turn, number) for number, turn in enumerate(turns)]
+    end = next((n for n, turn in enumerate(turns) if _ends(turn)), len(turns) - 1) + 1
+    for number, turn in enumerate(turns[:end]):
         if turn.observation is None and turn.name not in ("", FINISH):
             raise UnusableError("a call without a response", f"call {number} ({turn.name}) has no recorded response")
-    return Recording(
-        record.file, record.row, instruction, tools, tuple(turns[: last + 1]), solved, tuple(rewards[: last + 1])
-    )
+    return Recording(record.file, record.row, instruction, tools, tuple(turns[:end]), solved, tuple(rewards[:end]))
+
+
+def _with_strict_arguments(turn: RecordedTurn, number: int) -> RecordedTurn:
+    if not turn.name:
+        return turn
+    try:
+        arguments = read_arguments(turn.name, turn.arguments)
+    except UnusableError as error:
+        raise UnusableError(error.reason, f"call {number} ({turn.name}): {error.detail}") from None
+    return turn if arguments is None else turn._replace(arguments=json.dumps(arguments, ensure_ascii=False))
 
 
 def _ends(turn: RecordedTurn) -> bool:
@@ -181,7 +191,7 @@ def _arguments(turn: RecordedTurn) -> dict[str, Any] | None:
     if not turn.name:
         return None
     try:
-        arguments = parse_json(turn.arguments) if turn.arguments.strip() else {}
+        arguments = parse_json(turn.arguments)
     except UnusableError:
         return None
     return arguments if isinstance(arguments, dict) else None

@@ -6,22 +6,19 @@ assistant begins. A response is Thought, Action and Action Input. The markup is 
 
 from __future__ import annotations
 
-import ast
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from steptool.chat.formats import REACT
 from steptool.data.ingest_log import Record, UnusableError
-from steptool.data.parsing import excerpt, require, unique
+from steptool.data.parsing import excerpt, parse_literal, require, unique
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
 from steptool.data.tools import check_and_close
 from steptool.environments.toolbench.naming import NAME_LIMIT
 from steptool.records import ToolSchema
 
 COLUMNS = {"prompt", "response", "reward"}
-_CELL_LIMIT = 1 << 20
-"""Characters of a cell: what is read as Python's syntax takes some hundred times as much memory."""
 _TOOLS_HEADING = "access to the following APIs:"
 
 
@@ -138,12 +135,5 @@ def _rewards(row: dict[str, Any]) -> list[float]:
 
 
 def _literal(text: str | list[Any], where: str) -> Any:
-    """A value from Python's syntax for one. Nothing is executed: names, calls and operators are refused."""
-    if not isinstance(text, str):
-        return text
-    if len(text) > _CELL_LIMIT:
-        raise UnusableError("a cell too large", f"'{where}': {len(text)} characters, expected at most {_CELL_LIMIT}")
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise UnusableError("not a Python literal", f"'{where}': {type(error).__name__}: {error}") from None
+    """A list, or the text of one."""
+    return parse_literal(text, where) if isinstance(text, str) else text

@@ -7,7 +7,7 @@ from typing import Any
 
 from steptool.chat.finish import GIVE_ANSWER
 from steptool.data.ingest_log import Record, UnusableError
-from steptool.data.parsing import as_text, join_texts, require, require_text
+from steptool.data.parsing import as_text, excerpt, join_texts, parse_literal, require, require_text
 from steptool.data.recordings.conversation import read_turns
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
 from steptool.data.tools import toolbench_tools
@@ -36,19 +36,19 @@ def read_raw_answer(record: Record) -> Recording:
 def _turns_of_nodes(nodes: Sequence[Node]) -> list[RecordedTurn]:
     turns: list[RecordedTurn] = []
     thoughts: list[str] = []
-    name = ""
+    name: str | None = None
     for node in nodes:
         kind, text = require(node, "node_type", str), as_text(node.get("description"))
         if kind == "Thought":
             thoughts.append(text)
         elif kind == "Action":
-            name = text
-        elif kind == "Action Input" and name:
+            name = text.strip()
+        elif kind == "Action Input" and name is not None:
             response = node.get("observation")
-            observation = None if response is None else as_text(response)
+            observation = None if response is None and name else as_text(response)
             turns.append(RecordedTurn(join_texts(thoughts), name, text, observation))
-            thoughts, name = [], ""
-    if name:
+            thoughts, name = [], None
+    if name is not None:
         raise UnusableError("a call without a response", f"the path ends with the name {name!r} and no arguments")
     return turns + _last_words(thoughts)
 
@@ -88,9 +88,7 @@ def read_converted_answer(record: Record) -> Recording:
         role = require(node, "role", str, "answer_details")
         message = require(node, "message", (str, dict), "answer_details")
         if role == "tool":
-            name, arguments = require_text(message, "name", "answer_details.message"), message.get("arguments")
-            response = None if message.get("response") is None else as_text(message["response"])
-            turns.append(RecordedTurn(join_texts(thoughts), name, as_text(arguments), response))
+            turns.append(_converted_call(_read_call(message), join_texts(thoughts)))
             thoughts = []
         elif role == "assistant":
             thoughts.append(as_text(message))
@@ -98,8 +96,30 @@ def read_converted_answer(record: Record) -> Recording:
     return make_recording(record, require_text(value, "query"), tools, turns + _last_words(thoughts))
 
 
+def _converted_call(call: dict[str, Any], thought: str) -> RecordedTurn:
+    """A call and its response. A call without a name is a failed one."""
+    name = "" if call.get("name") is None else require(call, "name", str, "answer_details.message").strip()
+    response = call.get("response")
+    observation = None if response is None and name else as_text(response)
+    return RecordedTurn(thought, name, as_text(call.get("arguments")), observation)
+
+
+def _read_call(message: Any) -> dict[str, Any]:
+    """A tool's message, which some converters write as the text of a Python dict."""
+    call = parse_literal(message, "answer_details.message") if isinstance(message, str) else message
+    if not isinstance(call, dict):
+        raise UnusableError("not an object", f"answer_details.message: expected a call, got {excerpt(call)}")
+    return call
+
+
 def _finish_rank(node: Node) -> int:
     message = node.get("message")
-    if not isinstance(message, dict) or message.get("name") != FINISH:
+    if node.get("role") != "tool" or FINISH not in as_text(message):
         return 0
-    return 2 if GIVE_ANSWER in as_text(message.get("arguments")) else 1
+    try:
+        call = _read_call(message)
+    except UnusableError:
+        return 0
+    if call.get("name") != FINISH:
+        return 0
+    return 2 if GIVE_ANSWER in as_text(call.get("arguments")) else 1

@@ -16,7 +16,7 @@ TIDES = {
     "type": "function",
     "function": {"name": "tides", "description": "Tides", "parameters": {"type": "object", "properties": {}}},
 }
-ASKED = {"role": "user", "content": "When is high water?"}
+QUESTION = {"role": "user", "content": "When is high water?"}
 
 
 def call(*arguments, name="tides", content=None, ids=True):
@@ -31,7 +31,7 @@ def response(content, call_id="c0"):
     return {"role": "tool", "tool_call_id": call_id, "content": content}
 
 
-def said(content, role="assistant"):
+def message(content, role="assistant"):
     return {"role": role, "content": content}
 
 
@@ -39,13 +39,13 @@ def no_tools():
     raise UnusableError("missing field 'tools'", "there are none")
 
 
-def answered(*messages, offered=no_tools, **fields):
-    value = {"messages": [ASKED, *messages], "tools": [TIDES]} | fields
+def recording_of(*messages, offered=no_tools, **fields):
+    value = {"messages": [QUESTION, *messages], "tools": [TIDES]} | fields
     return read_recording(Record(PLACE, 3, value), offered)
 
 
-def told(*messages, **fields):
-    answer = answered(*messages, **fields)
+def trajectory_of(*messages, **fields):
+    answer = recording_of(*messages, **fields)
     return recording_trajectory(answer.turns, answer.solved, recording_query(answer), 0)
 
 
@@ -54,10 +54,10 @@ def steps(trajectory):
 
 
 def test_a_conversation_becomes_a_query_and_a_trajectory():
-    answer = answered(call({"at": "Bristol"}, content="I look."), response("9:12"), said("At 9:12."))
+    answer = recording_of(call({"at": "Bristol"}, content="I look."), response("9:12"), message("At 9:12."))
     query = recording_query(answer)
     assert (query.query_id, query.tier, query.source) == ("logs-may-3", "may", "recorded")
-    assert query.instruction == ASKED["content"] and query.tools == (TIDES, FINISH_SCHEMA)
+    assert query.instruction == QUESTION["content"] and query.tools == (TIDES, FINISH_SCHEMA)
     trajectory = recording_trajectory(answer.turns, None, query, 0)
     assert [s.call.name for s in trajectory.steps] == ["tides", FINISH]
     assert trajectory.stop_reason is StopReason.FINISHED and trajectory.final_answer == "At 9:12."
@@ -69,30 +69,31 @@ def test_function_call_reads_like_tool_calls():
     older = {"role": "assistant", "content": None, "function_call": {"name": "tides", "arguments": '{"at": "Bristol"}'}}
     answer = {"role": "function", "name": "tides", "content": "9:12"}
     assert (
-        told(older, answer, said("Nine.")).steps == told(call({"at": "Bristol"}), response("9:12"), said("Nine.")).steps
+        trajectory_of(older, answer, message("Nine.")).steps
+        == trajectory_of(call({"at": "Bristol"}), response("9:12"), message("Nine.")).steps
     )
 
 
 def test_calls_of_one_message_become_turns_and_take_their_own_responses():
-    trajectory = told(call({"n": 0}, {"n": 1}, content="Both."), response("one", "c1"), response("zero", "c0"))
+    trajectory = trajectory_of(call({"n": 0}, {"n": 1}, content="Both."), response("one", "c1"), response("zero", "c0"))
     assert steps(trajectory) == [({"n": 0}, "ok", "zero"), ({"n": 1}, "ok", "one")]
     assert [m["role"] for m in trajectory.messages] == ["user", "assistant", "tool", "assistant", "tool"]
     assert trajectory.stop_reason is StopReason.STEP_LIMIT
-    in_order = told(call({"n": 0}, {"n": 1}, ids=False), said("zero", "tool"), said("one", "tool"))
+    in_order = trajectory_of(call({"n": 0}, {"n": 1}, ids=False), message("zero", "tool"), message("one", "tool"))
     assert in_order.steps == trajectory.steps
 
 
 def test_system_and_user_are_the_instruction():
-    system, more = said("Speak of water only.", "system"), said("In Bristol.", "user")
-    value = {"messages": [system, ASKED, more, said("Nine.")], "tools": []}
+    system, more = message("Speak of water only.", "system"), message("In Bristol.", "user")
+    value = {"messages": [system, QUESTION, more, message("Nine.")], "tools": []}
     assert read_recording(Record(PLACE, 0, value), no_tools).instruction == (
         "Speak of water only.\n\nWhen is high water?\n\nIn Bristol."
     )
 
 
 def test_a_user_may_go_on_after_an_answer():
-    trajectory = told(
-        said("Where?"), said("Bristol.", "user"), call({"at": "Bristol"}), response("9:12"), said("Nine.")
+    trajectory = trajectory_of(
+        message("Where?"), message("Bristol.", "user"), call({"at": "Bristol"}), response("9:12"), message("Nine.")
     )
     assert [s.call.name for s in trajectory.steps] == [FINISH, "tides", FINISH]
     assert [m["role"] for m in trajectory.messages] == [
@@ -103,21 +104,23 @@ def test_a_user_may_go_on_after_an_answer():
 
 
 def test_a_user_may_interrupt_after_a_response():
-    trajectory = told(call({"n": 1}), response("one"), said("Stop.", "user"), said("Well.", "user"), said("Yes."))
+    trajectory = trajectory_of(
+        call({"n": 1}), response("one"), message("Stop.", "user"), message("Well.", "user"), message("Yes.")
+    )
     assert trajectory.messages[3] == {"role": "user", "content": "Stop.\n\nWell."}
 
 
 def test_where_finish_is_a_tool_words_are_no_answer():
-    trajectory = told(call({}), response("9:12"), said("At 9:12."), tools=[TIDES, FINISH_SCHEMA])
+    trajectory = trajectory_of(call({}), response("9:12"), message("At 9:12."), tools=[TIDES, FINISH_SCHEMA])
     assert steps(trajectory)[-1] == (None, "malformed", "") and trajectory.final_answer is None
-    wrong = told(said("I will call tides."), said('{"error": "no call"}', "tool"), said("At 9:12."))
+    wrong = trajectory_of(message("I will call tides."), message('{"error": "no call"}', "tool"), message("At 9:12."))
     assert [str(s.status) for s in wrong.steps] == ["malformed", "finish"]
     assert wrong.messages[2] == {"role": "tool", "name": "error", "content": '{"error": "no call"}'}
 
 
 def test_fields_may_be_json_texts_and_parts():
     parts = [{"type": "text", "text": "At "}, {"type": "text", "text": "9:12."}]
-    plain = [ASKED, call({"n": 1}), response("one"), said(parts)]
+    plain = [QUESTION, call({"n": 1}), response("one"), message(parts)]
     for messages in (json.dumps(plain), [json.dumps(m) for m in plain]):
         for tools in (json.dumps([TIDES]), [json.dumps(TIDES)], [TIDES["function"]]):
             value = {"messages": messages, "tools": tools}
@@ -128,22 +131,167 @@ def test_fields_may_be_json_texts_and_parts():
 
 def test_arguments_may_be_an_object():
     made = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": {"n": 1}}}]}
-    assert told(made, response("one")).steps[0].call == ToolCall("tides", {"n": 1})
+    assert trajectory_of(made, response("one")).steps[0].call == ToolCall("tides", {"n": 1})
 
 
 def test_what_a_bare_function_leaves_out_is_filled_in():
-    answer = answered(said("Nine."), tools=None, functions=[{"name": "tides"}])
+    answer = recording_of(message("Nine."), tools=None, functions=[{"name": "tides"}])
     assert answer.tools[0]["function"] == {
         "name": "tides", "description": "", "parameters": {"type": "object", "properties": {}},
     }  # fmt: skip
 
 
 def test_without_tools_those_of_the_environment_hold():
-    assert answered(said("Nine."), tools=None, offered=lambda: (TIDES, FINISH_SCHEMA)).tools == (TIDES, FINISH_SCHEMA)
+    assert recording_of(message("Nine."), tools=None, offered=lambda: (TIDES, FINISH_SCHEMA)).tools == (
+        TIDES,
+        FINISH_SCHEMA,
+    )
 
 
 def test_a_verdict_is_kept():
-    assert told(said("Nine."), solved=1).solved == 1.0 and told(said("Nine."), solved=None).solved is None
+    assert (
+        trajectory_of(message("Nine."), solved=1).solved == 1.0
+        and trajectory_of(message("Nine."), solved=None).solved is None
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"return_type": "give_answer", "final_answer": "There are 13 kettles, na',
+        '{"return_type": "give_answer", "final_answer": "There are 13 kettles, na"',
+        '{"return_type": "give_answer", "final_answer": "There are 13 kettles, na\\',
+        '{"final_answer": "There are 13 kettles, na", "return_type": "give_answer"',
+        "{'return_type': 'give_answer', 'final_answer': 'There are 13 kettles, na'}",
+    ],
+)
+def test_a_finish_that_was_cut_off_finishes_with_what_is_left_of_its_answer(arguments):
+    finish = {"role": "assistant", "function_call": {"name": FINISH, "arguments": arguments}}
+    trajectory = trajectory_of(finish, tools=[TIDES, FINISH_SCHEMA], solved=1)
+    assert trajectory.stop_reason is StopReason.FINISHED and trajectory.solved == 1.0
+    assert trajectory.final_answer == "There are 13 kettles, na"
+    assert steps(trajectory) == [
+        ({"return_type": "give_answer", "final_answer": "There are 13 kettles, na"}, "finish", "")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("One.\nTwo.", "One.\nTwo."),
+        ("Tab\there", "Tab\there"),
+        (r"It costs \$3, \'now\'.", "It costs $3, 'now'."),
+        (r"A \"quoted\" caf\u00e9 \\ end", 'A "quoted" café \\ end'),
+    ],
+)
+def test_a_finish_with_raw_newlines_or_bad_escapes_finishes(text, answer):
+    arguments = '{"return_type": "give_answer", "final_answer": "' + text + '"}'
+    finish = {"role": "assistant", "function_call": {"name": FINISH, "arguments": arguments}}
+    trajectory = trajectory_of(finish, tools=[TIDES, FINISH_SCHEMA], solved=1)
+    assert trajectory.stop_reason is StopReason.FINISHED and trajectory.final_answer == answer
+
+
+def test_a_finish_without_a_readable_return_type_does_not_finish():
+    for arguments in ('{"return_type": "give_ans', '{"final_answer": "Nine', "Nine."):
+        finish = {"role": "assistant", "function_call": {"name": FINISH, "arguments": arguments}}
+        trajectory = trajectory_of(finish, tools=[TIDES, FINISH_SCHEMA])
+        assert trajectory.final_answer is None and trajectory.stop_reason is not StopReason.FINISHED
+
+
+@pytest.mark.parametrize("arguments", ["null", "", " ", "{}", None])
+def test_no_arguments_are_an_empty_object(arguments):
+    made = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": arguments}}]}
+    assert trajectory_of(made, response("one")).steps[0].call == ToolCall("tides", {})
+
+
+@pytest.mark.parametrize("arguments", ["{'n': 1}", '"{\\"n\\": 1}"', '{"n": 1}'])
+def test_arguments_are_read_as_other_writers_write_them(arguments):
+    """As the text of a Python dict, and as JSON in JSON."""
+    made = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": arguments}}]}
+    assert trajectory_of(made, response("one")).steps[0].call == ToolCall("tides", {"n": 1})
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", '[1, {"x": -1e999}]'])
+def test_numbers_that_json_cannot_write_are_refused(number):
+    made = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": f'{{"n": {number}}}'}}]}
+    with pytest.raises(UnusableError, match="a number that JSON cannot write: call 0 \\(tides\\)"):
+        trajectory_of(made, response("one"))
+    read = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": {"n": float("nan")}}}]}
+    with pytest.raises(UnusableError, match="a number that JSON cannot write"):
+        trajectory_of(read, response("one"))
+
+
+def named(name, content):
+    return {"role": "tool", "name": name, "content": content}
+
+
+def two_calls(ids):
+    calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("tides", "waves")]
+    if ids:
+        calls[0]["id"], calls[1]["id"] = ids
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def observations(trajectory):
+    return [(s.call.name, s.observation) for s in trajectory.steps]
+
+
+def test_responses_without_ids_belong_to_calls_by_their_names():
+    swapped = trajectory_of(two_calls(None), named("waves", "2 m"), named("tides", "9:12"))
+    assert observations(swapped) == [("tides", "9:12"), ("waves", "2 m")]
+    with_ids = trajectory_of(two_calls(("a", "b")), named("waves", "2 m"), named("tides", "9:12"))
+    assert observations(with_ids) == [("tides", "9:12"), ("waves", "2 m")]
+
+
+@pytest.mark.parametrize(
+    ("calls", "responses"),
+    [
+        (None, [named("waves", "2 m"), named("wind", "4")]),
+        (None, [message("2 m", "tool"), named("tides", "9:12")]),
+        (("a", "b"), [response("2 m", "b"), response("9:12", "c")]),
+    ],
+)
+def test_a_response_that_belongs_to_no_call_is_refused(calls, responses):
+    with pytest.raises(UnusableError, match=r"a response without a call: messages\[\d\]"):
+        trajectory_of(two_calls(calls), *responses)
+
+
+def test_a_call_without_a_name_is_one_failed_step():
+    for name in ("", " "):
+        trajectory = trajectory_of(
+            call({"n": 1}), response("one"), call({"n": 2}, name=name), response("no such tool"), message("Nine.")
+        )
+        assert steps(trajectory)[:2] == [({"n": 1}, "ok", "one"), (None, "malformed", "no such tool")]
+        assert trajectory.final_answer == "Nine." and len(trajectory.steps) == 3
+
+
+def test_reasoning_in_a_field_of_its_own_is_the_thought():
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        first = call({"n": 1}, content="I look.") | {field: "Where?"}
+        trajectory = trajectory_of(first, response("one"), message("Nine.") | {field: "So nine."})
+        assert trajectory.messages[1]["content"] == "<think>\nWhere?\n</think>\nI look."
+        assert trajectory.final_answer == "Nine."
+        assert trajectory.messages[3]["content"] == "<think>\nSo nine.\n</think>"
+
+
+def test_thoughts_do_not_stay_in_the_final_answer():
+    trajectory = trajectory_of(message("<think>\nSo nine.\n</think>\n\nNine."))
+    assert trajectory.final_answer == "Nine." and trajectory.messages[1]["content"] == "<think>\nSo nine.\n</think>"
+    cut = trajectory_of(message("<think>So nine"))
+    assert cut.final_answer is None and steps(cut) == [(None, "malformed", "")]
+
+
+def test_tools_with_an_input_schema_keep_their_parameters():
+    parameters = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    (tool, _) = recording_of(
+        message("Nine."), tools=[{"name": "tides", "description": "Tides", "input_schema": parameters}]
+    ).tools
+    assert tool["function"] == {"name": "tides", "description": "Tides", "parameters": parameters}
+
+
+def test_tools_of_another_form_are_refused_and_not_emptied():
+    with pytest.raises(UnusableError, match=r"tools\[0\]: unknown fields \['args'\]"):
+        recording_of(message("Nine."), tools=[{"name": "tides", "args": {"n": "int"}}])
 
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
@@ -154,32 +302,37 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
     [
         ([call({})], {}, "a call without a response", "call 0 (tides)"),
         ([call({}, {}), response("one", "c1")], {}, "a call without a response", "call 0 (tides)"),
-        ([call({}), said("Hello?", "user"), said("Yes.")], {}, "a call without a response", "call 0 (tides)"),
+        ([call({}), message("Hello?", "user"), message("Yes.")], {}, "a call without a response", "call 0 (tides)"),
         ([call({}), response("a"), response("b")], {}, "a response without a call", "messages[3]"),
-        ([response("a"), said("Nine.")], {}, "a message of another role", "messages[1]"),
-        ([said("Nine."), said("Be brief.", "system")], {}, "a message of another role", "messages[2]"),
+        ([response("a"), message("Nine.")], {}, "a message of another role", "messages[1]"),
+        ([message("Nine."), message("Be brief.", "system")], {}, "a message of another role", "messages[2]"),
         ([], {}, "no recorded step", "assistant"),
-        ([said(None)], {}, "no recorded step", "no words"),
-        ([said("Nine.")], {"messages": [said("Nine.")]}, "no instruction", "user"),
+        ([message(None)], {}, "no recorded step", "no words"),
+        ([message("Nine.")], {"messages": [message("Nine.")]}, "no instruction", "user"),
         ([], {"messages": {}}, "ill-typed field 'messages'", "'messages'"),
         ([], {"messages": "[{"}, "not JSON", "messages"),
         ([], {"messages": [3]}, "not an object", "messages[0]"),
         ([{"content": "Nine."}], {}, "missing field 'role'", "messages[1].role"),
-        ([said(IMAGE, "user"), said("Nine.")], {}, "content that is no text", "messages[1].content"),
-        ([call({}, name=" "), response("a")], {}, "empty field 'name'", "messages[1].tool_calls[0].name"),
+        ([message(IMAGE, "user"), message("Nine.")], {}, "content that is no text", "messages[1].content"),
+        (
+            [{"role": "assistant", "function_call": {"arguments": ""}}, response("a")],
+            {},
+            "missing field 'name'",
+            "function_call",
+        ),
         ([{"role": "assistant", "tool_calls": [None]}], {}, "not an object", "messages[1].tool_calls[0]"),
         ([{"role": "assistant", "tool_calls": {"a": 1}}], {}, "ill-typed field 'tool_calls'", "messages[1].tool_calls"),
-        ([said("Nine.")], {"tools": None}, "missing field 'tools'", "none"),
-        ([said("Nine.")], {"tools": {}}, "ill-typed field 'tools'", "tools"),
-        ([said("Nine.")], {"tools": [3]}, "tool schema that is no schema", "tools[0]"),
-        ([said("Nine.")], {"tools": [TIDES, TIDES]}, "tool schema that is no schema", "tools[1]"),
-        ([said("Nine.")], {"solved": 2}, "ill-typed field 'solved'", "2"),
-        ([said("Nine.")], {"solved": "yes"}, "ill-typed field 'solved'", "yes"),
+        ([message("Nine.")], {"tools": None}, "missing field 'tools'", "none"),
+        ([message("Nine.")], {"tools": {}}, "ill-typed field 'tools'", "tools"),
+        ([message("Nine.")], {"tools": [3]}, "tool schema that is no schema", "tools[0]"),
+        ([message("Nine.")], {"tools": [TIDES, TIDES]}, "tool schema that is no schema", "tools[1]"),
+        ([message("Nine.")], {"solved": 2}, "ill-typed field 'solved'", "2"),
+        ([message("Nine.")], {"solved": "yes"}, "ill-typed field 'solved'", "yes"),
     ],
 )
 def test_a_malformed_conversation_is_refused_with_its_place(messages, fields, reason, named):
     with pytest.raises(UnusableError) as refusal:
-        answered(*messages, **fields)
+        recording_of(*messages, **fields)
     assert refusal.value.reason == reason and named in refusal.value.detail
 
 
@@ -204,7 +357,7 @@ MESSAGE = st.fixed_dictionaries(
 @given(st.lists(MESSAGE | ODD, max_size=7), st.fixed_dictionaries({}, optional={"tools": ODD, "solved": ODD}))
 def test_any_messages_are_read_or_refused(messages, fields):
     try:
-        trajectory = told(*messages, **fields)
+        trajectory = trajectory_of(*messages, **fields)
     except UnusableError as error:
         assert error.reason and error.detail
     else:

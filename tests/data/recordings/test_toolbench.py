@@ -21,12 +21,12 @@ def no_tools():
     raise UnusableError("missing field 'tools'", "there are none")
 
 
-def answered(document):
+def recording_of(document):
     return read_recording(Record(FILE, None, document), no_tools)
 
 
-def told(document):
-    answer = answered(document)
+def trajectory_of(document):
+    answer = recording_of(document)
     return recording_trajectory(answer.turns, answer.solved, recording_query(answer), 0)
 
 
@@ -47,7 +47,7 @@ def path_of(document):
 
 
 def test_the_last_training_messages_are_the_path(tree_answer):
-    trajectory = told(tree_answer)
+    trajectory = trajectory_of(tree_answer)
     assert statuses(trajectory) == ["tool_error", "ok", "finish"]
     assert [s.call.name for s in trajectory.steps] == ["warnings_for_sky_watch", "forecast_day_for_sky_watch", FINISH]
     assert trajectory.steps[1].call.arguments == {"town": "Bern"}
@@ -56,7 +56,7 @@ def test_the_last_training_messages_are_the_path(tree_answer):
 
 
 def test_messages_are_one_call_a_turn_with_the_thoughts_before_it(tree_answer):
-    messages = told(tree_answer).messages
+    messages = trajectory_of(tree_answer).messages
     roles = [m["role"] for m in messages]
     assert roles == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
     assert messages[0]["content"] == tree_answer["answer_generation"]["query"]
@@ -69,14 +69,14 @@ def test_messages_are_one_call_a_turn_with_the_thoughts_before_it(tree_answer):
 def test_dirty_responses_pass_unharmed(tmp_path, tree_answer):
     raw = path_of(tree_answer)[7]["content"] + '\r\n\t\x07 \u2028 \U0001f600 {"a": "{\\"b\\": null}"} <|im_end|>'
     path_of(tree_answer)[7]["content"] = raw
-    trajectory = told(tree_answer)
+    trajectory = trajectory_of(tree_answer)
     (back,) = read_records(write_records(tmp_path / "t.parquet", [trajectory], Trajectory), Trajectory)
     assert back.steps[1].observation == raw == back.messages[4]["content"]
     assert back.messages == list(trajectory.messages) and back.steps == list(trajectory.steps)
 
 
 def test_a_chain_without_training_messages_is_its_last_try(chain_answer):
-    trajectory = told(chain_answer)
+    trajectory = trajectory_of(chain_answer)
     assert statuses(trajectory) == ["tool_error", "ok"]
     assert trajectory.stop_reason is StopReason.STEP_LIMIT and trajectory.final_answer is None
     assert trajectory.messages[3]["content"] == "Again."
@@ -92,26 +92,26 @@ def test_a_lost_tree_is_the_path_that_got_furthest(tree_answer):
     root = {"node_type": "Action Input", "description": "", "children": [first, second, branch(0)]}
     tree_answer["tree"]["tree"] = root
     del tree_answer["answer_generation"]["train_messages"]
-    trajectory = told(tree_answer)
+    trajectory = trajectory_of(tree_answer)
     assert statuses(trajectory) == ["ok", "finish"] and trajectory.steps[0].call.arguments == {"n": 2}
     assert trajectory.stop_reason is StopReason.GAVE_UP and trajectory.final_answer is None
 
 
 def test_calls_in_the_newer_form_read_alike(tree_answer):
-    older = told(copy.deepcopy(tree_answer))
+    older = trajectory_of(copy.deepcopy(tree_answer))
     for message in path_of(tree_answer):
         if call := message.pop("function_call", None):
             message["tool_calls"] = [{"id": "c1", "type": "function", "function": call}]
         if message["role"] == "function":
             message["role"] = "tool"
-    newer = told(tree_answer)
+    newer = trajectory_of(tree_answer)
     assert (newer.messages, newer.steps) == (older.messages, older.steps)
 
 
-@pytest.mark.parametrize("arguments", ['{"town": "Bern', "Bern", "[1]", "null"])
+@pytest.mark.parametrize("arguments", ['{"town": "Bern', "Bern", "[1]", "true"])
 def test_arguments_that_are_no_object_are_a_malformed_step(tree_answer, arguments):
     path_of(tree_answer)[6]["function_call"]["arguments"] = arguments
-    trajectory = told(tree_answer)
+    trajectory = trajectory_of(tree_answer)
     assert statuses(trajectory) == ["tool_error", "malformed", "finish"]
     assert trajectory.steps[1].call is None and trajectory.steps[1].observation == trajectory.messages[4]["content"]
     assert arguments in trajectory.messages[3]["content"] and "tool_calls" not in trajectory.messages[3]
@@ -119,14 +119,14 @@ def test_arguments_that_are_no_object_are_a_malformed_step(tree_answer, argument
 
 def test_words_without_a_call_at_the_end_are_a_malformed_step(tree_answer):
     path_of(tree_answer)[-1:] = [{"role": "assistant", "content": "It will rain."}]
-    trajectory = told(tree_answer)
+    trajectory = trajectory_of(tree_answer)
     assert statuses(trajectory)[-1] == "malformed" and trajectory.stop_reason is StopReason.MALFORMED
     assert trajectory.messages[-1] == {"role": "assistant", "content": "It will rain."}
 
 
 def test_a_finish_of_another_form_does_not_finish(tree_answer):
     path_of(tree_answer)[-1]["function_call"]["arguments"] = '{"answer": "It rains."}'
-    trajectory = told(tree_answer)
+    trajectory = trajectory_of(tree_answer)
     assert statuses(trajectory)[-1] == "invalid_arguments" and trajectory.final_answer is None
 
 
@@ -138,7 +138,7 @@ ARGUMENTS = st.dictionaries(
 
 @given(ARGUMENTS)
 def test_a_finish_finishes_as_its_schema_says(arguments):
-    answer = answered({**TRIVIAL, "trys": [{"chain": finish_nodes(json.dumps(arguments))}]})
+    answer = recording_of({**TRIVIAL, "trys": [{"chain": finish_nodes(json.dumps(arguments))}]})
     fits = check_arguments(FINISH_SCHEMA["function"]["parameters"], arguments) is None
     (step,) = recording_trajectory(answer.turns, None, recording_query(answer), 0).steps
     assert step.status is (StepStatus.FINISH if fits else StepStatus.INVALID_ARGUMENTS)
@@ -146,14 +146,14 @@ def test_a_finish_finishes_as_its_schema_says(arguments):
 
 def test_nothing_comes_after_finish(tree_answer):
     path_of(tree_answer).append(path_of(tree_answer)[2])
-    assert statuses(told(tree_answer)) == ["tool_error", "ok", "finish"]
+    assert statuses(trajectory_of(tree_answer)) == ["tool_error", "ok", "finish"]
 
 
 def test_the_tools_recorded_become_tool_schemas(tree_answer):
     functions = tree_answer["answer_generation"]["function"]
     functions[0]["parameters"]["properties"]["days"]["type"] = "NUMBER"
     functions[0]["parameters"]["required"] = ["town", "town", "gone"]
-    tools = recording_query(answered(tree_answer)).tools
+    tools = recording_query(recording_of(tree_answer)).tools
     check_tools(tools, "tools")
     assert [t["function"]["name"] for t in tools] == ["forecast_day_for_sky_watch", "warnings_for_sky_watch", FINISH]
     parameters = tools[0]["function"]["parameters"]
@@ -209,7 +209,7 @@ def test_whatever_is_damaged_an_answer_is_read_or_refused(tree_answer, chain_ans
         node = node[key]
     node[last] = data.draw(JSON)
     try:
-        trajectory = told(document)
+        trajectory = trajectory_of(document)
     except UnusableError as error:
         assert error.reason and error.detail
     else:
@@ -258,13 +258,61 @@ def test_converted_answers_are_read_by_their_ids(tmp_path, write_json, converted
     assert not log.counts and not log.set_aside
 
 
+def test_a_call_without_a_name_is_one_failed_step(tree_answer, chain_answer, converted_answers):
+    path_of(tree_answer)[6]["function_call"]["name"] = ""
+    path_of(tree_answer)[7]["name"] = ""
+    assert statuses(trajectory_of(tree_answer)) == ["tool_error", "malformed", "finish"]
+    chain_answer["trys"][-1]["chain"][3]["description"] = " "
+    chain = trajectory_of(chain_answer)
+    assert statuses(chain) == ["tool_error", "malformed"] and "9 mm" in chain.steps[1].observation
+    for name in ("", None):
+        details = converted_answers["17"]["answer"]["answer_details"]
+        call = next(n for n in walk(details) if n["role"] == "tool")
+        call["message"]["name"] = name
+        trajectory = trajectory_of(converted_answers["17"])
+        assert statuses(trajectory) == ["malformed", "ok", "finish"] and trajectory.final_answer == "It rains."
+
+
+def walk(nodes):
+    for node in nodes:
+        yield node
+        yield from walk(node.get("next") or [])
+
+
+def test_a_call_that_was_converted_to_the_text_of_a_dict_is_read(converted_answers):
+    expected = trajectory_of(converted_answers["17"])
+    for node in walk(converted_answers["17"]["answer"]["answer_details"]):
+        if node["role"] == "tool":
+            node["message"] = str(node["message"])
+    trajectory = trajectory_of(converted_answers["17"])
+    assert (trajectory.steps, trajectory.messages) == (expected.steps, expected.messages)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "named"),
+    [
+        (lambda text: text[:40], "a text that was cut off", "ends after 40 characters"),
+        (lambda text: text[:40] + "...", "a text that was cut off", "ends after 43 characters"),
+        (lambda text: "no call at all", "not a Python literal", "no call at all"),
+        (lambda text: "[1, 2]", "not an object", "[1, 2]"),
+    ],
+)
+def test_a_converted_call_that_cannot_be_read_says_why(converted_answers, change, reason, named):
+    for node in walk(converted_answers["17"]["answer"]["answer_details"]):
+        if node["role"] == "tool":
+            node["message"] = change(str(node["message"]))
+    with pytest.raises(UnusableError) as refusal:
+        trajectory_of(converted_answers["17"])
+    assert refusal.value.reason == reason and named in refusal.value.detail
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (lambda d: d.pop("query"), "missing field 'query'"),
         (lambda d: d.pop("available_tools"), "missing field 'available_tools'"),
         (lambda d: d["answer"].update(answer_details=[]), "no recorded step"),
-        (lambda d: d["answer"].update(answer_details=[node("tool", "words")]), "not an object"),
+        (lambda d: d["answer"].update(answer_details=[node("tool", "words")]), "not a Python literal"),
         (lambda d: d["answer"].update(answer_details=[3]), "a path of another shape"),
         (lambda d: d["answer"].update(answer_details=[tool_node("a", "{}", None)]), "a call without a response"),
         (lambda d: d.update(answer=None), "ill-typed field 'answer'"),
