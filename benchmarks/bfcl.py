@@ -45,8 +45,7 @@ def ours(queries: Sequence[Query]) -> Seconds:
     guard, spent = LimitedEnvironment(BfclEnvironment(), ToolsConfig()), dict.fromkeys(CATEGORIES, 0.0)
     for query in queries:
         session = guard.reset(query)
-        for turn in query.reference["turns"]:
-            calls = [ToolCall(c["name"], c["arguments"]) for c in turn]
+        for calls in query.reference.turns or ():
             started = time.thread_time()
             for call in calls:
                 session.call(call)
@@ -57,15 +56,15 @@ def ours(queries: Sequence[Query]) -> Seconds:
 
 def entry(query: Query) -> dict[str, Any]:
     """The task as the benchmark's own functions take it."""
-    task = query.reference["bfcl"]
+    task = query.reference.environment["bfcl"]
     return {"id": query.query_id, "initial_config": task["config"], "involved_classes": task["classes"]}
 
 
 def written(query: Query) -> list[list[str]]:
     """The solution as the benchmark writes it: calls in Python, by turn."""
     return [
-        [f"{c['name']}({', '.join(f'{k}={v!r}' for k, v in c['arguments'].items())})" for c in turn]
-        for turn in query.reference["turns"]
+        [f"{c.name}({', '.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in turn]
+        for turn in query.reference.turns or ()
     ]
 
 
@@ -127,7 +126,7 @@ def main() -> None:
     whole, cut = solved(queries, list), solved(queries, without_last_call)
     print(shown("ground truth", whole, queries))
     print(shown("last call dropped", cut, queries))
-    calls = {c: sum(len(q.reference["calls"]) for q in queries if q.tier == c) for c in CATEGORIES}
+    calls = {c: sum(len(q.reference.calls or ()) for q in queries if q.tier == c) for c in CATEGORIES}
     fast = best([ours(queries) for _ in range(REPEATS)])
     slow = best([theirs(queries, f"calls{number}") for number in range(REPEATS)])
     groups = {c: [c] for c in CATEGORIES}

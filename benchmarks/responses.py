@@ -25,7 +25,7 @@ from steptool.environments.base import ToolResult
 from steptool.environments.limits import LimitedEnvironment
 from steptool.environments.replay.responses import Responses, call_key
 from steptool.environments.toolbench.environment import ToolBenchEnvironment
-from steptool.records import Query, StepStatus, ToolCall
+from steptool.records import Query, Reference, StepStatus, ToolCall
 
 RECORDED, HITS, ASKED, REPEATS = 50_000, 10_000, 500, 5
 NAME, ENDPOINT = "forecast_for_sky_watch", ("Weather", "sky_watch", "forecast")
@@ -38,7 +38,8 @@ TOOL = {
         "parameters": {"type": "object", "properties": PROPERTIES, "required": ["town"]},
     },
 }
-QUERY = Query("q", "train", "toolbench", "Will it rain?", (TOOL,), {"toolbench": {NAME: list(ENDPOINT)}})
+REFERENCE = Reference(environment={"toolbench": {NAME: list(ENDPOINT)}})
+QUERY = Query("q", "train", "toolbench", "Will it rain?", (TOOL,), REFERENCE)
 NOBODY = "http://127.0.0.1:1/virtual"
 """A call that is not recorded fails here, so that all that bring something are hits."""
 WEATHER = "Light rain from the west, clearing in the evening; winds of 20 km/h. " * 12

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from steptool.contracts.columns import (
     JSON_ARRAY,
-    JSON_OBJECT,
     JSON_TUPLE,
     Float32,
     Float32Array,
@@ -87,6 +86,55 @@ class Step:
     """Text returned to the model; empty for a Finish."""
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What is known of the solution of a task. None is not known; an empty tuple or text is known to be empty."""
+
+    answer: str | None = None
+    calls: tuple[ToolCall, ...] | None = None
+    """The calls of a solution, in their order, without the Finish."""
+    turns: tuple[tuple[ToolCall, ...], ...] | None = None
+    """The same calls by turn of the user, where the user speaks several times."""
+    tools: tuple[str, ...] | None = None
+    """Names of the tools that a solution needs."""
+    family: str | None = None
+    """Tasks of one family belong to one split."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """What the environment needs to know of the task, under names of its own."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Reference:
+        """The reference of a JSON object; keys that are none of the fields belong to the environment."""
+        calls, turns, tools = (document.get(name) for name in ("calls", "turns", "tools"))
+        return cls(
+            answer=document.get("answer"),
+            calls=None if calls is None else _calls_from_json(calls),
+            turns=None if turns is None else tuple(map(_calls_from_json, turns)),
+            tools=None if tools is None else tuple(tools),
+            family=document.get("family"),
+            environment={name: value for name, value in document.items() if name not in cls.__dataclass_fields__},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that `from_json` reads; what is not known has no key."""
+        known = {
+            "answer": self.answer,
+            "calls": None if self.calls is None else _calls_to_json(self.calls),
+            "turns": None if self.turns is None else list(map(_calls_to_json, self.turns)),
+            "tools": None if self.tools is None else list(self.tools),
+            "family": self.family,
+        }
+        return {name: value for name, value in known.items() if value is not None} | dict(self.environment)
+
+
+def _calls_from_json(calls: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(call["name"], call["arguments"]) for call in calls)
+
+
+def _calls_to_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    return [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
+
+
 def _spans_to_rows(spans: Sequence[tuple[int, int]]) -> list[Row]:
     return [{"start": start, "end": end} for start, end in spans]
 
@@ -143,14 +191,17 @@ _STEPS = Stored(
 )
 
 
+_REFERENCE = Stored(
+    pa.string(),
+    lambda reference: to_json(reference.to_json()),
+    lambda text: Reference.from_json(json.loads(text)),
+)
+
+
 @contract("queries", version=1)
 @dataclass(frozen=True)
 class Query:
-    """A task: an instruction, the tools that may be used, and what is known about its solution.
-
-    `reference` may hold "answer" (str), "calls" (list of {"name", "arguments"}) and "tools" (list of names);
-    an environment may keep more under its own name.
-    """
+    """A task: an instruction, the tools that may be used, and what is known of its solution."""
 
     query_id: Annotated[str, "Unique in the file"]
     split: Annotated[str, "train, validation or heldout"]
@@ -158,12 +209,12 @@ class Query:
     instruction: Annotated[str, "What the user asks for"]
     tools: Annotated[tuple[ToolSchema, ...], JSON_TUPLE, "Tools that may be called: JSON array of OpenAI tool schemas"]
     reference: Annotated[
-        Mapping[str, Any],
-        JSON_OBJECT,
-        JSON_TUPLE,
+        Reference,
+        _REFERENCE,
         "What is known of the solution: JSON object with answer (text), calls (array of name and arguments), turns "
-        "(array of such arrays), tools (array of names) and what the environment keeps; an absent key is not known",
-    ] = field(default_factory=dict)
+        "(array of such arrays), tools (array of names), family (text) and what the environment keeps; an absent key "
+        "is not known",
+    ] = field(default_factory=Reference)
     source: Annotated[str, "Where the task comes from; may be empty"] = ""
     tier: Annotated[str, "Group of difficulty or origin by which results are broken down; may be empty"] = ""
     max_steps: Annotated[Int32, "Steps allowed, Finish included; 0 leaves the limit to rollout.max_steps"] = 0

@@ -40,7 +40,7 @@ def _drawn(night: str, tasks: int) -> list[Query]:
 
 def _attempt(query: Query, rng: random.Random, careless: float) -> Trajectory:
     """A solution; of the first kinds of tasks, as many as this share of all, a failure, where one can be had."""
-    kind = list(PROCEDURES).index(query.reference["goals"][0][0])
+    kind = list(PROCEDURES).index(query.reference.environment["goals"][0][0])
     if kind >= careless * len(PROCEDURES):
         return Expert(query, rng, slips=0.0, shortcuts=0.0).attempt()
     hurried = [Expert(query, rng, slips=0.4, shortcuts=1.0).attempt() for _ in range(_PATIENCE)]
@@ -49,7 +49,7 @@ def _attempt(query: Query, rng: random.Random, careless: float) -> Trajectory:
 
 def _task(query: Query) -> dict[str, Any]:
     told = {"id": query.query_id, "instruction": query.instruction, "environment": "desk", "tools": query.tools}
-    return told | {"reference": query.reference, "tier": query.tier, "max_steps": query.max_steps}
+    return told | {"reference": query.reference.to_json(), "tier": query.tier, "max_steps": query.max_steps}
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

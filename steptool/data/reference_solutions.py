@@ -38,4 +38,4 @@ def play_reference_solutions(queries: Iterable[Query], config: Config, log: Inge
 def _is_playable(query: Query, config: Config) -> bool:
     """Whether the query has a reference solution and an environment that can execute it."""
     executable = not environment_class(query.environment, config).needs_recordings
-    return executable and bool(query.reference.get("calls") or query.reference.get("turns"))
+    return executable and bool(query.reference.calls or query.reference.turns)

@@ -77,9 +77,9 @@ class StagingDatabase:
         self._db.close()
 
     def add_query(self, query: Query) -> None:
-        """Add a query; an empty split is to be drawn. Queries of one `reference["family"]` share a split."""
+        """Add a query; an empty split is to be drawn. Queries of one `reference.family` share a split."""
         row, key = to_row(query), text_key(query.instruction)
-        family = text_key(str(query.reference.get("family", key)))
+        family = text_key(query.reference.family or key)
         numbers = (digest(key), digest(family), digest(f"draw {key}"))
         number = self._insert(query.query_id, query.split, *numbers)
         fields = [row[name] for name in _FIELDS]

@@ -81,7 +81,7 @@ class Environment(ABC):
                 return ToolResult(StepStatus.OK, '{"done": true}')
 
             def solved(self, final_answer: str | None) -> float:
-                return float(self.taken == self.query.reference["items"])
+                return float(self.taken == self.query.reference.environment["items"])
 
         class Shelf(Environment):
             name = "shelf"

@@ -97,10 +97,10 @@ def redundant_calls(steps: Sequence[Step]) -> int:
 def tool_recall(query: Query, trajectory: Trajectory) -> float:
     """Share of the reference's tools that were called with success, in [0, 1]; 1 if there is nothing to recall.
 
-    A tool that reference["calls"] lists twice has to be called twice; reference["tools"] is a set.
+    A tool that reference.calls lists twice has to be called twice; reference.tools is a set.
     """
-    calls = query.reference.get("calls")
-    names = [c["name"] for c in calls] if calls is not None else set(query.reference.get("tools") or ())
+    calls = query.reference.calls
+    names = [call.name for call in calls] if calls is not None else set(query.reference.tools or ())
     wanted = Counter(names)
     if not wanted:
         return 1.0

@@ -81,7 +81,7 @@ def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
 
 
 def _calls_of(query: Query, recorded: Mapping[str, Trajectory]) -> list[ToolCall]:
-    if query.reference.get("turns") or query.reference.get("calls"):
+    if query.reference.turns or query.reference.calls:
         return reference_calls(query)
     if query.query_id in recorded:
         return recorded_calls(recorded[query.query_id])

@@ -84,15 +84,15 @@ def play_back(
 def reference_calls(query: Query) -> list[ToolCall]:
     """The calls of the reference solution, each turn of the user closed by a Finish with the reference's answer.
 
-    reference["turns"] holds the calls of each turn, reference["calls"] those of the only one. Raises ValueError for a
+    `reference.turns` holds the calls of each turn, `reference.calls` those of the only one. Raises ValueError for a
     query with neither.
     """
     reference = query.reference
-    if "turns" not in reference and "calls" not in reference:
-        raise ValueError(f"query '{query.query_id}' has no reference['turns'] or reference['calls'] to play back")
-    turns = reference["turns"] if "turns" in reference else [reference["calls"]]
-    finish = ToolCall(FINISH, {"return_type": GIVE_ANSWER, "final_answer": reference.get("answer") or ""})
-    return [call for turn in turns for call in (*(ToolCall(c["name"], c["arguments"]) for c in turn), finish)]
+    if reference.turns is None and reference.calls is None:
+        raise ValueError(f"query '{query.query_id}' has no reference.turns or reference.calls to play back")
+    turns = (reference.calls or (),) if reference.turns is None else reference.turns
+    finish = ToolCall(FINISH, {"return_type": GIVE_ANSWER, "final_answer": reference.answer or ""})
+    return [call for turn in turns for call in (*turn, finish)]
 
 
 def recorded_calls(trajectory: Trajectory) -> list[ToolCall]:

@@ -79,7 +79,7 @@ def outcome(example: EpisodePair) -> str:
 
 
 def _task(example: EpisodePair, config: Mapping[str, Any]) -> dict[str, Any]:
-    answer = example.query.reference.get("answer")
+    answer = example.query.reference.answer
     return {
         "id": example.query.query_id,
         "tier": example.query.tier,

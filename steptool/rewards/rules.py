@@ -163,9 +163,9 @@ def is_solved(query: Query, trajectory: Trajectory) -> float:
     answer = (trajectory.final_answer or "").strip()
     if trajectory.stop_reason is not StopReason.FINISHED or not answer:
         return 0.0
-    expected = query.reference.get("answer")
+    expected = query.reference.answer
     if expected:
-        return float(_plain(answer) == _plain(str(expected)) or parse(answer) == parse(str(expected)))
+        return float(_plain(answer) == _plain(expected) or parse(answer) == parse(expected))
     return 0.0 if _REFUSAL.search(answer[:_OPENING]) else UNSURE
 
 

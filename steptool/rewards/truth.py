@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from steptool.judge.annotator import StepScore
 from steptool.records import Query, Step, StepStatus, ToolCall, Trajectory
@@ -12,7 +11,7 @@ SUCCEEDED = frozenset({StepStatus.OK, StepStatus.FINISH})
 
 
 class Truth:
-    """Scores against `Query.reference["calls"]` and `Trajectory.solved`.
+    """Scores against `Query.reference.calls` and `Trajectory.solved`.
 
     SuccCalling: the step's status. Contribution: the call succeeded and is one of the reference's calls that no earlier
     step has made yet; missing where the reference lists no calls. IsSolved: the environment's verdict; missing where it
@@ -26,7 +25,7 @@ class Truth:
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
         last = len(trajectory.steps) - 1
-        contributions = _contributions(query.reference.get("calls"), trajectory.steps)
+        contributions = _contributions(query.reference.calls, trajectory.steps)
         return [
             StepScore(
                 succ_calling=float(step.status in SUCCEEDED),
@@ -37,8 +36,8 @@ class Truth:
         ]
 
 
-def _contributions(calls: Sequence[dict[str, Any]] | None, steps: Sequence[Step]) -> Iterator[float | None]:
-    open_calls = [ToolCall(c["name"], c["arguments"]) for c in calls or ()]
+def _contributions(calls: Sequence[ToolCall] | None, steps: Sequence[Step]) -> Iterator[float | None]:
+    open_calls = list(calls or ())
     for step in steps:
         if calls is None:
             yield None

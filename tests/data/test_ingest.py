@@ -21,7 +21,7 @@ from steptool.data.splits import SPLITS, text_key
 from steptool.data.staging import StagingDatabase
 from steptool.environments.base import ToolResult
 from steptool.environments.replay.environment import ReplayEnvironment
-from steptool.records import Query, StepStatus, Trajectory
+from steptool.records import Query, Reference, StepStatus, Trajectory
 
 
 def query(text, split="", query_id=None):
@@ -235,8 +235,8 @@ def test_the_tasks_of_bfcl_are_split_by_family(tmp_path):
     done = ingest(Config.model_validate({"data": {"source": "bfcl"}}), tmp_path / "out")
     queries = read_queries(done.queries_path)
     assert done.counts["queries read"] == len(queries) == 800 and {q.environment for q in queries} == {"bfcl"}
-    families = {q.reference["family"]: q.split for q in queries}
-    assert len(families) <= 200 and all(families[q.reference["family"]] == q.split for q in queries)
+    families = {q.reference.family: q.split for q in queries}
+    assert len(families) <= 200 and all(families[q.reference.family] == q.split for q in queries)
 
 
 def test_without_training_a_split_may_stay_empty(tmp_path, configured, write_json, instruction):
@@ -303,7 +303,7 @@ def test_a_given_split_holds_for_equal_texts():
 
 
 def test_a_family_stays_together_whatever_its_texts():
-    variants = [replace(query(f"Question {n}?"), reference={"family": "Question 0?"}) for n in range(1, 9)]
+    variants = [replace(query(f"Question {n}?"), reference=Reference(family="Question 0?")) for n in range(1, 9)]
     splits = drawn([query("Question 0?"), *variants], data(100, 100, 100))
     assert len(splits) == 9 and len(set(splits.values())) == 1
 

@@ -7,7 +7,7 @@ from steptool.data.ingest import ingest
 from steptool.data.ingest_log import IngestLog
 from steptool.data.reference_solutions import play_reference_solutions
 from steptool.environments.desk.tasks import draw_query
-from steptool.records import StepStatus, Trajectory
+from steptool.records import Reference, StepStatus, Trajectory
 
 QUERIES = [draw_query("train", tier, f"played.{number}") for number in range(4) for tier in ("single", "long")]
 CONFIG = Config.model_validate({"warm_start": {"demonstrations": 5}})
@@ -15,13 +15,14 @@ CONFIG = Config.model_validate({"warm_start": {"demonstrations": 5}})
 
 def test_reference_solutions_of_training_queries_become_demonstrations():
     log = IngestLog()
-    unsolvable = replace(QUERIES[1], reference={**QUERIES[1].reference, "writes": [["cancel", "nothing"]]})
-    without = replace(QUERIES[2], reference={"database": QUERIES[2].reference["database"]})
+    other_writes = {**QUERIES[1].reference.environment, "writes": [["cancel", "nothing"]]}
+    unsolvable = replace(QUERIES[1], reference=replace(QUERIES[1].reference, environment=other_writes))
+    without = replace(QUERIES[2], reference=Reference(environment=QUERIES[2].reference.environment))
     shown = list(play_reference_solutions([QUERIES[0], unsolvable, without, *QUERIES[4:]], CONFIG, log))
     assert [t.query_id for t in shown] == [q.query_id for q in (QUERIES[0], *QUERIES[4:7])]
     assert all(t.solved == 1.0 and t.steps[-1].status is StepStatus.FINISH for t in shown)
-    calls = [{"name": s.call.name, "arguments": s.call.arguments} for s in shown[0].steps[:-1] if s.call]
-    assert calls == QUERIES[0].reference["calls"] and shown[0].final_answer == QUERIES[0].reference["answer"]
+    calls = tuple(step.call for step in shown[0].steps[:-1])
+    assert calls == QUERIES[0].reference.calls and shown[0].final_answer == QUERIES[0].reference.answer
     assert log.counts == {
         "demonstrations read": 5,
         "demonstrations kept": 4,

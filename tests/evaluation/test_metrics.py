@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steptool.contracts.tables import write_rows
 from steptool.evaluation.metrics import evaluate, groups, redundant_calls, summarise, wilson
-from steptool.records import FINISH, Evaluation, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records import FINISH, Evaluation, Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.turns import TurnCost
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
@@ -18,7 +18,7 @@ def called(name: str, status: StepStatus = StepStatus.OK) -> Step:
 
 
 def make_query(query_id: str = "q1", tier: str = "single", **reference: object) -> Query:
-    return Query(query_id, "heldout", "desk", "what is it?", (), reference, tier=tier)
+    return Query(query_id, "heldout", "desk", "what is it?", (), Reference.from_json(reference), tier=tier)
 
 
 def make_trajectory(*steps: Step, query_id: str = "q1", solved: float | None = 1.0) -> Trajectory:

@@ -7,7 +7,7 @@ from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
 from steptool.policies.catalog import open_policy
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls
-from steptool.records import ToolCall
+from steptool.records import Reference, ToolCall
 from steptool.rollout.runner import roll_out
 from steptool.rollout.turns import Decoding, TurnCost
 
@@ -53,11 +53,11 @@ def test_greedy_and_sampled_episodes_of_a_query_have_ids_of_their_own(queries):
 
 
 def test_playback_takes_the_reference_and_else_the_first_recording(queries, recorded):
-    unsolved = replace(queries[0], reference={k: v for k, v in queries[0].reference.items() if k != "calls"})
+    unsolved = replace(queries[0], reference=replace(queries[0].reference, calls=None))
     settings = EvaluatedPolicy(name="expert", kind="playback")
     with open_policy(settings, CONFIG, recorded) as policy:
         first, second = (e.trajectory for e in roll_out(policy, [unsolved, queries[1]], DeskEnvironment()))
-        bare = replace(queries[1], reference={"answer": "7"})
+        bare = replace(queries[1], reference=Reference("7"))
         with pytest.raises(ValueError, match="neither reference calls nor a recorded answer"):
             roll_out(policy, [bare], DeskEnvironment())
     give_up = ToolCall("Finish", {"return_type": "give_up_and_restart"})

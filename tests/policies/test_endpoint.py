@@ -149,10 +149,10 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
 
     def expert(messages: list[Message]) -> Message:
         reference, turn = known[messages[1]["content"]], turn_of(messages)
-        if turn < len(reference["calls"]):
-            call = reference["calls"][turn]
-            return calls((call["name"], call["arguments"]), text="Let me look.")
-        return finish(reference["answer"])
+        if turn < len(reference.calls):
+            call = reference.calls[turn]
+            return calls((call.name, call.arguments), text="Let me look.")
+        return finish(reference.answer)
 
     endpoint, server = serve(expert, price_in=2.0, price_out=5.0, concurrency=3)
     counts: list[int] = []
@@ -165,9 +165,9 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     assert first.messages[1]["content"] == "Let me look."
     assert (first.policy, first.sample, first.temperature, first.action_tokens) == ("far", 0, 0.0, 0)
     assert from_row(to_row(first), Trajectory).steps == first.steps
-    turns = len(queries[0].reference["calls"]) + 1
+    turns = len(queries[0].reference.calls) + 1
     assert played[0].cost == TurnCost(10 * turns, 100 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
-    assert len(server.requests) == sum(len(q.reference["calls"]) + 1 for q in queries)
+    assert len(server.requests) == sum(len(q.reference.calls) + 1 for q in queries)
     its_own = next(r for r in server.requests if r["messages"][1]["content"] == queries[0].instruction)
     assert its_own["tools"] == model_schemas(queries[0].tools)
     row = evaluate(queries, trajectories, "far", "greedy", spent={first.trajectory_id: played[0].cost})[0]

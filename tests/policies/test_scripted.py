@@ -13,7 +13,7 @@ from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, SINGLE, draw_query
 from steptool.evaluation.metrics import evaluate, summarise
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls, without_last_call
-from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records import FINISH, Query, Reference, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.annotators import ANNOTATORS, annotate, make_annotator
 
 OK, UNKNOWN = StepStatus.OK, StepStatus.UNKNOWN_TOOL
@@ -36,7 +36,7 @@ class JarSession(Session):
     """Numbers go into a jar. The user has a wish for each turn: what the jar should hold then; `take` comes late."""
 
     def __init__(self, query: Query) -> None:
-        self._wishes: list[list[int]] = query.reference["wishes"]
+        self._wishes: list[list[int]] = query.reference.environment["wishes"]
         self._jar: list[int] = []
         self._turn, self._right, self.closed = 0, True, 0
 
@@ -83,7 +83,7 @@ def jar_query(*wishes: Sequence[int], turns: Sequence[Sequence[ToolCall]] = (), 
         environment="jar",
         instruction=f"Make it {wishes[0]}",
         tools=(tool("put"), FINISH_SCHEMA),
-        reference={"wishes": list(map(list, wishes)), "turns": solution, "answer": "done"},
+        reference=Reference.from_json({"wishes": list(map(list, wishes)), "turns": solution, "answer": "done"}),
         max_steps=max_steps,
     )
 
@@ -106,10 +106,10 @@ def play(jar: JarEnvironment) -> Callable[..., list[Trajectory]]:
 
 def test_each_turn_of_a_reference_ends_with_an_answer() -> None:
     assert reference_calls(TWO_TURNS) == [put(1), put(2), answer("done"), ToolCall("take", {}), answer("done")]
-    flat = Query("q", "train", "jar", "", (), {"calls": [{"name": "put", "arguments": {"number": 3}}]})
+    flat = Query("q", "train", "jar", "", (), Reference(calls=(ToolCall("put", {"number": 3}),)))
     assert reference_calls(flat) == [put(3), answer("")]
     with pytest.raises(ValueError, match="query 'q' has no reference"):
-        reference_calls(Query("q", "train", "jar", "", (), {"answer": "3"}))
+        reference_calls(Query("q", "train", "jar", "", (), Reference("3")))
 
 
 def test_the_last_call_is_the_last_one_that_is_no_finish() -> None:
@@ -233,8 +233,8 @@ def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query]
 
 
 def test_the_desk_is_not_solved_by_half_a_reference(play: Any, desk_tasks: list[Query]) -> None:
-    long = [query for query in desk_tasks if query.tier == LONG and query.reference["writes"]]
-    halves = [(query, reference_calls(query)[: len(query.reference["calls"]) // 2]) for query in long]
+    long = [query for query in desk_tasks if query.tier == LONG and query.reference.environment["writes"]]
+    halves = [(query, reference_calls(query)[: len(query.reference.calls) // 2]) for query in long]
     played = play(halves, DeskEnvironment())
     assert [(t.stop_reason, t.solved) for t in played] == [(StopReason.GAVE_UP, 0.0)] * len(long)
     assert len(long) > 3

@@ -13,6 +13,7 @@ from steptool.records import (
     Evaluation,
     Metric,
     Query,
+    Reference,
     Step,
     StepReward,
     StepStatus,
@@ -141,6 +142,6 @@ def metric() -> Make:
 @pytest.fixture
 def query() -> Make:
     def make(name: str = "q0", instruction: str = "where is order o1?") -> Query:
-        return Query(name, "heldout", "desk", instruction, (), {"answer": "42"}, "", "single")
+        return Query(name, "heldout", "desk", instruction, (), Reference("42"), "", "single")
 
     return make

@@ -1,7 +1,7 @@
 import pytest
 
 from steptool.config import PromotionConfig
-from steptool.records import Query
+from steptool.records import Query, Reference
 from steptool.retraining.gate import categories, decide
 
 GAIN, INVALID, TASKS = "gain in pass rate", "rise in invalid calls", "held-out tasks"
@@ -150,7 +150,7 @@ def test_both_models_need_the_same_tasks():
 
 def test_categories_are_those_of_toolbench_else_tier_else_environment():
     apis = {"rain_for_sky": ["Weather", "sky", "rain"], "rate_for_money": ["Finance", "money", "rate"]}
-    query = Query("q", "heldout", "replay", "Go.", (), {"toolbench": apis}, tier="G1")
+    query = Query("q", "heldout", "replay", "Go.", (), Reference(environment={"toolbench": apis}), tier="G1")
     assert categories(query) == ("Finance", "Weather")
     assert categories(Query("q", "heldout", "desk", "Go.", (), tier="long")) == ("long",)
     assert categories(Query("q", "heldout", "desk", "Go.", ())) == ("desk",)

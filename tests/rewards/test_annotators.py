@@ -7,7 +7,7 @@ from steptool.artifacts.queries import QueryTable, read_queries
 from steptool.contracts.columns import to_row
 from steptool.contracts.tables import read_costs, read_rows, write_records, write_rows
 from steptool.judge.annotator import StepScore
-from steptool.records import Cost, Query, Step, StepReward, StepStatus, Trajectory
+from steptool.records import Cost, Query, Reference, Step, StepReward, StepStatus, Trajectory
 from steptool.rewards.annotators import ANNOTATORS, annotate, annotate_file, make_annotator
 
 
@@ -59,7 +59,9 @@ def test_an_annotator_that_skips_a_step_is_refused(make_query, make_trajectory):
 
 def test_truth_consumes_each_reference_call_once(make_query, make_step, make_trajectory):
     query = make_query(
-        reference={"calls": [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": "a"}}]}
+        reference=Reference.from_json(
+            {"calls": [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": "a"}}]}
+        )
     )
     trajectory = make_trajectory(
         [
@@ -105,7 +107,7 @@ def test_files_are_scored_as_lists_are(
 
 
 def test_a_table_of_queries_is_the_queries(tmp_path, make_query: Callable[..., Query]) -> None:
-    queries = [make_query(query_id=f"q{n}", tools=({"same": 1},), reference={"answer": str(n)}) for n in range(3)]
+    queries = [make_query(query_id=f"q{n}", tools=({"same": 1},), reference=Reference(answer=str(n))) for n in range(3)]
     table = QueryTable(write_records(tmp_path / "queries.parquet", queries, Query))
     assert (list(table), len(table)) == (["q0", "q1", "q2"], 3)
     assert [to_row(table[q]) for q in table] == [to_row(q) for q in read_queries(tmp_path / "queries.parquet")]

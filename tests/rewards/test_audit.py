@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from steptool.config import AuditConfig, RewardConfig
-from steptool.records import StepStatus
+from steptool.records import Reference, StepStatus, ToolCall
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.audit import audit
 from steptool.rewards.audit_files import AuditError, check_thresholds
@@ -127,8 +127,8 @@ def test_rows_about_nothing_are_refused(episodes):
 
 
 def test_rules_and_truth_agree_where_the_reference_is_followed(make_query, make_step, make_trajectory):
-    calls = [{"name": "last_order", "arguments": {"user_id": "usr_03"}}]
-    query = make_query(reference={"answer": "ord_07", "calls": calls})
+    calls = (ToolCall("last_order", {"user_id": "usr_03"}),)
+    query = make_query(reference=Reference("ord_07", calls))
     step = make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03")
     trajectory = make_trajectory([step], "ord_07", solved=1.0)
     rows = [r for name in ("rules", "truth") for r in annotate([query], [trajectory], make_annotator(name))]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import TIERS, draw_query
-from steptool.records import Step, StepStatus, StopReason
+from steptool.records import Reference, Step, StepStatus, StopReason
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.rules import DataFlowRules, OverlapRules, is_solved, overlap
 
@@ -176,13 +176,13 @@ def test_the_overlap_rule_misses_short_structures_that_data_flow_sees(make_query
     ],
 )
 def test_is_solved_by_rule(reference, answer, verdict, make_query, make_trajectory):
-    assert is_solved(make_query(reference=reference), make_trajectory([], answer)) == verdict
+    assert is_solved(make_query(reference=Reference.from_json(reference)), make_trajectory([], answer)) == verdict
 
 
 @pytest.mark.parametrize("stop", [s for s in StopReason if s is not StopReason.FINISHED])
 def test_only_a_finished_episode_can_be_solved(stop, make_query, make_trajectory):
     trajectory = make_trajectory([], "ref_12", stop_reason=stop)
-    assert is_solved(make_query(reference={"answer": "ref_12"}), trajectory) == 0
+    assert is_solved(make_query(reference=Reference(answer="ref_12")), trajectory) == 0
 
 
 def test_the_rules_agree_with_the_desk_about_its_experts_steps():

@@ -163,7 +163,7 @@ def test_going_back_restores_the_state_of_the_environment(plan: Any) -> None:
     """The last write is made too early, after the first one, and given up: only the first one is made again."""
     query, calls, first, last = next(found for seed in range(200) if (found := _with_two_writes(f"search{seed}")))
     turns = [render(call) for call in calls]
-    turns.append(render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": query.reference["answer"]})))
+    turns.append(render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": query.reference.answer})))
     tree: Tree = {tuple(turns[:k]): [turn] for k, turn in enumerate(turns)}
     fork, early = tuple(turns[: first + 1]), render(calls[last])
     tree |= {fork: [early, turns[first + 1]], (*fork, early): [GIVE_UP]}
@@ -173,12 +173,12 @@ def test_going_back_restores_the_state_of_the_environment(plan: Any) -> None:
     left, used = ([list(entry) for entry in session.database.journal] for session in desk.sessions)
     assert len(left) == 2, "the writes before and after the fork"
     assert used[0] == left[0]
-    assert sorted(used) == query.reference["writes"]
+    assert sorted(used) == query.reference.environment["writes"]
 
 
 def _with_two_writes(seed: str) -> tuple[Query, list[ToolCall], int, int] | None:
     query = draw_query("train", LONG, seed)
-    calls = [ToolCall(call["name"], call["arguments"]) for call in query.reference["calls"]]
+    calls = list(query.reference.calls)
     writes = [number for number, call in enumerate(calls) if TOOLS[call.name].writes]
     return (query, calls, writes[0], writes[-1]) if len(writes) > 1 and writes[-1] > writes[0] + 1 else None
 

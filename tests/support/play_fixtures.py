@@ -23,7 +23,7 @@ from steptool.config import RolloutConfig, SearchConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.models.load import train_tokenizer
 from steptool.policies.local import LocalPolicy
-from steptool.records import Query, StepStatus, ToolCall, Trajectory
+from steptool.records import Query, Reference, StepStatus, ToolCall, Trajectory
 from steptool.rollout.runner import roll_out
 from steptool.rollout.turns import Decoding
 
@@ -41,7 +41,7 @@ class ShelfSession(Session):
     """Three numbers on a shelf; one of them cannot be reached."""
 
     def __init__(self, query: Query) -> None:
-        self._wanted = query.reference["answer"]
+        self._wanted = query.reference.answer
         self.calls: list[ToolCall] = []
 
     def call(self, call: ToolCall) -> ToolResult:
@@ -103,7 +103,7 @@ def query(name: str, instruction: str, max_steps: int = 0) -> Query:
         environment="shelf",
         instruction=instruction,
         tools=(GET, FINISH_SCHEMA),
-        reference={"answer": "7"},
+        reference=Reference("7"),
         tier="single",
         max_steps=max_steps,
     )

@@ -75,8 +75,8 @@ def test_every_step_has_a_reward_and_an_advantage(run: Path) -> None:
     for round in range(2):
         episodes = read_records(run / f"trajectories_round_{round:02d}.parquet", Trajectory)
         steps = {(t.trajectory_id, n) for t in episodes for n in range(len(t.steps))}
-        for contract in (StepReward, Advantage):
-            rows = read_rows(run / f"{contract.name}_round_{round:02d}.parquet", contract)
+        for name, cls in (("rewards", StepReward), ("advantages", Advantage)):
+            rows = read_rows(run / f"{name}_round_{round:02d}.parquet", cls)
             assert {(r["trajectory_id"], r["step"]) for r in rows} == steps
             assert len(rows) == len(steps)
 

@@ -13,7 +13,7 @@ from steptool.data.readers.files import read_file
 from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.splits import SPLITS
 from steptool.data.tools import ToolCatalog, check_and_close
-from steptool.records import Query
+from steptool.records import Query, Reference
 
 _FIELDS = ("instruction", "tools", "environment", "id", "split", "reference", "tier", "max_steps")
 
@@ -90,7 +90,7 @@ def _environment(name: str, catalog: ToolCatalog) -> str:
         raise UnusableError(error.reason, f"field 'environment': {error.detail}") from None
 
 
-def _reference(reference: dict[str, Any], tool_names: Sequence[str]) -> dict[str, Any]:
+def _reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Reference:
     optional(reference, "answer", str, "")
     mentioned = list(optional(reference, "tools", list, []))
     for number, call in enumerate(optional(reference, "calls", list, [])):
@@ -100,4 +100,4 @@ def _reference(reference: dict[str, Any], tool_names: Sequence[str]) -> dict[str
     for name in mentioned:
         if name not in tool_names:
             raise UnusableError("unknown tool", f"field 'reference': {excerpt(name)} is none of the task's tools")
-    return reference
+    return Reference.from_json(reference)

@@ -13,7 +13,7 @@ from steptool.data.readers.files import parse_records
 from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.tools import distinct_name, function_schema, toolbench_type, with_finish
 from steptool.environments.toolbench.naming import REFERENCE, endpoint, function_name, parameter_name
-from steptool.records import Query, ToolSchema
+from steptool.records import Query, Reference, ToolSchema
 
 DESCRIPTION_LIMIT = 256
 """Characters of a description that ToolBench shows to the model."""
@@ -47,10 +47,10 @@ def instruction_query(record: Any, file: Path, row: int | str | None) -> Query:
         environment="replay",
         instruction=instruction,
         tools=with_finish(list(schemas.values())),
-        reference={
-            "tools": [schema["function"]["name"] for key, schema in schemas.items() if list(key) in relevant],
-            REFERENCE: _endpoints(record["api_list"], schemas),
-        },
+        reference=Reference(
+            tools=tuple(schema["function"]["name"] for key, schema in schemas.items() if list(key) in relevant),
+            environment={REFERENCE: _endpoints(record["api_list"], schemas)},
+        ),
         source="toolbench",
         tier=file.stem,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.bfcl.package import CLASSES, data_folder, schemas
@@ -39,7 +38,8 @@ class BfclSession(Session):
     """
 
     def __init__(self, query: Query) -> None:
-        self._reference, self._scenario = query.reference, query.reference["bfcl"]
+        self._reference, self._scenario = query.reference, query.reference.environment["bfcl"]
+        self._turns = query.reference.turns or ()
         self._tools = Toolbox(self._scenario)
         self._truth: Toolbox | None = None
         self._offered = self._known(query.tools)
@@ -54,7 +54,7 @@ class BfclSession(Session):
             return _refused(StepStatus.UNKNOWN_TOOL, f"unknown tool {call.name}")
         self._called = True
         problem = self._tools.problem(call.name, call.arguments)
-        if problem and {"name": call.name, "arguments": call.arguments} not in self._reference["calls"]:
+        if problem and call not in (self._reference.calls or ()):
             return _refused(StepStatus.INVALID_ARGUMENTS, problem)
         result = self._tools.run(call.name, call.arguments)
         self._results.append(result.observation)
@@ -62,31 +62,30 @@ class BfclSession(Session):
 
     def offers(self, name: str) -> bool:
         """Whether the user has offered this function by now, or the reference calls it in this turn."""
-        return name in self._offered or (name in self._tools and any(name == c["name"] for c in self._wanted))
+        return name in self._offered or (name in self._tools and any(name == call.name for call in self._wanted))
 
     def next_turn(self, final_answer: str) -> str | None:
         """What the user says next, with the schemas of tools that come with it; None after the last turn."""
         self._right = self._right and self._as_wanted()
         self._called = False
         self._turn += 1
-        if self._turn == len(self._reference["turns"]):
+        if self._turn == len(self._turns):
             return None
         self._offered |= self._known(self._scenario["later_tools"].get(str(self._turn), ()))
         return str(self._scenario["messages"][self._turn - 1])
 
     def solved(self, final_answer: str | None) -> float:
         """1 if every turn was answered and each left the state and the results that the reference leaves."""
-        return float(self._right and self._turn == len(self._reference["turns"]))
+        return float(self._right and self._turn == len(self._turns))
 
     def _known(self, tools: Iterable[ToolSchema]) -> set[str]:
         """Names of those of the tools that the benchmark has."""
         return {tool["function"]["name"] for tool in tools if tool["function"]["name"] in self._tools}
 
     @property
-    def _wanted(self) -> Sequence[dict[str, Any]]:
+    def _wanted(self) -> Sequence[ToolCall]:
         """The reference's calls of this turn; none after the last one."""
-        calls: Sequence[dict[str, Any]] = [*self._reference["turns"], []][self._turn]
-        return calls
+        return (*self._turns, ())[self._turn]
 
     def _as_wanted(self) -> bool:
         """The benchmark's criterion at the end of a turn. What fails it is mended by nothing that comes later.
@@ -97,7 +96,7 @@ class BfclSession(Session):
         if not self._wanted:
             return True
         self._truth = self._truth or Toolbox(self._scenario)
-        wanted = Counter(self._truth.run(call["name"], call["arguments"]).observation for call in self._wanted)
+        wanted = Counter(self._truth.run(call.name, call.arguments).observation for call in self._wanted)
         return self._called and wanted <= Counter(self._results) and self._tools.same_state(self._truth)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.environments.bfcl.package import parameters, records, schemas
-from steptool.records import Query, ToolSchema
+from steptool.records import Query, Reference, ToolCall, ToolSchema
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
 """Of 200 tasks each; the others vary the tasks of `base`."""
@@ -23,8 +23,8 @@ Entry = Mapping[str, Any]
 def bfcl_queries() -> list[Query]:
     """All tasks of the four categories, without splits. Raises ConfigError where the package is missing.
 
-    reference: "calls" (all calls of the solution), "turns" (the same by turn), "family" (the text of the task that this
-    one varies: no two of a family belong in different splits), and under "bfcl" what the environment needs.
+    The family of a task is the text of the task that it varies. `reference.environment["bfcl"]` holds what the
+    environment needs.
     """
     families = {_number(entry): _said(entry["question"][0]) for entry in records("BFCL_v4_multi_turn_base.json")}
     queries = []
@@ -38,7 +38,7 @@ def bfcl_queries() -> list[Query]:
 def _query(entry: Entry, solution: Sequence[Sequence[str]], category: str, family: str) -> Query:
     tools = {name: schema for owner in entry["involved_classes"] for name, schema in schemas(owner).items()}
     later = {turn: [tools.pop(name) for name in names] for turn, names in entry.get("missed_function", {}).items()}
-    turns = [[parse_call(text, entry["involved_classes"]) for text in turn] for turn in solution]
+    turns = [tuple(parse_call(text, entry["involved_classes"]) for text in turn) for turn in solution]
     said = [_message(turn, later.get(str(number), ())) for number, turn in enumerate(entry["question"])]
     return Query(
         query_id=entry["id"],
@@ -46,18 +46,20 @@ def _query(entry: Entry, solution: Sequence[Sequence[str]], category: str, famil
         environment="bfcl",
         instruction=said[0],
         tools=(*tools.values(), FINISH_SCHEMA),
-        reference={
-            "calls": [call for turn in turns for call in turn],
-            "turns": turns,
-            "family": family,
-            "bfcl": {
-                "classes": entry["involved_classes"],
-                "config": entry["initial_config"],
-                "long_context": category == "long_context",
-                "messages": said[1:],
-                "later_tools": later,
+        reference=Reference(
+            calls=tuple(call for turn in turns for call in turn),
+            turns=tuple(turns),
+            family=family,
+            environment={
+                "bfcl": {
+                    "classes": entry["involved_classes"],
+                    "config": entry["initial_config"],
+                    "long_context": category == "long_context",
+                    "messages": said[1:],
+                    "later_tools": later,
+                }
             },
-        },
+        ),
         source="bfcl",
         tier=category,
         # A step of the benchmark may make several calls, ours makes one: one reference makes 34 calls in a turn.
@@ -65,8 +67,8 @@ def _query(entry: Entry, solution: Sequence[Sequence[str]], category: str, famil
     )
 
 
-def parse_call(text: str, classes: Sequence[str]) -> dict[str, Any]:
-    """A call in Python's syntax as {"name", "arguments"}. Nothing is executed: arguments are literals.
+def parse_call(text: str, classes: Sequence[str]) -> ToolCall:
+    """A call in Python's syntax. Nothing is executed: arguments are literals.
 
     Raises ValueError for all else, and for a function that none of the classes has.
     """
@@ -76,7 +78,7 @@ def parse_call(text: str, classes: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"none of the classes {', '.join(classes)} has the function of {text!r}")
     names = list(parameters(owner, name))[: len(positional)]
     given = dict(zip(names, positional, strict=True)) | named
-    return {"name": name, "arguments": {key: ast.literal_eval(value) for key, value in given.items()}}
+    return ToolCall(name, {key: ast.literal_eval(value) for key, value in given.items()})
 
 
 def _parts(text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:

@@ -17,7 +17,7 @@ class DeskSession(Session):
 
     def __init__(self, query: Query) -> None:
         self._reference = query.reference
-        self.database = make_database(str(query.reference["database"]))
+        self.database = make_database(str(query.reference.environment["database"]))
 
     def call(self, call: ToolCall) -> ToolResult:
         """Validate the arguments against the tool's schema and execute."""
@@ -35,7 +35,7 @@ class DeskSession(Session):
     def solved(self, final_answer: str | None) -> float:
         """1 if the answer is right and exactly the right writes were made."""
         writes = sorted(map(list, self.database.journal))
-        return float(final_answer == self._reference["answer"] and writes == self._reference["writes"])
+        return float(final_answer == self._reference.answer and writes == self._reference.environment["writes"])
 
 
 def _failed(status: StepStatus, reason: str) -> ToolResult:

@@ -20,7 +20,7 @@ from steptool.environments.desk.goals import (
     Composition,
 )
 from steptool.environments.desk.tools import ALTERNATIVES, TOOLS, ToolFailure
-from steptool.records import Query, ToolCall
+from steptool.records import Query, Reference, ToolCall
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,15 @@ def _build(split: str, tier: str, name: str, goals: list[Goal], rng: random.Rand
         environment="desk",
         instruction=instruction,
         tools=(*(TOOLS[t].schema for t in _offered(calls, goals, rng)), FINISH_SCHEMA),
-        reference={
-            "answer": SEPARATOR.join(answers),
-            "calls": [{"name": c.name, "arguments": dict(c.arguments)} for c in calls],
-            "writes": sorted(map(list, database.journal)),
-            "database": name,
-            "goals": [[*g.composition, g.start, g.literal] for g in goals],
-        },
+        reference=Reference(
+            answer=SEPARATOR.join(answers),
+            calls=tuple(calls),
+            environment={
+                "writes": sorted(map(list, database.journal)),
+                "database": name,
+                "goals": [[*g.composition, g.start, g.literal] for g in goals],
+            },
+        ),
         source="desk",
         tier=tier,
         max_steps=len(calls) + 1 + TIERS[tier].slack,
@@ -173,7 +175,7 @@ def _offered(calls: Sequence[ToolCall], goals: Sequence[Goal], rng: random.Rando
 
 def goals_of(query: Query) -> list[Goal]:
     """The goals behind a query of the desk."""
-    return [Goal((p, r), start, literal) for p, r, start, literal in query.reference["goals"]]
+    return [Goal((p, r), start, literal) for p, r, start, literal in query.reference.environment["goals"]]
 
 
 def desk_queries(config: Config) -> list[Query]:

@@ -22,7 +22,7 @@ from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
 VERDICT = "solved"
 """Name of the function that is no tool but judges an episode: solved(final_answer, reference) -> float | None."""
 STATE = "state"
-"""Entry of `Query.reference` with the keyword arguments that an episode's object is made with."""
+"""Key of `Query.reference.environment` with the keyword arguments that an episode's object is made with."""
 
 Check = Callable[[Mapping[str, Any]], str | None]
 """Says what is wrong with the arguments of a call, if anything."""
@@ -63,7 +63,7 @@ class FunctionsEnvironment(Environment):
 
         Raises ValueError for a `reference.state` that the class does not take.
         """
-        state = query.reference.get(STATE, {})
+        state = query.reference.environment.get(STATE, {})
         try:
             inspect.signature(self._make).bind(**state)
         except TypeError as error:
@@ -71,7 +71,7 @@ class FunctionsEnvironment(Environment):
             raise ValueError(
                 f"{where}: expected keyword arguments of tools.functions, got {state!r} ({error})"
             ) from None
-        return FunctionsSession(self._checks, lambda: self._make(**copy.deepcopy(state)), query.reference)
+        return FunctionsSession(self._checks, lambda: self._make(**copy.deepcopy(state)), query.reference.to_json())
 
 
 class FunctionsSession(Session):

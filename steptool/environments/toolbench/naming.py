@@ -10,7 +10,7 @@ from steptool.records import Query
 
 NAME_LIMIT = 64
 REFERENCE = "toolbench"
-"""Field of `Query.reference` that leads back: {function name: [category, tool name, API name]}."""
+"""Key of `Query.reference.environment` that leads back: {function name: [category, tool name, API name]}."""
 Endpoint = tuple[str, str, str]
 """Category, tool name and API name, as a request writes them."""
 _RESERVED = frozenset({"from", "class", "return", "false", "true", "id", "and"})
@@ -55,7 +55,10 @@ def endpoints(query: Query) -> dict[str, Endpoint]:
     A name alone does not tell: `_for_` may be part of a tool's name, long names are cut, and no name has the category.
     Raises ValueError if the query's reference is of another form.
     """
-    return {name: _endpoint(query.query_id, name, parts) for name, parts in query.reference.get(REFERENCE, {}).items()}
+    return {
+        name: _endpoint(query.query_id, name, parts)
+        for name, parts in query.reference.environment.get(REFERENCE, {}).items()
+    }
 
 
 def _endpoint(query_id: str, name: str, parts: Any) -> Endpoint:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from steptool.contracts.columns import from_row, to_row
 from steptool.data.ingest_log import IngestError, IngestLog, UnusableError
 from steptool.data.readers.files import SUFFIXES, find_files, parse_records, read_file
-from steptool.records import Query
+from steptool.records import Query, Reference
 
 
 def read_values(file, **limits):
@@ -187,5 +187,7 @@ def test_numbers_and_names_are_read_and_written_as_python_does(tmp_path):
     for name, content in (("a.jsonl", text), ("a.json", f"[{text}]"), ("b.json", text)):
         (value,) = (value for _, value in read_values(write_file(tmp_path / name, content)))
         assert value == expected and type(value["f"]) is float
-    found = Query("q", "train", "replay", "x", ({"default": [value, float("inf"), True]},), {"n": value})
+    found = Query(
+        "q", "train", "replay", "x", ({"default": [value, float("inf"), True]},), Reference(environment={"n": value})
+    )
     assert from_row(to_row(found), Query) == found

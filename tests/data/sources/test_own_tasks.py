@@ -10,6 +10,7 @@ from steptool.data.sources.base import SourceInputs
 from steptool.data.sources.own_tasks import OwnTasksSource
 from steptool.data.tools import ToolCatalog
 from steptool.environments.desk.environment import DeskEnvironment
+from steptool.records import Reference, ToolCall
 
 TIDES = {
     "type": "function",
@@ -41,7 +42,7 @@ def test_a_task_needs_an_instruction_and_tools_only(tasks):
     first, second = read_tasks(tasks("", TASK, "  ", TASK, ""))
     assert (first.query_id, second.query_id) == ("tasks-2", "tasks-4")
     assert first.instruction == TASK["instruction"] and first.tools == (TIDES, FINISH_SCHEMA)
-    assert (first.split, first.tier, first.max_steps, first.reference) == ("", "", 0, {})
+    assert (first.split, first.tier, first.max_steps, first.reference) == ("", "", 0, Reference())
 
 
 def test_what_a_task_says_is_kept(tasks):
@@ -49,7 +50,7 @@ def test_what_a_task_says_is_kept(tasks):
     said = {"id": "t1", "split": "heldout", "tier": "easy", "max_steps": 4, "reference": reference}
     (query,) = read_tasks(tasks(TASK | said))
     assert (query.query_id, query.split, query.tier, query.max_steps) == ("t1", "heldout", "easy", 4)
-    assert query.reference == reference
+    assert query.reference == Reference("at nine", (ToolCall("tides", {}),), tools=("tides",), environment={"note": 1})
 
 
 def test_a_finish_of_their_own_is_replaced(tasks):

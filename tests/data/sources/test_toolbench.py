@@ -13,6 +13,7 @@ from steptool.data.sources.toolbench import ToolBenchSource, instruction_query, 
 from steptool.data.tools import ToolCatalog
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.environments.toolbench.naming import endpoints, function_name, unreserved
+from steptool.records import Reference
 
 FILE = Path("G9_weather.json")
 
@@ -26,13 +27,11 @@ def test_an_instruction_becomes_a_query(instruction):
     query = instruction_query(instruction, FILE, 0)
     assert query.instruction == instruction["query"]
     assert (query.query_id, query.tier, query.environment) == ("G9_weather-7", "G9_weather", "replay")
-    assert query.reference == {
-        "tools": ["forecast_day_for_sky_watch"],
-        "toolbench": {
-            "forecast_day_for_sky_watch": ["Weather", "sky_watch", "forecast_day"],
-            "warnings_for_sky_watch": ["Weather", "sky_watch", "warnings"],
-        },
+    endpoints = {
+        "forecast_day_for_sky_watch": ["Weather", "sky_watch", "forecast_day"],
+        "warnings_for_sky_watch": ["Weather", "sky_watch", "warnings"],
     }
+    assert query.reference == Reference(tools=("forecast_day_for_sky_watch",), environment={"toolbench": endpoints})
     forecast, warnings, finish = query.tools
     assert forecast["function"] == {
         "name": "forecast_day_for_sky_watch",
@@ -207,7 +206,7 @@ def test_every_real_query_comes_through(real_data):
         record = raw[query.query_id]
         assert query.instruction == record["query"]
         assert len(query.tools) == len({(a["tool_name"], a["api_name"]) for a in record["api_list"]}) + 1
-        assert len(query.reference["tools"]) == len({tuple(pair) for pair in record["relevant APIs"]})
+        assert len(query.reference.tools) == len({tuple(pair) for pair in record["relevant APIs"]})
 
 
 def test_every_real_function_leads_back_to_its_api(real_data):

@@ -7,7 +7,7 @@ from steptool.chat.finish import FINISH_SCHEMA
 from steptool.environments.bfcl.environment import BfclEnvironment
 from steptool.environments.bfcl.package import is_installed, schemas
 from steptool.environments.bfcl.tasks import bfcl_queries
-from steptool.records import Query
+from steptool.records import Query, Reference
 
 Calls = Sequence[tuple[str, dict[str, Any]]]
 
@@ -46,11 +46,13 @@ def make_task(environment: BfclEnvironment) -> Callable[..., Query]:
             environment="bfcl",
             instruction="Go.",
             tools=(*tools.values(), FINISH_SCHEMA),
-            reference={
-                "turns": solution,
-                "calls": [call for turn in solution for call in turn],
-                "bfcl": {"classes": list(classes), "later_tools": later_tools, **scenario},
-            },
+            reference=Reference.from_json(
+                {
+                    "turns": solution,
+                    "calls": [call for turn in solution for call in turn],
+                    "bfcl": {"classes": list(classes), "later_tools": later_tools, **scenario},
+                }
+            ),
         )
 
     return make

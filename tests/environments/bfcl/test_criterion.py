@@ -104,9 +104,9 @@ def test_every_solution_solves_its_task_and_none_does_without_its_last_call(
 
 def varied(query: Query, rng: random.Random) -> dict[str, list[list[tuple[str, dict[str, Any]]]]]:
     """The reference's calls by turn, whole and with a fault or a liberty each."""
-    whole = [[(c["name"], c["arguments"]) for c in turn] for turn in query.reference["turns"]]
+    whole = [[(c.name, dict(c.arguments)) for c in turn] for turn in query.reference.turns]
     turn = rng.choice([number for number, calls in enumerate(whole) if calls])
-    other, owner = rng.randrange(len(whole)), rng.choice(query.reference["bfcl"]["classes"])
+    other, owner = rng.randrange(len(whole)), rng.choice(query.reference.environment["bfcl"]["classes"])
     call = rng.randrange(len(whole[turn]))
 
     def changed(number: int, calls: list[Any]) -> list[list[Any]]:
@@ -135,7 +135,7 @@ def test_the_verdict_is_that_of_the_benchmark_itself(queries: list[Query], envir
 
     rng, verdicts = random.Random(0), Counter[tuple[str, bool]]()
     for query in queries[::8]:
-        task, versions = query.reference["bfcl"], varied(query, rng)
+        task, versions = query.reference.environment["bfcl"], varied(query, rng)
         entry = {"id": query.query_id, "initial_config": task["config"], "involved_classes": task["classes"]}
         solution = written(versions["whole"])
         for kind, turns in versions.items():

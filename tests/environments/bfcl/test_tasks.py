@@ -14,7 +14,7 @@ from steptool.environments.bfcl.environment import BfclEnvironment
 from steptool.environments.bfcl.tasks import CATEGORIES, bfcl_queries, parse_call
 from steptool.environments.catalog import open_environment
 from steptool.environments.schema import check_arguments, check_tools
-from steptool.records import FINISH, Query
+from steptool.records import FINISH, Query, ToolCall
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,7 +26,7 @@ def names(query: Query) -> list[str]:
 def test_there_are_200_tasks_in_each_category(queries: list[Query]) -> None:
     assert Counter(q.tier for q in queries) == dict.fromkeys(CATEGORIES, 200)
     assert len({q.query_id for q in queries}) == 800
-    assert sum(len(q.reference["calls"]) for q in queries) == 4625
+    assert sum(len(q.reference.calls) for q in queries) == 4625
     assert {(q.split, q.environment, q.source) for q in queries} == {("", "bfcl", "bfcl")}
 
 
@@ -43,37 +43,37 @@ def test_the_tools_are_openai_schemas_with_finish_last(queries: list[Query]) -> 
 def test_a_task_has_a_message_for_each_turn_of_the_solution(by_id: dict[str, Query]) -> None:
     query = by_id["multi_turn_base_2"]
     assert query.instruction.startswith("Go into document folder")
-    assert [m[:20] for m in query.reference["bfcl"]["messages"]] == [
+    assert [m[:20] for m in query.reference.environment["bfcl"]["messages"]] == [
         "We've gathered a cou",
         "There seems to be so",
         "Simona thinks it's a",
         "Before Simona signs ",
     ]
-    assert query.reference["turns"][0] == [
-        {"name": "cd", "arguments": {"folder": "documents"}},
-        {"name": "touch", "arguments": {"file_name": "TeamNotes.txt"}},
-    ]
-    assert [len(turn) for turn in query.reference["turns"]] == [2, 1, 1, 3, 1]
+    assert query.reference.turns[0] == (
+        ToolCall("cd", {"folder": "documents"}),
+        ToolCall("touch", {"file_name": "TeamNotes.txt"}),
+    )
+    assert [len(turn) for turn in query.reference.turns] == [2, 1, 1, 3, 1]
     assert query.max_steps == 5 * 21
 
 
 def test_steps_suffice_for_the_longest_turn(queries: list[Query], by_id: dict[str, Query]) -> None:
-    assert max(len(turn) for q in queries for turn in q.reference["turns"]) == 34
+    assert max(len(turn) for q in queries for turn in q.reference.turns) == 34
     assert by_id["multi_turn_long_context_46"].max_steps == 35
     for query in queries:
-        assert len(query.reference["bfcl"]["messages"]) == len(query.reference["turns"]) - 1
+        assert len(query.reference.environment["bfcl"]["messages"]) == len(query.reference.turns) - 1
 
 
 def test_tools_that_come_late_are_told_with_their_turn_and_not_before(queries: list[Query]) -> None:
-    late = [q for q in queries if q.reference["bfcl"]["later_tools"]]
+    late = [q for q in queries if q.reference.environment["bfcl"]["later_tools"]]
     assert {q.tier for q in late} == {"miss_func"}
     assert len(late) == 200
     for query in late:
-        ((turn, schemas),) = query.reference["bfcl"]["later_tools"].items()
+        ((turn, schemas),) = query.reference.environment["bfcl"]["later_tools"].items()
         held = {schema["function"]["name"] for schema in schemas}
         assert held
         assert not held & set(names(query))
-        listed, sentence = query.reference["bfcl"]["messages"][int(turn) - 1].split("\n")
+        listed, sentence = query.reference.environment["bfcl"]["messages"][int(turn) - 1].split("\n")
         assert json.loads(listed) == schemas
         assert sentence == "I have updated some more functions you can choose from. What about now?"
 
@@ -81,19 +81,19 @@ def test_tools_that_come_late_are_told_with_their_turn_and_not_before(queries: l
 def test_reference_calls_fit_their_schemas_but_for_one_and_its_variants(queries: list[Query]) -> None:
     broken = []
     for query in queries:
-        later = [t for tools in query.reference["bfcl"]["later_tools"].values() for t in tools]
+        later = [t for tools in query.reference.environment["bfcl"]["later_tools"].values() for t in tools]
         schemas = {t["function"]["name"]: t["function"]["parameters"] for t in (*query.tools, *later)}
-        for call in query.reference["calls"]:
-            if check_arguments(schemas[call["name"]], call["arguments"]):
+        for call in query.reference.calls:
+            if check_arguments(schemas[call.name], call.arguments):
                 broken.append((query.query_id, call))
     assert [query_id for query_id, _ in broken] == [f"multi_turn_{category}_173" for category in CATEGORIES]
-    assert all(call == {"name": "close_ticket", "arguments": {"ticket_id": "ticket_001"}} for _, call in broken)
+    assert all(call == ToolCall("close_ticket", {"ticket_id": "ticket_001"}) for _, call in broken)
 
 
 def test_variants_of_a_task_are_one_family(queries: list[Query]) -> None:
     families: dict[str, set[str]] = {}
     for query in queries:
-        families.setdefault(query.query_id.rpartition("_")[2], set()).add(query.reference["family"])
+        families.setdefault(query.query_id.rpartition("_")[2], set()).add(query.reference.family)
     assert len(families) == 200
     assert all(len(texts) == 1 for texts in families.values())
 
@@ -114,7 +114,7 @@ def test_tasks_survive_the_file(queries: list[Query], tmp_path: Path) -> None:
 )
 def test_calls_are_read_as_python_writes_them(text: str, arguments: dict[str, object]) -> None:
     call = parse_call(text, ["GorillaFileSystem", "MathAPI"])
-    assert call == {"name": text.partition("(")[0], "arguments": arguments}
+    assert call == ToolCall(text.partition("(")[0], arguments)
 
 
 @pytest.mark.usefixtures("environment")

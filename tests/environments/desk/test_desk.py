@@ -50,36 +50,36 @@ def test_there_are_18_tools_with_valid_schemas():
 def test_the_reference_solution_solves_every_query_within_its_budget(query):
     session = DeskEnvironment().reset(query)
     offered = {t["function"]["name"] for t in query.tools}
-    for call in query.reference["calls"]:
-        assert call["name"] in offered
-        assert _call(session, call["name"], **call["arguments"]).status is StepStatus.OK
-    assert session.solved(query.reference["answer"]) == 1.0
-    assert len(query.reference["calls"]) + 1 < query.max_steps
-    assert query.tier == SINGLE or 6 <= len(query.reference["calls"]) <= 12
+    for call in query.reference.calls:
+        assert call.name in offered
+        assert _call(session, call.name, **call.arguments).status is StepStatus.OK
+    assert session.solved(query.reference.answer) == 1.0
+    assert len(query.reference.calls) + 1 < query.max_steps
+    assert query.tier == SINGLE or 6 <= len(query.reference.calls) <= 12
 
 
 def test_a_right_answer_without_the_writes_or_with_another_write_does_not_solve():
-    query = _query(lambda q: q.reference["goals"][0][:2] == ["cancel", "order.id"])
+    query = _query(lambda q: q.reference.environment["goals"][0][:2] == ["cancel", "order.id"])
     session = DeskEnvironment().reset(query)
-    assert session.solved(query.reference["answer"]) == 0.0
-    for call in query.reference["calls"]:
-        _call(session, call["name"], **call["arguments"])
-    assert session.solved(query.reference["answer"]) == 1.0
-    assert session.solved(query.reference["answer"] + "x") == 0.0
+    assert session.solved(query.reference.answer) == 0.0
+    for call in query.reference.calls:
+        _call(session, call.name, **call.arguments)
+    assert session.solved(query.reference.answer) == 1.0
+    assert session.solved(query.reference.answer + "x") == 0.0
     ticket = next(iter(session.database.tables["ticket"]))
     assert _call(session, "escalate", ticket_id=ticket).status is StepStatus.OK
-    assert session.solved(query.reference["answer"]) == 0.0
+    assert session.solved(query.reference.answer) == 0.0
 
 
 def test_a_shipped_order_cannot_be_cancelled_and_is_returned_instead():
-    query = _query(lambda q: q.reference["calls"][-1]["name"] == "open_return")
-    order = query.reference["calls"][-1]["arguments"]["order_id"]
+    query = _query(lambda q: q.reference.calls[-1].name == "open_return")
+    order = query.reference.calls[-1].arguments["order_id"]
     session = DeskEnvironment().reset(query)
     refused = _call(session, "cancel_order", order_id=order)
     assert refused.status is StepStatus.TOOL_ERROR
     assert json.loads(refused.observation) == {"error": "already shipped"}
     returned = _call(session, "open_return", order_id=order)
-    assert json.loads(returned.observation) == {"return_id": query.reference["answer"]}
+    assert json.loads(returned.observation) == {"return_id": query.reference.answer}
     assert _call(session, "open_return", order_id=order).status is StepStatus.TOOL_ERROR  # the state has changed
 
 
@@ -93,9 +93,9 @@ def test_failures_have_their_status():
 
 
 def test_sessions_share_no_state_and_are_deterministic():
-    query = _query(lambda q: q.reference["writes"])
+    query = _query(lambda q: q.reference.environment["writes"])
     one, two = DeskEnvironment().reset(query), DeskEnvironment().reset(query)
-    calls = [ToolCall(c["name"], c["arguments"]) for c in query.reference["calls"]]
+    calls = list(query.reference.calls)
     first = [one.call(c) for c in calls]
     assert [two.call(c) for c in calls] == first
 
@@ -107,9 +107,9 @@ def test_splits_share_neither_compositions_nor_databases():
     used = {s: [q for q in QUERIES if q.split == s] for s in SPLITS}
     for split, queries in used.items():
         for query in queries:
-            goals = [(p, r) for p, r, *_ in query.reference["goals"]]
+            goals = [(p, r) for p, r, *_ in query.reference.environment["goals"]]
             assert goals[0] in single[split] if query.tier == SINGLE else combination_split(goals) == split
-    databases = [{q.reference["database"] for q in queries} for queries in used.values()]
+    databases = [{q.reference.environment["database"] for q in queries} for queries in used.values()]
     assert len(set.union(*databases)) == sum(map(len, databases))
 
 
@@ -147,7 +147,7 @@ def test_demonstrations_come_from_training_queries_only():
 
 
 def test_short_queries_for_pretraining_stay_below_the_long_ones():
-    assert all(len(draw_query("train", SHORT, f"{i}").reference["calls"]) <= 5 for i in range(30))
+    assert all(len(draw_query("train", SHORT, f"{i}").reference.calls) <= 5 for i in range(30))
 
 
 @settings(max_examples=200, deadline=None)
@@ -162,7 +162,7 @@ def test_the_words_of_the_world_are_single_tokens():
     tokenizer = load_tokenizer(BASE)
     spelled = [q for q in QUERIES if any(t.startswith("<0x") for t in tokenizer.tokenize(q.instruction))]
     assert len(spelled) < 0.03 * len(QUERIES)  # a wording of several goals may put a word where no training query did
-    values = {str(v) for q in QUERIES for c in q.reference["calls"] for k, v in c["arguments"].items() if k != "name"}
+    values = {str(v) for q in QUERIES for c in q.reference.calls for k, v in c.arguments.items() if k != "name"}
     assert {len(tokenizer.tokenize(v)) for v in values} == {1}
 
 

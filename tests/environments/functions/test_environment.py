@@ -13,7 +13,7 @@ from steptool.environments.base import ToolResult
 from steptool.environments.catalog import open_environment
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.environments.limits import LimitedEnvironment
-from steptool.records import Query, StepStatus, ToolCall
+from steptool.records import Query, Reference, StepStatus, ToolCall
 
 ROOT = Path(__file__).parents[3]
 COUNTER = '''
@@ -132,7 +132,7 @@ def module(tmp_path: Path) -> Any:
 
 
 def query(**reference: Any) -> Query:
-    return Query("q1", "train", "functions", "count", (), reference)
+    return Query("q1", "train", "functions", "count", (), Reference.from_json(reference))
 
 
 def test_type_hints_and_docstrings_become_schemas(module: Any) -> None:
@@ -164,7 +164,7 @@ def test_each_episode_has_an_object_of_its_own_made_from_the_tasks_state(module:
     assert first.call(add) == ToolResult(StepStatus.OK, '{"sum": 25}')
     assert first.call(add).observation == '{"sum": 45}'
     assert second.call(add).observation == '{"sum": 25}'
-    assert task.reference == {"state": {"values": [5]}}
+    assert task.reference.environment == {"state": {"values": [5]}}
 
 
 def test_a_function_cannot_change_what_was_called_or_asked(module: Any) -> None:
@@ -174,7 +174,7 @@ def test_a_function_cannot_change_what_was_called_or_asked(module: Any) -> None:
     assert session.call(call).observation == "[1, 0] None"
     assert call.arguments == {"numbers": [1], "note": None}
     assert [session.solved("yes"), session.solved("yes")] == [1.0, 1.0]
-    assert task.reference["answer"] == "x"
+    assert task.reference.answer == "x"
 
 
 @pytest.mark.parametrize(

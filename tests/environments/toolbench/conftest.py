@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from steptool.records import Query
+from steptool.records import Query, Reference
 
 REAL = Path(__file__).parents[4] / "shared" / "data"
 Reply = tuple[int, bytes] | None
@@ -101,4 +101,4 @@ def query() -> Query:
         for name in ("forecast_for_sky_watch", "tides_for_sea")
     )
     known = {"forecast_for_sky_watch": ["Weather", "sky_watch", "forecast"]}
-    return Query("q", "train", "toolbench", "Will it rain?", tools, {"toolbench": known})
+    return Query("q", "train", "toolbench", "Will it rain?", tools, Reference(environment={"toolbench": known}))

@@ -15,7 +15,7 @@ from steptool.environments.catalog import open_environment
 from steptool.environments.replay.responses import Responses
 from steptool.environments.toolbench.cache import build, main, record
 from steptool.environments.toolbench.environment import ToolBenchEnvironment
-from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records import Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 OK, FAILED = StepStatus.OK, StepStatus.TOOL_ERROR
 BERN = {"town": "Bern"}
@@ -52,14 +52,21 @@ def test_recorded_calls_are_found_whatever_the_function_is_called(query):
     responses = Responses()
     assert record(responses, [query], [played(step("dry"))]) == 1
     tool = {**query.tools[0], "function": {**query.tools[0]["function"], "name": "renamed"}}
-    renamed = replace(query, tools=(tool,), reference={"toolbench": {"renamed": ["Weather", "sky_watch", "forecast"]}})
+    renamed = replace(
+        query,
+        tools=(tool,),
+        reference=Reference.from_json({"toolbench": {"renamed": ["Weather", "sky_watch", "forecast"]}}),
+    )
     assert replayed(renamed, responses, "renamed") == ToolResult(OK, "dry")
-    elsewhere = replace(query, reference={"toolbench": {"forecast_for_sky_watch": ["Maps", "sky_watch", "forecast"]}})
+    elsewhere = replace(
+        query,
+        reference=Reference.from_json({"toolbench": {"forecast_for_sky_watch": ["Maps", "sky_watch", "forecast"]}}),
+    )
     assert "No response is recorded" in replayed(elsewhere, responses).observation
 
 
 def test_calls_of_a_query_that_knows_no_apis_are_kept_by_name(query):
-    responses, unnamed = Responses(), replace(query, reference={})
+    responses, unnamed = Responses(), replace(query, reference=Reference())
     record(responses, [unnamed], [played(step("dry"))])
     assert replayed(unnamed, responses) == ToolResult(OK, "dry")
     assert "No response is recorded" in replayed(query, responses).observation

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.environments.toolbench.naming import endpoint, endpoints, function_name
-from steptool.records import Query
+from steptool.records import Query, Reference
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_a_query_leads_back_from_its_functions(query):
 @pytest.mark.parametrize("parts", [["Weather", "sky_watch"], "Weather", ["Weather", "sky_watch", 3], None])
 def test_a_reference_of_another_form_is_refused_with_its_place(parts):
     with pytest.raises(ValueError, match=r"query q: reference\.toolbench\.f: expected \[category"):
-        endpoints(Query("q", "train", "toolbench", "go", (), {"toolbench": {"f": parts}}))
+        endpoints(Query("q", "train", "toolbench", "go", (), Reference(environment={"toolbench": {"f": parts}})))
