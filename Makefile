@@ -20,7 +20,7 @@ THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format docs seeds bench bfcl replay-bfcl \
-	images check-images register package clean
+	images check-images register package clean docs-config
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m scripts.document_configuration --check
+
+docs-config: $(STAMP)  ## write configs/laptop.yaml, the JSON schemas and docs/configuration.md from the fields' docstrings
+	$(BIN)/python -m scripts.document_configuration
 
 format: $(STAMP)  ## format the code and mend what ruff can
 	$(BIN)/ruff format .

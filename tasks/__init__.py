@@ -2,6 +2,10 @@
 
 import os
 
+from tasks.runtime.arguments import read_configurations
+
+read_configurations()
+
 # Flyte's local cache remembers files of folders that may be gone by the next run.
 os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
 

@@ -6,40 +6,39 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from steptool.config.base import ConfigError, Positive, Share, StrictModel
+from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel
 from steptool.config.endpoint import EndpointConfig
 
 
 class SearchConfig(StrictModel):
-    """DFSDT, the depth-first tree search. Its depth is the number of steps that an episode may take."""
+    """The tree search DFSDT (docs/search.md), as StepTool's evaluation runs it. Its depth is an episode's number of
+    steps."""
 
     beam: Positive = 2
-    """Turns made from one node, at most: the 2 of DFS_woFilter_w2, which ToolLLM and StepTool evaluate with; 1: the
-    chain."""
+    """Turns made from one node, at most; 1: the chain. ToolLLM and StepTool evaluate with 2 (DFS_woFilter_w2)."""
     max_turns: Positive = 30
-    """Turns sampled in one search, at most: max_query_count in StepTool's evaluation; ToolBench's own allows 200."""
+    """Turns sampled in one search, at most (max_query_count); ToolBench's own evaluation allows 200."""
     give_up_levels: Positive = 2
-    """Turns taken back when the model gives up: prune_back_length in ToolBench. After any other end it is one."""
+    """Turns taken back when the model gives up (prune_back_length); after any other end of a path it is one."""
     hints: bool = True
-    """Whether the model is told what was tried from a node, as in ToolBench; false suits small models, which such a
-    message throws off course, and asks for a sampled search: a greedy one would make the same turn again."""
+    """Whether the model is told, as in ToolBench, what was tried before it makes another turn from a node. Such a
+    message confuses small models; without it the search has to be sampled, because a greedy one repeats its turn."""
 
 
 class EvaluatedPolicy(StrictModel):
-    """One of the policies that `workflows/evaluate.py` compares."""
+    """One of the policies that workflows/evaluate.py compares."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    """Name in the results and in names of files."""
+    """Name in the results and in the names of files."""
     kind: Literal["model", "endpoint", "playback"] = "model"
     """model: a causal language model; endpoint: a model behind an OpenAI-compatible endpoint; playback: the reference
     solution of each query or, where it has none, the first recorded answer."""
     model: str = ""
     """embedded, a model folder, the url of one or a Hugging Face id (kind model only)."""
     endpoint: EndpointConfig = EndpointConfig()
-    """The endpoint (kind endpoint only)."""
     cache: str = ""
-    """File of the endpoint's replies, asked before it and filled from it: an evaluation that is started again pays for
-    no turn twice (kind endpoint only); empty: none."""
+    """File of the endpoint's replies, asked before it and filled from it, so that an evaluation that is started again
+    pays for no turn twice (kind endpoint only); empty: none."""
     strategy: Literal["chain", "dfsdt"] = "chain"
     """chain: one call after the other; dfsdt: the tree search of `search` (kind model only)."""
 
@@ -57,22 +56,24 @@ class EvaluatedPolicy(StrictModel):
 
 
 class EvaluationConfig(StrictModel):
-    """Comparison of models: base, warm start and result in training, any policies in `workflows/evaluate.py`."""
+    """Held-out comparison: of base, warm start and result after training, of any policies in workflows/evaluate.py."""
 
     split: Literal["validation", "heldout", "all"] = "heldout"
-    """all: every query, training queries too; in `workflows/evaluate.py` only."""
-    sampled_repeats: Annotated[int, Field(ge=0)] = 1
+    """heldout; validation: to tune settings without touching the held-out tasks; all: training queries too, in
+    workflows/evaluate.py only."""
+    sampled_repeats: Natural = 1
     """Sampled episodes per query besides the greedy one."""
     bootstrap: Positive = 10000
-    """Resamples of the paired bootstrap over queries."""
+    """Resamples of the paired bootstrap over queries, and draws of its permutation tests."""
     policies: list[EvaluatedPolicy] = Field(default_factory=list)
-    """What `workflows/evaluate.py` compares; training does not look at it."""
+    """What workflows/evaluate.py compares (docs/evaluation.md); training ignores it."""
     recorded_only: bool = False
-    """Only queries with a recorded answer; in `workflows/evaluate.py` only."""
+    """Only queries with a recorded answer; in workflows/evaluate.py only."""
     verdicts: list[str] = Field(default_factory=list)
     """Files or urls of stored verdicts on these policies by a judge, for the judged pass rate (docs/evaluation.md)."""
     judged: bool = False
-    """The judge of `rewards.judge` is asked for a verdict on each greedy episode and for the better of each two."""
+    """Whether workflows/evaluate.py asks the judge of rewards.judge for a verdict on each greedy episode and for the
+    better of each two."""
     search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
@@ -91,7 +92,7 @@ class EvaluationConfig(StrictModel):
 
 
 class PromotionConfig(StrictModel):
-    """When a retrained model takes the place of the one in service (docs/retraining.md). All shares are from 0 to 1."""
+    """When workflows/retrain.py puts a model in the place of the one in service (docs/retraining.md)."""
 
     min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """The paired 95% interval of the gain in pass rate has to lie above this."""
@@ -102,6 +103,6 @@ class PromotionConfig(StrictModel):
     min_tasks: Positive = 30
     """Held-out tasks below which nothing is promoted."""
     approval: bool = False
-    """A person is asked before a model is promoted."""
+    """Whether a person is asked before a model is promoted."""
     approval_hours: Annotated[float, Field(gt=0)] = 20.0
-    """Hours that the question waits; after that the night has failed."""
+    """Hours that the question waits; after that the run has failed."""

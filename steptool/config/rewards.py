@@ -11,7 +11,7 @@ from steptool.config.endpoint import EndpointConfig
 
 
 class JudgeConfig(StrictModel):
-    """A chat model that scores steps, judges outcomes and compares answers (docs/judge.md)."""
+    """The chat model that scores steps, judges outcomes and compares answers (docs/judge.md)."""
 
     endpoint: EndpointConfig = EndpointConfig()
     votes: Positive = 3
@@ -23,40 +23,41 @@ class JudgeConfig(StrictModel):
     observation_limit: Positive = 2000
     """Characters of a call's arguments, of an observation and of an answer that the judge sees; a cut is marked."""
     cache: str = ""
-    """File of the judge's replies, asked before the endpoint and filled from it; empty: none."""
+    """File of the judge's replies, asked before the endpoint and filled from it, so that nothing is paid twice; empty:
+    none."""
 
 
 class AuditConfig(StrictModel):
-    """What is checked of a round's rewards before anything learns from them. A run stops where a threshold is crossed.
-
-    A figure that the round does not determine crosses none.
-    """
+    """What is checked of a round's rewards before anything learns from them (docs/annotators.md). A run stops where a
+    threshold is crossed; a figure that the round does not determine crosses none."""
 
     second: Literal["", "rules", "lcs", "truth"] = "truth"
     """Annotator whose opinion the rewards are compared with; empty: none."""
     previous: str = ""
     """File or url of the rewards of an earlier run, which drift is measured against; empty: none."""
     max_missing: Share = 0.5
-    """Share of the episodes that cannot be learned from: a score that their reward needs is missing."""
+    """Share of the episodes, at most, that cannot be learned from: a score that their reward needs is missing."""
     min_auroc: Share = 0.0
-    """Chance that a solved episode has a higher mean Contribution than one that was not solved."""
+    """Chance, at least, that a solved episode has a higher mean Contribution than one that was not solved; 0:
+    unchecked."""
     min_kappa: Annotated[float, Field(ge=-1, le=1)] = -1.0
-    """Cohen's kappa with the second opinion on whether a step contributes."""
+    """Cohen's kappa, at least, with the second opinion on whether a step contributes; -1: unchecked."""
     max_farming: Annotated[float, Field(ge=-1, le=1)] = 1.0
-    """Correlation of an episode's step rewards with its number of steps."""
+    """Correlation, at most, of an episode's step rewards with its number of steps; 1: unchecked."""
 
 
 class RewardConfig(StrictModel):
-    """From components to one reward per step.
-
-    r_t = step_weight * (alpha * succ_t + contribution_t) for t < T; r_T = IsSolved.
-    """
+    """From components to one reward per step: r_t = step_weight * (alpha * succ_t + contribution_t) before the last
+    step, and IsSolved on the last."""
 
     annotator: Literal["rules", "lcs", "truth", "judge"] = "rules"
     """rules: from the text, by the flow of values; lcs: the published rules; truth: what the environment knows; judge:
     a chat model."""
     alpha: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of a successful call against its contribution."""
     step_weight: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the steps before the last against IsSolved. Too much of it teaches to collect calls (see the farming
+    check)."""
     succ_calling: Literal["bonus", "penalty"] = "penalty"
     """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
     normalisation: Literal["none", "trajectory", "running"] = "none"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from steptool.config.base import Positive, Share, StrictModel
+from steptool.config.base import Natural, Positive, Share, StrictModel
 
 
 class PolicyConfig(StrictModel):
@@ -16,13 +16,14 @@ class PolicyConfig(StrictModel):
     """embedded: the small model shipped with the project; scratch: a tiny one from random weights, its tokenizer
     trained on the ingested text; otherwise a model folder, the url of one or a Hugging Face id."""
     chat_format: Literal["auto", "hermes", "llama", "react"] = "auto"
-    """How calls stand in the model's text. auto: as the chat template writes them, and ReAct where it knows no tools;
-    where the template does not write the format named, it is given plain messages (docs/chat-formats.md)."""
+    """How calls stand in the model's text. auto: as the chat template writes them, and react where the template knows
+    no tools. A template that does not write the format named is given plain messages (docs/chat-formats.md)."""
     max_context: Positive = 768
-    """Tokens of prompt, calls and observations together."""
-    lora_rank: Annotated[int, Field(ge=0)] = 0
-    """0: full fine-tuning; else LoRA of this rank on all linear layers."""
+    """Tokens of prompt, calls and observations together. A prompt that does not fit is refused before training."""
+    lora_rank: Natural = 0
+    """0: full fine-tuning; otherwise LoRA of this rank on all linear layers."""
     lora_alpha: Positive = 16
+    """Scale of the LoRA update; it counts only with a lora_rank."""
 
 
 class WarmStartConfig(StrictModel):
@@ -30,10 +31,12 @@ class WarmStartConfig(StrictModel):
 
     demonstrations: Positive = 1500
     """Recorded or scripted trajectories to learn from, at most."""
-    steps: Annotated[int, Field(ge=0)] = 150
+    steps: Natural = 150
     """Optimizer steps; 0 goes without a warm start."""
     batch_size: Positive = 16
+    """Trajectories per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate at its highest: it rises over the first tenth of the steps (50 at most) and decays after that."""
     slips: Share = 0.4
     """Chance per step that the scripted expert makes a useless or wrong call (desk only)."""
     shortcuts: Share = 0.9
@@ -58,38 +61,51 @@ class RolloutConfig(StrictModel):
 
 
 class CreditConfig(StrictModel):
-    """From rewards to advantages."""
+    """From rewards to advantages (generalised advantage estimation)."""
 
     level: Literal["token", "step"] = "step"
-    """token: GAE over action tokens packed end to end; step: one value per step, its advantage on all its tokens."""
+    """token: over action tokens packed end to end; step: one value per step, its advantage on all its tokens."""
     gamma: Share = 0.95
+    """Discount per step, or per token at the level token."""
     lam: Share = 1.0
+    """Weight of longer returns against the value head (lambda)."""
     whiten: bool = True
+    """Shift and scale a round's advantages to mean 0 and deviation 1."""
 
 
 class PPOConfig(StrictModel):
     """The optimisation."""
 
     algorithm: Literal["step_ppo", "rft"] = "step_ppo"
-    """rft: rejection fine-tuning on solved episodes, the baseline without a value function."""
+    """step_ppo: PPO with credit for each step; rft: rejection fine-tuning on solved episodes, the baseline without a
+    value function."""
     reward: Literal["step", "final"] = "step"
-    """step: StepTool; final: only IsSolved, the PPO baseline."""
+    """step: StepTool's step rewards; final: only IsSolved, the PPO baseline."""
     rounds: Positive = 24
+    """Rounds of rollout, annotation and training; each rolls out the policy of the one before."""
     epochs: Positive = 3
+    """Passes over a round's trajectories."""
     batch_size: Positive = 24
     """Trajectories per optimizer step, over all processes."""
     micro_batch_size: Positive = 8
-    """Trajectories per forward pass on one process."""
+    """Trajectories per forward pass on one process. Lower it when memory runs out; the result stays the same."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Learning rate of the policy in the first round."""
     final_learning_rate: Share = 0.1
     """Share of the learning rate left in the last round (linear decay over rounds)."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    value_warmup_rounds: Annotated[int, Field(ge=0)] = 2
+    """Learning rate of the value head."""
+    value_warmup_rounds: Natural = 2
     """First rounds in which only the value head learns."""
     detach_value: bool = True
-    """The value loss does not reach the backbone."""
+    """Whether the value loss stays out of the backbone."""
     value_coef: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the value loss."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.005
+    """Penalty per token and nat for leaving the warm start."""
     clip: Annotated[float, Field(gt=0)] = 0.2
+    """Range of the probability ratio within which an update counts: 1 - clip to 1 + clip."""
     clip_value: Annotated[float, Field(gt=0)] = 0.2
+    """How far a value may move from its old one before its loss stops counting."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Norm of the gradient, at most; a larger gradient is scaled down to it."""

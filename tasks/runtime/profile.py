@@ -19,7 +19,9 @@ from flytekit import CronSchedule
 from flytekit.extras import accelerators
 from pydantic import Field, ValidationError, field_validator
 
-from steptool.config.base import ConfigError, Positive, StrictModel, explain_refusal, read_mapping
+from steptool.config.base import ConfigError, Natural, Positive, StrictModel
+from steptool.config.refusal import explain_refusal
+from steptool.config.yaml_file import read_mapping
 
 ROOT = Path(__file__).parents[2]
 """The project's root, here and in a pod."""
@@ -27,7 +29,6 @@ VARIABLE = "STEPTOOL_PROFILE"
 _CRON = re.compile(r"([\d*/,-]+\s+){4}[0-6*/,-]+")
 Quantity = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?([kMGTPE]i?)?)?$")]
 """Bytes as Kubernetes writes them, as in 16Gi; empty: not asked for."""
-Natural = Annotated[int, Field(ge=0)]
 M = TypeVar("M", bound=StrictModel)
 
 
@@ -73,6 +74,7 @@ class Amounts(StrictModel):
     cpu: Annotated[float, Field(ge=0)] = 0.0
     """Cores; 0 asks for none."""
     memory: Quantity = ""
+    """Bytes of memory."""
     storage: Quantity = ""
     """Bytes of the pod's own disk, for what a stage downloads and writes."""
 
@@ -203,7 +205,7 @@ def load_profile(path: str | Path) -> Profile:
     try:
         loaded = Profile.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain_refusal(error, 'configs/cluster.yaml')}") from None
+        raise ConfigError(f"{path}: {explain_refusal(error, Profile, 'configs/cluster.yaml')}") from None
     if faults := loaded.find_faults():
         raise ConfigError(f"{path}: the profile was refused\n  " + "\n  ".join(faults))
     return loaded

@@ -119,7 +119,7 @@ def test_the_cluster_profile_documents_every_field_and_stage() -> None:
         ("stages: {rollout: {nodes: 2}}", "stages.rollout: 2 nodes of 1 processes: only ppo and warm_start"),
         ("defaults: {processes: 2}", "stages.evaluate: 1 nodes of 2 processes"),
         ("stages: {ppo: {gpus: 1, processes: 2}}", "stages.ppo: 2 processes on 1 gpus"),
-        ("[1]", "expected a mapping of sections, got list"),
+        ("[1]", "expected a mapping of sections, got a list"),
     ],
 )
 def test_what_is_unknown_ill_typed_or_impossible_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:

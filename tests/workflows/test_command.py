@@ -96,3 +96,20 @@ def _keys(tree: dict[str, object], prefix: str = "") -> list[str]:
     for key, value in tree.items():
         found += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return found
+
+
+def test_a_mistyped_path_and_broken_yaml_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("ppo: {rounds: 2\n")
+    missing = run_train(tmp_path / "mime.yaml", tmp_path / "out")
+    assert missing.returncode != 0
+    assert f"{tmp_path}/mime.yaml: no such file; did you mean {tmp_path}/mine.yaml?" in said(missing)
+    broken = run_train(tmp_path / "mine.yaml", tmp_path / "out")
+    assert broken.returncode != 0
+    assert f"{tmp_path}/mine.yaml: not YAML: expected ',' or '}}'" in said(broken)
+    assert "Traceback" not in said(broken)
+
+
+def test_overrides_follow_the_path(tmp_path: Path) -> None:
+    result = run_train(f"{ROOT}/configs/laptop.yaml ppo.rounds=4 ppo.epoch=2", tmp_path / "out")
+    assert result.returncode != 0
+    assert "did you mean 'epochs'?" in said(result)

@@ -1,0 +1,74 @@
+"""A configuration holds known fields of their type and nothing else; a refusal says what was probably meant."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from steptool.config import Config, ConfigError, load_config
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    first, *lines = str(refused.value).splitlines()
+    assert first == f"{path}: the configuration was refused"
+    return "\n".join(line.strip() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ppo: {round: 3}", "'ppo.round': remove it or see configs/laptop.yaml for the fields there are; did you mean"),
+        ("plicy: {base: x}", "for the fields there are; did you mean 'policy'?"),
+        ("rewards: {judge: {endpoint: {base-url: x}}}", "the fields there are; did you mean 'base_url'?"),
+        ("evaluation: {policies: [{name: a, model: m, kin: model}]}", "the fields there are; did you mean 'kind'?"),
+        ("ppo: {zzz: 3}", "unknown field 'ppo.zzz': remove it or see configs/laptop.yaml for the fields there are"),
+        ("rewards: {annotator: rule}", "got 'rule' (str); did you mean 'rules'?"),
+        ("ppo: {rounds: many}", "field 'ppo.rounds': input should be a valid integer, got 'many' (str)"),
+        ("ppo: {rounds: 2.5}", "field 'ppo.rounds': input should be a valid integer, got 2.5 (float)"),
+        ("ppo: {rounds: true}", "field 'ppo.rounds': input should be a valid integer, got True (bool)"),
+        ("ppo: {learning_rate: .inf}", "field 'ppo.learning_rate': input should be a finite number, got inf (float)"),
+        ("ppo: {kl_coef: .nan}", "field 'ppo.kl_coef': input should be a finite number, got nan (float)"),
+        ("seed: 4294967296", "field 'seed': input should be less than 4294967296, got 4294967296 (int)"),
+        ("seed: -1", "field 'seed': input should be greater than or equal to 0, got -1 (int)"),
+        ("ppo: {rounds: 9223372036854775808}", "field 'ppo.rounds': input should be less than 2147483648"),
+        ("data: {paths: [logs, ./logs/]}", "field 'data.paths': value error, 'logs' is named twice: its records would"),
+        ("data: {paths: [logs/a, logs]}", "field 'data.paths': value error, 'logs/a' lies in 'logs'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, text)
+
+
+def test_every_wrong_field_has_its_line_and_a_long_value_is_cut(tmp_path: Path) -> None:
+    lines = refusal(tmp_path, f"seed: one\nppo: {{rounds: {'x' * 5000}}}\n").splitlines()
+    assert [line.split("'")[1] for line in lines] == ["seed", "ppo.rounds"]
+    assert all(len(line) < 350 for line in lines)
+
+
+def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("ppo: {rounds: 2}\n")
+    config = load_config(path, ["ppo.rounds=4", "policy.base=some/model", "ppo.learning_rate=1e-5"])
+    assert (config.ppo.rounds, config.policy.base, config.ppo.learning_rate) == (4, "some/model", 1e-5)
+    with pytest.raises(ConfigError, match=r"unknown field 'ppo\.epoch': .*; did you mean 'epochs'\?"):
+        load_config(path, ["ppo.epoch=4"])
+    with pytest.raises(ConfigError, match=r"field 'ppo\.rounds'.*got 'four'"):
+        load_config(path, ["ppo.rounds=four"])
+
+
+def test_json_is_as_strict_as_yaml_and_takes_whole_floats_for_integers() -> None:
+    config = Config.model_validate({"ppo": {"rounds": 4}, "rollout": {"temperature": 1}})
+    passed = json.dumps(config.model_dump(mode="json"), default=str).replace('"rounds": 4', '"rounds": 4.0')
+    assert '"rounds": 4.0' in passed
+    assert Config.model_validate_json(passed, strict=False) == config
+    with pytest.raises(ConfigError, match=r"ppo\.rounds"):
+        Config.model_validate_json('{"ppo": {"rounds": "4"}}', strict=False)
+
+
+def test_the_schema_that_is_registered_with_every_task_has_no_descriptions() -> None:
+    text = json.dumps(Config.model_json_schema())
+    assert '"description"' not in text and len(text) < 18_000
