@@ -1,0 +1,117 @@
+"""The loop with policies and environments that take their time."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from steptool.chat.codec import ChatCodec
+from steptool.chat.formats import ParsedTurn
+from steptool.config import RolloutConfig, ToolsConfig
+from steptool.environments.base import Environment, Session, ToolResult
+from steptool.policies.scripted import ScriptedPolicy
+from steptool.records import Query, StepStatus, ToolCall, Trajectory
+from steptool.rollout.runner import make_episodes, roll_out
+from steptool.rollout.turns import Decoding
+
+MakeQuery = Callable[..., Query]
+FINISH_7 = ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"})
+LIMITS = ToolsConfig(timeout=20)
+
+
+class GatedEnvironment(Environment):
+    """Calls of the query "slow" wait until all other episodes have ended."""
+
+    name, blocking = "gated", True
+
+    def __init__(self, others: int) -> None:
+        self.open, self._others, self._lock = threading.Event(), others, threading.Lock()
+
+    def reset(self, query: Query) -> "GatedSession":
+        return GatedSession(query, self)
+
+    def count_ended(self) -> None:
+        with self._lock:
+            self._others -= 1
+            if self._others == 0:
+                self.open.set()
+
+
+class GatedSession(Session):
+    def __init__(self, query: Query, environment: GatedEnvironment) -> None:
+        self._slow, self._environment = query.query_id.startswith("slow"), environment
+
+    def call(self, call: ToolCall) -> ToolResult:
+        in_time = self._environment.open.wait(10) if self._slow else True
+        return ToolResult(StepStatus.OK if in_time else StepStatus.TOOL_ERROR, "[7]")
+
+    def solved(self, final_answer: str | None) -> float:
+        if not self._slow:
+            self._environment.count_ended()
+        return 1.0
+
+
+def test_a_slow_session_holds_up_no_other_episode(make_query: MakeQuery) -> None:
+    queries = [make_query("slow", "go"), *(make_query(f"quick{n}", "go") for n in range(300))]
+    policy = ScriptedPolicy(lambda query, sample: [ToolCall("get", {"key": "a"}), FINISH_7])
+    policy.capacity = 4
+    played = roll_out(policy, queries, GatedEnvironment(300), limits=LIMITS)
+    assert [e.trajectory.steps[0].status for e in played] == [StepStatus.OK] * 301
+
+
+class NoteCodec(ChatCodec):
+    """Reads whatever is said as a call, so that random weights play on."""
+
+    def parse(self, ids: Sequence[int]) -> ParsedTurn:
+        return ParsedTurn(ToolCall("get", {"key": super().parse(ids).text}), "")
+
+
+@torch.inference_mode()
+def test_a_row_whose_tool_answers_late_goes_on_where_it_stopped(
+    random_model: PreTrainedModel, codec: ChatCodec, make_query: MakeQuery, play_locally: Any
+) -> None:
+    """The slow episode waits with a long row while short ones come and go, and is then the model's own."""
+    queries = [make_query("slow", "please " * 60), *(make_query(f"quick{n}", "go") for n in range(12))]
+    rollout = RolloutConfig(max_steps=3, max_new_tokens=20, batch_size=3, temperature=1.0)
+    played: list[Trajectory] = play_locally(
+        random_model,
+        NoteCodec(codec.tokenizer),
+        queries,
+        GatedEnvironment(12),
+        rollout=rollout,
+        max_context=4000,
+        limits=LIMITS,
+    )
+    assert [step.status for step in played[0].steps] == [StepStatus.OK] * 3
+    for trajectory in (played[0], played[-1]):
+        ids = torch.as_tensor(trajectory.input_ids.astype(np.int64))[None]
+        logprobs = random_model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        own = np.concatenate([logprobs[start - 1 : end - 1].numpy() for start, end in trajectory.spans])
+        np.testing.assert_allclose(trajectory.logprobs, own, atol=1e-4)
+
+
+def test_samples_of_a_query_are_numbered_from_the_first(make_query: MakeQuery) -> None:
+    one, other = make_query("a", "go"), make_query("b", "go")
+    policy = ScriptedPolicy(lambda query, sample: [])
+    episodes = make_episodes(policy, [one, other, one], Decoding.SAMPLED, 3, 5)
+    assert [(e.query.query_id, e.sample, e.round_index) for e in episodes] == [("a", 5, 3), ("b", 5, 3), ("a", 6, 3)]
+
+
+class BreakingSession(GatedSession):
+    def solved(self, final_answer: str | None) -> float:
+        raise RuntimeError("no verdict today")
+
+
+class BreakingEnvironment(GatedEnvironment):
+    def reset(self, query: Query) -> BreakingSession:
+        return BreakingSession(query, self)
+
+
+def test_what_a_session_raises_in_a_thread_ends_the_run(make_query: MakeQuery) -> None:
+    policy = ScriptedPolicy(lambda query, sample: [FINISH_7])
+    with pytest.raises(RuntimeError, match="no verdict today"):
+        roll_out(policy, [make_query("quick", "go")], BreakingEnvironment(1), limits=LIMITS)
