@@ -42,7 +42,8 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
     """
     watch = Stopwatch("evaluate")
     from steptool.artifacts import layout as names
-    from steptool.contracts.tables import read_records, write_records, write_rows
+    from steptool.contracts.tables import write_records, write_rows
+    from steptool.data.recordings.matching import policy_recordings
     from steptool.evaluation.metrics import evaluate
     from steptool.policies.catalog import open_environment_of, open_policy
     from steptool.records import Evaluation, Trajectory
@@ -55,7 +56,7 @@ def contest(policy: int, config: Config, queries: Parquet, demonstrations: Parqu
     asked = evaluation_queries(download(queries), download(demonstrations), settings)
     if chosen.model != "embedded":
         chosen = chosen.model_copy(update={"model": str(fetched(chosen.model, make_folder("model")))})
-    recorded = read_records(download(demonstrations), Trajectory) if chosen.kind == "playback" else []
+    recorded = policy_recordings(chosen, asked, download(demonstrations), config, make_folder("recordings"))
     folder, rows, episodes = make_folder("contest"), [], []
     with (
         open_environment_of(asked, download(demonstrations), config) as environment,

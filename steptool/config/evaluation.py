@@ -32,13 +32,16 @@ class EvaluatedPolicy(StrictModel):
     """Name in the results and in the names of files."""
     kind: Literal["model", "endpoint", "playback"] = "model"
     """model: a causal language model; endpoint: a model behind an OpenAI-compatible endpoint; playback: the reference
-    solution of each query or, where it has none, the first recorded answer."""
+    solution of each query or, where it has none, the first recorded answer; with `recordings` what these hold."""
     model: str = ""
     """embedded, a model folder, the url of one or a Hugging Face id (kind model only)."""
     endpoint: EndpointConfig = EndpointConfig()
     cache: str = ""
     """File of the endpoint's replies, asked before it and filled from it, so that an evaluation that is started again
     pays for no turn twice (kind endpoint only); empty: none."""
+    recordings: list[str] = Field(default_factory=list)
+    """Files, folders or urls of the recorded answers that this policy plays, in any form (kind playback only); empty:
+    reference solutions and what `data.recorded_answers` holds."""
     strategy: Literal["chain", "dfsdt"] = "chain"
     """chain: one call after the other; dfsdt: the tree search of `search` (kind model only)."""
 
@@ -50,6 +53,8 @@ class EvaluatedPolicy(StrictModel):
             raise ValueError(f"the policy '{self.name}' of the kind endpoint needs endpoint.base_url and .model")
         if self.kind != "endpoint" and self.cache:
             raise ValueError(f"the policy '{self.name}': a cache of replies is for the kind endpoint only")
+        if self.kind != "playback" and self.recordings:
+            raise ValueError(f"the policy '{self.name}': recordings are for the kind playback only")
         if self.kind != "model" and self.strategy != "chain":
             raise ValueError(f"the policy '{self.name}': the strategy {self.strategy} is for the kind model only")
         return self

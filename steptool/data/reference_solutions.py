@@ -10,9 +10,10 @@ from steptool.config import Config
 from steptool.data.ingest_log import IngestLog
 from steptool.environments.catalog import environment_class, open_environment
 from steptool.policies.scripted import play_back, reference_calls
-from steptool.records import Query, Trajectory
+from steptool.records import Query, StopReason, Trajectory
 
 _UNSOLVED = "demonstrations dropped: the reference solution does not solve its task"
+_TOO_LONG = "demonstrations dropped: the reference solution takes more steps than its task's max_steps"
 
 
 def play_reference_solutions(queries: Iterable[Query], config: Config, log: IngestLog) -> Iterator[Trajectory]:
@@ -28,10 +29,13 @@ def play_reference_solutions(queries: Iterable[Query], config: Config, log: Inge
         log.count("demonstrations read", len(recordings))
         with closing(open_environment(name, config)) as environment:
             episodes = play_back(recordings, environment, limits=config.tools, policy="reference")
-        solved = [episode for episode in episodes if episode.solved is None or episode.solved > 0]
+        whole = [episode for episode in episodes if episode.stop_reason is not StopReason.STEP_LIMIT]
+        solved = [episode for episode in whole if episode.solved is None or episode.solved > 0]
         log.count("demonstrations kept", len(solved))
-        if len(solved) < len(episodes):
-            log.count(_UNSOLVED, len(episodes) - len(solved))
+        if len(whole) < len(episodes):
+            log.count(_TOO_LONG, len(episodes) - len(whole))
+        if len(solved) < len(whole):
+            log.count(_UNSOLVED, len(whole) - len(solved))
         yield from solved
 
 

@@ -12,7 +12,7 @@ from steptool.contracts.tables import read_records
 from steptool.environments.base import Environment
 from steptool.environments.catalog import environment_class, open_environment
 from steptool.policies.endpoint import EndpointPolicy
-from steptool.policies.scripted import ScriptedPolicy, recorded_calls, reference_calls
+from steptool.policies.scripted import ScriptedPolicy, has_reference_calls, recorded_calls, reference_calls
 from steptool.records import Query, ToolCall, Trajectory
 from steptool.rollout.policy import Policy
 from steptool.rollout.turns import Decoding
@@ -24,8 +24,8 @@ def open_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Traj
 
     `policy.model` is "embedded", a folder or a Hub id: fetch a url before. The model of a training stage is
     `EvaluatedPolicy(name=..., model=folder)`. An endpoint is greedy at its own temperature and samples at that of the
-    rollouts. A playback plays the reference solution of a query or else the first of the `recorded` trajectories; its
-    `begin` raises ValueError where a query has neither.
+    rollouts. A playback plays the reference solution of a query or else the first of the `recorded` trajectories, and
+    these alone if it names recordings; its `begin` raises ValueError where a query has neither.
     """
     with closing(_make_policy(policy, config, recorded)) as opened:
         yield opened
@@ -60,7 +60,8 @@ def _make_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Tra
         }
         return EndpointPolicy(endpoints, name=policy.name, rollout=config.rollout)
     first = {t.query_id: t for t in reversed(list(recorded))}
-    return ScriptedPolicy(lambda query, _: _calls_of(query, first), policy.name)
+    only_recorded = bool(policy.recordings)
+    return ScriptedPolicy(lambda query, _: _calls_of(query, first, only_recorded), policy.name)
 
 
 def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
@@ -80,8 +81,8 @@ def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
     )
 
 
-def _calls_of(query: Query, recorded: Mapping[str, Trajectory]) -> list[ToolCall]:
-    if query.reference.turns or query.reference.calls:
+def _calls_of(query: Query, recorded: Mapping[str, Trajectory], only_recorded: bool) -> list[ToolCall]:
+    if not only_recorded and has_reference_calls(query):
         return reference_calls(query)
     if query.query_id in recorded:
         return recorded_calls(recorded[query.query_id])

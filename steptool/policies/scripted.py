@@ -81,6 +81,11 @@ def play_back(
     return [episode.trajectory for episode in played]
 
 
+def has_reference_calls(query: Query) -> bool:
+    """Whether the query has a reference solution; a solution without calls, which is to do nothing, is one as well."""
+    return query.reference.turns is not None or query.reference.calls is not None
+
+
 def reference_calls(query: Query) -> list[ToolCall]:
     """The calls of the reference solution, each turn of the user closed by a Finish with the reference's answer.
 
@@ -88,7 +93,7 @@ def reference_calls(query: Query) -> list[ToolCall]:
     query with neither.
     """
     reference = query.reference
-    if reference.turns is None and reference.calls is None:
+    if not has_reference_calls(query):
         raise ValueError(f"query '{query.query_id}' has no reference.turns or reference.calls to play back")
     turns = (reference.calls or (),) if reference.turns is None else reference.turns
     finish = ToolCall(FINISH, {"return_type": GIVE_ANSWER, "final_answer": reference.answer or ""})

@@ -76,6 +76,7 @@ def named(config: Config) -> list[str]:
         config.rewards.audit.previous,
         *config.evaluation.verdicts,
         *(policy.model for policy in config.evaluation.policies),
+        *(place for policy in config.evaluation.policies for place in policy.recordings),
     ]
     return [place for place in places if is_remote(place) or (place and Path(place).exists())]
 

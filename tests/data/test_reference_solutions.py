@@ -30,6 +30,19 @@ def test_reference_solutions_of_training_queries_become_demonstrations():
     }
 
 
+def test_a_long_solution_plays_to_its_end_and_a_limit_of_the_task_is_named():
+    query = next(q for q in QUERIES if len(q.reference.calls) > 3)
+    log = IngestLog()
+    short = Config.model_validate({"rollout": {"max_steps": 2}})
+    (whole,) = play_reference_solutions([query, replace(query, max_steps=3)], short, log)
+    assert whole.solved == 1.0 and len(whole.steps) == len(query.reference.calls) + 1
+    assert log.counts == {
+        "demonstrations read": 2,
+        "demonstrations kept": 1,
+        "demonstrations dropped: the reference solution takes more steps than its task's max_steps": 1,
+    }
+
+
 def test_nothing_is_played_without_a_warm_start_or_live_tools():
     off = Config.model_validate({"warm_start": {"steps": 0}})
     assert list(play_reference_solutions(QUERIES, off, IngestLog())) == []

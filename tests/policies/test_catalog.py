@@ -63,3 +63,10 @@ def test_playback_takes_the_reference_and_else_the_first_recording(queries, reco
     give_up = ToolCall("Finish", {"return_type": "give_up_and_restart"})
     assert recorded_calls(first) == [*reference_calls(queries[0])[:1], give_up] and first.solved == 0.0
     assert recorded_calls(second) == reference_calls(queries[1]) and second.solved == 1.0
+
+
+def test_doing_nothing_is_a_reference_solution(queries):
+    nothing = replace(queries[0], reference=replace(queries[0].reference, calls=[]))
+    with open_policy(EvaluatedPolicy(name="expert", kind="playback"), CONFIG) as policy:
+        (played,) = roll_out(policy, [nothing], DeskEnvironment())
+    assert [step.call.name for step in played.trajectory.steps if step.call] == ["Finish"]
