@@ -52,6 +52,9 @@ class ToolsConfig(StrictModel):
     functions: str = ""
     """Python tools for the environment functions: package.module:name or path/to/file.py:name of a class, whose public
     methods are the tools, or of a list of functions (docs/tools/functions.md)."""
+    isolation: Literal["thread", "process"] = "thread"
+    """Where Python tools run. thread: in this process, fast, but a tool that hangs stays behind; process: each episode
+    in a process of its own, which is ended when a call takes too long."""
     mcp: McpConfig = McpConfig()
     toolbench: ToolBenchConfig = ToolBenchConfig()
     # flytekit would pickle a dict[str, Any]

@@ -122,15 +122,6 @@ PLAIN = '''
 '''
 
 
-@pytest.fixture
-def module(tmp_path: Path) -> Any:
-    def write(source: str, name: str = "mine.py") -> str:
-        (tmp_path / name).write_text(dedent(source), encoding="utf-8")
-        return str(tmp_path / name)
-
-    return write
-
-
 def query(**reference: Any) -> Query:
     return Query("q1", "train", "functions", "count", (), Reference.from_json(reference))
 

@@ -1,0 +1,160 @@
+"""The functions that a configuration names, and the object of one episode that they are called on."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+from steptool.config.base import ConfigError
+from steptool.environments.base import ToolResult
+from steptool.environments.catalog import import_object
+from steptool.environments.functions.signatures import ArgumentError, ArgumentTypes
+from steptool.records import StepStatus
+
+VERDICT = "solved"
+"""Name of the function that is no tool but judges an episode: solved(final_answer, reference) -> float | None."""
+
+
+class VerdictError(Exception):
+    """`solved` gave no verdict that can be used; the text says why."""
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """What a class or a list of functions offers."""
+
+    make: Callable[..., Any]
+    """Makes the object of an episode from the state of its task."""
+    functions: Mapping[str, Callable[..., Any]]
+    """The tools by name, without `solved`."""
+
+    @cached_property
+    def argument_types(self) -> Mapping[str, ArgumentTypes]:
+        """What turns the arguments of each function into what its hints say."""
+        return {name: ArgumentTypes(function) for name, function in self.functions.items()}
+
+
+def load_toolbox(named: str) -> Toolbox:
+    """The class or the list of functions behind `package.module:name` or `path/to/file.py:name`.
+
+    Raises ConfigError if it cannot be imported or is neither.
+    """
+    found = import_object(named, "tools.functions", "a class or a list of functions")
+    if inspect.isclass(found):
+        names = dict.fromkeys(name for base in reversed(found.__mro__) for name in vars(base) if name[0] != "_")
+        methods = {name: getattr(found, name) for name in names if _is_python(getattr(found, name))}
+        if not methods:
+            raise ConfigError(f"tools.functions: the class '{named}' has no public methods, which would be its tools")
+        return Toolbox(found, _without_verdict(methods))
+    if not isinstance(found, list | tuple) or not found or not all(map(_is_python, found)):
+        raise ConfigError(f"tools.functions: '{named}': expected a class or a list of functions, got {found!r}")
+    functions = {function.__name__: function for function in found}
+    if len(functions) < len(found):
+        names_given = [function.__name__ for function in found]
+        raise ConfigError(f"tools.functions: '{named}' lists several functions of one name: {names_given}")
+    stateless = SimpleNamespace(**functions)
+    return Toolbox(lambda: stateless, _without_verdict(functions))
+
+
+class EpisodeTools:
+    """The object of one episode, made at the first call. Whatever its code raises is a failed step or no verdict.
+
+    Arguments, state and reference are copied: a function may keep and change what it gets. Coroutines run in one event
+    loop, so that what one call opens another can use.
+    """
+
+    def __init__(self, toolbox: Toolbox, state: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+        self._toolbox, self._state, self._reference = toolbox, state, reference
+        self._made: Any = None
+        self._loop: asyncio.Runner | None = None
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """The result of a function as text; a failed step for what it, or the making of its object, raises."""
+        try:
+            converted = self._toolbox.argument_types[name].convert(copy.deepcopy(dict(arguments)))
+        except ArgumentError as error:
+            return failed_result(StepStatus.INVALID_ARGUMENTS, str(error))
+        except BaseException as error:  # a validator of a user's own type
+            return failed_result(StepStatus.TOOL_ERROR, describe_error(error))
+        try:
+            return ToolResult(StepStatus.OK, _text(self._run(getattr(self._object(), name), **converted)))
+        except BaseException as error:  # KeyboardInterrupt and the like come from the tool: no key reaches this thread
+            return failed_result(StepStatus.TOOL_ERROR, describe_error(error))
+
+    def solved(self, final_answer: str | None) -> float | None:
+        """What `solved` returns; None without such a function. Raises VerdictError where it fails, and nothing else."""
+        try:
+            function = getattr(self._object(), VERDICT, None)
+            if function is None:
+                return None
+            return _share(self._run(function, final_answer, copy.deepcopy(dict(self._reference))))
+        except BaseException as error:
+            raise VerdictError(describe_error(error)) from None
+
+    def close(self) -> None:
+        """End the event loop, and with it what still runs there."""
+        if self._loop is not None:
+            self._loop.close()
+
+    def _object(self) -> Any:
+        if self._made is None:
+            self._made = self._toolbox.make(**copy.deepcopy(dict(self._state)))
+        return self._made
+
+    def _run(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+        result = function(*arguments, **named)
+        if not inspect.isawaitable(result):
+            return result
+        self._loop = self._loop or asyncio.Runner()
+        return self._loop.run(_awaited(result))
+
+
+def describe_error(error: BaseException) -> str:
+    """Kind and text of an error, and of those in a group; an error whose text cannot be read is told by its kind."""
+    kind = type(error).__name__
+    try:
+        text = f"{kind}: {error}"
+    except BaseException:
+        return f"{kind}, and its text cannot be read"
+    if isinstance(error, BaseExceptionGroup):
+        return f"{text}: {'; '.join(map(describe_error, error.exceptions))}"
+    return text
+
+
+def failed_result(status: StepStatus, reason: str) -> ToolResult:
+    """A failed step that says why."""
+    return ToolResult(status, _text({"error": reason}))
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _text(result: Any) -> str:
+    try:
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"the result cannot be written as JSON: {error}") from None
+    return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be written to any file
+
+
+def _share(verdict: Any) -> float | None:
+    if verdict is not None and not 0 <= verdict <= 1:
+        raise ValueError(f"expected a number from 0 to 1 or None, got {verdict!r}")
+    return None if verdict is None else float(verdict)
+
+
+def _without_verdict(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    return {name: function for name, function in functions.items() if name != VERDICT}
+
+
+def _is_python(value: Any) -> bool:
+    """Whether it is a function or a method written in Python, wrapped or not."""
+    return hasattr(inspect.unwrap(value), "__code__")

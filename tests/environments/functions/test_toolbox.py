@@ -1,0 +1,128 @@
+"""Whatever a tool raises is a failed step, and whatever `solved` raises is a missing verdict."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from steptool.config import ToolsConfig
+from steptool.environments.functions.environment import FunctionsEnvironment
+from steptool.environments.functions.toolbox import describe_error
+from steptool.environments.limits import LimitedEnvironment, LimitedSession
+from steptool.records import Query, Reference, StepStatus, ToolCall
+
+HOSTILE = '''
+    import asyncio
+
+    class Unreadable(Exception):
+        def __str__(self):
+            raise KeyboardInterrupt
+
+    class Hostile:
+        def __init__(self, made_by: str = "") -> None:
+            if made_by:
+                self.fail(made_by)
+            self.opened = None
+
+        def fail(self, kind: str) -> str:
+            """Fail somehow.
+
+            Args:
+                kind: of failure
+            """
+            raise {
+                "key": KeyboardInterrupt,
+                "exit": SystemExit,
+                "cancel": asyncio.CancelledError,
+                "generator": GeneratorExit,
+                "base": BaseException,
+                "unreadable": Unreadable,
+                "group": ExceptionGroup("two", [ValueError("one"), KeyError("other")]),
+                "basegroup": BaseExceptionGroup("all", [KeyboardInterrupt()]),
+            }[kind]
+
+        async def fail_later(self, kind: str) -> str:
+            """Fail after a while.
+
+            Args:
+                kind: of failure
+            """
+            await asyncio.sleep(0)
+            return self.fail(kind)
+
+        async def open(self) -> str:
+            """Open what belongs to the event loop."""
+            self.opened = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(0.01, self.opened.set_result, "opened before")
+            return "open"
+
+        async def read(self) -> str:
+            """Read what was opened."""
+            return await self.opened
+
+        def awaitable(self) -> object:
+            """Return something that has to be awaited."""
+            class Later:
+                def __await__(self):
+                    yield from asyncio.sleep(0).__await__()
+                    return "awaited"
+            return Later()
+
+        def solved(self, final_answer, reference):
+            return 1.0 if final_answer == "fine" else self.fail(final_answer)
+'''
+KINDS = {
+    "key": "KeyboardInterrupt: ",
+    "exit": "SystemExit: ",
+    "cancel": "CancelledError: ",
+    "generator": "GeneratorExit: ",
+    "base": "BaseException: ",
+    "unreadable": "Unreadable, and its text cannot be read",
+    "group": "ExceptionGroup: two (2 sub-exceptions): ValueError: one; KeyError: 'other'",
+    "basegroup": "BaseExceptionGroup: all (1 sub-exception): KeyboardInterrupt: ",
+}
+
+
+@pytest.fixture
+def session(module: Callable[..., str]) -> Callable[..., LimitedSession]:
+    environment = FunctionsEnvironment(f"{module(HOSTILE)}:Hostile")
+
+    def reset(**state: Any) -> LimitedSession:
+        query = Query("q", "train", "functions", "go", (), Reference(environment={"state": state}))
+        return LimitedEnvironment(environment, ToolsConfig(timeout=10)).reset(query)
+
+    return reset
+
+
+@pytest.mark.parametrize(("kind", "said"), KINDS.items())
+def test_what_a_tool_raises_is_a_failed_step(session: Callable[..., LimitedSession], kind: str, said: str) -> None:
+    playing = session()
+    for tool in ("fail", "fail_later"):
+        result = playing.call(ToolCall(tool, {"kind": kind}))
+        assert result.status is StepStatus.TOOL_ERROR and said in result.observation
+    with pytest.warns(RuntimeWarning, match="no verdict from 'solved'"):
+        assert playing.solved(kind) is None
+    assert playing.call(ToolCall("open", {})).observation == "open" and playing.solved("fine") == 1.0
+    playing.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_making_of_the_object_raises_is_a_failed_step(
+    session: Callable[..., LimitedSession], kind: str
+) -> None:
+    playing = session(made_by=kind)
+    assert playing.call(ToolCall("open", {})).status is StepStatus.TOOL_ERROR
+    with pytest.warns(RuntimeWarning, match="no verdict from 'solved'"):
+        assert playing.solved("fine") is None
+    playing.close()
+
+
+def test_coroutines_of_an_episode_share_an_event_loop(session: Callable[..., LimitedSession]) -> None:
+    playing = session()
+    observations = [playing.call(ToolCall(name, {})).observation for name in ("open", "read", "awaitable")]
+    assert observations == ["open", "opened before", "awaited"]
+    playing.close()
+
+
+def test_an_error_is_described_by_kind_and_text() -> None:
+    assert describe_error(ValueError("no\nnumber")) == "ValueError: no\nnumber"
