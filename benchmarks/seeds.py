@@ -24,7 +24,7 @@ import yaml
 from steptool.contracts.columns import Row
 from steptool.contracts.tables import read_rows
 from steptool.evaluation.compare import paired_bootstrap
-from steptool.evaluation.metrics import summarise
+from steptool.evaluation.results import summarise
 from steptool.records import Evaluation
 
 METHODS = ("steptool", "ppo_final", "rft")

@@ -51,6 +51,21 @@ class StopReason(StrEnum):
     """The endpoint that plays would not go on: a filter of contents, a conversation that it does not take."""
 
 
+class VerdictSource(StrEnum):
+    """Where the verdict on an episode comes from."""
+
+    ENVIRONMENT = "environment"
+    """The environment checked the episode."""
+    REFERENCE = "reference"
+    """The final answer was compared with the task's reference answer."""
+    JUDGE = "judge"
+    """Verdicts of a judge, stored or asked for: their mean."""
+    RULE = "rule"
+    """An episode without an answer is unsolved, where a judge gives the verdicts."""
+    NONE = "none"
+    """There is no verdict: the task has neither a check nor a reference answer."""
+
+
 class StepStatus(StrEnum):
     """What became of one assistant step."""
 
@@ -303,7 +318,7 @@ class Advantage:
     advantage: Annotated[Float32, "Mean over the tokens of the step, before whitening"]
 
 
-@contract("evaluations", version=2)
+@contract("evaluations", version=3)
 @dataclass(frozen=True)
 class Evaluation:
     """How one model did on one query in one repeat."""
@@ -315,8 +330,12 @@ class Evaluation:
     decoding: Annotated[str, "greedy or sampled"]
     repeat: Annotated[Int32, "Number of the repeat, counted from 0"]
     trajectory_id: Annotated[str, "Episode behind the row"]
-    passed: Annotated[Float32, "Verdict in [0, 1]; 0.5 is unsure"]
-    recall: Annotated[Float32, "Share of the reference's tools that were called with success, in [0, 1]"]
+    passed: Annotated[Float32 | None, "Verdict in [0, 1]; 0.5 is unsure; null: not measurable, or the check failed"]
+    verdict_source: Annotated[str, f"Where the verdict comes from: {', '.join(VerdictSource)}"]
+    recall: Annotated[
+        Float32 | None,
+        "Share of the reference's tools that were called with success, in [0, 1]; null: the task names no tools",
+    ]
     steps: Annotated[Int32, "Steps of the assistant"]
     calls: Annotated[Int32, "Steps that are not a well-formed Finish"]
     invalid_calls: Annotated[Int32, "Calls whose status is not ok, unreadable ones included"]

@@ -1,15 +1,20 @@
-"""Held-out episodes of a model."""
+"""The held-out episodes of a model that was trained here, and of every policy that an evaluation names."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from flytekit.types.directory import FlyteDirectory
 
 from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config, EvaluatedPolicy
-from steptool.contracts.columns import Row
 from steptool.contracts.tables import write_rows
 from steptool.records import Evaluation
-from steptool.storage.remote import localize
+from steptool.storage.remote import fetched, localize
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
+
+if TYPE_CHECKING:  # its imports take seconds
+    from steptool.evaluation.evaluate import PolicyEvaluation
 
 
 class Evaluated(NamedTuple):
@@ -22,45 +27,65 @@ class Evaluated(NamedTuple):
 
 @stage("evaluate", cached=True)
 def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Evaluated:
-    """Play the held-out queries, greedily once and sampled as often as configured."""
+    """Play the held-out queries with a model, greedily once and sampled as often as configured."""
     watch = Stopwatch("evaluate")
-    from steptool.artifacts.queries import read_queries
     from steptool.contracts.tables import write_records
-    from steptool.evaluation.metrics import evaluate as measure
-    from steptool.policies.catalog import open_environment_of, open_policy
     from steptool.records import Trajectory
-    from steptool.rollout.runner import roll_out
-    from steptool.rollout.turns import Decoding
+
+    policy = EvaluatedPolicy(name=name, model=str(download(model)))
+    result = _evaluate(policy, config, download(queries), download(demonstrations))
+    folder, cost = make_folder("evaluate"), watch.cost(result.tokens)
+    return Evaluated(
+        Parquet(str(write_rows(folder / "evaluations.parquet", result.rows, Evaluation, cost))),
+        Parquet(str(write_records(folder / "greedy.parquet", result.greedy, Trajectory))),
+        Parquet(str(write_records(folder / "sampled.parquet", result.sampled, Trajectory))),
+    )
+
+
+@stage("evaluate_policy", cached=True)
+def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstrations: Parquet) -> FlyteDirectory:
+    """Play the queries with the policy of this number in the configuration.
+
+    The folder holds its rows of Evaluation and all its episodes.
+    """
+    watch = Stopwatch("evaluate")
+    from steptool.artifacts import layout as names
+    from steptool.contracts.tables import write_records
+    from steptool.records import Trajectory
+
+    chosen = config.evaluation.policies[policy]
+    if chosen.model != "embedded":
+        chosen = chosen.model_copy(update={"model": str(fetched(chosen.model, make_folder("model")))})
+    result = _evaluate(chosen, config, download(queries), download(demonstrations))
+    folder = make_folder("evaluate_policy")
+    write_rows(folder / names.EVALUATED, result.rows, Evaluation, watch.cost(result.tokens))
+    write_records(folder / names.of_policy(chosen.name), [*result.greedy, *result.sampled], Trajectory)
+    return FlyteDirectory(str(folder))
+
+
+def _evaluate(policy: EvaluatedPolicy, config: Config, queries: Path, demonstrations: Path) -> "PolicyEvaluation":
+    from steptool.data.recordings.matching import policy_recordings
+    from steptool.evaluation.evaluate import evaluate_policy
+    from steptool.policies.catalog import open_environment_of, open_policy
+    from steptool.rollout.schedule import evaluation_queries
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
-    asked = read_queries(download(queries), config.evaluation.split)
-    rows: list[Row] = []
-    episodes: dict[Decoding, list[Trajectory]] = {Decoding.GREEDY: [], Decoding.SAMPLED: []}
+    chosen = evaluation_queries(queries, demonstrations, config.evaluation)
+    recorded = policy_recordings(policy, chosen, demonstrations, config, make_folder("recordings"))
     with (
-        open_environment_of(asked, download(demonstrations), config) as environment,
-        open_policy(EvaluatedPolicy(name=name, model=str(download(model))), config) as policy,
+        open_environment_of(chosen, demonstrations, config) as environment,
+        open_policy(policy, config, recorded) as opened,
     ):
-        for decoding, repeats in ((Decoding.GREEDY, 1), (Decoding.SAMPLED, config.evaluation.sampled_repeats)):
-            for repeat in range(repeats):
-                played = roll_out(
-                    policy,
-                    asked,
-                    environment,
-                    decoding=decoding,
-                    sample=repeat,
-                    limits=config.tools,
-                    progress=Ticker("evaluate", len(asked), f"{decoding} episodes of {name}"),
-                )
-                trajectories = [episode.trajectory for episode in played]
-                costs = {episode.trajectory.trajectory_id: episode.cost for episode in played}
-                rows += measure(asked, trajectories, name, str(decoding), repeat, costs)
-                episodes[decoding] += trajectories
-    greedy, sampled = episodes.values()
-    cost = watch.cost(sum(t.action_tokens for t in (*greedy, *sampled)))
-    say("evaluate", f"{name}: {rate([r['passed'] for r in rows if r['decoding'] == 'greedy'])} on {len(asked)} queries")
-    folder = make_folder("evaluate")
-    return Evaluated(
-        Parquet(str(write_rows(folder / "evaluations.parquet", rows, Evaluation, cost))),
-        Parquet(str(write_records(folder / "greedy.parquet", greedy, Trajectory))),
-        Parquet(str(write_records(folder / "sampled.parquet", sampled, Trajectory))),
-    )
+        result = evaluate_policy(
+            opened,
+            chosen,
+            environment,
+            sampled_repeats=0 if policy.kind == "playback" else config.evaluation.sampled_repeats,
+            limits=config.tools,
+            progress=lambda decoding: Ticker("evaluate", len(chosen), f"{decoding} episodes of {policy.name}"),
+        )
+    say("evaluate", f"{policy.name}: {rate(result.greedy_verdicts)} on {len(chosen)} queries")
+    if result.refusals:
+        first = f"the endpoint ended {len(result.refusals)} episodes of {policy.name}, first: {result.refusals[0]}"
+        say("evaluate", first)
+    return result

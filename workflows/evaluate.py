@@ -9,22 +9,23 @@ from flytekit import map_task
 from flytekit.types.directory import FlyteDirectory
 
 from steptool.config import Config
-from tasks.contest import Compared, compared, contest, judge
+from tasks.compare import Comparison, compare, judge
+from tasks.evaluate import evaluate_policy
 from tasks.ingest import fingerprint, ingest
 from tasks.runtime.artifacts import Parquet
 from tasks.runtime.stage import stage, workflow
 
 
-@stage("contests", dynamic=True)
-def contests(config: Config, queries: Parquet, demonstrations: Parquet) -> list[FlyteDirectory]:
-    """Every policy of the configuration plays, each in a task of its own."""
-    play = partial(contest, config=config, queries=queries, demonstrations=demonstrations)
-    folders: list[FlyteDirectory] = map_task(play)(policy=list(range(config.evaluation.contestants)))
+@stage("evaluate_policies", dynamic=True)
+def evaluate_policies(config: Config, queries: Parquet, demonstrations: Parquet) -> list[FlyteDirectory]:
+    """Evaluate every policy of the configuration, each in a task of its own."""
+    play = partial(evaluate_policy, config=config, queries=queries, demonstrations=demonstrations)
+    folders: list[FlyteDirectory] = map_task(play)(policy=list(range(config.evaluation.policy_count)))
     return folders
 
 
 @workflow()
-def evaluate(config: Config, output: str = "") -> Compared:
+def evaluate(config: Config, output: str = "") -> Comparison:
     """Compare the policies of a configuration on its queries (docs/evaluation.md).
 
     Args:
@@ -33,13 +34,13 @@ def evaluate(config: Config, output: str = "") -> Compared:
     """
     sources = fingerprint(config=config, output=output, for_training=False)
     read = ingest(config=config, sources=sources, for_training=False)
-    played = contests(config=config, queries=read.queries, demonstrations=read.demonstrations)
-    told = judge(config=config, queries=read.queries, played=played)
-    return compared(
+    played = evaluate_policies(config=config, queries=read.queries, demonstrations=read.demonstrations)
+    judged = judge(config=config, queries=read.queries, played=played)
+    return compare(
         config=config,
         output=output,
         queries=read.queries,
         played=played,
-        verdicts=told.verdicts,
-        preferences=told.preferences,
+        verdicts=judged.verdicts,
+        preferences=judged.preferences,
     )

@@ -7,13 +7,13 @@ pyflyte run workflows/evaluate_champion.py evaluate_champion --config configs/re
 from datetime import datetime
 
 from steptool.config import Config
-from tasks.contest import Compared
+from tasks.compare import Comparison
 from tasks.runtime.stage import stage, workflow
 from workflows.evaluate import evaluate
 
 
 @stage("line_up", dynamic=True)
-def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Compared:
+def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Comparison:
     """Look up who is in service, and evaluate."""
     from steptool.registry import Registry
     from steptool.retraining.plan import add_champion_and_base
@@ -23,7 +23,7 @@ def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Co
 
 
 @workflow()
-def evaluate_champion(config: Config, registry: str, output: str, kickoff: datetime) -> Compared:
+def evaluate_champion(config: Config, registry: str, output: str, kickoff: datetime) -> Comparison:
     """Compare the model in service with the base model, and with the policies of the configuration.
 
     Args:

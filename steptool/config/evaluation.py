@@ -89,7 +89,7 @@ class EvaluationConfig(StrictModel):
         return self
 
     @property
-    def contestants(self) -> int:
+    def policy_count(self) -> int:
         """Number of policies to compare. Raises ConfigError if there is none."""
         if not self.policies:
             raise ConfigError("evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")

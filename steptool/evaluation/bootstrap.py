@@ -1,9 +1,10 @@
-"""Measures as ratios over queries, and the bootstrap that resamples the queries."""
+"""Measures as ratios over queries, the bootstrap that resamples the queries, and intervals of shares."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ MEASURES: Mapping[str, tuple[str, str | None]] = {
 """Each measure as (numerator, denominator) of columns of `evaluations`; None: per episode."""
 
 CONFIDENCE = 0.95
+_Z95 = 1.959964
 _CHUNK = 4_000_000
 """Draws made at once."""
 
@@ -32,29 +34,38 @@ _CHUNK = 4_000_000
 class PerQuery:
     """Numerators and denominators of a measure by query, repeats of a query averaged; `queries` are sorted.
 
-    The measure is sum(top_Q) / sum(bottom_Q), and 0 where there is nothing to divide by.
+    Only queries with a value are in it. The measure is sum(top_Q) / sum(bottom_Q), and 0 where the denominators are 0.
     """
 
     queries: tuple[str, ...]
     top_Q: Floats
     bottom_Q: Floats
 
-    def estimate(self) -> float:
-        """The measure over all queries."""
-        return float(ratio(self.top_Q.sum(), self.bottom_Q.sum()))
+    def ratio(self) -> float:
+        """The measure over all queries; 0 where there are none."""
+        return float(divide(self.top_Q.sum(), self.bottom_Q.sum()))
+
+    def estimate(self) -> float | None:
+        """The measure over all queries; None where no query has a value, so that it cannot be measured."""
+        return self.ratio() if self.queries else None
+
+    def select(self, queries: Collection[str]) -> PerQuery:
+        """The same for some of the queries."""
+        kept = [place for place, query in enumerate(self.queries) if query in queries]
+        return PerQuery(tuple(self.queries[place] for place in kept), self.top_Q[kept], self.bottom_Q[kept])
 
     def resampled(self, counts_RQ: Floats) -> Floats:
         """The measure [R] over each resample of the queries."""
-        return ratio(counts_RQ @ self.top_Q, counts_RQ @ self.bottom_Q)
+        return divide(counts_RQ @ self.top_Q, counts_RQ @ self.bottom_Q)
 
     def swapped(self, other: PerQuery, coins_RQ: Floats) -> Floats:
         """The measure [R] with the other's results in place of one's own where the coin shows 1."""
         top = self.top_Q.sum() + coins_RQ @ (other.top_Q - self.top_Q)
-        return ratio(top, self.bottom_Q.sum() + coins_RQ @ (other.bottom_Q - self.bottom_Q))
+        return divide(top, self.bottom_Q.sum() + coins_RQ @ (other.bottom_Q - self.bottom_Q))
 
 
 def per_query(rows: Sequence[Row], measure: str) -> PerQuery:
-    """A measure by query. Raises ValueError for an unknown measure or no rows."""
+    """A measure by query, over the rows that have a value. Raises ValueError for an unknown measure or no rows."""
     if measure not in MEASURES:
         raise ValueError(f"unknown measure '{measure}': expected one of {', '.join(MEASURES)}")
     if not rows:
@@ -62,13 +73,14 @@ def per_query(rows: Sequence[Row], measure: str) -> PerQuery:
     top, bottom = MEASURES[measure]
     repeats: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        repeats[row["query_id"]].append((row[top], 1.0 if bottom is None else row[bottom]))
+        if row[top] is not None:
+            repeats[row["query_id"]].append((row[top], 1.0 if bottom is None else row[bottom]))
     queries = tuple(sorted(repeats))
-    means_Q2 = np.array([np.mean(repeats[q], axis=0) for q in queries], dtype=np.float64)
+    means_Q2 = np.array([np.mean(repeats[q], axis=0) for q in queries], dtype=np.float64).reshape(-1, 2)
     return PerQuery(queries, means_Q2[:, 0], means_Q2[:, 1])
 
 
-def ratio(top: npt.ArrayLike, bottom: npt.ArrayLike) -> Floats:
+def divide(top: npt.ArrayLike, bottom: npt.ArrayLike) -> Floats:
     """top / bottom, 0 where bottom is 0."""
     top, bottom = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
     quotient: Floats = np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
@@ -98,3 +110,11 @@ def interval(estimates_R: Floats) -> tuple[float, float]:
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(estimates_R, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share among n; it is sensible at 0 and 1 too."""
+    centre = share + _Z95**2 / (2 * n)
+    reach = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
+    scale = 1 + _Z95**2 / n
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)

@@ -3,11 +3,12 @@
 The difference and its interval come from the paired bootstrap, which resamples queries (never the repeats of a query or
 of a judgement: they are averaged first). The p-value is that of a paired permutation test: if both policies were alike,
 each query's two results could be swapped. Holm's method corrects the p-values of all comparisons that are made at once.
+Queries without a verdict on one side are left out and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -15,8 +16,11 @@ import numpy as np
 
 from steptool.contracts.columns import Row
 from steptool.evaluation import bootstrap
-from steptool.evaluation.metrics import groups
 
+ALL = "all"
+"""Name of the group that holds every query."""
+GREEDY, SAMPLED = "greedy", "sampled"
+"""The two ways of decoding."""
 LEVEL = 0.05
 """A corrected p-value below this may be called a difference."""
 
@@ -32,8 +36,20 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """Queries by whether `b` and `a` solve them, each in more than half of its repeats."""
+
+    fixed: int
+    """Only `a` solves them."""
+    broken: int
+    """Only `b` solves them."""
+    both: int
+    neither: int
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Two policies on a group of queries."""
+    """The pass rates of two policies on a group of queries, with one way of decoding."""
 
     a: str
     b: str
@@ -44,6 +60,10 @@ class Comparison:
     corrected: float
     """The same after Holm's correction over `family` comparisons."""
     family: int = 1
+    decoding: str = GREEDY
+    changes: Changes = Changes(0, 0, 0, 0)
+    left_out: int = 0
+    """Queries of the group without a verdict on one side."""
 
     @property
     def shown(self) -> bool:
@@ -51,22 +71,32 @@ class Comparison:
         return self.corrected < LEVEL and (self.difference.low > 0 or self.difference.high < 0)
 
 
+def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by group: all, then each split and each tier where there are several."""
+    parts = {ALL: list(rows)} if rows else {}
+    for column in ("split", "tier"):
+        values = dict.fromkeys(r[column] for r in rows)
+        if len(values) > 1:
+            parts |= {value or f"no {column}": [r for r in rows if r[column] == value] for value in values}
+    return parts
+
+
 def paired_bootstrap(
     a: Sequence[Row], b: Sequence[Row], resamples: int = 10_000, seed: int = 0, measure: str = "pass_rate"
 ) -> Difference:
-    """Difference a - b of a measure (see `bootstrap.MEASURES`) between two sets of rows of `evaluations`.
+    """Difference a - b of a measure (see `bootstrap.MEASURES`) between two sets of rows of Evaluation.
 
     Repeats of a query are averaged first; then queries are drawn with replacement, the same for both sides, so that
     what makes a query hard for both cancels out. The interval is the 2.5th to the 97.5th percentile of the resamples.
-    Raises ValueError unless both sides hold the same queries.
+    Raises ValueError unless both sides hold the same queries, and where no query has a value on both sides.
     """
-    of_a, of_b = _paired(a, b, measure)
+    of_a, of_b = _pair(a, b, measure)
     draws = [
         of_a.resampled(counts) - of_b.resampled(counts)
         for counts in bootstrap.resamples(len(of_a.queries), resamples, seed)
     ]
     low, high = bootstrap.interval(np.concatenate(draws))
-    return Difference(of_a.estimate() - of_b.estimate(), low, high, len(of_a.queries))
+    return Difference(of_a.ratio() - of_b.ratio(), low, high, len(of_a.queries))
 
 
 def permutation_p(
@@ -75,33 +105,70 @@ def permutation_p(
     """Two-sided p-value of a paired permutation test: how often swapped sides differ at least as much as a and b do.
 
     The sides of each query are swapped by a coin; (1 + number of draws as extreme) / (1 + draws), never 0 (Phipson and
-    Smyth 2010). Raises ValueError unless both sides hold the same queries.
+    Smyth 2010). Raises ValueError as `paired_bootstrap` does.
     """
-    of_a, of_b = _paired(a, b, measure)
-    seen = abs(of_a.estimate() - of_b.estimate())
+    of_a, of_b = _pair(a, b, measure)
+    observed = abs(of_a.ratio() - of_b.ratio())
     extreme = sum(
-        int((np.abs(of_a.swapped(of_b, coins) - of_b.swapped(of_a, coins)) >= seen - 1e-12).sum())
+        int((np.abs(of_a.swapped(of_b, coins) - of_b.swapped(of_a, coins)) >= observed - 1e-12).sum())
         for coins in bootstrap.coins(len(of_a.queries), draws, seed)
     )
     return (1 + extreme) / (1 + draws)
 
 
-def compare(
-    rows: Mapping[str, Sequence[Row]], draws: int = 10_000, seed: int = 0, measure: str = "pass_rate"
-) -> list[Comparison]:
-    """Every pair of the models, later minus earlier, on each group of `groups`; corrected over all of these.
+def measurable_queries(a: Sequence[Row], b: Sequence[Row], measure: str = "pass_rate") -> set[str]:
+    """Queries that have a value of the measure on both sides; only they can be compared."""
+    column = bootstrap.MEASURES[measure][0]
+    sides = ({row["query_id"] for row in rows if row[column] is not None} for rows in (a, b))
+    return set.intersection(*sides)
 
-    `rows`: rows of `evaluations` by model, one way of decoding each. Raises ValueError unless all hold the same
-    queries.
+
+def compare(
+    rows: Mapping[str, Sequence[Row]],
+    draws: int = 10_000,
+    seed: int = 0,
+    pairs: Iterable[tuple[str, str]] | None = None,
+    decodings: Sequence[str] = (GREEDY,),
+) -> list[Comparison]:
+    """Pass rates of pairs of models on each group of `groups` and with each decoding; corrected over all of these.
+
+    `rows`: rows of Evaluation by model. `pairs`: (minuend, subtrahend); every later model minus every earlier one if
+    None. Queries without a verdict on both sides are left out, and so is a pair without any query to compare. Raises
+    ValueError for two models that have no query in common.
     """
-    named = [(name, groups(part)) for name, part in rows.items() if part]
-    found = []
-    for (b, of_b), (a, of_a) in combinations(named, 2):
-        for group, part in of_a.items():
-            sides = part, of_b.get(group, [])
-            difference, p = paired_bootstrap(*sides, draws, seed, measure), permutation_p(*sides, draws, seed, measure)
-            found.append(Comparison(a, b, group, difference, p, p))
-    return corrected(found)
+    names = [name for name, own in rows.items() if own]
+    wanted = [(a, b) for b, a in combinations(names, 2)] if pairs is None else pairs
+    comparisons = [
+        comparison
+        for a, b in wanted
+        for comparison in _compare_pair(a, b, rows.get(a, ()), rows.get(b, ()), draws, seed, decodings)
+    ]
+    return corrected(comparisons)
+
+
+def _compare_pair(
+    a: str, b: str, of_a: Sequence[Row], of_b: Sequence[Row], draws: int, seed: int, decodings: Sequence[str]
+) -> Iterator[Comparison]:
+    groups_a, groups_b = groups(of_a), groups(of_b)
+    for group, part in groups_a.items():
+        for decoding in decodings:
+            sides = [[r for r in rows if r["decoding"] == decoding] for rows in (part, groups_b.get(group, []))]
+            attempted = [{r["query_id"] for r in rows} for rows in sides]
+            if all(attempted) and not attempted[0] & attempted[1]:
+                raise ValueError(_mismatch(*attempted))
+            common = measurable_queries(sides[0], sides[1])
+            if not common:
+                continue
+            first, second = ([r for r in rows if r["query_id"] in common] for rows in sides)
+            difference = paired_bootstrap(first, second, draws, seed)
+            p = permutation_p(first, second, draws, seed)
+            changes, left_out = _changes(first, second), len(attempted[0] | attempted[1]) - len(common)
+            yield Comparison(a, b, group, difference, p, p, 1, decoding, changes, left_out)
+
+
+def _changes(a: Sequence[Row], b: Sequence[Row]) -> Changes:
+    pairs = list(zip(*(bootstrap.per_query(rows, "pass_rate").top_Q > 0.5 for rows in (b, a)), strict=True))
+    return Changes(*(pairs.count(pair) for pair in ((False, True), (True, False), (True, True), (False, False))))
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -113,22 +180,26 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected by Holm's step-down method (1979), in their order.
 
-    The i-th smallest of m is multiplied by m - i + 1; none becomes smaller than one before it, or larger than 1. It
-    holds whatever the comparisons share, as groups that overlap do.
+    The i-th smallest of m is multiplied by m - i + 1. No value becomes smaller than the one before it, or larger than
+    1. The method holds for comparisons that depend on each other, such as those of groups that overlap.
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    found, least = [0.0] * len(p_values), 0.0
+    values, least = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(order):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
-        found[place] = least
-    return found
+        values[place] = least
+    return values
 
 
-def _paired(a: Sequence[Row], b: Sequence[Row], measure: str) -> tuple[bootstrap.PerQuery, bootstrap.PerQuery]:
+def _pair(a: Sequence[Row], b: Sequence[Row], measure: str) -> tuple[bootstrap.PerQuery, bootstrap.PerQuery]:
+    queries_a, queries_b = ({row["query_id"] for row in rows} for rows in (a, b))
+    if queries_a != queries_b:
+        raise ValueError(_mismatch(queries_a, queries_b))
     of_a, of_b = bootstrap.per_query(a, measure), bootstrap.per_query(b, measure)
-    if of_a.queries != of_b.queries:
-        raise ValueError(_mismatch(set(of_a.queries), set(of_b.queries)))
-    return of_a, of_b
+    common = set(of_a.queries) & set(of_b.queries)
+    if not common:
+        raise ValueError(f"{measure}: none of the {len(queries_a)} queries has a value on both sides")
+    return of_a.select(common), of_b.select(common)
 
 
 def _mismatch(a: set[str], b: set[str]) -> str:
@@ -138,3 +209,41 @@ def _mismatch(a: set[str], b: set[str]) -> str:
         f"{len(only_a)} only in the first {only_a[:3]}, {len(only_b)} only in the second {only_b[:3]}; "
         "evaluate both on the same queries"
     )
+
+
+def conclusion(c: Comparison) -> str:
+    """One sentence on a comparison of pass rates: what was seen, how sure it is, and what may be concluded."""
+    d, size = c.difference, points(abs(c.difference.mean))
+    where = f"{d.n} task{'' if d.n == 1 else 's'}" + ("" if c.group == ALL else f" of the group {c.group}")
+    amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than {c.b}"
+    seen = f"as many as {c.b}" if size == "0" else amount
+    sure = f"95% interval {points(d.low)} to {points(d.high)}, {probability(c.corrected)}{_family(c)}"
+    return f"{c.a} solves {seen} on {where} ({sure}): {_verdict(c)}."
+
+
+def _verdict(c: Comparison) -> str:
+    if c.shown:
+        return f"{c.a} is {'better' if c.difference.mean > 0 else 'worse'} here than {c.b}"
+    if c.difference.low > 0 or c.difference.high < 0:
+        why = f"among {c.family} comparisons" if c.family > 1 else "in so few tasks"
+        return f"no difference is shown, as one like it may come by chance {why}"
+    reach = points(max(abs(c.difference.low), abs(c.difference.high)))
+    return "no difference is shown" + (
+        f"; one of up to {reach} points may be there all the same" if reach != "0" else ""
+    )
+
+
+def _family(c: Comparison) -> str:
+    return f" corrected for {c.family} comparisons" if c.family > 1 else ""
+
+
+def probability(p: float) -> str:
+    """A p-value as p = 0.02 or p < 0.001."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points: 0.304 as 30, 0.013 as 1.3."""
+    value = difference * 100
+    text = f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.1f}".removesuffix(".0")
+    return {"-0": "0"}.get(text, text).replace("-", "−")

@@ -1,4 +1,4 @@
-"""Verdicts of a judge on answers, after ToolBench's protocol, as rows of VERDICTS and PREFERENCES.
+"""Verdicts of a judge on answers, after ToolBench's protocol, as rows of Verdict and Preference.
 
 Pass: the judge says solved, unsure or unsolved, as many times as it has votes. An episode without an answer (no Finish,
 or given up) is unsolved without asking. A verdict that cannot be had is null: missing, neither solved nor unsolved.
@@ -105,12 +105,12 @@ class OutcomeJudge:
         self._panel = VotePanel(Endpoint(config.endpoint, config.cache), config)
 
     def verdicts(self, model: str, pairs: Iterable[tuple[Query, Trajectory]]) -> list[Row]:
-        """Rows of VERDICTS on a model's answers, `votes` for each, in their order."""
+        """Rows of Verdict on a model's answers, `votes` for each, in their order."""
         parts = in_order(lambda pair: self._verdict(model, *pair), pairs, self._config.endpoint.concurrency)
         return [row for rows in parts for row in rows]
 
     def preferences(self, model: str, other: str, triples: Iterable[tuple[Query, Trajectory, Trajectory]]) -> list[Row]:
-        """Rows of PREFERENCES between two models' answers, two orders of `votes` each, in their order."""
+        """Rows of Preference between two models' answers, two orders of `votes` each, in their order."""
         parts = in_order(lambda t: self._preference(model, other, *t), triples, self._config.endpoint.concurrency)
         return [row for rows in parts for row in rows]
 
@@ -163,7 +163,7 @@ class OutcomeJudge:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A judge's rows of VERDICTS and PREFERENCES, and its requests, replies and costs by name."""
+    """A judge's rows of Verdict and Preference, and its requests, replies and costs by name."""
 
     verdicts: list[Row]
     preferences: list[Row]

@@ -1,6 +1,6 @@
 """Verdicts on answers: how they are stored, and ToolBench's pass rate and win rate from them.
 
-The rows are those of the contracts Verdict and PREFERENCES. A missing verdict is None; rates leave it out, since it is
+The rows are those of the contracts Verdict and Preference. A missing verdict is None; rates leave it out, since it is
 not a failure. The protocol is that of ToolEval (arXiv 2307.16789), as StableToolBench (arXiv 2403.07714) uses it.
 
 StableToolBench's folder pass_rate_results holds a folder for each model with one JSON file per test set, <test

@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from steptool.contracts.columns import Row
-from steptool.evaluation.metrics import wilson
+from steptool.evaluation.bootstrap import wilson
 from steptool.report.charts import (
     Bubble,
-    Interval,
     Series,
     bubbles,
-    differences,
-    interval_bars,
     line_chart,
 )
-from steptool.report.run_inputs import FarmingPoint, ReportInputs, RoundSummary, mean
-from steptool.report.summary import cell, comparisons, sections_of, select
-from steptool.report.svg import Format, number, percent, signed_points
+from steptool.report.run_inputs import RoundSummary, mean
+from steptool.report.svg import Format, number, percent
+from steptool.rewards.farming import FarmingPoint, measure_farming
 
 SOLVED, UNSOLVED = "c-steptool", "c-bad"
 
@@ -50,28 +45,6 @@ CURVES: Mapping[str, Curve] = {
 }
 """Metrics of training in the order of the page; the page folds all others away."""
 MAIN_CURVES = ("kl", "entropy", "explained_variance", "value_loss", "clip_fraction")
-
-
-def pass_rates(inputs: ReportInputs, models: Mapping[str, str], decoding: str) -> str:
-    """Bars of the pass rates by group and model, with Wilson's 95% intervals."""
-    rows = []
-    for name, tier in sections_of(inputs.evaluations):
-        for model, label in models.items():
-            c = cell(select(inputs.evaluations, model=model, decoding=decoding, tier=tier))
-            if c["tasks"]:
-                rows.append(Interval(name, label, c["pass_rate"], c["low"], c["high"], f"c-{model}"))
-    return interval_bars(f"Tasks solved ({decoding})", rows, note="Thin lines: 95% intervals.") if rows else ""
-
-
-def gains(inputs: ReportInputs) -> str:
-    """Paired differences between the result and the warm start."""
-    rows = []
-    for compared in comparisons(inputs):
-        c, d = compared.comparison, compared.comparison.difference
-        colour = "c-base" if not c.shown else SOLVED if d.mean > 0 else UNSOLVED
-        rows.append(Interval(c.group, compared.decoding, d.mean, d.low, d.high, colour))
-    note = "Percentage points on the same tasks, with 95% intervals. Coloured where a difference is shown."
-    return differences("Gain over the warm start", rows, note=note, show=signed_points) if rows else ""
 
 
 def rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
@@ -166,7 +139,7 @@ def farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[str]:
 
 def correlation_curve(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     """Correlation of length and step reward over rounds; empty with less than three rounds."""
-    data = [(float(i), correlation(farming[i])) for i in sorted(farming)]
+    data = [(float(i), _correlation(farming[i])) for i in sorted(farming)]
     if len(data) < 3:
         return ""
     series = Series("correlation", data, "c-one")
@@ -197,12 +170,10 @@ def _mean_line(episodes: Sequence[FarmingPoint]) -> Series:
     return Series("mean reward at steps", data, "c-line")
 
 
-def correlation(episodes: Sequence[FarmingPoint]) -> float | None:
-    """Pearson's correlation of steps and reward; None where either does not vary."""
-    steps, rewards = np.array([p.steps for p in episodes]), np.array([p.reward for p in episodes])
-    if len(episodes) < 3 or np.ptp(steps) == 0 or np.ptp(rewards) < 1e-9:
-        return None
-    return float(np.corrcoef(steps, rewards)[0, 1])
+def _correlation(episodes: Sequence[FarmingPoint]) -> float | None:
+    """Correlation of steps and reward; None where it is not defined."""
+    estimate = measure_farming(episodes)[0].correlation
+    return estimate.value if estimate else None
 
 
 def farming_verdict(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
@@ -213,7 +184,7 @@ def farming_verdict(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     (steps_0, solved_0), (steps_1, solved_1) = (
         (mean(p.steps for p in points) or 0.0, mean(p.solved for p in points) or 0.0) for points in (first, last)
     )
-    last_correlation = correlation(last)
+    last_correlation = _correlation(last)
     longer, paid = steps_1 > 1.1 * steps_0, last_correlation is not None and last_correlation > 0.2
     facts = (
         f"From the first to the last round the mean length went from {steps_0:.1f} to {steps_1:.1f} steps and the "

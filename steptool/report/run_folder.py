@@ -16,16 +16,15 @@ from steptool.contracts.tables import read_costs, read_records, read_rows
 from steptool.records import Advantage, Evaluation, Metric, Query, StepReward, Trajectory
 from steptool.report.run_inputs import (
     EpisodePair,
-    FarmingPoint,
     ReportInputs,
     RoundSummary,
     ScoredEpisode,
-    farming_points,
     summarise_round,
 )
 from steptool.rewards.audit import Audit
 from steptool.rewards.audit_files import audit_files
 from steptool.rewards.compose import step_rewards
+from steptool.rewards.farming import FarmingPoint, farming_points
 from steptool.rewards.running_scale import RunningScale
 
 PAIRS = 8
@@ -77,12 +76,13 @@ def _audit(folder: Path, config: Config, round_index: int) -> Audit:
 
 def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row]) -> Iterator[EpisodePair]:
     """Held-out tasks before and after training: in each tier the solved, the lost and the unchanged alternate."""
-    passed = {(r["model"], r["query_id"]): float(r["passed"]) for r in evaluations if r["decoding"] == "greedy"}
+    passed = {(r["model"], r["query_id"]): r["passed"] for r in evaluations if r["decoding"] == "greedy"}
     before, after = (_evaluated_episodes(folder, model, passed) for model in ("warm_start", "steptool"))
     groups: dict[tuple[str, float, float], list[str]] = defaultdict(list)
     for query_id in before.keys() & after.keys():
-        verdicts = passed["warm_start", query_id], passed["steptool", query_id]
-        groups[(queries[query_id].tier, *verdicts)].append(query_id)
+        verdicts = (passed[model, query_id] for model in ("warm_start", "steptool"))
+        first, second = (-1.0 if verdict is None else verdict for verdict in verdicts)
+        groups[queries[query_id].tier, first, second].append(query_id)
     for tier in sorted({tier for tier, *_ in groups}):
         piles = [sorted(pile) for key, pile in sorted(groups.items()) if key[0] == tier]
         longest = max(map(len, piles))
@@ -90,7 +90,9 @@ def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row
         yield from (EpisodePair(queries[q], before[q], after[q]) for q in turns[:PAIRS])
 
 
-def _evaluated_episodes(folder: Path, model: str, passed: Mapping[tuple[str, str], float]) -> dict[str, ScoredEpisode]:
+def _evaluated_episodes(
+    folder: Path, model: str, passed: Mapping[tuple[str, str], float | None]
+) -> dict[str, ScoredEpisode]:
     rows = _group_by_trajectory(read_rows(folder / names.of_evaluation("rewards", f"{model}_greedy"), StepReward))
     return {
         t.query_id: ScoredEpisode(t, rows[t.trajectory_id], passed=passed.get((model, t.query_id)))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from steptool.contracts.columns import Row
+from steptool.evaluation.compare import GREEDY, SAMPLED
+from steptool.evaluation.results import Results, compute_results
 from steptool.records import Cost, Query, StepStatus, Trajectory
 from steptool.rewards.audit import Audit
-
-Rewards = npt.NDArray[np.floating[Any]]
-"""Composed rewards of the steps of one trajectory, [T]."""
+from steptool.rewards.farming import FarmingPoint, Rewards, idle_share
 
 MODELS = ("base", "warm_start", "steptool")
 """Models of a report, in the order of their making."""
@@ -42,16 +42,6 @@ class RoundSummary(TypedDict):
     """Share of the steps before the last whose contribution is 0: calls that added nothing."""
     missing: int
     """Episodes without a composed reward: a score that it needs is missing."""
-
-
-@dataclass(frozen=True)
-class FarmingPoint:
-    """One episode in the farming check."""
-
-    steps: int
-    reward: float
-    """Sum of the composed rewards of the steps before the last: the part that extra calls could collect."""
-    solved: float | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +92,19 @@ class ReportInputs:
     notes: Sequence[str] = ()
     """Plain sentences that a reader should see, such as warnings."""
 
+    @cached_property
+    def results(self) -> Results:
+        """The measures of the models, and the result of training against the warm start."""
+        rows = sorted((r for r in self.evaluations if r["model"] in MODELS), key=lambda r: MODELS.index(r["model"]))
+        draws = int((self.config.get("evaluation") or {}).get("bootstrap", 10_000))
+        return compute_results(
+            rows,
+            draws=draws,
+            seed=int(self.config.get("seed", 0)),
+            pairs=[("steptool", "warm_start")],
+            decodings=(GREEDY, SAMPLED),
+        )
+
 
 def summarise_round(
     trajectories: Sequence[Trajectory], reward_rows: Iterable[Row], step_rewards: Sequence[Rewards | None]
@@ -128,18 +131,9 @@ def summarise_round(
         "succ_calling": mean(r["succ_calling"] for r in every),
         "contribution": mean(r["contribution"] for r in every),
         "is_solved": mean(r["is_solved"] for r in every),
-        "idle_call_rate": mean(None if c is None else float(c == 0) for c in before_last),
+        "idle_call_rate": idle_share(before_last),
         "missing": len(trajectories) - len(composed),
     }
-
-
-def farming_points(trajectories: Sequence[Trajectory], step_rewards: Sequence[Rewards | None]) -> list[FarmingPoint]:
-    """One point for each episode that has a composed reward."""
-    return [
-        FarmingPoint(len(t.steps), float(np.sum(r[:-1])), t.solved)
-        for t, r in zip(trajectories, step_rewards, strict=True)
-        if r is not None
-    ]
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -8,18 +8,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from steptool.contracts.columns import Row
-from steptool.evaluation.words import points, probability
+from steptool.evaluation.compare import points
 from steptool.records import Cost
 from steptool.report import rewards_page, run_charts
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed, pair_data
 from steptool.report.judge_costs import tabulate_judge_costs
+from steptool.report.results_section import results_section
 from steptool.report.run_inputs import MODELS, ReportInputs
-from steptool.report.summary import cell, comparisons, headline, passed_tasks, sections_of, select, summary
+from steptool.report.summary import headline, summary
 from steptool.report.svg import number, percent
-
-DECODINGS = ("greedy", "sampled")
 
 
 def build_report(inputs: ReportInputs) -> str:
@@ -48,8 +46,8 @@ def describe_method(config: Mapping[str, Any]) -> tuple[str, str]:
 def _context(inputs: ReportInputs) -> dict[str, Any]:
     name, explanation = describe_method(inputs.config)
     labels = {"base": "Base", "warm_start": "Warm start", "steptool": name}
-    models = {m: labels[m] for m in MODELS if select(inputs.evaluations, model=m)}
-    decodings = [d for d in DECODINGS if select(inputs.evaluations, decoding=d)]
+    evaluated = {line["model"] for line in inputs.results.lines}
+    models = {m: labels[m] for m in MODELS if m in evaluated}
     rounds = sorted(inputs.rollouts, key=lambda r: r["round"])
     main, others = run_charts.training_curves(inputs.metrics)
     return {
@@ -60,11 +58,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "notes": inputs.notes,
         "figures": summary(inputs),
         "models": models,
-        "decodings": decodings,
-        "bars": [Markup(run_charts.pass_rates(inputs, models, d)) for d in decodings],
-        "gains": Markup(run_charts.gains(inputs)),
-        "groups": list(_groups(inputs, models, decodings)),
-        "comparisons": list(_comparisons(inputs)),
+        "results": results_section(inputs.results, labels, {m: f"c-{m}" for m in MODELS}),
         "rounds": rounds,
         "rollout_curves": _markups(run_charts.rollout_curves(rounds) if rounds else []),
         "main_curves": _markups([*main, run_charts.warm_start_curve(inputs.metrics)]),
@@ -83,31 +77,6 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "css": asset("theme.css", "steps.css", "page.css"),
         "script": asset("steps.js", "run.js"),
     }
-
-
-def _groups(inputs: ReportInputs, models: Mapping[str, str], decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for name, tier in sections_of(inputs.evaluations):
-        rows = select(inputs.evaluations, tier=tier)
-        cells = [
-            {"model": m, "label": label, "cells": [cell(select(rows, model=m, decoding=d)) for d in decodings]}
-            for m, label in models.items()
-        ]
-        yield {"name": name, "tasks": len({r["query_id"] for r in rows}), "rows": cells}
-
-
-def _comparisons(inputs: ReportInputs) -> Iterator[dict[str, Any]]:
-    for compared in comparisons(inputs):
-        c = compared.comparison
-        rows = select(inputs.evaluations, tier=compared.tier, decoding=compared.decoding)
-        p = probability(c.corrected).removeprefix("p ").removeprefix("= ")
-        yield {"name": c.group, "decoding": compared.decoding, "difference": c.difference, "p": p, **_changes(rows)}
-
-
-def _changes(rows: Sequence[Row]) -> dict[str, int]:
-    before, after = (passed_tasks(select(rows, model=m)) for m in ("warm_start", "steptool"))
-    pairs = [(before[q], after[q]) for q in before.keys() & after.keys()]
-    kinds = {"fixed": (False, True), "broken": (True, False), "both": (True, True), "neither": (False, False)}
-    return {kind: pairs.count(pair) for kind, pair in kinds.items()}
 
 
 def _formula(config: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from steptool.contracts.columns import Row
 from steptool.contracts.tables import contract_name, iterate_rows, read_costs, read_rows, record_class
-from steptool.evaluation.metrics import wilson
+from steptool.evaluation.bootstrap import wilson
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, Series, interval_bars, line_chart
@@ -131,9 +131,11 @@ def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
 def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
     passed: dict[tuple[str, str], list[float]] = {}
     for row in read_rows(file, Evaluation):
-        passed.setdefault((row["model"], row["decoding"]), []).append(row["passed"])
+        if row["passed"] is not None:
+            passed.setdefault((row["model"], row["decoding"]), []).append(row["passed"])
     rows = [_interval(model, decoding, values) for (model, decoding), values in passed.items()]
-    yield interval_bars("Tasks solved", rows, note="95% intervals.")
+    if rows:
+        yield interval_bars("Tasks solved", rows, note="95% intervals.")
 
 
 def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:

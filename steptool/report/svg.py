@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from steptool.evaluation.words import points
+from steptool.evaluation.compare import points
 
 WIDTH = 360
 LINE_HEIGHT = 216

@@ -7,9 +7,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from steptool.config import PromotionConfig
 from steptool.contracts.columns import Row
 from steptool.environments.toolbench.naming import endpoints
-from steptool.evaluation.compare import LEVEL, Difference, paired_bootstrap, permutation_p
-from steptool.evaluation.table import MAIN
-from steptool.evaluation.words import points, probability
+from steptool.evaluation.compare import (
+    GREEDY,
+    LEVEL,
+    Difference,
+    measurable_queries,
+    paired_bootstrap,
+    permutation_p,
+    points,
+    probability,
+)
 from steptool.records import Query
 from steptool.retraining.outcome import Criterion, Decision
 
@@ -44,12 +51,13 @@ def decide(
     `categories` are those of each query id. `contaminated` are ids of queries that the champion was trained on; they
     are left out. Raises ValueError unless both models played the same queries.
     """
-    greedy = [row for row in rows if row["decoding"] == MAIN]
+    greedy = [row for row in rows if row["decoding"] == GREEDY]
     counted = [row for row in greedy if row["query_id"] not in contaminated]
     champion, challenger = ([row for row in counted if row["model"] == model] for model in (CHAMPION, CHALLENGER))
-    tasks = len({row["query_id"] for row in challenger})
-    criteria = [_judge_tasks(tasks, rule)]
-    if tasks:
+    measurable = measurable_queries(challenger, champion)
+    unmeasurable = {row["query_id"] for row in counted} - measurable
+    criteria = [_judge_tasks(len(measurable), len(unmeasurable), rule)]
+    if measurable:
         criteria.append(_judge_gain(paired_bootstrap(challenger, champion, draws, seed), rule))
         criteria += _judge_categories(challenger, champion, categories, rule, draws, seed)
         rise = paired_bootstrap(challenger, champion, draws, seed, "invalid_call_rate")
@@ -58,8 +66,10 @@ def decide(
     return Decision(criteria=criteria, left_out=len(left_out))
 
 
-def _judge_tasks(tasks: int, rule: PromotionConfig) -> Criterion:
+def _judge_tasks(tasks: int, unmeasurable: int, rule: PromotionConfig) -> Criterion:
     statement = f"{tasks} in the comparison; at least {rule.min_tasks} are needed"
+    if unmeasurable:
+        statement += f" ({unmeasurable} more have no verdict on both sides: their pass rate is not measurable)"
     return Criterion(name="held-out tasks", passed=tasks >= rule.min_tasks, statement=statement, tasks=tasks)
 
 
@@ -84,6 +94,10 @@ def _judge_categories(
     """
     for name in sorted({c for row in challenger for c in categories[row["query_id"]]}):
         new, old = ([row for row in side if name in categories[row["query_id"]]] for side in (challenger, champion))
+        if not measurable_queries(new, old):
+            statement = "not measurable: no task has a verdict on both sides"
+            yield Criterion(name=f"category {name}", passed=True, statement=statement, tasks=0)
+            continue
         change, p = paired_bootstrap(new, old, draws, seed), permutation_p(new, old, draws, seed)
         lost = change.mean < -rule.max_category_loss - _TOLERANCE and change.high < 0 and p < LEVEL
         bound = f"a loss of more than {points(rule.max_category_loss)} that is shown is too much"

@@ -9,9 +9,8 @@ from typing import Any
 
 from steptool.config import Config
 from steptool.contracts.columns import Row
-from steptool.evaluation.bootstrap import per_query
-from steptool.evaluation.metrics import wilson
-from steptool.evaluation.table import MAIN
+from steptool.evaluation.bootstrap import per_query, wilson
+from steptool.evaluation.compare import GREEDY
 from steptool.registry import Conflict, Registry
 from steptool.retraining.gate import CHALLENGER, CHAMPION
 from steptool.retraining.outcome import Decision, Result, RunOutcome
@@ -51,7 +50,7 @@ def describe_version(
     config: Config, plan: RetrainingPlan, decision: Decision, rows: Sequence[Row], code_version: str
 ) -> dict[str, Any]:
     """The metadata of the challenger's version: what made it, from what, and its results."""
-    greedy = [row for row in rows if row["decoding"] == MAIN]
+    greedy = [row for row in rows if row["decoding"] == GREEDY]
     models = {"champion": CHAMPION, "challenger": CHALLENGER}
     return {
         "run_id": plan.run_id,
@@ -82,11 +81,11 @@ def find_cause(message: str) -> str:
     return next((line for line in lines if line and not line.startswith(_LOCAL_PREFIX)), _NO_CAUSE)
 
 
-def _pass_rate(rows: Sequence[Row]) -> dict[str, float]:
-    """The pass rate over tasks with Wilson's 95% interval."""
+def _pass_rate(rows: Sequence[Row]) -> dict[str, float | None]:
+    """The pass rate over the tasks with a verdict, with Wilson's 95% interval; None where no task has one."""
     passed = per_query(rows, "pass_rate")
     rate, tasks = passed.estimate(), len(passed.queries)
-    low, high = wilson(rate, tasks)
+    low, high = (None, None) if rate is None else wilson(rate, tasks)
     return {"pass_rate": rate, "low": low, "high": high, "tasks": tasks}
 
 

@@ -19,19 +19,16 @@ from steptool.config import RewardConfig
 from steptool.contracts.columns import Row
 from steptool.records import Query, StepStatus, Trajectory
 from steptool.rewards.agreement import (
-    Bin,
     Estimate,
     auroc,
-    by_size,
     confusion,
-    correlation,
     difference,
     kappa,
-    slope,
     stability_index,
 )
 from steptool.rewards.compose import compose
 from steptool.rewards.disagreement import COMPONENTS, YES, Dispute, Opinion, both, find_disputes, opinions_on, tool_of
+from steptool.rewards.farming import Farming, farming_points, idle_share, measure_farming
 
 _EDGES = (0.0, 0.25, 0.5, 0.75)
 """Upper ends of the bins of Contribution, but for the last."""
@@ -67,18 +64,6 @@ class Separation:
     figure: str
     """contribution: mean over the calls; steps: sum of the composed rewards before the last step; is_solved."""
     auroc: Estimate | None
-
-
-@dataclass(frozen=True)
-class Farming:
-    """What length is paid: composed rewards before the last step, summed, against the size of the episode."""
-
-    size: str
-    """steps, or tokens that were sampled."""
-    correlation: Estimate | None
-    slope: float | None
-    """Reward for each further step or token."""
-    bins: Sequence[Bin]
 
 
 @dataclass(frozen=True)
@@ -157,7 +142,7 @@ def audit(
         raise ValueError(f"no row of the rewards is about one of the {len(trajectories)} trajectories given")
     (main, scores), *_ = opinions.items()
     needed = [compose(scores.get(t.trajectory_id, ()), config, reward) for t in trajectories]
-    rewards = [_before_last(scores.get(t.trajectory_id, ()), config) for t in trajectories]
+    rewards = [compose(scores.get(t.trajectory_id, ()), config) for t in trajectories]
     return Audit(
         annotator=main,
         others=list(opinions)[1:],
@@ -168,7 +153,7 @@ def audit(
         judged=sum(t.solved is not None for t in trajectories),
         agreements=[a for pair in combinations(opinions, 2) for a in _agreements(trajectories, opinions, *pair)],
         separations=[s for name in opinions for s in _separations(trajectories, name, opinions[name], config)],
-        farming=list(_farming(trajectories, rewards)),
+        farming=measure_farming(farming_points(trajectories, rewards)),
         tools=_tools(trajectories, scores),
         disputes=find_disputes(queries, trajectories, opinions, disputes),
         drifts=list(_drifts(earlier, scores)),
@@ -230,16 +215,6 @@ def _separations(
         yield Separation(name, figure, auroc([v for v, _ in points], [solved for _, solved in points]))
 
 
-def _farming(trajectories: Sequence[Trajectory], rewards: Sequence[float | None]) -> Iterator[Farming]:
-    paid = [(t, r) for t, r in zip(trajectories, rewards, strict=True) if r is not None]
-    values = [r for _, r in paid]
-    for name, sizes in (
-        ("steps", [float(len(t.steps)) for t, _ in paid]),
-        ("tokens", [float(t.action_tokens) for t, _ in paid]),
-    ):
-        yield Farming(name, correlation(sizes, values), slope(sizes, values), by_size(sizes, values))
-
-
 def _tools(trajectories: Sequence[Trajectory], scores: Opinion) -> list[ToolScores]:
     """Tools by the number of their calls; Finish is none."""
     rows: dict[str, list[Row]] = defaultdict(list)
@@ -258,7 +233,7 @@ def _given(tool: str, rows: Sequence[Row]) -> ToolScores:
         len(rows),
         _mean(r["succ_calling"] for r in rows),
         _mean(known),
-        _mean(float(c == 0) for c in known),
+        idle_share(known),
         tuple(spread.tolist()),
     )
 

@@ -5,14 +5,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.evaluation.compare import Comparison, Difference, compare, holm, paired_bootstrap, permutation_p
-from steptool.evaluation.words import conclusion, points, probability
+from steptool.evaluation.compare import (
+    Comparison,
+    Difference,
+    compare,
+    conclusion,
+    holm,
+    paired_bootstrap,
+    permutation_p,
+    points,
+    probability,
+)
 
 
 def rows(passed, **columns):
     """Rows of `evaluations`, from {query: verdict or list of verdicts of its repeats}."""
     listed = {q: p if isinstance(p, list) else [p] for q, p in passed.items()}
-    extra = {"calls": 2, "invalid_calls": 0, **columns}
+    extra = {"calls": 2, "invalid_calls": 0, "decoding": "greedy", **columns}
     place = {"split": "heldout", "tier": ""}
     return [
         {"query_id": q, "repeat": i, "passed": p, **place, **extra}

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.contracts.tables import write_rows
-from steptool.evaluation.metrics import evaluate, groups, redundant_calls, summarise, wilson
+from steptool.evaluation.bootstrap import wilson
+from steptool.evaluation.compare import groups
+from steptool.evaluation.measures import apply_verdicts, measure_episodes, redundant_calls
+from steptool.evaluation.results import summarise
 from steptool.records import FINISH, Evaluation, Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.turns import TurnCost
 
@@ -53,7 +56,7 @@ def test_an_episode_is_counted_by_hand(tmp_path):
         called("h"),
         FINISHED,
     )
-    rows = evaluate([query], [episode], "steptool", "greedy", repeat=2)
+    rows = measure_episodes([query], [episode], "steptool", "greedy", repeat=2)
     assert rows == [
         {
             "query_id": "q1",
@@ -64,6 +67,7 @@ def test_an_episode_is_counted_by_hand(tmp_path):
             "repeat": 2,
             "trajectory_id": "t-q1",
             "passed": 1.0,
+            "verdict_source": "environment",
             "recall": 0.5,  # f once of twice, h; g failed
             "steps": 6,
             "calls": 5,
@@ -82,8 +86,8 @@ def test_an_episode_is_counted_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("reference", "steps", "recall"),
     [
-        ({}, [], 1.0),
-        ({"calls": []}, [called("f")], 1.0),
+        ({}, [], None),
+        ({"calls": []}, [called("f")], None),
         ({"tools": ["f", "g"]}, [called("f"), called("f")], 0.5),
         ({"tools": ["f", "f"]}, [called("f")], 1.0),
         ({"tools": ["f"], "calls": [{"name": "g", "arguments": {}}]}, [called("f")], 0.0),
@@ -91,28 +95,60 @@ def test_an_episode_is_counted_by_hand(tmp_path):
     ],
 )
 def test_recall(reference, steps, recall):
-    assert evaluate([make_query(**reference)], [make_trajectory(*steps)], "m", "greedy")[0]["recall"] == recall
+    assert measure_episodes([make_query(**reference)], [make_trajectory(*steps)], "m", "greedy")[0]["recall"] == recall
 
 
-@pytest.mark.parametrize(("reference", "passed"), [({"answer": "7"}, 1.0), ({"answer": "8"}, 0.0), ({}, 0.5)])
-def test_without_a_verdict_of_the_environment_the_rules_decide(reference, passed):
-    row = evaluate([make_query(**reference)], [make_trajectory(FINISHED, solved=None)], "m", "greedy")[0]
-    assert row["passed"] == passed
+@pytest.mark.parametrize(
+    ("reference", "passed", "source"),
+    [({"answer": "7"}, 1.0, "reference"), ({"answer": "8"}, 0.0, "reference"), ({}, None, "none")],
+)
+def test_without_a_verdict_of_the_environment_the_reference_answer_decides(reference, passed, source):
+    row = measure_episodes([make_query(**reference)], [make_trajectory(FINISHED, solved=None)], "m", "greedy")[0]
+    assert (row["passed"], row["verdict_source"]) == (passed, source)
+
+
+def test_an_episode_that_gives_up_is_not_measurable_either_without_check_and_reference():
+    silent = replace(make_trajectory(solved=None), final_answer=None, stop_reason=StopReason.GAVE_UP)
+    row = measure_episodes([make_query()], [silent], "m", "greedy")[0]
+    assert (row["passed"], row["recall"]) == (None, None)
+
+
+def verdict(query, status, repeat=0, model="m"):
+    return {"query_id": query, "model": model, "repeat": repeat, "status": status}
+
+
+def test_a_judge_decides_where_there_is_neither_check_nor_reference():
+    queries = [make_query(q) for q in ("a", "b", "c", "d")]
+    episodes = [make_trajectory(FINISHED, query_id=q, solved=None) for q in ("a", "b", "c")]
+    episodes.append(replace(make_trajectory(query_id="d", solved=None), stop_reason=StopReason.STEP_LIMIT))
+    rows = measure_episodes(queries, episodes, "m", "greedy")
+    verdicts = [verdict("a", "solved"), verdict("a", "unsure", 1), verdict("b", None), verdict("a", "unsolved", 0, "n")]
+    assert [(r["passed"], r["verdict_source"]) for r in apply_verdicts(rows, verdicts)] == [
+        (0.75, "judge"),  # (1 + .5) / 2
+        (None, "none"),  # the judge gave no verdict
+        (None, "none"),  # nor was it asked
+        (0.0, "rule"),  # without an answer nothing is solved
+    ]
+    assert apply_verdicts(rows, []) == rows
+    checked = measure_episodes(queries[:1], [make_trajectory(FINISHED, query_id="a", solved=0.0)], "m", "greedy")
+    assert apply_verdicts(checked, verdicts) == checked  # the environment's verdict stands
+    sampled = measure_episodes(queries[:1], episodes[:1], "m", "sampled")
+    assert apply_verdicts(sampled, verdicts) == sampled  # the verdicts are on greedy episodes
 
 
 def test_the_environments_verdict_stands_against_the_text():
-    assert evaluate([make_query(answer="7")], [make_trajectory(solved=0.0)], "m", "greedy")[0]["passed"] == 0.0
+    assert measure_episodes([make_query(answer="7")], [make_trajectory(solved=0.0)], "m", "greedy")[0]["passed"] == 0.0
 
 
 def test_a_trajectory_of_an_unknown_query_is_refused():
     with pytest.raises(ValueError, match="'t-q9' answers the query 'q9', which is not among the 1 queries"):
-        evaluate([make_query()], [make_trajectory(query_id="q9")], "m", "greedy")
+        measure_episodes([make_query()], [make_trajectory(query_id="q9")], "m", "greedy")
 
 
 def test_what_a_search_abandoned_and_what_an_endpoint_counted_is_spent():
     searched = replace(make_trajectory(FINISHED), abandoned_turns=2, abandoned_tokens=13)
-    assert evaluate([make_query()], [searched], "m", "greedy")[0]["tokens"] == 20
-    asked = evaluate([make_query()], [searched], "m", "greedy", spent={"t-q1": TurnCost(40, 900, 0.5)})[0]
+    assert measure_episodes([make_query()], [searched], "m", "greedy")[0]["tokens"] == 20
+    asked = measure_episodes([make_query()], [searched], "m", "greedy", spent={"t-q1": TurnCost(40, 900, 0.5)})[0]
     assert (asked["tokens"], asked["prompt_tokens"], asked["money"]) == (40, 900, 0.5)
 
 
@@ -136,7 +172,7 @@ def saw(observation: str, status: StepStatus = StepStatus.OK, name: str = "get",
 )
 def test_redundant_calls(steps, redundant):
     assert redundant_calls(steps) == redundant
-    assert evaluate([make_query()], [make_trajectory(*steps)], "m", "greedy")[0]["redundant_calls"] == redundant
+    assert measure_episodes([make_query()], [make_trajectory(*steps)], "m", "greedy")[0]["redundant_calls"] == redundant
 
 
 @given(st.lists(st.tuples(st.sampled_from("fg"), st.sampled_from("12"), st.sampled_from(["ok", "tool_error"]))))
@@ -156,6 +192,7 @@ def row(query: str, passed: float, tier: str = "single", **changes: object) -> d
         "model": "m",
         "decoding": "greedy",
         "passed": passed,
+        "verdict_source": "environment",
         **columns,
         **changes,
     }

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.evaluation.sampled import over_tries, pass_at_k, pass_hat_k
+from steptool.evaluation.results import pass_at_k, pass_hat_k, pass_rates_by_tries
 
 
 def tries(query, *passed):
@@ -31,18 +31,18 @@ def test_both_are_the_means_over_all_choices_of_k_tries(solved, data):
 def test_means_over_tasks_for_each_k():
     """Of 3 tries x solves 1, y all, z none; half solved is not solved. k = 2: at (2/3 + 1 + 0)/3, all (0 + 1 + 0)/3."""
     rows = tries("x", 1.0, 0.0, 0.5) + tries("y", 1.0, 1.0, 1.0) + tries("z", 0.0, 0.0, 0.5)
-    got = over_tries(rows)
+    got = pass_rates_by_tries(rows)
     assert list(got) == [1, 2, 3]
     assert got[1] == (pytest.approx(4 / 9), pytest.approx(4 / 9))
     assert got[2] == (pytest.approx(5 / 9), pytest.approx(1 / 3))
     assert got[3] == (pytest.approx(2 / 3), pytest.approx(1 / 3))
-    assert over_tries(list(reversed(rows))) == got
+    assert pass_rates_by_tries(list(reversed(rows))) == got
 
 
 def test_the_task_with_the_fewest_tries_sets_the_largest_k():
-    assert list(over_tries(tries("x", 1.0, 0.0) + tries("y", *[1.0] * 8))) == [1, 2]
-    assert list(over_tries(tries("x", *[1.0] * 8))) == [1, 2, 4, 8]
-    assert over_tries([]) == {}
+    assert list(pass_rates_by_tries(tries("x", 1.0, 0.0) + tries("y", *[1.0] * 8))) == [1, 2]
+    assert list(pass_rates_by_tries(tries("x", *[1.0] * 8))) == [1, 2, 4, 8]
+    assert pass_rates_by_tries([]) == {}
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(3, 4, 1), (3, 1, 4), (3, 1, 0), (3, -1, 1)])

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from steptool.contracts.tables import to_table
-from steptool.evaluation.table import figures, frame, results, to_latex, to_markdown
-from steptool.records import Evaluation
+from steptool.evaluation.results import compute_results
+from steptool.evaluation.tables import plain_figures, to_frame, to_latex, to_markdown
+from steptool.records import Evaluation, Query
 from steptool.report.evaluation_page import evaluation_page
 
 
@@ -15,13 +16,13 @@ def row(query, model, passed, tier="single", **other):
         "query_id": query, "split": "heldout", "tier": tier, "model": model, "decoding": "greedy", "repeat": 0,
         "trajectory_id": f"{model}-{query}", "passed": passed, "recall": 0.5, "steps": 4, "calls": 4,
         "invalid_calls": 1, "redundant_calls": 2, "tokens": 30, "prompt_tokens": None, "money": None, "seconds": 2.0,
-        "stop_reason": "finished", **other,
+        "stop_reason": "finished", "verdict_source": "environment", **other,
     }  # fmt: skip
     return to_table([made], Evaluation).to_pylist()[0]
 
 
 @pytest.fixture
-def found():
+def results():
     """Two models on 12 tasks of two tiers; `a_b|c` solves the 6 single ones, `<x>` none; verdicts on the first."""
     rows = [row(f"s{i}", "a_b|c", 1.0, money=0.5) for i in range(6)]
     rows += [row(f"l{i}", "a_b|c", 0.0, tier="long", money=0.5) for i in range(6)]
@@ -36,11 +37,12 @@ def found():
         for n in (0, 1)
     ]
     wins = [{"query_id": "s0", "model": "<x>", "other": "a_b|c", "preference": "other"}]
-    return results([*rows, *tries], verdicts, wins, draws=500)
+    return compute_results([*rows, *tries], verdicts, wins, draws=500)
 
 
-def test_the_lines_by_hand(found):
-    lines = {(line["model"], line["group"]): line for line in found.lines}
+def test_the_lines_by_hand(results):
+    greedy = [line for line in results.lines if line["decoding"] == "greedy"]
+    lines = {(line["model"], line["group"]): line for line in greedy}
     assert list(lines) == [(m, g) for g in ("all", "single", "long") for m in ("a_b|c", "<x>")]
     whole = lines["a_b|c", "all"]
     assert (whole["tasks"], whole["pass_rate"], whole["recall"]) == (12, 0.5, 0.5)
@@ -48,50 +50,101 @@ def test_the_lines_by_hand(found):
     assert (whole["invalid_call_rate"], whole["redundant_call_rate"], whole["steps"]) == (0.25, 0.5, 4.0)
     assert (whole["tokens_per_solved"], whole["seconds_per_solved"], whole["money_per_solved"]) == (60.0, 4.0, 1.0)
     assert (whole["judged_pass_rate"], whole["judged_deviation"], whole["judged_missing"]) == (0.75, 0.25, 0)
-    assert (whole["pass@1"], whole["pass@2"], whole["pass^2"]) == (0.5, 1.0, 0.0)
+    sampled = {line["group"]: line for line in results.lines if line["decoding"] == "sampled"}
+    assert list(sampled) == ["all", "single"] and sampled["all"]["tasks"] == 1
+    assert (sampled["all"]["pass@1"], sampled["all"]["pass@2"], sampled["all"]["pass^2"]) == (0.5, 1.0, 0.0)
     nothing = lines["<x>", "single"]
     assert nothing["tokens_per_solved"] is None and nothing["judged_pass_rate"] is None and "pass@1" not in nothing
 
 
-def test_the_figures_are_plain_json(found):
-    told = json.loads(json.dumps(figures(found), allow_nan=False))
-    assert [c["group"] for c in told["comparisons"]] == ["all", "single", "long"]
-    single = told["comparisons"][1]
+def test_the_figures_are_plain_json(results):
+    figures = json.loads(json.dumps(plain_figures(results), allow_nan=False))
+    assert [c["group"] for c in figures["comparisons"]] == ["all", "single", "long"]
+    single = figures["comparisons"][1]
     assert (single["a"], single["b"], single["difference"]["mean"], single["family"]) == ("<x>", "a_b|c", -1.0, 3)
     assert single["p"] == pytest.approx(2 / 64, abs=0.02) and single["conclusion"].startswith("<x> solves 100 points")
-    assert told["win_rates"] == [
+    assert figures["win_rates"] == [
         {"model": "<x>", "other": "a_b|c", "rate": 0.0, "wins": 0, "ties": 0, "losses": 1, "missing": 0}
     ]
 
 
-def test_csv_holds_the_numbers(found):
-    lines = list(csv.DictReader(io.StringIO(frame(found).to_csv(index=False))))
-    assert len(lines) == 6
+def test_csv_holds_the_numbers(results):
+    lines = list(csv.DictReader(io.StringIO(to_frame(results).to_csv(index=False))))
+    assert len(lines) == 8
     assert (lines[0]["model"], float(lines[0]["pass_rate"]), float(lines[0]["money_per_solved"])) == ("a_b|c", 0.5, 1.0)
     assert lines[-1]["tokens_per_solved"] == "" and lines[-1]["pass@1"] == ""
 
 
-def test_markdown_escapes_names_and_leaves_out_what_was_not_measured(found):
-    text = to_markdown(found)
+def test_markdown_escapes_names_and_leaves_out_what_was_not_measured(results):
+    text = to_markdown(results)
     table = [line for line in text.splitlines() if line.startswith("| all | a\\_b\\|c")]
-    assert "| 12 | 50.0% (25.4% to 74.6%) | 75.0% ± 25.0% |" in table[0]
+    assert "| greedy | 12 | 50.0% (25.4% to 74.6%) | environment | 75.0% ± 25.0% |" in table[0]
     widths = {line.replace("\\|", "").count("|") for line in text.split("\n\n")[1].splitlines()}
     assert len(widths) == 1
     assert "- \\<x\\> solves 50 points fewer than a\\_b\\|c on 12 tasks" in text
-    alone = to_markdown(results([row("q", "one", 0.0)], draws=10))
+    alone = to_markdown(compute_results([row("q", "one", 0.0)], draws=10))
     assert "Judged" not in alone and "Money" not in alone and "Comparisons on" not in alone
 
 
-def test_latex_escapes_what_means_something_to_it(found):
-    text = to_latex(found)
+def test_latex_escapes_what_means_something_to_it(results):
+    text = to_latex(results)
     assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 3
     assert r"a\_b|c" in text and r"50.0\% (25.4\% to 74.6\%)" in text and r"75.0\% $\pm$ 25.0\%" in text
     assert "$<$x$>$" in text and r"pass\textasciicircum{}2" in text and "$-$100" in text
     assert not {"–", "−", "±"} & set(text)
 
 
-def test_the_page_shows_the_same_and_trusts_no_name(found):
-    html = evaluation_page(found, "seed: 0 </pre><script>")
+def test_the_page_shows_the_same_and_trusts_no_name(results):
+    html = evaluation_page(results, "seed: 0 </pre><script>")
     assert "&lt;x&gt; solves 50 points fewer than a_b|c on 12 tasks" in html
     assert "<script" not in html and "<x>" not in html and "http" not in html.replace("http-equiv", "")
-    assert html.count("<tr>") == 3 + 6 + 3 + 1
+    assert html.count("<tr>") == 3 + 8 + 3 + 1
+
+
+def unchecked(query, model, **other):
+    """A row of a task that has neither a check nor a reference answer."""
+    return row(query, model, None, verdict_source="none", recall=None, **other)
+
+
+def test_what_nothing_can_check_is_not_measurable():
+    """A policy that answers "yes" to tasks without check and reference has no pass rate and no recall."""
+    results = compute_results([unchecked(f"q{i}", m) for m in ("yes", "no") for i in range(5)], draws=10)
+    line = results.lines[0]
+    assert (line["tasks"], line["measured_tasks"]) == (5, 0)
+    assert [line[name] for name in ("pass_rate", "low", "high", "recall", "tokens_per_solved")] == [None] * 5
+    assert results.comparisons == []
+    text, page = to_markdown(results), evaluation_page(results, "")
+    for shown in (text, page):
+        assert shown.count("not measurable") == 3  # two models, and the sentence on what is left out
+        assert "Tool recall" not in shown  # a column in which nothing was measured
+    assert "5 of 5 tasks have neither a check nor a reference answer" in text
+    assert "<svg" not in page  # there is no rate to draw
+
+
+def test_pass_rates_are_of_the_tasks_with_a_verdict():
+    rows = [row("a", "m", 1.0), row("b", "m", 0.0, verdict_source="reference"), unchecked("c", "m")]
+    (line,) = compute_results(rows, draws=10).lines
+    assert (line["pass_rate"], line["tasks"], line["measured_tasks"]) == (0.5, 3, 2)
+    assert line["verdict_sources"] == "environment 1, reference 1, none 1"
+    text = to_markdown(compute_results(rows, draws=10))
+    assert "| 2 of 3 |" in text and "| environment 1, reference answer 1, nothing 1 |" in text
+
+
+def test_comparisons_leave_out_tasks_without_a_verdict_and_say_so():
+    """On a and b the second model gains one of two; c has no verdict on its side."""
+    rows = [row("a", "x", 0.0), row("b", "x", 1.0), row("c", "x", 1.0)]
+    rows += [row("a", "y", 1.0), row("b", "y", 1.0), unchecked("c", "y")]
+    results = compute_results(rows, draws=50)
+    (comparison,) = results.comparisons
+    assert (comparison.difference.mean, comparison.difference.n, comparison.left_out) == (0.5, 2, 1)
+    assert (comparison.changes.fixed, comparison.changes.both) == (1, 1)
+    assert "Comparisons leave out up to 1 tasks without a verdict on both sides." in results.gaps
+
+
+def test_a_group_that_was_not_evaluated_is_named():
+    queries = [Query(f"q{n}", split, "e", "do it", (), tier=tier) for n, (split, tier) in enumerate(
+        [("heldout", "single"), ("train", "single"), ("train", "long"), ("train", "long"), ("validation", "long")]
+    )]  # fmt: skip
+    results = compute_results([row("q0", "m", 1.0)], queries=queries, draws=10)
+    gap = "No task of the group 'long' was evaluated: the split heldout has none (2 in train, 1 in validation)."
+    assert results.gaps == [gap] and gap in evaluation_page(results, "").replace("&#39;", "'")

@@ -10,7 +10,7 @@ from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.contracts.tables import read_records, to_table, write_rows
 from steptool.data.ingest import ingest
-from steptool.evaluation.metrics import evaluate
+from steptool.evaluation.measures import measure_episodes
 from steptool.judge.verdicts import (
     JudgedRate,
     WinRate,
@@ -124,7 +124,7 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
     )
     read = ingest(config, tmp_path / "read", for_training=False)
     answers = read_records(read.demonstrations_path, Trajectory)
-    rows = evaluate(read_queries(read.queries_path), answers, "virtual_chatgpt_cot", "greedy")
+    rows = measure_episodes(read_queries(read.queries_path), answers, "virtual_chatgpt_cot", "greedy")
     queries = {r["query_id"] for r in rows}
     assert queries == {"G1_instruction-588", "G1_instruction-608", "G1_instruction-1073"}
     assert unanswered_queries(rows) == {"G1_instruction-588"}

@@ -17,7 +17,7 @@ from steptool.contracts.tables import write_records
 from steptool.environments.base import Environment
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
-from steptool.evaluation.metrics import evaluate
+from steptool.evaluation.measures import measure_episodes
 from steptool.policies.catalog import open_policy
 from steptool.policies.endpoint import EndpointPolicy
 from steptool.records import FINISH, Query, StepStatus, StopReason, Trajectory
@@ -170,7 +170,7 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     assert len(server.requests) == sum(len(q.reference.calls) + 1 for q in queries)
     its_own = next(r for r in server.requests if r["messages"][1]["content"] == queries[0].instruction)
     assert its_own["tools"] == model_schemas(queries[0].tools)
-    row = evaluate(queries, trajectories, "far", "greedy", spent={first.trajectory_id: played[0].cost})[0]
+    row = measure_episodes(queries, trajectories, "far", "greedy", spent={first.trajectory_id: played[0].cost})[0]
     assert (row["passed"], row["recall"], row["tokens"], row["redundant_calls"]) == (1.0, 1.0, 10 * turns, 0)
 
 
@@ -259,7 +259,7 @@ def test_a_request_that_is_refused_ends_its_episode_and_no_other(serve, environm
     assert [(len(t.steps), t.solved) for t in played] == [(1, 0.0)] * len(REFUSALS) + [(2, 1.0)]
     assert "query 'filter'" in episodes[0].refusal and "filtered" in episodes[0].refusal
     assert episodes[-1].refusal == "" and len(server.requests) == 2 * len(queries)
-    row = evaluate(queries, played, "far", "greedy", spent={played[0].trajectory_id: episodes[0].cost})[0]
+    row = measure_episodes(queries, played, "far", "greedy", spent={played[0].trajectory_id: episodes[0].cost})[0]
     assert (row["passed"], row["stop_reason"], row["tokens"]) == (0.0, "refused", 10)
     assert from_row(to_row(played[0]), Trajectory).stop_reason is StopReason.REFUSED
 

@@ -11,7 +11,8 @@ from steptool.contracts.tables import read_records, write_records
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, SINGLE, draw_query
-from steptool.evaluation.metrics import evaluate, summarise
+from steptool.evaluation.measures import measure_episodes
+from steptool.evaluation.results import summarise
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls, without_last_call
 from steptool.records import FINISH, Query, Reference, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.annotators import ANNOTATORS, annotate, make_annotator
@@ -219,7 +220,7 @@ def desk_tasks() -> list[Query]:
 
 def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query], tmp_path: Path) -> None:
     played = play([(query, reference_calls(query)) for query in desk_tasks], DeskEnvironment())
-    rows = evaluate(desk_tasks, played, "playback", "greedy")
+    rows = measure_episodes(desk_tasks, played, "playback", "greedy")
     assert [(r["passed"], r["recall"], r["invalid_calls"], r["tokens"]) for r in rows] == [(1.0, 1.0, 0, 0)] * 12
     assert summarise(rows, draws=50)["all"]["pass_rate"] == 1.0
     for name in ANNOTATORS:

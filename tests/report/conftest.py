@@ -47,6 +47,7 @@ def evaluation() -> Make:
             "money": None,
             "seconds": 0.1,
             "stop_reason": "finished",
+            "verdict_source": "environment",
             **other,
         }
         return to_table([row], Evaluation).to_pylist()[0]

@@ -1,4 +1,4 @@
-from steptool.evaluation.table import Results
+from steptool.evaluation.results import Results
 from steptool.records import Cost
 from steptool.report.evaluation_page import evaluation_page
 from steptool.report.judge_costs import tabulate_judge_costs

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from steptool.report.run_charts import correlation, farming_verdict
-from steptool.report.run_inputs import FarmingPoint, farming_points, summarise_round
+from steptool.report.run_charts import farming_verdict
+from steptool.report.run_inputs import summarise_round
+from steptool.rewards.farming import FarmingPoint
 
 
 def test_a_round_is_summarised_by_hand(trajectory, reward):
@@ -53,28 +54,12 @@ def test_rewards_must_match_the_trajectories(trajectory):
         summarise_round([trajectory("a", ["finish"])], [], [])
 
 
-def test_farming_points_leave_out_the_last_step_and_missing_rewards(trajectory):
-    a, b = trajectory("a", ["ok", "ok", "finish"], solved=1.0), trajectory("b", ["finish"], solved=0.0)
-    points = farming_points([a, b, b], [np.array([0.25, 0.5, 1.0]), np.array([0.0]), None])
-    assert points == [FarmingPoint(3, 0.75, 1.0), FarmingPoint(1, 0.0, 0.0)]
-
-
-def test_correlation_by_hand():
-    line = [FarmingPoint(n, 0.1 * n, 0.0) for n in (2, 3, 7)]
-    assert correlation(line) == pytest.approx(1.0)
-    assert correlation([FarmingPoint(n, -0.1 * n, 0.0) for n in (2, 3, 7)]) == pytest.approx(-1.0)
-    # steps 1 2 3, rewards 0 1 0: covariance 0
-    assert correlation([FarmingPoint(1, 0, 0), FarmingPoint(2, 1, 0), FarmingPoint(3, 0, 0)]) == pytest.approx(0.0)
-    assert correlation([FarmingPoint(4, x, 0) for x in (0.0, 1.0, 2.0)]) is None
-    assert correlation(line[:2]) is None
-
-
 def _round(steps: list[int], paid: float, solved: float) -> list[FarmingPoint]:
-    return [FarmingPoint(n, paid * n, solved) for n in steps]
+    return [FarmingPoint(n, 4 * n, paid * n, solved) for n in steps]
 
 
 def test_longer_paid_and_not_better_is_farming():
-    verdict = farming_verdict({0: _round([3, 4, 5], 0.1, 0.0), 4: _round([8, 9, 10], 0.1, 0.0)})
+    verdict = farming_verdict({0: _round([3, 4, 5, 4], 0.1, 0.0), 4: _round([8, 9, 10, 9], 0.1, 0.0)})
     assert verdict.startswith("This looks like farming")
     assert "from 4.0 to 9.0 steps" in verdict and "correlation of length and step reward is 1." in verdict
 
@@ -82,13 +67,13 @@ def test_longer_paid_and_not_better_is_farming():
 @pytest.mark.parametrize(
     ("last", "opening"),
     [
-        (_round([8, 9, 10], 0.1, 1.0), "Worth a look"),
-        (_round([3, 4, 5], 0.1, 0.0), "No sign of farming"),
-        (_round([8, 9, 10], -0.1, 0.0), "No sign of farming"),
+        (_round([8, 9, 10, 9], 0.1, 1.0), "Worth a look"),
+        (_round([3, 4, 5, 4], 0.1, 0.0), "No sign of farming"),
+        (_round([8, 9, 10, 9], -0.1, 0.0), "No sign of farming"),
     ],
 )
 def test_other_rounds_are_not_called_farming(last, opening):
-    assert farming_verdict({0: _round([3, 4, 5], 0.1, 0.0), 1: last}).startswith(opening)
+    assert farming_verdict({0: _round([3, 4, 5, 4], 0.1, 0.0), 1: last}).startswith(opening)
 
 
 def test_one_round_cannot_tell():

@@ -78,6 +78,7 @@ def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
         "query_id": "q", "split": "heldout", "tier": "", "model": "base", "repeat": 0, "trajectory_id": "t",
         "recall": 1.0, "steps": 1, "calls": 1, "invalid_calls": 0, "redundant_calls": 0, "tokens": 1,
         "prompt_tokens": None, "money": None, "seconds": 1.0, "stop_reason": "finished",
+        "verdict_source": "environment",
     }  # fmt: skip
     passed = [{**row, "decoding": d, "passed": p} for d, p in (("greedy", 1.0), ("greedy", 0.0), ("sampled", 0.0))]
     steps = [

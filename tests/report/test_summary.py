@@ -4,7 +4,7 @@ import pytest
 
 from steptool.records import Cost
 from steptool.report.run_inputs import ReportInputs
-from steptool.report.summary import cell, headline, summary, table
+from steptool.report.summary import headline, summary, table
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
 
@@ -68,10 +68,6 @@ def test_nothing_at_all():
     assert "0 s of work" in table(found)
 
 
-def test_a_cell_of_nothing_is_missing():
-    assert cell([])["pass_rate"] is None and cell([])["tasks"] == 0
-
-
 def test_headline_of_a_gain(results):
     rows = results(base="0" * 20, warm_start="1" * 8 + "0" * 12, steptool="1" * 14 + "0" * 6)
     text = headline(_inputs(rows))
@@ -123,3 +119,19 @@ def test_the_table_is_aligned(results):
     assert lines[2].split() == ["single", "0.0%", "25.0%", "100.0%", *lines[1].split()[4:]]
     assert len({len(line) for line in lines[:3]}) == 1
     assert lines[-1] == "61 s of work, 1,500 tokens, 0 MB at the peak"
+
+
+def test_a_run_whose_tasks_nothing_can_check_says_so(evaluation):
+    rows = [
+        evaluation(f"q{i}", model, None, verdict_source="none", recall=None)
+        for model in ("base", "warm_start", "steptool")
+        for i in range(4)
+    ]
+    figures = summary(_inputs(rows))
+    assert (
+        figures["pass_rate"] == {}
+        and figures["difference"] is None
+        and figures["tiers"]["single"]["base"]["recall"] is None
+    )
+    assert "not measurable: the tasks have neither a check nor a reference answer" in headline(_inputs(rows))
+    assert "4 of 4 tasks have neither a check nor a reference answer" in figures["left_out"][0]

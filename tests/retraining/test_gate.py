@@ -154,3 +154,20 @@ def test_categories_are_those_of_toolbench_else_tier_else_environment():
     assert categories(query) == ("Finance", "Weather")
     assert categories(Query("q", "heldout", "desk", "Go.", (), tier="long")) == ("long",)
     assert categories(Query("q", "heldout", "desk", "Go.", ())) == ("desk",)
+
+
+def test_tasks_without_a_verdict_are_not_measurable_and_promote_nobody():
+    decision = judge(sides([None, None], [None, None]), {"min_tasks": 1})
+    assert not decision.promote
+    assert decision.reasons == [
+        "held-out tasks: 0 in the comparison; at least 1 are needed "
+        "(2 more have no verdict on both sides: their pass rate is not measurable)"
+    ]
+
+
+def test_a_category_without_a_verdict_is_said_to_be_not_measurable():
+    groups = {"q30": ("other",), "q31": ("other",)}
+    decision = judge(sides([0.0] * 30 + [None] * 2, [1.0] * 30 + [None] * 2), categories=groups)
+    statements = {c.name: c.statement for c in decision.criteria}
+    assert decision.promote and statements["category other"] == "not measurable: no task has a verdict on both sides"
+    assert statements[TASKS].endswith("(2 more have no verdict on both sides: their pass rate is not measurable)")

@@ -1,0 +1,137 @@
+"""The measures of an episode, as rows of Evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from steptool.contracts.columns import Row
+from steptool.judge.verdicts import STATUS_SCORE, Status
+from steptool.records import Query, Step, StepStatus, StopReason, Trajectory, VerdictSource
+from steptool.rewards.rules import matches_reference
+from steptool.rollout.turns import TurnCost
+
+_NO_COUNTS: Mapping[str, TurnCost] = {}
+_VALID = frozenset({StepStatus.OK, StepStatus.FINISH})
+
+
+def measure_episodes(
+    queries: Iterable[Query],
+    trajectories: Iterable[Trajectory],
+    model: str,
+    decoding: str,
+    repeat: int = 0,
+    spent: Mapping[str, TurnCost] = _NO_COUNTS,
+) -> list[Row]:
+    """Rows of Evaluation, one per trajectory. Raises ValueError for a trajectory whose query is not given.
+
+    passed: see `find_verdict`. recall: see `tool_recall`. calls: steps that are not a well-formed Finish.
+    invalid_calls: the calls whose status is not OK, unreadable ones included. redundant_calls: see there. tokens: the
+    sampled tokens, those on abandoned branches of a search included; for a trajectory in `spent` (by id) the endpoint's
+    own count, with the tokens that it read and the price.
+    """
+    by_id = {q.query_id: q for q in queries}
+    rows = []
+    for t in trajectories:
+        if t.query_id not in by_id:
+            raise ValueError(
+                f"trajectory '{t.trajectory_id}' answers the query '{t.query_id}', which is not among the "
+                f"{len(by_id)} queries given; evaluate trajectories with the queries they were rolled out on"
+            )
+        keys = {"model": model, "decoding": str(decoding), "repeat": repeat}
+        rows.append({**_measures(by_id[t.query_id], t), **keys, **_tokens(t, spent.get(t.trajectory_id))})
+    return rows
+
+
+def _measures(query: Query, trajectory: Trajectory) -> Row:
+    statuses = [step.status for step in trajectory.steps]
+    passed, source = find_verdict(query, trajectory)
+    return {
+        "query_id": query.query_id,
+        "split": query.split,
+        "tier": query.tier,
+        "trajectory_id": trajectory.trajectory_id,
+        "passed": passed,
+        "verdict_source": str(source),
+        "recall": tool_recall(query, trajectory),
+        "steps": len(statuses),
+        "calls": sum(status is not StepStatus.FINISH for status in statuses),
+        "invalid_calls": sum(status not in _VALID for status in statuses),
+        "redundant_calls": redundant_calls(trajectory.steps),
+        "seconds": trajectory.seconds,
+        "stop_reason": str(trajectory.stop_reason),
+    }
+
+
+def _tokens(trajectory: Trajectory, spent: TurnCost | None) -> Row:
+    if spent is None:
+        return {"tokens": trajectory.sampled_tokens, "prompt_tokens": None, "money": None}
+    return {"tokens": spent.completion_tokens, "prompt_tokens": spent.prompt_tokens, "money": spent.money}
+
+
+def find_verdict(query: Query, trajectory: Trajectory) -> tuple[float | None, VerdictSource]:
+    """How far the episode solved its task, in [0, 1], and who says so; None if nobody can tell.
+
+    The environment's own verdict comes first, then the comparison with the reference answer.
+    """
+    if trajectory.solved is not None:
+        return trajectory.solved, VerdictSource.ENVIRONMENT
+    matches = matches_reference(query, trajectory)
+    return (None, VerdictSource.NONE) if matches is None else (matches, VerdictSource.REFERENCE)
+
+
+def apply_verdicts(rows: Iterable[Row], verdicts: Iterable[Row]) -> list[Row]:
+    """The rows, with a judge's verdicts (rows of Verdict) on greedy episodes that had no verdict of their own.
+
+    `passed` becomes the mean over the repeats of the judgement. Where the model has verdicts but not on this query, an
+    episode without an answer is unsolved by rule.
+    """
+    scores: dict[tuple[str, str], list[float]] = {}
+    for v in verdicts:
+        known = [] if v["status"] is None else [STATUS_SCORE[Status(v["status"])]]
+        scores.setdefault((v["model"], v["query_id"]), []).extend(known)
+    judged_models = {model for model, _ in scores}
+    return [_with_verdict(r, scores.get((r["model"], r["query_id"])), judged_models) for r in rows]
+
+
+def _with_verdict(row: Row, scores: Sequence[float] | None, judged_models: set[str]) -> Row:
+    if row["passed"] is not None or row["decoding"] != "greedy":
+        return row
+    if scores:
+        return {**row, "passed": sum(scores) / len(scores), "verdict_source": str(VerdictSource.JUDGE)}
+    if row["model"] in judged_models and row["stop_reason"] != StopReason.FINISHED:
+        return {**row, "passed": 0.0, "verdict_source": str(VerdictSource.RULE)}
+    return row
+
+
+def redundant_calls(steps: Sequence[Step]) -> int:
+    """Number of calls that repeat an earlier one and bring nothing new.
+
+    A call is redundant if an equal call (same tool, same arguments as JSON values) succeeded before and the last such
+    call returned the same observation. A second look after a change is not redundant, and neither is a second try after
+    a failure. A tool that acts each time and always returns the same text ("added") counts as redundant, since the text
+    does not show the difference.
+    """
+    seen: dict[str, str] = {}
+    count = 0
+    for step in steps:
+        if step.call is not None and step.status is StepStatus.OK:
+            key = json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True)
+            count += seen.get(key) == step.observation
+            seen[key] = step.observation
+    return count
+
+
+def tool_recall(query: Query, trajectory: Trajectory) -> float | None:
+    """Share of the reference's tools that were called with success, in [0, 1]; None without such tools.
+
+    A tool that reference.calls lists twice has to be called twice; reference.tools is a set.
+    """
+    calls = query.reference.calls
+    names = [call.name for call in calls] if calls is not None else set(query.reference.tools or ())
+    wanted = Counter(names)
+    if not wanted:
+        return None
+    made = Counter(s.call.name for s in trajectory.steps if s.call is not None and s.status is StepStatus.OK)
+    return (wanted & made).total() / wanted.total()

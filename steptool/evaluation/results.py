@@ -1,0 +1,219 @@
+"""The results of an evaluation: measures by model, group and decoding, comparisons, and what they leave out."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from steptool.contracts.columns import Row
+from steptool.evaluation.bootstrap import MEASURES, PerQuery, interval, per_query, resamples, wilson
+from steptool.evaluation.compare import GREEDY, SAMPLED, Comparison, compare, groups
+from steptool.judge.verdicts import WinRate, judged_pass_rate, unanswered_queries, win_rates
+from steptool.records import Query, VerdictSource
+
+
+@dataclass(frozen=True)
+class Results:
+    """What came out for any number of models on the same queries."""
+
+    lines: Sequence[Row]
+    """One for each group, decoding and model, in the columns of the CSV; None where a measure could not be taken."""
+    comparisons: Sequence[Comparison] = ()
+    wins: Sequence[WinRate] = ()
+    gaps: Sequence[str] = ()
+    """Sentences on what the figures leave out."""
+
+
+def compute_results(
+    rows: Sequence[Row],
+    verdicts: Sequence[Row] = (),
+    preferences: Sequence[Row] = (),
+    queries: Iterable[Query] = (),
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+    pairs: Iterable[tuple[str, str]] | None = None,
+    decodings: Sequence[str] = (GREEDY,),
+) -> Results:
+    """Measures of every model by group and decoding, and paired comparisons of their pass rates.
+
+    `rows`: of Evaluation. `verdicts` and `preferences`: of a judge on the greedy episodes, if there are any.
+    `queries`: those of all splits, to name the groups that were not evaluated. `pairs` and `decodings`: see `compare`.
+    """
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    by_model = {m: [r for r in rows if r["model"] == m] for m in models}
+    lines = []
+    for group in groups(rows):
+        for decoding in (GREEDY, SAMPLED):
+            for model in models:
+                part = [r for r in groups(by_model[model]).get(group, ()) if r["decoding"] == decoding]
+                judged = [v for v in verdicts if v["model"] == model and decoding == GREEDY]
+                if part:
+                    lines.append({"group": group, "model": model, "decoding": decoding, **_line(part, judged)})
+    comparisons = compare(by_model, draws, seed, pairs, decodings)
+    return Results(lines, comparisons, win_rates(preferences), list(_gaps(rows, comparisons, queries)))
+
+
+def _line(rows: Sequence[Row], verdicts: Sequence[Row]) -> Row:
+    parts = {measure: per_query(rows, measure) for measure in MEASURES}
+    estimates = {measure: part.estimate() for measure, part in parts.items()}
+    queries = {r["query_id"] for r in rows}
+    measured, rate = len(parts["pass_rate"].queries), estimates["pass_rate"]
+    low, high = (None, None) if rate is None else wilson(rate, measured)
+    judged = judged_pass_rate(verdicts, queries, unanswered_queries(rows))
+    sampled = rows[0]["decoding"] == SAMPLED
+    tries = pass_rates_by_tries(rows) if sampled else {}
+    return {
+        "tasks": len(queries),
+        "measured_tasks": measured,
+        "pass_rate": rate,
+        "low": low,
+        "high": high,
+        "verdict_sources": count_sources(rows),
+        "judged_pass_rate": judged and judged.mean,
+        "judged_deviation": judged and judged.deviation,
+        "judged_missing": judged and judged.missing,
+        **{name: estimates[name] for name in MEASURES if name != "pass_rate"},
+        **{f"{name}_per_solved": value for name, value in cost_per_solved(rows)._asdict().items()},
+        **{f"pass@{k}": one for k, (one, _) in tries.items()},
+        **{f"pass^{k}": every for k, (_, every) in tries.items()},
+    }
+
+
+def count_sources(rows: Iterable[Row]) -> str:
+    """Where the verdicts come from: one source as its name, several with the numbers of their episodes."""
+    counts = Counter(row["verdict_source"] for row in rows)
+    if len(counts) == 1:
+        return str(next(iter(counts)))
+    return ", ".join(f"{source} {count}" for source, count in counts.most_common())
+
+
+def _gaps(rows: Sequence[Row], comparisons: Sequence[Comparison], queries: Iterable[Query]) -> Iterator[str]:
+    """What the figures leave out, in sentences."""
+    unmeasured = {r["query_id"] for r in rows if r["verdict_source"] == VerdictSource.NONE}
+    if unmeasured:
+        tasks = len({r["query_id"] for r in rows})
+        yield (
+            f"{len(unmeasured)} of {tasks} tasks have neither a check nor a reference answer: "
+            "whether an episode solves them is not measurable, and pass rates leave them out."
+        )
+    without_recall = {r["query_id"] for r in rows if r["recall"] is None}
+    if without_recall:
+        yield f"{len(without_recall)} tasks name no tools of a solution: tool recall leaves them out."
+    left_out = max((c.left_out for c in comparisons), default=0)
+    if left_out:
+        yield f"Comparisons leave out up to {left_out} tasks without a verdict on both sides."
+    yield from _empty_groups(rows, queries)
+
+
+def _empty_groups(rows: Sequence[Row], queries: Iterable[Query]) -> Iterator[str]:
+    evaluated = {r["tier"] for r in rows}
+    splits = " and ".join(sorted({r["split"] for r in rows}))
+    absent: dict[str, Counter[str]] = defaultdict(Counter)
+    for query in queries:
+        if query.tier not in evaluated:
+            absent[query.tier][query.split] += 1
+    for tier, counts in absent.items():
+        elsewhere = ", ".join(f"{count} in {split}" for split, count in counts.items())
+        yield f"No task of the group '{tier or 'no tier'}' was evaluated: the split {splits} has none ({elsewhere})."
+
+
+def summarise(rows: Sequence[Row], draws: int = 10_000, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Measures of one model and decoding by group (see `groups`), with intervals.
+
+    {group: {each of bootstrap.MEASURES: value, "n": queries, "intervals": {measure: [low, high]}}}; the intervals are
+    95% bootstrap intervals over queries, [None, None] for a measure that could not be taken. Raises ValueError for no
+    rows and for rows of several models or decodings.
+    """
+    sources = sorted({(row["model"], row["decoding"]) for row in rows})
+    if len(sources) != 1:
+        raise ValueError(f"a summary is of one model and one way of decoding; the {len(rows)} rows hold {sources}")
+    return {group: _summary(part, draws, seed) for group, part in groups(rows).items()}
+
+
+def _summary(rows: Sequence[Row], draws: int, seed: int) -> dict[str, Any]:
+    parts = {measure: per_query(rows, measure) for measure in MEASURES}
+    return {
+        **{measure: part.estimate() for measure, part in parts.items()},
+        "n": len({row["query_id"] for row in rows}),
+        "intervals": {measure: _interval(part, draws, seed) for measure, part in parts.items()},
+    }
+
+
+def _interval(part: PerQuery, draws: int, seed: int) -> list[float | None]:
+    if not part.queries:
+        return [None, None]
+    chunks = [part.resampled(counts) for counts in resamples(len(part.queries), draws, seed)]
+    return list(interval(np.concatenate(chunks)))
+
+
+class CostPerSolved(NamedTuple):
+    """Cost of all episodes, failed ones included, for each solved task; None where nothing is solved or known."""
+
+    tokens: float | None
+    """Written by the model; None where no tokens were counted."""
+    seconds: float | None
+    """Wall-clock time of the episodes; those of a batch overlap."""
+    money: float | None
+
+
+def cost_per_solved(rows: Sequence[Row]) -> CostPerSolved:
+    """The cost of these rows of Evaluation over the sum of their verdicts."""
+    solved = sum(row["passed"] or 0.0 for row in rows)
+    if not solved:
+        return CostPerSolved(None, None, None)
+    money = [row["money"] for row in rows]
+    spent = None if None in money else sum(money) / solved
+    tokens = sum(row["tokens"] for row in rows) / solved
+    return CostPerSolved(tokens or None, sum(row["seconds"] for row in rows) / solved, spent)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that one of k tries solves a task that c of n did: 1 - C(n-c, k) / C(n, k), unbiased.
+
+    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    _check_counts(n, c, k)
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def pass_hat_k(n: int, c: int, k: int) -> float:
+    """Chance that all of k tries solve a task that c of n did: C(c, k) / C(n, k), unbiased.
+
+    Source: Yao et al. 2024 (tau-bench, arXiv 2406.12045), section 3. Raises ValueError as `pass_at_k` does.
+    """
+    _check_counts(n, c, k)
+    return comb(c, k) / comb(n, k)
+
+
+def pass_rates_by_tries(rows: Iterable[Row]) -> dict[int, tuple[float, float]]:
+    """pass@k and pass^k of one model's sampled rows, means over tasks: {k: (pass@k, pass^k)}; k is 1, 2, 4, ..., all.
+
+    A try solves its task if `passed` is 1: unsure is not enough here. Tries without a verdict are left out. The number
+    of tries is that of the task with the fewest. Empty without rows.
+    """
+    solved: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row["passed"] is not None:
+            solved[row["query_id"]].append(row["passed"] >= 1)
+    counts = [(len(tries), sum(tries)) for tries in solved.values()]
+    return {k: (_mean([pass_at_k(n, c, k) for n, c in counts]), _mean([pass_hat_k(n, c, k) for n, c in counts]))
+            for k in _sizes(min((n for n, _ in counts), default=0))}  # fmt: skip
+
+
+def _sizes(n: int) -> list[int]:
+    return sorted({*(1 << i for i in range(n.bit_length()) if 1 << i <= n), n} - {0})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _check_counts(n: int, c: int, k: int) -> None:
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"expected 0 <= c <= n and 1 <= k <= n, got n = {n} tries, c = {c} solved, k = {k}")

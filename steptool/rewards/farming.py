@@ -1,0 +1,65 @@
+"""Whether length alone is paid for: rewards against the size of episodes, and calls that add nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from steptool.records import Trajectory
+from steptool.rewards.agreement import Bin, Estimate, by_size, correlation, slope
+
+Rewards = npt.NDArray[np.float64]
+"""Composed rewards of the steps of one trajectory, [T]."""
+
+
+@dataclass(frozen=True)
+class FarmingPoint:
+    """One episode in the farming check."""
+
+    steps: int
+    tokens: int
+    """Sampled tokens."""
+    reward: float
+    """Sum of the composed rewards of the steps before the last: the part that extra calls could collect."""
+    solved: float | None
+    """The environment's verdict."""
+
+
+@dataclass(frozen=True)
+class Farming:
+    """How the rewards before the last step, summed, depend on the size of the episode."""
+
+    size: str
+    """steps, or sampled tokens."""
+    correlation: Estimate | None
+    slope: float | None
+    """Reward for each further step or token."""
+    bins: Sequence[Bin]
+
+
+def farming_points(trajectories: Sequence[Trajectory], step_rewards: Sequence[Rewards | None]) -> list[FarmingPoint]:
+    """One point for each episode that has a composed reward. Raises ValueError if the lengths differ."""
+    return [
+        FarmingPoint(len(t.steps), t.action_tokens, float(np.sum(r[:-1])), t.solved)
+        for t, r in zip(trajectories, step_rewards, strict=True)
+        if r is not None
+    ]
+
+
+def measure_farming(points: Sequence[FarmingPoint]) -> list[Farming]:
+    """Rewards against the number of steps, and against the number of tokens."""
+    rewards = [p.reward for p in points]
+    sizes = {"steps": [float(p.steps) for p in points], "tokens": [float(p.tokens) for p in points]}
+    return [
+        Farming(name, correlation(values, rewards), slope(values, rewards), by_size(values, rewards))
+        for name, values in sizes.items()
+    ]
+
+
+def idle_share(contributions: Iterable[float | None]) -> float | None:
+    """Share of the calls with a Contribution of 0, among those that have one; None if there are none."""
+    known = [c for c in contributions if c is not None]
+    return sum(c == 0 for c in known) / len(known) if known else None
