@@ -73,8 +73,8 @@ def judged_pass_rate(
 ) -> JudgedRate | None:
     """Pass rate of one model over these queries by its verdicts; None without verdicts.
 
-    Each repeat is a mean over queries: Solved counts 1, Unsure .5, Unsolved 0. A query of `unanswered` is unsolved
-    whatever the judge says. A query without a verdict is missing. Raises ValueError for verdicts of several models.
+    Each repeat is a mean over queries: Solved counts 1, Unsure .5, Unsolved 0. A query of `unanswered` without a
+    verdict is unsolved. Any other query without a verdict is missing. Raises ValueError for verdicts of several models.
     """
     models = sorted({v["model"] for v in verdicts})
     if len(models) > 1:
@@ -91,9 +91,9 @@ def judged_pass_rate(
 
 
 def _score(status: str | None, unanswered: bool) -> float | None:
-    if unanswered:
-        return 0.0
-    return None if status is None else STATUS_SCORE[Status(status)]
+    if status is not None:
+        return STATUS_SCORE[Status(status)]
+    return 0.0 if unanswered else None
 
 
 def preference_by_query(preferences: Iterable[Row]) -> dict[str, Choice | None]:

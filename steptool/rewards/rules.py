@@ -168,7 +168,7 @@ def is_solved(query: Query, trajectory: Trajectory) -> float:
 
 
 def matches_reference(query: Query, trajectory: Trajectory) -> float | None:
-    """1 if the final answer equals the query's reference answer, else 0; None for a query without one, or with an empty one.
+    """1 if the final answer equals the reference answer, else 0; None for a query without one, or with an empty one.
 
     Two answers are equal if they are the same text after normalisation (case, spaces, numbers written alike, marks at
     the end), or the same JSON value. JSON values compare by type: 1 equals 1.0, but neither true nor "1".

@@ -50,9 +50,9 @@ def test_the_pass_rate_by_hand():
     assert (got.repeats, got.queries, got.missing) == (3, 3, 0)
 
 
-def test_without_an_answer_a_query_is_unsolved_whatever_the_judge_says():
+def test_a_stored_verdict_is_the_verdict_and_without_one_an_episode_without_an_answer_is_unsolved():
     rows = verdicts(a=["solved"], b=["solved"])
-    assert judged_pass_rate(rows, {"a", "b"}, {"b"}) == JudgedRate(0.5, 0.0, 1, 2, 0)
+    assert judged_pass_rate(rows, {"a", "b"}, {"b"}) == JudgedRate(1.0, 0.0, 1, 2, 0)
     assert judged_pass_rate(rows, {"a", "b", "never asked"}, {"never asked"}).mean == pytest.approx(2 / 3)
     ended = [{"query_id": n, "stop_reason": n} for n in ("finished", "gave_up", "step_limit", "malformed")]
     assert unanswered_queries(ended) == {"gave_up", "step_limit", "malformed"}
@@ -139,8 +139,8 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
     judged["608"]["is_solved"] = {"0": "AnswerStatus.Unsure", "1": "AnswerStatus.Solved", "2": "AnswerStatus.Unsolved"}
     file.write_text(json.dumps(judged))
     got = judged_pass_rate(read_verdicts([generous]), queries, unanswered_queries(rows))
-    # repeats (0 + .5 + 1)/3, (0 + 1 + 1)/3, (0 + 0 + 1)/3: mean 1/2, deviation sqrt(2/3)/6
-    assert got.mean == pytest.approx(1 / 2) and got.deviation == pytest.approx((2 / 3) ** 0.5 / 6)
+    # repeats (1 + .5 + 1)/3, (1 + 1 + 1)/3, (1 + 0 + 1)/3: mean 5/6, deviation sqrt(2/3)/6
+    assert got.mean == pytest.approx(5 / 6) and got.deviation == pytest.approx((2 / 3) ** 0.5 / 6)
 
 
 def test_verdicts_come_back_from_their_contract(tmp_path):

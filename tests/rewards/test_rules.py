@@ -9,7 +9,7 @@ from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import TIERS, draw_query
 from steptool.records import Reference, Step, StepStatus, StopReason
 from steptool.rewards.annotators import annotate, make_annotator
-from steptool.rewards.rules import DataFlowRules, OverlapRules, is_solved, overlap
+from steptool.rewards.rules import DataFlowRules, OverlapRules, is_solved, matches_reference, overlap
 
 
 def contributions(query, trajectory, rules=None):
@@ -198,3 +198,27 @@ def test_the_rules_agree_with_the_desk_about_its_experts_steps():
     assert sum(needed) / len(needed) > 0.93
     assert sum(needless) / len(needless) < 0.05
     assert [r["succ_calling"] for r in by_rule] == [r["succ_calling"] for r in by_truth]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "equal"),
+    [
+        ("[true]", "[1]", False),
+        ('{"a": 1}', '{"a": true}', False),
+        ('{"a": [0]}', '{"a": [false]}', False),
+        ('{"b": 2, "a": [1, "x"]}', '{"a": [1.0, "x"], "b": 2}', True),
+        ("[1]", '["1"]', False),
+        ("[1, 2]", "[1, 2, 3]", False),
+        ('{"a": null}', "{}", False),
+        ("1200.50", "1,200.5", True),
+        ("The Answer.", "the answer", True),
+    ],
+)
+def test_answers_are_equal_as_text_or_as_json_of_the_same_types(answer, expected, equal, make_query, make_trajectory):
+    query = make_query(reference=Reference(answer=expected))
+    assert matches_reference(query, make_trajectory([], answer)) == float(equal)
+
+
+def test_without_a_reference_answer_nothing_can_match(make_query, make_trajectory):
+    assert matches_reference(make_query(), make_trajectory([], "yes")) is None
+    assert matches_reference(make_query(reference=Reference(answer="yes")), make_trajectory([])) == 0.0
