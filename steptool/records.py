@@ -64,6 +64,8 @@ class VerdictSource(StrEnum):
     """An episode without an answer is unsolved, where a judge gives the verdicts."""
     NONE = "none"
     """There is no verdict: the task has neither a check nor a reference answer."""
+    FAILED = "failed"
+    """There is no verdict: the environment's check failed."""
 
 
 class StepStatus(StrEnum):
@@ -235,7 +237,7 @@ class Query:
     max_steps: Annotated[Int32, "Steps allowed, Finish included; 0 leaves the limit to rollout.max_steps"] = 0
 
 
-@contract("trajectories", version=2)
+@contract("trajectories", version=3)
 @dataclass(frozen=True)
 class Trajectory:
     """One episode: exactly the tokens that were seen and sampled, and what they did.
@@ -269,6 +271,7 @@ class Trajectory:
     seconds: Annotated[Float64, "Wall-clock seconds from reset to stop; episodes of a batch overlap"]
     abandoned_turns: Annotated[Int32, "Turns sampled on other branches of a search; 0 for a chain"] = 0
     abandoned_tokens: Annotated[Int32, "Tokens sampled on other branches of a search"] = 0
+    check_error: Annotated[str, "Why the environment's check failed, which leaves the verdict missing; else empty"] = ""
 
     @property
     def action_tokens(self) -> int:

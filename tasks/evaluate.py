@@ -85,6 +85,8 @@ def _evaluate(policy: EvaluatedPolicy, config: Config, queries: Path, demonstrat
             progress=lambda decoding: Ticker("evaluate", len(chosen), f"{decoding} episodes of {policy.name}"),
         )
     say("evaluate", f"{policy.name}: {rate(result.greedy_verdicts)} on {len(chosen)} queries")
+    if errors := result.check_errors:
+        say("evaluate", f"the check failed on {len(errors)} episodes of {policy.name}, first: {errors[0]}")
     if result.refusals:
         first = f"the endpoint ended {len(result.refusals)} episodes of {policy.name}, first: {result.refusals[0]}"
         say("evaluate", first)

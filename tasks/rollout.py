@@ -32,4 +32,7 @@ def rollout(
     cost = watch.cost(sum(t.action_tokens for t in episodes))
     result = f"shard {shard + 1} of {config.rollout.shards}, {rate([t.solved for t in episodes])}"
     say("rollout", result, round=round_index, rounds=config.ppo.rounds)
+    if errors := [t.check_error for t in episodes if t.check_error]:
+        failed = f"the check failed on {len(errors)} of {len(episodes)} episodes, first: {errors[0]}"
+        say("rollout", failed, round=round_index, rounds=config.ppo.rounds)
     return Parquet(str(write_records(make_folder("rollout") / "trajectories.parquet", episodes, Trajectory, cost)))

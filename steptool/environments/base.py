@@ -17,6 +17,10 @@ class TransportError(Exception):
     """A call did not reach the tool or its answer was lost, and making the call again does no harm."""
 
 
+class VerdictError(Exception):
+    """The check of an episode failed, so that it has no verdict. The text names the check and says what failed."""
+
+
 @dataclass(frozen=True)
 class ToolResult:
     """What one call returned."""
@@ -40,7 +44,11 @@ class Session(ABC):
         return False
 
     def solved(self, final_answer: str | None) -> float | None:
-        """The environment's verdict on the answer and the final state, in [0, 1]; None, as here, if it has none."""
+        """The environment's verdict on the answer and the final state, in [0, 1]; None, as here, if it has none.
+
+        An exception means that the check failed: the episode has no verdict, and the reference answer does not replace
+        it.
+        """
         return None
 
     def next_turn(self, final_answer: str) -> str | None:

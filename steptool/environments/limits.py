@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
 from steptool.config import ToolsConfig
-from steptool.environments.base import Environment, Session, ToolResult, TransportError
+from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
 from steptool.records import Query, StepStatus, ToolCall
 
 _BACKOFF = 0.2
@@ -84,11 +84,15 @@ class LimitedSession(Session):
         return self._session.offers(name)
 
     def solved(self, final_answer: str | None) -> float | None:
-        """The session's verdict; None if it does not come in time."""
+        """The session's verdict; None if it has none. Raises VerdictError, and nothing else, where its check fails."""
         try:
             return self._within(self._limits.timeout, lambda: self._session.solved(final_answer))
-        except (FutureTimeout, TransportError):
-            return None
+        except VerdictError:
+            raise
+        except FutureTimeout:
+            raise VerdictError(f"'solved' gave no verdict within {self._limits.timeout:g} s") from None
+        except Exception as error:
+            raise VerdictError(f"'solved' failed: {type(error).__name__}: {error}") from error
 
     def next_turn(self, final_answer: str) -> str | None:
         """What the user says next; None if it does not come in time."""

@@ -27,6 +27,11 @@ class PolicyEvaluation:
     """What the endpoint said in each episode that it did not continue."""
 
     @property
+    def check_errors(self) -> list[str]:
+        """Why the environment's check failed, of each episode where it did."""
+        return [t.check_error for t in (*self.greedy, *self.sampled) if t.check_error]
+
+    @property
     def tokens(self) -> int:
         """Tokens that the policy wrote."""
         return sum(row["tokens"] for row in self.rows)

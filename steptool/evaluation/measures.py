@@ -73,8 +73,11 @@ def _tokens(trajectory: Trajectory, spent: TurnCost | None) -> Row:
 def find_verdict(query: Query, trajectory: Trajectory) -> tuple[float | None, VerdictSource]:
     """How far the episode solved its task, in [0, 1], and who says so; None if nobody can tell.
 
-    The environment's own verdict comes first, then the comparison with the reference answer.
+    The environment's own verdict comes first, then the comparison with the reference answer. Where the environment's
+    check failed the verdict is missing.
     """
+    if trajectory.check_error:
+        return None, VerdictSource.FAILED
     if trajectory.solved is not None:
         return trajectory.solved, VerdictSource.ENVIRONMENT
     matches = matches_reference(query, trajectory)
@@ -96,7 +99,7 @@ def apply_verdicts(rows: Iterable[Row], verdicts: Iterable[Row]) -> list[Row]:
 
 
 def _with_verdict(row: Row, scores: Sequence[float] | None, judged_models: set[str]) -> Row:
-    if row["passed"] is not None or row["decoding"] != "greedy":
+    if row["verdict_source"] != VerdictSource.NONE or row["decoding"] != "greedy":
         return row
     if scores:
         return {**row, "passed": sum(scores) / len(scores), "verdict_source": str(VerdictSource.JUDGE)}

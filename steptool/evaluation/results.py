@@ -102,6 +102,9 @@ def _gaps(rows: Sequence[Row], comparisons: Sequence[Comparison], queries: Itera
             f"{len(unmeasured)} of {tasks} tasks have neither a check nor a reference answer: "
             "whether an episode solves them is not measurable, and pass rates leave them out."
         )
+    failed = sum(r["verdict_source"] == VerdictSource.FAILED for r in rows)
+    if failed:
+        yield f"The check of the environment failed on {failed} of {len(rows)} episodes, which have no verdict."
     without_recall = {r["query_id"] for r in rows if r["recall"] is None}
     if without_recall:
         yield f"{len(without_recall)} tasks name no tools of a solution: tool recall leaves them out."

@@ -21,6 +21,7 @@ _SOURCES = {
     "judge": "judge",
     "rule": "rule",
     "none": "nothing",
+    "failed": "check failed",
 }
 """Sources of verdicts as a reader sees them."""
 

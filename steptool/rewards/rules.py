@@ -82,7 +82,7 @@ def _scores(
         StepScore(
             succ_calling=float(not failed),
             contribution=None if step.status is StepStatus.FINISH and number == last else contribution,
-            is_solved=is_solved(query, trajectory) if number == last else None,
+            is_solved=is_solved(query, trajectory) if number == last and not trajectory.check_error else None,
             rationale=f"failed: {failed}" if failed else note,
         )
         for number, (step, failed, contribution, note) in enumerate(rows)

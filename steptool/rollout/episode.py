@@ -9,6 +9,7 @@ import numpy as np
 
 from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
+from steptool.environments.base import VerdictError
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.turns import Decoding, Exchange, PlayedEpisode, Refusal, Turn, TurnCost
@@ -46,6 +47,7 @@ class Episode:
         self._cost, self._refusal = TurnCost(), ""
         self._turns = self._tokens = 0
         self._solved: float | None = None
+        self._check_error = ""
         self._environment: LimitedEnvironment | None = None
         self._session: LimitedSession | None = None
         self._left: LimitedSession | None = None
@@ -98,8 +100,11 @@ class Episode:
         self.stop = None
 
     def end(self) -> None:
-        """Ask for the verdict and close the session."""
-        self._solved = self._open_session().solved(self.final_answer)
+        """Ask for the verdict and close the session. Where the check fails the episode keeps the error."""
+        try:
+            self._solved = self._open_session().solved(self.final_answer)
+        except VerdictError as error:
+            self._check_error = str(error)
         self._seconds = time.perf_counter() - self._started
         self.close()
 
@@ -142,6 +147,7 @@ class Episode:
             seconds=self._seconds,
             abandoned_turns=self._turns - len(self.exchanges),
             abandoned_tokens=self._tokens - sum(end - start for start, end in spans),
+            check_error=self._check_error,
         )
         return PlayedEpisode(trajectory, self._cost, self._refusal)
 

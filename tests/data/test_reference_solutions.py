@@ -1,14 +1,26 @@
+import json
 from dataclasses import replace
+
+import pytest
 
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
-from steptool.data.ingest_log import IngestLog
+from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.reference_solutions import play_reference_solutions
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Reference, StepStatus, Trajectory
 
+SHOP = '''
+class Shop:
+    def count(self) -> int:
+        """Count the kettles."""
+        return 3
+
+    def solved(self, final_answer: str | None, reference: dict) -> float:
+        return float(final_answer == reference["anwser"])
+'''
 QUERIES = [draw_query("train", tier, f"played.{number}") for number in range(4) for tier in ("single", "long")]
 CONFIG = Config.model_validate({"warm_start": {"demonstrations": 5}})
 
@@ -60,3 +72,18 @@ def test_the_shipped_example_brings_its_demonstrations_along(tmp_path):
     train = [q for q in read_queries(found.queries_path) if q.split == "train"]
     shown = read_records(found.demonstrations_path, Trajectory)
     assert {t.query_id for t in shown} == {q.query_id for q in train} and all(t.solved == 1.0 for t in shown)
+
+
+def test_a_check_that_fails_on_a_reference_solution_stops_ingestion_by_name(tmp_path):
+    (tmp_path / "shop.py").write_text(SHOP)
+    task = {"instruction": "How many?", "reference": {"answer": "3", "calls": [{"name": "count", "arguments": {}}]}}
+    (tmp_path / "tasks.jsonl").write_text(
+        "".join(json.dumps({**task, "instruction": f"How many {n}?"}) + "\n" for n in range(40))
+    )
+    sections = {
+        "data": {"source": "jsonl", "environment": "functions", "paths": [str(tmp_path / "tasks.jsonl")]},
+        "tools": {"functions": f"{tmp_path / 'shop.py'}:Shop"},
+    }
+    message = r"the check of the task '.+' failed on its reference solution: .*'solved' failed: KeyError: 'anwser'"
+    with pytest.raises(IngestError, match=message):
+        ingest(Config.model_validate(sections), tmp_path / "out")

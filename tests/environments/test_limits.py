@@ -4,8 +4,10 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from steptool.config import ToolsConfig
-from steptool.environments.base import Environment, Session, ToolResult, TransportError
+from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import Query, StepStatus, ToolCall
 
@@ -66,6 +68,14 @@ def test_a_result_passes_unchanged() -> None:
     assert session(lambda: "fine").solved("fine") == 1.0
 
 
+def test_a_check_that_raises_leaves_no_verdict_and_says_what_failed() -> None:
+    def fail() -> str:
+        raise KeyError("ordr_id")
+
+    with pytest.raises(VerdictError, match="'solved' failed: KeyError: 'ordr_id'"):
+        session(fail).solved("fine")
+
+
 def test_a_long_observation_is_cut_and_says_so() -> None:
     assert session(lambda: "x" * 11, observation_limit=10).call(CALL).observation == (
         "xxxxxxxxxx... [truncated: 10 of 11 characters]"
@@ -84,7 +94,8 @@ def test_a_call_that_hangs_is_a_failed_step_and_the_next_one_waits_for_it() -> N
     limited = session(work, timeout=0.05)
     hung = ToolResult(StepStatus.TOOL_ERROR, '{"error": "no answer within 0.05 s"}')
     assert [limited.call(CALL), limited.call(CALL)] == [hung, hung]
-    assert limited.solved("x") is None
+    with pytest.raises(VerdictError, match="gave no verdict within"):
+        limited.solved("x")
     assert len(running) == 1  # what ran out of time while it waited was never begun
     release.set()
     deadline = time.monotonic() + 5

@@ -113,6 +113,13 @@ def test_an_episode_that_gives_up_is_not_measurable_either_without_check_and_ref
     assert (row["passed"], row["recall"]) == (None, None)
 
 
+def test_a_check_that_failed_is_not_replaced_by_the_reference_answer():
+    failed = replace(make_trajectory(FINISHED, solved=None), check_error="'solved' failed: KeyError: 'anwser'")
+    (row,) = measure_episodes([make_query(answer="7")], [failed], "m", "greedy")
+    assert (row["passed"], row["verdict_source"]) == (None, "failed")
+    assert apply_verdicts([row], [verdict("q1", "solved")]) == [row]
+
+
 def verdict(query, status, repeat=0, model="m"):
     return {"query_id": query, "model": model, "repeat": repeat, "status": status}
 

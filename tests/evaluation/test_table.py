@@ -148,3 +148,11 @@ def test_a_group_that_was_not_evaluated_is_named():
     results = compute_results([row("q0", "m", 1.0)], queries=queries, draws=10)
     gap = "No task of the group 'long' was evaluated: the split heldout has none (2 in train, 1 in validation)."
     assert results.gaps == [gap] and gap in evaluation_page(results, "").replace("&#39;", "'")
+
+
+def test_episodes_whose_check_failed_are_counted():
+    rows = [row("a", "m", 1.0), row("b", "m", None, verdict_source="failed")]
+    results = compute_results(rows, draws=10)
+    assert results.lines[0]["pass_rate"] == 1.0
+    assert results.gaps == ["The check of the environment failed on 1 of 2 episodes, which have no verdict."]
+    assert "| 1 of 2 |" in to_markdown(results) and "check failed 1" in to_markdown(results)

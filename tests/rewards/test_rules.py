@@ -222,3 +222,9 @@ def test_answers_are_equal_as_text_or_as_json_of_the_same_types(answer, expected
 def test_without_a_reference_answer_nothing_can_match(make_query, make_trajectory):
     assert matches_reference(make_query(), make_trajectory([], "yes")) is None
     assert matches_reference(make_query(reference=Reference(answer="yes")), make_trajectory([])) == 0.0
+
+
+def test_where_the_check_failed_is_solved_is_missing_and_not_guessed(make_query, make_trajectory):
+    query = make_query(reference=Reference(answer="7"))
+    failed = make_trajectory([], "7", check_error="'solved' failed: KeyError: 'anwser'")
+    assert [score.is_solved for score in DataFlowRules().annotate(query, failed)] == [None]

@@ -102,8 +102,8 @@ def test_samples_of_a_query_are_numbered_from_the_first(make_query: MakeQuery) -
 
 
 class BreakingSession(GatedSession):
-    def solved(self, final_answer: str | None) -> float:
-        raise RuntimeError("no verdict today")
+    def next_turn(self, final_answer: str) -> str | None:
+        raise RuntimeError("no user today")
 
 
 class BreakingEnvironment(GatedEnvironment):
@@ -113,5 +113,22 @@ class BreakingEnvironment(GatedEnvironment):
 
 def test_what_a_session_raises_in_a_thread_ends_the_run(make_query: MakeQuery) -> None:
     policy = ScriptedPolicy(lambda query, sample: [FINISH_7])
-    with pytest.raises(RuntimeError, match="no verdict today"):
+    with pytest.raises(RuntimeError, match="no user today"):
         roll_out(policy, [make_query("quick", "go")], BreakingEnvironment(1), limits=LIMITS)
+
+
+class UncheckedSession(GatedSession):
+    def solved(self, final_answer: str | None) -> float:
+        raise KeyError("ordr_id")
+
+
+class UncheckedEnvironment(GatedEnvironment):
+    def reset(self, query: Query) -> UncheckedSession:
+        return UncheckedSession(query, self)
+
+
+def test_a_check_that_raises_leaves_the_episode_without_a_verdict(make_query: MakeQuery) -> None:
+    policy = ScriptedPolicy(lambda query, sample: [FINISH_7])
+    (played,) = roll_out(policy, [make_query("quick", "go")], UncheckedEnvironment(1), limits=LIMITS)
+    assert played.trajectory.solved is None
+    assert played.trajectory.check_error == "'solved' failed: KeyError: 'ordr_id'"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, Self
 
@@ -13,9 +12,7 @@ from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.functions.process import ProcessTools
 from steptool.environments.functions.signatures import function_schema
 from steptool.environments.functions.toolbox import (
-    VERDICT,
     EpisodeTools,
-    VerdictError,
     failed_result,
     load_toolbox,
 )
@@ -116,12 +113,8 @@ class FunctionsSession(Session):
         return self._tools.call(call.name, call.arguments)
 
     def solved(self, final_answer: str | None) -> float | None:
-        """What `solved` returns; None without such a function, and with a warning where it fails."""
-        try:
-            return self._tools.solved(final_answer)
-        except VerdictError as error:
-            warnings.warn(f"tools.functions: no verdict from '{VERDICT}': {error}", RuntimeWarning, stacklevel=2)
-            return None
+        """What `solved` returns; None without such a function. Raises VerdictError where it fails."""
+        return self._tools.solved(final_answer)
 
     def close(self) -> None:
         """Release what the episode holds."""

@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 from weakref import WeakSet
 
-from steptool.environments.base import ToolResult
-from steptool.environments.functions.toolbox import EpisodeTools, VerdictError, failed_result, load_toolbox
+from steptool.environments.base import ToolResult, VerdictError
+from steptool.environments.functions.toolbox import EpisodeTools, failed_result, load_toolbox
 from steptool.records import StepStatus
 
 _LARGEST = 8 << 20

@@ -13,17 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult
+from steptool.environments.base import ToolResult, VerdictError
 from steptool.environments.catalog import import_object
 from steptool.environments.functions.signatures import ArgumentError, ArgumentTypes
 from steptool.records import StepStatus
 
 VERDICT = "solved"
 """Name of the function that is no tool but judges an episode: solved(final_answer, reference) -> float | None."""
-
-
-class VerdictError(Exception):
-    """`solved` gave no verdict that can be used; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ class EpisodeTools:
                 return None
             return _share(self._run(function, final_answer, copy.deepcopy(dict(self._reference))))
         except BaseException as error:
-            raise VerdictError(describe_error(error)) from None
+            raise VerdictError(f"tools.functions: '{VERDICT}' failed: {describe_error(error)}") from None
 
     def close(self) -> None:
         """End the event loop, and with it what still runs there."""

@@ -9,7 +9,7 @@ import yaml
 from steptool.chat.tools import reads_only
 from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult
+from steptool.environments.base import ToolResult, VerdictError
 from steptool.environments.catalog import open_environment
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.environments.limits import LimitedEnvironment
@@ -203,8 +203,8 @@ def test_an_object_that_cannot_be_made_fails_the_step(module: Any) -> None:
     session = FunctionsEnvironment(f"{module(COUNTER)}:Counter").reset(query(state={"values": [], "label": "broken"}))
     result = session.call(ToolCall("later", {}))
     assert result == ToolResult(StepStatus.TOOL_ERROR, '{"error": "RuntimeError: no counter today"}')
-    with pytest.warns(RuntimeWarning, match="no counter today"):
-        assert session.solved("yes") is None
+    with pytest.raises(VerdictError, match="no counter today"):
+        session.solved("yes")
 
 
 @pytest.mark.parametrize("state", [{}, {"values": [1], "colour": "red"}, [1]])
@@ -216,10 +216,10 @@ def test_a_state_that_the_class_does_not_take_is_refused_by_query(module: Any, s
 def test_the_class_gives_the_verdict(module: Any) -> None:
     session = FunctionsEnvironment(f"{module(COUNTER)}:Counter").reset(query(state={"values": []}, answer="x"))
     assert (session.solved("yes"), session.solved("half"), session.solved("none")) == (1.0, 0.5, None)
-    with pytest.warns(RuntimeWarning, match="expected a number from 0 to 1 or None, got 7"):
-        assert session.solved("odd") is None
-    with pytest.warns(RuntimeWarning, match="KeyError: None"):
-        assert session.solved(None) is None
+    with pytest.raises(VerdictError, match="expected a number from 0 to 1 or None, got 7"):
+        session.solved("odd")
+    with pytest.raises(VerdictError, match="KeyError: None"):
+        session.solved(None)
 
 
 def test_functions_have_no_state_and_may_give_a_verdict(module: Any) -> None:

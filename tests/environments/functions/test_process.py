@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from steptool.config import Config
+from steptool.environments.base import VerdictError
 from steptool.environments.catalog import open_environment
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import Query, Reference, StepStatus, ToolCall
@@ -94,8 +95,8 @@ def test_an_episode_has_an_object_of_its_own_in_its_process(session: Callable[..
     assert first.call(ToolCall("add", {"number": "1"})).status is StepStatus.INVALID_ARGUMENTS
     assert first.call(ToolCall("nothing", {})).status is StepStatus.UNKNOWN_TOOL
     assert "KeyboardInterrupt" in ask(first, "fail") and "the result is too long" in ask(first, "long")
-    with pytest.warns(RuntimeWarning, match="no verdict from 'solved': KeyError: 'nothing'"):
-        assert first.solved(None) is None
+    with pytest.raises(VerdictError, match="'solved' failed: KeyError: 'nothing'"):
+        first.solved(None)
 
 
 def test_code_that_holds_the_interpreter_is_ended_at_the_limit(session: Callable[..., LimitedSession]) -> None:
@@ -106,8 +107,8 @@ def test_code_that_holds_the_interpreter_is_ended_at_the_limit(session: Callable
     assert problem.startswith("no answer within 3.6 s, and the process of the tool was ended; the next call begins")
     assert time.monotonic() - started < 8
     assert ask(playing, "add", number=1) == "6"
-    with pytest.warns(RuntimeWarning, match="its state with it"):
-        assert playing.solved("15") is None
+    with pytest.raises(VerdictError, match="its state with it"):
+        playing.solved("15")
 
 
 @pytest.mark.parametrize(("how", "code"), [("exit", 3), ("kill", -9)])

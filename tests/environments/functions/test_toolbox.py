@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from steptool.config import ToolsConfig
+from steptool.environments.base import VerdictError
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.environments.functions.toolbox import describe_error
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
@@ -100,8 +101,8 @@ def test_what_a_tool_raises_is_a_failed_step(session: Callable[..., LimitedSessi
     for tool in ("fail", "fail_later"):
         result = playing.call(ToolCall(tool, {"kind": kind}))
         assert result.status is StepStatus.TOOL_ERROR and said in result.observation
-    with pytest.warns(RuntimeWarning, match="no verdict from 'solved'"):
-        assert playing.solved(kind) is None
+    with pytest.raises(VerdictError, match="'solved' failed: "):
+        playing.solved(kind)
     assert playing.call(ToolCall("open", {})).observation == "open" and playing.solved("fine") == 1.0
     playing.close()
 
@@ -112,8 +113,8 @@ def test_what_the_making_of_the_object_raises_is_a_failed_step(
 ) -> None:
     playing = session(made_by=kind)
     assert playing.call(ToolCall("open", {})).status is StepStatus.TOOL_ERROR
-    with pytest.warns(RuntimeWarning, match="no verdict from 'solved'"):
-        assert playing.solved("fine") is None
+    with pytest.raises(VerdictError, match="'solved' failed: "):
+        playing.solved("fine")
     playing.close()
 
 
