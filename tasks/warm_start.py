@@ -1,6 +1,9 @@
 """The base model and its supervised fine-tuning on demonstrations."""
 
+from pathlib import Path
 from typing import NamedTuple
+
+from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.history import count_rows, extend
 from steptool.artifacts.progress import Stopwatch, Ticker, say
@@ -12,10 +15,16 @@ from tasks.runtime.stage import stage
 
 
 class Prepared(NamedTuple):
-    """The base model, the queries whose prompts fit its context, and the history of the run until here."""
+    """The base model and what it can take of the data.
+
+    The queries whose prompts fit its context, the demonstrations with their tokens, the quarantine with those that
+    were left out, and the history of the run until here.
+    """
 
     model: Model
     queries: Parquet
+    lessons: Parquet
+    quarantine: FlyteFile
     history: Parquet
 
 
@@ -27,8 +36,13 @@ class WarmStarted(NamedTuple):
 
 
 @stage("prepare", cached=True)
-def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: Parquet) -> Prepared:
-    """Put the base model in place and check that every prompt fits its context."""
+def prepare(
+    config: Config, queries: Parquet, demonstrations: Parquet, quarantine: FlyteFile, history: Parquet
+) -> Prepared:
+    """Put the base model in place, check that prompts fit its context, and encode the demonstrations.
+
+    Demonstrations that the model cannot learn from are counted and put into the quarantine.
+    """
     watch = Stopwatch("prepare")
     from steptool.artifacts.lineage import sign
     from steptool.artifacts.queries import read_queries
@@ -36,39 +50,46 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, history: 
     from steptool.contracts.tables import read_records, write_records
     from steptool.models.load import load_tokenizer, prepare_base
     from steptool.records import Query, Trajectory
-    from steptool.training.demonstrations import fitting, texts
+    from steptool.training.demonstrations import encode_demonstrations, iterate_texts, select_fitting
 
     folder = make_folder("base")
-    asked = read_queries(download(queries))
+    read = read_queries(download(queries))
+    recorded = read_records(download(demonstrations), Trajectory)
     chosen = localize(config, make_folder("fetched"), "policy.base").policy
-    base = prepare_base(chosen, texts(asked, read_records(download(demonstrations), Trajectory)), config.seed, folder)
+    base = prepare_base(chosen, iterate_texts(read, recorded), config.seed, folder)
     sign(base, None, "base", [], note=config.policy.base)
-    kept = fitting(asked, ChatCodec(load_tokenizer(base), config.policy.chat_format), config)
-    target = write_records(make_folder("prepared") / "queries.parquet", kept, Query)
-    counts = {"queries": len(kept), "left out": len(asked) - len(kept)}
-    told = extend(download(history), count_rows("prepare", counts), [watch.cost()], target.with_name("history.parquet"))
-    say("prepare", f"base model '{config.policy.base}', {len(kept)} of {len(asked)} prompts fit its context")
-    return Prepared(Model(str(base)), Parquet(str(target)), Parquet(str(told)))
+    codec = ChatCodec(load_tokenizer(base), config.policy.chat_format)
+    kept = select_fitting(read, codec, config)
+    lessons = encode_demonstrations(kept, recorded, codec, config.policy.max_context)
+    say("prepare", f"base model '{config.policy.base}', {len(kept)} of {len(read)} prompts fit its context")
+    for name, number in lessons.counts().items():
+        say("prepare", f"{name}: {number}")
+    lessons.check(config.warm_start)
+    target = make_folder("prepared")
+    counts = {"queries": len(kept), "left out": len(read) - len(kept), **lessons.counts()}
+    extended = extend(download(history), count_rows("prepare", counts), [watch.cost()], target / "history.parquet")
+    return Prepared(
+        Model(str(base)),
+        Parquet(str(write_records(target / "queries.parquet", kept, Query))),
+        Parquet(str(write_records(target / "lessons.parquet", lessons.encoded, Trajectory))),
+        FlyteFile(str(lessons.add_to_quarantine(Path(download(quarantine)), target / "quarantine.jsonl"))),
+        Parquet(str(extended)),
+    )
 
 
 @stage("warm_start", cached=True)
-def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Parquet, history: Parquet) -> WarmStarted:
-    """Fine-tune the base model on the demonstrations."""
+def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet, history: Parquet) -> WarmStarted:
+    """Fine-tune the base model on the demonstrations, whose tokens `prepare` has made."""
     watch = Stopwatch("warm_start")
     from steptool.artifacts.lineage import sign
-    from steptool.artifacts.queries import read_queries
-    from steptool.chat.codec import ChatCodec
     from steptool.contracts.tables import read_records
-    from steptool.models.load import load_tokenizer
     from steptool.records import Trajectory
-    from steptool.training.demonstrations import lessons, tokens_seen
+    from steptool.training.demonstrations import count_tokens
     from steptool.training.warm_start import warm_start as fine_tune
     from tasks.runtime.checkpoints import Checkpoints
 
     start, folder = download(base), make_folder("warm_start")
-    shown = read_records(download(demonstrations), Trajectory)
-    codec = ChatCodec(load_tokenizer(start), config.policy.chat_format)
-    examples = lessons(read_queries(download(queries)), shown, codec)
+    examples = read_records(download(lessons), Trajectory)
     say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")
     ticker = Ticker("warm_start", config.warm_start.steps, "steps")
     checkpoints = Checkpoints("warm_start")
@@ -83,8 +104,8 @@ def warm_start(config: Config, base: Model, queries: Parquet, demonstrations: Pa
         checkpoints=checkpoints.folder,
         on_checkpoint=checkpoints.save,
     )
-    sign(folder, start, "warm_start", [download(queries), download(demonstrations)])
-    cost = watch.cost(tokens_seen(examples, config.warm_start))
+    sign(folder, start, "warm_start", [download(queries), download(lessons)])
+    cost = watch.cost(count_tokens(examples, config.warm_start))
     told = extend(download(history), rows, [cost], make_folder("told") / "history.parquet")
     say("warm_start", "finished", costs=read_costs(told))
     return WarmStarted(Model(str(folder)), Parquet(str(told)))

@@ -75,9 +75,15 @@ def train(config: Config, output: str = "") -> Evidence:
     """
     read = ingest(config=config, sources=fingerprint(config=config, output=output))
     shown = read.demonstrations
-    base = prepare(config=config, queries=read.queries, demonstrations=shown, history=read.history)
+    base = prepare(
+        config=config,
+        queries=read.queries,
+        demonstrations=shown,
+        quarantine=read.quarantine,
+        history=read.history,
+    )
     queries = base.queries
-    warm = warm_start(config=config, base=base.model, queries=queries, demonstrations=shown, history=base.history)
+    warm = warm_start(config=config, base=base.model, queries=queries, lessons=base.lessons, history=base.history)
     trained = rounds(config=config, start=warm.model, queries=queries, demonstrations=shown, history=warm.history)
 
     ask = partial(evaluate, config=config, queries=queries, demonstrations=shown)
@@ -92,7 +98,7 @@ def train(config: Config, output: str = "") -> Evidence:
         queries=queries,
         demonstrations=shown,
         recorded_rewards=read.rewards,
-        quarantine=read.quarantine,
+        quarantine=base.quarantine,
         history=trained.history,
         models={"model": trained.model, "warm_start": warm.model},
         trajectories=trained.trajectories,

@@ -27,6 +27,16 @@ def parse_json(text: str) -> Any:
         raise UnusableError("not JSON", str(error)) from None
 
 
+def parse_if_text(value: Any, where: str) -> Any:
+    """A value that may be written as its JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except UnusableError as error:
+        raise UnusableError(error.reason, f"{where}: {error.detail}") from None
+
+
 def replace_half_pairs(document: Any, text: str) -> Any:
     """A document as read from its JSON text, with U+FFFD for every half of a surrogate pair."""
     return _replace(document) if _HALF_PAIR.search(text) else document

@@ -59,7 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> 
     from steptool.data.ingest import ingest
     from steptool.models.load import EMBEDDED, load_tokenizer
     from steptool.records import Trajectory
-    from steptool.training.demonstrations import lessons
+    from steptool.training.demonstrations import encode_demonstrations
     from steptool.training.warm_start import warm_start
 
     torch.set_num_threads(1)
@@ -68,7 +68,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> 
     config = settings(str(folder), "embedded")
     read = ingest(config, folder / "read")
     shown = read_records(read.demonstrations_path, Trajectory)
-    taught = lessons(read_queries(read.queries_path), shown, ChatCodec(load_tokenizer(EMBEDDED), "auto"))
+    codec = ChatCodec(load_tokenizer(EMBEDDED), "auto")
+    taught = encode_demonstrations(read_queries(read.queries_path), shown, codec, config.policy.max_context).encoded
     warm_start(EMBEDDED, taught, config.warm_start, config.policy, 0, folder / "model")
     return store.upload(folder / "model", f"{place}/base")
 

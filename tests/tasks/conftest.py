@@ -44,7 +44,7 @@ def round_inputs() -> dict[str, Any]:
     config = Config.model_validate(ROUND)
     read = ingest(config=config, sources="")
     common = {"config": config, "demonstrations": read.demonstrations}
-    base = prepare(queries=read.queries, history=read.history, **common)
+    base = prepare(queries=read.queries, quarantine=read.quarantine, history=read.history, **common)
     played = rollout(shard=0, round_index=0, model=base.model, queries=base.queries, **common)
     scored = annotate(trajectories=played, round_index=0, config=config, queries=base.queries)
     checked = audit(round_index=0, config=config, queries=base.queries, trajectories=[played], rewards=[scored])

@@ -30,7 +30,8 @@ def config(**sections: Any) -> Config:
 
 def prepared(chosen: Config) -> tuple[Ingested, Prepared]:
     read = ingest(config=chosen, sources="")
-    return read, prepare(config=chosen, queries=read.queries, demonstrations=read.demonstrations, history=read.history)
+    names = ("queries", "demonstrations", "quarantine", "history")
+    return read, prepare(config=chosen, **{name: getattr(read, name) for name in names})
 
 
 def test_a_context_too_small_for_a_prompt_is_refused_before_training_with_the_query() -> None:

@@ -24,10 +24,12 @@ def test_data_and_a_base_model_from_a_store_are_those_from_here(
     found = []
     for place, base in ((str(tmp_path), round_inputs["policy"]), (f"{bucket}/data", f"{bucket}/base")):
         sections = {"data": {"source": "jsonl", "paths": [place]}, "policy": {"base": base, "max_context": 1600}}
+        sections["warm_start"] = {"steps": 0}
         config = Config.model_validate(sections)
         seen = fingerprint(config=config, output="", for_training=False)
         read = ingest(config=config, sources=seen, for_training=False)
-        files = {"queries": read.queries, "demonstrations": read.demonstrations, "history": read.history}
+        names = ("queries", "demonstrations", "quarantine", "history")
+        files = {name: getattr(read, name) for name in names}
         found.append((seen, read_queries(str(read.queries)), prepare(config=config, **files)))
     (here, queries, near), (there, same, far) = found
     assert queries == same and len(queries) == 12 and here != there

@@ -1,15 +1,27 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from steptool.chat.codec import ChatCodec, Encoded
+from steptool.artifacts.queries import read_queries
+from steptool.chat.codec import ChatCodec
 from steptool.config import Config, WarmStartConfig
+from steptool.contracts.tables import read_records
+from steptool.data.ingest import ingest
 from steptool.environments.desk.expert import desk_demonstrations
 from steptool.environments.desk.tasks import desk_queries
-from steptool.models.load import train_tokenizer
-from steptool.records import Query, Trajectory
-from steptool.training.demonstrations import fitting, lessons, texts, tokens_seen
+from steptool.models.load import EMBEDDED, load_tokenizer, train_tokenizer
+from steptool.records import Message, Query, Trajectory
+from steptool.training.demonstrations import (
+    TOO_LONG,
+    UNENCODABLE,
+    count_tokens,
+    encode_demonstrations,
+    iterate_texts,
+    select_fitting,
+)
 
 
 def config(source: str = "desk", max_context: int = 4096) -> Config:
@@ -34,7 +46,7 @@ def shown(queries: list[Query]) -> list[Trajectory]:
 
 @pytest.fixture(scope="module")
 def codec(queries: list[Query], shown: list[Trajectory]) -> ChatCodec:
-    return ChatCodec(train_tokenizer(texts(queries, shown), 600))
+    return ChatCodec(train_tokenizer(iterate_texts(queries, shown), 600))
 
 
 def lengths(queries: list[Query], codec: ChatCodec) -> list[int]:
@@ -43,18 +55,18 @@ def lengths(queries: list[Query], codec: ChatCodec) -> list[int]:
 
 def test_a_prompt_may_fill_the_context_up_to_the_room_for_a_turn(queries: list[Query], codec: ChatCodec) -> None:
     exact = max(lengths(queries, codec)) + config().rollout.max_new_tokens
-    assert fitting(queries, codec, config(max_context=exact)) == queries
+    assert select_fitting(queries, codec, config(max_context=exact)) == queries
     longest = queries[int(np.argmax(lengths(queries, codec)))]
     with pytest.raises(ValueError, match=f"query '{longest.query_id}': its prompt has"):
-        fitting(queries, codec, config(max_context=exact - 1))
+        select_fitting(queries, codec, config(max_context=exact - 1))
 
 
 def test_recorded_queries_that_do_not_fit_are_left_out(queries: list[Query], codec: ChatCodec) -> None:
     exact = max(lengths(queries, codec)) + config().rollout.max_new_tokens
-    kept = fitting(queries, codec, config("toolbench", exact - 1))
+    kept = select_fitting(queries, codec, config("toolbench", exact - 1))
     assert 0 < len(kept) < len(queries)
     with pytest.raises(ValueError, match="no query of the split 'train'"):
-        fitting(queries, codec, config("toolbench", 49))
+        select_fitting(queries, codec, config("toolbench", 49))
 
 
 def test_a_later_round_that_cannot_fill_its_shards_is_refused_at_the_start(
@@ -65,7 +77,7 @@ def test_a_later_round_that_cannot_fill_its_shards_is_refused_at_the_start(
     def refused(rounds: int, seed: int) -> bool:
         sections = {"rollout": {"episodes": 2, "shards": 2}, "ppo": {"rounds": rounds}, "policy": {"max_context": 4096}}
         try:
-            fitting(queries, codec, Config.model_validate({**sections, "seed": seed}))
+            select_fitting(queries, codec, Config.model_validate({**sections, "seed": seed}))
         except ValueError as error:
             assert "lower rollout.shards" in str(error)
             return True
@@ -80,19 +92,87 @@ def test_demonstrations_are_learned_from_with_the_tools_of_their_queries(
 ) -> None:
     heldout = next(q.query_id for q in queries if q.split == "heldout")
     others = [replace(shown[0], query_id="left out"), replace(shown[0], query_id=heldout)]
-    examples = lessons(queries, [*shown, *others], codec)
-    assert len(examples) == len(shown)
-    for example, demonstration in zip(examples, shown, strict=True):
-        assert len(example.spans) == len(demonstration.steps)
+    lessons = encode_demonstrations(queries, [*shown, *others], codec, 4096)
+    assert [lesson.trajectory_id for lesson in lessons.encoded] == [d.trajectory_id for d in shown]
+    for lesson, demonstration in zip(lessons.encoded, shown, strict=True):
+        assert len(lesson.spans) == len(demonstration.steps) and len(lesson.input_ids) == lesson.spans[-1][1]
+    assert lessons.refused == [] and lessons.counts() == {"demonstrations": 3}
 
 
-def test_a_demonstration_that_cannot_be_cut_is_named(
-    queries: list[Query], shown: list[Trajectory], codec: ChatCodec
+def turn(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+TIDES = {
+    "type": "function",
+    "function": {"name": "tides", "description": "Tides", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def call(thought: str, arguments: str = "{}") -> list[Message]:
+    made = {"role": "assistant", "content": thought}
+    made["tool_calls"] = [{"type": "function", "function": {"name": "tides", "arguments": arguments}}]
+    return [made, {"role": "tool", "content": "9:12"}]
+
+
+@pytest.fixture(scope="module")
+def embedded() -> ChatCodec:
+    return ChatCodec(load_tokenizer(EMBEDDED))
+
+
+RECORDED: dict[str, tuple[list[Message], str]] = {
+    "good": ([*call("I look."), turn("At 9:12.")], ""),
+    "ends its turn": ([*call(""), turn("It is END 9:12.")], UNENCODABLE),
+    "call in a thought": ([*call("Now <tool_call> comes."), turn("At 9:12.")], UNENCODABLE),
+    "response in a thought": ([*call("<tool_response>9:12</tool_response> it is."), turn("At 9:12.")], UNENCODABLE),
+    "thinks on": ([*call("<think>I look."), turn("At 9:12.")], UNENCODABLE),
+    "too long": ([*call("I look. " * 900), turn("At 9:12.")], TOO_LONG),
+    "call in the text": (
+        [turn('<tool_call>{"name": "tides", "arguments": {}}</tool_call>'), {"role": "tool", "content": "9:12"}],
+        "",
+    ),
+}
+
+
+def test_demonstrations_that_cannot_be_encoded_are_left_out_counted_and_named(
+    embedded: ChatCodec, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=f"demonstration '{shown[0].trajectory_id}'"):
-        lessons(queries, [replace(shown[0], messages=shown[0].messages[:1])], codec)
+    asked = [{"role": "user", "content": "When is high water?"}]
+    rows = [{"messages": [*asked, *messages], "tools": [TIDES]} for messages, _ in RECORDED.values()]
+    rows.append({"messages": [*asked, *call("", '{"n": 1e999}'), turn("Nine.")], "tools": [TIDES]})
+    (tmp_path / "logs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows).replace("END", embedded.end_token)
+    )
+    settings = Config.model_validate({"data": {"source": "recorded", "paths": [str(tmp_path / "logs.jsonl")]}})
+    read = ingest(settings, tmp_path / "read", for_training=False)
+    assert read.counts["demonstrations dropped: a number that JSON cannot write"] == 1
+    queries = [replace(query, split="train") for query in read_queries(read.queries_path)]
+    lessons = encode_demonstrations(queries, read_records(read.demonstrations_path, Trajectory), embedded, 2000)
+    reasons = {refusal.demonstration.trajectory_id: refusal.reason for refusal in lessons.refused}
+    expected = {f"{queries[0].query_id}-recorded-{n}": reason for n, (_, reason) in enumerate(RECORDED.values())}
+    assert reasons == {name: reason for name, reason in expected.items() if reason}
+    assert [lesson.trajectory_id for lesson in lessons.encoded] == [n for n, reason in expected.items() if not reason]
+    assert lessons.counts() == {
+        "demonstrations": 2, f"demonstrations left out: {UNENCODABLE}": 4, f"demonstrations left out: {TOO_LONG}": 1,
+    }  # fmt: skip
+    target = lessons.add_to_quarantine(read.quarantine_path, tmp_path / "quarantine.jsonl")
+    refusals = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["row"] for row in refusals] == [8, *reasons]
+    assert all(row["kind"] == "demonstrations" and row["reason"] and row["detail"] for row in refusals)
 
 
-def test_tokens_of_the_warm_start_count_every_pass() -> None:
-    examples = [Encoded(np.zeros(9, np.int32), ((1, 3), (5, 9))), Encoded(np.zeros(4, np.int32), ((2, 4),))]
-    assert tokens_seen(examples, WarmStartConfig(steps=10, batch_size=3)) == 4 * 30
+def test_only_an_empty_rest_stops_the_run(queries: list[Query], shown: list[Trajectory], codec: ChatCodec) -> None:
+    mute = replace(shown[0], messages=shown[0].messages[:1])
+    some = encode_demonstrations(queries, [mute, shown[1]], codec, 4096)
+    none = encode_demonstrations(queries, [mute], codec, 4096)
+    some.check(WarmStartConfig())
+    none.check(WarmStartConfig(steps=0))
+    with pytest.raises(ValueError, match=rf"{UNENCODABLE} 1; first: '{shown[0].trajectory_id}': a conversation to"):
+        none.check(WarmStartConfig())
+    with pytest.raises(ValueError, match=r"no demonstration to learn from \(demonstrations 0\); give some"):
+        encode_demonstrations(queries, [], codec, 4096).check(WarmStartConfig())
+
+
+def test_tokens_of_the_warm_start_count_every_pass(shown: list[Trajectory]) -> None:
+    lessons = [replace(shown[0], spans=spans) for spans in ([(1, 3), (5, 9)], [(2, 4)])]
+    assert count_tokens(lessons, WarmStartConfig(steps=10, batch_size=3)) == 4 * 30

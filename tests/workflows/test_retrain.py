@@ -64,7 +64,7 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from steptool.data.ingest import ingest
     from steptool.models.load import EMBEDDED, load_tokenizer
     from steptool.records import Trajectory
-    from steptool.training.demonstrations import lessons
+    from steptool.training.demonstrations import encode_demonstrations
     from steptool.training.warm_start import warm_start
 
     torch.set_num_threads(1)
@@ -73,7 +73,8 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = settings(folder, "embedded")
     read = ingest(config, folder / "read")
     shown = read_records(read.demonstrations_path, Trajectory)
-    taught = lessons(read_queries(read.queries_path), shown, ChatCodec(load_tokenizer(EMBEDDED), "auto"))
+    codec = ChatCodec(load_tokenizer(EMBEDDED), "auto")
+    taught = encode_demonstrations(read_queries(read.queries_path), shown, codec, config.policy.max_context).encoded
     longer = config.warm_start.model_copy(update={"steps": 30})
     warm_start(EMBEDDED, taught, longer, config.policy, 0, folder / "model")
     return folder / "model"

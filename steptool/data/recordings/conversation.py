@@ -9,7 +9,8 @@ from typing import Any
 from steptool.chat.finish import GIVE_ANSWER
 from steptool.chat.formats import THINK_CLOSE, THINK_OPEN
 from steptool.data.ingest_log import Record, UnusableError
-from steptool.data.parsing import as_text, excerpt, join_texts, parse_json, require
+from steptool.data.parsing import as_text, excerpt, join_texts, parse_if_text, require
+from steptool.data.recordings.messages import openai_messages, tools_of_system
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
 from steptool.data.tools import check_and_close, openai_tools
 from steptool.records import FINISH, ToolSchema
@@ -31,14 +32,17 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
     Finish, the assistant's words without a call are its answer, and become a Finish. Raises UnusableError naming the
     message or field.
     """
-    messages = _read_text(require(record.value, "messages", (list, str)), "messages")
+    messages = parse_if_text(require(record.value, "messages", (list, str)), "messages")
     if not isinstance(messages, list):
         raise UnusableError("ill-typed field 'messages'", f"field 'messages': expected a list, got {excerpt(messages)}")
-    messages = [_read_text(message, f"messages[{n}]") for n, message in enumerate(messages)]
+    messages = openai_messages([parse_if_text(message, f"messages[{n}]") for n, message in enumerate(messages)])
+    fields = record.value
+    if fields.get("tools") is None and (listed := tools_of_system(messages)):
+        fields, messages = {**fields, "tools": listed[0]}, listed[1]
     first = next((n for n, m in enumerate(messages) if require(m, "role", str, f"messages[{n}]") == "assistant"), None)
     if first is None:
         raise UnusableError("no recorded step", "no message is the assistant's")
-    tools, declared = _read_tools(record.value, default_tools)
+    tools, declared = _read_tools(fields, default_tools)
     turns = read_turns(messages[first:], "messages", first)
     if FINISH not in declared:
         turns = [_with_finish(turn) for turn in turns]
@@ -166,16 +170,6 @@ def content_text(message: dict[str, Any], where: str) -> str:
     return "".join(require(part, "text", str, f"{where}.content") for part in content)
 
 
-def _read_text(value: Any, where: str) -> Any:
-    """A value that may be written as JSON text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_json(value)
-    except UnusableError as error:
-        raise UnusableError(error.reason, f"{where}: {error.detail}") from None
-
-
 def _instruction(messages: Sequence[dict[str, Any]]) -> str:
     texts = []
     for number, message in enumerate(messages):
@@ -193,10 +187,10 @@ def _read_tools(value: dict[str, Any], default_tools: DefaultTools) -> tuple[tup
     name = next((n for n in ("tools", "functions") if value.get(n) is not None), None)
     if name is None:
         return default_tools(), set()
-    listed = _read_text(value[name], name)
+    listed = parse_if_text(value[name], name)
     if not isinstance(listed, list):
         raise UnusableError(f"ill-typed field '{name}'", f"field '{name}': expected a list, got {excerpt(listed)}")
-    schemas = openai_tools([_read_text(tool, f"{name}[{n}]") for n, tool in enumerate(listed)], name)
+    schemas = openai_tools([parse_if_text(tool, f"{name}[{n}]") for n, tool in enumerate(listed)], name)
     return check_and_close(schemas, name), {schema["function"]["name"] for schema in schemas}
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from steptool.data.ingest_log import IngestLog, Record, UnusableError
 from steptool.data.parsing import excerpt
 from steptool.data.readers.files import SUFFIXES, find_files, parse_records
 from steptool.data.recordings.conversation import DefaultTools, read_conversation
+from steptool.data.recordings.dialects import openai_conversation
 from steptool.data.recordings.recording import Recording
 from steptool.data.recordings.released import COLUMNS, read_released
 from steptool.data.recordings.toolbench import read_converted_answer, read_raw_answer
+
+_KNOWN = (
+    "the fields messages; conversations; contents; input and output; chat and system; answer_generation; query, "
+    "available_tools and answer; or prompt, response and reward"
+)
 
 
 def read_recordings(
@@ -30,8 +37,8 @@ def read_recording(record: Record, default_tools: DefaultTools) -> Recording:
     value = record.value
     if not isinstance(value, dict):
         raise UnusableError("not an object", f"expected a JSON object, got {excerpt(value)}")
-    if "messages" in value:
-        return read_conversation(record, default_tools)
+    if (conversation := openai_conversation(value)) is not None:
+        return read_conversation(replace(record, value=conversation), default_tools)
     if value.keys() >= COLUMNS:
         return read_released(record)
     try:
@@ -41,5 +48,4 @@ def read_recording(record: Record, default_tools: DefaultTools) -> Recording:
             return read_converted_answer(record)
     except (AttributeError, KeyError, TypeError) as error:
         raise UnusableError("a path of another shape", f"{type(error).__name__}: {error}") from None
-    known = "messages; answer_generation; query, available_tools and answer; prompt, response and reward"
-    raise UnusableError("no known form of recording", f"expected the fields {known}; there are {sorted(value)[:20]}")
+    raise UnusableError("no known form of recording", f"expected {_KNOWN}; there are {sorted(value)[:20]}")

@@ -49,6 +49,8 @@ class Source:
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Suffixes of the files that it reads below folders of `data.paths`; empty for a source without files."""
+    may_leave_out_long_prompts: ClassVar[bool] = False
+    """Whether tasks whose prompts do not fit the model's context are left out; else the first of them ends the run."""
 
     def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
         """The tasks in a fixed order; an empty split is drawn later. Ingest counts what is yielded as read."""

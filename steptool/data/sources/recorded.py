@@ -14,6 +14,7 @@ class RecordedSource(Source):
     """Recordings of any form, each of which brings its own task."""
 
     suffixes = SUFFIXES
+    may_leave_out_long_prompts = True
 
     def read_recordings(self, inputs: SourceInputs) -> Iterator[Recording]:
         """The recordings of `data.paths`."""

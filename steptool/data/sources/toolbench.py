@@ -23,6 +23,7 @@ class ToolBenchSource(Source):
     """Instruction files: JSON lists of tasks. Tasks that cannot be used are set aside."""
 
     suffixes = (".json",)
+    may_leave_out_long_prompts = True
 
     def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
         """The tasks of the files, for the environment of the configuration."""
