@@ -20,7 +20,7 @@ THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format docs seeds bench bfcl replay-bfcl \
-	images check-images register package clean docs-config
+	images check-images register package clean coverage docs-config
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ test-slow: $(STAMP)  ## run the tests that take minutes too
 
 test-cluster: $(STAMP)  ## run the workflows as a cluster would, every task as its pod (10 minutes or so)
 	$(BIN)/python -m pytest -v -m cluster
+
+coverage: $(STAMP)  ## run the tests and print the lines that none of them reaches; build/coverage has pages
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster and not gpu" --cov --cov-report=term-missing:skip-covered \
+		--cov-report=html:$(BUILD)/coverage
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

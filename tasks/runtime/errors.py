@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import tempfile
 import traceback
@@ -20,12 +19,9 @@ from flytekit import FlyteContextManager
 from flytekit.exceptions.base import FlyteException
 from flytekit.exceptions.user import FlyteRecoverableException
 
+from steptool.artifacts.progress import describe_error
 from steptool.environments.base import TransportError
 
-_CAUSE_LIMIT = 1000
-"""Characters of a cause that are shown."""
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that a terminal may obey; a cause can quote data, tools and servers."""
 _TRANSIENT_ERRNOS = frozenset(
     {
         *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ENOTCONN),
@@ -73,7 +69,7 @@ def classify_errors(stage: str, retries: int) -> Iterator[None]:
             _fail_locally(stage, error)
         transient = is_transient(error)
         advice = f"Flyte tries it again, at most {retries} times" if transient else "it is not tried again"
-        line = f"{stage}: {describe_cause(error)}; {advice}"
+        line = f"{stage}: {describe_error(error)}; {advice}"
         print(line, flush=True)
         raise (FlyteRecoverableException if transient else StageFailed)(line) from error
 
@@ -81,16 +77,6 @@ def classify_errors(stage: str, retries: int) -> Iterator[None]:
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed: the error or one of its causes is a fault that comes and goes."""
     return any(map(_is_transient_itself, _causes(error)))
-
-
-def describe_cause(error: BaseException) -> str:
-    """The error in one line, with its class unless the text is one of ours and says enough."""
-    if isinstance(error, SystemExit):
-        return f"the code of the run called sys.exit({error.code!r})"
-    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    text = _CONTROL_CHARACTERS.sub("", text)[:_CAUSE_LIMIT]
-    is_explained = type(error).__module__.startswith("steptool.") or type(error) is ValueError
-    return text if is_explained and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _runs_locally() -> bool:
@@ -105,7 +91,7 @@ def _fail_locally(stage: str, error: BaseException) -> NoReturn:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.writelines(traceback.format_exception(error))
     advice = "this may pass: start the run again" if is_transient(error) else "mend it and start the run again"
-    raise StageFailed(f"{stage}: {describe_cause(error)}; {advice} (stack: {path})") from None
+    raise StageFailed(f"{stage}: {describe_error(error)}; {advice} (stack: {path})") from None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,6 +1,7 @@
 import pytest
 
-from steptool.artifacts.progress import Stopwatch, Ticker, line, peak_memory_mb, rate, say, seconds_left
+from steptool.artifacts.progress import Stopwatch, Ticker, describe_error, line, peak_memory_mb, rate, say, seconds_left
+from steptool.config import ConfigError
 from steptool.records import Cost
 
 COSTS = [
@@ -64,3 +65,13 @@ def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.Ca
 def test_control_characters_of_data_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     say("ingest", "\x1b[2J\x9b31m\u202e é 漢\u00a0\tx")
     assert capsys.readouterr().out == "ingest      \\x1b[2J\\x9b31m\\u202e é 漢\u00a0\tx\n"
+
+
+def test_an_error_is_told_in_one_line_with_its_class_where_the_text_is_not_ours() -> None:
+    errors = (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"), ValueError("x" * 5000))
+    told = [describe_error(error) for error in errors]
+    assert told == ["MemoryError", "KeyError: 'a'", "wrong", "bad; field", "x" * 1000]
+
+
+def test_an_error_that_quotes_data_cannot_command_the_terminal() -> None:
+    assert describe_error(ValueError("the tool '\x1b[31mred\x9b2J'")) == "the tool '\\x1b[31mred\\x9b2J'"

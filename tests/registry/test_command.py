@@ -17,7 +17,7 @@ MakeModel = Callable[..., Path]
 
 def call(place: Path, *arguments: object) -> tuple[int, str]:
     """Exit status and output, with the place and all times made equal."""
-    command = [sys.executable, "-m", "steptool.registry", *map(str, arguments), "--registry", str(place)]
+    command = [sys.executable, "-m", "steptool.cli", "registry", *map(str, arguments), "--registry", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     output = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", done.stdout + done.stderr)
     return done.returncode, output.replace(str(place), "PLACE")
@@ -50,7 +50,7 @@ def test_from_the_first_champion_to_a_roll_back(tmp_path: Path, make_model: Make
 
     back = f"in service: {one}, number 3, since TIME UTC (wrong dates)\n"
     assert call(place, "roll-back", "--reason", "wrong dates") == (0, back)
-    assert call(place, "roll-back") == (1, f"registry: {one} was the first champion: there is none before it\n")
+    assert call(place, "roll-back") == (1, f"steptool: {one} was the first champion: there is none before it\n")
     assert (
         call(place, "roll-back", "--to", two)[1]
         == f"in service: {two}, number 4, since TIME UTC (rolled back from {one})\n"
@@ -70,14 +70,14 @@ def test_verify_says_what_is_damaged_and_prune_what_it_removed(tmp_path: Path, m
 
 @pytest.mark.parametrize("command", ["list", "show", "verify", "prune", "roll-back"])
 def test_a_place_without_a_registry_is_named(tmp_path: Path, command: str) -> None:
-    expected = "registry: PLACE: there is no registry; the first `publish` makes one\n"
+    expected = "steptool: PLACE: there is no registry; the first `publish` makes one\n"
     assert call(tmp_path / "registri", command) == (1, expected)
 
 
 def test_before_the_first_promotion_nothing_is_in_service(tmp_path: Path, make_model: MakeModel) -> None:
     version = Registry(tmp_path).publish(make_model("one"), {}).version_id
     assert call(tmp_path, "list") == (0, f"  {version}  0.0 MB  \nnothing is in service yet\n")
-    assert call(tmp_path, "show") == (1, "registry: nothing is in service yet: name a version\n")
+    assert call(tmp_path, "show") == (1, "steptool: nothing is in service yet: name a version\n")
 
 
 def test_a_damaged_manifest_stops_neither_list_nor_verify(tmp_path: Path, make_model: MakeModel) -> None:
@@ -98,8 +98,8 @@ def test_a_damaged_manifest_stops_neither_list_nor_verify(tmp_path: Path, make_m
 @pytest.mark.parametrize(
     ("place", "problem"),
     [
-        ("nosuch://bucket/registry", "registry: nosuch://bucket/registry: expected a folder or a url of a store"),
-        ("s3://bucket/registry", "registry: "),
+        ("nosuch://bucket/registry", "steptool: nosuch://bucket/registry: expected a folder or a url of a store"),
+        ("s3://bucket/registry", "steptool: "),
     ],
 )
 def test_a_store_that_cannot_be_reached_is_one_line(place: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_a_store_that_cannot_be_reached_is_one_line(place: str, problem: str, mo
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    command = [sys.executable, "-m", "steptool.registry", "list", "--registry", place]
+    command = [sys.executable, "-m", "steptool.cli", "registry", "list", "--registry", place]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert done.stderr.startswith(problem)
@@ -124,7 +124,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path, make_model: Mak
     torn = tmp_path / "known.json"
     torn.write_text("{")
     code, output = call(tmp_path / "registry", "publish", make_model("one"), "--metadata", torn)
-    assert code == 2
+    assert code == 1
     assert "known.json: no JSON file" in output.splitlines()[-1]
     code, output = call(tmp_path / "registry", "publish", tmp_path / "none")
     assert (code, len(output.splitlines())) == (1, 1)

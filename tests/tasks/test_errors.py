@@ -21,7 +21,7 @@ from steptool.chat.endpoint import Endpoint
 from steptool.config import EndpointConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.storage.remote import fetched
-from tasks.runtime.errors import StageFailed, classify_errors, describe_cause, is_transient
+from tasks.runtime.errors import StageFailed, classify_errors, is_transient
 
 ROOT = Path(__file__).parents[2]
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -174,27 +174,10 @@ def test_an_error_of_an_inner_stage_is_told_once(capsys: Any) -> None:
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_a_cause_without_words_is_its_kind() -> None:
-    assert [
-        describe_cause(e) for e in (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"))
-    ] == [
-        "MemoryError",
-        "KeyError: 'a'",
-        "wrong",
-        "bad; field",
-    ]
-
-
 def test_code_that_exits_fails_the_stage_whatever_its_exit_code() -> None:
     said = r"^ingest: the code of the run called sys\.exit\(0\); it is not tried again"
     with pytest.raises(StageFailed, match=said), classify_errors("ingest", 3):
         sys.exit(0)
-
-
-def test_a_cause_that_quotes_data_cannot_command_the_terminal() -> None:
-    assert describe_cause(ValueError("the tool '\x1b[31mred\x1b[0m\x9b2J' is unknown")) == (
-        "the tool '[31mred[0m2J' is unknown"
-    )
 
 
 def test_a_local_run_shows_the_cause_alone_and_keeps_the_stack_in_a_file(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""What a run would do, in a few lines, from its configuration and the files that this names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from steptool.config import Config, EndpointConfig
+from steptool.data.inputs import list_files
+
+
+def describe_plan(config: Config) -> list[str]:
+    """A line for each stage of `train`, and one for each policy that `evaluate` would compare.
+
+    Raises IngestError for data that is not there.
+    """
+    lines = [_data(config), _policy(config), _warm_start(config), *_rounds(config), _evaluation(config)]
+    lines += [line for endpoint, purpose in _endpoints(config) for line in _describe_endpoint(endpoint, purpose)]
+    return lines
+
+
+def _data(config: Config) -> str:
+    data = config.data
+    files = [file for file in list_files(data) if file.size]
+    size = f" from {len(files)} files of {sum(file.size for file in files) / 1e6:,.1f} MB" if files else ""
+    most = "" if data.source == "desk" else "at most "
+    counts = f"{data.train_queries} training, {data.validation_queries} validation and {data.heldout_queries} held-out"
+    return f"data        {data.source}: {most}{counts} queries{size}"
+
+
+def _policy(config: Config) -> str:
+    policy = config.policy
+    tuning = f"LoRA of rank {policy.lora_rank}" if policy.lora_rank else "full fine-tuning"
+    return f"policy      {policy.base}: {tuning}, {policy.max_context} tokens of context"
+
+
+def _warm_start(config: Config) -> str:
+    warm_start = config.warm_start
+    if not warm_start.steps:
+        return "warm start  none"
+    return f"warm start  {warm_start.steps} steps on at most {warm_start.demonstrations} demonstrations"
+
+
+def _rounds(config: Config) -> Iterator[str]:
+    ppo, rollout = config.ppo, config.rollout
+    updates = ppo.epochs * -(-rollout.episodes // ppo.batch_size)
+    yield (
+        f"rounds      {ppo.rounds} rounds of {rollout.episodes} episodes in {rollout.shards} shards; "
+        f"{updates} updates a round, {ppo.rounds * updates} in all"
+    )
+    yield f"learning    {ppo.algorithm} on {ppo.reward} rewards by the annotator {config.rewards.annotator}"
+
+
+def _evaluation(config: Config) -> str:
+    evaluation = config.evaluation
+    repeats = 1 + evaluation.sampled_repeats
+    if not evaluation.policies:
+        return f"evaluation  base, warm start and result on the {evaluation.split} queries, {repeats} times each"
+    names = ", ".join(f"{policy.name} ({policy.kind})" for policy in evaluation.policies)
+    return f"evaluation  {names} on the {evaluation.split} queries, {repeats} times each"
+
+
+def _endpoints(config: Config) -> Iterator[tuple[EndpointConfig, str]]:
+    """The endpoints that the run would call."""
+    if config.rewards.annotator == "judge" or config.evaluation.judged:
+        yield config.rewards.judge.endpoint, "judge"
+    for policy in config.evaluation.policies:
+        if policy.kind == "endpoint":
+            yield policy.endpoint, policy.name
+
+
+def _describe_endpoint(endpoint: EndpointConfig, purpose: str) -> Iterator[str]:
+    key = "set" if os.environ.get(endpoint.key_variable) else "not set, which suits a server without keys"
+    yield f"endpoint    {purpose}: {endpoint.model} at {endpoint.base_url}; {endpoint.key_variable} is {key}"

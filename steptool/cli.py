@@ -1,0 +1,229 @@
+"""The command `steptool`: the workflows of a checkout, the registry of models, and a look at a configuration.
+
+The workflows are no part of the installed library: they travel with a registration to a cluster. So the commands that
+run them stand in a checkout of the project.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steptool import __version__
+from steptool.artifacts.progress import describe_error, printable
+from steptool.config import Config, ConfigError, load_config
+from steptool.data.export import Form
+from steptool.registry.command import app as registry_app
+
+REFUSED, FAILED = 2, 1
+"""Exit codes: for what was refused before anything ran, and for a run that failed."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and keep language models that use tools (StepTool).",
+)
+app.add_typer(registry_app, name="registry")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/laptop.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, as in ppo.rounds=4; may be repeated."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run; run nothing.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of torch. 1 is fastest for tiny models; 0: all cores.")]
+Output = Annotated[str, typer.Option("--output", "-o", help="Folder or url of the result.")]
+Trajectories = Annotated[Path, typer.Option(help="Parquet file of episodes or of demonstrations.")]
+Queries = Annotated[Path, typer.Option(help="Parquet file of the queries that they answer.")]
+OptionalFile = Annotated[Path | None, typer.Option()]
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    output: Output = "runs/latest",
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    threads: Threads = 0,
+) -> None:
+    """Improve a model on its own episodes, and report whether it got better."""
+    loaded = load_config(config, overrides or ())
+    if dry_run:
+        _print_plan(loaded)
+        return
+    _run("train", threads, config=loaded, output=output)
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    output: Output = "runs/evaluation",
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    threads: Threads = 0,
+) -> None:
+    """Compare any number of policies on the same tasks."""
+    loaded = load_config(config, overrides or ())
+    if not loaded.evaluation.policies:
+        raise ConfigError(f"{config}: evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")
+    if dry_run:
+        _print_plan(loaded)
+        return
+    _run("evaluate", threads, config=loaded, output=output)
+
+
+@app.command()
+def ingest(config: ConfigPath, output: Output, overrides: Overrides = None) -> None:
+    """Read tasks and recordings into Parquet, and count what was kept and dropped."""
+    _run("ingest", config=load_config(config, overrides or ()), output=output)
+
+
+@app.command()
+def annotate(
+    config: ConfigPath,
+    trajectories: Trajectories,
+    queries: Queries,
+    output: Output,
+    compare: Annotated[str, typer.Option(help="Other rewards to compare with, or of an earlier run.")] = "",
+    overrides: Overrides = None,
+) -> None:
+    """Score the steps of trajectories again, and audit the scores."""
+    files = {"trajectories": _parquet(trajectories), "queries": _parquet(queries)}
+    _run("annotate", config=load_config(config, overrides or ()), output=output, compare=compare, **files)
+
+
+@app.command()
+def export(
+    trajectories: Trajectories,
+    queries: Queries,
+    output: Output,
+    form: Annotated[Form, typer.Option(help="What to write.")] = Form.MESSAGES,
+) -> None:
+    """Write trajectories as conversations, for supervised fine-tuning or as preferences."""
+    _run("export", trajectories=_parquet(trajectories), queries=_parquet(queries), form=form, output=output)
+
+
+@app.command()
+def view(
+    trajectories: Trajectories,
+    queries: Queries,
+    output: Output = "viewer.html",
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Trajectories",
+    rewards: OptionalFile = None,
+    advantages: OptionalFile = None,
+    trajectories_b: OptionalFile = None,
+    rewards_b: OptionalFile = None,
+    advantages_b: OptionalFile = None,
+) -> None:
+    """Write one HTML file in which trajectories can be searched and read, one set or two side by side."""
+    optional = {
+        "rewards": rewards,
+        "advantages": advantages,
+        "trajectories_b": trajectories_b,
+        "rewards_b": rewards_b,
+        "advantages_b": advantages_b,
+    }
+    files = {name: _parquet(path) for name, path in optional.items() if path}
+    pair = {"trajectories": _parquet(trajectories), "queries": _parquet(queries)}
+    _run("view", **pair, **files, output=output, title=title)
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a configuration and the files that it names, and say what a run would do."""
+    _print_plan(load_config(config, overrides or ()))
+
+
+@app.command()
+def clean(
+    hours: Annotated[float, typer.Option(min=0, help="Only what was not touched for so many hours.")] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List it; remove nothing.")] = False,
+) -> None:
+    """Remove what former local runs have left in the temporary folder."""
+    from steptool.storage.leftovers import find_leftovers, remove_leftovers
+
+    leftovers = find_leftovers(hours)
+    for leftover in leftovers:
+        print(f"{'would remove' if dry_run else 'removed'} {leftover.path}  {leftover.size / 1e6:,.1f} MB")
+    if not dry_run:
+        remove_leftovers(leftovers)
+    print(f"{sum(leftover.size for leftover in leftovers) / 1e6:,.1f} MB in {len(leftovers)} places")
+
+
+@app.callback(invoke_without_command=True)
+def describe_program(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Handle the options of the program itself."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command. An error ends it with one line, and with the stack in a file where the cause is not ours."""
+    try:
+        app()
+    except ConfigError as error:
+        _end(REFUSED, str(error))
+    except Exception as error:
+        is_explained = type(error).__module__.startswith(("steptool.", "tasks."))
+        _end(FAILED, describe_error(error) + ("" if is_explained else f" (stack: {_keep_stack(error)})"))
+
+
+def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:
+    """Run a workflow of the checkout in this process."""
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    module = _import_from_checkout(f"workflows.{workflow}")
+    getattr(module, workflow)(**inputs)
+
+
+def _parquet(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    return _import_from_checkout("tasks.runtime.artifacts").Parquet(str(path))
+
+
+def _import_from_checkout(module: str) -> Any:
+    """A module of the project in the current folder. Raises ConfigError if the folder is no checkout."""
+    checkout = Path.cwd()
+    file = checkout / (module.replace(".", "/") + ".py")
+    if not file.is_file():
+        raise ConfigError(
+            f"{checkout} has no {file.relative_to(checkout)}. This command runs the workflows of a checkout, which are "
+            "no part of the installed library: change into a clone, or `import steptool` in Python (docs/notebook.md)"
+        )
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    return importlib.import_module(module)
+
+
+def _print_plan(config: Config) -> None:
+    from steptool.check.plan import describe_plan
+
+    for line in describe_plan(config):
+        print(printable(line))
+
+
+def _keep_stack(error: Exception) -> str:
+    handle, path = tempfile.mkstemp(prefix="steptool-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(error))
+    return path
+
+
+def _end(code: int, text: str) -> None:
+    print(printable(f"steptool: {text}"), file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The command `steptool`, in real processes: what it runs, what it refuses, and how it ends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = """
+data: {train_queries: 6, validation_queries: 2, heldout_queries: 4}
+warm_start: {demonstrations: 6}
+evaluation: {sampled_repeats: 0, bootstrap: 200, policies: [{name: reference, kind: playback}]}
+"""
+WIDTH, SCREEN = 80, 24
+
+
+def run(*arguments: object, folder: Path = ROOT, **variables: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(WIDTH), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "-m", "steptool.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ingested(config: Path) -> Path:
+    code, _, error = run("ingest", config, "--output", config.parent / "data", "--set", "data.train_queries=5")
+    assert code == 0, error
+    return config.parent / "data"
+
+
+def test_the_help_of_train_fits_on_two_screens() -> None:
+    code, output, _ = run("train", "--help")
+    assert code == 0 and len(output.splitlines()) <= 2 * SCREEN
+    assert all(word in output for word in ("CONFIG", "--output", "--set", "--dry-run"))
+
+
+def test_every_command_is_listed_and_starting_imports_nothing_heavy() -> None:
+    code, output, _ = run("--help")
+    names = ("train", "evaluate", "ingest", "annotate", "export", "view", "registry", "check", "clean")
+    assert code == 0 and all(f"│ {name} " in output for name in names)
+    program = "import sys, steptool.cli; print(sorted({'torch', 'transformers', 'flytekit'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_check_says_what_a_run_would_do_and_a_dry_run_says_the_same_and_runs_nothing(config: Path) -> None:
+    code, plan, _ = run("check", config, "--set", "ppo.rounds=4", "--set", "rollout.episodes=50")
+    assert code == 0
+    assert "desk: 6 training, 2 validation and 4 held-out queries" in plan
+    # 50 episodes in batches of 24 are 3 updates an epoch, and there are 3 epochs
+    assert "4 rounds of 50 episodes in 2 shards; 9 updates a round, 36 in all" in plan
+    output = config.parent / "never"
+    dry = run("train", config, "--dry-run", "--output", output, "--set", "ppo.rounds=4", "--set", "rollout.episodes=50")
+    assert dry[:2] == (0, plan) and not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["check", "configs/laptp.yaml"], 2, "configs/laptp.yaml: no such file; did you mean configs/laptop.yaml?"),
+        (["check", "configs/laptop.yaml", "--set", "ppo.rounds=x"], 2, "field 'ppo.rounds': input should be a valid"),
+        (["check", "configs/laptop.yaml", "--set", "ppo.rounds"], 2, "'ppo.rounds' sets no field"),
+        (["evaluate", "configs/laptop.yaml"], 2, "evaluation.policies is empty"),
+        (["check", "configs/laptop.yaml", "--set", "data.source=jsonl", "--set", "data.paths=[/no]"], 1, "'/no' does"),
+        (["view", "--trajectories", "/no.parquet", "--queries", "/no.parquet"], 2, "/no.parquet: no such file"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_one_cause(arguments: list[str], code: int, said: str) -> None:
+    ended, output, error = run(*arguments)
+    assert (ended, output) == (code, "")
+    assert error.startswith("steptool: ") and said in error and "Traceback" not in error
+
+
+def test_outside_of_a_checkout_the_workflows_are_named_and_the_rest_works(tmp_path: Path, config: Path) -> None:
+    code, _, error = run("train", config, folder=tmp_path)
+    assert code == 2
+    assert error.startswith(f"steptool: {tmp_path} has no workflows/train.py.") and "clone" in error
+    assert run("check", config, folder=tmp_path)[0] == 0
+
+
+def test_a_stage_that_fails_ends_the_command_with_its_cause_and_keeps_the_stack(tmp_path: Path, config: Path) -> None:
+    broken = tmp_path / "tasks.jsonl"
+    broken.write_text("{}\n")
+    override = f"data={{source: jsonl, paths: [{broken}], train_queries: 1}}"
+    code, _, error = run("ingest", config, "--output", tmp_path / "out", "--set", override, TMPDIR=str(tmp_path))
+    assert code == 1
+    assert error.startswith("steptool: ingest: ") and len(error.splitlines()) == 1
+    (stack,) = tmp_path.glob("steptool-ingest-*.txt")
+    assert str(stack) in error and "Traceback" in stack.read_text()
+
+
+def test_ingest_view_export_and_annotate_run_the_workflows(ingested: Path, config: Path) -> None:
+    files = ("--trajectories", ingested / "demonstrations.parquet", "--queries", ingested / "queries.parquet")
+    for command in (
+        ("view", *files, "--output", ingested / "viewer.html", "--title", "Logs"),
+        ("export", *files, "--output", ingested, "--form", "sft"),
+        ("annotate", config, *files, "--output", ingested),
+    ):
+        code, _, error = run(*command)
+        assert code == 0, error
+    assert "<title>Logs" in (ingested / "viewer.html").read_text()
+    assert (ingested / "sft.parquet").is_file() and (ingested / "audit.html").is_file()
+
+
+def test_evaluate_compares_the_policies(config: Path) -> None:
+    code, output, error = run("evaluate", config, "--output", config.parent / "evaluation")
+    assert code == 0, error
+    assert "reference" in output and (config.parent / "evaluation" / "evaluation.html").is_file()
+
+
+def test_clean_removes_what_old_runs_left_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("flyte-old/a", "flyte-new/a", "other/a"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model").write_bytes(b"x" * 2_000_000)
+    for path in [*tmp_path.glob("flyte-old/**/*"), tmp_path / "flyte-old"]:
+        os.utime(path, (0, 0))
+    code, output, _ = run("clean", "--dry-run", TMPDIR=str(tmp_path))
+    assert code == 0 and f"would remove {tmp_path}/flyte-old  2.0 MB" in output and (tmp_path / "flyte-old").exists()
+    code, output, _ = run("clean", TMPDIR=str(tmp_path))
+    assert code == 0 and output.splitlines()[-1] == "2.0 MB in 1 places"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flyte-new", "other"]
