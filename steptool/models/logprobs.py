@@ -1,23 +1,49 @@
-"""Log-probabilities of chosen tokens from hidden states. The one place that knows TRL's kernels.
+"""Log-probabilities of chosen tokens from hidden states, in float32 whatever the precision of the model.
 
-Two ways give the same numbers. With a small vocabulary the logits of the action tokens are simply computed: on a CPU
-this is about twice as fast as the tiled kernel, which computes them a second time in the backward pass. With a large
-one the tiled kernel never holds the [N, V] logits and their gradient at once.
+With a small vocabulary the logits of the action tokens are simply computed. With a large one the [N, V] logits are never
+held at once: they are made in tiles of the vocabulary, a second time in the backward pass. Both ways give the same
+numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 SMALL_VOCABULARY = 16384
 """Up to this many tokens the logits are held in memory (N = 8000 action tokens: 0.5 GB in float32)."""
-_TILE = 32768
+_TILE_NUMBERS = {"cpu": 12 << 20, "cuda": 128 << 20}
+"""Logits in a tile: 48 MB on a CPU, 512 MB on a GPU."""
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What lies between the output layer and the softmax: z = cap * tanh(scale * logits / cap) / temperature."""
+
+    scale: float = 1.0
+    cap: float | None = None
+    temperature: float = 1.0
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Transform float32 logits in place."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.cap is not None:
+            logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits.div_(self.temperature) if self.temperature != 1.0 else logits
+
+    def chain(self, gradient: Tensor, transformed: Tensor) -> Tensor:
+        """The gradient of the logits, in place, from that of the transformed logits."""
+        if self.cap is not None:
+            gradient.mul_(1.0 - (transformed * (self.temperature / self.cap)).square_())
+        factor = self.scale / self.temperature
+        return gradient.mul_(factor) if factor != 1.0 else gradient
 
 
 def token_log_probs(
@@ -29,41 +55,151 @@ def token_log_probs(
     the log-probabilities only; the entropy is for reading. Both are those of softmax(logits / temperature).
     """
     head: Any = lm.get_output_embeddings()
-    scale, softcap = _logit_transform(lm)
+    transform = logit_transform(lm, temperature)
     if head.weight.shape[0] <= SMALL_VOCABULARY:
-        return _plain(functional.linear(hidden_NH, head.weight, head.bias), targets_N, scale, softcap, temperature)
-    log_probs_N, entropy_N, *_ = ChunkedLogProbFunction.apply(
-        hidden_NH, head.weight, head.bias, targets_N, temperature, _TILE, softcap, scale, ("entropy",)
-    )
-    return log_probs_N, entropy_N.detach()
+        bias = None if head.bias is None else head.bias.float()
+        return _plain(functional.linear(hidden_NH.float(), head.weight.float(), bias), targets_N, transform)
+    log_probs_N, entropy_N = _TiledLogProbs.apply(hidden_NH, head.weight, head.bias, targets_N, transform)  # type: ignore[no-untyped-call]
+    return log_probs_N, entropy_N
 
 
-def _plain(
-    logits_NV: Tensor, targets_N: Tensor, scale: float, softcap: float | None, temperature: float
-) -> tuple[Tensor, Tensor]:
-    logits_NV = logits_NV.float() * scale if scale != 1.0 else logits_NV.float()
-    if softcap is not None:
-        logits_NV = softcap * torch.tanh(logits_NV / softcap)
-    log_softmax_NV = functional.log_softmax(logits_NV / temperature, dim=-1)
-    with torch.no_grad():
-        entropy_N = -torch.linalg.vecdot(log_softmax_NV.exp(), log_softmax_NV)
-    return log_softmax_NV.gather(-1, targets_N[:, None]).squeeze(-1), entropy_N
-
-
-def _logit_transform(lm: PreTrainedModel) -> tuple[float, float | None]:
+def logit_transform(lm: PreTrainedModel, temperature: float) -> LogitTransform:
     """Factor and soft cap that some architectures put between the output layer and the softmax."""
     config: Any = lm.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
-            return float(getattr(config, name)), getattr(config, "final_logit_softcapping", None)
+            return LogitTransform(float(getattr(config, name)), cap, temperature)
     divisor = getattr(config, "logits_scaling", None)
     if divisor is not None:
         scale = float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
-        return scale, getattr(config, "final_logit_softcapping", None)
-    return 1.0, getattr(config, "final_logit_softcapping", None)
+        return LogitTransform(scale, cap, temperature)
+    return LogitTransform(1.0, cap, temperature)
 
 
 def causal_lm(policy: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside a policy that may be wrapped by peft (adapters stay where they are)."""
     lm: PreTrainedModel = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # type: ignore[operator]
     return lm
+
+
+def _plain(logits_NV: Tensor, targets_N: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor]:
+    if transform.scale != 1.0:
+        logits_NV = logits_NV * transform.scale
+    if transform.cap is not None:
+        logits_NV = transform.cap * torch.tanh(logits_NV / transform.cap)
+    log_softmax_NV = functional.log_softmax(logits_NV / transform.temperature, dim=-1)
+    with torch.no_grad():
+        entropy_N = -torch.linalg.vecdot(log_softmax_NV.exp(), log_softmax_NV)
+    return log_softmax_NV.gather(-1, targets_N[:, None]).squeeze(-1), entropy_N
+
+
+class _TiledLogProbs(torch.autograd.Function):
+    """(log-probabilities [N], entropies [N]) of targets; the logits are made tile by tile, forward and backward."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, transform: LogitTransform
+    ) -> tuple[Tensor, Tensor]:
+        zeros_N = torch.zeros(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
+        largest_N, sum_N, weighted_N, chosen_N = zeros_N - torch.inf, zeros_N, zeros_N, zeros_N
+        tiles = _Tiles(hidden_NH, weight_VH, bias_V, transform)
+        for tile in tiles.slices():
+            z_NT, e_NT = tiles.logits(tile), tiles.scratch(tile)
+            place_N, inside_N = _place(targets_N, tile)
+            chosen_N = torch.where(inside_N, z_NT.gather(1, place_N[:, None])[:, 0], chosen_N)
+            before_N, largest_N = largest_N, torch.maximum(largest_N, z_NT.amax(1))
+            torch.sub(z_NT, largest_N[:, None], out=e_NT).exp_()
+            decay_N = (before_N - largest_N).exp_()
+            sum_N = sum_N * decay_N + e_NT.sum(1)
+            weighted_N = weighted_N * decay_N + e_NT.mul_(z_NT).sum(1)
+        normaliser_N = largest_N + sum_N.log()
+        entropy_N = normaliser_N - weighted_N / sum_N
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, normaliser_N)
+        ctx.transform = transform
+        ctx.mark_non_differentiable(entropy_N)
+        return chosen_N - normaliser_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden_NH, weight_VH, bias_V, targets_N, normaliser_N = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if needs_hidden else None
+        weight_grad_VH = torch.empty_like(weight_VH) if needs_weight else None
+        bias_grad_V = torch.empty_like(bias_V) if needs_bias else None
+        tiles = _Tiles(hidden_NH, weight_VH, bias_V, ctx.transform)
+        for tile in tiles.slices():
+            z_NT = tiles.logits(tile)
+            grad_NT = tiles.scratch(tile)
+            # d log p(target) / d z = onehot(target) - p
+            torch.sub(z_NT, normaliser_N[:, None], out=grad_NT).exp_().mul_(-gradient_N[:, None])
+            place_N, inside_N = _place(targets_N, tile)
+            grad_NT.scatter_add_(1, place_N[:, None], (gradient_N * inside_N)[:, None])
+            ctx.transform.chain(grad_NT, z_NT)
+            if bias_grad_V is not None:
+                bias_grad_V[tile] = grad_NT.sum(0)
+            grad_NT = grad_NT.to(weight_VH.dtype)
+            if hidden_grad_NH is not None:
+                _add_product(hidden_grad_NH, grad_NT, weight_VH[tile])
+            if weight_grad_VH is not None:
+                torch.mm(grad_NT.T, hidden_NH, out=weight_grad_VH[tile])
+        hidden_grad = None if hidden_grad_NH is None else hidden_grad_NH.to(hidden_NH.dtype)
+        return hidden_grad, weight_grad_VH, bias_grad_V, None, None
+
+
+class _Tiles:
+    """Parts of the vocabulary, each with room for as many logits as are held at once."""
+
+    def __init__(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> None:
+        self._inputs = hidden_NH, weight_VH, bias_V
+        self._transform = transform
+        count, vocabulary = len(hidden_NH), len(weight_VH)
+        numbers = _TILE_NUMBERS.get(hidden_NH.device.type, _TILE_NUMBERS["cpu"])
+        self._width = min(vocabulary, max(1024, numbers // max(1, count) // 256 * 256))
+        shape = (2, count * self._width)
+        self._logits, self._scratch = torch.empty(shape, dtype=torch.float32, device=hidden_NH.device)
+
+    def slices(self) -> Iterator[slice]:
+        """The parts in order."""
+        vocabulary = len(self._inputs[1])
+        for start in range(0, vocabulary, self._width):
+            yield slice(start, min(start + self._width, vocabulary))
+
+    def scratch(self, tile: slice) -> Tensor:
+        """Room [N, T] for float32 numbers; overwritten by the next tile."""
+        return self._view(self._scratch, tile)
+
+    def logits(self, tile: slice) -> Tensor:
+        """The transformed float32 logits [N, T] of a tile; overwritten by the next tile."""
+        hidden_NH, weight_VH, bias_V = self._inputs
+        logits_NT, weight_HT = self._view(self._logits, tile), weight_VH[tile].T
+        if hidden_NH.dtype == torch.float32:
+            torch.mm(hidden_NH, weight_HT, out=logits_NT)
+        elif hidden_NH.is_cuda:
+            torch.mm(hidden_NH, weight_HT, out_dtype=torch.float32, out=logits_NT)
+        else:
+            logits_NT.copy_(torch.mm(hidden_NH, weight_HT))
+        if bias_V is not None:
+            logits_NT.add_(bias_V[tile])
+        return self._transform.apply(logits_NT)
+
+    def _view(self, room: Tensor, tile: slice) -> Tensor:
+        shape = len(self._inputs[0]), tile.stop - tile.start
+        return room[: shape[0] * shape[1]].view(shape)
+
+
+def _add_product(sum_NH: Tensor, grad_NT: Tensor, weight_TH: Tensor) -> None:
+    """sum += grad @ weight in float32."""
+    if grad_NT.dtype == torch.float32:
+        sum_NH.addmm_(grad_NT, weight_TH)
+    elif grad_NT.is_cuda:
+        sum_NH += torch.mm(grad_NT, weight_TH, out_dtype=torch.float32)
+    else:
+        sum_NH += torch.mm(grad_NT, weight_TH)
+
+
+def _place(targets_N: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
+    """Column of each target within a tile, and whether it is there at all (else some column of the tile)."""
+    place_N = targets_N - tile.start
+    inside_N = (place_N >= 0) & (place_N < tile.stop - tile.start)
+    return place_N.clamp(0, tile.stop - tile.start - 1), inside_N
