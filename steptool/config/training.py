@@ -20,6 +20,9 @@ class PolicyConfig(StrictModel):
     no tools. A template that does not write the format named is given plain messages (docs/chat-formats.md)."""
     max_context: Positive = 768
     """Tokens of prompt, calls and observations together. A prompt that does not fit is refused before training."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights that are trained and sampled from. auto: bfloat16 if the base was saved in it, otherwise
+    float32. Optimizer, adapters, value head, log-probabilities and losses stay in float32 either way."""
     lora_rank: Natural = 0
     """0: full fine-tuning; otherwise LoRA of this rank on all linear layers."""
     lora_alpha: Positive = 16
@@ -89,6 +92,12 @@ class PPOConfig(StrictModel):
     """Trajectories per optimizer step, over all processes."""
     micro_batch_size: Positive = 8
     """Trajectories per forward pass on one process. Lower it when memory runs out; the result stays the same."""
+    tokens_per_pass: Natural = 0
+    """Tokens per forward pass on one process, padding included, in place of micro_batch_size; it holds for the warm
+    start too. A longer trajectory goes alone. 0: micro_batch_size is the limit."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time in the backward pass instead of keeping them: less memory, a third more work.
+    It holds for the warm start too."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Learning rate of the policy in the first round."""
     final_learning_rate: Share = 0.1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from steptool.models.attention import enable_packing
 from steptool.models.batch import TokenBatch
 from steptool.models.logprobs import causal_lm, token_log_probs
 from steptool.models.value_head import ValueHead
@@ -44,6 +46,16 @@ class Actor(nn.Module):
         self.head = head
         self.detach_value = detach_value
         self.temperature = temperature
+        self.packed = enable_packing(policy)
+        """Whether the sequences of a forward pass are packed end to end; else they are padded."""
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of each layer for the backward pass, which then computes the layer a second time."""
+        lm = causal_lm(self.policy)
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in lm.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # layers look at it; the dropout within them stays off
 
     def forward(self, batch: TokenBatch) -> ActionOutputs:
         """Log-probability and entropy of each action token; the backbone runs once, only its states go further."""
@@ -74,6 +86,16 @@ def score_actions(policy: nn.Module, batch: TokenBatch, temperature: float) -> A
 
 def action_states(policy: nn.Module, batch: TokenBatch) -> Tensor:
     """Last hidden states [N, H] just before each action token."""
-    backbone = causal_lm(policy).base_model
-    hidden_BLH: Tensor = backbone(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
+    lm = causal_lm(policy)
+    options: dict[str, Any] = {}
+    if batch.packing is not None:
+        bounds, longest = batch.packing.bounds, batch.packing.longest
+        options = {
+            "position_ids": batch.packing.position_ids_BL,
+            "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest,
+        }  # fmt: skip
+    # float32 adapters on a bfloat16 model: their products are bfloat16 as well
+    mixed = lm.dtype == torch.bfloat16 and policy is not lm
+    with torch.autocast(lm.device.type, torch.bfloat16, enabled=mixed):
+        hidden_BLH: Tensor = lm.base_model(input_ids=batch.input_ids_BL, use_cache=False, **options).last_hidden_state
     return hidden_BLH.flatten(0, 1)[batch.before_N]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,7 +21,6 @@ from steptool.models.load import load_model, load_tokenizer
 TRAINING = "training"
 """Folder in a model folder of what only training reads."""
 ADAPTER = f"{TRAINING}/adapter"
-OPTIMIZER = f"{TRAINING}/optimizer.safetensors"
 
 
 def load_policy(policy_dir: Path, reference_dir: Path, config: PolicyConfig, seed: int) -> nn.Module:
@@ -78,39 +76,3 @@ def _same_weights(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve() or (
         bool(names) and all((other / n).is_file() and filecmp.cmp(one / n, other / n, shallow=False) for n in names)
     )
-
-
-def adamw(
-    policy: nn.Module,
-    learning_rate: float,
-    head: nn.Module | None = None,
-    head_rate: float = 0.0,
-    weight_decay: float = 0.0,
-) -> torch.optim.AdamW:
-    """AdamW (betas .9 and .98) over the trainable parameters of the policy and, at its own rate, of the value head."""
-    groups = [{"params": [p for p in policy.parameters() if p.requires_grad], "lr": learning_rate}]
-    if head is not None:
-        groups.append({"params": list(head.parameters()), "lr": head_rate})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
-
-
-def save_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
-    """Write the optimizer's state, each entry under the name of its parameter."""
-    state = {
-        f"{key}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    (folder / OPTIMIZER).parent.mkdir(exist_ok=True)
-    save_file(state, folder / OPTIMIZER)
-
-
-def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
-    """Restore what `save_moments` wrote, where the folder has it. Parameters without an entry start fresh."""
-    if not (folder / OPTIMIZER).is_file():
-        return
-    parameters = dict(model.named_parameters())
-    for entry, value in load_file(folder / OPTIMIZER).items():
-        key, name = entry.split("/", 1)
-        if name in parameters:
-            optimizer.state[parameters[name]][key] = value.to(parameters[name].device)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,7 +28,10 @@ EMBEDDED = Path(__file__).parents[1] / "environments" / "desk" / "base"
 """Folder of the small model shipped with the project."""
 _HERMES = Path(__file__).parents[1] / "chat" / "templates" / "hermes.jinja"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+_CONVERT = (
+    "expected *.safetensors beside config.json; weights in pytorch_model*.bin are pickled and are not read: if you "
+    "trust them, convert them with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+)
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
 
 
@@ -41,7 +46,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or Hub id, with its chat template. Raises ModelError where either is missing."""
     _check_folder(folder, _TOKENIZER_FILES, "tokenizer", "save the tokenizer there with tokenizer.save_pretrained")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder))
+        with _without_remote_code(folder):
+            tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), trust_remote_code=False)
     except OSError as error:
         raise ModelError(f"{folder}: neither a model folder here nor a model that the Hub gives ({error})") from error
     if not tokenizer.chat_template:
@@ -50,14 +56,20 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
-    """The causal language model of a folder or Hub id in fp32, on a GPU where there is one.
+    """The causal language model of a folder or Hub id, on a GPU where there is one.
 
-    Raises ModelError where configuration, weights, tokenizer or chat template are missing.
+    In bfloat16 if it was saved in that, else in float32. Raises ModelError where configuration, weights, tokenizer or
+    chat template are missing, where weights are pickled and where the model needs code of its own.
     """
     _check_folder(folder, ("config.json",), "configuration", "expected a Hugging Face model folder with a config.json")
-    _check_folder(folder, _WEIGHT_FILES, "weights", "expected *.safetensors beside config.json")
+    _check_folder(folder, ("*.safetensors",), "weights", _CONVERT)
     load_tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(os.fspath(folder), dtype=torch.float32)
+    with _without_remote_code(folder):
+        model = AutoModelForCausalLM.from_pretrained(
+            os.fspath(folder), dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    if model.dtype != torch.bfloat16:
+        model = model.float()
     return model.to(device()).eval()
 
 
@@ -72,21 +84,31 @@ def prepare_base(policy: PolicyConfig, texts: Iterable[str], seed: int, out_dir:
     """Put the model to improve into `out_dir`: the embedded one, one from random weights, or any folder or Hub id.
 
     `texts` and `seed` are used only by "scratch": its tokenizer is trained on the texts, its weights are drawn by the
-    seed. Raises ModelError where the base cannot be used.
+    seed. `policy.dtype` decides in which precision it is saved. Raises ModelError where the base cannot be used.
     """
     target = Path(out_dir)
     target.mkdir(parents=True, exist_ok=True)
-    if policy.base == "embedded":
-        _check_folder(EMBEDDED, ("config.json",), "embedded model", "install the package with its data files")
-        shutil.copytree(EMBEDDED, target, dirs_exist_ok=True)
-    elif policy.base == "scratch":
+    if policy.base == "scratch":
         tokenizer = train_tokenizer(texts)
         tokenizer.save_pretrained(target)
-        tiny_model(tokenizer, policy.max_context, seed).save_pretrained(target)
-    else:
-        load_tokenizer(policy.base).save_pretrained(target)
-        load_model(policy.base).save_pretrained(target)
+        save_model(tiny_model(tokenizer, policy.max_context, seed), policy.dtype, target)
+        return target
+    base = EMBEDDED if policy.base == "embedded" else policy.base
+    if policy.base == "embedded":
+        _check_folder(EMBEDDED, ("config.json",), "embedded model", "install the package with its data files")
+        if policy.dtype == "auto":
+            shutil.copytree(EMBEDDED, target, dirs_exist_ok=True)
+            return target
+    load_tokenizer(base).save_pretrained(target)
+    save_model(load_model(base), policy.dtype, target)
     return target
+
+
+def save_model(model: PreTrainedModel, dtype: Literal["auto", "float32", "bfloat16"], folder: Path) -> None:
+    """Write a model in a precision; auto: in its own. Every later stage takes the precision of the folder."""
+    if dtype != "auto":
+        model = model.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedTokenizerFast:
@@ -133,6 +155,20 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen3ForCausalLM(config)
+
+
+@contextmanager
+def _without_remote_code(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise ModelError in place of transformers' question whether to run the code that a model brings along."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ModelError(
+            f"{folder}: the model brings Python code of its own, which is never run; use an architecture that "
+            "transformers knows"
+        ) from error
 
 
 def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], what: str, remedy: str) -> None:

@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens from hidden states, in float32 whatever the precision of the model.
 
-With a small vocabulary the logits of the action tokens are simply computed. With a large one the [N, V] logits are never
-held at once: they are made in tiles of the vocabulary, a second time in the backward pass. Both ways give the same
-numbers.
+With a small vocabulary the logits of the action tokens are simply computed. With a large one they are made in tiles
+of the vocabulary, a second time in the backward pass, so that [N, V] numbers are never held at once. Both ways give
+the same numbers.
 """
 
 from __future__ import annotations
@@ -98,8 +98,13 @@ class _TiledLogProbs(torch.autograd.Function):
     """(log-probabilities [N], entropies [N]) of targets; the logits are made tile by tile, forward and backward."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, transform: LogitTransform
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:
         zeros_N = torch.zeros(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
         largest_N, sum_N, weighted_N, chosen_N = zeros_N - torch.inf, zeros_N, zeros_N, zeros_N
@@ -121,7 +126,7 @@ class _TiledLogProbs(torch.autograd.Function):
         return chosen_N - normaliser_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, gradient_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, targets_N, normaliser_N = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if needs_hidden else None

@@ -20,12 +20,14 @@ _BUCKET = 1 << 26
 class SplitAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) whose arithmetic is float32 for bfloat16 weights too.
 
-    A bfloat16 weight of the model is the upper half of a float32 weight, rounded; the lower half is kept in the state as
-    `low`, so that updates too small for bfloat16 add up, and no weight is stored twice. Float32 weights are updated as
-    torch.optim.AdamW does, to the same bits.
+    A bfloat16 weight of the model is the upper half of a float32 weight, rounded; the lower half is kept in the state
+    as `low`, so that updates too small for bfloat16 add up, and no weight is stored twice. Float32 weights are updated
+    as torch.optim.AdamW does, to the same bits.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], weight_decay: float) -> None:
+        for weight in (w for group in groups for w in group["params"] if w.dtype == torch.bfloat16):
+            weight.grad_dtype = torch.float32  # gradients of several forward passes add up in float32
         super().__init__(groups, {"betas": betas, "eps": 1e-8, "weight_decay": weight_decay})
 
     @torch.no_grad()

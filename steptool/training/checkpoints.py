@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from steptool.models.folder import load_moments, save_moments
+from steptool.models.optimizer import load_moments, save_moments
 from steptool.training import scores
 from steptool.training.processes import processes
 

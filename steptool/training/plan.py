@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,13 +39,37 @@ def grouped_batches(lengths: Indices, batch_size: int, steps: int, seed: int) ->
     return batches[:steps]
 
 
-def micro_batches(batch: Indices, lengths: Indices, size: int, processes: int = 1) -> list[Indices]:
-    """Cut a mini-batch into forward passes of at most `size` sequences of similar length.
+@dataclass(frozen=True)
+class PassLimit:
+    """How much goes through the model in one forward pass on one process."""
 
-    Their number is a multiple of `processes`, so a mini-batch with few sequences may leave some of them empty.
+    sequences: int
+    """Sequences, at most; not looked at where the tokens are limited."""
+    tokens: int = 0
+    """Tokens, padding included, at most; a longer sequence goes alone. 0: no limit of tokens."""
+    packed: bool = False
+    """Whether sequences are packed end to end, so that there is no padding."""
+
+
+def forward_passes(batch: Indices, lengths: Indices, limit: PassLimit, processes: int = 1) -> list[Indices]:
+    """Cut a mini-batch into forward passes of sequences of similar length; process i takes every passes[i::processes].
+
+    Some of them may be empty where there are fewer sequences than processes.
     """
-    passes = math.ceil(len(batch) / (size * processes)) * processes
-    return np.array_split(batch[np.argsort(lengths[batch], kind="stable")], passes)
+    by_length = batch[np.argsort(lengths[batch], kind="stable")]
+    if not limit.tokens:
+        count = math.ceil(len(batch) / (limit.sequences * processes)) * processes
+        return np.array_split(by_length, count)
+    passes: list[list[int]] = []
+    for row in by_length[::-1]:  # from the longest on, so that the first of a pass is its longest
+        for rows in passes if limit.packed else passes[-1:]:
+            tokens = lengths[rows].sum() + lengths[row] if limit.packed else lengths[rows[0]] * (len(rows) + 1)
+            if tokens <= limit.tokens:
+                rows.append(row)
+                break
+        else:
+            passes.append([row])
+    return [np.array(rows, dtype=np.int64) for rows in passes]
 
 
 def packed_places(counts: Indices) -> list[Indices]:

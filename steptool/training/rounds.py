@@ -7,19 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from peft import PeftModel
 
 from steptool.config import Config
 from steptool.contracts.columns import Row
 from steptool.models import folder as model_folder
 from steptool.models.actor import Actor
+from steptool.models.attention import enable_packing
 from steptool.models.load import load_model
 from steptool.models.logprobs import causal_lm
+from steptool.models.optimizer import adamw, load_moments, save_moments
 from steptool.models.value_head import load_value_head, save_value_head
 from steptool.records import Trajectory
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
+from steptool.training.plan import PassLimit
 from steptool.training.processes import processes
 from steptool.training.scores import Scores, fingerprint, score
 from steptool.training.trainer import Figures, Settings, Trainer
@@ -79,15 +82,16 @@ def train_round(
         kept = CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint)
     actor = load_actor(policy_dir, reference_dir, config, algorithm)
     ppo = config.ppo
-    optimizer = model_folder.adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)
-    model_folder.load_moments(optimizer, actor, policy_dir)
+    optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)
+    load_moments(optimizer, actor, policy_dir)
     if not algorithm.trains_policy:
         actor.policy.requires_grad_(False)
+    limit = PassLimit(ppo.micro_batch_size, ppo.tokens_per_pass, actor.packed)
     advantages: list[Row] = []
     if algorithm.needs_scores:
-        scores = score_round(actor, reference_dir, selection, config, kept)
+        scores = score_round(actor, reference_dir, selection, limit, kept)
         advantages = algorithm.prepare(selection, scores, processes().device)
-    settings = Settings(ppo.micro_batch_size, ppo.max_grad_norm)
+    settings = Settings(limit, ppo.max_grad_norm)
     trainer = Trainer(actor, optimizer, algorithm, selection.trajectories, settings, kept)
     steps = algorithm.steps(trainer.lengths)
     log = trainer.train(steps)
@@ -95,7 +99,7 @@ def train_round(
         model_folder.save_policy(actor.policy, policy_dir, reference_dir, out_dir)
         if actor.head is not None:
             save_value_head(actor.head, out_dir)
-        model_folder.save_moments(optimizer, actor, out_dir)
+        save_moments(optimizer, actor, out_dir)
     processes().wait_for_everyone()
     metrics = [*metric_rows(log, algorithm.stage, round_index), *selection.metrics]
     tokens = int(sum(trainer.action_tokens[rows].sum() for rows in steps))
@@ -110,18 +114,22 @@ def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm:
         hidden_size = causal_lm(policy).config.get_text_config().hidden_size
         head = load_value_head(policy_dir, hidden_size, config.seed)
     actor = Actor(policy, head, detach_value=config.ppo.detach_value, temperature=config.rollout.temperature)
+    if config.ppo.gradient_checkpointing:
+        actor.checkpoint_activations()
     return actor.to(processes().device)
 
 
 def score_round(
-    actor: Actor, reference_dir: Path, selection: Selection, config: Config, checkpoints: CheckpointFolder | None
+    actor: Actor, reference_dir: Path, selection: Selection, limit: PassLimit, checkpoints: CheckpointFolder | None
 ) -> Scores:
     """Score the action tokens, or read the scores that an earlier attempt kept beside its checkpoints."""
     stored = Scores.load(checkpoints.path, checkpoints.fingerprint) if checkpoints else None
     if stored:
         return stored
-    reference: nn.Module | None = load_model(reference_dir) if config.policy.lora_rank == 0 else None
-    scores = score(actor, reference, selection.trajectories, config.ppo.micro_batch_size)
+    reference = None if isinstance(actor.policy, PeftModel) else load_model(reference_dir)
+    if reference is not None:
+        enable_packing(reference)
+    scores = score(actor, reference, selection.trajectories, limit)
     if checkpoints and processes().is_main_process:
         scores.save(checkpoints.path, checkpoints.fingerprint)
     processes().wait_for_everyone()

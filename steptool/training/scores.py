@@ -16,7 +16,7 @@ from torch import nn
 
 from steptool.models.actor import Actor
 from steptool.models.batch import Spanned, action_places, collate
-from steptool.training.plan import micro_batches, packed_places
+from steptool.training.plan import PassLimit, forward_passes, packed_places
 from steptool.training.processes import processes, sum_over_processes
 
 Floats = npt.NDArray[np.floating]
@@ -74,7 +74,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(actor: Actor, reference: nn.Module | None, sequences: Sequence[Spanned], micro_batch_size: int) -> Scores:
+def score(actor: Actor, reference: nn.Module | None, sequences: Sequence[Spanned], limit: PassLimit) -> Scores:
     """Score all action tokens, each process its share of the sequences.
 
     `reference` is the model that the policy is held to; None: the policy itself with its adapter switched off.
@@ -84,9 +84,9 @@ def score(actor: Actor, reference: nn.Module | None, sequences: Sequence[Spanned
     lengths = np.array([len(row.input_ids) for row in sequences], dtype=np.int64)
     places = packed_places(counts)
     scores_3N = torch.zeros(3, int(counts.sum()), device=state.device)
-    passes = micro_batches(np.arange(len(sequences)), lengths, micro_batch_size, state.num_processes)
+    passes = forward_passes(np.arange(len(sequences)), lengths, limit, state.num_processes)
     for rows in filter(len, passes[state.process_index :: state.num_processes]):
-        batch = collate([sequences[i] for i in rows]).to(state.device)
+        batch = collate([sequences[i] for i in rows], limit.packed).to(state.device)
         out = actor(batch)
         own = (out.log_probs_N, actor.reference_log_probs(batch, reference), actor.values(out.states_NH))
         scores_3N[:, torch.from_numpy(np.concatenate([places[i] for i in rows])).to(state.device)] = torch.stack(own)

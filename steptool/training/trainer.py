@@ -19,7 +19,7 @@ from steptool.models.actor import Actor
 from steptool.models.batch import Indices, Spanned, action_places, collate
 from steptool.training.algorithms.base import ForwardPass, LossTerms, Objective
 from steptool.training.checkpoints import CheckpointFolder
-from steptool.training.plan import micro_batches, packed_places
+from steptool.training.plan import PassLimit, forward_passes, packed_places
 from steptool.training.processes import max_over_processes, processes, sum_gradients, sum_over_processes
 
 OnStep = Callable[[int, float], None]
@@ -35,8 +35,7 @@ class DivergedError(RuntimeError):
 class Settings:
     """How the optimizer steps are made."""
 
-    micro_batch_size: int
-    """Sequences per forward pass on one process, at most."""
+    limit: PassLimit
     max_grad_norm: float
     """Norm at which the gradients of the policy, and of the value head, are clipped, each on their own."""
     schedule: Callable[[int], float] = lambda step: 1.0
@@ -117,9 +116,9 @@ class Trainer:
         """The forward passes of an optimizer step that fall to this process."""
         state = processes()
         step_places = self._tensor(rows)
-        parts = micro_batches(rows, self.lengths, self.settings.micro_batch_size, state.num_processes)
+        parts = forward_passes(rows, self.lengths, self.settings.limit, state.num_processes)
         for part in filter(len, parts[state.process_index :: state.num_processes]):
-            batch = collate([self.sequences[i] for i in part]).to(state.device)
+            batch = collate([self.sequences[i] for i in part], self.settings.limit.packed).to(state.device)
             yield ForwardPass(batch, self._tensor(part), step_places)
 
     def _tensor(self, rows: Indices) -> Tensor:

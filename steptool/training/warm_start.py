@@ -15,9 +15,10 @@ from steptool.models import folder as model_folder
 from steptool.models.actor import Actor
 from steptool.models.batch import Spanned
 from steptool.models.load import load_model, load_tokenizer
+from steptool.models.optimizer import adamw
 from steptool.training.algorithms.supervised import Supervised
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
-from steptool.training.plan import grouped_batches
+from steptool.training.plan import PassLimit, grouped_batches
 from steptool.training.processes import processes
 from steptool.training.rounds import metric_rows
 from steptool.training.scores import fingerprint
@@ -35,6 +36,8 @@ def warm_start(
     seed: int,
     out_dir: str | Path,
     *,
+    tokens_per_pass: int = 0,
+    gradient_checkpointing: bool = False,
     on_step: OnStep | None = None,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 50,
@@ -45,8 +48,9 @@ def warm_start(
     Only tokens inside the spans are learned. AdamW (betas .9 and .98, weight decay .01), gradients clipped at norm 1,
     a tenth of the steps (50 at most) to warm up, then a cosine down to a tenth of the learning rate. Examples beyond
     `policy.max_context` tokens are left out and counted (metric `left_out`). `out_dir` becomes a plain model folder;
-    with LoRA the adapter is merged. With no steps the model is passed on as it is. `checkpoints`, a folder, and
-    `on_checkpoint`: see `train_round`.
+    with LoRA the adapter is merged. With no steps the model is passed on as it is. `tokens_per_pass` and
+    `gradient_checkpointing` are those of the section `ppo`. `checkpoints`, a folder, and `on_checkpoint`: see
+    `train_round`.
     Raises ValueError if there are steps and no example is left.
     """
     base_dir, out_dir = Path(base_dir), Path(out_dir)
@@ -62,12 +66,16 @@ def warm_start(
         )
     model = load_model(base_dir)
     trained = model_folder.new_adapter(model, policy, seed) if policy.lora_rank else model
-    optimizer = model_folder.adamw(trained, cfg.learning_rate, weight_decay=0.01)
-    settings = Settings(_MICRO_BATCH, 1.0, warm_up_and_cosine(cfg.steps, min(_WARM_UP, cfg.steps // 10)))
+    optimizer = adamw(trained, cfg.learning_rate, weight_decay=0.01)
+    actor = Actor(trained)
+    if gradient_checkpointing:
+        actor.checkpoint_activations()
+    limit = PassLimit(_MICRO_BATCH, tokens_per_pass, actor.packed)
+    settings = Settings(limit, 1.0, warm_up_and_cosine(cfg.steps, min(_WARM_UP, cfg.steps // 10)))
     kept = None
     if checkpoints:
         kept = CheckpointFolder(Path(checkpoints), checkpoint_every, fingerprint(fitting), on_checkpoint)
-    trainer = Trainer(Actor(trained), optimizer, Supervised(), fitting, settings, kept, on_step)
+    trainer = Trainer(actor, optimizer, Supervised(), fitting, settings, kept, on_step)
     log = trainer.train(grouped_batches(trainer.lengths, cfg.batch_size, cfg.steps, seed))
     if processes().is_main_process:
         merged: Any = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained

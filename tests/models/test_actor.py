@@ -9,6 +9,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from steptool.models import logprobs
 from steptool.models.actor import Actor, action_states
+from steptool.models.attention import can_pack
 from steptool.models.batch import collate
 from steptool.models.load import load_model, tiny_model, train_tokenizer
 from steptool.models.logprobs import token_log_probs
@@ -66,6 +67,85 @@ def test_log_probs_are_those_of_the_models_own_logits(
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def loss_and_gradients(actor: Actor, packed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """-log p of the action tokens, each weighed by its number, and the gradient of every weight."""
+    log_probs_N = actor(collate(sequences(), packed)).log_probs_N
+    loss = -(log_probs_N * torch.arange(1.0, 1 + len(log_probs_N))).mean()
+    weights = [p for p in actor.policy.parameters() if p.requires_grad]
+    return loss.detach(), [g.float() for g in torch.autograd.grad(loss, weights)]
+
+
+@pytest.mark.parametrize("model", small_models(), ids=lambda m: type(m).__name__)
+def test_packed_padded_and_checkpointed_give_the_same_loss_and_gradients(model: torch.nn.Module) -> None:
+    plain, expected = loss_and_gradients(Actor(model), packed=False)
+    variants = [(Actor(model), True)] if can_pack(model) else []
+    checkpointed = Actor(model)
+    checkpointed.checkpoint_activations()
+    variants += [(checkpointed, False)] + [(checkpointed, True)] * can_pack(model)
+    for actor, packed in variants:
+        loss, gradients = loss_and_gradients(actor, packed)
+        torch.testing.assert_close(loss, plain, atol=1e-5, rtol=1e-5)
+        for a, b in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_checkpointing_computes_the_layers_twice_and_leaves_dropout_off() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5))
+    actor, calls = Actor(model), []
+    model.transformer.h[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    before = actor(collate(sequences())).log_probs_N
+    actor.checkpoint_activations()
+    after = actor(collate(sequences())).log_probs_N
+    assert torch.equal(before, after)
+    assert len(calls) == 2
+    after.sum().backward()
+    assert len(calls) == 3
+
+
+def test_soft_caps_on_scores_are_not_packed() -> None:
+    llama, gemma, _ = small_models()
+    assert can_pack(llama)
+    assert not can_pack(gemma)
+
+
+@pytest.mark.parametrize("small_vocabulary", [16384, 10], ids=["plain", "tiled"])
+def test_bfloat16_agrees_within_its_rounding(small_vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight bits of mantissa: a relative error of 2^-8 per operation."""
+    monkeypatch.setattr(logprobs, "SMALL_VOCABULARY", small_vocabulary)
+    model = small_models()[0]
+    expected, gradients = loss_and_gradients(Actor(model), packed=False)
+    half = small_models()[0].bfloat16()
+    out = Actor(half)(collate(sequences()))
+    assert out.log_probs_N.dtype == out.entropy_N.dtype == torch.float32
+    loss, rounded = loss_and_gradients(Actor(half), packed=False)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=2**-8, atol=0)
+    for a, b in zip(rounded, gradients, strict=True):
+        assert (a - b).norm() < 0.03 * b.norm()
+
+
+def test_the_tiles_of_a_large_vocabulary_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tiles of 1024 tokens and one of 128 against the plain way: values, and gradients of states and weights."""
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(3200, 8), torch.randn(5, 8)
+    targets = torch.tensor([0, 1023, 1024, 3199, 2500])
+    results = []
+    for small in (16384, 10):
+        monkeypatch.setattr(logprobs, "SMALL_VOCABULARY", small)
+        monkeypatch.setattr(logprobs, "_TILE_NUMBERS", {"cpu": 1})
+        bias = torch.linspace(-1, 1, 3200).requires_grad_()
+        head = SimpleNamespace(weight=weight.clone().requires_grad_(), bias=bias)
+        states = hidden.clone().requires_grad_()
+        config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(final_logit_softcapping=5.0, logit_scale=0.5))
+        lm = SimpleNamespace(get_output_embeddings=lambda head=head: head, config=config)
+        log_probs_N, entropy_N = token_log_probs(lm, states, targets, 0.7)  # type: ignore[arg-type]
+        (log_probs_N * torch.arange(1.0, 6.0)).sum().backward()
+        results.append([log_probs_N.detach(), entropy_N, states.grad, head.weight.grad, head.bias.grad])
+    for plain, tiled in zip(*results, strict=True):
+        torch.testing.assert_close(tiled, plain, atol=1e-5, rtol=1e-4)
 
 
 def test_only_action_tokens_are_learned(model_dir: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -97,3 +98,33 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(copy: Path, lost: str, co
 def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(folder: str) -> None:
     with pytest.raises(ModelError, match="no such model folder"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+@pytest.mark.parametrize("base", ["scratch", "embedded"])
+def test_the_base_is_saved_in_the_precision_of_the_policy(
+    tmp_path: Path, base: str, asked: str, expected: torch.dtype
+) -> None:
+    policy = PolicyConfig.model_validate({"base": base, "dtype": asked, "max_context": 512})
+    folder = prepare_base(policy, TEXTS, 0, tmp_path / "first")
+    assert load_model(folder).dtype is expected
+    again = prepare_base(PolicyConfig(base=str(folder)), [], 0, tmp_path / "second")
+    assert load_model(again).dtype is expected
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert_them(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pickled and are not read.*save_pretrained"):
+        load_model(copy)
+
+
+def test_a_model_with_code_of_its_own_is_refused_by_name(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
+    (copy / "own.py").write_text("raise SystemExit('this code was run')")
+    with pytest.raises(ModelError, match="Python code of its own, which is never run"):
+        load_model(copy)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steptool.artifacts import lineage
 from steptool.models import folder as model_folder
-from steptool.models import value_head
+from steptool.models import optimizer, value_head
 from steptool.models.load import tiny_model, train_tokenizer
 from steptool.registry import Registry
 
@@ -28,10 +28,10 @@ def trained(tmp_path: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     value_head.save_value_head(value_head.ValueHead(16), folder)
-    optimizer = model_folder.adamw(model, 1e-3)
+    adam = optimizer.adamw(model, 1e-3)
     model(torch.tensor([[1, 2]])).logits.sum().backward()
-    optimizer.step()
-    model_folder.save_moments(optimizer, model, folder)
+    adam.step()
+    optimizer.save_moments(adam, model, folder)
     (folder / model_folder.ADAPTER).mkdir()
     (folder / model_folder.ADAPTER / "adapter_model.safetensors").write_text("adapter")
     data.write_text("rows")
@@ -55,7 +55,7 @@ def test_what_only_training_reads_lies_in_a_folder_of_its_own(tmp_path: Path, tr
     registry = Registry(tmp_path / "registry")
     folder = Path(registry.model_place(registry.publish(trained, {}).version_id))
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]  # vLLM takes all of them
-    state = (value_head.FILE, model_folder.OPTIMIZER, f"{model_folder.ADAPTER}/adapter_model.safetensors")
+    state = (value_head.FILE, optimizer.FILE, f"{model_folder.ADAPTER}/adapter_model.safetensors")
     for name in state:
         assert name.startswith("training/")
         assert (folder / name).read_bytes() == (trained / name).read_bytes()

@@ -18,14 +18,33 @@ def test_every_pass_sees_every_sequence_once(count: int, size: int, epochs: int)
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
-def test_micro_batches_share_out_a_mini_batch_by_length(lengths: list[int], size: int, processes: int) -> None:
+def test_forward_passes_share_out_a_mini_batch_by_length(lengths: list[int], size: int, processes: int) -> None:
     rows = np.arange(len(lengths))
-    groups = plan.micro_batches(rows, np.array(lengths), size, processes)
+    groups = plan.forward_passes(rows, np.array(lengths), plan.PassLimit(size), processes)
     assert len(groups) == -(-len(lengths) // (size * processes)) * processes
     assert sorted(np.concatenate(groups)) == list(rows)
     assert max(map(len, groups)) <= size
     by_length = [lengths[i] for group in groups for i in group]
     assert by_length == sorted(by_length)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 900), st.booleans())
+def test_forward_passes_hold_as_many_tokens_as_they_may(lengths: list[int], tokens: int, packed: bool) -> None:
+    rows, sizes = np.arange(len(lengths)), np.array(lengths)
+    groups = plan.forward_passes(rows, sizes, plan.PassLimit(1, tokens, packed))
+    assert sorted(np.concatenate(groups)) == list(rows)
+    for group in groups:
+        held = sizes[group].sum() if packed else sizes[group].max() * len(group)
+        assert held <= tokens or len(group) == 1
+
+
+def test_forward_passes_by_hand() -> None:
+    sizes = np.array([6, 2, 4, 3, 5])
+    padded = plan.forward_passes(np.arange(5), sizes, plan.PassLimit(1, 10))
+    # from the longest on: 6 alone (2 * 6 > 10), 5 and 4 (2 * 5), 3 and 2 (2 * 3)
+    assert [group.tolist() for group in padded] == [[0], [4, 2], [3, 1]]
+    packed = plan.forward_passes(np.arange(5), sizes, plan.PassLimit(1, 10, packed=True))
+    assert [group.tolist() for group in packed] == [[0, 2], [4, 3, 1]]  # 6 + 4, 5 + 3 + 2
 
 
 def test_places_of_packed_tokens() -> None:

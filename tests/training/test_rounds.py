@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from steptool.config import Config, PolicyConfig
 from steptool.models.actor import Actor
 from steptool.models.batch import collate
-from steptool.models.load import load_model
+from steptool.models.load import load_model, prepare_base
 from steptool.training.rounds import train_round
 
 
@@ -77,3 +77,66 @@ def test_another_model_without_an_adapter_is_refused(
         train_round(
             tmp_path / "full", model_dir, rows, make.scores(rows), config=config, round_index=1, out_dir=tmp_path / "x"
         )
+
+
+@pytest.fixture
+def half_dir(model_dir: Path, tmp_path: Path) -> Path:
+    """The model of `model_dir` in bfloat16."""
+    return prepare_base(PolicyConfig(base=str(model_dir), dtype="bfloat16"), [], 0, tmp_path / "half")
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_bfloat16_folder_comes_out_in_bfloat16(
+    half_dir: Path, tmp_path: Path, make: SimpleNamespace, lora_rank: int
+) -> None:
+    rows = make.trajectories(8)
+    config = make.config(learning_rate=1e-3).model_copy(update={"policy": PolicyConfig(lora_rank=lora_rank)})
+    folders = [half_dir, tmp_path / "0", tmp_path / "1"]
+    for r in range(2):
+        result = train_round(
+            folders[r], half_dir, rows, make.scores(rows), config=config, round_index=r, out_dir=folders[r + 1]
+        )
+    weights = load_file(folders[2] / "model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    start = load_file(half_dir / "model.safetensors")
+    assert any(not torch.equal(weights[name], start[name]) for name in weights)
+    state = load_file(folders[2] / "training/optimizer.safetensors")
+    assert {v.dtype for k, v in state.items() if not k.startswith("low/")} == {torch.float32}
+    assert any(k.startswith("low/policy.") for k in state) is (lora_rank == 0)
+    heads = load_file(folders[2] / "training/value_head.safetensors")
+    assert {w.dtype for w in heads.values()} == {torch.float32}
+    if lora_rank:
+        adapter = load_file(folders[2] / "training/adapter/adapter_model.safetensors")
+        assert {w.dtype for w in adapter.values()} == {torch.float32}
+    deviations = [m["value"] for m in result.metrics if m["name"] == "ratio_deviation"]
+    assert deviations[0] < 2**-5  # passes of another cut round differently
+
+
+def test_small_updates_of_bfloat16_add_up_from_round_to_round(
+    half_dir: Path, tmp_path: Path, make: SimpleNamespace
+) -> None:
+    """Updates far below the resolution of bfloat16 move the float32 weights that the optimizer's state carries on."""
+    rows = make.trajectories(4)
+    config = make.config(learning_rate=1e-7, epochs=1)
+    folders = [half_dir, tmp_path / "0", tmp_path / "1"]
+    for r in range(2):
+        train_round(folders[r], half_dir, rows, make.scores(rows), config=config, round_index=r, out_dir=folders[r + 1])
+    low = [load_file(f / "training/optimizer.safetensors") for f in folders[1:]]
+    name = next(k for k in low[0] if k.startswith("low/policy.") and "down_proj" in k)
+    moved = [state[name].abs().float().mean() for state in low]
+    assert moved[1] > 1.3 * moved[0] > 0
+
+
+def test_tokens_per_pass_and_checkpointing_change_no_weights(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace
+) -> None:
+    rows, folders = make.trajectories(9), []
+    for options in ({}, {"tokens_per_pass": 40}, {"gradient_checkpointing": True}):
+        folders.append(tmp_path / str(len(folders)))
+        config = make.config(batch_size=5, **options)
+        train_round(model_dir, model_dir, rows, make.scores(rows), config=config, round_index=0, out_dir=folders[-1])
+    start, plain, *others = (load_file(f / "model.safetensors") for f in (model_dir, *folders))
+    for other in others:
+        for name in plain:
+            moved = (plain[name] - start[name]).abs().max()
+            assert (plain[name] - other[name]).abs().max() < 0.02 * moved

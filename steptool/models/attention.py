@@ -1,0 +1,92 @@
+"""Attention over sequences that are packed end to end, without padding.
+
+On a GPU in bfloat16 the sequences go through torch's kernels for variable lengths. Elsewhere transformers derives a
+block-diagonal mask from position ids that start again at 0 with each sequence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from steptool.models.logprobs import causal_lm
+
+VARIABLE_LENGTH = "steptool_variable_length"
+"""Name of the attention under which transformers finds `attend`."""
+_PACKABLE = {"full_attention", "sliding_attention"}
+
+
+def enable_packing(policy: nn.Module) -> bool:
+    """Prepare a model for packed sequences; False where it is better, or necessary, to pad them.
+
+    A CPU computes the whole block-diagonal mask, which costs more than padding. Models with a recurrent state, with
+    attention of their own or with a soft cap on its scores are padded.
+    """
+    lm = causal_lm(policy)
+    if lm.device.type != "cuda" or not can_pack(lm):
+        return False
+    if lm.dtype == torch.bfloat16:
+        lm.set_attn_implementation(VARIABLE_LENGTH)
+    return True
+
+
+def can_pack(lm: PreTrainedModel) -> bool:
+    """Whether position ids and a block-diagonal mask are all that keeps packed sequences of this model apart."""
+    config: Any = lm.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or _PACKABLE)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return bool(lm._supports_attention_backend) and not lm._is_stateful and kinds <= _PACKABLE and not capped
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of one row of packed sequences: query [1, heads, L, D] to [1, L, heads, D].
+
+    `cu_seq_lens_q` [B + 1] holds where each sequence starts and ends; without it the row is one sequence.
+    """
+    if query.shape[0] != 1:
+        raise ValueError(f"packed sequences lie in one row, got {query.shape[0]} rows")
+    length = query.shape[2]
+    if cu_seq_lens_q is None or max_length_q is None:
+        cu_seq_lens_q, max_length_q = torch.tensor([0, length], dtype=torch.int32, device=query.device), length
+    out_LHD = _variable_length(query[0], key[0], value[0], cu_seq_lens_q, max_length_q, scaling, sliding_window)
+    return out_LHD[None], None
+
+
+def _variable_length(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None, window: int | None
+) -> Tensor:
+    """torch's kernel, whose arguments changed from torch 2.10 to 2.13."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"scale": scale} if "scale" in known else {}
+    if "window_size" in known:
+        options["window_size"] = (window - 1 if window else -1, 0)
+    else:
+        options["is_causal"] = True
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
+    elif query.shape[0] != key.shape[0]:
+        groups = query.shape[0] // key.shape[0]
+        key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    query, key, value = (tensor.transpose(0, 1).contiguous() for tensor in (query, key, value))
+    return cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest, **options))
+
+
+AttentionInterface.register(VARIABLE_LENGTH, attend)
