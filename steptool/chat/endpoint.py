@@ -19,6 +19,7 @@ import openai
 from steptool.chat.tools import model_schemas
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
+from steptool.storage.redaction import Redactor
 from steptool.storage.replies import Replies, request_key
 
 _REFUSING = frozenset({401, 403, 404})
@@ -101,13 +102,14 @@ class Endpoint:
                 "or one of them: set both in the endpoint's section of the configuration"
             )
         self.config, self.usage = config, Usage()
-        self._key = os.environ.get(config.key_variable, "").strip()
+        key = os.environ.get(config.key_variable, "").strip()
+        self._redactor = Redactor([key])
         self._replies = Replies(cache)
         self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._turn = asyncio.Semaphore(config.concurrency)
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url,
-            api_key=self._key or "none",
+            api_key=key or "none",
             timeout=config.timeout,
             max_retries=config.retries,
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._on_send]}),
@@ -203,7 +205,7 @@ class Endpoint:
         for further in range(self.config.retries, -1, -1):
             response = await self._client.chat.completions.with_raw_response.create(**request)
             try:
-                return _body(self._hidden(response.text))
+                return _body(response.text, self._redactor)
             except ValueError as error:
                 if not further:
                     raise ValueError(f"answered something that is no chat completion: {error}") from None
@@ -220,11 +222,7 @@ class Endpoint:
         self.usage.money += (read * self.config.price_in + written * self.config.price_out) / 1e6
 
     def _told(self, problem: str) -> str:
-        return self._hidden(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]
-
-    def _hidden(self, text: str) -> str:
-        """The text without the key, which a server may repeat."""
-        return text.replace(self._key, "[key]") if self._key else text
+        return self._redactor.text(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]
 
     async def _end(self) -> None:
         for task in self._running.values():
@@ -233,7 +231,7 @@ class Endpoint:
         await self._client.close()
 
 
-def _body(text: str) -> dict[str, Any]:
+def _body(text: str, redactor: Redactor) -> dict[str, Any]:
     """Message and numbers of tokens (0 where the endpoint counts none). Raises ValueError.
 
     Halves of surrogate pairs, which no file can hold, become question marks.
@@ -243,6 +241,9 @@ def _body(text: str) -> dict[str, Any]:
         message, usage = answer["choices"][0]["message"], answer.get("usage") or {}
         if not isinstance(message, dict):
             raise TypeError("a message is an object")
-        return {"message": message, **{n: int(usage.get(n) or 0) for n in ("prompt_tokens", "completion_tokens")}}
+        return {
+            "message": redactor.value(message),
+            **{n: int(usage.get(n) or 0) for n in ("prompt_tokens", "completion_tokens")},
+        }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{text[:200]!r} ({type(error).__name__})") from None
+        raise ValueError(f"{redactor.text(text)[:200]!r} ({type(error).__name__})") from None

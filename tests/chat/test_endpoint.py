@@ -173,6 +173,16 @@ def test_the_key_is_in_no_error_log_or_file_even_where_the_server_repeats_it(cha
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("key", ["1", "zzz", "token", 'long "and" escaped'])
+def test_a_reply_stays_whole_where_the_key_is_short_and_hides_it_where_it_is_long(chat, monkeypatch, key):
+    monkeypatch.setenv("TEST_KEY", key)
+    server = chat.serve(lambda *_: chat.Answer({"content": f"1 token, zzz, and the key {key}"}))
+    settings = EndpointConfig(base_url=server.url, model="m", key_variable="TEST_KEY")
+    with closing(Endpoint(settings)) as endpoint:
+        content = endpoint.chat(user("hi")).message["content"]
+    assert content == f"1 token, zzz, and the key {key if len(key) < 8 else '[key]'}"
+
+
 def test_a_server_that_needs_no_key_gets_a_stand_in(chat):
     server = chat.serve(lambda *_: chat.Answer())
     with closing(Endpoint(EndpointConfig(base_url=server.url, model="m", key_variable="NO_SUCH_VARIABLE"))) as endpoint:

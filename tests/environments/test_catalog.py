@@ -10,7 +10,7 @@ from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment
 from steptool.environments.catalog import ENVIRONMENTS, environment_class, open_environment
-from steptool.records import Query, StepStatus, ToolCall
+from steptool.records import Query, Reference, StepStatus, ToolCall
 
 ROOT = Path(__file__).parents[2]
 OWN = """
@@ -98,7 +98,7 @@ def documented(kind: str) -> str:
 @pytest.mark.parametrize("kind", ["page", "docstring"])
 def test_the_documented_example_works(tmp_path: Path, kind: str) -> None:
     place = f"{written(tmp_path, documented(kind))}:Shelf"
-    query = Query("q", "train", place, "Take both.", (), {"items": ["kettle", "mug"]})
+    query = Query("q", "train", place, "Take both.", (), Reference(environment={"items": ["kettle", "mug"]}))
     with closing(open_environment(place, configured(place, capacity=2))) as environment:
         session = environment.reset(query)
         results = [session.call(ToolCall("take", {"item": item})) for item in ("kettle", "mug", "jar")]

@@ -6,14 +6,14 @@ import atexit
 import logging
 import math
 import os
-import re
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -25,14 +25,12 @@ from mcp import Client, StdioServerParameters, Tool, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
-from steptool.chat.tools import annotate_tool
 from steptool.config import McpConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import TransportError
-from steptool.environments.schema import check_tools
-from steptool.records import ToolSchema
+from steptool.environments.mcp.safeguards import CheckedStream, LimitedTransport, error_reason, usable_tools
+from steptool.storage.redaction import Redactor
 
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 _LINES = 5
 """Last lines of a server's standard error that are kept."""
 _WORDS = 300
@@ -51,7 +49,9 @@ class Connector:
             )
         self.where = server.url or " ".join(server.command)
         self._server = server
-        self._env, self._headers = _filled(server.env, "env"), _filled(server.headers, "headers")
+        secrets: set[str] = set()
+        self._env, self._headers = _filled(server.env, "env", secrets), _filled(server.headers, "headers", secrets)
+        self.redactor = Redactor(secrets)
         self._tls = httpx2.create_ssl_context() if server.url else None
         # What the library finds wrong with a server becomes an observation; its log would repeat it with a traceback.
         for logger in ("mcp", "client"):
@@ -67,14 +67,14 @@ class Connector:
         """
         words = _LastWords() if self._server.command else None
         try:
-            ended, (client, tools, stop) = self._portal.start_task(self._hold, words, max(0.0, seconds))
+            ended, (client, tools, faults, stop) = self._portal.start_task(self._hold, words, max(0.0, seconds))
         except Exception as error:
             said = words.take() if words else ""
-            raise TransportError(f"{self.where}: {_reason(error)}{said}") from error
+            raise TransportError(self.redactor.text(f"{self.where}: {error_reason(error)}{said}")) from error
         finally:
             if words:
                 words.file.close()
-        return Connection(tools, self._portal, client, stop, ended, words)
+        return Connection(tools, faults, self._portal, client, stop, ended, words)
 
     def close(self) -> None:
         """End every connection, and wait for the processes behind them."""
@@ -85,18 +85,23 @@ class Connector:
 
     async def _hold(self, words: _LastWords | None, seconds: float, *, task_status: TaskStatus[Any]) -> None:
         """A connection from its start to its end: both have to happen in the same task."""
-        stop = anyio.Event()
+        stop, faults = anyio.Event(), list[str]()
         with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
             try:
-                async with Client(self._transport(words), cache=None) as client:
-                    tools = await _listed(client)
+                async with Client(self._checked(self._transport(words), faults), cache=None) as client:
+                    tools = await _listed_tools(client, faults)
                     scope.deadline = math.inf
-                    task_status.started((client, tools, stop))
+                    task_status.started((client, tools, faults, stop))
                     await stop.wait()
             except BaseExceptionGroup as group:  # anything but an Exception would end the loop
-                raise ConnectionError(_reason(group)) from group
+                raise ConnectionError(error_reason(group)) from group
         if scope.cancelled_caught:
             raise TimeoutError(f"no connection within {seconds:.3g} s")
+
+    @asynccontextmanager
+    async def _checked(self, transport: AbstractAsyncContextManager[Any], faults: list[str]) -> AsyncIterator[Any]:
+        async with transport as (read, write):
+            yield CheckedStream(read, faults), write
 
     def _transport(self, words: _LastWords | None) -> AbstractAsyncContextManager[Any]:
         if words is None:
@@ -112,13 +117,15 @@ class Connector:
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[Any]:
-        """A transport without limits of its own: a limit that it met would end the connection, not the request."""
+        """A transport without time limits of its own: a limit that it met would end the connection, not the request."""
         async with (
             httpx2.AsyncClient(
                 headers=self._headers,
-                verify=self._tls or True,
+                transport=LimitedTransport(
+                    verify=self._tls or True,
+                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                ),
                 timeout=None,
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
             ) as http,
             streamable_http_client(self._server.url, http_client=http) as streams,
         ):
@@ -131,6 +138,8 @@ class Connection:
 
     tools: Mapping[str, Tool]
     """The server's tools by the names that a model calls them by."""
+    faults: Sequence[str]
+    """What is wrong with the tools that were left out."""
     _portal: BlockingPortal
     _client: Client
     _stop: anyio.Event
@@ -177,37 +186,27 @@ class _LastWords:
         return f" (it said: {text[-_WORDS:]})" if text else ""
 
 
-def tool_schema(name: str, tool: Tool) -> ToolSchema:
-    """A server's tool in OpenAI's form, with the server's hint whether it only reads."""
-    described = {"name": name, "description": tool.description or tool.title or "", "parameters": tool.input_schema}
-    hint = tool.annotations.read_only_hint if tool.annotations else None
-    return annotate_tool({"type": "function", "function": described}, hint)
-
-
-async def _listed(client: Client) -> dict[str, Tool]:
-    """All pages of the server's tools, by names made of letters, digits, '_' and '-'."""
+async def _listed_tools(client: Client, faults: list[str]) -> dict[str, Tool]:
+    """All pages of the server's tools, by the names that a model calls them by."""
     page = await client.list_tools()
-    found = list(page.tools)
+    tools = list(page.tools)
     while page.next_cursor:
         page = await client.list_tools(cursor=page.next_cursor)
-        found += page.tools
-    named = [(_NOT_IN_NAMES.sub("_", tool.name)[:64], tool) for tool in found]
-    check_tools([tool_schema(name, tool) for name, tool in named], "the server's list of tools")
-    return dict(named)
+        tools += page.tools
+    return usable_tools(tools, faults)
 
 
-def _filled(values: Mapping[str, str], field: str) -> dict[str, str]:
-    """The values with ${NAME} replaced from our own environment, so that no secret has to stand in a file."""
+def _filled(values: Mapping[str, str], field: str, secrets: set[str]) -> dict[str, str]:
+    """The values with ${NAME} replaced from our own environment, so that no secret has to stand in a file.
+
+    What was put in is added to `secrets`, unless it is the path of something that exists.
+    """
     try:
+        for value in values.values():
+            used = {os.environ[name] for name in Template(value).get_identifiers()}
+            secrets |= {text for text in used if not (text.startswith("/") and Path(text).exists())}
         return {name: Template(value).substitute(os.environ) for name, value in values.items()}
     except KeyError as error:
         raise ConfigError(f"tools.mcp.{field}: the environment variable {error} is not set") from None
     except ValueError as error:
         raise ConfigError(f"tools.mcp.{field}: {error}; write ${{NAME}} for a variable and $$ for a $") from None
-
-
-def _reason(error: BaseException) -> str:
-    """The first cause of an error, in one line."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from mcp import MCPError
@@ -14,7 +15,8 @@ from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, Embedd
 from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult, TransportError
-from steptool.environments.mcp.connection import Connection, Connector, tool_schema
+from steptool.environments.mcp.connection import Connection, Connector
+from steptool.environments.mcp.safeguards import error_reason, tool_schema
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
@@ -48,7 +50,10 @@ class McpEnvironment(Environment):
         self._shared = self._link() if server.shared else None
 
     def tools(self) -> Sequence[ToolSchema]:
-        """What the server lists. Raises ConfigError if it cannot be reached."""
+        """What the server lists, with a warning for tools that cannot be used.
+
+        Raises ConfigError if the server cannot be reached, and if it has tools of which none can be used.
+        """
         link = self._shared or self._link()
         try:
             return link.tools()
@@ -69,7 +74,7 @@ class McpEnvironment(Environment):
         self._connector.close()
 
     def _link(self) -> _Link:
-        return _Link(self._connector.connect, self._timeout)
+        return _Link(self._connector, self._timeout)
 
 
 class McpSession(Session):
@@ -94,15 +99,23 @@ class McpSession(Session):
 class _Link:
     """A connection that is made at the first call and, once it is lost, anew at the next one."""
 
-    def __init__(self, connect: Callable[[float], Connection], timeout: float) -> None:
-        self._connect, self._limit = connect, _SHARE * timeout
+    def __init__(self, connector: Connector, timeout: float) -> None:
+        self._connector, self._limit = connector, _SHARE * timeout
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._silent = 0
 
     def tools(self) -> list[ToolSchema]:
-        """Schemas of the server's tools."""
-        return [tool_schema(*named) for named in self._connected(time.monotonic() + self._limit).tools.items()]
+        """Schemas of the server's tools. Raises ConfigError if none of them can be used."""
+        connection = self._connected(time.monotonic() + self._limit)
+        if connection.faults:
+            problem = self._connector.redactor.text(f"tools.mcp: left out: {'; '.join(connection.faults)}")
+            if not connection.tools:
+                raise ConfigError(f"{problem}; none of the server's tools can be used")
+            warnings.warn(problem, RuntimeWarning, stacklevel=3)
+        schemas = [tool_schema(*named) for named in connection.tools.items()]
+        redacted: list[ToolSchema] = self._connector.redactor.value(schemas)
+        return redacted
 
     def call(self, call: ToolCall) -> ToolResult:
         """The server's answer to one call."""
@@ -116,9 +129,11 @@ class _Link:
         try:
             result = connection.ask(call.name, call.arguments, deadline - time.monotonic())
         except Exception as error:
-            return _failed(StepStatus.TOOL_ERROR, self._problem(error, connection))
+            problem = self._connector.redactor.text(self._problem(error, connection))
+            return _failed(StepStatus.TOOL_ERROR, problem)
         self._silent = 0
-        return ToolResult(StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK, _text(result))
+        text = self._connector.redactor.text(_text(result))
+        return ToolResult(StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK, text)
 
     def close(self) -> None:
         """Let go of the server and wait until it has ended."""
@@ -128,7 +143,7 @@ class _Link:
     def _connected(self, deadline: float) -> Connection:
         with self._lock:
             if self._connection is None:
-                self._connection, self._silent = self._connect(deadline - time.monotonic()), 0
+                self._connection, self._silent = self._connector.connect(deadline - time.monotonic()), 0
             return self._connection
 
     def _problem(self, error: Exception, connection: Connection) -> str:
@@ -143,7 +158,7 @@ class _Link:
         self._silent = 0
         if isinstance(error, MCPError) and _LOST.get(error.code) == error.message:
             return f"the server was lost{self._forget(connection, _WAIT)}{_ANEW}"
-        return error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {error}".partition("\n")[0]
+        return error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {error_reason(error)}"
 
     def _forget(self, connection: Connection, seconds: float | None) -> str:
         with self._lock:

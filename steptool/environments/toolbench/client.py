@@ -13,6 +13,7 @@ from steptool.environments.base import ToolResult, TransportError
 from steptool.environments.toolbench.naming import Endpoint
 from steptool.environments.toolbench.protocol import BAD_REPLY, TIMEOUT, observation_status, protocol_error
 from steptool.records import StepStatus
+from steptool.storage.redaction import Redactor
 
 _LARGEST = 8 << 20
 """Bytes of a reply that are read."""
@@ -30,13 +31,14 @@ class VirtualClient:
         self._url, self._key, self._strip, self._timeout = _address(url), key, strip, timeout
         if not (key.isascii() and key.isprintable()):
             raise ValueError("expected a key of printable ASCII characters")
+        self._redactor = Redactor([key])
         limits = httpx2.Limits(max_keepalive_connections=_KEPT_OPEN)
         self._client = httpx2.Client(headers={"toolbench_key": key}, timeout=timeout, limits=limits)
 
     def ask(self, endpoint: Endpoint, arguments: Mapping[str, Any]) -> ToolResult:
         """What the server says. Raises TransportError where it did not take the request or its reply was lost."""
         try:
-            status, body = self._post(self._request(endpoint, arguments))
+            status, body = self._answer(self._request(endpoint, arguments))
         except httpx2.ReadTimeout:
             return ToolResult(StepStatus.TOOL_ERROR, protocol_error(TIMEOUT))
         except httpx2.TransportError as error:
@@ -61,10 +63,20 @@ class VirtualClient:
             "toolbench_key": self._key,
         }
 
-    def _post(self, request: dict[str, str]) -> tuple[int, bytes]:
+    def _answer(self, request: dict[str, str]) -> tuple[int, bytes]:
+        """The reply; asked for over a new connection where the server has closed one that was kept for later calls."""
+        try:
+            return self._post(self._client, request)
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+            with httpx2.Client(headers=self._client.headers, timeout=self._timeout) as fresh:
+                return self._post(fresh, request)
+
+    def _post(self, client: httpx2.Client, request: dict[str, str]) -> tuple[int, bytes]:
         deadline = time.monotonic() + self._timeout
         body = bytearray()
-        with self._client.stream("POST", self._url, json=request) as reply:
+        with client.stream("POST", self._url, json=request) as reply:
+            if reply.status_code != 200:  # what is not read closes the connection, which servers may do after an error
+                return reply.status_code, b""
             for chunk in reply.iter_bytes():
                 body += chunk
                 if len(body) > _LARGEST:
@@ -83,9 +95,7 @@ class VirtualClient:
             return _refused(f"{BAD_REPLY}: not JSON")
         if not isinstance(document, dict) or not {"error", "response"} <= document.keys():
             return _refused(f"{BAD_REPLY}: no object with the fields error and response")
-        observation = json.dumps(document)
-        if self._key:
-            observation = observation.replace(json.dumps(self._key)[1:-1], "[key]")
+        observation = json.dumps(self._redactor.value(document))
         return ToolResult(observation_status(observation), observation)
 
     def close(self) -> None:

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import socket
@@ -6,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from steptool.records import Query, StepStatus, ToolCall
 
 ROOT = Path(__file__).parents[3]
 SERVERS = Path(__file__).parent / "servers"
-GOOD, ROUGH = ["python", str(SERVERS / "good.py")], ["python", str(SERVERS / "rough.py")]
+GOOD, ROUGH, ODD = (["python", str(SERVERS / f"{name}.py")] for name in ("good", "rough", "odd"))
 QUERY = Query("q", "train", "mcp", "go", ())
 ANEW = "; the next call goes to a new server or session, which may know nothing of the calls before"
 
@@ -134,9 +135,10 @@ def test_a_server_over_http_answers_64_episodes_at_once(world: Callable[..., Wor
     over_http = world(url=http)
     sessions = [over_http.session() for _ in range(64)]
     check_good(sessions[0])
-    sums = over_http.guard.map(lambda pair: said(pair[1], "add", a=pair[0], b=1), list(enumerate(sessions)))
-    assert sums == [str(n + 1) for n in range(64)]
-    over_http.guard.map(LimitedSession.close, sessions)
+    sums = [over_http.guard.submit(said, session, "add", a=n, b=1) for n, session in enumerate(sessions)]
+    assert [each.result() for each in sums] == [str(n + 1) for n in range(64)]
+    for closing in [over_http.guard.submit(session.close) for session in sessions]:
+        closing.result()
 
 
 def test_long_lists_are_read_to_their_end_and_names_are_mended(world: Callable[..., World]) -> None:
@@ -144,6 +146,52 @@ def test_long_lists_are_read_to_their_end_and_names_are_mended(world: Callable[.
     names = [tool["function"]["name"] for tool in rough.environment.tools()]
     assert len(names) == 12 and names[-1] == "docs_read_v2"
     assert said(rough.session(), "docs_read_v2") == "1"
+
+
+def test_a_bad_tool_costs_that_tool_and_equal_names_get_numbers(world: Callable[..., World]) -> None:
+    odd = world(command=ODD)
+    with pytest.warns(RuntimeWarning) as warned:
+        names = [tool["function"]["name"] for tool in odd.environment.tools()]
+    assert names == [
+        *("docs_read", "docs_read_2", "docs_read_2_2", "__", "___2", "x" * 64, "x" * 62 + "_2"),
+        *("draft", "token", "slow"),
+    ]
+    text = str(warned[0].message)
+    assert "tool 'no_schema': inputSchema: Field required" in text
+    assert "tool 'no_object': inputSchema.type: expected \"object\", got 'string'" in text
+    assert "tool 'endless': function.parameters: the schema refers to itself without end" in text
+    session = odd.session()
+    assert [said(session, name) for name in ("docs_read_2", "docs_read_2_2", "___2")] == [
+        *("docs/read {}", "docs_read_2 {}", "新闻 {}")
+    ]
+    assert ask(session, "endless").status is StepStatus.UNKNOWN_TOOL
+
+
+def test_a_schema_is_read_in_the_draft_that_it_declares(world: Callable[..., World]) -> None:
+    session = world(command=ODD).session()
+    assert ask(session, "draft", pair=["a", 1]).status is StepStatus.INVALID_ARGUMENTS
+    assert problem(session, "draft", pair=[1, "a"]) == "not with "
+
+
+def test_an_output_schema_cannot_hold_up_a_call(world: Callable[..., World]) -> None:
+    session = world(command=ODD, timeout=5.0).session()
+    assert json.loads(said(session, "slow")) == {"text": "a" * 60 + "!"}
+
+
+def test_a_server_without_a_usable_tool_is_refused_with_all_reasons(world: Callable[..., World]) -> None:
+    with pytest.raises(ConfigError, match=r"no_schema.*Field required; tool 'endless'.*none of the server's tools"):
+        world(command=[*ODD, "only-bad"]).environment.tools()
+
+
+def test_what_a_server_repeats_of_a_secret_is_hidden(world: Callable[..., World], monkeypatch: Any) -> None:
+    monkeypatch.setenv("SECRET", 'sk-"very"-secret')
+    odd = world(command=ODD, env={"TOKEN": "${SECRET}"})
+    with pytest.warns(RuntimeWarning):
+        described = {t["function"]["name"]: t["function"]["description"] for t in odd.environment.tools()}
+    assert described["token"] == "[key]"
+    session = odd.session()
+    assert json.loads(said(session, "token")) == {"as is": "[key]", "escaped": "[key]"}
+    assert problem(session, "draft") == "not with [key]"
 
 
 def test_what_a_server_says_beside_its_answers_does_no_harm(
@@ -159,7 +207,7 @@ def test_a_wrong_answer_costs_its_step_only(world: Callable[..., World]) -> None
     session = world(command=ROUGH, timeout=3.0).session()
     said(session, "count")
     assert problem(session, "refuse") == "no such luck"
-    assert problem(session, "broken") == "ValidationError: 1 validation error for CallToolResult"
+    assert problem(session, "broken") == "ValidationError: content: Input should be a valid list"
     assert problem(session, "garbage").startswith("no answer within")
     assert said(session, "count") == "5"
 
@@ -277,7 +325,7 @@ class Junk(BaseHTTPRequestHandler):
             }
             self.answer(200, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": about}))
         elif method == "tools/list":
-            names = ["junk", "page", "fault", "cut", "gone", "fine"]
+            names = ["junk", "page", "fault", "cut", "gone", "fine", "gzip", "long", "longer"]
             tools = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in names]}
             self.answer(200, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": tools}))
         elif method != "tools/call":
@@ -288,7 +336,13 @@ class Junk(BaseHTTPRequestHandler):
     def call(self, name: str, request: int) -> None:
         text = {"content": [{"type": "text", "text": "fine"}]}
         junk = {"junk": (200, "%%%"), "fault": (500, "<h1>oops</h1>"), "gone": (404, ""), "cut": (200, '{"jsonrpc"')}
-        if name == "page":
+        if name == "gzip":
+            self.answer(200, gzip.compress(b" " * (64 << 20)), encoding="gzip")
+        elif name == "long":
+            self.answer(200, b" " * (9 << 20))
+        elif name == "longer":
+            self.answer_in_chunks(b" " * (1 << 20), 64)
+        elif name == "page":
             self.answer(200, "<html></html>", "text/html")
         elif name == "cut":
             self.answer(200, '{"jsonrpc"', missing=100)
@@ -297,13 +351,31 @@ class Junk(BaseHTTPRequestHandler):
         else:
             self.answer(200, json.dumps({"jsonrpc": "2.0", "id": request, "result": text}))
 
-    def answer(self, status: int, body: str, kind: str = "application/json", missing: int = 0) -> None:
+    def answer_in_chunks(self, chunk: bytes, times: int) -> None:
+        self.protocol_version = "HTTP/1.1"
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        with suppress(OSError):  # the client has read enough
+            for _ in range(times):
+                self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = True
+
+    def answer(
+        self, status: int, body: str | bytes, kind: str = "application/json", missing: int = 0, encoding: str = ""
+    ) -> None:
+        body = body if isinstance(body, bytes) else body.encode()
         self.send_response(status)
         self.send_header("content-type", kind)
+        if encoding:
+            self.send_header("content-encoding", encoding)
         self.send_header("mcp-session-id", "s1")
         self.send_header("content-length", str(len(body) + missing))
         self.end_headers()
-        self.wfile.write(body.encode())
+        with suppress(OSError):
+            self.wfile.write(body)
         self.close_connection = bool(missing)
 
     def log_message(self, *_: Any) -> None:
@@ -327,10 +399,8 @@ def test_a_request_over_http_without_an_answer_is_called_off_alone(world: Callab
     shared = world(url=http, timeout=3.0, shared=True)
     waiting, other = shared.session(), shared.session()
     calls_off = int(said(other, "waits"))
-    assert shared.guard.map(lambda work: work(), [lambda: problem(waiting, "wait"), lambda: said(other, "waits")]) == [
-        "no answer within 2.7 s",
-        str(calls_off),
-    ]
+    unanswered, answered = shared.guard.submit(problem, waiting, "wait"), shared.guard.submit(said, other, "waits")
+    assert (unanswered.result(), answered.result()) == ("no answer within 2.7 s", str(calls_off))
     assert said(waiting, "waits") == str(calls_off + 1)
 
 
@@ -352,6 +422,9 @@ def test_junk_over_http_costs_its_step_only(world: Callable[..., World], monkeyp
         "fault": "Server returned an error response",
         "cut": f"the server was lost{ANEW}",
         "gone": f"the server was lost{ANEW}",
+        "gzip": "the server compresses its answers (gzip) without being asked to",
+        "long": "the answer is longer than 8 MiB",
+        "longer": "Failed to parse JSON response: the answer is longer than 8 MiB",
     }
     with junk_server() as (port, seen):
         authorization = {"Authorization": "Bearer ${SECRET}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,6 +44,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(reply[1])))
         self.end_headers()
         self.wfile.write(reply[1])
+        self.wfile.flush()
+        if reply[0] in self.server.closes_after:  # a moment later, and without a header that says so
+            time.sleep(0.02)
+            self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -54,6 +59,7 @@ class VirtualServer(ThreadingHTTPServer):
     def __init__(self, answer: Callable[[dict[str, str]], Reply], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.answer, self.connections = answer, 0
+        self.closes_after: set[int] = set()
         self.requests: list[tuple[str, dict[str, str], dict[str, str]]] = []
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()

@@ -127,6 +127,31 @@ def test_the_key_is_in_no_observation_and_no_log(serve, say, caplog):
     assert caplog.records and "secret-key" not in observation + caplog.text + repr(asked)
 
 
+@pytest.mark.parametrize("closes_after", [{500}, {500, 200}])
+@pytest.mark.parametrize("body", [b"", b"Internal Server Error", b"x" * 100_000])
+def test_no_call_is_lost_where_the_server_closes_connections_without_saying_so(serve, say, closes_after, body):
+    answers = iter([(500, body), say("rain")] * 20)
+    server = serve(lambda request: next(answers))
+    server.closes_after = closes_after
+    asked = client(server)
+    statuses = [asked.ask(API, {"town": str(number)}).status for number in range(40)]
+    assert statuses == [StepStatus.TOOL_ERROR, StepStatus.OK] * 20 and len(server.requests) == 40
+
+
+@pytest.mark.parametrize("key", ["1", "zzz", "token"])
+def test_a_short_key_changes_nothing_in_a_reply(serve, say, key):
+    response = {"token": 1, "zzz": [11, "1 token"]}
+    asked = client(serve(lambda request: say(response)), key=key)
+    assert json.loads(asked.ask(API, BERN).observation)["response"] == response
+
+
+def test_an_escaped_key_is_hidden_in_a_reply(serve):
+    key = 'se"cret/key'
+    body = b'{"error": "", "response": "' + b"".join(rb"\u%04x" % letter for letter in key.encode()) + b'"}'
+    asked = client(serve(lambda request: (200, body)), key=key)
+    assert json.loads(asked.ask(API, BERN).observation)["response"] == "[key]"
+
+
 def test_calls_one_after_the_other_share_a_connection(serve, say):
     server = serve(lambda request: say("rain"))
     asked = client(server)

@@ -110,7 +110,7 @@ def test_episodes_ask_side_by_side_and_fill_one_cache(serve, say, query, cache):
     limits = tools(url=server.url, cache=cache, concurrency=16)
     guard = LimitedEnvironment(open_environment("toolbench", Config(tools=limits)), limits)
     episodes = [(guard.reset(query), ToolCall("forecast_for_sky_watch", {"town": str(n)})) for n in range(32)]
-    results = guard.map(lambda episode: episode[0].call(episode[1]), episodes)
+    results = [each.result() for each in [guard.submit(session.call, call) for session, call in episodes]]
     assert [json.loads(r.observation)["response"] for r in results] == [str(n) for n in range(32)]
     offline = opened(cache=cache)
     assert [offline.reset(query).call(c) for _, c in episodes] == results
