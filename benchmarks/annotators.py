@@ -20,12 +20,11 @@ import torch
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, RolloutConfig
-from steptool.contracts.columns import Row
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.models.load import load_model, load_tokenizer, prepare_base
 from steptool.policies.local import LocalPolicy
-from steptool.records import Query, Trajectory
+from steptool.records import Query, StepReward, Trajectory
 from steptool.rewards.agreement import auroc, confusion, kappa
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rollout.runner import roll_out
@@ -39,13 +38,13 @@ def play(folder: str, queries: Sequence[Query], config: Config) -> list[Trajecto
         return [episode.trajectory for episode in roll_out(policy, queries, DeskEnvironment())]
 
 
-def contributions(rows: Sequence[Row], of: set[str]) -> dict[tuple[str, int], float]:
+def contributions(rows: Sequence[StepReward], of: set[str]) -> dict[tuple[str, int], float]:
     """Contribution by trajectory and step, where there is one."""
-    scored = (r for r in rows if r["trajectory_id"] in of and r["contribution"] is not None)
-    return {(r["trajectory_id"], r["step"]): r["contribution"] for r in scored}
+    scores = ((r.trajectory_id, r.step, r.contribution) for r in rows if r.trajectory_id in of)
+    return {(trajectory_id, step): score for trajectory_id, step, score in scores if score is not None}
 
 
-def agreement(rows: Sequence[Row], truth: Sequence[Row], of: set[str]) -> float:
+def agreement(rows: Sequence[StepReward], truth: Sequence[StepReward], of: set[str]) -> float:
     """Cohen's kappa on whether a step contributes."""
     ours, theirs = contributions(rows, of), contributions(truth, of)
     steps = sorted(ours.keys() & theirs.keys())
@@ -53,7 +52,7 @@ def agreement(rows: Sequence[Row], truth: Sequence[Row], of: set[str]) -> float:
     return found.value if found else float("nan")
 
 
-def separation(rows: Sequence[Row], episodes: Sequence[Trajectory]) -> float:
+def separation(rows: Sequence[StepReward], episodes: Sequence[Trajectory]) -> float:
     """AUROC of the mean Contribution against solved."""
     scores = defaultdict(list)
     for (trajectory, _), score in contributions(rows, {t.trajectory_id for t in episodes}).items():

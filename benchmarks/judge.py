@@ -104,7 +104,7 @@ def rate(url: str, episodes: Sequence[Trajectory], in_flight: int, cache: str = 
         rows = annotate([QUERY], episodes, judge)
         seconds = time.perf_counter() - began
         assert annotator_counts(judge)["sent"] == (len(episodes) if asked is None else asked)
-    assert [row["contribution"] for row in rows] == [1.0, 0.6, 0.0, 1.0, None] * len(episodes)
+    assert [row.contribution for row in rows] == [1.0, 0.6, 0.0, 1.0, None] * len(episodes)
     return len(episodes) / seconds
 
 

@@ -298,14 +298,16 @@ class StepReward:
     step: Annotated[Int32, "Number of the step, counted from 0"]
     annotator: Annotated[str, "Name of the annotator"]
     annotator_version: Annotated[str, "Changes whenever the annotator may give the same episode another score"]
-    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty for an annotator without one"]
-    succ_calling: Annotated[Float32 | None, "1: well formed and the tool did not fail; else 0; null: missing"]
+    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty for an annotator without one"] = ""
+    succ_calling: Annotated[Float32 | None, "1: well formed and no failure; else 0; null: missing"] = None
     contribution: Annotated[
         Float32 | None, "How much the step serves the final answer, in [0, 1]; null: missing, or the step is a Finish"
-    ]
-    is_solved: Annotated[Float32 | None, "0, 0.5 (unsure) or 1, on the last step alone; null: missing, or another step"]
-    votes: Annotated[str, "What the scores were made of: JSON object"]
-    rationale: Annotated[str, "Why, in words; may be empty"]
+    ] = None
+    is_solved: Annotated[
+        Float32 | None, "0, 0.5 (unsure) or 1, on the last step alone; null: missing, or another step"
+    ] = None
+    votes: Annotated[str, "What the scores were made of: JSON object"] = "{}"
+    rationale: Annotated[str, "Why, in words; may be empty"] = ""
 
 
 @contract("advantages", version=1)

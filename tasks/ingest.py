@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.history import count_rows, extend
+from steptool.artifacts.history import count_metrics, extend
 from steptool.artifacts.progress import Stopwatch, say
 from steptool.config import Config
 from steptool.storage.remote import localize
@@ -59,7 +59,7 @@ def ingest(config: Config, sources: str, for_training: bool = True) -> Ingested:
     folder = make_folder("ingested")
     near = localize(config, make_folder("fetched"), "data.paths", "data.recorded_answers")
     found = read_source(near, folder, for_training)
-    history = extend(None, count_rows("ingest", found.counts), [watch.cost()], folder / "history.parquet")
+    history = extend(None, count_metrics("ingest", found.counts), [watch.cost()], folder / "history.parquet")
     told = [f"{name} {count}" for name, count in found.counts.items() if ":" not in name]
     say("ingest", f"{config.data.source}: {', '.join(told)}")
     for name, count in found.counts.items():

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from steptool.artifacts.history import count_rows, extend, total_counts
+from steptool.artifacts.history import count_metrics, extend, total_counts
 from steptool.artifacts.progress import Stopwatch, rate, say
 from steptool.config import Config
-from steptool.contracts.tables import read_costs, read_rows, write_rows
+from steptool.contracts.tables import read_costs, read_records, write_records
 from steptool.records import Advantage, Metric, StepReward
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import stage
@@ -33,15 +33,14 @@ def ppo(
     watch = Stopwatch("ppo", round_index)
     from steptool.artifacts import layout as names
     from steptool.artifacts.lineage import sign
-    from steptool.contracts.tables import read_records
     from steptool.records import Trajectory
     from steptool.rewards.compose import provenance
     from steptool.training.rounds import train_round
     from tasks.runtime.checkpoints import Checkpoints
 
     told, folder = make_folder("told"), make_folder("policy")
-    played, scored, before = download(trajectories), download(rewards), read_rows(download(history), Metric)
-    episodes, rows = read_records(played, Trajectory), read_rows(scored, StepReward)
+    played, scored, before = download(trajectories), download(rewards), read_records(download(history), Metric)
+    episodes, rows = read_records(played, Trajectory), read_records(scored, StepReward)
     checkpoints = Checkpoints("ppo")
     result = train_round(
         download(policy),
@@ -59,10 +58,10 @@ def ppo(
     sign(folder, download(policy), config.ppo.algorithm, [played, scored], round_index, result.note, made_of)
 
     costs = [*read_costs(played), *read_costs(scored), watch.cost(result.tokens)]
-    counts = count_rows("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round_index)
-    counts += count_rows("annotate", total_counts(costs), round_index)
+    counts = count_metrics("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round_index)
+    counts += count_metrics("annotate", total_counts(costs), round_index)
     so_far = extend(download(history), [*counts, *result.metrics], costs, told / names.HISTORY)
-    learned = write_rows(told / names.of_round("advantages", round_index), result.advantages, Advantage)
+    learned = write_records(told / names.of_round("advantages", round_index), result.advantages, Advantage)
     say(
         "ppo", rate([t.solved for t in episodes]), costs=read_costs(so_far), round=round_index, rounds=config.ppo.rounds
     )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.history import count_rows, extend
+from steptool.artifacts.history import count_metrics, extend
 from steptool.artifacts.progress import Stopwatch, Ticker, say
 from steptool.config import Config
 from steptool.contracts.tables import read_costs
@@ -67,7 +67,7 @@ def prepare(
     lessons.check(config.warm_start)
     target = make_folder("prepared")
     counts = {"queries": len(kept), "left out": len(read) - len(kept), **lessons.counts()}
-    extended = extend(download(history), count_rows("prepare", counts), [watch.cost()], target / "history.parquet")
+    extended = extend(download(history), count_metrics("prepare", counts), [watch.cost()], target / "history.parquet")
     return Prepared(
         Model(str(base)),
         Parquet(str(write_records(target / "queries.parquet", kept, Query))),

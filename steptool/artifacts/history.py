@@ -7,29 +7,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import read_costs, read_rows, to_table, write_table
+from steptool.contracts.tables import read_costs, read_records, write_records
 from steptool.records import Cost, Metric
 
 
 def extend(
     previous: str | os.PathLike[str] | None,
-    rows: Iterable[Row],
+    metrics: Iterable[Metric],
     costs: Sequence[Cost],
     target: str | os.PathLike[str],
 ) -> Path:
-    """Write the previous history (None: there is none) with the stage's rows of Metric and its costs added."""
-    before = read_rows(previous, Metric) if previous else []
+    """Write the previous history (None: there is none) with a stage's metrics and costs added."""
+    before = read_records(previous, Metric) if previous else []
     spent = read_costs(previous) if previous else []
-    return write_table(target, to_table([*before, *rows], Metric), Metric, [*spent, *costs])
+    return write_records(target, [*before, *metrics], Metric, [*spent, *costs])
 
 
-def count_rows(stage: str, counts: Mapping[str, Any], round: int = -1) -> list[Row]:
-    """Counts, nested or not, as rows of Metric: {"queries": {"kept": 3}} becomes the metric queries/kept."""
+def update_metrics(log: Iterable[Mapping[str, float]], stage: str, round_index: int) -> list[Metric]:
+    """The figures of each optimizer step as metrics; `update` counts the steps from 0."""
     return [
-        {"stage": stage, "round": round, "update": -1, "name": name, "value": float(value)}
-        for name, value in _flat(counts)
+        Metric(stage, round_index, update, name, float(value))
+        for update, figures in enumerate(log)
+        for name, value in figures.items()
     ]
+
+
+def count_metrics(stage: str, counts: Mapping[str, Any], round_index: int = -1) -> list[Metric]:
+    """Counts of a whole stage, nested or not, as metrics: {"queries": {"kept": 3}} becomes queries/kept."""
+    return [Metric(stage, round_index, -1, name, float(value)) for name, value in _flatten(counts)]
+
+
+def counts_of(metrics: Iterable[Metric], stage: str) -> dict[str, int]:
+    """The counts that `count_metrics` made of a stage."""
+    return {m.name: int(m.value) for m in metrics if m.stage == stage and m.update == -1}
 
 
 def total_counts(costs: Iterable[Cost]) -> dict[str, float]:
@@ -41,14 +51,9 @@ def total_counts(costs: Iterable[Cost]) -> dict[str, float]:
     return totals
 
 
-def counts_of(rows: Iterable[Row], stage: str) -> dict[str, int]:
-    """The counts that `count_rows` wrote for a stage."""
-    return {r["name"]: int(r["value"]) for r in rows if r["stage"] == stage and r["update"] == -1}
-
-
-def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _flatten(counts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in counts.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
+            yield from _flatten(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value

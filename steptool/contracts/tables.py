@@ -49,7 +49,10 @@ class Cost:
 
 
 def write_records(
-    path: Place, records: Iterable[R], cls: type[R], cost: Cost | Callable[[], Cost] | None = None
+    path: Place,
+    records: Iterable[R],
+    cls: type[R],
+    cost: Cost | Sequence[Cost] | Callable[[], Cost] | None = None,
 ) -> Path:
     """Write records under the contract of their class, a part at a time: they need not fit into memory.
 
@@ -59,10 +62,13 @@ def write_records(
 
 
 def write_rows(
-    path: Place, rows: Iterable[Mapping[str, Any]], cls: type, cost: Cost | Callable[[], Cost] | None = None
+    path: Place,
+    rows: Iterable[Mapping[str, Any]],
+    cls: type,
+    cost: Cost | Sequence[Cost] | Callable[[], Cost] | None = None,
 ) -> Path:
     """The same for records that are given as they lie in the file."""
-    costs = (lambda: [cost()]) if callable(cost) else [cost] if cost else []
+    costs = (lambda: [cost()]) if callable(cost) else [cost] if isinstance(cost, Cost) else cost or []
     return _write_tables(path, _parts(rows, cls), contract_of(cls), costs)
 
 

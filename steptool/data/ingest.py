@@ -13,7 +13,7 @@ from pathlib import Path
 
 from steptool.config import Config
 from steptool.contracts.columns import to_row
-from steptool.contracts.tables import write_rows
+from steptool.contracts.tables import write_records, write_rows
 from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.inputs import only_first
 from steptool.data.recordings.forms import read_recordings
@@ -78,7 +78,7 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> In
         out.mkdir(exist_ok=True)
         demonstrations = map(to_row, _demonstrations(source, inputs, staging))
         demonstrations_path = write_rows(out / DEMONSTRATIONS_FILE, demonstrations, Trajectory)
-        rewards_path = write_rows(out / REWARDS_FILE, staging.reward_rows(), StepReward)
+        rewards_path = write_records(out / REWARDS_FILE, staging.step_rewards(), StepReward)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         cost = Cost("ingest", seconds=time.perf_counter() - started, peak_memory_mb=memory)
         queries_path = write_rows(out / QUERIES_FILE, staging.query_rows(), Query, cost)

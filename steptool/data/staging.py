@@ -14,11 +14,11 @@ from steptool.data.recordings.recording import (
     RecordedTurn,
     Recording,
     recorded_id,
+    recorded_rewards,
     recording_trajectory,
-    reward_rows,
 )
 from steptool.data.splits import digest, draw_split, split_sizes, text_key
-from steptool.records import Query, Trajectory
+from steptool.records import Query, StepReward, Trajectory
 from steptool.storage.scratch import scratch_database
 
 _TABLES = """
@@ -181,9 +181,9 @@ class StagingDatabase:
             query = Query(query_id, "", environment, instruction, (), tier=tier)
             yield recording_trajectory([RecordedTurn(*turn) for turn in json.loads(turns)], solved, query, sample)
 
-    def reward_rows(self) -> Iterator[Row]:
-        """Rows of `rewards` of the recordings that bring rewards along."""
+    def step_rewards(self) -> Iterator[StepReward]:
+        """The step rewards of the recordings that bring rewards along."""
         for query_id, sample, rewards in self._db.execute(
             f"SELECT query_id, sample, rewards {_SAMPLES} WHERE rewards IS NOT NULL {_IN_ORDER}"
         ):
-            yield from reward_rows(recorded_id(query_id, sample), json.loads(rewards))
+            yield from recorded_rewards(recorded_id(query_id, sample), json.loads(rewards))

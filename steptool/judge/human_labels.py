@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steptool.contracts.columns import Row
-from steptool.records import Query, Step, StepStatus, Trajectory
+from steptool.records import Query, Step, StepReward, StepStatus, Trajectory
 
 ANNOTATOR, VERSION = "human", "1"
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -136,8 +136,8 @@ _Labels = Mapping[int, Mapping[str, Row]]
 """The labels of a trajectory by step and labeller."""
 
 
-def label_rows(trajectories: Iterable[Trajectory], labels: Iterable[Row]) -> Iterator[Row]:
-    """Rows of REWARDS of the trajectories that have labels. A component without a label is missing.
+def label_rows(trajectories: Iterable[Trajectory], labels: Iterable[Row]) -> Iterator[StepReward]:
+    """Step rewards of the trajectories that have labels. A component without a label is missing.
 
     A score is the mean over the labellers who gave one; a labeller's last label for a step counts. `votes` holds the
     score by labeller. Raises LabelError for a label of a step that is not in the trajectories, and for a component that
@@ -169,16 +169,18 @@ def _check(t: Trajectory, steps: _Labels) -> None:
                 raise LabelError(f"{label['where']}: this step takes {components}, got {extra}")
 
 
-def _row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> Row:
+def _row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> StepReward:
     votes = {name: {who: row[name] for who, row in labels.items() if row[name] is not None} for name in COMPONENTS}
+    means = {name: sum(scores.values()) / len(scores) if scores else None for name, scores in votes.items()}
     nonempty = {name: scores for name, scores in votes.items() if scores}
-    return {
-        "trajectory_id": trajectory_id,
-        "step": number,
-        "annotator": ANNOTATOR,
-        "annotator_version": VERSION,
-        "prompt_hash": "",
-        **{name: sum(scores.values()) / len(scores) if scores else None for name, scores in votes.items()},
-        "votes": json.dumps({"labelled_by": sorted(labels), **nonempty}, ensure_ascii=False) if labels else "{}",
-        "rationale": "; ".join(f"{who}: {label['comment']}" for who, label in labels.items() if label["comment"]),
-    }
+    return StepReward(
+        trajectory_id=trajectory_id,
+        step=number,
+        annotator=ANNOTATOR,
+        annotator_version=VERSION,
+        succ_calling=means["succ_calling"],
+        contribution=means["contribution"],
+        is_solved=means["is_solved"],
+        votes=json.dumps({"labelled_by": sorted(labels), **nonempty}, ensure_ascii=False) if labels else "{}",
+        rationale="; ".join(f"{who}: {label['comment']}" for who, label in labels.items() if label["comment"]),
+    )

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steptool.config import RewardConfig
-from steptool.contracts.columns import Row
-from steptool.records import Step, Trajectory
+from steptool.records import Advantage, Step, StepReward, Trajectory
 from steptool.report.run_inputs import EpisodePair, ScoredEpisode
 from steptool.rewards.compose import compose
 
@@ -26,21 +25,20 @@ OUTCOMES = {
 """What training did to a task: a name, and its description on the page. The verdicts before and after decide."""
 
 
-def episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> Row:
+def episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict[str, Any]:
     """An episode with its steps and their scores. A score that is missing is None.
 
     Without advantages the rewards are composed from the scores as `config` says (its section `rewards`), if it does.
     """
     trajectory = episode.trajectory
-    rewards: dict[int, Row] = {r["step"]: r for r in episode.rewards if r["trajectory_id"] == trajectory.trajectory_id}
-    advantages: dict[int, Row] = {
-        r["step"]: r for r in episode.advantages if r["trajectory_id"] == trajectory.trajectory_id
-    }
-    if not advantages:
-        composed = _composed(list(rewards.values()), len(trajectory.steps), config)
-        advantages = {i: {"reward": r} for i, r in enumerate(composed)}
+    rewards = {r.step: r for r in episode.rewards if r.trajectory_id == trajectory.trajectory_id}
+    advantages = {a.step: a for a in episode.advantages if a.trajectory_id == trajectory.trajectory_id}
+    composed = {} if advantages else dict(enumerate(_composed(list(rewards.values()), len(trajectory.steps), config)))
     texts = _texts(trajectory)
-    steps = [_step(s, texts[i], rewards.get(i, {}), advantages.get(i, {})) for i, s in enumerate(trajectory.steps)]
+    steps = [
+        {**_step(step, texts[i]), **_scores(rewards.get(i)), **_credit(advantages.get(i), composed.get(i))}
+        for i, step in enumerate(trajectory.steps)
+    ]
     return {
         "verdict": finite(episode.verdict),
         "origin": f"training, round {trajectory.round}" if trajectory.round >= 0 else "evaluation",
@@ -91,7 +89,7 @@ def _task(example: EpisodePair, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _composed(rewards: Sequence[Row], steps: int, config: Mapping[str, Any]) -> Sequence[float]:
+def _composed(rewards: Sequence[StepReward], steps: int, config: Mapping[str, Any]) -> Sequence[float]:
     if len(rewards) != steps or "rewards" not in config:
         return ()
     reward = (config.get("ppo") or {}).get("reward", "step")
@@ -105,7 +103,7 @@ def _texts(trajectory: Trajectory) -> list[str]:
     return turns if len(turns) == len(trajectory.steps) else [""] * len(trajectory.steps)
 
 
-def _step(step: Step, text: str, reward: Mapping[str, Any], advantage: Mapping[str, Any]) -> Row:
+def _step(step: Step, text: str) -> dict[str, Any]:
     arguments = step.call.arguments if step.call else {}
     return {
         "call": step.call.name if step.call else None,
@@ -116,10 +114,24 @@ def _step(step: Step, text: str, reward: Mapping[str, Any], advantage: Mapping[s
         "status": str(step.status),
         "observation": step.observation[:MAX_CHARACTERS],
         "cut": max(0, len(step.observation) - MAX_CHARACTERS),
-        "rationale": str(reward.get("rationale") or "")[:MAX_CHARACTERS],
-        **{name: finite(reward.get(name)) for name in ("succ_calling", "contribution", "is_solved")},
-        **{name: finite(advantage.get(name)) for name in ("reward", "value", "advantage")},
     }
+
+
+def _scores(reward: StepReward | None) -> dict[str, Any]:
+    return {
+        "rationale": reward.rationale[:MAX_CHARACTERS] if reward else "",
+        "succ_calling": finite(reward and reward.succ_calling),
+        "contribution": finite(reward and reward.contribution),
+        "is_solved": finite(reward and reward.is_solved),
+    }
+
+
+def _credit(advantage: Advantage | None, composed: float | None) -> dict[str, float | None]:
+    """What the training made of a step; without a training its composed reward."""
+    if advantage is None:
+        return {"reward": finite(composed), "value": None, "advantage": None}
+    names = ("reward", "value", "advantage")
+    return {name: finite(getattr(advantage, name)) for name in names}
 
 
 def finite(value: Any) -> float | None:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from steptool.artifacts.queries import QueryTable
 from steptool.contracts.columns import Row
-from steptool.contracts.tables import iterate_records, write_rows
+from steptool.contracts.tables import iterate_records, write_records
 from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
 from steptool.records import StepReward, Trajectory
 from steptool.report.assets import asset, templates
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             labels = [label for path in options.labels for label in read_labels(path)]
             rows = label_rows(iterate_records(options.trajectories, Trajectory), labels)
-            print(f"{write_rows(options.target, rows, StepReward)}: labels of {len(labels)} rows")
+            print(f"{write_records(options.target, rows, StepReward)}: labels of {len(labels)} rows")
     except (LabelError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

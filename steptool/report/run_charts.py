@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import wilson
+from steptool.records import Metric
 from steptool.report.charts import (
     Bubble,
     Series,
@@ -80,31 +80,31 @@ def _points(rounds: Sequence[RoundSummary], field: str) -> list[tuple[float, flo
     return [(float(r["round"]), r.get(field)) for r in rounds]  # type: ignore[misc]
 
 
-def training_curves(metrics: Sequence[Row]) -> tuple[list[str], list[str]]:
+def training_curves(metrics: Sequence[Metric]) -> tuple[list[str], list[str]]:
     """Curves of the rounds' training metrics (means over the round's updates): the main ones, and all others."""
-    rows = [r for r in metrics if r["stage"] != "warm_start"]
-    names = dict.fromkeys([*CURVES, *sorted({r["name"] for r in rows})])
-    drawn = {n: _training_curve(n, [r for r in rows if r["name"] == n]) for n in names}
+    rows = [r for r in metrics if r.stage != "warm_start"]
+    names = dict.fromkeys([*CURVES, *sorted({r.name for r in rows})])
+    drawn = {n: _training_curve(n, [r for r in rows if r.name == n]) for n in names}
     main = [svg for n, svg in drawn.items() if svg and n in MAIN_CURVES]
     return main, [svg for n, svg in drawn.items() if svg and n not in MAIN_CURVES]
 
 
-def _training_curve(name: str, rows: Sequence[Row]) -> str:
-    rounds = sorted({r["round"] for r in rows})
+def _training_curve(name: str, rows: Sequence[Metric]) -> str:
+    rounds = sorted({r.round for r in rows})
     if not rounds:
         return ""
     curve = CURVES.get(name, Curve(name.replace("_", " "), "", floor=None))
-    data = [(float(i), mean(r["value"] for r in rows if r["round"] == i)) for i in rounds]
+    data = [(float(i), mean(r.value for r in rows if r.round == i)) for i in rounds]
     series = [Series(curve.title, data, "c-one")]
     return line_chart(curve.title, series, show=curve.show, floor=curve.floor, note=curve.note)
 
 
-def warm_start_curve(metrics: Sequence[Row]) -> str:
+def warm_start_curve(metrics: Sequence[Metric]) -> str:
     """Loss of the warm start over its updates."""
-    rows = sorted((r for r in metrics if r["stage"] == "warm_start" and r["name"] == "loss"), key=lambda r: r["update"])
+    rows = sorted((r for r in metrics if r.stage == "warm_start" and r.name == "loss"), key=lambda r: r.update)
     if not rows:
         return ""
-    series = Series("loss", [(float(r["update"]), mean([r["value"]])) for r in rows], "c-warm_start")
+    series = Series("loss", [(float(r.update), mean([r.value])) for r in rows], "c-warm_start")
     note = "Error on the recorded examples, token by token."
     return line_chart("Warm start: loss", [series], x_label="update", floor=0, note=note)
 

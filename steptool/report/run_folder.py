@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from steptool.artifacts import layout as names
 from steptool.artifacts import lineage
@@ -27,6 +28,8 @@ from steptool.rewards.compose import step_rewards
 from steptool.rewards.farming import FarmingPoint, farming_points
 from steptool.rewards.running_scale import RunningScale
 
+S = TypeVar("S", StepReward, Advantage)
+
 PAIRS = 8
 """Tasks of each tier that the report shows before and after training."""
 TRAINING_EPISODES = 4
@@ -37,14 +40,14 @@ def read_run(folder: Path) -> ReportInputs:
     """The report's inputs, from the artifacts in the folder of a run."""
     config = load_config(folder / names.CONFIG)
     queries = {q.query_id: q for q in read_queries(folder / names.QUERIES)}
-    history = read_rows(folder / names.HISTORY, Metric)
+    history = read_records(folder / names.HISTORY, Metric)
     evaluations = read_rows(folder / names.EVALUATED, Evaluation)
     summaries, farming = _rounds(folder, config)
     return ReportInputs(
         title=f"StepTool on {config.data.source}",
         config=config.model_dump(mode="json"),
         evaluations=evaluations,
-        metrics=[row for row in history if row["update"] >= 0],
+        metrics=[row for row in history if row.update >= 0],
         rollouts=summaries,
         farming=farming,
         audits={index: _audit(folder, config, index) for index in range(config.ppo.rounds)},
@@ -59,7 +62,7 @@ def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int,
     summaries, farming, scale = [], {}, RunningScale()
     for round_index in range(config.ppo.rounds):
         trajectories = read_records(folder / names.of_round("trajectories", round_index), Trajectory)
-        rows = read_rows(folder / names.of_round("rewards", round_index), StepReward)
+        rows = read_records(folder / names.of_round("rewards", round_index), StepReward)
         composed = step_rewards(trajectories, rows, config.rewards, config.ppo.reward)
         if config.rewards.normalisation == "running":
             scale = scale.after(composed)
@@ -93,7 +96,7 @@ def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row
 def _evaluated_episodes(
     folder: Path, model: str, passed: Mapping[tuple[str, str], float | None]
 ) -> dict[str, ScoredEpisode]:
-    rows = _group_by_trajectory(read_rows(folder / names.of_evaluation("rewards", f"{model}_greedy"), StepReward))
+    rows = _group_by_trajectory(read_records(folder / names.of_evaluation("rewards", f"{model}_greedy"), StepReward))
     return {
         t.query_id: ScoredEpisode(t, rows[t.trajectory_id], passed=passed.get((model, t.query_id)))
         for t in read_records(folder / names.of_evaluation("trajectories", f"{model}_greedy"), Trajectory)
@@ -102,8 +105,8 @@ def _evaluated_episodes(
 
 def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: int) -> Iterator[EpisodePair]:
     """Episodes of a round with the advantages that the policy learned from, solved and unsolved ones."""
-    rewards = _group_by_trajectory(read_rows(folder / names.of_round("rewards", round_index), StepReward))
-    advantages = _group_by_trajectory(read_rows(folder / names.of_round("advantages", round_index), Advantage))
+    rewards = _group_by_trajectory(read_records(folder / names.of_round("rewards", round_index), StepReward))
+    advantages = _group_by_trajectory(read_records(folder / names.of_round("advantages", round_index), Advantage))
     episodes = [
         ScoredEpisode(t, rewards[t.trajectory_id], advantages[t.trajectory_id])
         for t in read_records(folder / names.of_round("trajectories", round_index), Trajectory)
@@ -115,7 +118,7 @@ def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: 
     yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in chosen)
 
 
-def _notes(folder: Path, history: Sequence[Row], summaries: Sequence[RoundSummary]) -> Iterator[str]:
+def _notes(folder: Path, history: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
     yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
     left_out = counts_of(history, "prepare").get("left out", 0)
     if left_out:
@@ -125,8 +128,8 @@ def _notes(folder: Path, history: Sequence[Row], summaries: Sequence[RoundSummar
         yield f"{missing} episodes were not learned from: a score that their reward needs is missing."
 
 
-def _group_by_trajectory(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row["trajectory_id"]].append(row)
+def _group_by_trajectory(records: Iterable[S]) -> dict[str, list[S]]:
+    groups: dict[str, list[S]] = defaultdict(list)
+    for record in records:
+        groups[record.trajectory_id].append(record)
     return groups

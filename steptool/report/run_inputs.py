@@ -13,7 +13,7 @@ import numpy as np
 from steptool.contracts.columns import Row
 from steptool.evaluation.compare import GREEDY, SAMPLED
 from steptool.evaluation.results import Results, compute_results
-from steptool.records import Cost, Query, StepStatus, Trajectory
+from steptool.records import Advantage, Cost, Metric, Query, StepReward, StepStatus, Trajectory
 from steptool.rewards.audit import Audit
 from steptool.rewards.farming import FarmingPoint, Rewards, idle_share
 
@@ -46,11 +46,11 @@ class RoundSummary(TypedDict):
 
 @dataclass(frozen=True)
 class ScoredEpisode:
-    """A trajectory with the rows of REWARDS (one annotator) and of ADVANTAGES that there are for it."""
+    """A trajectory with the rewards by one annotator and the advantages that there are for its steps."""
 
     trajectory: Trajectory
-    rewards: Sequence[Row] = ()
-    advantages: Sequence[Row] = ()
+    rewards: Sequence[StepReward] = ()
+    advantages: Sequence[Advantage] = ()
     passed: float | None = None
     """The verdict of the evaluation; where it is None, the environment's own."""
 
@@ -78,8 +78,7 @@ class ReportInputs:
     """The run's configuration as plain data."""
     evaluations: Sequence[Row] = ()
     """Rows of EVALUATIONS of the models named in MODELS."""
-    metrics: Sequence[Row] = ()
-    """Rows of METRICS."""
+    metrics: Sequence[Metric] = ()
     rollouts: Sequence[RoundSummary] = ()
     farming: Mapping[int, Sequence[FarmingPoint]] = field(default_factory=dict)
     """Episodes by round; the first and the last round are compared."""
@@ -107,18 +106,16 @@ class ReportInputs:
 
 
 def summarise_round(
-    trajectories: Sequence[Trajectory], reward_rows: Iterable[Row], step_rewards: Sequence[Rewards | None]
+    trajectories: Sequence[Trajectory], rewards: Iterable[StepReward], step_rewards: Sequence[Rewards | None]
 ) -> RoundSummary:
     """Summary of a round's episodes.
 
-    `reward_rows` are rows of REWARDS of one annotator; `step_rewards[i]` are the composed rewards [T] of
+    `rewards` are those by one annotator; `step_rewards[i]` are the composed rewards [T] of
     `trajectories[i]`, None where a score is missing. Raises ValueError if the two do not have the same length.
     """
-    scores = _scores(trajectories, reward_rows)
+    scores = _scores(trajectories, rewards)
     calls = [s for t in trajectories for s in t.steps if s.status is not StepStatus.FINISH]
-    before_last = [
-        r["contribution"] for t in trajectories for r in scores[t.trajectory_id] if r["step"] < len(t.steps) - 1
-    ]
+    before_last = [r.contribution for t in trajectories for r in scores[t.trajectory_id] if r.step < len(t.steps) - 1]
     composed = [r for _, r in zip(trajectories, step_rewards, strict=True) if r is not None]
     every = [r for rows in scores.values() for r in rows]
     return {
@@ -128,9 +125,9 @@ def summarise_round(
         "mean_steps": mean(len(t.steps) for t in trajectories),
         "invalid_call_rate": mean(float(s.status is not StepStatus.OK) for s in calls),
         "mean_reward": mean(float(np.sum(r)) for r in composed),
-        "succ_calling": mean(r["succ_calling"] for r in every),
-        "contribution": mean(r["contribution"] for r in every),
-        "is_solved": mean(r["is_solved"] for r in every),
+        "succ_calling": mean(r.succ_calling for r in every),
+        "contribution": mean(r.contribution for r in every),
+        "is_solved": mean(r.is_solved for r in every),
         "idle_call_rate": idle_share(before_last),
         "missing": len(trajectories) - len(composed),
     }
@@ -142,9 +139,9 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _scores(trajectories: Sequence[Trajectory], reward_rows: Iterable[Row]) -> dict[str, list[Row]]:
-    scores: dict[str, list[Row]] = {t.trajectory_id: [] for t in trajectories}
-    for row in reward_rows:
-        if row["trajectory_id"] in scores:
-            scores[row["trajectory_id"]].append(row)
+def _scores(trajectories: Sequence[Trajectory], rewards: Iterable[StepReward]) -> dict[str, list[StepReward]]:
+    scores: dict[str, list[StepReward]] = {t.trajectory_id: [] for t in trajectories}
+    for reward in rewards:
+        if reward.trajectory_id in scores:
+            scores[reward.trajectory_id].append(reward)
     return scores

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from steptool.contracts.columns import Row
-from steptool.contracts.tables import contract_name, iterate_rows, read_costs, read_rows, record_class
+from steptool.contracts.tables import contract_name, iterate_records, iterate_rows, read_costs, read_rows, record_class
 from steptool.evaluation.bootstrap import wilson
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from steptool.report.assets import asset, templates
@@ -139,21 +139,21 @@ def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
 
 
 def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
-    by_step: dict[int, list[Row]] = {}
-    for row in read_rows(file, Advantage):
-        by_step.setdefault(row["step"], []).append(row)
+    by_step: dict[int, list[Advantage]] = {}
+    for advantage in iterate_records(file, Advantage):
+        by_step.setdefault(advantage.step, []).append(advantage)
     lines = [
-        Series(what, [(float(step), fmean(r[what] for r in rows)) for step, rows in sorted(by_step.items())], colour)
+        Series(what, [(float(i), fmean(getattr(a, what) for a in step)) for i, step in sorted(by_step.items())], colour)
         for what, colour in (("reward", "c-warm_start"), ("advantage", "c-steptool"))
     ]
     yield line_chart("By step", lines, x_label="step", note="Means over the episodes.")
 
 
 def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
-    rows = [r for r in read_rows(file, Metric) if r["stage"] == stage and r["update"] >= 0]
-    last = max((r["round"] for r in rows), default=-1)
+    metrics = [m for m in iterate_records(file, Metric) if m.stage == stage and m.update >= 0]
+    last = max((m.round for m in metrics), default=-1)
     for metric, curve in CURVES.items():
-        points = [(r["update"] + 1.0, r["value"]) for r in rows if (r["name"], r["round"]) == (metric, last)]
+        points = [(m.update + 1.0, m.value) for m in metrics if (m.name, m.round) == (metric, last)]
         if points:
             line = Series(metric, points, "c-steptool")
             yield line_chart(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
 from steptool.config import RewardConfig
 from steptool.contracts.columns import Row, from_row, schema_of
-from steptool.contracts.tables import iterate_rows
+from steptool.contracts.tables import iterate_records, iterate_rows
 from steptool.records import FINISH, Advantage, Evaluation, Query, StepReward, StepStatus, Trajectory
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import episode_data, finite
@@ -30,6 +30,8 @@ from steptool.report.run_inputs import ScoredEpisode
 
 CHUNK = 300_000
 """Characters of JSON that are compressed together: the browser decodes one chunk to show one trajectory."""
+S = TypeVar("S", StepReward, Advantage)
+
 LISTED = 300
 """Characters of an instruction that the list shows and the quick search reads."""
 LETTERS = ascii_uppercase
@@ -197,25 +199,23 @@ def _label(number: int, policies: Sequence[str], models: int) -> str:
 
 
 def _episodes(source: EpisodeFiles) -> Iterator[ScoredEpisode]:
-    rewards, advantages = _scores(source.rewards, StepReward), _scores(source.advantages, Advantage)
+    rewards, advantages = _by_trajectory(source.rewards, StepReward), _by_trajectory(source.advantages, Advantage)
     _check_annotator(source.rewards, rewards)
     passed = _passed(source.evaluations)
     columns = [n for n in schema_of(Trajectory).names if n not in {"input_ids", "logprobs"}]
     for row in iterate_rows(source.trajectories, Trajectory, batch_size=256, columns=columns):
         trajectory = from_row({**row, "input_ids": (), "logprobs": ()}, Trajectory)  # a page shows no tokens
         name = trajectory.trajectory_id
-        annotated = next((r["is_solved"] for r in rewards.get(name, ()) if r["is_solved"] is not None), None)
+        annotated = next((r.is_solved for r in rewards.get(name, ()) if r.is_solved is not None), None)
         verdict = passed.get(name, annotated if trajectory.solved is None else None)
         yield ScoredEpisode(trajectory, rewards.get(name, ()), advantages.get(name, ()), verdict)
 
 
-def _scores(path: Path | None, cls: type) -> dict[str, list[Row]]:
-    scores: dict[str, list[Row]] = defaultdict(list)
-    if path is not None:
-        columns = [n for n in schema_of(cls).names if n != "votes"]
-        for row in iterate_rows(path, cls, columns=columns):
-            scores[row["trajectory_id"]].append(row)
-    return dict(scores)
+def _by_trajectory(path: Path | None, cls: type[S]) -> dict[str, list[S]]:
+    records: dict[str, list[S]] = defaultdict(list)
+    for record in iterate_records(path, cls) if path else ():
+        records[record.trajectory_id].append(record)
+    return dict(records)
 
 
 def _passed(path: Path | None) -> dict[str, float]:
@@ -224,8 +224,8 @@ def _passed(path: Path | None) -> dict[str, float]:
     return {row["trajectory_id"]: row["passed"] for row in rows}
 
 
-def _check_annotator(path: Path | None, scores: Mapping[str, Sequence[Row]]) -> None:
-    annotators = {(r["annotator"], r["annotator_version"]) for rows in scores.values() for r in rows}
+def _check_annotator(path: Path | None, scores: Mapping[str, Sequence[StepReward]]) -> None:
+    annotators = {(r.annotator, r.annotator_version) for rows in scores.values() for r in rows}
     if len(annotators) > 1:
         raise ValueError(
             f"{path}: expected the scores of one annotator, got those of {sorted(annotators)}; give a file with one"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from steptool.artifacts.queries import QueryTable
 from steptool.config import JudgeConfig
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import iterate_records, write_rows
+from steptool.contracts.tables import iterate_records, write_records
 from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore
 from steptool.judge.votes import replace_surrogates
 from steptool.records import Cost, Query, StepReward, Trajectory
@@ -50,7 +49,7 @@ def annotator_counts(annotator: Annotator) -> dict[str, float]:
     return annotator.counts() if isinstance(annotator, RemoteAnnotator) else {}
 
 
-def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annotator: Annotator) -> list[Row]:
+def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annotator: Annotator) -> list[StepReward]:
     """Rows of StepReward: one per step of each trajectory, in order.
 
     Raises ValueError for a trajectory whose query is not among `queries` and for an annotator that skips a step.
@@ -60,7 +59,7 @@ def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annot
 
 def score_steps(
     queries: Mapping[str, Query], trajectories: Iterable[Trajectory], annotator: Annotator
-) -> Iterator[Row]:
+) -> Iterator[StepReward]:
     """The rows of `annotate` as a stream: it takes a trajectory when the rows of the one before have been used.
 
     For a remote annotator it takes some trajectories ahead, so that several wait for the server at the same time.
@@ -72,7 +71,7 @@ def score_steps(
     return (row for rows in parts for row in rows)
 
 
-def _rows(queries: Mapping[str, Query], trajectory: Trajectory, annotator: Annotator) -> list[Row]:
+def _rows(queries: Mapping[str, Query], trajectory: Trajectory, annotator: Annotator) -> list[StepReward]:
     if trajectory.query_id not in queries:
         raise ValueError(
             f"trajectory '{trajectory.trajectory_id}' answers the query '{trajectory.query_id}', which is not "
@@ -87,19 +86,19 @@ def _rows(queries: Mapping[str, Query], trajectory: Trajectory, annotator: Annot
     return [_row(trajectory, number, score, annotator) for number, score in enumerate(scores)]
 
 
-def _row(trajectory: Trajectory, number: int, score: StepScore, annotator: Annotator) -> Row:
-    return {
-        "trajectory_id": trajectory.trajectory_id,
-        "step": number,
-        "annotator": annotator.name,
-        "annotator_version": annotator.version,
-        "prompt_hash": annotator.prompt_hash,
-        "succ_calling": score.succ_calling,
-        "contribution": score.contribution,
-        "is_solved": score.is_solved,
-        "votes": replace_surrogates(json.dumps(dict(score.votes), ensure_ascii=False)),
-        "rationale": replace_surrogates(score.rationale),
-    }
+def _row(trajectory: Trajectory, number: int, score: StepScore, annotator: Annotator) -> StepReward:
+    return StepReward(
+        trajectory_id=trajectory.trajectory_id,
+        step=number,
+        annotator=annotator.name,
+        annotator_version=annotator.version,
+        prompt_hash=annotator.prompt_hash,
+        succ_calling=score.succ_calling,
+        contribution=score.contribution,
+        is_solved=score.is_solved,
+        votes=replace_surrogates(json.dumps(dict(score.votes), ensure_ascii=False)),
+        rationale=replace_surrogates(score.rationale),
+    )
 
 
 def annotate_file(
@@ -111,4 +110,4 @@ def annotate_file(
 ) -> Path:
     """Write the rewards of a file of trajectories as a stream, in the order of the file. Raises as `annotate` does."""
     rows = score_steps(QueryTable(queries), iterate_records(trajectories, Trajectory), annotator)
-    return write_rows(target, rows, StepReward, cost)
+    return write_records(target, rows, StepReward, cost)

@@ -1,6 +1,6 @@
 """Whether rewards can be trusted, before anything learns from them.
 
-Rows of REWARDS of one or several annotators on the same trajectories become figures: what is missing, how far
+Step rewards of one or several annotators on the same trajectories become figures: what is missing, how far
 annotators agree, whether the reward tells solved episodes from others, whether length alone is paid for, what each
 tool earns, and how far the rewards have moved since an earlier run.
 """
@@ -16,8 +16,7 @@ from typing import Literal
 import numpy as np
 
 from steptool.config import RewardConfig
-from steptool.contracts.columns import Row
-from steptool.records import Query, StepStatus, Trajectory
+from steptool.records import Query, StepReward, StepStatus, Trajectory
 from steptool.rewards.agreement import (
     Estimate,
     auroc,
@@ -126,9 +125,9 @@ class Audit:
 def audit(
     queries: Mapping[str, Query],
     trajectories: Sequence[Trajectory],
-    rows: Iterable[Row],
+    rows: Iterable[StepReward],
     config: RewardConfig,
-    earlier: Iterable[Row] = (),
+    earlier: Iterable[StepReward] = (),
     reward: Literal["step", "final"] = "step",
     disputes: int = 12,
 ) -> Audit:
@@ -160,7 +159,7 @@ def audit(
     )
 
 
-def _before_last(rows: Sequence[Row], config: RewardConfig) -> float | None:
+def _before_last(rows: Sequence[StepReward], config: RewardConfig) -> float | None:
     composed = compose(rows, config)
     return None if composed is None else float(composed[:-1].sum())
 
@@ -176,7 +175,7 @@ def _missing(trajectories: Sequence[Trajectory], scores: Opinion, component: str
             if component == "contribution" and (step.status is StepStatus.FINISH or number == last):
                 continue
             due += 1
-            absent += rows is None or rows[number][component] is None
+            absent += rows is None or getattr(rows[number], component) is None
     return absent / max(1, due)
 
 
@@ -197,10 +196,10 @@ def _separations(
     """Against the environment's verdict, and where it has none against the annotator's own IsSolved."""
     known = [t for t in trajectories if scores.get(t.trajectory_id)]
     own = not any(t.solved is not None for t in known)
-    figures: dict[str, Callable[[Sequence[Row]], float | None]] = {
-        "contribution": lambda rows: _mean(r["contribution"] for r in rows),
+    figures: dict[str, Callable[[Sequence[StepReward]], float | None]] = {
+        "contribution": lambda rows: _mean(r.contribution for r in rows),
         "steps": lambda rows: _before_last(rows, config),
-        "is_solved": lambda rows: rows[-1]["is_solved"],
+        "is_solved": lambda rows: rows[-1].is_solved,
     }
     for figure, of in figures.items():
         if own and figure == "is_solved":
@@ -209,7 +208,7 @@ def _separations(
             (value, verdict > YES)
             for t in known
             for rows in [scores[t.trajectory_id]]
-            for value, verdict in [(of(rows), rows[-1]["is_solved"] if own else t.solved)]
+            for value, verdict in [(of(rows), rows[-1].is_solved if own else t.solved)]
             if value is not None and verdict not in (None, YES)
         ]
         yield Separation(name, figure, auroc([v for v, _ in points], [solved for _, solved in points]))
@@ -217,7 +216,7 @@ def _separations(
 
 def _tools(trajectories: Sequence[Trajectory], scores: Opinion) -> list[ToolScores]:
     """Tools by the number of their calls; Finish is none."""
-    rows: dict[str, list[Row]] = defaultdict(list)
+    rows: dict[str, list[StepReward]] = defaultdict(list)
     for t in trajectories:
         for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
             if step.status is not StepStatus.FINISH:
@@ -225,24 +224,24 @@ def _tools(trajectories: Sequence[Trajectory], scores: Opinion) -> list[ToolScor
     return [_given(tool, own) for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
 
 
-def _given(tool: str, rows: Sequence[Row]) -> ToolScores:
-    known = [r["contribution"] for r in rows if r["contribution"] is not None]
+def _given(tool: str, rows: Sequence[StepReward]) -> ToolScores:
+    known = [r.contribution for r in rows if r.contribution is not None]
     spread = np.bincount(np.digitize(known, _EDGES, right=True), minlength=len(_EDGES) + 1)
     return ToolScores(
         tool,
         len(rows),
-        _mean(r["succ_calling"] for r in rows),
+        _mean(r.succ_calling for r in rows),
         _mean(known),
         idle_share(known),
         tuple(spread.tolist()),
     )
 
 
-def _drifts(earlier: Iterable[Row], scores: Opinion) -> Iterator[Drift]:
+def _drifts(earlier: Iterable[StepReward], scores: Opinion) -> Iterator[Drift]:
     before = list(earlier)
     for component in COMPONENTS if before else ():
-        then = [r[component] for r in before if r[component] is not None]
-        now = [r[component] for rows in scores.values() for r in rows if r[component] is not None]
+        then = [score for r in before if (score := getattr(r, component)) is not None]
+        now = [score for rows in scores.values() for r in rows if (score := getattr(r, component)) is not None]
         yield Drift(component, difference(then, now), stability_index(then, now))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
@@ -11,8 +12,7 @@ import pyarrow.parquet as pq
 
 from steptool.artifacts.queries import QueryTable
 from steptool.config import AuditConfig, Config
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import iterate_records, iterate_rows
+from steptool.contracts.tables import iterate_records
 from steptool.records import StepReward, Trajectory
 from steptool.rewards.annotators import make_annotator, score_steps
 from steptool.rewards.audit import Audit, audit
@@ -37,14 +37,14 @@ def audit_files(queries: File, trajectories: File, rewards: File, config: Config
     ids = {t.trajectory_id for t in episodes}
     rows = list(_rows_of(rewards, ids))
     other = list(_rows_of(compare, ids)) if compare else []
-    if other and {r["annotator"] for r in other} & {r["annotator"] for r in rows}:
-        other = [{**r, "annotator": f"{r['annotator']}, compared"} for r in other]
+    if other and {r.annotator for r in other} & {r.annotator for r in rows}:
+        other = [replace(r, annotator=f"{r.annotator}, compared") for r in other]
     rows += other
     second = config.rewards.audit.second
-    if second and second not in {r["annotator"] for r in rows}:
+    if second and second not in {r.annotator for r in rows}:
         rows += score_steps(known, episodes, make_annotator(second))
     previous = compare if compare and not other else config.rewards.audit.previous
-    earlier = iterate_rows(previous, StepReward) if previous else ()
+    earlier = iterate_records(previous, StepReward) if previous else ()
     reward: Literal["step", "final"] = "final" if config.ppo.algorithm == "rft" else config.ppo.reward
     return audit(known, episodes, rows, config.rewards, earlier, reward)
 
@@ -54,8 +54,8 @@ def _sample(trajectories: File) -> Iterator[Trajectory]:
     return islice(iterate_records(trajectories, Trajectory), 0, None, max(1, step))
 
 
-def _rows_of(rewards: File, trajectory_ids: set[str]) -> Iterator[Row]:
-    return (row for row in iterate_rows(rewards, StepReward) if row["trajectory_id"] in trajectory_ids)
+def _rows_of(rewards: File, trajectory_ids: set[str]) -> Iterator[StepReward]:
+    return (row for row in iterate_records(rewards, StepReward) if row.trajectory_id in trajectory_ids)
 
 
 def check_thresholds(result: Audit, config: AuditConfig, where: str) -> None:

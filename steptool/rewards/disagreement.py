@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from steptool.contracts.columns import Row
-from steptool.records import Query, Step, Trajectory
+from steptool.records import Query, Step, StepReward, Trajectory
 from steptool.rewards.compose import annotator_label
 
 COMPONENTS = ("succ_calling", "contribution", "is_solved")
@@ -18,7 +17,7 @@ NO_CALL = "(no call)"
 SHOWN = 400
 """Characters of an observation that a dispute quotes."""
 
-Opinion = Mapping[str, Sequence[Row]]
+Opinion = Mapping[str, Sequence[StepReward]]
 """The rows of one annotator by trajectory, in the order of the steps."""
 
 
@@ -45,15 +44,17 @@ _Case = tuple[Trajectory, int, str, str, float]
 """Trajectory, step, component, the other annotator, and by how much the first gives more."""
 
 
-def opinions_on(trajectories: Sequence[Trajectory], rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
+def opinions_on(
+    trajectories: Sequence[Trajectory], rows: Iterable[StepReward]
+) -> dict[str, dict[str, list[StepReward]]]:
     """Rows by annotator and trajectory; trajectories that an annotator did not score whole count as not scored."""
     lengths = {t.trajectory_id: len(t.steps) for t in trajectories}
-    found: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[StepReward]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["step"] < lengths.get(row["trajectory_id"], 0):
-            found[annotator_label(row)][row["trajectory_id"]].append(row)
+        if row.step < lengths.get(row.trajectory_id, 0):
+            found[annotator_label(row)][row.trajectory_id].append(row)
     return {
-        name: {t: sorted(own, key=lambda r: int(r["step"])) for t, own in scores.items() if len(own) == lengths[t]}
+        name: {t: sorted(own, key=lambda r: r.step) for t, own in scores.items() if len(own) == lengths[t]}
         for name, scores in found.items()
     }
 
@@ -65,7 +66,7 @@ def both(
     for t in trajectories:
         mine, theirs = one.get(t.trajectory_id, ()), other.get(t.trajectory_id, ())
         for number, (a, b) in enumerate(zip(mine, theirs, strict=False)):
-            pair = a[component], b[component]
+            pair = getattr(a, component), getattr(b, component)
             if None not in pair and not (component == "is_solved" and YES in pair):
                 yield t, number, *pair
 
@@ -111,8 +112,8 @@ def _dispute(
         arguments=json.dumps(dict(step.call.arguments), ensure_ascii=False) if step.call else "",
         observation=step.observation[:SHOWN],
         answer=t.final_answer or "",
-        scores={name: float(row[component]) for name, row in rows.items()},
-        rationales={name: row["rationale"] for name, row in rows.items()},
+        scores={name: float(getattr(row, component)) for name, row in rows.items()},
+        rationales={name: row.rationale for name, row in rows.items()},
     )
 
 

@@ -1,18 +1,18 @@
 """The running scale of rewards: their spread over a round and all rounds before it.
 
-The state travels from round to round in the history of the run, as rows of METRICS of the stage "rewards", so that a
+The state travels from round to round in the history of the run, as metrics of the stage "rewards", so that a
 round that is run again finds the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from steptool.contracts.columns import Row
+from steptool.records import Metric
 
 Rewards = npt.NDArray[np.float64]
 STAGE = "rewards"
@@ -28,9 +28,9 @@ class RunningScale:
     deviations: float = 0.0
 
     @classmethod
-    def before(cls, round: int, history: Iterable[Row]) -> RunningScale:
+    def before(cls, round: int, history: Iterable[Metric]) -> RunningScale:
         """The state that the round before this one left in a history; empty where there is none."""
-        state = {r["name"]: r["value"] for r in history if (r["stage"], r["round"]) == (STAGE, round - 1)}
+        state = {m.name: m.value for m in history if (m.stage, m.round) == (STAGE, round - 1)}
         return cls(**state)
 
     def after(self, rewards: Iterable[Rewards | None]) -> RunningScale:
@@ -57,9 +57,6 @@ class RunningScale:
         """Rewards divided by the deviation. No mean is taken off: that would pay or fine every further step."""
         return [None if r is None else r / self.deviation for r in rewards]
 
-    def rows(self, round: int) -> list[Row]:
-        """The state after a round as rows of METRICS."""
-        return [
-            {"stage": STAGE, "round": round, "update": -1, "name": name, "value": float(value)}
-            for name, value in (("count", self.count), ("mean", self.mean), ("deviations", self.deviations))
-        ]
+    def metrics(self, round: int) -> list[Metric]:
+        """The state after a round as metrics."""
+        return [Metric(STAGE, round, -1, name, float(value)) for name, value in asdict(self).items()]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
 
+from steptool.artifacts.history import update_metrics
 from steptool.config import Config
-from steptool.contracts.columns import Row
 from steptool.models import folder as model_folder
 from steptool.models.actor import Actor
 from steptool.models.attention import enable_packing
@@ -18,24 +18,24 @@ from steptool.models.load import load_model
 from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import adamw, load_moments, save_moments
 from steptool.models.value_head import load_value_head, save_value_head
-from steptool.records import Trajectory
+from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.plan import PassLimit
 from steptool.training.processes import processes
 from steptool.training.scores import Scores, fingerprint, score
-from steptool.training.trainer import Figures, Settings, Trainer
+from steptool.training.trainer import Settings, Trainer
 
 
 @dataclass(frozen=True)
 class RoundResult:
     """What a round did."""
 
-    metrics: list[Row]
-    """Rows of metrics, some for each optimizer step."""
-    advantages: list[Row]
-    """Rows of advantages; empty where the algorithm has none."""
+    metrics: list[Metric]
+    """Some for each optimizer step."""
+    advantages: list[Advantage]
+    """One for each step; empty where the algorithm has none."""
     left_out: int
     """Trajectories that were not trained on: without steps or rewards, or unsolved in rejection fine-tuning."""
     tokens: int
@@ -48,20 +48,20 @@ def train_round(
     policy_dir: str | Path,
     reference_dir: str | Path,
     trajectories: Sequence[Trajectory],
-    reward_rows: Sequence[Row],
+    rewards: Sequence[StepReward],
     *,
     config: Config,
     round_index: int,
     out_dir: str | Path,
-    history: Sequence[Row] = (),
+    history: Sequence[Metric] = (),
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 8,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> RoundResult:
-    """Train the policy on trajectories and their rows of rewards; `out_dir` becomes the next model folder.
+    """Train the policy on trajectories and the rewards of their steps; `out_dir` becomes the next model folder.
 
     `config.ppo.algorithm` names the algorithm. Value head and optimizer state go on from `policy_dir` where it has
-    them. `history` (rows of metrics) holds the scale of the rounds before, for the normalisation "running"; the
+    them. `history` (metrics) holds the scale of the rounds before, for the normalisation "running"; the
     result's metrics hold that of this one. Where an algorithm finds nothing to learn from, the policy is passed on
     unchanged, and the result's note says so.
 
@@ -71,7 +71,7 @@ def train_round(
     """
     policy_dir, reference_dir, out_dir = Path(policy_dir), Path(reference_dir), Path(out_dir)
     algorithm = ALGORITHMS[config.ppo.algorithm](config, round_index)
-    selection = algorithm.select(trajectories, reward_rows, history)
+    selection = algorithm.select(trajectories, rewards, history)
     if not selection.trajectories:
         shutil.copytree(policy_dir, out_dir, dirs_exist_ok=True)
         note = f"{selection.note}; the policy is passed on unchanged"
@@ -87,7 +87,7 @@ def train_round(
     if not algorithm.trains_policy:
         actor.policy.requires_grad_(False)
     limit = PassLimit(ppo.micro_batch_size, ppo.tokens_per_pass, actor.packed)
-    advantages: list[Row] = []
+    advantages: list[Advantage] = []
     if algorithm.needs_scores:
         scores = score_round(actor, reference_dir, selection, limit, kept)
         advantages = algorithm.prepare(selection, scores, processes().device)
@@ -101,7 +101,7 @@ def train_round(
             save_value_head(actor.head, out_dir)
         save_moments(optimizer, actor, out_dir)
     processes().wait_for_everyone()
-    metrics = [*metric_rows(log, algorithm.stage, round_index), *selection.metrics]
+    metrics = [*update_metrics(log, algorithm.stage, round_index), *selection.metrics]
     tokens = int(sum(trainer.action_tokens[rows].sum() for rows in steps))
     return RoundResult(metrics, advantages, selection.left_out, tokens)
 
@@ -134,12 +134,3 @@ def score_round(
         scores.save(checkpoints.path, checkpoints.fingerprint)
     processes().wait_for_everyone()
     return scores
-
-
-def metric_rows(log: Iterable[Figures], stage: str, round_index: int) -> list[Row]:
-    """The figures of optimizer steps as rows of metrics; `update` counts the steps from 0."""
-    return [
-        {"stage": stage, "round": round_index, "update": update, "name": name, "value": value}
-        for update, figures in enumerate(log)
-        for name, value in figures.items()
-    ]

@@ -9,18 +9,18 @@ from typing import Any
 
 from peft import PeftModel
 
+from steptool.artifacts.history import update_metrics
 from steptool.config import PolicyConfig, WarmStartConfig
-from steptool.contracts.columns import Row
 from steptool.models import folder as model_folder
 from steptool.models.actor import Actor
 from steptool.models.batch import Spanned
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.optimizer import adamw
+from steptool.records import Metric
 from steptool.training.algorithms.supervised import Supervised
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.plan import PassLimit, grouped_batches
 from steptool.training.processes import processes
-from steptool.training.rounds import metric_rows
 from steptool.training.scores import fingerprint
 from steptool.training.trainer import OnStep, Settings, Trainer, warm_up_and_cosine
 
@@ -42,8 +42,8 @@ def warm_start(
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 50,
     on_checkpoint: OnCheckpoint | None = None,
-) -> list[Row]:
-    """Fine-tune the model of `base_dir` for `cfg.steps` optimizer steps; returns rows of metrics.
+) -> list[Metric]:
+    """Fine-tune the model of `base_dir` for `cfg.steps` optimizer steps; returns its metrics.
 
     Only tokens inside the spans are learned. AdamW (betas .9 and .98, weight decay .01), gradients clipped at norm 1,
     a tenth of the steps (50 at most) to warm up, then a cosine down to a tenth of the learning rate. Examples beyond
@@ -82,6 +82,6 @@ def warm_start(
         merged.save_pretrained(out_dir)
         load_tokenizer(base_dir).save_pretrained(out_dir)
     processes().wait_for_everyone()
-    rows = metric_rows(log, "warm_start", -1)
+    metrics = update_metrics(log, "warm_start", -1)
     left_out = float(len(examples) - len(fitting))
-    return [*rows, {"stage": "warm_start", "round": -1, "update": cfg.steps - 1, "name": "left_out", "value": left_out}]
+    return [*metrics, Metric("warm_start", -1, cfg.steps - 1, "left_out", left_out)]

@@ -4,7 +4,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from steptool.contracts.tables import read_rows, write_rows
+from steptool.contracts.tables import read_records, write_records
 from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
 from steptool.records import StepReward
 
@@ -30,14 +30,14 @@ def test_a_filled_table_comes_back_as_rewards(name, tmp_path, make_query, make_s
     rows[0] |= {"succ_calling": 1.0, "contribution": 0.5, "labelled_by": "ana", "comment": "half"}
     rows[1] |= {"is_solved": 1.0, "labelled_by": "ana"}
     labels = read_labels(write_table(rows, tmp_path / name))
-    path = write_rows(tmp_path / "rewards.parquet", label_rows([episode], labels), StepReward)
-    first, last = read_rows(path, StepReward)
-    assert (first["annotator"], first["succ_calling"], first["contribution"]) == ("human", 1.0, 0.5)
-    assert json.loads(first["votes"]) == {
+    path = write_records(tmp_path / "rewards.parquet", label_rows([episode], labels), StepReward)
+    first, last = read_records(path, StepReward)
+    assert (first.annotator, first.succ_calling, first.contribution) == ("human", 1.0, 0.5)
+    assert json.loads(first.votes) == {
         "labelled_by": ["ana"], "succ_calling": {"ana": 1.0}, "contribution": {"ana": 0.5}
     }  # fmt: skip
-    assert first["rationale"] == "ana: half"
-    assert (last["contribution"], last["is_solved"]) == (None, 1.0)
+    assert first.rationale == "ana: half"
+    assert (last.contribution, last.is_solved) == (None, 1.0)
 
 
 def test_no_cell_of_the_csv_table_is_a_formula(tmp_path, make_query, make_step, make_trajectory):
@@ -61,9 +61,9 @@ def test_several_labellers_are_votes_and_a_mean_and_silence_is_missing(episode):
         label("ana", step=0, contribution=0),  # changed her mind
     ]
     first, last = label_rows([episode], _read(labels))
-    assert (first["contribution"], first["succ_calling"]) == (0.25, 1.0)
-    assert json.loads(first["votes"])["contribution"] == {"ana": 0.0, "ben": 0.5}
-    assert (last["is_solved"], last["votes"]) == (None, "{}")
+    assert (first.contribution, first.succ_calling) == (0.25, 1.0)
+    assert json.loads(first.votes)["contribution"] == {"ana": 0.0, "ben": 0.5}
+    assert (last.is_solved, last.votes) == (None, "{}")
     assert list(label_rows([episode], [])) == []
 
 

@@ -14,7 +14,7 @@ from steptool.artifacts.progress import Stopwatch
 from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.contracts.tables import read_costs, read_rows, write_records, write_rows
+from steptool.contracts.tables import read_costs, read_records, write_records
 from steptool.judge.votes import transcript
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, annotator_counts, make_annotator, open_annotator
@@ -60,7 +60,7 @@ def annotated(query, trajectories, config):
 
 
 def column(rows, name):
-    return [row[name] for row in rows]
+    return [getattr(row, name) for row in rows]
 
 
 def test_scores_are_means_over_votes_and_votes_are_kept_raw(chat, judging, make_query, two_steps):
@@ -77,7 +77,7 @@ def test_scores_are_means_over_votes_and_votes_are_kept_raw(chat, judging, make_
     votes = [json.loads(v) for v in column(rows, "votes")]
     assert votes[0] == {"succ_calling": [1, 1, 1], "contribution": [5, 4, 3]}
     assert votes[2] == {"is_solved": ["solved", "unsure", "solved"], "missing": []}
-    assert rows[2]["rationale"] == "first"
+    assert rows[2].rationale == "first"
     assert counts["requests"] == 3 and counts["prompt_tokens"] == 300 and counts["votes missing"] == 0
     assert counts["money"] == pytest.approx(300 * 5.0 / 1e6)
 
@@ -151,9 +151,9 @@ def test_what_cannot_be_had_is_missing_counted_and_never_zero(chat, judging, mak
     assert len(server.requests) == 6  # 2 votes of 3 attempts
     for name in ("succ_calling", "contribution", "is_solved"):
         assert column(rows, name) == [None, None, None]
-    assert "missing: steps must list 2 entries, one for each step; got 1" in rows[2]["rationale"]
+    assert "missing: steps must list 2 entries, one for each step; got 1" in rows[2].rationale
     assert (counts["votes missing"], counts["answers of no use"]) == (2, 6)
-    read = read_rows(write_rows(tmp_path / "rewards.parquet", rows, StepReward), StepReward)
+    read = read_records(write_records(tmp_path / "rewards.parquet", rows, StepReward), StepReward)
     assert compose(read, RewardConfig()) is None and compose(read, RewardConfig(), "final") is None
 
     annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite", attempts=3, votes=2))
@@ -164,9 +164,9 @@ def test_one_valid_vote_of_three_is_enough(chat, judging, make_query, two_steps)
     useful, useless = chat.call(TOOL, scores([1, 0], [5, 0], "unsure")), chat.Answer({"content": "no"})
     server = chat.serve(lambda request, number: useful if number == 2 else useless)
     rows, _ = annotated(make_query(), [two_steps], judging(server, attempts=1))
-    assert column(rows, "contribution") == [1.0, 0.0, None] and rows[2]["is_solved"] == 0.5
-    assert json.loads(rows[0]["votes"])["contribution"] == [None, 5, None]
-    assert json.loads(rows[2]["votes"])["missing"] == ["no function was called"] * 2
+    assert column(rows, "contribution") == [1.0, 0.0, None] and rows[2].is_solved == 0.5
+    assert json.loads(rows[0].votes)["contribution"] == [None, 5, None]
+    assert json.loads(rows[2].votes)["missing"] == ["no function was called"] * 2
 
 
 def test_without_a_finish_every_step_is_judged_and_nothing_is_solved(
@@ -176,14 +176,14 @@ def test_without_a_finish_every_step_is_judged_and_nothing_is_solved(
     steps = [make_step("f", "x"), Step(None, StepStatus.MALFORMED, "no call")]
     stopped = make_trajectory(steps, stop_reason=StopReason.MALFORMED)
     rows, _ = annotated(make_query(), [stopped, make_trajectory([])], judging(server, votes=1))
-    assert [(r["step"], r["contribution"], r["is_solved"]) for r in rows] == [(0, 0.4, None), (1, 0.0, 0.0)]
+    assert [(r.step, r.contribution, r.is_solved) for r in rows] == [(0, 0.4, None), (1, 0.0, 0.0)]
     assert "none that could be read" in server.texts()[0] and "Final answer: none was given" in server.texts()[0]
 
 
 def test_a_finish_alone_is_asked_about_without_steps(chat, judging, make_query, make_trajectory):
     server = chat.serve(lambda *_: chat.call(TOOL, scores([], [], "unsure")))
     rows, _ = annotated(make_query(), [make_trajectory([], "42")], judging(server, votes=1))
-    assert [(r["succ_calling"], r["contribution"], r["is_solved"]) for r in rows] == [(1.0, None, 0.5)]
+    assert [(r.succ_calling, r.contribution, r.is_solved) for r in rows] == [(1.0, None, 0.5)]
 
 
 def test_long_texts_are_cut_and_say_so(make_query, make_step, make_trajectory):
@@ -219,8 +219,8 @@ def test_many_trajectories_are_judged_side_by_side_in_their_order(
     rows, _ = annotated(make_query(), many, judging(server, votes=1, concurrency=64))
     assert time.monotonic() - began < 10
     assert server.most == 64
-    assert [r["trajectory_id"] for r in rows[::2]] == [f"t{n}" for n in range(128)]
-    assert [r["contribution"] for r in rows[::2]] == [pytest.approx(n % 6 / 5) for n in range(128)]
+    assert [r.trajectory_id for r in rows[::2]] == [f"t{n}" for n in range(128)]
+    assert [r.contribution for r in rows[::2]] == [pytest.approx(n % 6 / 5) for n in range(128)]
 
 
 def test_after_the_deadline_the_rest_is_missing_and_says_so(chat, judging, make_query, make_step, make_trajectory):
@@ -230,14 +230,14 @@ def test_after_the_deadline_the_rest_is_missing_and_says_so(chat, judging, make_
     rows, counts = annotated(make_query(), many, judging(server, votes=1, concurrency=1, deadline=1.0))
     solved = column(rows, "is_solved")[1::2]
     assert solved == [1.0, 1.0, None, None, None, None]
-    assert "no reply before the deadline" in rows[-1]["rationale"] and counts["votes missing"] == 4
+    assert "no reply before the deadline" in rows[-1].rationale and counts["votes missing"] == 4
     assert len(server.requests) == 3
 
 
 def test_a_failing_endpoint_means_missing_but_a_wrong_key_stops_everything(chat, judging, make_query, two_steps):
     down = chat.serve(lambda *_: chat.Answer(status=503))
     rows, counts = annotated(make_query(), [two_steps], judging(down, votes=2))
-    assert column(rows, "is_solved") == [None] * 3 and "answered 503" in rows[2]["rationale"]
+    assert column(rows, "is_solved") == [None] * 3 and "answered 503" in rows[2].rationale
     assert (counts["failed"], counts["votes missing"], len(down.requests)) == (2, 2, 2)
     closed = chat.serve(lambda *_: chat.Answer(status=401))
     with pytest.raises(EndpointRefused, match="JUDGE_KEY"):
@@ -270,9 +270,9 @@ def test_the_key_is_in_no_log_and_no_artifact(chat, judging, make_query, two_ste
     server = chat.serve(lambda request, number: told if number == 1 else echo)
     watch = Stopwatch("annotate")
     rows, counts = annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite"))
-    file = write_rows(tmp_path / "rewards.parquet", rows, StepReward, watch.cost(counts=counts))
+    file = write_records(tmp_path / "rewards.parquet", rows, StepReward, watch.cost(counts=counts))
     assert read_costs(file)[0].counts == counts and counts["votes missing"] == 2
-    assert KEY not in str(read_rows(file, StepReward)) and "bad key [key]" in str(read_rows(file, StepReward))
+    assert KEY not in str(read_records(file, StepReward)) and "bad key [key]" in str(read_records(file, StepReward))
     assert KEY not in caplog.text
     assert all(KEY.encode() not in f.read_bytes() for f in tmp_path.iterdir())
 
@@ -281,7 +281,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from steptool.config import JudgeConfig
-from steptool.contracts.tables import read_records
+from steptool.contracts.tables import read_records, write_records
 from steptool.records import Trajectory
 from steptool.rewards.annotators import open_annotator, score_steps
 from steptool.records import Query
@@ -289,7 +289,7 @@ config = JudgeConfig.model_validate_json(sys.argv[1])
 query = Query("q1", "train", "desk", "do it", ())
 with open_annotator("judge", config) as judge:
     for row in score_steps({"q1": query}, read_records(Path(sys.argv[2]), Trajectory), judge):
-        print(row["contribution"], flush=True)
+        print(row.contribution, flush=True)
 """
 
 

@@ -226,9 +226,7 @@ def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query]
     for name in ANNOTATORS:
         scores = annotate(desk_tasks, played, make_annotator(name))
         assert len(scores) == sum(len(t.steps) for t in played)
-    assert [s["is_solved"] for s in annotate(desk_tasks, played, make_annotator("truth")) if s["is_solved"]] == [
-        1.0
-    ] * 12
+    assert [s.is_solved for s in annotate(desk_tasks, played, make_annotator("truth")) if s.is_solved] == [1.0] * 12
     again = read_records(write_records(tmp_path / "played.parquet", played, Trajectory), Trajectory)
     assert [(t.steps, t.messages, t.solved) for t in again] == [(t.steps, t.messages, t.solved) for t in played]
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steptool.contracts.columns import Row
+from steptool.contracts.columns import Row, from_row
 from steptool.contracts.tables import to_table
 from steptool.records import (
     Advantage,
@@ -104,7 +104,9 @@ def _step(status: StepStatus, observation: str) -> Step:
 
 @pytest.fixture
 def reward() -> Make:
-    def make(name: str, step: int, succ: float | None, contribution: float | None, solved: float | None = None) -> Row:
+    def make(
+        name: str, step: int, succ: float | None, contribution: float | None, solved: float | None = None
+    ) -> StepReward:
         row = {
             "trajectory_id": name,
             "step": step,
@@ -117,25 +119,25 @@ def reward() -> Make:
             "votes": "{}",
             "rationale": "",
         }
-        return to_table([row], StepReward).to_pylist()[0]
+        return from_row(to_table([row], StepReward).to_pylist()[0], StepReward)
 
     return make
 
 
 @pytest.fixture
 def advantage() -> Make:
-    def make(name: str, step: int, reward: float, advantage: float) -> Row:
+    def make(name: str, step: int, reward: float, advantage: float) -> Advantage:
         row = {"trajectory_id": name, "step": step, "reward": reward, "kl": 0.0, "value": 0.5, "advantage": advantage}
-        return to_table([row], Advantage).to_pylist()[0]
+        return from_row(to_table([row], Advantage).to_pylist()[0], Advantage)
 
     return make
 
 
 @pytest.fixture
 def metric() -> Make:
-    def make(stage: str, round: int, update: int, name: str, value: float) -> Row:
+    def make(stage: str, round: int, update: int, name: str, value: float) -> Metric:
         row = {"stage": stage, "round": round, "update": update, "name": name, "value": value}
-        return to_table([row], Metric).to_pylist()[0]
+        return from_row(to_table([row], Metric).to_pylist()[0], Metric)
 
     return make
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from steptool.contracts.tables import read_rows, write_records
+from steptool.contracts.tables import read_records, write_records
 from steptool.records import Query, StepReward, Trajectory
 from steptool.report.labelling import FORM, main
 
@@ -37,8 +37,8 @@ def test_labels_go_out_and_come_back(files: tuple[Path, Path], tmp_path: Path, c
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps([{"trajectory_id": "t1", "step": 0, "contribution": 1, "labelled_by": "ana"}]))
     assert main(["import", trajectories, str(tmp_path / "rewards.parquet"), str(labels)]) == 0
-    rows = read_rows(tmp_path / "rewards.parquet", StepReward)
-    assert [(r["trajectory_id"], r["step"], r["annotator"], r["contribution"]) for r in rows] == [
+    rows = read_records(tmp_path / "rewards.parquet", StepReward)
+    assert [(r.trajectory_id, r.step, r.annotator, r.contribution) for r in rows] == [
         ("t1", 0, "human", 1.0),
         ("t1", 1, "human", None),
     ]

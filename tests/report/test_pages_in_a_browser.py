@@ -137,7 +137,7 @@ def played(write, tmp_path: Path, query, trajectory, reward) -> Path:
     ]
     scores = [reward(f"t{i}", 0, 1, contribution) for i, contribution in enumerate([0.5, 1.0, 0.0])]
     scores += [reward(f"t{i}", 1, 1, None, solved) for i, solved in enumerate([1.0, 1.0, 0.0])]
-    rewards = write_rows(tmp_path / "rewards.parquet", scores, StepReward)
+    rewards = write_records(tmp_path / "rewards.parquet", scores, StepReward)
     return write(queries, EpisodeFiles(write_records(tmp_path / "a.parquet", episodes, Trajectory), rewards))
 
 
@@ -214,12 +214,12 @@ def test_two_models_stand_side_by_side_on_one_task(browser, write, tmp_path, que
 
     first = source("old", q0=(["ok", "finish"], 1.0), q1=(["tool_error", "finish"], 0.0), q2=(["finish"], 1.0))
     second = source("new", q1=(["ok", "ok", "finish"], 1.0), q0=(["finish"], 1.0))
-    scores = [{**reward("q1-new", 0, 1, 0.6), "rationale": "found the order"}, reward("q1-new", 2, 1, None, 1.0)]
+    scores = [replace(reward("q1-new", 0, 1, 0.6), rationale="found the order"), reward("q1-new", 2, 1, None, 1.0)]
     gains = [advantage("q1-new", i, r, a) for i, (r, a) in enumerate([(0.3, 0.75), (-0.1, -0.25), (1.0, 0.5)])]
     second = replace(
         second,
-        rewards=write_rows(tmp_path / "r.parquet", scores, StepReward),
-        advantages=write_rows(tmp_path / "a.parquet", gains, Advantage),
+        rewards=write_records(tmp_path / "r.parquet", scores, StepReward),
+        advantages=write_records(tmp_path / "a.parquet", gains, Advantage),
     )
     page = write([query(f"q{i}", f"task {i}") for i in range(3)], first, second)
 
@@ -310,7 +310,7 @@ def test_hostile_text_stays_text_and_nothing_leaves_the_page(browser, write, tmp
         messages=[{"role": "assistant", "content": HOSTILE}],
     )
     rewards = write_rows(
-        tmp_path / "r.parquet", [{**reward(HOSTILE, 0, 1, 0.5, 1.0), "rationale": HOSTILE}], StepReward
+        tmp_path / "r.parquet", [replace(reward(HOSTILE, 0, 1, 0.5, 1.0), rationale=HOSTILE)], StepReward
     )
     asked = [replace(query(HOSTILE, HOSTILE), tier=HOSTILE, split=HOSTILE), replace(query("q1"), tier="other")]
     plain = trajectory("plain", ["finish"], 0.0, query="q1")

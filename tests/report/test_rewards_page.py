@@ -1,6 +1,7 @@
 """The section on trust and the page of its own, from real rules on real episodes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,9 +24,9 @@ def found(trajectory: Make, reward: Make, query: Make) -> Audit:
         episodes.append(trajectory(name, ["ok"] * (1 + n % 3) + ["finish"], solved, observation=HOSTILE))
         for step in range(1 + n % 3):
             rows.append(reward(name, step, 1.0, solved))
-            rows.append({**reward(name, step, 1.0, solved if n > 2 else 1 - solved), "annotator": "judge"})
+            rows.append(replace(reward(name, step, 1.0, solved if n > 2 else 1 - solved), annotator="judge"))
         rows += [reward(name, 1 + n % 3, 1.0, None, solved)]
-        rows += [{**reward(name, 1 + n % 3, 1.0, None, solved), "annotator": "judge"}]
+        rows += [replace(reward(name, 1 + n % 3, 1.0, None, solved), annotator="judge")]
     known: dict[str, Query] = {"q0": query()}
     return audit(known, episodes, rows, RewardConfig(), [reward("old", 0, 0.0, 0.0)] * 10)
 

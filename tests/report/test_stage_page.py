@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 from steptool.config import Config
-from steptool.contracts.tables import write_rows
+from steptool.contracts.tables import write_records, write_rows
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward
 from steptool.report.stage_page import stage_page
 
@@ -68,12 +68,8 @@ def test_the_last_round_of_the_stage_is_drawn(tmp_path: Path) -> None:
 
 
 def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
-    common = {"annotator": "rules", "annotator_version": "2", "prompt_hash": "", "votes": "[]", "rationale": ""}
     scores = ((1.0, 0.5, None), (0.0, None, None), (None, None, 1.0))
-    rewards = [
-        {"trajectory_id": "t", "step": n, "succ_calling": s, "contribution": c, "is_solved": i, **common}
-        for n, (s, c, i) in enumerate(scores)
-    ]
+    rewards = [StepReward("t", n, "rules", "2", "", *components) for n, components in enumerate(scores)]
     row = {
         "query_id": "q", "split": "heldout", "tier": "", "model": "base", "repeat": 0, "trajectory_id": "t",
         "recall": 1.0, "steps": 1, "calls": 1, "invalid_calls": 0, "redundant_calls": 0, "tokens": 1,
@@ -82,14 +78,14 @@ def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
     }  # fmt: skip
     passed = [{**row, "decoding": d, "passed": p} for d, p in (("greedy", 1.0), ("greedy", 0.0), ("sampled", 0.0))]
     steps = [
-        {"trajectory_id": t, "step": s, "reward": r, "kl": 0.0, "value": 0.0, "advantage": -r}
+        Advantage(t, s, reward=r, kl=0.0, value=0.0, advantage=-r)
         for t, s, r in (("a", 0, 1.0), ("b", 0, 3.0), ("b", 1, 5.0))
     ]
     out = {
-        "rewards": write_rows(tmp_path / "rewards.parquet", rewards, StepReward),
+        "rewards": write_records(tmp_path / "rewards.parquet", rewards, StepReward),
         "rows": [write_rows(tmp_path / "evaluations.parquet", passed, Evaluation)],
-        "advantages": write_rows(tmp_path / "advantages.parquet", steps, Advantage),
-        "none": write_rows(tmp_path / "none.parquet", [], StepReward),
+        "advantages": write_records(tmp_path / "advantages.parquet", steps, Advantage),
+        "none": write_records(tmp_path / "none.parquet", [], StepReward),
     }
     html = stage_page("audit", {}, out, COST)
     assert ", succeeded: 50%" in html and ", contributes: 50%" in html and ", solved: 100%" in html

@@ -39,9 +39,9 @@ def write(tmp_path: Path, query) -> Callable[..., Path]:
             for i, m in enumerate(models)
         ]
         if rewards:
-            sources[0] = replace(sources[0], rewards=write_rows(tmp_path / "r.parquet", rewards, StepReward))
+            sources[0] = replace(sources[0], rewards=write_records(tmp_path / "r.parquet", rewards, StepReward))
         if advantages:
-            sources[0] = replace(sources[0], advantages=write_rows(tmp_path / "a.parquet", advantages, Advantage))
+            sources[0] = replace(sources[0], advantages=write_records(tmp_path / "a.parquet", advantages, Advantage))
         return write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", sources)
 
     return make
@@ -111,7 +111,7 @@ def test_a_trajectory_of_an_unknown_query_is_refused_and_the_former_page_stays(w
 
 
 def test_scores_by_two_annotators_are_refused(write, trajectory, reward):
-    other = {**reward("a", 0, 1, 0.5), "annotator": "lcs"}
+    other = replace(reward("a", 0, 1, 0.5), annotator="lcs")
     with pytest.raises(ValueError, match=r"scores of one annotator, got those of .*lcs.*rules"):
         write([trajectory("a", ["ok"])], rewards=[reward("a", 0, 1, 0.5), other])
 

@@ -5,7 +5,7 @@ import pytest
 
 from steptool.artifacts.queries import QueryTable, read_queries
 from steptool.contracts.columns import to_row
-from steptool.contracts.tables import read_costs, read_rows, write_records, write_rows
+from steptool.contracts.tables import read_costs, read_records, write_records
 from steptool.judge.annotator import StepScore
 from steptool.records import Cost, Query, Reference, Step, StepReward, StepStatus, Trajectory
 from steptool.rewards.annotators import ANNOTATORS, annotate, annotate_file, make_annotator
@@ -33,18 +33,18 @@ def test_an_unknown_annotator_is_refused_with_the_known_names():
 @pytest.mark.parametrize("name", sorted(ANNOTATORS))
 def test_annotators_are_stored_under_their_name(name, make_query, make_step, make_trajectory):
     rows = annotate([make_query()], [make_trajectory([make_step("f", {"a": 1})], "1")], make_annotator(name))
-    assert {(r["annotator"], r["annotator_version"], r["prompt_hash"]) for r in rows} == {
+    assert {(r.annotator, r.annotator_version, r.prompt_hash) for r in rows} == {
         (name, make_annotator(name).version, "")
     }
 
 
 def test_rows_keep_their_contract_and_what_is_missing_stays_missing(tmp_path, make_query, make_step, make_trajectory):
     rows = annotate([make_query()], [make_trajectory([make_step("f", {"a": 1})], "1")], Generous())
-    path = write_rows(tmp_path / "rewards.parquet", rows, StepReward)
-    first, last = read_rows(path, StepReward)
-    assert (first["step"], first["succ_calling"], first["contribution"], first["is_solved"]) == (0, 1.0, None, None)
-    assert json.loads(first["votes"]) == {"judges": [5, 4]}
-    assert (last["step"], last["annotator"], last["prompt_hash"]) == (1, "generous", "abc")
+    path = write_records(tmp_path / "rewards.parquet", rows, StepReward)
+    first, last = read_records(path, StepReward)
+    assert (first.step, first.succ_calling, first.contribution, first.is_solved) == (0, 1.0, None, None)
+    assert json.loads(first.votes) == {"judges": [5, 4]}
+    assert (last.step, last.annotator, last.prompt_hash) == (1, "generous", "abc")
 
 
 def test_a_trajectory_of_an_unknown_query_is_refused(make_query, make_trajectory):
@@ -75,14 +75,14 @@ def test_truth_consumes_each_reference_call_once(make_query, make_step, make_tra
         solved=1.0,
     )
     rows = annotate([query], [trajectory], make_annotator("truth"))
-    assert [r["contribution"] for r in rows] == [0, 1, 0, 0, 1, None]
-    assert [r["succ_calling"] for r in rows] == [0, 1, 1, 1, 1, 1]
-    assert [r["is_solved"] for r in rows] == [None, None, None, None, None, 1.0]
+    assert [r.contribution for r in rows] == [0, 1, 0, 0, 1, None]
+    assert [r.succ_calling for r in rows] == [0, 1, 1, 1, 1, 1]
+    assert [r.is_solved for r in rows] == [None, None, None, None, None, 1.0]
 
 
 def test_where_there_is_no_truth_the_scores_are_missing(make_query, make_step, make_trajectory):
     rows = annotate([make_query()], [make_trajectory([make_step("f", "{}")], "done")], make_annotator("truth"))
-    assert [(r["contribution"], r["is_solved"]) for r in rows] == [(None, None), (None, None)]
+    assert [(r.contribution, r.is_solved) for r in rows] == [(None, None), (None, None)]
 
 
 def test_files_are_scored_as_lists_are(
@@ -102,7 +102,7 @@ def test_files_are_scored_as_lists_are(
     target = annotate_file(
         asked, played, make_annotator("rules"), tmp_path / "r.parquet", lambda: Cost("annotate", seconds=next(seconds))
     )
-    assert read_rows(target, StepReward) == annotate(queries, episodes, make_annotator("rules"))
+    assert read_records(target, StepReward) == annotate(queries, episodes, make_annotator("rules"))
     assert [c.seconds for c in read_costs(target)] == [1.5]
 
 

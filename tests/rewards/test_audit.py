@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from steptool.config import AuditConfig, RewardConfig
-from steptool.records import Reference, StepStatus, ToolCall
+from steptool.records import Reference, StepReward, StepStatus, ToolCall
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.audit import audit
 from steptool.rewards.audit_files import AuditError, check_thresholds
@@ -12,10 +12,7 @@ CONFIG = RewardConfig(step_weight=1.0, alpha=0.5)
 
 
 def row(name, step, succ, contribution, solved=None, who="rules", why=""):
-    return {
-        "trajectory_id": name, "step": step, "annotator": who, "annotator_version": "1", "prompt_hash": "",
-        "succ_calling": succ, "contribution": contribution, "is_solved": solved, "votes": "{}", "rationale": why,
-    }  # fmt: skip
+    return StepReward(name, step, who, "1", "", succ, contribution, solved, "{}", why)
 
 
 @pytest.fixture
@@ -93,7 +90,7 @@ def test_farming_is_what_length_is_paid(episodes):
 
 
 def test_tools_and_missing_scores(episodes):
-    rows = [{**r, "contribution": None} if (r["trajectory_id"], r["step"]) == ("c", 0) else r for r in RULES]
+    rows = [replace(r, contribution=None) if (r.trajectory_id, r.step) == ("c", 0) else r for r in RULES]
     found = audit({}, episodes, rows, CONFIG)
     tools = {t.tool: (t.calls, t.succ_calling, t.contribution, t.idle) for t in found.tools}
     assert tools == {"look": (3, 1.0, 1.0, 0.0), "find": (3, 0.0, 0.0, 1.0)}
@@ -106,7 +103,7 @@ def test_tools_and_missing_scores(episodes):
 
 def test_the_spread_of_a_tool_puts_a_bound_into_the_bin_below_and_leaves_missing_scores_out(episodes):
     given = dict(zip([("a", 0), ("b", 0), ("c", 0)], [0.25, 0.6, None], strict=True))
-    rows = [{**r, "contribution": given.get((r["trajectory_id"], r["step"]), r["contribution"])} for r in RULES]
+    rows = [replace(r, contribution=given.get((r.trajectory_id, r.step), r.contribution)) for r in RULES]
     look = next(t for t in audit({}, episodes, rows, CONFIG).tools if t.tool == "look")
     assert look.spread == (0, 1, 0, 1, 0) and look.calls == 3
 
@@ -162,7 +159,7 @@ def test_missing_scores_stop_the_run_by_default_when_they_are_most(episodes):
 
 
 def test_what_the_reward_does_not_need_may_be_missing(episodes):
-    rows = [{**r, "contribution": None} for r in RULES]
+    rows = [replace(r, contribution=None) for r in RULES]
     assert audit({}, episodes, rows, CONFIG).left_out == 1
     assert audit({}, episodes, rows, CONFIG, reward="final").left_out == 0
 

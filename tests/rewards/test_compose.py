@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.config import RewardConfig
-from steptool.records import Query, Step, Trajectory
+from steptool.records import Query, Step, StepReward, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.compose import compose, step_rewards
 
@@ -15,16 +15,7 @@ from steptool.rewards.compose import compose, step_rewards
 def rows(succ, contribution, is_solved):
     last = len(succ) - 1
     return [
-        {
-            "trajectory_id": "t",
-            "step": i,
-            "annotator": "rules",
-            "annotator_version": "1",
-            "prompt_hash": "",
-            "succ_calling": s,
-            "contribution": c,
-            "is_solved": is_solved if i == last else None,
-        }
+        StepReward("t", i, "rules", "1", "", s, c, is_solved if i == last else None)
         for i, (s, c) in enumerate(zip(succ, contribution, strict=True))
     ]
 
@@ -99,7 +90,7 @@ def test_the_published_bonus_can_be_farmed():
 
 
 def test_rows_of_several_trajectories_or_annotators_are_refused():
-    other = [{**row, "annotator": "truth"} for row in EPISODE]
+    other = [replace(row, annotator="truth") for row in EPISODE]
     with pytest.raises(ValueError, match="one trajectory by one annotator"):
         compose([*EPISODE[:2], other[2]], RewardConfig(), "step")
     with pytest.raises(ValueError, match="one score for each step"):

@@ -191,13 +191,13 @@ def test_the_rules_agree_with_the_desk_about_its_experts_steps():
     trajectories = [Expert(q, rng, 0.35, 0.0).attempt() for q in queries]
     solved = [t for t in trajectories if t.solved == 1]
     by_rule, by_truth = (annotate(queries, solved, make_annotator(name)) for name in ("rules", "truth"))
-    pairs = [(a["contribution"], b["contribution"]) for a, b in zip(by_rule, by_truth, strict=True)]
+    pairs = [(a.contribution, b.contribution) for a, b in zip(by_rule, by_truth, strict=True)]
     needed = [rule for rule, truth in pairs if truth == 1]
     needless = [rule for rule, truth in pairs if truth == 0]
     assert len(solved) > 30 and len(needless) > 30
     assert sum(needed) / len(needed) > 0.93
     assert sum(needless) / len(needless) < 0.05
-    assert [r["succ_calling"] for r in by_rule] == [r["succ_calling"] for r in by_truth]
+    assert [r.succ_calling for r in by_rule] == [r.succ_calling for r in by_truth]
 
 
 @pytest.mark.parametrize(

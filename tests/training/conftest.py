@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from steptool.config import Config
-from steptool.contracts.columns import Row
 from steptool.models.load import tiny_model, train_tokenizer
-from steptool.records import Step, StepStatus, StopReason, Trajectory
+from steptool.records import Step, StepReward, StepStatus, StopReason, Trajectory
 
 torch.set_num_threads(1)
 TEXTS = ["Find the order and cancel it.", '{"name": "get_order", "arguments": {"order_id": "o1"}}'] * 20
@@ -67,15 +66,15 @@ def rewards_for(rows: list[Trajectory], seed: int = 0) -> list[np.ndarray]:
     return [rng.random(len(t.spans)) for t in rows]
 
 
-def scored(rows: list[Trajectory], rewards: list[np.ndarray | None]) -> list[Row]:
-    """Rows of REWARDS from which `config` composes the given rewards; None: a score is missing."""
+def scored(rows: list[Trajectory], rewards: list[np.ndarray | None]) -> list[StepReward]:
+    """Step rewards from which `config` composes the given rewards; None: a score is missing."""
     return [
-        {
-            "trajectory_id": trajectory.trajectory_id, "step": step, "annotator": "rules", "annotator_version": "1",
-            "prompt_hash": "", "succ_calling": 1.0,
-            "contribution": None if reward_T is None else float(reward_T[step]),
-            "is_solved": float(reward_T[step]) if reward_T is not None and step == last else None,
-        }
+        StepReward(
+            trajectory_id=trajectory.trajectory_id, step=step, annotator="rules", annotator_version="1",
+            succ_calling=1.0,
+            contribution=None if reward_T is None else float(reward_T[step]),
+            is_solved=float(reward_T[step]) if reward_T is not None and step == last else None,
+        )
         for trajectory, reward_T in zip(rows, rewards, strict=True)
         for last in [(len(trajectory.spans) if reward_T is None else len(reward_T)) - 1]
         for step in range(last + 1)
@@ -91,8 +90,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scores(rows: list[Trajectory], seed: int = 0) -> list[Row]:
-    """Rows of REWARDS of random step rewards."""
+def scores(rows: list[Trajectory], seed: int = 0) -> list[StepReward]:
+    """Random step rewards."""
     return scored(rows, rewards_for(rows, seed))
 
 

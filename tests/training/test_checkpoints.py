@@ -45,7 +45,7 @@ def test_a_killed_round_goes_on_to_the_same_weights(model_dir: Path, tmp_path: P
     rows = make.trajectories(10)
     run = {
         "trajectories": rows,
-        "reward_rows": make.scores(rows),
+        "rewards": make.scores(rows),
         "config": make.config(**{k: v for k, v in SETTINGS.items() if k != "count"}),
         "round_index": 0,
     }
@@ -64,7 +64,7 @@ def test_a_killed_round_goes_on_to_the_same_weights(model_dir: Path, tmp_path: P
 
 def test_an_incomplete_checkpoint_is_passed_over(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(6)
-    run = {"trajectories": rows, "reward_rows": make.scores(rows), "config": make.config(), "round_index": 0}
+    run = {"trajectories": rows, "rewards": make.scores(rows), "config": make.config(), "round_index": 0}
     once = train_round(
         model_dir, model_dir, **run, out_dir=tmp_path / "a", checkpoints=tmp_path / "c", checkpoint_every=3
     )
@@ -80,6 +80,6 @@ def test_an_incomplete_checkpoint_is_passed_over(model_dir: Path, tmp_path: Path
 def test_checkpoints_of_other_rewards_are_refused(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(4)
     run = {"trajectories": rows, "config": make.config(), "round_index": 0, "out_dir": tmp_path / "a"}
-    train_round(model_dir, model_dir, reward_rows=make.scores(rows), checkpoints=tmp_path / "c", **run)
+    train_round(model_dir, model_dir, rewards=make.scores(rows), checkpoints=tmp_path / "c", **run)
     with pytest.raises(ValueError, match="belong to other trajectories or rewards"):
-        train_round(model_dir, model_dir, reward_rows=make.scores(rows, seed=1), checkpoints=tmp_path / "c", **run)
+        train_round(model_dir, model_dir, rewards=make.scores(rows, seed=1), checkpoints=tmp_path / "c", **run)

@@ -35,10 +35,10 @@ def test_three_rounds_with_an_adapter(model_dir: Path, tmp_path: Path, make: Sim
         )
         for r in range(3)
     ]
-    first = next(m["value"] for m in results[0].metrics if m["name"] == "ratio_deviation")
+    first = next(m.value for m in results[0].metrics if m.name == "ratio_deviation")
     assert first == pytest.approx(0, abs=1e-6)
-    assert all(row["kl"] == 0 for row in results[0].advantages)
-    assert max(abs(row["kl"]) for row in results[1].advantages) > 1e-3
+    assert all(row.kl == 0 for row in results[0].advantages)
+    assert max(abs(row.kl) for row in results[1].advantages) > 1e-3
     assert (model_dir / "model.safetensors").read_bytes() == base_bytes
 
     plain = AutoModelForCausalLM.from_pretrained(folders[3])
@@ -64,7 +64,7 @@ def test_scores_of_a_later_round_are_those_of_its_folder(
     base = log_probs(load_model(model_dir), rows)
     lengths = np.cumsum([end - start for t in rows for start, end in t.spans])[:-1]
     expected = [float(part.sum()) for part in torch.tensor_split(merged - base, lengths.tolist())]
-    assert [row["kl"] for row in result.advantages] == pytest.approx(expected, abs=1e-4)
+    assert [row.kl for row in result.advantages] == pytest.approx(expected, abs=1e-4)
 
 
 def test_another_model_without_an_adapter_is_refused(

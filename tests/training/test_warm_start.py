@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from steptool.config import PolicyConfig, WarmStartConfig
+from steptool.contracts.columns import to_row
 from steptool.contracts.tables import to_table
 from steptool.models.actor import Actor
 from steptool.models.batch import collate
@@ -34,11 +35,11 @@ def test_warm_start_learns_its_examples_and_reports_progress(
     metrics = warm_start(
         model_dir, rows, cfg, PolicyConfig(), 0, tmp_path, on_step=lambda step, loss: seen.append((step, loss))
     )
-    to_table(metrics, Metric)
+    to_table(map(to_row, metrics), Metric)
     assert [step for step, _ in seen] == list(range(1, 61))
     assert seen[0][1] == pytest.approx(-mean_log_prob(model_dir, rows), abs=0.3)
     assert mean_log_prob(tmp_path, rows) > -2 > mean_log_prob(model_dir, rows)
-    rates = [m["value"] for m in metrics if m["name"] == "learning_rate"]
+    rates = [m.value for m in metrics if m.name == "learning_rate"]
     assert max(rates) == pytest.approx(1e-2, rel=0.01) and rates[0] < 3e-3 and rates[-1] < 1.2e-3
 
 
@@ -92,6 +93,6 @@ def test_examples_that_do_not_fit_are_left_out(model_dir: Path, tmp_path: Path, 
     cfg = WarmStartConfig(steps=2, batch_size=4)
     metrics = warm_start(model_dir, rows, cfg, PolicyConfig(max_context=shortest), 0, tmp_path)
     expected = sum(len(t.input_ids) > shortest for t in rows)
-    assert [m["value"] for m in metrics if m["name"] == "left_out"] == [expected]
+    assert [m.value for m in metrics if m.name == "left_out"] == [expected]
     with pytest.raises(ValueError, match=f"fits into policy.max_context = 3 .*the shortest has {shortest}"):
         warm_start(model_dir, rows, cfg, PolicyConfig(max_context=3), 0, tmp_path)

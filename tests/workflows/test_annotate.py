@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from steptool.config import Config
-from steptool.contracts.tables import read_costs, read_rows, write_records, write_rows
+from steptool.contracts.tables import read_costs, read_records, write_records
 from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Query, StepReward, Trajectory
@@ -30,7 +30,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     episodes = [Expert(q, rng, 0.4, 0.5).attempt() for q in queries]
     write_records(folder / "queries.parquet", queries, Query)
     write_records(folder / "trajectories.parquet", episodes, Trajectory)
-    write_rows(folder / "lcs.parquet", annotate(queries, episodes, make_annotator("lcs")), StepReward)
+    write_records(folder / "lcs.parquet", annotate(queries, episodes, make_annotator("lcs")), StepReward)
     return folder
 
 
@@ -56,8 +56,8 @@ def test_trajectories_are_scored_again_without_a_new_rollout(played: Path, tmp_p
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["audit.html", "audit.json", "rewards.parquet"]
     figures = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert (figures["annotator"], figures["others"]) == ("rules 2", ["lcs 2", "truth 1"])
-    rows = read_rows(tmp_path / "out" / "rewards.parquet", StepReward)
-    assert {r["annotator"] for r in rows} == {"rules"} and len(rows) == figures["steps"]
+    rows = read_records(tmp_path / "out" / "rewards.parquet", StepReward)
+    assert {r.annotator for r in rows} == {"rules"} and len(rows) == figures["steps"]
     assert read_costs(tmp_path / "out" / "rewards.parquet")[0].stage == "annotate"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from steptool.config import Config
-from steptool.contracts.tables import read_costs, read_rows
+from steptool.contracts.tables import read_costs, read_records, read_rows
 from steptool.records import Metric, StepReward, Verdict
 from workflows.evaluate import evaluate
 from workflows.train import train
@@ -38,12 +38,12 @@ def test_a_judge_scores_a_run_and_the_report_says_what_it_was_asked(chat, small:
     out = tmp_path / "run"
     train(config=Config.model_validate({**small.model_dump(), "ppo": ppo, "rewards": judged}), output=str(out))
 
-    rows = read_rows(out / "rewards_round_00.parquet", StepReward)
-    assert {round(r["contribution"], 6) for r in rows if r["contribution"] is not None} == {0.8}
-    assert all(r["annotator"] == "judge" and r["prompt_hash"] for r in rows)
+    rows = read_records(out / "rewards_round_00.parquet", StepReward)
+    assert {round(r.contribution, 6) for r in rows if r.contribution is not None} == {0.8}
+    assert all(r.annotator == "judge" and r.prompt_hash for r in rows)
     counts = [c.counts for c in read_costs(out / "metrics.parquet") if c.stage == "annotate"]
     assert sum(c["sent"] for c in counts) == len(server.requests) and sum(c["answers of no use"] for c in counts) == 1
-    told = {r["name"]: r["value"] for r in read_rows(out / "metrics.parquet", Metric) if r["stage"] == "annotate"}
+    told = {m.name: m.value for m in read_records(out / "metrics.parquet", Metric) if m.stage == "annotate"}
     assert told["prompt_tokens"] == 100 * told["requests"] and told["money"] == told["prompt_tokens"] * 10 / 1e6
     page = (out / "report.html").read_text()
     assert "Requests to the judge" in page and "replies that could not be used, asked again" in page

@@ -77,7 +77,7 @@ def test_every_step_has_a_reward_and_an_advantage(run: Path) -> None:
         steps = {(t.trajectory_id, n) for t in episodes for n in range(len(t.steps))}
         for name, cls in (("rewards", StepReward), ("advantages", Advantage)):
             rows = read_rows(run / f"{name}_round_{round:02d}.parquet", cls)
-            assert {(r["trajectory_id"], r["step"]) for r in rows} == steps
+            assert {(r.trajectory_id, r.step) for r in rows} == steps
             assert len(rows) == len(steps)
 
 
@@ -115,7 +115,7 @@ def test_figures_and_costs_cover_every_stage(run: Path) -> None:
     spent = read_costs(run / "metrics.parquet")
     assert [c.round for c in spent if c.stage == "rollout"] == [0, 0, 1, 1]
     assert all(c.tokens > 0 for c in spent if c.stage in ("rollout", "warm_start", "ppo"))
-    learned = {(r["stage"], r["round"]) for r in read_rows(run / "metrics.parquet", Metric)}
+    learned = {(r.stage, r.round) for r in read_records(run / "metrics.parquet", Metric)}
     assert learned >= {("ingest", -1), ("warm_start", -1), ("ppo", 0), ("ppo", 1)}
 
 

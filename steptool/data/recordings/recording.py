@@ -13,12 +13,22 @@ import numpy as np
 
 from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
-from steptool.contracts.columns import Row
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import join_texts, parse_json
 from steptool.data.recordings.arguments import read_arguments
 from steptool.environments.toolbench.protocol import observation_status
-from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
+from steptool.records import (
+    FINISH,
+    Message,
+    Query,
+    Step,
+    StepReward,
+    StepStatus,
+    StopReason,
+    ToolCall,
+    ToolSchema,
+    Trajectory,
+)
 
 RELEASE = "steptool-release"
 """Annotator under which the step rewards of StepTool's released files are kept."""
@@ -144,25 +154,21 @@ def recording_trajectory(turns: Sequence[RecordedTurn], solved: float | None, qu
     )
 
 
-def reward_rows(trajectory_id: str, rewards: Sequence[float]) -> list[Row]:
-    """Rows of `rewards` for recorded step rewards.
+def recorded_rewards(trajectory_id: str, rewards: Sequence[float]) -> list[StepReward]:
+    """Step rewards that were recorded with a trajectory.
 
     A released reward before the last is the mean of SuccCalling and Contribution over several judgements. Its parts are
     lost: the mean stands under "reward" in the votes, and the components are missing. The last reward is IsSolved.
     """
     return [
-        {
-            "trajectory_id": trajectory_id,
-            "step": step,
-            "annotator": RELEASE,
-            "annotator_version": "1",
-            "prompt_hash": "",
-            "succ_calling": None,
-            "contribution": None,
-            "is_solved": reward if step == len(rewards) - 1 else None,
-            "votes": json.dumps({"reward": reward}),
-            "rationale": "",
-        }
+        StepReward(
+            trajectory_id=trajectory_id,
+            step=step,
+            annotator=RELEASE,
+            annotator_version="1",
+            is_solved=reward if step == len(rewards) - 1 else None,
+            votes=json.dumps({"reward": reward}),
+        )
         for step, reward in enumerate(rewards)
     ]
 

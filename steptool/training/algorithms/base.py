@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from steptool.config import Config
-from steptool.contracts.columns import Row
 from steptool.models.actor import Actor
 from steptool.models.batch import Indices, TokenBatch
-from steptool.records import Trajectory
+from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.training.plan import mini_batches
 from steptool.training.scores import Scores
 
@@ -68,8 +67,8 @@ class Selection:
     """Trajectories of the round that it cannot or does not learn from."""
     rewards: Sequence[npt.NDArray[np.floating]] = ()
     """Rewards [T] of the steps of each trajectory, where the algorithm needs them."""
-    metrics: list[Row] = field(default_factory=list)
-    """Rows of metrics on the selection itself."""
+    metrics: list[Metric] = field(default_factory=list)
+    """Figures of the selection itself."""
     note: str = ""
     """What a reader should know where no trajectory is left to learn from."""
 
@@ -78,7 +77,7 @@ class Algorithm(Objective):
     """One round of learning from episodes. A subclass says what it needs and how it learns."""
 
     stage: ClassVar[str]
-    """Name of its rows of metrics."""
+    """Stage of its metrics."""
     needs_value_head: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
     """Whether policy, reference and value head score the round's action tokens before the first update."""
@@ -102,14 +101,14 @@ class Algorithm(Objective):
 
     @abstractmethod
     def select(
-        self, trajectories: Sequence[Trajectory], reward_rows: Sequence[Row], history: Sequence[Row]
+        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], history: Sequence[Metric]
     ) -> Selection:
-        """Choose what to learn from; `reward_rows` are rows of rewards, `history` rows of metrics of earlier rounds."""
+        """Choose what to learn from; `history` holds the metrics of the rounds before."""
 
     def steps(self, lengths: Indices) -> list[Indices]:
         """The sequences of each optimizer step: `ppo.epochs` shuffled passes."""
         return mini_batches(len(lengths), self.config.ppo.batch_size, self.config.ppo.epochs, self.seed)
 
-    def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Row]:
-        """Keep what the loss needs of the scores on the device of the model; returns rows of advantages."""
+    def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
+        """Keep what the loss needs of the scores on the device of the model; returns the advantage of each step."""
         raise NotImplementedError(f"{type(self).__name__} sets needs_scores, so it has to say what it does with them")

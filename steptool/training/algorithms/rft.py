@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steptool.contracts.columns import Row
 from steptool.models.batch import Indices
-from steptool.records import Trajectory
+from steptool.records import Metric, StepReward, Trajectory
 from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.algorithms.supervised import Supervised
 from steptool.training.plan import grouped_batches, updates_per_epoch
@@ -21,15 +20,12 @@ class RejectionFineTuning(Supervised, Algorithm):
     stage = "rft"
 
     def select(
-        self, trajectories: Sequence[Trajectory], reward_rows: Sequence[Row], history: Sequence[Row]
+        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], history: Sequence[Metric]
     ) -> Selection:
         """The trajectories that the annotator calls solved."""
-        solved = {row["trajectory_id"] for row in reward_rows if row["is_solved"] == 1.0}
+        solved = {reward.trajectory_id for reward in rewards if reward.is_solved == 1.0}
         kept = [t for t in trajectories if t.trajectory_id in solved and t.spans]
-        number: Row = {
-            "stage": self.stage, "round": self.round_index, "update": 0,
-            "name": "kept_trajectories", "value": float(len(kept)),
-        }  # fmt: skip
+        number = Metric(self.stage, self.round_index, 0, "kept_trajectories", float(len(kept)))
         note = f"round {self.round_index}: none of {len(trajectories)} trajectories was solved"
         self._round_size = len(trajectories)
         return Selection(kept, len(trajectories) - len(kept), metrics=[number], note=note)

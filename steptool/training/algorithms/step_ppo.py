@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from steptool.config import Config
-from steptool.contracts.columns import Row
 from steptool.models.actor import ActionOutputs, Actor
-from steptool.records import Trajectory
+from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import step_rewards
 from steptool.rewards.running_scale import RunningScale
 from steptool.training import credit, losses
@@ -61,18 +60,18 @@ class StepPPO(Algorithm):
         self._experience: Experience | None = None
 
     def select(
-        self, trajectories: Sequence[Trajectory], reward_rows: Sequence[Row], history: Sequence[Row]
+        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], history: Sequence[Metric]
     ) -> Selection:
         """The trajectories that have steps and complete rewards.
 
         Raises ValueError if there is none, or if a trajectory has another number of rewards than of steps.
         """
-        rewards = step_rewards(trajectories, reward_rows, self.config.rewards, self.config.ppo.reward)
-        metrics: list[Row] = []
+        composed = step_rewards(trajectories, rewards, self.config.rewards, self.config.ppo.reward)
+        metrics: list[Metric] = []
         if self.config.rewards.normalisation == "running":
-            scale = RunningScale.before(self.round_index, history).after(rewards)
-            rewards, metrics = scale.apply(rewards), scale.rows(self.round_index)
-        kept = [(t, r) for t, r in zip(trajectories, rewards, strict=True) if r is not None and t.spans]
+            scale = RunningScale.before(self.round_index, history).after(composed)
+            composed, metrics = scale.apply(composed), scale.metrics(self.round_index)
+        kept = [(t, r) for t, r in zip(trajectories, composed, strict=True) if r is not None and t.spans]
         for trajectory, reward_T in kept:
             if len(reward_T) != len(trajectory.spans):
                 raise ValueError(
@@ -86,7 +85,7 @@ class StepPPO(Algorithm):
             )
         return Selection([t for t, _ in kept], len(trajectories) - len(kept), [r for _, r in kept], metrics)
 
-    def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Row]:
+    def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
         kl_N = scores.log_probs_N - scores.reference_N
         given = credit.assign(
@@ -102,7 +101,7 @@ class StepPPO(Algorithm):
             scores.log_probs_N, scores.reference_N, scores.values_N, whitened_N, given.returns_N, given.value_mask_N
         )  # fmt: skip
         self._experience = Experience(*(torch.tensor(a, dtype=torch.float32, device=device) for a in arrays))
-        return advantage_rows(selection, kl_N, scores.values_N, given.advantages_N)
+        return advantages_of_steps(selection, kl_N, scores.values_N, given.advantages_N)
 
     def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
         """Clipped policy loss per action token and clipped value loss per value target."""
@@ -161,22 +160,22 @@ def _sums(
     return {name: tensor_N.sum(dtype=torch.float64) for name, tensor_N in per_token.items()}
 
 
-def advantage_rows(selection: Selection, kl_N: Floats, values_N: Floats, advantages_N: Floats) -> list[Row]:
-    """Rows of advantages, one per step. The arrays hold one entry per action token of the selection."""
-    rows: list[Row] = []
+def advantages_of_steps(selection: Selection, kl_N: Floats, values_N: Floats, advantages_N: Floats) -> list[Advantage]:
+    """The advantage of each step. The arrays hold one entry per action token of the selection."""
+    advantages = []
     start = 0
     for trajectory, rewards_T in zip(selection.trajectories, selection.rewards, strict=True):
         for step, ((first, last), reward) in enumerate(zip(trajectory.spans, rewards_T, strict=True)):
             tokens = slice(start, start + last - first)
-            rows.append(
-                {
-                    "trajectory_id": trajectory.trajectory_id,
-                    "step": step,
-                    "reward": float(reward),
-                    "kl": float(kl_N[tokens].sum()),
-                    "value": float(values_N[start]),
-                    "advantage": float(np.mean(advantages_N[tokens])),
-                }
+            advantages.append(
+                Advantage(
+                    trajectory_id=trajectory.trajectory_id,
+                    step=step,
+                    reward=float(reward),
+                    kl=float(kl_N[tokens].sum()),
+                    value=float(values_N[start]),
+                    advantage=float(np.mean(advantages_N[tokens])),
+                )
             )
             start = tokens.stop
-    return rows
+    return advantages

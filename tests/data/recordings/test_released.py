@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config
-from steptool.contracts.tables import read_records, read_rows
+from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.recordings.recording import recording_query, recording_trajectory
@@ -161,12 +161,10 @@ def test_recorded_rewards_are_kept_under_their_annotator(tmp_path):
     (query,) = read_queries(done.queries_path)
     one, two = read_records(done.demonstrations_path, Trajectory)
     assert (one.query_id, two.sample, one.solved, two.solved) == (query.query_id, 1, 1.0, 0.0)
-    rewards = read_rows(done.rewards_path, StepReward)
-    assert {(r["annotator"], r["annotator_version"], r["prompt_hash"]) for r in rewards} == {
-        ("steptool-release", "1", "")
-    }
-    assert [(r["trajectory_id"], r["step"], json.loads(r["votes"])["reward"], r["is_solved"]) for r in rewards] == [
+    rewards = read_records(done.rewards_path, StepReward)
+    assert {(r.annotator, r.annotator_version, r.prompt_hash) for r in rewards} == {("steptool-release", "1", "")}
+    assert [(r.trajectory_id, r.step, json.loads(r.votes)["reward"], r.is_solved) for r in rewards] == [
         (one.trajectory_id, 0, 0.9, None), (one.trajectory_id, 1, 0.5, None), (one.trajectory_id, 2, 1.0, 1.0),
         (two.trajectory_id, 0, 0.0, None), (two.trajectory_id, 1, 0.25, None), (two.trajectory_id, 2, 0.0, 0.0),
     ]  # fmt: skip
-    assert {(r["succ_calling"], r["contribution"]) for r in rewards} == {(None, None)}
+    assert {(r.succ_calling, r.contribution) for r in rewards} == {(None, None)}

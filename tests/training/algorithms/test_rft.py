@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steptool.contracts.columns import Row
 from steptool.models.actor import Actor
 from steptool.models.batch import collate
 from steptool.models.load import load_model
+from steptool.records import StepReward
 from steptool.training.rounds import train_round
 
 
@@ -24,10 +24,10 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def outcomes(rows: list, solved: list[bool]) -> list[Row]:
-    """Rows of REWARDS of the last steps: whether each trajectory was solved."""
+def outcomes(rows: list, solved: list[bool]) -> list[StepReward]:
+    """Rewards of the last steps: whether each trajectory was solved."""
     return [
-        {"trajectory_id": t.trajectory_id, "step": len(t.spans) - 1, "is_solved": float(s)}
+        StepReward(t.trajectory_id, len(t.spans) - 1, "rules", "1", is_solved=float(s))
         for t, s in zip(rows, solved, strict=True)
     ]
 
@@ -40,7 +40,7 @@ def test_rejection_imitates_the_solved_alone(model_dir: Path, tmp_path: Path, ma
         model_dir, model_dir, rows, outcomes(rows, solved), config=config, round_index=0, out_dir=tmp_path / "solved"
     )
     # as many steps as PPO: 10 epochs of 3 batches over all ten trajectories
-    assert len([m for m in result.metrics if m["name"] == "loss"]) == 30
+    assert len([m for m in result.metrics if m.name == "loss"]) == 30
     assert (result.left_out, result.advantages, result.note) == (8, [], "")
     good = [t for t, s in zip(rows, solved, strict=True) if s]
     assert mean_log_prob(tmp_path / "solved", good) > -2
@@ -76,7 +76,7 @@ def test_rejection_carries_its_optimizer_and_its_rate(model_dir: Path, tmp_path:
         )
     moments = load_file(tmp_path / "1" / "training/optimizer.safetensors")
     assert {float(v) for k, v in moments.items() if k.startswith("step/")} == {4.0}
-    assert [m["value"] for m in result.metrics if m["name"] == "learning_rate"] == pytest.approx([7e-4] * 2)
+    assert [m.value for m in result.metrics if m.name == "learning_rate"] == pytest.approx([7e-4] * 2)
 
 
 def test_nothing_solved_passes_the_policy_on(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:

@@ -5,18 +5,16 @@ import numpy as np
 import pytest
 
 from steptool.config import Config
-from steptool.contracts.columns import Row
-from steptool.records import Trajectory
+from steptool.records import StepReward, Trajectory
 from steptool.training.rounds import train_round
 
 
-def scored(trajectories: list[Trajectory], solved: float) -> list[Row]:
+def scored(trajectories: list[Trajectory], solved: float) -> list[StepReward]:
     return [
-        {
-            "trajectory_id": t.trajectory_id, "step": n, "annotator": "rules", "annotator_version": "2",
-            "prompt_hash": "", "succ_calling": 1.0, "contribution": float(n % 2),
-            "is_solved": solved if n == len(t.steps) - 1 else None,
-        }
+        StepReward(
+            t.trajectory_id, n, "rules", "2",
+            succ_calling=1.0, contribution=float(n % 2), is_solved=solved if n == len(t.steps) - 1 else None,
+        )
         for t in trajectories
         for n in range(len(t.steps))
     ]  # fmt: skip
@@ -32,10 +30,10 @@ def test_the_running_scale_goes_on_from_round_to_round(model_dir: Path, tmp_path
             model_dir, model_dir, episodes, rows, config=config, round_index=round_index, history=history,
             out_dir=tmp_path / str(round_index),
         )  # fmt: skip
-        plain = [r["contribution"] if r["is_solved"] is None else r["is_solved"] for r in rows]
+        plain = [r.contribution if r.is_solved is None else r.is_solved for r in rows]
         raw += plain
-        learned = [row["reward"] for row in sorted(done.advantages, key=lambda r: (r["trajectory_id"], r["step"]))]
+        learned = [row.reward for row in sorted(done.advantages, key=lambda r: (r.trajectory_id, r.step))]
         np.testing.assert_allclose(learned, np.array(plain) / np.std(raw), rtol=1e-5)
         history = [*history, *done.metrics]
-    count = [r["value"] for r in history if (r["stage"], r["name"]) == ("rewards", "count")]
+    count = [r.value for r in history if (r.stage, r.name) == ("rewards", "count")]
     assert count == [pytest.approx(len(raw) / 2), pytest.approx(len(raw))]

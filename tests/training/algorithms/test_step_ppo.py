@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from steptool.contracts.columns import to_row
 from steptool.contracts.tables import to_table
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.value_head import ValueHead, save_value_head
@@ -20,7 +21,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def values(result: object, name: str) -> list[float]:
-    return [row["value"] for row in result.metrics if row["name"] == name]
+    return [row.value for row in result.metrics if row.name == name]
 
 
 def test_round_starts_at_kl_0_and_ratio_1(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
@@ -29,7 +30,7 @@ def test_round_starts_at_kl_0_and_ratio_1(model_dir: Path, tmp_path: Path, make:
     result = train_round(model_dir, model_dir, rows, make.scores(rows), config=config, round_index=0, out_dir=tmp_path)
     assert values(result, "ratio_deviation")[0] == pytest.approx(0, abs=1e-5)
     assert values(result, "kl") == pytest.approx([0.0] * 4, abs=1e-6)
-    assert all(abs(row["kl"]) < 1e-5 for row in result.advantages)
+    assert all(abs(row.kl) < 1e-5 for row in result.advantages)
     assert values(result, "ratio_deviation")[1] > 1e-4
     assert sum(values(result, "tokens")) == result.tokens == 2 * sum(t.action_tokens for t in rows)
 
@@ -42,11 +43,11 @@ def test_result_satisfies_the_contracts_and_the_folder_loads(
     result = train_round(
         model_dir, model_dir, rows, make.scores(rows), config=make.config(), round_index=1, out_dir=out
     )
-    to_table(result.metrics, Metric)
-    to_table(result.advantages, Advantage)
+    to_table(map(to_row, result.metrics), Metric)
+    to_table(map(to_row, result.advantages), Advantage)
     assert len(result.advantages) == sum(len(t.spans) for t in rows)
-    assert {row["round"] for row in result.metrics} == {1}
-    assert sorted({row["update"] for row in result.metrics}) == [0, 1, 2, 3]
+    assert {row.round for row in result.metrics} == {1}
+    assert sorted({row.update for row in result.metrics}) == [0, 1, 2, 3]
     assert load_tokenizer(out)("order")["input_ids"] == load_tokenizer(model_dir)("order")["input_ids"]
     assert not torch.equal(load_model(out).lm_head.weight, load_model(model_dir).lm_head.weight)
 
@@ -70,9 +71,9 @@ def test_a_step_reward_sits_on_the_last_token_of_its_step(
     )
     # packed rewards 0 0 | 1 | 0 4: a reward d tokens ahead counts for 2^-d
     expected = [(0.25 * 1 + 0.0625 * 4 + 0.5 * 1 + 0.125 * 4) / 2, 1 + 0.25 * 4, (0.5 * 4 + 4) / 2]
-    assert [r["advantage"] for r in result.advantages] == pytest.approx(expected, rel=1e-5)
-    assert [r["reward"] for r in result.advantages] == [0.0, 1.0, 4.0]
-    assert [r["value"] for r in result.advantages] == [0.0, 0.0, 0.0]
+    assert [r.advantage for r in result.advantages] == pytest.approx(expected, rel=1e-5)
+    assert [r.reward for r in result.advantages] == [0.0, 1.0, 4.0]
+    assert [r.value for r in result.advantages] == [0.0, 0.0, 0.0]
 
 
 def test_missing_rewards_are_left_out_and_counted(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
@@ -86,7 +87,7 @@ def test_missing_rewards_are_left_out_and_counted(model_dir: Path, tmp_path: Pat
     holes = make.scored(rows, [None if i in (1, 4) else r for i, r in enumerate(rewards)])
     mixed = train_round(model_dir, model_dir, rows, holes, config=make.config(), round_index=0, out_dir=tmp_path / "b")
     assert (only.left_out, mixed.left_out) == (0, 2)
-    assert {r["trajectory_id"] for r in mixed.advantages} == {t.trajectory_id for t in kept}
+    assert {r.trajectory_id for r in mixed.advantages} == {t.trajectory_id for t in kept}
     for name, tensor in weights(tmp_path / "a").items():
         assert torch.equal(tensor, weights(tmp_path / "b")[name])
 
@@ -137,7 +138,7 @@ def test_value_head_and_moments_go_on_from_the_folder(model_dir: Path, tmp_path:
     run = {
         "config": make.config(),
         "trajectories": rows,
-        "reward_rows": make.scores(rows),
+        "rewards": make.scores(rows),
         "reference_dir": model_dir,
     }
     train_round(model_dir, round_index=0, out_dir=tmp_path / "one", **run)
@@ -153,7 +154,7 @@ def test_value_head_and_moments_go_on_from_the_folder(model_dir: Path, tmp_path:
     torch.nn.init.constant_(head.out.bias, 3.0)
     save_value_head(head, tmp_path / "two")
     result = train_round(tmp_path / "two", round_index=2, out_dir=tmp_path / "three", **run)
-    assert {round(row["value"], 4) for row in result.advantages} == {3.0}
+    assert {round(row.value, 4) for row in result.advantages} == {3.0}
 
 
 def test_learning_rate_falls_linearly_over_rounds(make: SimpleNamespace) -> None:
@@ -179,11 +180,11 @@ def test_kl_penalty_enters_the_rewards(model_dir: Path, tmp_path: Path, make: Si
     result = train_round(
         tmp_path / "moved", model_dir, rows, zero, config=config, round_index=1, out_dir=tmp_path / "next"
     )
-    assert max(abs(row["kl"]) for row in result.advantages) > 0.05
+    assert max(abs(row.kl) for row in result.advantages) > 0.05
     for t in rows:
-        own = [row for row in result.advantages if row["trajectory_id"] == t.trajectory_id]
-        expected = -0.5 * np.cumsum([row["kl"] for row in own][::-1])[::-1]
-        assert [row["advantage"] for row in own] == pytest.approx(expected.tolist(), abs=1e-5)
+        own = [row for row in result.advantages if row.trajectory_id == t.trajectory_id]
+        expected = -0.5 * np.cumsum([row.kl for row in own][::-1])[::-1]
+        assert [row.advantage for row in own] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_rewarded_tokens_become_likelier(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
