@@ -18,11 +18,10 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from steptool.chat.codec import ChatCodec
 from steptool.config import Config, RolloutConfig
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
-from steptool.models.load import load_model, load_tokenizer, prepare_base
+from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.local import LocalPolicy
 from steptool.records import Query, StepReward, Trajectory
 from steptool.rewards.agreement import auroc, confusion, kappa
@@ -32,7 +31,7 @@ from steptool.rollout.runner import roll_out
 
 def play(folder: str, queries: Sequence[Query], config: Config) -> list[Trajectory]:
     """One sampled episode a query."""
-    model, codec = load_model(folder), ChatCodec(load_tokenizer(folder))
+    model, codec = load_model(folder), load_codec(folder)
     rollout, room = RolloutConfig(temperature=1.0), config.policy.max_context
     with closing(LocalPolicy(model, codec, name="p", rollout=rollout, max_context=room, seed=0)) as policy:
         return [episode.trajectory for episode in roll_out(policy, queries, DeskEnvironment())]

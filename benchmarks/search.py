@@ -15,11 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steptool.chat.codec import ChatCodec
 from steptool.config import Config, SearchConfig
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
-from steptool.models.load import load_model, load_tokenizer, prepare_base
+from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.local import LocalPolicy
 from steptool.records import Query, Trajectory
 from steptool.rollout.runner import roll_out
@@ -64,7 +63,7 @@ def report(way: str, tree: Played, chain: Played) -> None:
 
 def compare(folder: str, config: Config, queries: Sequence[Query]) -> None:
     """Play the tasks each way and print what came of it."""
-    model, codec = load_model(folder), ChatCodec(load_tokenizer(folder), config.policy.chat_format)
+    model, codec = load_model(folder), load_codec(folder, config.policy.chat_format)
 
     def play(decoding: Decoding, search: SearchConfig | None) -> Played:
         room, seed = config.policy.max_context, config.seed

@@ -39,16 +39,16 @@ class WarmStarted(NamedTuple):
 def prepare(
     config: Config, queries: Parquet, demonstrations: Parquet, quarantine: FlyteFile, history: Parquet
 ) -> Prepared:
-    """Put the base model in place, check that prompts fit its context, and encode the demonstrations.
+    """Put the base model in place, try it, check that prompts fit its context, and encode the demonstrations.
 
     Demonstrations that the model cannot learn from are counted and put into the quarantine.
     """
     watch = Stopwatch("prepare")
     from steptool.artifacts.lineage import sign
     from steptool.artifacts.queries import read_queries
-    from steptool.chat.codec import ChatCodec
     from steptool.contracts.tables import read_records, write_records
-    from steptool.models.load import load_tokenizer, prepare_base
+    from steptool.models.load import load_codec, load_model, prepare_base
+    from steptool.policies.trial import try_model
     from steptool.records import Query, Trajectory
     from steptool.training.demonstrations import encode_demonstrations, iterate_texts, select_fitting
 
@@ -58,8 +58,9 @@ def prepare(
     chosen = localize(config, make_folder("fetched"), "policy.base").policy
     base = prepare_base(chosen, iterate_texts(read, recorded), config.seed, folder)
     sign(base, None, "base", [], note=config.policy.base)
-    codec = ChatCodec(load_tokenizer(base), config.policy.chat_format)
+    codec = load_codec(base, config.policy.chat_format)
     kept = select_fitting(read, codec, config)
+    try_model(load_model(base), codec, kept, config)
     lessons = encode_demonstrations(kept, recorded, codec, config.policy.max_context)
     say("prepare", f"base model '{config.policy.base}', {len(kept)} of {len(read)} prompts fit its context")
     for name, number in lessons.counts().items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,10 @@ class Encoded:
 
 
 class ChatCodec:
-    """Messages to tokens and sampled tokens to calls. `end_ids` are the tokens that end an assistant's turn.
+    """Messages to tokens and sampled tokens to calls.
+
+    `end_ids` are the tokens that end an assistant's turn: the chat template's, the tokenizer's and those given, which
+    are the ones that the model's generation configuration names.
 
     `chat_format` is "auto" or the name of a format. Where the chat template does not write calls in that format, it is
     given messages of plain text (`steptool.chat.plain`), and `native` is false.
@@ -67,7 +70,9 @@ class ChatCodec:
     a form that no format reads, no single token that ends a turn, or a turn rendered differently once others follow it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_format: str = AUTO) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chat_format: str = AUTO, end_ids: Iterable[int] = ()
+    ) -> None:
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
             raise ValueError(
@@ -77,7 +82,7 @@ class ChatCodec:
         own = self._own_format()
         self.format = self._auto_format(own) if chat_format == AUTO else FORMATS[ChatFormat(chat_format)]
         self.native = self.format is own
-        self.end_ids = {self.end_id} | ({tokenizer.eos_token_id} - {None})
+        self.end_ids = {self.end_id, *end_ids} | ({tokenizer.eos_token_id} - {None})
         if self.format is LLAMA and _LLAMA_END in tokenizer.get_added_vocab():
             self.end_ids.add(int(tokenizer.convert_tokens_to_ids(_LLAMA_END)))
         added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}

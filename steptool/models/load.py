@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from steptool.chat.codec import AUTO, ChatCodec
 from steptool.config import PolicyConfig
 
 EMBEDDED = Path(__file__).parents[1] / "environments" / "desk" / "base"
@@ -65,12 +67,31 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
     _check_folder(folder, ("*.safetensors",), "weights", _CONVERT)
     load_tokenizer(folder)
     with _without_remote_code(folder):
-        model = AutoModelForCausalLM.from_pretrained(
-            os.fspath(folder), dtype="auto", use_safetensors=True, trust_remote_code=False
+        model, report = AutoModelForCausalLM.from_pretrained(
+            os.fspath(folder), dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{folder}: the weights hold no {', '.join(missing[:3])} ({len(missing)} of the model's parameters are "
+            f"missing; unknown are {sorted(report['unexpected_keys'])[:3]}): these would be random. Save the model "
+            "with save_pretrained, so that the names are those of its class"
         )
     if model.dtype != torch.bfloat16:
         model = model.float()
     return model.to(device()).eval()
+
+
+def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO) -> ChatCodec:
+    """The chat codec of a model folder or Hub id; a turn ends with each token that the folder names as an end.
+
+    Raises ModelError and ValueError as `load_tokenizer` and `ChatCodec` do.
+    """
+    tokenizer = load_tokenizer(folder)
+    try:
+        end = GenerationConfig.from_pretrained(os.fspath(folder)).eos_token_id
+    except OSError:  # a folder needs no generation configuration
+        end = None
+    return ChatCodec(tokenizer, chat_format, [end] if isinstance(end, int) else end or [])
 
 
 def device() -> torch.device:

@@ -65,14 +65,13 @@ def _make_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Tra
 
 
 def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
-    from steptool.chat.codec import ChatCodec
-    from steptool.models.load import EMBEDDED, load_model, load_tokenizer
+    from steptool.models.load import EMBEDDED, load_codec, load_model
     from steptool.policies.local import LocalPolicy
 
     folder = EMBEDDED if policy.model == "embedded" else policy.model
     return LocalPolicy(
         load_model(folder),
-        ChatCodec(load_tokenizer(folder), config.policy.chat_format),
+        load_codec(folder, config.policy.chat_format),
         name=policy.name,
         rollout=config.rollout,
         max_context=config.policy.max_context,

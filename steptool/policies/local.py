@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import RolloutConfig, SearchConfig
+from steptool.policies.attention import check_context
 from steptool.policies.prompts import Prompt, Prompter
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
 from steptool.rollout.episode import Episode
@@ -62,6 +63,7 @@ class LocalPolicy(Policy):
         self.capacity, self.max_steps = rollout.batch_size, rollout.max_steps
         self._model, self._codec, self._rollout, self._seed = model, codec, rollout, seed
         self._prompter = Prompter(codec, max_context, rollout.max_new_tokens)
+        check_context(model, max_context)
         self._was_training = model.training
         model.eval()
         self._rows: list[_Seat | None] = []

@@ -6,7 +6,6 @@ by side without holes: a row can be extended by an observation, or given to anot
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+
+from steptool.policies.attention import AttentionMasks, forward_options
 
 _CHUNK = 64
 """The cache grows by half, to a multiple of this number of slots."""
@@ -138,7 +139,7 @@ class BatchSampler:
         temperature: float = 1.0,
         greedy: bool = False,
     ) -> None:
-        self._options = _forward_options(model)
+        self._masks, self._options = AttentionMasks(model), forward_options(model)
         self._model, self._device = model, model.device
         self._temperature, self._greedy, self._max_new = temperature, greedy, max_new_tokens
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
@@ -180,8 +181,7 @@ class BatchSampler:
         spare = self._cache.grow(self._length)
         written = torch.where(self._sampling, self._position, spare)
         self._cache.aim(None, written[:, None], None, self._length)
-        slots = torch.arange(self._length, device=self._device)
-        logits_BV = self._forward(self._last[:, None], self._position[:, None], slots <= self._position[:, None, None])
+        logits_BV = self._forward(self._last[:, None], self._position[:, None], self._length)
         going = self._sampling
         self._position += going
         self._record(self._rows, logits_BV, going)
@@ -228,23 +228,19 @@ class BatchSampler:
         rows = torch.tensor([f.row for f in feeds], device=self._device)
         padded = None if bool(real_RM.all()) else real_RM
         self._cache.aim(rows, position_RM, padded, length)
-        visible = torch.arange(length, device=self._device) <= position_RM[:, :, None]
-        logits_RV = self._forward(ids_RM, position_RM, visible)
+        logits_RV = self._forward(ids_RM, position_RM, length)
         self._position[rows] = position_RM[:, -1] + 1
         self._count[rows] = 0
         self._uniforms[rows] = uniforms.to(self._device)
         self._open.update(f.row for f in feeds)
         self._record(rows, logits_RV, torch.ones_like(rows, dtype=torch.bool))
 
-    def _forward(self, ids_RM: Tensor, position_RM: Tensor, visible_RMS: Tensor) -> Tensor:
+    def _forward(self, ids_RM: Tensor, position_RM: Tensor, length: int) -> Tensor:
         """Logits [R, V] after the last token of each row."""
-        dtype = self._model.dtype
-        mask = torch.zeros(visible_RMS.shape, dtype=dtype, device=self._device)
-        mask.masked_fill_(~visible_RMS, torch.finfo(dtype).min)
         output = self._model(
             input_ids=ids_RM,
             position_ids=position_RM,
-            attention_mask=mask[:, None],
+            attention_mask=self._masks.build(position_RM, length),
             past_key_values=self._cache,
             use_cache=True,
             **self._options,
@@ -290,17 +286,3 @@ def _groups(feeds: Sequence[Feed]) -> Iterator[list[Feed]]:
         tokens += width
     if group:
         yield group
-
-
-def _forward_options(model: PreTrainedModel) -> dict[str, Any]:
-    """Check that the model can be run this way. Raises ValueError saying what it lacks."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    accepted = inspect.signature(inner.forward).parameters
-    if "position_ids" not in accepted or "past_key_values" not in accepted:
-        raise ValueError(f"{type(inner).__name__} takes no position_ids or no past_key_values; use a decoder that does")
-    attention = model.config._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        raise ValueError(
-            f"attention implementation '{attention}' takes no masks; load the model with 'sdpa' or 'eager'"
-        )
-    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}

@@ -152,11 +152,13 @@ def _qwen(vocabulary: int) -> PreTrainedModel:
 
 def _llama(vocabulary: int) -> PreTrainedModel:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, **sizes))
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=8192, **sizes)
+    )
 
 
 def _gpt2(vocabulary: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=2048))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=8192))
 
 
 @pytest.fixture(params=[_qwen, _llama, _gpt2], ids=["qwen3", "llama", "gpt2"])

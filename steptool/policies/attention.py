@@ -1,0 +1,124 @@
+"""Which tokens a layer sees, for rows of different lengths in one batch; and which models can be run this way."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+_FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+_LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""Rotary position embeddings that change for all tokens when a text grows beyond its original length."""
+
+
+class AttentionMasks:
+    """The additive masks of a model's layers.
+
+    A layer sees every earlier token (full attention), the last `sliding_window` of them, or those of its own chunk of
+    `attention_chunk_size`. The library cannot tell rows of different lengths apart, so the masks are made here.
+
+    Raises ValueError, with the remedy, for a model whose layers keep anything but keys and values, or that takes no
+    positions or masks.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._device, self._dtype = model.device, model.dtype
+        config: Any = causal_model(model).config.get_text_config()
+        self._kinds = layer_kinds(config)
+        self._window = int(getattr(config, "sliding_window", None) or 0)
+        self._chunk = int(getattr(config, "attention_chunk_size", None) or 0)
+        _check_runs(model, self._kinds)
+
+    def build(self, position_RM: Tensor, length: int) -> Tensor | dict[str, Tensor]:
+        """Masks [R, 1, M, length] of tokens at these positions, over the slots 0 to length - 1; 0 where one is seen.
+
+        One mask for a model whose layers are all alike, else one for each kind of layer.
+        """
+        masks = {kind: self._additive(self._visible(kind, position_RM, length)) for kind in self._kinds}
+        return next(iter(masks.values())) if len(masks) == 1 else masks
+
+    def _visible(self, kind: str, position_RM: Tensor, length: int) -> Tensor:
+        slot = torch.arange(length, device=self._device)
+        position_RM1 = position_RM[:, :, None]
+        visible_RMS = slot <= position_RM1
+        if kind == _SLIDING:
+            visible_RMS = visible_RMS & (slot > position_RM1 - self._window)
+        elif kind == _CHUNKED:
+            visible_RMS = visible_RMS & (slot // self._chunk == position_RM1 // self._chunk)
+        return visible_RMS
+
+    def _additive(self, visible_RMS: Tensor) -> Tensor:
+        mask = torch.zeros(visible_RMS.shape, dtype=self._dtype, device=self._device)
+        mask.masked_fill_(~visible_RMS, torch.finfo(self._dtype).min)
+        return mask[:, None]
+
+
+def causal_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The Hugging Face model inside one that may be wrapped by peft."""
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner
+
+
+def layer_kinds(config: Any) -> list[str]:
+    """The kinds of a model's layers, each once, by the names that its configuration gives them."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return sorted(set(kinds))
+    return [_SLIDING if getattr(config, "sliding_window", None) else _FULL]
+
+
+def forward_options(model: PreTrainedModel) -> dict[str, Any]:
+    """Arguments that spare a forward pass the logits of all tokens but the last."""
+    accepted = inspect.signature(causal_model(model).forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+
+def check_context(model: PreTrainedModel, max_context: int) -> None:
+    """Raise ValueError if the model cannot read `max_context` tokens, or reads them differently bit by bit."""
+    name, config = type(causal_model(model)).__name__, causal_model(model).config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_context > positions:
+        raise ValueError(
+            f"{name} has positions for {positions} tokens, policy.max_context is {max_context}; lower max_context"
+        )
+    limit = _rope_limit(config)
+    if limit is not None and max_context > limit:
+        raise ValueError(
+            f"{name} turns its positions differently once a text has more than {limit} tokens, which a KV cache cannot "
+            f"follow; policy.max_context is {max_context}: lower it to {limit}"
+        )
+
+
+def _rope_limit(config: Any) -> int | None:
+    """The length from which on rotary positions depend on how long the text is; None if they never do."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    for rope in nested or [parameters]:
+        if rope.get("rope_type") in _LENGTH_DEPENDENT:
+            limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            return int(getattr(config, "original_max_position_embeddings", None) or limit)
+    return None
+
+
+def _check_runs(model: PreTrainedModel, kinds: list[str]) -> None:
+    inner = causal_model(model)
+    name = type(inner).__name__
+    others = sorted(set(kinds) - {_FULL, _SLIDING, _CHUNKED})
+    if others or getattr(inner, "_is_stateful", False) or "local" in getattr(inner.config, "attention_layers", ()):
+        raise ValueError(
+            f"{name} cannot be played by our engine: its layers ({', '.join(others or kinds)}) keep a state that "
+            "cannot be taken back to an earlier token, or make masks of their own; choose a model of plain or sliding "
+            "attention (Qwen3, Llama, Mistral, Gemma, Phi-3, gpt-oss, OLMo and others), or evaluate this one behind an "
+            "endpoint"
+        )
+    accepted = inspect.signature(inner.forward).parameters
+    if "position_ids" not in accepted or "past_key_values" not in accepted:
+        raise ValueError(f"{name} takes no position_ids or no past_key_values; use a decoder that does")
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise ValueError(
+            f"attention implementation '{attention}' takes no masks; load the model with 'sdpa' or 'eager'"
+        )

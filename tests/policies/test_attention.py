@@ -1,0 +1,111 @@
+"""Log-probabilities of turns that are sampled with a cache, against a model's own, for every kind of attention."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from steptool.policies.attention import AttentionMasks, check_context
+from steptool.policies.sampler import BatchSampler, Feed
+
+SIZES = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4} | {
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
+}  # fmt: skip
+WINDOW = {"sliding_window": 16}
+MIXED = WINDOW | {"layer_types": ["full_attention", "sliding_attention"] * 2}
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+PLAYED = {
+    "llama": {}, "qwen3": {}, "gemma": {}, "glm4": {}, "granite": {},
+    "qwen2": WINDOW | {"use_sliding_window": True, "max_window_layers": 2},
+    "mistral": WINDOW, "ministral": MIXED, "mixtral": WINDOW | EXPERTS, "phi3": WINDOW, "starcoder2": WINDOW,
+    "gemma2": WINDOW | {"query_pre_attn_scalar": 8}, "gemma3_text": MIXED | {"query_pre_attn_scalar": 8},
+    "gpt_oss": WINDOW | EXPERTS, "olmo3": MIXED, "cohere2": MIXED, "exaone4": WINDOW | {"sliding_window_pattern": 2},
+    "smollm3": MIXED | {"use_sliding_window": True, "no_rope_layers": [1, 0, 1, 0]},
+    "llama4_text": {"attention_chunk_size": 16, "intermediate_size_mlp": 48, "no_rope_layers": [1, 1, 1, 0]} | EXPERTS,
+}  # fmt: skip
+REFUSED = {
+    "qwen3_next": {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32},
+    "qwen3_5_text": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1},
+    "mamba": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "num_heads": 4},
+}
+
+
+def build(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """A model of random weights that make peaked distributions."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**{**SIZES, **settings})).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    return model
+
+
+def sample_two_turns(model: PreTrainedModel) -> list[tuple[list[int], list[int], list[float]]]:
+    """Tokens, places and log-probabilities of what is sampled in rows of 5, 40 and 70 tokens, side by side."""
+    random = np.random.default_rng(0)
+    sampler = BatchSampler(model, 3, {1}, max_new_tokens=12)
+    rows: list[tuple[list[int], list[int], list[float]]] = [
+        (random.integers(2, 120, size).tolist(), [], []) for size in (5, 40, 70)
+    ]
+    cached = [0, 0, 0]
+    for _ in range(2):
+        uniforms = random.random((3, 12), dtype=np.float32)
+        sampler.feed([Feed(n, cached[n], ids[cached[n] :], uniforms[n]) for n, (ids, _, _) in enumerate(rows)])
+        while sampler.ended < 3:
+            sampler.step()
+        for turn in sampler.take():
+            ids, places, logprobs = rows[turn.row]
+            places += range(len(ids), len(ids) + len(turn.ids))
+            logprobs += turn.logprobs.tolist()
+            ids += turn.ids
+            cached[turn.row] = len(ids) - 1
+            ids += random.integers(2, 120, 7).tolist()
+    return rows
+
+
+@pytest.mark.parametrize("kind", PLAYED)
+@torch.inference_mode()
+def test_sampled_logprobs_are_the_models_own(kind: str) -> None:
+    model = build(kind, PLAYED[kind])
+    for ids, places, logprobs in sample_two_turns(model):
+        own = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        expected = own[np.asarray(places) - 1, np.asarray(ids)[places]]
+        np.testing.assert_allclose(logprobs, expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_models_that_keep_another_state_are_refused_by_name(kind: str) -> None:
+    model = build(kind, REFUSED[kind])
+    with pytest.raises(ValueError, match=rf"{type(model).__name__} cannot be played by our engine.*choose a model"):
+        BatchSampler(model, 1, set(), max_new_tokens=1)
+
+
+def test_what_each_kind_of_layer_sees() -> None:
+    model = build("cohere2", {**MIXED, "sliding_window": 2})
+    masks = AttentionMasks(model).build(torch.tensor([[3], [1]]), 5)
+    assert isinstance(masks, dict)
+    seen = {kind: (mask[:, 0, 0] == 0).int().tolist() for kind, mask in masks.items()}
+    assert seen == {
+        "full_attention": [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]],
+        "sliding_attention": [[0, 0, 1, 1, 0], [1, 1, 0, 0, 0]],
+    }
+
+
+def test_a_context_longer_than_the_positions_is_refused() -> None:
+    check_context(build("llama", {}), 512)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM has positions for 512 tokens, policy.max_context is 513"):
+        check_context(build("llama", {}), 513)
+
+
+def test_positions_that_depend_on_the_length_of_the_text_are_refused_beyond_it() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = build("phi3", {"rope_parameters": rope, "original_max_position_embeddings": 128})
+    check_context(model, 128)
+    with pytest.raises(ValueError, match=r"once a text has more than 128 tokens.*lower it to 128"):
+        check_context(model, 129)
