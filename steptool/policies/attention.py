@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from steptool.models.logprobs import causal_lm
+
 _FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 _LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """Rotary position embeddings that change for all tokens when a text grows beyond its original length."""
@@ -26,7 +28,7 @@ class AttentionMasks:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._device, self._dtype = model.device, model.dtype
-        config: Any = causal_model(model).config.get_text_config()
+        config: Any = causal_lm(model).config.get_text_config()
         self._kinds = layer_kinds(config)
         self._window = int(getattr(config, "sliding_window", None) or 0)
         self._chunk = int(getattr(config, "attention_chunk_size", None) or 0)
@@ -56,12 +58,6 @@ class AttentionMasks:
         return mask[:, None]
 
 
-def causal_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The Hugging Face model inside one that may be wrapped by peft."""
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner
-
-
 def layer_kinds(config: Any) -> list[str]:
     """The kinds of a model's layers, each once, by the names that its configuration gives them."""
     kinds = getattr(config, "layer_types", None)
@@ -72,13 +68,13 @@ def layer_kinds(config: Any) -> list[str]:
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:
     """Arguments that spare a forward pass the logits of all tokens but the last."""
-    accepted = inspect.signature(causal_model(model).forward).parameters
+    accepted = inspect.signature(causal_lm(model).forward).parameters
     return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
 
 def check_context(model: PreTrainedModel, max_context: int) -> None:
     """Raise ValueError if the model cannot read `max_context` tokens, or reads them differently bit by bit."""
-    name, config = type(causal_model(model)).__name__, causal_model(model).config.get_text_config()
+    name, config = type(causal_lm(model)).__name__, causal_lm(model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_context > positions:
         raise ValueError(
@@ -104,7 +100,7 @@ def _rope_limit(config: Any) -> int | None:
 
 
 def _check_runs(model: PreTrainedModel, kinds: list[str]) -> None:
-    inner = causal_model(model)
+    inner = causal_lm(model)
     name = type(inner).__name__
     others = sorted(set(kinds) - {_FULL, _SLIDING, _CHUNKED})
     if others or getattr(inner, "_is_stateful", False) or "local" in getattr(inner.config, "attention_layers", ()):

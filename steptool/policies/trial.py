@@ -14,7 +14,8 @@ from steptool.config import Config
 from steptool.models.actor import score_actions
 from steptool.models.batch import collate
 from steptool.models.load import ModelError
-from steptool.policies.attention import causal_model, check_context
+from steptool.models.logprobs import causal_lm
+from steptool.policies.attention import check_context
 from steptool.policies.sampler import BatchSampler, Feed
 from steptool.records import Query
 from steptool.rollout.episode import opening
@@ -42,7 +43,7 @@ def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query]
     Raises ModelError, with the remedy, for a model that cannot be played or trained: weights that are no numbers, a
     context longer than its positions, layers that the sampler does not know, log-probabilities that differ.
     """
-    name = type(causal_model(model)).__name__
+    name = type(causal_lm(model)).__name__
     try:
         _check_weights(model)
         check_context(model, config.policy.max_context)
