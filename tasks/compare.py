@@ -47,6 +47,7 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
     from steptool.contracts.tables import read_records, read_rows, write_rows
     from steptool.judge.outcome_judge import judge_outcomes
     from steptool.judge.verdicts import read_verdicts
+    from steptool.judge.votes import count_reasons
     from steptool.records import Evaluation, Preference, Trajectory, Verdict
 
     files = localize(config, make_folder("fetched"), "evaluation.verdicts").evaluation.verdicts
@@ -62,6 +63,8 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
         outcomes = judge_outcomes(config.rewards.judge, queries_by_id, episodes)
         verdicts, preferences, counts = verdicts + outcomes.verdicts, outcomes.preferences, outcomes.counts
         say("judge", f"{len(outcomes.verdicts)} verdicts, {len(preferences)} preferences")
+        if outcomes.missing:
+            say("judge", f"votes are missing: {count_reasons(outcomes.missing)}")
     target = make_folder("judged")
     return Judged(
         Parquet(str(write_rows(target / names.VERDICTS, verdicts, Verdict, watch.cost(counts=counts)))),

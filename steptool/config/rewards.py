@@ -42,6 +42,9 @@ class AuditConfig(StrictModel):
     unchecked."""
     min_kappa: Annotated[float, Field(ge=-1, le=1)] = -1.0
     """Cohen's kappa, at least, with the second opinion on whether a step contributes; -1: unchecked."""
+    require_signal: bool = True
+    """Stop where step rewards carry no signal: every Contribution is 0 although solved episodes have successful calls,
+    or the mean Contribution ranks unsolved above solved episodes beyond chance (AUROC below .5)."""
     max_farming: Annotated[float, Field(ge=-1, le=1)] = 1.0
     """Correlation, at most, of an episode's step rewards with its number of steps; 1: unchecked."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -58,6 +59,14 @@ class RemoteAnnotator(Annotator, Protocol):
 
     def counts(self) -> dict[str, float]:
         """Requests, replies and costs until now, by name."""
+        ...
+
+    def missing_reasons(self) -> Counter[str]:
+        """Scores that could not be had until now, counted by reason."""
+        ...
+
+    def require_votes(self) -> None:
+        """Raise an error that says why, if scores were asked for and none came."""
         ...
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ After ToolEval (arXiv 2307.16789) and StableToolBench (arXiv 2403.07714); the pr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -118,6 +119,14 @@ class OutcomeJudge:
         """Requests, replies and costs until now, by name."""
         return self._panel.counts()
 
+    def missing_reasons(self) -> Counter[str]:
+        """The missing votes until now, counted by reason."""
+        return self._panel.missing_reasons()
+
+    def require_votes(self) -> None:
+        """Raise JudgeError if votes were asked for and none was given."""
+        self._panel.require_votes()
+
     def close(self) -> None:
         """Close the endpoint."""
         self._panel.close()
@@ -168,6 +177,8 @@ class Outcomes:
     verdicts: list[Row]
     preferences: list[Row]
     counts: dict[str, float]
+    missing: Counter[str]
+    """Missing votes by reason."""
 
 
 def judge_outcomes(
@@ -175,7 +186,7 @@ def judge_outcomes(
 ) -> Outcomes:
     """Verdicts on every model's episodes, and preferences between every two models, later against earlier.
 
-    `queries` by id; `episodes` by model, one per query.
+    `queries` by id; `episodes` by model, one per query. Raises JudgeError if the judge gives no vote at all.
     """
     with closing(OutcomeJudge(config)) as judge:
         verdicts = [
@@ -188,4 +199,5 @@ def judge_outcomes(
             against = {t.query_id: t for t in theirs}
             triples = [(queries[t.query_id], t, against[t.query_id]) for t in ours]
             preferences += judge.preferences(model, other, triples)
-        return Outcomes(verdicts, preferences, judge.counts())
+        judge.require_votes()
+        return Outcomes(verdicts, preferences, judge.counts(), judge.missing_reasons())

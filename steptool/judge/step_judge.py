@@ -6,6 +6,7 @@ for the whole. A vote that cannot be had is missing; a score without any vote is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -109,6 +110,14 @@ class StepJudge:
     def counts(self) -> dict[str, float]:
         """Requests, replies and costs until now, by name."""
         return self._panel.counts()
+
+    def missing_reasons(self) -> Counter[str]:
+        """The missing votes until now, counted by reason."""
+        return self._panel.missing_reasons()
+
+    def require_votes(self) -> None:
+        """Raise JudgeError if votes were asked for and none was given."""
+        self._panel.require_votes()
 
     def close(self) -> None:
         """Close the endpoint."""

@@ -36,13 +36,18 @@ class Vote(Generic[T]):
     problem: str = ""
 
 
+class JudgeError(Exception):
+    """A judge that gave no vote at all. The text says why, counted by reason."""
+
+
 class VotePanel:
     """Asks the same question several times. The deadline for all votes is counted from the making of the panel."""
 
     def __init__(self, endpoint: Endpoint, config: JudgeConfig) -> None:
         self._config, self._endpoint = config, endpoint
         self._deadline = time.monotonic() + config.deadline
-        self._counts, self._lock = Counter[str](), threading.Lock()
+        self._counts, self._problems, self._lock = Counter[str](), Counter[str](), threading.Lock()
+        self._given = 0
 
     def ask(self, question: Question[T], text: str) -> list[Vote[T]]:
         """The configured number of votes on a text. Raises EndpointRefused if the endpoint takes no request at all."""
@@ -53,6 +58,17 @@ class VotePanel:
         with self._lock:
             own = {name: self._counts[name] for name in ("answers of no use", "votes missing")}
         return {**self._endpoint.usage.counts(), **own}
+
+    def missing_reasons(self) -> Counter[str]:
+        """The missing votes until now, counted by the last problem of each."""
+        with self._lock:
+            return Counter(self._problems)
+
+    def require_votes(self) -> None:
+        """Raise JudgeError if votes were asked for and none was given."""
+        reasons = self.missing_reasons()
+        if reasons and not self._given:
+            raise JudgeError(f"the judge gave no vote: {count_reasons(reasons)}")
 
     def close(self) -> None:
         """Close the endpoint."""
@@ -69,7 +85,10 @@ class VotePanel:
                     vote=number,
                     deadline=self._deadline,
                 )
-                return Vote(question.read(_arguments(reply.message, _function_name(question))))
+                answer = question.read(_arguments(reply.message, _function_name(question)))
+                with self._lock:
+                    self._given += 1
+                return Vote(answer)
             except EndpointRefused:
                 raise
             except EndpointError as error:
@@ -79,11 +98,21 @@ class VotePanel:
                 problems.append(str(error))
                 self._count("answers of no use")
         self._count("votes missing")
+        with self._lock:
+            self._problems[problems[-1]] += 1
         return Vote(None, problems[-1])
 
     def _count(self, name: str) -> None:
         with self._lock:
             self._counts[name] += 1
+
+
+def count_reasons(reasons: Mapping[str, int], most: int = 3) -> str:
+    """The most frequent reasons with their numbers, in one line."""
+    ranked = sorted(reasons.items(), key=lambda item: -item[1])
+    rest = sum(count for _, count in ranked[most:])
+    parts = [f"{count} × {reason}" for reason, count in ranked[:most]]
+    return "; ".join([*parts, *([f"{rest} × something else"] if rest else [])])
 
 
 def prompt_hash(question: Question[Any], *parts: object) -> str:

@@ -71,6 +71,12 @@ def auroc(scores_N: npt.ArrayLike, positive_N: npt.ArrayLike) -> Estimate | None
     return Estimate(area, max(0.0, area - reach), min(1.0, area + reach), ups + downs)
 
 
+def chance_auroc(positives: int, negatives: int) -> tuple[float, float]:
+    """The AUROC's range in 95% of the cases for scores that say nothing (normal approximation of the rank test)."""
+    deviation = math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
+    return 0.5 - Z95 * deviation, 0.5 + Z95 * deviation
+
+
 def ranks(values_N: Floats) -> Floats:
     """Ranks from 1, of equal values the mean of theirs."""
     _, place_N, counts_V = np.unique(values_N, return_inverse=True, return_counts=True)

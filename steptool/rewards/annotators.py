@@ -12,7 +12,7 @@ from steptool.artifacts.queries import QueryTable
 from steptool.config import JudgeConfig
 from steptool.contracts.tables import iterate_records, write_records
 from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore
-from steptool.judge.votes import replace_surrogates
+from steptool.judge.votes import count_reasons, replace_surrogates
 from steptool.records import Cost, Query, StepReward, Trajectory
 from steptool.rewards.rules import DataFlowRules, OverlapRules
 from steptool.rewards.truth import Truth
@@ -47,6 +47,12 @@ def open_annotator(name: str, judge: JudgeConfig | None = None) -> Iterator[Anno
 def annotator_counts(annotator: Annotator) -> dict[str, float]:
     """Requests, replies and costs of an annotator until now; empty for one that asks nobody."""
     return annotator.counts() if isinstance(annotator, RemoteAnnotator) else {}
+
+
+def missing_reasons(annotator: Annotator) -> str:
+    """Why scores are missing, counted by reason, in one line; empty if none are."""
+    reasons = annotator.missing_reasons() if isinstance(annotator, RemoteAnnotator) else {}
+    return count_reasons(reasons)
 
 
 def annotate(queries: Iterable[Query], trajectories: Iterable[Trajectory], annotator: Annotator) -> list[StepReward]:
@@ -108,6 +114,16 @@ def annotate_file(
     target: str | os.PathLike[str],
     cost: Callable[[], Cost] | None = None,
 ) -> Path:
-    """Write the rewards of a file of trajectories as a stream, in the order of the file. Raises as `annotate` does."""
+    """Write the rewards of a file of trajectories as a stream, in the order of the file.
+
+    Raises what `annotate` raises, and JudgeError for a judge that gives no vote at all; then there is no file.
+    """
     rows = score_steps(QueryTable(queries), iterate_records(trajectories, Trajectory), annotator)
-    return write_records(target, rows, StepReward, cost)
+    return write_records(target, _require_votes(rows, annotator), StepReward, cost)
+
+
+def _require_votes(rows: Iterable[StepReward], annotator: Annotator) -> Iterator[StepReward]:
+    """The rows, and an error after the last one if a remote annotator could score none of them."""
+    yield from rows
+    if isinstance(annotator, RemoteAnnotator):
+        annotator.require_votes()

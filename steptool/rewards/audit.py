@@ -7,7 +7,8 @@ tool earns, and how far the rewards have moved since an earlier run.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,6 +21,7 @@ from steptool.records import Query, StepReward, StepStatus, Trajectory
 from steptool.rewards.agreement import (
     Estimate,
     auroc,
+    chance_auroc,
     confusion,
     difference,
     kappa,
@@ -63,6 +65,14 @@ class Separation:
     figure: str
     """contribution: mean over the calls; steps: sum of the composed rewards before the last step; is_solved."""
     auroc: Estimate | None
+    solved: int
+    """Solved episodes among those of the AUROC."""
+
+    def is_reversed(self) -> bool:
+        """Whether unsolved episodes have the higher figure, more clearly than chance would have it (5%, two-sided)."""
+        if self.auroc is None:
+            return False
+        return self.auroc.value < chance_auroc(self.solved, self.auroc.n - self.solved)[0]
 
 
 @dataclass(frozen=True)
@@ -100,8 +110,16 @@ class Audit:
     steps: int
     missing: Mapping[str, float]
     """Share of the steps that ought to have a component and have none."""
+    reasons: Mapping[str, int]
+    """Missing votes by reason, as the annotator gave them."""
     left_out: float
     """Share of the episodes without a composed reward."""
+    idle: float | None
+    """Share of the calls with a Contribution of 0; None without any Contribution."""
+    solved_calls: int
+    """Successful calls with a Contribution in solved episodes."""
+    step_rewards: bool
+    """Whether the steps before the last are rewarded at all."""
     judged: int
     """Episodes with a verdict by the environment; 0: separation is against the annotator's own IsSolved."""
     agreements: Sequence[Agreement]
@@ -116,10 +134,13 @@ class Audit:
         found = (a.kappa for a in self.agreements if a.one == self.annotator and a.component == "contribution")
         return next(found, None)
 
-    def contribution_auroc(self) -> Estimate | None:
+    def contribution_separation(self) -> Separation:
         """Separation by the annotator's mean Contribution."""
-        found = (s.auroc for s in self.separations if s.annotator == self.annotator and s.figure == "contribution")
-        return next(found, None)
+        return next(s for s in self.separations if s.annotator == self.annotator and s.figure == "contribution")
+
+    def contribution_auroc(self) -> Estimate | None:
+        """The AUROC of the annotator's mean Contribution; None where it is not defined."""
+        return self.contribution_separation().auroc
 
 
 def audit(
@@ -148,7 +169,11 @@ def audit(
         episodes=len(trajectories),
         steps=sum(len(t.steps) for t in trajectories),
         missing={c: _missing(trajectories, scores, c) for c in COMPONENTS},
+        reasons=_missing_reasons(scores),
         left_out=sum(r is None for r in needed) / max(1, len(needed)),
+        idle=idle_share(_call_contributions(trajectories, scores)),
+        solved_calls=_count_solved_calls(trajectories, scores),
+        step_rewards=reward == "step" and config.step_weight > 0,
         judged=sum(t.solved is not None for t in trajectories),
         agreements=[a for pair in combinations(opinions, 2) for a in _agreements(trajectories, opinions, *pair)],
         separations=[s for name in opinions for s in _separations(trajectories, name, opinions[name], config)],
@@ -177,6 +202,36 @@ def _missing(trajectories: Sequence[Trajectory], scores: Opinion, component: str
             due += 1
             absent += rows is None or getattr(rows[number], component) is None
     return absent / max(1, due)
+
+
+def _missing_reasons(scores: Opinion) -> Counter[str]:
+    """The problems that a judge kept in the votes of the last step of each episode."""
+    reasons: Counter[str] = Counter()
+    for rows in scores.values():
+        votes = json.loads(rows[-1].votes)
+        problems = votes.get("missing") if isinstance(votes, dict) else None
+        if isinstance(problems, list):
+            reasons.update(map(str, problems))
+    return reasons
+
+
+def _call_contributions(trajectories: Sequence[Trajectory], scores: Opinion) -> Iterator[float | None]:
+    for t in trajectories:
+        for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
+            if step.status is not StepStatus.FINISH:
+                yield row.contribution
+
+
+def _count_solved_calls(trajectories: Sequence[Trajectory], scores: Opinion) -> int:
+    """Successful calls that have a Contribution, in episodes that the environment or the annotator calls solved."""
+    count = 0
+    for t in trajectories:
+        rows = scores.get(t.trajectory_id, ())
+        verdict = t.solved if t.solved is not None or not rows else rows[-1].is_solved
+        if verdict is not None and verdict > YES:
+            calls = zip(t.steps, rows, strict=False)
+            count += sum(s.status is StepStatus.OK and r.contribution is not None for s, r in calls)
+    return count
 
 
 def _agreements(
@@ -211,7 +266,8 @@ def _separations(
             for value, verdict in [(of(rows), rows[-1].is_solved if own else t.solved)]
             if value is not None and verdict not in (None, YES)
         ]
-        yield Separation(name, figure, auroc([v for v, _ in points], [solved for _, solved in points]))
+        solved = [is_solved for _, is_solved in points]
+        yield Separation(name, figure, auroc([value for value, _ in points], solved), sum(solved))
 
 
 def _tools(trajectories: Sequence[Trajectory], scores: Opinion) -> list[ToolScores]:

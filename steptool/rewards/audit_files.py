@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from steptool.artifacts.queries import QueryTable
 from steptool.config import AuditConfig, Config
 from steptool.contracts.tables import iterate_records
+from steptool.judge.votes import count_reasons
 from steptool.records import StepReward, Trajectory
 from steptool.rewards.annotators import make_annotator, score_steps
 from steptool.rewards.audit import Audit, audit
@@ -63,6 +64,8 @@ def check_thresholds(result: Audit, config: AuditConfig, where: str) -> None:
     faults = list(_faults(result, config))
     if faults:
         first = f"{where}: the rewards by '{result.annotator}' were refused, and PPO did not start"
+        if result.reasons:
+            first += f"; votes are missing: {count_reasons(result.reasons)}"
         raise AuditError("\n  ".join([first, *faults]))
 
 
@@ -81,6 +84,8 @@ def _faults(result: Audit, config: AuditConfig) -> Iterator[str]:
             f"pairs, below rewards.audit.min_auroc {config.min_auroc}; see the disputed steps and the tools in the "
             "reward report, and take another annotator or mend its rules"
         )
+    if config.require_signal and result.step_rewards:
+        yield from _signal_faults(result)
     if agreement and agreement.value < config.min_kappa:
         yield (
             f"agreement: kappa {agreement.value:.3f} with '{result.others[0]}' on Contribution is below "
@@ -91,4 +96,23 @@ def _faults(result: Audit, config: AuditConfig) -> Iterator[str]:
             f"farming: the correlation of the step rewards with the number of steps is {length.value:.3f}, above "
             f"rewards.audit.max_farming {config.max_farming}; lower rewards.step_weight, or set "
             "rewards.succ_calling: penalty or rewards.normalisation: trajectory"
+        )
+
+
+def _signal_faults(result: Audit) -> Iterator[str]:
+    """Step rewards that say nothing: no call contributes, or unsolved episodes have the higher Contribution."""
+    remedy = (
+        "take another annotator (docs/annotators.md), learn from the outcome alone with ppo.reward: final, or set "
+        "rewards.audit.require_signal: false"
+    )
+    if result.idle == 1 and result.solved_calls:
+        yield (
+            f"no signal: every Contribution is 0, also of the {result.solved_calls} successful calls in solved "
+            f"episodes; {remedy}"
+        )
+    separation = result.contribution_separation()
+    if separation.auroc and separation.is_reversed():
+        yield (
+            "no signal: the mean Contribution ranks unsolved above solved episodes, more clearly than by chance (AUROC "
+            f"{separation.auroc.value:.3f} over {separation.auroc.n} episodes, where chance gives .5); {remedy}"
         )

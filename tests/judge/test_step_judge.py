@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,16 @@ from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.contracts.tables import read_costs, read_records, write_records
-from steptool.judge.votes import transcript
+from steptool.judge.votes import JudgeError, transcript
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.rewards.annotators import annotate, annotator_counts, make_annotator, open_annotator
+from steptool.rewards.annotators import (
+    annotate,
+    annotate_file,
+    annotator_counts,
+    make_annotator,
+    missing_reasons,
+    open_annotator,
+)
 from steptool.rewards.compose import compose
 
 KEY = "sk-very-secret-key"
@@ -232,6 +240,31 @@ def test_after_the_deadline_the_rest_is_missing_and_says_so(chat, judging, make_
     assert solved == [1.0, 1.0, None, None, None, None]
     assert "no reply before the deadline" in rows[-1].rationale and counts["votes missing"] == 4
     assert len(server.requests) == 3
+
+
+def test_a_judge_that_gives_no_vote_at_all_fails_with_the_reasons_counted(
+    chat, judging, make_query, two_steps, tmp_path
+):
+    """Two votes on each of two trajectories, all answered by 500; then only the first vote of both is useful."""
+    files = (
+        write_records(tmp_path / "q.parquet", [make_query()], Query),
+        write_records(tmp_path / "t.parquet", [two_steps, replace(two_steps, trajectory_id="t2")], Trajectory),
+    )
+    down = chat.serve(lambda *_: chat.Answer(status=500))
+    target = tmp_path / "rewards.parquet"
+    with (
+        open_annotator("judge", judging(down, votes=2)) as judge,
+        pytest.raises(JudgeError, match=r"^the judge gave no vote: 4 × .*answered 500"),
+    ):
+        annotate_file(*files, judge, target)
+    assert not target.exists()
+
+    useful = chat.call(TOOL, scores([1, 0], [5, 0], "solved"))
+    server = chat.serve(lambda request, number: useful if number == 1 else chat.Answer(status=500))
+    with open_annotator("judge", judging(server, votes=2, concurrency=1)) as judge:
+        annotate_file(*files, judge, target)
+        assert missing_reasons(judge).startswith("2 × ") and "answered 500" in missing_reasons(judge)
+    assert [r.contribution for r in read_records(target, StepReward)] == [1.0, 0.0, None] * 2
 
 
 def test_a_failing_endpoint_means_missing_but_a_wrong_key_stops_everything(chat, judging, make_query, two_steps):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from steptool.rewards.agreement import (
     auroc,
     by_size,
+    chance_auroc,
     confusion,
     correlation,
     difference,
@@ -88,3 +89,9 @@ def test_bins_are_single_sizes_or_like_numbers() -> None:
     assert [(b.low, b.high, b.reward.value, b.reward.n) for b in few] == [(2, 2, 0.5, 2), (3, 3, 4.0, 1)]
     many = by_size(list(range(100)), [1.0] * 100, bins=4)
     assert [(b.low, b.high, b.reward.n) for b in many] == [(0, 24, 25), (25, 49, 25), (50, 74, 25), (75, 99, 25)]
+
+
+def test_the_range_of_a_chance_auroc_by_hand():
+    """Of 12 and 12: deviation sqrt(25 / (12 * 144)) = .1203; of 1 and 1 sqrt(3 / 12) = .5, wider than [0, 1]."""
+    assert chance_auroc(12, 12) == (pytest.approx(0.5 - 1.96 * 0.1203, abs=1e-3), pytest.approx(0.7358, abs=1e-3))
+    assert chance_auroc(1, 1)[0] < 0 and chance_auroc(1, 1)[1] > 1

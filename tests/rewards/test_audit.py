@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -168,3 +169,45 @@ def test_a_figure_that_is_not_defined_stops_nothing(make_step, make_trajectory):
     alone = make_trajectory([make_step("look", "1")], "1", trajectory_id="a", solved=1.0)
     strict = AuditConfig(max_missing=0.0, min_auroc=1.0, min_kappa=1.0, max_farming=-1.0)
     check_thresholds(audit({}, [alone], RULES[:2], CONFIG), strict, "round 1")
+
+
+def check(episodes, rows, config=CONFIG, reward="step", **thresholds):
+    check_thresholds(audit({}, episodes, rows, config, reward=reward), AuditConfig(**thresholds), "round 1")
+
+
+def test_rewards_without_any_contribution_stop_the_run_by_default(episodes):
+    """a0, b0 succeeded in solved episodes; nothing contributes, although the environment calls a and b solved."""
+    idle = [replace(r, contribution=None if r.contribution is None else 0.0) for r in RULES]
+    with pytest.raises(
+        AuditError, match="no signal: every Contribution is 0, also of the 2 successful calls in solved"
+    ):
+        check(episodes, idle)
+    check(episodes, idle, require_signal=False)
+    check(episodes, idle, reward="final")  # nothing but the outcome is learned from
+    check(episodes, idle, RewardConfig(step_weight=0.0))
+    check([replace(t, solved=0.0) for t in episodes], idle)  # nothing was solved, so nothing can contribute
+    check(episodes, RULES)
+
+
+def test_a_contribution_that_ranks_unsolved_episodes_first_stops_the_run_by_default(make_step, make_trajectory):
+    """Of 12 solved and 12 unsolved episodes the unsolved have the Contribution: AUROC 0, its interval below .5."""
+    call = make_step("look", {"a": 1})
+    episodes = [make_trajectory([call], "yes", trajectory_id=f"t{n}", solved=float(n < 12)) for n in range(24)]
+    rows = [r for n in range(24) for r in (row(f"t{n}", 0, 1, float(n >= 12)), row(f"t{n}", 1, 1, None, 1.0))]
+    with pytest.raises(AuditError, match=r"no signal: the mean Contribution ranks unsolved above solved .*AUROC 0.000"):
+        check(episodes, rows)
+    right = [r for n in range(24) for r in (row(f"t{n}", 0, 1, float(n < 12)), row(f"t{n}", 1, 1, None, 1.0))]
+    check(episodes, right)
+    few = [episodes[0], episodes[12]]  # one against one says nothing, whichever is first
+    check(few, [r for r in rows if r.trajectory_id in ("t0", "t12")])
+
+
+def test_the_first_line_says_why_votes_are_missing_counted_by_reason(episodes):
+    """Of five votes three found the endpoint down and two were refused."""
+    votes = {"a": ["answered 503"], "b": ["answered 503", "the answer was refused"], "c": ["the answer was refused"]}
+    votes["d"] = ["answered 503"]
+    rows = [replace(r, is_solved=None, votes=json.dumps({"missing": votes[r.trajectory_id]})) for r in RULES]
+    with pytest.raises(AuditError) as raised:
+        check(episodes, rows)
+    first = str(raised.value).splitlines()[0]
+    assert first.endswith("votes are missing: 3 × answered 503; 2 × the answer was refused")
