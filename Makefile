@@ -10,6 +10,7 @@ CONFIG ?= configs/laptop.yaml
 OUTPUT ?= runs/demo
 # What each stage gets on a cluster, and where it is registered.
 PROFILE ?= configs/cluster.yaml
+FLYTE_CONFIG ?= flyte.config
 PROJECT ?= flytesnacks
 DOMAIN ?= development
 BUILD ?= build
@@ -97,12 +98,12 @@ check-images: $(STAMP)  ## ask pip whether the pins of both images resolve, and 
 	$(BIN)/python images/pins.py
 
 register: $(STAMP)  ## register all workflows and launch plans with the cluster of flyte.config (PROFILE=... PROJECT=... DOMAIN=...)
-	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.version) && \
-		$(BIN)/pyflyte -c flyte.config register --project $(PROJECT) --domain $(DOMAIN) --version $$version \
+	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.registration --cluster $(FLYTE_CONFIG)) && \
+		$(BIN)/pyflyte -c $(FLYTE_CONFIG) register --project $(PROJECT) --domain $(DOMAIN) --version $$version \
 		--copy all --destination-dir . workflows
 
 package: $(STAMP)  ## write build/steptool-<version>.tgz, which flytectl registers without this repository
-	mkdir -p $(BUILD) && export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.version) && \
+	mkdir -p $(BUILD) && export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.registration) && \
 		$(BIN)/pyflyte --pkgs workflows package --image cpu=$(CPU_IMAGE) --image gpu=$(GPU_IMAGE) \
 		--copy all --in-container-source-path . --force --output $(BUILD)/steptool-$$version.tgz
 

@@ -1,7 +1,4 @@
-"""Versions that follow from content: of the code, for Flyte's caches, and of all that is registered.
-
-python -m tasks.runtime.version prints the second.
-"""
+"""Versions that follow from content: of the code, for Flyte's caches, and of all that is registered."""
 
 from __future__ import annotations
 
@@ -46,7 +43,3 @@ def _list_files(place: Path) -> Iterator[Path]:
         parts = file.relative_to(place).parts
         if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
             yield file
-
-
-if __name__ == "__main__":
-    print(registered_version())

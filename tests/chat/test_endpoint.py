@@ -123,11 +123,11 @@ def test_a_fault_that_stays_is_an_error_and_not_kept(chat, connect):
 
 
 def test_a_silent_server_is_left_alone_in_time(chat, connect):
-    server = chat.serve(lambda *_: chat.Answer(delay=1.0))
+    server = chat.serve(lambda *_: chat.Answer(delay=8.0))
     began = time.monotonic()
     with pytest.raises(EndpointError, match=r"timed out|no reply within"):
         connect(server, timeout=0.2, retries=0).chat(user("hi"))
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 4  # the server would take 8 s
 
 
 def test_nobody_waits_beyond_the_deadline_whatever_the_server_asks_for(chat, connect):
@@ -136,7 +136,7 @@ def test_nobody_waits_beyond_the_deadline_whatever_the_server_asks_for(chat, con
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(endpoint.chat, user(f"{n}"), deadline=began + 0.4) for n in range(3)]
         assert all("before the deadline" in str(future.exception()) for future in asked)
-    assert 0.4 <= time.monotonic() - began < 1.5
+    assert 0.4 <= time.monotonic() - began < 20  # the server asked for 60 s
     assert len(server.requests) == 1  # the others had not got their turn
 
 

@@ -1,6 +1,7 @@
 import copy
 import timeit
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,4 +123,6 @@ def test_flat_string_schemas_accept_exactly_strings(arguments):
 def test_checking_is_cheap_once_a_schema_was_seen():
     arguments = {"hotel": "Sun", "nights": 2}
     check_arguments(ROOMS, arguments)
-    assert min(timeit.repeat(lambda: check_arguments(ROOMS, arguments), number=200, repeat=5)) / 200 < 1e-3
+    again = min(timeit.repeat(lambda: check_arguments(ROOMS, arguments), number=50, repeat=5))
+    anew = min(timeit.repeat(lambda: jsonschema.validate(arguments, ROOMS), number=50, repeat=5))
+    assert again < anew / 3  # jsonschema alone checks the schema itself with every call

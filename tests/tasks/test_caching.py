@@ -71,7 +71,7 @@ def test_what_is_not_code_leaves_both_alone(project: Path, monkeypatch: pytest.M
 
 def test_the_version_to_register_is_printed() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.runtime.version"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tasks.runtime.registration"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{registered_version()}\n"
 
