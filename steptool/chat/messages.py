@@ -1,7 +1,7 @@
 """Messages in OpenAI's form, as everything here keeps them, and the older form with function_call.
 
 The internal form: text as content, calls under `tool_calls` with their arguments as an object, a tool's answer as a
-message of the role `tool` with the tool's name. Ids are kept where they are and not needed: answers follow their call.
+message of the role `tool` with the tool's name. Ids are kept but not needed: each answer follows its call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from steptool.chat.calls import read_call, read_json, write_json
 from steptool.records import Message, ToolCall
 
 NO_CALL = "error"
-"""Name under which the answer to a turn without a call is told."""
+"""Name of the tool message that answers a turn without a call."""
 
 
 def call_message(call: ToolCall, thought: str = "") -> Message:
@@ -23,7 +23,7 @@ def call_message(call: ToolCall, thought: str = "") -> Message:
 
 
 def tool_message(name: str, observation: str) -> Message:
-    """What the tool of that name answered."""
+    """The answer of the tool of that name."""
     return {"role": "tool", "name": name, "content": observation}
 
 
@@ -38,7 +38,7 @@ def text_of(message: Message) -> str:
 
 
 def calls_of(message: Message) -> list[ToolCall]:
-    """The calls of a message. Arguments may be an object or its JSON text; an empty text means none.
+    """The calls of a message. Arguments may be an object or its JSON text; an empty text and null mean none.
 
     Raises ValueError naming the call that cannot be read.
     """
@@ -48,9 +48,10 @@ def calls_of(message: Message) -> list[ToolCall]:
 def one_call_per_turn(messages: Sequence[Message]) -> list[Message]:
     """The same conversation with one call in each assistant message, in the internal form.
 
-    A message with several calls becomes as many, each followed by its answer; the text stands before the first. Answers
-    belong to a call by their id, or in their order where calls or answers have none; those of no call come last.
-    Raises ValueError where a call cannot be read.
+    A message with several calls becomes as many, each followed by its answer; the text stands before the first. An
+    answer belongs to the call with its id. Where one of the two has no id, it belongs to the first call with its name,
+    and without a name to the first call. Answers that belong to no call come last. Raises ValueError where a call
+    cannot be read.
     """
     turns: list[Message] = []
     begin = 0
@@ -69,17 +70,26 @@ def one_call_per_turn(messages: Sequence[Message]) -> list[Message]:
 def _split(message: Message, answers: list[Message]) -> Iterator[Message]:
     head, text = message, text_of(message)
     for call, raw in zip(calls_of(message), message["tool_calls"], strict=True):
-        turn, identity = call_message(call, text), raw.get("id")
-        if identity is not None:
-            turn["tool_calls"][0]["id"] = identity
+        turn, call_id = call_message(call, text), raw.get("id")
+        if call_id is not None:
+            turn["tool_calls"][0]["id"] = call_id
         yield {**head, **turn}
         head, text = {}, ""
-        fits = (n for n, a in enumerate(answers) if identity is None or a.get("tool_call_id") in (identity, None))
-        found = next(fits, None)
-        if found is not None:
-            answer = answers.pop(found)
+        position = _find_answer(answers, call_id, call.name)
+        if position is not None:
+            answer = answers.pop(position)
             yield {**answer, "name": answer.get("name") or call.name}
     yield from answers
+
+
+def _find_answer(answers: Sequence[Message], call_id: str | None, name: str) -> int | None:
+    """Position of the answer to a call: by id, else by name, else the first without a name."""
+    ids = [answer.get("tool_call_id") for answer in answers]
+    if call_id is not None and call_id in ids:
+        return ids.index(call_id)
+    open_answers = [n for n, answer_id in enumerate(ids) if call_id is None or answer_id is None]
+    by_name = [n for n in open_answers if answers[n].get("name") == name]
+    return next(iter(by_name or [n for n in open_answers if not answers[n].get("name")]), None)
 
 
 def to_legacy(messages: Sequence[Message]) -> list[Message]:
@@ -123,7 +133,7 @@ def _read(function: Any, where: str) -> ToolCall:
             raise ValueError("tool call is not an object")
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            arguments = read_json(arguments) if arguments.strip() else {}
+            arguments = read_json(arguments) if arguments.strip() not in ("", "null") else {}
         return read_call({"name": function.get("name"), "arguments": arguments})
     except ValueError as error:
         raise ValueError(f"{where}: {error}; expected a name and arguments, got {str(function)[:200]}") from None

@@ -117,6 +117,23 @@ def test_without_ids_answers_follow_in_their_order() -> None:
     assert one_call_per_turn([message]) == [turns[0], turns[2]], "what was not answered stays without an answer"
 
 
+def test_without_ids_answers_in_another_order_follow_the_call_of_their_name() -> None:
+    message = call_message(GET)
+    message["tool_calls"] = message["tool_calls"] + call_message(SET)["tool_calls"]
+    swapped = [tool_message("set", "done"), tool_message("get", "7")]
+    assert one_call_per_turn([message, *swapped]) == [
+        call_message(GET), tool_message("get", "7"), call_message(SET), tool_message("set", "done"),
+    ]  # fmt: skip
+    other = tool_message("look", "nothing")
+    assert one_call_per_turn([message, other]) == [call_message(GET), call_message(SET), other]
+
+
+def test_arguments_may_be_missing_in_words() -> None:
+    for arguments in ("", " ", "null"):
+        message = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": arguments}}]}
+        assert calls_of(message) == [ToolCall("look", {})]
+
+
 @given(conversations())
 def test_splitting_keeps_the_calls_and_is_done_once(messages: list[Message]) -> None:
     split = one_call_per_turn(messages)
