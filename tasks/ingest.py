@@ -48,7 +48,7 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
 
 
 @stage("ingest", cached=True)
-def ingest(config: Config, sources: str, for_training: bool = True) -> Ingested:
+def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty: bool = False) -> Ingested:
     """Read or draw the tasks and check them. For training no split may stay empty.
 
     `sources` is the fingerprint: with other data under the same names, what was read before does not count.
@@ -58,20 +58,20 @@ def ingest(config: Config, sources: str, for_training: bool = True) -> Ingested:
 
     folder = make_folder("ingested")
     near = localize(config, make_folder("fetched"), "data.paths", "data.recorded_answers")
-    found = read_source(near, folder, for_training)
-    history = extend(None, count_metrics("ingest", found.counts), [watch.cost()], folder / "history.parquet")
-    told = [f"{name} {count}" for name, count in found.counts.items() if ":" not in name]
-    say("ingest", f"{config.data.source}: {', '.join(told)}")
-    for name, count in found.counts.items():
+    read = read_source(near, folder, for_training, may_be_empty)
+    history = extend(None, count_metrics("ingest", read.counts), [watch.cost()], folder / "history.parquet")
+    totals = [f"{name} {count}" for name, count in read.counts.items() if ":" not in name]
+    say("ingest", f"{config.data.source}: {', '.join(totals)}")
+    for name, count in read.counts.items():
         if ":" in name:
             say("ingest", f"{name}: {count}")
     return Ingested(
-        Parquet(str(found.queries_path)),
-        Parquet(str(found.demonstrations_path)),
-        Parquet(str(found.rewards_path)),
+        Parquet(str(read.queries_path)),
+        Parquet(str(read.demonstrations_path)),
+        Parquet(str(read.rewards_path)),
         Parquet(str(history)),
-        FlyteFile(str(found.quarantine_path)),
-        FlyteFile(str(found.counts_path)),
+        FlyteFile(str(read.quarantine_path)),
+        FlyteFile(str(read.counts_path)),
     )
 
 
@@ -79,14 +79,21 @@ def ingest(config: Config, sources: str, for_training: bool = True) -> Ingested:
 def deliver_ingested(
     output: str, queries: Parquet, demonstrations: Parquet, rewards: Parquet, quarantine: FlyteFile, counts: FlyteFile
 ) -> Delivered:
-    """Put what was read into a folder or url."""
+    """Put what was read into a folder or url. Fails after that if no query was kept."""
+    import json
+
     from steptool.data import ingest as names
+    from steptool.data.ingest_log import IngestError, summarise
     from steptool.storage.delivery import deliver
 
-    return Delivered(
+    counted = json.loads(download(counts).read_text(encoding="utf-8"))
+    delivered = Delivered(
         Parquet(deliver(download(queries), output, names.QUERIES_FILE)),
         Parquet(deliver(download(demonstrations), output, names.DEMONSTRATIONS_FILE)),
         Parquet(deliver(download(rewards), output, names.REWARDS_FILE)),
         FlyteFile(deliver(download(quarantine), output, names.QUARANTINE_FILE)),
         FlyteFile(deliver(download(counts), output, names.COUNTS_FILE)),
     )
+    if not counted.get("queries kept"):
+        raise IngestError(f"{summarise(counted)}. No query is left. See {output}/{names.QUARANTINE_FILE}")
+    return delivered

@@ -19,7 +19,7 @@ def ingest(config: Config, output: str) -> Delivered:
         output: folder or url that receives the files; others there stay.
     """
     sources = fingerprint(config=config, output="", for_training=False)
-    read = read_source(config=config, sources=sources, for_training=False)
+    read = read_source(config=config, sources=sources, for_training=False, may_be_empty=True)
     return deliver_ingested(
         output=output,
         queries=read.queries,

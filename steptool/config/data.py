@@ -63,5 +63,7 @@ class DataConfig(StrictModel):
     first: list[str] = Field(default_factory=list)
     """SHA-256 digests of files whose tasks and recordings come first where one of the numbers above leaves some out;
     workflows/retrain.py names the new ones."""
+    keep_failing_solutions: bool = False
+    """Whether reference solutions with a call that fails are demonstrations too. Ingest names each of them."""
     long_share: Share = 0.5
     """Share of queries with several goals (desk only)."""

@@ -20,7 +20,7 @@ from steptool.data.recordings.forms import read_recordings
 from steptool.data.recordings.recording import Recording, recording_query
 from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.sources.catalog import open_source
-from steptool.data.splits import SPLITS, check_splits
+from steptool.data.splits import SPLITS, missing_split
 from steptool.data.staging import StagingDatabase
 from steptool.data.tools import ToolCatalog
 from steptool.records import Cost, Query, StepReward, Trajectory
@@ -49,12 +49,13 @@ class Ingested:
     counts: dict[str, int]
 
 
-def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> Ingested:
+def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_be_empty: bool = False) -> Ingested:
     """Read the source, check every record, assign splits and write what is kept and what was set aside.
 
     Files are streamed: neither their number nor their size is limited by memory. What was read waits in a temporary
-    folder beside `out_dir`. Raises IngestError, before anything is written, for input that cannot be used, and if there
-    is no query at all or, for training, none of one of the splits or an evaluation on training queries.
+    folder beside `out_dir`. Raises IngestError for input that cannot be used. Raises it too if there is no query at all
+    (unless `may_be_empty`) and, for training, if a split has no query or the evaluation is on training queries; then
+    the counts and the quarantine are written all the same.
     """
     if for_training and config.evaluation.split == "all":
         raise IngestError(
@@ -72,9 +73,13 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> In
     ):
         _read(source, inputs, staging)
         splits = staging.draw(config.data, inputs.log)
-        where = ", ".join(config.data.paths) or config.data.source
-        check_splits(splits, len(SPLITS) if for_training else 1, where, inputs.log)
         inputs.log.count("queries kept", sum(splits.values()))
+        needed = len(SPLITS) if for_training else 0 if may_be_empty else 1
+        if problem := missing_split(splits, needed):
+            quarantine_path, _ = _write_log(inputs.log, out)
+            where, summary = ", ".join(config.data.paths) or config.data.source, inputs.log.summary()
+            parts = (problem, summary) if any(splits.values()) else (summary, "No query is left")
+            raise IngestError(f"{where}: {'. '.join(parts)}. See {quarantine_path}")
         out.mkdir(exist_ok=True)
         demonstrations = map(to_row, _demonstrations(source, inputs, staging))
         demonstrations_path = write_rows(out / DEMONSTRATIONS_FILE, demonstrations, Trajectory)
@@ -82,9 +87,18 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True) -> In
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         cost = Cost("ingest", seconds=time.perf_counter() - started, peak_memory_mb=memory)
         queries_path = write_rows(out / QUERIES_FILE, staging.query_rows(), Query, cost)
-    quarantine_path, counts = inputs.log.write(out / QUARANTINE_FILE), dict(inputs.log.counts)
-    (out / COUNTS_FILE).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
-    return Ingested(queries_path, demonstrations_path, rewards_path, quarantine_path, out / COUNTS_FILE, counts)
+    quarantine_path, counts_path = _write_log(inputs.log, out)
+    return Ingested(
+        queries_path, demonstrations_path, rewards_path, quarantine_path, counts_path, dict(inputs.log.counts)
+    )
+
+
+def _write_log(log: IngestLog, out: Path) -> tuple[Path, Path]:
+    """Write the records set aside, and the counts."""
+    out.mkdir(exist_ok=True)
+    counts = json.dumps(log.counts, indent=1) + "\n"
+    (out / COUNTS_FILE).write_text(counts, encoding="utf-8")
+    return log.write(out / QUARANTINE_FILE), out / COUNTS_FILE
 
 
 def _read(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> None:

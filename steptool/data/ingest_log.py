@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -14,6 +15,16 @@ from steptool.contracts.columns import Row
 
 _IN_MEMORY = 1 << 20
 """Bytes of records set aside that are held in memory; more go to a temporary file."""
+
+
+def summarise(counts: Mapping[str, int]) -> str:
+    """Counts in words: "demonstrations: 3 read, 1 kept, 2 dropped: not JSON"."""
+    kinds: dict[str, list[str]] = {}
+    for name, number in counts.items():
+        event, _, reason = name.partition(": ")
+        kind, _, verb = event.rpartition(" ")
+        kinds.setdefault(kind, []).append(f"{number} {verb}" + (f": {reason}" if reason else ""))
+    return "; ".join(f"{kind}: {', '.join(parts)}" for kind, parts in kinds.items()) or "nothing was read"
 
 
 class IngestError(ValueError):
@@ -84,10 +95,10 @@ class IngestLog:
         self._quarantine.seek(0, 2)
         return rows
 
-    @property
-    def first_refusal(self) -> str:
-        """The first record set aside, as a sentence for an error; empty if there is none."""
-        return self._first_refusal
+    def summary(self) -> str:
+        """What was read, kept and dropped of each kind, in one sentence for an error, and the first refusal."""
+        text = summarise(self.counts)
+        return f"{text}. First record set aside: {self._first_refusal}" if self._first_refusal else text
 
     def write(self, path: Path) -> Path:
         """Write the records set aside, one JSON object a line."""

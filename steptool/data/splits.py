@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 
 from steptool.config import DataConfig
-from steptool.data.ingest_log import IngestError, IngestLog
 
 SPLITS = ("train", "validation", "heldout")
 
@@ -36,14 +35,13 @@ def draw_split(text: bytes, sizes: Mapping[str, int]) -> str:
     return SPLITS[-1]
 
 
-def check_splits(counts: Mapping[str, int], needed: int, where: str, log: IngestLog) -> None:
-    """Raise IngestError if fewer than `needed` of the splits have a query."""
+def missing_split(counts: Mapping[str, int], needed: int) -> str:
+    """What is wrong where fewer than `needed` of the splits have a query; empty where enough of them have."""
     numbers = {split: counts.get(split, 0) for split in SPLITS}
     empty = [split for split, number in numbers.items() if not number]
-    if len(SPLITS) - len(empty) < needed:
-        refused = log.first_refusal
-        raise IngestError(
-            f"{where}: the split '{empty[0]}' is empty (queries: {numbers}); give more tasks, give each task a split, "
-            "or change the proportions data.train_queries : validation_queries : heldout_queries"
-            + (f". First record set aside: {refused}" if refused else "")
-        )
+    if len(SPLITS) - len(empty) >= needed:
+        return ""
+    return (
+        f"the split '{empty[0]}' is empty (queries: {numbers}); give more tasks, give each task a split, or change the "
+        "proportions data.train_queries : validation_queries : heldout_queries"
+    )

@@ -148,9 +148,10 @@ class StagingDatabase:
 
     def _match(self, log: IngestLog) -> None:
         self._db.execute(_MATCH)
-        kept = self._count("SELECT count(*) FROM samples")
-        log.count("demonstrations kept", kept)
-        if dropped := self._count("SELECT count(*) FROM recordings") - kept:
+        kept, read = (self._count(f"SELECT count(*) FROM {table}") for table in ("samples", "recordings"))
+        if read:
+            log.count("demonstrations kept", kept)
+        if dropped := read - kept:
             log.count("demonstrations dropped: their query was not kept", dropped)
 
     def _count(self, sql: str, *values: str) -> int:

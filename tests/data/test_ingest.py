@@ -118,11 +118,31 @@ def test_a_second_run_writes_the_same(tmp_path, many, configured):
     assert read_queries(one.queries_path) == read_queries(two.queries_path)
 
 
-def test_an_empty_split_is_refused_before_anything_is_written(tmp_path, configured, write_json, instruction):
+def test_an_empty_split_is_refused_and_counts_and_quarantine_are_written(tmp_path, configured, write_json, instruction):
     write_json(tmp_path / "in" / "G9.json", [instruction, {"query": "No tools"}])
-    with pytest.raises(IngestError, match=r"split '\w+' is empty .*row 1: missing field 'api_list'"):
+    message = r"the split '\w+' is empty .*queries: 2 read, 1 dropped: missing field 'api_list', 1 kept.*row 1: missing"
+    with pytest.raises(IngestError, match=message):
         ingest(configured("toolbench", [tmp_path / "in"]), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["counts.json", "quarantine.jsonl"]
+    assert json.loads((tmp_path / "out" / "counts.json").read_text())["queries read"] == 2
+    assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["row"] == 1
+
+
+def test_where_everything_is_dropped_the_reason_comes_first(tmp_path, configured):
+    row = conversation(1)
+    del row["messages"][2:]
+    (tmp_path / "logs.jsonl").write_text(json.dumps(row))
+    settings = configured("recorded", [tmp_path / "logs.jsonl"])
+    expected = {"demonstrations read": 1, "demonstrations dropped: a call without a response": 1, "queries kept": 0}
+    message = r"logs\.jsonl: demonstrations: 1 read, 1 dropped: a call without a response; .*No query is left\. See"
+    for for_training in (True, False):
+        with pytest.raises(IngestError, match=message) as refusal:
+            ingest(settings, tmp_path / "out", for_training=for_training)
+        assert "proportions" not in str(refusal.value)
+        assert json.loads((tmp_path / "out" / "counts.json").read_text()) == expected
+        assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["record"] == row
+    done = ingest(settings, tmp_path / "out", for_training=False, may_be_empty=True)
+    assert read_records(done.queries_path, Query) == [] and done.counts == expected
 
 
 def test_a_source_of_files_needs_paths(tmp_path):
@@ -244,9 +264,9 @@ def test_without_training_a_split_may_stay_empty(tmp_path, configured, write_jso
     done = ingest(configured("toolbench", [tmp_path / "in"]), tmp_path / "out", for_training=False)
     assert len(read_queries(done.queries_path)) == 1
     write_json(tmp_path / "empty" / "G9.json", [])
-    with pytest.raises(IngestError, match="is empty"):
+    with pytest.raises(IngestError, match=r"empty: queries: 0 kept\. No query is left"):
         ingest(configured("toolbench", [tmp_path / "empty"]), tmp_path / "none", for_training=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "in", "out"]  # nothing temporary is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "in", "none", "out"]  # nothing temporary is left
 
 
 def test_the_desk_comes_with_queries_and_demonstrations(tmp_path):

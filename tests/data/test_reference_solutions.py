@@ -10,13 +10,23 @@ from steptool.data.ingest import ingest
 from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.reference_solutions import play_reference_solutions
 from steptool.environments.desk.tasks import draw_query
-from steptool.records import Reference, StepStatus, Trajectory
+from steptool.records import Reference, StepStatus, StopReason, Trajectory
 
 SHOP = '''
 class Shop:
     def count(self) -> int:
         """Count the kettles."""
         return 3
+
+    def reserve(self, day: int) -> str:
+        """Reserve a kettle.
+
+        Args:
+            day: Day of the month.
+        """
+        if day > 31:
+            raise ValueError("no such day")
+        return f"reserved for day {day}"
 
     def solved(self, final_answer: str | None, reference: dict) -> float:
         return float(final_answer == reference["anwser"])
@@ -30,15 +40,15 @@ def test_reference_solutions_of_training_queries_become_demonstrations():
     other_writes = {**QUERIES[1].reference.environment, "writes": [["cancel", "nothing"]]}
     unsolvable = replace(QUERIES[1], reference=replace(QUERIES[1].reference, environment=other_writes))
     without = replace(QUERIES[2], reference=Reference(environment=QUERIES[2].reference.environment))
-    shown = list(play_reference_solutions([QUERIES[0], unsolvable, without, *QUERIES[4:]], CONFIG, log))
-    assert [t.query_id for t in shown] == [q.query_id for q in (QUERIES[0], *QUERIES[4:7])]
-    assert all(t.solved == 1.0 and t.steps[-1].status is StepStatus.FINISH for t in shown)
-    calls = tuple(step.call for step in shown[0].steps[:-1])
-    assert calls == QUERIES[0].reference.calls and shown[0].final_answer == QUERIES[0].reference.answer
+    demonstrations = list(play_reference_solutions([QUERIES[0], unsolvable, without, *QUERIES[4:]], CONFIG, log))
+    assert [t.query_id for t in demonstrations] == [q.query_id for q in (QUERIES[0], *QUERIES[4:7])]
+    assert all(t.solved == 1.0 and t.steps[-1].status is StepStatus.FINISH for t in demonstrations)
+    calls = tuple(step.call for step in demonstrations[0].steps[:-1])
+    assert calls == QUERIES[0].reference.calls and demonstrations[0].final_answer == QUERIES[0].reference.answer
     assert log.counts == {
-        "demonstrations read": 5,
-        "demonstrations kept": 4,
-        "demonstrations dropped: the reference solution does not solve its task": 1,
+        "reference solutions read": 5,
+        "reference solutions kept": 4,
+        "reference solutions dropped: the reference solution does not solve its task": 1,
     }
 
 
@@ -49,9 +59,9 @@ def test_a_long_solution_plays_to_its_end_and_a_limit_of_the_task_is_named():
     (whole,) = play_reference_solutions([query, replace(query, max_steps=3)], short, log)
     assert whole.solved == 1.0 and len(whole.steps) == len(query.reference.calls) + 1
     assert log.counts == {
-        "demonstrations read": 2,
-        "demonstrations kept": 1,
-        "demonstrations dropped: the reference solution takes more steps than its task's max_steps": 1,
+        "reference solutions read": 2,
+        "reference solutions kept": 1,
+        "reference solutions dropped: the reference solution takes more steps than its task's max_steps": 1,
     }
 
 
@@ -68,10 +78,12 @@ def test_the_shipped_example_brings_its_demonstrations_along(tmp_path):
         "data": {"source": "jsonl", "environment": "functions", "paths": ["examples/functions/tasks.jsonl"]},
         "tools": {"functions": "examples/functions/tools.py:Shop"},
     }
-    found = ingest(Config.model_validate(sections), tmp_path / "out")
-    train = [q for q in read_queries(found.queries_path) if q.split == "train"]
-    shown = read_records(found.demonstrations_path, Trajectory)
-    assert {t.query_id for t in shown} == {q.query_id for q in train} and all(t.solved == 1.0 for t in shown)
+    done = ingest(Config.model_validate(sections), tmp_path / "out")
+    train = [q for q in read_queries(done.queries_path) if q.split == "train"]
+    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    assert {t.query_id for t in demonstrations} == {q.query_id for q in train} and all(
+        t.solved == 1.0 for t in demonstrations
+    )
 
 
 def test_a_check_that_fails_on_a_reference_solution_stops_ingestion_by_name(tmp_path):
@@ -87,3 +99,74 @@ def test_a_check_that_fails_on_a_reference_solution_stops_ingestion_by_name(tmp_
     message = r"the check of the task '.+' failed on its reference solution: .*'solved' failed: KeyError: 'anwser'"
     with pytest.raises(IngestError, match=message):
         ingest(Config.model_validate(sections), tmp_path / "out")
+
+
+OPEN_SHOP = SHOP.replace('return float(final_answer == reference["anwser"])', "return 1.0")
+CALLS = {
+    "fits": [{"name": "reserve", "arguments": {"day": 3}}],
+    "misspelt": [{"name": "count", "arguments": {}}, {"name": "reserve", "arguments": {"weekday": 3}}],
+    "raises": [{"name": "reserve", "arguments": {"day": 32}}],
+    "nothing": [],
+}
+
+
+def shop(tmp_path, calls=CALLS, recorded=(), **data):
+    (tmp_path / "shop.py").write_text(OPEN_SHOP)
+    tasks = [
+        {"instruction": f"{name}?", "id": name, "split": "train", "reference": {"calls": listed}}
+        for name, listed in calls.items()
+    ]
+    tasks.append({"instruction": "Who knows?", "id": "unknown", "split": "train"})
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    (tmp_path / "logs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in recorded))
+    answers = [str(tmp_path / "logs.jsonl")] if recorded else []
+    files = {"source": "jsonl", "paths": [str(tmp_path / "tasks.jsonl")], "recorded_answers": answers}
+    sections = {
+        "data": {"environment": "functions", **files, **data},
+        "tools": {"functions": f"{tmp_path / 'shop.py'}:Shop"},
+    }
+    return ingest(Config.model_validate(sections), tmp_path / "out", for_training=False)
+
+
+def test_solutions_with_a_failing_call_are_left_out_with_task_call_and_reason(tmp_path):
+    done = shop(tmp_path)
+    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    assert [d.query_id for d in demonstrations] == ["fits", "nothing"]
+    assert done.counts == {
+        "queries read": 5, "queries kept": 5, "reference solutions read": 4, "reference solutions kept": 2,
+        "reference solutions dropped: a call of the reference solution fails": 2,
+    }  # fmt: skip
+    misspelt, raises = map(json.loads, done.quarantine_path.read_text().splitlines())
+    assert (misspelt["kind"], misspelt["row"], raises["row"]) == ("reference solutions", "misspelt", "raises")
+    assert "query 'misspelt': call 1, reserve({\"weekday\": 3}): invalid_arguments" in misspelt["detail"]
+    assert "query 'raises': call 0, reserve({\"day\": 32}): tool_error" in raises["detail"]
+    assert "no such day" in raises["detail"]
+
+
+def test_solutions_with_a_failing_call_are_kept_where_the_configuration_says_so(tmp_path):
+    done = shop(tmp_path, keep_failing_solutions=True)
+    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    assert [d.query_id for d in demonstrations] == list(CALLS)
+
+
+def test_a_solution_without_calls_is_a_finish_alone_and_an_absent_one_is_none(tmp_path):
+    done = shop(tmp_path, {"nothing": []})
+    queries = {q.query_id: q.reference.calls for q in read_queries(done.queries_path)}
+    assert queries == {"nothing": (), "unknown": None}
+    (demonstration,) = read_records(done.demonstrations_path, Trajectory)
+    assert [step.status for step in demonstration.steps] == [StepStatus.FINISH]
+    assert (demonstration.query_id, demonstration.stop_reason) == ("nothing", StopReason.FINISHED)
+
+
+def test_recordings_and_reference_solutions_are_demonstrations_side_by_side(tmp_path):
+    texts = ("fits?", "Who knows?")
+    recorded = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Me."}]} for text in texts
+    ]
+    done = shop(tmp_path, recorded=recorded)
+    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    assert [(d.policy, d.query_id) for d in demonstrations] == [
+        ("recorded", "fits"), ("recorded", "unknown"), ("reference", "fits"), ("reference", "nothing"),
+    ]  # fmt: skip
+    assert len({d.trajectory_id for d in demonstrations}) == 4
+    assert (done.counts["demonstrations kept"], done.counts["reference solutions kept"]) == (2, 2)

@@ -62,6 +62,18 @@ def test_recordings_go_in_and_come_out(tmp_path: Path) -> None:
     assert refused.returncode != 0 and "preference" in refused.stdout + refused.stderr
 
 
+def test_counts_and_quarantine_arrive_where_everything_was_dropped(tmp_path: Path) -> None:
+    (tmp_path / "logs.jsonl").write_text('{"messages": []}\n')
+    config = tmp_path / "mine.yaml"
+    config.write_text(json.dumps({"data": {"source": "recorded", "paths": [str(tmp_path / "logs.jsonl")]}}))
+    out = tmp_path / "out"
+    done = run(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out))
+    message = "demonstrations: 1 read, 1 dropped: no recorded step; queries: 0 kept. No query is left. See"
+    assert done.returncode != 0 and message in done.stdout + done.stderr
+    assert json.loads((out / "counts.json").read_text())["demonstrations dropped: no recorded step"] == 1
+    assert json.loads((out / "quarantine.jsonl").read_text())["row"] == 1
+
+
 def test_starting_the_workflows_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'trl', 'datasets'}"
     program = f"import sys, workflows.ingest, workflows.export; print(sorted({heavy} & set(sys.modules)))"

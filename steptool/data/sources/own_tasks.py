@@ -17,6 +17,9 @@ from steptool.records import Query, Reference
 
 _FIELDS = ("instruction", "tools", "environment", "id", "split", "reference", "tier", "max_steps")
 
+_MOST_STEPS = 2**31 - 1
+"""What the column of queries holds."""
+
 
 class OwnTasksSource(Source):
     """Tasks of the user's own, in JSONL files.
@@ -66,10 +69,9 @@ def _parse(task: Any, catalog: ToolCatalog) -> Query:
             "unknown split", f"field 'split': expected one of {', '.join(SPLITS)}, got {excerpt(split)}"
         )
     max_steps = optional(task, "max_steps", int, 0)
-    if isinstance(max_steps, bool) or max_steps < 0:
-        raise UnusableError(
-            "ill-typed field", f"field 'max_steps': expected a number of steps, got {excerpt(max_steps)}"
-        )
+    if isinstance(max_steps, bool) or not 0 <= max_steps <= _MOST_STEPS:
+        expected = f"expected a number of steps from 0 to {_MOST_STEPS}"
+        raise UnusableError("ill-typed field", f"field 'max_steps': {expected}, got {excerpt(max_steps)}")
     return Query(
         query_id=optional(task, "id", str, ""),
         split=split,
@@ -90,13 +92,21 @@ def _environment(name: str, catalog: ToolCatalog) -> str:
         raise UnusableError(error.reason, f"field 'environment': {error.detail}") from None
 
 
+def _call_names(fields: dict[str, Any], field: str, where: str) -> list[str]:
+    """The names of the calls in a list, each with its arguments."""
+    names = []
+    for number, call in enumerate(optional(fields, field, list, [], where)):
+        names.append(require_text(call, "name", f"{where}.{field}[{number}]"))
+        require(call, "arguments", dict, f"{where}.{field}[{number}]")
+    return names
+
+
 def _reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Reference:
     optional(reference, "answer", str, "")
-    mentioned = list(optional(reference, "tools", list, []))
-    for number, call in enumerate(optional(reference, "calls", list, [])):
-        where = f"reference.calls[{number}]"
-        mentioned.append(require_text(call, "name", where))
-        require(call, "arguments", dict, where)
+    optional(reference, "family", str, "")
+    mentioned = [*optional(reference, "tools", list, []), *_call_names(reference, "calls", "reference")]
+    for number, turn in enumerate(optional(reference, "turns", list, [])):
+        mentioned += _call_names({"turn": turn}, "turn", f"reference.turns[{number}]")
     for name in mentioned:
         if name not in tool_names:
             raise UnusableError("unknown tool", f"field 'reference': {excerpt(name)} is none of the task's tools")
