@@ -49,6 +49,8 @@ class StopReason(StrEnum):
     MALFORMED = "malformed"
     REFUSED = "refused"
     """The endpoint that plays would not go on: a filter of contents, a conversation that it does not take."""
+    ENDED = "ended"
+    """The environment ended the episode after a call: a game that is over, say."""
 
 
 class VerdictSource(StrEnum):

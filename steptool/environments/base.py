@@ -27,6 +27,20 @@ class ToolResult:
 
     status: StepStatus
     observation: str
+    ends_episode: bool = False
+    """The environment has nothing more to offer after this call, such as a game that is over: no turn follows."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Kind and text of an error, and of those in a group; where the text cannot be read, the kind alone."""
+    kind = type(error).__name__
+    try:
+        text = f"{kind}: {error}"
+    except BaseException:
+        return f"{kind}, and its text cannot be read"
+    if isinstance(error, BaseExceptionGroup):
+        return f"{text}: {'; '.join(map(describe_error, error.exceptions))}"
+    return text
 
 
 class Session(ABC):
@@ -34,9 +48,8 @@ class Session(ABC):
 
     @abstractmethod
     def call(self, call: ToolCall) -> ToolResult:
-        """Execute one call. A failing tool is a result with its status, never an exception.
-
-        Raises TransportError, and nothing else, where the call may be tried again.
+        """Execute one call. A failing tool is a result with its status. Raises TransportError where the call may be
+        tried again; any other exception is a failed step as well, with its text as the observation.
         """
 
     def offers(self, name: str) -> bool:

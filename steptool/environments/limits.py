@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
 from steptool.config import ToolsConfig
-from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
+from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError, describe_error
 from steptool.records import Query, StepStatus, ToolCall
 
 _BACKOFF = 0.2
 """Seconds before the second attempt; each further one waits twice as long."""
 _CLOSING = 5.0
 """Seconds that a session has to close."""
+_FAULTS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
+"""What a session raises that ends no run. In a thread of its own that holds for KeyboardInterrupt as well: no key
+reaches it."""
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -69,8 +73,10 @@ class LimitedSession(Session):
         for attempt in range(self._limits.retries + 1):
             try:
                 return self._cut(self._attempt(call, deadline))
-            except FutureTimeout:
+            except _OutOfTime:
                 return _failed(f"no answer within {self._limits.timeout:g} s")
+            except _SessionError as error:
+                return self._cut(_failed(str(error)))
             except TransportError as error:
                 problem = str(error)
             wait = _BACKOFF * 2**attempt * random.uniform(0.5, 1.0)
@@ -81,47 +87,71 @@ class LimitedSession(Session):
 
     def offers(self, name: str) -> bool:
         """Whether the session takes calls of a tool that the query does not list."""
-        return self._session.offers(name)
+        try:
+            return self._session.offers(name)
+        except _FAULTS:
+            return False
 
     def solved(self, final_answer: str | None) -> float | None:
         """The session's verdict; None if it has none. Raises VerdictError, and nothing else, where its check fails."""
         try:
             return self._within(self._limits.timeout, lambda: self._session.solved(final_answer))
-        except VerdictError:
-            raise
-        except FutureTimeout:
+        except _OutOfTime:
             raise VerdictError(f"'solved' gave no verdict within {self._limits.timeout:g} s") from None
-        except Exception as error:
-            raise VerdictError(f"'solved' failed: {type(error).__name__}: {error}") from error
+        except (_SessionError, TransportError) as error:
+            raise VerdictError(f"'solved' failed: {error}") from error
 
     def next_turn(self, final_answer: str) -> str | None:
-        """What the user says next; None if it does not come in time."""
+        """What the user says next; None if it does not come in time. Raises RuntimeError where the session fails."""
         try:
             return self._within(self._limits.timeout, lambda: self._session.next_turn(final_answer))
-        except (FutureTimeout, TransportError):
+        except (_OutOfTime, TransportError):
             return None
+        except _SessionError as error:
+            raise RuntimeError(f"'next_turn' of the environment's session failed: {error}") from error
 
     def close(self) -> None:
         """Close the session, or leave it alone if that takes too long."""
         try:
             self._within(_CLOSING, self._session.close)
-        except (FutureTimeout, TransportError):
+        except (_OutOfTime, _SessionError, TransportError):
             return
         finally:
             if self._worker:
                 self._worker.end()
 
     def _attempt(self, call: ToolCall, deadline: float) -> ToolResult:
-        return self._within(deadline - time.monotonic(), lambda: self._session.call(call))
+        result = self._within(deadline - time.monotonic(), lambda: self._session.call(call))
+        if not isinstance(result, ToolResult) or not isinstance(result.observation, str):
+            kind = type(result).__name__
+            raise _SessionError(f"the environment returned {kind} in place of a ToolResult with a text")
+        return result
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T:
-        return self._worker.run(work, seconds) if self._worker else work()
+        """What the work returns. Raises _OutOfTime, TransportError, VerdictError, and _SessionError for all else."""
+        if self._worker:
+            return self._worker.run(work, seconds)
+        try:
+            return work()
+        except (TransportError, VerdictError):
+            raise
+        except _FAULTS as error:
+            raise _SessionError(describe_error(error)) from error
 
     def _cut(self, result: ToolResult) -> ToolResult:
-        total, limit = len(result.observation), self._limits.observation_limit
-        if total <= limit:
-            return result
-        return ToolResult(result.status, f"{result.observation[:limit]}... [truncated: {limit} of {total} characters]")
+        """The result with an observation of limited size that can be written to a file."""
+        text, limit = result.observation, self._limits.observation_limit
+        if len(text) > limit:
+            text = f"{text[:limit]}... [truncated: {limit} of {len(text)} characters]"
+        return replace(result, observation=text.encode("utf-8", "replace").decode("utf-8"))
+
+
+class _OutOfTime(Exception):
+    """The session did not answer in time."""
+
+
+class _SessionError(Exception):
+    """The session raised something; the text describes it."""
 
 
 class _Worker:
@@ -132,14 +162,14 @@ class _Worker:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def run(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` returns or raises. Raises FutureTimeout after that time; work not begun by then never is."""
+        """What `work` returns or raises. Raises _OutOfTime after that time; work not begun by then never is."""
         future: Future[T] = Future()
         self._work.put(lambda: _settle(future, work))
         try:
             return future.result(max(0.0, seconds))
-        except FutureTimeout:
+        except TimeoutError:  # of the future: what the work raises has another class
             future.cancel()
-            raise
+            raise _OutOfTime from None
 
     def end(self) -> None:
         """Let the thread end once what it was given is done."""
@@ -156,8 +186,10 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
         return
     try:
         future.set_result(work())
-    except BaseException as error:
+    except (TransportError, VerdictError) as error:
         future.set_exception(error)
+    except BaseException as error:
+        future.set_exception(_SessionError(describe_error(error)))
 
 
 def _failed(reason: str) -> ToolResult:

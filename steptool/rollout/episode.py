@@ -70,9 +70,9 @@ class Episode:
         if self._left:
             self._catch_up()
         session = self._open_session()
-        step = self._take(session, turn)
+        step, ends_episode = self._take(session, turn)
         answer = _answer_of(step)
-        return Exchange(turn, step, None if answer is None else session.next_turn(answer))
+        return Exchange(turn, step, None if answer is None else session.next_turn(answer), ends_episode)
 
     def record(self, exchange: Exchange) -> None:
         """Add a turn and what answered it to the path, and set `stop` if it ends the episode."""
@@ -168,21 +168,23 @@ class Episode:
             elif step.call and step.call.name != FINISH and step.status is not StepStatus.UNKNOWN_TOOL:
                 session.call(step.call)
 
-    def _take(self, session: LimitedSession, turn: Turn) -> Step:
-        """What becomes of a turn."""
+    def _take(self, session: LimitedSession, turn: Turn) -> tuple[Step, bool]:
+        """What becomes of a turn, and whether the environment ends the episode with it."""
         call = turn.parsed.call
         if call is None:
-            return Step(None, StepStatus.MALFORMED, _error(turn.parsed.problem))
+            return Step(None, StepStatus.MALFORMED, _error(turn.parsed.problem)), False
         if call.name == FINISH:
-            return _finish(call)
+            return _finish(call), False
         if call.name not in self._offered and not session.offers(call.name):
-            return Step(call, StepStatus.UNKNOWN_TOOL, _error(f"unknown tool {call.name}"))
+            return Step(call, StepStatus.UNKNOWN_TOOL, _error(f"unknown tool {call.name}")), False
         result = session.call(call)
-        return Step(call, result.status, result.observation)
+        return Step(call, result.status, result.observation), result.ends_episode
 
     def _end_of_path(self) -> StopReason | None:
         """Why the path ends here, if it does."""
         last = self.exchanges[-1]
+        if last.ends_episode:
+            return StopReason.ENDED
         if self.final_answer is not None:
             return StopReason.FINISHED
         if last.step.status is StepStatus.FINISH and last.user_turn is None:

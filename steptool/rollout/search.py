@@ -52,7 +52,7 @@ class SearchEpisode(Episode):
         elif self.stop is None:
             self._tried.append([])
             self.hint = ""
-        elif self.stop is not StopReason.FINISHED:
+        elif self.stop not in (StopReason.FINISHED, StopReason.ENDED):
             self._turn_back()
 
     def refuse(self, refusal: Refusal) -> None:

@@ -83,6 +83,8 @@ class Exchange:
     turn: Turn
     step: Step
     user_turn: str | None = None
+    ends_episode: bool = False
+    """The environment has ended the episode with this step."""
 
 
 @dataclass(frozen=True)

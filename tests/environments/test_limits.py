@@ -1,3 +1,5 @@
+import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -190,3 +192,55 @@ def test_no_more_calls_run_at_once_than_the_limit() -> None:
     calls = [limited.submit(limited.reset(QUERY).call, CALL) for _ in range(8)]
     assert {call.result().status for call in calls} == {OK}
     assert most[0] == 2
+
+
+ERRORS = {
+    "KeyError: 'left'": KeyError("left"),
+    "TimeoutError: of the tool's own": TimeoutError("of the tool's own"),
+    "SystemExit: 0": SystemExit(0),
+    "GeneratorExit: ": GeneratorExit(),
+    "CancelledError: ": asyncio.CancelledError(),
+    "ExceptionGroup: two (1 sub-exception): ValueError: one": ExceptionGroup("two", [ValueError("one")]),
+}
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize(("said", "error"), ERRORS.items())
+def test_what_a_session_raises_is_a_failed_step_and_ends_no_run(
+    said: str, error: BaseException, blocking: bool
+) -> None:
+    def fail() -> str:
+        raise error
+
+    environment = WorkEnvironment(fail)
+    environment.blocking = blocking
+    limited = LimitedEnvironment(environment, ToolsConfig(timeout=10)).reset(QUERY)
+    assert limited.call(CALL) == ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": said}))
+    with pytest.raises(VerdictError, match="'solved' failed"):
+        limited.solved("fine")
+    limited.close()
+
+
+def test_an_interrupt_that_a_tool_raises_in_its_thread_is_a_failed_step() -> None:
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    assert "KeyboardInterrupt" in session(interrupt).call(CALL).observation
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark() -> None:
+    assert session(lambda: "a\ud800b").call(CALL).observation == "a?b"
+
+
+def test_what_is_no_result_is_a_failed_step() -> None:
+    result = session(lambda: 7).call(CALL)  # type: ignore[arg-type, return-value]
+    assert result.status is StepStatus.TOOL_ERROR and "in place of a ToolResult with a text" in result.observation
+
+
+def test_a_result_that_ends_the_episode_still_does_after_a_cut() -> None:
+    class Over(WorkSession):
+        def call(self, call: ToolCall) -> ToolResult:
+            return ToolResult(OK, self.work(), ends_episode=True)
+
+    limited = LimitedSession(Over(lambda: "x" * 20), ToolsConfig(observation_limit=10), blocking=False)
+    assert limited.call(CALL).ends_episode and limited.call(CALL).observation.startswith("xxxxxxxxxx...")

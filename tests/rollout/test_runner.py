@@ -14,7 +14,7 @@ from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.policies.scripted import ScriptedPolicy
-from steptool.records import Query, StepStatus, ToolCall, Trajectory
+from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.runner import make_episodes, roll_out
 from steptool.rollout.turns import Decoding
 
@@ -132,3 +132,33 @@ def test_a_check_that_raises_leaves_the_episode_without_a_verdict(make_query: Ma
     (played,) = roll_out(policy, [make_query("quick", "go")], UncheckedEnvironment(1), limits=LIMITS)
     assert played.trajectory.solved is None
     assert played.trajectory.check_error == "'solved' failed: KeyError: 'ordr_id'"
+
+
+class GameSession(Session):
+    """A game that is over after three moves."""
+
+    def __init__(self) -> None:
+        self._moves = 0
+
+    def call(self, call: ToolCall) -> ToolResult:
+        self._moves += 1
+        return ToolResult(StepStatus.OK, f"move {self._moves}", ends_episode=self._moves == 3)
+
+    def solved(self, final_answer: str | None) -> float:
+        return float(final_answer is None and self._moves == 3)
+
+
+class GameEnvironment(Environment):
+    name = "game"
+
+    def reset(self, query: Query) -> GameSession:
+        return GameSession()
+
+
+def test_a_session_may_end_the_episode_itself(make_query: MakeQuery) -> None:
+    policy = ScriptedPolicy(lambda query, sample: [*[ToolCall("get", {"key": "a"})] * 9, FINISH_7])
+    (episode,) = roll_out(policy, [make_query("q", "go")], GameEnvironment(), limits=LIMITS)
+    trajectory = episode.trajectory
+    assert (trajectory.stop_reason, trajectory.final_answer, trajectory.solved) == (StopReason.ENDED, None, 1.0)
+    assert [step.observation for step in trajectory.steps] == ["move 1", "move 2", "move 3"]
+    assert trajectory.messages[-1]["role"] == "tool"

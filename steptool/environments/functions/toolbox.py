@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult, VerdictError
+from steptool.environments.base import ToolResult, VerdictError, describe_error
 from steptool.environments.catalog import import_object
 from steptool.environments.functions.signatures import ArgumentError, ArgumentTypes
 from steptool.records import StepStatus
@@ -110,18 +110,6 @@ class EpisodeTools:
             return result
         self._loop = self._loop or asyncio.Runner()
         return self._loop.run(_awaited(result))
-
-
-def describe_error(error: BaseException) -> str:
-    """Kind and text of an error, and of those in a group; an error whose text cannot be read is told by its kind."""
-    kind = type(error).__name__
-    try:
-        text = f"{kind}: {error}"
-    except BaseException:
-        return f"{kind}, and its text cannot be read"
-    if isinstance(error, BaseExceptionGroup):
-        return f"{text}: {'; '.join(map(describe_error, error.exceptions))}"
-    return text
 
 
 def failed_result(status: StepStatus, reason: str) -> ToolResult:

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from steptool.config import ToolsConfig
-from steptool.environments.base import VerdictError
+from steptool.environments.base import VerdictError, describe_error
 from steptool.environments.functions.environment import FunctionsEnvironment
-from steptool.environments.functions.toolbox import describe_error
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import Query, Reference, StepStatus, ToolCall
 
