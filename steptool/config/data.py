@@ -60,6 +60,10 @@ class DataConfig(StrictModel):
     """Queries to tune settings on, which training never sees."""
     heldout_queries: Positive = 400
     """Queries that the result is measured on, which training never sees."""
+    exact_splits: bool = True
+    """Whether tasks that name no split fill the splits exactly: as many of each as the numbers say, or in their
+    proportions where there are fewer tasks. Otherwise the text of a task alone decides, so that it stays in its split
+    whatever other tasks come and go; `workflows/retrain.py` always draws like that."""
     first: list[str] = Field(default_factory=list)
     """SHA-256 digests of files whose tasks and recordings come first where one of the numbers above leaves some out;
     workflows/retrain.py names the new ones."""

@@ -1,4 +1,4 @@
-"""Which queries are trained on, tuned on and held out. The text alone decides, so that it never changes."""
+"""Which queries are trained on, tuned on and held out: drawn by the text, and exact in number where that is wanted."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ def draw_split(text: bytes, sizes: Mapping[str, int]) -> str:
         if point < 0:
             return split
     return SPLITS[-1]
+
+
+def target_sizes(sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """Exact numbers of tasks by split: the sizes, or where there are fewer tasks their proportions of the total.
+
+    Each split gets the whole part of its share; what is left goes to the largest remainders, the first of equals first.
+    """
+    wanted = sum(sizes.values())
+    if total >= wanted:
+        return dict(sizes)
+    targets = {split: total * size // wanted for split, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda split: -(total * sizes[split] % wanted))
+    for split in by_remainder[: total - sum(targets.values())]:
+        targets[split] += 1
+    return targets
 
 
 def missing_split(counts: Mapping[str, int], needed: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import permutations
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +18,7 @@ from steptool.data.recordings.recording import (
     recorded_rewards,
     recording_trajectory,
 )
-from steptool.data.splits import digest, draw_split, split_sizes, text_key
+from steptool.data.splits import digest, draw_split, split_sizes, target_sizes, text_key
 from steptool.records import Query, StepReward, Trajectory
 from steptool.storage.scratch import scratch_database
 
@@ -36,6 +37,11 @@ CREATE TABLE fixed AS SELECT family, min(split) AS split, max(split) AS other FR
 CREATE INDEX by_fixed ON fixed (family);
 UPDATE queries SET split = fixed.split FROM fixed WHERE fixed.family = queries.family AND queries.split = '';
 """
+_MOVABLE = """
+SELECT family, count(*) FROM queries WHERE split = ? AND family NOT IN (SELECT family FROM fixed) GROUP BY family
+    ORDER BY max(text IN (SELECT text FROM preferred)), max(text IN (SELECT text FROM recordings)), max(draw) DESC
+"""
+"""Families that may change their split, those first that a limit would leave out first."""
 _PREFERRED = "queries.text IN (SELECT text FROM preferred)"
 _KEEP = f"""
 UPDATE queries SET kept = 1 WHERE row IN (SELECT row FROM queries WHERE split = ?
@@ -116,9 +122,10 @@ class StagingDatabase:
         """Decide what is kept, and count what is not: the number of queries kept of each split.
 
         A query without a split gets that of its family where the source names one for the family; else one is drawn by
-        the hash of the text, in the proportions of the configured numbers. At most the configured number of each split
-        is kept: those that are preferred first, then those with a recording, then a draw by the hash of the text.
-        Raises IngestError if the source names two splits for one family.
+        the hash of the text, in the proportions of the configured numbers. With `exact_splits`, families then move from
+        splits with too many queries to those with too few. At most the configured number of each split is kept: those
+        that are preferred first, then those with a recording, then a draw by the hash of the text. Raises IngestError
+        if the source names two splits for one family.
         """
         self._db.executescript(_FIXED)
         self._check_families()
@@ -126,6 +133,8 @@ class StagingDatabase:
         self._db.create_function("draw_split", 1, lambda family: draw_split(family, sizes), deterministic=True)
         self._db.execute("UPDATE queries SET split = draw_split(family) WHERE split = ''")
         self._db.execute("CREATE INDEX recorded ON recordings (text)")
+        if data.exact_splits:
+            self._fill(sizes)
         kept = {}
         for split, limit in sizes.items():
             kept[split] = self._db.execute(_KEEP, (split, limit)).rowcount
@@ -135,6 +144,21 @@ class StagingDatabase:
         self._db.execute(_CHOOSE)
         self._match(log)
         return kept
+
+    def _fill(self, sizes: Mapping[str, int]) -> None:
+        """Move families out of splits that have too many queries into those that have too few."""
+        counts = {split: self._count("SELECT count(*) FROM queries WHERE split = ?", split) for split in sizes}
+        targets = target_sizes(sizes, sum(counts.values()))
+        for target, origin in permutations(sizes, 2):
+            room = min(targets[target] - counts[target], counts[origin] - targets[origin])
+            if room <= 0:
+                continue
+            for family, size in self._db.execute(_MOVABLE, (origin,)).fetchall():
+                if size <= room:
+                    self._db.execute("UPDATE queries SET split = ? WHERE family = ?", (target, family))
+                    room, counts[target], counts[origin] = room - size, counts[target] + size, counts[origin] - size
+                if not room:
+                    break
 
     def _check_families(self) -> None:
         two = "SELECT family, split, other FROM fixed WHERE split <> other LIMIT 1"

@@ -46,12 +46,15 @@ class RetrainingPlan(BaseModel):
         return RunOutcome(result=Result.SKIPPED, reasons=[f"nothing new in {files} since the last finished run"])
 
     def configure(self, config: Config) -> Config:
-        """The configuration of the training: it starts from the model in service and takes new tasks first."""
+        """The configuration of the training: it starts from the model in service and takes new tasks first.
+
+        Each task stays in its split, whatever tasks come and go: none is held out that an earlier run has learned.
+        """
         first = [source.sha256 for source in self.new] if len(self.new) < self.files else []
         return config.model_copy(
             update={
                 "policy": config.policy.model_copy(update={"base": self.base}),
-                "data": config.data.model_copy(update={"first": first}),
+                "data": config.data.model_copy(update={"first": first, "exact_splits": False}),
             }
         )
 

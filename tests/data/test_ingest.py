@@ -28,8 +28,8 @@ def query(text, split="", query_id=None):
     return Query(query_id or text, split, "replay", text, ())
 
 
-def data(train, validation, heldout):
-    return DataConfig(train_queries=train, validation_queries=validation, heldout_queries=heldout)
+def data(train, validation, heldout, exact=True):
+    return DataConfig(train_queries=train, validation_queries=validation, heldout_queries=heldout, exact_splits=exact)
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ texts = st.lists(st.text(min_size=1).filter(str.strip), unique_by=text_key, max_
 @settings(max_examples=50)
 @given(texts, st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
 def test_a_text_is_in_one_split_whatever_stands_around_it(instructions, train, validation, heldout):
-    sizes = data(train * 100, validation * 100, heldout * 100)
+    sizes = data(train * 100, validation * 100, heldout * 100, exact=False)
     numbered = dict(enumerate(instructions))
     one = drawn([query(t, query_id=f"{n}") for n, t in numbered.items()], sizes)
     both = [query(t, query_id=f"{n}") for n, t in numbered.items()]
@@ -306,14 +306,58 @@ def test_a_text_is_in_one_split_whatever_stands_around_it(instructions, train, v
 
 
 def test_the_shares_are_those_of_the_configured_numbers():
-    splits = Counter(drawn([query(f"Question {n}") for n in range(4000)], data(6000, 1000, 3000)).values())
+    sizes = data(6000, 1000, 3000, exact=False)
+    splits = Counter(drawn([query(f"Question {n}") for n in range(4000)], sizes).values())
     assert abs(splits["train"] / 4000 - 0.6) < 0.03
     assert abs(splits["validation"] / 4000 - 0.1) < 0.03
     assert abs(splits["heldout"] / 4000 - 0.3) < 0.03
 
 
+@pytest.mark.parametrize(
+    ("tasks", "sizes", "expected"),
+    [
+        (60, (40, 5, 15), (40, 5, 15)),
+        (100, (40, 5, 15), (40, 5, 15)),
+        (30, (40, 5, 15), (20, 3, 7)),  # 20, 2.5 and 7.5: the largest remainders get the rest, the first of two first
+        (3, (2400, 200, 400), (3, 0, 0)),  # 2.4, .2 and .4
+        (10, (2400, 200, 400), (8, 1, 1)),  # 8, .67 and 1.33
+    ],
+)
+def test_splits_are_exact_where_the_data_allow_it(tasks, sizes, expected):
+    log = IngestLog()
+    splits = drawn([query(f"Question {n}") for n in range(tasks)], data(*sizes), log=log)
+    assert tuple(Counter(splits.values())[split] for split in SPLITS) == expected
+    dropped = sum(number for name, number in log.counts.items() if name.startswith("queries dropped"))
+    assert dropped == tasks - sum(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts, st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.data())
+def test_exact_splits_move_as_few_tasks_as_they_need_and_none_that_is_given_a_split(
+    instructions, train, validation, heldout, choices
+):
+    given_splits = {t: choices.draw(st.sampled_from(["", "", *SPLITS])) for t in instructions}
+    families = {
+        t: choices.draw(st.sampled_from(["a", "b", None])) if not given_splits[t] else None for t in instructions
+    }
+    queries = [
+        replace(query(t, given_splits[t], f"{n}"), reference=Reference(family=families[t]))
+        for n, t in enumerate(instructions)
+    ]
+    loose = drawn(queries, data(train * 1000, validation * 1000, heldout * 1000, exact=False))
+    exact = drawn(queries, data(train, validation, heldout))
+    by_id = {f"{n}": t for n, t in enumerate(instructions)}
+    assert all(exact[name] == given_splits[by_id[name]] for name in exact if given_splits[by_id[name]])
+    for family in ("a", "b"):
+        assert len({split for name, split in exact.items() if families[by_id[name]] == family}) <= 1
+    before, after = Counter(loose.values()), Counter(exact.values())
+    for split, size in zip(SPLITS, (train, validation, heldout), strict=True):
+        moved_in = [name for name in exact if exact[name] == split and loose[name] != split]
+        assert not moved_in or (before[split] < size and after[split] <= size)
+
+
 def test_the_draw_never_changes():
-    splits = drawn([query(f"Question {n}?") for n in range(6)], data(60, 20, 20))
+    splits = drawn([query(f"Question {n}?") for n in range(6)], data(60, 20, 20, exact=False))
     assert list(splits.values()) == ["train", "train", "train", "validation", "validation", "train"]
 
 
