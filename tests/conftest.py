@@ -21,7 +21,7 @@ class Answer:
     """What goes back over the wire: a chat completion with this message, or whatever `body` holds."""
 
     message: dict[str, Any] = field(default_factory=lambda: {"role": "assistant", "content": "hello"})
-    body: str | None = None
+    body: str | bytes | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
@@ -30,7 +30,8 @@ class Answer:
     def wire(self) -> bytes:
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
         whole = json.dumps({"choices": [{"message": self.message}], "usage": usage})
-        return (whole if self.body is None else self.body).encode()
+        body = whole if self.body is None else self.body
+        return body if isinstance(body, bytes) else body.encode()
 
 
 class ChatServer(ThreadingHTTPServer):

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 from steptool.records import ToolCall
 
+DEEPEST = 100
+"""Levels of objects and lists in a value: what is nested deeper can be read, but not written everywhere."""
 _FIELDS = {"name", "arguments", "parameters", "type"}
 
 
@@ -30,11 +32,23 @@ def read_json(text: str) -> Any:
 def read_first_json(text: str) -> tuple[Any, int]:
     """The JSON value that a text begins with, and where it ends. Raises ValueError in few words for the model."""
     try:
-        return _DECODER.raw_decode(text)
+        value, end = _DECODER.raw_decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"invalid JSON: {error.msg}") from None
     except RecursionError:
         raise ValueError("invalid JSON: nested too deeply") from None
+    if text.count("[", 0, end) + text.count("{", 0, end) > DEEPEST and nesting(value) > DEEPEST:
+        raise ValueError("invalid JSON: nested too deeply")
+    return value, end
+
+
+def nesting(value: Any) -> int:
+    """Levels of objects and lists in a value."""
+    depth, level = 0, [value]
+    while level := [inner for inner in level if isinstance(inner, dict | list)]:
+        depth += 1
+        level = [item for inner in level for item in (inner.values() if isinstance(inner, dict) else inner)]
+    return depth
 
 
 def write_json(value: Any, marks: Sequence[str] = ()) -> str:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 
+from steptool.chat.calls import DEEPEST, nesting
 from steptool.chat.tools import model_schemas
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
@@ -31,6 +33,12 @@ _TOO_LONG = re.compile(
     re.I,
 )
 """How servers say that a request is longer than the model's context."""
+_LARGEST = 16 << 20
+"""Bytes of an answer, decompressed, that are read."""
+_TRANSFER_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+"""Headers that tell how an answer travelled, and no longer hold for the text that was read."""
+_MOST_TOKENS = 10**9
+"""Tokens that one request can have read or written; a larger count is an error of the server."""
 
 
 class EndpointError(Exception):
@@ -112,7 +120,7 @@ class Endpoint:
             api_key=key or "none",
             timeout=config.timeout,
             max_retries=config.retries,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._on_send]}),
+            http_client=_BoundedClient(event_hooks={"request": [self._on_send]}),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
@@ -231,6 +239,24 @@ class Endpoint:
         await self._client.close()
 
 
+class _BoundedClient(openai.DefaultAsyncHttpxClient):
+    """An HTTP client that reads answers up to a size, counted after decompression."""
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+        """The whole answer. Raises ValueError for one that is too large, without reading it to its end."""
+        response = await super().send(request, stream=True, **options)
+        body = bytearray()
+        try:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _LARGEST:
+                    raise ValueError(f"an answer of more than {_LARGEST >> 20} MB")
+        finally:
+            await response.aclose()
+        headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in _TRANSFER_HEADERS]
+        return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
+
+
 def _body(text: str, redactor: Redactor) -> dict[str, Any]:
     """Message and numbers of tokens (0 where the endpoint counts none). Raises ValueError.
 
@@ -241,9 +267,16 @@ def _body(text: str, redactor: Redactor) -> dict[str, Any]:
         message, usage = answer["choices"][0]["message"], answer.get("usage") or {}
         if not isinstance(message, dict):
             raise TypeError("a message is an object")
-        return {
-            "message": redactor.value(message),
-            **{n: int(usage.get(n) or 0) for n in ("prompt_tokens", "completion_tokens")},
-        }
+        if nesting(message) > DEEPEST:
+            raise ValueError(f"a message nested more than {DEEPEST} levels deep")
+        tokens = {name: _token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+        return {"message": redactor.value(message), **tokens}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{redactor.text(text)[:200]!r} ({type(error).__name__})") from None
+
+
+def _token_count(value: Any) -> int:
+    """A number of tokens as a server gives it, from 0 to the most that one request can have; 0 for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0
+    return min(max(0, int(value)), _MOST_TOKENS)

@@ -105,14 +105,14 @@ class EndpointPolicy(Policy):
 
 
 def _parse(message: Message) -> ParsedTurn:
-    content = message.get("content")
-    text = content if isinstance(content, str) else ""
+    text = next((text for text in (message.get("content"), message.get("refusal")) if isinstance(text, str)), "")
     try:
         first = _first_call(message)
         if first is None:
             raise ValueError("no tool call")
         arguments = first["function"].get("arguments") or "{}"
-        call = read_call({"name": first["function"].get("name"), "arguments": read_json(arguments)})
+        parsed = arguments if isinstance(arguments, Mapping) else read_json(arguments)
+        call = read_call({"name": first["function"].get("name"), "arguments": parsed})
     except (AttributeError, LookupError, TypeError):
         return ParsedTurn(None, text, "tool call without a function")
     except ValueError as error:
@@ -143,7 +143,7 @@ def _retell(exchange: Exchange) -> list[Message]:
     message, parsed, observation = exchange.turn.message or {}, exchange.turn.parsed, exchange.step.observation
     first = _first_call(message)
     if parsed.call is None or first is None:
-        text = parsed.text or json.dumps(first, ensure_ascii=False)
+        text = parsed.text or (json.dumps(first, ensure_ascii=False) if first else "(no reply)")
         return [{"role": "assistant", "content": text}, {"role": "user", "content": observation}]
     answer = {"role": "tool", "tool_call_id": first.get("id"), "content": observation}
     return [{"role": "assistant", "content": message.get("content"), "tool_calls": [first]}, answer]

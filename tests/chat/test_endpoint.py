@@ -1,5 +1,7 @@
+import gzip
 import json
 import logging
+import resource
 import signal
 import subprocess
 import sys
@@ -227,3 +229,56 @@ def test_any_text_is_kept_as_it_was_and_the_first_reply_stays(text):
         replies.add("r", {"message": text})
         replies.add("r", {"message": "later"})
         assert replies.get("r") == {"message": text}
+
+
+def completion(message, usage):
+    """A body as a server writes it; `usage` may hold numbers that only text can say."""
+    return f'{{"choices": [{{"message": {json.dumps(message)}}}], "usage": {usage}}}'
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [("1e999", 0), ("-7", 0), ("1" + "0" * 30, 10**9), ("true", 0), ('"12"', 0), ("null", 0), ("[]", 0), ("12.7", 12)],
+)
+def test_token_counts_are_bounded_when_they_are_read(chat, connect, tmp_path, count, expected):
+    usage = f'{{"prompt_tokens": {count}, "completion_tokens": 3}}'
+    server = chat.serve(lambda *_: chat.Answer(body=completion({"role": "assistant", "content": "hi"}, usage)))
+    endpoint = connect(server, tmp_path / "replies.sqlite", price_in=1.0)
+    for cached in (False, True):
+        reply = endpoint.chat(user("hi"))
+        assert (reply.prompt_tokens, reply.completion_tokens, reply.cached) == (expected, 3, cached)
+    assert endpoint.usage.prompt_tokens == expected and endpoint.usage.money == expected / 1e6
+
+
+def test_a_reply_that_cannot_be_used_is_not_kept(chat, connect, tmp_path):
+    deep = {"role": "assistant", "content": "hi"}
+    for _ in range(200):
+        deep = {"role": "assistant", "content": "hi", "extra": [deep]}
+    mended = [False]
+
+    def answer(*_):
+        return chat.Answer({"content": "mended"}) if mended[0] else chat.Answer(deep)
+
+    endpoint = connect(chat.serve(answer), tmp_path / "replies.sqlite", retries=0)
+    with pytest.raises(EndpointError, match="something that is no chat completion"):
+        endpoint.chat(user("hi"))
+    mended[0] = True
+    assert endpoint.chat(user("hi")).message == {"content": "mended"}
+
+
+def test_an_answer_that_is_too_large_once_unpacked_is_not_read(chat, connect):
+    """100 KB of gzip that would become 100 MB; the process does not grow by them."""
+    bomb = gzip.compress(b"[" + b" " * (100 << 20))
+    assert len(bomb) < 200_000
+    server = chat.serve(lambda *_: chat.Answer(body=bomb, headers={"Content-Encoding": "gzip"}))
+    endpoint = connect(server, retries=0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(EndpointError, match="an answer of more than 16 MB"):
+        endpoint.chat(user("hi"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 90_000  # KB
+
+
+def test_an_answer_that_was_compressed_is_read(chat, connect):
+    packed = gzip.compress(completion({"role": "assistant", "content": "hi"}, "{}").encode())
+    server = chat.serve(lambda *_: chat.Answer(body=packed, headers={"Content-Encoding": "gzip"}))
+    assert connect(server).chat(user("hi")).message["content"] == "hi"

@@ -20,7 +20,7 @@ from steptool.environments.desk.tasks import desk_queries
 from steptool.evaluation.measures import measure_episodes
 from steptool.policies.catalog import open_policy
 from steptool.policies.endpoint import EndpointPolicy
-from steptool.records import FINISH, Query, StepStatus, StopReason, Trajectory
+from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.runner import roll_out
 from steptool.rollout.turns import Decoding, PlayedEpisode, TurnCost
 
@@ -66,7 +66,8 @@ def fault(request: dict[str, Any]) -> str:
         turns = turns[:-1]  # the user goes on
     for said, heard in zip(turns[::2], turns[1::2], strict=True):
         for call in said.get("tool_calls", []):
-            json.loads(call["function"]["arguments"] or "{}")
+            arguments = call["function"]["arguments"]
+            json.loads(arguments or "{}") if isinstance(arguments, str) else dict(arguments)
             if (heard["role"], heard["tool_call_id"]) != ("tool", call["id"]) or len(said["tool_calls"]) > 1:
                 return "each call needs its answer"
         if "tool_calls" not in said and not (said["content"] and heard["role"] == "user"):
@@ -337,3 +338,25 @@ def test_an_endpoint_is_greedy_at_its_own_temperature_and_samples_at_that_of_the
     assert [r["temperature"] for r in server.requests] == [0.25, 0.25, 0.7, 0.7]
     assert [episode.trajectory.temperature for episode in (*greedy, *sampled)] == [0.25, 0.25, 0.7, 0.7]
     assert len({episode.trajectory.trajectory_id for episode in (*greedy, *sampled)}) == 4
+
+
+def test_arguments_nested_too_deeply_are_a_malformed_step(serve, environment, make_query, tmp_path):
+    deep = calls(("get", '{"key": ' + "[" * 965 + "]" * 965 + "}"))
+    endpoint, _ = serve(lambda messages: deep if turn_of(messages) == 0 else finish("7"))
+    (episode,) = play(endpoint, [make_query("q", "get a")], environment)
+    assert [s.status for s in episode.trajectory.steps] == [StepStatus.MALFORMED, StepStatus.FINISH]
+    assert episode.trajectory.steps[0].observation == '{"error": "invalid JSON: nested too deeply"}'
+    write_records(tmp_path / "t.parquet", [episode.trajectory], Trajectory)
+
+
+def test_arguments_may_come_as_an_object_and_a_refusal_is_told_as_text(serve, environment, make_query):
+    as_object = calls(("get", "{}"))
+    as_object["tool_calls"][0]["function"]["arguments"] = {"key": "a"}
+    refusal = {"role": "assistant", "content": None, "refusal": "I would rather not."}
+    endpoint, server = serve(script(as_object, refusal, {"role": "assistant", "content": None}, finish("7")))
+    (episode,) = play(endpoint, [make_query("q", "get a")], environment)
+    statuses = [StepStatus.OK, StepStatus.MALFORMED, StepStatus.MALFORMED, StepStatus.FINISH]
+    assert [s.status for s in episode.trajectory.steps] == statuses
+    assert environment.sessions[0].calls == [ToolCall("get", {"key": "a"})]
+    told = [m["content"] for m in server.requests[-1]["messages"] if m["role"] == "assistant"]
+    assert told == [None, "I would rather not.", "(no reply)"]
