@@ -1,4 +1,4 @@
-"""BFCL multi-turn as an environment: a user with several wishes, tools that may come late, the benchmark's verdict."""
+"""BFCL multi-turn as an environment: a user with several requests, tools that come later, the benchmark's verdict."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class BfclEnvironment(Environment):
 
 
 class BfclSession(Session):
-    """One run of one query.
+    """One episode of one query.
 
-    Stricter than the benchmark, which runs whatever it can: a tool must have been offered, and arguments must fit its
-    schema. What the reference does stands as it is: it calls a tool before it is offered in one task
+    It is stricter than the benchmark, which runs whatever it can: a tool must have been offered, and arguments must fit
+    its schema. Calls of the reference solution are always allowed: it calls a tool before it is offered in one task
     (multi_turn_miss_func_49), and breaks a schema in another and its variants (multi_turn_base_173).
     """
 
@@ -41,64 +41,73 @@ class BfclSession(Session):
         self._reference, self._scenario = query.reference, query.reference.environment["bfcl"]
         self._turns = query.reference.turns or ()
         self._tools = Toolbox(self._scenario)
-        self._truth: Toolbox | None = None
-        self._offered = self._known(query.tools)
+        self._reference_tools: Toolbox | None = None
+        self._offered = self._names_of(query.tools)
         self._results: list[str] = []
         self._turn = 0
-        self._called = False
-        self._right = True
+        self._made_call = False
+        self._matched = True
 
     def call(self, call: ToolCall) -> ToolResult:
         """Check that the tool is offered and that the arguments fit its schema, and run it."""
         if not self.offers(call.name):
-            return _refused(StepStatus.UNKNOWN_TOOL, f"unknown tool {call.name}")
-        self._called = True
+            return _refuse(StepStatus.UNKNOWN_TOOL, f"unknown tool {call.name}")
+        self._made_call = True
         problem = self._tools.problem(call.name, call.arguments)
         if problem and call not in (self._reference.calls or ()):
-            return _refused(StepStatus.INVALID_ARGUMENTS, problem)
+            return _refuse(StepStatus.INVALID_ARGUMENTS, problem)
         result = self._tools.run(call.name, call.arguments)
         self._results.append(result.observation)
         return result
 
     def offers(self, name: str) -> bool:
         """Whether the user has offered this function by now, or the reference calls it in this turn."""
-        return name in self._offered or (name in self._tools and any(name == call.name for call in self._wanted))
+        return name in self._offered or (
+            name in self._tools and any(name == call.name for call in self._reference_calls)
+        )
 
     def next_turn(self, final_answer: str) -> str | None:
         """What the user says next, with the schemas of tools that come with it; None after the last turn."""
-        self._right = self._right and self._as_wanted()
-        self._called = False
+        self._matched = self._matched and self._matches_reference()
+        self._made_call = False
         self._turn += 1
         if self._turn == len(self._turns):
             return None
-        self._offered |= self._known(self._scenario["later_tools"].get(str(self._turn), ()))
+        self._offered |= self._names_of(self._scenario["later_tools"].get(str(self._turn), ()))
         return str(self._scenario["messages"][self._turn - 1])
 
     def solved(self, final_answer: str | None) -> float:
-        """1 if every turn was answered and each left the state and the results that the reference leaves."""
-        return float(self._right and self._turn == len(self._turns))
+        """1 if every turn was answered and met the benchmark's criterion."""
+        return float(self._matched and self._turn == len(self._turns))
 
-    def _known(self, tools: Iterable[ToolSchema]) -> set[str]:
-        """Names of those of the tools that the benchmark has."""
+    def _names_of(self, tools: Iterable[ToolSchema]) -> set[str]:
+        """The names of the tools that are functions of the benchmark."""
         return {tool["function"]["name"] for tool in tools if tool["function"]["name"] in self._tools}
 
     @property
-    def _wanted(self) -> Sequence[ToolCall]:
+    def _reference_calls(self) -> Sequence[ToolCall]:
         """The reference's calls of this turn; none after the last one."""
         return (*self._turns, ())[self._turn]
 
-    def _as_wanted(self) -> bool:
-        """The benchmark's criterion at the end of a turn. What fails it is mended by nothing that comes later.
+    def _matches_reference(self) -> bool:
+        """The benchmark's criterion at the end of a turn. A turn that fails it cannot be made good later.
 
-        If the reference makes calls in the turn: the policy has made one too, the public state of all tools is the
-        same, and the reference's results of the turn are among all that the policy has had so far, each as often.
+        It applies to turns in which the reference makes calls. The policy must have made a call too, the public state
+        of all tools must equal that of the reference, and the policy's results so far must contain the reference's
+        results of the turn, each at least as often.
         """
-        if not self._wanted:
+        if not self._reference_calls:
             return True
-        self._truth = self._truth or Toolbox(self._scenario)
-        wanted = Counter(self._truth.run(call.name, call.arguments).observation for call in self._wanted)
-        return self._called and wanted <= Counter(self._results) and self._tools.same_state(self._truth)
+        self._reference_tools = self._reference_tools or Toolbox(self._scenario)
+        reference_results = Counter(
+            self._reference_tools.run(call.name, call.arguments).observation for call in self._reference_calls
+        )
+        return (
+            self._made_call
+            and reference_results <= Counter(self._results)
+            and self._tools.same_state(self._reference_tools)
+        )
 
 
-def _refused(status: StepStatus, reason: str) -> ToolResult:
+def _refuse(status: StepStatus, reason: str) -> ToolResult:
     return ToolResult(status, json.dumps({"error": reason}, ensure_ascii=False))

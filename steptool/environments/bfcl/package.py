@@ -25,9 +25,9 @@ CLASSES = (
     "TwitterAPI",
     "VehicleControlAPI",
 )
-"""The classes of the multi-turn categories. The package has others, which reach for the network or keep files."""
+"""The classes of the multi-turn categories. The package's other classes use the network or keep files."""
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
-"""Types of the function docs that JSON Schema calls otherwise."""
+"""Type names of the function docs and what JSON Schema calls them."""
 
 
 def is_installed() -> bool:
@@ -46,17 +46,19 @@ def data_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def records(path: str) -> Iterator[dict[str, Any]]:
-    """The objects of a file of the data folder, one a line."""
+def read_records(path: str) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file in the data folder."""
     with (data_folder() / path).open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
 
 @cache
 def executable(name: str) -> type[Any]:
-    """A class of the benchmark. Raises ValueError for a name that is none of CLASSES."""
+    """A class of the benchmark. Raises ValueError for a name that is not in CLASSES."""
     if name not in CLASSES:
-        raise ValueError(f"'{name}' is no class of BFCL's multi-turn categories; there are {', '.join(CLASSES)}")
+        raise ValueError(
+            f"'{name}' is not a class of BFCL's multi-turn categories; expected one of {', '.join(CLASSES)}"
+        )
     data_folder()
     loaded: type[Any] = getattr(import_module(_constants("CLASS_FILE_PATH_MAPPING")[name]), name)
     return loaded
@@ -64,14 +66,14 @@ def executable(name: str) -> type[Any]:
 
 @cache
 def schemas(name: str) -> Mapping[str, ToolSchema]:
-    """Schemas of the documented functions of a class, by name. The other methods are nobody's to call."""
-    docs = records(f"multi_turn_func_doc/{_constants('MULTI_TURN_FUNC_DOC_FILE_MAPPING')[name]}")
+    """Schemas of the documented functions of a class, by name. Its other methods cannot be called."""
+    docs = read_records(f"multi_turn_func_doc/{_constants('MULTI_TURN_FUNC_DOC_FILE_MAPPING')[name]}")
     return {doc["name"]: _schema(doc) for doc in docs}
 
 
 @cache
 def checks(name: str) -> Mapping[str, Callable[[Mapping[str, Any]], str | None]]:
-    """For each documented function of a class what tells what is wrong with its arguments, None if nothing is."""
+    """For each documented function of a class, the check of its arguments: what is wrong with them, or None."""
     return {key: arguments_check(schema["function"]["parameters"]) for key, schema in schemas(name).items()}
 
 
@@ -97,7 +99,7 @@ def _json_schema(node: Any) -> Any:
         return [_json_schema(child) for child in node]
     if not isinstance(node, dict):
         return node
-    # A property may itself be called "type": only the word itself, never an object, is translated.
+    # A property may itself be named "type". Its value is an object then, and only text is translated.
     return {
         k: _JSON_TYPES.get(v, v) if k == "type" and isinstance(v, str) else _json_schema(v) for k, v in node.items()
     }

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import Any
 
 from steptool.chat.finish import FINISH_SCHEMA
-from steptool.environments.bfcl.package import parameters, records, schemas
+from steptool.environments.bfcl.package import parameters, read_records, schemas
 from steptool.records import Query, Reference, ToolCall, ToolSchema
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
-"""Of 200 tasks each; the others vary the tasks of `base`."""
+"""Each has 200 tasks; the last three vary the tasks of `base`."""
 STEPS_PER_TURN = 20
 """Steps that the benchmark allows in a turn, before the one that answers it."""
 
@@ -26,12 +26,16 @@ def bfcl_queries() -> list[Query]:
     The family of a task is the text of the task that it varies. `reference.environment["bfcl"]` holds what the
     environment needs.
     """
-    families = {_number(entry): _said(entry["question"][0]) for entry in records("BFCL_v4_multi_turn_base.json")}
+    families = {
+        _task_number(entry): _user_text(entry["question"][0]) for entry in read_records("BFCL_v4_multi_turn_base.json")
+    }
     queries = []
     for category in CATEGORIES:
         file = f"BFCL_v4_multi_turn_{category}.json"
-        answers = {answer["id"]: answer["ground_truth"] for answer in records(f"possible_answer/{file}")}
-        queries += [_query(entry, answers[entry["id"]], category, families[_number(entry)]) for entry in records(file)]
+        answers = {answer["id"]: answer["ground_truth"] for answer in read_records(f"possible_answer/{file}")}
+        queries += [
+            _query(entry, answers[entry["id"]], category, families[_task_number(entry)]) for entry in read_records(file)
+        ]
     return queries
 
 
@@ -39,12 +43,12 @@ def _query(entry: Entry, solution: Sequence[Sequence[str]], category: str, famil
     tools = {name: schema for owner in entry["involved_classes"] for name, schema in schemas(owner).items()}
     later = {turn: [tools.pop(name) for name in names] for turn, names in entry.get("missed_function", {}).items()}
     turns = [tuple(parse_call(text, entry["involved_classes"]) for text in turn) for turn in solution]
-    said = [_message(turn, later.get(str(number), ())) for number, turn in enumerate(entry["question"])]
+    user_turns = [_turn_text(turn, later.get(str(number), ())) for number, turn in enumerate(entry["question"])]
     return Query(
         query_id=entry["id"],
         split="",
         environment="bfcl",
-        instruction=said[0],
+        instruction=user_turns[0],
         tools=(*tools.values(), FINISH_SCHEMA),
         reference=Reference(
             calls=tuple(call for turn in turns for call in turn),
@@ -55,7 +59,7 @@ def _query(entry: Entry, solution: Sequence[Sequence[str]], category: str, famil
                     "classes": entry["involved_classes"],
                     "config": entry["initial_config"],
                     "long_context": category == "long_context",
-                    "messages": said[1:],
+                    "messages": user_turns[1:],
                     "later_tools": later,
                 }
             },
@@ -70,18 +74,18 @@ def _query(entry: Entry, solution: Sequence[Sequence[str]], category: str, famil
 def parse_call(text: str, classes: Sequence[str]) -> ToolCall:
     """A call in Python's syntax. Nothing is executed: arguments are literals.
 
-    Raises ValueError for all else, and for a function that none of the classes has.
+    Raises ValueError for other text, and for a function that none of the classes has.
     """
-    name, positional, named = _parts(text)
+    name, positional, named = _split_call(text)
     owner = next((c for c in classes if name in schemas(c)), None)
     if owner is None:
         raise ValueError(f"none of the classes {', '.join(classes)} has the function of {text!r}")
     names = list(parameters(owner, name))[: len(positional)]
-    given = dict(zip(names, positional, strict=True)) | named
-    return ToolCall(name, {key: ast.literal_eval(value) for key, value in given.items()})
+    values = dict(zip(names, positional, strict=True)) | named
+    return ToolCall(name, {key: ast.literal_eval(value) for key, value in values.items()})
 
 
-def _parts(text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:
+def _split_call(text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:
     """Name, positional and named arguments of a call."""
     try:
         call = ast.parse(text, mode="eval").body
@@ -92,17 +96,17 @@ def _parts(text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:
     return call.func.id, call.args, {str(k.arg): k.value for k in call.keywords}
 
 
-def _message(turn: Sequence[Entry], tools: Sequence[ToolSchema]) -> str:
-    """What the user says in a turn; where tools come late, the benchmark's sentence after their schemas."""
+def _turn_text(turn: Sequence[Entry], tools: Sequence[ToolSchema]) -> str:
+    """What the user says in a turn. Where tools come later, it is their schemas and the benchmark's sentence."""
     if not tools:
-        return _said(turn)
+        return _user_text(turn)
     sentence = import_module("bfcl_eval.constants.default_prompts").DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC
     return f"{json.dumps(tools, ensure_ascii=False)}\n{sentence}"
 
 
-def _said(turn: Sequence[Entry]) -> str:
+def _user_text(turn: Sequence[Entry]) -> str:
     return "\n".join(message["content"] for message in turn)
 
 
-def _number(entry: Entry) -> str:
+def _task_number(entry: Entry) -> str:
     return str(entry["id"]).rpartition("_")[2]

@@ -31,12 +31,12 @@ class Toolbox:
     """Instances of the benchmark's classes with the state of a scenario. Toolboxes share nothing that can change.
 
     `scenario` holds "classes" (names), "config" (state by class) and "long_context" (whether files and answers are
-    padded). It is left as it is.
+    padded). It is not changed.
     """
 
     def __init__(self, scenario: Mapping[str, Any]) -> None:
         config, padded = scenario["config"], scenario["long_context"]
-        self._tools = {name: _loaded(name, config.get(name, {}), padded) for name in scenario["classes"]}
+        self._tools = {name: _make_tool(name, config.get(name, {}), padded) for name in scenario["classes"]}
         self._owners = {function: name for name in self._tools for function in schemas(name)}
 
     def __contains__(self, function: object) -> bool:
@@ -47,50 +47,51 @@ class Toolbox:
         return checks(self._owners[function])[function](arguments)
 
     def run(self, function: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Call a function and show its result as the benchmark does. Raises KeyError for one that is not documented."""
+        """Call a function and write its result as the benchmark does. Raises KeyError if it is not documented."""
         owner = self._owners[function]
         tool = self._tools[owner]
-        given = {**_changeable_defaults(owner, function), **arguments}
-        for key, value in given.items():
+        copied = {**_mutable_defaults(owner, function), **arguments}
+        for key, value in copied.items():
             if isinstance(value, _CONTAINERS):
-                given[key] = copy.deepcopy(value)
+                copied[key] = copy.deepcopy(value)
         try:
-            if reason := _refusal(tool, function, given):
+            if reason := _refusal(tool, function, copied):
                 return ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": reason}))
-            with _precision_kept() if owner == "MathAPI" else nullcontext():
-                result = getattr(tool, function)(**given)
-                return ToolResult(StepStatus.TOOL_ERROR if _failed(result) else StepStatus.OK, _text(result))
+            with _keep_precision() if owner == "MathAPI" else nullcontext():
+                result = getattr(tool, function)(**copied)
+                status = StepStatus.TOOL_ERROR if _reports_error(result) else StepStatus.OK
+                return ToolResult(status, _render_result(result))
         except Exception as error:  # whatever the benchmark's code raises is the answer, in the benchmark's words
             return ToolResult(StepStatus.TOOL_ERROR, f"Error during execution: {error}")
 
     def same_state(self, other: Toolbox) -> bool:
         """Whether all public attributes of all instances are equal: the benchmark's check of the state."""
         try:
-            return all(_public(tool) == _public(other._tools[name]) for name, tool in self._tools.items())
+            return all(_public_state(tool) == _public_state(other._tools[name]) for name, tool in self._tools.items())
         except RecursionError:  # a folder that has been copied into itself
             return False
 
 
-def _loaded(name: str, config: Mapping[str, Any], padded: bool) -> Any:
+def _make_tool(name: str, config: Mapping[str, Any], padded: bool) -> Any:
     tool = executable(name)()
     if hasattr(tool, "_load_scenario"):
         tool._load_scenario(copy.deepcopy(config), long_context=padded)
-    if padded:  # what pads the state are the module's own objects
+    if padded:  # the padding consists of objects of the benchmark's module, which must not be changed
         state = vars(tool)
         state.update({key: copy.deepcopy(value) for key, value in state.items() if isinstance(value, _CONTAINERS)})
     return tool
 
 
 @cache
-def _changeable_defaults(owner: str, function: str) -> dict[str, Any]:
-    """Default values that a function may change, and would then share with every later call."""
-    found = parameters(owner, function)
-    return {name: copy.deepcopy(p.default) for name, p in found.items() if isinstance(p.default, _CONTAINERS)}
+def _mutable_defaults(owner: str, function: str) -> dict[str, Any]:
+    """Default values that a function could change, which would affect every later call; copies are passed instead."""
+    signature = parameters(owner, function)
+    return {name: copy.deepcopy(p.default) for name, p in signature.items() if isinstance(p.default, _CONTAINERS)}
 
 
 @contextmanager
-def _precision_kept() -> Iterator[None]:
-    """The mathematical tools set the precision of the whole process; afterwards it is what it was."""
+def _keep_precision() -> Iterator[None]:
+    """Restore the numeric precision, which the mathematical tools set for the whole process."""
     digits = mpmath.mp.dps
     try:
         with decimal.localcontext():
@@ -99,19 +100,19 @@ def _precision_kept() -> Iterator[None]:
         mpmath.mp.dps = digits
 
 
-def _public(tool: Any) -> dict[str, Any]:
+def _public_state(tool: Any) -> dict[str, Any]:
     return {key: value for key, value in vars(tool).items() if not key.startswith("_")}
 
 
-def _failed(result: Any) -> bool:
+def _reports_error(result: Any) -> bool:
     """Whether a result reports an error: {"error": ...}, or a list of such an object or of one such sentence."""
     if isinstance(result, list) and len(result) == 1:
         result = {"error": ""} if str(result[0]).startswith("Error:") else result[0]
     return isinstance(result, dict) and "error" in result
 
 
-def _text(result: Any) -> str:
-    """Text as it is, an object as JSON where it can be, all else as Python writes it."""
+def _render_result(result: Any) -> str:
+    """Text stays as it is, an object becomes JSON if possible, and everything else is written as Python prints it."""
     if isinstance(result, str):
         return result
     if isinstance(result, dict):
@@ -123,7 +124,7 @@ def _text(result: Any) -> str:
 
 
 def _refusal(tool: Any, name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Why a call of the tool's function, with arguments that fit its schema, is not made; None for nearly all."""
+    """Why a call with valid arguments is not made: it would not return. None for nearly all calls."""
     if name in _DIGITS and abs(arguments.get(_DIGITS[name], 0)) > MAX_DIGITS:
         return f"{_DIGITS[name]} must be between -{MAX_DIGITS} and {MAX_DIGITS}"
     if name == "power" and _bits(arguments["base"], arguments["exponent"]) > MAX_BITS:
@@ -139,7 +140,7 @@ def _bits(base: float, exponent: float) -> int:
 
 
 def _entries(folder: Any) -> Iterator[Any]:
-    """All below a folder; without end where a folder has been copied into itself."""
+    """All files and folders below a folder; endless where a folder has been copied into itself."""
     waiting = list(folder.contents.values())
     while waiting:
         entry = waiting.pop()

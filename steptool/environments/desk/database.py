@@ -33,12 +33,12 @@ Record = dict[str, str | int]
 
 @dataclass
 class Database:
-    """Tables by kind and id. Whatever a write will return is drawn beforehand, so a world depends on its seed alone."""
+    """Tables by kind and id. What a write returns is drawn beforehand, so that a database depends on its seed alone."""
 
     tables: dict[str, dict[str, Record]]
     temperatures: dict[str, int]
     rates: dict[tuple[str, str], int]
-    """Price in whole units of the target currency, by product currency pair (percent)."""
+    """Exchange rate in percent, by (currency of the product, target currency)."""
     receipts: dict[tuple[str, str], str]
     """Id that a write returns, by (kind of receipt, id written to)."""
     journal: list[tuple[str, str]] = field(default_factory=list)

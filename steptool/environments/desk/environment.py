@@ -13,24 +13,24 @@ from steptool.records import Query, StepStatus, ToolCall, ToolSchema
 
 
 class DeskSession(Session):
-    """One run of one query."""
+    """One episode of one query."""
 
     def __init__(self, query: Query) -> None:
         self._reference = query.reference
         self.database = make_database(str(query.reference.environment["database"]))
 
     def call(self, call: ToolCall) -> ToolResult:
-        """Validate the arguments against the tool's schema and execute."""
+        """Check the arguments against the tool's schema and execute the call."""
         tool = TOOLS.get(call.name)
         if tool is None:
-            return _failed(StepStatus.UNKNOWN_TOOL, "no such tool")
+            return _fail(StepStatus.UNKNOWN_TOOL, "no such tool")
         problem = check_arguments(tool.schema["function"]["parameters"], call.arguments)
         if problem:
-            return _failed(StepStatus.INVALID_ARGUMENTS, "bad arguments")
+            return _fail(StepStatus.INVALID_ARGUMENTS, "bad arguments")
         try:
             return ToolResult(StepStatus.OK, json.dumps(tool.run(self.database, **call.arguments)))
         except ToolFailure as failure:
-            return _failed(StepStatus.TOOL_ERROR, str(failure))
+            return _fail(StepStatus.TOOL_ERROR, str(failure))
 
     def solved(self, final_answer: str | None) -> float:
         """1 if the answer is right and exactly the right writes were made."""
@@ -38,7 +38,7 @@ class DeskSession(Session):
         return float(final_answer == self._reference.answer and writes == self._reference.environment["writes"])
 
 
-def _failed(status: StepStatus, reason: str) -> ToolResult:
+def _fail(status: StepStatus, reason: str) -> ToolResult:
     return ToolResult(status, json.dumps({"error": reason}))
 
 

@@ -1,4 +1,4 @@
-"""The scripted expert: solves a query, or cuts corners and slips as people's logs do."""
+"""The scripted expert: it solves a query, or takes shortcuts and makes slips as in logs of people."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from steptool.environments.desk.tools import TOOLS
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
 
-class _Failed(Exception):
-    """A call of the expert failed, or its patience ended."""
+class _CallFailed(Exception):
+    """A call of the expert failed, or it stopped before the goal was reached."""
 
 
 class Expert:
@@ -40,7 +40,7 @@ class Expert:
         answer = SEPARATOR.join(a for a in answers if a)
         finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
         self._steps.append(Step(finish, StepStatus.FINISH, ""))
-        return _recorded(self._query, self._steps, answer, self._session.solved(answer))
+        return _trajectory(self._query, self._steps, answer, self._session.solved(answer))
 
     def _goal(self, goal: Goal, hurried: bool, goals: int) -> str:
         if not hurried:
@@ -53,7 +53,7 @@ class Expert:
                 return goal.shortcut(self._call)
             self._patience = self._rng.randrange(1, 3)
             return goal.answer(self._call)
-        except _Failed:
+        except _CallFailed:
             values = list(self._last.values())
             return self._rng.choice(values) if values else "unknown"
         finally:
@@ -61,17 +61,17 @@ class Expert:
 
     def _call(self, name: str, /, **arguments: str | int) -> dict[str, str]:
         if self._patience == 0:
-            raise _Failed
+            raise _CallFailed
         self._patience -= 1
         if self._rng.random() < self._slips:
             self._slip(list(arguments.values()))
         result = self._execute(ToolCall(name, arguments))
         if "error" in result:
-            raise _Failed
+            raise _CallFailed
         return result
 
     def _slip(self, known: Sequence[str | int]) -> None:
-        """A useless call: some offered tool that only reads, with whatever value is at hand."""
+        """Make a useless call: an offered tool that only reads, with any value seen so far."""
         offered = [t["function"]["name"] for t in self._query.tools]
         name = self._rng.choice([t for t in offered if t in TOOLS and not TOOLS[t].writes] or ["get_order"])
         pool = [str(v) for v in known] + list(self._last.values())
@@ -86,7 +86,7 @@ class Expert:
         return self._last
 
 
-def _recorded(query: Query, steps: Sequence[Step], answer: str, solved: float) -> Trajectory:
+def _trajectory(query: Query, steps: Sequence[Step], answer: str, solved: float) -> Trajectory:
     return Trajectory(
         trajectory_id=f"expert-{query.query_id}",
         query_id=query.query_id,
@@ -113,7 +113,7 @@ def conversation(instruction: str, steps: Sequence[Step]) -> list[Message]:
     messages: list[Message] = [{"role": "user", "content": instruction}]
     for step in steps:
         if step.call is None:
-            raise ValueError("a step without a call has no place in a demonstration")
+            raise ValueError("a demonstration cannot have a step without a call")
         messages.append(call_message(step.call))
         if step.status is not StepStatus.FINISH:
             messages.append(tool_message(step.call.name, step.observation))

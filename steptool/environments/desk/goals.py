@@ -1,4 +1,4 @@
-"""What can be asked of the desk: procedures applied to references, and how each is carried out.
+"""What users can ask of the desk: procedures applied to references, and how each is carried out.
 
 A reference leads from something named in the query to an entity ("the last order of mira chen"); a procedure does
 something with the entity and yields the answer ("cancel ..."), branching on what it observes. Their pairs are the
@@ -17,28 +17,28 @@ Call = Callable[..., dict[str, str]]
 
 @dataclass(frozen=True)
 class Reference:
-    """How an entity is named in a query and found."""
+    """A way to name an entity in a query, and how to find the entity from it."""
 
     kind: str
-    """Kind of entity that it leads to."""
+    """Kind of the entity."""
     start: str
-    """Kind of entity named in the query: "name" or a table."""
+    """What the query names: "name" for a person's name, or the table of an id."""
     phrases: tuple[str, ...]
     resolve: Callable[[Call, str], str]
 
 
 @dataclass(frozen=True)
 class Procedure:
-    """What is done with an entity."""
+    """Something to do with an entity."""
 
     kind: str
     phrases: tuple[str, ...]
     run: Callable[[Call, str, str], str]
-    """(call, entity id, literal) -> answer, as it should be done."""
+    """Carries it out correctly: (call, entity id, literal) -> answer."""
     shortcut: Callable[[Call, str, str], str]
-    """The same as hurried people do it: without looking, by habit."""
+    """Carries it out as people in a hurry do, without looking first."""
     literal: str = ""
-    """Kind of literal in the query: "city", "currency" or none."""
+    """Kind of the literal that the query names besides: "city", "currency" or none."""
 
 
 REFERENCES = {
@@ -108,15 +108,15 @@ def _cancel(call: Call, order: str, _: str) -> str:
 
 
 def _locate(call: Call, order: str, _: str) -> str:
-    found = call("get_order", order_id=order)
-    return call("track_parcel", parcel_id=found["parcel_id"])["city"] if found["status"] == "shipped" else "pending"
+    record = call("get_order", order_id=order)
+    return call("track_parcel", parcel_id=record["parcel_id"])["city"] if record["status"] == "shipped" else "pending"
 
 
 def _price(call: Call, item: str, currency: str) -> str:
-    found = call("get_product", product_id=item)
-    if found["currency"] == currency:
-        return found["price"]
-    return call("convert", amount=int(found["price"]), currency=found["currency"], target=currency)["amount"]
+    record = call("get_product", product_id=item)
+    if record["currency"] == currency:
+        return record["price"]
+    return call("convert", amount=int(record["price"]), currency=record["currency"], target=currency)["amount"]
 
 
 def _restock(call: Call, item: str, _: str) -> str:

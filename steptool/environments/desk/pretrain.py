@@ -1,10 +1,10 @@
-"""Pretraining of the embedded policy on clean logs of the desk: what a model hub would otherwise provide.
+"""Pretraining of the embedded base model on clean logs of the desk, in place of a model from a hub.
 
     python -m steptool.environments.desk.pretrain
 
-Fixed seeds; about a quarter of an hour on one core. The result is `base/` beside this file. Only compositions of the
-training split are seen, carried out by an expert that seldom slips and cuts no corners: first queries of one to five
-calls, then two goals that need more, at last three.
+The seeds are fixed, and it takes about a quarter of an hour on one core. It writes `base/` beside this file. The logs
+hold compositions of the training split alone, carried out by an expert that seldom slips and takes no shortcuts: first
+queries of one to five calls, then two goals that need more, and at last three.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WARMUP = 50
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the pretraining; each begins with the weights that the one before has saved."""
+    """A part of the pretraining; it begins with the weights that the part before has saved."""
 
     tiers: tuple[str, ...]
     steps: int
@@ -60,14 +60,14 @@ def clean_logs(codec: ChatCodec, phase: Phase, name: str) -> list[Encoded]:
 
 
 def batches(logs: list[Encoded], rng: random.Random) -> Iterator[list[Encoded]]:
-    """Batches of similar length in random order, without end."""
+    """Batches of logs of similar length in random order, without end."""
     while True:
         order = rng.sample(logs, len(logs))
         pools = [
             sorted(order[i : i + BATCH * 8], key=lambda e: len(e.input_ids)) for i in range(0, len(order), BATCH * 8)
         ]
-        made = [pool[i : i + BATCH] for pool in pools for i in range(0, len(pool), BATCH)]
-        yield from rng.sample(made, len(made))
+        shuffled = [pool[i : i + BATCH] for pool in pools for i in range(0, len(pool), BATCH)]
+        yield from rng.sample(shuffled, len(shuffled))
 
 
 def loss_of(model: Qwen3ForCausalLM, batch: list[Encoded], pad: int) -> torch.Tensor:

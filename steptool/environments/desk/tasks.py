@@ -25,7 +25,7 @@ from steptool.records import Query, Reference, ToolCall
 
 @dataclass(frozen=True)
 class Tier:
-    """A group of queries of like difficulty."""
+    """A group of queries of similar difficulty."""
 
     goals: tuple[int, ...]
     """Numbers of goals."""
@@ -50,31 +50,31 @@ _JOINS = (" and ", ", then ", " and also ")
 
 @dataclass(frozen=True)
 class Goal:
-    """A composition with its particulars."""
+    """A composition with the values that the query names."""
 
     composition: Composition
     start: str
     literal: str
 
     def answer(self, call: Call) -> str:
-        """Carry the goal out as it should be done."""
+        """Carry the goal out correctly."""
         procedure, reference = self.composition
         return PROCEDURES[procedure].run(call, REFERENCES[reference].resolve(call, self.start), self.literal)
 
     def shortcut(self, call: Call) -> str:
-        """Carry it out by habit, without looking."""
+        """Carry it out without looking first."""
         procedure, reference = self.composition
         return PROCEDURES[procedure].shortcut(call, REFERENCES[reference].resolve(call, self.start), self.literal)
 
     def phrase(self, rng: random.Random) -> str:
         """One of its wordings."""
         procedure, reference = self.composition
-        named = rng.choice(REFERENCES[reference].phrases).format(x=self.start)
-        return rng.choice(PROCEDURES[procedure].phrases).format(r=named, l=self.literal)
+        reference_text = rng.choice(REFERENCES[reference].phrases).format(x=self.start)
+        return rng.choice(PROCEDURES[procedure].phrases).format(r=reference_text, l=self.literal)
 
 
-def caller(database: Database, calls: list[ToolCall]) -> Call:
-    """A function that executes tools on the database and notes each call."""
+def recording_call(database: Database, calls: list[ToolCall]) -> Call:
+    """A function that executes tools on the database and appends each call to `calls`."""
 
     def call(name: str, /, **arguments: str | int) -> dict[str, str]:
         calls.append(ToolCall(name, arguments))
@@ -99,39 +99,39 @@ def combination_split(combination: Sequence[Composition]) -> str:
 
 
 def draw_query(split: str, tier: str, seed: str) -> Query:
-    """The query of a seed: its own database, goals of the split, a reference solution that was executed."""
+    """The query of a seed: its own database, goals of the split, and a reference solution that has been executed."""
     rng = random.Random(f"query/{split}/{tier}/{seed}")
     count = rng.choice(TIERS[tier].goals)
     while True:
         name = f"{split}/{tier}/{seed}/{rng.randrange(10**6)}"
         goals = _draw_goals(rng, split, count, make_database(name))
-        query = _build(split, tier, name, goals, rng) if goals else None
+        query = _build_query(split, tier, name, goals, rng) if goals else None
         if query:
             return query
 
 
 def _draw_goals(rng: random.Random, split: str, count: int, database: Database) -> list[Goal] | None:
     if count == 1:
-        return [_particulars(rng.choice(compositions(split)), database, rng)]
+        return [_draw_goal(rng.choice(compositions(split)), database, rng)]
     combination = rng.sample(compositions("train"), count)
     if combination_split(combination) != split:
         return None
-    goals = [_particulars(c, database, rng) for c in combination]
+    goals = [_draw_goal(c, database, rng) for c in combination]
     return goals if len({g.start for g in goals}) == len(goals) else None
 
 
-def _particulars(composition: Composition, database: Database, rng: random.Random) -> Goal:
+def _draw_goal(composition: Composition, database: Database, rng: random.Random) -> Goal:
     procedure, reference = PROCEDURES[composition[0]], REFERENCES[composition[1]]
     starts = database.names() if reference.start == "name" else list(database.tables[reference.start])
     literals: dict[str, Sequence[str]] = {"city": CITIES, "currency": CURRENCIES}
     return Goal(composition, rng.choice(starts), rng.choice(literals[procedure.literal]) if procedure.literal else "")
 
 
-def _build(split: str, tier: str, name: str, goals: list[Goal], rng: random.Random) -> Query | None:
+def _build_query(split: str, tier: str, name: str, goals: list[Goal], rng: random.Random) -> Query | None:
     database, calls = make_database(name), list[ToolCall]()
     try:
-        answers = [goal.answer(caller(database, calls)) for goal in goals]
-    except ToolFailure:  # goals that get into each other's way
+        answers = [goal.answer(recording_call(database, calls)) for goal in goals]
+    except ToolFailure:  # one goal prevents another
         return None
     repeated = len({(c.name, *c.arguments.items()) for c in calls}) < len(calls)
     if repeated or len(calls) not in TIERS[tier].calls:
@@ -143,7 +143,7 @@ def _build(split: str, tier: str, name: str, goals: list[Goal], rng: random.Rand
         split=split,
         environment="desk",
         instruction=instruction,
-        tools=(*(TOOLS[t].schema for t in _offered(calls, goals, rng)), FINISH_SCHEMA),
+        tools=(*(TOOLS[t].schema for t in _choose_tools(calls, goals, rng)), FINISH_SCHEMA),
         reference=Reference(
             answer=SEPARATOR.join(answers),
             calls=tuple(calls),
@@ -159,7 +159,7 @@ def _build(split: str, tier: str, name: str, goals: list[Goal], rng: random.Rand
     )
 
 
-def _offered(calls: Sequence[ToolCall], goals: Sequence[Goal], rng: random.Random) -> list[str]:
+def _choose_tools(calls: Sequence[ToolCall], goals: Sequence[Goal], rng: random.Random) -> list[str]:
     """Names of the tools of a query: the needed ones, both sides of every branch, and distractors; shuffled."""
     needed = {c.name for c in calls}
     branch = {"locate": "track_parcel", "price": "convert", "restock": "restock"}

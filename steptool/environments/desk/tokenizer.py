@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded policy: whole words of the desk, bytes for everything else, so that no text is lost."""
+"""The tokenizer of the embedded base model: whole words of the desk, and bytes for any other text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _JSON = (
     ", ",
     ")",
 )
-"""Runs of JSON that always stand together, longest first where one begins another."""
+"""Pieces of JSON that always occur together; where one is the beginning of another, the longer comes first."""
 _PATTERN = "|".join(
     [
         *(
@@ -55,7 +55,7 @@ _PATTERN = "|".join(
 
 
 def _corpus() -> Iterator[str]:
-    """Text of training tasks and of their demonstrations: every wording of the world occurs in it."""
+    """Text of training tasks and of their demonstrations; every wording of the desk occurs in it."""
     rng = random.Random("tokenizer")
     for number in range(3000):
         query = tasks.draw_query("train", (tasks.SINGLE, tasks.LONG)[number % 2], f"tokenizer.{number}")
