@@ -1,4 +1,4 @@
-"""Tool schemas: are they schemas, and do the arguments of a call satisfy them."""
+"""Tool schemas: whether they are usable, and whether the arguments of a call satisfy them."""
 
 from __future__ import annotations
 
@@ -62,30 +62,30 @@ def check_tools(tools: Any, where: str) -> None:
 def _check_tool(tool: Any, where: str) -> str:
     if not isinstance(tool, Mapping) or tool.get("type") != "function":
         got = tool.get("type") if isinstance(tool, Mapping) else tool
-        raise SchemaError(f'{where}.type: expected "function", got {_shown(got)}; write tools in OpenAI\'s form')
+        raise SchemaError(f'{where}.type: expected "function", got {_to_text(got)}; write tools in OpenAI\'s form')
     function = tool.get("function")
     if not isinstance(function, Mapping):
-        raise SchemaError(f"{where}.function: expected an object, got {_shown(function)}")
+        raise SchemaError(f"{where}.function: expected an object, got {_to_text(function)}")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise SchemaError(f"{where}.function.name: expected 1 to 64 letters, digits, '_' or '-', got {_shown(name)}")
+        raise SchemaError(f"{where}.function.name: expected 1 to 64 letters, digits, '_' or '-', got {_to_text(name)}")
     description = function.get("description")
     if not isinstance(description, str):
-        raise SchemaError(f"{where}.function.description: expected a string, got {_shown(description)}")
+        raise SchemaError(f"{where}.function.description: expected a string, got {_to_text(description)}")
     _check_parameters(function.get("parameters"), f"{where}.function.parameters")
     return name
 
 
 def _check_parameters(parameters: Any, where: str) -> None:
     if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
-        raise SchemaError(f'{where}: expected a JSON Schema of type "object", got {_shown(parameters)}')
+        raise SchemaError(f'{where}: expected a JSON Schema of type "object", got {_to_text(parameters)}')
     problem = None if _is_plain(parameters) else _schema_problem(_key(parameters))
     if problem:
         raise SchemaError(f"{where}{problem}")
 
 
 def _is_plain(parameters: Mapping[str, Any]) -> bool:
-    """Whether these are parameters as most tools have them: a schema at sight, at a thousandth of a check's cost."""
+    """Whether these are parameters of the most common form, which need no further and much slower check."""
     properties, required = parameters.get("properties", {}), parameters.get("required", [])
     return (
         parameters.keys() <= {"type", "properties", "required"}
@@ -120,19 +120,19 @@ def _schema_problem(schema_json: str) -> str | None:
             return _fault(schema, validators)
     except _JsonSchemaError as error:
         path = "".join(f".{part}" for part in error.absolute_path)
-        return f"{path}: not a JSON Schema ({_DRAFTS}): {_shortened(error.message)}"
+        return f"{path}: not a JSON Schema ({_DRAFTS}): {_shorten(error.message)}"
     except Unresolvable as error:
         reference = getattr(error, "anchor", error.ref)
-        return f": $ref {_shown(reference)} points to nothing inside this schema; put the definition under $defs"
+        return f": $ref {_to_text(reference)} points to nothing inside this schema; put the definition under $defs"
     except RecursionError:
         return ": the schema refers to itself without end, or is nested too deeply"
     except Exception as error:  # whatever it is, calls of the tool would meet it as well
-        return f": the schema cannot be used: {type(error).__name__}: {_shortened(str(error))}"
+        return f": the schema cannot be used: {type(error).__name__}: {_shorten(str(error))}"
 
 
 def _fault(schema: Any, validators: ValidatorClass) -> str | None:
     """What fails when each part of the schema is tried on a value of each type. References may raise here."""
-    validator = validators(_without_drafts(schema), registry=Registry())
+    validator = validators(_remove_drafts(schema), registry=Registry())
     parts = list(_subschemas(schema))
     if any("unevaluatedProperties" in part for part in parts) and any("patternProperties" in part for part in parts):
         return ": patternProperties beside unevaluatedProperties is not supported; use additionalProperties"
@@ -160,13 +160,13 @@ def _subschemas(node: Any) -> Iterator[dict[str, Any]]:
             yield from _subschemas(value)
 
 
-def _without_drafts(node: Any) -> Any:
+def _remove_drafts(node: Any) -> Any:
     """The schema without `$schema`, which would bring back the library's own validators wherever it stands."""
     if isinstance(node, list):
-        return [_without_drafts(child) for child in node]
+        return [_remove_drafts(child) for child in node]
     if not isinstance(node, dict):
         return node
-    return {k: _without_drafts(v) for k, v in node.items() if not (k == "$schema" and isinstance(v, str))}
+    return {k: _remove_drafts(v) for k, v in node.items() if not (k == "$schema" and isinstance(v, str))}
 
 
 def check_arguments(parameters: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
@@ -188,7 +188,7 @@ def arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[str, Any
                 error = best_match(_validator(key).iter_errors(arguments))
                 return None if error is None else _sentence(error)
         except Exception as error:
-            return f"the arguments cannot be checked: {type(error).__name__}: {_shortened(str(error))}."
+            return f"the arguments cannot be checked: {type(error).__name__}: {_shorten(str(error))}."
 
     key = _key(parameters)
     return check
@@ -202,10 +202,10 @@ def _key(schema: Mapping[str, Any]) -> str:
 def _validator(schema_json: str) -> Any:
     schema = json.loads(schema_json)
     validators = validator_class(schema)
-    return validators(_closed(_without_drafts(schema), validators), registry=Registry())
+    return validators(_close(_remove_drafts(schema), validators), registry=Registry())
 
 
-def _closed(schema: dict[str, Any], validators: ValidatorClass) -> dict[str, Any]:
+def _close(schema: dict[str, Any], validators: ValidatorClass) -> dict[str, Any]:
     """The schema of a tool that refuses arguments it does not list, unless it says otherwise."""
     if "properties" not in schema:
         return schema
@@ -220,30 +220,30 @@ def _closed(schema: dict[str, Any], validators: ValidatorClass) -> dict[str, Any
 def _sentence(error: ValidationError) -> str:
     path = ".".join(str(part) for part in error.absolute_path)
     inside = f" in '{path}'" if path else ""
-    given: Any = error.instance
+    instance: Any = error.instance
     expected: Any = error.validator_value
-    value = _shown(given)
+    value = _to_text(instance)
     schema: Any = error.schema
     if error.validator == "required":
-        return f"missing required argument {_names(n for n in expected if n not in given)}{inside}."
+        return f"missing required argument {_names(n for n in expected if n not in instance)}{inside}."
     if error.validator in ("additionalProperties", "unevaluatedProperties") and expected is False:
-        return f"unknown argument {_names(extra_properties(given, schema))}{inside}."
+        return f"unknown argument {_names(extra_properties(instance, schema))}{inside}."
     if error.validator == "type":
         kinds = [expected] if isinstance(expected, str) else expected
         subject = f"argument '{path}'" if path else "the arguments"
         return f"{subject} must be {' or '.join(kinds)}, got {value}."
     if error.validator == "enum":
-        return f"argument '{path}' must be one of {_shown(expected)}, got {value}."
-    return f"argument{inside} is not valid: {_shortened(error.message)}."
+        return f"argument '{path}' must be one of {_to_text(expected)}, got {value}."
+    return f"argument{inside} is not valid: {_shorten(error.message)}."
 
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _shown(value: Any) -> str:
-    return _shortened(json.dumps(value, ensure_ascii=False, default=str))
+def _to_text(value: Any) -> str:
+    return _shorten(json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _shortened(text: str, limit: int = 120) -> str:
+def _shorten(text: str, limit: int = 120) -> str:
     return text if len(text) <= limit else text[:limit] + "..."

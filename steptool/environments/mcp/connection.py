@@ -8,7 +8,6 @@ import math
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
@@ -31,26 +30,25 @@ from steptool.environments.base import TransportError
 from steptool.environments.mcp.safeguards import CheckedStream, LimitedTransport, error_reason, usable_tools
 from steptool.storage.redaction import Redactor
 
-_LINES = 5
-"""Last lines of a server's standard error that are kept."""
-_WORDS = 300
-"""Characters of them that are told."""
+_CHARACTERS = 300
+"""Characters of the end of a server's error output that are kept."""
 _PATIENCE = 0.5
 """Seconds to wait for the last lines of a server that has ended."""
 
 
 class Connector:
-    """Connects to the server of a configuration, as often as asked. Raises ConfigError if that names none."""
+    """Makes connections to the server of a configuration. Raises ConfigError if the configuration names none or two."""
 
     def __init__(self, server: McpConfig) -> None:
         if bool(server.command) == bool(server.url):
             raise ConfigError(
                 "the environment 'mcp' needs either tools.mcp.command or tools.mcp.url; see docs/tools/mcp.md"
             )
-        self.where = server.url or " ".join(server.command)
+        self.address = server.url or " ".join(server.command)
         self._server = server
         secrets: set[str] = set()
-        self._env, self._headers = _filled(server.env, "env", secrets), _filled(server.headers, "headers", secrets)
+        self._env = _substitute(server.env, "env", secrets)
+        self._headers = _substitute(server.headers, "headers", secrets)
         self.redactor = Redactor(secrets)
         self._tls = httpx2.create_ssl_context() if server.url else None
         # What the library finds wrong with a server becomes an observation; its log would repeat it with a traceback.
@@ -63,18 +61,21 @@ class Connector:
     def connect(self, seconds: float) -> Connection:
         """Start the server or call its address, shake hands and list its tools.
 
-        Raises TransportError, with what the server said last, if that fails or takes longer. No tool was called then.
+        Raises TransportError, with the end of the server's error output, if that fails or takes longer. No tool has
+        been called then.
         """
-        words = _LastWords() if self._server.command else None
+        error_output = _ErrorOutput() if self._server.command else None
         try:
-            ended, (client, tools, faults, stop) = self._portal.start_task(self._hold, words, max(0.0, seconds))
+            ended, (client, tools, faults, stop) = self._portal.start_task(
+                self._run_connection, error_output, max(0.0, seconds)
+            )
         except Exception as error:
-            said = words.take() if words else ""
-            raise TransportError(self.redactor.text(f"{self.where}: {error_reason(error)}{said}")) from error
+            last_lines = error_output.take() if error_output else ""
+            raise TransportError(self.redactor.text(f"{self.address}: {error_reason(error)}{last_lines}")) from error
         finally:
-            if words:
-                words.file.close()
-        return Connection(tools, faults, self._portal, client, stop, ended, words)
+            if error_output:
+                error_output.file.close()
+        return Connection(tools, faults, self._portal, client, stop, ended, error_output)
 
     def close(self) -> None:
         """End every connection, and wait for the processes behind them."""
@@ -83,13 +84,15 @@ class Connector:
             self._portal.call(self._portal.stop, True)
         self._thread.close()
 
-    async def _hold(self, words: _LastWords | None, seconds: float, *, task_status: TaskStatus[Any]) -> None:
-        """A connection from its start to its end: both have to happen in the same task."""
+    async def _run_connection(
+        self, error_output: _ErrorOutput | None, seconds: float, *, task_status: TaskStatus[Any]
+    ) -> None:
+        """Open a connection and close it again, which have to happen in the same task."""
         stop, faults = anyio.Event(), list[str]()
         with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
             try:
-                async with Client(self._checked(self._transport(words), faults), cache=None) as client:
-                    tools = await _listed_tools(client, faults)
+                async with Client(self._check_lists(self._transport(error_output), faults), cache=None) as client:
+                    tools = await _list_tools(client, faults)
                     scope.deadline = math.inf
                     task_status.started((client, tools, faults, stop))
                     await stop.wait()
@@ -99,12 +102,12 @@ class Connector:
             raise TimeoutError(f"no connection within {seconds:.3g} s")
 
     @asynccontextmanager
-    async def _checked(self, transport: AbstractAsyncContextManager[Any], faults: list[str]) -> AsyncIterator[Any]:
+    async def _check_lists(self, transport: AbstractAsyncContextManager[Any], faults: list[str]) -> AsyncIterator[Any]:
         async with transport as (read, write):
             yield CheckedStream(read, faults), write
 
-    def _transport(self, words: _LastWords | None) -> AbstractAsyncContextManager[Any]:
-        if words is None:
+    def _transport(self, error_output: _ErrorOutput | None) -> AbstractAsyncContextManager[Any]:
+        if error_output is None:
             return self._http()
         program, *arguments = self._server.command
         parameters = StdioServerParameters(
@@ -113,7 +116,7 @@ class Connector:
             env=self._env,
             encoding_error_handler="replace",
         )
-        return stdio_client(parameters, errlog=words.file)
+        return stdio_client(parameters, errlog=error_output.file)
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[Any]:
@@ -134,7 +137,7 @@ class Connector:
 
 @dataclass(frozen=True)
 class Connection:
-    """A client that has shaken hands with its server. Several threads may use it at once."""
+    """An open connection to a server. Several threads may use it at once."""
 
     tools: Mapping[str, Tool]
     """The server's tools by the names that a model calls them by."""
@@ -144,11 +147,11 @@ class Connection:
     _client: Client
     _stop: anyio.Event
     _ended: Future[None]
-    _words: _LastWords | None
+    _error_output: _ErrorOutput | None
 
     def ask(self, name: str, arguments: Mapping[str, Any], seconds: float) -> CallToolResult:
-        """What the tool answers. Raises TimeoutError, once the server has been told that nobody waits any longer, and
-        whatever the library raises."""
+        """The tool's answer. Raises TimeoutError, after the request was cancelled at the server, and whatever the
+        library raises."""
         answer: CallToolResult = self._portal.call(self._ask, self.tools[name].name, dict(arguments), seconds)
         return answer
 
@@ -157,36 +160,40 @@ class Connection:
             return await self._client.call_tool(name, arguments)
 
     def end(self, seconds: float | None = None) -> str:
-        """Let go of the server, a process ends; wait so long for it. Returns what it said last, if it has ended."""
+        """End the connection, and with it the process of a server over stdio, and wait so many seconds for it.
+
+        Returns the end of the server's error output, once it has ended.
+        """
         with suppress(RuntimeError):  # the loop was closed, and the connection with it
             self._portal.call(self._stop.set)
         done, _ = wait([self._ended], seconds)
-        return self._words.take() if done and self._words else ""
+        return self._error_output.take() if done and self._error_output else ""
 
 
-class _LastWords:
-    """Takes what a server writes to its standard error, so that it does not get into ours, and keeps the end of it."""
+class _ErrorOutput:
+    """Takes what a server writes to its standard error, so that it does not get into ours, and keeps its end."""
 
     def __init__(self) -> None:
         read, write = os.pipe()
         self.file = os.fdopen(write, "w")
-        self._lines: deque[str] = deque(maxlen=_LINES)
+        self._text = ""
         self._thread = threading.Thread(target=self._read, args=(read,), daemon=True)
         self._thread.start()
 
     def _read(self, descriptor: int) -> None:
-        with os.fdopen(descriptor, errors="replace") as lines:
-            self._lines.extend(lines)
+        with os.fdopen(descriptor, "rb") as output:
+            while chunk := output.read1(1 << 12):
+                self._text = (self._text + chunk.decode("utf-8", "replace"))[-2 * _CHARACTERS :]
 
     def take(self) -> str:
-        """The last lines as the end of a sentence; empty if there are none."""
+        """The end of the output as the end of a sentence; empty if there is none."""
         self.file.close()
         self._thread.join(_PATIENCE)
-        text = " ".join("".join(self._lines).split())
-        return f" (it said: {text[-_WORDS:]})" if text else ""
+        text = " ".join(self._text.split())
+        return f" (it said: {text[-_CHARACTERS:]})" if text else ""
 
 
-async def _listed_tools(client: Client, faults: list[str]) -> dict[str, Tool]:
+async def _list_tools(client: Client, faults: list[str]) -> dict[str, Tool]:
     """All pages of the server's tools, by the names that a model calls them by."""
     page = await client.list_tools()
     tools = list(page.tools)
@@ -196,15 +203,15 @@ async def _listed_tools(client: Client, faults: list[str]) -> dict[str, Tool]:
     return usable_tools(tools, faults)
 
 
-def _filled(values: Mapping[str, str], field: str, secrets: set[str]) -> dict[str, str]:
-    """The values with ${NAME} replaced from our own environment, so that no secret has to stand in a file.
+def _substitute(values: Mapping[str, str], field: str, secrets: set[str]) -> dict[str, str]:
+    """The values with ${NAME} replaced by our own environment's variables, so that no file has to hold a secret.
 
-    What was put in is added to `secrets`, unless it is the path of something that exists.
+    The variables' values are added to `secrets`, unless they are paths of something that exists.
     """
     try:
         for value in values.values():
-            used = {os.environ[name] for name in Template(value).get_identifiers()}
-            secrets |= {text for text in used if not (text.startswith("/") and Path(text).exists())}
+            values_used = {os.environ[name] for name in Template(value).get_identifiers()}
+            secrets |= {text for text in values_used if not (text.startswith("/") and Path(text).exists())}
         return {name: Template(value).substitute(os.environ) for name, value in values.items()}
     except KeyError as error:
         raise ConfigError(f"tools.mcp.{field}: the environment variable {error} is not set") from None

@@ -20,22 +20,22 @@ from steptool.environments.mcp.safeguards import error_reason, tool_schema
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
-_SHARE = 0.9
+_TIME_SHARE = 0.9
 """Share of the time limit after which a request is cancelled: early enough to say so before the call is given up."""
-_SILENT = 2
-"""Calls without an answer, one after the other, that make a server count as hung."""
+_MAX_UNANSWERED = 2
+"""Unanswered calls in a row after which a server counts as hung."""
 _LOST = {CONNECTION_CLOSED: "Connection closed", INVALID_REQUEST: "Session terminated"}
-"""By their codes, the errors with which the library says that a connection is of no more use."""
-_ANEW = "; the next call goes to a new server or session, which may know nothing of the calls before"
-_WAIT = 1.0
+"""Codes and messages with which the library says that a connection is of no further use."""
+_NEXT_CALL = "; the next call goes to a new server or session, which may know nothing of the calls before"
+_LAST_WORDS_WAIT = 1.0
 """Seconds that a lost server has to end and say why."""
 
 
 class McpEnvironment(Environment):
     """The tools of an MCP server. `timeout` is the limit on a call in seconds.
 
-    With `server.shared` all episodes use one connection, else each has its own: over stdio, a process. It is made at
-    the first call. The server gives no verdict. Raises ConfigError unless there is one server to reach.
+    With `server.shared` all episodes use one connection; otherwise each has its own, which over stdio is a process. It
+    is opened at the first call. The server gives no verdict. Raises ConfigError unless there is one server to reach.
     """
 
     name, blocking = "mcp", True
@@ -47,25 +47,25 @@ class McpEnvironment(Environment):
 
     def __init__(self, server: McpConfig, timeout: float) -> None:
         self._connector, self._timeout = Connector(server), timeout
-        self._shared = self._link() if server.shared else None
+        self._shared = self._make_client() if server.shared else None
 
     def tools(self) -> Sequence[ToolSchema]:
         """What the server lists, with a warning for tools that cannot be used.
 
         Raises ConfigError if the server cannot be reached, and if it has tools of which none can be used.
         """
-        link = self._shared or self._link()
+        client = self._shared or self._make_client()
         try:
-            return link.tools()
+            return client.tools()
         except TransportError as error:
             raise ConfigError(f"tools.mcp: the server does not list its tools: {error}") from error
         finally:
-            if link is not self._shared:
-                link.close()
+            if client is not self._shared:
+                client.close()
 
     def reset(self, query: Query) -> McpSession:
         """A session that reaches the server at its first call."""
-        return McpSession(self._shared or self._link(), owned=self._shared is None)
+        return McpSession(self._shared or self._make_client(), owned=self._shared is None)
 
     def close(self) -> None:
         """End every connection and every process."""
@@ -73,41 +73,41 @@ class McpEnvironment(Environment):
             self._shared.close()
         self._connector.close()
 
-    def _link(self) -> _Link:
-        return _Link(self._connector, self._timeout)
+    def _make_client(self) -> _ReconnectingClient:
+        return _ReconnectingClient(self._connector, self._timeout)
 
 
 class McpSession(Session):
-    """One episode. Its calls go to a connection of its own, or to the one of all."""
+    """One episode. Its calls go over a connection of its own, or over the one that all episodes share."""
 
-    def __init__(self, link: _Link, owned: bool) -> None:
-        self._link, self._owned = link, owned
+    def __init__(self, client: _ReconnectingClient, owned: bool) -> None:
+        self._client, self._owned = client, owned
 
     def call(self, call: ToolCall) -> ToolResult:
-        """The server's answer as text; a failed step for what the server reports, breaks, or leaves unanswered.
+        """The server's answer as text; a failed step where it reports an error, breaks the protocol or does not answer.
 
         Raises TransportError if the server cannot be reached, and never after a request was sent.
         """
-        return self._link.call(call)
+        return self._client.call(call)
 
     def close(self) -> None:
         """End the episode's own connection."""
         if self._owned:
-            self._link.close()
+            self._client.close()
 
 
-class _Link:
-    """A connection that is made at the first call and, once it is lost, anew at the next one."""
+class _ReconnectingClient:
+    """Calls over a connection that is opened at the first call, and opened again after it was lost."""
 
     def __init__(self, connector: Connector, timeout: float) -> None:
-        self._connector, self._limit = connector, _SHARE * timeout
+        self._connector, self._limit = connector, _TIME_SHARE * timeout
         self._lock = threading.Lock()
         self._connection: Connection | None = None
-        self._silent = 0
+        self._unanswered = 0
 
     def tools(self) -> list[ToolSchema]:
         """Schemas of the server's tools. Raises ConfigError if none of them can be used."""
-        connection = self._connected(time.monotonic() + self._limit)
+        connection = self._open_connection(time.monotonic() + self._limit)
         if connection.faults:
             problem = self._connector.redactor.text(f"tools.mcp: left out: {'; '.join(connection.faults)}")
             if not connection.tools:
@@ -120,61 +120,61 @@ class _Link:
     def call(self, call: ToolCall) -> ToolResult:
         """The server's answer to one call."""
         deadline = time.monotonic() + self._limit
-        connection = self._connected(deadline)
+        connection = self._open_connection(deadline)
         tool = connection.tools.get(call.name)
         if tool is None:
-            return _failed(StepStatus.UNKNOWN_TOOL, f"the server has no tool named '{call.name}'")
+            return _fail(StepStatus.UNKNOWN_TOOL, f"the server has no tool named '{call.name}'")
         if problem := check_arguments(tool.input_schema, call.arguments):
-            return _failed(StepStatus.INVALID_ARGUMENTS, problem)
+            return _fail(StepStatus.INVALID_ARGUMENTS, problem)
         try:
             result = connection.ask(call.name, call.arguments, deadline - time.monotonic())
         except Exception as error:
-            problem = self._connector.redactor.text(self._problem(error, connection))
-            return _failed(StepStatus.TOOL_ERROR, problem)
-        self._silent = 0
-        text = self._connector.redactor.text(_text(result))
+            problem = self._connector.redactor.text(self._describe_failure(error, connection))
+            return _fail(StepStatus.TOOL_ERROR, problem)
+        self._unanswered = 0
+        text = self._connector.redactor.text(_answer_text(result))
         return ToolResult(StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK, text)
 
     def close(self) -> None:
-        """Let go of the server and wait until it has ended."""
+        """Close the connection and wait until the server has ended."""
         if self._connection:
-            self._forget(self._connection, None)
+            self._drop(self._connection, None)
 
-    def _connected(self, deadline: float) -> Connection:
+    def _open_connection(self, deadline: float) -> Connection:
         with self._lock:
             if self._connection is None:
-                self._connection, self._silent = self._connector.connect(deadline - time.monotonic()), 0
+                self._connection, self._unanswered = self._connector.connect(deadline - time.monotonic()), 0
             return self._connection
 
-    def _problem(self, error: Exception, connection: Connection) -> str:
-        """What to say of a call that brought no result; a connection that is of no more use is let go."""
+    def _describe_failure(self, error: Exception, connection: Connection) -> str:
+        """Why a call brought no result; a connection that is of no further use is dropped."""
         if isinstance(error, TimeoutError):
-            self._silent += 1
+            self._unanswered += 1
             problem = f"no answer within {self._limit:g} s"
-            if self._silent < _SILENT:
+            if self._unanswered < _MAX_UNANSWERED:
                 return problem
-            self._forget(connection, 0.0)
-            return f"{problem}, as to the call before{_ANEW}"
-        self._silent = 0
+            self._drop(connection, 0.0)
+            return f"{problem}, as to the call before{_NEXT_CALL}"
+        self._unanswered = 0
         if isinstance(error, MCPError) and _LOST.get(error.code) == error.message:
-            return f"the server was lost{self._forget(connection, _WAIT)}{_ANEW}"
+            return f"the server was lost{self._drop(connection, _LAST_WORDS_WAIT)}{_NEXT_CALL}"
         return error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {error_reason(error)}"
 
-    def _forget(self, connection: Connection, seconds: float | None) -> str:
+    def _drop(self, connection: Connection, seconds: float | None) -> str:
         with self._lock:
             if self._connection is connection:
                 self._connection = None
         return connection.end(seconds)
 
 
-def _text(result: CallToolResult) -> str:
-    """The blocks of an answer, a line each; what it holds in structured form where it has no blocks."""
+def _answer_text(result: CallToolResult) -> str:
+    """The blocks of an answer, each on a line of its own, or its structured content if it has no blocks."""
     if not result.content and result.structured_content is not None:
         return json.dumps(result.structured_content, ensure_ascii=False)
-    return "\n".join(map(_block, result.content))
+    return "\n".join(map(_block_text, result.content))
 
 
-def _block(block: Any) -> str:
+def _block_text(block: Any) -> str:
     if isinstance(block, TextContent):
         return block.text
     if isinstance(block, EmbeddedResource):
@@ -184,5 +184,5 @@ def _block(block: Any) -> str:
     return f"[{block.type} {about}]"
 
 
-def _failed(status: StepStatus, reason: str) -> ToolResult:
+def _fail(status: StepStatus, reason: str) -> ToolResult:
     return ToolResult(status, json.dumps({"error": reason}, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""An environment without live tools: it answers with the responses that were recorded for the same calls."""
+"""An environment without live tools, which answers calls with the responses that were recorded for them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class ReplayEnvironment(Environment):
 
     def reset(self, query: Query) -> ReplaySession:
         """A session for the query."""
-        return ReplaySession(query, self._recorded)
+        return ReplaySession(query, self._lookup)
 
-    def _recorded(self, call: ToolCall) -> ToolResult | None:
+    def _lookup(self, call: ToolCall) -> ToolResult | None:
         return self._responses.get(call_key([call.name], call.arguments))
 
     def close(self) -> None:
@@ -42,43 +42,44 @@ class ReplayEnvironment(Environment):
 
 
 def answered_calls(trajectory: Trajectory) -> Iterator[tuple[ToolCall, ToolResult]]:
-    """The calls of a trajectory that a tool answered, and what it said."""
+    """The calls of a trajectory that a tool answered, with their results."""
     for step in trajectory.steps:
         if step.call and step.status in (StepStatus.OK, StepStatus.TOOL_ERROR):
             yield step.call, ToolResult(step.status, step.observation)
 
 
-def never_recorded(_: ToolCall) -> ToolResult:
-    """What a call gets that nobody recorded."""
+def fail_unrecorded(_: ToolCall) -> ToolResult:
+    """The answer to a call that was never recorded."""
     return ToolResult(StepStatus.TOOL_ERROR, protocol_error(NEVER_RECORDED))
 
 
 class ReplaySession(Session):
-    """One run of one query. It has no state: the same call always gets the same response.
+    """One episode of one query. It has no state: the same call always gets the same response.
 
-    `recorded` looks a call up; `otherwise` answers a call of an offered tool with right arguments that is not recorded.
+    `lookup` returns the recorded response of a call, or None. `fallback` answers a call that is not recorded, if its
+    tool is offered and its arguments fit the schema.
     """
 
     def __init__(
         self,
         query: Query,
-        recorded: Callable[[ToolCall], ToolResult | None],
-        otherwise: Callable[[ToolCall], ToolResult] = never_recorded,
+        lookup: Callable[[ToolCall], ToolResult | None],
+        fallback: Callable[[ToolCall], ToolResult] = fail_unrecorded,
     ) -> None:
-        self._recorded, self._otherwise = recorded, otherwise
+        self._lookup, self._fallback = lookup, fallback
         self._parameters: dict[str, Mapping[str, Any]] = {
             t["function"]["name"]: t["function"]["parameters"] for t in query.tools
         }
 
     def call(self, call: ToolCall) -> ToolResult:
-        """The recorded response; else an error: no such tool, arguments that break its schema, or never recorded.
+        """The recorded response, or an error: no such tool, arguments that break its schema, or not recorded.
 
-        What was recorded stands even where the arguments break the schema: the real tool took them.
+        A recorded response counts even where the arguments break the schema, since the real tool accepted them.
         """
         if call.name not in self._parameters:
             return ToolResult(StepStatus.UNKNOWN_TOOL, unknown_function(call.name))
-        if (recorded := self._recorded(call)) is not None:
-            return recorded
+        if (response := self._lookup(call)) is not None:
+            return response
         if problem := check_arguments(self._parameters[call.name], call.arguments):
             return ToolResult(StepStatus.INVALID_ARGUMENTS, protocol_error(f"Invalid arguments: {problem}"))
-        return self._otherwise(call)
+        return self._fallback(call)

@@ -1,4 +1,4 @@
-"""Responses that were recorded for calls: a file that many processes and threads read and write at once, or memory."""
+"""Recorded responses by call, in memory or in a file that many processes and threads may use at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call_key(tool: Sequence[str], arguments: Mapping[str, Any]) -> str:
 class Responses:
     """Recorded responses by call. A call that has several gets the most frequent, and of equals the first recorded.
 
-    Whatever process is killed when, what was added is there whole or not at all (`steptool.storage.sqlite`).
+    Where a process is killed, what it was adding is there whole or not at all (`steptool.storage.sqlite`).
     """
 
     def __init__(self, path: str | Path = "") -> None:
@@ -53,7 +53,7 @@ class Responses:
         return next((ToolResult(StepStatus(status), observation) for status, observation in rows), None)
 
     def add(self, recorded: Iterable[tuple[str, ToolResult]]) -> int:
-        """Record responses by the keys of their calls, all or none of them. Returns their number. Others wait."""
+        """Record responses by the keys of their calls, all or none; other writers wait. Returns their number."""
         rows = ((call, _digest(result), str(result.status), result.observation) for call, result in recorded)
         with self._lock, self._database:
             return self._database.executemany(_ADD, rows).rowcount

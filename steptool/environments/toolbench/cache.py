@@ -17,30 +17,30 @@ from steptool.contracts.tables import read_records, record_class
 from steptool.environments.base import ToolResult
 from steptool.environments.replay.environment import answered_calls
 from steptool.environments.replay.responses import Responses
-from steptool.environments.toolbench.environment import key_of
+from steptool.environments.toolbench.environment import response_key
 from steptool.environments.toolbench.naming import endpoints
 from steptool.environments.toolbench.protocol import from_server
 from steptool.records import Query, Trajectory
 
 
 def record(responses: Responses, queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> int:
-    """Add what servers said in the trajectories of the queries, failures too. Returns the number of responses added."""
+    """Add the servers' responses in trajectories of these queries, failures too. Returns the number added."""
     return responses.add(_recorded(queries, trajectories))
 
 
 def _recorded(queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> Iterator[tuple[str, ToolResult]]:
-    known = {query.query_id: endpoints(query) for query in queries}
+    endpoints_of_query = {query.query_id: endpoints(query) for query in queries}
     for trajectory in trajectories:
         for call, result in answered_calls(trajectory):
-            if trajectory.query_id in known and from_server(result.observation):
-                yield key_of(known[trajectory.query_id], call), result
+            if trajectory.query_id in endpoints_of_query and from_server(result.observation):
+                yield response_key(endpoints_of_query[trajectory.query_id], call), result
 
 
 def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
     """Add the recorded calls of folders: of runs, or of what an ingest wrote. All of them or, if one fails, none.
 
     Each folder holds a Parquet file of queries and any of their trajectories; first recorded is what comes first in
-    the order given, and in a folder in the order of the files' names. Returns the number of responses added and that
+    the order options, and in a folder in the order of the files' names. Returns the number of responses added and that
     of the calls that the file then answers. Raises ContractError naming the folder that has no queries or trajectories.
     """
     contents = [_contents(Path(folder)) for folder in folders]
@@ -55,12 +55,12 @@ def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
 def _contents(folder: Path) -> tuple[list[Query], Iterator[Trajectory]]:
     files = [(path, record_class(path)) for path in sorted(folder.glob("*.parquet"))]
     queries = [query for path, cls in files if cls is Query for query in read_queries(path)]
-    played = [path for path, cls in files if cls is Trajectory]
-    if not queries or not played:
+    trajectory_files = [path for path, cls in files if cls is Trajectory]
+    if not queries or not trajectory_files:
         raise ContractError(
             f"{folder}: expected Parquet files of queries and of trajectories; name the folder of a run or an ingest"
         )
-    return queries, (trajectory for path in played for trajectory in read_records(path, Trajectory))
+    return queries, (trajectory for path in trajectory_files for trajectory in read_records(path, Trajectory))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,12 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = commands.add_parser("build", help="add the recorded calls of folders to a file")
     command.add_argument("file", help="file of recorded responses, made if it is missing")
     command.add_argument("folders", nargs="+", metavar="folder", help="folder of a run or an ingest")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        added, calls = build(given.file, given.folders)
+        added, calls = build(options.file, options.folders)
     except (ContractError, OSError, sqlite3.Error) as error:
         sys.exit(str(error))
-    print(f"{given.file}: {added} responses added, {calls} calls answered")
+    print(f"{options.file}: {added} responses added, {calls} calls answered")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from steptool.storage.redaction import Redactor
 _LARGEST = 8 << 20
 """Bytes of a reply that are read."""
 _TRY_AGAIN = (429, 502, 503, 504)
-"""HTTP statuses of a server that did not take the request."""
+"""HTTP statuses with which a server says that it did not take the request."""
 _KEPT_OPEN = 64
 """Idle connections kept for later calls."""
 
 
 class VirtualClient:
-    """Asks a server of StableToolBench or ToolBench. Threads may share it: each call takes a connection of its own."""
+    """Client of a server of StableToolBench or ToolBench. Threads may share it: each call uses its own connection."""
 
     def __init__(self, url: str, key: str, strip: str, timeout: float) -> None:
         """`url` with its path, as in http://localhost:8080/virtual; `timeout` in seconds. Raises ValueError."""
@@ -36,7 +36,7 @@ class VirtualClient:
         self._client = httpx2.Client(headers={"toolbench_key": key}, timeout=timeout, limits=limits)
 
     def ask(self, endpoint: Endpoint, arguments: Mapping[str, Any]) -> ToolResult:
-        """What the server says. Raises TransportError where it did not take the request or its reply was lost."""
+        """The server's answer. Raises TransportError where it did not take the request or the answer was lost."""
         try:
             status, body = self._answer(self._request(endpoint, arguments))
         except httpx2.ReadTimeout:
@@ -44,7 +44,7 @@ class VirtualClient:
         except httpx2.TransportError as error:
             raise TransportError(f"{type(error).__name__}: {error}") from error
         except httpx2.DecodingError as error:
-            return _refused(f"{BAD_REPLY}: {error}")
+            return _fail(f"{BAD_REPLY}: {error}")
         if status in _TRY_AGAIN:
             raise TransportError(f"HTTP status {status}")
         if status != 200:
@@ -86,15 +86,15 @@ class VirtualClient:
         return reply.status_code, bytes(body)
 
     def _result(self, body: bytes) -> ToolResult:
-        """ToolBench's client shows the model the whole reply, written anew as JSON; so does this one."""
+        """The whole reply, written again as JSON: ToolBench's client shows the model the same."""
         if len(body) > _LARGEST:
-            return _refused(f"{BAD_REPLY}: more than {_LARGEST >> 20} MiB")
+            return _fail(f"{BAD_REPLY}: more than {_LARGEST >> 20} MiB")
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
-            return _refused(f"{BAD_REPLY}: not JSON")
+            return _fail(f"{BAD_REPLY}: not JSON")
         if not isinstance(document, dict) or not {"error", "response"} <= document.keys():
-            return _refused(f"{BAD_REPLY}: no object with the fields error and response")
+            return _fail(f"{BAD_REPLY}: no object with the fields error and response")
         observation = json.dumps(self._redactor.value(document))
         return ToolResult(observation_status(observation), observation)
 
@@ -113,5 +113,5 @@ def _address(url: str) -> httpx2.URL:
     raise ValueError(f"expected an address such as http://localhost:8080/virtual, got '{url}'")
 
 
-def _refused(reason: str) -> ToolResult:
+def _fail(reason: str) -> ToolResult:
     return ToolResult(StepStatus.TOOL_ERROR, protocol_error(reason))

@@ -1,4 +1,4 @@
-"""The tools of ToolBench as an environment: what was recorded is replayed, the rest is asked of a server, if any."""
+"""The tools of ToolBench as an environment: recorded responses first, then a server if there is one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Self
 from steptool.config import ToolBenchConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, ToolResult
-from steptool.environments.replay.environment import ReplaySession, never_recorded
+from steptool.environments.replay.environment import ReplaySession, fail_unrecorded
 from steptool.environments.replay.responses import Responses, call_key
 from steptool.environments.toolbench.client import VirtualClient
 from steptool.environments.toolbench.naming import Endpoint, endpoints
@@ -21,9 +21,9 @@ from steptool.records import Query, StepStatus, ToolCall, Trajectory
 
 
 class ToolBenchEnvironment(Environment):
-    """Answers from a server, from recorded responses, or from the recorded ones first.
+    """Answers calls from recorded responses, from a server, or from recorded responses first.
 
-    Of what the server says, successes are recorded: a failure may pass (a rate limit, a wrong key) and is asked again.
+    Successes of the server are recorded. Failures, such as a rate limit, may be temporary and are not.
     """
 
     name = "toolbench"
@@ -45,23 +45,23 @@ class ToolBenchEnvironment(Environment):
 
     def reset(self, query: Query) -> ReplaySession:
         """A session for the query."""
-        known = endpoints(query)
-        return ReplaySession(query, partial(self._recorded, known), partial(self._asked, known))
+        names = endpoints(query)
+        return ReplaySession(query, partial(self._lookup, names), partial(self._ask, names))
 
-    def _recorded(self, known: Mapping[str, Endpoint], call: ToolCall) -> ToolResult | None:
-        return None if self._responses is None else self._responses.get(key_of(known, call))
+    def _lookup(self, names: Mapping[str, Endpoint], call: ToolCall) -> ToolResult | None:
+        return None if self._responses is None else self._responses.get(response_key(names, call))
 
-    def _asked(self, known: Mapping[str, Endpoint], call: ToolCall) -> ToolResult:
+    def _ask(self, names: Mapping[str, Endpoint], call: ToolCall) -> ToolResult:
         if self._client is None:
-            return never_recorded(call)
-        if call.name not in known:
+            return fail_unrecorded(call)
+        if call.name not in names:
             problem = f"The task does not say which API {call.name} is."
             return ToolResult(StepStatus.TOOL_ERROR, protocol_error(problem))
-        result = self._client.ask(known[call.name], call.arguments)
+        result = self._client.ask(names[call.name], call.arguments)
         if self._responses is None or result.status is not StepStatus.OK:
             return result
-        self._responses.add([(key_of(known, call), result)])
-        return self._responses.get(key_of(known, call)) or result
+        self._responses.add([(response_key(names, call), result)])
+        return self._responses.get(response_key(names, call)) or result
 
     def close(self) -> None:
         """Close the connections and the file of recorded responses."""
@@ -71,9 +71,9 @@ class ToolBenchEnvironment(Environment):
             self._responses.close()
 
 
-def key_of(known: Mapping[str, Endpoint], call: ToolCall) -> str:
-    """Key of a call in the recorded responses: by category, tool and API, or where the query knows none, by name."""
-    return call_key(known.get(call.name, (call.name,)), call.arguments)
+def response_key(names: Mapping[str, Endpoint], call: ToolCall) -> str:
+    """Key of a call in the recorded responses: category, tool and API, or the function's name if the query has none."""
+    return call_key(names.get(call.name, (call.name,)), call.arguments)
 
 
 def _client(settings: ToolBenchConfig, timeout: float) -> VirtualClient | None:

@@ -1,4 +1,4 @@
-"""Names of ToolBench: from an API to the function that a model sees, and back to what a request names."""
+"""Names of ToolBench: from an API to the function that a model sees, and back to the names in a request."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _RESERVED = frozenset({"from", "class", "return", "false", "true", "id", "and"})
 
 @lru_cache(1 << 16)
 def standard_name(text: str) -> str:
-    """A tool's, API's or parameter's name as ToolBench writes it: lower case, runs of other characters one `_`.
+    """A tool's, API's or parameter's name as ToolBench writes it: lower case, one `_` for each run of other characters.
 
-    Chinese letters and `^` pass, as in ToolBench's own rule.
+    Chinese characters and `^` are kept, as in ToolBench's own rule.
     """
     name = re.sub(r"_+", "_", re.sub(r"[^a-zA-Z0-9^\u4e00-\u9fa5]", "_", text)).lower().strip("_")
     return f"get_{name}" if name[:1].isdigit() else name
 
 
 def unreserved(name: str) -> str:
-    """`is_` before the names that ToolBench keeps free, such as `id` and `from`."""
+    """The name, with `is_` before it if ToolBench reserves it, as `id` and `from`."""
     return f"is_{name}" if name in _RESERVED else name
 
 
 @lru_cache(1 << 16)
 def parameter_name(name: str) -> str:
-    """A parameter's name in standard form; as it stands where that leaves nothing of it."""
+    """A parameter's name in standard form, or unchanged if its standard form is empty."""
     return unreserved(standard_name(name)) or name
 
 
@@ -45,15 +45,15 @@ def function_name(api_name: str, tool_name: str) -> str:
 
 
 def endpoint(category: str, tool_name: str, api_name: str) -> Endpoint:
-    """What ToolBench's client names in a request: the category as it stands, tool and API in standard form."""
+    """The names in a request of ToolBench's client: the category unchanged, tool and API in standard form."""
     return category, standard_name(tool_name), unreserved(standard_name(api_name))
 
 
 def endpoints(query: Query) -> dict[str, Endpoint]:
-    """The way back from the query's function names; empty where the query does not say.
+    """The endpoint of each function of the query; empty where the query does not name them.
 
-    A name alone does not tell: `_for_` may be part of a tool's name, long names are cut, and no name has the category.
-    Raises ValueError if the query's reference is of another form.
+    It cannot be derived from the name: `_for_` may be part of a tool's name, long names are cut, and no name has the
+    category. Raises ValueError if the query's reference is of another form.
     """
     return {
         name: _endpoint(query.query_id, name, parts)

@@ -1,4 +1,4 @@
-"""The text of the protocol, {"error": ..., "response": ...}: what it says became of a call."""
+"""The text of the protocol, {"error": ..., "response": ...}, and the status of the call that it stands for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steptool.records import StepStatus
 NEVER_RECORDED = "No response is recorded for this call."
 TIMEOUT = "Timeout error..."
 BAD_REPLY = "request invalid, data error"
-"""The last two are what ToolBench's own client says in place of a server's answer."""
+"""ToolBench's own client gives the last two in place of a server's answer."""
 _UNKNOWN = "No such function name"
 _UNREADABLE = "Tool input parse error"
 _ERROR_FIELD = re.compile(r'\s*\{\s*"error"\s*:\s*"((?:[^"\\]|\\.)*)')
@@ -21,7 +21,7 @@ _FAILURE = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_FAILURE = 400
-"""Characters: a longer response is content, whatever words are in it."""
+"""Characters. A longer response is content, whatever words it contains."""
 
 
 def protocol_error(message: str) -> str:
@@ -35,9 +35,9 @@ def unknown_function(name: str) -> str:
 
 
 def observation_status(observation: str) -> StepStatus:
-    """What became of a call, from the protocol's text (it may be cut off).
+    """The status of a call, read from the protocol's text, which may be cut off.
 
-    A filled `error` is a failure. So is a short response that carries an HTTP error or the words of one.
+    A non-empty `error` is a failure. So is a short response with an HTTP error status or the words of one.
     """
     document = _document(observation)
     error = _text(document.get("error"))
@@ -51,7 +51,7 @@ def observation_status(observation: str) -> StepStatus:
 
 
 def from_server(observation: str) -> bool:
-    """Whether a server said it, rather than a client, a limit or a replay in place of one."""
+    """Whether the text comes from a server, and not from a client, a limit or a replay in its place."""
     document = _document(observation)
     error = _text(document.get("error"))
     ours = error in (NEVER_RECORDED, TIMEOUT) or error.startswith(BAD_REPLY)
