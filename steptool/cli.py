@@ -101,13 +101,15 @@ def annotate(
 
 @app.command()
 def export(
-    trajectories: Trajectories,
+    trajectories: Annotated[list[Path], typer.Option(help="Parquet file of episodes; may be given several times.")],
     queries: Queries,
     output: Output,
     form: Annotated[Form, typer.Option(help="What to write.")] = Form.MESSAGES,
 ) -> None:
     """Write trajectories as conversations, for supervised fine-tuning or as preferences."""
-    _run("export", trajectories=_parquet(trajectories), queries=_parquet(queries), form=form, output=output)
+    first, *more = map(_parquet, trajectories)
+    inputs = {"trajectories": first, "more_trajectories": more or None, "queries": _parquet(queries)}
+    _run("export", **inputs, form=form, output=output)
 
 
 @app.command()

@@ -4,17 +4,21 @@ from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.progress import say
 from steptool.data.export import Form
-from tasks.runtime.artifacts import Parquet, download, make_folder
+from tasks.runtime.artifacts import Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
 
 @stage("export")
-def export_trajectories(trajectories: Parquet, queries: Parquet, form: Form, output: str) -> FlyteFile:
-    """Write trajectories in a form and put the file into a folder or url."""
+def export_trajectories(
+    trajectories: Parquet, queries: Parquet, form: Form, output: str, more_trajectories: list[Parquet] | None
+) -> FlyteFile:
+    """Write the trajectories of several files in a form and put the new file into a folder or url."""
     from steptool.data.export import export
     from steptool.storage.delivery import deliver
 
-    done = export(download(trajectories), download(queries), form, make_folder("exported"))
+    done = export(
+        download_all([trajectories, *(more_trajectories or [])]), download(queries), form, make_folder("exported")
+    )
     place = deliver(done.path, output, done.path.name)
     say("export", f"{place}: {', '.join(f'{name} {count}' for name, count in done.counts.items())}")
     return FlyteFile(place)

@@ -105,7 +105,7 @@ def test_ingest_view_export_and_annotate_run_the_workflows(ingested: Path, confi
     files = ("--trajectories", ingested / "demonstrations.parquet", "--queries", ingested / "queries.parquet")
     for command in (
         ("view", *files, "--output", ingested / "viewer.html", "--title", "Logs"),
-        ("export", *files, "--output", ingested, "--form", "sft"),
+        ("export", *files, *files[:2], "--output", ingested, "--form", "sft"),
         ("annotate", config, *files, "--output", ingested),
     ):
         code, _, error = run(*command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,8 @@ from steptool.storage.scratch import scratch_database
 
 UNSURE = 0.5
 """A verdict above it is solved, one below it is not."""
+_SUSPECT = re.compile(r"NaN|Infinity|\d[eE]\+?\d{3}")
+"""What a text holds wherever its JSON holds a number beyond the range of floats."""
 _READ = ("trajectory_id", "query_id", "messages", "solved")
 _TABLES = """
 CREATE TABLE queries (query_id TEXT PRIMARY KEY, tools TEXT NOT NULL);
@@ -82,74 +85,90 @@ class Exported:
     counts: dict[str, int]
 
 
-def export(
-    trajectories: str | os.PathLike[str], queries: str | os.PathLike[str], form: Form, out_dir: str | os.PathLike[str]
-) -> Exported:
-    """Write the trajectories of a file in a form; `queries` is the file of the queries that they answer.
+Place = str | os.PathLike[str]
 
-    Both are streamed. The file appears whole or not at all. Raises ValueError naming a trajectory whose query is not
-    among the queries.
+
+def export(trajectories: Place | Sequence[Place], queries: Place, form: Form, out_dir: Place) -> Exported:
+    """Write the trajectories of a file, or of several files together, in a form.
+
+    `queries` is the file of the queries that they answer. All files are streamed. The new file appears whole or not at
+    all. Raises ValueError naming a trajectory whose query is not among the queries, and where no row is left to write,
+    since readers refuse an empty file.
     """
+    files = [trajectories] if isinstance(trajectories, str | os.PathLike) else trajectories
     out, counts = Path(out_dir).absolute(), Counter[str]()
     out.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder,
         closing(scratch_database(Path(folder), _TABLES)) as database,
     ):
-        known = ((row["query_id"], row["tools"]) for row in iterate_rows(queries, Query))
-        database.executemany("INSERT INTO queries VALUES (?, ?)", known)
-        rows = _FORMS[form](_episodes(trajectories, counts), database, counts)
-        path = _WRITERS[form](out, _counted(rows, counts))
+        tools = ((row["query_id"], row["tools"]) for row in iterate_rows(queries, Query))
+        database.executemany("INSERT INTO queries VALUES (?, ?)", tools)
+        rows = _FORMS[form](_iterate_episodes(files, counts), database, counts)
+        path = _WRITERS[form](out, _count_rows(rows, counts, form))
     return Exported(path, dict(counts))
 
 
-def _episodes(path: str | os.PathLike[str], counts: Counter[str]) -> Iterator[Row]:
-    for row in iterate_rows(path, Trajectory, columns=_READ):
-        counts["trajectories read"] += 1
-        yield row
+def _iterate_episodes(files: Iterable[Place], counts: Counter[str]) -> Iterator[Row]:
+    for file in files:
+        for row in iterate_rows(file, Trajectory, columns=_READ):
+            counts["trajectories read"] += 1
+            yield row
 
 
-def _counted(rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
+def _count_rows(rows: Iterable[Row], counts: Counter[str], form: Form) -> Iterator[Row]:
+    """The rows. Raises ValueError after the last one if there was none."""
     for row in rows:
         counts["rows written"] += 1
         yield row
+    if not counts["rows written"]:
+        numbers = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
+        advice = (
+            "; a pair needs a solved and an unsolved trajectory of one query: give several files of the same queries, "
+            "such as greedy and sampled ones, or those of several rounds"
+        )
+        raise ValueError(f"nothing to write as {form} ({numbers}){advice if form is Form.PREFERENCE else ''}")
 
 
 def _tools(database: Connection, episode: Row) -> str:
-    found = database.execute("SELECT tools FROM queries WHERE query_id = ?", (episode["query_id"],)).fetchone()
-    if found is None:
+    row = database.execute("SELECT tools FROM queries WHERE query_id = ?", (episode["query_id"],)).fetchone()
+    if row is None:
         raise ValueError(
             f"trajectory '{episode['trajectory_id']}' answers the query '{episode['query_id']}', which is not in the "
             "file of queries; give the queries that the trajectories were made from"
         )
-    return str(found[0])
+    return str(row[0])
 
 
-def _conversations(episodes: Iterable[Row], database: Connection, _: Counter[str]) -> Iterator[Row]:
+def _conversations(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
     for episode in episodes:
-        yield {
-            "id": episode["trajectory_id"],
-            "query_id": episode["query_id"],
-            "solved": episode["solved"],
-            "messages": [_with_text(m) for m in identified(json.loads(episode["messages"]))],
-            "tools": json.loads(_tools(database, episode)),
-        }
+        tools = _tools(database, episode)
+        if _is_finite(episode["messages"], tools, counts):
+            messages = with_ids(json.loads(episode["messages"]))
+            yield {
+                "id": episode["trajectory_id"],
+                "query_id": episode["query_id"],
+                "solved": episode["solved"],
+                "messages": [_with_text(message) for message in messages],
+                "tools": json.loads(tools),
+            }
 
 
-def _lessons(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
+def _sft_examples(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
     for episode in episodes:
         if episode["solved"] is not None and episode["solved"] < UNSURE:
             counts["left out: unsolved"] += 1
             continue
-        messages = _written(identified(json.loads(episode["messages"])))
-        yield {
-            "messages": messages,
-            "tools": _tools(database, episode),
-            "trajectory_id": episode["trajectory_id"],
-        }
+        tools = _tools(database, episode)
+        if _is_finite(episode["messages"], tools, counts):
+            yield {
+                "messages": _to_texts(with_ids(json.loads(episode["messages"]))),
+                "tools": tools,
+                "trajectory_id": episode["trajectory_id"],
+            }
 
 
-def _pairs(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
+def _preference_pairs(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
     """The first solved trajectory of a query with its first unsolved one, and so on; each is used once at most."""
     samples = Counter[tuple[str, bool]]()
     for episode in episodes:
@@ -157,7 +176,8 @@ def _pairs(episodes: Iterable[Row], database: Connection, counts: Counter[str]) 
         if solved is None or solved == UNSURE:
             counts["left out: no clear verdict"] += 1
             continue
-        _tools(database, episode)
+        if not _is_finite(episode["messages"], _tools(database, episode), counts):
+            continue
         side = (episode["query_id"], solved > UNSURE)
         values = (*side, samples[side], episode["trajectory_id"], episode["messages"])
         database.execute("INSERT INTO episodes VALUES (NULL, ?, ?, ?, ?, ?)", values)
@@ -166,33 +186,48 @@ def _pairs(episodes: Iterable[Row], database: Connection, counts: Counter[str]) 
     if alone := samples.total() - 2 * paired:
         counts["left out: no partner"] += alone
     for chosen_id, rejected_id, chosen, rejected, tools in database.execute(_PAIRS):
-        good, bad = identified(json.loads(chosen)), identified(json.loads(rejected))
-        begin = next(n for n, message in enumerate(good) if message["role"] == "assistant")
+        good, bad = with_ids(json.loads(chosen)), with_ids(json.loads(rejected))
+        begin = next((n for n, message in enumerate(good) if message["role"] == "assistant"), len(good))
+        if good[:begin] != bad[:begin] or begin == len(good) or begin == len(bad):
+            counts["left out: partners with different beginnings"] += 2
+            continue
         yield {
-            "prompt": _written(good[:begin]),
-            "chosen": _written(good[begin:]),
-            "rejected": _written(bad[begin:]),
+            "prompt": _to_texts(good[:begin]),
+            "chosen": _to_texts(good[begin:]),
+            "rejected": _to_texts(bad[begin:]),
             "tools": tools,
             "chosen_trajectory_id": chosen_id,
             "rejected_trajectory_id": rejected_id,
         }
 
 
-def identified(messages: Sequence[Message]) -> list[Message]:
+def _is_finite(messages: str, tools: str, counts: Counter[str]) -> bool:
+    """Whether JSON can write what two texts hold; where it cannot, the trajectory is counted as left out."""
+    try:
+        for text in (messages, tools):
+            if _SUSPECT.search(text):
+                json.dumps(json.loads(text), allow_nan=False)
+    except ValueError:
+        counts["left out: a number that JSON cannot write"] += 1
+        return False
+    return True
+
+
+def with_ids(messages: Sequence[Message]) -> list[Message]:
     """Messages in OpenAI's form with ids that tie each answer to its call."""
-    told: list[Message] = []
+    identified: list[Message] = []
     call_id, number = None, 0
     for message in messages:
         if message["role"] == "assistant":
             calls = [{"id": f"call{number + n:05d}", **call} for n, call in enumerate(message.get("tool_calls") or [])]
             number += len(calls)
             call_id = calls[0]["id"] if calls else None
-            told.append({**message, "tool_calls": calls} if calls else message)
+            identified.append({**message, "tool_calls": calls} if calls else message)
         elif message["role"] == "tool" and call_id:
-            told.append({**message, "tool_call_id": call_id})
+            identified.append({**message, "tool_call_id": call_id})
         else:
-            told.append(message)
-    return told
+            identified.append(message)
+    return identified
 
 
 def _with_text(message: Message) -> Message:
@@ -204,11 +239,11 @@ def _with_text(message: Message) -> Message:
 
 
 def _function(name: str, arguments: Any) -> dict[str, str]:
-    return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False, allow_nan=False)}
 
 
-def _written(messages: Iterable[Message]) -> list[str]:
-    return [json.dumps(message, ensure_ascii=False) for message in messages]
+def _to_texts(messages: Iterable[Message]) -> list[str]:
+    return [json.dumps(message, ensure_ascii=False, allow_nan=False) for message in messages]
 
 
 def _write_lines(out: Path, rows: Iterable[Row]) -> Path:
@@ -216,7 +251,7 @@ def _write_lines(out: Path, rows: Iterable[Row]) -> Path:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            lines.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -225,8 +260,8 @@ def _write_lines(out: Path, rows: Iterable[Row]) -> Path:
 
 _FORMS: dict[Form, Callable[[Iterable[Row], Connection, Counter[str]], Iterator[Row]]] = {
     Form.MESSAGES: _conversations,
-    Form.SFT: _lessons,
-    Form.PREFERENCE: _pairs,
+    Form.SFT: _sft_examples,
+    Form.PREFERENCE: _preference_pairs,
 }
 _WRITERS: dict[Form, Callable[[Path, Iterable[Row]], Path]] = {
     Form.MESSAGES: _write_lines,

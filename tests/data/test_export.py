@@ -144,6 +144,69 @@ def test_preferences_are_pairs_of_one_query(exported):
     assert "give_up" in json.dumps(first["rejected"][-1]) and "At nine" in json.dumps(first["chosen"][-1])
 
 
+def test_pairs_are_formed_across_files(exported, tmp_path):
+    """Greedy and sampled episodes of the same queries: no file has a pair of its own."""
+    files = [
+        write_records(tmp_path / f"{name}.parquet", [played(query(n), 0, solved) for n, solved in verdicts], Trajectory)
+        for name, verdicts in {
+            "greedy": [(0, 1.0), (1, 0.0), (2, 1.0)],
+            "sampled": [(0, 0.0), (1, 1.0), (2, 1.0)],
+            "later": [(0, 1.0), (2, 0.0)],
+        }.items()
+    ]
+    queries = write_records(tmp_path / "q.parquet", [query(n) for n in range(3)], Query)
+    done = export(files, queries, Form.PREFERENCE, tmp_path / "out")
+    rows = pq.read_table(done.path).to_pylist()
+    assert [json.loads(row["prompt"][0])["content"][-2] for row in rows] == ["0", "2", "1"]
+    assert done.counts == {"trajectories read": 8, "rows written": 3, "left out: no partner": 2}
+    datasets = pytest.importorskip("datasets")
+    assert len(datasets.Dataset.from_parquet(str(done.path), cache_dir=str(tmp_path / "cache"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "solved", "message"),
+    [
+        (
+            Form.PREFERENCE,
+            1.0,
+            r"nothing to write as preference \(.*read 1, left out: no partner 1\); a pair",
+        ),
+        (Form.SFT, 0.0, r"nothing to write as sft \(trajectories read 1, left out: unsolved 1\)$"),
+    ],
+)
+def test_an_empty_file_is_refused_with_its_counts(exported, tmp_path, form, solved, message):
+    with pytest.raises(ValueError, match=message):
+        exported(form, [played(query(), solved=solved)], [query()])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", Form)
+def test_numbers_that_json_cannot_write_are_left_out(exported, form, number):
+    good = [played(query(), 0, 1.0), played(query(), 1, 0.0)]
+    call = call_message(ToolCall("tides", {"at": [{"n": number}]}))
+    bad = [replace(one, messages=[one.messages[0], call, *one.messages[2:]]) for one in good]
+    done = exported(form, [*bad, *good], [query()])
+    assert done.counts["left out: a number that JSON cannot write"] == (1 if form is Form.SFT else 2)
+    assert done.counts["rows written"] == (2 if form is Form.MESSAGES else 1)
+    text = done.path.read_text() if form is Form.MESSAGES else str(pq.read_table(done.path).to_pylist())
+    assert "NaN" not in text and "Infinity" not in text
+    schema = {**TIDES["function"], "parameters": {"type": "object", "properties": {"n": {"default": number}}}}
+    odd = replace(query(1), tools=({"type": "function", "function": schema},))
+    with pytest.raises(ValueError, match="a number that JSON cannot write 1"):
+        exported(form, [played(odd, 0, 1.0)], [odd])
+
+
+def test_partners_with_different_beginnings_are_no_pair(exported):
+    other = played(query(), 1, 0.0)
+    other = replace(other, messages=[{"role": "user", "content": "Another day"}, *other.messages[1:]])
+    same = played(query(1), 0, 1.0), played(query(1), 1, 0.0)
+    done = exported(Form.PREFERENCE, [played(query(), 0, 1.0), other, *same], [query(), query(1)])
+    assert done.counts == {
+        "trajectories read": 4, "rows written": 1, "left out: partners with different beginnings": 2,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("form", Form)
 def test_a_trajectory_of_another_query_is_refused_and_nothing_written(exported, tmp_path, form):
     with pytest.raises(

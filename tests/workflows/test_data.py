@@ -58,6 +58,9 @@ def test_recordings_go_in_and_come_out(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stdout + made.stderr
     assert f"{out}/preference.parquet: trajectories read 6, rows written 3" in made.stdout
     assert pq.read_table(out / "preference.parquet").num_rows == 3
+    both = ("--more_trajectories", json.dumps([str(out / "demonstrations.parquet")]))
+    more = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, *both, "--form", "sft", "--output", str(out))
+    assert more.returncode == 0 and "trajectories read 12" in more.stdout, more.stdout + more.stderr
     refused = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "letters", "--output", str(out))
     assert refused.returncode != 0 and "preference" in refused.stdout + refused.stderr
 
