@@ -1,4 +1,4 @@
-"""BFCL multi-turn without a model: its solutions played back through our environment, and how fast that goes.
+"""BFCL multi-turn without a model: plays the solutions back through our environment and measures the speed.
 
 Prints how many of the 800 tasks the solutions solve, how many they still solve without their last call, then lines
 `name: OURS OTHER RATIO`, per second of one core's time: calls in the session (limits, check of the arguments, the call,
@@ -27,40 +27,40 @@ PADDED = "long_context"
 Seconds = dict[str, float]
 
 
-def solved(queries: Sequence[Query], cut: Callable[[Sequence[ToolCall]], Sequence[ToolCall]]) -> Counter[str]:
-    """Solved tasks by category."""
+def count_solved(queries: Sequence[Query], cut: Callable[[Sequence[ToolCall]], Sequence[ToolCall]]) -> Counter[str]:
+    """The numbers of solved tasks by category."""
     recordings = [(query, cut(reference_calls(query))) for query in queries]
     played = play_back(recordings, BfclEnvironment(), limits=ToolsConfig())
     return Counter(t.tier for t in played if t.solved == 1)
 
 
-def shown(name: str, found: Counter[str], queries: Sequence[Query]) -> str:
+def summarize(name: str, solved: Counter[str], queries: Sequence[Query]) -> str:
     """One line of counts."""
-    parts = ", ".join(f"{category} {found[category]}" for category in CATEGORIES)
-    return f"bfcl {name}: {found.total()} of {len(queries)} solved ({parts})"
+    parts = ", ".join(f"{category} {solved[category]}" for category in CATEGORIES)
+    return f"bfcl {name}: {solved.total()} of {len(queries)} solved ({parts})"
 
 
-def ours(queries: Sequence[Query]) -> Seconds:
+def time_our_calls(queries: Sequence[Query]) -> Seconds:
     """Seconds inside the calls of our sessions, by category."""
-    guard, spent = LimitedEnvironment(BfclEnvironment(), ToolsConfig()), dict.fromkeys(CATEGORIES, 0.0)
+    environment, seconds = LimitedEnvironment(BfclEnvironment(), ToolsConfig()), dict.fromkeys(CATEGORIES, 0.0)
     for query in queries:
-        session = guard.reset(query)
+        session = environment.reset(query)
         for calls in query.reference.turns or ():
             started = time.thread_time()
             for call in calls:
                 session.call(call)
-            spent[query.tier] += time.thread_time() - started
+            seconds[query.tier] += time.thread_time() - started
             session.next_turn("")
-    return spent
+    return seconds
 
 
-def entry(query: Query) -> dict[str, Any]:
-    """The task as the benchmark's own functions take it."""
+def benchmark_entry(query: Query) -> dict[str, Any]:
+    """The task in the form that the benchmark's own functions take."""
     task = query.reference.environment["bfcl"]
     return {"id": query.query_id, "initial_config": task["config"], "involved_classes": task["classes"]}
 
 
-def written(query: Query) -> list[list[str]]:
+def as_python(query: Query) -> list[list[str]]:
     """The solution as the benchmark writes it: calls in Python, by turn."""
     return [
         [f"{c.name}({', '.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in turn]
@@ -68,51 +68,51 @@ def written(query: Query) -> list[list[str]]:
     ]
 
 
-def theirs(queries: Sequence[Query], run: str) -> Seconds:
+def time_their_calls(queries: Sequence[Query], run: str) -> Seconds:
     """Seconds inside the benchmark's executor, by category. It keeps its instances under the name of the run."""
     from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils import execute_multi_turn_func_call
 
-    spent = dict.fromkeys(CATEGORIES, 0.0)
+    seconds = dict.fromkeys(CATEGORIES, 0.0)
     for query in queries:
-        task = entry(query)
+        task = benchmark_entry(query)
         state = (task["initial_config"], task["involved_classes"], run, task["id"], query.tier == PADDED)
         execute_multi_turn_func_call([], *state)
-        for turn in written(query):
+        for turn in as_python(query):
             started = time.thread_time()
             for call in turn:
                 execute_multi_turn_func_call([call], *state)
-            spent[query.tier] += time.thread_time() - started
-    return spent
+            seconds[query.tier] += time.thread_time() - started
+    return seconds
 
 
-def checked(queries: Sequence[Query], run: str) -> int:
-    """Tasks that the benchmark's own checker takes for solved."""
+def count_valid(queries: Sequence[Query], run: str) -> int:
+    """The number of tasks that the benchmark's own checker accepts as solved."""
     from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import multi_turn_checker
 
-    solutions = [(query, written(query)) for query in queries]
+    solutions = [(as_python(query), benchmark_entry(query), query.tier) for query in queries]
     return sum(
-        multi_turn_checker([[[call] for call in turn] for turn in calls], calls, entry(query), query.tier, run)["valid"]
-        for query, calls in solutions
+        multi_turn_checker([[[call] for call in turn] for turn in calls], calls, entry, tier, run)["valid"]
+        for calls, entry, tier in solutions
     )
 
 
-def seconds(work: Callable[[int], object]) -> float:
+def shortest_time(work: Callable[[int], object]) -> float:
     """The fastest of several runs."""
-    spent = []
+    seconds = []
     for number in range(REPEATS):
         started = time.thread_time()
         work(number)
-        spent.append(time.thread_time() - started)
-    return min(spent)
+        seconds.append(time.thread_time() - started)
+    return min(seconds)
 
 
-def best(runs: Sequence[Seconds]) -> Seconds:
+def fastest_runs(runs: Sequence[Seconds]) -> Seconds:
     """The fastest run of each category."""
     return {category: min(run[category] for run in runs) for category in CATEGORIES}
 
 
-def line(name: str, count: int, fast: float, slow: float) -> str:
-    """How much a second on both sides, and the ratio."""
+def ratio_line(name: str, count: int, fast: float, slow: float) -> str:
+    """Numbers per second on both sides, and their ratio."""
     return f"bfcl {name}: {count / fast:.0f} {count / slow:.0f} {slow / fast:.2f}"
 
 
@@ -123,19 +123,22 @@ def main() -> None:
     except ConfigError as missing:
         print(f"bfcl: left out. {missing}")
         return
-    whole, cut = solved(queries, list), solved(queries, without_last_call)
-    print(shown("ground truth", whole, queries))
-    print(shown("last call dropped", cut, queries))
+    whole, cut = count_solved(queries, list), count_solved(queries, without_last_call)
+    print(summarize("ground truth", whole, queries))
+    print(summarize("last call dropped", cut, queries))
     calls = {c: sum(len(q.reference.calls or ()) for q in queries if q.tier == c) for c in CATEGORIES}
-    fast = best([ours(queries) for _ in range(REPEATS)])
-    slow = best([theirs(queries, f"calls{number}") for number in range(REPEATS)])
+    fast = fastest_runs([time_our_calls(queries) for _ in range(REPEATS)])
+    slow = fastest_runs([time_their_calls(queries, f"calls{number}") for number in range(REPEATS)])
     groups = {c: [c] for c in CATEGORIES}
     groups |= {f"all but {PADDED}": [c for c in CATEGORIES if c != PADDED], "all": list(CATEGORIES)}
     for name, group in groups.items():
-        count, *spent = (sum(part[c] for c in group) for part in (calls, fast, slow))
-        print(line(f"calls/s, {name}", int(count), *spent))
-    episodes = seconds(lambda _: solved(queries, list)), seconds(lambda n: checked(queries, f"episodes{n}"))
-    print(line("episodes/s, all", len(queries), *episodes))
+        count, *seconds = (sum(part[c] for c in group) for part in (calls, fast, slow))
+        print(ratio_line(f"calls/s, {name}", int(count), *seconds))
+    episodes = (
+        shortest_time(lambda _: count_solved(queries, list)),
+        shortest_time(lambda n: count_valid(queries, f"episodes{n}")),
+    )
+    print(ratio_line("episodes/s, all", len(queries), *episodes))
     if (whole.total(), cut.total()) != (len(queries), 0):
         sys.exit(1)
 

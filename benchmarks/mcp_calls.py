@@ -1,10 +1,10 @@
 """Calls of an MCP server written with the SDK: over stdio in one session, and over HTTP in 64 sessions at once.
 
-Prints lines `name: OURS OTHER RATIO`, of the fastest of several runs of both in turns. Over stdio, a session of ours
-(limits, check of the arguments, threads) against the SDK's own client without any of these: by wall time, and by the
-CPU time of this process, which leaves out the server's work and whatever else the machine does. Over HTTP, 64 sessions
-side by side against the same calls one after the other: of a tool that answers at once, where the server's one core is
-the limit, and of one that takes 20 ms. Last come the calls that brought what they should; exits with 1 unless all did.
+Prints lines `name: OURS OTHER RATIO` for the fastest of several runs, which alternate. Over stdio, a session of ours
+with its limits, checks and threads is compared with the SDK's own client without any of these: by wall time, and by the
+CPU time of this process, which leaves out the work of the server. Over HTTP, 64 sessions side by side are compared
+with the same calls one after the other, for a tool that answers at once, where the server's one core is the limit, and
+for one that takes 20 ms. The last lines count the right answers; the program exits with 1 unless all calls had one.
 """
 
 from __future__ import annotations
@@ -58,24 +58,24 @@ CALLS, EPISODES, TURNS, REPEATS = 300, 64, 2, 5
 START = 30.0
 """Seconds that the server has to start."""
 Right = list[bool]
-"""Of each call, whether it brought the answer that it should."""
+"""For each call, whether its answer was right."""
 Run = Callable[[], Right]
 
 
 def compare(name: str, measures: Sequence[str], ours: Run, other: Run) -> Right:
     """Print how many calls both make, by wall time and, if there is a second measure, by CPU time."""
     rates: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-    all_right: Right = []
+    outcomes: Right = []
     for _ in range(REPEATS):
-        for run, found in zip((ours, other), rates, strict=True):
-            began = clock()
+        for run, measured in zip((ours, other), rates, strict=True):
+            started = clock()
             right = run()
-            found.append(len(right) / (clock() - began))
-            all_right += right
-    fast, slow = (np.max(found, axis=0) for found in rates)
+            measured.append(len(right) / (clock() - started))
+            outcomes += right
+    fast, slow = (np.max(measured, axis=0) for measured in rates)
     for number, measure in enumerate(measures):
         print(f"mcp {measure}, {name}: {fast[number]:.0f} {slow[number]:.0f} {fast[number] / slow[number]:.2f}")
-    return all_right
+    return outcomes
 
 
 def clock() -> np.ndarray:
@@ -102,7 +102,7 @@ async def ask_plainly(client: Client, times: int) -> Right:
     return [isinstance(part := result.content[0], TextContent) and part.text == ANSWER for result in results]
 
 
-def over_stdio() -> Right:
+def compare_over_stdio() -> Right:
     """One session, a call after the other."""
     parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:])
     with (
@@ -111,8 +111,8 @@ def over_stdio() -> Right:
         start_blocking_portal() as loop,
         loop.wrap_async_context_manager(Client(stdio_client(parameters), cache=None)) as client,
     ):
-        begun = [ask(session), *loop.call(ask_plainly, client, 1)]
-        return begun + compare(
+        first = [ask(session), *loop.call(ask_plainly, client, 1)]
+        return first + compare(
             "one session over stdio",
             ("calls/s", "calls/s of CPU time"),
             lambda: [ask(session) for _ in range(CALLS)],
@@ -121,7 +121,7 @@ def over_stdio() -> Right:
 
 
 @contextmanager
-def served() -> Iterator[str]:
+def run_server() -> Iterator[str]:
     """Address of the server over HTTP."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -146,9 +146,9 @@ def wait_for(port: int) -> None:
     raise TimeoutError(f"the server took no connection within {START:g} s")
 
 
-def over_http() -> Right:
+def compare_over_http() -> Right:
     """A session for each episode, all on one server."""
-    with served() as url, limited_environment(url=url) as environment:
+    with run_server() as url, limited_environment(url=url) as environment:
         sessions = [environment.reset(QUERY) for _ in range(EPISODES)]
         right = ask_at_once(environment, sessions, "shelf", turns=1)
         for tool, name in TOOLS.items():
@@ -176,13 +176,13 @@ def ask_in_turn(sessions: Sequence[LimitedSession], tool: str) -> Right:
 
 
 def main() -> None:
-    """Time both, and count."""
-    found = {"stdio": over_stdio(), "HTTP": over_http()}
-    for name, right in found.items():
+    """Compare both ways and count the right answers."""
+    outcomes = {"stdio": compare_over_stdio(), "HTTP": compare_over_http()}
+    for name, right in outcomes.items():
         print(f"mcp {name}: {sum(right)} of {len(right)} calls succeeded")
     load = os.getloadavg()[0]
     print(f"mcp: load {load:.1f} on {os.cpu_count()} cores")
-    if not all(map(all, found.values())):
+    if not all(map(all, outcomes.values())):
         sys.exit(1)
 
 

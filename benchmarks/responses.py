@@ -1,8 +1,8 @@
-"""The file of recorded responses: hits a second through ToolBench's environment, among 50,000 recorded calls.
+"""The speed of the file of recorded responses: hits per second in ToolBench's environment among 50,000 recorded calls.
 
-Prints lines `name: OURS OTHER RATIO`, of the fastest of several runs of both in turns. Alone, the file stands against
-the least that could be done, a dict of JSON keys in memory. In front of a server, where calls run in a thread within
-their time limit, it stands against asking the server: one on this machine that answers at once.
+Prints lines `name: OURS OTHER RATIO` for the fastest of several runs, which alternate. Alone, the file is compared with
+a dict of JSON keys in memory, the least that could be done. In front of a server, where calls run in a thread within
+their time limit, it is compared with asking a server on this machine that answers at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from steptool.environments.replay.responses import Responses, call_key
 from steptool.environments.toolbench.environment import ToolBenchEnvironment
 from steptool.records import Query, Reference, StepStatus, ToolCall
 
-RECORDED, HITS, ASKED, REPEATS = 50_000, 10_000, 500, 5
+RECORDED, HITS, SERVER_CALLS, REPEATS = 50_000, 10_000, 500, 5
 NAME, ENDPOINT = "forecast_for_sky_watch", ("Weather", "sky_watch", "forecast")
 PROPERTIES = {"town": {"type": "string"}, "days": {"type": "integer"}}
 TOOL = {
@@ -41,7 +41,7 @@ TOOL = {
 REFERENCE = Reference(environment={"toolbench": {NAME: list(ENDPOINT)}})
 QUERY = Query("q", "train", "toolbench", "Will it rain?", (TOOL,), REFERENCE)
 NOBODY = "http://127.0.0.1:1/virtual"
-"""A call that is not recorded fails here, so that all that bring something are hits."""
+"""Nobody listens there, so that a call that is not recorded fails."""
 WEATHER = "Light rain from the west, clearing in the evening; winds of 20 km/h. " * 12
 SERVER = """
 import json, sys
@@ -67,11 +67,11 @@ print(server.server_port, flush=True)
 server.serve_forever()
 """
 Run = Callable[[], Sequence[str]]
-"""Makes calls and returns what they brought."""
+"""Makes calls and returns their observations."""
 
 
 def observation(call: ToolCall) -> str:
-    """What the weather service says."""
+    """The weather service's answer to a call."""
     return json.dumps({"error": "", "response": f"{call.arguments['town']}: {WEATHER}"})
 
 
@@ -79,11 +79,11 @@ def compare(name: str, ours: Run, other: Run) -> None:
     """Print how many calls both make, by wall time and by this process's CPU time."""
     rates: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for _ in range(REPEATS):
-        for run, found in zip((ours, other), rates, strict=True):
-            began = clock()
+        for run, measured in zip((ours, other), rates, strict=True):
+            started = clock()
             count = len(run())
-            found.append(count / (clock() - began))
-    for measure, *best in zip(("s", "s of CPU time"), *(np.max(found, axis=0) for found in rates), strict=True):
+            measured.append(count / (clock() - started))
+    for measure, *best in zip(("s", "s of CPU time"), *(np.max(measured, axis=0) for measured in rates), strict=True):
         print(f"responses hits/{measure}, {name}: {best[0]:.0f} {best[1]:.0f} {best[0] / best[1]:.2f}")
 
 
@@ -93,8 +93,8 @@ def clock() -> np.ndarray:
 
 
 @contextmanager
-def asking(calls: Sequence[ToolCall], **settings: str) -> Iterator[Run]:
-    """The calls in one session of our environment with such settings."""
+def open_session(calls: Sequence[ToolCall], **settings: str) -> Iterator[Run]:
+    """Makes the calls in one session of our environment with these settings."""
     with closing(
         ToolBenchEnvironment.open(ToolsConfig(toolbench=ToolBenchConfig.model_validate(settings)))
     ) as environment:
@@ -103,13 +103,13 @@ def asking(calls: Sequence[ToolCall], **settings: str) -> Iterator[Run]:
         session.close()
 
 
-def from_dict(responses: dict[str, str], calls: Sequence[ToolCall]) -> list[str]:
+def look_up(responses: dict[str, str], calls: Sequence[ToolCall]) -> list[str]:
     """The calls looked up in memory."""
     return [responses[json.dumps([call.name, call.arguments], sort_keys=True)] for call in calls]
 
 
 @contextmanager
-def served() -> Iterator[str]:
+def run_server() -> Iterator[str]:
     """Address of the server."""
     command = [sys.executable, "-c", SERVER, WEATHER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
@@ -122,30 +122,30 @@ def served() -> Iterator[str]:
 
 def record(file: Path, calls: Sequence[ToolCall]) -> None:
     """Write the file."""
-    began = time.perf_counter()
+    started = time.perf_counter()
     with closing(Responses(file)) as responses:
         responses.add((call_key(ENDPOINT, c.arguments), ToolResult(StepStatus.OK, observation(c))) for c in calls)
-    took = time.perf_counter() - began
+    took = time.perf_counter() - started
     print(f"responses: {len(calls)} calls recorded in {took:.1f} s, {file.stat().st_size >> 20} MiB")
 
 
 def main() -> None:
-    """Record, check that all bring the same, then time them."""
+    """Record the responses, check that all ways give the same, then time them."""
     recorded = [ToolCall(NAME, {"town": f"town {n}", "days": n % 7}) for n in range(RECORDED)]
     hits = random.Random(0).sample(recorded, HITS)
-    some, expected = hits[:ASKED], [observation(call) for call in hits]
+    some, expected = hits[:SERVER_CALLS], [observation(call) for call in hits]
     memory = {json.dumps([c.name, c.arguments], sort_keys=True): observation(c) for c in recorded}
-    with tempfile.TemporaryDirectory() as folder, served() as url:
+    with tempfile.TemporaryDirectory() as folder, run_server() as url:
         file = Path(folder) / "responses.sqlite"
         record(file, recorded)
         with (
-            asking(hits, cache=str(file)) as offline,
-            asking(hits, cache=str(file), url=NOBODY) as in_front,
-            asking(some, url=url) as server,
+            open_session(hits, cache=str(file)) as offline,
+            open_session(hits, cache=str(file), url=NOBODY) as in_front,
+            open_session(some, url=url) as server,
         ):
-            assert offline() == in_front() == from_dict(memory, hits) == expected
-            assert server() == expected[:ASKED]
-            compare("the file alone against a dict", offline, lambda: from_dict(memory, hits))
+            assert offline() == in_front() == look_up(memory, hits) == expected
+            assert server() == expected[:SERVER_CALLS]
+            compare("the file alone against a dict", offline, lambda: look_up(memory, hits))
             compare("the file in front of a server against the server", in_front, server)
     print(f"responses: load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
