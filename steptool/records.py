@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from steptool.contracts.columns import (
     JSON_ARRAY,
+    JSON_OBJECT,
     JSON_TUPLE,
     Float32,
     Float32Array,
@@ -28,7 +29,6 @@ from steptool.contracts.columns import (
     described,
     to_json,
 )
-from steptool.contracts.tables import Cost as Cost
 
 FINISH = "Finish"
 """Name of the call that ends an episode: Finish(return_type, final_answer), as in ToolBench."""
@@ -394,3 +394,18 @@ class Metric:
     update: Annotated[Int32, "Optimizer step of the stage, counted from 0; -1 for a count of the whole stage"]
     name: Annotated[str, "What was measured"]
     value: Annotated[Float64, "The number"]
+
+
+@contract("costs", version=1)
+@dataclass(frozen=True)
+class Cost:
+    """What one task of a stage took."""
+
+    stage: Annotated[str, "Stage, such as rollout"]
+    round: Annotated[Int32, "Round of training, counted from 0; -1 outside of rounds"] = -1
+    seconds: Annotated[Float64, "Wall-clock seconds; tasks of a stage may run side by side"] = 0.0
+    tokens: Annotated[Int64, "Tokens generated, or trained on"] = 0
+    peak_memory_mb: Annotated[Float64, "Peak resident memory of the process until then, in MiB"] = 0.0
+    counts: Annotated[
+        Mapping[str, float], JSON_OBJECT, "Other counts by name, such as requests to an endpoint and money: JSON object"
+    ] = field(default_factory=dict)

@@ -1,15 +1,36 @@
 """Scores of every step."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 from steptool.artifacts.progress import Stopwatch, say
 from steptool.config import Config
-from steptool.records import Cost
-from tasks.runtime.artifacts import Parquet, download, make_folder
+from tasks.runtime.artifacts import Parquet, Shard, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
+class Annotated(NamedTuple):
+    """The rewards of a file of trajectories, and what they cost."""
+
+    rewards: Parquet
+    costs: Parquet
+
+
 @stage("annotate", cached=True)
-def annotate(trajectories: Parquet, round_index: int, config: Config, queries: Parquet) -> Parquet:
-    """Score the steps of a shard of trajectories by the configured annotator."""
+def annotate(trajectories: Parquet, config: Config, queries: Parquet) -> Annotated:
+    """Score the steps of a file of trajectories by the configured annotator."""
+    folder = _annotate(download(trajectories), -1, config, download(queries))
+    return Annotated(Parquet(str(folder / "rewards.parquet")), Parquet(str(folder / "costs.parquet")))
+
+
+@stage("annotate", cached=True)
+def annotate_shard(shard: Shard, round_index: int, config: Config, queries: Parquet) -> Shard:
+    """Score the steps of a shard of a round."""
+    return Shard(str(_annotate(download(shard) / "trajectories.parquet", round_index, config, download(queries))))
+
+
+def _annotate(trajectories: Path, round_index: int, config: Config, queries: Path) -> Path:
+    """The folder with rewards and costs."""
     watch = Stopwatch("annotate", round_index)
     from steptool.rewards.annotators import (
         annotate_file,
@@ -18,13 +39,10 @@ def annotate(trajectories: Parquet, round_index: int, config: Config, queries: P
         open_annotator,
     )
 
-    target = make_folder("annotate") / "rewards.parquet"
+    folder = make_folder("annotate")
     with open_annotator(config.rewards.annotator, config.rewards.judge) as annotator:
-
-        def cost() -> Cost:
-            return watch.cost(counts=annotator_counts(annotator))
-
-        annotate_file(download(queries), download(trajectories), annotator, target, cost)
+        annotate_file(queries, trajectories, annotator, folder / "rewards.parquet")
+        write_costs(folder, watch.cost(counts=annotator_counts(annotator)))
         if reasons := missing_reasons(annotator):
-            say("annotate", f"votes are missing: {reasons}", round=round_index)
-    return Parquet(str(target))
+            say("annotate", f"votes are missing: {reasons}", round_index=round_index)
+    return folder

@@ -7,54 +7,63 @@ from typing import NamedTuple
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.layout import COSTS
 from steptool.artifacts.progress import say
 from steptool.config import Config
 from steptool.contracts.tables import concatenate
-from steptool.records import StepReward, Trajectory
+from steptool.records import Cost, StepReward, Trajectory
 from steptool.storage.remote import fetched, localize
-from tasks.runtime.artifacts import Parquet, download, download_all, make_folder
+from tasks.runtime.artifacts import Parquet, Shard, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
 REWARDS_FILE, PAGE, FIGURES = "rewards.parquet", "audit.html", "audit.json"
 
 
 class Audited(NamedTuple):
-    """The episodes of a round and the rewards to learn from, each in one file."""
+    """The episodes of a round, the rewards to learn from and what both cost, each in one file."""
 
     trajectories: Parquet
     rewards: Parquet
+    costs: Parquet
 
 
 class Reviewed(NamedTuple):
-    """Rewards with their audit as a page and as figures."""
+    """Rewards, what they cost, and their audit as a page and as figures."""
 
     rewards: Parquet
+    costs: Parquet
     page: FlyteFile
     figures: FlyteFile
 
 
 @stage("audit", cached=True)
-def audit(
-    round_index: int, config: Config, queries: Parquet, trajectories: list[Parquet], rewards: list[Parquet]
-) -> Audited:
+def audit(round_index: int, config: Config, queries: Parquet, played: list[Shard], scored: list[Shard]) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
     from steptool.artifacts import layout as names
     from steptool.report.rewards_page import rewards_page
     from steptool.rewards.audit_files import audit_files, check_thresholds
 
-    joined = make_folder("joined")
-    played = concatenate(download_all(trajectories), Trajectory, joined / names.of_round("trajectories", round_index))
-    scored = concatenate(download_all(rewards), StepReward, joined / names.of_round("rewards", round_index))
+    folder, parts, scores = make_folder("joined"), download_all(played), download_all(scored)
+    trajectories, rewards = (folder / names.of_round(kind, round_index) for kind in ("trajectories", "rewards"))
+    concatenate([part / "trajectories.parquet" for part in parts], Trajectory, trajectories)
+    concatenate([part / "rewards.parquet" for part in scores], StepReward, rewards)
+    costs = concatenate([part / names.COSTS for part in (*parts, *scores)], Cost, folder / names.COSTS)
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")
-    found = audit_files(download(queries), played, scored, config)
+    found = audit_files(download(queries), trajectories, rewards, config)
     Deck("rewards", rewards_page(found, f"The rewards of round {round_index + 1}"))
     check_thresholds(found, config.rewards.audit, f"round {round_index + 1}")
-    return Audited(Parquet(str(played)), Parquet(str(scored)))
+    return Audited(Parquet(str(trajectories)), Parquet(str(rewards)), Parquet(str(costs)))
 
 
 @stage("review")
 def review_rewards(
-    output: str, config: Config, queries: Parquet, trajectories: Parquet, rewards: Parquet, compare: str
+    output: str,
+    config: Config,
+    queries: Parquet,
+    trajectories: Parquet,
+    rewards: Parquet,
+    costs: Parquet,
+    compare: str,
 ) -> Reviewed:
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
     from steptool.report.rewards_page import rewards_page, sentences
@@ -73,6 +82,7 @@ def review_rewards(
         say("audit", sentence)
     return Reviewed(
         Parquet(deliver(scored, output, REWARDS_FILE)),
+        Parquet(deliver(download(costs), output, COSTS)),
         FlyteFile(deliver(folder / PAGE, output, PAGE)),
         FlyteFile(deliver(folder / FIGURES, output, FIGURES)),
     )

@@ -14,7 +14,7 @@ from steptool.artifacts.progress import Stopwatch, say
 from steptool.config import Config
 from steptool.contracts.columns import Row
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Parquet, download, make_folder
+from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 if TYPE_CHECKING:  # its imports take seconds
@@ -22,10 +22,11 @@ if TYPE_CHECKING:  # its imports take seconds
 
 
 class Judged(NamedTuple):
-    """A judge's verdicts on the episodes, and its preferences between those of two policies."""
+    """A judge's verdicts on the episodes, its preferences between those of two policies, and what both cost."""
 
     verdicts: Parquet
     preferences: Parquet
+    costs: Parquet
 
 
 class Comparison(NamedTuple):
@@ -67,8 +68,9 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
             say("judge", f"votes are missing: {count_reasons(outcomes.missing)}")
     target = make_folder("judged")
     return Judged(
-        Parquet(str(write_rows(target / names.VERDICTS, verdicts, Verdict, watch.cost(counts=counts)))),
+        Parquet(str(write_rows(target / names.VERDICTS, verdicts, Verdict))),
         Parquet(str(write_rows(target / names.PREFERENCES, preferences, Preference))),
+        write_costs(target, watch.cost(counts=counts)),
     )
 
 
@@ -80,10 +82,13 @@ def compare(
     played: list[FlyteDirectory],
     verdicts: Parquet,
     preferences: Parquet,
+    judge_costs: Parquet,
 ) -> Comparison:
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
     from steptool.artifacts import layout as names
+    from steptool.contracts.tables import concatenate
     from steptool.evaluation.tables import to_markdown
+    from steptool.records import Cost
 
     run, parts = make_folder("evaluation"), [download(part) for part in played]
     episodes = {file.name: file for part in parts for file in part.glob(names.of_policy("*"))}
@@ -94,6 +99,7 @@ def compare(
     }
     for name, file in {**files, **episodes}.items():
         shutil.copyfile(file, run / name)
+    concatenate([*(part / names.COSTS for part in parts), download(judge_costs)], Cost, run / names.COSTS)
     results = _compute_results(run, parts, config)
     html, table = _write_pages(run, results, config), to_markdown(results)
     Deck("evaluation", html)
@@ -115,16 +121,15 @@ def _compute_results(run: Path, parts: list[Path], config: Config) -> "Results":
     """Join the rows of the policies into one file, with the judge's verdicts, and compute the results."""
     from steptool.artifacts import layout as names
     from steptool.artifacts.queries import read_queries
-    from steptool.contracts.tables import read_costs, read_rows, to_table, write_table
+    from steptool.contracts.tables import read_rows, write_rows
     from steptool.evaluation.measures import apply_verdicts
     from steptool.evaluation.results import compute_results
     from steptool.records import Evaluation, Preference, Verdict
 
     outcomes = read_rows(run / names.VERDICTS, Verdict)
     rows = [row for part in parts for row in read_rows(part / names.EVALUATED, Evaluation)]
-    costs = [cost for part in parts for cost in read_costs(part / names.EVALUATED)]
     rows = apply_verdicts(rows, outcomes)
-    write_table(run / names.EVALUATED, to_table(rows, Evaluation), Evaluation, costs)
+    write_rows(run / names.EVALUATED, rows, Evaluation)
     preferences = read_rows(run / names.PREFERENCES, Preference)
     queries, draws = read_queries(run / names.QUERIES), config.evaluation.bootstrap
     return compute_results(rows, outcomes, preferences, queries, draws=draws, seed=config.seed)
@@ -133,8 +138,9 @@ def _compute_results(run: Path, parts: list[Path], config: Config) -> "Results":
 def _write_pages(run: Path, results: "Results", config: Config) -> str:
     """Write configuration, tables, figures, page and viewer into the folder. Returns the page."""
     from steptool.artifacts import layout as names
-    from steptool.contracts.tables import read_costs
+    from steptool.contracts.tables import read_records
     from steptool.evaluation.tables import plain_figures, to_frame, to_latex, to_markdown
+    from steptool.records import Cost
     from steptool.report.evaluation_page import evaluation_page
     from steptool.report.judge_costs import tabulate_judge_costs
     from steptool.report.viewer import EpisodeFiles, write_viewer
@@ -145,7 +151,8 @@ def _write_pages(run: Path, results: "Results", config: Config) -> str:
         for p in config.evaluation.policies
     ]
     write_viewer(run / names.VIEWER, run / names.QUERIES, episodes, "Episodes of the evaluation")
-    judge_costs = tabulate_judge_costs({"judge": read_costs(run / names.VERDICTS)})
+    costs = [cost for cost in read_records(run / names.COSTS, Cost) if cost.stage == "judge"]
+    judge_costs = tabulate_judge_costs({"judge": costs})
     html = evaluation_page(results, settings, names.VIEWER, judge_costs)
     texts = {
         names.CONFIG: settings,

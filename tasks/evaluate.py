@@ -10,7 +10,7 @@ from steptool.config import Config, EvaluatedPolicy
 from steptool.contracts.tables import write_rows
 from steptool.records import Evaluation
 from steptool.storage.remote import fetched, localize
-from tasks.runtime.artifacts import Model, Parquet, download, make_folder
+from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 if TYPE_CHECKING:  # its imports take seconds
@@ -18,11 +18,12 @@ if TYPE_CHECKING:  # its imports take seconds
 
 
 class Evaluated(NamedTuple):
-    """One row per query and repeat, and the episodes behind them."""
+    """One row per query and repeat, the episodes behind them, and what they cost."""
 
     rows: Parquet
     greedy: Parquet
     sampled: Parquet
+    costs: Parquet
 
 
 @stage("evaluate", cached=True)
@@ -34,11 +35,12 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
 
     policy = EvaluatedPolicy(name=name, model=str(download(model)))
     result = _evaluate(policy, config, download(queries), download(demonstrations))
-    folder, cost = make_folder("evaluate"), watch.cost(result.tokens)
+    folder = make_folder("evaluate")
     return Evaluated(
-        Parquet(str(write_rows(folder / "evaluations.parquet", result.rows, Evaluation, cost))),
+        Parquet(str(write_rows(folder / "evaluations.parquet", result.rows, Evaluation))),
         Parquet(str(write_records(folder / "greedy.parquet", result.greedy, Trajectory))),
         Parquet(str(write_records(folder / "sampled.parquet", result.sampled, Trajectory))),
+        write_costs(folder, watch.cost(result.tokens)),
     )
 
 
@@ -46,7 +48,7 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
 def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstrations: Parquet) -> FlyteDirectory:
     """Play the queries with the policy of this number in the configuration.
 
-    The folder holds its rows of Evaluation and all its episodes.
+    The folder holds its rows of Evaluation, all its episodes and what they cost.
     """
     watch = Stopwatch("evaluate")
     from steptool.artifacts import layout as names
@@ -58,7 +60,8 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
         chosen = chosen.model_copy(update={"model": str(fetched(chosen.model, make_folder("model")))})
     result = _evaluate(chosen, config, download(queries), download(demonstrations))
     folder = make_folder("evaluate_policy")
-    write_rows(folder / names.EVALUATED, result.rows, Evaluation, watch.cost(result.tokens))
+    write_rows(folder / names.EVALUATED, result.rows, Evaluation)
+    write_costs(folder, watch.cost(result.tokens))
     write_records(folder / names.of_policy(chosen.name), [*result.greedy, *result.sampled], Trajectory)
     return FlyteDirectory(str(folder))
 

@@ -4,24 +4,28 @@ from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.history import count_metrics, extend
+from steptool.artifacts.layout import METRICS
+from steptool.artifacts.metrics import count_metrics
 from steptool.artifacts.progress import Stopwatch, say
 from steptool.config import Config
+from steptool.contracts.tables import write_records
+from steptool.records import Metric
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Parquet, download, make_folder
+from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
 class Ingested(NamedTuple):
-    """Queries of all splits, demonstrations, rewards that were recorded with them, the history of the run until here,
-    records set aside for a fault, and the counts of what was read, kept and dropped."""
+    """Queries of all splits, demonstrations, rewards that were recorded with them, the records set aside for a fault,
+    and the counts of what was read, kept and dropped, for people and as metrics of the run."""
 
     queries: Parquet
     demonstrations: Parquet
     rewards: Parquet
-    history: Parquet
     quarantine: FlyteFile
     counts: FlyteFile
+    metrics: Parquet
+    costs: Parquet
 
 
 class Delivered(NamedTuple):
@@ -59,7 +63,7 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
     folder = make_folder("ingested")
     near = localize(config, make_folder("fetched"), "data.paths", "data.recorded_answers")
     read = read_source(near, folder, for_training, may_be_empty)
-    history = extend(None, count_metrics("ingest", read.counts), [watch.cost()], folder / "history.parquet")
+    metrics = write_records(folder / METRICS, count_metrics("ingest", read.counts), Metric)
     totals = [f"{name} {count}" for name, count in read.counts.items() if ":" not in name]
     say("ingest", f"{config.data.source}: {', '.join(totals)}")
     for name, count in read.counts.items():
@@ -69,9 +73,10 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
         Parquet(str(read.queries_path)),
         Parquet(str(read.demonstrations_path)),
         Parquet(str(read.rewards_path)),
-        Parquet(str(history)),
         FlyteFile(str(read.quarantine_path)),
         FlyteFile(str(read.counts_path)),
+        Parquet(str(metrics)),
+        write_costs(folder, watch.cost()),
     )
 
 

@@ -2,21 +2,26 @@
 
 from typing import NamedTuple
 
-from steptool.artifacts.history import count_metrics, extend, total_counts
+from flytekit.types.file import FlyteFile
+
+from steptool.artifacts.metrics import count_metrics, total_counts
 from steptool.artifacts.progress import Stopwatch, rate, say
 from steptool.config import Config
-from steptool.contracts.tables import read_costs, read_records, write_records
-from steptool.records import Advantage, Metric, StepReward
-from tasks.runtime.artifacts import Model, Parquet, download, make_folder
+from steptool.contracts.tables import read_records, write_records
+from steptool.records import Advantage, Cost, Metric, StepReward
+from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
 class Improved(NamedTuple):
-    """The next policy, the advantages that it learned from, and the history of the run until here."""
+    """The next policy, the advantages that it learned from, the metrics of its training, what the whole round cost,
+    and the running scale of rewards for the next round."""
 
     model: Model
     advantages: Parquet
-    history: Parquet
+    metrics: Parquet
+    costs: Parquet
+    scale: FlyteFile
 
 
 @stage("ppo", cached=True)
@@ -27,42 +32,56 @@ def ppo(
     reference: Model,
     trajectories: Parquet,
     rewards: Parquet,
-    history: Parquet,
+    costs: Parquet,
+    scale: FlyteFile | None,
 ) -> Improved:
-    """Train the policy on its own episodes of this round."""
+    """Train the policy on its own episodes of this round.
+
+    `costs` are those of the episodes and of their rewards. The first round has no running scale to start from.
+    """
     watch = Stopwatch("ppo", round_index)
     from steptool.artifacts import layout as names
     from steptool.artifacts.lineage import sign
     from steptool.records import Trajectory
     from steptool.rewards.compose import provenance
+    from steptool.rewards.running_scale import RunningScale
     from steptool.training.rounds import train_round
     from tasks.runtime.checkpoints import Checkpoints
 
-    told, folder = make_folder("told"), make_folder("policy")
-    played, scored, before = download(trajectories), download(rewards), read_records(download(history), Metric)
-    episodes, rows = read_records(played, Trajectory), read_records(scored, StepReward)
+    figures, folder = make_folder("figures"), make_folder("policy")
+    played, scored = download(trajectories), download(rewards)
+    episodes, step_rewards = read_records(played, Trajectory), read_records(scored, StepReward)
     checkpoints = Checkpoints("ppo")
     result = train_round(
         download(policy),
         download(reference),
         episodes,
-        rows,
+        step_rewards,
         config=config,
         round_index=round_index,
         out_dir=folder,
-        history=before,
+        scale=RunningScale.load(download(scale)) if scale else RunningScale(),
         checkpoints=checkpoints.folder,
         on_checkpoint=checkpoints.save,
     )
-    made_of = provenance(rows, config.rewards)
+    made_of = provenance(step_rewards, config.rewards)
     sign(folder, download(policy), config.ppo.algorithm, [played, scored], round_index, result.note, made_of)
 
-    costs = [*read_costs(played), *read_costs(scored), watch.cost(result.tokens)]
+    spent = [*read_records(download(costs), Cost), watch.cost(result.tokens)]
     counts = count_metrics("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round_index)
-    counts += count_metrics("annotate", total_counts(costs), round_index)
-    so_far = extend(download(history), [*counts, *result.metrics], costs, told / names.HISTORY)
-    learned = write_records(told / names.of_round("advantages", round_index), result.advantages, Advantage)
+    counts += count_metrics("annotate", total_counts(spent), round_index)
+    advantages = write_records(figures / names.of_round("advantages", round_index), result.advantages, Advantage)
     say(
-        "ppo", rate([t.solved for t in episodes]), costs=read_costs(so_far), round=round_index, rounds=config.ppo.rounds
+        "ppo",
+        rate([t.solved for t in episodes]),
+        seconds=sum(cost.seconds for cost in spent),
+        round_index=round_index,
+        rounds=config.ppo.rounds,
     )
-    return Improved(Model(str(folder)), Parquet(str(learned)), Parquet(str(so_far)))
+    return Improved(
+        Model(str(folder)),
+        Parquet(str(advantages)),
+        Parquet(str(write_records(figures / names.METRICS, [*counts, *result.metrics], Metric))),
+        write_costs(figures, *spent),
+        FlyteFile(str(result.scale.save(figures / "scale.json"))),
+    )

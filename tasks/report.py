@@ -9,11 +9,10 @@ import yaml
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.history import extend
 from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config
-from steptool.contracts.tables import concatenate, read_costs
-from steptool.records import Evaluation
+from steptool.contracts.tables import concatenate, write_records
+from steptool.records import Cost, Evaluation, Metric
 from tasks.runtime.artifacts import Model, Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
@@ -36,7 +35,10 @@ def report(
     demonstrations: Parquet,
     recorded_rewards: Parquet,
     quarantine: FlyteFile,
-    history: Parquet,
+    metrics: list[Parquet],
+    costs: list[Parquet],
+    round_metrics: list[Parquet],
+    round_costs: list[Parquet],
     models: dict[str, Model],
     trajectories: list[Parquet],
     rewards: list[Parquet],
@@ -47,8 +49,9 @@ def report(
 ) -> Evidence:
     """Collect every artifact in one folder, write the report from it, and put it in place of `output` if it is given.
 
-    `models`: by folder name; `trajectories`, `rewards`, `advantages`: by round; `evaluations`: by model;
-    `evaluation_trajectories` and `evaluation_rewards`: by model and decoding, as in steptool_greedy.
+    `metrics`, `costs`: of the stages outside of the rounds; `round_metrics`, `round_costs`, `trajectories`, `rewards`,
+    `advantages`: by round; `models`: by folder name; `evaluations`: by model; `evaluation_trajectories` and
+    `evaluation_rewards`: by model and decoding, as in steptool_greedy.
     """
     watch = Stopwatch("report")
     from steptool.artifacts import layout as names
@@ -68,8 +71,9 @@ def report(
     for name, model in models.items():
         shutil.copytree(download(model), run / name)
 
-    scored = [c for v in evaluation_rewards.values() for c in read_costs(download(v))]
-    extend(download(history), [], [*scored, watch.cost()], run / names.HISTORY)
+    own = write_records(make_folder("report") / names.COSTS, [watch.cost()], Cost)
+    concatenate(download_all([*metrics, *round_metrics]), Metric, run / names.METRICS)
+    concatenate([*download_all([*costs, *round_costs]), own], Cost, run / names.COSTS)
     inputs = read_run(run)
     figures, html = summary(inputs), build_report(inputs)
     (run / names.REPORT).write_text(html, encoding="utf-8")

@@ -3,14 +3,14 @@
 from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
 from steptool.config import Config, EvaluatedPolicy
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Model, Parquet, download, make_folder
+from tasks.runtime.artifacts import Model, Parquet, Shard, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
 @stage("rollout", cached=True)
 def rollout(
     shard: int, round_index: int, config: Config, model: Model, queries: Parquet, demonstrations: Parquet
-) -> Parquet:
+) -> Shard:
     """Sample a shard of a round's episodes."""
     watch = Stopwatch("rollout", round_index)
     from steptool.contracts.tables import write_records
@@ -29,10 +29,12 @@ def rollout(
     ):
         played = roll_out(policy, chosen, environment, round_index=round_index, limits=config.tools, progress=ticker)
     episodes = [episode.trajectory for episode in played]
-    cost = watch.cost(sum(t.action_tokens for t in episodes))
     result = f"shard {shard + 1} of {config.rollout.shards}, {rate([t.solved for t in episodes])}"
-    say("rollout", result, round=round_index, rounds=config.ppo.rounds)
+    say("rollout", result, round_index=round_index, rounds=config.ppo.rounds)
     if errors := [t.check_error for t in episodes if t.check_error]:
         failed = f"the check failed on {len(errors)} of {len(episodes)} episodes, first: {errors[0]}"
-        say("rollout", failed, round=round_index, rounds=config.ppo.rounds)
-    return Parquet(str(write_records(make_folder("rollout") / "trajectories.parquet", episodes, Trajectory, cost)))
+        say("rollout", failed, round_index=round_index, rounds=config.ppo.rounds)
+    folder = make_folder("rollout")
+    write_records(folder / "trajectories.parquet", episodes, Trajectory)
+    write_costs(folder, watch.cost(sum(t.action_tokens for t in episodes)))
+    return Shard(str(folder))

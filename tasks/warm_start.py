@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.history import count_metrics, extend
+from steptool.artifacts.layout import METRICS
+from steptool.artifacts.metrics import count_metrics
 from steptool.artifacts.progress import Stopwatch, Ticker, say
 from steptool.config import Config
-from steptool.contracts.tables import read_costs
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Model, Parquet, download, make_folder
+from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
@@ -18,27 +18,27 @@ class Prepared(NamedTuple):
     """The base model and what it can take of the data.
 
     The queries whose prompts fit its context, the demonstrations with their tokens, the quarantine with those that
-    were left out, and the history of the run until here.
+    were left out, its counts as metrics, and what it cost.
     """
 
     model: Model
     queries: Parquet
     lessons: Parquet
     quarantine: FlyteFile
-    history: Parquet
+    metrics: Parquet
+    costs: Parquet
 
 
 class WarmStarted(NamedTuple):
-    """The model to start from and the history of the run until here."""
+    """The model to start from, the metrics of its training, and what it cost."""
 
     model: Model
-    history: Parquet
+    metrics: Parquet
+    costs: Parquet
 
 
 @stage("prepare", cached=True)
-def prepare(
-    config: Config, queries: Parquet, demonstrations: Parquet, quarantine: FlyteFile, history: Parquet
-) -> Prepared:
+def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantine: FlyteFile) -> Prepared:
     """Put the base model in place, try it, check that prompts fit its context, and encode the demonstrations.
 
     Demonstrations that the model cannot learn from are counted and put into the quarantine.
@@ -49,7 +49,7 @@ def prepare(
     from steptool.contracts.tables import read_records, write_records
     from steptool.models.load import load_codec, load_model, prepare_base
     from steptool.policies.trial import try_model
-    from steptool.records import Query, Trajectory
+    from steptool.records import Metric, Query, Trajectory
     from steptool.training.demonstrations import encode_demonstrations, iterate_texts, select_fitting
 
     folder = make_folder("base")
@@ -68,23 +68,23 @@ def prepare(
     lessons.check(config.warm_start)
     target = make_folder("prepared")
     counts = {"queries": len(kept), "left out": len(read) - len(kept), **lessons.counts()}
-    extended = extend(download(history), count_metrics("prepare", counts), [watch.cost()], target / "history.parquet")
     return Prepared(
         Model(str(base)),
         Parquet(str(write_records(target / "queries.parquet", kept, Query))),
         Parquet(str(write_records(target / "lessons.parquet", lessons.encoded, Trajectory))),
         FlyteFile(str(lessons.add_to_quarantine(Path(download(quarantine)), target / "quarantine.jsonl"))),
-        Parquet(str(extended)),
+        Parquet(str(write_records(target / METRICS, count_metrics("prepare", counts), Metric))),
+        write_costs(target, watch.cost()),
     )
 
 
 @stage("warm_start", cached=True)
-def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet, history: Parquet) -> WarmStarted:
+def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) -> WarmStarted:
     """Fine-tune the base model on the demonstrations, whose tokens `prepare` has made."""
     watch = Stopwatch("warm_start")
     from steptool.artifacts.lineage import sign
-    from steptool.contracts.tables import read_records
-    from steptool.records import Trajectory
+    from steptool.contracts.tables import read_records, write_records
+    from steptool.records import Metric, Trajectory
     from steptool.training.demonstrations import count_tokens
     from steptool.training.warm_start import warm_start as fine_tune
     from tasks.runtime.checkpoints import Checkpoints
@@ -94,7 +94,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet, 
     say("warm_start", f"{config.warm_start.steps} steps on {len(examples)} demonstrations")
     ticker = Ticker("warm_start", config.warm_start.steps, "steps")
     checkpoints = Checkpoints("warm_start")
-    rows = fine_tune(
+    metrics = fine_tune(
         start,
         examples,
         config.warm_start,
@@ -109,6 +109,10 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet, 
     )
     sign(folder, start, "warm_start", [download(queries), download(lessons)])
     cost = watch.cost(count_tokens(examples, config.warm_start))
-    told = extend(download(history), rows, [cost], make_folder("told") / "history.parquet")
-    say("warm_start", "finished", costs=read_costs(told))
-    return WarmStarted(Model(str(folder)), Parquet(str(told)))
+    figures = make_folder("figures")
+    say("warm_start", "finished", seconds=cost.seconds)
+    return WarmStarted(
+        Model(str(folder)),
+        Parquet(str(write_records(figures / METRICS, metrics, Metric))),
+        write_costs(figures, cost),
+    )

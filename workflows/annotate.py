@@ -13,7 +13,7 @@ from tasks.runtime.stage import workflow
 
 @workflow()
 def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: str, compare: str = "") -> Reviewed:
-    """Write rewards.parquet, audit.html and audit.json (docs/annotators.md).
+    """Write rewards.parquet, costs.parquet, audit.html and audit.json (docs/annotators.md).
 
     Args:
         config: its section `rewards` names the annotator, the composition and the second opinion.
@@ -23,7 +23,13 @@ def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: st
         compare: file or url of other rewards. On the same trajectories they are one more opinion (another annotator,
             human labels); on other trajectories, an earlier run that drift is measured against. None if empty.
     """
-    rewards = score(trajectories=trajectories, round_index=-1, config=config, queries=queries)
+    scored = score(trajectories=trajectories, config=config, queries=queries)
     return review_rewards(
-        output=output, config=config, queries=queries, trajectories=trajectories, rewards=rewards, compare=compare
+        output=output,
+        config=config,
+        queries=queries,
+        trajectories=trajectories,
+        rewards=scored.rewards,
+        costs=scored.costs,
+        compare=compare,
     )

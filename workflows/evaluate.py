@@ -43,4 +43,5 @@ def evaluate(config: Config, output: str = "") -> Comparison:
         played=played,
         verdicts=judged.verdicts,
         preferences=judged.preferences,
+        judge_costs=judged.costs,
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flytekit import map_task
 
 from steptool.config import Config
-from tasks.annotate import annotate
+from tasks.annotate import annotate, annotate_shard
 from tasks.audit import audit
 from tasks.evaluate import evaluate
 from tasks.ingest import fingerprint, ingest
@@ -22,19 +22,21 @@ from tasks.warm_start import prepare, warm_start
 
 
 class Rounds(NamedTuple):
-    """The last policy, the history of the run until here, and by round what the policies learned from."""
+    """The last policy, and by round what the policies learned from, the metrics of their training and the costs."""
 
     model: Model
-    history: Parquet
     trajectories: list[Parquet]
     rewards: list[Parquet]
     advantages: list[Parquet]
+    metrics: list[Parquet]
+    costs: list[Parquet]
 
 
 @stage("rounds", dynamic=True)
-def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parquet, history: Parquet) -> Rounds:
+def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parquet) -> Rounds:
     """On-policy rounds: each rolls out the current policy, scores its episodes, audits that and trains on them."""
-    policy, trajectories, rewards, advantages = start, [], [], []
+    policy, scale = start, None
+    trajectories, rewards, advantages, metrics, costs = [], [], [], [], []
     for round_index in range(config.ppo.rounds):
         play = partial(
             rollout,
@@ -45,10 +47,9 @@ def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parqu
             demonstrations=demonstrations,
         )
         played = map_task(play)(shard=list(range(config.rollout.shards)))
-        scored = map_task(partial(annotate, round_index=round_index, config=config, queries=queries))(
-            trajectories=played
-        )
-        audited = audit(round_index=round_index, config=config, queries=queries, trajectories=played, rewards=scored)
+        score = partial(annotate_shard, round_index=round_index, config=config, queries=queries)
+        scored = map_task(score)(shard=played)
+        audited = audit(round_index=round_index, config=config, queries=queries, played=played, scored=scored)
         improved = ppo(
             round_index=round_index,
             config=config,
@@ -56,13 +57,16 @@ def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parqu
             reference=start,
             trajectories=audited.trajectories,
             rewards=audited.rewards,
-            history=history,
+            costs=audited.costs,
+            scale=scale,
         )
-        policy, history = improved.model, improved.history
+        policy, scale = improved.model, improved.scale
         trajectories.append(audited.trajectories)
         rewards.append(audited.rewards)
         advantages.append(improved.advantages)
-    return Rounds(policy, history, trajectories, rewards, advantages)
+        metrics.append(improved.metrics)
+        costs.append(improved.costs)
+    return Rounds(policy, trajectories, rewards, advantages, metrics, costs)
 
 
 @workflow()
@@ -80,17 +84,17 @@ def train(config: Config, output: str = "") -> Evidence:
         queries=read.queries,
         demonstrations=shown,
         quarantine=read.quarantine,
-        history=read.history,
     )
     queries = base.queries
-    warm = warm_start(config=config, base=base.model, queries=queries, lessons=base.lessons, history=base.history)
-    trained = rounds(config=config, start=warm.model, queries=queries, demonstrations=shown, history=warm.history)
+    warm = warm_start(config=config, base=base.model, queries=queries, lessons=base.lessons)
+    trained = rounds(config=config, start=warm.model, queries=queries, demonstrations=shown)
 
     ask = partial(evaluate, config=config, queries=queries, demonstrations=shown)
     before = ask(name="base", model=base.model)
     started = ask(name="warm_start", model=warm.model)
     after = ask(name="steptool", model=trained.model)
-    score = partial(annotate, round_index=-1, config=config, queries=queries)
+    score = partial(annotate, config=config, queries=queries)
+    scores_before, scores_after = score(trajectories=started.greedy), score(trajectories=after.greedy)
 
     return report(
         config=config,
@@ -99,7 +103,13 @@ def train(config: Config, output: str = "") -> Evidence:
         demonstrations=shown,
         recorded_rewards=read.rewards,
         quarantine=base.quarantine,
-        history=trained.history,
+        metrics=[read.metrics, base.metrics, warm.metrics],
+        costs=[
+            *(read.costs, base.costs, warm.costs, before.costs, started.costs, after.costs),
+            *(scores_before.costs, scores_after.costs),
+        ],
+        round_metrics=trained.metrics,
+        round_costs=trained.costs,
         models={"model": trained.model, "warm_start": warm.model},
         trajectories=trained.trajectories,
         rewards=trained.rewards,
@@ -114,7 +124,7 @@ def train(config: Config, output: str = "") -> Evidence:
             "steptool_sampled": after.sampled,
         },
         evaluation_rewards={
-            "warm_start_greedy": score(trajectories=started.greedy),
-            "steptool_greedy": score(trajectories=after.greedy),
+            "warm_start_greedy": scores_before.rewards,
+            "steptool_greedy": scores_after.rewards,
         },
     )

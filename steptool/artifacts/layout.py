@@ -10,13 +10,13 @@ from pathlib import Path
 import fsspec  # type: ignore[import-untyped]
 
 CONFIG, QUERIES, DEMONSTRATIONS = "config.yaml", "queries.parquet", "demonstrations.parquet"
-HISTORY, EVALUATED = "metrics.parquet", "evaluations.parquet"
+METRICS, COSTS, EVALUATED = "metrics.parquet", "costs.parquet", "evaluations.parquet"
 MODEL, WARM_START = "model", "warm_start"
 REPORT, FIGURES, QUARANTINE = "report.html", "metrics.json", "quarantine.jsonl"
 VERDICTS, PREFERENCES = "verdicts.parquet", "preferences.parquet"
 PAGE, TABLE, CSV, LATEX = "evaluation.html", "table.md", "table.csv", "table.tex"
 VIEWER, RECORDED_REWARDS = "viewer.html", "recorded_rewards.parquet"
-MARKS, EVALUATION_MARKS = (CONFIG, HISTORY), (CONFIG, PAGE)
+MARKS, EVALUATION_MARKS = (CONFIG, METRICS), (CONFIG, PAGE)
 """Files by which a former run, and a former evaluation, is known."""
 
 

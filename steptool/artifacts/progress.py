@@ -7,7 +7,6 @@ import resource
 import sys
 import time
 import unicodedata
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from steptool.records import Cost
@@ -38,24 +37,25 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def line(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, rounds: int = 0) -> str:
-    """One line: the stage, the round (counted from 0) of how many, what is to be said, time gone and time left.
+def line(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> str:
+    """One line: the stage, the round (counted from 0) of how many, the text, the time taken and the time left.
 
-    `costs` are those of all stages until now, of this round too when it is finished. Time is the sum over stages and
-    shards, as if they ran one after another; the time left counts the rounds to come at the mean of the finished ones.
+    `seconds` is the time that the stage took, or the whole round where it ends one; the time left counts the rounds to
+    come as long as this one.
     """
-    place = f"round {round + 1:>{len(str(rounds))}} of {rounds}" if round >= 0 else ""
-    clock = [f"{_duration(sum(c.seconds for c in costs))} so far"] if costs else []
-    left = seconds_left(costs, rounds) if round >= 0 else None
-    if left is not None:
-        clock.append(f"{_duration(left)} left in rounds")
-    return "  ".join(part for part in (f"{stage:<10}", place, said, ", ".join(clock)) if part)
+    place = f"round {round_index + 1:>{len(str(rounds))}} of {rounds}" if round_index >= 0 else ""
+    clock = "" if seconds is None else _duration(seconds)
+    if seconds is not None and round_index >= 0:
+        left = seconds * (rounds - round_index - 1)
+        clock = f"{_duration(seconds)} this round, {_duration(left)} left in rounds"
+    return "  ".join(part for part in (f"{stage:<10}", place, text, clock) if part)
 
 
-def say(stage: str, said: str, *, costs: Sequence[Cost] = (), round: int = -1, rounds: int = 0) -> None:
+def say(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> None:
     """Print `line` at once; where several processes do the same, the first alone."""
     if first_process():
-        print(printable(line(stage, said, costs=costs, round=round, rounds=rounds)), flush=True)
+        shown = printable(line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds))
+        print(shown, flush=True)
 
 
 def printable(text: str) -> str:
@@ -92,22 +92,6 @@ class Ticker:
         self._last = now
         left = (now - self._start) / done * (self._total - done)
         say(self._stage, f"{done} of {self._total} {self._unit}, {_duration(left)} left here")
-
-
-def seconds_left(costs: Sequence[Cost], rounds: int) -> float | None:
-    """Seconds that the remaining rounds will take at the mean of the finished ones; None while none is finished.
-
-    A round is finished when its training is, which is the last stage of a round.
-    """
-    per_round: dict[int, float] = defaultdict(float)
-    for cost in costs:
-        if cost.round >= 0:
-            per_round[cost.round] += cost.seconds
-    finished = {c.round for c in costs if c.stage == "ppo"}
-    if not finished:
-        return None
-    mean = sum(per_round[r] for r in finished) / len(finished)
-    return mean * max(0, rounds - len(finished))
 
 
 def rate(values: Sequence[float | None]) -> str:

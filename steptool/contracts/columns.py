@@ -52,6 +52,7 @@ Float64 = Annotated[float, Stored(pa.float64())]
 Int32Array = Annotated[npt.NDArray[np.int32], Stored(pa.list_(pa.int32()))]
 Float32Array = Annotated[npt.NDArray[np.float32], Stored(pa.list_(pa.float32()))]
 JSON_ARRAY = Stored(pa.string(), lambda values: to_json(list(values)), json.loads)
+JSON_OBJECT = Stored(pa.string(), lambda mapping: to_json(dict(mapping)), json.loads)
 JSON_TUPLE = Stored(pa.string(), lambda values: to_json(list(values)), lambda text: tuple(json.loads(text)))
 _PLAIN = {str: Stored(pa.string()), bool: Stored(pa.bool_())}
 

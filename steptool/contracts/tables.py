@@ -1,14 +1,12 @@
 """Records in Parquet files: written whole or not at all, checked against their contract when written and when read.
 
-Every file carries in its metadata the contract's name and version and, optionally, what the stage that wrote it cost.
+Every file carries the contract's name and version in its metadata.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,48 +31,22 @@ _PART_ROWS, _PART_SIZE = 8192, 1 << 25
 _ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a stage took."""
-
-    stage: str
-    round: int = -1
-    seconds: float = 0.0
-    tokens: int = 0
-    """Tokens generated, or trained on."""
-    peak_memory_mb: float = 0.0
-    """Peak resident memory of the process so far."""
-    counts: Mapping[str, float] = field(default_factory=dict)
-    """What else was counted, by name: requests to an endpoint, money."""
-
-
-def write_records(
-    path: Place,
-    records: Iterable[R],
-    cls: type[R],
-    cost: Cost | Sequence[Cost] | Callable[[], Cost] | None = None,
-) -> Path:
+def write_records(path: Place, records: Iterable[R], cls: type[R]) -> Path:
     """Write records under the contract of their class, a part at a time: they need not fit into memory.
 
-    The file appears whole under its name or not at all. A cost that is a function is called when all is written.
+    The file appears whole under its name or not at all.
     """
-    return write_rows(path, map(to_row, records), cls, cost)
+    return write_rows(path, map(to_row, records), cls)
 
 
-def write_rows(
-    path: Place,
-    rows: Iterable[Mapping[str, Any]],
-    cls: type,
-    cost: Cost | Sequence[Cost] | Callable[[], Cost] | None = None,
-) -> Path:
-    """The same for records that are given as they lie in the file."""
-    costs = (lambda: [cost()]) if callable(cost) else [cost] if isinstance(cost, Cost) else cost or []
-    return _write_tables(path, _parts(rows, cls), contract_of(cls), costs)
+def write_rows(path: Place, rows: Iterable[Mapping[str, Any]], cls: type) -> Path:
+    """Write records that are given as they lie in the file."""
+    return _write_tables(path, _parts(rows, cls), contract_of(cls))
 
 
-def write_table(path: Place, table: pa.Table, cls: type, costs: Sequence[Cost] = ()) -> Path:
+def write_table(path: Place, table: pa.Table, cls: type) -> Path:
     """Write a table that already has the contract's schema."""
-    return _write_tables(path, [table], contract_of(cls), costs)
+    return _write_tables(path, [table], contract_of(cls))
 
 
 def read_records(path: Place, cls: type[R]) -> list[R]:
@@ -113,17 +85,10 @@ def read_table(path: Place, cls: type) -> pa.Table:
 
 
 def concatenate(paths: Sequence[Place], cls: type, target: Place) -> Path:
-    """Join files of one contract into one, costs included."""
+    """Join files of one contract into one."""
     if not paths:
         raise ContractError(f"{contract_of(cls).name}: nothing to join into {target}")
-    table = pa.concat_tables([read_table(p, cls).replace_schema_metadata(None) for p in paths])
-    return write_table(target, table, cls, [cost for path in paths for cost in read_costs(path)])
-
-
-def read_costs(path: Place) -> list[Cost]:
-    """What the stages behind a file cost."""
-    metadata = pq.read_metadata(path).metadata or {}
-    return [Cost(**cost) for cost in json.loads(metadata.get(b"steptool.costs", b"[]"))]
+    return _write_tables(target, (read_table(path, cls) for path in paths), contract_of(cls))
 
 
 def contract_name(path: Place) -> str:
@@ -187,12 +152,7 @@ def _parts(rows: Iterable[Mapping[str, Any]], cls: type) -> Iterator[pa.Table]:
         yield to_table(part, cls, done)
 
 
-def _write_tables(
-    path: Place,
-    tables: Iterable[pa.Table],
-    contract: Contract,
-    costs: Sequence[Cost] | Callable[[], Sequence[Cost]] = (),
-) -> Path:
+def _write_tables(path: Place, tables: Iterable[pa.Table], contract: Contract) -> Path:
     metadata = {"steptool.contract": contract.name, "steptool.version": str(contract.version)}
     schema = contract.schema.with_metadata(metadata)
     target = Path(path)
@@ -203,8 +163,6 @@ def _write_tables(
             for table in tables:
                 _check_schema(table.schema, contract, str(path))
                 writer.write_table(table.select(schema.names).cast(schema))
-            spent = costs() if callable(costs) else costs
-            writer.add_key_value_metadata({"steptool.costs": json.dumps([asdict(c) for c in spent])})
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -23,7 +21,7 @@ from steptool.data.sources.catalog import open_source
 from steptool.data.splits import SPLITS, missing_split
 from steptool.data.staging import StagingDatabase
 from steptool.data.tools import ToolCatalog
-from steptool.records import Cost, Query, StepReward, Trajectory
+from steptool.records import Query, StepReward, Trajectory
 
 QUERIES_FILE = "queries.parquet"
 DEMONSTRATIONS_FILE = "demonstrations.parquet"
@@ -62,7 +60,7 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
             "evaluation.split is all: a model that is trained here is measured on heldout or validation queries only; "
             "all is for workflows/evaluate.py"
         )
-    started, out = time.perf_counter(), Path(out_dir).absolute()
+    out = Path(out_dir).absolute()
     source, inputs = open_source(config.data.source), SourceInputs(config, ToolCatalog(config), IngestLog())
     if source.suffixes and not config.data.paths:
         raise IngestError(f"data.paths: the source '{config.data.source}' needs at least one file or folder")
@@ -84,9 +82,7 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
         demonstrations = map(to_row, _demonstrations(source, inputs, staging))
         demonstrations_path = write_rows(out / DEMONSTRATIONS_FILE, demonstrations, Trajectory)
         rewards_path = write_records(out / REWARDS_FILE, staging.step_rewards(), StepReward)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        cost = Cost("ingest", seconds=time.perf_counter() - started, peak_memory_mb=memory)
-        queries_path = write_rows(out / QUERIES_FILE, staging.query_rows(), Query, cost)
+        queries_path = write_rows(out / QUERIES_FILE, staging.query_rows(), Query)
     quarantine_path, counts_path = _write_log(inputs.log, out)
     return Ingested(
         queries_path, demonstrations_path, rewards_path, quarantine_path, counts_path, dict(inputs.log.counts)

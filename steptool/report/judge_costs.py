@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from steptool.artifacts.history import total_counts
+from steptool.artifacts.metrics import total_counts
 from steptool.records import Cost
 
 _LABELS = {

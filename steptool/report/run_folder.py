@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from steptool.artifacts import layout as names
 from steptool.artifacts import lineage
-from steptool.artifacts.history import counts_of
+from steptool.artifacts.metrics import counts_of
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
 from steptool.contracts.columns import Row
-from steptool.contracts.tables import read_costs, read_records, read_rows
-from steptool.records import Advantage, Evaluation, Metric, Query, StepReward, Trajectory
+from steptool.contracts.tables import read_records, read_rows
+from steptool.records import Advantage, Cost, Evaluation, Metric, Query, StepReward, Trajectory
 from steptool.report.run_inputs import (
     EpisodePair,
     ReportInputs,
@@ -26,7 +26,7 @@ from steptool.rewards.audit import Audit
 from steptool.rewards.audit_files import audit_files
 from steptool.rewards.compose import step_rewards
 from steptool.rewards.farming import FarmingPoint, farming_points
-from steptool.rewards.running_scale import RunningScale
+from steptool.rewards.running_scale import NO_REWARDS_SEEN
 
 S = TypeVar("S", StepReward, Advantage)
 
@@ -40,26 +40,26 @@ def read_run(folder: Path) -> ReportInputs:
     """The report's inputs, from the artifacts in the folder of a run."""
     config = load_config(folder / names.CONFIG)
     queries = {q.query_id: q for q in read_queries(folder / names.QUERIES)}
-    history = read_records(folder / names.HISTORY, Metric)
+    metrics = read_records(folder / names.METRICS, Metric)
     evaluations = read_rows(folder / names.EVALUATED, Evaluation)
     summaries, farming = _rounds(folder, config)
     return ReportInputs(
         title=f"StepTool on {config.data.source}",
         config=config.model_dump(mode="json"),
         evaluations=evaluations,
-        metrics=[row for row in history if row.update >= 0],
+        metrics=[metric for metric in metrics if metric.update >= 0],
         rollouts=summaries,
         farming=farming,
         audits={index: _audit(folder, config, index) for index in range(config.ppo.rounds)},
-        costs=[*read_costs(folder / names.HISTORY), *read_costs(folder / names.EVALUATED)],
+        costs=read_records(folder / names.COSTS, Cost),
         examples=[*_pairs(folder, queries, evaluations), *_training_episodes(folder, queries, config.ppo.rounds - 1)],
-        counts={stage: counts_of(history, stage) for stage in ("ingest", "prepare")},
-        notes=list(_notes(folder, history, summaries)),
+        counts={stage: counts_of(metrics, stage) for stage in ("ingest", "prepare")},
+        notes=list(_notes(folder, metrics, summaries)),
     )
 
 
 def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:
-    summaries, farming, scale = [], {}, RunningScale()
+    summaries, farming, scale = [], {}, NO_REWARDS_SEEN
     for round_index in range(config.ppo.rounds):
         trajectories = read_records(folder / names.of_round("trajectories", round_index), Trajectory)
         rows = read_records(folder / names.of_round("rewards", round_index), StepReward)
@@ -118,9 +118,9 @@ def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: 
     yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in chosen)
 
 
-def _notes(folder: Path, history: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
+def _notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
     yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
-    left_out = counts_of(history, "prepare").get("left out", 0)
+    left_out = counts_of(metrics, "prepare").get("left out", 0)
     if left_out:
         yield f"{left_out} queries were left out: their prompts do not fit the model's context."
     missing = sum(s["missing"] for s in summaries)

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from steptool.contracts.columns import Row
-from steptool.contracts.tables import contract_name, iterate_records, iterate_rows, read_costs, read_rows, record_class
+from steptool.contracts.tables import contract_name, iterate_records, iterate_rows, read_rows, record_class
 from steptool.evaluation.bootstrap import wilson
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from steptool.report.assets import asset, templates
@@ -99,7 +99,8 @@ def _files(value: Any) -> Iterator[Path]:
 
 def _read_cost(stage: str, files: Sequence[Path]) -> Cost:
     """The cost of this stage as the files record it; of several records the last."""
-    costs = [cost for file in files for cost in read_costs(file) if cost.stage == stage]
+    records = [cost for file in files if record_class(file) is Cost for cost in iterate_records(file, Cost)]
+    costs = [cost for cost in records if cost.stage == stage]
     return costs[-1] if costs else Cost(stage)
 
 

@@ -13,7 +13,7 @@ from steptool.config import JudgeConfig
 from steptool.contracts.tables import iterate_records, write_records
 from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore
 from steptool.judge.votes import count_reasons, replace_surrogates
-from steptool.records import Cost, Query, StepReward, Trajectory
+from steptool.records import Query, StepReward, Trajectory
 from steptool.rewards.rules import DataFlowRules, OverlapRules
 from steptool.rewards.truth import Truth
 from steptool.storage.threads import in_order
@@ -112,14 +112,13 @@ def annotate_file(
     trajectories: str | os.PathLike[str],
     annotator: Annotator,
     target: str | os.PathLike[str],
-    cost: Callable[[], Cost] | None = None,
 ) -> Path:
     """Write the rewards of a file of trajectories as a stream, in the order of the file.
 
     Raises what `annotate` raises, and JudgeError for a judge that gives no vote at all; then there is no file.
     """
     rows = score_steps(QueryTable(queries), iterate_records(trajectories, Trajectory), annotator)
-    return write_records(target, _require_votes(rows, annotator), StepReward, cost)
+    return write_records(target, _require_votes(rows, annotator), StepReward)
 
 
 def _require_votes(rows: Iterable[StepReward], annotator: Annotator) -> Iterator[StepReward]:

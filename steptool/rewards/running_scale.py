@@ -1,21 +1,20 @@
 """The running scale of rewards: their spread over a round and all rounds before it.
 
-The state travels from round to round in the history of the run, as metrics of the stage "rewards", so that a
-round that is run again finds the same.
+Each round takes the state of the round before and hands on its own, as a file, so that a round that is run again
+finds the same.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from steptool.records import Metric
-
 Rewards = npt.NDArray[np.float64]
-STAGE = "rewards"
 _LEAST = 1e-8
 
 
@@ -26,12 +25,6 @@ class RunningScale:
     count: float = 0.0
     mean: float = 0.0
     deviations: float = 0.0
-
-    @classmethod
-    def before(cls, round: int, history: Iterable[Metric]) -> RunningScale:
-        """The state that the round before this one left in a history; empty where there is none."""
-        state = {m.name: m.value for m in history if (m.stage, m.round) == (STAGE, round - 1)}
-        return cls(**state)
 
     def after(self, rewards: Iterable[Rewards | None]) -> RunningScale:
         """The state with a round's rewards added (Chan, Golub and LeVeque 1979)."""
@@ -57,6 +50,16 @@ class RunningScale:
         """Rewards divided by the deviation. No mean is taken off: that would pay or fine every further step."""
         return [None if r is None else r / self.deviation for r in rewards]
 
-    def metrics(self, round: int) -> list[Metric]:
-        """The state after a round as metrics."""
-        return [Metric(STAGE, round, -1, name, float(value)) for name, value in asdict(self).items()]
+    def save(self, path: Path) -> Path:
+        """Write the state into a JSON file."""
+        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> RunningScale:
+        """Read the state that `save` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+NO_REWARDS_SEEN = RunningScale()
+"""The scale before the first round."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from steptool.artifacts.history import update_metrics
+from steptool.artifacts.metrics import update_metrics
 from steptool.config import Config
 from steptool.models import folder as model_folder
 from steptool.models.actor import Actor
@@ -19,6 +19,7 @@ from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import adamw, load_moments, save_moments
 from steptool.models.value_head import load_value_head, save_value_head
 from steptool.records import Advantage, Metric, StepReward, Trajectory
+from steptool.rewards.running_scale import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
@@ -40,6 +41,8 @@ class RoundResult:
     """Trajectories that were not trained on: without steps or rewards, or unsolved in rejection fine-tuning."""
     tokens: int
     """Action tokens trained on, each pass counted."""
+    scale: RunningScale = NO_REWARDS_SEEN
+    """The scale of rewards with those of this round."""
     note: str = ""
     """What a reader should know, empty if all went as usual."""
 
@@ -53,7 +56,7 @@ def train_round(
     config: Config,
     round_index: int,
     out_dir: str | Path,
-    history: Sequence[Metric] = (),
+    scale: RunningScale = NO_REWARDS_SEEN,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 8,
     on_checkpoint: OnCheckpoint | None = None,
@@ -61,8 +64,8 @@ def train_round(
     """Train the policy on trajectories and the rewards of their steps; `out_dir` becomes the next model folder.
 
     `config.ppo.algorithm` names the algorithm. Value head and optimizer state go on from `policy_dir` where it has
-    them. `history` (metrics) holds the scale of the rounds before, for the normalisation "running"; the
-    result's metrics hold that of this one. Where an algorithm finds nothing to learn from, the policy is passed on
+    them. `scale` is that of the rounds before, for the normalisation "running"; the result has that of this one. Where
+    an algorithm finds nothing to learn from, the policy is passed on
     unchanged, and the result's note says so.
 
     With `checkpoints` (a folder), the state is kept there every `checkpoint_every` optimizer steps, and the same call
@@ -71,11 +74,11 @@ def train_round(
     """
     policy_dir, reference_dir, out_dir = Path(policy_dir), Path(reference_dir), Path(out_dir)
     algorithm = ALGORITHMS[config.ppo.algorithm](config, round_index)
-    selection = algorithm.select(trajectories, rewards, history)
+    selection = algorithm.select(trajectories, rewards, scale)
     if not selection.trajectories:
         shutil.copytree(policy_dir, out_dir, dirs_exist_ok=True)
         note = f"{selection.note}; the policy is passed on unchanged"
-        return RoundResult(selection.metrics, [], selection.left_out, 0, note)
+        return RoundResult(selection.metrics, [], selection.left_out, 0, selection.scale, note)
     kept = None
     if checkpoints:
         digest = fingerprint(selection.trajectories, selection.rewards)
@@ -103,7 +106,7 @@ def train_round(
     processes().wait_for_everyone()
     metrics = [*update_metrics(log, algorithm.stage, round_index), *selection.metrics]
     tokens = int(sum(trainer.action_tokens[rows].sum() for rows in steps))
-    return RoundResult(metrics, advantages, selection.left_out, tokens)
+    return RoundResult(metrics, advantages, selection.left_out, tokens, selection.scale)
 
 
 def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm: Algorithm) -> Actor:

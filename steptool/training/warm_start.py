@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from steptool.artifacts.history import update_metrics
+from steptool.artifacts.metrics import update_metrics
 from steptool.config import PolicyConfig, WarmStartConfig
 from steptool.models import folder as model_folder
 from steptool.models.actor import Actor

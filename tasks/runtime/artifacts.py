@@ -12,11 +12,17 @@ from flytekit import current_context
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
+from steptool.artifacts.layout import COSTS
+from steptool.contracts.tables import write_records
+from steptool.records import Cost
+
 Parquet: TypeAlias = FlyteFile
 """A Parquet file of one of the contracts in steptool.records.
 
 A FlyteFile with a format of its own could not be handed to the processes of a training.
 """
+Shard: TypeAlias = FlyteDirectory
+"""A folder with a Parquet file and what it cost: the one output that a task has which runs once for each shard."""
 Model: TypeAlias = FlyteDirectory
 """A model folder: weights, tokenizer, model card."""
 
@@ -43,6 +49,11 @@ def download(artifact: FlyteFile | FlyteDirectory) -> Path:
             artifact.download()
             marker.write("complete")
     return path
+
+
+def write_costs(folder: Path, *costs: Cost) -> Parquet:
+    """Write costs into a folder, under their usual name."""
+    return Parquet(str(write_records(folder / COSTS, costs, Cost)))
 
 
 def download_all(artifacts: list[Parquet]) -> list[Path]:

@@ -1,38 +1,24 @@
 import pytest
 
-from steptool.artifacts.progress import Stopwatch, Ticker, describe_error, line, peak_memory_mb, rate, say, seconds_left
+from steptool.artifacts.progress import Stopwatch, Ticker, describe_error, line, peak_memory_mb, rate, say
 from steptool.config import ConfigError
-from steptool.records import Cost
-
-COSTS = [
-    Cost("warm_start", -1, 30.0),
-    Cost("rollout", 0, 4.0),
-    Cost("rollout", 0, 4.0),
-    Cost("ppo", 0, 2.0),
-    Cost("rollout", 1, 8.0),
-    Cost("ppo", 1, 12.0),
-    Cost("rollout", 2, 5.0),
-]
-
-
-def test_time_left_is_the_mean_of_finished_rounds_times_the_rounds_to_come() -> None:
-    assert seconds_left(COSTS, rounds=4) == 2 * (10 + 20) / 2
-
-
-def test_time_left_is_unknown_before_the_first_round_is_finished() -> None:
-    assert seconds_left(COSTS[:3], rounds=4) is None
 
 
 def test_a_line_names_stage_round_rate_and_clock() -> None:
-    text = line("ppo", rate([1.0, 0.0, None, 0.0, 1.0]), costs=COSTS, round=2, rounds=16)
+    text = line("ppo", rate([1.0, 0.0, None, 0.0, 1.0]), seconds=65.0, round_index=2, rounds=16)
     assert text.split("  ")[0] == "ppo"
     assert "round  3 of 16" in text
     assert "pass rate 0.500" in text
-    assert text.endswith("65 s so far, 3 min 30 s left in rounds")
+    assert text.endswith("65 s this round, 14 min 05 s left in rounds")  # 13 rounds of 65 s
+
+
+def test_nothing_is_left_after_the_last_round() -> None:
+    assert line("ppo", "done", seconds=5.0, round_index=3, rounds=4).endswith("5 s this round, 0 s left in rounds")
 
 
 def test_a_stage_outside_the_rounds_has_no_round_and_no_estimate() -> None:
     assert line("ingest", "3 queries") == "ingest      3 queries"
+    assert line("warm_start", "finished", seconds=130.2) == "warm_start  finished  2 min 10 s"
 
 
 def test_an_unknown_verdict_is_not_a_zero() -> None:

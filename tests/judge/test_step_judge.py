@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.artifacts.progress import Stopwatch
 from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.contracts.tables import read_costs, read_records, write_records
+from steptool.contracts.tables import read_records, write_records
 from steptool.judge.votes import JudgeError, transcript
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rewards.annotators import (
@@ -301,10 +300,9 @@ def test_the_key_is_in_no_log_and_no_artifact(chat, judging, make_query, two_ste
     echo = chat.Answer(status=400, body=json.dumps({"error": {"message": f"bad key {KEY}"}}))
     told = chat.call(TOOL, scores([1, 1], [1, 1], "solved", f"I was given {KEY}"))
     server = chat.serve(lambda request, number: told if number == 1 else echo)
-    watch = Stopwatch("annotate")
     rows, counts = annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite"))
-    file = write_records(tmp_path / "rewards.parquet", rows, StepReward, watch.cost(counts=counts))
-    assert read_costs(file)[0].counts == counts and counts["votes missing"] == 2
+    file = write_records(tmp_path / "rewards.parquet", rows, StepReward)
+    assert counts["votes missing"] == 2
     assert KEY not in str(read_records(file, StepReward)) and "bad key [key]" in str(read_records(file, StepReward))
     assert KEY not in caplog.text
     assert all(KEY.encode() not in f.read_bytes() for f in tmp_path.iterdir())

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from steptool.artifacts.layout import CONFIG, EVALUATION_MARKS, HISTORY, PAGE, check_target, publish
+from steptool.artifacts.layout import CONFIG, EVALUATION_MARKS, METRICS, PAGE, check_target, publish
 
 
 def built(path: Path, text: str) -> Path:
     (path / "model").mkdir(parents=True)
-    for name in (CONFIG, HISTORY, "model/weights"):
+    for name in (CONFIG, METRICS, "model/weights"):
         (path / name).write_text(text)
     return path
 
@@ -22,7 +22,7 @@ def test_a_run_takes_the_place_of_a_former_one_whole(tmp_path: Path) -> None:
     (target / "stale").write_text("of the first run")
     second = built(tmp_path / "second", "2")
     publish(second, str(target))
-    assert contents(target) == contents(second) == {CONFIG: "2", HISTORY: "2", "model/weights": "2"}
+    assert contents(target) == contents(second) == {CONFIG: "2", METRICS: "2", "model/weights": "2"}
     assert [p.name for p in target.parent.iterdir()] == ["demo"]
 
 

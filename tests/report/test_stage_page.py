@@ -20,8 +20,8 @@ def lines_of(html: str) -> dict[str, str]:
 
 
 def metrics(folder: Path) -> Path:
-    rows = [
-        {"stage": stage, "round": round, "update": update, "name": "loss", "value": value}
+    records = [
+        Metric(stage, round, update, "loss", value)
         for stage, round, update, value in (
             ("warm_start", -1, 0, 9.0),
             ("ppo", 0, 0, 8.0),
@@ -30,8 +30,12 @@ def metrics(folder: Path) -> Path:
             ("ppo", 1, -1, 4.0),
         )
     ]
-    costs = Cost("ppo", 1, seconds=1.0, tokens=12345, counts={"requests": 7, "money": 0.5})
-    return write_rows(folder / "history.parquet", rows, Metric, costs)
+    return write_records(folder / "metrics.parquet", records, Metric)
+
+
+def costs(folder: Path) -> Path:
+    records = [Cost("rollout", 1, 9.0, 99), Cost("ppo", 1, 1.0, 12345, counts={"requests": 7, "money": 0.5})]
+    return write_records(folder / "costs.parquet", records, Cost)
 
 
 def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> None:
@@ -49,11 +53,11 @@ def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> N
             "shards": [0] * 10,
             "rows": {"a": 1},
         },
-        {"history": metrics(tmp_path)},
+        {"metrics": metrics(tmp_path), "costs": costs(tmp_path)},
         COST,
     )
     lines = lines_of(html)
-    assert lines["history"].startswith("metrics, 5 rows, ") and lines["history"].endswith(" kB")
+    assert lines["metrics"].startswith("metrics, 5 rows, ") and lines["metrics"].endswith(" kB")
     assert lines["policy"] == "folder of 2 files, 3.0 MB"
     assert (lines["round"], lines["far"], lines["rows.a"]) == ("1", "s3://bucket/file", "1")
     assert lines["shards"] == "and 2 more" and lines["shards[7]"] == "0" and "shards[8]" not in lines
@@ -62,7 +66,7 @@ def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> N
 
 
 def test_the_last_round_of_the_stage_is_drawn(tmp_path: Path) -> None:
-    html = stage_page("ppo", {}, {"history": metrics(tmp_path)}, COST)
+    html = stage_page("ppo", {}, {"metrics": metrics(tmp_path)}, COST)
     assert "loss, 1: 0.75" in html and "loss, 2: 0.25" in html
     assert "loss, 1: 8" not in html and "loss, 1: 9" not in html and "loss, 0: 4" not in html
 

@@ -5,9 +5,9 @@ import pytest
 
 from steptool.artifacts.queries import QueryTable, read_queries
 from steptool.contracts.columns import to_row
-from steptool.contracts.tables import read_costs, read_records, write_records
+from steptool.contracts.tables import read_records, write_records
 from steptool.judge.annotator import StepScore
-from steptool.records import Cost, Query, Reference, Step, StepReward, StepStatus, Trajectory
+from steptool.records import Query, Reference, Step, StepReward, StepStatus, Trajectory
 from steptool.rewards.annotators import ANNOTATORS, annotate, annotate_file, make_annotator
 
 
@@ -98,12 +98,8 @@ def test_files_are_scored_as_lists_are(
     ]
     asked = write_records(tmp_path / "queries.parquet", queries, Query)
     played = write_records(tmp_path / "trajectories.parquet", episodes, Trajectory)
-    seconds = iter([1.5])
-    target = annotate_file(
-        asked, played, make_annotator("rules"), tmp_path / "r.parquet", lambda: Cost("annotate", seconds=next(seconds))
-    )
+    target = annotate_file(asked, played, make_annotator("rules"), tmp_path / "r.parquet")
     assert read_records(target, StepReward) == annotate(queries, episodes, make_annotator("rules"))
-    assert [c.seconds for c in read_costs(target)] == [1.5]
 
 
 def test_a_table_of_queries_is_the_queries(tmp_path, make_query: Callable[..., Query]) -> None:

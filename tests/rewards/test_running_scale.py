@@ -3,9 +3,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.artifacts.history import extend
-from steptool.contracts.tables import read_records
-from steptool.records import Metric
 from steptool.rewards.running_scale import RunningScale
 
 ROUNDS = st.lists(st.lists(st.floats(-10, 10), max_size=6), min_size=1, max_size=5)
@@ -32,12 +29,9 @@ def test_rewards_are_divided_and_nothing_is_taken_off() -> None:
     assert RunningScale().deviation == 1.0
 
 
-def test_the_state_travels_in_the_history_and_a_round_run_again_finds_the_same(tmp_path) -> None:
+def test_the_state_travels_in_a_file_and_a_round_run_again_finds_the_same(tmp_path) -> None:
     first = RunningScale().after([np.array([0.0, 1.0])])
-    second = first.after([np.array([5.0])])
-    one = extend(None, first.metrics(0), [], tmp_path / "one.parquet")
-    two = extend(one, second.metrics(1), [], tmp_path / "two.parquet")
-    assert RunningScale.before(1, read_records(one, Metric)) == first
-    assert RunningScale.before(1, read_records(two, Metric)) == first
-    assert RunningScale.before(2, read_records(two, Metric)) == second
-    assert RunningScale.before(0, read_records(two, Metric)) == RunningScale()
+    file = first.save(tmp_path / "scale.json")
+    assert RunningScale.load(file) == first
+    assert RunningScale.load(file).after([np.array([5.0])]) == first.after([np.array([5.0])])
+    assert RunningScale.load(file) == first

@@ -13,7 +13,7 @@ import pytest
 from flytekit.bin.entrypoint import setup_execution
 
 from steptool.config import Config
-from tasks.annotate import annotate
+from tasks.annotate import annotate_shard
 from tasks.audit import audit
 from tasks.ingest import ingest
 from tasks.ppo import Improved, ppo
@@ -34,7 +34,7 @@ Attempt = Callable[..., Improved]
 
 def artifacts(inputs: dict[str, Any]) -> dict[str, Any]:
     """Paths as a task takes them."""
-    kinds = {"policy": Model, "reference": Model, "trajectories": Parquet, "rewards": Parquet, "history": Parquet}
+    kinds = {"policy": Model, "reference": Model, "trajectories": Parquet, "rewards": Parquet, "costs": Parquet}
     return inputs | {name: kind(inputs[name]) for name, kind in kinds.items()}
 
 
@@ -44,17 +44,18 @@ def round_inputs() -> dict[str, Any]:
     config = Config.model_validate(ROUND)
     read = ingest(config=config, sources="")
     common = {"config": config, "demonstrations": read.demonstrations}
-    base = prepare(queries=read.queries, quarantine=read.quarantine, history=read.history, **common)
+    base = prepare(queries=read.queries, quarantine=read.quarantine, **common)
     played = rollout(shard=0, round_index=0, model=base.model, queries=base.queries, **common)
-    scored = annotate(trajectories=played, round_index=0, config=config, queries=base.queries)
-    checked = audit(round_index=0, config=config, queries=base.queries, trajectories=[played], rewards=[scored])
-    files = {"trajectories": checked.trajectories, "rewards": checked.rewards, "history": base.history}
+    scored = annotate_shard(shard=played, round_index=0, config=config, queries=base.queries)
+    checked = audit(round_index=0, config=config, queries=base.queries, played=[played], scored=[scored])
+    files = {"trajectories": checked.trajectories, "rewards": checked.rewards, "costs": checked.costs}
     model = str(base.model)
     return {
         "round_index": 0,
         "config": config,
         "policy": model,
         "reference": model,
+        "scale": None,
         **{k: str(v) for k, v in files.items()},
     }
 

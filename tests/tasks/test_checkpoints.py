@@ -31,7 +31,7 @@ from tasks.ppo import ppo
 
 given, raw, dest = sys.argv[1:]
 inputs = json.loads(given)
-for name, kind in dict(policy=Model, reference=Model, trajectories=Parquet, rewards=Parquet, history=Parquet).items():
+for name, kind in dict(policy=Model, reference=Model, trajectories=Parquet, rewards=Parquet, costs=Parquet).items():
     inputs[name] = kind(inputs[name])
 with setup_execution(raw, checkpoint_path=dest):
     ppo.execute(**{**inputs, "config": Config.model_validate(inputs["config"])})

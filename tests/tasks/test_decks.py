@@ -17,7 +17,6 @@ def test_a_stage_shows_what_came_in_and_what_went_out(round_inputs: dict[str, An
         read = ingest.execute(config=config, sources="digest", for_training=True)
         annotate.execute(
             trajectories=Parquet(round_inputs["trajectories"]),
-            round_index=0,
             config=config,
             queries=Parquet(str(read.queries)),
         )

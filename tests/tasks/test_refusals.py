@@ -30,7 +30,7 @@ def config(**sections: Any) -> Config:
 
 def prepared(chosen: Config) -> tuple[Ingested, Prepared]:
     read = ingest(config=chosen, sources="")
-    names = ("queries", "demonstrations", "quarantine", "history")
+    names = ("queries", "demonstrations", "quarantine")
     return read, prepare(config=chosen, **{name: getattr(read, name) for name in names})
 
 
@@ -51,8 +51,8 @@ def test_a_file_of_another_schema_version_is_refused_with_its_name(tmp_path: Pat
     table = pq.read_table(read.demonstrations.download())
     old = tmp_path / "old.parquet"
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"steptool.version": b"0"}), old)
-    with pytest.raises(Exception, match=f"{old}: expected contract 'trajectories' version 2, found .* version 0"):
-        annotate(trajectories=Parquet(str(old)), round_index=0, config=chosen, queries=read.queries)
+    with pytest.raises(Exception, match=f"{old}: expected contract 'trajectories' version 3, found .* version 0"):
+        annotate(trajectories=Parquet(str(old)), config=chosen, queries=read.queries)
 
 
 def test_a_source_that_is_not_there_is_refused_with_its_path(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_data_and_a_base_model_from_a_store_are_those_from_here(
         config = Config.model_validate(sections)
         seen = fingerprint(config=config, output="", for_training=False)
         read = ingest(config=config, sources=seen, for_training=False)
-        names = ("queries", "demonstrations", "quarantine", "history")
+        names = ("queries", "demonstrations", "quarantine")
         files = {name: getattr(read, name) for name in names}
         found.append((seen, read_queries(str(read.queries)), prepare(config=config, **files)))
     (here, queries, near), (there, same, far) = found

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from steptool.config import Config
-from steptool.contracts.tables import read_costs, read_records, write_records
+from steptool.contracts.tables import read_records, write_records
 from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import draw_query
-from steptool.records import Query, StepReward, Trajectory
+from steptool.records import Cost, Query, StepReward, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
 from tasks.audit import audit
-from tasks.runtime.artifacts import Parquet
+from tasks.runtime.artifacts import Parquet, Shard, write_costs
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
@@ -53,24 +54,33 @@ def test_trajectories_are_scored_again_without_a_new_rollout(played: Path, tmp_p
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rules 2 scored" in done.stdout and "rules 2 and truth 1 say the same" in done.stdout
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["audit.html", "audit.json", "rewards.parquet"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        *("audit.html", "audit.json", "costs.parquet", "rewards.parquet")
+    ]
     figures = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert (figures["annotator"], figures["others"]) == ("rules 2", ["lcs 2", "truth 1"])
     rows = read_records(tmp_path / "out" / "rewards.parquet", StepReward)
     assert {r.annotator for r in rows} == {"rules"} and len(rows) == figures["steps"]
-    assert read_costs(tmp_path / "out" / "rewards.parquet")[0].stage == "annotate"
+    assert [c.stage for c in read_records(tmp_path / "out" / "costs.parquet", Cost)] == ["annotate"]
 
 
-def test_rewards_beyond_a_threshold_stop_the_run_before_training(played: Path) -> None:
-    files = {name: Parquet(str(played / f"{name}.parquet")) for name in ("queries", "trajectories", "lcs")}
+def shard(folder: Path, name: str, file: Path) -> Shard:
+    """What one task of a map hands on: a file, and what it cost."""
+    folder.mkdir()
+    shutil.copyfile(file, folder / name)
+    write_costs(folder, Cost("annotate", 0))
+    return Shard(str(folder))
+
+
+def test_rewards_beyond_a_threshold_stop_the_run_before_training(played: Path, tmp_path: Path) -> None:
     config = Config.model_validate({"rewards": {"annotator": "lcs", "audit": {"min_kappa": 0.3}}})
     with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 2' were refused, and PPO did not start"):
         audit(
             round_index=0,
             config=config,
-            queries=files["queries"],
-            trajectories=[files["trajectories"]],
-            rewards=[files["lcs"]],
+            queries=Parquet(str(played / "queries.parquet")),
+            played=[shard(tmp_path / "played", "trajectories.parquet", played / "trajectories.parquet")],
+            scored=[shard(tmp_path / "scored", "rewards.parquet", played / "lcs.parquet")],
         )
 
 

@@ -11,10 +11,10 @@ import pytest
 from steptool.artifacts.queries import read_queries
 from steptool.config import load_config
 from steptool.config.base import ConfigError
-from steptool.contracts.tables import read_costs, read_records, read_rows, write_rows
+from steptool.contracts.tables import read_records, read_rows, write_rows
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import IngestError
-from steptool.records import Evaluation, Trajectory, Verdict
+from steptool.records import Cost, Evaluation, Trajectory, Verdict
 from workflows.evaluate import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     done = run(write(tmp_path), out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(p.name for p in out.iterdir()) == [
-        "config.yaml", "evaluation.html", "evaluations.parquet", "metrics.json", "preferences.parquet",
+        "config.yaml", "costs.parquet", "evaluation.html", "evaluations.parquet", "metrics.json", "preferences.parquet",
         "queries.parquet", "table.csv", "table.md", "table.tex", "trajectories_reference.parquet",
         "trajectories_small.parquet", "verdicts.parquet", "viewer.html",
     ]  # fmt: skip
@@ -64,7 +64,7 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     assert all(r["passed"] == 1.0 and r["recall"] == 1.0 for r in rows if r["model"] == "reference")
     episodes = [t for n in ("reference", "small") for t in read_records(out / f"trajectories_{n}.parquet", Trajectory)]
     assert {t.trajectory_id for t in episodes} == {r["trajectory_id"] for r in rows} and len(episodes) == 16
-    assert sum(c.tokens for c in read_costs(out / "evaluations.parquet")) == sum(r["tokens"] for r in rows) > 0
+    assert sum(c.tokens for c in read_records(out / "costs.parquet", Cost)) == sum(r["tokens"] for r in rows) > 0
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["results"][0]["model"] == "reference" and figures["results"][0]["pass_rate"] == 1.0
     assert (out / "table.md").read_text() in done.stdout

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from steptool.config import Config
-from steptool.contracts.tables import read_costs, read_records, read_rows
-from steptool.records import Metric, StepReward, Verdict
+from steptool.contracts.tables import read_records, read_rows
+from steptool.records import Cost, Metric, StepReward, Verdict
 from workflows.evaluate import evaluate
 from workflows.train import train
 
@@ -41,7 +41,7 @@ def test_a_judge_scores_a_run_and_the_report_says_what_it_was_asked(chat, small:
     rows = read_records(out / "rewards_round_00.parquet", StepReward)
     assert {round(r.contribution, 6) for r in rows if r.contribution is not None} == {0.8}
     assert all(r.annotator == "judge" and r.prompt_hash for r in rows)
-    counts = [c.counts for c in read_costs(out / "metrics.parquet") if c.stage == "annotate"]
+    counts = [c.counts for c in read_records(out / "costs.parquet", Cost) if c.stage == "annotate"]
     assert sum(c["sent"] for c in counts) == len(server.requests) and sum(c["answers of no use"] for c in counts) == 1
     told = {m.name: m.value for m in read_records(out / "metrics.parquet", Metric) if m.stage == "annotate"}
     assert told["prompt_tokens"] == 100 * told["requests"] and told["money"] == told["prompt_tokens"] * 10 / 1e6
@@ -73,7 +73,7 @@ def test_an_endpoint_plays_and_is_judged(chat, tmp_path: Path) -> None:
     evaluate(config=Config.model_validate(settings), output=str(out))
     assert len(far.requests) == 4
     statuses = {r["status"] for r in read_rows(out / "verdicts.parquet", Verdict)}
-    (spent,) = read_costs(out / "verdicts.parquet")
+    (spent,) = (c for c in read_records(out / "costs.parquet", Cost) if c.stage == "judge")
     # Two policies of four answers, and four pairs in two orders, two votes each.
     assert statuses == {"solved"} and spent.counts["requests"] == len(jury.requests) == 2 * (2 * 4 + 2 * 4)
     far_line, reference_line = json.loads((out / "metrics.json").read_text())["results"][:2]

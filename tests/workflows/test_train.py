@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from steptool.artifacts import lineage
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
-from steptool.contracts.tables import read_costs, read_records, read_rows
+from steptool.contracts.tables import read_records, read_rows
 from steptool.models.load import load_model, load_tokenizer
-from steptool.records import Advantage, Evaluation, Metric, StepReward, Trajectory
+from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from workflows.train import train
 
 
@@ -47,6 +47,7 @@ def test_every_artifact_has_a_name_that_says_what_it_is(run: Path) -> None:
         "evaluation_rewards_warm_start_greedy.parquet",
         "evaluation_rewards_steptool_greedy.parquet",
         "metrics.parquet",
+        "costs.parquet",
         "metrics.json",
         "report.html",
         "warm_start",
@@ -76,7 +77,7 @@ def test_every_step_has_a_reward_and_an_advantage(run: Path) -> None:
         episodes = read_records(run / f"trajectories_round_{round:02d}.parquet", Trajectory)
         steps = {(t.trajectory_id, n) for t in episodes for n in range(len(t.steps))}
         for name, cls in (("rewards", StepReward), ("advantages", Advantage)):
-            rows = read_rows(run / f"{name}_round_{round:02d}.parquet", cls)
+            rows = read_records(run / f"{name}_round_{round:02d}.parquet", cls)
             assert {(r.trajectory_id, r.step) for r in rows} == steps
             assert len(rows) == len(steps)
 
@@ -112,7 +113,7 @@ def test_figures_and_costs_cover_every_stage(run: Path) -> None:
     stages = {"ingest", "prepare", "warm_start", "rollout", "annotate", "ppo", "evaluate", "report"}
     assert set(figures["seconds"]) == stages | {"total"}
     assert figures["peak_memory_mb"] > 100
-    spent = read_costs(run / "metrics.parquet")
+    spent = read_records(run / "costs.parquet", Cost)
     assert [c.round for c in spent if c.stage == "rollout"] == [0, 0, 1, 1]
     assert all(c.tokens > 0 for c in spent if c.stage in ("rollout", "warm_start", "ppo"))
     learned = {(r.stage, r.round) for r in read_records(run / "metrics.parquet", Metric)}

@@ -16,6 +16,7 @@ from steptool.config import Config
 from steptool.models.actor import Actor
 from steptool.models.batch import Indices, TokenBatch
 from steptool.records import Advantage, Metric, StepReward, Trajectory
+from steptool.rewards.running_scale import NO_REWARDS_SEEN, RunningScale
 from steptool.training.plan import mini_batches
 from steptool.training.scores import Scores
 
@@ -67,6 +68,8 @@ class Selection:
     """Trajectories of the round that it cannot or does not learn from."""
     rewards: Sequence[npt.NDArray[np.floating]] = ()
     """Rewards [T] of the steps of each trajectory, where the algorithm needs them."""
+    scale: RunningScale = NO_REWARDS_SEEN
+    """The scale of rewards with those of this round."""
     metrics: list[Metric] = field(default_factory=list)
     """Figures of the selection itself."""
     note: str = ""
@@ -101,9 +104,9 @@ class Algorithm(Objective):
 
     @abstractmethod
     def select(
-        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], history: Sequence[Metric]
+        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], scale: RunningScale
     ) -> Selection:
-        """Choose what to learn from; `history` holds the metrics of the rounds before."""
+        """Choose what to learn from; `scale` is that of the rewards of earlier rounds."""
 
     def steps(self, lengths: Indices) -> list[Indices]:
         """The sequences of each optimizer step: `ppo.epochs` shuffled passes."""

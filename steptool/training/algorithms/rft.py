@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from steptool.models.batch import Indices
 from steptool.records import Metric, StepReward, Trajectory
+from steptool.rewards.running_scale import RunningScale
 from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.algorithms.supervised import Supervised
 from steptool.training.plan import grouped_batches, updates_per_epoch
@@ -20,7 +21,7 @@ class RejectionFineTuning(Supervised, Algorithm):
     stage = "rft"
 
     def select(
-        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], history: Sequence[Metric]
+        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], scale: RunningScale
     ) -> Selection:
         """The trajectories that the annotator calls solved."""
         solved = {reward.trajectory_id for reward in rewards if reward.is_solved == 1.0}
@@ -28,7 +29,7 @@ class RejectionFineTuning(Supervised, Algorithm):
         number = Metric(self.stage, self.round_index, 0, "kept_trajectories", float(len(kept)))
         note = f"round {self.round_index}: none of {len(trajectories)} trajectories was solved"
         self._round_size = len(trajectories)
-        return Selection(kept, len(trajectories) - len(kept), metrics=[number], note=note)
+        return Selection(kept, len(trajectories) - len(kept), scale=scale, metrics=[number], note=note)
 
     def steps(self, lengths: Indices) -> list[Indices]:
         """Shuffled passes in batches of similar length until there are as many steps as StepPPO would take."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steptool.config import Config
 from steptool.models.actor import ActionOutputs, Actor
-from steptool.records import Advantage, Metric, StepReward, Trajectory
+from steptool.records import Advantage, StepReward, Trajectory
 from steptool.rewards.compose import step_rewards
 from steptool.rewards.running_scale import RunningScale
 from steptool.training import credit, losses
@@ -60,17 +60,16 @@ class StepPPO(Algorithm):
         self._experience: Experience | None = None
 
     def select(
-        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], history: Sequence[Metric]
+        self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], scale: RunningScale
     ) -> Selection:
         """The trajectories that have steps and complete rewards.
 
         Raises ValueError if there is none, or if a trajectory has another number of rewards than of steps.
         """
         composed = step_rewards(trajectories, rewards, self.config.rewards, self.config.ppo.reward)
-        metrics: list[Metric] = []
         if self.config.rewards.normalisation == "running":
-            scale = RunningScale.before(self.round_index, history).after(composed)
-            composed, metrics = scale.apply(composed), scale.metrics(self.round_index)
+            scale = scale.after(composed)
+            composed = scale.apply(composed)
         kept = [(t, r) for t, r in zip(trajectories, composed, strict=True) if r is not None and t.spans]
         for trajectory, reward_T in kept:
             if len(reward_T) != len(trajectory.spans):
@@ -83,7 +82,7 @@ class StepPPO(Algorithm):
                 f"none of the {len(trajectories)} trajectories has steps and complete rewards: there is nothing to "
                 "train on; look at the missing components in the rewards of this round"
             )
-        return Selection([t for t, _ in kept], len(trajectories) - len(kept), [r for _, r in kept], metrics)
+        return Selection([t for t, _ in kept], len(trajectories) - len(kept), [r for _, r in kept], scale)
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""

@@ -2,10 +2,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 from steptool.config import Config
 from steptool.records import StepReward, Trajectory
+from steptool.rewards.running_scale import RunningScale
 from steptool.training.rounds import train_round
 
 
@@ -23,17 +23,16 @@ def scored(trajectories: list[Trajectory], solved: float) -> list[StepReward]:
 def test_the_running_scale_goes_on_from_round_to_round(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rewards = {"normalisation": "running", "step_weight": 1.0}
     config = Config.model_validate({**make.config(epochs=1).model_dump(), "rewards": rewards})
-    episodes, history, raw = make.trajectories(6), [], []
+    episodes, scale, raw = make.trajectories(6), RunningScale(), []
     for round_index, solved in enumerate((1.0, 0.0)):
         rows = scored(episodes, solved)
         done = train_round(
-            model_dir, model_dir, episodes, rows, config=config, round_index=round_index, history=history,
+            model_dir, model_dir, episodes, rows, config=config, round_index=round_index, scale=scale,
             out_dir=tmp_path / str(round_index),
         )  # fmt: skip
         plain = [r.contribution if r.is_solved is None else r.is_solved for r in rows]
         raw += plain
         learned = [row.reward for row in sorted(done.advantages, key=lambda r: (r.trajectory_id, r.step))]
         np.testing.assert_allclose(learned, np.array(plain) / np.std(raw), rtol=1e-5)
-        history = [*history, *done.metrics]
-    count = [r.value for r in history if (r.stage, r.name) == ("rewards", "count")]
-    assert count == [pytest.approx(len(raw) / 2), pytest.approx(len(raw))]
+        scale = done.scale
+        assert scale.count == len(raw)

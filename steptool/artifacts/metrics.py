@@ -1,26 +1,11 @@
-"""The history of a run: the metrics of all stages so far in one file, and in its metadata what each stage cost."""
+"""What stages measure and count, as records."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from steptool.contracts.tables import read_costs, read_records, write_records
 from steptool.records import Cost, Metric
-
-
-def extend(
-    previous: str | os.PathLike[str] | None,
-    metrics: Iterable[Metric],
-    costs: Sequence[Cost],
-    target: str | os.PathLike[str],
-) -> Path:
-    """Write the previous history (None: there is none) with a stage's metrics and costs added."""
-    before = read_records(previous, Metric) if previous else []
-    spent = read_costs(previous) if previous else []
-    return write_records(target, [*before, *metrics], Metric, [*spent, *costs])
 
 
 def update_metrics(log: Iterable[Mapping[str, float]], stage: str, round_index: int) -> list[Metric]:
