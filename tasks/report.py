@@ -33,6 +33,7 @@ def report(
     output: str,
     queries: Parquet,
     demonstrations: Parquet,
+    lessons: Parquet,
     recorded_rewards: Parquet,
     quarantine: FlyteFile,
     metrics: list[Parquet],
@@ -61,7 +62,12 @@ def report(
 
     run = make_folder("run")
     (run / names.CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    read = {names.QUERIES: queries, names.DEMONSTRATIONS: demonstrations, names.RECORDED_REWARDS: recorded_rewards}
+    read = {
+        names.QUERIES: queries,
+        names.DEMONSTRATIONS: demonstrations,
+        names.LESSONS: lessons,
+        names.RECORDED_REWARDS: recorded_rewards,
+    }
     _place({**read, names.QUARANTINE: quarantine}, run)
     for kind, files in {"trajectories": trajectories, "rewards": rewards, "advantages": advantages}.items():
         _place({names.of_round(kind, round): file for round, file in enumerate(files)}, run)

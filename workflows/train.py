@@ -101,6 +101,7 @@ def train(config: Config, output: str = "") -> Evidence:
         output=output,
         queries=queries,
         demonstrations=shown,
+        lessons=base.lessons,
         recorded_rewards=read.rewards,
         quarantine=base.quarantine,
         metrics=[read.metrics, base.metrics, warm.metrics],

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec  # type: ignore[import-untyped]
 
 CONFIG, QUERIES, DEMONSTRATIONS = "config.yaml", "queries.parquet", "demonstrations.parquet"
+LESSONS = "lessons.parquet"
 METRICS, COSTS, EVALUATED = "metrics.parquet", "costs.parquet", "evaluations.parquet"
 MODEL, WARM_START = "model", "warm_start"
 REPORT, FIGURES, QUARANTINE = "report.html", "metrics.json", "quarantine.jsonl"

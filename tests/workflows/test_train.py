@@ -35,6 +35,7 @@ def test_every_artifact_has_a_name_that_says_what_it_is(run: Path) -> None:
         "config.yaml",
         "queries.parquet",
         "demonstrations.parquet",
+        "lessons.parquet",
         "recorded_rewards.parquet",
         "quarantine.jsonl",
         *(f"{kind}_round_{r:02d}.parquet" for kind in ("trajectories", "rewards", "advantages") for r in (0, 1)),
