@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flytekit.types.directory import FlyteDirectory
 
-from steptool.artifacts.progress import Stopwatch, Ticker, rate, say
+from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config, EvaluatedPolicy
 from steptool.contracts.tables import write_rows
 from steptool.records import Evaluation
@@ -67,30 +67,9 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
 
 
 def _evaluate(policy: EvaluatedPolicy, config: Config, queries: Path, demonstrations: Path) -> "PolicyEvaluation":
-    from steptool.data.recordings.matching import policy_recordings
-    from steptool.evaluation.evaluate import evaluate_policy
-    from steptool.policies.catalog import open_environment_of, open_policy
+    from steptool.pipeline.episodes import evaluate as play
     from steptool.rollout.schedule import evaluation_queries
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     chosen = evaluation_queries(queries, demonstrations, config.evaluation)
-    recorded = policy_recordings(policy, chosen, demonstrations, config, make_folder("recordings"))
-    with (
-        open_environment_of(chosen, demonstrations, config) as environment,
-        open_policy(policy, config, recorded) as opened,
-    ):
-        result = evaluate_policy(
-            opened,
-            chosen,
-            environment,
-            sampled_repeats=0 if policy.kind == "playback" else config.evaluation.sampled_repeats,
-            limits=config.tools,
-            progress=lambda decoding: Ticker("evaluate", len(chosen), f"{decoding} episodes of {policy.name}"),
-        )
-    say("evaluate", f"{policy.name}: {rate(result.greedy_verdicts)} on {len(chosen)} queries")
-    if errors := result.check_errors:
-        say("evaluate", f"the check failed on {len(errors)} episodes of {policy.name}, first: {errors[0]}")
-    if result.refusals:
-        first = f"the endpoint ended {len(result.refusals)} episodes of {policy.name}, first: {result.refusals[0]}"
-        say("evaluate", first)
-    return result
+    return play(policy, chosen, config, demonstrations=demonstrations)

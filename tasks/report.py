@@ -1,18 +1,13 @@
 """The folder of the run and its page."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config
-from steptool.contracts.tables import concatenate, write_records
-from steptool.records import Cost, Evaluation, Metric
 from tasks.runtime.artifacts import Model, Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
@@ -56,40 +51,29 @@ def report(
     """
     watch = Stopwatch("report")
     from steptool.artifacts import layout as names
-    from steptool.report.run_folder import read_run
-    from steptool.report.run_page import build_report
-    from steptool.report.summary import summary, table
+    from steptool.pipeline.run_pages import RunFiles, write_run
 
-    run = make_folder("run")
-    (run / names.CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    read = {
-        names.QUERIES: queries,
-        names.DEMONSTRATIONS: demonstrations,
-        names.LESSONS: lessons,
-        names.RECORDED_REWARDS: recorded_rewards,
-    }
-    _place({**read, names.QUARANTINE: quarantine}, run)
-    for kind, files in {"trajectories": trajectories, "rewards": rewards, "advantages": advantages}.items():
-        _place({names.of_round(kind, round): file for round, file in enumerate(files)}, run)
-    concatenate(download_all(list(evaluations.values())), Evaluation, run / names.EVALUATED)
-    _place({names.of_evaluation("trajectories", k): v for k, v in evaluation_trajectories.items()}, run)
-    _place({names.of_evaluation("rewards", k): v for k, v in evaluation_rewards.items()}, run)
-    for name, model in models.items():
-        shutil.copytree(download(model), run / name)
-
-    own = write_records(make_folder("report") / names.COSTS, [watch.cost()], Cost)
-    concatenate(download_all([*metrics, *round_metrics]), Metric, run / names.METRICS)
-    concatenate([*download_all([*costs, *round_costs]), own], Cost, run / names.COSTS)
-    inputs = read_run(run)
-    figures, html = summary(inputs), build_report(inputs)
-    (run / names.REPORT).write_text(html, encoding="utf-8")
-    (run / names.FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    Deck("report", html)
-    place = str(run)
-    if output:
-        names.publish(run, output)
-        place = output.rstrip("/")
-    print(f"\n{table(figures)}\n\nreport: {place}/{names.REPORT}", flush=True)
+    files = RunFiles(
+        queries=download(queries),
+        demonstrations=download(demonstrations),
+        lessons=download(lessons),
+        recorded_rewards=download(recorded_rewards),
+        quarantine=download(quarantine),
+        metrics=download_all([*metrics, *round_metrics]),
+        costs=download_all([*costs, *round_costs]),
+        models=_download_named(models),
+        trajectories=download_all(trajectories),
+        rewards=download_all(rewards),
+        advantages=download_all(advantages),
+        evaluations=download_all(list(evaluations.values())),
+        evaluation_trajectories=_download_named(evaluation_trajectories),
+        evaluation_rewards=_download_named(evaluation_rewards),
+    )
+    folder = make_folder("run")
+    pages = write_run(folder, files, config, watch.cost)
+    Deck("report", pages.html)
+    place = names.publish_if_named(folder, output)
+    print(f"\n{pages.table}\n\nreport: {place}/{names.REPORT}", flush=True)
     return Evidence(
         FlyteFile(f"{place}/{names.REPORT}"),
         FlyteFile(f"{place}/{names.FIGURES}"),
@@ -99,6 +83,5 @@ def report(
     )
 
 
-def _place(files: dict[str, FlyteFile], folder: Path) -> None:
-    for name, file in files.items():
-        shutil.copyfile(download(file), folder / name)
+def _download_named(artifacts: dict[str, Parquet]) -> dict[str, Path]:
+    return {name: download(artifact) for name, artifact in artifacts.items()}

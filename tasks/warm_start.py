@@ -1,6 +1,5 @@
 """The base model and its supervised fine-tuning on demonstrations."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
@@ -47,33 +46,22 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     from steptool.artifacts.lineage import sign
     from steptool.artifacts.queries import read_queries
     from steptool.contracts.tables import read_records, write_records
-    from steptool.models.load import load_codec, load_model, prepare_base
-    from steptool.policies.trial import try_model
+    from steptool.pipeline.learning import prepare as prepare_model
     from steptool.records import Metric, Query, Trajectory
-    from steptool.training.demonstrations import encode_demonstrations, iterate_texts, select_fitting
 
-    folder = make_folder("base")
-    read = read_queries(download(queries))
-    recorded = read_records(download(demonstrations), Trajectory)
-    chosen = localize(config, make_folder("fetched"), "policy.base").policy
-    base = prepare_base(chosen, iterate_texts(read, recorded), config.seed, folder)
-    sign(base, None, "base", [], note=config.policy.base)
-    codec = load_codec(base, config.policy.chat_format)
-    kept = select_fitting(read, codec, config)
-    try_model(load_model(base), codec, kept, config)
-    lessons = encode_demonstrations(kept, recorded, codec, config.policy.max_context)
-    say("prepare", f"base model '{config.policy.base}', {len(kept)} of {len(read)} prompts fit its context")
-    for name, number in lessons.counts().items():
-        say("prepare", f"{name}: {number}")
-    lessons.check(config.warm_start)
-    target = make_folder("prepared")
-    counts = {"queries": len(kept), "left out": len(read) - len(kept), **lessons.counts()}
+    near = localize(config, make_folder("fetched"), "policy.base")
+    read, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
+    prepared = prepare_model(read, recorded, near, make_folder("base"))
+    sign(prepared.model, None, "base", [], note=config.policy.base)
+    target, lessons = make_folder("prepared"), prepared.lessons
+    kept = {"queries": len(prepared.queries), "left out": len(read) - len(prepared.queries)}
+    counts = count_metrics("prepare", {**kept, **lessons.counts()})
     return Prepared(
-        Model(str(base)),
-        Parquet(str(write_records(target / "queries.parquet", kept, Query))),
+        Model(str(prepared.model)),
+        Parquet(str(write_records(target / "queries.parquet", prepared.queries, Query))),
         Parquet(str(write_records(target / "lessons.parquet", lessons.encoded, Trajectory))),
-        FlyteFile(str(lessons.add_to_quarantine(Path(download(quarantine)), target / "quarantine.jsonl"))),
-        Parquet(str(write_records(target / METRICS, count_metrics("prepare", counts), Metric))),
+        FlyteFile(str(lessons.add_to_quarantine(download(quarantine), target / "quarantine.jsonl"))),
+        Parquet(str(write_records(target / METRICS, counts, Metric))),
         write_costs(target, watch.cost()),
     )
 

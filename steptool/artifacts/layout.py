@@ -64,3 +64,11 @@ def publish(built: Path, target: str, marks: Sequence[str] = MARKS) -> None:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)
+
+
+def publish_if_named(built: Path, target: str, marks: Sequence[str] = MARKS) -> str:
+    """Publish a finished folder to `target` unless that is empty. Returns the place where the files lie now."""
+    if not target:
+        return str(built)
+    publish(built, target, marks)
+    return target.rstrip("/")

@@ -1,0 +1,94 @@
+"""Episodes: of the model that learns, of the policies that are evaluated, and a page to read them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from steptool.artifacts.progress import Ticker, rate, say
+from steptool.config import Config, EvaluatedPolicy
+from steptool.contracts.tables import write_records
+from steptool.data.recordings.matching import policy_recordings
+from steptool.evaluation.evaluate import PolicyEvaluation, evaluate_policy
+from steptool.policies.catalog import open_environment_of, open_policy
+from steptool.records import Query, StepReward, Trajectory
+from steptool.report.viewer import EpisodeFiles, write_viewer
+from steptool.rollout import runner
+
+Place = str | os.PathLike[str]
+
+
+def roll_out(
+    model: Place, queries: Sequence[Query], config: Config, *, round_index: int = 0, demonstrations: Place = ""
+) -> list[Trajectory]:
+    """Sample an episode of each query with the model of a folder or Hub id, as a round of training does.
+
+    `demonstrations` is a file of trajectories; only an environment that replays them reads it. Raises ValueError unless
+    the queries name one environment.
+    """
+    learner = EvaluatedPolicy(name=f"round_{round_index:02d}", model=os.fspath(model))
+    ticker = Ticker("rollout", len(queries), "episodes")
+    with (
+        open_environment_of(queries, demonstrations, config) as environment,
+        open_policy(learner, config) as policy,
+    ):
+        played = runner.roll_out(
+            policy, queries, environment, round_index=round_index, limits=config.tools, progress=ticker
+        )
+    return [episode.trajectory for episode in played]
+
+
+def evaluate(
+    policy: EvaluatedPolicy | Place, queries: Sequence[Query], config: Config, *, demonstrations: Place = ""
+) -> PolicyEvaluation:
+    """Play the queries greedily once, and sampled as often as configured; what is played back has nothing to sample.
+
+    The policy is one of a configuration, or the folder or Hub id of a model. `demonstrations` is a file of
+    trajectories, which an environment that replays and a policy that plays them back read.
+    """
+    if not isinstance(policy, EvaluatedPolicy):
+        policy = EvaluatedPolicy(name=Path(policy).name, model=os.fspath(policy))
+    with tempfile.TemporaryDirectory() as fetched:
+        recorded = policy_recordings(policy, queries, Path(demonstrations), config, Path(fetched))
+    with (
+        open_environment_of(queries, demonstrations, config) as environment,
+        open_policy(policy, config, recorded) as opened,
+    ):
+        result = evaluate_policy(
+            opened,
+            queries,
+            environment,
+            sampled_repeats=0 if policy.kind == "playback" else config.evaluation.sampled_repeats,
+            limits=config.tools,
+            progress=lambda decoding: Ticker("evaluate", len(queries), f"{decoding} episodes of {policy.name}"),
+        )
+    _report(result, policy.name, len(queries))
+    return result
+
+
+def view(
+    queries: Sequence[Query],
+    trajectories: Sequence[Trajectory],
+    target: Place,
+    *,
+    rewards: Sequence[StepReward] = (),
+    title: str = "Trajectories",
+) -> Path:
+    """Write one HTML file in which the trajectories can be searched and read, with the scores of their steps."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        written = write_records(folder / "queries.parquet", queries, Query)
+        episodes = write_records(folder / "trajectories.parquet", trajectories, Trajectory)
+        scores = write_records(folder / "rewards.parquet", rewards, StepReward) if rewards else None
+        return write_viewer(target, written, [EpisodeFiles(episodes, scores)], title)
+
+
+def _report(result: PolicyEvaluation, name: str, queries: int) -> None:
+    """Say how often the policy passed, and what went wrong."""
+    say("evaluate", f"{name}: {rate(result.greedy_verdicts)} on {queries} queries")
+    if errors := result.check_errors:
+        say("evaluate", f"the check failed on {len(errors)} episodes of {name}, first: {errors[0]}")
+    if refusals := result.refusals:
+        say("evaluate", f"the endpoint ended {len(refusals)} episodes of {name}, first: {refusals[0]}")

@@ -1,0 +1,90 @@
+"""Learning: the base model and what it can take of the data, scores of steps, and advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steptool.artifacts.progress import say
+from steptool.config import Config
+from steptool.models.load import load_codec, load_model, prepare_base
+from steptool.policies.trial import try_model
+from steptool.records import Advantage, Query, StepReward, Trajectory
+from steptool.rewards import annotators
+from steptool.rewards.running_scale import NO_REWARDS_SEEN, RunningScale
+from steptool.training.algorithms import ALGORITHMS
+from steptool.training.demonstrations import Lessons, encode_demonstrations, iterate_texts, select_fitting
+from steptool.training.plan import PassLimit
+from steptool.training.processes import processes
+from steptool.training.rounds import load_actor, score_round
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The base model in its folder, and what it can take of the data."""
+
+    model: Path
+    queries: list[Query]
+    """Those whose prompts fit the context."""
+    lessons: Lessons
+    """The demonstrations with their tokens, and those that the model cannot learn from."""
+
+
+def prepare(
+    queries: Sequence[Query], demonstrations: Sequence[Trajectory], config: Config, out_dir: str | Path
+) -> Preparation:
+    """Put the base model into a folder, play a turn with it, check that prompts fit, and encode the demonstrations.
+
+    Raises ModelError for a model that cannot be used. Raises ValueError for a prompt that leaves no room for a step,
+    and where a warm start is configured but no demonstration can be learned from.
+    """
+    texts = iterate_texts(queries, demonstrations)
+    base = prepare_base(config.policy, texts, config.seed, out_dir)
+    codec = load_codec(base, config.policy.chat_format)
+    fitting = select_fitting(queries, codec, config)
+    try_model(load_model(base), codec, fitting, config)
+    lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context)
+    say("prepare", f"base model '{config.policy.base}', {len(fitting)} of {len(queries)} prompts fit its context")
+    for name, number in lessons.counts().items():
+        say("prepare", f"{name}: {number}")
+    lessons.check(config.warm_start)
+    return Preparation(base, fitting, lessons)
+
+
+def annotate(queries: Sequence[Query], trajectories: Sequence[Trajectory], config: Config) -> list[StepReward]:
+    """Score each step of the trajectories by the configured annotator.
+
+    Raises ValueError for a trajectory whose query is not among `queries`.
+    """
+    with annotators.open_annotator(config.rewards.annotator, config.rewards.judge) as annotator:
+        return annotators.annotate(queries, trajectories, annotator)
+
+
+def compute_advantages(
+    policy_dir: str | Path,
+    trajectories: Sequence[Trajectory],
+    rewards: Sequence[StepReward],
+    config: Config,
+    *,
+    reference_dir: str | Path = "",
+    round_index: int = 0,
+    scale: RunningScale = NO_REWARDS_SEEN,
+) -> list[Advantage]:
+    """The composed reward and the advantage of each step, as `train_round` would learn from them.
+
+    `reference_dir` holds the model that the KL penalty refers to: by default the policy itself, which makes it 0.
+    `scale` is that of the rounds before, for the normalisation "running".
+    Raises ValueError for an algorithm without advantages, such as rft.
+    """
+    algorithm = ALGORITHMS[config.ppo.algorithm](config, round_index)
+    if not algorithm.needs_scores:
+        raise ValueError(f"ppo.algorithm: {config.ppo.algorithm} has no advantages; step_ppo has")
+    policy, reference = Path(policy_dir), Path(reference_dir or policy_dir)
+    selection = algorithm.select(trajectories, rewards, scale)
+    if not selection.trajectories:
+        return []
+    actor = load_actor(policy, reference, config, algorithm)
+    limit = PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed)
+    scores = score_round(actor, reference, selection, limit, None)
+    return algorithm.prepare(selection, scores, processes().device)
