@@ -21,7 +21,7 @@ THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format docs seeds bench bfcl replay-bfcl \
-	images check-images register package clean coverage docs-config
+	images check-images register package clean coverage docs-config docs-artifacts
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,9 +66,13 @@ check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m scripts.document_configuration --check
+	$(BIN)/python -m scripts.document_artifacts --check
 
 docs-config: $(STAMP)  ## write configs/laptop.yaml, the JSON schemas and docs/configuration.md from the fields' docstrings
 	$(BIN)/python -m scripts.document_configuration
+
+docs-artifacts: $(STAMP)  ## write docs/artifacts.md from the records that declare the columns of the Parquet files
+	$(BIN)/python -m scripts.document_artifacts
 
 format: $(STAMP)  ## format the code and mend what ruff can
 	$(BIN)/ruff format .
