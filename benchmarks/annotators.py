@@ -1,40 +1,91 @@
-"""How well the text rules predict what the environment knows: `rules` and `lcs` against `truth`.
+"""How well the text rules predict what the environment knows: `rules` and `lcs` against `truth`, in three worlds.
 
     python benchmarks/annotators.py --model runs/demo/warm_start
 
-Plays held-out tasks of all four tiers of the desk, sampled at temperature 1, with a model folder (the embedded model if
-none is given). Prints lines `name: rules lcs difference`: Cohen's kappa with the truth on whether a step contributes,
-over all episodes and over the solved ones, and the AUROC of an episode's mean Contribution against solved.
+- desk: held-out tasks of all four tiers, sampled at temperature 1 with a model folder (the embedded model if none is
+  given).
+- functions and, where the package is installed (make bfcl), BFCL's multi-turn tasks: each reference solution as it is,
+  with one further call at a random place, and without one of its calls.
+
+Prints lines `annotators WORLD MEASURE: rules lcs difference`: Cohen's kappa with the truth on whether a step
+contributes, over all episodes and over the solved ones, and the AUROC of an episode's mean Contribution against solved.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from steptool.config import Config, RolloutConfig
+from steptool.artifacts.queries import read_queries
+from steptool.config import Config, RolloutConfig, ToolsConfig, load_config
+from steptool.data.ingest import ingest
+from steptool.environments.bfcl.package import is_installed
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
+from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.local import LocalPolicy
-from steptool.records import Query, StepReward, Trajectory
+from steptool.policies.scripted import play_back, reference_calls
+from steptool.records import FINISH, Query, StepReward, ToolCall, Trajectory
 from steptool.rewards.agreement import auroc, confusion, kappa
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rollout.runner import roll_out
 
+World = tuple[str, Sequence[Query], Sequence[Trajectory]]
+"""Name, queries and episodes."""
 
-def play(folder: str, queries: Sequence[Query], config: Config) -> list[Trajectory]:
+
+def play_desk(folder: str, tasks: int) -> World:
     """One sampled episode a query."""
+    queries = [
+        draw_query("heldout", tier, f"annotators.{n}") for tier in (SINGLE, SHORT, PAIR, LONG) for n in range(tasks)
+    ]
     model, codec = load_model(folder), load_codec(folder)
-    rollout, room = RolloutConfig(temperature=1.0), config.policy.max_context
+    rollout, room = RolloutConfig(temperature=1.0), Config().policy.max_context
     with closing(LocalPolicy(model, codec, name="p", rollout=rollout, max_context=room, seed=0)) as policy:
-        return [episode.trajectory for episode in roll_out(policy, queries, DeskEnvironment())]
+        return "desk", queries, [episode.trajectory for episode in roll_out(policy, queries, DeskEnvironment())]
+
+
+def play_functions() -> World:
+    """The tasks of the example."""
+    config = load_config("configs/functions.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        queries = read_queries(ingest(config, Path(folder) / "out").queries_path)
+    recordings = [(query, calls) for query in queries for calls in _disturb(reference_calls(query))]
+    named = config.tools.functions
+    return "functions", queries, play_back(recordings, FunctionsEnvironment(named), limits=ToolsConfig())
+
+
+def play_bfcl(tasks: int) -> World:
+    """The first tasks of each category."""
+    from steptool.environments.bfcl.environment import BfclEnvironment
+    from steptool.environments.bfcl.tasks import bfcl_queries
+
+    by_category: dict[str, list[Query]] = defaultdict(list)
+    for query in bfcl_queries():
+        by_category[query.tier].append(query)
+    queries = [query for group in by_category.values() for query in group[:tasks]]
+    recordings = [(query, calls) for query in queries for calls in _disturb(reference_calls(query))]
+    return "bfcl", queries, play_back(recordings, BfclEnvironment(), limits=ToolsConfig())
+
+
+def _disturb(calls: Sequence[ToolCall]) -> Iterator[list[ToolCall]]:
+    """The calls as they are, with one of them made twice, and without one of them."""
+    rng = random.Random(len(calls))
+    places = [place for place, call in enumerate(calls) if call.name != FINISH]
+    yield list(calls)
+    place = rng.choice(places)
+    yield [*calls[:place], calls[rng.choice(places)], *calls[place:]]
+    place = rng.choice(places)
+    yield [*calls[:place], *calls[place + 1 :]]
 
 
 def contributions(rows: Sequence[StepReward], of: set[str]) -> dict[tuple[str, int], float]:
@@ -47,8 +98,8 @@ def agreement(rows: Sequence[StepReward], truth: Sequence[StepReward], of: set[s
     """Cohen's kappa on whether a step contributes."""
     ours, theirs = contributions(rows, of), contributions(truth, of)
     steps = sorted(ours.keys() & theirs.keys())
-    found = kappa(confusion([ours[s] >= 0.5 for s in steps], [theirs[s] >= 0.5 for s in steps]))
-    return found.value if found else float("nan")
+    estimate = kappa(confusion([ours[s] >= 0.5 for s in steps], [theirs[s] >= 0.5 for s in steps]))
+    return estimate.value if estimate else float("nan")
 
 
 def separation(rows: Sequence[StepReward], episodes: Sequence[Trajectory]) -> float:
@@ -57,30 +108,36 @@ def separation(rows: Sequence[StepReward], episodes: Sequence[Trajectory]) -> fl
     for (trajectory, _), score in contributions(rows, {t.trajectory_id for t in episodes}).items():
         scores[trajectory].append(score)
     scored = [t for t in episodes if t.trajectory_id in scores]
-    found = auroc([float(np.mean(scores[t.trajectory_id])) for t in scored], [t.solved == 1.0 for t in scored])
-    return found.value if found else float("nan")
+    estimate = auroc([float(np.mean(scores[t.trajectory_id])) for t in scored], [t.solved == 1.0 for t in scored])
+    return estimate.value if estimate else float("nan")
+
+
+def compare(name: str, queries: Sequence[Query], episodes: Sequence[Trajectory]) -> None:
+    """Annotate the episodes of a world and print how the annotators compare."""
+    every, solved = {t.trajectory_id for t in episodes}, {t.trajectory_id for t in episodes if t.solved == 1.0}
+    rows = {
+        annotator: annotate(queries, episodes, make_annotator(annotator)) for annotator in ("rules", "lcs", "truth")
+    }
+    print(f"annotators {name}: {len(episodes)} episodes, {len(solved) / len(episodes):.0%} solved")
+    for what, of in (("all episodes", every), ("solved episodes", solved)):
+        ours, other = (agreement(rows[a], rows["truth"], of) for a in ("rules", "lcs"))
+        print(f"annotators {name} kappa with truth, {what}: {ours:.2f} {other:.2f} {ours - other:+.2f}")
+    ours, other = (separation(rows[a], episodes) for a in ("rules", "lcs"))
+    print(f"annotators {name} AUROC against solved: {ours:.3f} {other:.3f} {ours - other:+.3f}")
 
 
 def main() -> None:
     """Play, annotate and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="model folder")
-    parser.add_argument("--tasks", default=50, type=int, help="tasks of each tier")
+    parser.add_argument("--tasks", default=50, type=int, help="tasks of each tier or category")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = Config()
-    tiers = (SINGLE, SHORT, PAIR, LONG)
-    queries = [draw_query("heldout", tier, f"annotators.{n}") for tier in tiers for n in range(args.tasks)]
     with tempfile.TemporaryDirectory() as folder:
-        episodes = play(args.model or str(prepare_base(config.policy, (), 0, folder)), queries, config)
-    every, solved = {t.trajectory_id for t in episodes}, {t.trajectory_id for t in episodes if t.solved}
-    rows = {name: annotate(queries, episodes, make_annotator(name)) for name in ("rules", "lcs", "truth")}
-    print(f"annotators: {len(episodes)} episodes, {len(solved) / len(episodes):.0%} solved")
-    for name, of in (("all episodes", every), ("solved episodes", solved)):
-        ours, other = (agreement(rows[a], rows["truth"], of) for a in ("rules", "lcs"))
-        print(f"annotators kappa with truth, {name}: {ours:.2f} {other:.2f} {ours - other:+.2f}")
-    ours, other = (separation(rows[a], episodes) for a in ("rules", "lcs"))
-    print(f"annotators AUROC against solved: {ours:.3f} {other:.3f} {ours - other:+.3f}")
+        compare(*play_desk(args.model or str(prepare_base(Config().policy, (), 0, folder)), args.tasks))
+    compare(*play_functions())
+    if is_installed():
+        compare(*play_bfcl(args.tasks))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class AuditConfig(StrictModel):
     """What is checked of a round's rewards before anything learns from them (docs/annotators.md). A run stops where a
     threshold is crossed; a figure that the round does not determine crosses none."""
 
-    second: Literal["", "rules", "lcs", "truth"] = "truth"
+    second: Literal["", "rules", "lcs", "overlap", "truth"] = "truth"
     """Annotator whose opinion the rewards are compared with; empty: none."""
     previous: str = ""
     """File or url of the rewards of an earlier run, which drift is measured against; empty: none."""
@@ -53,9 +53,9 @@ class RewardConfig(StrictModel):
     """From components to one reward per step: r_t = step_weight * (alpha * succ_t + contribution_t) before the last
     step, and IsSolved on the last."""
 
-    annotator: Literal["rules", "lcs", "truth", "judge"] = "rules"
-    """rules: from the text, by the flow of values; lcs: the published rules; truth: what the environment knows; judge:
-    a chat model."""
+    annotator: Literal["rules", "lcs", "overlap", "truth", "judge"] = "rules"
+    """rules: from the text, by changes and the flow of values; lcs: the published rules; overlap: the same without
+    failed steps, against the answer alone; truth: what the environment knows; judge: a chat model."""
     alpha: Annotated[float, Field(ge=0)] = 0.1
     """Weight of a successful call against its contribution."""
     step_weight: Annotated[float, Field(ge=0)] = 0.3

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from steptool.contracts.columns import Row
 from steptool.judge.verdicts import STATUS_SCORE, Status
 from steptool.records import Query, Step, StepStatus, StopReason, Trajectory, VerdictSource
-from steptool.rewards.rules import matches_reference
+from steptool.rewards.answers import matches_reference
 from steptool.rollout.turns import TurnCost
 
 _NO_COUNTS: Mapping[str, TurnCost] = {}

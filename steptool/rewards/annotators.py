@@ -14,11 +14,16 @@ from steptool.contracts.tables import iterate_records, write_records
 from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore
 from steptool.judge.votes import count_reasons, replace_surrogates
 from steptool.records import Query, StepReward, Trajectory
-from steptool.rewards.rules import DataFlowRules, OverlapRules
+from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules
 from steptool.rewards.truth import Truth
 from steptool.storage.threads import in_order
 
-ANNOTATORS: Mapping[str, Callable[[], Annotator]] = {"rules": DataFlowRules, "lcs": OverlapRules, "truth": Truth}
+ANNOTATORS: Mapping[str, Callable[[], Annotator]] = {
+    "rules": DataFlowRules,
+    "lcs": PublishedRules,
+    "overlap": OverlapRules,
+    "truth": Truth,
+}
 """Annotators by the name that a configuration uses. "judge" is not among them: it needs a configuration of its own."""
 
 

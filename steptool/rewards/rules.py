@@ -1,60 +1,70 @@
 """Rules that score a trajectory from its text alone: no environment, no judge.
 
 SuccCalling   1 if the call is well formed and neither the status nor the observation's text reports a failure.
-Contribution  "lcs":   1 if LCS(observation, final answer) / |observation| >= 0.3, over characters.
-              "rules": 1 if the step returned values for the first time and one of them is used in the final answer or
-                       in the arguments of a later call that contributes itself (data flow), or if such a call acts on
-                       a thing that this step asked about (looking before acting: what was seen decided the branch).
+Contribution  "rules":   1 if the step changed what the user asked about and knew what it changed, if it returned values
+                         for the first time that the final answer or a later contributing call uses, or if such a call
+                         acts on a thing that this step asked about (looking before acting: what was seen decided the
+                         branch). See `data_flow`.
+              "lcs":     as released with StepTool: 1 if LCS(response, arguments of Finish) / |response| >= 0.3, over
+                         characters; the response without its {"error", "response"} envelope, failed or not.
+              "overlap": 1 if LCS(observation, final answer) / |observation| >= 0.3; else, and for a failed step, 0.
 IsSolved      0 without an answer, 1 or 0 against the reference's answer where there is one, else 0.5 (unsure).
 
-The overlap rule suits long prose and fails on short structured observations, where the answer repeats little of the
-text ({"order_id": "ord_07"} and the answer "ref_12"). The other follows the values instead. It rewards each question
+The two overlap rules suit long prose and fail on short structured observations, where the answer repeats little of the
+text ({"order_id": "ord_07"} and the answer "ref_12"). The first follows the values instead. It rewards each question
 about a thing once, needed or not; a policy can gain from asking more than it must, as far as the step limit lets it.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from itertools import product
 
 from steptool.judge.annotator import StepScore
-from steptool.records import Query, Step, StepStatus, StopReason, Trajectory
-from steptool.rewards.observations import failure, leaves, mentions, normalise, parse, payload, text_of, values
+from steptool.records import FINISH, Query, Step, StepStatus, Trajectory
+from steptool.rewards.answers import is_solved
+from steptool.rewards.data_flow import contributions
+from steptool.rewards.observations import failure, parse
 
 OVERLAP = 0.3
-"""Share of the observation's characters from which the overlap rule counts a step as contributing."""
-UNSURE = 0.5
-
-_REFUSAL = re.compile(
-    r"\b(sorry|apologi[sz]e|apologies|as an ai|unfortunately|(i|we)('m| am| are|'re| was| were)? ?(unable|not able) to|"
-    r"(i|we) (cannot|can't|can not|could not|couldn't|do not have|don't have|failed to))\b",
-    re.I,
-)
-_OPENING = 120
-"""Characters of an answer in which a refusal shows."""
+"""Share of a text's characters from which the overlap rules count a step as contributing."""
 
 
 class DataFlowRules:
-    """The rules with Contribution by the way of values through the trajectory."""
+    """The rules with Contribution by changes, and by the way of values through the trajectory."""
 
     name = "rules"
-    version = "2"
+    version = "3"
     prompt_hash = ""
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
         failures = [step_failure(step) for step in trajectory.steps]
-        uses = contributions(query.instruction, trajectory.steps, failures, trajectory.final_answer or "")
+        uses = contributions(query, trajectory, failures)
         return _scores(query, trajectory, failures, [float(use != "") for use in uses], uses)
 
 
-class OverlapRules:
-    """The rules with Contribution by the longest common subsequence."""
+class PublishedRules:
+    """The rules with Contribution as StepTool released it, by the longest common subsequence."""
 
     name = "lcs"
-    version = "2"
+    version = "3"
+    prompt_hash = ""
+
+    def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
+        """One score per step."""
+        failures = [step_failure(step) for step in trajectory.steps]
+        finish = finish_arguments(trajectory)
+        shares = [overlap(_response(step.observation), finish) for step in trajectory.steps]
+        notes = [f"overlap {share:.3f}" for share in shares]
+        return _scores(query, trajectory, failures, [float(share >= OVERLAP) for share in shares], notes)
+
+
+class OverlapRules:
+    """The rules with Contribution by the longest common subsequence of observation and answer, without failed steps."""
+
+    name = "overlap"
+    version = "1"
     prompt_hash = ""
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
@@ -105,96 +115,15 @@ def overlap(observation: str, answer: str) -> float:
     return LCSseq.similarity(observation, answer) / len(observation) if observation else 0.0
 
 
-def contributions(instruction: str, steps: Sequence[Step], failures: Sequence[str], answer: str) -> list[str]:
-    """For each step [T], what its new values were good for; empty for a step that does not contribute.
-
-    A value is new where neither the instruction nor the call itself holds it and no earlier call with an argument in
-    common returned it: that a second order is "pending" too is news, the price of one product from two tools is not.
-    Steps that failed return nothing, nor do repeats of a call that was already made and did not fail.
-    """
-    fresh = _fresh_values(instruction, steps, failures)
-    sink = "\n".join([normalise(answer), text_of(parse(answer))])
-    acted_on = set[str]()
-    uses: list[str] = []
-    for step, found in zip(reversed(steps), reversed(fresh), strict=True):
-        arguments = text_of(step.call.arguments) if step.call else ""
-        things = values(step.call.arguments) if step.call else frozenset[str]()
-        use = _use(found, things, sink, acted_on)
-        uses.append(use)
-        if use:
-            sink, acted_on = f"{sink}\n{arguments}", acted_on | things
-    return uses[::-1]
+def finish_arguments(trajectory: Trajectory) -> str:
+    """The arguments of the Finish that ends the trajectory, as JSON text; empty without one."""
+    call = trajectory.steps[-1].call if trajectory.steps else None
+    return json.dumps(dict(call.arguments), ensure_ascii=False) if call and call.name == FINISH else ""
 
 
-def _use(found: frozenset[str], things: frozenset[str], sink: str, acted_on: set[str]) -> str:
-    reached = sorted(value for value in found if mentions(sink, value))
-    if reached:
-        return f"used later: {', '.join(reached)}"
-    looked_at = sorted(things & acted_on)
-    return f"looked at before acting: {', '.join(looked_at)}" if found and looked_at else ""
-
-
-def _fresh_values(instruction: str, steps: Sequence[Step], failures: Sequence[str]) -> list[frozenset[str]]:
-    told, known, made = normalise(instruction), set[tuple[str, str]](), set[str]()
-    fresh = []
-    for step, failed in zip(steps, failures, strict=True):
-        key, returned, found = _key(step), values(payload(step.observation)), frozenset[str]()
-        asked = {normalise(str(leaf)) for leaf in leaves(step.call.arguments)} if step.call else set()
-        facts = {value: set(product(asked or {""}, [value])) for value in returned}
-        if not failed and key not in made:
-            made.add(key)
-            new = (value for value, about in facts.items() if value not in asked and not known & about)
-            found = frozenset(value for value in new if not mentions(told, value))
-        fresh.append(found)
-        known.update(*facts.values())
-    return fresh
-
-
-def _key(step: Step) -> str:
-    return json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True, default=str) if step.call else ""
-
-
-def is_solved(query: Query, trajectory: Trajectory) -> float:
-    """IsSolved by rule, in {0, 0.5, 1}.
-
-    0 without a Finish, after giving up, and for an empty answer. With a reference answer as `matches_reference` says.
-    Without one 0 for an answer that opens with an apology or a refusal, else 0.5.
-    """
-    matches = matches_reference(query, trajectory)
-    if matches is not None:
-        return matches
-    answer = _given_answer(trajectory)
-    return 0.0 if not answer or _REFUSAL.search(answer[:_OPENING]) else UNSURE
-
-
-def matches_reference(query: Query, trajectory: Trajectory) -> float | None:
-    """1 if the final answer equals the reference answer, else 0; None for a query without one, or with an empty one.
-
-    Two answers are equal if they are the same text after normalisation (case, spaces, numbers written alike, marks at
-    the end), or the same JSON value. JSON values compare by type: 1 equals 1.0, but neither true nor "1".
-    """
-    expected = query.reference.answer
-    if not expected:
-        return None
-    answer = _given_answer(trajectory)
-    if not answer:
-        return 0.0
-    return float(_plain(answer) == _plain(expected) or same_json(parse(answer), parse(expected)))
-
-
-def same_json(one: object, other: object) -> bool:
-    """Whether two parsed JSON values are equal in value and type; an integer equals the same number with a point."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same_json(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(same_json(a, b) for a, b in zip(one, other, strict=True))
-    return isinstance(one, bool) == isinstance(other, bool) and one == other
-
-
-def _given_answer(trajectory: Trajectory) -> str:
-    """The final answer; empty where the episode ended without one."""
-    return (trajectory.final_answer or "").strip() if trajectory.stop_reason is StopReason.FINISHED else ""
-
-
-def _plain(answer: str) -> str:
-    return normalise(answer).strip(" .!\"'")
+def _response(observation: str) -> str:
+    """The text of the response, taken out of its envelope if the observation has one."""
+    value = parse(observation)
+    if not isinstance(value, dict) or "response" not in value:
+        return observation
+    return value["response"] if isinstance(value["response"], str) else str(value["response"])

@@ -26,7 +26,9 @@ class Forgetful(Generous):
 
 
 def test_an_unknown_annotator_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match="unknown annotator 'oracle': expected one of judge, lcs, rules, truth"):
+    with pytest.raises(
+        ValueError, match="unknown annotator 'oracle': expected one of judge, lcs, overlap, rules, truth"
+    ):
         make_annotator("oracle")
 
 

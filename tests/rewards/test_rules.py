@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steptool.chat.tools import annotate_tool
 from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import TIERS, draw_query
 from steptool.records import Reference, Step, StepStatus, StopReason
 from steptool.rewards.annotators import annotate, make_annotator
-from steptool.rewards.rules import DataFlowRules, OverlapRules, is_solved, matches_reference, overlap
+from steptool.rewards.answers import is_solved, matches_reference
+from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules, overlap
 
 
 def contributions(query, trajectory, rules=None):
@@ -29,6 +31,64 @@ def test_values_that_reach_the_answer_through_later_calls_count(make_query, make
     assert contributions(make_query(), trajectory) == [1, 0, 1, 1, None]
 
 
+EMAIL = [{"email_id": "00000479", "subject": "Update on Expo"}]
+
+
+@pytest.fixture
+def mail(make_step):
+    """Looks up an email and deletes it."""
+    return [
+        make_step("search", EMAIL, query="nadia"),
+        make_step("delete", "Email deleted successfully.", email_id="00000479"),
+    ]
+
+
+def test_a_change_that_was_asked_for_is_paid_with_the_look_that_it_needed(mail, make_query, make_trajectory):
+    query = make_query(instruction="Delete my last email from nadia.")
+    answer = "I have deleted the last email from Nadia."
+    assert contributions(query, make_trajectory(mail, answer)) == [1, 1, None]
+    assert contributions(query, make_trajectory([*mail, mail[1]], answer)) == [1, 1, 0, None]  # a repeat
+    assert contributions(query, make_trajectory(mail)) == [0, 0]  # nothing was answered
+    gave_up = make_trajectory(mail, stop_reason=StopReason.GAVE_UP)
+    assert contributions(query, gave_up) == [0, 0]
+
+
+def test_a_change_made_without_looking_is_not_paid_though_the_answer_quotes_it(
+    mail, make_query, make_step, make_trajectory
+):
+    query = make_query(instruction="Cancel the last order of mira chen.")
+    blind = make_step("cancel_order", {"refund_id": "ref_12"}, order_id="ord_07")
+    assert contributions(query, make_trajectory([blind], "ref_12")) == [0, None]
+    found = make_step("last_order", {"order_id": "ord_07"}, user="mira chen")
+    assert contributions(query, make_trajectory([blind, found], "ref_12")) == [0, 0, None]  # looked up too late
+    assert contributions(query, make_trajectory([found, blind], "ref_12")) == [1, 1, None]
+    named = make_query(instruction="Cancel order ord_07.")
+    assert contributions(named, make_trajectory([blind], "done")) == [1, None]
+    failed = make_step("cancel_order", {"error": "already shipped"}, order_id="ord_07")
+    assert contributions(named, make_trajectory([failed], "done")) == [0, None]
+
+
+def test_what_the_user_says_later_and_what_a_change_returned_is_known(make_query, make_step, make_trajectory):
+    steps = [
+        make_step("create_ticket", {"ticket_id": "tck_31"}, title="No heating"),
+        make_step("assign_ticket", {"assigned": True}, ticket_id="tck_31", email="ana@example.com"),
+    ]
+    turns = [{"role": "user", "content": text} for text in ("Open a ticket.", "Give it to ana@example.com.")]
+    query = make_query(instruction="Open a ticket.")
+    assert contributions(query, make_trajectory(steps, "done", messages=turns)) == [1, 1, None]
+    assert contributions(query, make_trajectory(steps, "done", messages=turns[:1])) == [1, 0, None]
+
+
+def test_the_schema_says_which_tools_change_something(make_query, make_step, make_trajectory):
+    def tool(name, reads):
+        return annotate_tool({"type": "function", "function": {"name": name, "parameters": {}}}, reads)
+
+    steps = [make_step("count", 3, item="spoon"), make_step("ready", "ok", item="spoon")]
+    query = make_query(instruction="Get the spoons ready.", tools=(tool("count", True), tool("ready", False)))
+    assert contributions(query, make_trajectory(steps, "done")) == [1, 1, None]  # looked at before acting
+    assert contributions(make_query(), make_trajectory(steps, "done")) == [0, 0, None]
+
+
 def test_a_chain_that_leads_nowhere_contributes_nothing(make_query, make_step, make_trajectory):
     trajectory = make_trajectory(
         [
@@ -44,9 +104,9 @@ def test_looking_at_a_thing_before_acting_on_it_counts_once(make_query, make_ste
     look = make_step("get_order", {"status": "pending", "total": 81}, order_id="ord_07")
     act = make_step("cancel_order", {"refund_id": "ref_12"}, order_id="ord_07")
     assert contributions(make_query(), make_trajectory([look, look, act], "ref_12")) == [1, 0, 1, None]
-    assert contributions(make_query(), make_trajectory([act, look], "ref_12")) == [1, 0, None]
+    assert contributions(make_query(), make_trajectory([act, look], "ref_12")) == [0, 0, None]
     elsewhere = make_step("get_order", {"status": "pending", "total": 81}, order_id="ord_08")
-    assert contributions(make_query(), make_trajectory([elsewhere, act], "ref_12")) == [0, 1, None]
+    assert contributions(make_query(), make_trajectory([elsewhere, act], "ref_12")) == [0, 0, None]
 
 
 def test_what_was_known_before_is_no_contribution(make_query, make_step, make_trajectory):
@@ -228,3 +288,25 @@ def test_where_the_check_failed_is_solved_is_missing_and_not_guessed(make_query,
     query = make_query(reference=Reference(answer="7"))
     failed = make_trajectory([], "7", check_error="'solved' failed: KeyError: 'anwser'")
     assert [score.is_solved for score in DataFlowRules().annotate(query, failed)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("observation", "answer", "share"),
+    [
+        # Of "[]" nothing is in {"return_type": "give_answer", "final_answer": "..."}.
+        (
+            '{"error": "", "response": []}',
+            "I'm sorry, but I couldn't find any specific information about the page speed.",
+            0.0,
+        ),
+        ('{"error": "", "response": "answer"}', "", 1.0),  # the name of the field is a part of the arguments
+        ('{"error": "Timeout", "response": "xyzw"}', "xyzw", 1.0),  # no gate for failures
+        ("qqqq", "q", 0.25),
+        ("", "x", 0.0),
+    ],
+)
+def test_lcs_is_the_released_rule(observation, answer, share, make_query, make_step, make_trajectory):
+    trajectory = make_trajectory([make_step("f", observation)], answer)
+    first = PublishedRules().annotate(make_query(), trajectory)[0]
+    assert first.contribution == float(share >= 0.3)
+    assert first.rationale.startswith("failed") or first.rationale == f"overlap {share:.3f}"

@@ -53,12 +53,12 @@ def test_trajectories_are_scored_again_without_a_new_rollout(played: Path, tmp_p
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "rules 2 scored" in done.stdout and "rules 2 and truth 1 say the same" in done.stdout
+    assert "rules 3 scored" in done.stdout and "rules 3 and truth 1 say the same" in done.stdout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         *("audit.html", "audit.json", "costs.parquet", "rewards.parquet")
     ]
     figures = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert (figures["annotator"], figures["others"]) == ("rules 2", ["lcs 2", "truth 1"])
+    assert (figures["annotator"], figures["others"]) == ("rules 3", ["lcs 3", "truth 1"])
     rows = read_records(tmp_path / "out" / "rewards.parquet", StepReward)
     assert {r.annotator for r in rows} == {"rules"} and len(rows) == figures["steps"]
     assert [c.stage for c in read_records(tmp_path / "out" / "costs.parquet", Cost)] == ["annotate"]
@@ -74,7 +74,7 @@ def shard(folder: Path, name: str, file: Path) -> Shard:
 
 def test_rewards_beyond_a_threshold_stop_the_run_before_training(played: Path, tmp_path: Path) -> None:
     config = Config.model_validate({"rewards": {"annotator": "lcs", "audit": {"min_kappa": 0.3}}})
-    with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 2' were refused, and PPO did not start"):
+    with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 3' were refused, and PPO did not start"):
         audit(
             round_index=0,
             config=config,

@@ -56,7 +56,7 @@ def test_an_unknown_and_an_ill_typed_field_are_refused_by_name(tmp_path: Path) -
     assert "field 'credit.whiten': input should be a valid boolean" in text
     assert "field 'credit.gamma': input should be a valid number" in text
     assert "unknown field 'ppo.round'" in text
-    assert "field 'rewards.annotator': input should be 'rules', 'lcs', 'truth' or 'judge'" in text
+    assert "field 'rewards.annotator': input should be 'rules', 'lcs', 'overlap', 'truth' or 'judge'" in text
     assert "ingest" not in result.stdout  # nothing has started
     assert not (tmp_path / "out").exists()
 
