@@ -40,7 +40,7 @@ NOTE: ToolSchema = {
 class NoteCodec(ChatCodec):
     """Reads whatever is said as a call of `note`, so that random weights play long episodes."""
 
-    def parse(self, ids: Sequence[int]) -> ParsedTurn:
+    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
         turn = super().parse(ids)
         return ParsedTurn(ToolCall("note", {"text": turn.text}), turn.text)
 

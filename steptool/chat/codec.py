@@ -1,49 +1,36 @@
-"""Between messages and tokens, for any Hugging Face tokenizer with a chat template.
+"""Between messages and tokens, for any Hugging Face tokenizer.
 
 An episode is the prompt's tokens, then in turn the sampled tokens of the assistant and the tokens between its
-end-of-turn token and its next first token. Each part is tokenised on its own and never again, so that what is trained
-on is what was sampled, and supervised examples are cut exactly like episodes.
+end-of-turn token and its next first token. Each part is tokenised once and never again, so that what is trained on is
+what was sampled, and supervised examples are cut exactly like episodes.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import date
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
 
 from steptool.chat import plain
-from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT, ChatFormat, Format, ParsedTurn
-from steptool.chat.messages import call_message, calls_of, text_of, tool_message
-from steptool.chat.tools import model_schemas
-from steptool.records import Message, ToolCall, ToolSchema
+from steptool.chat.formats import FORMATS, LLAMA, REACT, ChatFormat, ParsedTurn
+from steptool.chat.messages import calls_of, text_of, tool_message
+from steptool.chat.template import DATE, PLAIN, ChatTemplate
+from steptool.chat.turns import CALL_ID, PROBE, TurnRenderer, find_native_format
+from steptool.chat.untrusted import StructureFilter
+from steptool.records import Message, ToolSchema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AUTO = "auto"
 """The format in which the chat template writes calls; ReAct where it knows neither tools nor calls."""
-_MARK = "codecprobe"
-_OTHER = "probecodec"
-_CALL_ID = "call00000"
 _LLAMA_END = "<|eom_id|>"
 """Ends a turn of Llama 3.1 that calls a tool after <|python_tag|>."""
-_USER: Message = {"role": "user", "content": "?"}
-_TOLD: Message = {"role": "system", "content": _MARK}
-_SPOKEN: Message = {"role": "assistant", "content": _MARK}
-_PROBE_TOOL: ToolSchema = {
-    "type": "function",
-    "function": {
-        "name": _MARK,
-        "description": "?",
-        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "?"}}},
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -64,41 +51,50 @@ class ChatCodec:
     are the ones that the model's generation configuration names.
 
     `chat_format` is "auto" or the name of a format. Where the chat template does not write calls in that format, it is
-    given messages of plain text (`steptool.chat.plain`), and `native` is false.
+    given messages of plain text (`steptool.chat.plain`), and `native` is false. A tokenizer without a chat template
+    gets one for plain text, which is saved with it. `day` stands for today where the template prints the date.
 
-    Raises ValueError where the chat template cannot be used: no template, tools or tool messages not rendered, calls in
-    a form that no format reads, no single token that ends a turn, or a turn rendered differently once others follow it.
+    Raises ValueError where the chat template cannot be used: no template in another format than react, tools or tool
+    messages not rendered, calls in a form that no format reads, no token that ends a turn, or a turn that does not
+    begin with its own prompt.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, chat_format: str = AUTO, end_ids: Iterable[int] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_format: str = AUTO,
+        end_ids: Iterable[int] = (),
+        day: date = DATE,
     ) -> None:
         self.tokenizer = tokenizer
-        if not tokenizer.chat_template:
-            raise ValueError(
-                "the tokenizer has no chat template; set tokenizer.chat_template to one that renders tools"
-            )
-        self.end_token, self.end_id = self._find_end()
-        own = self._own_format()
-        self.format = self._auto_format(own) if chat_format == AUTO else FORMATS[ChatFormat(chat_format)]
-        self.native = self.format is own
+        _require_template(tokenizer, chat_format)
+        template = ChatTemplate(tokenizer, day)
+        own, json_arguments = find_native_format(template)
+        chosen = None if chat_format == AUTO else FORMATS[ChatFormat(chat_format)]
+        self.native = own is not None and chosen in (None, own)
+        if not self.native:
+            template = ChatTemplate(tokenizer, day, tools=False)
+        self.format = own if own and self.native else chosen or REACT
+        self._template = template
+        self._turns = TurnRenderer(template, self.format, native=self.native, json_arguments=json_arguments)
+        if chosen is None and not own:
+            self._turns.check_that_react_fits()
+        self.end_token, self.end_id = self._turns.end_token, int(tokenizer.convert_tokens_to_ids(self._turns.end_token))
         self.end_ids = {self.end_id, *end_ids} | ({tokenizer.eos_token_id} - {None})
         if self.format is LLAMA and _LLAMA_END in tokenizer.get_added_vocab():
             self.end_ids.add(int(tokenizer.convert_tokens_to_ids(_LLAMA_END)))
-        added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-        special = {*added, *tokenizer.all_special_tokens, *self.format.marks, self.end_token}
-        self._special = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
-        # Where the template has no system messages, the user describes the tools.
-        self._system_role = "system" if _MARK in self._rendered([_TOLD, _USER]) else "user"
-        self._check_template()
+        self._filter = StructureFilter(template, self.format)
+        self._turns.check()
+        self.assistant_ids(PROBE)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
         """Tokens up to the assistant's first one, for messages that the assistant has not answered yet."""
-        shown, safe_tools = self._shown(messages), self._safe_tools(tools)
-        if self.native:
-            return self._tokens(self._render(shown, safe_tools, prompt=True))
-        shown = plain.alternating(plain.with_tools(shown, safe_tools, self.format, self._system_role))
-        return self._tokens(self._render(shown, prompt=True))
+        shown, safe_tools = self._safe(messages), self._safe_tools(tools)
+        if self._turns.shows_tools:
+            return self._encode(self._template.render(shown, safe_tools, prompt=True))
+        role = self._turns.system_role
+        shown = plain.with_tools(shown, safe_tools, self.format, role, answers=not self.native)
+        return self._encode(self._template.render(plain.alternating(shown), prompt=True))
 
     def observation_ids(
         self, observation: str, tool_name: str, *, user_turn: str | None = None, closed: bool = True
@@ -114,24 +110,27 @@ class ChatCodec:
         ids = self._between(messages)
         return ids if closed else [self.end_id, *ids]
 
-    def parse(self, ids: Sequence[int]) -> ParsedTurn:
-        """Read the sampled tokens of one turn, end-of-turn token included or not."""
-        kept = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
-        return self.format.parse(self._text(kept))
+    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
+        """Read the sampled tokens of one turn, end-of-turn token included or not.
 
-    def assistant_ids(self, message: Message) -> list[int]:
+        `tools` give the types of arguments in formats that write them as bare text.
+        """
+        return self._read(ids, tools)
+
+    def assistant_ids(self, message: Message, tools: Sequence[ToolSchema] = (), *, first: bool = True) -> list[int]:
         """Tokens that the model should sample for an assistant message, its end-of-turn token included.
 
+        `first`: it is the first of the episode; some templates open thinking in the first prompt alone.
         Raises ValueError where these tokens would not be read back as the message's call, or end the turn too early.
         """
-        ids = self._tokens(self._turn_text(self._turn(message)))
-        calls, read = calls_of(message), self.format.parse(self._text(ids[:-1]))
+        ids = self._encode_after(self._turns.prompt_tail, self._turns.write(message, tools, first=first))
+        calls, turn = calls_of(message), self._read(ids, tools)
         if self.end_ids.intersection(ids[:-1]):
-            raise ValueError(f"an assistant message holds a token that ends its turn: {self._text(ids)[:200]!r}")
-        if calls != ([read.call] if read.call else []):
+            raise ValueError(f"an assistant message holds a token that ends its turn: {self._decode(ids)[:200]!r}")
+        if calls != ([turn.call] if turn.call else []):
             raise ValueError(
-                f"an assistant message with {calls or 'no call'} would be read as {read.call or read.problem} in the "
-                f"format '{self.format.name}': {read.text[:200]!r}"
+                f"an assistant message with {calls or 'no call'} would be read as {turn.call or turn.problem} in the "
+                f"format '{self.format.name}': {turn.text[:200]!r}"
             )
         return ids
 
@@ -147,149 +146,57 @@ class ChatCodec:
             if number:
                 ids += self._between(messages[turns[number - 1] + 1 : turn])
             start = len(ids)
-            ids += self.assistant_ids(messages[turn])
+            ids += self.assistant_ids(messages[turn], tools, first=not number)
             spans.append((start, len(ids)))
         return Encoded(np.asarray(ids, dtype=np.int32), tuple(spans))
+
+    def _read(self, ids: Sequence[int], tools: Sequence[ToolSchema]) -> ParsedTurn:
+        kept = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
+        return self.format.parse(self._turns.read(self._decode(kept)), tools)
 
     def _between(self, messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise ValueError("two assistant messages stand side by side; merge them or put the tool's answer between")
-        stub = self._stub(str(messages[0].get("name") or "tool"))
-        text = self._render([_USER, stub, *self._following(messages)], prompt=True)
-        # Only the text after the stub's turn counts: some templates rewrite a turn once it is not the last.
-        cut = text.index(self.end_token, text.index(_MARK)) + len(self.end_token)
-        return self._tokens(text[cut:])
+        shown = self._safe(messages)
+        if not self.native:
+            shown = plain.alternating(shown)
+        text = self._turns.between(shown, str(messages[0].get("name") or "tool"))
+        return self._encode_after(self.end_token, text)
 
-    def _find_end(self) -> tuple[str, int]:
-        text = self._render([_USER, _SPOKEN])
-        ids = self._tokens(text.rpartition(_MARK)[2].lstrip())
-        token = self.tokenizer.convert_ids_to_tokens(ids[0]) if ids else ""
-        if not ids or token not in self.tokenizer.get_added_vocab():
-            raise ValueError(
-                f"the chat template must end an assistant turn with one special token, but ends it with {token!r} "
-                f"(rendered: {text!r}); add that text to the tokenizer as one special token"
-            )
-        self._check_prefix(text)
-        return str(token), int(ids[0])
-
-    def _own_format(self) -> Format | None:
-        """The format in which the chat template itself writes a call."""
-        try:
-            said = self._turn_text(_native(_PROBE)).removesuffix(self.end_token)
-        except ValueError:
-            return None
-        return next((f for f in (LLAMA, HERMES) if [f.parse(said).call] == calls_of(_PROBE)), None)
-
-    def _auto_format(self, own: Format | None) -> Format:
-        """The template's own format, or ReAct for one that knows no tools."""
-        said = self._rendered([_USER, _native(_PROBE)])
-        if not own and _MARK in said:
-            raise ValueError(
-                f"the chat template writes calls in a form that cannot be read: {said[-200:]!r}; expected Hermes' "
-                "or Llama 3.1's. Set policy.chat_format to react to use plain text instead"
-            )
-        if not own and _MARK in self._rendered([_USER], [_PROBE_TOOL]):
-            raise ValueError(
-                "the chat template does not render tool calls; use the model's tool-calling template, or set "
-                "policy.chat_format to react to use plain text"
-            )
-        return own or REACT
-
-    def _check_template(self) -> None:
-        if self.native and _MARK not in self._render([_USER], [_PROBE_TOOL]):
-            raise ValueError("the chat template does not render tools; use the model's tool-calling template")
-        answer = self._following([tool_message(_MARK, _OTHER)])
-        answered = self._render([_USER, self._stub(_MARK), *answer])
-        if _OTHER not in answered:
-            what = "tool messages" if self.native else "messages of text"
-            raise ValueError(f"the chat template does not render {what}; use the model's template for tool calling")
-        self._check_prefix(answered)
-        self.assistant_ids(_PROBE)
-
-    def _check_prefix(self, episode: str) -> None:
-        opening = self._render([_USER], prompt=True)
-        if not episode.startswith(opening):
-            raise ValueError(
-                "the chat template changes what stands before a turn once the turn is made, so that no prompt is a "
-                f"prefix of its episode (prompt: {opening[-80:]!r}, episode: {episode[: len(opening)][-80:]!r})"
-            )
-
-    def _turn(self, message: Message) -> Message:
-        """An assistant message as the template takes it."""
-        turn = _native(message)
-        return turn if self.native else plain.to_text([turn], self.format)[0]
-
-    def _stub(self, name: str) -> Message:
-        """Some turn before the answer of the tool of that name."""
-        return _native(_probe(name)) if self.native else _SPOKEN
-
-    def _turn_text(self, turn: Message) -> str:
-        opening = self._render([_USER], prompt=True)
-        text = self._render([_USER, turn])
-        if not text.startswith(opening):
-            raise ValueError("the chat template renders an assistant turn that does not begin with its own prompt")
-        body, end, _ = text[len(opening) :].rpartition(self.end_token)
-        return body + end
-
-    def _shown(self, messages: Sequence[Message]) -> list[Message]:
-        safe = [self._safe(m) for m in messages]
+    def _safe(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as the template takes them, without text in them that would change their structure."""
+        safe = [self._safe_message(message) for message in messages]
         return safe if self.native else plain.to_text(safe, self.format)
 
-    def _following(self, messages: Sequence[Message]) -> list[Message]:
-        shown = self._shown(messages)
-        return shown if self.native else plain.alternating(shown)
-
-    def _safe(self, message: Message) -> Message:
-        """The message without text that would be read as special tokens: what users and tools write ends no turn."""
-        safe = {**message, "content": self._broken(text_of(message))}
-        return {**safe, "tool_call_id": _CALL_ID} if message["role"] == "tool" else safe
+    def _safe_message(self, message: Message) -> Message:
+        safe = {**message, "content": self._filter.clean(text_of(message))}
+        return {**safe, "tool_call_id": CALL_ID} if message["role"] == "tool" else safe
 
     def _safe_tools(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
-        schemas: list[ToolSchema] = json.loads(self._broken(json.dumps(model_schemas(tools), ensure_ascii=False)))
+        schemas: list[ToolSchema] = json.loads(self._filter.clean(json.dumps(list(tools), ensure_ascii=False)))
         return schemas
 
-    def _broken(self, text: str) -> str:
-        return self._special.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
-
-    def _render(self, messages: list[Message], tools: Sequence[ToolSchema] = (), prompt: bool = False) -> str:
-        try:
-            text: Any = self.tokenizer.apply_chat_template(
-                messages, tools=list(tools) or None, add_generation_prompt=prompt, tokenize=False
-            )
-        except TemplateError as error:
-            roles = [m["role"] for m in messages]
-            raise ValueError(f"the chat template refuses messages of the roles {roles}: {error}") from error
-        return str(text)
-
-    def _rendered(self, messages: list[Message], tools: Sequence[ToolSchema] = ()) -> str:
-        """The text of the messages; empty where the template refuses them."""
-        try:
-            return self._render(messages, tools)
-        except ValueError:
-            return ""
-
-    def _tokens(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def _encode_after(self, before: str, text: str) -> list[int]:
+        """Tokens of a text as they are after another: a tokenizer may put a space before what it begins with."""
+        head, whole = self._encode(before), self._encode(before + text)
+        return whole[len(head) :] if whole[: len(head)] == head else self._encode(text)
+
+    def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
 
-def _probe(name: str) -> Message:
-    return call_message(ToolCall(name, {"x": _MARK}))
-
-
-_PROBE = _probe(_MARK)
-
-
-def _native(message: Message) -> Message:
-    """The message with the id that some templates ask for, which ties a call to its answer."""
-    calls = calls_of(message)
-    if len(calls) > 1:
-        raise ValueError(f"an assistant turn makes one call, got {len(calls)}; split it with one_call_per_turn")
-    if not calls:
-        return {k: v for k, v in message.items() if k != "tool_calls"}
-    turn = {**message, **call_message(calls[0], text_of(message))}
-    return {**turn, "tool_calls": [{"id": _CALL_ID, **call} for call in turn["tool_calls"]]}
+def _require_template(tokenizer: PreTrainedTokenizerBase, chat_format: str) -> None:
+    """Give a tokenizer without chat template the one for plain text. Raises ValueError unless the format is react."""
+    if tokenizer.chat_template:
+        return
+    if chat_format != ChatFormat.REACT or not tokenizer.eos_token:
+        raise ValueError(
+            "the tokenizer has no chat template; set tokenizer.chat_template to one that renders tools, or set "
+            "policy.chat_format to react, which needs an eos token and no chat template"
+        )
+    tokenizer.chat_template = PLAIN.read_text(encoding="utf-8")

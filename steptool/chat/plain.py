@@ -16,16 +16,16 @@ _ESCAPE = "\\"
 _GAP = "\n\n"
 
 
-def to_text(messages: Sequence[Message], form: Format) -> list[Message]:
+def to_text(messages: Sequence[Message], form: Format, tools: Sequence[ToolSchema] = ()) -> list[Message]:
     """The conversation as messages of role and content, one call in each assistant message.
 
     A user's own message that looks like an answer of a tool gets a backslash before it. Raises ValueError where the
     format cannot carry a call or a thought, and where an assistant's text would be read as a call.
     """
-    return [_to_text(message, form) for message in one_call_per_turn(messages)]
+    return [_to_text(message, form, tools) for message in one_call_per_turn(messages)]
 
 
-def from_text(messages: Sequence[Message], form: Format) -> list[Message]:
+def from_text(messages: Sequence[Message], form: Format, tools: Sequence[ToolSchema] = ()) -> list[Message]:
     """The internal form of a conversation of text: the inverse of `to_text`.
 
     An assistant's text without a well-formed call stays text. A tool's answer gets the name of the call before it.
@@ -35,7 +35,7 @@ def from_text(messages: Sequence[Message], form: Format) -> list[Message]:
     for message in messages:
         text = text_of(message)
         if message["role"] == "assistant":
-            turn = form.parse(text)
+            turn = form.parse(text, tools)
             called = turn.call.name if turn.call else NO_CALL
             turns.append(call_message(turn.call, turn.thought) if turn.call else message)
         elif message["role"] != "user":
@@ -48,23 +48,26 @@ def from_text(messages: Sequence[Message], form: Format) -> list[Message]:
     return turns
 
 
-def describe(tools: Sequence[ToolSchema], form: Format) -> str:
-    """What a model has to be told to use the tools: their schemas, how to call them, and how they answer."""
+def describe(tools: Sequence[ToolSchema], form: Format, *, answers: bool = True) -> str:
+    """What a model has to know of the tools: their schemas, how to call them, and with `answers` how they answer."""
     before, after = form.observation
     schemas = "\n".join(write_json(tool["function"]) for tool in tools)
-    return (
+    text = (
         f"Solve the task with these tools, one call in each turn:\n{schemas}\n\n"
-        f"End your turn with the call, in this form:\n{form.form}\n\n"
-        f"The next message brings what the tool answers, in this form:\n{before}<answer>{after}"
+        f"End your turn with the call, in this form:\n{form.form}"
     )
+    response = f"\n\nThe next message brings what the tool answers, in this form:\n{before}<answer>{after}"
+    return text + response if answers else text
 
 
-def with_tools(messages: Sequence[Message], tools: Sequence[ToolSchema], form: Format, role: str) -> list[Message]:
+def with_tools(
+    messages: Sequence[Message], tools: Sequence[ToolSchema], form: Format, role: str, *, answers: bool = True
+) -> list[Message]:
     """The messages of a text conversation after one of the given role that describes the tools.
 
     A system message at the beginning becomes a part of it.
     """
-    parts = [describe(tools, form)] if tools else []
+    parts = [describe(tools, form, answers=answers)] if tools else []
     if messages and messages[0]["role"] == "system":
         parts.insert(0, text_of(messages[0]))
         messages = messages[1:]
@@ -82,11 +85,11 @@ def alternating(messages: Sequence[Message]) -> list[Message]:
     return turns
 
 
-def _to_text(message: Message, form: Format) -> Message:
+def _to_text(message: Message, form: Format, tools: Sequence[ToolSchema]) -> Message:
     role, text, (before, after) = message["role"], text_of(message), form.observation
     if role == "assistant":
         calls = calls_of(message)
-        return {"role": role, "content": form.render(calls[0], text) if calls else _no_call(text, form)}
+        return {"role": role, "content": form.render(calls[0], text, tools) if calls else _no_call(text, form)}
     if role == "tool":
         return {"role": "user", "content": f"{before}{text}{after}"}
     looks = role == "user" and text.lstrip(_ESCAPE).startswith(before)

@@ -15,7 +15,9 @@ class PolicyConfig(StrictModel):
     base: str = "embedded"
     """embedded: the small model shipped with the project; scratch: a tiny one from random weights, its tokenizer
     trained on the ingested text; otherwise a model folder, the url of one or a Hugging Face id."""
-    chat_format: Literal["auto", "hermes", "llama", "react"] = "auto"
+    chat_format: Literal["auto", "hermes", "llama", "qwen_xml", "glm", "deepseek", "gpt_oss", "mistral", "react"] = (
+        "auto"
+    )
     """How calls stand in the model's text. auto: as the chat template writes them, and react where the template knows
     no tools. A template that does not write the format named is given plain messages (docs/chat-formats.md)."""
     max_context: Positive = 768

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steptool.chat.codec import ChatCodec
-from steptool.records import StopReason
+from steptool.records import StopReason, ToolSchema
 from steptool.rollout.episode import Episode, observed_name, opening
 from steptool.rollout.turns import Refusal, Turn, TurnCost, TurnTokens
 
@@ -24,6 +24,8 @@ class Prompt:
     """All tokens, a hint included."""
     context_ids: Sequence[int]
     """Those that the path gains before the turn: they answer the last turn, and never hold a hint."""
+    tools: Sequence[ToolSchema] = ()
+    """The tools of the episode, whose schemas give the types of arguments in some chat formats."""
 
 
 class Prompter:
@@ -56,12 +58,14 @@ class Prompter:
         if not self._has_room(ids):
             return Refusal(StopReason.CONTEXT_LIMIT)
         hinted = [*path, *self._context_ids(episode, episode.hint)] if episode.hint else ids
-        return Prompt(hinted if self._has_room(hinted) else ids, context_ids)
+        return Prompt(hinted if self._has_room(hinted) else ids, context_ids, episode.query.tools)
 
     def turn(self, prompt: Prompt, ids: Sequence[int], logprobs: npt.NDArray[np.float32]) -> Turn:
         """The turn whose tokens were sampled after the prompt."""
         return Turn(
-            self._codec.parse(ids), TurnCost(completion_tokens=len(ids)), TurnTokens(prompt.context_ids, ids, logprobs)
+            self._codec.parse(ids, prompt.tools),
+            TurnCost(completion_tokens=len(ids)),
+            TurnTokens(prompt.context_ids, ids, logprobs),
         )
 
     def _context_ids(self, episode: Episode, hint: str = "") -> list[int]:

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from steptool.chat import codec as codec_module
-from steptool.chat.codec import ChatCodec, call_message
+from steptool.chat.codec import ChatCodec
 from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.messages import call_message
 from steptool.records import Message, ToolCall
 
 OURS = Path(codec_module.__file__).parent / "templates"
@@ -142,10 +143,12 @@ def test_any_tokens_can_be_parsed(ids: list[int]) -> None:
     ("change", "complaint"),
     [
         (lambda t: "", "no chat template"),
-        (lambda t: t.replace("tool | tojson", "''"), "does not render tools"),
         (lambda t: t.replace("message.tool_calls", "message.nothing"), "does not render tool calls"),
         (lambda t: t.replace("<tool_response>\\n' + message.content", "' + ''"), "does not render tool messages"),
-        (lambda t: t.replace("<|im_end|>", "."), "must end an assistant turn with one special token"),
+        (
+            lambda t: t.replace("<|im_end|>", "."),
+            "must end an assistant turn with one special token",
+        ),
         (lambda t: t.replace("message.role + '\\n'", "message.role + ':'"), "no prompt is a prefix"),
         (lambda t: "{{ raise_exception('no roles here') }}", "no roles here"),
     ],

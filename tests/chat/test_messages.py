@@ -269,5 +269,5 @@ def test_recorded_answers_keep_every_call_in_every_format() -> None:
     calls = [call for messages in read for call in calls_in(messages)]
     assert len(calls) == raw > 0
     assert [call for messages in read for call in calls_in(from_legacy(to_legacy(messages)))] == calls
-    for form in FORMATS.values():
+    for form in (form for form in FORMATS.values() if not form.textual):  # bare text needs the tools' schemas
         assert [call for messages in read for call in calls_in(from_text(to_text(messages, form), form))] == calls

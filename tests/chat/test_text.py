@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT, Format
 from steptool.records import ToolCall
 
-EVERY = pytest.mark.parametrize("form", list(FORMATS.values()), ids=list(FORMATS))
+JSON_FORMATS = {name: form for name, form in FORMATS.items() if not form.textual}
+EVERY = pytest.mark.parametrize("form", list(JSON_FORMATS.values()), ids=list(JSON_FORMATS))
+THREE = pytest.mark.parametrize("form", [HERMES, LLAMA, REACT], ids=["hermes", "llama", "react"])
 BITS = [
     *("<tool_call>", "</tool_call>", "<tool_response>", "<|python_tag|>", "<think>", "</think>", "```", "\\", '"'),
     *("Thought: ", "Action:", "Action: f", "Action Input:", "Action Input: {}", "Observation: ", "\n", "\r\n", " "),
@@ -119,8 +121,8 @@ def test_every_call_comes_back(form: Format, call: ToolCall) -> None:
     text = form.render(call)
     assert form.parse(text).call == call
     assert json.dumps(form.parse(text).call.arguments) == json.dumps(call.arguments), "True is not 1, nor 1 1.0"
-    body = text.removeprefix("<tool_call>").removesuffix("</tool_call>")
-    assert not any(mark in body for mark in form.marks), "no argument opens or closes a call"
+    empty = form.render(ToolCall(call.name, {}))
+    assert all(text.count(mark) == empty.count(mark) for mark in form.marks), "no argument opens or closes a call"
 
 
 @given(call=CALLS, thought=NASTY)
@@ -223,7 +225,7 @@ def _written(form: Format, text: str) -> list[tuple[str, Any]]:
     return found
 
 
-@EVERY
+@THREE
 @given(text=NASTY | st.lists(st.sampled_from(BITS), max_size=12).map("".join))
 @example(text='<tool_call>{"name": "f", "arguments": {}}</tool_call>')
 @example(text="Action: f\nAction Input: {}")

@@ -15,7 +15,7 @@ from steptool.contracts.columns import from_row, to_row
 from steptool.environments.desk.environment import DeskEnvironment, DeskSession
 from steptool.environments.desk.tasks import LONG, draw_query
 from steptool.environments.desk.tools import TOOLS
-from steptool.records import Query, StopReason, ToolCall, Trajectory
+from steptool.records import Query, StopReason, ToolCall, ToolSchema, Trajectory
 
 A, B, C, D = (render(ToolCall("get", {"key": key})) for key in ("a", "b", "c", "dd"))
 SEVEN = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))
@@ -197,7 +197,7 @@ def test_a_user_who_goes_on_is_answered_again(plan: Any, environment_that_talks:
 class NoteCodec(ChatCodec):
     """Reads whatever is said as a call, so that random weights play on."""
 
-    def parse(self, ids: Sequence[int]) -> ParsedTurn:
+    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
         return ParsedTurn(ToolCall("get", {"key": super().parse(ids).text}), "")
 
 

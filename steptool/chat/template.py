@@ -1,0 +1,134 @@
+"""A tokenizer's chat template: rendering with clear errors, on one date, and the text that it writes by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from steptool.records import Message, ToolSchema
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DATE = date(2026, 1, 1)
+"""The date that templates print as today's, so that episodes do not depend on the day of the run."""
+PLAIN = Path(__file__).parent / "templates" / "plain.jinja"
+"""Template for tokenizers without one: text under the name of its role, the eos token after an assistant's turn."""
+_TAG = re.compile(r"</?(?:tool|think|function|parameter|arg_|observation|response)[\w=-]*>|</?s>|\[/?[A-Z][A-Z_]*\]")
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
+_MARK = "templateprobe"
+_ROLE_WORD = re.compile(r"(?:^|\n)((?:system|user|assistant|human|tool|observation|instruction)s?):", re.IGNORECASE)
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer. Of several named ones, the one for tools where `tools` is true.
+
+    `control_tokens` are the tokens that carry the structure of a conversation: all special ones, and the added ones
+    that the template writes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: date = DATE, *, tools: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token: str = tokenizer.eos_token or ""
+        self.source = _choose(tokenizer.chat_template, tools)
+        self.literals = _literals(self.source)
+        added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+        written = {token for token, special in added.items() if special or token in self.literals}
+        self.control_tokens = {token for token in (*written, *tokenizer.all_special_tokens) if token.strip()}
+        self._fixed_source = _fix_date(self.source, day)
+        self._date = day.strftime("%d %b %Y")
+        self._parts = False
+        self._parts = self._needs_parts()
+
+    def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, prompt: bool = False) -> str:
+        """The text of the messages, with the beginning of the assistant's next turn where `prompt` is true.
+
+        Raises ValueError with the roles and the template's own complaint where the template refuses the messages.
+        """
+        try:
+            text: Any = self._tokenizer.apply_chat_template(
+                [_in_parts(message) for message in messages] if self._parts else list(messages),
+                tools=list(tools) or None,
+                chat_template=self._fixed_source,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                date_string=self._date,
+            )
+        except Exception as error:  # a template is a program of the model's author and may fail in any way
+            roles = [message["role"] for message in messages]
+            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+            raise ValueError(f"the chat template refuses messages of the roles {roles}: {kind}{error}") from error
+        return str(text)
+
+    def try_render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
+        """The text of the messages; empty where the template refuses them."""
+        try:
+            return self.render(messages, tools)
+        except ValueError:
+            return ""
+
+    def _needs_parts(self) -> bool:
+        """Whether the template shows text only as a list of parts, as templates for images and text may do."""
+        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+        if _MARK in self.try_render(conversation):
+            return False
+        return _MARK in self.try_render([_in_parts(message) for message in conversation])
+
+    def first_control_token(self, text: str) -> str:
+        """The control token with which a text begins, white space aside; empty without one."""
+        fits = (token for token in self.control_tokens if text.lstrip().startswith(token))
+        return max(fits, key=len, default="")
+
+    def last_control_token(self, text: str) -> str:
+        """The last control token of a text; empty without one."""
+        return (
+            max(self.control_tokens, key=lambda token: (text.rfind(token), len(token)), default="")
+            if any(token in text for token in self.control_tokens)
+            else ""
+        )
+
+
+def structure_words(literals: str) -> tuple[set[str], set[str]]:
+    """Tags such as [INST], and role words such as User before a colon, that stand in a template's own text."""
+    return set(_TAG.findall(literals)), {word.strip() for word in _ROLE_WORD.findall(literals)}
+
+
+def _choose(template: str | Mapping[str, str] | None, tools: bool) -> str:
+    if isinstance(template, Mapping):
+        names = ("tool_use", "default") if tools else ("default", "tool_use")
+        return next((template[name] for name in names if name in template), next(iter(template.values())))
+    return template or ""
+
+
+def _fix_date(source: str, day: date) -> str:
+    """The template with one day in place of today. Raises ValueError where it asks for the date in an unknown way."""
+    fixed = _TODAY.sub(lambda call: repr(day.strftime(call[2])), source)
+    if re.search(r"strftime_now\s*\(", fixed):
+        raise ValueError(
+            "the chat template computes how it prints today's date, so that episodes would depend on the day; give the "
+            "model a template with a fixed format, as in strftime_now('%Y-%m-%d'), or without the date"
+        )
+    return fixed
+
+
+def _in_parts(message: Message) -> Message:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _literals(source: str) -> str:
+    """All text that a template itself may write, from its source."""
+    try:
+        tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+    except jinja2.TemplateSyntaxError:  # of a tag that only transformers' engine knows
+        return source
+    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+    texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    return "\n".join(texts)

@@ -1,0 +1,212 @@
+"""The assistant's turns as a chat template writes them: their text, what ends them, and what stands between them.
+
+Everything is found by trying. The template renders small conversations that hold a mark, and the text around the mark
+shows how it writes turns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from steptool.chat import plain
+from steptool.chat.formats import FORMATS, REACT, Format
+from steptool.chat.formats.base import THINK_CLOSE, THINK_OPEN
+from steptool.chat.messages import call_message, calls_of, text_of, tool_message
+from steptool.chat.template import ChatTemplate
+from steptool.records import Message, ToolCall, ToolSchema
+
+CALL_ID = "call00000"
+"""Id of every call, since some templates ask for one. Answers follow their call."""
+_MARK, _OTHER = "codecprobe", "probecodec"
+PROBE = call_message(ToolCall(_MARK, {"x": _MARK}))
+"""A call that every usable template and format can carry."""
+_USER: Message = {"role": "user", "content": "?"}
+_SPOKEN: Message = {"role": "assistant", "content": _MARK}
+_SYSTEM: Message = {"role": "system", "content": _MARK}
+_ANSWER: Message = {**tool_message(_MARK, _OTHER), "tool_call_id": CALL_ID}
+_EMPTY_THINKING = re.compile(rf"\s*{THINK_OPEN}\s*{THINK_CLOSE}\s*")
+_TOOL: ToolSchema = {
+    "type": "function",
+    "function": {
+        "name": _MARK,
+        "description": "?",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "?"}}},
+    },
+}
+
+
+class TurnRenderer:
+    """Writes and reads the assistant's turns for one template and format.
+
+    `native` says whether the template writes the calls itself; otherwise it gets messages of text alone. Raises
+    ValueError for a template whose turns have no end, or do not begin with their own prompt.
+    """
+
+    def __init__(self, template: ChatTemplate, form: Format, *, native: bool, json_arguments: bool) -> None:
+        self._template, self._form, self._native, self._json_arguments = template, form, native, json_arguments
+        self._opening = template.render([_USER], prompt=True)
+        # Where the template has no system messages, the user describes the tools.
+        self.shows_tools = native and _MARK in template.try_render([_USER], [_TOOL])
+        self.system_role = "system" if _MARK in template.try_render([_SYSTEM, _USER]) else "user"
+        self.end_token, self._writes_end = self._find_end()
+        last = template.last_control_token(self._opening)
+        self.prompt_tail = self._opening[self._opening.rindex(last) :] if last else self._opening
+        self._lead = "" if native else self._body(_SPOKEN)[0].partition(_MARK)[0]
+        self._thinks = _opens_thinking(self._opening)
+        self._always_thinks = self._thinks and _opens_thinking(self.between([self._answer()], _MARK))
+
+    def write(self, message: Message, tools: Sequence[ToolSchema] = (), *, first: bool = True) -> str:
+        """The text of a turn from the end of its prompt to its end token. `first`: the first turn of the episode."""
+        turn = _with_id(message, self._json_arguments)
+        if self._native:
+            text, end = self._body(turn)
+            text += end or self.end_token
+        else:
+            (turn,) = plain.to_text([_with_id(message)], self._form, tools)
+            text = self._lead + text_of(turn) + self.end_token
+        if self._thinks and not self._always_thinks and not first:
+            return text.removeprefix(f"\n{THINK_CLOSE}\n\n")
+        return text
+
+    def read(self, text: str) -> str:
+        """A sampled turn as the format reads it.
+
+        Thinking that the prompt has opened gets its opening tag. A header that the model writes before its text, such
+        as a channel, is left out with all that stands before it.
+        """
+        if self._always_thinks or (self._thinks and THINK_CLOSE in text):
+            return f"{THINK_OPEN}{text}"
+        header = self._lead.strip()
+        return text.rpartition(header)[2] if header and THINK_CLOSE not in header else text
+
+    def between(self, messages: Sequence[Message], tool_name: str) -> str:
+        """Text from the end of a turn to the beginning of the next one, where these messages stand between them."""
+        stub = self._stub(tool_name)
+        rest = self._rest(stub, self._template.render([_USER, stub, *messages], prompt=True))
+        end = self._template.first_control_token(rest) if self._writes_end else ""
+        return rest.partition(end)[2] if end else rest
+
+    def check(self) -> None:
+        """Raise ValueError where the template leaves out or changes text, or what tools answer."""
+        if _OTHER not in self.between([self._answer()], _MARK):
+            what = "tool messages" if self._native else "messages of text"
+            raise ValueError(f"the chat template does not render {what}; use the model's template for tool calling")
+        if not self._native:
+            (turn,) = plain.to_text([PROBE], self._form)
+            if text_of(turn) not in self._template.render([_USER, turn]):
+                raise ValueError(f"the chat template changes the text of a turn, as in {text_of(turn)!r}")
+
+    def check_that_react_fits(self) -> None:
+        """Raise ValueError for a template with calls of its own that no format reads, or one that shows only tools."""
+        text = self._template.try_render([_USER, _with_id(PROBE)])
+        if _MARK in text:
+            raise ValueError(
+                f"the chat template writes calls in a form that cannot be read: {text[-200:]!r}. Set "
+                "policy.chat_format to react to use plain text instead"
+            )
+        if _MARK in self._template.try_render([_USER], [_TOOL]):
+            raise ValueError(
+                "the chat template does not render tool calls; use the model's tool-calling template, or set "
+                "policy.chat_format to react to use plain text"
+            )
+
+    def _stub(self, name: str) -> Message:
+        """Some turn before the answer of the tool of that name."""
+        return _with_id(call_message(ToolCall(name, {"x": _MARK})), self._json_arguments) if self._native else _SPOKEN
+
+    def _answer(self) -> Message:
+        return _ANSWER if self._native else plain.to_text([_ANSWER], self._form)[0]
+
+    def _find_end(self) -> tuple[str, bool]:
+        """The token that ends a turn, and whether the template writes it.
+
+        It is the control token behind the turn, or the one with which the next message begins. Where a template of text
+        writes neither, the model ends its turn with the eos token.
+        """
+        stub = self._stub(_MARK)
+        text = self._template.render([_USER, stub])
+        if _MARK not in text:
+            raise ValueError(f"the chat template does not render an assistant's turn: {text!r}")
+        tail = text[text.rindex(_MARK) + len(_MARK) :].rstrip()
+        if end := self._end_of(tail):
+            return end, True
+        follower = self._answer() if self._native else {"role": "user", "content": _OTHER}
+        following = "" if tail and not self._native else self._template.try_render([_USER, stub, follower])
+        if following and (token := self._template.first_control_token(self._rest(stub, following))):
+            return token, True
+        if self._template.eos_token and not self._native and not tail:
+            return self._template.eos_token, False
+        raise ValueError(
+            f"the chat template must end an assistant turn with one special token, but ends it with {tail[-20:]!r} "
+            f"(rendered: {text!r}); add that text to the tokenizer as one special token"
+        )
+
+    def _end_of(self, text: str) -> str:
+        """The control token at the end of a turn's text that is no part of a call or of thinking; empty without one."""
+        token = self._template.last_control_token(text)
+        belongs = token in self._form.marks or token in (THINK_OPEN, THINK_CLOSE)
+        return token if token and text.rstrip().endswith(token) and not belongs else ""
+
+    def _rest(self, stub: Message, text: str) -> str:
+        """The text behind a turn. Only its end counts: some templates rewrite a turn once it is not the last."""
+        alone = self._template.render([_USER, stub]).rstrip()
+        tail = alone[alone.rindex(_MARK) :].removesuffix(self._end_of(alone))
+        _, found, rest = text.partition(tail)
+        if not found:
+            raise ValueError(f"the chat template writes a turn in another way once messages follow it: {text!r}")
+        return rest
+
+    def _body(self, turn: Message) -> tuple[str, str]:
+        """The text of a turn from the end of its prompt, without its end token, and that token if there is one."""
+        text = self._template.render([_USER, turn])
+        if text.startswith(self._opening):
+            body = text[len(self._opening) :]
+        else:
+            head, think, tail = self._opening.rpartition(THINK_OPEN)
+            if not think or not text.startswith(head):
+                raise ValueError(
+                    "the chat template changes what stands before a turn once the turn is made, so that no prompt is a "
+                    f"prefix of its episode (prompt: {self._opening[-80:]!r}, episode: {text[-80:]!r})"
+                )
+            body = _EMPTY_THINKING.sub("", text[len(head) :], count=1)
+            body = body if THINK_CLOSE in tail else f"\n{THINK_CLOSE}\n\n{body}"
+        end = self._end_of(body)
+        return (body[: body.rindex(end)], end) if end else (body.rstrip("\n"), "")
+
+
+def find_native_format(template: ChatTemplate) -> tuple[Format | None, bool]:
+    """The format in which a template itself writes a call, and whether it wants the arguments as JSON text."""
+    opening = template.render([_USER], prompt=True)
+    for json_arguments in (False, True):
+        text = template.try_render([_USER, _with_id(PROBE, json_arguments)])
+        head = opening if text.startswith(opening) else opening.rpartition(THINK_OPEN)[0]
+        if not head or not text.startswith(head):
+            continue
+        turn = text[len(head) :].rstrip()
+        for form in (form for form in FORMATS.values() if form is not REACT):
+            end = template.last_control_token(turn)
+            call = form.parse(turn if end in form.marks else turn.removesuffix(end)).call
+            if calls_of(PROBE) == [call]:
+                return form, json_arguments
+    return None, False
+
+
+def _opens_thinking(prompt: str) -> bool:
+    return prompt.rstrip().endswith(THINK_OPEN)
+
+
+def _with_id(message: Message, json_arguments: bool = False) -> Message:
+    """The message with the id that some templates ask for, which ties a call to its answer."""
+    calls = calls_of(message)
+    if len(calls) > 1:
+        raise ValueError(f"an assistant turn makes one call, got {len(calls)}; split it with one_call_per_turn")
+    if not calls:
+        return {k: v for k, v in message.items() if k != "tool_calls"}
+    turn = {**message, **call_message(calls[0], text_of(message))}
+    (call,) = turn["tool_calls"]
+    if json_arguments:
+        function = {**call["function"], "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}
+        call = {**call, "function": function}
+    return {**turn, "tool_calls": [{"id": CALL_ID, **call}]}
