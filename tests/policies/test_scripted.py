@@ -182,9 +182,10 @@ def test_a_recorded_episode_plays_again(play: Any) -> None:
     assert (again.steps, again.messages, again.solved) == (first.steps, first.messages, first.solved)
 
 
-def test_sessions_are_closed_when_a_call_breaks_the_run(play: Any, jar: JarEnvironment) -> None:
-    with pytest.raises(RuntimeError, match="the jar breaks"):
-        play([(jar_query([1]), [put(1), answer("")]), (jar_query([2]), [put(2), put(13)])])
+def test_a_call_that_raises_costs_its_step_and_sessions_are_closed(play: Any, jar: JarEnvironment) -> None:
+    _, broken = play([(jar_query([1]), [put(1), answer("")]), (jar_query([2]), [put(2), put(13)])])
+    assert [step.status for step in broken.steps[:2]] == [StepStatus.OK, StepStatus.TOOL_ERROR]
+    assert broken.steps[1].observation == '{"error": "RuntimeError: the jar breaks"}'
     assert [s.closed for s in jar.sessions] == [1, 1]
 
 
