@@ -15,6 +15,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from steptool.environments.base import describe_error
 from steptool.environments.validators import (
     ValidatorClass,
     compile_pattern,
@@ -127,7 +128,7 @@ def _schema_problem(schema_json: str) -> str | None:
     except RecursionError:
         return ": the schema refers to itself without end, or is nested too deeply"
     except Exception as error:  # whatever it is, calls of the tool would meet it as well
-        return f": the schema cannot be used: {type(error).__name__}: {_shorten(str(error))}"
+        return f": the schema cannot be used: {_shorten(describe_error(error))}"
 
 
 def _fault(schema: Any, validators: ValidatorClass) -> str | None:
@@ -188,7 +189,7 @@ def arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[str, Any
                 error = best_match(_validator(key).iter_errors(arguments))
                 return None if error is None else _sentence(error)
         except Exception as error:
-            return f"the arguments cannot be checked: {type(error).__name__}: {_shorten(str(error))}."
+            return f"the arguments cannot be checked: {_shorten(describe_error(error))}."
 
     key = _key(parameters)
     return check

@@ -131,7 +131,7 @@ def serve(pipe: Connection) -> None:
     """Answer requests about one episode until the other side is gone."""
     task = json.loads(pipe.recv_bytes())
     tools = EpisodeTools(load_toolbox(task["functions"]), task["state"], task["reference"])
-    with suppress(EOFError):
+    with suppress(EOFError, OSError):
         while request := json.loads(pipe.recv_bytes()):
             pipe.send_bytes(json.dumps(_reply(tools, request)).encode())
 
