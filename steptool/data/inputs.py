@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from steptool.artifacts.lineage import sha256
 from steptool.config import Config, DataConfig
 from steptool.data.ingest_log import IngestError
+from steptool.data.readers.compressed import content_suffix
 from steptool.data.readers.files import SUFFIXES, find_files
 from steptool.data.sources.catalog import open_source
 from steptool.storage.remote import mark, named
@@ -85,7 +86,7 @@ def _describe(paths: Sequence[str], field: str, suffixes: Sequence[str]) -> Iter
 
 def _describe_url(url: str, field: str, suffixes: Sequence[str]) -> Iterator[SourceFile]:
     fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    paths = [root] if fs.isfile(root) else [f for f in sorted(fs.find(root)) if Path(f).suffix.lower() in suffixes]
+    paths = [root] if fs.isfile(root) else [f for f in sorted(fs.find(root)) if content_suffix(Path(f)) in suffixes]
     if not paths:
         raise IngestError(f"{field}: '{url}' does not exist or has no {', '.join(suffixes)} file below it")
     for path in paths:

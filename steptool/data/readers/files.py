@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 from steptool.data.ingest_log import IngestError, IngestLog, Record, UnusableError
+from steptool.data.readers.arrow import read_arrow, read_parquet
+from steptool.data.readers.compressed import content_suffix
 from steptool.data.readers.json_text import read_json, read_lines
-from steptool.data.readers.tables import read_arrow, read_parquet, read_text_table
+from steptool.data.readers.text_tables import read_text_table
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 RECORD_LIMIT = 1 << 26
@@ -27,6 +30,8 @@ _READERS: dict[str, Callable[[Path, int], Iterator[Record]]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
+_UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, MemoryError, csv.Error, zlib.error)
+"""What readers raise for content that is not what the name of the file says."""
 T = TypeVar("T")
 
 
@@ -60,7 +65,7 @@ def _files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
             names = _files_of_dataset(Path(here, _STATE))
         for name in sorted(names):
             file = Path(here, name)
-            if file.suffix.lower() in suffixes and name not in _ABOUT_DATASETS and file.is_file():
+            if content_suffix(file) in suffixes and name not in _ABOUT_DATASETS and file.is_file():
                 yield file
 
 
@@ -93,12 +98,12 @@ def read_file(file: Path, limit: int = RECORD_LIMIT) -> Iterator[Record]:
     What cannot be read is a record with a fault, and reading goes on with the next where there is one. No record takes
     more than `limit` bytes; nothing else is held in memory but a part of a table.
     """
-    reader = _READERS.get(file.suffix.lower(), read_json)
+    reader = _READERS.get(content_suffix(file), read_json)
     try:
         yield from reader(file, limit)
     except UnusableError as fault:
         yield Record(file, None, None, fault)
     except UnicodeDecodeError as error:
         yield Record(file, None, None, UnusableError("not UTF-8 text", str(error)))
-    except (OSError, ValueError, NotImplementedError, csv.Error) as error:  # pyarrow's errors are of the first three
+    except _UNREADABLE as error:
         yield Record(file, None, None, UnusableError("unreadable file", f"{type(error).__name__}: {error}"))

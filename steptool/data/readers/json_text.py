@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import parse_json, replace_half_pairs
+from steptool.data.readers.compressed import open_bytes, open_text
 
 SHOWN = 2000
 """Characters that are kept of a record that cannot be read."""
@@ -22,7 +23,7 @@ _AFTER = {"[": ("]", True, False), ",": ("", True, False), "]": ("", False, True
 
 def read_json(file: Path, limit: int) -> Iterator[Record]:
     """A list, record by record; else a document, which is one record; else lines."""
-    with file.open("rb") as stream:
+    with open_bytes(file) as stream:
         start = stream.read(_CHUNK)
         begins = start.removeprefix(b"\xef\xbb\xbf").lstrip()
         document = None if begins.startswith(b"[") or _has_lines(begins) else start + stream.read(limit)
@@ -35,7 +36,7 @@ def read_json(file: Path, limit: int) -> Iterator[Record]:
 
 
 def _list(file: Path, limit: int) -> Iterator[Record]:
-    with file.open(encoding="utf-8-sig") as text:
+    with open_text(file, "utf-8-sig") as text:
         yield from (Record(file, n, element) for n, element in enumerate(_elements(text, limit)))
 
 
@@ -107,7 +108,7 @@ def _element(
 
 def read_lines(file: Path, limit: int) -> Iterator[Record]:
     """One record for each line that is not empty; a bad line is a record with a fault."""
-    with file.open("rb") as stream:
+    with open_bytes(file) as stream:
         for number in count(1):
             line = stream.readline(limit + 1)
             if not line:

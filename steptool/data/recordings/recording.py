@@ -15,6 +15,7 @@ from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import join_texts, parse_json
+from steptool.data.readers.compressed import content_stem
 from steptool.data.recordings.arguments import read_arguments
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import (
@@ -107,8 +108,8 @@ def recording_query(recording: Recording) -> Query:
 
     Its tier is the name of the file, or of the file's folder where the file holds this recording alone.
     """
-    file, stem = recording.file, _SHARD.sub("", recording.file.stem)
-    name = f"{file.parent.name}-{file.stem}"
+    file, stem = recording.file, _SHARD.sub("", content_stem(recording.file))
+    name = f"{file.parent.name}-{content_stem(file)}"
     return Query(
         query_id=name if recording.row is None else f"{name}-{recording.row}",
         split="",

@@ -9,6 +9,7 @@ from typing import Any
 
 from steptool.data.ingest_log import IngestError, Record, UnusableError
 from steptool.data.parsing import excerpt, optional, require, require_text
+from steptool.data.readers.compressed import content_stem
 from steptool.data.readers.files import read_file
 from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.splits import SPLITS
@@ -41,7 +42,7 @@ class OwnTasksSource(Source):
                     raise IngestError(
                         f"{_where(record)}: field 'id': '{query.query_id}' is also the id of {first}, line {line}"
                     )
-                yield query if query.query_id else replace(query, query_id=f"{file.stem}-{record.row}")
+                yield query if query.query_id else replace(query, query_id=f"{content_stem(file)}-{record.row}")
 
 
 def _where(record: Record) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import excerpt, optional, require, require_text
+from steptool.data.readers.compressed import content_stem
 from steptool.data.readers.files import parse_records
 from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.tools import distinct_name, function_schema, toolbench_type, with_finish
@@ -43,7 +44,7 @@ def instruction_query(record: Any, file: Path, row: int | str | None) -> Query:
     schemas = tool_schemas(require(record, "api_list", list))
     relevant = optional(record, "relevant APIs", list, [])
     return Query(
-        query_id=f"{file.stem}-{record.get('query_id', row)}",
+        query_id=f"{content_stem(file)}-{record.get('query_id', row)}",
         split="",
         environment="replay",
         instruction=instruction,
@@ -53,7 +54,7 @@ def instruction_query(record: Any, file: Path, row: int | str | None) -> Query:
             environment={REFERENCE: _endpoints(record["api_list"], schemas)},
         ),
         source="toolbench",
-        tier=file.stem,
+        tier=content_stem(file),
     )
 
 

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -141,3 +142,17 @@ def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
     (tmp_path / "tasks.jsonl").write_text(json.dumps(task, ensure_ascii=False) + "\r\n", encoding="utf-8")
     (query,) = read_tasks([str(tmp_path)])
     assert query.instruction == "one\u2028two\x85three"
+
+
+def test_compressed_files_beside_others_are_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(TASK))
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as stream:
+        stream.write(json.dumps(TASK))
+    assert [query.query_id for query in read_tasks([str(tmp_path)])] == ["a-1", "b-1"]
+
+
+def test_a_schema_nested_too_deeply_is_refused_with_its_place(tasks):
+    schema = '{"type": "object", "properties": {"a": ' * 200 + '{"type": "string"}' + "}}" * 200
+    task = json.dumps(TASK | {"tools": [{**TIDES, "function": {**TIDES["function"], "parameters": "DEEP"}}]})
+    with pytest.raises(IngestError, match=r"line 1: .*tools\[0\]\.function\.parameters: .* nested too deeply"):
+        read_tasks(tasks(task.replace('"DEEP"', schema)))
