@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch.optim.adamw import adamw as update_weights
 
 FILE = "training/optimizer.safetensors"
 """Its place in a model folder."""
-_BUCKET = 1 << 26
-"""Numbers that are updated in one call."""
+_BUCKET = 1 << 23
+"""Numbers that are updated in one call, if a float32 weight does not have more."""
 
 
 class SplitAdamW(torch.optim.Optimizer):
@@ -34,31 +35,12 @@ class SplitAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every weight that has a gradient."""
         for group in self.param_groups:
-            for bucket in _buckets([p for p in group["params"] if p.grad is not None]):
-                self._update(bucket, group)
-
-    def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self._state(w) for w in weights]
-        full = [join_halves(w, s["low"]) if "low" in s else w for w, s in zip(weights, states, strict=True)]
-        update_weights(
-            full,
-            [w.grad.float() for w in weights if w.grad is not None],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-        for weight, state, updated in zip(weights, states, full, strict=True):
-            if "low" in state:
-                split_halves(updated, weight, state["low"])
+            weights = [p for p in group["params"] if p.grad is not None]
+            states = {w: self._state(w) for w in weights}
+            for bucket in _buckets([part for w in weights for part in _parts(w, states[w])]):
+                _update(bucket, group)
+            for state in states.values():
+                state["step"] += 1
 
     def _state(self, weight: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]
@@ -73,15 +55,16 @@ class SplitAdamW(torch.optim.Optimizer):
 
 def join_halves(weight: Tensor, low: Tensor) -> Tensor:
     """The float32 numbers of which `weight` (bfloat16) and `low` (int16) are the halves."""
-    return ((weight.view(torch.int16).int() << 16) + low).view(torch.float32)
+    bits = weight.view(torch.int16).int()
+    return bits.bitwise_left_shift_(16).add_(low).view(torch.float32)
 
 
 def split_halves(full: Tensor, weight: Tensor, low: Tensor) -> None:
     """Write float32 numbers into their halves: `weight` is rounded to nearest, `low` holds what is left."""
     bits = full.view(torch.int32)
-    high = (bits + 0x8000) >> 16
-    low.copy_(bits - (high << 16))
+    high = (bits + 0x8000).bitwise_right_shift_(16)
     weight.view(torch.int16).copy_(high)
+    low.copy_(bits - high.bitwise_left_shift_(16))
 
 
 def adamw(
@@ -120,12 +103,61 @@ def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Pat
             optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
 
 
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET:
+@dataclass(frozen=True)
+class _Part:
+    """A weight or a part of one, with what belongs to it."""
+
+    weight: Tensor
+    gradient: Tensor
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    low: Tensor | None = None
+
+
+def _parts(weight: Tensor, state: dict[str, Tensor]) -> Iterator[_Part]:
+    """A float32 weight whole; a bfloat16 weight in parts, so that few float32 copies exist at once."""
+    if weight.grad is None:
+        return
+    step, moments = state["step"], (state["exp_avg"], state["exp_avg_sq"])
+    if "low" not in state:
+        yield _Part(weight, weight.grad.float(), step.clone(), *moments)
+        return
+    tensors = [torch.split(t.reshape(-1), _BUCKET) for t in (weight, weight.grad, *moments, state["low"])]
+    for part, gradient, exp_avg, exp_avg_sq, low in zip(*tensors, strict=True):
+        yield _Part(part, gradient, step.clone(), exp_avg, exp_avg_sq, low)
+
+
+def _update(parts: list[_Part], group: dict[str, Any]) -> None:
+    full = [p.weight if p.low is None else join_halves(p.weight, p.low) for p in parts]
+    update_weights(
+        full,
+        [p.gradient.float() for p in parts],
+        [p.exp_avg for p in parts],
+        [p.exp_avg_sq for p in parts],
+        [],
+        [p.step for p in parts],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+    for part, updated in zip(parts, full, strict=True):
+        if part.low is not None:
+            split_halves(updated, part.weight, part.low)
+
+
+def _buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
+    """Parts that are updated in one call."""
+    bucket: list[_Part] = []
+    for part in parts:
+        if bucket and sum(p.weight.numel() for p in bucket) + part.weight.numel() > _BUCKET:
             yield bucket
             bucket = []
-        bucket.append(tensor)
+        bucket.append(part)
     if bucket:
         yield bucket
