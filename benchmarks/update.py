@@ -1,7 +1,7 @@
 """A PPO update in bfloat16 against the same in float32, on one thread: tokens per second and peak memory.
 
-Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` for two models. Each side runs in a process
-of its own, which scores the trajectories once and then makes one update; only that is timed.
+Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` for two models. Each side runs in a
+process of its own, which scores the trajectories once and then makes one update; only that is timed.
 """
 
 from __future__ import annotations

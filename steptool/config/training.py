@@ -100,6 +100,8 @@ class PPOConfig(StrictModel):
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass instead of keeping them: less memory, a third more work.
     It holds for the warm start too."""
+    compile: bool = False
+    """Compile the layers of the model on a GPU: faster after a minute or so of compiling. It needs a C compiler."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Learning rate of the policy in the first round."""
     final_learning_rate: Share = 0.1

@@ -46,6 +46,7 @@ class Actor(nn.Module):
         self.head = head
         self.detach_value = detach_value
         self.temperature = temperature
+        self.fused = False
         self.packed = enable_packing(policy)
         """Whether the sequences of a forward pass are packed end to end; else they are padded."""
 
@@ -57,9 +58,16 @@ class Actor(nn.Module):
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # layers look at it; the dropout within them stays off
 
+    def compile_layers(self) -> None:
+        """Compile each layer, and what is done to the logits of a large vocabulary, into fewer kernels."""
+        self.fused = True
+        for module in causal_lm(self.policy).modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile(dynamic=True)
+
     def forward(self, batch: TokenBatch) -> ActionOutputs:
         """Log-probability and entropy of each action token; the backbone runs once, only its states go further."""
-        return score_actions(self.policy, batch, self.temperature)
+        return score_actions(self.policy, batch, self.temperature, fused=self.fused)
 
     def values(self, states_NH: Tensor) -> Tensor:
         """Values [N] of the states of a forward pass, float32."""
@@ -72,15 +80,15 @@ class Actor(nn.Module):
     def reference_log_probs(self, batch: TokenBatch, reference: nn.Module | None) -> Tensor:
         """Log-probabilities [N] under the reference: another model or, if None, this one with its adapter off."""
         if reference is not None:
-            return score_actions(reference, batch, self.temperature).log_probs_N
+            return score_actions(reference, batch, self.temperature, fused=self.fused).log_probs_N
         with self.policy.disable_adapter():  # type: ignore[operator]
-            return score_actions(self.policy, batch, self.temperature).log_probs_N
+            return score_actions(self.policy, batch, self.temperature, fused=self.fused).log_probs_N
 
 
-def score_actions(policy: nn.Module, batch: TokenBatch, temperature: float) -> ActionOutputs:
+def score_actions(policy: nn.Module, batch: TokenBatch, temperature: float, *, fused: bool) -> ActionOutputs:
     """Run a policy on a batch."""
     states_NH = action_states(policy, batch)
-    log_probs_N, entropy_N = token_log_probs(causal_lm(policy), states_NH, batch.targets_N, temperature)
+    log_probs_N, entropy_N = token_log_probs(causal_lm(policy), states_NH, batch.targets_N, temperature, fused=fused)
     return ActionOutputs(log_probs_N, entropy_N, states_NH)
 
 

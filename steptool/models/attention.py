@@ -11,12 +11,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from steptool.models.logprobs import causal_lm
 
 VARIABLE_LENGTH = "steptool_variable_length"
 """Name of the attention under which transformers finds `attend`."""
+_ARGUMENTS = inspect.signature(varlen_attn).parameters
+_HAS_SCALE, _HAS_WINDOW, _HAS_GROUPS = (name in _ARGUMENTS for name in ("scale", "window_size", "enable_gqa"))
+"""torch's kernel has changed its arguments from one version to the next."""
 _PACKABLE = {"full_attention", "sliding_attention"}
 
 
@@ -71,21 +75,22 @@ def attend(
 def _variable_length(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None, window: int | None
 ) -> Tensor:
-    """torch's kernel, whose arguments changed from torch 2.10 to 2.13."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"scale": scale} if "scale" in known else {}
-    if "window_size" in known:
+    options: dict[str, Any] = {}
+    if _HAS_SCALE:
+        options["scale"] = scale
+    elif scale is not None:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    if _HAS_WINDOW:
         options["window_size"] = (window - 1 if window else -1, 0)
     else:
         options["is_causal"] = True
-    if "enable_gqa" in known:
-        options["enable_gqa"] = True
-    elif query.shape[0] != key.shape[0]:
-        groups = query.shape[0] // key.shape[0]
-        key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
-    query, key, value = (tensor.transpose(0, 1).contiguous() for tensor in (query, key, value))
+    if query.shape[0] != key.shape[0]:
+        if _HAS_GROUPS:
+            options["enable_gqa"] = True
+        else:
+            groups = query.shape[0] // key.shape[0]
+            key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
     return cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest, **options))
 
 

@@ -7,9 +7,10 @@ the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +48,20 @@ class LogitTransform:
 
 
 def token_log_probs(
-    lm: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor, temperature: float = 1.0
+    lm: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor, temperature: float = 1.0, *, fused: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, both [N] in nats, float32.
 
     `hidden_NH` are the backbone's last hidden states at the positions just before the targets. Gradients flow through
-    the log-probabilities only; the entropy is for reading. Both are those of softmax(logits / temperature).
+    the log-probabilities only; the entropy is for reading. Both are those of softmax(logits / temperature). With
+    `fused` the work on the logits of a large vocabulary is compiled into few kernels.
     """
     head: Any = lm.get_output_embeddings()
     transform = logit_transform(lm, temperature)
     if head.weight.shape[0] <= SMALL_VOCABULARY:
         bias = None if head.bias is None else head.bias.float()
         return _plain(functional.linear(hidden_NH.float(), head.weight.float(), bias), targets_N, transform)
-    log_probs_N, entropy_N = _TiledLogProbs.apply(hidden_NH, head.weight, head.bias, targets_N, transform)  # type: ignore[no-untyped-call]
+    log_probs_N, entropy_N = _TiledLogProbs.apply(hidden_NH, head.weight, head.bias, targets_N, transform, fused)  # type: ignore[no-untyped-call]
     return log_probs_N, entropy_N
 
 
@@ -105,59 +107,123 @@ class _TiledLogProbs(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         transform: LogitTransform,
+        fused: bool,
     ) -> tuple[Tensor, Tensor]:
         zeros_N = torch.zeros(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
-        largest_N, sum_N, weighted_N, chosen_N = zeros_N - torch.inf, zeros_N, zeros_N, zeros_N
-        tiles = _Tiles(hidden_NH, weight_VH, bias_V, transform)
+        chosen_N, sums = zeros_N, _Sums(zeros_N - torch.inf, zeros_N, zeros_N)
+        tiles = _Tiles(hidden_NH, weight_VH, bias_V)
+        add = _compiled(_add_tile) if fused else _add_tile_in_place
         for tile in tiles.slices():
-            z_NT, e_NT = tiles.logits(tile), tiles.scratch(tile)
-            place_N, inside_N = _place(targets_N, tile)
-            chosen_N = torch.where(inside_N, z_NT.gather(1, place_N[:, None])[:, 0], chosen_N)
-            before_N, largest_N = largest_N, torch.maximum(largest_N, z_NT.amax(1))
-            torch.sub(z_NT, largest_N[:, None], out=e_NT).exp_()
-            decay_N = (before_N - largest_N).exp_()
-            sum_N = sum_N * decay_N + e_NT.sum(1)
-            weighted_N = weighted_N * decay_N + e_NT.mul_(z_NT).sum(1)
-        normaliser_N = largest_N + sum_N.log()
-        entropy_N = normaliser_N - weighted_N / sum_N
+            logits_NT = tiles.logits(tile)
+            place_N = targets_N - tile.start
+            inside_N = (place_N >= 0) & (place_N < logits_NT.shape[1])
+            own_N = logits_NT.gather(1, place_N.clamp(0, logits_NT.shape[1] - 1)[:, None])[:, 0]
+            chosen_N = torch.where(inside_N, own_N, chosen_N)
+            sums = add(logits_NT, tiles.scratch(tile), sums, transform)
+        normaliser_N = sums.largest_N + sums.total_N.log()
+        entropy_N = normaliser_N - sums.weighted_N / sums.total_N
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, normaliser_N)
-        ctx.transform = transform
+        ctx.options = transform, fused
         ctx.mark_non_differentiable(entropy_N)
-        return chosen_N - normaliser_N, entropy_N
+        return transform.apply(chosen_N) - normaliser_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, gradient_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, targets_N, normaliser_N = ctx.saved_tensors
+        transform, fused = ctx.options
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if needs_hidden else None
         weight_grad_VH = torch.empty_like(weight_VH) if needs_weight else None
         bias_grad_V = torch.empty_like(bias_V) if needs_bias else None
-        tiles = _Tiles(hidden_NH, weight_VH, bias_V, ctx.transform)
+        tiles = _Tiles(hidden_NH, weight_VH, bias_V)
+        differentiate = _compiled(_tile_gradient) if fused else _tile_gradient_in_place
         for tile in tiles.slices():
-            z_NT = tiles.logits(tile)
-            grad_NT = tiles.scratch(tile)
-            # d log p(target) / d z = onehot(target) - p
-            torch.sub(z_NT, normaliser_N[:, None], out=grad_NT).exp_().mul_(-gradient_N[:, None])
-            place_N, inside_N = _place(targets_N, tile)
-            grad_NT.scatter_add_(1, place_N[:, None], (gradient_N * inside_N)[:, None])
-            ctx.transform.chain(grad_NT, z_NT)
+            grad_NT = differentiate(
+                tiles.logits(tile), tiles.scratch(tile), normaliser_N, gradient_N, targets_N - tile.start, transform
+            ).to(weight_VH.dtype)
             if bias_grad_V is not None:
                 bias_grad_V[tile] = grad_NT.sum(0)
-            grad_NT = grad_NT.to(weight_VH.dtype)
             if hidden_grad_NH is not None:
                 _add_product(hidden_grad_NH, grad_NT, weight_VH[tile])
             if weight_grad_VH is not None:
                 torch.mm(grad_NT.T, hidden_NH, out=weight_grad_VH[tile])
         hidden_grad = None if hidden_grad_NH is None else hidden_grad_NH.to(hidden_NH.dtype)
-        return hidden_grad, weight_grad_VH, bias_grad_V, None, None
+        return hidden_grad, weight_grad_VH, bias_grad_V, None, None, None
+
+
+class _Sums(NamedTuple):
+    """Running sums over the vocabulary for logits z after their transform, all [N]."""
+
+    largest_N: Tensor
+    total_N: Tensor
+    """Sum of exp(z - largest)."""
+    weighted_N: Tensor
+    """Sum of z * exp(z - largest)."""
+
+
+def _add_tile_in_place(logits_NT: Tensor, room_NT: Tensor, sums: _Sums, transform: LogitTransform) -> _Sums:
+    """Add the logits of a tile; they and the room are overwritten."""
+    z_NT = transform.apply(logits_NT)
+    largest_N = torch.maximum(sums.largest_N, z_NT.amax(1))
+    torch.sub(z_NT, largest_N[:, None], out=room_NT).exp_()
+    decay_N = (sums.largest_N - largest_N).exp_()
+    total_N = sums.total_N * decay_N + room_NT.sum(1)
+    return _Sums(largest_N, total_N, sums.weighted_N * decay_N + room_NT.mul_(z_NT).sum(1))
+
+
+def _add_tile(logits_NT: Tensor, _: Tensor, sums: _Sums, transform: LogitTransform) -> _Sums:
+    """The same without overwriting anything, to be compiled."""
+    z_NT = transform.apply(logits_NT.clone())
+    largest_N = torch.maximum(sums.largest_N, z_NT.amax(1))
+    e_NT = (z_NT - largest_N[:, None]).exp()
+    decay_N = (sums.largest_N - largest_N).exp()
+    total_N = sums.total_N * decay_N + e_NT.sum(1)
+    return _Sums(largest_N, total_N, sums.weighted_N * decay_N + (e_NT * z_NT).sum(1))
+
+
+def _tile_gradient_in_place(
+    logits_NT: Tensor,
+    room_NT: Tensor,
+    normaliser_N: Tensor,
+    gradient_N: Tensor,
+    place_N: Tensor,
+    transform: LogitTransform,
+) -> Tensor:
+    """gradient * d log p(target) / d logits, with d log p(target) / d z = onehot(target) - p, written into the room."""
+    z_NT = transform.apply(logits_NT)
+    torch.sub(z_NT, normaliser_N[:, None], out=room_NT).exp_().mul_(-gradient_N[:, None])
+    inside_N = (place_N >= 0) & (place_N < z_NT.shape[1])
+    room_NT.scatter_add_(1, place_N.clamp(0, z_NT.shape[1] - 1)[:, None], (gradient_N * inside_N)[:, None])
+    return transform.chain(room_NT, z_NT)
+
+
+def _tile_gradient(
+    logits_NT: Tensor,
+    room_NT: Tensor,
+    normaliser_N: Tensor,
+    gradient_N: Tensor,
+    place_N: Tensor,
+    transform: LogitTransform,
+) -> Tensor:
+    """The same without overwriting anything, in bfloat16, to be compiled."""
+    z_NT = transform.apply(logits_NT.clone())
+    columns_T = torch.arange(z_NT.shape[1], device=z_NT.device)
+    p_NT = (z_NT - normaliser_N[:, None]).exp()
+    grad_NT = gradient_N[:, None] * ((columns_T == place_N[:, None]).float() - p_NT)
+    return transform.chain(grad_NT, z_NT).bfloat16()
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
+    return compiled
 
 
 class _Tiles:
     """Parts of the vocabulary, each with room for as many logits as are held at once."""
 
-    def __init__(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> None:
+    def __init__(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> None:
         self._inputs = hidden_NH, weight_VH, bias_V
-        self._transform = transform
         count, vocabulary = len(hidden_NH), len(weight_VH)
         numbers = _TILE_NUMBERS.get(hidden_NH.device.type, _TILE_NUMBERS["cpu"])
         self._width = min(vocabulary, max(1024, numbers // max(1, count) // 256 * 256))
@@ -175,7 +241,7 @@ class _Tiles:
         return self._view(self._scratch, tile)
 
     def logits(self, tile: slice) -> Tensor:
-        """The transformed float32 logits [N, T] of a tile; overwritten by the next tile."""
+        """The float32 logits [N, T] of a tile; overwritten by the next tile."""
         hidden_NH, weight_VH, bias_V = self._inputs
         logits_NT, weight_HT = self._view(self._logits, tile), weight_VH[tile].T
         if hidden_NH.dtype == torch.float32:
@@ -186,7 +252,7 @@ class _Tiles:
             logits_NT.copy_(torch.mm(hidden_NH, weight_HT))
         if bias_V is not None:
             logits_NT.add_(bias_V[tile])
-        return self._transform.apply(logits_NT)
+        return logits_NT
 
     def _view(self, room: Tensor, tile: slice) -> Tensor:
         shape = len(self._inputs[0]), tile.stop - tile.start
@@ -201,10 +267,3 @@ def _add_product(sum_NH: Tensor, grad_NT: Tensor, weight_TH: Tensor) -> None:
         sum_NH += torch.mm(grad_NT, weight_TH, out_dtype=torch.float32)
     else:
         sum_NH += torch.mm(grad_NT, weight_TH)
-
-
-def _place(targets_N: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
-    """Column of each target within a tile, and whether it is there at all (else some column of the tile)."""
-    place_N = targets_N - tile.start
-    inside_N = (place_N >= 0) & (place_N < tile.stop - tile.start)
-    return place_N.clamp(0, tile.stop - tile.start - 1), inside_N

@@ -119,6 +119,8 @@ def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm:
     actor = Actor(policy, head, detach_value=config.ppo.detach_value, temperature=config.rollout.temperature)
     if config.ppo.gradient_checkpointing:
         actor.checkpoint_activations()
+    if config.ppo.compile:
+        actor.compile_layers()
     return actor.to(processes().device)
 
 
