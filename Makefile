@@ -21,7 +21,7 @@ THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format docs seeds bench bfcl replay-bfcl \
-	images check-images register package clean coverage docs-config docs-artifacts
+	images check-images register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test: $(STAMP)  ## run the tests
 
 test-slow: $(STAMP)  ## run the tests that take minutes too
 	$(BIN)/python -m pytest -m "not cluster and not gpu"
+
+gpu: $(STAMP)  ## the tests that need a GPU, then speed and memory on it (SMALL=--small runs it on a CPU)
+	$(BIN)/python -m scripts.gpu_check $(SMALL)
 
 test-cluster: $(STAMP)  ## run the workflows as a cluster would, every task as its pod (10 minutes or so)
 	$(BIN)/python -m pytest -v -m cluster

@@ -1,7 +1,7 @@
 """A PPO update in bfloat16 against the same in float32, on one thread: tokens per second and peak memory.
 
 Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` for two models. Each side runs in a
-process of its own, which scores the trajectories once and then makes one update; only that is timed.
+process of its own, which scores the trajectories once and then makes updates; only these are timed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from steptool.config import Config
+from steptool.config import Config, PolicyConfig
 from steptool.models.actor import Actor
+from steptool.models.folder import new_adapter
 from steptool.models.optimizer import adamw
 from steptool.models.value_head import ValueHead
 from steptool.training.algorithms.base import Selection
@@ -35,79 +38,113 @@ class Episode:
     """Random tokens with the spans of several steps: what the trainer looks at of a trajectory."""
 
     trajectory_id: str
-    input_ids: np.ndarray
+    input_ids: npt.NDArray[np.int64]
     spans: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model and the sequences that it learns from."""
+    """A Qwen2.5-like model of random weights, and the sequences that it learns from."""
 
     hidden: int
     layers: int
+    heads: int
+    key_value_heads: int
+    intermediate: int
     vocabulary: int
     sequences: int
+    """Sequences of an update."""
     length: int
+    tied: bool = True
+    lora_rank: int = 0
 
 
 SIZES = {
-    "H=256": Size(hidden=256, layers=4, vocabulary=368, sequences=32, length=512),
-    "vocabulary 152k": Size(hidden=896, layers=2, vocabulary=151_936, sequences=32, length=256),
+    "H=256": Size(256, 4, 4, 2, 1024, vocabulary=368, sequences=32, length=512),
+    "vocabulary 152k": Size(896, 2, 14, 2, 3584, vocabulary=151_936, sequences=32, length=256),
 }
 
 
-def make_model(size: Size, dtype: torch.dtype) -> Qwen2ForCausalLM:
-    """A Qwen2.5-like model with random weights."""
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of the updates."""
+
+    tokens: float
+    """Tokens per second, prompts and observations included."""
+    scored: float
+    """Tokens per second of scoring: forward passes of policy and reference."""
+    seconds: float
+    """Of one update."""
+    action_share: float
+    """Share of the tokens that are actions."""
+
+
+def make_model(size: Size, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model with random weights, made on the device."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=size.vocabulary,
         hidden_size=size.hidden,
         num_hidden_layers=size.layers,
-        num_attention_heads=size.hidden // 64,
-        num_key_value_heads=2,
-        intermediate_size=size.hidden * 4,
-        tie_word_embeddings=True,
-        dtype=dtype,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.key_value_heads,
+        intermediate_size=size.intermediate,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=size.tied,
     )
-    with torch.device("meta"):
-        model = Qwen2ForCausalLM(config).to(dtype)
-    model = model.to_empty(device="cpu")
-    model.init_weights()
-    return model
+    with device:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval()
 
 
-def make_episodes(size: Size) -> list[Episode]:
+def make_episodes(size: Size, shortest: float = 0.7) -> list[Episode]:
     """A prompt of a quarter of the tokens, then steps of 24 action tokens and observations of 40."""
     rng = np.random.default_rng(0)
     episodes = []
     for number in range(size.sequences):
-        length = int(size.length * rng.uniform(0.7, 1.0))
+        length = int(size.length * rng.uniform(shortest, 1.0))
         spans = [(start, start + 24) for start in range(size.length // 4, length - 24, 64)]
         episodes.append(Episode(str(number), rng.integers(0, size.vocabulary, length), spans))
     return episodes
 
 
-def run_side(size: Size, dtype: torch.dtype) -> dict[str, float]:
-    """Score, then one update; tokens per second of the update and the peak memory of the process."""
-    torch.set_num_threads(1)
-    episodes = make_episodes(size)
-    actor = Actor(make_model(size, dtype), ValueHead(size.hidden), temperature=0.7)
-    options = {"epochs": 1, "batch_size": size.sequences, "value_warmup_rounds": 0, "learning_rate": 1e-5}
+def make_actor(size: Size, dtype: torch.dtype, device: torch.device) -> Actor:
+    """The policy, plain or with an adapter, and its value head."""
+    model: nn.Module = make_model(size, dtype, device)
+    if size.lora_rank:
+        model = new_adapter(model, PolicyConfig(lora_rank=size.lora_rank), seed=0)
+    return Actor(model, ValueHead(size.hidden), temperature=0.7).to(device)
+
+
+def time_updates(actor: Actor, size: Size, episodes: Sequence[Episode], limit: PassLimit, updates: int) -> Speed:
+    """Score the episodes, then make updates on all of them; the first, which warms up, is not timed if there are more.
+
+    A policy with an adapter is its own reference; another is scored twice, which costs the same.
+    """
+    device = next(actor.parameters()).device
+    options = {"epochs": updates, "batch_size": len(episodes), "value_warmup_rounds": 0, "learning_rate": 1e-5}
     algorithm = StepPPO(Config.model_validate({"ppo": options}), 0)
-    rewards = [np.linspace(0.0, 1.0, len(e.spans)) for e in episodes]
-    selection = Selection(episodes, 0, rewards)  # type: ignore[arg-type]
-    limit = PassLimit(sequences=8)
-    reference = make_model(size, dtype)
-    scores = score(actor, reference, episodes, limit)
-    del reference
-    algorithm.prepare(selection, scores, torch.device("cpu"))
-    optimizer = adamw(actor.policy, 1e-5, actor.head, 1e-3)
-    trainer = Trainer(actor, optimizer, algorithm, episodes, Settings(limit, max_grad_norm=1.0))
-    steps = algorithm.steps(trainer.lengths)
+    selection = Selection(episodes, 0, [np.linspace(0.0, 1.0, len(e.spans)) for e in episodes])  # type: ignore[arg-type]
+    reference = None if size.lora_rank else actor.policy
     start = time.perf_counter()
-    trainer.train(steps)
-    seconds = time.perf_counter() - start
-    return {"tokens/s": float(trainer.lengths.sum()) * len(steps) / seconds, "peak MB": peak_megabytes()}
+    scores = score(actor, reference, episodes, limit)
+    scored = time.perf_counter() - start
+    algorithm.prepare(selection, scores, device)
+    optimizer = adamw(actor.policy, 1e-5, actor.head, 1e-3)
+    ends = []
+    trainer = Trainer(
+        actor,
+        optimizer,
+        algorithm,
+        episodes,
+        Settings(limit, max_grad_norm=1.0),
+        on_step=lambda *_: ends.append(time.perf_counter()),
+    )
+    start = time.perf_counter()
+    trainer.train(algorithm.steps(trainer.lengths))
+    seconds = (ends[-1] - ends[0]) / (updates - 1) if updates > 1 else ends[0] - start
+    tokens = float(trainer.lengths.sum())
+    return Speed(tokens / seconds, 2 * tokens / scored, seconds, float(trainer.action_tokens.sum()) / tokens)
 
 
 def peak_megabytes() -> float:
@@ -117,7 +154,15 @@ def peak_megabytes() -> float:
     return int(kilobytes) / 1024
 
 
-def measure(name: str, dtype: str) -> dict[str, float]:
+def run_side(size: Size, dtype: torch.dtype) -> dict[str, float]:
+    """Two updates in one precision, of which the second is timed."""
+    torch.set_num_threads(1)
+    actor = make_actor(size, dtype, torch.device("cpu"))
+    speed = time_updates(actor, size, make_episodes(size), PassLimit(sequences=8), updates=2)
+    return {"tokens/s": speed.tokens, "peak MB": peak_megabytes()}
+
+
+def measure_side(name: str, dtype: str) -> dict[str, float]:
     """One side in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.update", "--side", dtype, "--size", name]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -135,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(run_side(SIZES[options.size], getattr(torch, options.side))))
         return
     for name in SIZES:
-        ours, other = measure(name, "bfloat16"), measure(name, "float32")
+        ours, other = measure_side(name, "bfloat16"), measure_side(name, "float32")
         for figure in ours:
             ratio = ours[figure] / other[figure]
             print(f"update {name} {figure}: {ours[figure]:.0f} {other[figure]:.0f} {ratio:.2f}", flush=True)

@@ -63,7 +63,7 @@ class Actor(nn.Module):
         self.fused = True
         for module in causal_lm(self.policy).modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.compile(dynamic=True)
+                module.compile()
 
     def forward(self, batch: TokenBatch) -> ActionOutputs:
         """Log-probability and entropy of each action token; the backbone runs once, only its states go further."""
@@ -85,7 +85,7 @@ class Actor(nn.Module):
             return score_actions(self.policy, batch, self.temperature, fused=self.fused).log_probs_N
 
 
-def score_actions(policy: nn.Module, batch: TokenBatch, temperature: float, *, fused: bool) -> ActionOutputs:
+def score_actions(policy: nn.Module, batch: TokenBatch, temperature: float, *, fused: bool = False) -> ActionOutputs:
     """Run a policy on a batch."""
     states_NH = action_states(policy, batch)
     log_probs_N, entropy_N = token_log_probs(causal_lm(policy), states_NH, batch.targets_N, temperature, fused=fused)

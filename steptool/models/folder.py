@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -35,7 +36,7 @@ def load_policy(policy_dir: Path, reference_dir: Path, config: PolicyConfig, see
         adapted: nn.Module = PeftModel.from_pretrained(
             load_model(reference_dir), policy_dir / ADAPTER, is_trainable=True
         )
-        return adapted
+        return _leave_inputs(adapted)
     if not _same_weights(policy_dir, reference_dir):
         raise ValueError(
             f"{policy_dir}: has no folder '{ADAPTER}' and other weights than the reference {reference_dir}; "
@@ -56,6 +57,14 @@ def new_adapter(model: PreTrainedModel, config: PolicyConfig, seed: int) -> nn.M
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted: nn.Module = get_peft_model(model, lora)
+    return _leave_inputs(adapted)
+
+
+def _leave_inputs(adapted: nn.Module) -> nn.Module:
+    """Keep peft from widening what goes into a float32 adapter: the training computes it in the model's precision."""
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
     return adapted
 
 

@@ -1,0 +1,396 @@
+"""What a GPU is good for: the tests marked gpu, then speed and memory of updates, log-probabilities and rollouts.
+
+    python -m scripts.gpu_check            ends within eight minutes on one H100 or H200
+    python -m scripts.gpu_check --small    the same on a CPU with the smallest sizes
+
+Every part runs in a process of its own and has seconds of its own, so that a failure or a limit of time in one loses
+nothing of the others. It needs no network. Beside torch, transformers, accelerate, peft, pyarrow, numpy, pyyaml and
+pytest it needs pydantic with pydantic-core, annotated-types and typing-inspection; nothing of Flyte, TRL or vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+PEAK = 989e12
+"""Dense bfloat16 operations per second of an H100 or H200 (SXM), from their data sheet."""
+_RESULT = "RESULT "
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the check."""
+
+    run: Callable[[bool], list[Row]]
+    """Called with whether the sizes are small; returns rows of the table."""
+    seconds: float
+    """How long it may take."""
+
+
+def run_tests(small: bool) -> list[Row]:
+    """The tests marked gpu; on a CPU they are skipped."""
+    files = ["tests/models/test_gpu.py", "tests/training/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    return [{"part": "tests", "exit code": done.returncode}]
+
+
+def measure_full(small: bool) -> list[Row]:
+    """A PPO update of all weights of a model of 0.5 billion parameters, layers compiled."""
+    return _measure_update("0.5B full", small, tokens_per_pass=16_384, sequences=8, compiled=True)
+
+
+def measure_full_plain(small: bool) -> list[Row]:
+    """The same without compiling."""
+    return _measure_update("0.5B full", small, tokens_per_pass=8_192, sequences=8, compiled=False)
+
+
+def measure_lora(small: bool) -> list[Row]:
+    """A PPO update of a LoRA adapter of rank 16 on a model of 7 billion parameters, layers compiled."""
+    return _measure_update("7B LoRA 16", small, tokens_per_pass=8_192, sequences=3, compiled=True)
+
+
+def measure_lora_checkpointed(small: bool) -> list[Row]:
+    """The same without compiling, with gradient checkpointing: the memory that remains is the least."""
+    return _measure_update("7B LoRA 16", small, tokens_per_pass=8_192, sequences=2, compiled=False, checkpointed=True)
+
+
+def _measure_update(
+    name: str, small: bool, tokens_per_pass: int, sequences: int, *, compiled: bool, checkpointed: bool = False
+) -> list[Row]:
+    import torch
+
+    from benchmarks.update import Size, make_actor, make_episodes, time_updates
+    from steptool.models.load import device
+    from steptool.training.plan import PassLimit
+
+    sizes = {
+        "0.5B full": Size(896, 24, 14, 2, 4864, 151_936, sequences, 8192),
+        "7B LoRA 16": Size(3584, 28, 28, 4, 18_944, 152_064, sequences, 8192, tied=False, lora_rank=16),
+    }
+    if small:
+        sizes = {
+            "0.5B full": Size(64, 2, 4, 2, 128, 20_000, sequences, 256),
+            "7B LoRA 16": Size(64, 2, 4, 2, 128, 20_000, sequences, 256, tied=False, lora_rank=16),
+        }
+        tokens_per_pass //= 32
+    size = sizes[name]
+    _say(f"building {name} on {device()}")
+    actor = make_actor(size, torch.bfloat16, device())
+    if checkpointed:
+        actor.checkpoint_activations()
+    if compiled and not small:
+        actor.compile_layers()
+    _say("scoring, then updates")
+    limit = PassLimit(1, tokens_per_pass, actor.packed)
+    speed = time_updates(actor, size, make_episodes(size, shortest=1.0), limit, updates=2 if small else 4)
+    flops = flops_per_token(size, speed.action_share) * speed.tokens
+    ways = ["compiled"] * compiled + ["checkpointed"] * checkpointed + ["packed" if actor.packed else "padded"]
+    return [
+        {
+            "part": f"update {name}",
+            "way": ", ".join(ways),
+            "tokens/s": round(speed.tokens),
+            "share of peak": f"{flops / PEAK:.1%}",
+            "scoring tokens/s": round(speed.scored),
+            "seconds an update": round(speed.seconds, 2),
+            "action tokens": f"{speed.action_share:.0%}",
+            "peak GB": _peak_gigabytes(),
+        }
+    ]
+
+
+def flops_per_token(size: Any, action_share: float) -> float:
+    """Operations that an update needs for one token, without those that are made a second time.
+
+    6 per weight of the layers, and per weight of the output layer for each action token (nothing else reaches it); 4
+    where the weight is frozen, and 6 for the adapter. Attention of T tokens, half of them masked: 6 * T * H in each
+    layer (queries times keys and weights times values, T * H each, three times: forward, and twice that backward).
+    """
+    head_dim = size.hidden // size.heads
+    linear = [
+        (size.hidden, size.hidden),
+        (size.hidden, size.key_value_heads * head_dim),
+        (size.hidden, size.key_value_heads * head_dim),
+        (size.hidden, size.hidden),
+        (size.hidden, size.intermediate),
+        (size.hidden, size.intermediate),
+        (size.intermediate, size.hidden),
+    ]
+    weights = size.layers * sum(a * b for a, b in linear)
+    adapter = size.layers * size.lora_rank * sum(a + b for a, b in linear)
+    head = size.vocabulary * size.hidden * action_share
+    per_weight = 4 if size.lora_rank else 6
+    attention = 6 * size.layers * size.length * size.hidden
+    return float(per_weight * (weights + head) + 6 * adapter + attention)
+
+
+def measure_attention(small: bool) -> list[Row]:
+    """Causal attention of 8,192 tokens, forward and backward: torch's kernels for variable lengths against SDPA."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from steptool.models.load import device
+
+    rows: list[Row] = []
+    length = 128 if small else 8192
+    for heads, key_value_heads, width in ((14, 2, 64), (28, 4, 128)):
+        shapes = [(1, count, length, width) for count in (heads, key_value_heads, key_value_heads)]
+        query, key, value = (
+            torch.randn(shape, device=device(), dtype=torch.bfloat16, requires_grad=True) for shape in shapes
+        )
+        ways = {"SDPA": partial(scaled_dot_product_attention, query, key, value, is_causal=True, enable_gqa=True)}
+        if device().type == "cuda":
+            ways["variable length"] = partial(_attend, query, key, value)
+        for name, way in ways.items():
+            seconds = _seconds(partial(_gradients, way, [query, key, value]))
+            flops = 6 * length * length * heads * width
+            rows.append(
+                {
+                    "part": f"attention {heads} heads of {width}", "way": name, "ms": round(1e3 * seconds, 2),
+                    "share of peak": f"{flops / seconds / PEAK:.1%}",
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    import torch
+
+    from steptool.models.attention import attend
+
+    return attend(torch.nn.Identity(), query, key, value, None)[0]
+
+
+def _gradients(way: Callable[[], Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Forward and backward."""
+    import torch
+
+    return torch.autograd.grad(way().sum(), inputs)
+
+
+def measure_log_probs(small: bool) -> list[Row]:
+    """Log-probabilities of 8,192 tokens at a vocabulary of 152k, forward and backward: in tiles against all at once."""
+    import torch
+    from torch import nn
+
+    from steptool.models.load import device
+    from steptool.models.logprobs import token_log_probs
+
+    count, hidden, vocabulary = (64, 64, 20_000) if small else (8192, 896, 151_936)
+    head = nn.Linear(hidden, vocabulary, bias=False).to(device(), torch.bfloat16)
+    states = torch.randn(count, hidden, device=device(), dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (count,), device=device())
+    lm: Any = _HeadOnly(head)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "tiles": lambda: token_log_probs(lm, states, targets)[0],
+        "all at once": lambda: head(states).float().log_softmax(-1).gather(-1, targets[:, None]),
+    }
+    if not small:
+        ways["tiles, compiled"] = lambda: token_log_probs(lm, states, targets, fused=True)[0]
+    rows: list[Row] = []
+    for name, way in ways.items():
+        run = partial(_gradients, way, [states, head.weight])
+        seconds = _seconds(run)
+        before = _reset_peak()
+        run()
+        peak = _peak_gigabytes()
+        rows.append(
+            {
+                "part": f"log-probabilities of {count} tokens, vocabulary {vocabulary}", "way": name,
+                "ms": round(1e3 * seconds, 1), "extra GB": None if peak is None else round(peak - before, 2),
+            }
+        )  # fmt: skip
+        _say(json.dumps(rows[-1]))
+    return rows
+
+
+class _HeadOnly:
+    """As much of a model as log-probabilities need."""
+
+    class config:  # noqa: N801
+        """Nothing between the output layer and the softmax."""
+
+        @staticmethod
+        def get_text_config() -> object:
+            """A configuration without fields."""
+            return object()
+
+    def __init__(self, head: Any) -> None:
+        self._head = head
+
+    def get_output_embeddings(self) -> Any:
+        """The output layer."""
+        return self._head
+
+
+def measure_rollout(small: bool) -> list[Row]:
+    """Episodes of six turns by our own engine, for a model of 0.5 billion parameters and for a small one."""
+    import torch
+
+    from benchmarks.rollout import NOTE, SENTENCE, Notebook, NoteCodec, make_queries
+    from benchmarks.update import Size, make_model
+    from steptool.config import RolloutConfig
+    from steptool.models.load import device, train_tokenizer
+    from steptool.policies.local import LocalPolicy
+    from steptool.rollout.runner import roll_out
+
+    codec = NoteCodec(train_tokenizer([SENTENCE, str(NOTE)] * 4))
+    sizes = {"0.5B": Size(896, 24, 14, 2, 4864, 151_936, 1, 1)}
+    if small:
+        sizes = {"tiny": Size(64, 2, 4, 2, 128, 4096, 1, 1)}
+    rows: list[Row] = []
+    for name, size in sizes.items():
+        model = make_model(size, torch.bfloat16, device())
+        model.get_output_embeddings().weight.data[len(codec.tokenizer) :] = 0.0
+        queries = make_queries()[: 4 if small else 64]
+        for episodes in (queries[:4], queries):
+            rollout = RolloutConfig(batch_size=len(episodes), max_steps=6, max_new_tokens=4 if small else 48)
+            policy = LocalPolicy(model, codec, name="random", rollout=rollout, max_context=2048, seed=0)
+            start = time.perf_counter()
+            played = [episode.trajectory for episode in roll_out(policy, episodes, Notebook())]
+            seconds = time.perf_counter() - start
+            rows.append(
+                {
+                    "part": f"rollout {name}", "way": f"{len(episodes)} episodes",
+                    "tokens/s": round(sum(t.action_tokens for t in played) / seconds),
+                    "seconds": round(seconds, 1), "peak GB": _peak_gigabytes(),
+                }
+            )  # fmt: skip
+            _say(json.dumps(rows[-1]))
+    return rows
+
+
+PARTS = {
+    "full": Part(measure_full, 130),
+    "lora": Part(measure_lora, 150),
+    "tests": Part(run_tests, 120),
+    "attention": Part(measure_attention, 30),
+    "log_probs": Part(measure_log_probs, 60),
+    "rollout": Part(measure_rollout, 60),
+    "full_plain": Part(measure_full_plain, 60),
+    "lora_checkpointed": Part(measure_lora_checkpointed, 70),
+}
+
+
+def run_part(name: str, small: bool, seconds: float) -> list[Row]:
+    """Run a part in a process of its own, pass on what it prints, and end it when its seconds are over."""
+    command = [sys.executable, "-u", "-m", "scripts.gpu_check", "--part", name, *["--small"] * small]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    rows: list[Row] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(_RESULT):
+            rows += json.loads(line.removeprefix(_RESULT))
+        else:
+            print(f"  {line.rstrip()}", flush=True)
+    code = process.wait()
+    timer.cancel()
+    return rows or [{"part": name, "way": f"no result after {seconds:.0f} s at most, exit code {code}"}]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every part, or one of them in this process, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="the smallest sizes, on a CPU")
+    parser.add_argument("--part", choices=list(PARTS), help="only this part, in this process")
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), help="only these parts")
+    parser.add_argument("--seconds", type=float, default=470.0, help="seconds for all parts together")
+    options = parser.parse_args(arguments)
+    if options.part:
+        rows = PARTS[options.part].run(options.small)
+        print(_RESULT + json.dumps(rows), flush=True)
+        return
+    end = time.monotonic() + options.seconds
+    describe_machine()
+    table: list[Row] = []
+    for name in options.only or PARTS:
+        seconds = min(PARTS[name].seconds, end - time.monotonic())
+        if seconds < 10:
+            table.append({"part": name, "way": "no time left"})
+            continue
+        print(f"== {name}, {seconds:.0f} s at most, {end - time.monotonic():.0f} s left", flush=True)
+        start = time.monotonic()
+        try:
+            table += run_part(name, options.small, seconds)
+        except Exception:  # the next part may still work
+            traceback.print_exc()
+        print(f"== {name} took {time.monotonic() - start:.0f} s", flush=True)
+    print("\n" + "\n".join("  ".join(f"{key}: {value}" for key, value in row.items()) for row in table), flush=True)
+
+
+def describe_machine() -> None:
+    """Print what the figures were measured on."""
+    import torch
+    import transformers
+
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    print(f"{card}, torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _seconds(run: Callable[[], object], repeats: int = 5) -> float:
+    """Seconds of one call, after two to warm up."""
+    for _ in range(2):
+        run()
+    _wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    _wait()
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _reset_peak() -> float:
+    """Start a new measurement of the peak; returns the gigabytes in use."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 1e9
+
+
+def _peak_gigabytes() -> float | None:
+    """The most GPU memory that tensors have held; None on a CPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 1) if torch.cuda.is_available() else None
+
+
+if __name__ == "__main__":
+    main()
