@@ -49,9 +49,9 @@ def audit(round_index: int, config: Config, queries: Parquet, played: list[Shard
     concatenate([part / "rewards.parquet" for part in scores], StepReward, rewards)
     costs = concatenate([part / names.COSTS for part in (*parts, *scores)], Cost, folder / names.COSTS)
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")
-    found = audit_files(download(queries), trajectories, rewards, config)
-    Deck("rewards", rewards_page(found, f"The rewards of round {round_index + 1}"))
-    check_thresholds(found, config.rewards.audit, f"round {round_index + 1}")
+    result = audit_files(download(queries), trajectories, rewards, config)
+    Deck("rewards", rewards_page(result, f"The rewards of round {round_index + 1}"))
+    check_thresholds(result, config.rewards.audit, f"round {round_index + 1}")
     return Audited(Parquet(str(trajectories)), Parquet(str(rewards)), Parquet(str(costs)))
 
 
@@ -73,12 +73,12 @@ def review_rewards(
     folder, scored = make_folder("audit"), download(rewards)
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")
     other = fetched(compare, make_folder("compared")) if compare else None
-    found = audit_files(download(queries), download(trajectories), scored, config, other)
-    html = rewards_page(found, f"The rewards by {found.annotator}")
+    result = audit_files(download(queries), download(trajectories), scored, config, other)
+    html = rewards_page(result, f"The rewards by {result.annotator}")
     (folder / PAGE).write_text(html, encoding="utf-8")
-    (folder / FIGURES).write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
+    (folder / FIGURES).write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n", encoding="utf-8")
     Deck("rewards", html)
-    for sentence in sentences(found):
+    for sentence in sentences(result):
         say("audit", sentence)
     return Reviewed(
         Parquet(deliver(scored, output, REWARDS_FILE)),

@@ -22,7 +22,7 @@ from steptool.report.run_inputs import (
     ScoredEpisode,
     summarise_round,
 )
-from steptool.rewards.audit import Audit
+from steptool.rewards.audit_figures import Audit
 from steptool.rewards.audit_files import audit_files
 from steptool.rewards.compose import step_rewards
 from steptool.rewards.farming import FarmingPoint, farming_points

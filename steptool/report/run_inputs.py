@@ -14,7 +14,7 @@ from steptool.contracts.columns import Row
 from steptool.evaluation.compare import GREEDY, SAMPLED
 from steptool.evaluation.results import Results, compute_results
 from steptool.records import Advantage, Cost, Metric, Query, StepReward, StepStatus, Trajectory
-from steptool.rewards.audit import Audit
+from steptool.rewards.audit_figures import Audit
 from steptool.rewards.farming import FarmingPoint, Rewards, idle_share
 
 MODELS = ("base", "warm_start", "steptool")

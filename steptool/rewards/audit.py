@@ -1,4 +1,4 @@
-"""Whether rewards can be trusted, before anything learns from them.
+"""The audit of rewards: whether they can be trusted, before anything learns from them.
 
 Step rewards of one or several annotators on the same trajectories become figures: what is missing, how far
 annotators agree, whether the reward tells solved episodes from others, whether length alone is paid for, what each
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
@@ -19,128 +18,27 @@ import numpy as np
 from steptool.config import RewardConfig
 from steptool.records import Query, StepReward, StepStatus, Trajectory
 from steptool.rewards.agreement import (
-    Estimate,
     auroc,
-    chance_auroc,
     confusion,
     difference,
     kappa,
     stability_index,
 )
+from steptool.rewards.audit_figures import Agreement, Audit, Drift, Separation, ToolScores
 from steptool.rewards.compose import compose
-from steptool.rewards.disagreement import COMPONENTS, YES, Dispute, Opinion, both, find_disputes, opinions_on, tool_of
-from steptool.rewards.farming import Farming, farming_points, idle_share, measure_farming
+from steptool.rewards.disagreement import (
+    COMPONENTS,
+    YES,
+    Scores,
+    find_disputes,
+    group_scores,
+    scored_by_both,
+    tool_name,
+)
+from steptool.rewards.farming import farming_points, idle_share, measure_farming
 
 _EDGES = (0.0, 0.25, 0.5, 0.75)
 """Upper ends of the bins of Contribution, but for the last."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Two annotators on one component of the same steps."""
-
-    one: str
-    other: str
-    component: str
-    table: tuple[tuple[int, int], tuple[int, int]]
-    """Steps by verdict: rows by the first annotator, columns by the other, no before yes."""
-    kappa: Estimate | None
-
-    @property
-    def steps(self) -> int:
-        """Steps that both scored."""
-        return sum(map(sum, self.table))
-
-    @property
-    def same(self) -> float:
-        """Share of them on which both say the same."""
-        return (self.table[0][0] + self.table[1][1]) / max(1, self.steps)
-
-
-@dataclass(frozen=True)
-class Separation:
-    """How well a figure of an episode tells the solved from the others."""
-
-    annotator: str
-    figure: str
-    """contribution: mean over the calls; steps: sum of the composed rewards before the last step; is_solved."""
-    auroc: Estimate | None
-    solved: int
-    """Solved episodes among those of the AUROC."""
-
-    def is_reversed(self) -> bool:
-        """Whether unsolved episodes have the higher figure, more clearly than chance would have it (5%, two-sided)."""
-        if self.auroc is None:
-            return False
-        return self.auroc.value < chance_auroc(self.solved, self.auroc.n - self.solved)[0]
-
-
-@dataclass(frozen=True)
-class ToolScores:
-    """What the calls of one tool were given. A mean over nothing is None."""
-
-    tool: str
-    calls: int
-    succ_calling: float | None
-    contribution: float | None
-    idle: float | None
-    """Share of the calls with a Contribution of 0."""
-    spread: tuple[int, ...]
-    """How many calls had which Contribution: 0, to .25, to .5, to .75, to 1."""
-
-
-@dataclass(frozen=True)
-class Drift:
-    """A component now against an earlier run."""
-
-    component: str
-    change: Estimate | None
-    """Mean now less mean then."""
-    index: float | None
-    """Population stability index: over 0.25 is a shift by custom."""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Figures about the rewards of one annotator, and about others on the same steps."""
-
-    annotator: str
-    others: Sequence[str]
-    episodes: int
-    steps: int
-    missing: Mapping[str, float]
-    """Share of the steps that ought to have a component and have none."""
-    reasons: Mapping[str, int]
-    """Missing votes by reason, as the annotator gave them."""
-    left_out: float
-    """Share of the episodes without a composed reward."""
-    idle: float | None
-    """Share of the calls with a Contribution of 0; None without any Contribution."""
-    solved_calls: int
-    """Successful calls with a Contribution in solved episodes."""
-    step_rewards: bool
-    """Whether the steps before the last are rewarded at all."""
-    judged: int
-    """Episodes with a verdict by the environment; 0: separation is against the annotator's own IsSolved."""
-    agreements: Sequence[Agreement]
-    separations: Sequence[Separation]
-    farming: Sequence[Farming]
-    tools: Sequence[ToolScores]
-    disputes: Sequence[Dispute]
-    drifts: Sequence[Drift]
-
-    def contribution_kappa(self) -> Estimate | None:
-        """Agreement on Contribution with the first of the others; None if there is none or it is not defined."""
-        found = (a.kappa for a in self.agreements if a.one == self.annotator and a.component == "contribution")
-        return next(found, None)
-
-    def contribution_separation(self) -> Separation:
-        """Separation by the annotator's mean Contribution."""
-        return next(s for s in self.separations if s.annotator == self.annotator and s.figure == "contribution")
-
-    def contribution_auroc(self) -> Estimate | None:
-        """The AUROC of the annotator's mean Contribution; None where it is not defined."""
-        return self.contribution_separation().auroc
 
 
 def audit(
@@ -157,29 +55,31 @@ def audit(
     `rows` may hold several annotators; the first one's are those to learn from. `earlier` are rows of another run, by
     whichever annotator. Raises ValueError where no row is about the trajectories.
     """
-    opinions = opinions_on(trajectories, rows)
-    if not opinions:
+    by_annotator = group_scores(trajectories, rows)
+    if not by_annotator:
         raise ValueError(f"no row of the rewards is about one of the {len(trajectories)} trajectories given")
-    (main, scores), *_ = opinions.items()
-    needed = [compose(scores.get(t.trajectory_id, ()), config, reward) for t in trajectories]
-    rewards = [compose(scores.get(t.trajectory_id, ()), config) for t in trajectories]
+    (main, scores), *_ = by_annotator.items()
+    learned = [compose(scores.get(t.trajectory_id, ()), config, reward) for t in trajectories]
+    step_rewards = [compose(scores.get(t.trajectory_id, ()), config) for t in trajectories]
     return Audit(
         annotator=main,
-        others=list(opinions)[1:],
+        others=list(by_annotator)[1:],
         episodes=len(trajectories),
         steps=sum(len(t.steps) for t in trajectories),
         missing={c: _missing(trajectories, scores, c) for c in COMPONENTS},
         reasons=_missing_reasons(scores),
-        left_out=sum(r is None for r in needed) / max(1, len(needed)),
+        left_out=sum(r is None for r in learned) / max(1, len(learned)),
         idle=idle_share(_call_contributions(trajectories, scores)),
         solved_calls=_count_solved_calls(trajectories, scores),
         step_rewards=reward == "step" and config.step_weight > 0,
         judged=sum(t.solved is not None for t in trajectories),
-        agreements=[a for pair in combinations(opinions, 2) for a in _agreements(trajectories, opinions, *pair)],
-        separations=[s for name in opinions for s in _separations(trajectories, name, opinions[name], config)],
-        farming=measure_farming(farming_points(trajectories, rewards)),
+        agreements=[
+            a for pair in combinations(by_annotator, 2) for a in _agreements(trajectories, by_annotator, *pair)
+        ],
+        separations=[s for name in by_annotator for s in _separations(trajectories, name, by_annotator[name], config)],
+        farming=measure_farming(farming_points(trajectories, step_rewards)),
         tools=_tools(trajectories, scores),
-        disputes=find_disputes(queries, trajectories, opinions, disputes),
+        disputes=find_disputes(queries, trajectories, by_annotator, disputes),
         drifts=list(_drifts(earlier, scores)),
     )
 
@@ -189,8 +89,8 @@ def _before_last(rows: Sequence[StepReward], config: RewardConfig) -> float | No
     return None if composed is None else float(composed[:-1].sum())
 
 
-def _missing(trajectories: Sequence[Trajectory], scores: Opinion, component: str) -> float:
-    """Finish has no Contribution, and only the last step has an IsSolved."""
+def _missing(trajectories: Sequence[Trajectory], scores: Scores, component: str) -> float:
+    """Share of missing scores. A Finish has no Contribution, and only the last step has an IsSolved."""
     due = absent = 0
     for t in trajectories:
         rows, last = scores.get(t.trajectory_id), len(t.steps) - 1
@@ -204,7 +104,7 @@ def _missing(trajectories: Sequence[Trajectory], scores: Opinion, component: str
     return absent / max(1, due)
 
 
-def _missing_reasons(scores: Opinion) -> Counter[str]:
+def _missing_reasons(scores: Scores) -> Counter[str]:
     """The problems that a judge kept in the votes of the last step of each episode."""
     reasons: Counter[str] = Counter()
     for rows in scores.values():
@@ -215,14 +115,14 @@ def _missing_reasons(scores: Opinion) -> Counter[str]:
     return reasons
 
 
-def _call_contributions(trajectories: Sequence[Trajectory], scores: Opinion) -> Iterator[float | None]:
+def _call_contributions(trajectories: Sequence[Trajectory], scores: Scores) -> Iterator[float | None]:
     for t in trajectories:
         for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
             if step.status is not StepStatus.FINISH:
                 yield row.contribution
 
 
-def _count_solved_calls(trajectories: Sequence[Trajectory], scores: Opinion) -> int:
+def _count_solved_calls(trajectories: Sequence[Trajectory], scores: Scores) -> int:
     """Successful calls that have a Contribution, in episodes that the environment or the annotator calls solved."""
     count = 0
     for t in trajectories:
@@ -235,10 +135,10 @@ def _count_solved_calls(trajectories: Sequence[Trajectory], scores: Opinion) -> 
 
 
 def _agreements(
-    trajectories: Sequence[Trajectory], opinions: Mapping[str, Opinion], one: str, other: str
+    trajectories: Sequence[Trajectory], by_annotator: Mapping[str, Scores], one: str, other: str
 ) -> Iterator[Agreement]:
     for component in COMPONENTS:
-        pairs = [(a, b) for *_, a, b in both(trajectories, opinions[one], opinions[other], component)]
+        pairs = [(a, b) for *_, a, b in scored_by_both(trajectories, by_annotator[one], by_annotator[other], component)]
         yes = np.array(pairs, dtype=np.float64).reshape(-1, 2) >= YES
         table = confusion(yes[:, 0], yes[:, 1])
         (a, b), (c, d) = table.tolist()
@@ -246,9 +146,9 @@ def _agreements(
 
 
 def _separations(
-    trajectories: Sequence[Trajectory], name: str, scores: Opinion, config: RewardConfig
+    trajectories: Sequence[Trajectory], name: str, scores: Scores, config: RewardConfig
 ) -> Iterator[Separation]:
-    """Against the environment's verdict, and where it has none against the annotator's own IsSolved."""
+    """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
     known = [t for t in trajectories if scores.get(t.trajectory_id)]
     own = not any(t.solved is not None for t in known)
     figures: dict[str, Callable[[Sequence[StepReward]], float | None]] = {
@@ -270,17 +170,17 @@ def _separations(
         yield Separation(name, figure, auroc([value for value, _ in points], solved), sum(solved))
 
 
-def _tools(trajectories: Sequence[Trajectory], scores: Opinion) -> list[ToolScores]:
-    """Tools by the number of their calls; Finish is none."""
+def _tools(trajectories: Sequence[Trajectory], scores: Scores) -> list[ToolScores]:
+    """Scores by tool, the most frequent tool first, without Finish."""
     rows: dict[str, list[StepReward]] = defaultdict(list)
     for t in trajectories:
         for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
             if step.status is not StepStatus.FINISH:
-                rows[tool_of(step)].append(row)
-    return [_given(tool, own) for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
+                rows[tool_name(step)].append(row)
+    return [_tool_scores(tool, own) for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
 
 
-def _given(tool: str, rows: Sequence[StepReward]) -> ToolScores:
+def _tool_scores(tool: str, rows: Sequence[StepReward]) -> ToolScores:
     known = [r.contribution for r in rows if r.contribution is not None]
     spread = np.bincount(np.digitize(known, _EDGES, right=True), minlength=len(_EDGES) + 1)
     return ToolScores(
@@ -293,7 +193,7 @@ def _given(tool: str, rows: Sequence[StepReward]) -> ToolScores:
     )
 
 
-def _drifts(earlier: Iterable[StepReward], scores: Opinion) -> Iterator[Drift]:
+def _drifts(earlier: Iterable[StepReward], scores: Scores) -> Iterator[Drift]:
     before = list(earlier)
     for component in COMPONENTS if before else ():
         then = [score for r in before if (score := getattr(r, component)) is not None]

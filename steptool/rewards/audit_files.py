@@ -16,7 +16,8 @@ from steptool.contracts.tables import iterate_records
 from steptool.judge.votes import count_reasons
 from steptool.records import StepReward, Trajectory
 from steptool.rewards.annotators import make_annotator, score_steps
-from steptool.rewards.audit import Audit, audit
+from steptool.rewards.audit import audit
+from steptool.rewards.audit_figures import Audit
 
 LARGEST = 20_000
 """Most trajectories that an audit reads. Of a larger file it takes as many, evenly spaced."""

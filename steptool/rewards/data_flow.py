@@ -74,22 +74,22 @@ def _use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[
 def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> _Facts:
     instruction, hints = normalise(query.instruction), tools_that_write(query.tools)
     seen = [_user_text(query, trajectory)]
-    known, made = set[tuple[str, str]](), set[str]()
+    known, calls = set[tuple[str, str]](), set[str]()
     news, informed, wrote = [], [], []
     for step, failed in zip(trajectory.steps, failures, strict=True):
         key, response = _key(step), payload(step.observation)
         returned = values(response)
-        asked = {normalise(str(leaf)) for leaf in leaves(step.call.arguments)} if step.call else set()
-        about = {value: set(product(asked or {""}, [value])) for value in returned}
-        first = not failed and key not in made
-        found = frozenset[str]()
+        arguments = {normalise(str(leaf)) for leaf in leaves(step.call.arguments)} if step.call else set()
+        about = {value: set(product(arguments or {""}, [value])) for value in returned}
+        first = not failed and key not in calls
+        fresh = frozenset[str]()
         if first:
-            made.add(key)
-            new = (value for value, pairs in about.items() if value not in asked and not known & pairs)
-            found = frozenset(value for value in new if not mentions(instruction, value))
+            calls.add(key)
+            new = (value for value, pairs in about.items() if value not in arguments and not known & pairs)
+            fresh = frozenset(value for value in new if not mentions(instruction, value))
         wrote.append(not failed and changes_state(step, hints))
         informed.append(first and wrote[-1] and _is_informed(step, "\n".join(seen)))
-        news.append(found)
+        news.append(fresh)
         known.update(*about.values())
         if not failed and step.call:
             seen.append(text_of(response))

@@ -118,7 +118,7 @@ def _failure_in(fields: Mapping[Any, Any]) -> str:
         if _is_error_code(low.get(key)):
             return f"{key}: {low[key]}"
     if low and all(key in _MESSAGE_KEYS for key in low):
-        return next(filter(None, (_failure_of_text(str(said)) for said in low.values())), "")
+        return next(filter(None, (_failure_of_text(str(text)) for text in low.values())), "")
     return ""
 
 
@@ -167,14 +167,13 @@ def text_of(value: Any) -> str:
 
 
 def values(value: Any) -> frozenset[str]:
-    """The values, normalised, that a reader could carry on.
+    """The values that a later call or the answer could use, normalised.
 
-    They are the leaves of structures, and of prose its identifiers, numbers and names.
-
-    Truth values, null, single letters and bare words of success are no values: they say nothing of their own.
+    They are the leaves of structures, and the identifiers, numbers and names in prose. Truth values, null, single
+    letters and bare words of success are left out: they say nothing of their own.
     """
-    found = (v for leaf in leaves(value) for v in _values_of(leaf))
-    return frozenset(v for v in map(normalise, found) if v not in _NO_VALUE and not (len(v) == 1 and v.isalpha()))
+    parts = map(normalise, (part for leaf in leaves(value) for part in _values_of(leaf)))
+    return frozenset(v for v in parts if v not in _NO_VALUE and not (len(v) == 1 and v.isalpha()))
 
 
 def _values_of(leaf: Any) -> Iterable[str]:

@@ -43,8 +43,8 @@ class RunningScale:
     @property
     def deviation(self) -> float:
         """Standard deviation of the rewards; 1 while they do not vary."""
-        found = float(np.sqrt(self.deviations / self.count)) if self.count else 0.0
-        return found if found > _LEAST else 1.0
+        deviation = float(np.sqrt(self.deviations / self.count)) if self.count else 0.0
+        return deviation if deviation > _LEAST else 1.0
 
     def apply(self, rewards: Sequence[Rewards | None]) -> list[Rewards | None]:
         """Rewards divided by the deviation. No mean is taken off: that would pay or fine every further step."""

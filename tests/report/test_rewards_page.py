@@ -9,7 +9,8 @@ import pytest
 from steptool.config import RewardConfig
 from steptool.records import Query
 from steptool.report.rewards_page import rewards_page, section, sentences
-from steptool.rewards.audit import Audit, audit
+from steptool.rewards.audit import audit
+from steptool.rewards.audit_figures import Audit
 
 HOSTILE = '</pre><script>document.title="owned"</script>'
 Make = Callable[..., Any]
