@@ -39,6 +39,10 @@ class Tools(Protocol):
         """The verdict of `solved`; None without one. Raises VerdictError where it fails."""
         ...
 
+    def next_turn(self, final_answer: str) -> str | None:
+        """What the user says next; None without `next_turn`, or where it returns None."""
+        ...
+
     def close(self) -> None:
         """Release what the episode holds."""
         ...
@@ -115,6 +119,10 @@ class FunctionsSession(Session):
     def solved(self, final_answer: str | None) -> float | None:
         """What `solved` returns; None without such a function. Raises VerdictError where it fails."""
         return self._tools.solved(final_answer)
+
+    def next_turn(self, final_answer: str) -> str | None:
+        """What `next_turn` returns; None without such a function. Raises RuntimeError where it fails."""
+        return self._tools.next_turn(final_answer)
 
     def close(self) -> None:
         """Release what the episode holds."""

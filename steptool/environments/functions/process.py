@@ -55,7 +55,7 @@ class ProcessTools:
         except _Lost as error:
             self._state_lost = True
             return failed_result(StepStatus.TOOL_ERROR, f"{error}; {_ANEW}")
-        return ToolResult(StepStatus(reply["status"]), reply["observation"])
+        return ToolResult(StepStatus(reply["status"]), reply["observation"], reply["ends_episode"])
 
     def solved(self, final_answer: str | None) -> float | None:
         """The verdict of `solved`. Raises VerdictError where it fails, and where the state of the episode was lost."""
@@ -69,6 +69,19 @@ class ProcessTools:
             raise VerdictError(reply["problem"])
         verdict: float | None = reply["verdict"]
         return verdict
+
+    def next_turn(self, final_answer: str) -> str | None:
+        """What `next_turn` returns; None where the episode's state was lost. Raises RuntimeError where it fails."""
+        if self._state_lost:
+            return None
+        try:
+            reply = self._ask({"next_turn": final_answer})
+        except _Lost as error:
+            raise RuntimeError(str(error)) from None
+        if "problem" in reply:
+            raise RuntimeError(reply["problem"])
+        text: str | None = reply["text"]
+        return text
 
     def close(self) -> None:
         """End the process and all that it has started."""
@@ -141,10 +154,12 @@ def _reply(tools: EpisodeTools, request: Mapping[str, Any]) -> dict[str, Any]:
         result = tools.call(request["call"], request["arguments"])
         if len(result.observation) > _LARGEST // 8:  # a character takes six bytes of JSON at most, and some are left
             result = failed_result(StepStatus.TOOL_ERROR, "the result is too long")
-        return {"status": result.status, "observation": result.observation}
+        return {"status": result.status, "observation": result.observation, "ends_episode": result.ends_episode}
     try:
+        if "next_turn" in request:
+            return {"text": tools.next_turn(request["next_turn"])}
         return {"verdict": tools.solved(request["solved"])}
-    except VerdictError as error:
+    except (VerdictError, RuntimeError) as error:
         return {"problem": str(error)}
 
 

@@ -19,7 +19,12 @@ from steptool.environments.functions.signatures import ArgumentError, ArgumentTy
 from steptool.records import StepStatus
 
 VERDICT = "solved"
-"""Name of the function that is no tool but judges an episode: solved(final_answer, reference) -> float | None."""
+"""Name of the function that judges an episode: solved(final_answer, reference) -> float | None."""
+NEXT_TURN = "next_turn"
+"""Name of the function that is the user: next_turn(final_answer, reference) -> str | None, what the user says next."""
+ENDED = "ended"
+"""Name of the function that is asked after each call whether the episode is over: ended() -> bool."""
+_NO_TOOLS = (VERDICT, NEXT_TURN, ENDED)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Toolbox:
     make: Callable[..., Any]
     """Makes the object of an episode from the state of its task."""
     functions: Mapping[str, Callable[..., Any]]
-    """The tools by name, without `solved`."""
+    """The tools by name, without `solved`, `next_turn` and `ended`."""
 
     @cached_property
     def argument_types(self) -> Mapping[str, ArgumentTypes]:
@@ -48,7 +53,7 @@ def load_toolbox(named: str) -> Toolbox:
         methods = {name: getattr(found, name) for name in names if _is_python(getattr(found, name))}
         if not methods:
             raise ConfigError(f"tools.functions: the class '{named}' has no public methods, which would be its tools")
-        return Toolbox(found, _without_verdict(methods))
+        return Toolbox(found, _only_tools(methods))
     if not isinstance(found, list | tuple) or not found or not all(map(_is_python, found)):
         raise ConfigError(f"tools.functions: '{named}': expected a class or a list of functions, got {found!r}")
     functions = {function.__name__: function for function in found}
@@ -56,7 +61,7 @@ def load_toolbox(named: str) -> Toolbox:
         names_given = [function.__name__ for function in found]
         raise ConfigError(f"tools.functions: '{named}' lists several functions of one name: {names_given}")
     stateless = SimpleNamespace(**functions)
-    return Toolbox(lambda: stateless, _without_verdict(functions))
+    return Toolbox(lambda: stateless, _only_tools(functions))
 
 
 class EpisodeTools:
@@ -80,19 +85,27 @@ class EpisodeTools:
         except BaseException as error:  # a validator of a user's own type
             return failed_result(StepStatus.TOOL_ERROR, describe_error(error))
         try:
-            return ToolResult(StepStatus.OK, _text(self._run(getattr(self._object(), name), **converted)))
+            text = _text(self._run(getattr(self._object(), name), **converted))
+            return ToolResult(StepStatus.OK, text, ends_episode=bool(self._run_optional(ENDED)))
         except BaseException as error:  # KeyboardInterrupt and the like come from the tool: no key reaches this thread
             return failed_result(StepStatus.TOOL_ERROR, describe_error(error))
 
     def solved(self, final_answer: str | None) -> float | None:
         """What `solved` returns; None without such a function. Raises VerdictError where it fails, and nothing else."""
         try:
-            function = getattr(self._object(), VERDICT, None)
-            if function is None:
-                return None
-            return _share(self._run(function, final_answer, copy.deepcopy(dict(self._reference))))
+            return _share(self._run_optional(VERDICT, final_answer, copy.deepcopy(dict(self._reference))))
         except BaseException as error:
             raise VerdictError(f"tools.functions: '{VERDICT}' failed: {describe_error(error)}") from None
+
+    def next_turn(self, final_answer: str) -> str | None:
+        """What `next_turn` returns; None without such a function. Raises RuntimeError where it fails."""
+        try:
+            text = self._run_optional(NEXT_TURN, final_answer, copy.deepcopy(dict(self._reference)))
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"expected a text or None, got {text!r}")
+            return text
+        except BaseException as error:
+            raise RuntimeError(f"tools.functions: '{NEXT_TURN}' failed: {describe_error(error)}") from None
 
     def close(self) -> None:
         """End the event loop, and with it what still runs there."""
@@ -103,6 +116,11 @@ class EpisodeTools:
         if self._made is None:
             self._made = self._toolbox.make(**copy.deepcopy(dict(self._state)))
         return self._made
+
+    def _run_optional(self, name: str, *arguments: Any) -> Any:
+        """What the function of this name returns; None if there is none."""
+        function = getattr(self._object(), name, None)
+        return None if function is None else self._run(function, *arguments)
 
     def _run(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
         result = function(*arguments, **named)
@@ -135,8 +153,8 @@ def _share(verdict: Any) -> float | None:
     return None if verdict is None else float(verdict)
 
 
-def _without_verdict(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    return {name: function for name, function in functions.items() if name != VERDICT}
+def _only_tools(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    return {name: function for name, function in functions.items() if name not in _NO_TOOLS}
 
 
 def _is_python(value: Any) -> bool:

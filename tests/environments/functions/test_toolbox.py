@@ -68,6 +68,10 @@ HOSTILE = '''
                     return "awaited"
             return Later()
 
+        def next_turn(self, final_answer, reference):
+            said = {"number": 7, "none": None, "text": "and then?"}
+            return said[final_answer] if final_answer in said else self.fail(final_answer)
+
         def solved(self, final_answer, reference):
             return 1.0 if final_answer == "fine" else self.fail(final_answer)
 '''
@@ -121,6 +125,17 @@ def test_coroutines_of_an_episode_share_an_event_loop(session: Callable[..., Lim
     playing = session()
     observations = [playing.call(ToolCall(name, {})).observation for name in ("open", "read", "awaitable")]
     assert observations == ["open", "opened before", "awaited"]
+    playing.close()
+
+
+def test_the_user_speaks_with_next_turn(session: Callable[..., LimitedSession]) -> None:
+    playing = session()
+    assert (playing.next_turn("text"), playing.next_turn("none")) == ("and then?", None)
+    with pytest.raises(RuntimeError, match="'next_turn' failed: TypeError: expected a text or None, got 7"):
+        playing.next_turn("number")
+    with pytest.raises(RuntimeError, match="'next_turn' failed: KeyboardInterrupt"):
+        playing.next_turn("key")
+    assert playing.call(ToolCall("next_turn", {})).status is StepStatus.UNKNOWN_TOOL
     playing.close()
 
 
