@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 import tempfile
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -181,11 +183,11 @@ def main() -> None:
 
 
 def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:
-    """Run a workflow of the checkout in this process."""
+    """Run a workflow of the checkout in this process. What it hands from stage to stage is removed if it succeeds."""
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    module = _import_from_checkout(f"workflows.{workflow}")
-    getattr(module, workflow)(**inputs)
+    getattr(_import_from_checkout(f"workflows.{workflow}"), workflow)(**inputs)
+    shutil.rmtree(_scratch_folder(), ignore_errors=True)
 
 
 def _parquet(path: Path) -> Any:
@@ -203,9 +205,18 @@ def _import_from_checkout(module: str) -> Any:
             f"{checkout} has no {file.relative_to(checkout)}. This command runs the workflows of a checkout, which are "
             "no part of the installed library: change into a clone, or `import steptool` in Python (docs/notebook.md)"
         )
+    _scratch_folder()
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
     return importlib.import_module(module)
+
+
+@cache
+def _scratch_folder() -> Path:
+    """The temporary folder of this run. Made before flytekit is imported, which makes its own in it."""
+    folder = tempfile.mkdtemp(prefix="steptool-run-")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    return Path(folder)
 
 
 def _print_plan(config: Config) -> None:
@@ -224,6 +235,8 @@ def _keep_stack(error: Exception) -> str:
 
 def _end(code: int, text: str) -> None:
     print(printable(f"steptool: {text}"), file=sys.stderr)
+    if _scratch_folder.cache_info().currsize:
+        print(f"steptool: unfinished work is in {_scratch_folder()}; steptool clean removes it", file=sys.stderr)
     sys.exit(code)
 
 

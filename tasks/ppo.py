@@ -10,6 +10,7 @@ from steptool.config import Config
 from steptool.contracts.tables import read_records, write_records
 from steptool.records import Advantage, Cost, Metric, StepReward
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
+from tasks.runtime.local_files import discard
 from tasks.runtime.stage import stage
 
 
@@ -78,6 +79,8 @@ def ppo(
         round_index=round_index,
         rounds=config.ppo.rounds,
     )
+    checkpoints.remove()
+    discard(download(policy), download(reference))
     return Improved(
         Model(str(folder)),
         Parquet(str(advantages)),

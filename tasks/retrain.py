@@ -1,7 +1,5 @@
 """Retraining: find new data, decide whether the challenger replaces the champion, and report the run."""
 
-import os
-import shutil
 import uuid
 from datetime import datetime
 from typing import NamedTuple
@@ -79,10 +77,10 @@ def promote(
     from steptool.records import Evaluation
     from steptool.registry import Registry
     from steptool.retraining.contamination import read_trained_on, write_trained_on
-    from steptool.retraining.promotion import describe_version, settle
+    from steptool.retraining.promotion import copy_model, describe_version, settle
 
     opened, folder = Registry(registry), make_folder("challenger")
-    shutil.copytree(download(model), folder, dirs_exist_ok=True, copy_function=os.link)
+    copy_model(download(model), folder)
     trained_on = read_trained_on(opened.model_place(plan.champion)) if plan.champion else frozenset()
     write_trained_on(folder, read_queries(download(queries)), trained_on)
     metadata = describe_version(config, plan, decision, read_rows(download(rows), Evaluation), code_version())

@@ -95,6 +95,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
         checkpoints=checkpoints.folder,
         on_checkpoint=checkpoints.save,
     )
+    checkpoints.remove()
     sign(folder, start, "warm_start", [download(queries), download(lessons)])
     cost = watch.cost(count_tokens(examples, config.warm_start))
     figures = make_folder("figures")

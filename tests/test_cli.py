@@ -96,9 +96,10 @@ def test_a_stage_that_fails_ends_the_command_with_its_cause_and_keeps_the_stack(
     override = f"data={{source: jsonl, paths: [{broken}], train_queries: 1}}"
     code, _, error = run("ingest", config, "--output", tmp_path / "out", "--set", override, TMPDIR=str(tmp_path))
     assert code == 1
-    assert error.startswith("steptool: ingest: ") and len(error.splitlines()) == 1
-    (stack,) = tmp_path.glob("steptool-ingest-*.txt")
-    assert str(stack) in error and "Traceback" in stack.read_text()
+    cause, rest = error.splitlines()
+    (stack,) = tmp_path.glob("steptool-run-*/steptool-ingest-*.txt")
+    assert cause.startswith("steptool: ingest: ") and str(stack) in cause and "Traceback" in stack.read_text()
+    assert rest == f"steptool: unfinished work is in {stack.parent}; steptool clean removes it"
 
 
 def test_ingest_view_export_and_annotate_run_the_workflows(ingested: Path, config: Path) -> None:
@@ -114,20 +115,24 @@ def test_ingest_view_export_and_annotate_run_the_workflows(ingested: Path, confi
     assert (ingested / "sft.parquet").is_file() and (ingested / "audit.html").is_file()
 
 
-def test_evaluate_compares_the_policies(config: Path) -> None:
-    code, output, error = run("evaluate", config, "--output", config.parent / "evaluation")
+def test_evaluate_compares_the_policies_and_leaves_nothing_behind(config: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "temporary"
+    scratch.mkdir()
+    code, output, error = run("evaluate", config, "--output", config.parent / "evaluation", TMPDIR=str(scratch))
     assert code == 0, error
+    assert [path.name for path in scratch.iterdir() if path.name.startswith(("flyte", "steptool"))] == []
     assert "reference" in output and (config.parent / "evaluation" / "evaluation.html").is_file()
 
 
 def test_clean_removes_what_old_runs_left_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("flyte-old/a", "flyte-new/a", "other/a"):
+    for name in ("flyte-old12345/a", "flytenew12345/a", "flyte_of_mine/a"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "model").write_bytes(b"x" * 2_000_000)
-    for path in [*tmp_path.glob("flyte-old/**/*"), tmp_path / "flyte-old"]:
+    for path in [*tmp_path.glob("flyte-old12345/**/*"), tmp_path / "flyte-old12345"]:
         os.utime(path, (0, 0))
     code, output, _ = run("clean", "--dry-run", TMPDIR=str(tmp_path))
-    assert code == 0 and f"would remove {tmp_path}/flyte-old  2.0 MB" in output and (tmp_path / "flyte-old").exists()
+    assert code == 0 and f"would remove {tmp_path}/flyte-old12345  2.0 MB" in output
+    assert (tmp_path / "flyte-old12345").exists()
     code, output, _ = run("clean", TMPDIR=str(tmp_path))
     assert code == 0 and output.splitlines()[-1] == "2.0 MB in 1 places"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["flyte-new", "other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flyte_of_mine", "flytenew12345"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +21,11 @@ from steptool.retraining.plan import RetrainingPlan
 _NO_CAUSE = "the error has no message"
 _MESSAGE_HEADING, _LOCAL_PREFIX = "\nMessage:\n", "Error encountered while executing"
 """What Flyte puts before an exception's own message: on a cluster after the traceback, and in a local run."""
+
+
+def copy_model(model: Path, folder: Path) -> None:
+    """Put the files of a model into a folder: as links where both are on one file system, else as copies."""
+    shutil.copytree(model, folder, dirs_exist_ok=True, copy_function=_link_or_copy)
 
 
 def settle(
@@ -44,6 +51,13 @@ def settle(
         reasons = [f"stale comparison: {conflict}"]
         return RunOutcome(result=Result.REFUSED, reasons=reasons, version=version, stale=True, decision=decision)
     return RunOutcome(result=Result.PROMOTED, reasons=[gain], version=version, decision=decision)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def describe_version(

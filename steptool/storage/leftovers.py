@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -10,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_PATTERNS = ("flyte-*", "steptool-*.txt")
-"""Folders in which flytekit runs workflows locally, and files with the stack of an error."""
+_PATTERN = re.compile(r"flyte-?\w{8}|steptool-run-\w{8}|steptool-[\w-]+\.txt")
+"""Folders in which flytekit runs workflows locally, those of the command, and files with the stack of an error."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ def find_leftovers(hours: float) -> list[Leftover]:
     """The files and folders of this user that were not touched for so many hours."""
     latest = time.time() - hours * 3600
     folder = Path(tempfile.gettempdir())
-    found = [_measure(path) for pattern in _PATTERNS for path in sorted(folder.glob(pattern)) if _is_own(path)]
-    return [leftover for leftover, touched in found if touched <= latest]
+    matching = [path for path in sorted(folder.iterdir()) if _PATTERN.fullmatch(path.name) and _is_own(path)]
+    return [leftover for leftover, touched in map(_measure, matching) if touched <= latest]
 
 
 def remove_leftovers(leftovers: Iterable[Leftover]) -> None:

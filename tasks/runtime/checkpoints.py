@@ -6,13 +6,18 @@ So a checkpoint that was restored is stored again at once.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flytekit import current_context
 from flytekit.exceptions.user import FlyteDataNotFoundException
 
 from steptool.artifacts.progress import first_process, say
 from tasks.runtime.artifacts import make_folder
+from tasks.runtime.local_files import discard
 
 _ARCHIVE = "state.tar"
+_LOCAL_STORE = "__cp"
+"""Folder in which flytekit stores the checkpoints of a local run."""
 
 
 class Checkpoints:
@@ -34,6 +39,11 @@ class Checkpoints:
         archive = pack(self.folder, make_folder("packed") / _ARCHIVE)
         self._store.save(archive)
         archive.unlink()
+
+    def remove(self) -> None:
+        """Remove the state from a local disk when the training has ended; nothing goes on from it any more."""
+        discard(self.folder)
+        discard(Path(current_context().working_directory) / _LOCAL_STORE)
 
     def _restore(self) -> bool:
         """Whether a complete checkpoint of an earlier attempt is in the folder now."""

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import click
-from flytekit import FlyteContextManager
 from flytekit.exceptions.base import FlyteException
 from flytekit.exceptions.user import FlyteRecoverableException
 
 from steptool.artifacts.progress import describe_error
 from steptool.environments.base import TransportError
+from tasks.runtime.local_files import runs_locally
 
 _TRANSIENT_ERRNOS = frozenset(
     {
@@ -65,7 +65,7 @@ def classify_errors(stage: str, retries: int) -> Iterator[None]:
     except (StageFailed, FlyteRecoverableException):
         raise  # an inner stage has reported it
     except (Exception, SystemExit) as error:
-        if _runs_locally():
+        if runs_locally():
             _fail_locally(stage, error)
         transient = is_transient(error)
         advice = f"Flyte tries it again, at most {retries} times" if transient else "it is not tried again"
@@ -77,12 +77,6 @@ def classify_errors(stage: str, retries: int) -> Iterator[None]:
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed: the error or one of its causes is a fault that comes and goes."""
     return any(map(_is_transient_itself, _causes(error)))
-
-
-def _runs_locally() -> bool:
-    """Whether `pyflyte run` or a Python program runs the stage in its own process, and not a pod."""
-    state = FlyteContextManager.current_context().execution_state
-    return bool(state and state.is_local_execution())
 
 
 def _fail_locally(stage: str, error: BaseException) -> NoReturn:

@@ -1,11 +1,20 @@
 import json
+import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from steptool.config import Config
 from steptool.retraining.outcome import Result, RunOutcome
-from steptool.retraining.promotion import describe_failure, describe_run, describe_version, find_cause, settle
+from steptool.retraining.promotion import (
+    copy_model,
+    describe_failure,
+    describe_run,
+    describe_version,
+    find_cause,
+    settle,
+)
 
 
 @pytest.fixture
@@ -131,3 +140,14 @@ def test_a_run_is_recorded_with_all_its_figures(plan, decision):
     )
     assert document["new"][0]["sha256"] == "ab" * 32 and document["decision"]["criteria"][0]["mean"] == 0.3
     assert document["page"] == "runs/page.html" and document["version"] == "v1"
+
+
+@pytest.mark.parametrize("elsewhere", [None, Path("/dev/shm")], ids=["same file system", "another file system"])
+def test_a_model_is_copied_to_any_file_system(tmp_path: Path, elsewhere: Path | None) -> None:
+    if elsewhere and (not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev):
+        pytest.skip("no second file system here")
+    (tmp_path / "model" / "training").mkdir(parents=True)
+    (tmp_path / "model" / "training" / "state").write_bytes(b"weights")
+    with tempfile.TemporaryDirectory(dir=elsewhere or tmp_path) as folder:
+        copy_model(tmp_path / "model", Path(folder))
+        assert (Path(folder) / "training" / "state").read_bytes() == b"weights"

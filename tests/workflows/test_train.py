@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flytekit import current_context
 from safetensors.torch import load_file
 
 from steptool.artifacts import lineage
@@ -16,6 +17,11 @@ from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Tr
 from workflows.train import train
 
 
+def kept_policies() -> set[Path]:
+    """The models of rounds that lie in the folder in which Flyte runs stages locally."""
+    return set(Path(current_context().working_directory).parent.rglob("policy/model.safetensors"))
+
+
 @pytest.fixture(scope="module")
 def run(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a whole run, made over the folder of a former one."""
@@ -25,7 +31,9 @@ def run(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     (folder / "config.yaml").write_text("seed: 1\n")
     (folder / "metrics.parquet").write_text("of a former run")
     (folder / "left over").write_text("of a former run")
+    before = kept_policies()
     evidence = train(config=small, output=str(folder))
+    assert len(kept_policies() - before) == 1  # of the last round; those before it went when nothing read them any more
     assert str(evidence.report) == str(folder / "report.html")
     yield folder
 
