@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -45,11 +46,17 @@ _TOOL_FIELDS = {"type", "name", "description", "strict", "title", "return", "res
 
 
 def check_and_close(tools: Sequence[Any], where: str) -> tuple[ToolSchema, ...]:
-    """The tools with Finish as the last one. Raises UnusableError naming the tool that is no tool schema."""
+    """The tools with Finish as the last one.
+
+    Raises UnusableError naming the tool that is no tool schema, and for numbers that JSON cannot write.
+    """
     try:
         check_tools(tools, where)
+        json.dumps(tools, allow_nan=False)
     except SchemaError as error:
         raise UnusableError("tool schema that is no schema", str(error)) from None
+    except ValueError as error:
+        raise UnusableError("a number that JSON cannot write", f"{where}: {error}") from None
     return with_finish(tools)
 
 

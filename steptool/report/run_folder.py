@@ -120,9 +120,12 @@ def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: 
 
 def _notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
     yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
-    left_out = counts_of(metrics, "prepare").get("left out", 0)
-    if left_out:
+    prepared = counts_of(metrics, "prepare")
+    if left_out := prepared.get("left out", 0):
         yield f"{left_out} queries were left out: their prompts do not fit the model's context."
+    for name, number in prepared.items():
+        if name.startswith("demonstrations left out: "):
+            yield f"{number} demonstrations were left out: {name.partition(': ')[2]}."
     missing = sum(s["missing"] for s in summaries)
     if missing:
         yield f"{missing} episodes were not learned from: a score that their reward needs is missing."

@@ -163,6 +163,8 @@ def _with_reasoning(message: dict[str, Any], text: str) -> str:
 def content_text(message: dict[str, Any], where: str) -> str:
     """What a message says, its parts of text put together. Raises UnusableError where a part is no text."""
     content = message.get("content")
+    if content is None and isinstance(message.get("refusal"), str):
+        return str(message["refusal"])
     if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
         return as_text(content)
     if odd := [part["type"] for part in content if part["type"] != "text"]:
@@ -216,7 +218,7 @@ def _split_thinking(words: str) -> tuple[str, str]:
 
 def _verdict(value: dict[str, Any]) -> float | None:
     solved = value.get("solved")
-    if solved is None:
+    if solved is None or solved != solved:  # tables write NaN for what is missing
         return None
     if not isinstance(solved, int | float) or not 0 <= solved <= 1:
         raise UnusableError("ill-typed field 'solved'", f"field 'solved': expected 0 to 1, got {excerpt(solved)}")

@@ -294,6 +294,21 @@ def test_tools_of_another_form_are_refused_and_not_emptied():
         recording_of(message("Nine."), tools=[{"name": "tides", "args": {"n": "int"}}])
 
 
+def test_a_missing_verdict_may_be_written_as_no_number():
+    assert trajectory_of(message("Nine."), solved=float("nan")).solved is None
+
+
+def test_a_refusal_is_what_the_assistant_says():
+    trajectory = trajectory_of({"role": "assistant", "content": None, "refusal": "I must not."})
+    assert trajectory.final_answer == "I must not."
+
+
+def test_tools_with_numbers_that_json_cannot_write_are_refused():
+    odd = {"name": "tides", "parameters": {"type": "object", "properties": {"n": {"default": float("inf")}}}}
+    with pytest.raises(UnusableError, match=r"a number that JSON cannot write: tools"):
+        recording_of(message("Nine."), tools=[odd])
+
+
 IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
 
 
