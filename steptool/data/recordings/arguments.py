@@ -15,12 +15,22 @@ from steptool.records import FINISH
 
 _LITERAL_LIMIT = 1 << 16
 """Characters of arguments in Python's syntax, which takes some hundred times as much memory to read."""
+_LENIENT = json.JSONDecoder(strict=False)
+"""Takes raw newlines and other control characters in strings."""
 _NOTHING = ("", "null", "None")
 _BAD_ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])|\\')
 _RETURN_TYPE = re.compile(rf"""["']return_type["']\s*:\s*["']({GIVE_ANSWER}|{GIVE_UP})["']""")
 _ANSWER = re.compile(r'"final_answer"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL)
 _SUSPECT = re.compile(r"NaN|Infinity|[eE]\+?\d{2}|\d{300}")
 """What a text holds wherever its JSON holds a number beyond the range of floats."""
+
+
+def is_strict_object(text: str) -> bool:
+    """Whether a text is an object in JSON as it has to be, so that there is nothing to mend."""
+    try:
+        return isinstance(json.loads(text), dict) and not _SUSPECT.search(text)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_arguments(name: str, text: str) -> dict[str, Any] | None:
@@ -45,8 +55,8 @@ def read_arguments(name: str, text: str) -> dict[str, Any] | None:
 def _read_json(text: str) -> Any:
     """The value of a JSON text, or of the JSON text that it holds as a string."""
     try:
-        value = replace_half_pairs(json.loads(text, strict=False), text)
-        return replace_half_pairs(json.loads(value, strict=False), value) if isinstance(value, str) else value
+        value = replace_half_pairs(_LENIENT.decode(text), text)
+        return replace_half_pairs(_LENIENT.decode(value), value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return None
 

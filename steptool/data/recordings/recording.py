@@ -16,7 +16,7 @@ from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import join_texts, parse_json
 from steptool.data.readers.compressed import content_stem
-from steptool.data.recordings.arguments import read_arguments
+from steptool.data.recordings.arguments import is_strict_object, read_arguments
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import (
     FINISH,
@@ -91,6 +91,8 @@ def make_recording(
 
 def _with_strict_arguments(turn: RecordedTurn, number: int) -> RecordedTurn:
     if not turn.name:
+        return turn
+    if is_strict_object(turn.arguments):
         return turn
     try:
         arguments = read_arguments(turn.name, turn.arguments)
