@@ -63,6 +63,13 @@ class RewardConfig(StrictModel):
     check)."""
     succ_calling: Literal["bonus", "penalty"] = "penalty"
     """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
+    contribution: Literal["score", "progress"] = "score"
+    """score: each step earns its Contribution. progress: it earns the growth of a potential, the sum of the
+    Contributions so far divided by progress_steps and at most 1; once that is reached, further steps earn nothing."""
+    progress_steps: Positive = 8
+    """Contributing steps that a task needs; with contribution: progress each earns one part of so many."""
+    redundant_cost: Annotated[float, Field(ge=0)] = 0.0
+    """Taken from the reward of a call that repeats an earlier one and gets the same result, times step_weight."""
     normalisation: Literal["none", "trajectory", "running"] = "none"
     """trajectory: the step rewards before the last are divided by their number; running: all rewards of a round are
     divided by their standard deviation over this round and those before it."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from steptool.contracts.columns import Row
 from steptool.judge.verdicts import STATUS_SCORE, Status
-from steptool.records import Query, Step, StepStatus, StopReason, Trajectory, VerdictSource
+from steptool.records import Query, StepStatus, StopReason, Trajectory, VerdictSource
 from steptool.rewards.answers import matches_reference
+from steptool.rewards.farming import redundant_steps
 from steptool.rollout.turns import TurnCost
 
 _NO_COUNTS: Mapping[str, TurnCost] = {}
@@ -27,9 +27,9 @@ def measure_episodes(
     """Rows of Evaluation, one per trajectory. Raises ValueError for a trajectory whose query is not given.
 
     passed: see `find_verdict`. recall: see `tool_recall`. calls: steps that are not a well-formed Finish.
-    invalid_calls: the calls whose status is not OK, unreadable ones included. redundant_calls: see there. tokens: the
-    sampled tokens, those on abandoned branches of a search included; for a trajectory in `spent` (by id) the endpoint's
-    own count, with the tokens that it read and the price.
+    invalid_calls: the calls whose status is not OK, unreadable ones included. redundant_calls: see `redundant_steps`.
+    tokens: the sampled tokens, those on abandoned branches of a search included; for a trajectory in `spent` (by id)
+    the endpoint's own count, with the tokens that it read and the price.
     """
     by_id = {q.query_id: q for q in queries}
     rows = []
@@ -58,7 +58,7 @@ def _measures(query: Query, trajectory: Trajectory) -> Row:
         "steps": len(statuses),
         "calls": sum(status is not StepStatus.FINISH for status in statuses),
         "invalid_calls": sum(status not in _VALID for status in statuses),
-        "redundant_calls": redundant_calls(trajectory.steps),
+        "redundant_calls": sum(redundant_steps(trajectory.steps)),
         "seconds": trajectory.seconds,
         "stop_reason": str(trajectory.stop_reason),
     }
@@ -106,24 +106,6 @@ def _with_verdict(row: Row, scores: Sequence[float] | None, judged_models: set[s
     if row["model"] in judged_models and row["stop_reason"] != StopReason.FINISHED:
         return {**row, "passed": 0.0, "verdict_source": str(VerdictSource.RULE)}
     return row
-
-
-def redundant_calls(steps: Sequence[Step]) -> int:
-    """Number of calls that repeat an earlier one and bring nothing new.
-
-    A call is redundant if an equal call (same tool, same arguments as JSON values) succeeded before and the last such
-    call returned the same observation. A second look after a change is not redundant, and neither is a second try after
-    a failure. A tool that acts each time and always returns the same text ("added") counts as redundant, since the text
-    does not show the difference.
-    """
-    seen: dict[str, str] = {}
-    count = 0
-    for step in steps:
-        if step.call is not None and step.status is StepStatus.OK:
-            key = json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True)
-            count += seen.get(key) == step.observation
-            seen[key] = step.observation
-    return count
 
 
 def tool_recall(query: Query, trajectory: Trajectory) -> float | None:

@@ -52,6 +52,7 @@ def sentences(audit: Audit) -> Iterator[str]:
             yield _state_agreement(agreement)
     yield from _state_separation(audit)
     yield from _state_slope(audit)
+    yield from _state_redundancy(audit)
     yield from _state_drift(audit)
 
 
@@ -87,6 +88,16 @@ def _state_slope(audit: Audit) -> Iterator[str]:
             f"A further step comes with {number(round(steps.slope, 3))} of step reward on average (correlation "
             f"{number(round(steps.correlation.value, 2))}). Longer tasks need more steps, so some of that is due; "
             "steep is a reward that can be farmed."
+        )
+
+
+def _state_redundancy(audit: Audit) -> Iterator[str]:
+    repeats = audit.redundancy
+    if repeats.redundant:
+        earned = "" if repeats.reward is None else f"; each earns {number(round(repeats.reward, 3))} on average"
+        yield (
+            f"{repeats.redundant:,} of {repeats.calls:,} calls repeat an earlier one and bring nothing new{earned}. "
+            "rewards.redundant_cost makes them cost something."
         )
 
 

@@ -86,11 +86,14 @@ def _formula(config: Mapping[str, Any]) -> str:
     if ppo.get("reward") == "final":
         return "reward of the last step = IsSolved; of every other step = 0"
     succ = "SuccCalling − 1" if rewards.get("succ_calling") == "penalty" else "SuccCalling"
+    gain = "growth of the potential" if rewards.get("contribution") == "progress" else "Contribution"
+    cost = rewards.get("redundant_cost")
+    gain += f" − {cost} if the call is redundant" if cost else ""
     divided = " / number of steps before the last" if rewards.get("normalisation") == "trajectory" else ""
     running = rewards.get("normalisation") == "running"
     scaled = "; all divided by their deviation over the rounds so far" if running else ""
     return (
-        f"reward of a step = {rewards.get('step_weight')} × ({rewards.get('alpha')} × ({succ}) + Contribution){divided}"
+        f"reward of a step = {rewards.get('step_weight')} × ({rewards.get('alpha')} × ({succ}) + {gain}){divided}"
         f"; of the last step = IsSolved{scaled}"
     )
 

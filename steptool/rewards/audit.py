@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from steptool.config import RewardConfig
-from steptool.records import Query, StepReward, StepStatus, Trajectory
+from steptool.records import Query, Step, StepReward, StepStatus, Trajectory
 from steptool.rewards.agreement import (
     auroc,
     confusion,
@@ -35,7 +35,7 @@ from steptool.rewards.disagreement import (
     scored_by_both,
     tool_name,
 )
-from steptool.rewards.farming import farming_points, idle_share, measure_farming
+from steptool.rewards.farming import farming_points, idle_share, measure_farming, measure_redundancy
 
 _EDGES = (0.0, 0.25, 0.5, 0.75)
 """Upper ends of the bins of Contribution, but for the last."""
@@ -59,8 +59,8 @@ def audit(
     if not by_annotator:
         raise ValueError(f"no row of the rewards is about one of the {len(trajectories)} trajectories given")
     (main, scores), *_ = by_annotator.items()
-    learned = [compose(scores.get(t.trajectory_id, ()), config, reward) for t in trajectories]
-    step_rewards = [compose(scores.get(t.trajectory_id, ()), config) for t in trajectories]
+    learned = [compose(scores.get(t.trajectory_id, ()), config, reward, t.steps) for t in trajectories]
+    step_rewards = [compose(scores.get(t.trajectory_id, ()), config, steps=t.steps) for t in trajectories]
     return Audit(
         annotator=main,
         others=list(by_annotator)[1:],
@@ -78,14 +78,15 @@ def audit(
         ],
         separations=[s for name in by_annotator for s in _separations(trajectories, name, by_annotator[name], config)],
         farming=measure_farming(farming_points(trajectories, step_rewards)),
+        redundancy=measure_redundancy(trajectories, step_rewards),
         tools=_tools(trajectories, scores),
         disputes=find_disputes(queries, trajectories, by_annotator, disputes),
         drifts=list(_drifts(earlier, scores)),
     )
 
 
-def _before_last(rows: Sequence[StepReward], config: RewardConfig) -> float | None:
-    composed = compose(rows, config)
+def _before_last(rows: Sequence[StepReward], config: RewardConfig, steps: Sequence[Step]) -> float | None:
+    composed = compose(rows, config, steps=steps)
     return None if composed is None else float(composed[:-1].sum())
 
 
@@ -151,10 +152,10 @@ def _separations(
     """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
     known = [t for t in trajectories if scores.get(t.trajectory_id)]
     own = not any(t.solved is not None for t in known)
-    figures: dict[str, Callable[[Sequence[StepReward]], float | None]] = {
-        "contribution": lambda rows: _mean(r.contribution for r in rows),
-        "steps": lambda rows: _before_last(rows, config),
-        "is_solved": lambda rows: rows[-1].is_solved,
+    figures: dict[str, Callable[[Sequence[StepReward], Trajectory], float | None]] = {
+        "contribution": lambda rows, _: _mean(r.contribution for r in rows),
+        "steps": lambda rows, t: _before_last(rows, config, t.steps),
+        "is_solved": lambda rows, _: rows[-1].is_solved,
     }
     for figure, of in figures.items():
         if own and figure == "is_solved":
@@ -163,7 +164,7 @@ def _separations(
             (value, verdict > YES)
             for t in known
             for rows in [scores[t.trajectory_id]]
-            for value, verdict in [(of(rows), rows[-1].is_solved if own else t.solved)]
+            for value, verdict in [(of(rows, t), rows[-1].is_solved if own else t.solved)]
             if value is not None and verdict not in (None, YES)
         ]
         solved = [is_solved for _, is_solved in points]

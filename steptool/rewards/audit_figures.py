@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from steptool.rewards.agreement import Estimate, chance_auroc
 from steptool.rewards.disagreement import Dispute
-from steptool.rewards.farming import Farming
+from steptool.rewards.farming import Farming, Redundancy
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Audit:
     agreements: Sequence[Agreement]
     separations: Sequence[Separation]
     farming: Sequence[Farming]
+    redundancy: Redundancy
     tools: Sequence[ToolScores]
     disputes: Sequence[Dispute]
     drifts: Sequence[Drift]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from steptool.records import Trajectory
+from steptool.records import Step, StepStatus, Trajectory
 from steptool.rewards.agreement import Bin, Estimate, by_size, correlation, slope
 
 Rewards = npt.NDArray[np.float64]
@@ -38,6 +39,50 @@ class Farming:
     slope: float | None
     """Reward for each further step or token."""
     bins: Sequence[Bin]
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """Calls that repeat an earlier one and bring nothing new, and what they earn."""
+
+    calls: int
+    """All calls of episodes with composed rewards, without Finish."""
+    redundant: int
+    reward: float | None
+    """Mean composed reward of a redundant call before the last step; None without such calls."""
+
+
+def redundant_steps(steps: Sequence[Step]) -> list[bool]:
+    """Whether each step [T] repeats an earlier call and brings nothing new.
+
+    A call is redundant if an equal call (same tool, same arguments as JSON values) succeeded before and the last such
+    call returned the same observation. A second look after a change is not redundant, and neither is a second try after
+    a failure. A tool that acts each time and always returns the same text ("added") counts as redundant, since the text
+    does not show the difference.
+    """
+    seen: dict[str, str] = {}
+    redundant = []
+    for step in steps:
+        repeats = False
+        if step.call is not None and step.status is StepStatus.OK:
+            key = json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True)
+            repeats = seen.get(key) == step.observation
+            seen[key] = step.observation
+        redundant.append(repeats)
+    return redundant
+
+
+def measure_redundancy(trajectories: Sequence[Trajectory], step_rewards: Sequence[Rewards | None]) -> Redundancy:
+    """How many calls are redundant, and their mean reward. Raises ValueError if the lengths differ."""
+    calls = redundant = 0
+    earned: list[float] = []
+    for t, rewards in zip(trajectories, step_rewards, strict=True):
+        if rewards is not None:
+            repeats = redundant_steps(t.steps)
+            calls += sum(step.status is not StepStatus.FINISH for step in t.steps)
+            redundant += sum(repeats)
+            earned += [float(r) for r, repeat in zip(rewards[:-1], repeats, strict=False) if repeat]
+    return Redundancy(calls, redundant, sum(earned) / len(earned) if earned else None)
 
 
 def farming_points(trajectories: Sequence[Trajectory], step_rewards: Sequence[Rewards | None]) -> list[FarmingPoint]:

@@ -2,11 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from steptool.contracts.tables import write_rows
-from steptool.evaluation.measures import apply_verdicts, measure_episodes, redundant_calls
+from steptool.evaluation.measures import apply_verdicts, measure_episodes
 from steptool.records import FINISH, Evaluation, Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.turns import TurnCost
 
@@ -156,32 +154,6 @@ def test_what_a_search_abandoned_and_what_an_endpoint_counted_is_spent():
     assert (asked["tokens"], asked["prompt_tokens"], asked["money"]) == (40, 900, 0.5)
 
 
-def saw(observation: str, status: StepStatus = StepStatus.OK, name: str = "get", **arguments: object) -> Step:
-    return Step(ToolCall(name, arguments), status, observation)
-
-
-@pytest.mark.parametrize(
-    ("steps", "redundant"),
-    [
-        ([saw("1", a=1, b=2), saw("1", b=2, a=1)], 1),  # the order of the arguments says nothing
-        ([saw("1", a=1), saw("1", a=2), saw("1", name="put", a=1)], 0),
-        ([saw("1", a=1), saw("done", name="put"), saw("2", a=1)], 0),  # looked again after a change
-        ([saw("1", a=1), saw("2", a=1), saw("1", a=1)], 0),  # back to what it was: a change as well
-        ([saw("1", a=1), saw("2", a=1), saw("2", a=1)], 1),
-        ([saw("no", StepStatus.TOOL_ERROR), saw("no", StepStatus.TOOL_ERROR)], 0),  # tried again
-        ([saw("no", StepStatus.TOOL_ERROR), saw("1"), saw("1")], 1),
-        ([saw("1", a=1), saw("1", a=1.0)], 0),
-        ([FINISHED, FINISHED, Step(None, StepStatus.MALFORMED, ""), Step(None, StepStatus.MALFORMED, "")], 0),
-    ],
-)
-def test_redundant_calls(steps, redundant):
-    assert redundant_calls(steps) == redundant
-    assert measure_episodes([make_query()], [make_trajectory(*steps)], "m", "greedy")[0]["redundant_calls"] == redundant
-
-
-@given(st.lists(st.tuples(st.sampled_from("fg"), st.sampled_from("12"), st.sampled_from(["ok", "tool_error"]))))
-def test_the_first_successful_call_of_each_kind_is_never_redundant(made):
-    steps = [saw(seen, StepStatus(status), name=name) for name, seen, status in made]
-    succeeded = [name for name, _, status in made if status == "ok"]
-    assert 0 <= redundant_calls(steps) <= len(succeeded) - len(set(succeeded))
-    assert redundant_calls([*steps, *steps[-1:]]) == redundant_calls(steps) + sum(m[2] == "ok" for m in made[-1:])
+def test_redundant_calls_are_counted():
+    steps = [called("f"), called("f"), called("g"), FINISHED]
+    assert measure_episodes([make_query()], [make_trajectory(*steps)], "m", "greedy")[0]["redundant_calls"] == 1

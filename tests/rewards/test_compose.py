@@ -39,6 +39,35 @@ def test_rewards_by_hand(changes, expected):
     np.testing.assert_allclose(compose(EPISODE, config, "step"), expected)
 
 
+def test_progress_is_the_growth_of_a_potential_by_hand():
+    """Two are needed. Contributions 1, 0, .5, 1, 1 make potentials .5, .5, .75, 1, 1; half the growth is paid."""
+    episode = rows([1] * 6, [1, 0, 0.5, 1, 1, None], 1.0)
+    config = RewardConfig(alpha=0.0, step_weight=0.5, contribution="progress", progress_steps=2)
+    np.testing.assert_allclose(compose(episode, config), [0.25, 0.0, 0.125, 0.125, 0.0, 1.0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(1, 10))
+def test_progress_sums_to_at_most_one_however_many_steps_are_made(contributions, needed):
+    config = RewardConfig(alpha=0.0, step_weight=1.0, contribution="progress", progress_steps=needed)
+    episode = rows([1] * (len(contributions) + 1), [*contributions, None], 0.0)
+    rewards = compose(episode, config)
+    assert rewards.sum() == pytest.approx(min(1.0, sum(contributions) / needed))
+    assert all(r == 0 for r, c in zip(rewards, contributions, strict=False) if c == 0)
+
+
+def test_a_redundant_call_costs_by_hand(make_step, make_trajectory):
+    """Penalty with alpha .4: .5 * (0 + 1), .5 * (0 + 0 - .6) for the repeat, and the outcome."""
+    look = make_step("look", "x", a=1)
+    episode = make_trajectory([look, look], "done", trajectory_id="t")
+    scores = rows([1, 1, 1], [1, 0, None], 1.0)
+    config = RewardConfig(alpha=0.4, step_weight=0.5, redundant_cost=0.6)
+    np.testing.assert_allclose(compose(scores, config, steps=episode.steps), [0.5, -0.3, 1.0])
+    np.testing.assert_allclose(step_rewards([episode], scores, config)[0], [0.5, -0.3, 1.0])
+    assert compose(scores, config, "final", episode.steps).tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match="needs the 3 steps of the trajectory, got 0"):
+        compose(scores, config)
+
+
 def test_final_reward_is_is_solved_alone():
     assert compose(EPISODE, RewardConfig(), "final").tolist() == [0, 0, 0.5]
 
