@@ -14,7 +14,7 @@ from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
 
 class TransportError(Exception):
-    """A call did not reach the tool or its answer was lost, and making the call again does no harm."""
+    """A call did not reach the tool, or its answer was lost; the call may be repeated without harm."""
 
 
 class VerdictError(Exception):
@@ -32,7 +32,7 @@ class ToolResult:
 
 
 def describe_error(error: BaseException) -> str:
-    """Kind and text of an error, and of those in a group; where the text cannot be read, the kind alone."""
+    """Kind and text of an error, and of the errors in a group; the kind alone if the text cannot be read."""
     kind = type(error).__name__
     try:
         text = f"{kind}: {error}"
@@ -118,7 +118,7 @@ class Environment(ABC):
     """
 
     name: str
-    """The word for it in error messages."""
+    """Its name in error messages."""
     blocking: bool = False
     """Calls may wait for others or hang: they run in threads of their own, within a time limit."""
     needs_recordings: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Environments by name: those of this package in a table, and a class that the configuration names."""
+"""Environments by name: those of this package in a table, and a class of your own that the configuration names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENVIRONMENTS = {
 }
 """The environments of this package: their names and the places of their classes, imported when one is opened."""
 DEFAULT_ENVIRONMENT = "replay"
-"""Of tasks that name none, where the configuration names none either."""
+"""The environment of tasks that name none, unless the configuration names another."""
 _PROJECT = Path(__file__).parents[2]
 
 

@@ -1,4 +1,4 @@
-"""Limits on every call: time, retries, the size of what comes back; and calls of many sessions side by side."""
+"""Limits on every call: time, attempts and the size of its result; and calls of many sessions at once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _BACKOFF = 0.2
 _CLOSING = 5.0
 """Seconds that a session has to close."""
 _FAULTS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
-"""What a session raises that ends no run. In a thread of its own that holds for KeyboardInterrupt as well: no key
-reaches it."""
+"""Exceptions of a session that do not end the run. In a thread of its own KeyboardInterrupt is one of them: no key
+reaches that thread."""
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -57,7 +57,7 @@ class LimitedEnvironment:
 
 
 class LimitedSession(Session):
-    """A session whose calls end in time, are tried again where that does no harm, and return a bounded text.
+    """A session whose calls end in time, are tried again where that does no harm, and return a text of limited size.
 
     A call that runs out of time is a failed step. It cannot be stopped, only left alone: a later call of the session
     waits for it, within its own time, so that no two calls of a session ever run at once.
@@ -68,7 +68,7 @@ class LimitedSession(Session):
         self._worker = _Worker() if blocking else None
 
     def call(self, call: ToolCall) -> ToolResult:
-        """The session's result, or a failed one that says which limit was met."""
+        """The session's result, or a failed result that says which limit was exceeded or what was raised."""
         deadline = time.monotonic() + self._limits.timeout
         for attempt in range(self._limits.retries + 1):
             try:
@@ -155,14 +155,14 @@ class _SessionError(Exception):
 
 
 class _Worker:
-    """A thread that runs what it is given, one after the other. It does not keep the program from ending."""
+    """A thread that does pieces of work one after the other. It does not keep the program from ending."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def run(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` returns or raises. Raises _OutOfTime after that time; work not begun by then never is."""
+        """What `work` returns or raises. Raises _OutOfTime after that time; work not begun by then never begins."""
         future: Future[T] = Future()
         self._work.put(lambda: _settle(future, work))
         try:
@@ -172,7 +172,7 @@ class _Worker:
             raise _OutOfTime from None
 
     def end(self) -> None:
-        """Let the thread end once what it was given is done."""
+        """Let the thread end once its work is done."""
         self._work.put(None)
 
     def _serve(self) -> None:

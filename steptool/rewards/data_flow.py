@@ -41,11 +41,11 @@ def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str])
     A value is new where neither the instruction nor the call itself holds it and no earlier call with an argument in
     common returned it: that a second order is "pending" too is news, the price of one product from two tools is not.
     Steps that failed contribute nothing, nor do repeats of a call that was already made and did not fail, nor anything
-    in an episode that ends without an answer.
+    in an episode that the model leaves without an answer.
     """
     steps, answer = trajectory.steps, trajectory.final_answer or ""
     facts = _facts(query, trajectory, failures)
-    answered = trajectory.stop_reason is StopReason.FINISHED
+    answered = trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
     sink = "\n".join([normalise(answer), text_of(parse(answer))])
     acted_on = set[str]()
     uses: list[str] = []

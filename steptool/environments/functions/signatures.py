@@ -1,4 +1,4 @@
-"""What Python functions take: type hints and docstrings become schemas, JSON values become what the hints say."""
+"""Arguments of Python functions: hints and docstrings become schemas, and JSON values become what the hints say."""
 
 from __future__ import annotations
 

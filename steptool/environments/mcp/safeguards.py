@@ -1,4 +1,4 @@
-"""What keeps a bad server from costing more than its bad tool: answers of limited size, lists read tool by tool."""
+"""Safeguards against bad servers: answers have a size limit, and a faulty tool in a list costs that tool alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LimitedTransport(httpx2.AsyncHTTPTransport):
     """
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """The response, or in its place an error of the protocol that says why it is not read."""
+        """The response, or an error of the protocol that says why the response is not read."""
         request.headers["accept-encoding"] = "identity"
         response = await super().handle_async_request(request)
         encoding = response.headers.get("content-encoding", "identity").strip().lower()

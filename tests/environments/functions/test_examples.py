@@ -43,7 +43,7 @@ def play(config: Config, recordings: Sequence[tuple[Query, Sequence[ToolCall]]])
 def test_the_reference_solutions_solve_the_tasks(example: str, isolation: str) -> None:
     config = config_of(example, isolation)
     played = play(config, [(query, reference_calls(query)) for query in read_tasks(config)])
-    assert [trajectory.solved for trajectory in played] == [1.0] * 3
+    assert {trajectory.solved for trajectory in played} == {1.0}
     expected = StopReason.ENDED if example == "game" else StopReason.FINISHED
     assert {trajectory.stop_reason for trajectory in played} == {expected}
     assert {step.status for t in played for step in t.steps} <= {StepStatus.OK, StepStatus.FINISH}
