@@ -68,7 +68,7 @@ def review_rewards(
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
     from steptool.report.rewards_page import rewards_page, sentences
     from steptool.rewards.audit_files import audit_files
-    from steptool.storage.delivery import deliver
+    from steptool.storage.publishing import deliver
 
     folder, scored = make_folder("audit"), download(rewards)
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")

@@ -63,6 +63,7 @@ def compare(
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
     from steptool.artifacts import layout as names
     from steptool.pipeline.comparison import write_comparison
+    from steptool.storage.publishing import publish
 
     folder = make_folder("evaluation")
     pages = write_comparison(
@@ -75,7 +76,7 @@ def compare(
         config,
     )
     Deck("evaluation", pages.html)
-    place = names.publish_if_named(folder, output, names.EVALUATION_MARKS)
+    place = publish(folder, output, names.EVALUATION)
     print(f"\n{pages.table}\npage: {place}/{names.PAGE}", flush=True)
     return Comparison(
         FlyteFile(f"{place}/{names.PAGE}"),

@@ -44,10 +44,11 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
 
     Checks first that the run's folder can be written. Without training the folder is one for an evaluation.
     """
-    from steptool.artifacts.layout import EVALUATION_MARKS, MARKS, check_target
+    from steptool.artifacts.layout import EVALUATION, TRAINING
     from steptool.data.inputs import fingerprint as digest
+    from steptool.storage.publishing import check_target
 
-    check_target(output, MARKS if for_training else EVALUATION_MARKS)
+    check_target(output, TRAINING if for_training else EVALUATION)
     return digest(config)
 
 
@@ -89,7 +90,7 @@ def deliver_ingested(
 
     from steptool.data import ingest as names
     from steptool.data.ingest_log import IngestError, summarise
-    from steptool.storage.delivery import deliver
+    from steptool.storage.publishing import deliver
 
     counted = json.loads(download(counts).read_text(encoding="utf-8"))
     delivered = Delivered(

@@ -52,6 +52,7 @@ def report(
     watch = Stopwatch("report")
     from steptool.artifacts import layout as names
     from steptool.pipeline.run_pages import RunFiles, write_run
+    from steptool.storage.publishing import publish
 
     files = RunFiles(
         queries=download(queries),
@@ -72,7 +73,7 @@ def report(
     folder = make_folder("run")
     pages = write_run(folder, files, config, watch.cost)
     Deck("report", pages.html)
-    place = names.publish_if_named(folder, output)
+    place = publish(folder, output, names.TRAINING)
     print(f"\n{pages.table}\n\nreport: {place}/{names.REPORT}", flush=True)
     return Evidence(
         FlyteFile(f"{place}/{names.REPORT}"),

@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime
 from typing import NamedTuple
 
-from flytekit import Deck
+from flytekit import Deck, current_context
 from flytekit.types.error import FlyteError
 from flytekit.types.file import FlyteFile
 
@@ -25,12 +25,25 @@ class Outcome(NamedTuple):
     page: FlyteFile
 
 
+_LOCAL_TOKENS: dict[tuple[str, datetime], str] = {}
+"""The token of the latest local run in this process, by registry and kickoff."""
+
+
+def _begin(registry: str, kickoff: datetime) -> str:
+    """Make a token that tells apart the runs of one kickoff; on a cluster it is the name of the execution."""
+    execution = current_context().execution_id
+    if execution and execution.name != "local":
+        return str(execution.name)
+    _LOCAL_TOKENS[registry, kickoff] = uuid.uuid4().hex[:8]
+    return _LOCAL_TOKENS[registry, kickoff]
+
+
 @stage("look")
 def look(config: Config, registry: str, kickoff: datetime, force: bool) -> RetrainingPlan:
     """See what is new and who is in service."""
     from steptool.registry import Registry
 
-    plan = plan_run(config, Registry(registry), make_run_id(kickoff, uuid.uuid4().hex[:8]), kickoff, force)
+    plan = plan_run(config, Registry(registry), make_run_id(kickoff, _begin(registry, kickoff)), kickoff, force)
     news = f"{len(plan.new)} of {plan.files} sources new, in service: {plan.champion or plan.base}"
     say("look", news if plan.due else f"nothing new in {plan.files} sources: nothing is trained")
     return plan
@@ -93,7 +106,7 @@ def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, 
     from steptool.registry import Registry
     from steptool.report.retraining_page import PAGE, retraining_page
     from steptool.retraining.promotion import describe_run
-    from steptool.storage.delivery import deliver
+    from steptool.storage.publishing import deliver
 
     page = make_folder("retraining_page") / PAGE
     page.write_text(retraining_page(plan, outcome, training), encoding="utf-8")
@@ -116,4 +129,5 @@ def record_failure(
 
     failure = describe_failure(kickoff, err.message if err else "")
     say("retrain", f"failed: {failure['reasons'][0]}")
-    Registry(registry).record_run(make_run_id(kickoff, uuid.uuid4().hex[:8]), failure)
+    token = _LOCAL_TOKENS.get((registry, kickoff)) or _begin(registry, kickoff)
+    Registry(registry).record_run(make_run_id(kickoff, token), failure)

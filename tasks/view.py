@@ -23,7 +23,7 @@ def write_page(
 ) -> FlyteFile:
     """Write the viewer for one set of trajectories, or for two beside each other, and put it in place."""
     from steptool.report.viewer import EpisodeFiles, write_viewer
-    from steptool.storage.delivery import deliver
+    from steptool.storage.publishing import deliver
 
     given = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
     sources = [EpisodeFiles(download(t), r and download(r), a and download(a)) for t, r, a in given if t]

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from steptool.contracts.columns import JSON_LIST, Row, Stored, contract
 from steptool.contracts.tables import iterate_rows, write_rows
 from steptool.records import Message, Query, Trajectory
-from steptool.storage.scratch import scratch_database
+from steptool.storage.sqlite import open_scratch_database
 
 UNSURE = 0.5
 """A verdict above it is solved, one below it is not."""
@@ -100,7 +100,7 @@ def export(trajectories: Place | Sequence[Place], queries: Place, form: Form, ou
     out.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder,
-        closing(scratch_database(Path(folder), _TABLES)) as database,
+        closing(open_scratch_database(Path(folder), _TABLES)) as database,
     ):
         tools = ((row["query_id"], row["tools"]) for row in iterate_rows(queries, Query))
         database.executemany("INSERT INTO queries VALUES (?, ?)", tools)

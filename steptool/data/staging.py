@@ -20,7 +20,7 @@ from steptool.data.recordings.recording import (
 )
 from steptool.data.splits import digest, draw_split, split_sizes, target_sizes, text_key
 from steptool.records import Query, StepReward, Trajectory
-from steptool.storage.scratch import scratch_database
+from steptool.storage.sqlite import open_scratch_database
 
 _TABLES = """
 CREATE TABLE queries (row INTEGER PRIMARY KEY, query_id TEXT NOT NULL UNIQUE, split TEXT NOT NULL,
@@ -72,7 +72,7 @@ class StagingDatabase:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._db = scratch_database(folder, _TABLES)
+        self._db = open_scratch_database(folder, _TABLES)
         self._repeats: dict[str, int] = {}
         """How often each id came that came more than once."""
 

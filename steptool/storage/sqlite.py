@@ -1,4 +1,4 @@
-"""SQLite files that many processes and threads read and write at once."""
+"""SQLite files: those that many processes share, and a temporary one for what need not fit into memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 _WAIT = 60.0
 """Seconds to wait for another process that writes."""
+_SCRATCH_CACHE = 1 << 16
+"""KiB of the file that are held in memory."""
 
 
 def open_database(path: str | Path, table: str) -> sqlite3.Connection:
@@ -38,3 +40,14 @@ def _use_log(database: sqlite3.Connection) -> None:
             if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
+
+
+def open_scratch_database(folder: Path, tables: str) -> sqlite3.Connection:
+    """An empty database in a folder, with tables made by SQL and within one transaction that is never undone."""
+    database = sqlite3.connect(folder / "scratch.sqlite", isolation_level=None)
+    database.executescript(
+        f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{_SCRATCH_CACHE};"
+    )
+    database.executescript(tables)
+    database.execute("BEGIN")
+    return database

@@ -47,7 +47,7 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(p.name for p in out.iterdir()) == [
         "config.yaml", "costs.parquet", "evaluation.html", "evaluations.parquet", "metrics.json", "preferences.parquet",
-        "queries.parquet", "table.csv", "table.md", "table.tex", "trajectories_reference.parquet",
+        "published.json", "queries.parquet", "table.csv", "table.md", "table.tex", "trajectories_reference.parquet",
         "trajectories_small.parquet", "verdicts.parquet", "viewer.html",
     ]  # fmt: skip
     assert load_config(out / "config.yaml").evaluation.policies[1].model == "embedded"

@@ -246,6 +246,7 @@ def test_a_night_that_breaks_is_recorded_with_its_cause(tmp_path: Path) -> None:
     assert told["new"] == []
     assert f"{tmp_path / 'tasks' / 'broken.jsonl'}, line 1: not JSON" in told["reasons"][0]
     assert told["run_id"].startswith("20261101T020000Z-")
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == [told["run_id"]]
 
 
 def test_the_command_starts_quickly_and_quietly() -> None:

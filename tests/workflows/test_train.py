@@ -28,8 +28,9 @@ def run(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "demo"
     folder.mkdir()
+    manifest = {"kind": "training", "files": ["config.yaml", "left over"], "complete": True}
+    (folder / "published.json").write_text(json.dumps(manifest))
     (folder / "config.yaml").write_text("seed: 1\n")
-    (folder / "metrics.parquet").write_text("of a former run")
     (folder / "left over").write_text("of a former run")
     before = kept_policies()
     evidence = train(config=small, output=str(folder))
@@ -56,6 +57,7 @@ def test_every_artifact_has_a_name_that_says_what_it_is(run: Path) -> None:
         "evaluation_rewards_warm_start_greedy.parquet",
         "evaluation_rewards_steptool_greedy.parquet",
         "metrics.parquet",
+        "published.json",
         "costs.parquet",
         "metrics.json",
         "report.html",

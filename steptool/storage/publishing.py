@@ -1,0 +1,250 @@
+"""Finished files put where a user wants them: a whole folder of a run, or single files beside others.
+
+The folder of a run holds a manifest, `published.json`, which says what kind of run it is and which files belong to it.
+A later run of the same kind takes the place of these files and of no others: what a user has put beside them stays.
+
+A folder on a disk is swapped whole. A url and a mount point cannot be renamed: there the manifest says that the files
+are incomplete, then they are written, files of the former run that the new one does not have are removed, and the
+manifest is written again, last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+
+MANIFEST = "published.json"
+_REMEDY = "give --output a new or empty folder"
+
+
+class TargetError(ValueError):
+    """The place that should receive files cannot take them."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run has published."""
+
+    kind: str
+    """training or evaluation."""
+    files: tuple[str, ...]
+    """Files that belong to the run, as paths below its folder; while they are written, those of the former run too."""
+    complete: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Manifest:
+        """The manifest of a file's text. Raises ValueError for another text."""
+        document = json.loads(text)
+        return cls(str(document["kind"]), tuple(document["files"]), bool(document["complete"]))
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def expand_target(target: str) -> str:
+    """A place as a user writes it, without a trailing slash: ~ becomes the home folder, file:// a path."""
+    if target.startswith("file://"):
+        target = target.removeprefix("file://")
+    return target.rstrip("/") if "://" in target else str(Path(target).expanduser())
+
+
+def check_target(target: str, kind: str) -> None:
+    """Raise TargetError unless a place can take a run of this kind: a new or empty one, or one with such a run.
+
+    Tries that it can be written, by making, renaming and removing a folder or by writing and removing a file, and
+    restores what a publication that was interrupted has moved aside. No place is needed: an empty target is right.
+    """
+    if not target:
+        return
+    place = expand_target(target)
+    try:
+        if not _is_overwritten(place):
+            _probe_folder(Path(place).resolve())
+        fs, root = _open(place)
+        _check_contents(fs, root, place, kind)
+        if _is_overwritten(place):
+            probe = f"{root}/.steptool-{uuid.uuid4().hex}"
+            fs.pipe_file(probe, b"")
+            fs.rm_file(probe)
+    except OSError as error:
+        if "://" in place and not isinstance(error, FileNotFoundError | PermissionError):
+            raise  # the store may be reached later
+        raise TargetError(f"{place}: cannot be written ({error}); {_REMEDY} in a place that can") from error
+
+
+def publish(built: Path, target: str, kind: str) -> str:
+    """Put a finished folder in place of `target`, and return that place; `built` itself where the target is empty."""
+    if not target:
+        return str(built)
+    place = expand_target(target)
+    fs, root = _open(place)
+    if not _is_overwritten(place):
+        _swap(built, Path(place).resolve(), kind)
+    else:
+        _check_contents(fs, root, place, kind)
+        _overwrite(fs, root, built, kind)
+    return place
+
+
+def deliver(file: Path, folder: str, name: str) -> str:
+    """Copy a file into a folder or url under a name: whole or not at all. Other files there stay. Returns its place."""
+    place = f"{expand_target(folder)}/{name}"
+    if "://" in place:
+        fs, path = fsspec.core.url_to_fs(place)
+        fs.put_file(str(file), path)
+        return place
+    target = Path(place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".steptool-{uuid.uuid4().hex}.partial")
+    try:
+        shutil.copyfile(file, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return place
+
+
+def _open(place: str) -> tuple[Any, str]:
+    """The file system of a place and the path in it."""
+    if "://" not in place:
+        return fsspec.filesystem("file", auto_mkdir=True), str(Path(place).absolute())
+    fs, root = fsspec.core.url_to_fs(place)
+    fs.invalidate_cache()
+    return fs, root
+
+
+def _is_overwritten(place: str) -> bool:
+    """Whether the folder cannot be renamed, so that its files are written one by one."""
+    return "://" in place or os.path.ismount(place)
+
+
+def _check_contents(fs: Any, root: str, place: str, kind: str) -> None:
+    if fs.isfile(root):
+        raise TargetError(f"{place}: is a file; {_REMEDY}")
+    manifest = _read_manifest(fs, root)
+    if manifest is None and fs.exists(root) and fs.ls(root):
+        raise TargetError(f"{place}: holds something else than a former run; {_REMEDY}")
+    if manifest is not None and manifest.kind != kind:
+        raise TargetError(f"{place}: holds a former {manifest.kind}, which a {kind} does not replace; {_REMEDY}")
+
+
+def _read_manifest(fs: Any, root: str) -> Manifest | None:
+    try:
+        return Manifest.parse(fs.cat_file(f"{root}/{MANIFEST}").decode())
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _files_below(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def _probe_folder(final: Path) -> None:
+    """Make, rename and remove a folder where the final one will stand."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(final.parent):
+        _restore(final)
+        probe = _beside(final, "probe")
+        probe.mkdir()
+        renamed = _beside(final, "probe") if final.exists() else final
+        try:
+            probe.rename(renamed)
+        except OSError:
+            probe.rmdir()
+            raise
+        renamed.rmdir()
+
+
+def _swap(built: Path, final: Path, kind: str) -> None:
+    """Copy the folder beside the final one, and exchange the two by renaming. A kill leaves what `_restore` mends."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(final.parent):
+        _restore(final)
+        fs, root = _open(str(final))
+        _check_contents(fs, root, str(final), kind)
+        fresh, former = _beside(final, "partial"), _beside(final, "former")
+        try:
+            shutil.copytree(built, fresh)
+            manifest = Manifest(kind, tuple(_files_below(fresh)), complete=True)
+            _keep_files_of_the_user(final, fresh)
+            (fresh / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            if final.exists():
+                final.rename(former)
+            fresh.rename(final)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def _keep_files_of_the_user(former: Path, fresh: Path) -> None:
+    """Copy what a former run did not publish into the new folder; beside a file of the same name as NAME.yours."""
+    fs, root = _open(str(former))
+    manifest = _read_manifest(fs, root)
+    published = {MANIFEST, *(manifest.files if manifest else ())}
+    for name in _files_below(former):
+        if name not in published:
+            kept = fresh / name
+            kept = kept.with_name(f"{kept.name}.yours") if kept.exists() else kept
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(former / name, kept)
+
+
+def _restore(final: Path) -> None:
+    """Tidy up after a publication that was killed, under the lock: the new folder if it was whole, else the former."""
+    partial, former = (sorted(final.parent.glob(f"{_prefix(final)}*.{end}")) for end in ("partial", "former"))
+    if not final.exists():
+        whole = [folder for folder in partial if (folder / MANIFEST).is_file()]
+        for folder in [*whole, *former][:1]:
+            folder.rename(final)
+    for folder in (*partial, *former, *final.parent.glob(f"{_prefix(final)}*.probe")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix(final: Path) -> str:
+    """What the names of the folders beside the final one begin with; as short for a long name as for another."""
+    return f".steptool-{hashlib.sha256(final.name.encode()).hexdigest()[:12]}-"
+
+
+def _beside(final: Path, end: str) -> Path:
+    return final.with_name(f"{_prefix(final)}{uuid.uuid4().hex}.{end}")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One publication at a time into a folder; the lock goes with the process that holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _overwrite(fs: Any, root: str, built: Path, kind: str) -> None:
+    """Write the files one by one, the manifest first and last."""
+    former = _read_manifest(fs, root)
+    stale, files = set(former.files if former else ()), _files_below(built)
+    present = {path.removeprefix(root).lstrip("/") for path in fs.find(root)} if fs.exists(root) else set()
+    for name in sorted((present & set(files)) - stale):
+        fs.copy(f"{root}/{name}", f"{root}/{name}.yours")
+    _write_manifest(fs, root, Manifest(kind, tuple(sorted(stale | set(files))), complete=False))
+    fs.put([str(built / name) for name in files], [f"{root}/{name}" for name in files])
+    for name in sorted((stale - set(files)) & present):
+        fs.rm_file(f"{root}/{name}")
+    _write_manifest(fs, root, Manifest(kind, tuple(files), complete=True))
+
+
+def _write_manifest(fs: Any, root: str, manifest: Manifest) -> None:
+    fs.pipe_file(f"{root}/{MANIFEST}", manifest.to_json().encode())

@@ -1,0 +1,228 @@
+"""Publishing: the same over a folder and over S3, and what a folder can do beyond."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from steptool.artifacts.layout import EVALUATION, TRAINING
+from steptool.storage.publishing import MANIFEST, TargetError, check_target, deliver, publish
+
+Contents = dict[str, str]
+ROOT = Path(__file__).parents[2]
+
+
+def built(path: Path, text: str, *names: str) -> Path:
+    for name in names or ("config.yaml", "model/weights", "report.html"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return path
+
+
+def contents(place: str) -> Contents:
+    """Files below a place and their text; the manifest aside."""
+    fs, root = fsspec.core.url_to_fs(place)
+    fs.invalidate_cache()
+    files = {path.removeprefix(root).lstrip("/"): path for path in fs.find(root)}
+    return {name: fs.cat_file(path).decode() for name, path in files.items() if name != MANIFEST}
+
+
+def manifest(place: str) -> dict[str, Any]:
+    fs, root = fsspec.core.url_to_fs(place)
+    fs.invalidate_cache()
+    return json.loads(fs.cat_file(f"{root}/{MANIFEST}"))
+
+
+def write(place: str, name: str, text: str) -> None:
+    fs, root = fsspec.core.url_to_fs(place)
+    fs.pipe_file(f"{root}/{name}", text.encode())
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "runs" / "demo")
+    return f"{request.getfixturevalue('bucket')}/runs/demo"
+
+
+def test_a_run_is_whole_and_its_manifest_names_its_files(place: str, tmp_path: Path) -> None:
+    check_target(place, TRAINING)
+    assert publish(built(tmp_path / "run", "1"), place, TRAINING) == place
+    files = ["config.yaml", "model/weights", "report.html"]
+    assert contents(place) == dict.fromkeys(files, "1")
+    assert manifest(place) == {"kind": "training", "files": files, "complete": True}
+
+
+def test_a_run_replaces_a_former_one_and_keeps_what_the_user_put_beside_it(place: str, tmp_path: Path) -> None:
+    publish(built(tmp_path / "first", "1", "config.yaml", "trajectories_round_05.parquet"), place, TRAINING)
+    write(place, "notes.txt", "years of work")
+    write(place, "report.html", "the user's own")
+    check_target(place, TRAINING)
+    publish(built(tmp_path / "second", "2", "config.yaml", "report.html"), place, TRAINING)
+    kept = {"notes.txt": "years of work", "report.html.yours": "the user's own"}
+    assert contents(place) == {"config.yaml": "2", "report.html": "2", **kept}  # no round of the former run is left
+    publish(built(tmp_path / "third", "3", "config.yaml"), place, TRAINING)
+    assert contents(place) == {"config.yaml": "3", **kept}
+
+
+def test_what_is_no_former_run_of_the_kind_is_refused_and_left_alone(place: str, tmp_path: Path) -> None:
+    run = built(tmp_path / "run", "1")
+    write(str(tmp_path), "unused", "")
+    if "://" not in place:
+        Path(place).mkdir(parents=True)
+    write(place, "thesis.tex", "years of work")
+    for attempt in (lambda: check_target(place, TRAINING), lambda: publish(run, place, TRAINING)):
+        with pytest.raises(TargetError, match="holds something else than a former run; give --output a new or empty"):
+            attempt()
+    assert contents(place) == {"thesis.tex": "years of work"}
+    other = f"{place}-evaluation"
+    publish(run, other, EVALUATION)
+    with pytest.raises(TargetError, match="holds a former evaluation, which a training does not replace"):
+        check_target(other, TRAINING)
+
+
+def test_a_publication_that_broke_off_is_known_and_finished_by_the_next(place: str, tmp_path: Path) -> None:
+    """Over a url: the manifest still says incomplete, and files of both runs are there."""
+    if "://" not in place:
+        pytest.skip("a folder is swapped whole; see the kills below")
+    publish(built(tmp_path / "first", "1", "config.yaml", "a.parquet"), place, TRAINING)
+    write(place, MANIFEST, json.dumps({"kind": TRAINING, "files": ["a.parquet", "b.parquet"], "complete": False}))
+    write(place, "b.parquet", "half of the second run")
+    check_target(place, TRAINING)
+    publish(built(tmp_path / "third", "3", "config.yaml"), place, TRAINING)
+    assert contents(place) == {"config.yaml": "3", "config.yaml.yours": "1"} and manifest(place)["complete"]
+
+
+def test_checking_a_target_leaves_nothing_behind(place: str, tmp_path: Path) -> None:
+    check_target(place, TRAINING)
+    assert contents(place) == {} and list((tmp_path / "runs").iterdir() if "://" not in place else []) == []
+
+
+def test_a_file_is_delivered_beside_others(place: str, tmp_path: Path) -> None:
+    page = built(tmp_path, "1", "page.html") / "page.html"
+    deliver(page, place, "view.html")
+    page.write_text("2")
+    assert deliver(page, f"{place}/", "other.html") == f"{place}/other.html"
+    assert contents(place) == {"view.html": "1", "other.html": "2"}
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_anything_is_trained(bucket: str) -> None:
+    with pytest.raises(TargetError, match=r"s3://no-such-bucket/x: cannot be written \("):
+        check_target("s3://no-such-bucket/x", TRAINING)
+
+
+def test_home_and_file_urls_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = built(tmp_path / "run", "1")
+    assert publish(run, "~/out/", TRAINING) == str(tmp_path / "out")
+    assert publish(run, f"file://{tmp_path}/url", TRAINING) == str(tmp_path / "url")
+    assert publish(run, "", TRAINING) == str(run)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run", "url"]
+    assert contents("out") == contents("url") == contents("run")
+
+
+def test_a_link_stays_a_link_to_the_folder_that_receives_the_run(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "demo").symlink_to(tmp_path / "disk" / "demo")
+    for text in "12":
+        check_target(str(tmp_path / "demo"), TRAINING)
+        publish(built(tmp_path / text, text), str(tmp_path / "demo"), TRAINING)
+    assert (tmp_path / "demo").is_symlink() and contents(str(tmp_path / "disk" / "demo"))["config.yaml"] == "2"
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "file/below", "/proc/steptool/demo"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TargetError, match=r"cannot be written \(.*; give --output a new or empty folder"):
+        check_target(str(tmp_path / name), TRAINING)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_is_no_target(tmp_path: Path) -> None:
+    (tmp_path / "demo").write_text("")
+    with pytest.raises(TargetError, match="is a file; give --output a new or empty folder"):
+        check_target(str(tmp_path / "demo"), TRAINING)
+
+
+def test_a_name_of_the_greatest_length_is_published(tmp_path: Path) -> None:
+    target = str(tmp_path / ("x" * 255))
+    check_target(target, TRAINING)
+    publish(built(tmp_path / "run", "1"), target, TRAINING)
+    publish(built(tmp_path / "run", "2"), target, TRAINING)
+    assert contents(target)["config.yaml"] == "2"
+
+
+def test_a_mount_point_receives_the_files_in_place(tmp_path: Path) -> None:
+    mount, run = tmp_path / "mounted", built(tmp_path / "run", "1")
+    mount.mkdir()
+    program = (
+        "import sys; from pathlib import Path; from steptool.storage.publishing import check_target, publish\n"
+        "run, target = sys.argv[1:]\n"
+        "for _ in range(2): check_target(target, 'training'); publish(Path(run), target, 'training')\n"
+        "print(sorted(p.relative_to(target).as_posix() for p in Path(target).rglob('*') if p.is_file()))\n"
+    )
+    inside = 'mount -t tmpfs none "$2" || exit 77; "$0" -c "$3" "$1" "$2"'
+    command = ["unshare", "-m", "sh", "-c", inside, sys.executable, str(run), str(mount), program]
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not here")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == 77 or "Operation not permitted" in done.stderr:
+        pytest.skip("this user may not mount")
+    assert done.stdout.strip() == str(["config.yaml", "model/weights", "published.json", "report.html"]), done.stderr
+
+
+def test_former_and_new_folders_that_a_kill_left_are_restored_and_tidied_up(tmp_path: Path) -> None:
+    final, other = tmp_path / "demo", tmp_path / "other"
+    publish(built(tmp_path / "run", "1"), str(final), TRAINING)
+    publish(built(tmp_path / "run", "1"), str(other), TRAINING)
+    started = subprocess.run(
+        [sys.executable, "-c", "import sys; from pathlib import Path; from steptool.storage import publishing as p; "
+         "print(p._beside(Path(sys.argv[1]), 'former'))", str(final)],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    former = Path(started.stdout.strip())
+    final.rename(former)  # killed between the two renames, with half a new folder
+    built(former.with_suffix(".partial"), "2")
+    check_target(str(final), TRAINING)
+    assert contents(str(final))["config.yaml"] == "1"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo", "other", "run"]
+
+
+PUBLISHER = """
+import sys
+from itertools import count
+from pathlib import Path
+from steptool.storage.publishing import publish
+runs, target = sys.argv[1:]
+print("ready", flush=True)
+for number in count():
+    publish(Path(runs) / str(number % 2), target, "training")
+"""
+
+
+def test_a_kill_at_any_moment_leaves_one_whole_run_or_what_the_next_start_restores(tmp_path: Path) -> None:
+    runs, target = tmp_path / "runs", tmp_path / "out" / "demo"
+    for number in range(2):
+        built(runs / str(number), str(number), *(f"{n}.parquet" for n in range(40)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for attempt in range(12):
+        command = [sys.executable, "-c", PUBLISHER, str(runs), str(target)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout and process.stdout.readline() == "ready\n"
+            time.sleep(0.05 + 0.02 * attempt)
+            process.send_signal(signal.SIGKILL)
+        check_target(str(target), TRAINING)
+        files = contents(str(target))
+        assert len(files) in (0, 40) and len(set(files.values())) <= 1
+        assert [p.name for p in target.parent.iterdir()] in ([], ["demo"])
+    assert len(files) == 40
