@@ -69,10 +69,12 @@ check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m scripts.document_configuration --check
+	$(BIN)/python -m scripts.memory_table --check
 	$(BIN)/python -m scripts.document_artifacts --check
 
 docs-config: $(STAMP)  ## write configs/laptop.yaml, the JSON schemas and docs/configuration.md from the fields' docstrings
 	$(BIN)/python -m scripts.document_configuration
+	$(BIN)/python -m scripts.memory_table
 
 docs-artifacts: $(STAMP)  ## write docs/artifacts.md from the records that declare the columns of the Parquet files
 	$(BIN)/python -m scripts.document_artifacts

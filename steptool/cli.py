@@ -14,7 +14,7 @@ import tempfile
 import traceback
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from steptool.artifacts.progress import describe_error, printable
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
 from steptool.registry.command import app as registry_app
+
+if TYPE_CHECKING:
+    from steptool.check.machines import Machine
 
 REFUSED, FAILED = 2, 1
 """Exit codes: for what was refused before anything ran, and for a run that failed."""
@@ -140,9 +143,16 @@ def view(
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a configuration and the files that it names, and say what a run would do."""
-    _print_plan(load_config(config, overrides or ()))
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    profile: Annotated[Path | None, typer.Option(help="Machines of a cluster, such as configs/cluster.yaml.")] = None,
+) -> None:
+    """Check a configuration and the files that it names, and say what a run would do and need.
+
+    Ends with 2 if the run cannot fit into the memory of this machine, or of those of a profile.
+    """
+    _print_plan(load_config(config, overrides or ()), profile)
 
 
 @app.command()
@@ -186,6 +196,7 @@ def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:
     """Run a workflow of the checkout in this process. What it hands from stage to stage is removed if it succeeds."""
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+    _scratch_folder()
     getattr(_import_from_checkout(f"workflows.{workflow}"), workflow)(**inputs)
     shutil.rmtree(_scratch_folder(), ignore_errors=True)
 
@@ -193,6 +204,7 @@ def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:
 def _parquet(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
+    _scratch_folder()
     return _import_from_checkout("tasks.runtime.artifacts").Parquet(str(path))
 
 
@@ -205,7 +217,6 @@ def _import_from_checkout(module: str) -> Any:
             f"{checkout} has no {file.relative_to(checkout)}. This command runs the workflows of a checkout, which are "
             "no part of the installed library: change into a clone, or `import steptool` in Python (docs/notebook.md)"
         )
-    _scratch_folder()
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
     return importlib.import_module(module)
@@ -219,11 +230,38 @@ def _scratch_folder() -> Path:
     return Path(folder)
 
 
-def _print_plan(config: Config) -> None:
-    from steptool.check.plan import describe_plan
+def _print_plan(config: Config, profile: Path | None = None) -> None:
+    """Print what a run would do and the memory of each stage. Raises ConfigError if that is more than there is."""
+    from steptool.check.memory import check_memory, describe_memory, estimate
+    from steptool.check.plan import describe_plan, read_base_shape
 
     for line in describe_plan(config):
         print(printable(line))
+    shape = read_base_shape(config.policy)
+    if shape is None:
+        print(printable(f"memory      unknown: the shape of {config.policy.base} is not known before it is fetched"))
+        return
+    machines = _machines(profile)
+    stages = estimate(shape, config, has_gpu=any(machine.has_gpu for machine in machines.values()))
+    print("", *describe_memory(stages), sep="\n", flush=True)
+    check_memory(stages, machines)
+
+
+def _machines(profile: Path | None) -> dict[str, Machine]:
+    """What each stage gets, by its name: by the profile, or all of this machine."""
+    from steptool.check.machines import machine_of_profile, this_machine
+    from steptool.check.memory import STAGES
+
+    if profile is None:
+        return dict.fromkeys(STAGES, this_machine())
+    loaded = _import_from_checkout("tasks.runtime.profile")
+    stages = loaded.load_profile(profile)
+    machines: dict[str, Machine] = {}
+    for name in STAGES:
+        given = stages.of(loaded.StageName(name))
+        machine = machine_of_profile(given.gpus, given.gpu_type, given.limits.memory, given.processes)
+        machines |= {name: machine} if machine else {}
+    return machines
 
 
 def _keep_stack(error: Exception) -> str:

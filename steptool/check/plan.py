@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from steptool.config import Config, EndpointConfig
+from steptool.check.memory import ModelShape, read_shape
+from steptool.config import Config, EndpointConfig, PolicyConfig
 from steptool.data.inputs import list_files
 
 
@@ -17,6 +18,22 @@ def describe_plan(config: Config) -> list[str]:
     lines = [_data(config), _policy(config), _warm_start(config), *_rounds(config), _evaluation(config)]
     lines += [line for endpoint, purpose in _endpoints(config) for line in _describe_endpoint(endpoint, purpose)]
     return lines
+
+
+def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
+    """The shape of the base model; None for one that is drawn later (scratch), behind a url or not to be had here."""
+    from transformers import AutoConfig
+
+    from steptool.models.load import EMBEDDED
+
+    if policy.base == "scratch" or "://" in policy.base:
+        return None
+    try:
+        place = EMBEDDED if policy.base == "embedded" else policy.base
+        model_config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    return read_shape(model_config, policy.dtype)
 
 
 def _data(config: Config) -> str:

@@ -1,0 +1,189 @@
+"""How much memory and disk the stages of a run need, from the shape of the model and the configuration alone.
+
+The figures are those of one process. Processes that train together hold the whole model each. Activations are counted
+for a decoder of the Llama kind; a test compares them with what torch keeps for tiny models; they are right to a fourth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steptool.check.machines import GIB, Machine
+from steptool.config import Config, ConfigError
+
+STAGES = ("prepare", "warm_start", "rollout", "ppo", "evaluate")
+"""The stages that hold a model."""
+_FLOAT32, _BFLOAT16 = 4, 2
+"""Bytes of a number."""
+_FRAMEWORK = {False: 0.7 * GIB, True: 1.5 * GIB}
+"""What Python and torch take in a process without and with a GPU."""
+_LOGITS = 0.6 * GIB
+"""Logits of the tokens that are looked at together, at most."""
+_WARM_START_SEQUENCES = 16
+"""Demonstrations in a forward pass of the warm start."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What of a causal language model counts for memory."""
+
+    parameters: int
+    linear_sizes: int
+    """Sum over the linear layers of all decoder layers of inputs plus outputs: LoRA has rank times as many weights."""
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int
+    """Numbers in the queries of a token in one layer: heads times their size."""
+    keys: int
+    """Numbers in the keys of a token in one layer, and as many in its values."""
+    vocabulary: int
+    bytes_per_weight: int
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes that a stage needs in memory, by what they are for, and on disk."""
+
+    stage: str
+    weights: float
+    optimizer: float = 0.0
+    """Gradients and the state of the optimizer."""
+    activations: float = 0.0
+    cache: float = 0.0
+    """Keys and values of the episodes that are played together."""
+    framework: float = 0.0
+    disk: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All that is in memory at once."""
+        return self.weights + self.optimizer + self.activations + self.cache + self.framework
+
+
+def read_shape(model_config: Any, dtype: str) -> ModelShape:
+    """The shape of the model that a transformers configuration describes; no weights are made.
+
+    `dtype` is `policy.dtype`: auto takes bfloat16 if the model was saved in it, else float32.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    text = model_config.get_text_config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    layers = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in name]
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    is_half = dtype == "bfloat16" or (dtype == "auto" and text.dtype == torch.bfloat16)
+    return ModelShape(
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        linear_sizes=sum(layer.in_features + layer.out_features for layer in layers),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        queries=heads * head_size,
+        keys=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
+        vocabulary=text.vocab_size,
+        bytes_per_weight=_BFLOAT16 if is_half else _FLOAT32,
+    )
+
+
+def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False) -> list[StageMemory]:
+    """What each stage that holds a model needs in one process."""
+    model = float(shape.parameters * shape.bytes_per_weight)
+    trained = _trained_parameters(shape, config)
+    state = trained * _optimizer_bytes(shape, config)
+    adapter = trained * _FLOAT32 if config.policy.lora_rank else 0.0
+    saved = model + 10.0 * trained  # weights, moments and the lower halves of bfloat16 weights
+    framework = _FRAMEWORK[has_gpu]
+    episodes = -(-config.rollout.episodes // config.rollout.shards)
+    ppo_tokens = config.ppo.tokens_per_pass or config.ppo.micro_batch_size * config.policy.max_context
+    warm_tokens = config.ppo.tokens_per_pass or config.policy.max_context * min(
+        _WARM_START_SEQUENCES, config.warm_start.batch_size
+    )
+    warm_start = StageMemory(
+        "warm_start",
+        model + adapter,
+        state,
+        _activations(shape, config, warm_tokens),
+        0.0,
+        framework,
+        model + 3 * saved,
+    )
+    moments_and_reference = state - _FLOAT32 * trained + (0.0 if config.policy.lora_rank else model)
+    ppo = StageMemory(
+        "ppo",
+        model + adapter,
+        max(state, moments_and_reference),  # the reference model is gone before the first gradient
+        _activations(shape, config, ppo_tokens),
+        0.0,
+        framework,
+        2 * model + 4 * saved,
+    )
+    return [
+        StageMemory("prepare", model, framework=framework, disk=2 * model),
+        *([warm_start] if config.warm_start.steps else []),
+        StageMemory("rollout", model, cache=_cache(shape, config, episodes), framework=framework, disk=model),
+        ppo,
+        StageMemory("evaluate", model, cache=_cache(shape, config), framework=framework, disk=model),
+    ]
+
+
+def describe_memory(stages: Sequence[StageMemory]) -> list[str]:
+    """A table in text: GiB by stage."""
+    names = ("weights", "optimizer", "activations", "cache", "framework", "total", "disk")
+    lines = [f"{'GiB of one process':<18}" + "".join(f"{name:>12}" for name in names)]
+    for stage in stages:
+        lines.append(f"{stage.stage:<18}" + "".join(f"{getattr(stage, name) / GIB:>12.1f}" for name in names))
+    return lines
+
+
+def check_memory(stages: Sequence[StageMemory], machines: Mapping[str, Machine]) -> None:
+    """Raise ConfigError, with what may help, for each stage that cannot fit its machine."""
+    faults = [
+        f"{stage.stage} needs {stage.total / GIB:.1f} GiB, and {machine.name} has {machine.memory / GIB:.1f}: "
+        f"{_advise(stage)}"
+        for stage in stages
+        if (machine := machines.get(stage.stage)) and stage.total > machine.memory
+    ]
+    if faults:
+        raise ConfigError("the run does not fit\n  " + "\n  ".join(faults))
+
+
+def _trained_parameters(shape: ModelShape, config: Config) -> float:
+    rank = config.policy.lora_rank
+    return float(rank * shape.linear_sizes if rank else shape.parameters)
+
+
+def _optimizer_bytes(shape: ModelShape, config: Config) -> int:
+    """Bytes of gradient and optimizer for each trained weight: float32 gradient and two float32 moments, and for full
+    fine-tuning in bfloat16 the lower half of the float32 weight."""
+    is_half = shape.bytes_per_weight == _BFLOAT16 and not config.policy.lora_rank
+    return 3 * _FLOAT32 + (2 if is_half else 0)
+
+
+def _activations(shape: ModelShape, config: Config, tokens: int) -> float:
+    """What the backward pass needs of a forward pass, and the logits of some of its tokens."""
+    of_layer = (
+        tokens * shape.bytes_per_weight * (8 * shape.hidden + 4 * (shape.queries + shape.keys + shape.intermediate))
+    )
+    inputs = tokens * shape.bytes_per_weight * shape.hidden * shape.layers
+    kept = inputs + of_layer if config.ppo.gradient_checkpointing else of_layer * shape.layers
+    return kept + min(_LOGITS, 2.0 * tokens * shape.vocabulary * _FLOAT32)
+
+
+def _cache(shape: ModelShape, config: Config, episodes: int | None = None) -> float:
+    """Keys and values of the episodes that are decoded together, each as long as the context."""
+    together = min(config.rollout.batch_size, episodes or config.rollout.batch_size)
+    return float(together * config.policy.max_context * shape.layers * 2 * shape.keys * shape.bytes_per_weight)
+
+
+def _advise(stage: StageMemory) -> str:
+    if stage.cache > stage.weights:
+        return "lower rollout.batch_size or policy.max_context"
+    if stage.activations > stage.weights + stage.optimizer:
+        return "set ppo.gradient_checkpointing, or lower ppo.tokens_per_pass or ppo.micro_batch_size"
+    return "set policy.lora_rank or policy.dtype: bfloat16, take a larger machine or a smaller model"

@@ -1,0 +1,122 @@
+"""The estimate of memory against what torch and peft really hold, for models that fit into a test."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from steptool.check.machines import GIB, Machine
+from steptool.check.memory import StageMemory, check_memory, estimate, read_shape
+from steptool.check.plan import read_base_shape
+from steptool.config import Config, ConfigError
+from steptool.models.folder import new_adapter
+from steptool.models.load import EMBEDDED, load_model
+from steptool.models.optimizer import adamw
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 256, "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 4,
+}  # fmt: skip
+KINDS = [(Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)]
+
+
+def stage(name: str, stages: list[StageMemory]) -> StageMemory:
+    return next(stage for stage in stages if stage.stage == name)
+
+
+def kept_bytes(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes that torch keeps of a forward pass for the backward pass, weights apart."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _ = model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False).last_hidden_state
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("config_class", "model_class"), KINDS)
+def test_activations_are_those_that_torch_keeps(config_class: Any, model_class: Any, dtype: str) -> None:
+    model_config, tokens = config_class(**SIZES), 512
+    config = Config.model_validate({"policy": {"dtype": dtype}, "ppo": {"tokens_per_pass": tokens}})
+    expected = kept_bytes(model_class(model_config).to(getattr(torch, dtype)), tokens)
+    logits = 2 * tokens * 256 * 4
+    activations = stage("ppo", estimate(read_shape(model_config, dtype), config)).activations - logits
+    assert 0.9 < activations / expected < 1.25
+
+
+def test_the_shape_of_the_embedded_model_is_that_of_its_weights() -> None:
+    config = Config()
+    shape = read_base_shape(config.policy)
+    model = load_model(EMBEDDED)
+    assert shape is not None and shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.bytes_per_weight == 4
+    stages = estimate(shape, config)
+    assert stage("ppo", stages).weights == shape.parameters * 4
+    assert stage("ppo", stages).optimizer == shape.parameters * 12  # a gradient and two moments in float32
+
+
+def test_lora_trains_as_many_weights_as_peft_makes() -> None:
+    config = Config.model_validate({"policy": {"lora_rank": 4}})
+    adapted = new_adapter(load_model(EMBEDDED), config.policy, 0)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    shape = read_base_shape(config.policy)
+    assert shape is not None
+    assert stage("ppo", estimate(shape, config)).optimizer == trained * 12
+
+
+def test_the_optimizer_of_bfloat16_weights_takes_fourteen_bytes_for_each() -> None:
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES)).bfloat16()
+    optimizer = adamw(model, 1e-3)
+    model(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    held = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    held += sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim)
+    shape = read_shape(model.config, "bfloat16")
+    config = Config.model_validate({"policy": {"dtype": "bfloat16"}})
+    # before the first gradient: two moments, lower halves and the reference model, 12 bytes in all; then 14
+    assert stage("ppo", estimate(shape, config)).optimizer == held == shape.parameters * 14
+
+
+def test_the_cache_holds_keys_and_values_of_all_episodes_that_are_played_together() -> None:
+    shape = read_shape(Qwen3Config(**SIZES), "float32")
+    rollout = {"episodes": 100, "shards": 4, "batch_size": 64}
+    config = Config.model_validate({"policy": {"max_context": 1000}, "rollout": rollout})
+    # 25 episodes in a shard, 1000 tokens, 4 layers, keys and values of 2 heads of 64 numbers, 4 bytes each
+    assert stage("rollout", estimate(shape, config)).cache == 25 * 1000 * 4 * 2 * 128 * 4
+    assert stage("evaluate", estimate(shape, config)).cache == 64 * 1000 * 4 * 2 * 128 * 4
+
+
+def test_gradient_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
+    shape = read_shape(Qwen3Config(**SIZES), "float32")
+    plain, checkpointed = (
+        stage("ppo", estimate(shape, Config.model_validate({"ppo": {"gradient_checkpointing": on}}))).activations
+        for on in (False, True)
+    )
+    tokens, logits = 8 * 768, 2 * 8 * 768 * 256 * 4
+    # 8 * 256 + 4 * (256 + 128 + 768) numbers in a layer, of which there are 4
+    assert plain == tokens * 4 * 4 * 6656 + logits
+    assert checkpointed == tokens * 4 * (6656 + 4 * 256) + logits
+
+
+def test_a_stage_that_cannot_fit_is_refused_with_what_may_help() -> None:
+    stages = [
+        StageMemory("rollout", weights=1 * GIB, cache=30 * GIB),
+        StageMemory("ppo", weights=14 * GIB, optimizer=90 * GIB, activations=5 * GIB),
+    ]
+    check_memory(stages, {"rollout": Machine(40 * GIB, "A100"), "ppo": Machine(141 * GIB, "H200")})
+    with pytest.raises(ConfigError) as refused:
+        check_memory(stages, {"rollout": Machine(22 * GIB, "L4"), "ppo": Machine(80 * GIB, "H100")})
+    assert str(refused.value).splitlines() == [
+        "the run does not fit",
+        "  rollout needs 31.0 GiB, and L4 has 22.0: lower rollout.batch_size or policy.max_context",
+        "  ppo needs 109.0 GiB, and H100 has 80.0: set policy.lora_rank or policy.dtype: bfloat16, "
+        "take a larger machine or a smaller model",
+    ]
