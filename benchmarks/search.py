@@ -63,7 +63,7 @@ def report(way: str, tree: Played, chain: Played) -> None:
 
 def compare(folder: str, config: Config, queries: Sequence[Query]) -> None:
     """Play the tasks each way and print what came of it."""
-    model, codec = load_model(folder), load_codec(folder, config.policy.chat_format)
+    model, codec = load_model(folder), load_codec(folder, config.policy.chat_format, config.policy.chat_date)
 
     def play(decoding: Decoding, search: SearchConfig | None) -> Played:
         room, seed = config.policy.max_context, config.seed

@@ -187,7 +187,8 @@ def _type_name(field: FieldInfo) -> str:
 
 def _yaml_value(value: Any) -> str:
     if isinstance(value, str):
-        return value if value and re.fullmatch(r"[\w./-]+", value) else json.dumps(value)
+        plain = re.fullmatch(r"[\w./-]+", value) and yaml.safe_load(value) == value
+        return value if plain else json.dumps(value)
     if isinstance(value, float):
         return _float_text(value)
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,10 +63,10 @@ class ChatCodec:
         tokenizer: PreTrainedTokenizerBase,
         chat_format: str = AUTO,
         end_ids: Iterable[int] = (),
-        day: date = DATE,
+        day: str = DATE,
     ) -> None:
         self.tokenizer = tokenizer
-        _require_template(tokenizer, chat_format)
+        give_template(tokenizer, chat_format)
         template = ChatTemplate(tokenizer, day)
         own, json_arguments = find_native_format(template)
         chosen = None if chat_format == AUTO else FORMATS[ChatFormat(chat_format)]
@@ -190,8 +189,11 @@ class ChatCodec:
         return text
 
 
-def _require_template(tokenizer: PreTrainedTokenizerBase, chat_format: str) -> None:
-    """Give a tokenizer without chat template the one for plain text. Raises ValueError unless the format is react."""
+def give_template(tokenizer: PreTrainedTokenizerBase, chat_format: str) -> None:
+    """Give a tokenizer without a chat template the one for plain text, with which it is then saved.
+
+    Raises ValueError unless the format is react and the tokenizer has an eos token.
+    """
     if tokenizer.chat_template:
         return
     if chat_format != ChatFormat.REACT or not tokenizer.eos_token:

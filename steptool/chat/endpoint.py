@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx2
 import openai
+from openai.resources.chat.completions import AsyncCompletions
 
 from steptool.chat.calls import DEEPEST, nesting
 from steptool.chat.tools import model_schemas
@@ -39,6 +41,10 @@ _TRANSFER_HEADERS = frozenset({"content-encoding", "content-length", "transfer-e
 """Headers that tell how an answer travelled, and no longer hold for the text that was read."""
 _MOST_TOKENS = 10**9
 """Tokens that one request can have read or written; a larger count is an error of the server."""
+
+
+_KNOWN_FIELDS = frozenset(inspect.signature(AsyncCompletions.create).parameters)
+"""Fields of a request that the client's method has an argument for."""
 
 
 class EndpointError(Exception):
@@ -150,6 +156,7 @@ class Endpoint:
             request["tools"] = model_schemas(tools)
         if tool_choice is not None:
             request["tool_choice"] = tool_choice
+        request = {k: v for k, v in {**request, **self.config.request}.items() if v is not None}
         return asyncio.run_coroutine_threadsafe(self._reply(request, vote, deadline), self._loop).result()
 
     def close(self) -> None:
@@ -211,7 +218,7 @@ class Endpoint:
     async def _attempts(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply. The client tries again what failed on the way, and this what came and was no chat completion."""
         for further in range(self.config.retries, -1, -1):
-            response = await self._client.chat.completions.with_raw_response.create(**request)
+            response = await self._client.chat.completions.with_raw_response.create(**_arguments(request))
             try:
                 return _body(response.text, self._redactor)
             except ValueError as error:
@@ -237,6 +244,13 @@ class Endpoint:
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         await self._client.close()
+
+
+def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request as arguments of the client's method, which takes fields that it does not know as `extra_body`."""
+    known = {name: value for name, value in request.items() if name in _KNOWN_FIELDS}
+    further = {name: value for name, value in request.items() if name not in _KNOWN_FIELDS}
+    return {**known, "extra_body": {**further, **(known.get("extra_body") or {})}}
 
 
 class _BoundedClient(openai.DefaultAsyncHttpxClient):

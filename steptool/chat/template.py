@@ -17,7 +17,7 @@ from steptool.records import Message, ToolSchema
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DATE = date(2026, 1, 1)
+DATE = "2026-01-01"
 """The date that templates print as today's, so that episodes do not depend on the day of the run."""
 PLAIN = Path(__file__).parent / "templates" / "plain.jinja"
 """Template for tokenizers without one: text under the name of its role, the eos token after an assistant's turn."""
@@ -34,7 +34,7 @@ class ChatTemplate:
     that the template writes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: date = DATE, *, tools: bool = True) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str = DATE, *, tools: bool = True) -> None:
         self._tokenizer = tokenizer
         self.eos_token: str = tokenizer.eos_token or ""
         self.source = _choose(tokenizer.chat_template, tools)
@@ -42,8 +42,8 @@ class ChatTemplate:
         added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
         written = {token for token, special in added.items() if special or token in self.literals}
         self.control_tokens = {token for token in (*written, *tokenizer.all_special_tokens) if token.strip()}
-        self._fixed_source = _fix_date(self.source, day)
-        self._date = day.strftime("%d %b %Y")
+        self._fixed_source = _fix_date(self.source, date.fromisoformat(day))
+        self._date = date.fromisoformat(day).strftime("%d %b %Y")
         self._parts = False
         self._parts = self._needs_parts()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -29,6 +29,9 @@ class EndpointConfig(StrictModel):
     """Sampling temperature."""
     max_tokens: Positive = 1024
     """Tokens of an answer, at most."""
+    request: dict[str, Any] = Field(default={})
+    """Further fields of every request, which replace those above; null removes one. A server that refuses max_tokens
+    takes {max_tokens: null, max_completion_tokens: 1024}."""
     price_in: Annotated[float, Field(ge=0)] = 0.0
     """Money per million tokens read, for the account of costs."""
     price_out: Annotated[float, Field(ge=0)] = 0.0

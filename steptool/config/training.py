@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from steptool.config.base import Natural, Positive, Share, StrictModel
+
+
+def _check_date(text: str) -> str:
+    """The text, if it is a date. Raises ValueError otherwise."""
+    date.fromisoformat(text)
+    return text
 
 
 class PolicyConfig(StrictModel):
@@ -20,6 +27,9 @@ class PolicyConfig(StrictModel):
     )
     """How calls stand in the model's text. auto: as the chat template writes them, and react where the template knows
     no tools. A template that does not write the format named is given plain messages (docs/chat-formats.md)."""
+    chat_date: Annotated[str, AfterValidator(_check_date)] = "2026-01-01"
+    """The date that a chat template prints as today's (Llama 3, gpt-oss), so that no episode depends on the day. In
+    quotation marks, as in "2026-01-01"."""
     max_context: Positive = 768
     """Tokens of prompt, calls and observations together. A prompt that does not fit is refused before training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

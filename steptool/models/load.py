@@ -23,7 +23,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from steptool.chat.codec import AUTO, ChatCodec
+from steptool.chat.codec import AUTO, ChatCodec, give_template
+from steptool.chat.template import DATE
 from steptool.config import PolicyConfig
 
 EMBEDDED = Path(__file__).parents[1] / "environments" / "desk" / "base"
@@ -45,15 +46,13 @@ class ModelError(ValueError):
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub id, with its chat template. Raises ModelError where either is missing."""
+    """The tokenizer of a model folder or Hub id. Raises ModelError where it is missing."""
     _check_folder(folder, _TOKENIZER_FILES, "tokenizer", "save the tokenizer there with tokenizer.save_pretrained")
     try:
         with _without_remote_code(folder):
             tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), trust_remote_code=False)
     except OSError as error:
         raise ModelError(f"{folder}: neither a model folder here nor a model that the Hub gives ({error})") from error
-    if not tokenizer.chat_template:
-        raise ModelError(f"{folder}: the tokenizer has no chat template; put its chat_template.jinja beside it")
     return tokenizer
 
 
@@ -81,9 +80,10 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
     return model.to(device()).eval()
 
 
-def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO) -> ChatCodec:
+def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO, day: str = DATE) -> ChatCodec:
     """The chat codec of a model folder or Hub id; a turn ends with each token that the folder names as an end.
 
+    `day` is the date that a chat template prints as today's.
     Raises ModelError and ValueError as `load_tokenizer` and `ChatCodec` do.
     """
     tokenizer = load_tokenizer(folder)
@@ -91,7 +91,7 @@ def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO) -> ChatC
         end = GenerationConfig.from_pretrained(os.fspath(folder)).eos_token_id
     except OSError:  # a folder needs no generation configuration
         end = None
-    return ChatCodec(tokenizer, chat_format, [end] if isinstance(end, int) else end or [])
+    return ChatCodec(tokenizer, chat_format, [end] if isinstance(end, int) else end or [], day)
 
 
 def device() -> torch.device:
@@ -120,7 +120,12 @@ def prepare_base(policy: PolicyConfig, texts: Iterable[str], seed: int, out_dir:
         if policy.dtype == "auto":
             shutil.copytree(EMBEDDED, target, dirs_exist_ok=True)
             return target
-    load_tokenizer(base).save_pretrained(target)
+    tokenizer = load_tokenizer(base)
+    try:
+        give_template(tokenizer, policy.chat_format)
+    except ValueError as error:
+        raise ModelError(f"{base}: {error}") from error
+    tokenizer.save_pretrained(target)
     save_model(load_model(base), policy.dtype, target)
     return target
 

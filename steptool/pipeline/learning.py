@@ -41,7 +41,7 @@ def prepare(
     """
     texts = iterate_texts(queries, demonstrations)
     base = prepare_base(config.policy, texts, config.seed, out_dir)
-    codec = load_codec(base, config.policy.chat_format)
+    codec = load_codec(base, config.policy.chat_format, config.policy.chat_date)
     fitting = select_fitting(queries, codec, config)
     try_model(load_model(base), codec, fitting, config)
     lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context)

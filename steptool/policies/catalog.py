@@ -71,7 +71,7 @@ def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
     folder = EMBEDDED if policy.model == "embedded" else policy.model
     return LocalPolicy(
         load_model(folder),
-        load_codec(folder, config.policy.chat_format),
+        load_codec(folder, config.policy.chat_format, config.policy.chat_date),
         name=policy.name,
         rollout=config.rollout,
         max_context=config.policy.max_context,

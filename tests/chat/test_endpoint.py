@@ -67,6 +67,18 @@ def test_a_request_says_what_was_configured_and_brings_message_tokens_and_price(
     assert endpoint.usage.money == pytest.approx((100 * 3.0 + 10 * 20.0) / 1e6)
 
 
+def test_fields_of_the_configuration_are_merged_into_the_request_and_null_removes_one(chat, connect):
+    server = chat.serve(lambda *_: chat.Answer({"content": "hi"}))
+    fields = {"max_tokens": None, "temperature": None, "max_completion_tokens": 9, "tool_choice": "required"}
+    unknown_to_the_client = {"top_k": 5, "chat_template_kwargs": {"enable_thinking": False}}
+    connect(server, request={**fields, **unknown_to_the_client}).chat(user("hi"), [], "auto")
+    connect(server, request={"extra_body": {"top_k": 7}}).chat(user("hi"))
+    first, second = server.requests
+    kept = {"max_completion_tokens": 9, "tool_choice": "required", **unknown_to_the_client}
+    assert first == {"model": "m", "messages": user("hi"), **kept}
+    assert second["top_k"] == 7 and second["max_tokens"] == 1024
+
+
 def test_what_was_answered_is_never_asked_again_and_another_vote_is(chat, connect, tmp_path):
     server = chat.serve(lambda request, number: chat.Answer({"content": f"answer {number}"}))
     first = connect(server, tmp_path / "replies.sqlite")
