@@ -54,11 +54,11 @@ class PerQuery:
         kept = [place for place, query in enumerate(self.queries) if query in queries]
         return PerQuery(tuple(self.queries[place] for place in kept), self.top_Q[kept], self.bottom_Q[kept])
 
-    def resampled(self, counts_RQ: Floats) -> Floats:
+    def resample(self, counts_RQ: Floats) -> Floats:
         """The measure [R] over each resample of the queries."""
         return divide(counts_RQ @ self.top_Q, counts_RQ @ self.bottom_Q)
 
-    def swapped(self, other: PerQuery, coins_RQ: Floats) -> Floats:
+    def swap(self, other: PerQuery, coins_RQ: Floats) -> Floats:
         """The measure [R] with the other's results in place of one's own where the coin shows 1."""
         top = self.top_Q.sum() + coins_RQ @ (other.top_Q - self.top_Q)
         return divide(top, self.bottom_Q.sum() + coins_RQ @ (other.bottom_Q - self.bottom_Q))

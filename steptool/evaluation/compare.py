@@ -92,7 +92,7 @@ def paired_bootstrap(
     """
     of_a, of_b = _pair(a, b, measure)
     draws = [
-        of_a.resampled(counts) - of_b.resampled(counts)
+        of_a.resample(counts) - of_b.resample(counts)
         for counts in bootstrap.resamples(len(of_a.queries), resamples, seed)
     ]
     low, high = bootstrap.interval(np.concatenate(draws))
@@ -110,7 +110,7 @@ def permutation_p(
     of_a, of_b = _pair(a, b, measure)
     observed = abs(of_a.ratio() - of_b.ratio())
     extreme = sum(
-        int((np.abs(of_a.swapped(of_b, coins) - of_b.swapped(of_a, coins)) >= observed - 1e-12).sum())
+        int((np.abs(of_a.swap(of_b, coins) - of_b.swap(of_a, coins)) >= observed - 1e-12).sum())
         for coins in bootstrap.coins(len(of_a.queries), draws, seed)
     )
     return (1 + extreme) / (1 + draws)
@@ -143,7 +143,7 @@ def compare(
         for a, b in wanted
         for comparison in _compare_pair(a, b, rows.get(a, ()), rows.get(b, ()), draws, seed, decodings)
     ]
-    return corrected(comparisons)
+    return correct_p_values(comparisons)
 
 
 def _compare_pair(
@@ -171,7 +171,7 @@ def _changes(a: Sequence[Row], b: Sequence[Row]) -> Changes:
     return Changes(*(pairs.count(pair) for pair in ((False, True), (True, False), (True, True), (False, False))))
 
 
-def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def correct_p_values(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The same comparisons with their p-values corrected as one family."""
     values = holm([c.p for c in comparisons])
     return [replace(c, corrected=p, family=len(values)) for c, p in zip(comparisons, values, strict=True)]

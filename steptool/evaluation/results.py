@@ -151,7 +151,7 @@ def _summary(rows: Sequence[Row], draws: int, seed: int) -> dict[str, Any]:
 def _interval(part: PerQuery, draws: int, seed: int) -> list[float | None]:
     if not part.queries:
         return [None, None]
-    chunks = [part.resampled(counts) for counts in resamples(len(part.queries), draws, seed)]
+    chunks = [part.resample(counts) for counts in resamples(len(part.queries), draws, seed)]
     return list(interval(np.concatenate(chunks)))
 
 
