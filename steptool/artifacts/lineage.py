@@ -118,7 +118,9 @@ def _section(text: str, rows: Sequence[str]) -> str:
     return text.format(rows="\n".join(rows)) if rows else ""
 
 
-def _result(name: str, found: Mapping[str, float]) -> str:
+def _result(name: str, found: Mapping[str, Any]) -> str:
+    if found["pass_rate"] is None:
+        return f"| {name} | not measurable | | {found['tasks']} |"
     interval = f"{found['low']:.1%} to {found['high']:.1%}"
     return f"| {name} | {found['pass_rate']:.1%} | {interval} | {found['tasks']} |"
 

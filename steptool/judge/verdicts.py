@@ -124,8 +124,8 @@ class WinRate:
 
     model: str
     other: str
-    rate: float
-    """Wins and half of the ties among the queries that were decided."""
+    rate: float | None
+    """Wins and half of the ties among the queries that were decided; None if none was."""
     wins: int
     ties: int
     losses: int
@@ -146,7 +146,7 @@ def _win_rate(model: str, other: str, rows: Sequence[Row]) -> WinRate:
     choices = list(preference_by_query(rows).values())
     wins, ties, losses = (choices.count(p) for p in (Choice.MODEL, Choice.TIE, Choice.OTHER))
     decided = wins + ties + losses
-    rate = (wins + ties / 2) / decided if decided else 0.5
+    rate = (wins + ties / 2) / decided if decided else None
     return WinRate(model, other, rate, wins, ties, losses, choices.count(None))
 
 

@@ -106,7 +106,13 @@ def test_the_other_sides_win_rate_is_the_rest(votes):
     for one, two in zip(
         win_rates(preferences("x", "y", **votes)), win_rates(preferences("y", "x", **back)), strict=True
     ):
-        assert one.rate + two.rate == pytest.approx(1.0) and one.ties == two.ties
+        assert one.ties == two.ties and (one.rate is None) == (two.rate is None)
+        assert one.rate is None or one.rate + two.rate == pytest.approx(1.0)
+
+
+def test_a_win_rate_over_nothing_is_missing():
+    (wins,) = win_rates(preferences("x", "y", a=[None, None]))
+    assert (wins.rate, wins.missing) == (None, 1)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the public data is not on this machine")
