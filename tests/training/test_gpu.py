@@ -25,7 +25,7 @@ def test_a_round_learns_and_is_the_same_however_it_is_cut(
         config = make.config(batch_size=5, **options).model_copy(update={"policy": PolicyConfig(lora_rank=lora_rank)})
         outs.append(tmp_path / str(len(outs)))
         result = train_round(base, base, rows, make.scores(rows), config=config, round_index=0, out_dir=outs[-1])
-        deviation = next(m["value"] for m in result.metrics if m["name"] == "ratio_deviation")
+        deviation = next(m.value for m in result.metrics if m.name == "ratio_deviation")
         assert deviation < (1e-3 if dtype == "float32" else 2**-4)
     start, plain, *others = (load_file(folder / "model.safetensors") for folder in (base, *outs))
     assert {w.dtype for w in plain.values()} == {getattr(torch, dtype)}

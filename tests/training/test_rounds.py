@@ -108,7 +108,7 @@ def test_a_bfloat16_folder_comes_out_in_bfloat16(
     if lora_rank:
         adapter = load_file(folders[2] / "training/adapter/adapter_model.safetensors")
         assert {w.dtype for w in adapter.values()} == {torch.float32}
-    deviations = [m["value"] for m in result.metrics if m["name"] == "ratio_deviation"]
+    deviations = [m.value for m in result.metrics if m.name == "ratio_deviation"]
     assert deviations[0] < 2**-5  # passes of another cut round differently
 
 
