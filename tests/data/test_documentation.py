@@ -36,7 +36,7 @@ def test_the_tasks_of_ones_own_are_read(tmp_path: Path) -> None:
     sections = yaml.safe_load(code("yaml", "paths: [tasks.jsonl]"))
     sections["data"] |= {"paths": [str(tmp_path / "tasks.jsonl")], "recorded_answers": []}
     (tmp_path / "tools.py").write_text(
-        'class Orders:\n    def cancel(self, order: str) -> str:\n        """Cancel an order."""\n        return order\n'
+        'class Orders:\n    def cancel(self) -> str:\n        """Cancel the last order."""\n        return "done"\n'
     )
     sections["tools"] = {"functions": f"{tmp_path / 'tools.py'}:Orders"}
     queries = read_queries(ingest(Config.model_validate(sections), tmp_path / "out", for_training=False).queries_path)
