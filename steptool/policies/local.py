@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -16,6 +16,7 @@ from steptool.chat.codec import ChatCodec
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.policies.attention import check_context
 from steptool.policies.prompts import Prompt, Prompter
+from steptool.policies.rows import Rows
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
 from steptool.rollout.episode import Episode
 from steptool.rollout.policy import EndedTurn, Policy
@@ -29,14 +30,10 @@ _SHRINK_SHARE = 0.75
 
 @dataclass
 class _Seat:
-    """An episode that has a row of the batch."""
+    """What a row's episode draws from, and the prompt of the turn that is being sampled."""
 
-    episode: Episode
     random: torch.Generator
-    prompt: Prompt = field(default_factory=lambda: Prompt((), ()))
-    """Of the turn that is being sampled."""
-    cached: list[int] = field(default_factory=list)
-    """Tokens whose keys and values the row holds."""
+    prompt: Prompt | None = None
 
 
 class LocalPolicy(Policy):
@@ -66,10 +63,11 @@ class LocalPolicy(Policy):
         check_context(model, max_context)
         self._was_training = model.training
         model.eval()
-        self._rows: list[_Seat | None] = []
+        self._rows = Rows(0)
+        self._seats: dict[Episode, _Seat] = {}
         self._to_come = 0
         """Episodes of the run that have no row yet."""
-        self._queue: list[tuple[_Seat, Prompt]] = []
+        self._queue: list[tuple[Episode, Prompt]] = []
         self._refused: list[EndedTurn] = []
 
     def temperature(self, decoding: Decoding) -> float:
@@ -79,7 +77,7 @@ class LocalPolicy(Policy):
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
         """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""
         lengths = self._prompter.begin(episodes)
-        self._rows = [None] * min(self.capacity, len(episodes))
+        self._rows, self._seats = Rows(min(self.capacity, len(episodes))), {}
         self._to_come, self._queue, self._refused = len(episodes), [], []
         self._sampler = BatchSampler(
             self._model,
@@ -98,7 +96,8 @@ class LocalPolicy(Policy):
             if isinstance(prompt, Refusal):
                 self._refused.append((episode, prompt))
             else:
-                self._queue.append((self._seat(episode), prompt))
+                self._seat(episode)
+                self._queue.append((episode, prompt))
 
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
         """Sample until a share of the rows has ended its turns or been answered."""
@@ -116,50 +115,45 @@ class LocalPolicy(Policy):
 
     def release(self, episode: Episode) -> None:
         """Free the episode's row."""
-        self._rows[self._row_of(episode)] = None
+        self._rows.release(episode)
+        del self._seats[episode]
 
     def close(self) -> None:
         """Put the model back in the mode it was in."""
         self._model.train(self._was_training)
 
-    def _seat(self, episode: Episode) -> _Seat:
-        seat = next((seat for seat in self._rows if seat and seat.episode is episode), None)
-        if seat is None:
+    def _seat(self, episode: Episode) -> None:
+        """Give the episode a row if it has none."""
+        if episode not in self._seats:
             key = f"{self._seed}/{episode.round_index}/{episode.query.query_id}/{episode.sample}"
             digest = hashlib.sha256(key.encode()).digest()
-            seat = _Seat(episode, torch.Generator().manual_seed(int.from_bytes(digest[:7])))
-            self._rows[self._rows.index(None)] = seat
+            self._seats[episode] = _Seat(torch.Generator().manual_seed(int.from_bytes(digest[:7])))
+            self._rows.take(episode)
             self._to_come -= 1
-        return seat
-
-    def _row_of(self, episode: Episode) -> int:
-        return next(row for row, seat in enumerate(self._rows) if seat and seat.episode is episode)
 
     def _feed(self) -> None:
         """Give the queued prompts to their rows, and drop rows that nothing will need again."""
-        feeds = []
-        for seat, prompt in self._queue:
-            ids = list(prompt.ids)
-            start = min(_common(seat.cached, ids), len(ids) - 1)
-            uniforms = torch.rand(self._rollout.max_new_tokens, generator=seat.random).numpy()
-            seat.prompt, seat.cached = prompt, ids
-            feeds.append(Feed(self._row_of(seat.episode), start, ids[start:], uniforms))
+        stages = self._rows.plan([(e, prompt.ids, self._seats[e].prompt is None) for e, prompt in self._queue])
+        uniforms = {}
+        for episode, prompt in self._queue:
+            seat = self._seats[episode]
+            seat.prompt = prompt
+            drawn = torch.rand(self._rollout.max_new_tokens, generator=seat.random)
+            uniforms[self._rows.row_of(episode)] = drawn.numpy()
         self._queue = []
-        self._sampler.feed(feeds)
-        rows = [row for row, seat in enumerate(self._rows) if seat]
+        for stage in stages:
+            for copy in stage.copies:
+                self._sampler.copy(*copy)
+            self._sampler.feed([Feed(*fill, uniforms[fill.row]) for fill in stage.fills])
+        rows = self._rows.in_use
         if rows and not self._to_come and len(rows) < _SHRINK_SHARE * len(self._rows):
             self._sampler.keep(rows)
-            self._rows = [self._rows[row] for row in rows]
+            self._rows.keep(rows)
 
     def _ended(self, turn: SampledTurn) -> EndedTurn:
-        seat = self._rows[turn.row]
-        assert seat is not None
+        episode = self._rows.episode_of(turn.row)
         # The last sampled token was not fed back: its keys and values are not in the cache.
-        seat.cached += turn.ids[:-1]
-        return seat.episode, self._prompter.turn(seat.prompt, turn.ids, turn.logprobs)
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens with which both begin."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+        self._rows.append(turn.row, turn.ids[:-1])
+        prompt = self._seats[episode].prompt
+        assert prompt is not None
+        return episode, self._prompter.turn(prompt, turn.ids, turn.logprobs)

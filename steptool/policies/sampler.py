@@ -97,6 +97,12 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         """Slots that the next forward pass reads."""
         return self._length
 
+    def copy(self, source: int, row: int, length: int) -> None:
+        """Put the first slots of one row into another."""
+        for keys, values in self._store.values():
+            keys[row, :, :length] = keys[source, :, :length]
+            values[row, :, :length] = values[source, :, :length]
+
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only, renumbered in this order."""
         self._rows = len(rows)
@@ -174,6 +180,11 @@ class BatchSampler:
         self._length = self._longest()
 
     @torch.inference_mode()
+    def copy(self, source: int, row: int, length: int) -> None:
+        """Take over what was computed in one row for the first `length` tokens of another, which is fed next."""
+        self._cache.copy(source, row, length)
+
+    @torch.inference_mode()
     def step(self) -> None:
         """Sample one more token in every row whose turn goes on."""
         self._length += 1
@@ -193,6 +204,7 @@ class BatchSampler:
         rows = sorted(row for row in self._open if not going[row])
         counts, ids, logprobs = self._count[rows].tolist(), self._ids[rows].tolist(), self._logprobs[rows].cpu().numpy()
         self._open.difference_update(rows)
+        self._length = self._longest()
         return [
             SampledTurn(r, ids[i][:n], logprobs[i, :n].copy())
             for i, (r, n) in enumerate(zip(rows, counts, strict=True))

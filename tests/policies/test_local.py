@@ -160,6 +160,25 @@ def test_every_token_is_computed_once(run: Any, parrot: Any, make_query: MakeQue
     assert model.computed == len(t.input_ids) - 1, "the last sampled token is never fed back"
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_what_prompts_begin_with_is_computed_once(
+    run: Any, parrot: Any, make_query: MakeQuery, codec: ChatCodec, batch_size: int
+) -> None:
+    """Ten prompts with the same tools: a row takes it over from another one, or from the episode before it."""
+    turns = {f"go {n}": [A] * (n % 3) + [SEVEN] for n in range(10)}
+    queries = [make_query(f"q{n}", f"go {n}") for n in range(10)]
+    model = parrot(turns)
+    played = run(model, queries, batch_size=batch_size)
+    prompts = [codec.prompt_ids([{"role": "user", "content": q.instruction}], q.tools) for q in queries]
+    shared = next(n for n, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
+    assert shared > 500
+    once = sum(len(t.input_ids) - 1 for t in played) - 9 * shared
+    assert once <= model.computed <= (once if batch_size == 1 else once + shared), "padding and idle rows included"
+    alone = [run(parrot(turns), [query])[0] for query in queries]
+    assert all(same(one, other) for one, other in zip(played, alone, strict=True))
+    assert [len(t.steps) for t in played] == [n % 3 + 1 for n in range(10)]
+
+
 def test_results_come_in_the_order_of_the_queries(run: Any, parrot: Any, make_query: MakeQuery) -> None:
     turns = {
         f"go{i}": [A] * (i % 4) + [render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": str(i)}))]

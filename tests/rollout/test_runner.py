@@ -14,7 +14,7 @@ from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.policies.scripted import ScriptedPolicy
-from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records import Query, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
 from steptool.rollout.runner import make_episodes, roll_out
 from steptool.rollout.turns import Decoding
 
@@ -66,7 +66,7 @@ def test_a_slow_session_holds_up_no_other_episode(make_query: MakeQuery) -> None
 class NoteCodec(ChatCodec):
     """Reads whatever is said as a call, so that random weights play on."""
 
-    def parse(self, ids: Sequence[int]) -> ParsedTurn:
+    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
         return ParsedTurn(ToolCall("get", {"key": super().parse(ids).text}), "")
 
 
