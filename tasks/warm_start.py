@@ -38,19 +38,24 @@ class WarmStarted(NamedTuple):
 
 @stage("prepare", cached=True)
 def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantine: FlyteFile) -> Prepared:
-    """Put the base model in place, try it, check that prompts fit its context, and encode the demonstrations.
+    """Start a session for each task, put the base model in place, try it, and encode the demonstrations.
 
-    Demonstrations that the model cannot learn from are counted and put into the quarantine.
+    Prompts have to fit the model's context. Demonstrations that the model cannot learn from are counted and put into
+    the quarantine.
     """
     watch = Stopwatch("prepare")
     from steptool.artifacts.lineage import sign
     from steptool.artifacts.queries import read_queries
     from steptool.contracts.tables import read_records, write_records
+    from steptool.environments.catalog import check_queries
     from steptool.pipeline.learning import prepare as prepare_model
+    from steptool.policies.catalog import open_environment_of
     from steptool.records import Metric, Query, Trajectory
 
-    near = localize(config, make_folder("fetched"), "policy.base")
+    near = localize(config, make_folder("fetched"), "policy.base", "tools.toolbench.cache")
     read, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
+    with open_environment_of(read, download(demonstrations), near) as environment:
+        check_queries(environment, read)
     prepared = prepare_model(read, recorded, near, make_folder("base"))
     sign(prepared.model, None, "base", [], note=config.policy.base)
     target, lessons = make_folder("prepared"), prepared.lessons

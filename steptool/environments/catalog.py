@@ -6,15 +6,16 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from steptool.config import Config
 from steptool.config.base import ConfigError
-from steptool.environments.base import Environment
-from steptool.records import Trajectory
+from steptool.environments.base import Environment, describe_error
+from steptool.records import Query, Trajectory
 
 ENVIRONMENTS = {
     "bfcl": "steptool.environments.bfcl.environment:BfclEnvironment",
@@ -28,6 +29,8 @@ ENVIRONMENTS = {
 DEFAULT_ENVIRONMENT = "replay"
 """The environment of tasks that name none, unless the configuration names another."""
 _PROJECT = Path(__file__).parents[2]
+_SHOWN = 3
+"""Problems of queries that an error shows."""
 
 
 def default_environment(config: Config) -> str:
@@ -74,6 +77,27 @@ def open_environment(name: str, config: Config, recordings: Iterable[Trajectory]
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(f"environment '{name}' cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def check_queries(environment: Environment, queries: Sequence[Query]) -> None:
+    """Start and close a session for each query, and ask the environment for its tools.
+
+    It finds out before anything expensive what would end a run later. Raises ConfigError naming the first queries that
+    lack what the environment needs, such as their state, and for tools that cannot be reached.
+    """
+    problems: list[str] = []
+    for query in queries:
+        try:
+            environment.reset(query).close()
+        except Exception as error:
+            problems.append(f"{query.split} query '{query.query_id}': {describe_error(error)}")
+    if problems:
+        shown = "; ".join(problems[:_SHOWN]) + ("; ..." if len(problems) > _SHOWN else "")
+        raise ConfigError(
+            f"the environment '{environment.name}' cannot start {len(problems)} of {len(queries)} tasks: {shown}"
+        )
+    with suppress(ValueError):  # it has no list of tools: each task has one
+        environment.tools()
 
 
 def import_object(named: str, field: str, what: str) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment
-from steptool.environments.catalog import ENVIRONMENTS, environment_class, open_environment
+from steptool.environments.catalog import ENVIRONMENTS, check_queries, environment_class, open_environment
 from steptool.records import Query, Reference, StepStatus, ToolCall
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +104,23 @@ def test_the_documented_example_works(tmp_path: Path, kind: str) -> None:
         results = [session.call(ToolCall("take", {"item": item})) for item in ("kettle", "mug", "jar")]
         assert [result.status for result in results] == [StepStatus.OK, StepStatus.OK, StepStatus.TOOL_ERROR]
         assert (session.solved("done"), environment.reset(query).solved("done")) == (1.0, 0.0)
+
+
+def test_tasks_without_what_the_environment_needs_are_found_before_a_run() -> None:
+    config = Config.model_validate({"tools": {"functions": "examples/functions/tools.py:Shop"}})
+    state = {"stock": {"cup": 1}, "prices": {"cup": 2}}
+    whole = [Query(f"w{n}", "train", "functions", "go", (), Reference(environment={"state": state})) for n in range(3)]
+    bare = [Query(f"b{n}", "heldout", "functions", "go", ()) for n in range(5)]
+    with closing(open_environment("functions", config)) as environment:
+        check_queries(environment, whole)
+        with pytest.raises(ConfigError, match=r"cannot start 5 of 8 tasks: heldout query 'b0': .*stock.*; \.\.\.$"):
+            check_queries(environment, [*whole, *bare])
+
+
+def test_tools_that_cannot_be_reached_are_found_before_a_run() -> None:
+    config = Config.model_validate({"tools": {"mcp": {"command": ["no-such-program"]}}})
+    with closing(open_environment("mcp", config)) as environment, pytest.raises(ConfigError, match="no-such-program"):
+        check_queries(environment, [Query("q", "train", "mcp", "go", ())])
 
 
 @pytest.mark.parametrize(
