@@ -16,7 +16,7 @@ from steptool.registry import Registry
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 RETRAIN = "workflows.retrain.retrain"
-bring = runpy.run_path(str(ROOT / "examples" / "nightly" / "logs.py"))["bring"]
+write_night = runpy.run_path(str(ROOT / "examples" / "nightly" / "logs.py"))["write_night"]
 Run = Callable[[int], Execution]
 
 
@@ -64,7 +64,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> 
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("careless")
-    bring(folder, "before", 130, 1.0)
+    write_night(folder, "before", 130, 1.0)
     config = settings(str(folder), "embedded")
     read = ingest(config, folder / "read")
     shown = read_records(read.demonstrations_path, Trajectory)
@@ -108,7 +108,7 @@ def ending(done: Execution) -> str:
 def test_three_nights(run: Run, registry: Registry, store: Store, place: str, tmp_path: Path) -> None:
     """One promotes after a person's yes, one finds nothing new, one breaks and leaves the champion alone."""
     # a careful expert's logs teach the model nearly every task
-    bring(tmp_path, "monday", 130, 0.0)
+    write_night(tmp_path, "monday", 130, 0.0)
     store.upload(tmp_path, place)
     promoted = run(1)
     print(promoted.story())

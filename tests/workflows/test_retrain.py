@@ -25,7 +25,7 @@ from workflows.retrain import retrain
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
-bring = runpy.run_path(str(ROOT / "examples" / "nightly" / "logs.py"))["bring"]
+write_night = runpy.run_path(str(ROOT / "examples" / "nightly" / "logs.py"))["write_night"]
 TASKS = 130
 CAREFUL, FAIR, CARELESS = 0.0, 0.375, 1.0
 
@@ -69,7 +69,7 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("careless")
-    bring(folder, "before", TASKS, CARELESS)
+    write_night(folder, "before", TASKS, CARELESS)
     config = settings(folder, "embedded")
     read = ingest(config, folder / "read")
     shown = read_records(read.demonstrations_path, Trajectory)
@@ -81,14 +81,14 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Nights:
-    """A registry, and the folders to which the nights bring files."""
+    """A registry, and the folders to which the nights write_night files."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, base
         self.registry = Registry(folder / "registry")
 
-    def bring(self, night: int, careless: float) -> None:
-        bring(self.folder, f"night{night:02}", TASKS, careless)
+    def write_night(self, night: int, careless: float) -> None:
+        write_night(self.folder, f"night{night:02}", TASKS, careless)
 
     def inputs(self, night: int, **changes: Any) -> dict[str, Any]:
         given = {"config": settings(self.folder, self.base), "kickoff": datetime(2026, 11, night, 2, tzinfo=UTC)}
@@ -189,7 +189,7 @@ def rates(told: dict[str, Any]) -> SimpleNamespace:
 
 def test_four_nights(nights: Nights) -> None:
     """One is killed, one promotes, one has nothing to do, one brings worse logs and is refused."""
-    nights.bring(1, CAREFUL)
+    nights.write_night(1, CAREFUL)
     nights.kill(1, "prepare")
     nights.whole(champions=0)
     assert nights.registry.runs() == []
@@ -209,7 +209,7 @@ def test_four_nights(nights: Nights) -> None:
     assert nights.run(3) == "skipped"
     assert not (Path(nights.registry.runs()[-1]["page"]).parent / "training").exists()
 
-    nights.bring(4, CARELESS)
+    nights.write_night(4, CARELESS)
     assert nights.run(4) == "refused"
     nights.whole(champions=1)
     told = nights.registry.runs()[-1]
@@ -240,7 +240,7 @@ def _tasks_keep_their_split(nights: Nights) -> None:
 
 def test_a_night_that_breaks_is_recorded_with_its_cause(tmp_path: Path) -> None:
     nights = Nights(tmp_path, tmp_path)
-    nights.bring(1, CAREFUL)
+    nights.write_night(1, CAREFUL)
     assert nights.stumble(1) == "failed"
     (told,) = nights.registry.runs()
     assert told["new"] == []
@@ -288,7 +288,7 @@ def test_thirty_nights(nights: Nights) -> None:
     for night in range(1, 31):
         careless, act, expected = happens.get(night, (None, nights.run, "skipped"))
         if careless is not None:
-            nights.bring(night, careless)
+            nights.write_night(night, careless)
         assert act(night) == expected, night
         nights.whole(champions=sum(n <= night for n in switched))
 
