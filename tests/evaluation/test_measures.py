@@ -157,3 +157,11 @@ def test_what_a_search_abandoned_and_what_an_endpoint_counted_is_spent():
 def test_redundant_calls_are_counted():
     steps = [called("f"), called("f"), called("g"), FINISHED]
     assert measure_episodes([make_query()], [make_trajectory(*steps)], "m", "greedy")[0]["redundant_calls"] == 1
+
+
+def test_a_stored_verdict_counts_even_where_the_recorded_answer_could_not_be_read():
+    """The Finish was cut by a limit of tokens, so that the episode seems to have given up."""
+    cut = replace(make_trajectory(solved=None), stop_reason=StopReason.GAVE_UP, final_answer=None)
+    rows = measure_episodes([make_query()], [cut], "m", "greedy")
+    (row,) = apply_verdicts(rows, [verdict("q1", "solved"), verdict("q1", "solved", 1)])
+    assert (row["passed"], row["verdict_source"]) == (1.0, "judge")

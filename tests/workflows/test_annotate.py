@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from steptool.records import Cost, Query, StepReward, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
 from tasks.audit import audit
 from tasks.runtime.artifacts import Parquet, Shard, write_costs
+from workflows.annotate import annotate as annotate_workflow
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
@@ -82,6 +84,16 @@ def test_rewards_beyond_a_threshold_stop_the_run_before_training(played: Path, t
             played=[shard(tmp_path / "played", "trajectories.parquet", played / "trajectories.parquet")],
             scored=[shard(tmp_path / "scored", "rewards.parquet", played / "lcs.parquet")],
         )
+
+
+def test_a_judge_that_only_answers_500_fails_and_says_so(chat: Any, played: Path, tmp_path: Path) -> None:
+    server = chat.serve(lambda *_: chat.Answer(status=500))
+    endpoint = {"base_url": server.url, "model": "j", "retries": 0}
+    config = Config.model_validate({"rewards": {"annotator": "judge", "judge": {"endpoint": endpoint, "votes": 1}}})
+    files = {name: Parquet(str(played / f"{name}.parquet")) for name in ("queries", "trajectories")}
+    with pytest.raises(Exception, match=r"annotate: the judge gave no vote: 12 × .*answered 500"):
+        annotate_workflow(config=config, output=str(tmp_path / "out"), **files)
+    assert not (tmp_path / "out").exists()
 
 
 def test_starting_the_workflow_imports_nothing_heavy() -> None:
