@@ -37,13 +37,15 @@ class Reviewed(NamedTuple):
 
 
 @stage("audit", cached=True)
-def audit(round_index: int, config: Config, queries: Parquet, played: list[Shard], scored: list[Shard]) -> Audited:
+def audit(
+    round_index: int, config: Config, queries: Parquet, episode_shards: list[Shard], reward_shards: list[Shard]
+) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
     from steptool.artifacts import layout as names
     from steptool.report.rewards_page import rewards_page
     from steptool.rewards.audit_files import audit_files, check_thresholds
 
-    folder, parts, scores = make_folder("joined"), download_all(played), download_all(scored)
+    folder, parts, scores = make_folder("joined"), download_all(episode_shards), download_all(reward_shards)
     trajectories, rewards = (folder / names.of_round(kind, round_index) for kind in ("trajectories", "rewards"))
     concatenate([part / "trajectories.parquet" for part in parts], Trajectory, trajectories)
     concatenate([part / "rewards.parquet" for part in scores], StepReward, rewards)
@@ -70,10 +72,10 @@ def review_rewards(
     from steptool.rewards.audit_files import audit_files
     from steptool.storage.publishing import deliver
 
-    folder, scored = make_folder("audit"), download(rewards)
+    folder, rewards_file = make_folder("audit"), download(rewards)
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")
     other = fetched(compare, make_folder("compared")) if compare else None
-    result = audit_files(download(queries), download(trajectories), scored, config, other)
+    result = audit_files(download(queries), download(trajectories), rewards_file, config, other)
     html = rewards_page(result, f"The rewards by {result.annotator}")
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / FIGURES).write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n", encoding="utf-8")
@@ -81,7 +83,7 @@ def review_rewards(
     for sentence in sentences(result):
         say("audit", sentence)
     return Reviewed(
-        Parquet(deliver(scored, output, REWARDS_FILE)),
+        Parquet(deliver(rewards_file, output, REWARDS_FILE)),
         Parquet(deliver(download(costs), output, COSTS)),
         FlyteFile(deliver(folder / PAGE, output, PAGE)),
         FlyteFile(deliver(folder / FIGURES, output, FIGURES)),

@@ -13,7 +13,7 @@ from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """A judge's verdicts on the episodes, its preferences between those of two policies, and what both cost."""
 
     verdicts: Parquet
@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
 
 
 @stage("judge", cached=True)
-def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Judged:
+def judge(config: Config, queries: Parquet, evaluations: list[FlyteDirectory]) -> Judgement:
     """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes."""
     watch = Stopwatch("judge")
     from steptool.artifacts import layout as names
@@ -41,9 +41,9 @@ def judge(config: Config, queries: Parquet, played: list[FlyteDirectory]) -> Jud
     from steptool.records import Preference, Verdict
 
     config = localize(config, make_folder("fetched"), "evaluation.verdicts")
-    judgement = judge_episodes(download(queries), [download(part) for part in played], config)
+    judgement = judge_episodes(download(queries), [download(part) for part in evaluations], config)
     target = make_folder("judged")
-    return Judged(
+    return Judgement(
         Parquet(str(write_rows(target / names.VERDICTS, judgement.verdicts, Verdict))),
         Parquet(str(write_rows(target / names.PREFERENCES, judgement.preferences, Preference))),
         write_costs(target, watch.cost(counts=judgement.counts)),
@@ -55,7 +55,7 @@ def compare(
     config: Config,
     output: str,
     queries: Parquet,
-    played: list[FlyteDirectory],
+    evaluations: list[FlyteDirectory],
     verdicts: Parquet,
     preferences: Parquet,
     judge_costs: Parquet,
@@ -69,7 +69,7 @@ def compare(
     pages = write_comparison(
         folder,
         download(queries),
-        [download(part) for part in played],
+        [download(part) for part in evaluations],
         download(verdicts),
         download(preferences),
         download(judge_costs),

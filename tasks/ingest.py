@@ -62,20 +62,20 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
     from steptool.data.ingest import ingest as read_source
 
     folder = make_folder("ingested")
-    near = localize(config, make_folder("fetched"), "data.paths", "data.recorded_answers")
-    read = read_source(near, folder, for_training, may_be_empty)
-    metrics = write_records(folder / METRICS, count_metrics("ingest", read.counts), Metric)
-    totals = [f"{name} {count}" for name, count in read.counts.items() if ":" not in name]
+    local_config = localize(config, make_folder("fetched"), "data.paths", "data.recorded_answers")
+    result = read_source(local_config, folder, for_training, may_be_empty)
+    metrics = write_records(folder / METRICS, count_metrics("ingest", result.counts), Metric)
+    totals = [f"{name} {count}" for name, count in result.counts.items() if ":" not in name]
     say("ingest", f"{config.data.source}: {', '.join(totals)}")
-    for name, count in read.counts.items():
+    for name, count in result.counts.items():
         if ":" in name:
             say("ingest", f"{name}: {count}")
     return Ingested(
-        Parquet(str(read.queries_path)),
-        Parquet(str(read.demonstrations_path)),
-        Parquet(str(read.rewards_path)),
-        FlyteFile(str(read.quarantine_path)),
-        FlyteFile(str(read.counts_path)),
+        Parquet(str(result.queries_path)),
+        Parquet(str(result.demonstrations_path)),
+        Parquet(str(result.rewards_path)),
+        FlyteFile(str(result.quarantine_path)),
+        FlyteFile(str(result.counts_path)),
         Parquet(str(metrics)),
         write_costs(folder, watch.cost()),
     )

@@ -50,8 +50,8 @@ def ppo(
     from tasks.runtime.checkpoints import Checkpoints
 
     figures, folder = make_folder("figures"), make_folder("policy")
-    played, scored = download(trajectories), download(rewards)
-    episodes, step_rewards = read_records(played, Trajectory), read_records(scored, StepReward)
+    episodes_file, rewards_file = download(trajectories), download(rewards)
+    episodes, step_rewards = read_records(episodes_file, Trajectory), read_records(rewards_file, StepReward)
     checkpoints = Checkpoints("ppo")
     result = train_round(
         download(policy),
@@ -65,8 +65,16 @@ def ppo(
         checkpoints=checkpoints.folder,
         on_checkpoint=checkpoints.save,
     )
-    made_of = provenance(step_rewards, config.rewards)
-    sign(folder, download(policy), config.ppo.algorithm, [played, scored], round_index, result.note, made_of)
+    annotation = provenance(step_rewards, config.rewards)
+    sign(
+        folder,
+        download(policy),
+        config.ppo.algorithm,
+        [episodes_file, rewards_file],
+        round_index,
+        result.note,
+        annotation,
+    )
 
     spent = [*read_records(download(costs), Cost), watch.cost(result.tokens)]
     counts = count_metrics("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round_index)

@@ -25,8 +25,8 @@ def write_page(
     from steptool.report.viewer import EpisodeFiles, write_viewer
     from steptool.storage.publishing import deliver
 
-    given = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
-    sources = [EpisodeFiles(download(t), r and download(r), a and download(a)) for t, r, a in given if t]
+    files = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
+    sources = [EpisodeFiles(download(t), r and download(r), a and download(a)) for t, r, a in files if t]
     page = write_viewer(make_folder("viewer") / "viewer.html", download(queries), sources, title)
     folder, name = os.path.split(output)
     place = deliver(page, folder or ".", name)

@@ -52,15 +52,15 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     from steptool.policies.catalog import open_environment_of
     from steptool.records import Metric, Query, Trajectory
 
-    near = localize(config, make_folder("fetched"), "policy.base", "tools.toolbench.cache")
-    read, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
-    with open_environment_of(read, download(demonstrations), near) as environment:
-        check_queries(environment, read)
-    prepared = prepare_model(read, recorded, near, make_folder("base"))
+    local_config = localize(config, make_folder("fetched"), "policy.base", "tools.toolbench.cache")
+    all_queries, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
+    with open_environment_of(all_queries, download(demonstrations), local_config) as environment:
+        check_queries(environment, all_queries)
+    prepared = prepare_model(all_queries, recorded, local_config, make_folder("base"))
     sign(prepared.model, None, "base", [], note=config.policy.base)
     target, lessons = make_folder("prepared"), prepared.lessons
-    kept = {"queries": len(prepared.queries), "left out": len(read) - len(prepared.queries)}
-    counts = count_metrics("prepare", {**kept, **lessons.counts()})
+    query_counts = {"queries": len(prepared.queries), "left out": len(all_queries) - len(prepared.queries)}
+    counts = count_metrics("prepare", {**query_counts, **lessons.counts()})
     return Prepared(
         Model(str(prepared.model)),
         Parquet(str(write_records(target / "queries.parquet", prepared.queries, Query))),

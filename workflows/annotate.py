@@ -23,13 +23,13 @@ def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: st
         compare: file or url of other rewards. On the same trajectories they are one more opinion (another annotator,
             human labels); on other trajectories, an earlier run that drift is measured against. None if empty.
     """
-    scored = score(trajectories=trajectories, config=config, queries=queries)
+    annotated = score(trajectories=trajectories, config=config, queries=queries)
     return review_rewards(
         output=output,
         config=config,
         queries=queries,
         trajectories=trajectories,
-        rewards=scored.rewards,
-        costs=scored.costs,
+        rewards=annotated.rewards,
+        costs=annotated.costs,
         compare=compare,
     )

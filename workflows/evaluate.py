@@ -33,15 +33,15 @@ def evaluate(config: Config, output: str = "") -> Comparison:
         output: folder or url that receives tables, page and episodes; none if empty.
     """
     sources = fingerprint(config=config, output=output, for_training=False)
-    read = ingest(config=config, sources=sources, for_training=False)
-    played = evaluate_policies(config=config, queries=read.queries, demonstrations=read.demonstrations)
-    judged = judge(config=config, queries=read.queries, played=played)
+    ingested = ingest(config=config, sources=sources, for_training=False)
+    evaluations = evaluate_policies(config=config, queries=ingested.queries, demonstrations=ingested.demonstrations)
+    judgement = judge(config=config, queries=ingested.queries, evaluations=evaluations)
     return compare(
         config=config,
         output=output,
-        queries=read.queries,
-        played=played,
-        verdicts=judged.verdicts,
-        preferences=judged.preferences,
-        judge_costs=judged.costs,
+        queries=ingested.queries,
+        evaluations=evaluations,
+        verdicts=judgement.verdicts,
+        preferences=judgement.preferences,
+        judge_costs=judgement.costs,
     )

@@ -19,12 +19,12 @@ def ingest(config: Config, output: str) -> Delivered:
         output: folder or url that receives the files; others there stay.
     """
     sources = fingerprint(config=config, output="", for_training=False)
-    read = read_source(config=config, sources=sources, for_training=False, may_be_empty=True)
+    ingested = read_source(config=config, sources=sources, for_training=False, may_be_empty=True)
     return deliver_ingested(
         output=output,
-        queries=read.queries,
-        demonstrations=read.demonstrations,
-        rewards=read.rewards,
-        quarantine=read.quarantine,
-        counts=read.counts,
+        queries=ingested.queries,
+        demonstrations=ingested.demonstrations,
+        rewards=ingested.rewards,
+        quarantine=ingested.quarantine,
+        counts=ingested.counts,
     )

@@ -46,10 +46,16 @@ def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parqu
             queries=queries,
             demonstrations=demonstrations,
         )
-        played = map_task(play)(shard=list(range(config.rollout.shards)))
+        episode_shards = map_task(play)(shard=list(range(config.rollout.shards)))
         score = partial(annotate_shard, round_index=round_index, config=config, queries=queries)
-        scored = map_task(score)(shard=played)
-        audited = audit(round_index=round_index, config=config, queries=queries, played=played, scored=scored)
+        reward_shards = map_task(score)(shard=episode_shards)
+        audited = audit(
+            round_index=round_index,
+            config=config,
+            queries=queries,
+            episode_shards=episode_shards,
+            reward_shards=reward_shards,
+        )
         improved = ppo(
             round_index=round_index,
             config=config,
@@ -77,37 +83,38 @@ def train(config: Config, output: str = "") -> Evidence:
         config: the run's configuration, such as configs/laptop.yaml; every field is explained there.
         output: folder or url that receives the report, the models and every Parquet artifact; none if empty.
     """
-    read = ingest(config=config, sources=fingerprint(config=config, output=output))
-    shown = read.demonstrations
+    ingested = ingest(config=config, sources=fingerprint(config=config, output=output))
+    demonstrations = ingested.demonstrations
     base = prepare(
         config=config,
-        queries=read.queries,
-        demonstrations=shown,
-        quarantine=read.quarantine,
+        queries=ingested.queries,
+        demonstrations=demonstrations,
+        quarantine=ingested.quarantine,
     )
     queries = base.queries
     warm = warm_start(config=config, base=base.model, queries=queries, lessons=base.lessons)
-    trained = rounds(config=config, start=warm.model, queries=queries, demonstrations=shown)
+    trained = rounds(config=config, start=warm.model, queries=queries, demonstrations=demonstrations)
 
-    ask = partial(evaluate, config=config, queries=queries, demonstrations=shown)
-    before = ask(name="base", model=base.model)
-    started = ask(name="warm_start", model=warm.model)
-    after = ask(name="steptool", model=trained.model)
+    measure = partial(evaluate, config=config, queries=queries, demonstrations=demonstrations)
+    base_evaluation = measure(name="base", model=base.model)
+    warm_start_evaluation = measure(name="warm_start", model=warm.model)
+    final_evaluation = measure(name="steptool", model=trained.model)
     score = partial(annotate, config=config, queries=queries)
-    scores_before, scores_after = score(trajectories=started.greedy), score(trajectories=after.greedy)
+    warm_start_scores = score(trajectories=warm_start_evaluation.greedy)
+    final_scores = score(trajectories=final_evaluation.greedy)
 
     return report(
         config=config,
         output=output,
         queries=queries,
-        demonstrations=shown,
+        demonstrations=demonstrations,
         lessons=base.lessons,
-        recorded_rewards=read.rewards,
+        recorded_rewards=ingested.rewards,
         quarantine=base.quarantine,
-        metrics=[read.metrics, base.metrics, warm.metrics],
+        metrics=[ingested.metrics, base.metrics, warm.metrics],
         costs=[
-            *(read.costs, base.costs, warm.costs, before.costs, started.costs, after.costs),
-            *(scores_before.costs, scores_after.costs),
+            *(ingested.costs, base.costs, warm.costs, base_evaluation.costs),
+            *(warm_start_evaluation.costs, final_evaluation.costs, warm_start_scores.costs, final_scores.costs),
         ],
         round_metrics=trained.metrics,
         round_costs=trained.costs,
@@ -115,17 +122,21 @@ def train(config: Config, output: str = "") -> Evidence:
         trajectories=trained.trajectories,
         rewards=trained.rewards,
         advantages=trained.advantages,
-        evaluations={"base": before.rows, "warm_start": started.rows, "steptool": after.rows},
+        evaluations={
+            "base": base_evaluation.rows,
+            "warm_start": warm_start_evaluation.rows,
+            "steptool": final_evaluation.rows,
+        },
         evaluation_trajectories={
-            "base_greedy": before.greedy,
-            "base_sampled": before.sampled,
-            "warm_start_greedy": started.greedy,
-            "warm_start_sampled": started.sampled,
-            "steptool_greedy": after.greedy,
-            "steptool_sampled": after.sampled,
+            "base_greedy": base_evaluation.greedy,
+            "base_sampled": base_evaluation.sampled,
+            "warm_start_greedy": warm_start_evaluation.greedy,
+            "warm_start_sampled": warm_start_evaluation.sampled,
+            "steptool_greedy": final_evaluation.greedy,
+            "steptool_sampled": final_evaluation.sampled,
         },
         evaluation_rewards={
-            "warm_start_greedy": scores_before.rewards,
-            "steptool_greedy": scores_after.rewards,
+            "warm_start_greedy": warm_start_scores.rewards,
+            "steptool_greedy": final_scores.rewards,
         },
     )

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
+FreeMapping = dict[Any, Any]
+"""Fields that are not known here, such as those of a request. flytekit would pickle a dict[str, Any]."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from steptool.config.base import Natural, Positive, StrictModel
+from steptool.config.base import FreeMapping, Natural, Positive, StrictModel
 
 
 class EndpointConfig(StrictModel):
@@ -29,7 +29,7 @@ class EndpointConfig(StrictModel):
     """Sampling temperature."""
     max_tokens: Positive = 1024
     """Tokens of an answer, at most."""
-    request: dict[str, Any] = Field(default={})
+    request: FreeMapping = Field(default_factory=dict)
     """Further fields of every request, which replace those above; null removes one. A server that refuses max_tokens
     takes {max_tokens: null, max_completion_tokens: 1024}."""
     price_in: Annotated[float, Field(ge=0)] = 0.0

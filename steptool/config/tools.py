@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from steptool.config.base import Natural, Positive, StrictModel
+from steptool.config.base import FreeMapping, Natural, Positive, StrictModel
 
 
 class McpConfig(StrictModel):
@@ -57,7 +57,6 @@ class ToolsConfig(StrictModel):
     in a process of its own, which is ended when a call takes too long."""
     mcp: McpConfig = McpConfig()
     toolbench: ToolBenchConfig = ToolBenchConfig()
-    # flytekit would pickle a dict[str, Any]
-    settings: dict[Any, Any] = Field(default_factory=dict)
+    settings: FreeMapping = Field(default_factory=dict)
     """Settings of the environment class of your own that data.environment names: the keyword arguments that it is made
     with (docs/bring-your-own-tools.md)."""

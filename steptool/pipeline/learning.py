@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig
+
 from steptool.artifacts.progress import say
+from steptool.check.machines import GIB
+from steptool.check.memory import estimate, read_shape
 from steptool.config import Config
 from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.trial import try_model
@@ -45,6 +50,8 @@ def prepare(
     fitting = select_fitting(queries, codec, config)
     try_model(load_model(base), codec, fitting, config)
     lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context)
+    stages = estimate(read_shape(AutoConfig.from_pretrained(base), "auto"), config, has_gpu=torch.cuda.is_available())
+    say("prepare", f"memory by estimate: {', '.join(f'{s.stage} {s.total / GIB:.1f} GiB' for s in stages)}")
     say("prepare", f"base model '{config.policy.base}', {len(fitting)} of {len(queries)} prompts fit its context")
     for name, number in lessons.counts().items():
         say("prepare", f"{name}: {number}")

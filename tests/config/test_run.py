@@ -72,3 +72,16 @@ def test_json_is_as_strict_as_yaml_and_takes_whole_floats_for_integers() -> None
 def test_the_schema_that_is_registered_with_every_task_has_no_descriptions() -> None:
     text = json.dumps(Config.model_json_schema())
     assert '"description"' not in text and len(text) < 19_000
+
+
+def test_flyte_passes_a_configuration_without_pickle() -> None:
+    from flytekit.core.type_engine import TypeEngine
+
+    kinds, waiting = [], [TypeEngine.to_literal_type(Config)]
+    while waiting:
+        kind = waiting.pop()
+        kinds.append(kind)
+        waiting += (kind.structure.dataclass_type or {}).values() if kind.structure else []
+        waiting += [inner for inner in (kind.collection_type, kind.map_value_type) if inner]
+    assert len(kinds) > 50
+    assert not any(kind.blob for kind in kinds)  # what flytekit cannot express becomes a file of pickle

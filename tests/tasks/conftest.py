@@ -47,7 +47,7 @@ def round_inputs() -> dict[str, Any]:
     base = prepare(queries=read.queries, quarantine=read.quarantine, **common)
     played = rollout(shard=0, round_index=0, model=base.model, queries=base.queries, **common)
     scored = annotate_shard(shard=played, round_index=0, config=config, queries=base.queries)
-    checked = audit(round_index=0, config=config, queries=base.queries, played=[played], scored=[scored])
+    checked = audit(round_index=0, config=config, queries=base.queries, episode_shards=[played], reward_shards=[scored])
     files = {"trajectories": checked.trajectories, "rewards": checked.rewards, "costs": checked.costs}
     model = str(base.model)
     return {

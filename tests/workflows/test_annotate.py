@@ -81,8 +81,8 @@ def test_rewards_beyond_a_threshold_stop_the_run_before_training(played: Path, t
             round_index=0,
             config=config,
             queries=Parquet(str(played / "queries.parquet")),
-            played=[shard(tmp_path / "played", "trajectories.parquet", played / "trajectories.parquet")],
-            scored=[shard(tmp_path / "scored", "rewards.parquet", played / "lcs.parquet")],
+            episode_shards=[shard(tmp_path / "played", "trajectories.parquet", played / "trajectories.parquet")],
+            reward_shards=[shard(tmp_path / "scored", "rewards.parquet", played / "lcs.parquet")],
         )
 
 
