@@ -124,7 +124,7 @@ def test_tools_that_cannot_be_reached_are_found_before_a_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("Incomplete", "the class Incomplete lacks the methods reset"),
         ("Lookalike", r"expected a subclass of steptool\.environments\.base\.Environment, got <class '.*Lookalike'>"),
@@ -132,9 +132,9 @@ def test_tools_that_cannot_be_reached_are_found_before_a_run() -> None:
         ("Nobody", "has nothing named 'Nobody'"),
     ],
 )
-def test_only_a_complete_environment_is_accepted(tmp_path: Path, name: str, said: str) -> None:
+def test_only_a_complete_environment_is_accepted(tmp_path: Path, name: str, message: str) -> None:
     place = f"{written(tmp_path)}:{name}"
-    with pytest.raises(ConfigError, match=f"data.environment: .*{said}"):
+    with pytest.raises(ConfigError, match=f"data.environment: .*{message}"):
         open_environment(place, configured(place))
 
 
@@ -160,7 +160,7 @@ def test_every_environment_of_the_table_has_the_name_it_is_found_by(name: str) -
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("dsek", f"no environment is named 'dsek'; expected one of {', '.join(ENVIRONMENTS)}, or in data.environment"),
         ("functions", "tools.functions"),
@@ -168,18 +168,18 @@ def test_every_environment_of_the_table_has_the_name_it_is_found_by(name: str) -
         ("toolbench", "tools.toolbench"),
     ],
 )
-def test_what_cannot_be_opened_is_refused(name: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_opened_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         open_environment(name, Config())
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("nowhere.py:Echo", "data.environment: there is no file 'nowhere.py'"),
         ("steptool.environments:Echo", "'steptool.environments' has nothing named 'Echo'"),
     ],
 )
-def test_a_class_that_is_not_there_is_refused(name: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_class_that_is_not_there_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         open_environment(name, configured(name))

@@ -205,9 +205,9 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-@pytest.mark.parametrize(("said", "error"), ERRORS.items())
+@pytest.mark.parametrize(("message", "error"), ERRORS.items())
 def test_what_a_session_raises_is_a_failed_step_and_ends_no_run(
-    said: str, error: BaseException, blocking: bool
+    message: str, error: BaseException, blocking: bool
 ) -> None:
     def fail() -> str:
         raise error
@@ -215,7 +215,7 @@ def test_what_a_session_raises_is_a_failed_step_and_ends_no_run(
     environment = WorkEnvironment(fail)
     environment.blocking = blocking
     limited = LimitedEnvironment(environment, ToolsConfig(timeout=10)).reset(QUERY)
-    assert limited.call(CALL) == ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": said}))
+    assert limited.call(CALL) == ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": message}))
     with pytest.raises(VerdictError, match="'solved' failed"):
         limited.solved("fine")
     limited.close()

@@ -30,7 +30,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "message"),
     [
         ({"type": "object", "$ref": "#"}, "refers to itself without end"),
         (parameters(x={"$ref": "#/properties/x"}), "refers to itself without end"),
@@ -50,8 +50,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"$schema": DRAFT_7, **parameters(x={"exclusiveMinimum": True})}, r"properties\.x\.exclusiveMinimum"),
     ],
 )
-def test_a_schema_that_cannot_be_used_is_refused_when_it_is_read(schema: dict[str, Any], said: str) -> None:
-    with pytest.raises(SchemaError, match=rf"tasks\.jsonl, line 7: .*parameters.*{said}"):
+def test_a_schema_that_cannot_be_used_is_refused_when_it_is_read(schema: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=rf"tasks\.jsonl, line 7: .*parameters.*{message}"):
         check(schema)
     check_arguments(schema, {"x": 1.5})  # a caller that did not look gets an answer, and no exception
 

@@ -81,7 +81,7 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Nights:
-    """A registry, and the folders to which the nights write_night files."""
+    """A registry, and the folders to which the nights write files."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, base

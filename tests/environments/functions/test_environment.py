@@ -169,7 +169,7 @@ def test_a_function_cannot_change_what_was_called_or_asked(module: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "status", "said"),
+    ("name", "arguments", "status", "message"),
     [
         ("fail", {"kind": "key"}, StepStatus.TOOL_ERROR, "KeyError: 'left'"),
         ("fail", {"kind": "exit"}, StepStatus.TOOL_ERROR, "SystemExit: bye"),
@@ -187,10 +187,10 @@ def test_a_function_cannot_change_what_was_called_or_asked(module: Any) -> None:
     ],
 )
 def test_what_goes_wrong_is_a_failed_step(
-    module: Any, name: str, arguments: dict[str, Any], status: StepStatus, said: str
+    module: Any, name: str, arguments: dict[str, Any], status: StepStatus, message: str
 ) -> None:
     session = FunctionsEnvironment(f"{module(COUNTER)}:Counter").reset(query(state={"values": [1]}))
-    assert session.call(ToolCall(name, arguments)) == ToolResult(status, json.dumps({"error": said}))
+    assert session.call(ToolCall(name, arguments)) == ToolResult(status, json.dumps({"error": message}))
 
 
 def test_no_number_is_no_json_and_half_a_surrogate_pair_no_text(module: Any) -> None:
@@ -232,7 +232,7 @@ def test_functions_have_no_state_and_may_give_a_verdict(module: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "message"),
     [
         ("no_docstring", "'no_docstring'.*no docstring"),
         ("no_hint", "'no_hint'.*Argument n is missing a type hint"),
@@ -241,15 +241,15 @@ def test_functions_have_no_state_and_may_give_a_verdict(module: Any) -> None:
         ("any_number", r"'any_number'.*argument '\*numbers: int' cannot be given by its name"),
     ],
 )
-def test_a_function_without_a_description_is_refused_by_name(module: Any, named: str, said: str) -> None:
+def test_a_function_without_a_description_is_refused_by_name(module: Any, named: str, message: str) -> None:
     path = module(f"{dedent(PLAIN)}\nlisted = [{named}]\n")
-    with pytest.raises(ConfigError, match=said) as refused:
+    with pytest.raises(ConfigError, match=message) as refused:
         FunctionsEnvironment(f"{path}:listed")
     assert "needs type hints and a docstring in Google's style" in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "message"),
     [
         ("", "expected 'package.module:name' or 'path/to/file.py:name'"),
         ("mine.py", "expected 'package.module:name' or 'path/to/file.py:name'"),
@@ -263,8 +263,8 @@ def test_a_function_without_a_description_is_refused_by_name(module: Any, named:
         ("{}:Silent", "no public methods"),
     ],
 )
-def test_what_cannot_be_found_is_refused(module: Any, named: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_found_is_refused(module: Any, named: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         open_environment("functions", Config(tools=ToolsConfig(functions=named.format(module(PLAIN)))))
 
 

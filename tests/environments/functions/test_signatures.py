@@ -91,7 +91,7 @@ def test_an_argument_arrives_as_its_hint_says(module: Callable[..., str], hint: 
 
 
 @pytest.mark.parametrize(
-    ("hint", "value", "said"),
+    ("hint", "value", "message"),
     [
         ("Color", "green", "argument 'value' must be one of"),
         ("Size", {"width": "wide"}, "argument 'value.width' must be integer"),
@@ -103,15 +103,15 @@ def test_an_argument_arrives_as_its_hint_says(module: Callable[..., str], hint: 
     ],
 )
 def test_an_argument_that_its_hint_does_not_allow_is_a_failed_step(
-    module: Callable[..., str], hint: str, value: Any, said: str
+    module: Callable[..., str], hint: str, value: Any, message: str
 ) -> None:
     session = opened(module, hint).reset(Query("q", "train", "functions", "go", ()))
     result = session.call(ToolCall("describe", {"value": value}))
-    assert result.status is StepStatus.INVALID_ARGUMENTS and said in json.loads(result.observation)["error"]
+    assert result.status is StepStatus.INVALID_ARGUMENTS and message in json.loads(result.observation)["error"]
 
 
 @pytest.mark.parametrize(
-    ("hint", "said"),
+    ("hint", "message"),
     [
         ("Thing", "Unable to generate pydantic-core schema for <class '.*Thing'>"),
         ("typing.Callable[[int], int]", "Cannot generate a JsonSchema"),
@@ -119,8 +119,8 @@ def test_an_argument_that_its_hint_does_not_allow_is_a_failed_step(
         ("Nowhere", "name 'Nowhere' is not defined"),
     ],
 )
-def test_a_hint_that_json_has_no_form_of_is_refused_by_name(module: Callable[..., str], hint: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"tools\.functions: 'describe': .*{said}"):
+def test_a_hint_without_a_form_in_json_is_refused_by_name(module: Callable[..., str], hint: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"tools\.functions: 'describe': .*{message}"):
         opened(module, hint)
 
 

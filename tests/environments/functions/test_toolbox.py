@@ -69,8 +69,8 @@ HOSTILE = '''
             return Later()
 
         def next_turn(self, final_answer, reference):
-            said = {"number": 7, "none": None, "text": "and then?"}
-            return said[final_answer] if final_answer in said else self.fail(final_answer)
+            message = {"number": 7, "none": None, "text": "and then?"}
+            return message[final_answer] if final_answer in message else self.fail(final_answer)
 
         def solved(self, final_answer, reference):
             return 1.0 if final_answer == "fine" else self.fail(final_answer)
@@ -98,12 +98,12 @@ def session(module: Callable[..., str]) -> Callable[..., LimitedSession]:
     return reset
 
 
-@pytest.mark.parametrize(("kind", "said"), KINDS.items())
-def test_what_a_tool_raises_is_a_failed_step(session: Callable[..., LimitedSession], kind: str, said: str) -> None:
+@pytest.mark.parametrize(("kind", "message"), KINDS.items())
+def test_what_a_tool_raises_is_a_failed_step(session: Callable[..., LimitedSession], kind: str, message: str) -> None:
     playing = session()
     for tool in ("fail", "fail_later"):
         result = playing.call(ToolCall(tool, {"kind": kind}))
-        assert result.status is StepStatus.TOOL_ERROR and said in result.observation
+        assert result.status is StepStatus.TOOL_ERROR and message in result.observation
     with pytest.raises(VerdictError, match="'solved' failed: "):
         playing.solved(kind)
     assert playing.call(ToolCall("open", {})).observation == "open" and playing.solved("fine") == 1.0

@@ -78,7 +78,7 @@ def ask(session: LimitedSession, tool: str, /, **arguments: Any) -> ToolResult:
     return session.call(ToolCall(tool, arguments))
 
 
-def said(session: LimitedSession, tool: str, /, **arguments: Any) -> str:
+def observe(session: LimitedSession, tool: str, /, **arguments: Any) -> str:
     result = ask(session, tool, **arguments)
     assert result.status is StepStatus.OK, result
     return result.observation
@@ -99,14 +99,14 @@ def is_gone(pid: int) -> bool:
 
 
 def check_good(session: LimitedSession) -> None:
-    assert said(session, "add", a=2, b=3) == "5"
-    assert said(session, "blocks") == "a text\n[image image/png]\n[resource_link file:///more.txt]\nthe page"
+    assert observe(session, "add", a=2, b=3) == "5"
+    assert observe(session, "blocks") == "a text\n[image image/png]\n[resource_link file:///more.txt]\nthe page"
     assert ask(session, "fail", reason="x") == ToolResult(StepStatus.TOOL_ERROR, "Error executing tool fail")
     assert ask(session, "add", a=2, b="3").status is StepStatus.INVALID_ARGUMENTS
     assert ask(session, "subtract", a=2, b=3) == ToolResult(
         StepStatus.UNKNOWN_TOOL, '{"error": "the server has no tool named \'subtract\'"}'
     )
-    assert said(session, "add", a=4, b=3) == "7"
+    assert observe(session, "add", a=4, b=3) == "7"
     assert session.solved("7") is None
 
 
@@ -114,14 +114,14 @@ def test_a_server_over_stdio_answers(world: Callable[..., World], monkeypatch: p
     monkeypatch.setenv("SECRET", "s3cret")
     session = world(command=GOOD, env={"TOKEN": "key ${SECRET}"}).session()
     check_good(session)
-    assert said(session, "environment", name="TOKEN") == "key s3cret"
-    assert said(session, "environment", name="SECRET") == "not set"
+    assert observe(session, "environment", name="TOKEN") == "key s3cret"
+    assert observe(session, "environment", name="SECRET") == "not set"
 
 
 def test_each_episode_has_a_process_of_its_own(world: Callable[..., World]) -> None:
     rough = world(command=ROUGH)
     first, second = rough.session(), rough.session()
-    assert [said(first, "count"), said(first, "count"), said(second, "count")] == ["1", "2", "1"]
+    assert [observe(first, "count"), observe(first, "count"), observe(second, "count")] == ["1", "2", "1"]
 
 
 def test_tool_lists_become_schemas(world: Callable[..., World], http: str) -> None:
@@ -135,7 +135,7 @@ def test_a_server_over_http_answers_64_episodes_at_once(world: Callable[..., Wor
     over_http = world(url=http)
     sessions = [over_http.session() for _ in range(64)]
     check_good(sessions[0])
-    sums = [over_http.guard.submit(said, session, "add", a=n, b=1) for n, session in enumerate(sessions)]
+    sums = [over_http.guard.submit(observe, session, "add", a=n, b=1) for n, session in enumerate(sessions)]
     assert [each.result() for each in sums] == [str(n + 1) for n in range(64)]
     for closing in [over_http.guard.submit(session.close) for session in sessions]:
         closing.result()
@@ -145,7 +145,7 @@ def test_long_lists_are_read_to_their_end_and_names_are_mended(world: Callable[.
     rough = world(command=ROUGH)
     names = [tool["function"]["name"] for tool in rough.environment.tools()]
     assert len(names) == 12 and names[-1] == "docs_read_v2"
-    assert said(rough.session(), "docs_read_v2") == "1"
+    assert observe(rough.session(), "docs_read_v2") == "1"
 
 
 def test_a_bad_tool_costs_that_tool_and_equal_names_get_numbers(world: Callable[..., World]) -> None:
@@ -161,7 +161,7 @@ def test_a_bad_tool_costs_that_tool_and_equal_names_get_numbers(world: Callable[
     assert "tool 'no_object': inputSchema.type: expected \"object\", got 'string'" in text
     assert "tool 'endless': function.parameters: the schema refers to itself without end" in text
     session = odd.session()
-    assert [said(session, name) for name in ("docs_read_2", "docs_read_2_2", "___2")] == [
+    assert [observe(session, name) for name in ("docs_read_2", "docs_read_2_2", "___2")] == [
         *("docs/read {}", "docs_read_2 {}", "新闻 {}")
     ]
     assert ask(session, "endless").status is StepStatus.UNKNOWN_TOOL
@@ -175,7 +175,7 @@ def test_a_schema_is_read_in_the_draft_that_it_declares(world: Callable[..., Wor
 
 def test_an_output_schema_cannot_hold_up_a_call(world: Callable[..., World]) -> None:
     session = world(command=ODD, timeout=5.0).session()
-    assert json.loads(said(session, "slow")) == {"text": "a" * 60 + "!"}
+    assert json.loads(observe(session, "slow")) == {"text": "a" * 60 + "!"}
 
 
 def test_a_server_without_a_usable_tool_is_refused_with_all_reasons(world: Callable[..., World]) -> None:
@@ -190,7 +190,7 @@ def test_what_a_server_repeats_of_a_secret_is_hidden(world: Callable[..., World]
         described = {t["function"]["name"]: t["function"]["description"] for t in odd.environment.tools()}
     assert described["token"] == "[key]"
     session = odd.session()
-    assert json.loads(said(session, "token")) == {"as is": "[key]", "escaped": "[key]"}
+    assert json.loads(observe(session, "token")) == {"as is": "[key]", "escaped": "[key]"}
     assert problem(session, "draft") == "not with [key]"
 
 
@@ -198,34 +198,34 @@ def test_what_a_server_says_beside_its_answers_does_no_harm(
     world: Callable[..., World], capfd: pytest.CaptureFixture[str]
 ) -> None:
     session = world(command=ROUGH).session()
-    assert [said(session, "chatter"), said(session, "flood"), said(session, "count")] == ["1", "2", "3"]
+    assert [observe(session, "chatter"), observe(session, "flood"), observe(session, "count")] == ["1", "2", "3"]
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
 def test_a_wrong_answer_costs_its_step_only(world: Callable[..., World]) -> None:
     session = world(command=ROUGH, timeout=3.0).session()
-    said(session, "count")
+    observe(session, "count")
     assert problem(session, "refuse") == "no such luck"
     assert problem(session, "broken") == "ValidationError: content: Input should be a valid list"
     assert problem(session, "garbage").startswith("no answer within")
-    assert said(session, "count") == "5"
+    assert observe(session, "count") == "5"
 
 
 def test_a_request_without_an_answer_is_called_off(world: Callable[..., World]) -> None:
     session = world(command=ROUGH, timeout=3.0).session()
-    assert said(session, "cancelled") == "[]"
+    assert observe(session, "cancelled") == "[]"
     assert problem(session, "dawdle").startswith("no answer within")
-    assert len(json.loads(said(session, "cancelled"))) == 1
-    assert said(session, "count") == "4"  # the same process
+    assert len(json.loads(observe(session, "cancelled"))) == 1
+    assert observe(session, "count") == "4"  # the same process
 
 
 def test_a_server_that_dies_costs_its_step_and_the_next_call_gets_another(world: Callable[..., World]) -> None:
     session = world(command=ROUGH).session()
-    first = int(said(session, "pid"))
+    first = int(observe(session, "pid"))
     assert problem(session, "die") == f"the server was lost (it said: out of cheese){ANEW}"
     assert is_gone(first)
-    second = int(said(session, "pid"))
+    second = int(observe(session, "pid"))
     assert second != first
     session.close()
     assert is_gone(second)
@@ -234,10 +234,10 @@ def test_a_server_that_dies_costs_its_step_and_the_next_call_gets_another(world:
 def test_a_server_that_hangs_is_replaced_and_leaves_no_process(world: Callable[..., World]) -> None:
     rough = world(command=ROUGH, timeout=3.0)
     session, other = rough.session(), rough.session()
-    hung, left = int(said(session, "pid")), int(said(other, "pid"))
+    hung, left = int(observe(session, "pid")), int(observe(other, "pid"))
     assert problem(session, "hang").startswith("no answer within")
     assert problem(session, "count") == f"no answer within 2.7 s, as to the call before{ANEW}"
-    assert said(session, "count") == "1"
+    assert observe(session, "count") == "1"
     assert problem(other, "hang").startswith("no answer within")
     rough.environment.close()  # with a process that hung and was let go, one that works, and one that hangs
     assert is_gone(hung) and is_gone(left)
@@ -247,13 +247,13 @@ def test_all_episodes_may_share_one_server(world: Callable[..., World]) -> None:
     rough = world(command=ROUGH, shared=True)
     rough.environment.tools()
     first, second = rough.session(), rough.session()
-    pid = said(first, "pid")
-    assert said(second, "pid") == pid
+    pid = observe(first, "pid")
+    assert observe(second, "pid") == pid
     first.close()
-    assert said(second, "count") == "3"
+    assert observe(second, "count") == "3"
     assert problem(second, "die").startswith("the server was lost")
-    assert said(rough.session(), "pid") != pid
-    latest = int(said(second, "pid"))
+    assert observe(rough.session(), "pid") != pid
+    latest = int(observe(second, "pid"))
     rough.environment.close()
     assert is_gone(latest)
 
@@ -295,7 +295,7 @@ def test_a_server_that_does_not_start_is_an_error_that_may_be_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("server", "said"),
+    ("server", "message"),
     [
         ({}, "needs either tools.mcp.command or tools.mcp.url"),
         ({"command": ["python"], "url": "http://127.0.0.1/mcp"}, "needs either tools.mcp.command or tools.mcp.url"),
@@ -303,8 +303,8 @@ def test_a_server_that_does_not_start_is_an_error_that_may_be_tried_again(
         ({"url": "http://127.0.0.1/mcp", "headers": {"Authorization": "pay $5"}}, "tools.mcp.headers: Invalid"),
     ],
 )
-def test_a_server_that_cannot_be_told_from_the_configuration_is_refused(server: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
+def test_a_server_that_cannot_be_told_from_the_configuration_is_refused(server: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         open_environment("mcp", Config(tools=ToolsConfig.model_validate({"mcp": server})))
 
 
@@ -398,20 +398,20 @@ def junk_server(port: int = 0) -> Iterator[tuple[int, list[str]]]:
 def test_a_request_over_http_without_an_answer_is_called_off_alone(world: Callable[..., World], http: str) -> None:
     shared = world(url=http, timeout=3.0, shared=True)
     waiting, other = shared.session(), shared.session()
-    calls_off = int(said(other, "waits"))
-    unanswered, answered = shared.guard.submit(problem, waiting, "wait"), shared.guard.submit(said, other, "waits")
+    calls_off = int(observe(other, "waits"))
+    unanswered, answered = shared.guard.submit(problem, waiting, "wait"), shared.guard.submit(observe, other, "waits")
     assert (unanswered.result(), answered.result()) == ("no answer within 2.7 s", str(calls_off))
-    assert said(waiting, "waits") == str(calls_off + 1)
+    assert observe(waiting, "waits") == str(calls_off + 1)
 
 
 def test_a_server_that_stops_and_starts_again_costs_the_steps_between(world: Callable[..., World]) -> None:
     with junk_server() as (port, _):
         session = world(url=f"http://127.0.0.1:{port}/mcp", retries=1).session()
-        assert said(session, "fine") == "fine"
+        assert observe(session, "fine") == "fine"
     assert problem(session, "fine") == f"the server was lost{ANEW}"
     assert problem(session, "fine").startswith("the tool cannot be reached: http://127.0.0.1")
     with junk_server(port):
-        assert said(session, "fine") == "fine"
+        assert observe(session, "fine") == "fine"
 
 
 def test_junk_over_http_costs_its_step_only(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +431,7 @@ def test_junk_over_http_costs_its_step_only(world: Callable[..., World], monkeyp
         session = world(url=f"http://127.0.0.1:{port}/mcp", headers=authorization).session()
         for tool, reason in reasons.items():
             assert problem(session, tool).startswith(reason)
-            assert said(session, "fine") == "fine"
+            assert observe(session, "fine") == "fine"
     assert set(seen) == {"Bearer s3cret"}
 
 
@@ -441,7 +441,7 @@ def test_the_examples_tasks_are_solved_by_their_reference(world: Callable[..., W
     tasks = [json.loads(line) for line in (ROOT / config.data.paths[0]).read_text().splitlines()]
     for task in tasks[:3]:  # of each kind one, and none changes what another asks for
         for call in task["reference"]["calls"]:
-            observation = said(session, call["name"], **call["arguments"])
+            observation = observe(session, call["name"], **call["arguments"])
         assert observation == task["reference"]["answer"]
     assert [task["split"] for task in tasks] == ["train"] * 6 + ["validation"] * 3 + ["heldout"] * 3
 

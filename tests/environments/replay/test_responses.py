@@ -65,24 +65,24 @@ def responses(request, tmp_path):
     opened.close()
 
 
-def said(*observations, status=OK):
+def responses_of(*observations, status=OK):
     return [("call", ToolResult(status, o)) for o in observations]
 
 
 def test_the_most_frequent_response_wins_and_of_equals_the_first(responses):
     assert responses.get("call") is None and responses.calls() == 0
-    assert responses.add(said("dry", "wet", "wet", "dry")) == 4
+    assert responses.add(responses_of("dry", "wet", "wet", "dry")) == 4
     assert responses.get("call") == ToolResult(OK, "dry")
-    responses.add(said("wet"))
+    responses.add(responses_of("wet"))
     assert responses.get("call") == ToolResult(OK, "wet")
-    responses.add(said("snow", "snow", "snow"))
+    responses.add(responses_of("snow", "snow", "snow"))
     assert responses.get("call") == ToolResult(OK, "wet")
     assert responses.get("other") is None and responses.calls() == 1
     assert responses.add([]) == 0
 
 
 def test_one_text_with_two_statuses_is_two_responses(responses):
-    responses.add(said("late", "late", status=FAILED) + said("late", "late", "late"))
+    responses.add(responses_of("late", "late", status=FAILED) + responses_of("late", "late", "late"))
     assert responses.get("call") == ToolResult(OK, "late")
 
 
@@ -94,15 +94,15 @@ def test_all_is_added_or_nothing(responses):
     with pytest.raises(RuntimeError, match="broke off"):
         responses.add(broken())
     assert responses.get("call") is None
-    responses.add(said("wet"))
+    responses.add(responses_of("wet"))
     assert responses.get("call") == ToolResult(OK, "wet")
 
 
 def test_a_file_keeps_its_responses(tmp_path):
     first = Responses(tmp_path / "r.sqlite")
-    first.add(said("dry"))
+    first.add(responses_of("dry"))
     second = Responses(tmp_path / "r.sqlite")
-    first.add(said("wet", "wet"))
+    first.add(responses_of("wet", "wet"))
     assert second.get("call") == ToolResult(OK, "wet")
     first.close()
     assert second.get("call") == ToolResult(OK, "wet")
