@@ -66,8 +66,9 @@ def _line(rows: Sequence[Row], verdicts: Sequence[Row]) -> Row:
     measured, rate = len(parts["pass_rate"].queries), estimates["pass_rate"]
     low, high = (None, None) if rate is None else wilson(rate, measured)
     judged = judged_pass_rate(verdicts, queries, unanswered_queries(rows))
-    sampled = rows[0]["decoding"] == SAMPLED
-    tries = pass_rates_by_tries(rows) if sampled else {}
+    tries = pass_rates_by_tries(rows) if rows[0]["decoding"] == SAMPLED else {}
+    if len(tries) == 1:  # of one try it is the pass rate
+        tries = {}
     return {
         "tasks": len(queries),
         "measured_tasks": measured,

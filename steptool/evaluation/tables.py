@@ -124,7 +124,7 @@ def _comparisons(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
             "Group": c.group,
             "Comparison": f"{labels.get(c.a, c.a)} − {labels.get(c.b, c.b)}",
             "Decoding": c.decoding,
-            "Points": points(c.difference.mean),
+            "Points": ("+" if c.difference.mean > 0 else "") + points(c.difference.mean),
             "95% interval": f"{points(c.difference.low)} to {points(c.difference.high)}",
             "p (Holm)": probability(c.corrected).removeprefix("p ").removeprefix("= "),
             "Difference shown": "yes" if c.shown else "no",

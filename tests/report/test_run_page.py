@@ -120,7 +120,7 @@ def test_the_tables_show_hand_computed_cells(full):
     # of 10 greedy tasks 6 were fixed, 3 solved by both, 1 by neither, none broken
     row = next(r for r in re.findall(r"<tr>.*?</tr>", html, re.S) if "StepTool − Warm start" in r)
     cells = [re.sub(r"<.*?>", "", c).strip() for c in re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)]
-    assert cells[:3] == ["StepTool − Warm start", "greedy", "60"] and cells[6:] == ["10", "6", "0", "3", "1"]
+    assert cells[:3] == ["StepTool − Warm start", "greedy", "+60"] and cells[6:] == ["10", "6", "0", "3", "1"]
     assert 0.05 < float(cells[4]) < 0.4  # 1/32 by itself, among four comparisons
 
 
