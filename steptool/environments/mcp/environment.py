@@ -12,6 +12,7 @@ from typing import Any, Self
 from mcp import MCPError
 from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, EmbeddedResource, TextContent
 
+from steptool.artifacts.progress import printable
 from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult, TransportError
@@ -112,7 +113,7 @@ class _ReconnectingClient:
             problem = self._connector.redactor.text(f"tools.mcp: left out: {'; '.join(connection.faults)}")
             if not connection.tools:
                 raise ConfigError(f"{problem}; none of the server's tools can be used")
-            warnings.warn(problem, RuntimeWarning, stacklevel=3)
+            warnings.warn(printable(problem), RuntimeWarning, stacklevel=3)
         schemas = [tool_schema(*named) for named in connection.tools.items()]
         redacted: list[ToolSchema] = self._connector.redactor.value(schemas)
         return redacted

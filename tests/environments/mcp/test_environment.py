@@ -158,6 +158,7 @@ def test_a_bad_tool_costs_that_tool_and_equal_names_get_numbers(world: Callable[
     ]
     text = str(warned[0].message)
     assert "tool 'no_schema': inputSchema: Field required" in text
+    assert "red" in text and "\x1b" not in text and "\x9b" not in text
     assert "tool 'no_object': inputSchema.type: expected \"object\", got 'string'" in text
     assert "tool 'endless': function.parameters: the schema refers to itself without end" in text
     session = odd.session()

@@ -18,6 +18,7 @@ TOOLS = [
     {"name": f"{LONG}2", "inputSchema": TEXT},
     {"name": "draft", "inputSchema": {"$schema": DRAFT_7, "type": "object", "properties": {"pair": TUPLE}}},
     {"name": "no_schema"},
+    {"name": "red \u001b[31m \u009b31m"},
     {"name": "no_object", "inputSchema": {"type": "string"}},
     {"name": "endless", "inputSchema": {"type": "object", "$ref": "#"}},
     {"name": "token", "inputSchema": {"type": "object"}, "description": os.environ.get("TOKEN", "")},
