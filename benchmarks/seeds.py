@@ -16,13 +16,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import read_rows
+from steptool.contracts.tables import read_records
 from steptool.evaluation.compare import paired_bootstrap
 from steptool.evaluation.results import summarise
 from steptool.records import Evaluation
@@ -56,13 +56,13 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def rows_of(output: Path, method: str, seeds: Sequence[int], model: str, decoding: str, tier: str) -> list[Row]:
+def rows_of(output: Path, method: str, seeds: Sequence[int], model: str, decoding: str, tier: str) -> list[Evaluation]:
     """Evaluation rows of a method over its seeds; the seed stands as the repeat."""
     rows = []
     for seed in seeds:
-        for row in read_rows(output / f"{method}-{seed}" / "evaluations.parquet", Evaluation):
-            if (row["model"], row["decoding"]) == (model, decoding) and tier in ("all", row["tier"]):
-                rows.append({**row, "repeat": seed})
+        for row in read_records(output / f"{method}-{seed}" / "evaluations.parquet", Evaluation):
+            if (row.model, row.decoding) == (model, decoding) and tier in ("all", row.tier):
+                rows.append(replace(row, repeat=seed))
     return rows
 
 
@@ -77,7 +77,7 @@ def results(output: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[
     return found
 
 
-def _measures(rows: dict[str, list[Row]], method: str, seeds: Sequence[int]) -> dict[str, Any]:
+def _measures(rows: dict[str, list[Evaluation]], method: str, seeds: Sequence[int]) -> dict[str, Any]:
     together = summarise(rows[method])["all"]
     parts: dict[str, Any] = {m: [together[m], *together["intervals"][m]] for m in MEASURES}
     parts["by_seed"] = [summarise(_of_seed(rows[method], s), 1)["all"]["pass_rate"] for s in seeds]
@@ -94,8 +94,8 @@ def _measures(rows: dict[str, list[Row]], method: str, seeds: Sequence[int]) -> 
     return parts
 
 
-def _of_seed(rows: list[Row], seed: int) -> list[Row]:
-    return [row for row in rows if row["repeat"] == seed]
+def _of_seed(rows: list[Evaluation], seed: int) -> list[Evaluation]:
+    return [row for row in rows if row.repeat == seed]
 
 
 def table(found: dict[str, Any]) -> str:

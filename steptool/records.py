@@ -363,9 +363,9 @@ class Verdict:
     model: Annotated[str, "Model that answered"]
     repeat: Annotated[Int32, "Number of the judgement, counted from 0"]
     status: Annotated[str | None, "solved, unsure or unsolved; null: missing"]
-    judge: Annotated[str, "Model that judged; empty: nobody was asked, or it is not known"]
-    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"]
-    rationale: Annotated[str, "Why, in words; may be empty"]
+    judge: Annotated[str, "Model that judged; empty: nobody was asked, or it is not known"] = ""
+    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"] = ""
+    rationale: Annotated[str, "Why, in words; may be empty"] = ""
 
 
 @contract("preferences", version=1)
@@ -379,9 +379,9 @@ class Preference:
     repeat: Annotated[Int32, "Number of the judgement, counted from 0"]
     swapped: Annotated[bool, "Whether the judge saw the other's answer first"]
     preference: Annotated[str | None, "model, other or tie; null: missing"]
-    judge: Annotated[str, "Model that judged; empty: nobody was asked"]
-    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"]
-    rationale: Annotated[str, "Why, in words; may be empty"]
+    judge: Annotated[str, "Model that judged; empty: nobody was asked"] = ""
+    prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"] = ""
+    rationale: Annotated[str, "Why, in words; may be empty"] = ""
 
 
 @contract("metrics", version=1)

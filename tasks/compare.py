@@ -36,7 +36,7 @@ def judge(config: Config, queries: Parquet, evaluations: list[FlyteDirectory]) -
     """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes."""
     watch = Stopwatch("judge")
     from steptool.artifacts import layout as names
-    from steptool.contracts.tables import write_rows
+    from steptool.contracts.tables import write_records
     from steptool.pipeline.comparison import judge_episodes
     from steptool.records import Preference, Verdict
 
@@ -44,8 +44,8 @@ def judge(config: Config, queries: Parquet, evaluations: list[FlyteDirectory]) -
     judgement = judge_episodes(download(queries), [download(part) for part in evaluations], config)
     target = make_folder("judged")
     return Judgement(
-        Parquet(str(write_rows(target / names.VERDICTS, judgement.verdicts, Verdict))),
-        Parquet(str(write_rows(target / names.PREFERENCES, judgement.preferences, Preference))),
+        Parquet(str(write_records(target / names.VERDICTS, judgement.verdicts, Verdict))),
+        Parquet(str(write_records(target / names.PREFERENCES, judgement.preferences, Preference))),
         write_costs(target, watch.cost(counts=judgement.counts)),
     )
 

@@ -7,7 +7,7 @@ from flytekit.types.directory import FlyteDirectory
 
 from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config, EvaluatedPolicy
-from steptool.contracts.tables import write_rows
+from steptool.contracts.tables import write_records
 from steptool.records import Evaluation
 from steptool.storage.remote import fetched, localize
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
@@ -30,14 +30,13 @@ class Evaluated(NamedTuple):
 def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Evaluated:
     """Play the held-out queries with a model, greedily once and sampled as often as configured."""
     watch = Stopwatch("evaluate")
-    from steptool.contracts.tables import write_records
     from steptool.records import Trajectory
 
     policy = EvaluatedPolicy(name=name, model=str(download(model)))
     result = _evaluate(policy, config, download(queries), download(demonstrations))
     folder = make_folder("evaluate")
     return Evaluated(
-        Parquet(str(write_rows(folder / "evaluations.parquet", result.rows, Evaluation))),
+        Parquet(str(write_records(folder / "evaluations.parquet", result.rows, Evaluation))),
         Parquet(str(write_records(folder / "greedy.parquet", result.greedy, Trajectory))),
         Parquet(str(write_records(folder / "sampled.parquet", result.sampled, Trajectory))),
         write_costs(folder, watch.cost(result.tokens)),
@@ -52,7 +51,6 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
     """
     watch = Stopwatch("evaluate")
     from steptool.artifacts import layout as names
-    from steptool.contracts.tables import write_records
     from steptool.records import Trajectory
 
     chosen = config.evaluation.policies[policy]
@@ -60,7 +58,7 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
         chosen = chosen.model_copy(update={"model": str(fetched(chosen.model, make_folder("model")))})
     result = _evaluate(chosen, config, download(queries), download(demonstrations))
     folder = make_folder("evaluate_policy")
-    write_rows(folder / names.EVALUATED, result.rows, Evaluation)
+    write_records(folder / names.EVALUATED, result.rows, Evaluation)
     write_costs(folder, watch.cost(result.tokens))
     write_records(folder / names.of_policy(chosen.name), [*result.greedy, *result.sampled], Trajectory)
     return FlyteDirectory(str(folder))

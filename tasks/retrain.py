@@ -53,7 +53,7 @@ def look(config: Config, registry: str, kickoff: datetime, force: bool) -> Retra
 def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, queries: Parquet) -> Decision:
     """Judge the challenger by the rule."""
     from steptool.artifacts.queries import read_queries
-    from steptool.contracts.tables import read_rows
+    from steptool.contracts.tables import read_records
     from steptool.records import Evaluation
     from steptool.registry import Registry
     from steptool.retraining.contamination import find_contaminated, read_trained_on
@@ -63,7 +63,7 @@ def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, q
     held_out = read_queries(download(queries), config.evaluation.split)
     trained_on = read_trained_on(Registry(registry).model_place(plan.champion)) if plan.champion else frozenset()
     decision = decide_by_rule(
-        read_rows(download(rows), Evaluation),
+        read_records(download(rows), Evaluation),
         {query.query_id: categories(query) for query in held_out},
         config.promotion,
         contaminated=find_contaminated(held_out, trained_on),
@@ -86,7 +86,7 @@ def promote(
 ) -> RunOutcome:
     """Publish the challenger and put it in service, if nothing speaks against it."""
     from steptool.artifacts.queries import read_queries
-    from steptool.contracts.tables import read_rows
+    from steptool.contracts.tables import read_records
     from steptool.records import Evaluation
     from steptool.registry import Registry
     from steptool.retraining.contamination import read_trained_on, write_trained_on
@@ -96,7 +96,7 @@ def promote(
     copy_model(download(model), folder)
     trained_on = read_trained_on(opened.model_place(plan.champion)) if plan.champion else frozenset()
     write_trained_on(folder, read_queries(download(queries)), trained_on)
-    metadata = describe_version(config, plan, decision, read_rows(download(rows), Evaluation), code_version())
+    metadata = describe_version(config, plan, decision, read_records(download(rows), Evaluation), code_version())
     return settle(opened, plan, decision, approved, folder, metadata)
 
 

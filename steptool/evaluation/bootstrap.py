@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from steptool.contracts.columns import Row
+from steptool.records import Evaluation
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,7 +64,7 @@ class PerQuery:
         return divide(top, self.bottom_Q.sum() + coins_RQ @ (other.bottom_Q - self.bottom_Q))
 
 
-def per_query(rows: Sequence[Row], measure: str) -> PerQuery:
+def per_query(rows: Sequence[Evaluation], measure: str) -> PerQuery:
     """A measure by query, over the rows that have a value. Raises ValueError for an unknown measure or no rows."""
     if measure not in MEASURES:
         raise ValueError(f"unknown measure '{measure}': expected one of {', '.join(MEASURES)}")
@@ -73,8 +73,9 @@ def per_query(rows: Sequence[Row], measure: str) -> PerQuery:
     top, bottom = MEASURES[measure]
     repeats: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        if row[top] is not None:
-            repeats[row["query_id"]].append((row[top], 1.0 if bottom is None else row[bottom]))
+        value = getattr(row, top)
+        if value is not None:
+            repeats[row.query_id].append((value, 1.0 if bottom is None else getattr(row, bottom)))
     queries = tuple(sorted(repeats))
     means_Q2 = np.array([np.mean(repeats[q], axis=0) for q in queries], dtype=np.float64).reshape(-1, 2)
     return PerQuery(queries, means_Q2[:, 0], means_Q2[:, 1])

@@ -14,8 +14,8 @@ from itertools import combinations
 
 import numpy as np
 
-from steptool.contracts.columns import Row
 from steptool.evaluation import bootstrap
+from steptool.records import Evaluation
 
 ALL = "all"
 """Name of the group that holds every query."""
@@ -71,20 +71,20 @@ class Comparison:
         return self.corrected < LEVEL and (self.difference.low > 0 or self.difference.high < 0)
 
 
-def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def groups(rows: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
     """The rows by group: all, then each split and each tier where there are several."""
     parts = {ALL: list(rows)} if rows else {}
     for column in ("split", "tier"):
-        values = dict.fromkeys(r[column] for r in rows)
+        values = dict.fromkeys(getattr(r, column) for r in rows)
         if len(values) > 1:
-            parts |= {value or f"no {column}": [r for r in rows if r[column] == value] for value in values}
+            parts |= {value or f"no {column}": [r for r in rows if getattr(r, column) == value] for value in values}
     return parts
 
 
 def paired_bootstrap(
-    a: Sequence[Row], b: Sequence[Row], resamples: int = 10_000, seed: int = 0, measure: str = "pass_rate"
+    a: Sequence[Evaluation], b: Sequence[Evaluation], resamples: int = 10_000, seed: int = 0, measure: str = "pass_rate"
 ) -> Difference:
-    """Difference a - b of a measure (see `bootstrap.MEASURES`) between two sets of rows of Evaluation.
+    """Difference a - b of a measure (see `bootstrap.MEASURES`) between two sets of evaluations.
 
     Repeats of a query are averaged first; then queries are drawn with replacement, the same for both sides, so that
     what makes a query hard for both cancels out. The interval is the 2.5th to the 97.5th percentile of the resamples.
@@ -100,7 +100,7 @@ def paired_bootstrap(
 
 
 def permutation_p(
-    a: Sequence[Row], b: Sequence[Row], draws: int = 10_000, seed: int = 0, measure: str = "pass_rate"
+    a: Sequence[Evaluation], b: Sequence[Evaluation], draws: int = 10_000, seed: int = 0, measure: str = "pass_rate"
 ) -> float:
     """Two-sided p-value of a paired permutation test: how often swapped sides differ at least as much as a and b do.
 
@@ -116,15 +116,15 @@ def permutation_p(
     return (1 + extreme) / (1 + draws)
 
 
-def measurable_queries(a: Sequence[Row], b: Sequence[Row], measure: str = "pass_rate") -> set[str]:
+def measurable_queries(a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str = "pass_rate") -> set[str]:
     """Queries that have a value of the measure on both sides; only they can be compared."""
     column = bootstrap.MEASURES[measure][0]
-    sides = ({row["query_id"] for row in rows if row[column] is not None} for rows in (a, b))
+    sides = ({row.query_id for row in rows if getattr(row, column) is not None} for rows in (a, b))
     return set.intersection(*sides)
 
 
 def compare(
-    rows: Mapping[str, Sequence[Row]],
+    rows: Mapping[str, Sequence[Evaluation]],
     draws: int = 10_000,
     seed: int = 0,
     pairs: Iterable[tuple[str, str]] | None = None,
@@ -132,7 +132,7 @@ def compare(
 ) -> list[Comparison]:
     """Pass rates of pairs of models on each group of `groups` and with each decoding; corrected over all of these.
 
-    `rows`: rows of Evaluation by model. `pairs`: (minuend, subtrahend); every later model minus every earlier one if
+    `rows`: evaluations by model. `pairs`: (minuend, subtrahend); every later model minus every earlier one if
     None. Queries without a verdict on both sides are left out, and so is a pair without any query to compare. Raises
     ValueError for two models that have no query in common.
     """
@@ -147,26 +147,32 @@ def compare(
 
 
 def _compare_pair(
-    a: str, b: str, of_a: Sequence[Row], of_b: Sequence[Row], draws: int, seed: int, decodings: Sequence[str]
+    a: str,
+    b: str,
+    of_a: Sequence[Evaluation],
+    of_b: Sequence[Evaluation],
+    draws: int,
+    seed: int,
+    decodings: Sequence[str],
 ) -> Iterator[Comparison]:
     groups_a, groups_b = groups(of_a), groups(of_b)
     for group, part in groups_a.items():
         for decoding in decodings:
-            sides = [[r for r in rows if r["decoding"] == decoding] for rows in (part, groups_b.get(group, []))]
-            attempted = [{r["query_id"] for r in rows} for rows in sides]
+            sides = [[r for r in rows if r.decoding == decoding] for rows in (part, groups_b.get(group, []))]
+            attempted = [{r.query_id for r in rows} for rows in sides]
             if all(attempted) and not attempted[0] & attempted[1]:
                 raise ValueError(_mismatch(*attempted))
             common = measurable_queries(sides[0], sides[1])
             if not common:
                 continue
-            first, second = ([r for r in rows if r["query_id"] in common] for rows in sides)
+            first, second = ([r for r in rows if r.query_id in common] for rows in sides)
             difference = paired_bootstrap(first, second, draws, seed)
             p = permutation_p(first, second, draws, seed)
             changes, left_out = _changes(first, second), len(attempted[0] | attempted[1]) - len(common)
             yield Comparison(a, b, group, difference, p, p, 1, decoding, changes, left_out)
 
 
-def _changes(a: Sequence[Row], b: Sequence[Row]) -> Changes:
+def _changes(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> Changes:
     pairs = list(zip(*(bootstrap.per_query(rows, "pass_rate").top_Q > 0.5 for rows in (b, a)), strict=True))
     return Changes(*(pairs.count(pair) for pair in ((False, True), (True, False), (True, True), (False, False))))
 
@@ -191,8 +197,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return values
 
 
-def _pair(a: Sequence[Row], b: Sequence[Row], measure: str) -> tuple[bootstrap.PerQuery, bootstrap.PerQuery]:
-    queries_a, queries_b = ({row["query_id"] for row in rows} for rows in (a, b))
+def _pair(
+    a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str
+) -> tuple[bootstrap.PerQuery, bootstrap.PerQuery]:
+    queries_a, queries_b = ({row.query_id for row in rows} for rows in (a, b))
     if queries_a != queries_b:
         raise ValueError(_mismatch(queries_a, queries_b))
     of_a, of_b = bootstrap.per_query(a, measure), bootstrap.per_query(b, measure)

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from steptool.config import ToolsConfig
-from steptool.contracts.columns import Row
 from steptool.environments.base import Environment
 from steptool.evaluation.measures import measure_episodes
-from steptool.records import Query, Trajectory
+from steptool.records import Evaluation, Query, Trajectory
 from steptool.rollout.policy import Policy
 from steptool.rollout.runner import DEFAULT_LIMITS, Progress, roll_out
 from steptool.rollout.turns import Decoding
@@ -19,7 +18,7 @@ from steptool.rollout.turns import Decoding
 class PolicyEvaluation:
     """The episodes of one policy and their measures."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Evaluation] = field(default_factory=list)
     """Rows of Evaluation, one for each episode."""
     greedy: list[Trajectory] = field(default_factory=list)
     sampled: list[Trajectory] = field(default_factory=list)
@@ -34,12 +33,12 @@ class PolicyEvaluation:
     @property
     def tokens(self) -> int:
         """Tokens that the policy wrote."""
-        return sum(row["tokens"] for row in self.rows)
+        return sum(row.tokens for row in self.rows)
 
     @property
     def greedy_verdicts(self) -> list[float | None]:
         """The verdicts on the greedy episodes."""
-        return [row["passed"] for row in self.rows if row["decoding"] == Decoding.GREEDY]
+        return [row.passed for row in self.rows if row.decoding == Decoding.GREEDY]
 
 
 def evaluate_policy(

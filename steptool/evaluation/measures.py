@@ -1,13 +1,13 @@
-"""The measures of an episode, as rows of Evaluation."""
+"""The measures of an episode."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from steptool.contracts.columns import Row
 from steptool.judge.verdicts import STATUS_SCORE, Status
-from steptool.records import Query, StepStatus, StopReason, Trajectory, VerdictSource
+from steptool.records import Evaluation, Query, StepStatus, StopReason, Trajectory, Verdict, VerdictSource
 from steptool.rewards.answers import matches_reference
 from steptool.rewards.farming import redundant_steps
 from steptool.rollout.turns import TurnCost
@@ -23,8 +23,8 @@ def measure_episodes(
     decoding: str,
     repeat: int = 0,
     spent: Mapping[str, TurnCost] = _NO_COUNTS,
-) -> list[Row]:
-    """Rows of Evaluation, one per trajectory. Raises ValueError for a trajectory whose query is not given.
+) -> list[Evaluation]:
+    """The evaluation of each trajectory. Raises ValueError for a trajectory whose query is not given.
 
     passed: see `find_verdict`. recall: see `tool_recall`. calls: steps that are not a well-formed Finish.
     invalid_calls: the calls whose status is not OK, unreadable ones included. redundant_calls: see `redundant_steps`.
@@ -39,35 +39,36 @@ def measure_episodes(
                 f"trajectory '{t.trajectory_id}' answers the query '{t.query_id}', which is not among the "
                 f"{len(by_id)} queries given; evaluate trajectories with the queries they were rolled out on"
             )
-        keys = {"model": model, "decoding": str(decoding), "repeat": repeat}
-        rows.append({**_measures(by_id[t.query_id], t), **keys, **_tokens(t, spent.get(t.trajectory_id))})
+        rows.append(_measure(by_id[t.query_id], t, model, str(decoding), repeat, spent.get(t.trajectory_id)))
     return rows
 
 
-def _measures(query: Query, trajectory: Trajectory) -> Row:
+def _measure(
+    query: Query, trajectory: Trajectory, model: str, decoding: str, repeat: int, spent: TurnCost | None
+) -> Evaluation:
     statuses = [step.status for step in trajectory.steps]
     passed, source = find_verdict(query, trajectory)
-    return {
-        "query_id": query.query_id,
-        "split": query.split,
-        "tier": query.tier,
-        "trajectory_id": trajectory.trajectory_id,
-        "passed": passed,
-        "verdict_source": str(source),
-        "recall": tool_recall(query, trajectory),
-        "steps": len(statuses),
-        "calls": sum(status is not StepStatus.FINISH for status in statuses),
-        "invalid_calls": sum(status not in _VALID for status in statuses),
-        "redundant_calls": sum(redundant_steps(trajectory.steps)),
-        "seconds": trajectory.seconds,
-        "stop_reason": str(trajectory.stop_reason),
-    }
-
-
-def _tokens(trajectory: Trajectory, spent: TurnCost | None) -> Row:
-    if spent is None:
-        return {"tokens": trajectory.sampled_tokens, "prompt_tokens": None, "money": None}
-    return {"tokens": spent.completion_tokens, "prompt_tokens": spent.prompt_tokens, "money": spent.money}
+    return Evaluation(
+        query_id=query.query_id,
+        split=query.split,
+        tier=query.tier,
+        model=model,
+        decoding=decoding,
+        repeat=repeat,
+        trajectory_id=trajectory.trajectory_id,
+        passed=passed,
+        verdict_source=str(source),
+        recall=tool_recall(query, trajectory),
+        steps=len(statuses),
+        calls=sum(status is not StepStatus.FINISH for status in statuses),
+        invalid_calls=sum(status not in _VALID for status in statuses),
+        redundant_calls=sum(redundant_steps(trajectory.steps)),
+        tokens=trajectory.sampled_tokens if spent is None else spent.completion_tokens,
+        prompt_tokens=None if spent is None else spent.prompt_tokens,
+        money=None if spent is None else spent.money,
+        seconds=trajectory.seconds,
+        stop_reason=str(trajectory.stop_reason),
+    )
 
 
 def find_verdict(query: Query, trajectory: Trajectory) -> tuple[float | None, VerdictSource]:
@@ -84,27 +85,27 @@ def find_verdict(query: Query, trajectory: Trajectory) -> tuple[float | None, Ve
     return (None, VerdictSource.NONE) if matches is None else (matches, VerdictSource.REFERENCE)
 
 
-def apply_verdicts(rows: Iterable[Row], verdicts: Iterable[Row]) -> list[Row]:
-    """The rows, with a judge's verdicts (rows of Verdict) on greedy episodes that had no verdict of their own.
+def apply_verdicts(rows: Iterable[Evaluation], verdicts: Iterable[Verdict]) -> list[Evaluation]:
+    """The rows, with a judge's verdicts on greedy episodes that had no verdict of their own.
 
     `passed` becomes the mean over the repeats of the judgement. Where the model has verdicts but not on this query, an
     episode without an answer is unsolved by rule.
     """
     scores: dict[tuple[str, str], list[float]] = {}
     for v in verdicts:
-        known = [] if v["status"] is None else [STATUS_SCORE[Status(v["status"])]]
-        scores.setdefault((v["model"], v["query_id"]), []).extend(known)
+        known = [] if v.status is None else [STATUS_SCORE[Status(v.status)]]
+        scores.setdefault((v.model, v.query_id), []).extend(known)
     judged_models = {model for model, _ in scores}
-    return [_with_verdict(r, scores.get((r["model"], r["query_id"])), judged_models) for r in rows]
+    return [_with_verdict(r, scores.get((r.model, r.query_id)), judged_models) for r in rows]
 
 
-def _with_verdict(row: Row, scores: Sequence[float] | None, judged_models: set[str]) -> Row:
-    if row["verdict_source"] != VerdictSource.NONE or row["decoding"] != "greedy":
+def _with_verdict(row: Evaluation, scores: Sequence[float] | None, judged_models: set[str]) -> Evaluation:
+    if row.verdict_source != VerdictSource.NONE or row.decoding != "greedy":
         return row
     if scores:
-        return {**row, "passed": sum(scores) / len(scores), "verdict_source": str(VerdictSource.JUDGE)}
-    if row["model"] in judged_models and row["stop_reason"] != StopReason.FINISHED:
-        return {**row, "passed": 0.0, "verdict_source": str(VerdictSource.RULE)}
+        return replace(row, passed=sum(scores) / len(scores), verdict_source=str(VerdictSource.JUDGE))
+    if row.model in judged_models and row.stop_reason != StopReason.FINISHED:
+        return replace(row, passed=0.0, verdict_source=str(VerdictSource.RULE))
     return row
 
 

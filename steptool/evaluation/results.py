@@ -10,18 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import MEASURES, PerQuery, interval, per_query, resamples, wilson
 from steptool.evaluation.compare import GREEDY, SAMPLED, Comparison, compare, groups
 from steptool.judge.verdicts import WinRate, judged_pass_rate, unanswered_queries, win_rates
-from steptool.records import Query, VerdictSource
+from steptool.records import Evaluation, Preference, Query, Verdict, VerdictSource
 
 
 @dataclass(frozen=True)
 class Results:
     """What came out for any number of models on the same queries."""
 
-    lines: Sequence[Row]
+    lines: Sequence[dict[str, Any]]
     """One for each group, decoding and model, in the columns of the CSV; None where a measure could not be taken."""
     comparisons: Sequence[Comparison] = ()
     wins: Sequence[WinRate] = ()
@@ -30,9 +29,9 @@ class Results:
 
 
 def compute_results(
-    rows: Sequence[Row],
-    verdicts: Sequence[Row] = (),
-    preferences: Sequence[Row] = (),
+    rows: Sequence[Evaluation],
+    verdicts: Sequence[Verdict] = (),
+    preferences: Sequence[Preference] = (),
     queries: Iterable[Query] = (),
     *,
     draws: int = 10_000,
@@ -42,31 +41,31 @@ def compute_results(
 ) -> Results:
     """Measures of every model by group and decoding, and paired comparisons of their pass rates.
 
-    `rows`: of Evaluation. `verdicts` and `preferences`: of a judge on the greedy episodes, if there are any.
+    `verdicts` and `preferences`: of a judge on the greedy episodes, if there are any.
     `queries`: those of all splits, to name the groups that were not evaluated. `pairs` and `decodings`: see `compare`.
     """
-    models = list(dict.fromkeys(r["model"] for r in rows))
-    by_model = {m: [r for r in rows if r["model"] == m] for m in models}
+    models = list(dict.fromkeys(r.model for r in rows))
+    by_model = {m: [r for r in rows if r.model == m] for m in models}
     lines = []
     for group in groups(rows):
         for decoding in (GREEDY, SAMPLED):
             for model in models:
-                part = [r for r in groups(by_model[model]).get(group, ()) if r["decoding"] == decoding]
-                judged = [v for v in verdicts if v["model"] == model and decoding == GREEDY]
+                part = [r for r in groups(by_model[model]).get(group, ()) if r.decoding == decoding]
+                judged = [v for v in verdicts if v.model == model and decoding == GREEDY]
                 if part:
                     lines.append({"group": group, "model": model, "decoding": decoding, **_line(part, judged)})
     comparisons = compare(by_model, draws, seed, pairs, decodings)
     return Results(lines, comparisons, win_rates(preferences), list(_gaps(rows, comparisons, queries)))
 
 
-def _line(rows: Sequence[Row], verdicts: Sequence[Row]) -> Row:
+def _line(rows: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     parts = {measure: per_query(rows, measure) for measure in MEASURES}
     estimates = {measure: part.estimate() for measure, part in parts.items()}
-    queries = {r["query_id"] for r in rows}
+    queries = {r.query_id for r in rows}
     measured, rate = len(parts["pass_rate"].queries), estimates["pass_rate"]
     low, high = (None, None) if rate is None else wilson(rate, measured)
     judged = judged_pass_rate(verdicts, queries, unanswered_queries(rows))
-    tries = pass_rates_by_tries(rows) if rows[0]["decoding"] == SAMPLED else {}
+    tries = pass_rates_by_tries(rows) if rows[0].decoding == SAMPLED else {}
     if len(tries) == 1:  # of one try it is the pass rate
         tries = {}
     return {
@@ -86,27 +85,27 @@ def _line(rows: Sequence[Row], verdicts: Sequence[Row]) -> Row:
     }
 
 
-def count_sources(rows: Iterable[Row]) -> str:
+def count_sources(rows: Iterable[Evaluation]) -> str:
     """Where the verdicts come from: one source as its name, several with the numbers of their episodes."""
-    counts = Counter(row["verdict_source"] for row in rows)
+    counts = Counter(row.verdict_source for row in rows)
     if len(counts) == 1:
         return str(next(iter(counts)))
     return ", ".join(f"{source} {count}" for source, count in counts.most_common())
 
 
-def _gaps(rows: Sequence[Row], comparisons: Sequence[Comparison], queries: Iterable[Query]) -> Iterator[str]:
+def _gaps(rows: Sequence[Evaluation], comparisons: Sequence[Comparison], queries: Iterable[Query]) -> Iterator[str]:
     """What the figures leave out, in sentences."""
-    unmeasured = {r["query_id"] for r in rows if r["verdict_source"] == VerdictSource.NONE}
+    unmeasured = {r.query_id for r in rows if r.verdict_source == VerdictSource.NONE}
     if unmeasured:
-        tasks = len({r["query_id"] for r in rows})
+        tasks = len({r.query_id for r in rows})
         yield (
             f"{len(unmeasured)} of {tasks} tasks have neither a check nor a reference answer: "
             "whether an episode solves them is not measurable, and pass rates leave them out."
         )
-    failed = sum(r["verdict_source"] == VerdictSource.FAILED for r in rows)
+    failed = sum(r.verdict_source == VerdictSource.FAILED for r in rows)
     if failed:
         yield f"The check of the environment failed on {failed} of {len(rows)} episodes, which have no verdict."
-    without_recall = {r["query_id"] for r in rows if r["recall"] is None}
+    without_recall = {r.query_id for r in rows if r.recall is None}
     if without_recall:
         yield f"{len(without_recall)} tasks name no tools of a solution: tool recall leaves them out."
     left_out = max((c.left_out for c in comparisons), default=0)
@@ -115,9 +114,9 @@ def _gaps(rows: Sequence[Row], comparisons: Sequence[Comparison], queries: Itera
     yield from _empty_groups(rows, queries)
 
 
-def _empty_groups(rows: Sequence[Row], queries: Iterable[Query]) -> Iterator[str]:
-    evaluated = {r["tier"] for r in rows}
-    splits = " and ".join(sorted({r["split"] for r in rows}))
+def _empty_groups(rows: Sequence[Evaluation], queries: Iterable[Query]) -> Iterator[str]:
+    evaluated = {r.tier for r in rows}
+    splits = " and ".join(sorted({r.split for r in rows}))
     absent: dict[str, Counter[str]] = defaultdict(Counter)
     for query in queries:
         if query.tier not in evaluated:
@@ -127,24 +126,24 @@ def _empty_groups(rows: Sequence[Row], queries: Iterable[Query]) -> Iterator[str
         yield f"No task of the group '{tier or 'no tier'}' was evaluated: the split {splits} has none ({elsewhere})."
 
 
-def summarise(rows: Sequence[Row], draws: int = 10_000, seed: int = 0) -> dict[str, dict[str, Any]]:
+def summarise(rows: Sequence[Evaluation], draws: int = 10_000, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Measures of one model and decoding by group (see `groups`), with intervals.
 
     {group: {each of bootstrap.MEASURES: value, "n": queries, "intervals": {measure: [low, high]}}}; the intervals are
     95% bootstrap intervals over queries, [None, None] for a measure that could not be taken. Raises ValueError for no
     rows and for rows of several models or decodings.
     """
-    sources = sorted({(row["model"], row["decoding"]) for row in rows})
+    sources = sorted({(row.model, row.decoding) for row in rows})
     if len(sources) != 1:
         raise ValueError(f"a summary is of one model and one way of decoding; the {len(rows)} rows hold {sources}")
     return {group: _summary(part, draws, seed) for group, part in groups(rows).items()}
 
 
-def _summary(rows: Sequence[Row], draws: int, seed: int) -> dict[str, Any]:
+def _summary(rows: Sequence[Evaluation], draws: int, seed: int) -> dict[str, Any]:
     parts = {measure: per_query(rows, measure) for measure in MEASURES}
     return {
         **{measure: part.estimate() for measure, part in parts.items()},
-        "n": len({row["query_id"] for row in rows}),
+        "n": len({row.query_id for row in rows}),
         "intervals": {measure: _interval(part, draws, seed) for measure, part in parts.items()},
     }
 
@@ -166,15 +165,15 @@ class CostPerSolved(NamedTuple):
     money: float | None
 
 
-def cost_per_solved(rows: Sequence[Row]) -> CostPerSolved:
-    """The cost of these rows of Evaluation over the sum of their verdicts."""
-    solved = sum(row["passed"] or 0.0 for row in rows)
+def cost_per_solved(rows: Sequence[Evaluation]) -> CostPerSolved:
+    """The cost of these evaluations over the sum of their verdicts."""
+    solved = sum(row.passed or 0.0 for row in rows)
     if not solved:
         return CostPerSolved(None, None, None)
-    money = [row["money"] for row in rows]
-    spent = None if None in money else sum(money) / solved
-    tokens = sum(row["tokens"] for row in rows) / solved
-    return CostPerSolved(tokens or None, sum(row["seconds"] for row in rows) / solved, spent)
+    prices = [row.money for row in rows if row.money is not None]
+    spent = sum(prices) / solved if len(prices) == len(rows) else None
+    tokens = sum(row.tokens for row in rows) / solved
+    return CostPerSolved(tokens or None, sum(row.seconds for row in rows) / solved, spent)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -195,7 +194,7 @@ def pass_hat_k(n: int, c: int, k: int) -> float:
     return comb(c, k) / comb(n, k)
 
 
-def pass_rates_by_tries(rows: Iterable[Row]) -> dict[int, tuple[float, float]]:
+def pass_rates_by_tries(rows: Iterable[Evaluation]) -> dict[int, tuple[float, float]]:
     """pass@k and pass^k of one model's sampled rows, means over tasks: {k: (pass@k, pass^k)}; k is 1, 2, 4, ..., all.
 
     A try solves its task if `passed` is 1: unsure is not enough here. Tries without a verdict are left out. The number
@@ -203,8 +202,8 @@ def pass_rates_by_tries(rows: Iterable[Row]) -> dict[int, tuple[float, float]]:
     """
     solved: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
-        if row["passed"] is not None:
-            solved[row["query_id"]].append(row["passed"] >= 1)
+        if row.passed is not None:
+            solved[row.query_id].append(row.passed >= 1)
     counts = [(len(tries), sum(tries)) for tries in solved.values()]
     return {k: (_mean([pass_at_k(n, c, k) for n, c in counts]), _mean([pass_hat_k(n, c, k) for n, c in counts]))
             for k in _sizes(min((n for n, _ in counts), default=0))}  # fmt: skip

@@ -20,10 +20,9 @@ from typing import Any
 
 from steptool.chat.endpoint import Endpoint
 from steptool.config import JudgeConfig
-from steptool.contracts.columns import Row
 from steptool.judge.verdicts import Choice, Status
 from steptool.judge.votes import Question, VotePanel, prompt_hash, replace_surrogates, transcript
-from steptool.records import Query, StopReason, Trajectory
+from steptool.records import Preference, Query, StopReason, Trajectory, Verdict
 from steptool.storage.threads import in_order
 
 _PASS = """\
@@ -70,10 +69,6 @@ class _Decision:
     judge: str = ""
     prompt_hash: str = ""
 
-    def columns(self) -> Row:
-        """The columns of a row beside the decision itself."""
-        return {"judge": self.judge, "prompt_hash": self.prompt_hash, "rationale": self.rationale}
-
 
 def _choice(field: str, values: Sequence[str], arguments: Mapping[str, Any]) -> tuple[str, str]:
     """The chosen value and the reason for it. Raises ValueError for another value."""
@@ -105,13 +100,15 @@ class OutcomeJudge:
         self._config = config
         self._panel = VotePanel(Endpoint(config.endpoint, config.cache), config)
 
-    def verdicts(self, model: str, pairs: Iterable[tuple[Query, Trajectory]]) -> list[Row]:
-        """Rows of Verdict on a model's answers, `votes` for each, in their order."""
+    def verdicts(self, model: str, pairs: Iterable[tuple[Query, Trajectory]]) -> list[Verdict]:
+        """Verdicts on a model's answers, `votes` for each, in their order."""
         parts = in_order(lambda pair: self._verdict(model, *pair), pairs, self._config.endpoint.concurrency)
         return [row for rows in parts for row in rows]
 
-    def preferences(self, model: str, other: str, triples: Iterable[tuple[Query, Trajectory, Trajectory]]) -> list[Row]:
-        """Rows of Preference between two models' answers, two orders of `votes` each, in their order."""
+    def preferences(
+        self, model: str, other: str, triples: Iterable[tuple[Query, Trajectory, Trajectory]]
+    ) -> list[Preference]:
+        """Preferences between two models' answers, two orders of `votes` each, in their order."""
         parts = in_order(lambda t: self._preference(model, other, *t), triples, self._config.endpoint.concurrency)
         return [row for rows in parts for row in rows]
 
@@ -131,22 +128,23 @@ class OutcomeJudge:
         """Close the endpoint."""
         self._panel.close()
 
-    def _verdict(self, model: str, query: Query, trajectory: Trajectory) -> list[Row]:
+    def _verdict(self, model: str, query: Query, trajectory: Trajectory) -> list[Verdict]:
         if trajectory.stop_reason is StopReason.FINISHED:
             decisions = self._ask(PASS, self._text(query, trajectory))
         else:
             decisions = [_Decision(Status.UNSOLVED, "no answer was given")] * self._config.votes
-        keys = {"query_id": query.query_id, "model": model}
-        return [{**keys, "repeat": n, "status": d.value, **d.columns()} for n, d in enumerate(decisions)]
+        return [
+            Verdict(query.query_id, model, repeat, d.value, d.judge, d.prompt_hash, d.rationale)
+            for repeat, d in enumerate(decisions)
+        ]
 
     def _preference(
         self, model: str, other: str, query: Query, trajectory: Trajectory, against: Trajectory
-    ) -> list[Row]:
-        keys = {"query_id": query.query_id, "model": model, "other": other}
+    ) -> list[Preference]:
         return [
-            {**keys, "repeat": n, "swapped": swapped, "preference": decision.value, **decision.columns()}
+            Preference(query.query_id, model, other, repeat, swapped, d.value, d.judge, d.prompt_hash, d.rationale)
             for swapped in (False, True)
-            for n, decision in enumerate(self._compare(query, trajectory, against, swapped))
+            for repeat, d in enumerate(self._compare(query, trajectory, against, swapped))
         ]
 
     def _compare(self, query: Query, trajectory: Trajectory, against: Trajectory, swapped: bool) -> list[_Decision]:
@@ -172,10 +170,10 @@ class OutcomeJudge:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A judge's rows of Verdict and Preference, and its requests, replies and costs by name."""
+    """A judge's verdicts and preferences, and its requests, replies and costs by name."""
 
-    verdicts: list[Row]
-    preferences: list[Row]
+    verdicts: list[Verdict]
+    preferences: list[Preference]
     counts: dict[str, float]
     missing: Counter[str]
     """Missing votes by reason."""
@@ -194,7 +192,7 @@ def judge_outcomes(
             for model, trajectories in episodes.items()
             for row in judge.verdicts(model, [(queries[t.query_id], t) for t in trajectories])
         ]
-        preferences: list[Row] = []
+        preferences: list[Preference] = []
         for (other, theirs), (model, ours) in combinations(episodes.items(), 2):
             against = {t.query_id: t for t in theirs}
             triples = [(queries[t.query_id], t, against[t.query_id]) for t in ours]

@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import read_rows
-from steptool.records import StopReason, Verdict
+from steptool.contracts.tables import read_records
+from steptool.records import Evaluation, Preference, StopReason, Verdict
 
 
 class Status(StrEnum):
@@ -63,23 +62,23 @@ class JudgedRate:
     """Missing verdicts over all repeats; the rate leaves them out."""
 
 
-def unanswered_queries(rows: Sequence[Row]) -> set[str]:
-    """Queries of these rows of `evaluations` whose episode ended without an answer: no Finish, or given up."""
-    return {r["query_id"] for r in rows if r["stop_reason"] != StopReason.FINISHED}
+def unanswered_queries(rows: Sequence[Evaluation]) -> set[str]:
+    """Queries of these evaluations whose episode ended without an answer: no Finish, or given up."""
+    return {r.query_id for r in rows if r.stop_reason != StopReason.FINISHED}
 
 
 def judged_pass_rate(
-    verdicts: Sequence[Row], queries: Collection[str], unanswered: Collection[str] = ()
+    verdicts: Sequence[Verdict], queries: Collection[str], unanswered: Collection[str] = ()
 ) -> JudgedRate | None:
     """Pass rate of one model over these queries by its verdicts; None without verdicts.
 
     Each repeat is a mean over queries: Solved counts 1, Unsure .5, Unsolved 0. A query of `unanswered` without a
     verdict is unsolved. Any other query without a verdict is missing. Raises ValueError for verdicts of several models.
     """
-    models = sorted({v["model"] for v in verdicts})
+    models = sorted({v.model for v in verdicts})
     if len(models) > 1:
         raise ValueError(f"a pass rate is of one model; the {len(verdicts)} verdicts are of {models}")
-    status = {(v["repeat"], v["query_id"]): v["status"] for v in verdicts if v["query_id"] in queries}
+    status = {(v.repeat, v.query_id): v.status for v in verdicts if v.query_id in queries}
     repeats = sorted({repeat for repeat, _ in status})
     scores = [[_score(status.get((r, q)), q in unanswered) for q in sorted(queries)] for r in repeats]
     known = [[s for s in row if s is not None] for row in scores]
@@ -96,7 +95,7 @@ def _score(status: str | None, unanswered: bool) -> float | None:
     return 0.0 if unanswered else None
 
 
-def preference_by_query(preferences: Iterable[Row]) -> dict[str, Choice | None]:
+def preference_by_query(preferences: Iterable[Preference]) -> dict[str, Choice | None]:
     """The majority over all repeats and orders of one pair of models, by query; a tie where there is no majority.
 
     None where every judgement is missing. Raises ValueError for rows of several pairs.
@@ -104,8 +103,8 @@ def preference_by_query(preferences: Iterable[Row]) -> dict[str, Choice | None]:
     ballots: dict[str, Counter[str]] = defaultdict(Counter)
     pairs = set()
     for row in preferences:
-        pairs.add((row["model"], row["other"]))
-        ballots[row["query_id"]].update([row["preference"]] if row["preference"] else [])
+        pairs.add((row.model, row.other))
+        ballots[row.query_id].update([row.preference] if row.preference else [])
     if len(pairs) > 1:
         raise ValueError(f"a majority is of one pair of models; the rows are of {sorted(pairs)}")
     return {query: _majority(ballot) for query, ballot in ballots.items()}
@@ -133,16 +132,16 @@ class WinRate:
     """Queries without any judgement."""
 
 
-def win_rates(preferences: Sequence[Row]) -> list[WinRate]:
+def win_rates(preferences: Sequence[Preference]) -> list[WinRate]:
     """The win rate of each pair of models: for each query the majority over repeats and both orders."""
 
-    def pair(row: Row) -> tuple[str, str]:
-        return row["model"], row["other"]
+    def pair(row: Preference) -> tuple[str, str]:
+        return row.model, row.other
 
     return [_win_rate(*names, list(rows)) for names, rows in groupby(sorted(preferences, key=pair), pair)]
 
 
-def _win_rate(model: str, other: str, rows: Sequence[Row]) -> WinRate:
+def _win_rate(model: str, other: str, rows: Sequence[Preference]) -> WinRate:
     choices = list(preference_by_query(rows).values())
     wins, ties, losses = (choices.count(p) for p in (Choice.MODEL, Choice.TIE, Choice.OTHER))
     decided = wins + ties + losses
@@ -150,16 +149,16 @@ def _win_rate(model: str, other: str, rows: Sequence[Row]) -> WinRate:
     return WinRate(model, other, rate, wins, ties, losses, choices.count(None))
 
 
-def read_verdicts(paths: Iterable[str | Path]) -> list[Row]:
-    """Rows of Verdict of Parquet files of this contract and of files and folders as StableToolBench stores them."""
-    rows: list[Row] = []
+def read_verdicts(paths: Iterable[str | Path]) -> list[Verdict]:
+    """The verdicts of Parquet files of this contract and of files and folders as StableToolBench stores them."""
+    rows: list[Verdict] = []
     for path in map(Path, paths):
-        rows += read_rows(path, Verdict) if path.suffix == ".parquet" else read_stabletoolbench(path)
+        rows += read_records(path, Verdict) if path.suffix == ".parquet" else read_stabletoolbench(path)
     return rows
 
 
-def read_stabletoolbench(path: str | Path) -> list[Row]:
-    """Rows of Verdict of a file, or of all files below a folder, in the order of model, query and repeat.
+def read_stabletoolbench(path: str | Path) -> list[Verdict]:
+    """The verdicts of a file, or of all files below a folder, in the order of model, query and repeat.
 
     Raises ValueError naming the file and what was expected of it.
     """
@@ -168,10 +167,10 @@ def read_stabletoolbench(path: str | Path) -> list[Row]:
     if not files:
         raise ValueError(f"{path}: no JSON file of stored verdicts (pass_rate_results of StableToolBench) in it")
     rows = [row for file in files for row in _stored_rows(file)]
-    return sorted(rows, key=lambda row: (row["model"], row["query_id"], row["repeat"]))
+    return sorted(rows, key=lambda row: (row.model, row.query_id, row.repeat))
 
 
-def _stored_rows(file: Path) -> Iterator[Row]:
+def _stored_rows(file: Path) -> Iterator[Verdict]:
     model = file.parent.name
     test_set = file.stem.removesuffix(f"_{model}")
     for number, verdict in _document(file).items():
@@ -179,15 +178,13 @@ def _stored_rows(file: Path) -> Iterator[Row]:
         if not isinstance(statuses, dict):
             raise ValueError(f"{file}: query {number} has no object 'is_solved' of statuses by repeat")
         for repeat, status in statuses.items():
-            yield {
-                "query_id": f"{test_set}-{number}",
-                "model": model,
-                "repeat": _repeat(repeat, file, number),
-                "status": _status(status, file, number),
-                "judge": "",
-                "prompt_hash": "",
-                "rationale": "stored by StableToolBench",
-            }
+            yield Verdict(
+                query_id=f"{test_set}-{number}",
+                model=model,
+                repeat=_repeat(repeat, file, number),
+                status=_status(status, file, number),
+                rationale="stored by StableToolBench",
+            )
 
 
 def _document(file: Path) -> dict[str, Any]:

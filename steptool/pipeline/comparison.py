@@ -12,8 +12,7 @@ from steptool.artifacts import layout
 from steptool.artifacts.progress import say
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import concatenate, read_records, read_rows, write_rows
+from steptool.contracts.tables import concatenate, read_records, write_records
 from steptool.evaluation.measures import apply_verdicts
 from steptool.evaluation.results import Results, compute_results
 from steptool.evaluation.tables import plain_figures, to_frame, to_latex, to_markdown
@@ -31,10 +30,9 @@ from steptool.report.viewer import EpisodeFiles, write_viewer
 class Judgement:
     """A judge's verdicts on the greedy episodes, its preferences between those of two policies, and what it cost."""
 
-    verdicts: list[Row]
-    """Rows of Verdict, the stored ones first."""
-    preferences: list[Row]
-    """Rows of Preference."""
+    verdicts: list[Verdict]
+    """The stored ones first."""
+    preferences: list[Preference]
     counts: dict[str, float]
     """Requests, replies and money by name."""
 
@@ -89,18 +87,18 @@ def write_comparison(
 
 
 def _read_greedy(part: Path, name: str) -> list[Trajectory]:
-    rows = read_rows(part / layout.EVALUATED, Evaluation)
-    greedy = {row["trajectory_id"] for row in rows if row["decoding"] == "greedy"}
+    rows = read_records(part / layout.EVALUATED, Evaluation)
+    greedy = {row.trajectory_id for row in rows if row.decoding == "greedy"}
     return [t for t in read_records(part / layout.of_policy(name), Trajectory) if t.trajectory_id in greedy]
 
 
 def _compute_results(folder: Path, parts: Sequence[Path], config: Config) -> Results:
     """Join the rows of the policies into one file, with the judge's verdicts, and compute the results."""
-    outcomes = read_rows(folder / layout.VERDICTS, Verdict)
-    rows = [row for part in parts for row in read_rows(part / layout.EVALUATED, Evaluation)]
+    outcomes = read_records(folder / layout.VERDICTS, Verdict)
+    rows = [row for part in parts for row in read_records(part / layout.EVALUATED, Evaluation)]
     rows = apply_verdicts(rows, outcomes)
-    write_rows(folder / layout.EVALUATED, rows, Evaluation)
-    preferences = read_rows(folder / layout.PREFERENCES, Preference)
+    write_records(folder / layout.EVALUATED, rows, Evaluation)
+    preferences = read_records(folder / layout.PREFERENCES, Preference)
     queries, draws = read_queries(folder / layout.QUERIES), config.evaluation.bootstrap
     return compute_results(rows, outcomes, preferences, queries, draws=draws, seed=config.seed)
 

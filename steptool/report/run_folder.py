@@ -12,8 +12,7 @@ from steptool.artifacts import lineage
 from steptool.artifacts.metrics import counts_of
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import read_records, read_rows
+from steptool.contracts.tables import read_records
 from steptool.records import Advantage, Cost, Evaluation, Metric, Query, StepReward, Trajectory
 from steptool.report.run_inputs import (
     EpisodePair,
@@ -41,7 +40,7 @@ def read_run(folder: Path) -> ReportInputs:
     config = load_config(folder / names.CONFIG)
     queries = {q.query_id: q for q in read_queries(folder / names.QUERIES)}
     metrics = read_records(folder / names.METRICS, Metric)
-    evaluations = read_rows(folder / names.EVALUATED, Evaluation)
+    evaluations = read_records(folder / names.EVALUATED, Evaluation)
     summaries, farming = _rounds(folder, config)
     return ReportInputs(
         title=f"StepTool on {config.data.source}",
@@ -77,9 +76,9 @@ def _audit(folder: Path, config: Config, round_index: int) -> Audit:
     return audit_files(folder / names.QUERIES, episodes, rewards, config)
 
 
-def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Row]) -> Iterator[EpisodePair]:
+def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Evaluation]) -> Iterator[EpisodePair]:
     """Held-out tasks before and after training: in each tier the solved, the lost and the unchanged alternate."""
-    passed = {(r["model"], r["query_id"]): r["passed"] for r in evaluations if r["decoding"] == "greedy"}
+    passed = {(r.model, r.query_id): r.passed for r in evaluations if r.decoding == "greedy"}
     before, after = (_evaluated_episodes(folder, model, passed) for model in ("warm_start", "steptool"))
     groups: dict[tuple[str, float, float], list[str]] = defaultdict(list)
     for query_id in before.keys() & after.keys():

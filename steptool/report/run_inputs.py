@@ -10,10 +10,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from steptool.contracts.columns import Row
 from steptool.evaluation.compare import GREEDY, SAMPLED
 from steptool.evaluation.results import Results, compute_results
-from steptool.records import Advantage, Cost, Metric, Query, StepReward, StepStatus, Trajectory
+from steptool.records import Advantage, Cost, Evaluation, Metric, Query, StepReward, StepStatus, Trajectory
 from steptool.rewards.audit_figures import Audit
 from steptool.rewards.farming import FarmingPoint, Rewards, idle_share
 
@@ -76,7 +75,7 @@ class ReportInputs:
     title: str
     config: Mapping[str, Any] = field(default_factory=dict)
     """The run's configuration as plain data."""
-    evaluations: Sequence[Row] = ()
+    evaluations: Sequence[Evaluation] = ()
     """Rows of EVALUATIONS of the models named in MODELS."""
     metrics: Sequence[Metric] = ()
     rollouts: Sequence[RoundSummary] = ()
@@ -94,7 +93,7 @@ class ReportInputs:
     @cached_property
     def results(self) -> Results:
         """The measures of the models, and the result of training against the warm start."""
-        rows = sorted((r for r in self.evaluations if r["model"] in MODELS), key=lambda r: MODELS.index(r["model"]))
+        rows = sorted((r for r in self.evaluations if r.model in MODELS), key=lambda r: MODELS.index(r.model))
         draws = int((self.config.get("evaluation") or {}).get("bootstrap", 10_000))
         return compute_results(
             rows,

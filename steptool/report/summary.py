@@ -26,7 +26,7 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
     of each group and way of decoding, with p-values corrected over all of them; left_out: what the figures leave out;
     seconds and tokens: {stage: sum, "total": sum}.
     """
-    tiers = list(dict.fromkeys(r["tier"] for r in inputs.evaluations))
+    tiers = list(dict.fromkeys(r.tier for r in inputs.evaluations))
     groups = {tier: (tier or "no tier") if len(tiers) > 1 else ALL for tier in tiers}
     return {
         "pass_rate": _pass_rates(inputs, GREEDY),
@@ -36,7 +36,7 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
         "comparisons": [_plain_comparison(c) for c in inputs.results.comparisons],
         "differences": {tier: _plain(find_difference(inputs, group)) for tier, group in groups.items()},
         "left_out": list(inputs.results.gaps),
-        "tasks": len({r["query_id"] for r in inputs.evaluations}),
+        "tasks": len({r.query_id for r in inputs.evaluations}),
         "seconds": _total(inputs.costs, "seconds"),
         "tokens": _total(inputs.costs, "tokens"),
         "peak_memory_mb": max((c.peak_memory_mb for c in inputs.costs), default=0.0),

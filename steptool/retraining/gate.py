@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from steptool.config import PromotionConfig
-from steptool.contracts.columns import Row
 from steptool.environments.toolbench.naming import endpoints
 from steptool.evaluation.compare import (
     GREEDY,
@@ -17,7 +16,7 @@ from steptool.evaluation.compare import (
     points,
     probability,
 )
-from steptool.records import Query
+from steptool.records import Evaluation, Query
 from steptool.retraining.outcome import Criterion, Decision
 
 CHAMPION, CHALLENGER = "base", "steptool"
@@ -38,7 +37,7 @@ def categories(query: Query) -> tuple[str, ...]:
 
 
 def decide(
-    rows: Sequence[Row],
+    rows: Sequence[Evaluation],
     categories: Mapping[str, Sequence[str]],
     rule: PromotionConfig,
     *,
@@ -51,18 +50,18 @@ def decide(
     `categories` are those of each query id. `contaminated` are ids of queries that the champion was trained on; they
     are left out. Raises ValueError unless both models played the same queries.
     """
-    greedy = [row for row in rows if row["decoding"] == GREEDY]
-    counted = [row for row in greedy if row["query_id"] not in contaminated]
-    champion, challenger = ([row for row in counted if row["model"] == model] for model in (CHAMPION, CHALLENGER))
+    greedy = [row for row in rows if row.decoding == GREEDY]
+    counted = [row for row in greedy if row.query_id not in contaminated]
+    champion, challenger = ([row for row in counted if row.model == model] for model in (CHAMPION, CHALLENGER))
     measurable = measurable_queries(challenger, champion)
-    unmeasurable = {row["query_id"] for row in counted} - measurable
+    unmeasurable = {row.query_id for row in counted} - measurable
     criteria = [_judge_tasks(len(measurable), len(unmeasurable), rule)]
     if measurable:
         criteria.append(_judge_gain(paired_bootstrap(challenger, champion, draws, seed), rule))
         criteria += _judge_categories(challenger, champion, categories, rule, draws, seed)
         rise = paired_bootstrap(challenger, champion, draws, seed, "invalid_call_rate")
         criteria.append(_judge_invalid_calls(rise, rule))
-    left_out = {row["query_id"] for row in greedy} - {row["query_id"] for row in counted}
+    left_out = {row.query_id for row in greedy} - {row.query_id for row in counted}
     return Decision(criteria=criteria, left_out=len(left_out))
 
 
@@ -79,8 +78,8 @@ def _judge_gain(gain: Difference, rule: PromotionConfig) -> Criterion:
 
 
 def _judge_categories(
-    challenger: Sequence[Row],
-    champion: Sequence[Row],
+    challenger: Sequence[Evaluation],
+    champion: Sequence[Evaluation],
     categories: Mapping[str, Sequence[str]],
     rule: PromotionConfig,
     draws: int,
@@ -92,8 +91,8 @@ def _judge_categories(
     a p-value of 1/8. The p-values are not corrected for the number of categories, since a correction would protect the
     challenger.
     """
-    for name in sorted({c for row in challenger for c in categories[row["query_id"]]}):
-        new, old = ([row for row in side if name in categories[row["query_id"]]] for side in (challenger, champion))
+    for name in sorted({c for row in challenger for c in categories[row.query_id]}):
+        new, old = ([row for row in side if name in categories[row.query_id]] for side in (challenger, champion))
         if not measurable_queries(new, old):
             statement = "not measurable: no task has a verdict on both sides"
             yield Criterion(name=f"category {name}", passed=True, statement=statement, tasks=0)

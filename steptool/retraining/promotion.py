@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from steptool.config import Config
-from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import per_query, wilson
 from steptool.evaluation.compare import GREEDY
+from steptool.records import Evaluation
 from steptool.registry import Conflict, Registry
 from steptool.retraining.gate import CHALLENGER, CHAMPION
 from steptool.retraining.outcome import Decision, Result, RunOutcome
@@ -61,17 +61,17 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def describe_version(
-    config: Config, plan: RetrainingPlan, decision: Decision, rows: Sequence[Row], code_version: str
+    config: Config, plan: RetrainingPlan, decision: Decision, rows: Sequence[Evaluation], code_version: str
 ) -> dict[str, Any]:
     """The metadata of the challenger's version: what made it, from what, and its results."""
-    greedy = [row for row in rows if row["decoding"] == GREEDY]
+    greedy = [row for row in rows if row.decoding == GREEDY]
     models = {"champion": CHAMPION, "challenger": CHALLENGER}
     return {
         "run_id": plan.run_id,
         "trained_from": plan.champion or plan.base,
         "new_data": [source.model_dump(mode="json") for source in plan.new],
         "decision": decision.model_dump(mode="json"),
-        "results": {name: _pass_rate([r for r in greedy if r["model"] == model]) for name, model in models.items()},
+        "results": {name: _pass_rate([r for r in greedy if r.model == model]) for name, model in models.items()},
         "config": plan.configure(config).model_dump(mode="json"),
         "code_version": code_version,
     }
@@ -95,7 +95,7 @@ def find_cause(message: str) -> str:
     return next((line for line in lines if line and not line.startswith(_LOCAL_PREFIX)), _NO_CAUSE)
 
 
-def _pass_rate(rows: Sequence[Row]) -> dict[str, float | None]:
+def _pass_rate(rows: Sequence[Evaluation]) -> dict[str, float | None]:
     """The pass rate over the tasks with a verdict, with Wilson's 95% interval; None where no task has one."""
     passed = per_query(rows, "pass_rate")
     rate, tasks = passed.estimate(), len(passed.queries)

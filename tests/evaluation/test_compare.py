@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation_rows import make_evaluation
 from steptool.evaluation.compare import (
     Comparison,
     Difference,
@@ -19,12 +20,10 @@ from steptool.evaluation.compare import (
 
 
 def rows(passed, **columns):
-    """Rows of `evaluations`, from {query: verdict or list of verdicts of its repeats}."""
+    """Evaluations from {query: verdict or list of verdicts of its repeats}."""
     listed = {q: p if isinstance(p, list) else [p] for q, p in passed.items()}
-    extra = {"calls": 2, "invalid_calls": 0, "decoding": "greedy", **columns}
-    place = {"split": "heldout", "tier": ""}
     return [
-        {"query_id": q, "repeat": i, "passed": p, **place, **extra}
+        make_evaluation(q, p, **{"repeat": i, "tier": "", **columns})
         for q, ps in listed.items()
         for i, p in enumerate(ps)
     ]

@@ -3,9 +3,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steptool.contracts.tables import write_rows
+from steptool.contracts.tables import write_records
 from steptool.evaluation.measures import apply_verdicts, measure_episodes
-from steptool.records import FINISH, Evaluation, Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records import (
+    FINISH,
+    Evaluation,
+    Query,
+    Reference,
+    Step,
+    StepStatus,
+    StopReason,
+    ToolCall,
+    Trajectory,
+    Verdict,
+)
 from steptool.rollout.turns import TurnCost
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
@@ -53,29 +64,29 @@ def test_an_episode_is_counted_by_hand(tmp_path):
     )
     rows = measure_episodes([query], [episode], "steptool", "greedy", repeat=2)
     assert rows == [
-        {
-            "query_id": "q1",
-            "split": "heldout",
-            "tier": "single",
-            "model": "steptool",
-            "decoding": "greedy",
-            "repeat": 2,
-            "trajectory_id": "t-q1",
-            "passed": 1.0,
-            "verdict_source": "environment",
-            "recall": 0.5,  # f once of twice, h; g failed
-            "steps": 6,
-            "calls": 5,
-            "invalid_calls": 3,
-            "redundant_calls": 0,
-            "tokens": 7,
-            "prompt_tokens": None,
-            "money": None,
-            "seconds": 1.5,
-            "stop_reason": "finished",
-        }
+        Evaluation(
+            query_id="q1",
+            split="heldout",
+            tier="single",
+            model="steptool",
+            decoding="greedy",
+            repeat=2,
+            trajectory_id="t-q1",
+            passed=1.0,
+            verdict_source="environment",
+            recall=0.5,  # f once of twice, h; g failed
+            steps=6,
+            calls=5,
+            invalid_calls=3,
+            redundant_calls=0,
+            tokens=7,
+            prompt_tokens=None,
+            money=None,
+            seconds=1.5,
+            stop_reason="finished",
+        )
     ]
-    write_rows(tmp_path / "evaluations.parquet", rows, Evaluation)
+    write_records(tmp_path / "evaluations.parquet", rows, Evaluation)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +101,7 @@ def test_an_episode_is_counted_by_hand(tmp_path):
     ],
 )
 def test_recall(reference, steps, recall):
-    assert measure_episodes([make_query(**reference)], [make_trajectory(*steps)], "m", "greedy")[0]["recall"] == recall
+    assert measure_episodes([make_query(**reference)], [make_trajectory(*steps)], "m", "greedy")[0].recall == recall
 
 
 @pytest.mark.parametrize(
@@ -99,24 +110,24 @@ def test_recall(reference, steps, recall):
 )
 def test_without_a_verdict_of_the_environment_the_reference_answer_decides(reference, passed, source):
     row = measure_episodes([make_query(**reference)], [make_trajectory(FINISHED, solved=None)], "m", "greedy")[0]
-    assert (row["passed"], row["verdict_source"]) == (passed, source)
+    assert (row.passed, row.verdict_source) == (passed, source)
 
 
 def test_an_episode_that_gives_up_is_not_measurable_either_without_check_and_reference():
     silent = replace(make_trajectory(solved=None), final_answer=None, stop_reason=StopReason.GAVE_UP)
     row = measure_episodes([make_query()], [silent], "m", "greedy")[0]
-    assert (row["passed"], row["recall"]) == (None, None)
+    assert (row.passed, row.recall) == (None, None)
 
 
 def test_a_check_that_failed_is_not_replaced_by_the_reference_answer():
     failed = replace(make_trajectory(FINISHED, solved=None), check_error="'solved' failed: KeyError: 'anwser'")
     (row,) = measure_episodes([make_query(answer="7")], [failed], "m", "greedy")
-    assert (row["passed"], row["verdict_source"]) == (None, "failed")
+    assert (row.passed, row.verdict_source) == (None, "failed")
     assert apply_verdicts([row], [verdict("q1", "solved")]) == [row]
 
 
 def verdict(query, status, repeat=0, model="m"):
-    return {"query_id": query, "model": model, "repeat": repeat, "status": status}
+    return Verdict(query, model, repeat, status)
 
 
 def test_a_judge_decides_where_there_is_neither_check_nor_reference():
@@ -125,7 +136,7 @@ def test_a_judge_decides_where_there_is_neither_check_nor_reference():
     episodes.append(replace(make_trajectory(query_id="d", solved=None), stop_reason=StopReason.STEP_LIMIT))
     rows = measure_episodes(queries, episodes, "m", "greedy")
     verdicts = [verdict("a", "solved"), verdict("a", "unsure", 1), verdict("b", None), verdict("a", "unsolved", 0, "n")]
-    assert [(r["passed"], r["verdict_source"]) for r in apply_verdicts(rows, verdicts)] == [
+    assert [(r.passed, r.verdict_source) for r in apply_verdicts(rows, verdicts)] == [
         (0.75, "judge"),  # (1 + .5) / 2
         (None, "none"),  # the judge gave no verdict
         (None, "none"),  # nor was it asked
@@ -139,7 +150,7 @@ def test_a_judge_decides_where_there_is_neither_check_nor_reference():
 
 
 def test_the_environments_verdict_stands_against_the_text():
-    assert measure_episodes([make_query(answer="7")], [make_trajectory(solved=0.0)], "m", "greedy")[0]["passed"] == 0.0
+    assert measure_episodes([make_query(answer="7")], [make_trajectory(solved=0.0)], "m", "greedy")[0].passed == 0.0
 
 
 def test_a_trajectory_of_an_unknown_query_is_refused():
@@ -149,14 +160,14 @@ def test_a_trajectory_of_an_unknown_query_is_refused():
 
 def test_what_a_search_abandoned_and_what_an_endpoint_counted_is_spent():
     searched = replace(make_trajectory(FINISHED), abandoned_turns=2, abandoned_tokens=13)
-    assert measure_episodes([make_query()], [searched], "m", "greedy")[0]["tokens"] == 20
+    assert measure_episodes([make_query()], [searched], "m", "greedy")[0].tokens == 20
     asked = measure_episodes([make_query()], [searched], "m", "greedy", spent={"t-q1": TurnCost(40, 900, 0.5)})[0]
-    assert (asked["tokens"], asked["prompt_tokens"], asked["money"]) == (40, 900, 0.5)
+    assert (asked.tokens, asked.prompt_tokens, asked.money) == (40, 900, 0.5)
 
 
 def test_redundant_calls_are_counted():
     steps = [called("f"), called("f"), called("g"), FINISHED]
-    assert measure_episodes([make_query()], [make_trajectory(*steps)], "m", "greedy")[0]["redundant_calls"] == 1
+    assert measure_episodes([make_query()], [make_trajectory(*steps)], "m", "greedy")[0].redundant_calls == 1
 
 
 def test_a_stored_verdict_counts_even_where_the_recorded_answer_could_not_be_read():
@@ -164,4 +175,4 @@ def test_a_stored_verdict_counts_even_where_the_recorded_answer_could_not_be_rea
     cut = replace(make_trajectory(solved=None), stop_reason=StopReason.GAVE_UP, final_answer=None)
     rows = measure_episodes([make_query()], [cut], "m", "greedy")
     (row,) = apply_verdicts(rows, [verdict("q1", "solved"), verdict("q1", "solved", 1)])
-    assert (row["passed"], row["verdict_source"]) == (1.0, "judge")
+    assert (row.passed, row.verdict_source) == (1.0, "judge")

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation_rows import make_evaluation
 from steptool.evaluation.bootstrap import wilson
 from steptool.evaluation.compare import groups
 from steptool.evaluation.results import (
@@ -14,10 +16,11 @@ from steptool.evaluation.results import (
     pass_rates_by_tries,
     summarise,
 )
+from steptool.records import Evaluation
 
 
 def tries(query, *passed):
-    return [{"query_id": query, "repeat": i, "passed": p} for i, p in enumerate(passed)]
+    return [make_evaluation(query, p, repeat=i) for i, p in enumerate(passed)]
 
 
 def test_by_hand():
@@ -62,7 +65,7 @@ def test_impossible_counts_are_refused(n, c, k):
 
 
 def episode_cost(passed, money):
-    return {"passed": passed, "tokens": 30, "seconds": 1.5, "money": money}
+    return make_evaluation("q", passed, tokens=30, seconds=1.5, money=money)
 
 
 def test_what_was_spent_in_vain_counts():
@@ -81,22 +84,11 @@ def test_nothing_solved_has_no_cost_per_solved_task():
 
 
 def test_nobody_counts_the_tokens_of_what_is_played_back():
-    assert cost_per_solved([{**episode_cost(1.0, None), "tokens": 0}]).tokens is None
+    assert cost_per_solved([replace(episode_cost(1.0, None), tokens=0)]).tokens is None
 
 
-def row(query: str, passed: float, tier: str = "single", **changes: object) -> dict:
-    columns = {"recall": 1.0, "invalid_calls": 0, "redundant_calls": 0, "calls": 2, "steps": 3, "tokens": 30}
-    return {
-        "query_id": query,
-        "split": "heldout",
-        "tier": tier,
-        "model": "m",
-        "decoding": "greedy",
-        "passed": passed,
-        "verdict_source": "environment",
-        **columns,
-        **changes,
-    }
+def row(query: str, passed: float, tier: str = "single", **changes: object) -> Evaluation:
+    return make_evaluation(query, passed, tier=tier, **changes)
 
 
 def test_summary_by_tier_by_hand():
@@ -140,7 +132,7 @@ def test_intervals_are_those_of_a_binomial_where_they_should_be():
 
 def test_groups_are_splits_and_tiers_where_there_are_several():
     rows = [row("a", 1.0), row("b", 1.0, tier="", split="train"), row("c", 0.0)]
-    assert {name: [r["query_id"] for r in part] for name, part in groups(rows).items()} == {
+    assert {name: [r.query_id for r in part] for name, part in groups(rows).items()} == {
         "all": ["a", "b", "c"],
         "heldout": ["a", "c"],
         "train": ["b"],

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from steptool.contracts.columns import from_row
 from steptool.contracts.tables import to_table
 from steptool.evaluation.results import compute_results
 from steptool.evaluation.tables import plain_figures, to_frame, to_latex, to_markdown
-from steptool.records import Evaluation, Query
+from steptool.records import Evaluation, Preference, Query, Verdict
 from steptool.report.evaluation_page import evaluation_page
 
 
@@ -18,7 +19,7 @@ def row(query, model, passed, tier="single", **other):
         "invalid_calls": 1, "redundant_calls": 2, "tokens": 30, "prompt_tokens": None, "money": None, "seconds": 2.0,
         "stop_reason": "finished", "verdict_source": "environment", **other,
     }  # fmt: skip
-    return to_table([made], Evaluation).to_pylist()[0]
+    return from_row(to_table([made], Evaluation).to_pylist()[0], Evaluation)
 
 
 @pytest.fixture
@@ -26,17 +27,13 @@ def results():
     """Two models on 12 tasks of two tiers; `a_b|c` solves the 6 single ones, `<x>` none; verdicts on the first."""
     rows = [row(f"s{i}", "a_b|c", 1.0, money=0.5) for i in range(6)]
     rows += [row(f"l{i}", "a_b|c", 0.0, tier="long", money=0.5) for i in range(6)]
-    rows += [row(r["query_id"], "<x>", 0.0, tier=r["tier"], stop_reason="gave_up") for r in rows]
+    rows += [row(r.query_id, "<x>", 0.0, tier=r.tier, stop_reason="gave_up") for r in rows]
     tries = [
         row("s0", "a_b|c", 1.0, decoding="sampled"),
         row("s0", "a_b|c", 0.0, decoding="sampled", repeat=1),
     ]
-    verdicts = [
-        {"query_id": r["query_id"], "model": "a_b|c", "repeat": n, "status": "solved" if n else "unsure"}
-        for r in rows[:12]
-        for n in (0, 1)
-    ]
-    wins = [{"query_id": "s0", "model": "<x>", "other": "a_b|c", "preference": "other"}]
+    verdicts = [Verdict(r.query_id, "a_b|c", n, "solved" if n else "unsure") for r in rows[:12] for n in (0, 1)]
+    wins = [Preference("s0", "<x>", "a_b|c", 0, False, "other")]
     return compute_results([*rows, *tries], verdicts, wins, draws=500)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from steptool.config import EndpointConfig, JudgeConfig
+from steptool.contracts.columns import to_row
 from steptool.contracts.tables import to_table
 from steptool.judge.outcome_judge import judge_outcomes
 from steptool.judge.verdicts import judged_pass_rate, win_rates
@@ -64,10 +65,10 @@ def test_every_model_is_judged_and_every_two_are_compared(judge: JudgeConfig) ->
     queries = {f"q{n}": Query(f"q{n}", "heldout", "none", "How much?", ()) for n in range(3)}
     episodes = {model: [episode(f"q{n}", answer) for n, answer in enumerate(said[model])] for model in said}
     outcomes = judge_outcomes(judge, queries, episodes)
-    to_table(outcomes.verdicts, Verdict)
-    to_table(outcomes.preferences, Preference)
+    to_table(map(to_row, outcomes.verdicts), Verdict)
+    to_table(map(to_row, outcomes.preferences), Preference)
     for model in said:
-        rate = judged_pass_rate([v for v in outcomes.verdicts if v["model"] == model], set(queries))
+        rate = judged_pass_rate([v for v in outcomes.verdicts if v.model == model], set(queries))
         assert (rate.mean, rate.deviation, rate.repeats) == (pytest.approx(2 / 3), 0.0, 2)
     # Five answers, and two pairs of answers in two orders, twice each; equal texts are asked about once.
     counts = outcomes.counts

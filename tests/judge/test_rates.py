@@ -1,14 +1,16 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation_rows import make_evaluation
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config
-from steptool.contracts.tables import read_records, to_table, write_rows
+from steptool.contracts.tables import read_records, write_records
 from steptool.data.ingest import ingest
 from steptool.evaluation.measures import measure_episodes
 from steptool.judge.verdicts import (
@@ -19,23 +21,19 @@ from steptool.judge.verdicts import (
     unanswered_queries,
     win_rates,
 )
-from steptool.records import Trajectory, Verdict
+from steptool.records import Preference, Trajectory, Verdict
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "stabletoolbench"
 JUDGED = "data_example/pass_rate_results"
 
 
 def verdicts(**statuses):
-    """Rows of Verdict from {query: status by repeat}."""
-    rows = [
-        {
-            "query_id": query, "model": "m", "repeat": repeat, "status": status,
-            "judge": "j", "prompt_hash": "", "rationale": "",
-        }
+    """Verdicts from {query: status by repeat}."""
+    return [
+        Verdict(query, "m", repeat, status, "j")
         for query, listed in statuses.items()
         for repeat, status in enumerate(listed)
-    ]  # fmt: skip
-    return to_table(rows, Verdict).to_pylist()
+    ]
 
 
 def test_the_pass_rate_by_hand():
@@ -54,7 +52,7 @@ def test_a_stored_verdict_is_the_verdict_and_without_one_an_episode_without_an_a
     rows = verdicts(a=["solved"], b=["solved"])
     assert judged_pass_rate(rows, {"a", "b"}, {"b"}) == JudgedRate(1.0, 0.0, 1, 2, 0)
     assert judged_pass_rate(rows, {"a", "b", "never asked"}, {"never asked"}).mean == pytest.approx(2 / 3)
-    ended = [{"query_id": n, "stop_reason": n} for n in ("finished", "gave_up", "step_limit", "malformed")]
+    ended = [make_evaluation(n, None, stop_reason=n) for n in ("finished", "gave_up", "step_limit", "malformed")]
     assert unanswered_queries(ended) == {"gave_up", "step_limit", "malformed"}
 
 
@@ -65,7 +63,7 @@ def test_a_missing_verdict_is_left_out_and_counted():
     assert judged_pass_rate(verdicts(a=[None]), {"a"}) is None
     assert judged_pass_rate([], {"a"}) is None
     with pytest.raises(ValueError, match="of one model"):
-        judged_pass_rate([*rows, {**rows[0], "model": "other"}], {"a"})
+        judged_pass_rate([*rows, replace(rows[0], model="other")], {"a"})
 
 
 statuses = st.sampled_from(["solved", "unsure", "unsolved", None])
@@ -82,9 +80,7 @@ def test_rates_are_shares_and_know_no_order(given_statuses, random):
 
 def preferences(model, other, **votes):
     return [
-        {"query_id": q, "model": model, "other": other, "repeat": i // 2, "swapped": bool(i % 2), "preference": p}
-        for q, listed in votes.items()
-        for i, p in enumerate(listed)
+        Preference(q, model, other, i // 2, bool(i % 2), p) for q, listed in votes.items() for i, p in enumerate(listed)
     ]
 
 
@@ -131,7 +127,7 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
     read = ingest(config, tmp_path / "read", for_training=False)
     answers = read_records(read.demonstrations_path, Trajectory)
     rows = measure_episodes(read_queries(read.queries_path), answers, "virtual_chatgpt_cot", "greedy")
-    queries = {r["query_id"] for r in rows}
+    queries = {r.query_id for r in rows}
     assert queries == {"G1_instruction-588", "G1_instruction-608", "G1_instruction-1073"}
     assert unanswered_queries(rows) == {"G1_instruction-588"}
     expected = JudgedRate(pytest.approx(2 / 3), pytest.approx(0.0), 3, 3, 0)
@@ -151,4 +147,4 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
 
 def test_verdicts_come_back_from_their_contract(tmp_path):
     rows = verdicts(a=["solved", None])
-    assert read_verdicts([write_rows(tmp_path / "v.parquet", rows, Verdict)]) == rows
+    assert read_verdicts([write_records(tmp_path / "v.parquet", rows, Verdict)]) == rows

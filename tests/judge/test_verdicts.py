@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steptool.config import EndpointConfig, JudgeConfig
-from steptool.contracts.tables import read_rows, write_rows
+from steptool.contracts.tables import read_records, write_records
 from steptool.judge.outcome_judge import OutcomeJudge
 from steptool.judge.verdicts import Choice, preference_by_query, read_stabletoolbench
 from steptool.records import FINISH, Preference, Query, Step, StepStatus, StopReason, ToolCall, Trajectory, Verdict
@@ -37,7 +37,7 @@ def test_answers_are_judged_and_no_answer_is_unsolved_without_asking(chat, tmp_p
     server = chat.serve(lambda _, number: chat.call("report_status", {"status": said[number - 1], "reason": "so"}))
     with judge(server) as chosen:
         rows = chosen.verdicts("ours", [(QUERY, SILENT), (QUERY, episode("done")), (QUERY, GAVE_UP)])
-    assert [(r["status"], r["repeat"], r["judge"]) for r in rows] == [
+    assert [(r.status, r.repeat, r.judge) for r in rows] == [
         ("unsolved", 0, ""),
         ("unsolved", 1, ""),
         ("solved", 0, "judge-1"),
@@ -46,7 +46,7 @@ def test_answers_are_judged_and_no_answer_is_unsolved_without_asking(chat, tmp_p
         ("unsolved", 1, ""),
     ]
     assert len(server.requests) == 2 and '"done"' in server.texts()[0]
-    assert read_rows(write_rows(tmp_path / "v.parquet", rows, Verdict), Verdict) == rows
+    assert read_records(write_records(tmp_path / "v.parquet", rows, Verdict), Verdict) == rows
 
 
 def test_a_verdict_that_cannot_be_had_is_missing(chat):
@@ -54,7 +54,7 @@ def test_a_verdict_that_cannot_be_had_is_missing(chat):
     with judge(server, votes=1, attempts=2) as chosen:
         (row,) = chosen.verdicts("ours", [(QUERY, episode("done"))])
         assert chosen.counts()["votes missing"] == 1
-    assert row["status"] is None and row["rationale"].startswith("missing: status must be one of")
+    assert row.status is None and row.rationale.startswith("missing: status must be one of")
     assert len(server.requests) == 2
 
 
@@ -68,18 +68,18 @@ def test_preferences_are_asked_in_both_orders_and_named_by_model(chat, tmp_path)
     with judge(server) as chosen:
         rows = chosen.preferences("ours", "base", [(QUERY, episode("good"), episode("bad"))])
     expected = [(False, 0, "model"), (False, 1, "model"), (True, 0, "model"), (True, 1, "model")]
-    assert [(r["swapped"], r["repeat"], r["preference"]) for r in rows] == expected
+    assert [(r.swapped, r.repeat, r.preference) for r in rows] == expected
     texts = server.texts()
     assert texts[0].index('"good"') < texts[0].index('"bad"') and texts[2].index('"bad"') < texts[2].index('"good"')
     assert preference_by_query(rows) == {"q1": Choice.MODEL}
-    assert read_rows(write_rows(tmp_path / "p.parquet", rows, Preference), Preference) == rows
+    assert read_records(write_records(tmp_path / "p.parquet", rows, Preference), Preference) == rows
 
 
 def test_a_judge_that_always_likes_the_first_prefers_neither(chat):
     server = chat.serve(lambda *_: chat.call("report_choice", {"better": "first"}))
     with judge(server) as chosen:
         rows = chosen.preferences("ours", "base", [(QUERY, episode("a"), episode("b"))])
-    assert [r["preference"] for r in rows] == ["model", "model", "other", "other"]
+    assert [r.preference for r in rows] == ["model", "model", "other", "other"]
     assert preference_by_query(rows) == {"q1": Choice.TIE}
 
 
@@ -91,11 +91,11 @@ def test_an_answer_beats_none_without_asking(chat, ours, others, expected):
     server = chat.serve(lambda *_: chat.Answer())
     with judge(server) as chosen:
         rows = chosen.preferences("ours", "base", [(QUERY, ours, others)])
-    assert [r["preference"] for r in rows] == [expected] * 4 and server.requests == []
+    assert [r.preference for r in rows] == [expected] * 4 and server.requests == []
 
 
 def ballot(query, *choices, other="base"):
-    return [{"query_id": query, "model": "ours", "other": other, "preference": choice} for choice in choices]
+    return [Preference(query, "ours", other, 0, False, choice) for choice in choices]
 
 
 def test_the_majority_counts_ties_and_missing_for_nobody():
@@ -119,13 +119,13 @@ def stored(tmp_path):
 def test_stored_verdicts_become_rows_in_order(stored, tmp_path):
     file = stored({"12": {"is_solved": {"1": "AnswerStatus.Unsure", "0": "AnswerStatus.Solved"}}})
     stored({"12": {"is_solved": {"0": "AnswerStatus.Unsolved"}}}, model="abc")
-    assert [(r["query_id"], r["model"], r["repeat"], r["status"]) for r in read_stabletoolbench(tmp_path)] == [
+    assert [(r.query_id, r.model, r.repeat, r.status) for r in read_stabletoolbench(tmp_path)] == [
         ("G1_tool-12", "abc", 0, "unsolved"),
         ("G1_tool-12", "gpt", 0, "solved"),
         ("G1_tool-12", "gpt", 1, "unsure"),
     ]
     rows = read_stabletoolbench(file)
-    assert len(rows) == 2 and read_rows(write_rows(tmp_path / "v.parquet", rows, Verdict), Verdict) == rows
+    assert len(rows) == 2 and read_records(write_records(tmp_path / "v.parquet", rows, Verdict), Verdict) == rows
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_folder_without_verdicts_is_refused(tmp_path):
 @pytest.mark.skipif(not STORED.is_dir(), reason="the public data is not on this machine")
 def test_the_example_verdicts_of_stabletoolbench_are_read():
     rows = read_stabletoolbench(STORED)
-    assert {r["model"] for r in rows} == {"virtual_chatgpt_cot"} and len(rows) == 9
-    solved = {r["query_id"]: r["status"] for r in rows}
+    assert {r.model for r in rows} == {"virtual_chatgpt_cot"} and len(rows) == 9
+    solved = {r.query_id: r.status for r in rows}
     expected = {"G1_instruction-588": "unsolved", "G1_instruction-608": "solved", "G1_instruction-1073": "solved"}
     assert solved == expected

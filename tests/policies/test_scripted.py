@@ -222,7 +222,7 @@ def desk_tasks() -> list[Query]:
 def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query], tmp_path: Path) -> None:
     played = play([(query, reference_calls(query)) for query in desk_tasks], DeskEnvironment())
     rows = measure_episodes(desk_tasks, played, "playback", "greedy")
-    assert [(r["passed"], r["recall"], r["invalid_calls"], r["tokens"]) for r in rows] == [(1.0, 1.0, 0, 0)] * 12
+    assert [(r.passed, r.recall, r.invalid_calls, r.tokens) for r in rows] == [(1.0, 1.0, 0, 0)] * 12
     assert summarise(rows, draws=50)["all"]["pass_rate"] == 1.0
     for name in ANNOTATORS:
         scores = annotate(desk_tasks, played, make_annotator(name))

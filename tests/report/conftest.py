@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steptool.contracts.columns import Row, from_row
+from steptool.contracts.columns import from_row
 from steptool.contracts.tables import to_table
 from steptool.records import (
     Advantage,
@@ -27,7 +27,7 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def evaluation() -> Make:
-    def make(query: str, model: str, passed: float, **other: Any) -> Row:
+    def make(query: str, model: str, passed: float, **other: Any) -> Evaluation:
         row = {
             "query_id": query,
             "split": "heldout",
@@ -50,16 +50,16 @@ def evaluation() -> Make:
             "verdict_source": "environment",
             **other,
         }
-        return to_table([row], Evaluation).to_pylist()[0]
+        return from_row(to_table([row], Evaluation).to_pylist()[0], Evaluation)
 
     return make
 
 
 @pytest.fixture
-def results(evaluation: Make) -> Callable[..., list[Row]]:
+def results(evaluation: Make) -> Callable[..., list[Evaluation]]:
     """Greedy rows from one 0/1 string per model: the i-th character is the i-th task's verdict."""
 
-    def make(**passed: str) -> list[Row]:
+    def make(**passed: str) -> list[Evaluation]:
         return [evaluation(f"q{i}", m, float(c)) for m, text in passed.items() for i, c in enumerate(text)]
 
     return make

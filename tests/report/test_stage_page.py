@@ -1,8 +1,9 @@
 import re
 from pathlib import Path
 
+from evaluation_rows import make_evaluation
 from steptool.config import Config
-from steptool.contracts.tables import write_records, write_rows
+from steptool.contracts.tables import write_records
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward
 from steptool.report.stage_page import stage_page
 
@@ -74,20 +75,17 @@ def test_the_last_round_of_the_stage_is_drawn(tmp_path: Path) -> None:
 def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
     scores = ((1.0, 0.5, None), (0.0, None, None), (None, None, 1.0))
     rewards = [StepReward("t", n, "rules", "2", "", *components) for n, components in enumerate(scores)]
-    row = {
-        "query_id": "q", "split": "heldout", "tier": "", "model": "base", "repeat": 0, "trajectory_id": "t",
-        "recall": 1.0, "steps": 1, "calls": 1, "invalid_calls": 0, "redundant_calls": 0, "tokens": 1,
-        "prompt_tokens": None, "money": None, "seconds": 1.0, "stop_reason": "finished",
-        "verdict_source": "environment",
-    }  # fmt: skip
-    passed = [{**row, "decoding": d, "passed": p} for d, p in (("greedy", 1.0), ("greedy", 0.0), ("sampled", 0.0))]
+    passed = [
+        make_evaluation("q", p, model="base", decoding=d)
+        for d, p in (("greedy", 1.0), ("greedy", 0.0), ("sampled", 0.0))
+    ]
     steps = [
         Advantage(t, s, reward=r, kl=0.0, value=0.0, advantage=-r)
         for t, s, r in (("a", 0, 1.0), ("b", 0, 3.0), ("b", 1, 5.0))
     ]
     out = {
         "rewards": write_records(tmp_path / "rewards.parquet", rewards, StepReward),
-        "rows": [write_rows(tmp_path / "evaluations.parquet", passed, Evaluation)],
+        "rows": [write_records(tmp_path / "evaluations.parquet", passed, Evaluation)],
         "advantages": write_records(tmp_path / "advantages.parquet", steps, Advantage),
         "none": write_records(tmp_path / "none.parquet", [], StepReward),
     }

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_the_figures_by_hand(evaluation):
 def test_the_comparisons_of_a_report_are_one_family(results):
     """All greedy tasks and both tiers: three comparisons; 12 of 12 in one tier, p = 2/4096, none in the other."""
     rows = results(warm_start="0" * 24, steptool="1" * 12 + "0" * 12)
-    rows = [{**r, "tier": "single" if int(r["query_id"][1:]) < 12 else "long"} for r in rows]
+    rows = [replace(r, tier="single" if int(r.query_id[1:]) < 12 else "long") for r in rows]
     found = {c["group"]: c for c in summary(_inputs(rows))["comparisons"]}
     assert list(found) == ["all", "single", "long"]
     assert found["single"]["corrected"] == pytest.approx(3 * found["single"]["p"]) and found["single"]["shown"]

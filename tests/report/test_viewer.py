@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.contracts.columns import ContractError, Row
-from steptool.contracts.tables import write_records, write_rows
+from steptool.contracts.tables import write_records
 from steptool.records import Advantage, Evaluation, Query, StepReward, StopReason, Trajectory
 from steptool.report.viewer import LISTED, EpisodeFiles, pack, write_viewer
 
@@ -125,7 +125,7 @@ def test_the_verdicts_of_an_evaluation_count_before_all_others(write, trajectory
     played = [trajectory("a", ["finish"], 1.0), trajectory("b", ["finish"], None), trajectory("c", ["finish"], None)]
     write(played, rewards=[reward(name, 0, 1, None, 0.5) for name in "abc"])
     rows = [evaluation("q0", "m", passed, trajectory_id=name) for name, passed in {"a": 0.0, "b": 1.0}.items()]
-    judged = write_rows(tmp_path / "e.parquet", rows, Evaluation)
+    judged = write_records(tmp_path / "e.parquet", rows, Evaluation)
     source = EpisodeFiles(tmp_path / "0.parquet", tmp_path / "r.parquet", evaluations=judged)
     page = write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", [source])
     assert [row["verdict"] for row in content(page)[0]["rows"]] == [0.0, 1.0, 0.5]

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from evaluation_rows import make_evaluation
 from steptool.config import PromotionConfig
 from steptool.records import Query, Reference
 from steptool.retraining.gate import categories, decide
@@ -8,16 +11,16 @@ GAIN, INVALID, TASKS = "gain in pass rate", "rise in invalid calls", "held-out t
 
 
 def sides(champion, challenger, invalid=((0, 4), (0, 4)), decoding="greedy"):
-    """Rows of both models on the queries q0, q1, ...; invalid: (invalid calls, calls) of each model in every query."""
+    """Evaluations of both models on q0, q1, ...; invalid: (invalid calls, calls) of each model in every query."""
     return [
-        {"query_id": f"q{n}", "model": model, "decoding": decoding, "passed": p, "invalid_calls": bad, "calls": calls}
+        make_evaluation(f"q{n}", p, model=model, decoding=decoding, invalid_calls=bad, calls=calls)
         for model, passed, (bad, calls) in zip(("base", "steptool"), (champion, challenger), invalid, strict=True)
         for n, p in enumerate(passed)
     ]
 
 
 def judge(rows, rule=None, categories=None, **options):
-    groups = {row["query_id"]: ("one",) for row in rows} | (categories or {})
+    groups = {row.query_id: ("one",) for row in rows} | (categories or {})
     return decide(rows, groups, PromotionConfig.model_validate(rule or {}), draws=2000, **options)
 
 
@@ -125,7 +128,7 @@ def test_more_invalid_calls_stand_in_the_way(allowed, promoted):
 
 def test_one_invalid_call_more_is_no_proof():
     rows = sides([0.0] * 30, [1.0] * 30)
-    rows[-1]["invalid_calls"] = 1
+    rows[-1] = replace(rows[-1], invalid_calls=1)
     decision = judge(rows)
     assert decision.promote and decision.criteria[-1].mean > 0
 

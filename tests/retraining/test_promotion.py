@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation_rows import make_evaluation
 from steptool.config import Config
 from steptool.retraining.outcome import Result, RunOutcome
 from steptool.retraining.promotion import (
@@ -78,7 +79,7 @@ def test_a_second_attempt_after_the_promotion_changes_nothing(registry, end_run)
 
 def test_a_version_says_what_it_was_made_from_and_what_it_was_measured_at(registry, plan, decision, model):
     rows = [
-        {"model": name, "decoding": decoding, "query_id": f"q{n}", "passed": float(n < solved)}
+        make_evaluation(f"q{n}", float(n < solved), model=name, decoding=decoding)
         for name, solved in (("base", 1), ("steptool", 3))
         for decoding in ("greedy", "sampled")
         for n in range(4)

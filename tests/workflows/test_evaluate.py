@@ -11,7 +11,7 @@ import pytest
 from steptool.artifacts.queries import read_queries
 from steptool.config import load_config
 from steptool.config.base import ConfigError
-from steptool.contracts.tables import read_records, read_rows, write_rows
+from steptool.contracts.tables import read_records, write_records
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import IngestError
 from steptool.records import Cost, Evaluation, Trajectory, Verdict
@@ -52,19 +52,19 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert load_config(out / "config.yaml").evaluation.policies[1].model == "embedded"
     asked = {q.query_id for q in read_queries(out / "queries.parquet", "heldout")}
-    rows = read_rows(out / "evaluations.parquet", Evaluation)
-    played = {(r["model"], r["decoding"], r["repeat"]) for r in rows}
+    rows = read_records(out / "evaluations.parquet", Evaluation)
+    played = {(r.model, r.decoding, r.repeat) for r in rows}
     assert played == {
         ("reference", "greedy", 0),
         ("small", "greedy", 0),
         ("small", "sampled", 0),
         ("small", "sampled", 1),
     }
-    assert len(rows) == 16 and {r["query_id"] for r in rows} == asked
-    assert all(r["passed"] == 1.0 and r["recall"] == 1.0 for r in rows if r["model"] == "reference")
+    assert len(rows) == 16 and {r.query_id for r in rows} == asked
+    assert all(r.passed == 1.0 and r.recall == 1.0 for r in rows if r.model == "reference")
     episodes = [t for n in ("reference", "small") for t in read_records(out / f"trajectories_{n}.parquet", Trajectory)]
-    assert {t.trajectory_id for t in episodes} == {r["trajectory_id"] for r in rows} and len(episodes) == 16
-    assert sum(c.tokens for c in read_records(out / "costs.parquet", Cost)) == sum(r["tokens"] for r in rows) > 0
+    assert {t.trajectory_id for t in episodes} == {r.trajectory_id for r in rows} and len(episodes) == 16
+    assert sum(c.tokens for c in read_records(out / "costs.parquet", Cost)) == sum(r.tokens for r in rows) > 0
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["results"][0]["model"] == "reference" and figures["results"][0]["pass_rate"] == 1.0
     assert (out / "table.md").read_text() in done.stdout
@@ -76,16 +76,13 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
 def test_stored_verdicts_give_the_judged_pass_rate(tmp_path: Path) -> None:
     """In this process: the reference's four answers, of which a judge calls one unsure and one unsolved."""
     first = evaluate(config=load_config(write(tmp_path, policies=SETTINGS["evaluation"]["policies"][:1])))
-    queries = sorted(r["query_id"] for r in read_rows(str(first.rows), Evaluation))
+    queries = sorted(r.query_id for r in read_records(str(first.rows), Evaluation))
     said = dict(zip(queries, ["unsure", "unsolved", "solved", "solved"], strict=True))
-    row = {"model": "reference", "repeat": 0, "judge": "", "prompt_hash": "", "rationale": ""}
-    verdicts = write_rows(
-        tmp_path / "v.parquet", [{**row, "query_id": q, "status": s} for q, s in said.items()], Verdict
-    )
+    verdicts = write_records(tmp_path / "v.parquet", [Verdict(q, "reference", 0, s) for q, s in said.items()], Verdict)
     path = write(tmp_path, policies=SETTINGS["evaluation"]["policies"][:1], verdicts=[str(verdicts)])
     second = evaluate(config=load_config(path), output=str(tmp_path / "out"))
     assert json.loads(Path(str(second.figures)).read_text())["results"][0]["judged_pass_rate"] == 2.5 / 4
-    assert read_rows(tmp_path / "out" / "verdicts.parquet", Verdict) == read_rows(verdicts, Verdict)
+    assert read_records(tmp_path / "out" / "verdicts.parquet", Verdict) == read_records(verdicts, Verdict)
 
 
 def test_what_cannot_be_evaluated_is_refused_by_name(tmp_path: Path) -> None:

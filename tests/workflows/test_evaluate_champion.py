@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steptool.config import Config
-from steptool.contracts.tables import read_rows
+from steptool.contracts.tables import read_records
 from steptool.models.load import EMBEDDED
 from steptool.records import Evaluation
 from steptool.registry import Registry
@@ -40,8 +40,8 @@ def test_the_champion_is_compared_in_a_folder_named_after_the_kickoff(config: Co
     folder = tmp_path / "runs" / "evaluation-20260301T060000Z"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
     assert Path(str(result.page)) == folder / "evaluation.html"
-    rows = read_rows(folder / "evaluations.parquet", Evaluation)
-    passed = {name: [row["passed"] for row in rows if row["model"] == name] for name in {row["model"] for row in rows}}
+    rows = read_records(folder / "evaluations.parquet", Evaluation)
+    passed = {name: [row.passed for row in rows if row.model == name] for name in {row.model for row in rows}}
     assert set(passed) == {"reference", "base", "champion"} and all(len(values) == 4 for values in passed.values())
     assert passed["champion"] == passed["base"]  # they are the same model
     assert passed["reference"] == [1.0] * 4
@@ -53,5 +53,5 @@ def test_before_the_first_promotion_the_base_is_evaluated_alone(config: Config, 
     result = evaluate_champion(
         config=config, registry=str(tmp_path / "registry"), output=str(tmp_path / "runs"), kickoff=KICKOFF
     )
-    rows = read_rows(Path(str(result.rows)), Evaluation)
-    assert {row["model"] for row in rows} == {"reference", "base"}
+    rows = read_records(Path(str(result.rows)), Evaluation)
+    assert {row.model for row in rows} == {"reference", "base"}

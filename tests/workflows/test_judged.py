@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from steptool.config import Config
-from steptool.contracts.tables import read_records, read_rows
+from steptool.contracts.tables import read_records
 from steptool.records import Cost, Metric, StepReward, Verdict
 from workflows.evaluate import evaluate
 from workflows.train import train
@@ -72,7 +72,7 @@ def test_an_endpoint_plays_and_is_judged(chat, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(config=Config.model_validate(settings), output=str(out))
     assert len(far.requests) == 4
-    statuses = {r["status"] for r in read_rows(out / "verdicts.parquet", Verdict)}
+    statuses = {r.status for r in read_records(out / "verdicts.parquet", Verdict)}
     (spent,) = (c for c in read_records(out / "costs.parquet", Cost) if c.stage == "judge")
     # Two policies of four answers, and four pairs in two orders, two votes each.
     assert statuses == {"solved"} and spent.counts["requests"] == len(jury.requests) == 2 * (2 * 4 + 2 * 4)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from steptool.artifacts import lineage
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
-from steptool.contracts.tables import read_records, read_rows
+from steptool.contracts.tables import read_records
 from steptool.models.load import load_model, load_tokenizer
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from workflows.train import train
@@ -95,13 +95,13 @@ def test_every_step_has_a_reward_and_an_advantage(run: Path) -> None:
 
 def test_all_models_are_measured_on_the_same_held_out_tasks(run: Path) -> None:
     held_out = {q.query_id for q in read_queries(run / "queries.parquet", "heldout")}
-    rows = read_rows(run / "evaluations.parquet", Evaluation)
+    rows = read_records(run / "evaluations.parquet", Evaluation)
     for model in ("base", "warm_start", "steptool"):
         for decoding in ("greedy", "sampled"):
-            mine = [r for r in rows if (r["model"], r["decoding"]) == (model, decoding)]
-            assert sorted(r["query_id"] for r in mine) == sorted(held_out)
+            mine = [r for r in rows if (r.model, r.decoding) == (model, decoding)]
+            assert sorted(r.query_id for r in mine) == sorted(held_out)
             played = read_records(run / f"evaluation_trajectories_{model}_{decoding}.parquet", Trajectory)
-            assert {r["trajectory_id"] for r in mine} == {t.trajectory_id for t in played}
+            assert {r.trajectory_id for r in mine} == {t.trajectory_id for t in played}
 
 
 def test_the_model_was_trained_and_tells_where_it_comes_from(run: Path) -> None:
