@@ -21,7 +21,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def read_json(text: str) -> Any:
-    """The one JSON value of a text, of a key given twice the last. Raises ValueError in few words for the model."""
+    """The one JSON value of a text; of equal keys the last counts. Raises ValueError in few words for the model."""
     text = text.strip()
     value, end = read_first_json(text)
     if end < len(text):
@@ -52,7 +52,7 @@ def nesting(value: Any) -> int:
 
 
 def write_json(value: Any, marks: Sequence[str] = ()) -> str:
-    """A value as JSON in which none of the `marks` stands: within strings, a mark's first character is escaped.
+    """A value as JSON without any of the `marks`: within strings, the first character of a mark is escaped.
 
     Raises ValueError where JSON has no word for the value.
     """

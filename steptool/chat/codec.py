@@ -88,12 +88,12 @@ class ChatCodec:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
         """Tokens up to the assistant's first one, for messages that the assistant has not answered yet."""
-        shown, safe_tools = self._safe(messages), self._safe_tools(tools)
+        safe, safe_tools = self._safe(messages), self._safe_tools(tools)
         if self._turns.shows_tools:
-            return self._encode(self._template.render(shown, safe_tools, prompt=True))
+            return self._encode(self._template.render(safe, safe_tools, prompt=True))
         role = self._turns.system_role
-        shown = plain.with_tools(shown, safe_tools, self.format, role, answers=not self.native)
-        return self._encode(self._template.render(plain.alternating(shown), prompt=True))
+        described = plain.with_tools(safe, safe_tools, self.format, role, answers=not self.native)
+        return self._encode(self._template.render(plain.alternating(described), prompt=True))
 
     def observation_ids(
         self, observation: str, tool_name: str, *, user_turn: str | None = None, closed: bool = True
@@ -156,10 +156,10 @@ class ChatCodec:
     def _between(self, messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise ValueError("two assistant messages stand side by side; merge them or put the tool's answer between")
-        shown = self._safe(messages)
+        safe = self._safe(messages)
         if not self.native:
-            shown = plain.alternating(shown)
-        text = self._turns.between(shown, str(messages[0].get("name") or "tool"))
+            safe = plain.alternating(safe)
+        text = self._turns.between(safe, str(messages[0].get("name") or "tool"))
         return self._encode_after(self.end_token, text)
 
     def _safe(self, messages: Sequence[Message]) -> list[Message]:

@@ -65,7 +65,7 @@ class RequestTooLong(RequestRefused):
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said."""
+    """The model's answer to a request."""
 
     message: Message
     """In OpenAI's form: role, content and perhaps tool_calls or refusal."""
@@ -140,9 +140,9 @@ class Endpoint:
         vote: int = 0,
         deadline: float = math.inf,
     ) -> Reply:
-        """The model's next message. Each `vote` of the same request is asked anew.
+        """The model's next message. Each `vote` of the same request is a request of its own.
 
-        `deadline` is a time of `time.monotonic` after which nothing is asked and nobody waits. Raises EndpointError
+        `deadline` is a time of `time.monotonic` after which no request is sent and none awaited. Raises EndpointError
         if no attempt brings a reply by then, RequestRefused if none ever will, EndpointRefused if that holds for every
         request.
         """
@@ -290,7 +290,7 @@ def _body(text: str, redactor: Redactor) -> dict[str, Any]:
 
 
 def _token_count(value: Any) -> int:
-    """A number of tokens as a server gives it, from 0 to the most that one request can have; 0 for what is none."""
+    """A number of tokens as a server gives it, from 0 to the most that one request can have; 0 for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return 0
     return min(max(0, int(value)), _MOST_TOKENS)

@@ -153,8 +153,8 @@ class TurnRenderer:
         """The text behind a turn. Only its end counts: some templates rewrite a turn once it is not the last."""
         alone = self._template.render([_USER, stub]).rstrip()
         tail = alone[alone.rindex(_MARK) :].removesuffix(self._end_of(alone))
-        _, found, rest = text.partition(tail)
-        if not found:
+        _, separator, rest = text.partition(tail)
+        if not separator:
             raise ValueError(f"the chat template writes a turn in another way once messages follow it: {text!r}")
         return rest
 

@@ -63,7 +63,7 @@ def find_missing_files(store: Store, version: Version) -> list[str]:
 
 
 def manifest_paths(store: Store) -> list[str]:
-    """Paths of the manifests of all versions, unfinished ones included, which have none there yet."""
+    """Paths of the manifests of all versions. That of an unfinished version does not exist yet."""
     return [manifest_path(name) for name in store.names(VERSIONS)]
 
 

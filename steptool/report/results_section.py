@@ -11,24 +11,17 @@ from steptool.evaluation.compare import Comparison
 from steptool.evaluation.results import Results
 from steptool.evaluation.tables import NOTE, text_tables
 from steptool.report.charts import Interval, differences, interval_bars
+from steptool.report.colours import model_colours
 from steptool.report.svg import percent, signed_points
 
-COLOURS = ("c-steptool", "c-one", "c-warm_start", "c-two", "c-base")
-"""Classes of colours that models take in turn."""
 
-
-def results_section(
-    results: Results, labels: Mapping[str, str] | None = None, colours: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """What the template `results.html.jinja` needs.
-
-    `labels`: what a model is called in place of its name; `colours`: class of the colour of each model.
-    """
+def results_section(results: Results, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The values of the template `results.html.jinja`. `labels` are shown in place of the names of models."""
     models = list(dict.fromkeys(line["model"] for line in results.lines))
     names = {model: (labels or {}).get(model, model) for model in models}
-    classes = colours or {model: COLOURS[place % len(COLOURS)] for place, model in enumerate(models)}
+    classes = model_colours(models)
     return {
-        "charts": [Markup(chart) for chart in (*_bars(results, names, classes), _gains(results, names)) if chart],
+        "charts": [Markup(chart) for chart in (*_bars(results, names, classes), *_gains(results, names)) if chart],
         "tables": [(title, list(t.columns), t.to_numpy().tolist()) for title, t in text_tables(results, labels)],
         "swatches": {names[model]: classes[model] for model in models},
         "gaps": list(results.gaps),
@@ -48,18 +41,19 @@ def _bars(results: Results, names: Mapping[str, str], classes: Mapping[str, str]
             yield interval_bars(f"Tasks solved ({decoding})", rows, note="Thin lines: 95% intervals.", show=percent)
 
 
-def _gains(results: Results, names: Mapping[str, str]) -> str:
-    """The differences drawn, where only two models are compared."""
-    pairs = {(c.a, c.b) for c in results.comparisons}
-    if len(pairs) != 1:
-        return ""
-    ((a, b),) = pairs
-    rows = [
-        Interval(c.group, c.decoding, c.difference.mean, c.difference.low, c.difference.high, _colour(c))
-        for c in results.comparisons
-    ]
-    note = "Percentage points on the same tasks, with 95% intervals. Coloured where a difference is shown."
-    return differences(f"{names.get(a, a)} less {names.get(b, b)}", rows, note=note, show=signed_points)
+def _gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
+    """A chart of the differences for each pair of models, where one model is compared with up to two others."""
+    pairs = list(dict.fromkeys((c.a, c.b) for c in results.comparisons))
+    if len({a for a, _ in pairs}) != 1 or len(pairs) > 2:
+        return
+    for a, b in pairs:
+        rows = [
+            Interval(c.group, c.decoding, c.difference.mean, c.difference.low, c.difference.high, _colour(c))
+            for c in results.comparisons
+            if (c.a, c.b) == (a, b)
+        ]
+        note = "Percentage points on the same tasks, with 95% intervals. Coloured where a difference is shown."
+        yield differences(f"{names.get(a, a)} less {names.get(b, b)}", rows, note=note, show=signed_points)
 
 
 def _colour(c: Comparison) -> str:

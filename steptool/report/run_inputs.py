@@ -99,7 +99,7 @@ class ReportInputs:
             rows,
             draws=draws,
             seed=int(self.config.get("seed", 0)),
-            pairs=[("steptool", "warm_start")],
+            pairs=[("steptool", "warm_start"), ("steptool", "base")],
             decodings=(GREEDY, SAMPLED),
         )
 

@@ -16,7 +16,7 @@ from steptool.report.episode_data import embed, pair_data
 from steptool.report.judge_costs import tabulate_judge_costs
 from steptool.report.results_section import results_section
 from steptool.report.run_inputs import MODELS, ReportInputs
-from steptool.report.summary import headline, summary
+from steptool.report.summary import headline, state_base, summary
 from steptool.report.svg import number, percent
 
 
@@ -53,12 +53,13 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "title": inputs.title,
         "headline": headline(inputs, name),
+        "base_sentence": state_base(inputs),
         "method": name,
         "explanation": explanation,
         "notes": inputs.notes,
         "figures": summary(inputs),
         "models": models,
-        "results": results_section(inputs.results, labels, {m: f"c-{m}" for m in MODELS}),
+        "results": results_section(inputs.results, labels),
         "rounds": rounds,
         "rollout_curves": _markups(run_charts.rollout_curves(rounds) if rounds else []),
         "main_curves": _markups([*main, run_charts.warm_start_curve(inputs.metrics)]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +20,7 @@ from steptool.evaluation.bootstrap import wilson
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, Series, interval_bars, line_chart
+from steptool.report.colours import model_colours
 from steptool.report.run_charts import CURVES
 
 _LISTED = 8
@@ -134,7 +135,11 @@ def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
     for row in read_rows(file, Evaluation):
         if row["passed"] is not None:
             passed.setdefault((row["model"], row["decoding"]), []).append(row["passed"])
-    rows = [_interval(model, decoding, values) for (model, decoding), values in passed.items()]
+    colours = model_colours([model for model, _ in passed])
+    rows = [
+        replace(_interval(model, decoding, values), colour=colours[model])
+        for (model, decoding), values in passed.items()
+    ]
     if rows:
         yield interval_bars("Tasks solved", rows, note="95% intervals.")
 

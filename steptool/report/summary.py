@@ -21,10 +21,10 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
     """The content of metrics.json: pass rates, paired difference, tiers, costs. Only numbers, strings and None.
 
     pass_rate and sampled_pass_rate: {model: share}, without models that could not be measured; difference: steptool -
-    warm_start, greedy, paired over tasks, as {"mean", "low", "high", "n"} or None; tiers: {tier: {model: cell}} with
-    the greedy figures named in CELL and the sampled pass rate; differences: the difference for each tier; comparisons:
-    of each group and way of decoding, with p-values corrected over all of them; left_out: what the figures leave out;
-    seconds and tokens: {stage: sum, "total": sum}.
+    warm_start, greedy, paired over tasks, as {"mean", "low", "high", "n"} or None; base_difference: the same
+    of steptool - base; tiers: {tier: {model: cell}} with the greedy figures named in CELL and the sampled pass rate;
+    differences: the difference for each tier; comparisons: of each group and way of decoding, with p-values corrected
+    over all of them; left_out: what the figures leave out; seconds and tokens: {stage: sum, "total": sum}.
     """
     tiers = list(dict.fromkeys(r.tier for r in inputs.evaluations))
     groups = {tier: (tier or "no tier") if len(tiers) > 1 else ALL for tier in tiers}
@@ -32,6 +32,7 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
         "pass_rate": _pass_rates(inputs, GREEDY),
         "sampled_pass_rate": _pass_rates(inputs, SAMPLED),
         "difference": _plain(find_difference(inputs)),
+        "base_difference": _plain(find_difference(inputs, other="base")),
         "tiers": {tier: _cells(inputs, group) for tier, group in groups.items()},
         "comparisons": [_plain_comparison(c) for c in inputs.results.comparisons],
         "differences": {tier: _plain(find_difference(inputs, group)) for tier, group in groups.items()},
@@ -82,26 +83,34 @@ def headline(inputs: ReportInputs, name: str = "StepTool") -> str:
     return f"{opening}, {_state_difference(difference)}"
 
 
-def _state_difference(d: Difference) -> str:
+def _state_difference(d: Difference, other: str = "the warm start") -> str:
     interval = f"95% interval {points(d.low)} to {points(d.high)}"
     size = points(abs(d.mean))
-    amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than the warm start"
+    amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than {other}"
     if d.low > 0:
         return f"{amount} ({interval})."
     if d.high < 0:
         return f"{amount} ({interval}): training made it worse."
     if size == "0":
-        return f"as many as the warm start ({interval}): no improvement is shown."
+        return f"as many as {other} ({interval}): no improvement is shown."
     return f"{amount}, but the {interval} includes 0: no improvement is shown."
 
 
-def find_difference(inputs: ReportInputs, group: str = ALL) -> Difference | None:
-    """Greedy pass rate of the result less that of the warm start, over the tasks that both attempted; None if none.
+def find_difference(inputs: ReportInputs, group: str = ALL, other: str = "warm_start") -> Difference | None:
+    """Greedy pass rate of the result less that of another model, over the tasks that both attempted; None if none.
 
-    On all tasks it is the headline's: it was chosen beforehand and needs no correction for further comparisons.
+    Against the warm start and on all tasks it is the headline's: it was chosen beforehand and needs no correction for
+    further comparisons.
     """
-    matches = (c.difference for c in inputs.results.comparisons if (c.group, c.decoding) == (group, GREEDY))
+    wanted = (other, group, GREEDY)
+    matches = (c.difference for c in inputs.results.comparisons if (c.b, c.group, c.decoding) == wanted)
     return next(matches, None)
+
+
+def state_base(inputs: ReportInputs) -> str:
+    """A sentence on the result against the base model; empty where the base was not evaluated."""
+    difference = find_difference(inputs, other="base")
+    return f"Compared with the base model: {_state_difference(difference, 'the base model')}" if difference else ""
 
 
 def find_line(inputs: ReportInputs, model: str, group: str = ALL, decoding: str = GREEDY) -> Row | None:

@@ -91,11 +91,11 @@ def x_axis(x: Scale, values: Sequence[float], label: str, bottom: float) -> str:
     """Values along the bottom, and the axis' label below them."""
     if len(values) > 10:
         values = [t for t in ticks(values[0], values[-1], 6, 1.0) if values[0] <= t <= values[-1]]
-    shown = "".join(
+    labels = "".join(
         f'<text class="tick middle" x="{x(v)}" y="{bottom - BOTTOM + 17}">{escape(number(v))}</text>' for v in values
     )
     middle = (x.start + x.end) / 2
-    return shown + f'<text class="axis middle" x="{middle:g}" y="{bottom - 5}">{escape(label)}</text>'
+    return labels + f'<text class="axis middle" x="{middle:g}" y="{bottom - 5}">{escape(label)}</text>'
 
 
 def integers(extent: tuple[float, float]) -> list[float]:

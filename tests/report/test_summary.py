@@ -5,7 +5,7 @@ import pytest
 
 from steptool.records import Cost
 from steptool.report.run_inputs import ReportInputs
-from steptool.report.summary import headline, summary, table
+from steptool.report.summary import headline, state_base, summary, table
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
 
@@ -136,3 +136,14 @@ def test_a_run_whose_tasks_nothing_can_check_says_so(evaluation):
     )
     assert "not measurable: the tasks have neither a check nor a reference answer" in headline(_inputs(rows))
     assert "4 of 4 tasks have neither a check nor a reference answer" in figures["left_out"][0]
+
+
+def test_the_result_is_compared_with_the_base_too(results):
+    """10 of 40 tasks lost against the base: -25 points."""
+    rows = results(base="1" * 40, warm_start="0" * 40, steptool="1" * 30 + "0" * 10)
+    inputs = _inputs(rows)
+    assert summary(inputs)["base_difference"]["mean"] == -0.25
+    assert state_base(inputs).startswith(
+        "Compared with the base model: 25 points fewer than the base model (95% interval"
+    )
+    assert state_base(_inputs([r for r in rows if r["model"] != "base"])) == ""
