@@ -42,7 +42,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, as in ppo.rounds=4; may be repeated."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run; run nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Read the data, start the tools, try the model; go no further.")
+]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of torch. 1 is fastest for tiny models; 0: all cores.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder or url of the result.")]
 Trajectories = Annotated[Path, typer.Option(help="Parquet file of episodes or of demonstrations.")]
@@ -62,6 +64,7 @@ def train(
     loaded = load_config(config, overrides or ())
     if dry_run:
         _print_plan(loaded)
+        _rehearse(loaded, for_training=True)
         return
     _run("train", threads, config=loaded, output=output)
 
@@ -80,6 +83,7 @@ def evaluate(
         raise ConfigError(f"{config}: evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")
     if dry_run:
         _print_plan(loaded)
+        _rehearse(loaded, for_training=False)
         return
     _run("evaluate", threads, config=loaded, output=output)
 
@@ -245,6 +249,14 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
     stages = estimate(shape, config, has_gpu=any(machine.has_gpu for machine in machines.values()))
     print("", *describe_memory(stages), sep="\n", flush=True)
     check_memory(stages, machines)
+
+
+def _rehearse(config: Config, *, for_training: bool) -> None:
+    from steptool.pipeline.rehearsal import rehearse
+
+    print(flush=True)
+    for line in rehearse(config, for_training=for_training):
+        print(printable(line), flush=True)
 
 
 def _machines(profile: Path | None) -> dict[str, Machine]:

@@ -55,15 +55,34 @@ def test_every_command_is_listed_and_starting_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_check_says_what_a_run_would_do_and_a_dry_run_says_the_same_and_runs_nothing(config: Path) -> None:
+def test_a_check_says_what_a_run_would_do_and_need(config: Path) -> None:
     code, plan, _ = run("check", config, "--set", "ppo.rounds=4", "--set", "rollout.episodes=50")
     assert code == 0
     assert "desk: 6 training, 2 validation and 4 held-out queries" in plan
     # 50 episodes in batches of 24 are 3 updates an epoch, and there are 3 epochs
     assert "4 rounds of 50 episodes in 2 shards; 9 updates a round, 36 in all" in plan
+    stages = [line.split()[0] for line in plan.splitlines()[-5:]]
+    assert stages == ["prepare", "warm_start", "rollout", "ppo", "evaluate"]
+
+
+def test_what_cannot_fit_is_refused_by_the_machines_of_a_profile(config: Path) -> None:
+    large = ("--set", "policy.max_context=30000", "--set", "rollout.batch_size=2000", "--set", "rollout.episodes=9000")
+    code, _, error = run("check", config, *large, "--profile", "configs/cluster.yaml")
+    assert code == 2
+    assert "rollout needs" in error and "and A100 has 40.0: lower rollout.batch_size" in error
+
+
+def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: Path) -> None:
     output = config.parent / "never"
-    dry = run("train", config, "--dry-run", "--output", output, "--set", "ppo.rounds=4", "--set", "rollout.episodes=50")
-    assert dry[:2] == (0, plan) and not output.exists()
+    code, dry, error = run("train", config, "--dry-run", "--output", output, "--set", "rollout.episodes=4")
+    assert code == 0, error
+    assert "data        read: 12 of 12 queries are kept" in dry
+    assert "tools       desk: a session starts for each of 12 queries" in dry
+    assert "model       embedded: loaded and tried, 12 prompts fit its context" in dry
+    assert not output.exists()
+    code, _, error = run("train", config, "--dry-run", "--set", "policy.max_context=50", "--set", "rollout.episodes=4")
+    assert code == 1
+    assert error.startswith("steptool: query '") and "policy.max_context = 50" in error
 
 
 @pytest.mark.parametrize(
