@@ -73,6 +73,9 @@ class RolloutConfig(StrictModel):
     """Tokens per assistant step."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
     """Sampling temperature; PPO improves the policy at this temperature."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What decodes, in rollouts and in evaluation. transformers: this package's own sampler, whose samples depend on
+    the seed alone; vllm: vLLM in the process of the stage, faster on a GPU, from the extra gpu."""
 
 
 class CreditConfig(StrictModel):

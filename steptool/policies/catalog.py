@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from typing import Any
 
 from steptool.chat.endpoint import Endpoint
 from steptool.config import Config, EvaluatedPolicy
@@ -66,18 +67,23 @@ def _make_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Tra
 
 def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
     from steptool.models.load import EMBEDDED, load_codec, load_model
+    from steptool.policies.engine import EnginePolicy
     from steptool.policies.local import LocalPolicy
+    from steptool.policies.vllm import VllmEngine
 
-    folder = EMBEDDED if policy.model == "embedded" else policy.model
-    return LocalPolicy(
-        load_model(folder),
-        load_codec(folder, config.policy.chat_format, config.policy.chat_date),
-        name=policy.name,
-        rollout=config.rollout,
-        max_context=config.policy.max_context,
-        seed=config.seed,
-        search=config.evaluation.search if policy.strategy == "dfsdt" else None,
-    )
+    folder = str(EMBEDDED) if policy.model == "embedded" else policy.model
+    codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
+    settings: dict[str, Any] = {
+        "name": policy.name,
+        "rollout": config.rollout,
+        "max_context": config.policy.max_context,
+        "seed": config.seed,
+        "search": config.evaluation.search if policy.strategy == "dfsdt" else None,
+    }
+    if config.rollout.engine == "vllm":
+        limits = {"max_context": config.policy.max_context, "max_requests": config.rollout.batch_size}
+        return EnginePolicy(VllmEngine(folder, **limits), codec, **settings)
+    return LocalPolicy(load_model(folder), codec, **settings)
 
 
 def _calls_of(query: Query, recorded: Mapping[str, Trajectory], only_recorded: bool) -> list[ToolCall]:

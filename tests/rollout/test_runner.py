@@ -1,7 +1,6 @@
 """The loop with policies and environments that take their time."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from play_fixtures import GatedEnvironment, GatedSession, NoteCodec
 from steptool.chat.codec import ChatCodec
-from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.policies.scripted import ScriptedPolicy
-from steptool.records import Query, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
+from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.runner import make_episodes, roll_out
 from steptool.rollout.turns import Decoding
 
@@ -23,51 +22,12 @@ FINISH_7 = ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"
 LIMITS = ToolsConfig(timeout=20)
 
 
-class GatedEnvironment(Environment):
-    """Calls of the query "slow" wait until all other episodes have ended."""
-
-    name, blocking = "gated", True
-
-    def __init__(self, others: int) -> None:
-        self.open, self._others, self._lock = threading.Event(), others, threading.Lock()
-
-    def reset(self, query: Query) -> "GatedSession":
-        return GatedSession(query, self)
-
-    def count_ended(self) -> None:
-        with self._lock:
-            self._others -= 1
-            if self._others == 0:
-                self.open.set()
-
-
-class GatedSession(Session):
-    def __init__(self, query: Query, environment: GatedEnvironment) -> None:
-        self._slow, self._environment = query.query_id.startswith("slow"), environment
-
-    def call(self, call: ToolCall) -> ToolResult:
-        in_time = self._environment.open.wait(10) if self._slow else True
-        return ToolResult(StepStatus.OK if in_time else StepStatus.TOOL_ERROR, "[7]")
-
-    def solved(self, final_answer: str | None) -> float:
-        if not self._slow:
-            self._environment.count_ended()
-        return 1.0
-
-
 def test_a_slow_session_holds_up_no_other_episode(make_query: MakeQuery) -> None:
     queries = [make_query("slow", "go"), *(make_query(f"quick{n}", "go") for n in range(300))]
     policy = ScriptedPolicy(lambda query, sample: [ToolCall("get", {"key": "a"}), FINISH_7])
     policy.capacity = 4
     played = roll_out(policy, queries, GatedEnvironment(300), limits=LIMITS)
     assert [e.trajectory.steps[0].status for e in played] == [StepStatus.OK] * 301
-
-
-class NoteCodec(ChatCodec):
-    """Reads whatever is said as a call, so that random weights play on."""
-
-    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
-        return ParsedTurn(ToolCall("get", {"key": super().parse(ids).text}), "")
 
 
 @torch.inference_mode()

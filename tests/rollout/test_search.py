@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from play_fixtures import NoteCodec
 from steptool.chat.codec import ChatCodec
-from steptool.chat.formats import ParsedTurn, render
+from steptool.chat.formats import render
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.contracts.columns import from_row, to_row
 from steptool.environments.desk.environment import DeskEnvironment, DeskSession
 from steptool.environments.desk.tasks import LONG, draw_query
 from steptool.environments.desk.tools import TOOLS
-from steptool.records import Query, StopReason, ToolCall, ToolSchema, Trajectory
+from steptool.records import Query, StopReason, ToolCall, Trajectory
 
 A, B, C, D = (render(ToolCall("get", {"key": key})) for key in ("a", "b", "c", "dd"))
 SEVEN = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))
@@ -192,13 +193,6 @@ def test_a_user_who_goes_on_is_answered_again(plan: Any, environment_that_talks:
     assert [m["content"] for m in t.messages if m["role"] == "user"] == ["go", "And now?"]
     assert [s.answers for s in environment_that_talks.sessions] == [["7"], ["7", "7"]]
     assert [s.closed for s in environment_that_talks.sessions] == [1, 1]
-
-
-class NoteCodec(ChatCodec):
-    """Reads whatever is said as a call, so that random weights play on."""
-
-    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
-        return ParsedTurn(ToolCall("get", {"key": super().parse(ids).text}), "")
 
 
 def test_a_beam_of_one_is_the_chain(

@@ -1,5 +1,6 @@
 """What tests of policies and of the runner share: small environments, models that recite, and local policies."""
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
@@ -19,11 +20,12 @@ from transformers import (
 
 from steptool.chat.codec import ChatCodec
 from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.models.load import train_tokenizer
 from steptool.policies.local import LocalPolicy
-from steptool.records import Query, Reference, StepStatus, ToolCall, Trajectory
+from steptool.records import Query, Reference, StepStatus, ToolCall, ToolSchema, Trajectory
 from steptool.rollout.runner import roll_out
 from steptool.rollout.turns import Decoding
 
@@ -258,3 +260,42 @@ def roll_out_locally(
 @pytest.fixture
 def play_locally() -> Callable[..., list[Trajectory]]:
     return roll_out_locally
+
+
+class GatedEnvironment(Environment):
+    """Calls of the query "slow" wait until all other episodes have ended."""
+
+    name, blocking = "gated", True
+
+    def __init__(self, others: int) -> None:
+        self.open, self._others, self._lock = threading.Event(), others, threading.Lock()
+
+    def reset(self, query: Query) -> "GatedSession":
+        return GatedSession(query, self)
+
+    def count_ended(self) -> None:
+        with self._lock:
+            self._others -= 1
+            if self._others == 0:
+                self.open.set()
+
+
+class GatedSession(Session):
+    def __init__(self, query: Query, environment: GatedEnvironment) -> None:
+        self._slow, self._environment = query.query_id.startswith("slow"), environment
+
+    def call(self, call: ToolCall) -> ToolResult:
+        in_time = self._environment.open.wait(10) if self._slow else True
+        return ToolResult(StepStatus.OK if in_time else StepStatus.TOOL_ERROR, "[7]")
+
+    def solved(self, final_answer: str | None) -> float:
+        if not self._slow:
+            self._environment.count_ended()
+        return 1.0
+
+
+class NoteCodec(ChatCodec):
+    """Reads whatever is said as a call, so that random weights play on."""
+
+    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
+        return ParsedTurn(ToolCall("get", {"key": super().parse(ids).text}), "")

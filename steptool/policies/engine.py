@@ -1,0 +1,150 @@
+"""A policy over an engine that batches continuously, such as vLLM: token ids in and out, turns end one by one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from steptool.chat.codec import ChatCodec
+from steptool.config import RolloutConfig, SearchConfig
+from steptool.policies.prompts import Prompt, Prompter
+from steptool.rollout.episode import Episode
+from steptool.rollout.policy import EndedTurn, Policy
+from steptool.rollout.turns import Decoding, Refusal
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one turn are drawn."""
+
+    max_new_tokens: int
+    temperature: float
+    """0: the most probable token."""
+    end_ids: tuple[int, ...]
+    """Tokens that end the turn; the last token sampled is one of them, unless the turn was cut."""
+    seed: int
+    """What the draws depend on, where the engine knows seeds for each request."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The tokens of a turn that has ended."""
+
+    request_id: str
+    ids: list[int]
+    logprobs: npt.NDArray[np.float32]
+    """Log-probabilities [len(ids)] at temperature 1."""
+
+
+class Engine(Protocol):
+    """Samples any number of requests side by side, each from its own prompt. It keeps what prompts begin with."""
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
+        """Take in a request."""
+        ...
+
+    def step(self) -> list[Completion]:
+        """Compute one step of all requests and return those that have ended."""
+        ...
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """Drop requests that nobody waits for."""
+        ...
+
+    def close(self) -> None:
+        """Give back the memory of the engine."""
+        ...
+
+
+class EnginePolicy(Policy):
+    """A causal language model in an engine; `rollout.batch_size` episodes are played side by side.
+
+    An episode whose tool answers late holds nobody up. What an episode samples depends on the seed, the round, its
+    query and its sample as far as the engine draws by the seed of a request.
+    """
+
+    patience = 0.0
+
+    def __init__(
+        self,
+        engine: Engine,
+        codec: ChatCodec,
+        *,
+        name: str,
+        rollout: RolloutConfig,
+        max_context: int,
+        seed: int,
+        search: SearchConfig | None = None,
+    ) -> None:
+        self.name, self.search = name, search
+        self.capacity, self.max_steps = rollout.batch_size, rollout.max_steps
+        self._engine, self._rollout, self._seed = engine, rollout, seed
+        self._end_ids = tuple(sorted(codec.end_ids))
+        self._prompter = Prompter(codec, max_context, rollout.max_new_tokens)
+        self._requests: dict[str, tuple[Episode, Prompt]] = {}
+        self._refused: list[EndedTurn] = []
+        self._made = 0
+        """Requests made so far, whose number is their id."""
+        self._turns: dict[Episode, int] = {}
+
+    def temperature(self, decoding: Decoding) -> float:
+        """That of the rollouts, whatever the decoding."""
+        return self._rollout.temperature
+
+    def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
+        """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""
+        self._engine.abort(self._requests.keys())
+        self._requests, self._refused, self._turns = {}, [], {}
+        lengths = self._prompter.begin(episodes)
+        return sorted(episodes, key=lengths.__getitem__, reverse=True)
+
+    def submit(self, episodes: Sequence[Episode]) -> None:
+        """Hand the prompts of the next turns to the engine."""
+        for episode in episodes:
+            prompt = self._prompter.next(episode)
+            if isinstance(prompt, Refusal):
+                self._refused.append((episode, prompt))
+                continue
+            request_id, self._made = str(self._made), self._made + 1
+            self._requests[request_id] = episode, prompt
+            self._engine.add(request_id, prompt.ids, self._sampling(episode))
+
+    def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
+        """Step the engine until a turn has ended or an environment has answered."""
+        if self._refused or not self._requests:
+            refused, self._refused = self._refused, []
+            if not refused:
+                wait(until, return_when=FIRST_COMPLETED)
+            return refused
+        completions: list[Completion] = []
+        while not completions and not any(future.done() for future in until):
+            completions = self._engine.step()
+        return [self._ended(completion) for completion in completions]
+
+    def release(self, episode: Episode) -> None:
+        """Forget the episode; the engine keeps what prompts begin with as it sees fit."""
+        self._turns.pop(episode, None)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
+
+    def _sampling(self, episode: Episode) -> Sampling:
+        turn = self._turns[episode] = self._turns.get(episode, -1) + 1
+        key = f"{self._seed}/{episode.round_index}/{episode.query.query_id}/{episode.sample}/{turn}"
+        return Sampling(
+            max_new_tokens=self._rollout.max_new_tokens,
+            temperature=0.0 if episode.decoding is Decoding.GREEDY else self._rollout.temperature,
+            end_ids=self._end_ids,
+            seed=int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]),
+        )
+
+    def _ended(self, completion: Completion) -> EndedTurn:
+        episode, prompt = self._requests.pop(completion.request_id)
+        return episode, self._prompter.turn(prompt, completion.ids, completion.logprobs)

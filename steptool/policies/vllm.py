@@ -1,0 +1,81 @@
+"""vLLM as the engine of rollouts, in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from steptool.config.base import ConfigError
+from steptool.policies.engine import Completion, Sampling
+
+
+class VllmEngine:
+    """One model in vLLM, with its prefix cache and continuous batching, in the precision in which training loads it.
+
+    Log-probabilities are those of the model's own distribution, before the temperature. A seed for each request is
+    given on a GPU alone: vLLM's sampler on a CPU takes none, and samples there depend on what runs beside them.
+
+    Raises ConfigError if vLLM is not installed.
+    """
+
+    def __init__(self, folder: str, *, max_context: int, max_requests: int) -> None:
+        if not torch.cuda.is_available():
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        try:
+            vllm: Any = import_module("vllm")
+        except ImportError as error:
+            raise ConfigError(
+                f"rollout.engine is vllm, which cannot be imported here ({error}); install the extra 'gpu' of this "
+                "package, run the stage in the image gpu, or set rollout.engine to transformers"
+            ) from error
+        self._sampling_params, self._gpu = vllm.SamplingParams, torch.cuda.is_available()
+        self._engine = vllm.LLMEngine.from_engine_args(
+            vllm.EngineArgs(
+                model=folder,
+                dtype="bfloat16" if AutoConfig.from_pretrained(folder).dtype is torch.bfloat16 else "float32",
+                max_model_len=max_context,
+                max_num_seqs=max_requests,
+                enable_prefix_caching=True,
+                enforce_eager=not self._gpu,
+                logprobs_mode="raw_logprobs",
+                trust_remote_code=False,
+            )
+        )
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
+        """Take in a request."""
+        params = self._sampling_params(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_new_tokens,
+            stop_token_ids=list(sampling.end_ids),
+            logprobs=0,
+            seed=sampling.seed if self._gpu else None,
+            detokenize=False,
+        )
+        self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params)
+
+    def step(self) -> list[Completion]:
+        """Compute one step of all requests and return those that have ended."""
+        return [_completion(output) for output in self._engine.step() if output.finished]
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """Drop requests that nobody waits for."""
+        if request_ids:
+            self._engine.abort_request(list(request_ids))
+
+    def close(self) -> None:
+        """Give back the memory of the engine."""
+        self._engine.engine_core.shutdown()
+
+
+def _completion(output: Any) -> Completion:
+    sampled = output.outputs[0]
+    ids = [int(token) for token in sampled.token_ids]
+    chosen = [float(logprobs[token].logprob) for token, logprobs in zip(ids, sampled.logprobs, strict=True)]
+    return Completion(output.request_id, ids, np.asarray(chosen, dtype=np.float32))

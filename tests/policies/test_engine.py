@@ -1,0 +1,159 @@
+"""A policy over an engine with continuous batching: here a small one that computes each token from the whole prompt."""
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from play_fixtures import GatedEnvironment, NoteCodec
+from steptool.chat.codec import ChatCodec
+from steptool.config import Config, EvaluatedPolicy, RolloutConfig, SearchConfig, ToolsConfig
+from steptool.config.base import ConfigError
+from steptool.environments.base import Environment
+from steptool.policies.catalog import open_policy
+from steptool.policies.engine import Completion, EnginePolicy, Sampling
+from steptool.records import Query, StepStatus, StopReason, Trajectory
+from steptool.rollout.runner import roll_out
+from steptool.rollout.turns import Decoding
+
+MakeQuery = Callable[..., Query]
+ROLLOUT = RolloutConfig(max_steps=3, max_new_tokens=12, batch_size=3, temperature=1.0)
+
+
+class PlainEngine:
+    """Requests go on side by side, one token of each in a step, and end one by one."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self.closed = model, False
+        self._running: dict[str, tuple[list[int], list[int], list[float], Sampling, torch.Generator]] = {}
+        self.together = 0
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
+        draws = torch.Generator().manual_seed(sampling.seed)
+        self._running[request_id] = (list(prompt_ids), [], [], sampling, draws)
+
+    @torch.inference_mode()
+    def step(self) -> list[Completion]:
+        self.together = max(self.together, len(self._running))
+        ended = []
+        for request_id, (prompt, ids, logprobs, sampling, draws) in list(self._running.items()):
+            logits = self._model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, -1].float()
+            tempered = logits / (sampling.temperature or 1.0)
+            sampled = torch.multinomial(tempered.softmax(-1), 1, generator=draws)
+            token = int(sampled if sampling.temperature else logits.argmax())
+            ids.append(token)
+            logprobs.append(float(logits.log_softmax(-1)[token]))
+            if token in sampling.end_ids or len(ids) == sampling.max_new_tokens:
+                del self._running[request_id]
+                ended.append(Completion(request_id, ids, np.asarray(logprobs, dtype=np.float32)))
+        return ended
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        for request_id in request_ids:
+            self._running.pop(request_id, None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def play(
+    model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], environment: Environment, **settings: Any
+) -> tuple[list[Trajectory], PlainEngine]:
+    options = {"name": "p", "rollout": ROLLOUT, "max_context": 4000, "seed": 0, "search": settings.pop("search", None)}
+    engine = PlainEngine(model)
+    with closing(EnginePolicy(engine, codec, **options)) as policy:
+        played = roll_out(policy, queries, environment, **settings)
+    return [episode.trajectory for episode in played], engine
+
+
+@pytest.mark.parametrize("search", [None, SearchConfig(max_turns=5)], ids=["chain", "dfsdt"])
+def test_greedy_episodes_are_those_of_our_own_sampler(
+    random_model: PreTrainedModel,
+    codec: ChatCodec,
+    make_query: MakeQuery,
+    environment: Environment,
+    play_locally: Any,
+    search: SearchConfig | None,
+) -> None:
+    queries, notes = [make_query(f"q{n}", "please " * n + "go") for n in range(5)], NoteCodec(codec.tokenizer)
+    theirs, engine = play(random_model, notes, queries, environment, decoding=Decoding.GREEDY, search=search)
+    settings = {"rollout": ROLLOUT, "max_context": 4000, "greedy": True, "search": search}
+    ours = play_locally(random_model, notes, queries, environment, **settings)
+    assert engine.closed and engine.together == 3
+    for one, other in zip(theirs, ours, strict=True):
+        assert (one.input_ids.tolist(), one.spans, one.messages) == (
+            other.input_ids.tolist(),
+            other.spans,
+            other.messages,
+        )
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+        assert (one.trajectory_id, one.abandoned_turns) == (other.trajectory_id, other.abandoned_turns)
+
+
+def test_samples_depend_on_seed_round_query_and_sample(
+    random_model: PreTrainedModel, codec: ChatCodec, make_query: MakeQuery, environment: Environment
+) -> None:
+    queries, notes = [make_query(name, "go") for name in "abab"], NoteCodec(codec.tokenizer)
+    together, _ = play(random_model, notes, queries, environment)
+    alone = [play(random_model, notes, [query], environment, sample=n // 2)[0][0] for n, query in enumerate(queries)]
+    assert [t.input_ids.tolist() for t in together] == [t.input_ids.tolist() for t in alone]
+    later, _ = play(random_model, notes, queries, environment, round_index=1)
+    assert len({tuple(t.input_ids.tolist()) for t in (*together, *later)}) == 8
+
+
+def test_an_episode_whose_tool_answers_late_holds_nobody_up(
+    random_model: PreTrainedModel, codec: ChatCodec, make_query: MakeQuery
+) -> None:
+    queries = [make_query("slow", "go"), *(make_query(f"q{n}", "go") for n in range(4))]
+    played, _ = play(
+        random_model, NoteCodec(codec.tokenizer), queries, GatedEnvironment(4), limits=ToolsConfig(timeout=60)
+    )
+    assert [t.stop_reason for t in played] == [StopReason.STEP_LIMIT] * 5
+    assert {step.status for t in played for step in t.steps} == {StepStatus.OK}
+
+
+def test_a_full_context_ends_an_episode(
+    random_model: PreTrainedModel, codec: ChatCodec, make_query: MakeQuery, environment: Environment
+) -> None:
+    query = make_query("q", "go")
+    room = len(codec.prompt_ids([{"role": "user", "content": "go"}], query.tools)) + ROLLOUT.max_new_tokens
+    with closing(EnginePolicy(
+        PlainEngine(random_model), NoteCodec(codec.tokenizer), name="p", rollout=ROLLOUT, max_context=room, seed=0
+    )) as policy:  # fmt: skip
+        (played,) = roll_out(policy, [query], environment)
+    assert (played.trajectory.stop_reason, len(played.trajectory.steps)) == (StopReason.CONTEXT_LIMIT, 1)
+
+
+@pytest.mark.skipif("vllm" in sys.modules, reason="vLLM is there")
+def test_vllm_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    config = Config.model_validate({"rollout": {"engine": "vllm"}})
+    with (
+        pytest.raises(ConfigError, match=r"rollout\.engine is vllm.*install the extra 'gpu'"),
+        open_policy(EvaluatedPolicy(name="small", model="embedded"), config),
+    ):
+        pass
+
+
+def test_vllm_plays_as_our_own_sampler_does(play_locally: Any) -> None:
+    """With the real engine, in an environment that has it."""
+    pytest.importorskip("vllm")
+    from steptool.environments.desk.environment import DeskEnvironment
+    from steptool.environments.desk.tasks import desk_queries
+
+    sizes = {"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 4}}
+    queries = [q for q in desk_queries(Config.model_validate(sizes)) if q.split == "heldout"]
+    settings, played = EvaluatedPolicy(name="small", model="embedded"), []
+    for engine in ("transformers", "vllm"):
+        config = Config.model_validate({**sizes, "rollout": {"engine": engine}, "policy": {"dtype": "float32"}})
+        with open_policy(settings, config) as policy:
+            episodes = roll_out(policy, queries, DeskEnvironment(), decoding=Decoding.GREEDY)
+        played.append([episode.trajectory for episode in episodes])
+    for ours, theirs in zip(*played, strict=True):
+        assert ours.input_ids.tolist() == theirs.input_ids.tolist()
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-3)
