@@ -33,6 +33,8 @@ _BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependen
 """Keywords that hold schemas by name."""
 _VALUES = {"enum", "const", "default", "examples"}
 """Keywords that hold values, not schemas."""
+_READ_SECONDS = 10.0
+"""Seconds of CPU time that trying a schema out may take."""
 _PROBES: tuple[Any, ...] = (None, {}, [], "", 1.5)
 _DRAFTS = "draft 2020-12, or the one in its $schema"
 _TYPES = ("string", "number", "integer", "boolean", "array", "object")
@@ -117,7 +119,7 @@ def _schema_problem(schema_json: str) -> str | None:
         validators = validator_class(schema)
         # The metaschema would ask Python's own engine for patterns, which knows fewer than ours.
         validators.check_schema(schema, format_checker=FormatChecker(()))
-        with time_limit():
+        with time_limit(_READ_SECONDS):
             return _fault(schema, validators)
     except _JsonSchemaError as error:
         path = "".join(f".{part}" for part in error.absolute_path)
