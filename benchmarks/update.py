@@ -126,6 +126,8 @@ def time_updates(actor: Actor, size: Size, episodes: Sequence[Episode], limit: P
     algorithm = StepPPO(Config.model_validate({"ppo": options}), 0)
     selection = Selection(episodes, 0, [np.linspace(0.0, 1.0, len(e.spans)) for e in episodes])  # type: ignore[arg-type]
     reference = None if size.lora_rank else actor.policy
+    if updates > 1:
+        score(actor, reference, episodes, limit)  # compiles
     start = time.perf_counter()
     scores = score(actor, reference, episodes, limit)
     scored = time.perf_counter() - start

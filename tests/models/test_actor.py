@@ -9,7 +9,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from steptool.models import logprobs
 from steptool.models.actor import Actor, action_states
-from steptool.models.attention import can_pack
+from steptool.models.attention import VARIABLE_LENGTH, can_pack
 from steptool.models.batch import collate
 from steptool.models.load import load_model, tiny_model, train_tokenizer
 from steptool.models.logprobs import token_log_probs
@@ -103,6 +103,15 @@ def test_checkpointing_computes_the_layers_twice_and_leaves_dropout_off() -> Non
     assert len(calls) == 2
     after.sum().backward()
     assert len(calls) == 3
+
+
+def test_one_sequence_of_a_packed_row_needs_no_kernel_for_variable_lengths() -> None:
+    model, row = small_models()[0], [sequences()[0]]
+    expected = Actor(model)(collate(row)).log_probs_N
+    model.set_attn_implementation(VARIABLE_LENGTH)
+    torch.testing.assert_close(Actor(model)(collate(row, packed=True)).log_probs_N, expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="packed sequences lie in one row, got 3 rows"):
+        Actor(model)(collate(sequences()))
 
 
 def test_soft_caps_on_scores_are_not_packed() -> None:
