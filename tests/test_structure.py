@@ -1,6 +1,7 @@
 """The structure that CONTRIBUTING.md describes: rooms, and imports that run one way."""
 
 import ast
+import re
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -51,6 +52,25 @@ def test_rooms_import_each_other_in_one_direction() -> None:
         if room(module) not in {"", "cli"}:
             graph[room(module)] |= {room(other) for other in imported_modules(module)} - {"", room(module)}
     assert list(TopologicalSorter(graph).static_order())
+
+
+def test_a_room_imports_only_rooms_above_it_in_the_table_of_contributing() -> None:
+    text = (
+        (ROOT / "CONTRIBUTING.md")
+        .read_text(encoding="utf-8")
+        .partition("| room | what it is |")[2]
+        .partition("\n\n")[0]
+    )
+    rooms = [
+        name for cell in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`([\w.]+)`", cell)
+    ]
+    order = {name.removesuffix(".py"): place for place, name in enumerate(rooms)}
+    assert order.keys() == {room(module) for module in MODULES} - {""}
+    for module in MODULES:
+        below = {
+            other for other in map(room, imported_modules(module)) if order.get(other, 0) > order.get(room(module), 0)
+        }
+        assert not below or not room(module), f"{module} imports {', '.join(sorted(below))}, which come after it"
 
 
 def test_the_library_imports_neither_flytekit_nor_the_tasks() -> None:
