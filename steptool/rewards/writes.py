@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from steptool.chat.tools import reads_only
-from steptool.records import Step, StepStatus, ToolSchema
+from steptool.records import Step, StepStatus, ToolCall, ToolSchema
 
 _READING = re.compile(
     r"analy[sz]e|browse|calculate|cat|check|compare|compute|convert|count|describe|detect|diff|"
-    r"display|du|estimate|evaluate|examine|fetch|filter|find|forecast|get|grep|head|inspect|is|"
+    r"display|du|estimate|evaluate|examine|fetch|filter|find|forecast|get|grep|head|inspect|inventory|is|"
     r"list|locate|look|lookup|ls|match|mean|measure|parse|peek|predict|preview|query|rank|read|"
     r"recommend|retrieve|search|show|sort|suggest|summari[sz]e|tail|think|track|translate|validate|"
     r"verify|view|wc"
@@ -26,9 +26,9 @@ _WRITING = re.compile(
 )
 """Verbs of tools that change something."""
 _WRITING_FIRST = re.compile(
-    r"book|cd|charge|checkin|checkout|clear|close|comment|complete|confirm|cook|copy|cp|drop|"
-    r"eat|exchange|fill|fund|give|issue|lock|mark|open|order|pay|place|post|press|push|put|"
-    r"refund|release|replace|return|schedule|share|sell|start|stop|swap|take|touch|transfer"
+    r"book|cd|charge|checkin|checkout|chop|clear|close|comment|complete|confirm|cook|copy|cp|dice|drop|"
+    r"eat|exchange|fill|fund|give|go|issue|lock|mark|open|order|pay|place|post|prepare|press|push|put|"
+    r"refund|release|replace|return|schedule|share|sell|slice|start|stop|swap|take|touch|transfer"
 )
 """Such verbs that are nouns as well: they count where they begin the name and no noun of reading follows."""
 _READ_NOUN = re.compile(r"data|dates?|details?|history|info|information|list|prices?|rates?|stats|status")
@@ -49,17 +49,26 @@ def tools_that_write(tools: Iterable[ToolSchema]) -> dict[str, bool]:
 def changes_state(step: Step, hints: Mapping[str, bool]) -> bool:
     """Whether a successful step changed something.
 
-    The schema's hint decides. Without one the first verb of the name does that is known to read or to write. Without a
-    verb the observation does: a short report that something was changed.
+    The schema's hint decides. Without one it is the first verb that is known to read or to write: of the command, where
+    the tool takes a command such as "take the lamp" or "rm notes.txt", else of the tool's name. Without a verb the
+    observation decides: a short report that something was changed.
     """
     if step.call is None or step.status is not StepStatus.OK:
         return False
     if step.call.name in hints:
         return hints[step.call.name]
-    reading = _says_reading([word.lower() for word in _WORDS.findall(step.call.name.rpartition(".")[2])])
-    if reading is not None:
-        return not reading
+    for text in (_command(step.call), step.call.name.rpartition(".")[2]):
+        reading = _says_reading([word.lower() for word in _WORDS.findall(text)])
+        if reading is not None:
+            return not reading
     return len(step.observation) <= _REPORT and _EFFECT.search(step.observation) is not None
+
+
+def _command(call: ToolCall) -> str:
+    """The first word of the command that a tool takes; empty for tools without one."""
+    commands = (call.arguments.get(name) for name in ("command", "cmd", "action"))
+    text = next((command for command in commands if isinstance(command, str)), "")
+    return text.strip().partition(" ")[0]
 
 
 def _says_reading(words: Sequence[str]) -> bool | None:

@@ -33,6 +33,18 @@ def test_without_a_verb_what_came_back_decides(observation, writes):
     assert changes_state(Step(ToolCall("mailbox", {}), StepStatus.OK, observation), {}) is writes
 
 
+@pytest.mark.parametrize(
+    ("name", "command", "writes"),
+    [
+        ("act", "take the brass lamp", True), ("act", "go east", True), ("act", "examine lamp", False),
+        ("act", "inventory", False), ("run_shell", "rm notes.txt", True), ("execute", "grep -n rose notes.txt", False),
+        ("act", "xyzzy", False), ("delete", "xyzzy", True),
+    ],
+)  # fmt: skip
+def test_the_verb_of_a_command_goes_before_the_name(name, command, writes):
+    assert changes_state(Step(ToolCall(name, {"command": command}), StepStatus.OK, "Done."), {}) is writes
+
+
 def test_what_the_schema_says_goes_before_the_name():
     tools = [
         annotate_tool({"type": "function", "function": {"name": name, "parameters": {}}}, hint)
