@@ -50,12 +50,12 @@ def environment_class(name: str, config: Config) -> type[Environment]:
         field, place = "data.environment", name
     else:
         raise ConfigError(f"no environment is named '{name}'; expected {expected_names(config)}")
-    found = import_object(place, field, "a class of environments")
-    if not (inspect.isclass(found) and issubclass(found, Environment)):
-        raise ConfigError(f"{field}: expected a subclass of {Environment.__module__}.Environment, got {found!r}")
-    if missing := sorted(found.__abstractmethods__):
-        raise ConfigError(f"{field}: the class {found.__name__} lacks the methods {', '.join(missing)}")
-    return found
+    named = import_object(place, field, "a class of environments")
+    if not (inspect.isclass(named) and issubclass(named, Environment)):
+        raise ConfigError(f"{field}: expected a subclass of {Environment.__module__}.Environment, got {named!r}")
+    if missing := sorted(named.__abstractmethods__):
+        raise ConfigError(f"{field}: the class {named.__name__} lacks the methods {', '.join(missing)}")
+    return named
 
 
 def expected_names(config: Config) -> str:
@@ -70,9 +70,9 @@ def open_environment(name: str, config: Config, recordings: Iterable[Trajectory]
 
     Raises ConfigError for a name that is not known and for an environment whose settings are missing or wrong.
     """
-    opened = environment_class(name, config)
+    cls = environment_class(name, config)
     try:
-        return opened.open(config.tools, recordings)
+        return cls.open(config.tools, recordings)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
@@ -92,9 +92,9 @@ def check_queries(environment: Environment, queries: Sequence[Query]) -> None:
         except Exception as error:
             problems.append(f"{query.split} query '{query.query_id}': {describe_error(error)}")
     if problems:
-        shown = "; ".join(problems[:_SHOWN]) + ("; ..." if len(problems) > _SHOWN else "")
+        examples = "; ".join(problems[:_SHOWN]) + ("; ..." if len(problems) > _SHOWN else "")
         raise ConfigError(
-            f"the environment '{environment.name}' cannot start {len(problems)} of {len(queries)} tasks: {shown}"
+            f"the environment '{environment.name}' cannot start {len(problems)} of {len(queries)} tasks: {examples}"
         )
     with suppress(ValueError):  # it has no list of tools: each task has one
         environment.tools()

@@ -216,7 +216,7 @@ def _close(schema: dict[str, Any], validators: ValidatorClass) -> dict[str, Any]
         # Both keywords mean the same to a schema that stands alone, and this one is checked much faster.
         return {"additionalProperties": False, **schema}
     if "unevaluatedProperties" not in validators.VALIDATORS or "patternProperties" in json.dumps(schema):
-        return schema  # what other parts of the schema allow cannot be told
+        return schema  # other parts of the schema may allow more
     return {"unevaluatedProperties": False, **schema}
 
 

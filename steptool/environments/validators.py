@@ -50,8 +50,8 @@ def validator_class(schema: Mapping[str, Any]) -> ValidatorClass:
     """The validator of the draft that the schema declares; of draft 2020-12 if it declares none or an unknown one."""
     declared = schema.get("$schema")
     dialect = {"$schema": declared if isinstance(declared, str) else ""}
-    known = jsonschema.validators.validator_for(dialect, default=Draft202012Validator)
-    return _BOUNDED.get(known, _BOUNDED[Draft202012Validator])
+    draft = jsonschema.validators.validator_for(dialect, default=Draft202012Validator)
+    return _BOUNDED.get(draft, _BOUNDED[Draft202012Validator])
 
 
 @lru_cache(maxsize=1 << 12)
@@ -135,7 +135,7 @@ def _hashable(value: Any) -> Any:
     return ("boolean", value) if isinstance(value, bool) else value
 
 
-def _bounded(keyword: Keyword) -> Keyword:
+def _bound(keyword: Keyword) -> Keyword:
     """The same check, made only while there is time."""
 
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
@@ -146,18 +146,18 @@ def _bounded(keyword: Keyword) -> Keyword:
     return check
 
 
-def _extended(draft: ValidatorClass) -> ValidatorClass:
+def _extend(draft: ValidatorClass) -> ValidatorClass:
     ours: dict[str, Keyword] = {
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties,
         "uniqueItems": _unique_items,
     }
-    keywords = {name: _bounded(keyword) for name, keyword in {**draft.VALIDATORS, **ours}.items()}
+    keywords = {name: _bound(keyword) for name, keyword in {**draft.VALIDATORS, **ours}.items()}
     return jsonschema.validators.extend(draft, keywords)  # type: ignore[no-untyped-call]
 
 
 _BOUNDED: Mapping[ValidatorClass, ValidatorClass] = {
-    draft: _extended(draft)
+    draft: _extend(draft)
     for draft in (Draft4Validator, Draft6Validator, Draft7Validator, Draft201909Validator, Draft202012Validator)
 }

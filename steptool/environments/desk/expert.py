@@ -70,11 +70,11 @@ class Expert:
             raise _CallFailed
         return result
 
-    def _slip(self, known: Sequence[str | int]) -> None:
+    def _slip(self, arguments: Sequence[str | int]) -> None:
         """Make a useless call: an offered tool that only reads, with any value seen so far."""
         offered = [t["function"]["name"] for t in self._query.tools]
         name = self._rng.choice([t for t in offered if t in TOOLS and not TOOLS[t].writes] or ["get_order"])
-        pool = [str(v) for v in known] + list(self._last.values())
+        pool = [str(v) for v in arguments] + list(self._last.values())
         parameters = TOOLS[name].schema["function"]["parameters"]["required"]
         self._execute(ToolCall(name, {p: self._rng.choice(pool) for p in parameters}))
 

@@ -45,7 +45,7 @@ def function_schema(function: Callable[..., Any], name: str) -> ToolSchema:
         description, texts, _ = parse_google_format_docstring(_docstring(function))
         if not description:
             raise ValueError("its docstring does not say what it does")
-        parameters = _inlined(_arguments_adapter(function, texts or {}).json_schema())
+        parameters = _inline(_arguments_adapter(function, texts or {}).json_schema())
     except (ValueError, TypeError, NameError, PydanticUserError) as error:
         raise ConfigError(f"tools.functions: '{name}': {_first_line(error)}; {_EXPECTED}") from error
     parameters = {"type": "object", "properties": {}} | {k: v for k, v in parameters.items() if k != "$defs"}
@@ -98,22 +98,22 @@ def _arguments_adapter(function: Callable[..., Any], texts: Mapping[str, str] | 
     return TypeAdapter(TypedDict("Arguments", fields))  # type: ignore[operator]
 
 
-def _inlined(schema: Any, definitions: Mapping[str, Any] | None = None, inside: tuple[str, ...] = ()) -> Any:
+def _inline(schema: Any, definitions: Mapping[str, Any] | None = None, inside: tuple[str, ...] = ()) -> Any:
     """The schema with its definitions in the places that refer to them, and without the titles that pydantic adds."""
     if isinstance(schema, list):
-        return [_inlined(part, definitions, inside) for part in schema]
+        return [_inline(part, definitions, inside) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    known = schema.get("$defs", {}) if definitions is None else definitions
+    by_name = schema.get("$defs", {}) if definitions is None else definitions
     reference = schema.get("$ref")
     if isinstance(reference, str):
         name = reference.removeprefix(_DEFINITIONS)
         if name in inside:
             raise ValueError(f"the type {name} refers to itself, which no schema can write out")
         rest = {key: part for key, part in schema.items() if key != "$ref"}
-        return _inlined({**known[name], **rest}, known, (*inside, name))
+        return _inline({**by_name[name], **rest}, by_name, (*inside, name))
     kept = {key: part for key, part in schema.items() if key != "title" or not isinstance(part, str)}
-    return {key: _inlined(part, known, inside) for key, part in kept.items()}
+    return {key: _inline(part, by_name, inside) for key, part in kept.items()}
 
 
 def _first_line(error: BaseException) -> str:

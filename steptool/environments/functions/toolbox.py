@@ -47,19 +47,19 @@ def load_toolbox(named: str) -> Toolbox:
 
     Raises ConfigError if it cannot be imported or is neither.
     """
-    found = import_object(named, "tools.functions", "a class or a list of functions")
-    if inspect.isclass(found):
-        names = dict.fromkeys(name for base in reversed(found.__mro__) for name in vars(base) if name[0] != "_")
-        methods = {name: getattr(found, name) for name in names if _is_python(getattr(found, name))}
+    source = import_object(named, "tools.functions", "a class or a list of functions")
+    if inspect.isclass(source):
+        names = dict.fromkeys(name for base in reversed(source.__mro__) for name in vars(base) if name[0] != "_")
+        methods = {name: getattr(source, name) for name in names if _is_python(getattr(source, name))}
         if not methods:
             raise ConfigError(f"tools.functions: the class '{named}' has no public methods, which would be its tools")
-        return Toolbox(found, _only_tools(methods))
-    if not isinstance(found, list | tuple) or not found or not all(map(_is_python, found)):
-        raise ConfigError(f"tools.functions: '{named}': expected a class or a list of functions, got {found!r}")
-    functions = {function.__name__: function for function in found}
-    if len(functions) < len(found):
-        names_given = [function.__name__ for function in found]
-        raise ConfigError(f"tools.functions: '{named}' lists several functions of one name: {names_given}")
+        return Toolbox(source, _only_tools(methods))
+    if not isinstance(source, list | tuple) or not source or not all(map(_is_python, source)):
+        raise ConfigError(f"tools.functions: '{named}': expected a class or a list of functions, got {source!r}")
+    functions = {function.__name__: function for function in source}
+    if len(functions) < len(source):
+        listed = [function.__name__ for function in source]
+        raise ConfigError(f"tools.functions: '{named}' lists several functions of one name: {listed}")
     stateless = SimpleNamespace(**functions)
     return Toolbox(lambda: stateless, _only_tools(functions))
 
@@ -127,7 +127,7 @@ class EpisodeTools:
         if not inspect.isawaitable(result):
             return result
         self._loop = self._loop or asyncio.Runner()
-        return self._loop.run(_awaited(result))
+        return self._loop.run(_await(result))
 
 
 def failed_result(status: StepStatus, reason: str) -> ToolResult:
@@ -135,7 +135,7 @@ def failed_result(status: StepStatus, reason: str) -> ToolResult:
     return ToolResult(status, _text({"error": reason}))
 
 
-async def _awaited(result: Any) -> Any:
+async def _await(result: Any) -> Any:
     return await result
 
 
