@@ -7,6 +7,7 @@ python examples/nightly/logs.py runs/nightly tuesday --careless 1.0  # by one wh
 import argparse
 import json
 import random
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,11 @@ def _attempt(query: Query, rng: random.Random, careless: float) -> Trajectory:
 
 
 def _task(query: Query) -> dict[str, Any]:
+    """A task with its check and the tools that it needs, without its solution: only the logs show one."""
+    tools = tuple(dict.fromkeys(call.name for call in query.reference.calls or ()))
+    reference = replace(query.reference, calls=None, tools=tools)
     task = {"id": query.query_id, "instruction": query.instruction, "environment": "desk", "tools": query.tools}
-    return task | {"reference": query.reference.to_json(), "tier": query.tier, "max_steps": query.max_steps}
+    return task | {"reference": reference.to_json(), "tier": query.tier, "max_steps": query.max_steps}
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
