@@ -51,7 +51,7 @@ def report(way: str, tree: Played, chain: Played) -> None:
     line(f"search {way}: pass rate", solved(tree), solved(chain), note)
     line(f"search {way}: turns per task", [t.sampled_turns for t in tree], [t.sampled_turns for t in chain])
     line(f"search {way}: tokens per task", [t.sampled_tokens for t in tree], [t.sampled_tokens for t in chain])
-    left = [found for found, tried in zip(tree, chain, strict=True) if tried.final_answer is None]
+    left = [searched for searched, chained in zip(tree, chain, strict=True) if chained.final_answer is None]
     answered = [t for t in left if t.final_answer is not None]
     print(
         f"search {way}: {len(left)} of {len(chain)} chains ended without an answer; their searches made "
@@ -86,12 +86,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="", help="model folder; the embedded model if left out")
     parser.add_argument("--tasks", type=int, default=40, help="number of held-out tasks")
-    given = parser.parse_args()
-    tasks = {"train_queries": 1, "validation_queries": 1, "heldout_queries": given.tasks}
+    arguments = parser.parse_args()
+    tasks = {"train_queries": 1, "validation_queries": 1, "heldout_queries": arguments.tasks}
     config = Config.model_validate({"data": tasks})
     queries = [q for q in desk_queries(config) if q.split == "heldout"]
     with tempfile.TemporaryDirectory() as folder:
-        compare(given.model or str(prepare_base(config.policy, [], 0, folder)), config, queries)
+        compare(arguments.model or str(prepare_base(config.policy, [], 0, folder)), config, queries)
     return 0
 
 

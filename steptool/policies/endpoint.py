@@ -22,9 +22,9 @@ _RULES = "Solve the user's task with the tools: one call in each turn. When you 
 class EndpointPolicy(Policy):
     """A chat model behind one endpoint for greedy turns and one for sampled turns: the same server, two temperatures.
 
-    A turn makes one call: of a reply with several the first counts, the others are never shown to the model again. A
-    reply without a call that can be read is a malformed step, as it is for a model of one's own. An episode that the
-    endpoint will not go on with ends as CONTEXT_LIMIT or REFUSED. `poll` raises EndpointError where the endpoint
+    A turn makes one call: of a reply with several calls the first counts, and later requests leave the others out. A
+    reply without a readable call is a malformed step, as it is for a local model. An episode that the endpoint refuses
+    to continue ends as CONTEXT_LIMIT or REFUSED. `poll` raises EndpointError where the endpoint
     fails, since an episode that was never played is not a failed one, and EndpointRefused where it takes no request or
     none that begins an episode.
     """
@@ -136,9 +136,9 @@ def _conversation(episode: Episode) -> list[Message]:
 
 
 def _retell(exchange: Exchange) -> list[Message]:
-    """What the endpoint is told of a turn of its own: its first call and what came back.
+    """The messages about an earlier turn: its first call and the answer.
 
-    A call that cannot be read is told as text: servers refuse a history with calls that are not well formed.
+    A call that cannot be read is sent as text: servers refuse a history with calls that are not well formed.
     """
     message, parsed, observation = exchange.turn.message or {}, exchange.turn.parsed, exchange.step.observation
     first = _first_call(message)

@@ -112,8 +112,8 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         new_RMHD = new_RHMD.transpose(1, 2)
         row, slot = self._where
         store[row, :, slot] = new_RMHD.flatten(0, 1) if self._real is None else new_RMHD[self._real]
-        seen = store[:, :, : self._length]
-        return seen if self._read is None else seen[self._read]
+        readable = store[:, :, : self._length]
+        return readable if self._read is None else readable[self._read]
 
     def _room(self, like: Tensor) -> Tensor:
         return like.new_zeros(self._rows, like.shape[1], self._slots, like.shape[3])
@@ -199,7 +199,7 @@ class BatchSampler:
 
     @torch.inference_mode()
     def take(self) -> list[SampledTurn]:
-        """Turns that have ended since they were last asked for. Their rows wait to be fed."""
+        """Remove and return the turns that have ended. Their rows wait to be fed."""
         going = self._sampling.tolist()
         rows = sorted(row for row in self._open if not going[row])
         counts, ids, logprobs = self._count[rows].tolist(), self._ids[rows].tolist(), self._logprobs[rows].cpu().numpy()

@@ -39,9 +39,9 @@ class Episode:
         self.query, self.sample, self.round_index, self.decoding = query, sample, round_index, decoding
         self.stop: StopReason | None = None
         self.exchanges: list[Exchange] = []
-        """The path: its turns with what answered them."""
+        """The turns of the path, each with the answers to it."""
         self.hint = ""
-        """What the policy is told for its next turn alone; it never becomes a part of the path."""
+        """A text for the next turn alone, from the search; it never becomes a part of the path."""
         self._max_steps = query.max_steps or max_steps
         self._offered = {FINISH, *(tool["function"]["name"] for tool in query.tools)}
         self._cost, self._refusal = TurnCost(), ""
@@ -66,7 +66,7 @@ class Episode:
         self._session = environment.reset(self.query)
 
     def answer(self, turn: Turn) -> Exchange:
-        """What the environment, and after a final answer the user, says to a turn. Episodes may do so side by side."""
+        """Let the environment answer a turn, and after a final answer the user. Episodes may do so side by side."""
         if self._left:
             self._catch_up()
         session = self._open_session()
@@ -75,7 +75,7 @@ class Episode:
         return Exchange(turn, step, None if answer is None else session.next_turn(answer), ends_episode)
 
     def record(self, exchange: Exchange) -> None:
-        """Add a turn and what answered it to the path, and set `stop` if it ends the episode."""
+        """Add a turn and its answers to the path, and set `stop` if it ends the episode."""
         turn = exchange.turn
         self._turns += 1
         self._tokens += len(turn.tokens.ids) if turn.tokens else 0
@@ -91,8 +91,8 @@ class Episode:
     def back_to(self, turns: int) -> None:
         """Go on from where the first `turns` turns had been made, as if no other had been.
 
-        The next `answer` makes the calls of these turns again in a fresh session. What comes back is not looked at: the
-        policy has seen the first answers.
+        The next `answer` makes the calls of these turns again in a fresh session. Their results are ignored: the policy
+        has seen the first ones.
         """
         assert self._environment is not None
         self._left, self._session = self._open_session(), self._environment.reset(self.query)

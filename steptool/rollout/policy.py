@@ -1,4 +1,4 @@
-"""What a policy is: given the episodes that wait for a turn, it hands back turns as they end."""
+"""The protocol of a policy: it receives the episodes that wait for a turn and hands back turns as they end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Policy(Protocol):
     def poll(self, until: Collection[Future[Any]]) -> Sequence[EndedTurn]:
         """Wait until a turn has ended and return all that have; or none, once one of the futures `until` is done.
 
-        The runner has something else to do then: an environment has answered.
+        An environment has answered then, and the runner continues with it.
         """
         ...
 

@@ -36,7 +36,7 @@ def roll_out(
 ) -> list[PlayedEpisode]:
     """One episode per query, in the order of the queries. Calls keep to the `limits`.
 
-    A query that is given several times gets the samples `sample`, `sample + 1`, .... Raises what the policy raises:
+    A query that comes several times gets the samples `sample`, `sample + 1`, .... Raises what the policy raises:
     ValueError, before anything is played, for an episode that cannot be; later, the failure of an endpoint.
     """
     episodes = make_episodes(policy, queries, decoding, round_index, sample)
@@ -82,13 +82,13 @@ class _Run:
     def play(self) -> None:
         """Play every episode to its end."""
         while self._running or self._waiting:
-            # 1. Check: what has ended makes room, and episodes that wait take it.
+            # 1. Check: waiting episodes begin where ended ones have left room.
             self._begin_waiting()
-            # 2. Sample: the policy makes turns, while environments answer those before.
+            # 2. Sample: the policy makes turns, while environments answer earlier ones.
             turns = self._policy.poll([*self._answers, *self._endings])
             # 3. Step: the environment answers each turn.
             self._step(turns)
-            # 4. Record: what was said and answered joins its episode, which goes on or ends.
+            # 4. Record: each turn and its answer join their episode, which goes on or ends.
             self._record()
 
     def _begin_waiting(self) -> None:
@@ -130,7 +130,7 @@ class _Run:
                 self._endings[self._environment.submit(episode.end)] = episode
 
     def _take(self, pending: dict[Future[T], Episode]) -> list[tuple[Episode, T]]:
-        """What is done of the pending, in the order in which it began. Raises what the environment raised."""
+        """Remove and return the work that is done, in the order of its start. Raises the environment's errors."""
         wait([future for future in pending if future not in self._overdue], timeout=self._policy.patience)
         done = [future for future in pending if future.done()]
         ended = [(pending.pop(future), future.result()) for future in done]

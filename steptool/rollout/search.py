@@ -1,8 +1,8 @@
 """DFSDT, the depth-first search of a decision tree (ToolLLM, arXiv 2307.16789): an inference strategy beside the chain.
 
 A node is the conversation after some turns, a child one more turn. The search follows a path until it answers, gives up
-or meets a limit; then it goes back, tells the policy at the node what was tried there, and lets it make another turn.
-The order is that of ToolBench's search without a filter (DFS_woFilter), pre-order: the first answer ends it.
+or meets a limit; then it goes back, gives the policy a hint with the calls tried at that node, and lets it make another
+turn. The order is that of ToolBench's search without a filter (DFS_woFilter), pre-order: the first answer ends it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from steptool.rollout.turns import Exchange, Refusal
 _HINT = """You have tried this before, and it failed. From here you made these calls, with what the tools answered:
 {tried}
 Look at where you are now and at what was tried, then make a call that differs from all of these."""
-"""What a model is told at a node that has children: ToolBench's diversity prompt in other words."""
+"""The hint at a node that has children: ToolBench's diversity prompt in other words."""
 
 
 class SearchEpisode(Episode):
@@ -31,10 +31,10 @@ class SearchEpisode(Episode):
 
     Sessions cannot be copied: to go back, an episode resets the environment and makes the calls of the path again, at
     most `depth` calls for each branch. Where calls act on the real world, abandoned branches have acted on it, and the
-    repeated calls act again: play such environments with chains alone. Answers to repeated calls are not looked at.
+    repeated calls act again: play such environments with chains alone. The results of repeated calls are ignored.
 
-    Turns after a hint were made with it in sight, and the trajectory does not hold it: it is for evaluation, not for
-    training on its log-probabilities.
+    The trajectory does not hold the hints, though turns were sampled after them: use it for evaluation, and never train
+    on its log-probabilities.
     """
 
     def __init__(self, *args: Any, search: SearchConfig, **settings: Any) -> None:

@@ -47,7 +47,7 @@ class TurnTokens:
     """The tokens of one turn, from a policy that has them."""
 
     context_ids: Sequence[int]
-    """Tokens between the episode's last turn and this one: the prompt at first, later what answered the last turn."""
+    """Tokens between the last turn of the episode and this one: the prompt at first, later the answers."""
     ids: Sequence[int]
     """Tokens sampled, the one that ends the turn included."""
     logprobs: npt.NDArray[np.float32]
@@ -72,13 +72,13 @@ class Refusal:
 
     stop: StopReason
     reason: str = ""
-    """What the endpoint said; empty where the policy's own context is full."""
+    """The error of the endpoint; empty where the context of the policy is full."""
     cost: TurnCost = TurnCost()
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One turn and what answered it: the environment's step, and what the user says after a final answer."""
+    """One turn and its answers: the environment's step, and the user's message after a final answer."""
 
     turn: Turn
     step: Step
@@ -95,7 +95,7 @@ class PlayedEpisode:
     cost: TurnCost
     """Of all turns, those on abandoned branches of a search included."""
     refusal: str = ""
-    """What the endpoint said where it would not go on."""
+    """The error of the endpoint that ended the episode; empty if none did."""
 
 
 def _add(one: N | None, other: N | None) -> N | None:

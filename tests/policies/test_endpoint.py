@@ -44,9 +44,9 @@ def calls(*made: tuple[str, Any], text: str | None = None) -> Message:
         {
             "id": f"call_{n}",
             "type": "function",
-            "function": {"name": name, "arguments": given if isinstance(given, str) else json.dumps(given)},
+            "function": {"name": name, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)},
         }
-        for n, (name, given) in enumerate(made)
+        for n, (name, arguments) in enumerate(made)
     ]
     return {"role": "assistant", "content": text, "tool_calls": listed}
 
@@ -64,13 +64,13 @@ def fault(request: dict[str, Any]) -> str:
         return "expected system, user and tools"
     if len(turns) % 3 == 0 and turns and turns[-1]["role"] == "user" and turns[-2]["role"] == "tool":
         turns = turns[:-1]  # the user goes on
-    for said, heard in zip(turns[::2], turns[1::2], strict=True):
-        for call in said.get("tool_calls", []):
+    for turn, answer in zip(turns[::2], turns[1::2], strict=True):
+        for call in turn.get("tool_calls", []):
             arguments = call["function"]["arguments"]
             json.loads(arguments or "{}") if isinstance(arguments, str) else dict(arguments)
-            if (heard["role"], heard["tool_call_id"]) != ("tool", call["id"]) or len(said["tool_calls"]) > 1:
+            if (answer["role"], answer["tool_call_id"]) != ("tool", call["id"]) or len(turn["tool_calls"]) > 1:
                 return "each call needs its answer"
-        if "tool_calls" not in said and not (said["content"] and heard["role"] == "user"):
+        if "tool_calls" not in turn and not (turn["content"] and answer["role"] == "user"):
             return "text needs a text"
     return ""
 
@@ -90,16 +90,16 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(request)
         problem = "no such path" if self.path != "/v1/chat/completions" else fault(request)
-        said = problem or self.server.brain(request["messages"])
-        if not isinstance(said, dict):
-            status = said if isinstance(said, int) else 400
-            self.answer(status, {"error": {"message": str(said)}})
+        reply = problem or self.server.brain(request["messages"])
+        if not isinstance(reply, dict):
+            status = reply if isinstance(reply, int) else 400
+            self.answer(status, {"error": {"message": str(reply)}})
             return
         self.answer(
             200,
             {
                 "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
-                "choices": [{"index": 0, "finish_reason": "stop", "message": said}],
+                "choices": [{"index": 0, "finish_reason": "stop", "message": reply}],
                 "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
             },
         )  # fmt: skip
@@ -172,7 +172,7 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     its_own = next(r for r in server.requests if r["messages"][1]["content"] == queries[0].instruction)
     assert its_own["tools"] == model_schemas(queries[0].tools)
     row = measure_episodes(queries, trajectories, "far", "greedy", spent={first.trajectory_id: played[0].cost})[0]
-    assert (row["passed"], row["recall"], row["tokens"], row["redundant_calls"]) == (1.0, 1.0, 10 * turns, 0)
+    assert (row.passed, row.recall, row.tokens, row.redundant_calls) == (1.0, 1.0, 10 * turns, 0)
 
 
 def test_replies_that_make_no_clean_call_are_steps_and_never_end_the_evaluation(serve, environment, make_query):
@@ -195,10 +195,10 @@ def test_replies_that_make_no_clean_call_are_steps_and_never_end_the_evaluation(
     ]  # fmt: skip
     assert [c.arguments for c in environment.sessions[0].calls] == [{"key": "a"}, {}, {"key": "c"}]
     assert played.solved == 1.0 and episode.cost.money is None
-    heard = server.requests[-1]["messages"]
-    assert heard[3] == {"role": "user", "content": '{"error": "no tool call"}'}
-    assert "{key: a}" in heard[4]["content"] and "invalid JSON" in heard[5]["content"]
-    assert heard[7]["content"] == '{"a": 7}'
+    messages = server.requests[-1]["messages"]
+    assert messages[3] == {"role": "user", "content": '{"error": "no tool call"}'}
+    assert "{key: a}" in messages[4]["content"] and "invalid JSON" in messages[5]["content"]
+    assert messages[7]["content"] == '{"a": 7}'
 
 
 def test_giving_up_silence_and_the_step_limit_end_an_episode(serve, environment, make_query):
@@ -248,8 +248,8 @@ def test_a_request_that_is_refused_ends_its_episode_and_no_other(serve, environm
     def brain(messages: list[Message]) -> Message | str:
         if turn_of(messages) == 0:
             return calls(("get", {"key": "a"}))
-        said = messages[1]["content"]
-        return REFUSALS[said][0] if said in REFUSALS else finish("7")
+        instruction = messages[1]["content"]
+        return REFUSALS[instruction][0] if instruction in REFUSALS else finish("7")
 
     endpoint, server = serve(brain)
     queries = [make_query(name, name) for name in (*REFUSALS, "good")]
@@ -261,7 +261,7 @@ def test_a_request_that_is_refused_ends_its_episode_and_no_other(serve, environm
     assert "query 'filter'" in episodes[0].refusal and "filtered" in episodes[0].refusal
     assert episodes[-1].refusal == "" and len(server.requests) == 2 * len(queries)
     row = measure_episodes(queries, played, "far", "greedy", spent={played[0].trajectory_id: episodes[0].cost})[0]
-    assert (row["passed"], row["stop_reason"], row["tokens"]) == (0.0, "refused", 10)
+    assert (row.passed, row.stop_reason, row.tokens) == (0.0, "refused", 10)
     assert from_row(to_row(played[0]), Trajectory).stop_reason is StopReason.REFUSED
 
 
@@ -358,5 +358,5 @@ def test_arguments_may_come_as_an_object_and_a_refusal_is_told_as_text(serve, en
     statuses = [StepStatus.OK, StepStatus.MALFORMED, StepStatus.MALFORMED, StepStatus.FINISH]
     assert [s.status for s in episode.trajectory.steps] == statuses
     assert environment.sessions[0].calls == [ToolCall("get", {"key": "a"})]
-    told = [m["content"] for m in server.requests[-1]["messages"] if m["role"] == "assistant"]
-    assert told == [None, "I would rather not.", "(no reply)"]
+    texts = [m["content"] for m in server.requests[-1]["messages"] if m["role"] == "assistant"]
+    assert texts == [None, "I would rather not.", "(no reply)"]

@@ -186,10 +186,10 @@ def test_results_come_in_the_order_of_the_queries(run: Any, parrot: Any, make_qu
     }
     done: list[tuple[int, int]] = []
     queries = [make_query(f"q{i}", f"go{i}") for i in range(11)]
-    found = run(parrot(turns), queries, batch_size=3, progress=lambda n, total: done.append((n, total)))
-    assert [t.query_id for t in found] == [f"q{i}" for i in range(11)]
-    assert [t.final_answer for t in found] == [str(i) for i in range(11)]
-    assert [len(t.steps) for t in found] == [i % 4 + 1 for i in range(11)]
+    played = run(parrot(turns), queries, batch_size=3, progress=lambda n, total: done.append((n, total)))
+    assert [t.query_id for t in played] == [f"q{i}" for i in range(11)]
+    assert [t.final_answer for t in played] == [str(i) for i in range(11)]
+    assert [len(t.steps) for t in played] == [i % 4 + 1 for i in range(11)]
     assert done == [(n, 11) for n in range(1, 12)]
 
 
@@ -213,10 +213,10 @@ def same(a: Trajectory, b: Trajectory) -> bool:
 def test_recorded_logprobs_are_those_of_a_fresh_forward_pass(
     run: Any, random_model: PreTrainedModel, make_query: MakeQuery, greedy: bool, temperature: float
 ) -> None:
-    found = run(random_model, ragged(make_query), max_new_tokens=30, greedy=greedy, temperature=temperature)
-    assert greedy or len({b - a for t in found for a, b in t.spans}) > 3, "turns of various lengths"
-    assert {len(t.spans) for t in found} == {3}
-    for t in found:
+    played = run(random_model, ragged(make_query), max_new_tokens=30, greedy=greedy, temperature=temperature)
+    assert greedy or len({b - a for t in played for a, b in t.spans}) > 3, "turns of various lengths"
+    assert {len(t.spans) for t in played} == {3}
+    for t in played:
         with torch.inference_mode():
             logprobs = random_model(input_ids=torch.tensor(t.input_ids[None]).long()).logits[0].log_softmax(-1)
         fresh = np.concatenate([logprobs[np.arange(a, b) - 1, t.input_ids[a:b]].numpy() for a, b in t.spans])
@@ -263,8 +263,8 @@ def test_a_user_may_go_on_after_an_answer(
     options = {"max_context": 4000, "greedy": True}
     rollout = RolloutConfig(max_new_tokens=160, batch_size=2)
     model, queries = parrot({"go": [A, EIGHT, SEVEN]}), [make_query("q1", "go"), make_query("q2", "go")]
-    found = play_locally(model, codec, queries, environment_that_talks, rollout=rollout, **options)
-    for t in found:
+    played = play_locally(model, codec, queries, environment_that_talks, rollout=rollout, **options)
+    for t in played:
         assert [s.status for s in t.steps] == [S.OK, S.FINISH, S.FINISH]
         assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.FINISHED, "7", 1.0)
         assert [m["role"] for m in t.messages] == [

@@ -29,14 +29,14 @@ Tree = dict[tuple[str, ...], Sequence[str]]
 class Planner:
     """Takes the turns of a tree: from the path so far to the turns made there, one more for each that the hint shows.
 
-    `hints` keeps the calls that were shown last at a node, `before` what stood before them, and `asked` in which order
-    turns were asked for.
+    `hints` keeps the calls that were shown last at a node, `before` what stood before them, and `requests` in which
+    order turns were requested.
     """
 
     def __init__(self, tree: Tree) -> None:
         self.hints: dict[tuple[str, ...], list[Any]] = {}
         self.before: dict[tuple[str, ...], str] = {}
-        self.asked: list[tuple[tuple[str, ...], int]] = []
+        self.requests: list[tuple[tuple[str, ...], int]] = []
         self._tree = tree
 
     def __call__(self, parts: list[str]) -> str:
@@ -44,8 +44,8 @@ class Planner:
         before, hinted, rest = parts[-1].partition("what the tools answered:\n")
         tried = json.loads(rest.partition("\nLook at")[0]) if hinted else []
         self.hints[path], self.before[path] = tried, before
-        if (path, len(tried)) not in self.asked:
-            self.asked.append((path, len(tried)))
+        if (path, len(tried)) not in self.requests:
+            self.requests.append((path, len(tried)))
         turns = self._tree[path]
         return turns[min(len(tried), len(turns) - 1)]
 
@@ -72,8 +72,8 @@ def find(codec: ChatCodec, environment: Any, play_locally: Any) -> Callable[...,
 def plan(find: Any, chooser: Any, make_query: MakeQuery) -> Callable[..., tuple[Trajectory, Planner]]:
     def go(tree: Tree, **options: Any) -> tuple[Trajectory, Planner]:
         planner = Planner(tree)
-        (found,) = find(chooser(planner), [options.pop("query", None) or make_query("q", "go")], **options)
-        return found, planner
+        (trajectory,) = find(chooser(planner), [options.pop("query", None) or make_query("q", "go")], **options)
+        return trajectory, planner
 
     return go
 
@@ -82,7 +82,7 @@ def test_giving_up_takes_two_turns_back_and_shows_what_was_tried(
     plan: Any, codec: ChatCodec, make_query: MakeQuery, environment: Any
 ) -> None:
     t, planner = plan({(): [A, C], (A,): [GIVE_UP], (C,): [SEVEN]})
-    assert planner.asked == [((), 0), ((A,), 0), ((), 1), ((C,), 0)]
+    assert planner.requests == [((), 0), ((A,), 0), ((), 1), ((C,), 0)]
     assert planner.hints[()] == [{"name": "get", "arguments": {"key": "a"}, "answer": '{"a": 7}'}]
     assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.FINISHED, "7", 1.0)
     assert [codec.tokenizer.decode(t.input_ids[a:b]) for a, b in t.spans] == [C + "<|im_end|>", SEVEN + "<|im_end|>"]
@@ -100,7 +100,7 @@ def test_giving_up_takes_two_turns_back_and_shows_what_was_tried(
 
 def test_any_other_end_takes_one_turn_back(plan: Any) -> None:
     t, planner = plan({(): [A], (A,): [B, SEVEN]}, max_steps=2)
-    assert planner.asked == [((), 0), ((A,), 0), ((A,), 1)]
+    assert planner.requests == [((), 0), ((A,), 0), ((A,), 1)]
     assert planner.hints[(A,)] == [{"name": "get", "arguments": {"key": "b"}, "answer": '{"b": 7}'}]
     assert (t.stop_reason, len(t.steps), t.abandoned_turns) == (StopReason.FINISHED, 2, 1)
 
@@ -127,7 +127,7 @@ def test_the_first_turn_given_up_leaves_nowhere_to_go(plan: Any) -> None:
 def test_a_search_without_an_answer_ends_with_the_last_path(plan: Any) -> None:
     tree: Tree = {(): [A, B], (A,): [C, D], (B,): [D, C]}
     t, planner = plan(tree, max_steps=2)
-    assert planner.asked == [((), 0), ((A,), 0), ((A,), 1), ((), 1), ((B,), 0), ((B,), 1)]
+    assert planner.requests == [((), 0), ((A,), 0), ((A,), 1), ((), 1), ((B,), 0), ((B,), 1)]
     assert [s.call.arguments["key"] for s in t.steps if s.call] == ["b", "c"]
     assert (t.stop_reason, t.final_answer, t.solved, t.sampled_turns) == (StopReason.STEP_LIMIT, None, 0.0, 6)
 
@@ -136,7 +136,7 @@ def test_a_search_without_an_answer_ends_with_the_last_path(plan: Any) -> None:
 def test_a_search_keeps_to_its_budget(plan: Any, turns: int) -> None:
     tree: Tree = {(): [A, B], (A,): [C, D], (B,): [D, SEVEN]}
     t, planner = plan(tree, max_steps=2, max_turns=turns)
-    assert t.sampled_turns == turns == len(planner.asked)
+    assert t.sampled_turns == turns == len(planner.requests)
     assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.STEP_LIMIT, None, 0.0)
     assert t.spans[-1][1] == len(t.input_ids)
     assert len(t.spans) == len(t.steps)
@@ -162,7 +162,7 @@ class KeptDesk(DeskEnvironment):
 
 def test_going_back_restores_the_state_of_the_environment(plan: Any) -> None:
     """The last write is made too early, after the first one, and given up: only the first one is made again."""
-    query, calls, first, last = next(found for seed in range(200) if (found := _with_two_writes(f"search{seed}")))
+    query, calls, first, last = next(task for seed in range(200) if (task := _with_two_writes(f"search{seed}")))
     turns = [render(call) for call in calls]
     turns.append(render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": query.reference.answer})))
     tree: Tree = {tuple(turns[:k]): [turn] for k, turn in enumerate(turns)}
@@ -252,8 +252,8 @@ def test_after_going_back_the_model_sees_the_path_alone(
     logprobs = random_model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
     first, _, last = t.spans
     sampled = np.concatenate([t.logprobs[: first[1] - first[0]], t.logprobs[last[0] - last[1] :]])
-    seen = np.concatenate([logprobs[start - 1 : end - 1] for start, end in (first, last)])
-    np.testing.assert_allclose(sampled, seen, atol=1e-4)
+    own = np.concatenate([logprobs[start - 1 : end - 1] for start, end in (first, last)])
+    np.testing.assert_allclose(sampled, own, atol=1e-4)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
@@ -263,11 +263,11 @@ def test_the_order_is_that_of_the_recursive_search(find: Any, chooser: Any, make
     planners = {name: Planner(tree) for name, tree in trees.items()}
     model = chooser(lambda parts: planners[next(n for n in trees if f"user\n{n}" in parts[0])](parts))
     queries = [make_query(name, name) for name in trees]
-    found = find(model, queries, give_up_levels=levels, max_steps=4, max_turns=50)
-    for t, (name, tree) in zip(found, trees.items(), strict=True):
+    searched = find(model, queries, give_up_levels=levels, max_steps=4, max_turns=50)
+    for t, (name, tree) in zip(searched, trees.items(), strict=True):
         expected: list[tuple[tuple[str, ...], int]] = []
         _recursive(tree, (), levels, expected)
-        assert planners[name].asked == expected
+        assert planners[name].requests == expected
         assert t.sampled_turns == len(expected)
 
 
@@ -285,15 +285,15 @@ def _random_tree(rng: random.Random) -> Tree:
     return tree
 
 
-def _recursive(tree: Tree, path: tuple[str, ...], levels: int, asked: list[tuple[tuple[str, ...], int]]) -> float:
+def _recursive(tree: Tree, path: tuple[str, ...], levels: int, requests: list[tuple[tuple[str, ...], int]]) -> float:
     """How many levels to go back from this node: infinitely many once there is an answer."""
     if path and path[-1] in (SEVEN, GIVE_UP):
         return float("inf") if path[-1] == SEVEN else levels
     if len(path) == 4:
         return 1
     for number, turn in enumerate(tree[path]):
-        asked.append((path, number))
-        back = _recursive(tree, (*path, turn), levels, asked)
+        requests.append((path, number))
+        back = _recursive(tree, (*path, turn), levels, requests)
         if back > 1:
             return back - 1
     return 1
