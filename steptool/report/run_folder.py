@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from steptool.artifacts import layout as names
 from steptool.artifacts import lineage
+from steptool.artifacts.lineage import CARD
 from steptool.artifacts.metrics import counts_of
 from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
@@ -29,6 +30,16 @@ from steptool.rewards.running_scale import NO_REWARDS_SEEN
 
 S = TypeVar("S", StepReward, Advantage)
 
+FILES = {
+    names.CONFIG: "the complete configuration",
+    names.QUERIES: "the tasks",
+    names.EVALUATED: "one row for each held-out episode and model",
+    names.METRICS: "the figures of every update",
+    names.COSTS: "what each stage took",
+    f"{names.MODEL}/{CARD}": "card of the trained model",
+    f"{names.WARM_START}/{CARD}": "card of the model that training started from",
+}
+"""Files of a run that its report links to."""
 PAIRS = 8
 """Tasks of each tier that the report shows before and after training."""
 TRAINING_EPISODES = 4
@@ -54,6 +65,7 @@ def read_run(folder: Path) -> ReportInputs:
         examples=[*_pairs(folder, queries, evaluations), *_training_episodes(folder, queries, config.ppo.rounds - 1)],
         counts={stage: counts_of(metrics, stage) for stage in ("ingest", "prepare")},
         notes=list(_notes(folder, metrics, summaries)),
+        files={name: what for name, what in FILES.items() if (folder / name).exists()},
     )
 
 

@@ -89,6 +89,8 @@ class ReportInputs:
     """Counts of what ingestion read, kept and dropped; may be nested."""
     notes: Sequence[str] = ()
     """Plain sentences that a reader should see, such as warnings."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Files beside the report that it links to: path relative to the report, and what the file is."""
 
     @cached_property
     def results(self) -> Results:

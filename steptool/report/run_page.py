@@ -73,6 +73,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "judge_costs": tabulate_judge_costs(_costs_of_judge(inputs.costs)),
         "counts": list(_flatten(inputs.counts)),
         "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
+        "files": inputs.files,
         "examples": len(inputs.examples),
         "data": Markup(embed(pair_data(inputs.examples, inputs.config))),
         "css": asset("theme.css", "steps.css", "page.css"),

@@ -219,3 +219,12 @@ def test_the_viewer_runs_in_a_browser(full, tmp_path: Path):
     assert '<details class="fold">' in viewer  # the long observation
     assert "&lt;/script&gt;&lt;script&gt;" in viewer and "<img" not in viewer
     assert "<title>A run &lt;/script&gt;" in dom  # the hostile script did not run
+
+
+def test_the_page_links_to_the_files_beside_it():
+    html = build_report(
+        ReportInputs("x", files={"config.yaml": "the complete configuration", "model/README.md": "card"})
+    )
+    assert re.findall(r'<a href="([^"#]+)">', html) == ["config.yaml", "model/README.md"]
+    assert "the complete configuration" in html
+    assert "Beside this page" not in build_report(ReportInputs("x"))

@@ -146,4 +146,4 @@ def test_the_result_is_compared_with_the_base_too(results):
     assert state_base(inputs).startswith(
         "Compared with the base model: 25 points fewer than the base model (95% interval"
     )
-    assert state_base(_inputs([r for r in rows if r["model"] != "base"])) == ""
+    assert state_base(_inputs([r for r in rows if r.model != "base"])) == ""

@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,8 @@ def test_the_report_is_one_page(run: Path) -> None:
     html = (run / "report.html").read_text()
     assert html.lstrip().lower().startswith("<!doctype html>")
     assert "StepTool" in html
+    links = re.findall(r'<a href="([^"#]+)">', html)
+    assert "config.yaml" in links and all((run / link).is_file() for link in links)
 
 
 def test_a_folder_of_something_else_is_left_alone(small: Config, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ function question(row, name, parent) {
 
 function step(row, parent) {
   const box = element("section", "", parent);
-  element("b", `Step ${row.step + 1}: ${row.tool || "(no call)"}`, box);
+  element("h3", `Step ${row.step + 1}: ${row.tool || "(no call)"}`, box);
   if (row.arguments) element("pre", row.arguments, box);
   if (row.observation) element("pre", `→ ${row.observation}`, box);
   const asked = row.asked.split(" ").filter(Boolean);
@@ -56,6 +56,7 @@ function step(row, parent) {
   if (!asked.length) return;
   const comment = element("textarea", "", box);
   Object.assign(comment, { rows: 1, placeholder: "Comment", value: labelOf(row).comment || "" });
+  comment.setAttribute("aria-label", `Comment on step ${row.step + 1}`);
   comment.addEventListener("input", () => { labelOf(row).comment = comment.value; keep(); });
 }
 
@@ -93,6 +94,7 @@ rows.forEach((row, place) => {
   if (!place || rows[place - 1].trajectory_id !== row.trajectory_id) {
     box = element("article", "", document.getElementById("episodes"));
     box.className = "episode";
+    element("h2", `Episode ${document.querySelectorAll("article").length}`, box);
     element("blockquote", row.instruction, box);
   }
   step(row, box);
