@@ -130,7 +130,7 @@ def _count_rows(rows: Iterable[Row], counts: Counter[str], form: Form) -> Iterat
         raise ValueError(f"nothing to write as {form} ({numbers}){advice if form is Form.PREFERENCE else ''}")
 
 
-def _tools(database: Connection, episode: Row) -> str:
+def _find_tools(database: Connection, episode: Row) -> str:
     row = database.execute("SELECT tools FROM queries WHERE query_id = ?", (episode["query_id"],)).fetchone()
     if row is None:
         raise ValueError(
@@ -140,26 +140,26 @@ def _tools(database: Connection, episode: Row) -> str:
     return str(row[0])
 
 
-def _conversations(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
+def _make_conversations(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
     for episode in episodes:
-        tools = _tools(database, episode)
+        tools = _find_tools(database, episode)
         if _is_finite(episode["messages"], tools, counts):
             messages = with_ids(json.loads(episode["messages"]))
             yield {
                 "id": episode["trajectory_id"],
                 "query_id": episode["query_id"],
                 "solved": episode["solved"],
-                "messages": [_with_text(message) for message in messages],
+                "messages": [_with_text_arguments(message) for message in messages],
                 "tools": json.loads(tools),
             }
 
 
-def _sft_examples(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
+def _make_sft_examples(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
     for episode in episodes:
         if episode["solved"] is not None and episode["solved"] < UNSURE:
             counts["left out: unsolved"] += 1
             continue
-        tools = _tools(database, episode)
+        tools = _find_tools(database, episode)
         if _is_finite(episode["messages"], tools, counts):
             yield {
                 "messages": _to_texts(with_ids(json.loads(episode["messages"]))),
@@ -168,7 +168,7 @@ def _sft_examples(episodes: Iterable[Row], database: Connection, counts: Counter
             }
 
 
-def _preference_pairs(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
+def _make_preference_pairs(episodes: Iterable[Row], database: Connection, counts: Counter[str]) -> Iterator[Row]:
     """The first solved trajectory of a query with its first unsolved one, and so on; each is used once at most."""
     samples = Counter[tuple[str, bool]]()
     for episode in episodes:
@@ -176,7 +176,7 @@ def _preference_pairs(episodes: Iterable[Row], database: Connection, counts: Cou
         if solved is None or solved == UNSURE:
             counts["left out: no clear verdict"] += 1
             continue
-        if not _is_finite(episode["messages"], _tools(database, episode), counts):
+        if not _is_finite(episode["messages"], _find_tools(database, episode), counts):
             continue
         side = (episode["query_id"], solved > UNSURE)
         values = (*side, samples[side], episode["trajectory_id"], episode["messages"])
@@ -230,15 +230,15 @@ def with_ids(messages: Sequence[Message]) -> list[Message]:
     return identified
 
 
-def _with_text(message: Message) -> Message:
+def _with_text_arguments(message: Message) -> Message:
     """The message with its calls' arguments as JSON text, as OpenAI writes them."""
     if not message.get("tool_calls"):
         return message
-    calls = [{**call, "function": _function(**call["function"])} for call in message["tool_calls"]]
+    calls = [{**call, "function": _write_function(**call["function"])} for call in message["tool_calls"]]
     return {**message, "tool_calls": calls}
 
 
-def _function(name: str, arguments: Any) -> dict[str, str]:
+def _write_function(name: str, arguments: Any) -> dict[str, str]:
     return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False, allow_nan=False)}
 
 
@@ -259,9 +259,9 @@ def _write_lines(out: Path, rows: Iterable[Row]) -> Path:
 
 
 _FORMS: dict[Form, Callable[[Iterable[Row], Connection, Counter[str]], Iterator[Row]]] = {
-    Form.MESSAGES: _conversations,
-    Form.SFT: _sft_examples,
-    Form.PREFERENCE: _preference_pairs,
+    Form.MESSAGES: _make_conversations,
+    Form.SFT: _make_sft_examples,
+    Form.PREFERENCE: _make_preference_pairs,
 }
 _WRITERS: dict[Form, Callable[[Path, Iterable[Row]], Path]] = {
     Form.MESSAGES: _write_lines,

@@ -15,7 +15,7 @@ from steptool.contracts.tables import write_records, write_rows
 from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.inputs import only_first
 from steptool.data.recordings.forms import read_recordings
-from steptool.data.recordings.recording import Recording, recording_query
+from steptool.data.recordings.recording import Recording, make_query
 from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.sources.catalog import open_source
 from steptool.data.splits import SPLITS, missing_split
@@ -79,7 +79,7 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
             parts = (problem, summary) if any(splits.values()) else (summary, "No query is left")
             raise IngestError(f"{where}: {'. '.join(parts)}. See {quarantine_path}")
         out.mkdir(exist_ok=True)
-        demonstrations = map(to_row, _demonstrations(source, inputs, staging))
+        demonstrations = map(to_row, _iterate_demonstrations(source, inputs, staging))
         demonstrations_path = write_rows(out / DEMONSTRATIONS_FILE, demonstrations, Trajectory)
         rewards_path = write_records(out / REWARDS_FILE, staging.step_rewards(), StepReward)
         queries_path = write_rows(out / QUERIES_FILE, staging.query_rows(), Query)
@@ -102,33 +102,33 @@ def _read(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Non
     for query in source.read_queries(inputs):
         inputs.log.count("queries read")
         staging.add_query(query)
-    for recording in _recordings(source, inputs):
+    for recording in _read_recordings(source, inputs):
         inputs.log.count("demonstrations read")
         if not staging.has_query(recording.instruction):
             inputs.log.count("queries read")
-            staging.add_query(replace(recording_query(recording), environment=inputs.catalog.environment()))
+            staging.add_query(replace(make_query(recording), environment=inputs.catalog.environment()))
         staging.add_recording(recording)
     if inputs.config.data.first:
-        for text in _first_texts(source, inputs):
+        for text in _read_first_texts(source, inputs):
             staging.prefer(text)
 
 
-def _recordings(source: Source, inputs: SourceInputs) -> Iterator[Recording]:
+def _read_recordings(source: Source, inputs: SourceInputs) -> Iterator[Recording]:
     """The recordings of the source, and those that stand beside it."""
     yield from source.read_recordings(inputs)
     places = inputs.config.data.recorded_answers
     yield from read_recordings(places, "data.recorded_answers", inputs.catalog.tools, inputs.log)
 
 
-def _first_texts(source: Source, inputs: SourceInputs) -> Iterator[str]:
+def _read_first_texts(source: Source, inputs: SourceInputs) -> Iterator[str]:
     """Texts of the tasks and recordings in the files that `data.first` names."""
     config = inputs.config.model_copy(update={"data": only_first(inputs.config.data)})
     first = SourceInputs(config, inputs.catalog, IngestLog())
     if config.data.paths:
         yield from (query.instruction for query in source.read_queries(first))
-    yield from (recording.instruction for recording in _recordings(source, first))
+    yield from (recording.instruction for recording in _read_recordings(source, first))
 
 
-def _demonstrations(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Iterator[Trajectory]:
+def _iterate_demonstrations(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Iterator[Trajectory]:
     """Those that were recorded, then those that the source makes of the training queries."""
     return chain(staging.demonstrations(), source.make_demonstrations(staging.training_queries(), inputs))

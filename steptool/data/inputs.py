@@ -40,7 +40,7 @@ def list_files(data: DataConfig) -> list[SourceFile]:
 
     Raises IngestError for a path that does not exist and for a folder without such a file.
     """
-    files = [file for listing in _listings(data) for file in _describe(*listing)]
+    files = [file for listing in _list_places(data) for file in _describe(*listing)]
     if open_source(data.source).suffixes:
         return files
     settings = data.model_dump_json(exclude={"first"})
@@ -51,7 +51,7 @@ def only_first(data: DataConfig) -> DataConfig:
     """The same section with only those of its files, on this machine, that `data.first` names."""
     first = set(data.first)
     paths, recorded = (
-        [str(file) for file in find_files(*listing) if sha256(file) in first] for listing in _listings(data)
+        [str(file) for file in find_files(*listing) if sha256(file) in first] for listing in _list_places(data)
     )
     return data.model_copy(update={"paths": paths, "recorded_answers": recorded})
 
@@ -66,7 +66,7 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps([files, others], sort_keys=True).encode()).hexdigest()
 
 
-def _listings(data: DataConfig) -> tuple[_Listing, _Listing]:
+def _list_places(data: DataConfig) -> tuple[_Listing, _Listing]:
     """The files of tasks and those of recordings."""
     suffixes = open_source(data.source).suffixes
     return (

@@ -36,7 +36,7 @@ def play_reference_solutions(queries: Iterable[Query], config: Config, log: Inge
             episodes = play_back(recordings, environment, limits=config.tools, policy="reference")
         _refuse_failed_checks(episodes)
         for episode in episodes:
-            fault = _fault(episode, config.data.keep_failing_solutions)
+            fault = _find_fault(episode, config.data.keep_failing_solutions)
             if fault:
                 log.refuse(KIND, Record(_TASKS, episode.query_id, episode.messages), fault)
                 continue
@@ -45,7 +45,7 @@ def play_reference_solutions(queries: Iterable[Query], config: Config, log: Inge
             yield episode
 
 
-def _fault(episode: Trajectory, keep_failing: bool) -> UnusableError | None:
+def _find_fault(episode: Trajectory, keep_failing: bool) -> UnusableError | None:
     """Why a reference solution is no demonstration."""
     query = f"query '{episode.query_id}'"
     if episode.stop_reason is StopReason.STEP_LIMIT:

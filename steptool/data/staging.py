@@ -1,4 +1,4 @@
-"""Everything that was read, in a temporary database: only when all of it is there is known what is kept."""
+"""A temporary database of everything that was read: what is kept can be decided only when all of it is there."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.recordings.recording import (
     RecordedTurn,
     Recording,
-    recorded_id,
+    make_trajectory,
+    make_trajectory_id,
     recorded_rewards,
-    recording_trajectory,
 )
 from steptool.data.splits import digest, draw_split, split_sizes, target_sizes, text_key
 from steptool.records import Query, StepReward, Trajectory
@@ -65,7 +65,7 @@ _FIELDS = ("environment", "instruction", "tools", "reference", "source", "tier",
 
 
 class StagingDatabase:
-    """Queries and recordings in the order of reading; then, after `draw`, those that are kept.
+    """Queries and recordings in the order of reading. `draw` decides which are kept, and after it only these are read.
 
     Memory does not grow with what is in it. Queries get distinct ids: files of the same name in different folders may
     number alike.
@@ -74,7 +74,7 @@ class StagingDatabase:
     def __init__(self, folder: Path) -> None:
         self._db = open_scratch_database(folder, _TABLES)
         self._repeats: dict[str, int] = {}
-        """How often each id came that came more than once."""
+        """How often each repeated id has come."""
 
     def __enter__(self) -> StagingDatabase:
         return self
@@ -92,7 +92,7 @@ class StagingDatabase:
         self._db.execute("INSERT INTO fields VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (number, *fields))
 
     def _insert(self, query_id: str, *rest: str | bytes) -> int | None:
-        """The number of a new row, with the id or, where it is taken, the id with a number."""
+        """Insert a row under the id, or under the id with a number where the id is taken; the number of the row."""
         insert = "INSERT OR IGNORE INTO queries (query_id, split, text, family, draw) VALUES (?, ?, ?, ?, ?)"
         cursor = self._db.execute(insert, (query_id, *rest))
         while not cursor.rowcount:
@@ -115,11 +115,11 @@ class StagingDatabase:
         )
 
     def prefer(self, text: str) -> None:
-        """Keep the queries of this text before others, and put them before others; their split stays what it is."""
+        """Keep and write the queries of this text before others. Their split does not change."""
         self._db.execute("INSERT OR IGNORE INTO preferred VALUES (?)", (digest(text_key(text)),))
 
     def draw(self, data: DataConfig, log: IngestLog) -> dict[str, int]:
-        """Decide what is kept, and count what is not: the number of queries kept of each split.
+        """Decide what is kept, and count what is dropped. Returns the number of queries kept of each split.
 
         A query without a split gets that of its family where the source names one for the family; else one is drawn by
         the hash of the text, in the proportions of the configured numbers. With `exact_splits`, families then move from
@@ -182,7 +182,7 @@ class StagingDatabase:
         return int(self._db.execute(sql, values).fetchone()[0])
 
     def query_rows(self) -> Iterator[Row]:
-        """Rows of `queries`, of those that are kept: those that are preferred first, each part in its order."""
+        """Rows of the queries that are kept: preferred ones first, otherwise in the order of reading."""
         return self._rows()
 
     def training_queries(self) -> Iterator[Query]:
@@ -204,11 +204,11 @@ class StagingDatabase:
             f"SELECT {columns} {_SAMPLES} {_IN_ORDER}"
         ):
             query = Query(query_id, "", environment, instruction, (), tier=tier)
-            yield recording_trajectory([RecordedTurn(*turn) for turn in json.loads(turns)], solved, query, sample)
+            yield make_trajectory([RecordedTurn(*turn) for turn in json.loads(turns)], solved, query, sample)
 
     def step_rewards(self) -> Iterator[StepReward]:
         """The step rewards of the recordings that bring rewards along."""
         for query_id, sample, rewards in self._db.execute(
             f"SELECT query_id, sample, rewards {_SAMPLES} WHERE rewards IS NOT NULL {_IN_ORDER}"
         ):
-            yield from recorded_rewards(recorded_id(query_id, sample), json.loads(rewards))
+            yield from recorded_rewards(make_trajectory_id(query_id, sample), json.loads(rewards))

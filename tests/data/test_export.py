@@ -14,7 +14,7 @@ from steptool.config import Config
 from steptool.contracts.tables import read_records, write_records
 from steptool.data.export import Form, export
 from steptool.data.ingest import ingest
-from steptool.data.recordings.recording import RecordedTurn, recording_trajectory
+from steptool.data.recordings.recording import RecordedTurn, make_trajectory
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import FINISH, Query, Step, StepStatus, ToolCall, Trajectory
 
@@ -31,7 +31,7 @@ def query(number=0):
 
 def played(asked, sample=0, solved=None, answer=ANSWER):
     turns = [RecordedTurn("First.", "tides", '{"at": ["Bristol", 1]}', "9:12"), RecordedTurn("", FINISH, answer, None)]
-    return recording_trajectory(turns, solved, asked, sample)
+    return make_trajectory(turns, solved, asked, sample)
 
 
 @pytest.fixture

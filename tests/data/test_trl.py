@@ -7,7 +7,7 @@ import pytest
 from steptool.config import PolicyConfig
 from steptool.contracts.tables import write_records
 from steptool.data.export import Form, export
-from steptool.data.recordings.recording import RecordedTurn, recording_trajectory
+from steptool.data.recordings.recording import RecordedTurn, make_trajectory
 from steptool.records import FINISH, Query, Trajectory
 
 
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
             finish = json.dumps({"return_type": "give_answer", "final_answer": answer})
             call = RecordedTurn("", f"tool{number}", json.dumps({f"name{number}": number}), f"said {answer}")
             trajectories.append(
-                recording_trajectory([call, RecordedTurn("", FINISH, finish, None)], solved, asked, int(solved))
+                make_trajectory([call, RecordedTurn("", FINISH, finish, None)], solved, asked, int(solved))
             )
     trajectories_path = write_records(folder / "t.parquet", trajectories, Trajectory)
     return trajectories_path, write_records(folder / "q.parquet", queries, Query)

@@ -22,25 +22,25 @@ _AFTER = {"[": ("]", True, False), ",": ("", True, False), "]": ("", False, True
 
 
 def read_json(file: Path, limit: int) -> Iterator[Record]:
-    """A list, record by record; else a document, which is one record; else lines."""
+    """A list is read element by element, several lines as JSON lines, and another document as one record."""
     with open_bytes(file) as stream:
         start = stream.read(_CHUNK)
         begins = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-        document = None if begins.startswith(b"[") or _has_lines(begins) else start + stream.read(limit)
+        document = None if begins.startswith(b"[") or _begins_with_lines(begins) else start + stream.read(limit)
     if document is None:
-        yield from _list(file, limit) if begins.startswith(b"[") else read_lines(file, limit)
+        yield from _read_list(file, limit) if begins.startswith(b"[") else read_lines(file, limit)
     elif len(document) > limit:
         raise UnusableError("a record too large", f"a document of more than {limit} bytes; write a record a line")
     else:
-        yield from _members(file, parse_json(document.decode("utf-8-sig")))
+        yield from _read_members(file, parse_json(document.decode("utf-8-sig")))
 
 
-def _list(file: Path, limit: int) -> Iterator[Record]:
+def _read_list(file: Path, limit: int) -> Iterator[Record]:
     with open_text(file, "utf-8-sig") as text:
-        yield from (Record(file, n, element) for n, element in enumerate(_elements(text, limit)))
+        yield from (Record(file, n, element) for n, element in enumerate(_iterate_elements(text, limit)))
 
 
-def _has_lines(start: bytes) -> bool:
+def _begins_with_lines(start: bytes) -> bool:
     """Whether the first line is a JSON object on its own, and another one follows."""
     line, end, rest = start.partition(b"\n")
     try:
@@ -49,8 +49,8 @@ def _has_lines(start: bytes) -> bool:
         return False
 
 
-def _members(file: Path, document: Any) -> Iterator[Record]:
-    """The document; of answers converted for ToolEval, an object of records by query id, each of them."""
+def _read_members(file: Path, document: Any) -> Iterator[Record]:
+    """The document as one record. Answers converted for ToolEval are an object: each of its values is a record."""
     table = document.items() if isinstance(document, dict) and "answer_generation" not in document else ()
     if any(isinstance(value, dict) and isinstance(value.get("answer"), dict) for _, value in table):
         yield from (Record(file, key, value) for key, value in table)
@@ -58,8 +58,8 @@ def _members(file: Path, document: Any) -> Iterator[Record]:
         yield Record(file, None, document)
 
 
-def _elements(stream: IO[str], limit: int) -> Iterator[Any]:
-    """Elements of the JSON list that a stream holds, one at a time. Raises UnusableError where it is none."""
+def _iterate_elements(stream: IO[str], limit: int) -> Iterator[Any]:
+    """Elements of the JSON list that a stream holds, one at a time. Raises UnusableError for other text."""
     decoder, text, at, number = JSONDecoder(), "", 0, 0
     marks, element_fits, done = "[", False, False
     while True:
@@ -75,7 +75,7 @@ def _elements(stream: IO[str], limit: int) -> Iterator[Any]:
             marks, element_fits, done = _AFTER[text[at]]
             at += 1
         elif element_fits:
-            text, at, element = _element(decoder, stream, text, at, limit, number)
+            text, at, element = _read_element(decoder, stream, text, at, limit, number)
             yield element
             marks, element_fits, number = ",]", False, number + 1
         else:
@@ -83,10 +83,10 @@ def _elements(stream: IO[str], limit: int) -> Iterator[Any]:
             raise UnusableError("not JSON", f"after {number} elements: expected {expected}, got {text[at : at + 80]!r}")
 
 
-def _element(
+def _read_element(
     decoder: JSONDecoder, stream: IO[str], text: str, at: int, limit: int, number: int
 ) -> tuple[str, int, Any]:
-    """The element that begins at a place of the text, read on as far as it goes: the text, its end in it, the element.
+    """Read the element that begins at a place of the text. Returns the text, the end of the element, and the element.
 
     An element that ends with the text may go on (as a number does), so one more character is wanted.
     """
@@ -120,10 +120,10 @@ def read_lines(file: Path, limit: int) -> Iterator[Record]:
                 fault = UnusableError("a record too large", f"a line of more than {limit} bytes")
                 yield Record(file, number, line[:SHOWN].decode(errors="replace"), fault)
             elif line.strip():
-                yield _line(file, number, line)
+                yield _read_line(file, number, line)
 
 
-def _line(file: Path, number: int, line: bytes) -> Record:
+def _read_line(file: Path, number: int, line: bytes) -> Record:
     try:
         return Record(file, number, parse_json(line.decode()))
     except UnicodeDecodeError as error:

@@ -46,7 +46,7 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
     turns = read_turns(messages[first:], "messages", first)
     if FINISH not in declared:
         turns = [_with_finish(turn) for turn in turns]
-    return make_recording(record, _instruction(messages[:first]), tools, turns, _verdict(record.value))
+    return make_recording(record, _join_instruction(messages[:first]), tools, turns, _read_verdict(record.value))
 
 
 def read_turns(messages: Sequence[Any], where: str, first: int = 0) -> list[RecordedTurn]:
@@ -59,7 +59,7 @@ def read_turns(messages: Sequence[Any], where: str, first: int = 0) -> list[Reco
     reader = _TurnReader()
     for number, message in enumerate(messages, start=first):
         at = f"{where}[{number}]"
-        role, text = require(message, "role", str, at), content_text(message, at)
+        role, text = require(message, "role", str, at), read_content(message, at)
         if role == "assistant":
             reader.add_assistant(_with_reasoning(message, text), _read_calls(message, at))
         elif role in ("tool", "function"):
@@ -93,7 +93,7 @@ class _TurnReader:
             if not self._close_words(text):
                 raise UnusableError("a response without a call", f"{where}: no call before it waits for a response")
             return
-        position = self._position(call_id, name)
+        position = self._find_call(call_id, name)
         if position is None:
             calls = ", ".join(f"{self._turns[number].name} ({waits})" for number, waits in self._waiting)
             detail = f"{where}: the response of {name} ({call_id}) belongs to none of the waiting calls {calls}"
@@ -101,7 +101,7 @@ class _TurnReader:
         number, _ = self._waiting.pop(position)
         self._turns[number] = self._turns[number]._replace(observation=text)
 
-    def _position(self, call_id: Any, name: Any) -> int | None:
+    def _find_call(self, call_id: Any, name: Any) -> int | None:
         """Which of the waiting calls a response belongs to: by id, by name, to one without a name, or the first."""
         if call_id:
             for position, (_, waits) in enumerate(self._waiting):
@@ -160,7 +160,7 @@ def _with_reasoning(message: dict[str, Any], text: str) -> str:
     return join_texts([f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}" if reasoning else "", text])
 
 
-def content_text(message: dict[str, Any], where: str) -> str:
+def read_content(message: dict[str, Any], where: str) -> str:
     """What a message says, its parts of text put together. Raises UnusableError where a part is no text."""
     content = message.get("content")
     if content is None and isinstance(message.get("refusal"), str):
@@ -172,13 +172,13 @@ def content_text(message: dict[str, Any], where: str) -> str:
     return "".join(require(part, "text", str, f"{where}.content") for part in content)
 
 
-def _instruction(messages: Sequence[dict[str, Any]]) -> str:
+def _join_instruction(messages: Sequence[dict[str, Any]]) -> str:
     texts = []
     for number, message in enumerate(messages):
         if message["role"] not in _INSTRUCTING:
             detail = f"messages[{number}]: expected {', '.join(_INSTRUCTING)}, got {message['role']!r}"
             raise UnusableError("a message of another role", detail)
-        texts.append(content_text(message, f"messages[{number}]"))
+        texts.append(read_content(message, f"messages[{number}]"))
     if not any(text.strip() for text, m in zip(texts, messages, strict=True) if m["role"] == "user"):
         raise UnusableError("no instruction", "the user says nothing before the assistant's first turn")
     return join_texts([text for text in texts if text.strip()], _GAP)
@@ -216,7 +216,7 @@ def _split_thinking(words: str) -> tuple[str, str]:
     return (thought + close).strip(), answer.strip() if close else answer
 
 
-def _verdict(value: dict[str, Any]) -> float | None:
+def _read_verdict(value: dict[str, Any]) -> float | None:
     solved = value.get("solved")
     if solved is None or solved != solved:  # tables write NaN for what is missing
         return None

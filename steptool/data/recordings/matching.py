@@ -9,7 +9,7 @@ from steptool.config import Config, EvaluatedPolicy
 from steptool.contracts.tables import read_records
 from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.recordings.forms import read_recordings
-from steptool.data.recordings.recording import Recording, recording_trajectory
+from steptool.data.recordings.recording import Recording, make_trajectory
 from steptool.data.splits import text_key
 from steptool.data.tools import ToolCatalog
 from steptool.records import Query, Trajectory
@@ -50,4 +50,4 @@ def match_recordings(queries: Sequence[Query], places: Sequence[str], field: str
             "fewer queries with evaluation.recorded_only"
         )
     matched = [(query, first[text_key(query.instruction)]) for query in queries]
-    return [recording_trajectory(recording.turns, recording.solved, query, 0) for query, recording in matched]
+    return [make_trajectory(recording.turns, recording.solved, query, 0) for query, recording in matched]

@@ -102,10 +102,10 @@ def _with_strict_arguments(turn: RecordedTurn, number: int) -> RecordedTurn:
 
 
 def _ends(turn: RecordedTurn) -> bool:
-    return turn.user is None and turn.name == FINISH and _step(turn).status is StepStatus.FINISH
+    return turn.user is None and turn.name == FINISH and _make_step(turn).status is StepStatus.FINISH
 
 
-def recording_query(recording: Recording) -> Query:
+def make_query(recording: Recording) -> Query:
     """The task that a recording brings along, without a split.
 
     Its tier is the name of the file, or of the file's folder where the file holds this recording alone.
@@ -123,21 +123,21 @@ def recording_query(recording: Recording) -> Query:
     )
 
 
-def recorded_id(query_id: str, sample: int) -> str:
+def make_trajectory_id(query_id: str, sample: int) -> str:
     """Id of the trajectory of a recording of a query."""
     return f"{query_id}-recorded-{sample}"
 
 
-def recording_trajectory(turns: Sequence[RecordedTurn], solved: float | None, query: Query, sample: int) -> Trajectory:
+def make_trajectory(turns: Sequence[RecordedTurn], solved: float | None, query: Query, sample: int) -> Trajectory:
     """The turns of a recording as a trajectory of a query: messages and steps, no tokens."""
     messages: list[Message] = [{"role": "user", "content": query.instruction}]
     steps: list[Step] = []
     for turn in turns:
-        step = _step(turn)
+        step = _make_step(turn)
         steps.append(step)
-        messages += _messages(turn, step)
+        messages += _make_messages(turn, step)
     return Trajectory(
-        trajectory_id=recorded_id(query.query_id, sample),
+        trajectory_id=make_trajectory_id(query.query_id, sample),
         query_id=query.query_id,
         environment=query.environment,
         tier=query.tier,
@@ -150,8 +150,8 @@ def recording_trajectory(turns: Sequence[RecordedTurn], solved: float | None, qu
         spans=[],
         logprobs=_NOTHING[1],
         steps=steps,
-        stop_reason=_stop_reason(steps[-1]),
-        final_answer=_final_answer(steps[-1]),
+        stop_reason=_find_stop_reason(steps[-1]),
+        final_answer=_find_final_answer(steps[-1]),
         solved=solved,
         seconds=0.0,
     )
@@ -176,9 +176,9 @@ def recorded_rewards(trajectory_id: str, rewards: Sequence[float]) -> list[StepR
     ]
 
 
-def _step(turn: RecordedTurn) -> Step:
+def _make_step(turn: RecordedTurn) -> Step:
     observation = turn.observation or ""
-    arguments = _arguments(turn)
+    arguments = _load_arguments(turn)
     if arguments is None:
         return Step(None, StepStatus.MALFORMED, observation)
     call = ToolCall(turn.name, arguments)
@@ -196,7 +196,7 @@ def _is_finish(arguments: dict[str, Any]) -> bool:
     return known and arguments.get("return_type") in (GIVE_ANSWER, GIVE_UP) and isinstance(answer, str)
 
 
-def _arguments(turn: RecordedTurn) -> dict[str, Any] | None:
+def _load_arguments(turn: RecordedTurn) -> dict[str, Any] | None:
     if not turn.name:
         return None
     try:
@@ -206,7 +206,7 @@ def _arguments(turn: RecordedTurn) -> dict[str, Any] | None:
     return arguments if isinstance(arguments, dict) else None
 
 
-def _messages(turn: RecordedTurn, step: Step) -> list[Message]:
+def _make_messages(turn: RecordedTurn, step: Step) -> list[Message]:
     """The turn, its response (also that to a Finish which the user answers), and what the user said next."""
     if step.call is None:
         words = f"{turn.name}: {turn.arguments}" if turn.name else turn.arguments
@@ -221,12 +221,12 @@ def _messages(turn: RecordedTurn, step: Step) -> list[Message]:
     return messages
 
 
-def _stop_reason(last: Step) -> StopReason:
+def _find_stop_reason(last: Step) -> StopReason:
     if last.status is StepStatus.FINISH and last.call:
         return StopReason.FINISHED if last.call.arguments["return_type"] == GIVE_ANSWER else StopReason.GAVE_UP
     return StopReason.MALFORMED if last.status is StepStatus.MALFORMED else StopReason.STEP_LIMIT
 
 
-def _final_answer(last: Step) -> str | None:
+def _find_final_answer(last: Step) -> str | None:
     answered = last.call if last.status is StepStatus.FINISH else None
     return answered.arguments.get("final_answer") if answered else None

@@ -54,21 +54,23 @@ _MARKUPS = (
 
 def read_released(record: Record) -> Recording:
     """A row of a released file. Raises UnusableError naming the column that is of another form."""
-    prompts, responses = _texts(record.value, "prompt"), _texts(record.value, "response")
-    rewards = _rewards(record.value)
+    prompts, responses = _read_texts(record.value, "prompt"), _read_texts(record.value, "response")
+    rewards = _read_rewards(record.value)
     if not len(prompts) == len(responses) == len(rewards):
         sizes = f"{len(prompts)} prompts, {len(responses)} responses, {len(rewards)} rewards"
         raise UnusableError("lists of different lengths", f"expected as many of each, got {sizes}")
-    markup, system, user = _opening(prompts)
-    observations = [_response(markup, text, n) for n, text in enumerate(prompts[1:], start=1)]
-    turns = [_turn(markup, *pair) for pair in zip(responses, [*observations, None], strict=True)]
-    recording = make_recording(record, _instruction(user), _tools(_names(system)), turns, rewards[-1], rewards)
+    markup, system, user = _read_opening(prompts)
+    observations = [_read_response(markup, text, n) for n, text in enumerate(prompts[1:], start=1)]
+    turns = [_read_turn(markup, *pair) for pair in zip(responses, [*observations, None], strict=True)]
+    recording = make_recording(
+        record, _read_instruction(user), _make_tools(_read_names(system)), turns, rewards[-1], rewards
+    )
     if len(recording.turns) < len(turns):
         raise UnusableError("steps after Finish", f"response[{len(recording.turns) - 1}] ends the episode")
     return recording
 
 
-def _opening(prompts: list[str]) -> tuple[_Markup, str, str]:
+def _read_opening(prompts: list[str]) -> tuple[_Markup, str, str]:
     for markup in _MARKUPS:
         if prompts and (texts := markup.split(prompts[0], "system", "user")):
             return markup, texts[0], texts[1]
@@ -76,21 +78,21 @@ def _opening(prompts: list[str]) -> tuple[_Markup, str, str]:
     raise UnusableError("a prompt of another form", f"prompt[0]: expected {expected}, got {excerpt(prompts[:1])}")
 
 
-def _response(markup: _Markup, prompt: str, number: int) -> str:
+def _read_response(markup: _Markup, prompt: str, number: int) -> str:
     if texts := markup.split(prompt, "function"):
         return texts[0]
     expected = "a function's message and the assistant's opening"
     raise UnusableError("a prompt of another form", f"prompt[{number}]: expected {expected}, got {excerpt(prompt)}")
 
 
-def _instruction(user: str) -> str:
+def _read_instruction(user: str) -> str:
     instruction = user.removesuffix("Begin!").strip()
     if not instruction:
         raise UnusableError("no instruction", "prompt[0]: the user says nothing")
     return instruction
 
 
-def _turn(markup: _Markup, response: str, observation: str | None) -> RecordedTurn:
+def _read_turn(markup: _Markup, response: str, observation: str | None) -> RecordedTurn:
     """A response as a turn; one without a call that can be read is words."""
     text = response.strip().removesuffix(markup.end_of_turn).strip()
     parsed = REACT.parse(text)
@@ -100,16 +102,16 @@ def _turn(markup: _Markup, response: str, observation: str | None) -> RecordedTu
     return RecordedTurn(parsed.thought, parsed.call.name[-NAME_LIMIT:], arguments, observation)
 
 
-def _names(system: str) -> list[str]:
+def _read_names(system: str) -> list[str]:
     _, heading, listed = system.partition(_TOOLS_HEADING)
-    names = _literal(listed, "prompt[0]") if heading else None
+    names = _read_list(listed, "prompt[0]") if heading else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         expected = f"a list of names after '{_TOOLS_HEADING}'"
         raise UnusableError("tools of another form", f"prompt[0]: expected {expected}, got {excerpt(system)}")
     return names
 
 
-def _tools(names: list[str]) -> tuple[ToolSchema, ...]:
+def _make_tools(names: list[str]) -> tuple[ToolSchema, ...]:
     """Schemas for names alone, which are cut as ToolBench does: any arguments."""
     anything = {"type": "object", "properties": {}, "additionalProperties": True}
     short = unique(name[-NAME_LIMIT:] for name in names)
@@ -117,8 +119,8 @@ def _tools(names: list[str]) -> tuple[ToolSchema, ...]:
     return check_and_close([{"type": "function", "function": function} for function in functions], "prompt[0]")
 
 
-def _texts(row: dict[str, Any], column: str) -> list[str]:
-    texts = _literal(require(row, column, (str, list)), column)
+def _read_texts(row: dict[str, Any], column: str) -> list[str]:
+    texts = _read_list(require(row, column, (str, list)), column)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UnusableError(
             f"ill-typed field '{column}'", f"'{column}': expected a list of texts, got {excerpt(texts)}"
@@ -126,14 +128,14 @@ def _texts(row: dict[str, Any], column: str) -> list[str]:
     return texts
 
 
-def _rewards(row: dict[str, Any]) -> list[float]:
-    rewards = _literal(require(row, "reward", (str, list)), "reward")
+def _read_rewards(row: dict[str, Any]) -> list[float]:
+    rewards = _read_list(require(row, "reward", (str, list)), "reward")
     if not isinstance(rewards, list) or not all(isinstance(r, int | float) and 0 <= r <= 1 for r in rewards):
         detail = f"'reward': expected a list of numbers from 0 to 1, got {excerpt(rewards)}"
         raise UnusableError("ill-typed field 'reward'", detail)
     return [float(reward) for reward in rewards]
 
 
-def _literal(text: str | list[Any], where: str) -> Any:
+def _read_list(text: str | list[Any], where: str) -> Any:
     """A list, or the text of one."""
     return parse_literal(text, where) if isinstance(text, str) else text

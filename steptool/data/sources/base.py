@@ -61,7 +61,7 @@ class Source:
         return iter(())
 
     def make_demonstrations(self, queries: Iterable[Query], inputs: SourceInputs) -> Iterator[Trajectory]:
-        """Demonstrations that nobody recorded, of the training queries that are kept; it counts them itself.
+        """Make demonstrations for the training queries that are kept, and count them in the log.
 
         Without an override these are the reference solutions, played in the environments of their tasks.
         """

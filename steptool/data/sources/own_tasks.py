@@ -36,33 +36,32 @@ class OwnTasksSource(Source):
         places: dict[str, tuple[Path, int | str | None]] = {}
         for file in inputs.files(self.suffixes):
             for record in read_file(file):
-                query, place = _query(record, inputs.catalog), (record.file, record.row)
+                query, place = _read_query(record, inputs.catalog), (record.file, record.row)
                 if query.query_id and places.setdefault(query.query_id, place) != place:
                     first, line = places[query.query_id]
-                    raise IngestError(
-                        f"{_where(record)}: field 'id': '{query.query_id}' is also the id of {first}, line {line}"
-                    )
+                    detail = f"'{query.query_id}' is also the id of {first}, line {line}"
+                    raise IngestError(f"{_describe_place(record)}: field 'id': {detail}")
                 yield query if query.query_id else replace(query, query_id=f"{content_stem(file)}-{record.row}")
 
 
-def _where(record: Record) -> str:
+def _describe_place(record: Record) -> str:
     return f"{record.file}" if record.row is None else f"{record.file}, line {record.row}"
 
 
-def _query(record: Record, catalog: ToolCatalog) -> Query:
+def _read_query(record: Record, catalog: ToolCatalog) -> Query:
     if record.fault:
-        raise IngestError(f"{_where(record)}: {record.fault}")
+        raise IngestError(f"{_describe_place(record)}: {record.fault}")
     try:
         return _parse(record.value, catalog)
     except UnusableError as error:
-        raise IngestError(f"{_where(record)}: {error.detail}") from None
+        raise IngestError(f"{_describe_place(record)}: {error.detail}") from None
 
 
 def _parse(task: Any, catalog: ToolCatalog) -> Query:
     instruction = require_text(task, "instruction")
     if unknown := [name for name in task if name not in _FIELDS]:
         raise UnusableError("unknown field", f"unknown field '{unknown[0]}'; known are {', '.join(_FIELDS)}")
-    environment = _environment(optional(task, "environment", str, ""), catalog)
+    environment = _read_environment(optional(task, "environment", str, ""), catalog)
     tools = check_and_close(require(task, "tools", list), "tools") if "tools" in task else catalog.tools(environment)
     split = optional(task, "split", str, "")
     if split and split not in SPLITS:
@@ -79,21 +78,21 @@ def _parse(task: Any, catalog: ToolCatalog) -> Query:
         environment=environment,
         instruction=instruction,
         tools=tools,
-        reference=_reference(optional(task, "reference", dict, {}), [t["function"]["name"] for t in tools]),
+        reference=_read_reference(optional(task, "reference", dict, {}), [t["function"]["name"] for t in tools]),
         source="jsonl",
         tier=optional(task, "tier", str, ""),
         max_steps=max_steps,
     )
 
 
-def _environment(name: str, catalog: ToolCatalog) -> str:
+def _read_environment(name: str, catalog: ToolCatalog) -> str:
     try:
         return catalog.environment(name)
     except UnusableError as error:
         raise UnusableError(error.reason, f"field 'environment': {error.detail}") from None
 
 
-def _call_names(fields: dict[str, Any], field: str, where: str) -> list[str]:
+def _read_call_names(fields: dict[str, Any], field: str, where: str) -> list[str]:
     """The names of the calls in a list, each with its arguments."""
     names = []
     for number, call in enumerate(optional(fields, field, list, [], where)):
@@ -102,12 +101,12 @@ def _call_names(fields: dict[str, Any], field: str, where: str) -> list[str]:
     return names
 
 
-def _reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Reference:
+def _read_reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Reference:
     optional(reference, "answer", str, "")
     optional(reference, "family", str, "")
-    mentioned = [*optional(reference, "tools", list, []), *_call_names(reference, "calls", "reference")]
+    mentioned = [*optional(reference, "tools", list, []), *_read_call_names(reference, "calls", "reference")]
     for number, turn in enumerate(optional(reference, "turns", list, [])):
-        mentioned += _call_names({"turn": turn}, "turn", f"reference.turns[{number}]")
+        mentioned += _read_call_names({"turn": turn}, "turn", f"reference.turns[{number}]")
     for name in mentioned:
         if name not in tool_names:
             raise UnusableError("unknown tool", f"field 'reference': {excerpt(name)} is none of the task's tools")

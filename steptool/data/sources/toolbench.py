@@ -28,20 +28,20 @@ class ToolBenchSource(Source):
 
     def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
         """The tasks of the files, for the environment of the configuration."""
-        for query in parse_records(inputs.files(self.suffixes), _query, "queries", inputs.log):
+        for query in parse_records(inputs.files(self.suffixes), _read_query, "queries", inputs.log):
             yield replace(query, environment=inputs.catalog.environment())
 
 
-def _query(record: Record) -> Query:
+def _read_query(record: Record) -> Query:
     if record.row is None:
         raise UnusableError("not a list of instructions", f"expected a list, got {excerpt(record.value)}")
-    return instruction_query(record.value, record.file, record.row)
+    return read_instruction(record.value, record.file, record.row)
 
 
-def instruction_query(record: Any, file: Path, row: int | str | None) -> Query:
+def read_instruction(record: Any, file: Path, row: int | str | None) -> Query:
     """A record of an instruction file as a query, without a split. Raises UnusableError naming the field."""
     instruction = require_text(record, "query")
-    schemas = tool_schemas(require(record, "api_list", list))
+    schemas = make_tool_schemas(require(record, "api_list", list))
     relevant = optional(record, "relevant APIs", list, [])
     return Query(
         query_id=f"{content_stem(file)}-{record.get('query_id', row)}",
@@ -51,14 +51,14 @@ def instruction_query(record: Any, file: Path, row: int | str | None) -> Query:
         tools=with_finish(list(schemas.values())),
         reference=Reference(
             tools=tuple(schema["function"]["name"] for key, schema in schemas.items() if list(key) in relevant),
-            environment={REFERENCE: _endpoints(record["api_list"], schemas)},
+            environment={REFERENCE: _find_endpoints(record["api_list"], schemas)},
         ),
         source="toolbench",
         tier=content_stem(file),
     )
 
 
-def tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSchema]:
+def make_tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSchema]:
     """Tool schemas of an `api_list` by (tool name, API name), in its order. Raises UnusableError naming the field."""
     schemas: dict[tuple[str, str], ToolSchema] = {}
     names: set[str] = set()
@@ -68,11 +68,11 @@ def tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSchema]:
         if key not in schemas:
             name = distinct_name(function_name(key[1], key[0]), names)
             names.add(name)
-            schemas[key] = _schema(name, api, where)
+            schemas[key] = _make_schema(name, api, where)
     return schemas
 
 
-def _endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], ToolSchema]) -> dict[str, list[str]]:
+def _find_endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], ToolSchema]) -> dict[str, list[str]]:
     """What a request names for each function; not for one of an API without a category."""
     endpoints: dict[str, list[str]] = {}
     for api in api_list:
@@ -82,15 +82,15 @@ def _endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], ToolSc
     return endpoints
 
 
-def _schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
+def _make_schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
     """The schema of an API; whatever the API holds, it is one."""
-    needed, others = _properties(api, "required", where), _properties(api, "optional", where)
+    needed, others = _make_properties(api, "required", where), _make_properties(api, "optional", where)
     properties = {**needed, **{key: schema for key, schema in others.items() if key not in needed}}
     description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]
     return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(needed))
 
 
-def _properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+def _make_properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
     """JSON Schema's properties for the parameters of a kind; of those with one name the first."""
     properties: dict[str, Any] = {}
     keyword = "examples" if kind == "required" else "default"
@@ -100,11 +100,11 @@ def _properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]
             require_text(parameter, "name", f"{where}.{kind}_parameters[{number}]")  # says what is wrong
         key = parameter_name(name)
         if key not in properties:
-            properties[key] = _property(parameter, keyword)
+            properties[key] = _make_property(parameter, keyword)
     return properties
 
 
-def _property(parameter: Mapping[str, Any], keyword: str) -> dict[str, Any]:
+def _make_property(parameter: Mapping[str, Any], keyword: str) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": toolbench_type(parameter.get("type"))}
     if description := str(parameter.get("description") or "").strip()[:DESCRIPTION_LIMIT]:
         schema["description"] = description

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.recordings.forms import read_recording
-from steptool.data.recordings.recording import recording_query, recording_trajectory
+from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.records import FINISH, StepStatus, StopReason, ToolCall
 
 PLACE = Path("logs") / "may.jsonl"
@@ -46,7 +46,7 @@ def recording_of(*messages, offered=no_tools, **fields):
 
 def trajectory_of(*messages, **fields):
     answer = recording_of(*messages, **fields)
-    return recording_trajectory(answer.turns, answer.solved, recording_query(answer), 0)
+    return make_trajectory(answer.turns, answer.solved, make_query(answer), 0)
 
 
 def steps(trajectory):
@@ -55,10 +55,10 @@ def steps(trajectory):
 
 def test_a_conversation_becomes_a_query_and_a_trajectory():
     answer = recording_of(call({"at": "Bristol"}, content="I look."), response("9:12"), message("At 9:12."))
-    query = recording_query(answer)
+    query = make_query(answer)
     assert (query.query_id, query.tier, query.source) == ("logs-may-3", "may", "recorded")
     assert query.instruction == QUESTION["content"] and query.tools == (TIDES, FINISH_SCHEMA)
-    trajectory = recording_trajectory(answer.turns, None, query, 0)
+    trajectory = make_trajectory(answer.turns, None, query, 0)
     assert [s.call.name for s in trajectory.steps] == ["tides", FINISH]
     assert trajectory.stop_reason is StopReason.FINISHED and trajectory.final_answer == "At 9:12."
     assert trajectory.messages[1]["content"] == "I look."

@@ -9,7 +9,7 @@ import pytest
 from steptool.chat.finish import FINISH_SCHEMA
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.recordings.forms import read_recording
-from steptool.data.recordings.recording import recording_query, recording_trajectory
+from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.records import Trajectory
 
 PARAMETERS = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
@@ -27,8 +27,8 @@ def no_tools():
 
 def trajectory_of(value) -> tuple[Trajectory, tuple]:
     recording = read_recording(Record(Path("logs/may.jsonl"), 3, value), no_tools)
-    query = recording_query(recording)
-    return recording_trajectory(recording.turns, recording.solved, query, 0), query.tools
+    query = make_query(recording)
+    return make_trajectory(recording.turns, recording.solved, query, 0), query.tools
 
 
 OPENAI = {

@@ -14,7 +14,7 @@ from steptool.config import Config
 from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import Record, UnusableError
-from steptool.data.recordings.recording import recording_query, recording_trajectory
+from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.data.recordings.released import read_released
 from steptool.records import FINISH, StepReward, StopReason, Trajectory
 
@@ -64,10 +64,10 @@ def answered(value):
 @pytest.mark.parametrize("write", OPENINGS)
 def test_a_row_becomes_a_trajectory_in_any_markup(write):
     answer = answered(row(write))
-    query = recording_query(answer)
+    query = make_query(answer)
     assert query.instruction == ASKED and query.query_id == "train-ppo-2"
     assert [t["function"]["name"] for t in query.tools] == ["tides_for_sea", "waves_for_sea", FINISH]
-    trajectory = recording_trajectory(answer.turns, answer.solved, query, 0)
+    trajectory = make_trajectory(answer.turns, answer.solved, query, 0)
     assert [s.call.name for s in trajectory.steps] == ["tides_for_sea", "waves_for_sea", FINISH]
     assert [s.call.arguments for s in trajectory.steps[:2]] == [{"at": "Bristol"}] * 2
     assert [s.observation for s in trajectory.steps] == [*SAID, ""]
@@ -85,7 +85,7 @@ def test_names_are_cut_as_toolbench_cuts_them():
 
 def test_a_response_without_a_call_is_a_malformed_step():
     answer = answered(row(calls=["Thought: I wonder.", *CALLS[1:]]))
-    trajectory = recording_trajectory(answer.turns, None, recording_query(answer), 0)
+    trajectory = make_trajectory(answer.turns, None, make_query(answer), 0)
     assert [str(s.status) for s in trajectory.steps] == ["malformed", "ok", "finish"]
     assert trajectory.messages[1] == {"role": "assistant", "content": "Thought: I wonder."}
 

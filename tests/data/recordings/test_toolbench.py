@@ -10,7 +10,7 @@ from steptool.chat.finish import FINISH_SCHEMA
 from steptool.contracts.tables import read_records, write_records
 from steptool.data.ingest_log import IngestLog, Record, UnusableError
 from steptool.data.recordings.forms import read_recording, read_recordings
-from steptool.data.recordings.recording import recording_query, recording_trajectory
+from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.records import FINISH, StepStatus, StopReason, Trajectory
 
@@ -27,7 +27,7 @@ def recording_of(document):
 
 def trajectory_of(document):
     answer = recording_of(document)
-    return recording_trajectory(answer.turns, answer.solved, recording_query(answer), 0)
+    return make_trajectory(answer.turns, answer.solved, make_query(answer), 0)
 
 
 TRIVIAL = {"answer_generation": {"query": "Rain?", "function": []}}
@@ -140,7 +140,7 @@ ARGUMENTS = st.dictionaries(
 def test_a_finish_finishes_as_its_schema_says(arguments):
     answer = recording_of({**TRIVIAL, "trys": [{"chain": finish_nodes(json.dumps(arguments))}]})
     fits = check_arguments(FINISH_SCHEMA["function"]["parameters"], arguments) is None
-    (step,) = recording_trajectory(answer.turns, None, recording_query(answer), 0).steps
+    (step,) = make_trajectory(answer.turns, None, make_query(answer), 0).steps
     assert step.status is (StepStatus.FINISH if fits else StepStatus.INVALID_ARGUMENTS)
 
 
@@ -153,7 +153,7 @@ def test_the_tools_recorded_become_tool_schemas(tree_answer):
     functions = tree_answer["answer_generation"]["function"]
     functions[0]["parameters"]["properties"]["days"]["type"] = "NUMBER"
     functions[0]["parameters"]["required"] = ["town", "town", "gone"]
-    tools = recording_query(recording_of(tree_answer)).tools
+    tools = make_query(recording_of(tree_answer)).tools
     check_tools(tools, "tools")
     assert [t["function"]["name"] for t in tools] == ["forecast_day_for_sky_watch", "warnings_for_sky_watch", FINISH]
     parameters = tools[0]["function"]["parameters"]
@@ -246,11 +246,11 @@ def test_converted_answers_are_read_by_their_ids(tmp_path, write_json, converted
     log = IngestLog()
     write_json(tmp_path / "model" / "G1_tool.json", converted_answers)
     answers = list(read_recordings([str(tmp_path)], "data.paths", no_tools, log))
-    queries = [recording_query(answer) for answer in answers]
+    queries = [make_query(answer) for answer in answers]
     assert [(q.query_id, q.tier, q.instruction) for q in queries] == [
         ("model-G1_tool-17", "G1_tool", "Rain?"), ("model-G1_tool-18", "G1_tool", "Snow?"),
     ]  # fmt: skip
-    rain, snow = (recording_trajectory(a.turns, None, q, 0) for a, q in zip(answers, queries, strict=True))
+    rain, snow = (make_trajectory(a.turns, None, q, 0) for a, q in zip(answers, queries, strict=True))
     assert statuses(rain) == ["tool_error", "ok", "finish"] and rain.final_answer == "It rains."
     assert rain.messages[-1]["content"] == "So."
     assert statuses(snow) == ["malformed"] and snow.messages[-1] == {"role": "assistant", "content": "No."}
@@ -351,7 +351,7 @@ def test_every_step_of_the_real_answers_comes_through(real_data):
     for answer in answers:
         raw = json.loads(answer.file.read_text("utf-8"))
         paths = raw["answer_generation"].get("train_messages")
-        trajectory = recording_trajectory(answer.turns, answer.solved, recording_query(answer), 0)
+        trajectory = make_trajectory(answer.turns, answer.solved, make_query(answer), 0)
         if paths:
             calls = [m["function_call"] for m in paths[-1] if m.get("function_call")]
             said = [m["content"] for m in paths[-1] if m["role"] == "function"]

@@ -9,7 +9,7 @@ from steptool.chat.finish import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.data.ingest_log import IngestError, IngestLog, UnusableError
 from steptool.data.sources.base import SourceInputs
-from steptool.data.sources.toolbench import ToolBenchSource, instruction_query, tool_schemas
+from steptool.data.sources.toolbench import ToolBenchSource, make_tool_schemas, read_instruction
 from steptool.data.tools import ToolCatalog
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.environments.toolbench.naming import endpoints, function_name, unreserved
@@ -24,7 +24,7 @@ def read_instructions(paths, log=None):
 
 
 def test_an_instruction_becomes_a_query(instruction):
-    query = instruction_query(instruction, FILE, 0)
+    query = read_instruction(instruction, FILE, 0)
     assert query.instruction == instruction["query"]
     assert (query.query_id, query.tier, query.environment) == ("G9_weather-7", "G9_weather", "replay")
     endpoints = {
@@ -66,7 +66,7 @@ def test_an_instruction_becomes_a_query(instruction):
 )
 def test_types_become_those_of_json_schema(instruction, written, value, wrong):
     instruction["api_list"][0]["required_parameters"][0]["type"] = written
-    parameters = instruction_query(instruction, FILE, 0).tools[0]["function"]["parameters"]
+    parameters = read_instruction(instruction, FILE, 0).tools[0]["function"]["parameters"]
     assert check_arguments(parameters, {"town": value}) is None
     assert check_arguments(parameters, {"town": wrong}) is not None
 
@@ -74,7 +74,7 @@ def test_types_become_those_of_json_schema(instruction, written, value, wrong):
 def test_parameter_names_are_those_of_the_calls(instruction):
     api = instruction["api_list"][0]
     api["required_parameters"] = [{"name": n, "type": "STRING"} for n in ("id", "filter[Name]", "x-lang", "id")]
-    parameters = instruction_query(instruction, FILE, 0).tools[0]["function"]["parameters"]
+    parameters = read_instruction(instruction, FILE, 0).tools[0]["function"]["parameters"]
     assert list(parameters["properties"]) == ["is_id", "filter_name", "x_lang", "days"]
     assert parameters["required"] == ["is_id", "filter_name", "x_lang"]
 
@@ -82,7 +82,7 @@ def test_parameter_names_are_those_of_the_calls(instruction):
 def test_long_names_that_end_alike_stay_apart(instruction):
     first, second = instruction["api_list"]
     first["api_name"], second["api_name"] = "today " + "y" * 70, "tomorrow " + "y" * 70
-    names = [t["function"]["name"] for t in tool_schemas(instruction["api_list"]).values()]
+    names = [t["function"]["name"] for t in make_tool_schemas(instruction["api_list"]).values()]
     assert len(set(names)) == 2 and all(len(n) == 64 for n in names)
     assert names[0] == function_name(first["api_name"], first["tool_name"])
 
@@ -90,19 +90,19 @@ def test_long_names_that_end_alike_stay_apart(instruction):
 def test_long_names_that_end_alike_lead_back_to_their_own_apis(instruction):
     first, second = instruction["api_list"]
     first["api_name"], second["api_name"] = "today " + "y" * 70, "tomorrow " + "y" * 70
-    known = endpoints(instruction_query(instruction, FILE, 0))
+    known = endpoints(read_instruction(instruction, FILE, 0))
     assert [api for _, _, api in known.values()] == ["today_" + "y" * 70, "tomorrow_" + "y" * 70]
 
 
 def test_an_api_without_a_category_has_no_way_back(instruction):
     del instruction["api_list"][0]["category_name"]
-    query = instruction_query(instruction, FILE, 0)
+    query = read_instruction(instruction, FILE, 0)
     assert len(query.tools) == 3 and list(endpoints(query)) == ["warnings_for_sky_watch"]
 
 
 def test_the_same_api_twice_is_one_tool(instruction):
     instruction["api_list"].append(instruction["api_list"][0])
-    assert len(tool_schemas(instruction["api_list"])) == 2
+    assert len(make_tool_schemas(instruction["api_list"])) == 2
 
 
 VALUE = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
@@ -118,7 +118,7 @@ PARAMETERS = st.lists(
 def test_any_parameters_make_a_tool_schema_or_are_refused(required, optional, description):
     api = {"tool_name": "Sea", "api_name": "tides", "required_parameters": required, "optional_parameters": optional}
     try:
-        schemas = tool_schemas([api | {"api_description": description}])
+        schemas = make_tool_schemas([api | {"api_description": description}])
     except UnusableError as error:
         assert error.reason == "empty field 'name'"
     else:
@@ -129,10 +129,10 @@ def test_any_parameters_make_a_tool_schema_or_are_refused(required, optional, de
 def test_any_names_make_a_tool_schema(tool, api):
     name = {"tool_name": tool, "api_name": api, "required_parameters": [], "optional_parameters": []}
     if tool.strip() and api.strip():
-        check_tools(list(tool_schemas([name]).values()), "api_list")
+        check_tools(list(make_tool_schemas([name]).values()), "api_list")
     else:
         with pytest.raises(UnusableError):
-            tool_schemas([name])
+            make_tool_schemas([name])
 
 
 @pytest.mark.parametrize(
