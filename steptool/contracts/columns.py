@@ -13,7 +13,7 @@ metadata of the Parquet file and makes the reference page.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -31,6 +31,10 @@ DESCRIPTION = b"description"
 """Key of a field's metadata under which its description stands."""
 JSON_LIST = pa.list_(pa.json_())
 """A list of JSON documents, which Hugging Face datasets reads as what they hold."""
+
+
+class ContractError(ValueError):
+    """A file or a row does not satisfy its contract."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,27 @@ def from_row(row: Mapping[str, Any], cls: type[R]) -> R:
     return cls(**values)
 
 
-class ContractError(ValueError):
-    """A file or a row does not satisfy its contract."""
+def from_batch(batch: pa.RecordBatch, cls: type[R]) -> Iterator[R]:
+    """The records of a part of a file, column by column. Raises ContractError naming the column that cannot be read."""
+    columns = [_values(cls, column, batch.column(column.name)) for column in contract_of(cls).columns]
+    return map(cls, *columns)
+
+
+def _values(cls: type, column: Column, array: pa.Array) -> Iterable[Any]:
+    if column.stored.decode is None:
+        values: list[Any] = array.to_pylist()
+        return values
+    if _holds_numbers(column.stored.type):
+        numbers, ends = array.flatten().to_numpy(zero_copy_only=False), np.cumsum(array.value_lengths().to_numpy())
+        return [part.copy() for part in np.split(numbers, ends[:-1])] if len(ends) else []
+    try:
+        return [None if value is None else column.stored.decode(value) for value in array.to_pylist()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(f"{contract_of(cls)}: column '{column.name}' cannot be read: {error}") from error
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) and pa.types.is_primitive(kind.value_type))
 
 
 @_cached
@@ -191,7 +214,7 @@ def _stored(kind: Any) -> Stored | None:
 
 def _with_array(stored: Stored) -> Stored:
     """Lists of numbers come back as arrays."""
-    if pa.types.is_list(stored.type) and pa.types.is_primitive(stored.type.value_type) and stored.decode is None:
+    if _holds_numbers(stored.type) and stored.decode is None:
         dtype = stored.type.value_type.to_pandas_dtype()
         return Stored(stored.type, stored.encode, lambda values: np.asarray(values, dtype=dtype))
     return stored

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from steptool.contracts.columns import (
     Row,
     contract_of,
     declared_class,
-    from_row,
+    from_batch,
     to_row,
 )
 
@@ -28,6 +29,8 @@ R = TypeVar("R")
 Place = str | os.PathLike[str]
 _PART_ROWS, _PART_SIZE = 8192, 1 << 25
 """Rows that are held in memory and written at once: at most so many, of about so many characters and list items."""
+_FLAT_BATCH, _NESTED_BATCH = 1024, 64
+"""Records that are read at once; those with lists, such as tokens, may be large."""
 _ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
 
 
@@ -54,9 +57,13 @@ def read_records(path: Place, cls: type[R]) -> list[R]:
     return list(iterate_records(path, cls))
 
 
-def iterate_records(path: Place, cls: type[R], batch_size: int = 64) -> Iterator[R]:
+def iterate_records(path: Place, cls: type[R]) -> Iterator[R]:
     """The records of a file, a few at a time in memory."""
-    return (from_row(row, cls) for row in iterate_rows(path, cls, batch_size))
+    nested = any(pa.types.is_nested(field.type) for field in contract_of(cls).schema)
+    for batch in _batches(path, cls, _NESTED_BATCH if nested else _FLAT_BATCH):
+        with _damage_named(path):
+            records = from_batch(batch, cls)
+        yield from records
 
 
 def read_rows(path: Place, cls: type) -> list[Row]:
@@ -65,21 +72,31 @@ def read_rows(path: Place, cls: type) -> list[Row]:
     return rows
 
 
-def iterate_rows(path: Place, cls: type, batch_size: int = 1024, columns: Sequence[str] | None = None) -> Iterator[Row]:
+def iterate_rows(
+    path: Place, cls: type, batch_size: int = _FLAT_BATCH, columns: Sequence[str] | None = None
+) -> Iterator[Row]:
     """The records of a file as they lie in it, streamed; of these columns alone if they are given."""
+    for batch in _batches(path, cls, batch_size, columns):
+        with _damage_named(path):
+            rows = batch.to_pylist()
+        yield from rows
+
+
+def _batches(path: Place, cls: type, batch_size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     contract = contract_of(cls)
     _check_metadata(path, contract)
-    with pq.ParquetFile(path) as file:
+    with _damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         _check_schema(file.schema_arrow, contract, str(path))
-        for batch in file.iter_batches(batch_size=batch_size, columns=columns):
-            yield from batch.to_pylist()
+        yield from file.iter_batches(batch_size=batch_size, columns=columns)
 
 
 def read_table(path: Place, cls: type) -> pa.Table:
     """A file as an Arrow table. Raises ContractError if it is not of this contract and version."""
     contract = contract_of(cls)
     _check_metadata(path, contract)
-    table = pq.read_table(path)
+    with _damage_named(path):
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
     _check_schema(table.schema, contract, str(path))
     return table
 
@@ -118,8 +135,9 @@ def to_table(rows: Iterable[Mapping[str, Any]], cls: type, first: int = 0) -> pa
 def _check_fields(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> None:
     names = [column.name for column in contract.columns]
     required = [column.name for column in contract.columns if not column.nullable]
+    expected = set(names)
     for number, row in enumerate(rows, start=first):
-        if row.keys() != set(names):
+        if row.keys() != expected:
             missing, unknown = [n for n in names if n not in row], [n for n in row if n not in names]
             raise ContractError(f"{contract}, row {number}: missing fields {missing}, unknown fields {unknown}")
         for name in required:
@@ -159,7 +177,7 @@ def _write_tables(path: Place, tables: Iterable[pa.Table], contract: Contract) -
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in tables:
                 _check_schema(table.schema, contract, str(path))
                 writer.write_table(table.select(schema.names).cast(schema))
@@ -169,11 +187,20 @@ def _write_tables(path: Place, tables: Iterable[pa.Table], contract: Contract) -
     return target
 
 
-def _metadata(path: Place) -> dict[bytes, bytes]:
+@contextmanager
+def _damage_named(path: Place) -> Iterator[None]:
+    """Turn what Arrow raises for a damaged file into an error that names it."""
     try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the file's content
+        raise ContractError(f"{path}: damaged, encrypted or not a Parquet file ({error})") from error
+
+
+def _metadata(path: Place) -> dict[bytes, bytes]:
+    with _damage_named(path):
         return pq.read_schema(path).metadata or {}
-    except pa.ArrowInvalid as error:
-        raise ContractError(f"{path}: not a Parquet file ({error})") from error
 
 
 def _check_metadata(path: Place, contract: Contract) -> None:
