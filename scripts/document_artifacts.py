@@ -54,7 +54,7 @@ from steptool.records import Trajectory
 episodes = read_records("runs/demo/trajectories_round_00.parquet", Trajectory)
 ```
 
-`make docs-artifacts` writes this page from the dataclasses in `steptool/records.py`, which declare the columns.
+`make docs-artifacts` writes this page from the dataclasses in `steptool/records/`, which declare the columns.
 """
 RECORDS: dict[type, str] = {
     Query: "queries.parquet",
@@ -165,7 +165,7 @@ def main() -> int:
     if not parser.parse_args().check:
         PAGE.write_text(page(), encoding="utf-8")
     elif PAGE.read_text(encoding="utf-8") != page():
-        print(f"{PAGE}: not what steptool/records.py says; run make docs-artifacts", file=sys.stderr)
+        print(f"{PAGE}: not what steptool/records/ says; run make docs-artifacts", file=sys.stderr)
         return 1
     return 0
 
