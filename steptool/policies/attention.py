@@ -107,8 +107,8 @@ def _check_runs(model: PreTrainedModel, kinds: list[str]) -> None:
         raise ValueError(
             f"{name} cannot be played by our engine: its layers ({', '.join(others or kinds)}) keep a state that "
             "cannot be taken back to an earlier token, or make masks of their own; choose a model of plain or sliding "
-            "attention (Qwen3, Llama, Mistral, Gemma, Phi-3, gpt-oss, OLMo and others), or evaluate this one behind an "
-            "endpoint"
+            "attention (Qwen3, Llama, Mistral, Gemma, Phi-3, gpt-oss, OLMo and others), set rollout.engine to vllm, or "
+            "evaluate this one behind an endpoint"
         )
     accepted = inspect.signature(inner.forward).parameters
     if "position_ids" not in accepted or "past_key_values" not in accepted:

@@ -39,7 +39,8 @@ class _Row:
 def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> float:
     """Play two turns of the shortest and of the longest prompt, and of one that fills the context.
 
-    Gives the difference in nats between the log-probabilities of the rollouts and those of the training path.
+    Gives the difference in nats between the log-probabilities of the rollouts and those of the training path. Where
+    another engine decodes, weights and context alone are checked.
     Raises ModelError, with the remedy, for a model that cannot be played or trained: weights that are no numbers, a
     context longer than its positions, layers that the sampler does not know, log-probabilities that differ.
     """
@@ -47,6 +48,8 @@ def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query]
     try:
         _check_weights(model)
         check_context(model, config.policy.max_context)
+        if config.rollout.engine != "transformers":
+            return 0.0
         rows = _play(model, codec, queries, config)
         differences = [_difference(model, row) for row in rows if row.spans]
     except ValueError as error:
@@ -54,7 +57,8 @@ def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query]
     except (RuntimeError, IndexError, TypeError, AttributeError, KeyError) as error:
         raise ModelError(
             f"policy.base: {name} cannot be played by our engine, a trial turn ended with {type(error).__name__}: "
-            f"{error}; choose a model of plain or sliding attention, or evaluate this one behind an endpoint"
+            f"{error}; choose a model of plain or sliding attention, set rollout.engine to vllm, or evaluate this one "
+            "behind an endpoint"
         ) from error
     worst, tolerance = max(differences), TOLERANCES[model.dtype]
     if not worst <= tolerance:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, MambaConfig, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config
@@ -60,6 +60,19 @@ def test_a_model_that_plays_as_it_trains_passes(
 def test_a_window_that_play_ignores_is_found_though_prompts_are_short(codec: ChatCodec, queries: list[Query]) -> None:
     with pytest.raises(ModelError, match=r"Careless samples turns whose log-probabilities differ .* 0\.01 are allowed"):
         try_model(mistral(codec, 2000, Careless), codec, queries, CONFIG)
+
+
+def test_where_another_engine_decodes_weights_and_context_alone_are_checked(
+    codec: ChatCodec, queries: list[Query]
+) -> None:
+    config = Config.model_validate({"policy": {"max_context": 4000}, "rollout": {"engine": "vllm"}})
+    hybrid = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1))
+    assert try_model(hybrid, codec, queries, config) == 0.0
+    with pytest.raises(ModelError, match=r"MambaForCausalLM cannot be played.*set rollout\.engine to vllm"):
+        try_model(hybrid, codec, queries, CONFIG)
+    next(hybrid.parameters()).data[0] = float("inf")
+    with pytest.raises(ModelError, match="hold values that are no numbers"):
+        try_model(hybrid, codec, queries, config)
 
 
 def test_weights_that_are_no_numbers_are_refused(codec: ChatCodec, queries: list[Query]) -> None:
