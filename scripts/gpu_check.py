@@ -194,7 +194,7 @@ def measure_log_probs(small: bool) -> list[Row]:
     from torch import nn
 
     from steptool.models.load import device
-    from steptool.models.logprobs import token_log_probs
+    from steptool.models.logprobs import TileWays, token_log_probs
 
     count, hidden, vocabulary = (64, 64, 20_000) if small else (8192, 896, 151_936)
     head = nn.Linear(hidden, vocabulary, bias=False).to(device(), torch.bfloat16)
@@ -206,7 +206,7 @@ def measure_log_probs(small: bool) -> list[Row]:
         "all at once": lambda: head(states).float().log_softmax(-1).gather(-1, targets[:, None]),
     }
     if not small:
-        ways["tiles, compiled"] = lambda: token_log_probs(lm, states, targets, fused=True)[0]
+        ways["tiles, compiled"] = lambda: token_log_probs(lm, states, targets, 1.0, TileWays(fused=True))[0]
     rows: list[Row] = []
     for name, way in ways.items():
         run = partial(_gradients, way, [states, head.weight])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steptool.models.attention import enable_packing
 from steptool.models.batch import TokenBatch
-from steptool.models.logprobs import causal_lm, token_log_probs
+from steptool.models.logprobs import SMALL_VOCABULARY, TileWays, causal_lm, token_log_probs
 from steptool.models.value_head import ValueHead
 
 
@@ -46,7 +47,7 @@ class Actor(nn.Module):
         self.head = head
         self.detach_value = detach_value
         self.temperature = temperature
-        self.fused = False
+        self.ways = TileWays()
         self.packed = enable_packing(policy)
         """Whether the sequences of a forward pass are packed end to end; else they are padded."""
 
@@ -58,16 +59,27 @@ class Actor(nn.Module):
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # layers look at it; the dropout within them stays off
 
+    def accumulate_gradients(self) -> None:
+        """Hold one gradient of the size of a large vocabulary and no copies; for training by `backward` alone."""
+        lm = causal_lm(self.policy)
+        head: Any = lm.get_output_embeddings()
+        if head.weight.shape[0] <= SMALL_VOCABULARY:
+            return
+        self.ways = replace(self.ways, accumulate=True)
+        embedding = lm.get_input_embeddings()
+        if type(embedding) is nn.Embedding and embedding.weight is head.weight:
+            embedding.sparse = True  # its gradient joins the dense one of the output layer, which comes first
+
     def compile_layers(self) -> None:
         """Compile each layer, and what is done to the logits of a large vocabulary, into fewer kernels."""
-        self.fused = True
+        self.ways = replace(self.ways, fused=True)
         for module in causal_lm(self.policy).modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.compile()
 
     def forward(self, batch: TokenBatch) -> ActionOutputs:
         """Log-probability and entropy of each action token; the backbone runs once, only its states go further."""
-        return score_actions(self.policy, batch, self.temperature, fused=self.fused)
+        return score_actions(self.policy, batch, self.temperature, self.ways)
 
     def values(self, states_NH: Tensor) -> Tensor:
         """Values [N] of the states of a forward pass, float32."""
@@ -80,15 +92,17 @@ class Actor(nn.Module):
     def reference_log_probs(self, batch: TokenBatch, reference: nn.Module | None) -> Tensor:
         """Log-probabilities [N] under the reference: another model or, if None, this one with its adapter off."""
         if reference is not None:
-            return score_actions(reference, batch, self.temperature, fused=self.fused).log_probs_N
+            return score_actions(reference, batch, self.temperature, self.ways).log_probs_N
         with self.policy.disable_adapter():  # type: ignore[operator]
-            return score_actions(self.policy, batch, self.temperature, fused=self.fused).log_probs_N
+            return score_actions(self.policy, batch, self.temperature, self.ways).log_probs_N
 
 
-def score_actions(policy: nn.Module, batch: TokenBatch, temperature: float, *, fused: bool = False) -> ActionOutputs:
+def score_actions(
+    policy: nn.Module, batch: TokenBatch, temperature: float, ways: TileWays | None = None
+) -> ActionOutputs:
     """Run a policy on a batch."""
     states_NH = action_states(policy, batch)
-    log_probs_N, entropy_N = token_log_probs(causal_lm(policy), states_NH, batch.targets_N, temperature, fused=fused)
+    log_probs_N, entropy_N = token_log_probs(causal_lm(policy), states_NH, batch.targets_N, temperature, ways)
     return ActionOutputs(log_probs_N, entropy_N, states_NH)
 
 

@@ -47,21 +47,34 @@ class LogitTransform:
         return gradient.mul_(factor) if factor != 1.0 else gradient
 
 
+@dataclass(frozen=True)
+class TileWays:
+    """How tiles of logits are worked on."""
+
+    fused: bool = False
+    """Compile the work on logits into few kernels (GPU)."""
+    accumulate: bool = False
+    """Add the gradient of the output layer to its `.grad` tile by tile, in place of handing it to autograd: a tensor of
+    the size of the vocabulary less. For `backward` on a leaf alone, not for torch.autograd.grad."""
+
+
 def token_log_probs(
-    lm: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor, temperature: float = 1.0, *, fused: bool = False
+    lm: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor, temperature: float = 1.0, ways: TileWays | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, both [N] in nats, float32.
 
     `hidden_NH` are the backbone's last hidden states at the positions just before the targets. Gradients flow through
-    the log-probabilities only; the entropy is for reading. Both are those of softmax(logits / temperature). With
-    `fused` the work on the logits of a large vocabulary is compiled into few kernels.
+    the log-probabilities only; the entropy is for reading. Both are those of softmax(logits / temperature). `ways` is
+    for large vocabularies.
     """
     head: Any = lm.get_output_embeddings()
     transform = logit_transform(lm, temperature)
     if head.weight.shape[0] <= SMALL_VOCABULARY:
         bias = None if head.bias is None else head.bias.float()
         return _plain(functional.linear(hidden_NH.float(), head.weight.float(), bias), targets_N, transform)
-    log_probs_N, entropy_N = _TiledLogProbs.apply(hidden_NH, head.weight, head.bias, targets_N, transform, fused)  # type: ignore[no-untyped-call]
+    log_probs_N, entropy_N = _TiledLogProbs.apply(
+        hidden_NH, head.weight, head.bias, targets_N, transform, ways or TileWays()
+    )  # type: ignore[no-untyped-call]
     return log_probs_N, entropy_N
 
 
@@ -107,12 +120,12 @@ class _TiledLogProbs(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         transform: LogitTransform,
-        fused: bool,
+        ways: TileWays,
     ) -> tuple[Tensor, Tensor]:
         zeros_N = torch.zeros(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
         chosen_N, sums = zeros_N, _Sums(zeros_N - torch.inf, zeros_N, zeros_N)
         tiles = _Tiles(hidden_NH, weight_VH, bias_V)
-        add = _compiled(_add_tile) if fused else _add_tile_in_place
+        add = _compiled(_add_tile) if ways.fused else _add_tile_in_place
         for tile in tiles.slices():
             logits_NT = tiles.logits(tile)
             place_N = targets_N - tile.start
@@ -123,20 +136,22 @@ class _TiledLogProbs(torch.autograd.Function):
         normaliser_N = sums.largest_N + sums.total_N.log()
         entropy_N = normaliser_N - sums.weighted_N / sums.total_N
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, normaliser_N)
-        ctx.options = transform, fused
+        ctx.options = transform, ways, weight_VH
         ctx.mark_non_differentiable(entropy_N)
         return transform.apply(chosen_N) - normaliser_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, gradient_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, targets_N, normaliser_N = ctx.saved_tensors
-        transform, fused = ctx.options
+        transform, ways, parameter = ctx.options
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if needs_hidden else None
-        weight_grad_VH = torch.empty_like(weight_VH) if needs_weight else None
+        weight_grad_VH = None
+        if needs_weight:
+            weight_grad_VH = _own_gradient(parameter) if ways.accumulate else torch.empty_like(weight_VH)
         bias_grad_V = torch.empty_like(bias_V) if needs_bias else None
         tiles = _Tiles(hidden_NH, weight_VH, bias_V)
-        differentiate = _compiled(_tile_gradient) if fused else _tile_gradient_in_place
+        differentiate = _compiled(_tile_gradient) if ways.fused else _tile_gradient_in_place
         for tile in tiles.slices():
             grad_NT = differentiate(
                 tiles.logits(tile), tiles.scratch(tile), normaliser_N, gradient_N, targets_N - tile.start, transform
@@ -145,10 +160,12 @@ class _TiledLogProbs(torch.autograd.Function):
                 bias_grad_V[tile] = grad_NT.sum(0)
             if hidden_grad_NH is not None:
                 _add_product(hidden_grad_NH, grad_NT, weight_VH[tile])
-            if weight_grad_VH is not None:
+            if weight_grad_VH is not None and ways.accumulate:
+                _add_product(weight_grad_VH[tile], grad_NT.T, hidden_NH)
+            elif weight_grad_VH is not None:
                 torch.mm(grad_NT.T, hidden_NH, out=weight_grad_VH[tile])
         hidden_grad = None if hidden_grad_NH is None else hidden_grad_NH.to(hidden_NH.dtype)
-        return hidden_grad, weight_grad_VH, bias_grad_V, None, None, None
+        return hidden_grad, None if ways.accumulate else weight_grad_VH, bias_grad_V, None, None, None
 
 
 class _Sums(NamedTuple):
@@ -259,11 +276,18 @@ class _Tiles:
         return room[: shape[0] * shape[1]].view(shape)
 
 
-def _add_product(sum_NH: Tensor, grad_NT: Tensor, weight_TH: Tensor) -> None:
-    """sum += grad @ weight in float32."""
-    if grad_NT.dtype == torch.float32:
-        sum_NH.addmm_(grad_NT, weight_TH)
-    elif grad_NT.is_cuda:
-        sum_NH += torch.mm(grad_NT, weight_TH, out_dtype=torch.float32)
+def _own_gradient(weight: Tensor) -> Tensor:
+    """The gradient of a weight, zeros where it has none yet; float32 where torch lets gradients be."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight, dtype=getattr(weight, "grad_dtype", None) or weight.dtype)
+    return weight.grad
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right; on a GPU no product is rounded to bfloat16 before it is added to a float32 total."""
+    if left.dtype == torch.float32 and total.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif left.is_cuda and total.dtype == torch.float32:
+        total += torch.mm(left, right, out_dtype=torch.float32)
     else:
-        sum_NH += torch.mm(grad_NT, weight_TH)
+        total += torch.mm(left, right)

@@ -77,6 +77,7 @@ class Trainer:
         self.lengths = np.array([len(row.input_ids) for row in sequences], dtype=np.int64)
         self.action_tokens = np.array([len(action_places(row)) for row in sequences], dtype=np.int64)
         self._places = packed_places(self.action_tokens)
+        actor.accumulate_gradients()
         self._rates = [group["lr"] for group in optimizer.param_groups]
 
     def train(self, steps: Sequence[Indices]) -> list[Figures]:

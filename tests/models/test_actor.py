@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from steptool.models import actor as actor_module
 from steptool.models import logprobs
 from steptool.models.actor import Actor, action_states
 from steptool.models.attention import VARIABLE_LENGTH, can_pack
 from steptool.models.batch import collate
 from steptool.models.load import load_model, tiny_model, train_tokenizer
 from steptool.models.logprobs import token_log_probs
+from steptool.models.optimizer import adamw
 from steptool.models.value_head import ValueHead, load_value_head, save_value_head
 
 
@@ -155,6 +157,32 @@ def test_the_tiles_of_a_large_vocabulary_join_without_a_seam(monkeypatch: pytest
         results.append([log_probs_N.detach(), entropy_N, states.grad, head.weight.grad, head.bias.grad])
     for plain, tiled in zip(*results, strict=True):
         torch.testing.assert_close(tiled, plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_that_add_up_in_place_are_those_of_autograd(
+    tied: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two passes of backward, with a vocabulary in tiles and output layer and embedding in one or two tensors."""
+    monkeypatch.setattr(logprobs, "SMALL_VOCABULARY", 10)
+    monkeypatch.setattr(actor_module, "SMALL_VOCABULARY", 10)
+    sizes = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32}
+    gradients = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=tied)
+        actor = Actor(LlamaForCausalLM(config).to(dtype))
+        adamw(actor.policy, 1e-3)  # makes gradients of bfloat16 weights float32
+        if in_place:
+            actor.accumulate_gradients()
+        for rows in (sequences()[:2], sequences()[2:]):
+            actor(collate(rows)).log_probs_N.sum().backward()
+        gradients.append({name: p.grad for name, p in actor.policy.named_parameters()})
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    for name, expected in gradients[0].items():
+        assert gradients[1][name].dtype == torch.float32 and not gradients[1][name].is_sparse
+        assert (gradients[1][name] - expected).norm() <= tolerance * expected.norm(), name
 
 
 def test_only_action_tokens_are_learned(model_dir: Path) -> None:
