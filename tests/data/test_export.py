@@ -29,13 +29,13 @@ def query(number=0):
     return Query(f"q{number}", "train", "replay", f"When is high water {number}?", (TIDES, FINISH_SCHEMA))
 
 
-def played(asked, sample=0, solved=None, answer=ANSWER):
+def demonstrate(task, sample=0, solved=None, answer=ANSWER):
     turns = [RecordedTurn("First.", "tides", '{"at": ["Bristol", 1]}', "9:12"), RecordedTurn("", FINISH, answer, None)]
-    return make_trajectory(turns, solved, asked, sample)
+    return make_trajectory(turns, solved, task, sample)
 
 
 @pytest.fixture
-def exported(tmp_path):
+def export_all(tmp_path):
     def make(form, trajectories, queries):
         inputs = (
             write_records(tmp_path / "t.parquet", trajectories, Trajectory),
@@ -46,8 +46,8 @@ def exported(tmp_path):
     return make
 
 
-def test_messages_are_those_of_openai(exported):
-    done = exported(Form.MESSAGES, [played(query(), solved=1.0)], [query()])
+def test_messages_are_those_of_openai(export_all):
+    done = export_all(Form.MESSAGES, [demonstrate(query(), solved=1.0)], [query()])
     (line,) = [json.loads(line) for line in done.path.read_text("utf-8").splitlines()]
     assert done.path.name == "messages.jsonl" and done.counts == {"trajectories read": 1, "rows written": 1}
     assert {k: line[k] for k in ("id", "query_id", "solved", "tools")} == {
@@ -73,31 +73,31 @@ MALFORMED = st.builds(lambda w, o: (None, w, StepStatus.MALFORMED, o), WORDS, TE
 @st.composite
 def episodes(draw):
     """An episode as a rollout notes it: calls and malformed turns, and answers that the user goes on from."""
-    said, steps = [], []
+    messages, steps = [], []
     for number, (call, text, status, observation) in enumerate(draw(st.lists(CALLED | MALFORMED, max_size=4))):
         steps.append(Step(call, status, observation))
-        said += [call_message(call, text) if call else {"role": "assistant", "content": text}]
-        said += [tool_message(call.name if call else NO_CALL, observation)]
+        messages += [call_message(call, text) if call else {"role": "assistant", "content": text}]
+        messages += [tool_message(call.name if call else NO_CALL, observation)]
         if draw(st.booleans()):
             finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": draw(TEXT)})
             steps.append(Step(finish, StepStatus.FINISH, ""))
-            said += [call_message(finish), tool_message(FINISH, ""), {"role": "user", "content": f"And {number}?"}]
+            messages += [call_message(finish), tool_message(FINISH, ""), {"role": "user", "content": f"And {number}?"}]
     if not steps or draw(st.booleans()):
         finish = ToolCall(FINISH, {"return_type": draw(st.sampled_from(["give_answer", "give_up_and_restart"]))})
         steps.append(Step(finish, StepStatus.FINISH, ""))
-        said.append(call_message(finish, draw(TEXT)))
-    return said, steps
+        messages.append(call_message(finish, draw(TEXT)))
+    return messages, steps
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(episodes(), min_size=1, max_size=3))
-def test_what_went_out_comes_in_again(tmp_path_factory, exported, drawn):
-    queries = [query(n) for n in range(len(drawn))]
+def test_what_went_out_comes_in_again(tmp_path_factory, export_all, drafts):
+    queries = [query(n) for n in range(len(drafts))]
     trajectories = [
-        replace(played(asked, solved=0.25), messages=[played(asked).messages[0], *said], steps=steps)
-        for asked, (said, steps) in zip(queries, drawn, strict=True)
+        replace(demonstrate(task, solved=0.25), messages=[demonstrate(task).messages[0], *messages], steps=steps)
+        for task, (messages, steps) in zip(queries, drafts, strict=True)
     ]
-    lines = exported(Form.MESSAGES, trajectories, queries).path
+    lines = export_all(Form.MESSAGES, trajectories, queries).path
     config = Config.model_validate({"data": {"source": "recorded", "paths": [str(lines)]}})
     done = ingest(config, tmp_path_factory.mktemp("again"), for_training=False)
     again = read_records(done.demonstrations_path, Trajectory)
@@ -110,9 +110,9 @@ def test_what_went_out_comes_in_again(tmp_path_factory, exported, drawn):
     assert [t.solved for t in again] == [0.25] * len(again)
 
 
-def test_data_for_fine_tuning_leaves_out_what_is_known_to_have_failed(exported):
-    trajectories = [played(query(), n, solved) for n, solved in enumerate([None, 0.0, 0.5, 1.0, 0.49])]
-    done = exported(Form.SFT, trajectories, [query()])
+def test_data_for_fine_tuning_leaves_out_what_is_known_to_have_failed(export_all):
+    trajectories = [demonstrate(query(), n, solved) for n, solved in enumerate([None, 0.0, 0.5, 1.0, 0.49])]
+    done = export_all(Form.SFT, trajectories, [query()])
     rows = pq.read_table(done.path).to_pylist()
     assert [r["trajectory_id"] for r in rows] == ["q0-recorded-0", "q0-recorded-2", "q0-recorded-3"]
     assert done.counts == {"trajectories read": 5, "rows written": 3, "left out: unsolved": 2}
@@ -121,16 +121,16 @@ def test_data_for_fine_tuning_leaves_out_what_is_known_to_have_failed(exported):
     assert call["function"]["arguments"] == {"at": ["Bristol", 1]}  # an object: chat templates write it themselves
 
 
-def test_preferences_are_pairs_of_one_query(exported):
+def test_preferences_are_pairs_of_one_query(export_all):
     verdicts = {0: [1.0, 0.0, 1.0, None, 0.0, 1.0], 1: [0.0], 2: [0.5, 0.9, 0.1]}
     bad = json.dumps({"return_type": "give_up_and_restart"})
     trajectories = [
-        played(query(n), sample, solved, ANSWER if solved else bad)
+        demonstrate(query(n), sample, solved, ANSWER if solved else bad)
         for n, solves in verdicts.items()
         for sample, solved in enumerate(solves)
     ]
     trajectories.insert(0, trajectories.pop(4))  # the order of the file is not that of the queries
-    done = exported(Form.PREFERENCE, trajectories, [query(n) for n in verdicts])
+    done = export_all(Form.PREFERENCE, trajectories, [query(n) for n in verdicts])
     rows = pq.read_table(done.path).to_pylist()
     assert [(r["chosen_trajectory_id"], r["rejected_trajectory_id"]) for r in rows] == [
         ("q0-recorded-0", "q0-recorded-4"), ("q0-recorded-2", "q0-recorded-1"), ("q2-recorded-1", "q2-recorded-2"),
@@ -144,10 +144,12 @@ def test_preferences_are_pairs_of_one_query(exported):
     assert "give_up" in json.dumps(first["rejected"][-1]) and "At nine" in json.dumps(first["chosen"][-1])
 
 
-def test_pairs_are_formed_across_files(exported, tmp_path):
+def test_pairs_are_formed_across_files(export_all, tmp_path):
     """Greedy and sampled episodes of the same queries: no file has a pair of its own."""
     files = [
-        write_records(tmp_path / f"{name}.parquet", [played(query(n), 0, solved) for n, solved in verdicts], Trajectory)
+        write_records(
+            tmp_path / f"{name}.parquet", [demonstrate(query(n), 0, solved) for n, solved in verdicts], Trajectory
+        )
         for name, verdicts in {
             "greedy": [(0, 1.0), (1, 0.0), (2, 1.0)],
             "sampled": [(0, 0.0), (1, 1.0), (2, 1.0)],
@@ -174,19 +176,19 @@ def test_pairs_are_formed_across_files(exported, tmp_path):
         (Form.SFT, 0.0, r"nothing to write as sft \(trajectories read 1, left out: unsolved 1\)$"),
     ],
 )
-def test_an_empty_file_is_refused_with_its_counts(exported, tmp_path, form, solved, message):
+def test_an_empty_file_is_refused_with_its_counts(export_all, tmp_path, form, solved, message):
     with pytest.raises(ValueError, match=message):
-        exported(form, [played(query(), solved=solved)], [query()])
+        export_all(form, [demonstrate(query(), solved=solved)], [query()])
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("form", Form)
-def test_numbers_that_json_cannot_write_are_left_out(exported, form, number):
-    good = [played(query(), 0, 1.0), played(query(), 1, 0.0)]
+def test_numbers_that_json_cannot_write_are_left_out(export_all, form, number):
+    good = [demonstrate(query(), 0, 1.0), demonstrate(query(), 1, 0.0)]
     call = call_message(ToolCall("tides", {"at": [{"n": number}]}))
     bad = [replace(one, messages=[one.messages[0], call, *one.messages[2:]]) for one in good]
-    done = exported(form, [*bad, *good], [query()])
+    done = export_all(form, [*bad, *good], [query()])
     assert done.counts["left out: a number that JSON cannot write"] == (1 if form is Form.SFT else 2)
     assert done.counts["rows written"] == (2 if form is Form.MESSAGES else 1)
     text = done.path.read_text() if form is Form.MESSAGES else str(pq.read_table(done.path).to_pylist())
@@ -194,30 +196,30 @@ def test_numbers_that_json_cannot_write_are_left_out(exported, form, number):
     schema = {**TIDES["function"], "parameters": {"type": "object", "properties": {"n": {"default": number}}}}
     odd = replace(query(1), tools=({"type": "function", "function": schema},))
     with pytest.raises(ValueError, match="a number that JSON cannot write 1"):
-        exported(form, [played(odd, 0, 1.0)], [odd])
+        export_all(form, [demonstrate(odd, 0, 1.0)], [odd])
 
 
-def test_partners_with_different_beginnings_are_no_pair(exported):
-    other = played(query(), 1, 0.0)
+def test_partners_with_different_beginnings_are_no_pair(export_all):
+    other = demonstrate(query(), 1, 0.0)
     other = replace(other, messages=[{"role": "user", "content": "Another day"}, *other.messages[1:]])
-    same = played(query(1), 0, 1.0), played(query(1), 1, 0.0)
-    done = exported(Form.PREFERENCE, [played(query(), 0, 1.0), other, *same], [query(), query(1)])
+    same = demonstrate(query(1), 0, 1.0), demonstrate(query(1), 1, 0.0)
+    done = export_all(Form.PREFERENCE, [demonstrate(query(), 0, 1.0), other, *same], [query(), query(1)])
     assert done.counts == {
         "trajectories read": 4, "rows written": 1, "left out: partners with different beginnings": 2,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", Form)
-def test_a_trajectory_of_another_query_is_refused_and_nothing_written(exported, tmp_path, form):
+def test_a_trajectory_of_another_query_is_refused_and_nothing_written(export_all, tmp_path, form):
     with pytest.raises(
         ValueError, match=r"'q7-recorded-0' answers the query 'q7', which is not in the file of queries"
     ):
-        exported(form, [played(query(0), solved=1.0), played(query(7), solved=1.0)], [query(0)])
+        export_all(form, [demonstrate(query(0), solved=1.0), demonstrate(query(7), solved=1.0)], [query(0)])
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_file_of_many_parts_is_one(exported, tmp_path):
-    trajectories = [played(query(n), solved=float(n % 2)) for n in range(3000)]
-    done = exported(Form.MESSAGES, trajectories, [query(n) for n in range(3000)])
+def test_a_file_of_many_parts_is_one(export_all, tmp_path):
+    trajectories = [demonstrate(query(n), solved=float(n % 2)) for n in range(3000)]
+    done = export_all(Form.MESSAGES, trajectories, [query(n) for n in range(3000)])
     with Path(done.path).open(encoding="utf-8") as lines:
         assert [json.loads(line)["query_id"] for line in lines] == [f"q{n}" for n in range(3000)]

@@ -1,35 +1,21 @@
 import copy
 import json
-import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from steptool.artifacts.queries import read_queries
-from steptool.config import Config, DataConfig, load_config
+from steptool.config import Config, load_config
 from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
-from steptool.data.ingest_log import IngestError, IngestLog
-from steptool.data.recordings.recording import RecordedTurn, Recording
+from steptool.data.ingest_log import IngestError
 from steptool.data.splits import SPLITS, text_key
-from steptool.data.staging import StagingDatabase
 from steptool.environments.base import ToolResult
 from steptool.environments.replay.environment import ReplayEnvironment
-from steptool.records import Query, Reference, StepStatus, Trajectory
-
-
-def query(text, split="", query_id=None):
-    return Query(query_id or text, split, "replay", text, ())
-
-
-def data(train, validation, heldout, exact=True):
-    return DataConfig(train_queries=train, validation_queries=validation, heldout_queries=heldout, exact_splits=exact)
+from steptool.records import Query, StepStatus, Trajectory
 
 
 @pytest.fixture
@@ -223,13 +209,13 @@ def test_the_same_conversations_in_any_container_are_the_same(tmp_path, configur
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved" / "d")
     texts = [{name: json.dumps(value) for name, value in row.items()} for row in rows]
     pq.write_table(pa.Table.from_pylist(texts), tmp_path / "texts" / "a.parquet")
-    told = []
+    contents = []
     for form in ("list", "lines", "parquet", "saved", "texts"):
         done = ingest(configured("recorded", [tmp_path / form]), tmp_path / "out" / form)
         assert done.counts["demonstrations kept"] == 40
         queries = {q.query_id: (q.instruction, q.split, q.tools) for q in read_queries(done.queries_path)}
-        told.append([(queries[t.query_id], t.steps) for t in read_records(done.demonstrations_path, Trajectory)])
-    assert all(one == told[0] for one in told)
+        contents.append([(queries[t.query_id], t.steps) for t in read_records(done.demonstrations_path, Trajectory)])
+    assert all(one == contents[0] for one in contents)
 
 
 def test_an_environment_answers_the_tasks_of_files(tmp_path, many, configured, write_json, chain_answer):
@@ -276,114 +262,6 @@ def test_the_desk_comes_with_queries_and_demonstrations(tmp_path):
     assert Counter(q.split for q in queries) == {"train": 6, "validation": 4, "heldout": 4}
     demonstrations = read_records(done.demonstrations_path, Trajectory)
     assert demonstrations and {d.query_id for d in demonstrations} <= {q.query_id for q in queries}
-
-
-def drawn(queries, sizes, recorded=(), log=None):
-    """The queries that are kept, by id, with their splits."""
-    with tempfile.TemporaryDirectory() as folder, StagingDatabase(Path(folder)) as staging:
-        for one in queries:
-            staging.add_query(one)
-        for text in recorded:
-            staging.add_recording(Recording(Path("a.json"), None, text, (), (RecordedTurn("", "", "Yes.", None),)))
-        staging.draw(sizes, log or IngestLog())
-        return {row["query_id"]: row["split"] for row in staging.query_rows()}
-
-
-texts = st.lists(st.text(min_size=1).filter(str.strip), unique_by=text_key, max_size=30)
-
-
-@settings(max_examples=50)
-@given(texts, st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
-def test_a_text_is_in_one_split_whatever_stands_around_it(instructions, train, validation, heldout):
-    sizes = data(train * 100, validation * 100, heldout * 100, exact=False)
-    numbered = dict(enumerate(instructions))
-    one = drawn([query(t, query_id=f"{n}") for n, t in numbered.items()], sizes)
-    both = [query(t, query_id=f"{n}") for n, t in numbered.items()]
-    both += [query(f" {t}\n", query_id=f"again {n}") for n, t in reversed(numbered.items())]
-    two = drawn(both, sizes)
-    assert two == one | {f"again {n}": split for n, split in one.items()}
-
-
-def test_the_shares_are_those_of_the_configured_numbers():
-    sizes = data(6000, 1000, 3000, exact=False)
-    splits = Counter(drawn([query(f"Question {n}") for n in range(4000)], sizes).values())
-    assert abs(splits["train"] / 4000 - 0.6) < 0.03
-    assert abs(splits["validation"] / 4000 - 0.1) < 0.03
-    assert abs(splits["heldout"] / 4000 - 0.3) < 0.03
-
-
-@pytest.mark.parametrize(
-    ("tasks", "sizes", "expected"),
-    [
-        (60, (40, 5, 15), (40, 5, 15)),
-        (100, (40, 5, 15), (40, 5, 15)),
-        (30, (40, 5, 15), (20, 3, 7)),  # 20, 2.5 and 7.5: the largest remainders get the rest, the first of two first
-        (3, (2400, 200, 400), (3, 0, 0)),  # 2.4, .2 and .4
-        (10, (2400, 200, 400), (8, 1, 1)),  # 8, .67 and 1.33
-    ],
-)
-def test_splits_are_exact_where_the_data_allow_it(tasks, sizes, expected):
-    log = IngestLog()
-    splits = drawn([query(f"Question {n}") for n in range(tasks)], data(*sizes), log=log)
-    assert tuple(Counter(splits.values())[split] for split in SPLITS) == expected
-    dropped = sum(number for name, number in log.counts.items() if name.startswith("queries dropped"))
-    assert dropped == tasks - sum(expected)
-
-
-@settings(max_examples=50, deadline=None)
-@given(texts, st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.data())
-def test_exact_splits_move_as_few_tasks_as_they_need_and_none_that_is_given_a_split(
-    instructions, train, validation, heldout, choices
-):
-    given_splits = {t: choices.draw(st.sampled_from(["", "", *SPLITS])) for t in instructions}
-    families = {
-        t: choices.draw(st.sampled_from(["a", "b", None])) if not given_splits[t] else None for t in instructions
-    }
-    queries = [
-        replace(query(t, given_splits[t], f"{n}"), reference=Reference(family=families[t]))
-        for n, t in enumerate(instructions)
-    ]
-    loose = drawn(queries, data(train * 1000, validation * 1000, heldout * 1000, exact=False))
-    exact = drawn(queries, data(train, validation, heldout))
-    by_id = {f"{n}": t for n, t in enumerate(instructions)}
-    assert all(exact[name] == given_splits[by_id[name]] for name in exact if given_splits[by_id[name]])
-    for family in ("a", "b"):
-        assert len({split for name, split in exact.items() if families[by_id[name]] == family}) <= 1
-    before, after = Counter(loose.values()), Counter(exact.values())
-    for split, size in zip(SPLITS, (train, validation, heldout), strict=True):
-        moved_in = [name for name in exact if exact[name] == split and loose[name] != split]
-        assert not moved_in or (before[split] < size and after[split] <= size)
-
-
-def test_the_draw_never_changes():
-    splits = drawn([query(f"Question {n}?") for n in range(6)], data(60, 20, 20, exact=False))
-    assert list(splits.values()) == ["train", "train", "train", "validation", "validation", "train"]
-
-
-def test_a_given_split_holds_for_equal_texts():
-    queries = [query("a  b", query_id="1"), query("a b", "heldout", "2"), query("a b\n", query_id="3")]
-    assert list(drawn(queries, data(99, 1, 9)).values()) == ["heldout"] * 3
-
-
-def test_a_family_stays_together_whatever_its_texts():
-    variants = [replace(query(f"Question {n}?"), reference=Reference(family="Question 0?")) for n in range(1, 9)]
-    splits = drawn([query("Question 0?"), *variants], data(100, 100, 100))
-    assert len(splits) == 9 and len(set(splits.values())) == 1
-
-
-def test_one_text_in_two_splits_is_refused():
-    with pytest.raises(IngestError, match=r"'1' \(train\) and '2' \(heldout\)|'2' \(heldout\) and '1' \(train\)"):
-        drawn([query("a", "train", "1"), query(" a ", "heldout", "2")], data(1, 1, 1))
-
-
-def test_recorded_queries_are_kept_first_and_order_stays():
-    queries = [query(f"Question {n}", "train") for n in range(50)]
-    recorded = {"Question 41", "Question 3", "Question 17"}
-    log = IngestLog()
-    kept = list(drawn(queries, data(5, 1, 1), recorded, log))
-    assert len(kept) == 5 and recorded <= set(kept)
-    assert kept == sorted(kept, key=lambda t: int(t.split()[1]))
-    assert log.counts == {"queries dropped: more than data.train_queries": 45, "demonstrations kept": 3}
 
 
 def test_real_data_as_a_whole(tmp_path, real_data, configured):

@@ -20,13 +20,13 @@ def data(tmp_path_factory):
         parameters = {"type": "object", "properties": {f"name{number}": {"type": "string"}}}
         function = {"name": f"tool{number}", "description": "", "parameters": parameters}
         tools = ({"type": "function", "function": function},)
-        asked = Query(f"q{number}", "train", "replay", f"Question {number}?", tools)
-        queries.append(asked)
+        task = Query(f"q{number}", "train", "replay", f"Question {number}?", tools)
+        queries.append(task)
         for solved, answer in ((1.0, "yes"), (0.0, "no")):
             finish = json.dumps({"return_type": "give_answer", "final_answer": answer})
             call = RecordedTurn("", f"tool{number}", json.dumps({f"name{number}": number}), f"said {answer}")
             trajectories.append(
-                make_trajectory([call, RecordedTurn("", FINISH, finish, None)], solved, asked, int(solved))
+                make_trajectory([call, RecordedTurn("", FINISH, finish, None)], solved, task, int(solved))
             )
     trajectories_path = write_records(folder / "t.parquet", trajectories, Trajectory)
     return trajectories_path, write_records(folder / "q.parquet", queries, Query)

@@ -20,8 +20,8 @@ from steptool.records import FINISH, StepReward, StopReason, Trajectory
 
 NAMES = "['tides_for_sea', 'waves_for_sea', 'Finish']"
 SYSTEM = f"Specifically, you have access to the following APIs: {NAMES}"
-ASKED = "When is high water?\nUser: me."
-SAID = ['{"error": "", "response": "9:12"}', "A text with\nAssistant:\nin it"]
+QUESTION = "When is high water?\nUser: me."
+RESPONSES = ['{"error": "", "response": "9:12"}', "A text with\nAssistant:\nin it"]
 CALLS = [
     'Thought: First the tides.\nAction: tides_for_sea\nAction Input: {"at": "Bristol"}',
     'Thought: \nAction: waves_for_sea\nAction Input: {\n  "at": "Bristol"\n}',
@@ -49,28 +49,28 @@ OPENINGS = {
 ENDS = {chatml: "<|im_end|>\n", llama: "<|eot_id|>", vicuna: "\n"}
 
 
-def row(write=chatml, rewards=(0.9, 0.5, 1.0), said=SAID, calls=CALLS, system=SYSTEM):
-    first = write("system", system) + write("user", f"\n{ASKED}\nBegin!\n") + OPENINGS[write]
-    prompts = [first, *(write("function", text) + OPENINGS[write] for text in said)]
+def row(write=chatml, rewards=(0.9, 0.5, 1.0), responses=RESPONSES, calls=CALLS, system=SYSTEM):
+    first = write("system", system) + write("user", f"\n{QUESTION}\nBegin!\n") + OPENINGS[write]
+    prompts = [first, *(write("function", text) + OPENINGS[write] for text in responses)]
     return {
         "prompt": repr(prompts), "response": repr([c + ENDS[write] for c in calls]), "reward": repr(list(rewards)),
     }  # fmt: skip
 
 
-def answered(value):
+def recording_of(value):
     return read_released(Record(Path("train") / "ppo.csv", 2, value))
 
 
 @pytest.mark.parametrize("write", OPENINGS)
 def test_a_row_becomes_a_trajectory_in_any_markup(write):
-    answer = answered(row(write))
+    answer = recording_of(row(write))
     query = make_query(answer)
-    assert query.instruction == ASKED and query.query_id == "train-ppo-2"
+    assert query.instruction == QUESTION and query.query_id == "train-ppo-2"
     assert [t["function"]["name"] for t in query.tools] == ["tides_for_sea", "waves_for_sea", FINISH]
     trajectory = make_trajectory(answer.turns, answer.solved, query, 0)
     assert [s.call.name for s in trajectory.steps] == ["tides_for_sea", "waves_for_sea", FINISH]
     assert [s.call.arguments for s in trajectory.steps[:2]] == [{"at": "Bristol"}] * 2
-    assert [s.observation for s in trajectory.steps] == [*SAID, ""]
+    assert [s.observation for s in trajectory.steps] == [*RESPONSES, ""]
     assert trajectory.messages[1]["content"] == "First the tides."
     assert trajectory.final_answer == "At 9:12.\nAction: none" and trajectory.stop_reason is StopReason.FINISHED
     assert answer.rewards == (0.9, 0.5, 1.0) and trajectory.solved == 1.0
@@ -79,12 +79,14 @@ def test_a_row_becomes_a_trajectory_in_any_markup(write):
 def test_names_are_cut_as_toolbench_cuts_them():
     long = "x" * 70 + "_for_sea"
     calls = [f"Action: {long}\nAction Input: {{}}", CALLS[2]]
-    answer = answered(row(system=SYSTEM.replace("waves_for_sea", long), calls=calls, said=SAID[:1], rewards=(1, 1)))
+    answer = recording_of(
+        row(system=SYSTEM.replace("waves_for_sea", long), calls=calls, responses=RESPONSES[:1], rewards=(1, 1))
+    )
     assert answer.turns[0].name == long[-64:] == answer.tools[1]["function"]["name"]
 
 
 def test_a_response_without_a_call_is_a_malformed_step():
-    answer = answered(row(calls=["Thought: I wonder.", *CALLS[1:]]))
+    answer = recording_of(row(calls=["Thought: I wonder.", *CALLS[1:]]))
     trajectory = make_trajectory(answer.turns, None, make_query(answer), 0)
     assert [str(s.status) for s in trajectory.steps] == ["malformed", "ok", "finish"]
     assert trajectory.messages[1] == {"role": "assistant", "content": "Thought: I wonder."}
@@ -108,13 +110,13 @@ def test_a_response_without_a_call_is_a_malformed_step():
         (row(system=SYSTEM.replace("'Finish'", "Finish")), "not a Python literal"),
         (row(system=SYSTEM.replace("tides_for_sea", "no name")), "tool schema that is no schema"),
         (row() | {"prompt": row()["prompt"].replace("function", "user")}, "a prompt of another form"),
-        (row(calls=CALLS[:2], said=SAID[:1], rewards=(1, 1)), "a call without a response"),
+        (row(calls=CALLS[:2], responses=RESPONSES[:1], rewards=(1, 1)), "a call without a response"),
         (row(calls=[CALLS[2], *CALLS[1:]]), "steps after Finish"),
     ],
 )
 def test_a_row_of_another_form_is_refused(value, reason):
     with pytest.raises(UnusableError) as refusal:
-        answered(value)
+        recording_of(value)
     assert refusal.value.reason == reason and refusal.value.detail
 
 
@@ -127,7 +129,7 @@ CELL = (
 @given(st.fixed_dictionaries(dict.fromkeys(("prompt", "response", "reward"), CELL)))
 def test_any_cells_are_read_or_refused(value):
     try:
-        assert answered(value).turns
+        assert recording_of(value).turns
     except UnusableError as error:
         assert error.reason and error.detail
 
