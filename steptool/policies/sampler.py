@@ -20,10 +20,21 @@ from steptool.policies.attention import AttentionMasks, forward_options
 
 _CHUNK = 64
 """The cache grows by half, to a multiple of this number of slots."""
-_PADDING = 256
-"""Tokens of padding in one prefill, at most: about what a forward pass of its own costs a small model."""
-_MASK_CELLS = 1 << 24
-"""Cells (rows x new tokens x slots) of attention mask in one prefill, at most, unless one row needs more."""
+
+
+@dataclass(frozen=True)
+class PrefillLimits:
+    """How much goes into one prefill."""
+
+    padding: int
+    """Tokens of padding, at most: about what a forward pass of its own costs."""
+    mask_cells: int
+    """Cells (rows x new tokens x slots) of attention mask, at most, unless one row needs more."""
+
+
+CPU_LIMITS = PrefillLimits(padding=256, mask_cells=1 << 24)
+GPU_LIMITS = PrefillLimits(padding=32_768, mask_cells=1 << 28)
+"""A forward pass costs its launch time, whatever its size: prefills are cut into few."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +186,8 @@ class BatchSampler:
     @torch.inference_mode()
     def feed(self, feeds: Sequence[Feed]) -> None:
         """Put tokens into rows and sample the first token of their turns."""
-        for group in _groups(feeds):
+        limits = CPU_LIMITS if self._device.type == "cpu" else GPU_LIMITS
+        for group in _groups(feeds, limits):
             self._prefill(group)
         self._length = self._longest()
 
@@ -283,14 +295,14 @@ def _invert(probs_RV: Tensor, uniforms_R: Tensor) -> Tensor:
     return torch.searchsorted(cumulated, aim, right=True)[:, 0]
 
 
-def _groups(feeds: Sequence[Feed]) -> Iterator[list[Feed]]:
+def _groups(feeds: Sequence[Feed], limits: PrefillLimits) -> Iterator[list[Feed]]:
     """Feeds of similar length together, each group within the limits of padding and of its mask."""
     group: list[Feed] = []
     tokens = slots = 0
     for feed in sorted(feeds, key=lambda f: len(f.ids)):
         width = len(feed.ids)
         slots = max(slots, feed.start + width)
-        if width * len(group) - tokens > _PADDING or width * (len(group) + 1) * slots > _MASK_CELLS:
+        if width * len(group) - tokens > limits.padding or width * (len(group) + 1) * slots > limits.mask_cells:
             if group:
                 yield group
             group, tokens, slots = [], 0, feed.start + width

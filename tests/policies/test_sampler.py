@@ -36,15 +36,16 @@ def test_no_token_of_probability_zero_is_drawn(uniform: float) -> None:
     assert token == (1 if uniform < 0.25 else 3)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 6000)), max_size=12))
-def test_groups_hold_every_feed_within_the_limits(sizes: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize("limits", [sampling.CPU_LIMITS, sampling.GPU_LIMITS], ids=["cpu", "gpu"])
+@given(sizes=st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 6000)), max_size=12))
+def test_groups_hold_every_feed_within_the_limits(limits: sampling.PrefillLimits, sizes: list[tuple[int, int]]) -> None:
     feeds = [Feed(i, start, [0] * n, np.zeros(1, np.float32)) for i, (start, n) in enumerate(sizes)]
-    groups = list(sampling._groups(feeds))
+    groups = list(sampling._groups(feeds, limits))
     assert sorted(f.row for g in groups for f in g) == list(range(len(feeds)))
     for group in groups:
         width, slots = max(len(f.ids) for f in group), max(f.start + len(f.ids) for f in group)
-        assert len(group) == 1 or len(group) * width * slots <= sampling._MASK_CELLS
-        assert sum(width - len(f.ids) for f in group) <= sampling._PADDING
+        assert len(group) == 1 or len(group) * width * slots <= limits.mask_cells
+        assert sum(width - len(f.ids) for f in group) <= limits.padding
 
 
 def test_rows_go_on_after_others_are_dropped(random_model: PreTrainedModel) -> None:
