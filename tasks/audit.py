@@ -12,7 +12,7 @@ from steptool.artifacts.progress import say
 from steptool.config import Config
 from steptool.contracts.tables import concatenate
 from steptool.records import Cost, StepReward, Trajectory
-from steptool.storage.remote import fetched, localize
+from steptool.storage.remote import fetch, localize
 from tasks.runtime.artifacts import Parquet, Shard, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
@@ -74,7 +74,7 @@ def review_rewards(
 
     folder, rewards_file = make_folder("audit"), download(rewards)
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")
-    other = fetched(compare, make_folder("compared")) if compare else None
+    other = fetch(compare, make_folder("compared")) if compare else None
     result = audit_files(download(queries), download(trajectories), rewards_file, config, other)
     html = rewards_page(result, f"The rewards by {result.annotator}")
     (folder / PAGE).write_text(html, encoding="utf-8")

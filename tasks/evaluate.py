@@ -9,7 +9,7 @@ from steptool.artifacts.progress import Stopwatch
 from steptool.config import Config, EvaluatedPolicy
 from steptool.contracts.tables import write_records
 from steptool.records import Evaluation
-from steptool.storage.remote import fetched, localize
+from steptool.storage.remote import fetch, localize
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
@@ -55,7 +55,7 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
 
     chosen = config.evaluation.policies[policy]
     if chosen.model != "embedded":
-        chosen = chosen.model_copy(update={"model": str(fetched(chosen.model, make_folder("model")))})
+        chosen = chosen.model_copy(update={"model": str(fetch(chosen.model, make_folder("model")))})
     result = _evaluate(chosen, config, download(queries), download(demonstrations))
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)

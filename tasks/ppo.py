@@ -5,7 +5,7 @@ from typing import NamedTuple
 from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.metrics import count_metrics, total_counts
-from steptool.artifacts.progress import Stopwatch, rate, say
+from steptool.artifacts.progress import Stopwatch, format_rate, say
 from steptool.config import Config
 from steptool.contracts.tables import read_records, write_records
 from steptool.records import Advantage, Cost, Metric, StepReward
@@ -82,7 +82,7 @@ def ppo(
     advantages = write_records(figures / names.of_round("advantages", round_index), result.advantages, Advantage)
     say(
         "ppo",
-        rate([t.solved for t in episodes]),
+        format_rate([t.solved for t in episodes]),
         seconds=sum(cost.seconds for cost in spent),
         round_index=round_index,
         rounds=config.ppo.rounds,

@@ -1,6 +1,6 @@
 """Episodes of the current policy."""
 
-from steptool.artifacts.progress import Stopwatch, rate, say
+from steptool.artifacts.progress import Stopwatch, format_rate, say
 from steptool.config import Config
 from steptool.storage.remote import localize
 from tasks.runtime.artifacts import Model, Parquet, Shard, download, make_folder, write_costs
@@ -23,7 +23,7 @@ def rollout(
     episodes = roll_out(
         download(model), chosen, config, round_index=round_index, demonstrations=download(demonstrations)
     )
-    result = f"shard {shard + 1} of {config.rollout.shards}, {rate([t.solved for t in episodes])}"
+    result = f"shard {shard + 1} of {config.rollout.shards}, {format_rate([t.solved for t in episodes])}"
     say("rollout", result, round_index=round_index, rounds=config.ppo.rounds)
     if errors := [t.check_error for t in episodes if t.check_error]:
         failed = f"the check failed on {len(errors)} of {len(episodes)} episodes, first: {errors[0]}"

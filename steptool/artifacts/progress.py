@@ -37,7 +37,7 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def line(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> str:
+def format_line(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> str:
     """One line: the stage, the round (counted from 0) of how many, the text, the time taken and the time left.
 
     `seconds` is the time that the stage took, or the whole round where it ends one; the time left counts the rounds to
@@ -52,9 +52,9 @@ def line(stage: str, text: str, *, seconds: float | None = None, round_index: in
 
 
 def say(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> None:
-    """Print `line` at once; where several processes do the same, the first alone."""
+    """Print the line at once; where several processes do the same, the first alone."""
     if first_process():
-        shown = printable(line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds))
+        shown = printable(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds))
         print(shown, flush=True)
 
 
@@ -94,8 +94,8 @@ class Ticker:
         say(self._stage, f"{done} of {self._total} {self._unit}, {_duration(left)} left here")
 
 
-def rate(values: Sequence[float | None]) -> str:
-    """A pass rate in words: the mean of the verdicts that there are."""
+def format_rate(values: Sequence[float | None]) -> str:
+    """The mean of the known verdicts in words."""
     known = [v for v in values if v is not None]
     return f"pass rate {sum(known) / len(known):.3f}" if known else "pass rate unknown"
 

@@ -6,6 +6,7 @@ Every file carries the contract's name and version in its metadata.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,8 +62,10 @@ def iterate_records(path: Place, cls: type[R]) -> Iterator[R]:
     """The records of a file, a few at a time in memory."""
     nested = any(pa.types.is_nested(field.type) for field in contract_of(cls).schema)
     for batch in _batches(path, cls, _NESTED_BATCH if nested else _FLAT_BATCH):
-        with _damage_named(path):
+        try:
             records = from_batch(batch, cls)
+        except ContractError as error:
+            raise ContractError(f"{path}: {error}") from error
         yield from records
 
 
@@ -175,7 +178,7 @@ def _write_tables(path: Place, tables: Iterable[pa.Table], contract: Contract) -
     schema = contract.schema.with_metadata(metadata)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".steptool-{uuid.uuid4().hex}.partial")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in tables:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -248,7 +249,7 @@ def _to_texts(messages: Iterable[Message]) -> list[str]:
 
 def _write_lines(out: Path, rows: Iterable[Row]) -> Path:
     target = out / "messages.jsonl"
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".steptool-{uuid.uuid4().hex}.partial")
     try:
         with partial.open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

@@ -16,7 +16,7 @@ from steptool.data.ingest_log import IngestError
 from steptool.data.readers.compressed import content_suffix
 from steptool.data.readers.files import SUFFIXES, find_files
 from steptool.data.sources.catalog import open_source
-from steptool.storage.remote import mark, named
+from steptool.storage.remote import digest_content, list_inputs
 
 _Listing = tuple[Sequence[str], str, Sequence[str]]
 """Paths, the field of the configuration that names them, and the suffixes of files below a folder."""
@@ -62,7 +62,7 @@ def fingerprint(config: Config) -> str:
     Raises IngestError for data that is not there.
     """
     files = [file.model_dump() for file in list_files(config.data)]
-    others = {place: mark(place) for place in named(config)}
+    others = {place: digest_content(place) for place in list_inputs(config)}
     return hashlib.sha256(json.dumps([files, others], sort_keys=True).encode()).hexdigest()
 
 

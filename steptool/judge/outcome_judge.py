@@ -23,7 +23,7 @@ from steptool.config import JudgeConfig
 from steptool.judge.verdicts import Choice, Status
 from steptool.judge.votes import Question, VotePanel, prompt_hash, replace_surrogates, transcript
 from steptool.records import Preference, Query, StopReason, Trajectory, Verdict
-from steptool.storage.threads import in_order
+from steptool.storage.threads import map_in_order
 
 _PASS = """\
 You decide whether an assistant solved a task with tools. You see the task, each step (the tool it called, the
@@ -102,14 +102,14 @@ class OutcomeJudge:
 
     def verdicts(self, model: str, pairs: Iterable[tuple[Query, Trajectory]]) -> list[Verdict]:
         """Verdicts on a model's answers, `votes` for each, in their order."""
-        parts = in_order(lambda pair: self._verdict(model, *pair), pairs, self._config.endpoint.concurrency)
+        parts = map_in_order(lambda pair: self._verdict(model, *pair), pairs, self._config.endpoint.concurrency)
         return [row for rows in parts for row in rows]
 
     def preferences(
         self, model: str, other: str, triples: Iterable[tuple[Query, Trajectory, Trajectory]]
     ) -> list[Preference]:
         """Preferences between two models' answers, two orders of `votes` each, in their order."""
-        parts = in_order(lambda t: self._preference(model, other, *t), triples, self._config.endpoint.concurrency)
+        parts = map_in_order(lambda t: self._preference(model, other, *t), triples, self._config.endpoint.concurrency)
         return [row for rows in parts for row in rows]
 
     def counts(self) -> dict[str, float]:

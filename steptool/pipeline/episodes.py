@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from steptool.artifacts.progress import Ticker, rate, say
+from steptool.artifacts.progress import Ticker, format_rate, say
 from steptool.config import Config, EvaluatedPolicy
 from steptool.contracts.tables import write_records
 from steptool.data.recordings.matching import policy_recordings
@@ -87,7 +87,7 @@ def view(
 
 def _report(result: PolicyEvaluation, name: str, queries: int) -> None:
     """Say how often the policy passed, and what went wrong."""
-    say("evaluate", f"{name}: {rate(result.greedy_verdicts)} on {queries} queries")
+    say("evaluate", f"{name}: {format_rate(result.greedy_verdicts)} on {queries} queries")
     if errors := result.check_errors:
         say("evaluate", f"the check failed on {len(errors)} episodes of {name}, first: {errors[0]}")
     if refusals := result.refusals:

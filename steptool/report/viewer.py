@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import uuid
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ def write_viewer(
     )
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".steptool-{uuid.uuid4().hex}.partial")
     try:
         stream.dump(str(partial), encoding="utf-8")
         partial.replace(target)

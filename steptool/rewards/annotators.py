@@ -16,7 +16,7 @@ from steptool.judge.votes import count_reasons, replace_surrogates
 from steptool.records import Query, StepReward, Trajectory
 from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules
 from steptool.rewards.truth import Truth
-from steptool.storage.threads import in_order
+from steptool.storage.threads import map_in_order
 
 ANNOTATORS: Mapping[str, Callable[[], Annotator]] = {
     "rules": DataFlowRules,
@@ -76,7 +76,7 @@ def score_steps(
     For a remote annotator it takes some trajectories ahead, so that several wait for the server at the same time.
     """
     if isinstance(annotator, RemoteAnnotator):
-        parts = in_order(lambda t: _rows(queries, t, annotator), trajectories, annotator.concurrency)
+        parts = map_in_order(lambda t: _rows(queries, t, annotator), trajectories, annotator.concurrency)
     else:
         parts = (_rows(queries, t, annotator) for t in trajectories)
     return (row for rows in parts for row in rows)

@@ -1,4 +1,4 @@
-"""Files and folders that a configuration names: fetched where they lie in a store, and known by their content."""
+"""Files and folders that a configuration names: copied from a store, and told apart by their content."""
 
 from __future__ import annotations
 
@@ -15,8 +15,18 @@ from pydantic import BaseModel
 from steptool.artifacts.lineage import sha256
 from steptool.config import Config
 
-_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "LastModified", "last_modified", "updated", "mtime")
-"""Where stores note what changes with the content of a file, best first."""
+_VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "crc32c",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "mtime",
+)
+"""Keys under which stores note what changes with the content of a file, best first."""
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -25,11 +35,11 @@ def is_remote(place: str) -> bool:
     return "://" in place
 
 
-def fetched(place: str, folder: Path) -> str:
-    """The place on this machine: a url's file or folder is copied below `folder`, under its own last two names.
+def fetch(place: str, folder: Path) -> str:
+    """Copy a url's file or folder below `folder`, and return its place there; another place is returned as it is.
 
-    (Ids of recorded data are made of the name of a file and of its folder.) Raises FileNotFoundError for a url where
-    nothing is.
+    The copy keeps the last two names of the url, since ids of recorded data are made of the name of a file and of its
+    folder. Raises FileNotFoundError for a url where nothing is.
     """
     if not is_remote(place):
         return place
@@ -49,28 +59,28 @@ def fetched(place: str, folder: Path) -> str:
 def localize(config: Config, folder: Path, *fields: str) -> Config:
     """The configuration with the urls in these fields (as in data.paths) replaced by copies below `folder`."""
     for field in fields:
-        config = _replaced(config, field.split("."), folder / field)
+        config = _replace(config, field.split("."), folder / field)
     return config
 
 
-def _replaced(section: S, names: list[str], folder: Path) -> S:
+def _replace(section: S, names: list[str], folder: Path) -> S:
     value: Any = getattr(section, names[0])
     if isinstance(value, BaseModel):
-        value = _replaced(value, names[1:], folder)
+        value = _replace(value, names[1:], folder)
     elif isinstance(value, list):
-        value = [fetched(place, folder / str(number)) for number, place in enumerate(value)]
+        value = [fetch(place, folder / str(number)) for number, place in enumerate(value)]
     else:
-        value = fetched(value, folder)
+        value = fetch(value, folder)
     return section.model_copy(update={names[0]: value})
 
 
-def named(config: Config) -> list[str]:
-    """The places that a run reads besides its data, each of which may change: models, recordings, programs of tools."""
+def list_inputs(config: Config) -> list[str]:
+    """The places that a run reads besides its data: models, recordings, programs of tools."""
     places = [
         config.policy.base,
-        _program(config.data.source),
-        _program(config.data.environment),
-        _program(config.tools.functions),
+        _find_program(config.data.source),
+        _find_program(config.data.environment),
+        _find_program(config.tools.functions),
         *config.tools.mcp.command,
         config.tools.toolbench.cache,
         config.rewards.audit.previous,
@@ -81,7 +91,7 @@ def named(config: Config) -> list[str]:
     return [place for place in places if is_remote(place) or (place and Path(place).exists())]
 
 
-def _program(named: str) -> str:
+def _find_program(named: str) -> str:
     """The file behind `package.module:name` or `path/to/file.py:name`; empty where there is none."""
     place, _, _ = named.rpartition(":")
     if not place or place.endswith(".py"):
@@ -93,21 +103,21 @@ def _program(named: str) -> str:
     return (spec and spec.origin) or ""
 
 
-def mark(place: str) -> str:
+def digest_content(place: str) -> str:
     """Digest that changes with the content of a file or folder; of a url, with what the store notes of it."""
     digest = hashlib.sha256()
-    for entry in _remote(place) if is_remote(place) else _local(Path(place)):
+    for entry in _list_remote(place) if is_remote(place) else _list_local(Path(place)):
         digest.update(json.dumps(entry).encode())
     return digest.hexdigest()
 
 
-def _local(place: Path) -> Iterator[tuple[str, int, str]]:
+def _list_local(place: Path) -> Iterator[tuple[str, int, str]]:
     for file in sorted(f for f in (place.rglob("*") if place.is_dir() else [place]) if f.is_file()):
         yield file.relative_to(place).as_posix(), file.stat().st_size, sha256(file)
 
 
-def _remote(place: str) -> Iterator[tuple[str, int, str]]:
+def _list_remote(place: str) -> Iterator[tuple[str, int, str]]:
     fs, path = fsspec.core.url_to_fs(place)
     fs.invalidate_cache()
     for name, info in sorted(fs.find(path, detail=True).items()):
-        yield name, info["size"], str(next((info[key] for key in _MARKS if info.get(key)), ""))
+        yield name, info["size"], str(next((info[key] for key in _VERSION_KEYS if info.get(key)), ""))

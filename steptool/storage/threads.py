@@ -1,4 +1,4 @@
-"""Work that waits for others, side by side in threads."""
+"""Work that mostly waits, done by several threads."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TypeVar
 S = TypeVar("S")
 T = TypeVar("T")
 _AHEAD = 4
-"""Items, for each thread, that are taken before the result of the first of them is gone."""
+"""Items, for each thread, that are taken before the result of the first of them was taken."""
 
 
-def in_order(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
-    """`work` of each item, in their order, as a stream. After an error no further item is begun."""
+def map_in_order(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """Do `work` on each item in threads, and yield the results in the order of the items. An error stops the rest."""
     pool = ThreadPoolExecutor(threads)
     running: deque[Future[T]] = deque()
     try:

@@ -1,11 +1,11 @@
 import pytest
 
-from steptool.artifacts.progress import Stopwatch, Ticker, describe_error, line, peak_memory_mb, rate, say
+from steptool.artifacts.progress import Stopwatch, Ticker, describe_error, format_line, format_rate, peak_memory_mb, say
 from steptool.config import ConfigError
 
 
 def test_a_line_names_stage_round_rate_and_clock() -> None:
-    text = line("ppo", rate([1.0, 0.0, None, 0.0, 1.0]), seconds=65.0, round_index=2, rounds=16)
+    text = format_line("ppo", format_rate([1.0, 0.0, None, 0.0, 1.0]), seconds=65.0, round_index=2, rounds=16)
     assert text.split("  ")[0] == "ppo"
     assert "round  3 of 16" in text
     assert "pass rate 0.500" in text
@@ -13,16 +13,17 @@ def test_a_line_names_stage_round_rate_and_clock() -> None:
 
 
 def test_nothing_is_left_after_the_last_round() -> None:
-    assert line("ppo", "done", seconds=5.0, round_index=3, rounds=4).endswith("5 s this round, 0 s left in rounds")
+    text = format_line("ppo", "done", seconds=5.0, round_index=3, rounds=4)
+    assert text.endswith("5 s this round, 0 s left in rounds")
 
 
 def test_a_stage_outside_the_rounds_has_no_round_and_no_estimate() -> None:
-    assert line("ingest", "3 queries") == "ingest      3 queries"
-    assert line("warm_start", "finished", seconds=130.2) == "warm_start  finished  2 min 10 s"
+    assert format_line("ingest", "3 queries") == "ingest      3 queries"
+    assert format_line("warm_start", "finished", seconds=130.2) == "warm_start  finished  2 min 10 s"
 
 
 def test_an_unknown_verdict_is_not_a_zero() -> None:
-    assert rate([None, None]) == "pass rate unknown"
+    assert format_rate([None, None]) == "pass rate unknown"
 
 
 def test_lines_appear_at_once(capfd: pytest.CaptureFixture[str]) -> None:

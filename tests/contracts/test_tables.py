@@ -19,7 +19,7 @@ from steptool.contracts.tables import (
     write_rows,
     write_table,
 )
-from steptool.records import Cost, Metric, StepReward
+from steptool.records import Cost, Metric, StepReward, Trajectory
 
 LOSS, COUNT = Metric("ppo", 0, 3, "loss", 0.5), Metric("ppo", 0, -1, "episodes", 4.0)
 
@@ -131,3 +131,20 @@ def test_an_encrypted_file_is_refused_by_name(tmp_path: Path) -> None:
         writer.write_table(table)
     with pytest.raises(ContractError, match=r"e.parquet: damaged, encrypted or not a Parquet file"):
         read_records(tmp_path / "e.parquet", Metric)
+
+
+def test_a_value_outside_a_closed_set_is_refused_with_file_and_column(tmp_path: Path) -> None:
+    def episode(**columns: object) -> dict[str, object]:
+        texts = dict.fromkeys(schema_of(Trajectory).names, "") | {"messages": "[]", "stop_reason": "finished"}
+        counts = ("round", "sample", "temperature", "seconds", "abandoned_turns", "abandoned_tokens")
+        empty = {"input_ids": [], "spans": [], "logprobs": [], "steps": [], "solved": None}
+        return {**texts, **dict.fromkeys(counts, 0), **empty, **columns}
+
+    assert len(read_records(write_rows(tmp_path / "t.parquet", [episode()], Trajectory), Trajectory)) == 1
+    step = {"call_name": None, "call_arguments": None, "status": "lost", "observation": ""}
+    for column, value in (("stop_reason", "bored"), ("steps", [step]), ("messages", "{not json")):
+        file = write_rows(tmp_path / f"{column}.parquet", [episode(), episode(**{column: value})], Trajectory)
+        with pytest.raises(
+            ContractError, match=rf"{column}.parquet: trajectories v\d: column '{column}' cannot be read"
+        ):
+            read_records(file, Trajectory)

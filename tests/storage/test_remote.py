@@ -7,7 +7,7 @@ import pytest
 from steptool.config import Config
 from steptool.data.ingest_log import IngestError
 from steptool.data.inputs import fingerprint
-from steptool.storage.remote import fetched, localize, mark, named
+from steptool.storage.remote import digest_content, fetch, list_inputs, localize
 
 
 def put(url: str, text: str) -> str:
@@ -17,14 +17,14 @@ def put(url: str, text: str) -> str:
 
 
 def test_a_file_of_a_store_is_fetched_under_its_own_names(bucket: str, tmp_path: Path) -> None:
-    place = fetched(put(f"{bucket}/logs/may/answers.jsonl", "{}"), tmp_path)
+    place = fetch(put(f"{bucket}/logs/may/answers.jsonl", "{}"), tmp_path)
     assert place == str(tmp_path / "may" / "answers.jsonl") and Path(place).read_text() == "{}"
 
 
 def test_a_folder_of_a_store_is_fetched_whole(bucket: str, tmp_path: Path) -> None:
     put(f"{bucket}/models/base/config.json", "c")
     put(f"{bucket}/models/base/deep/tokenizer.json", "t")
-    place = Path(fetched(f"{bucket}/models/base/", tmp_path))
+    place = Path(fetch(f"{bucket}/models/base/", tmp_path))
     assert place == tmp_path / "models" / "base"
     found = {f.relative_to(place).as_posix(): f.read_text() for f in place.rglob("*") if f.is_file()}
     assert found == {"config.json": "c", "deep/tokenizer.json": "t"}
@@ -32,10 +32,10 @@ def test_a_folder_of_a_store_is_fetched_whole(bucket: str, tmp_path: Path) -> No
 
 def test_a_place_here_is_left_alone_and_a_url_of_nothing_is_refused(bucket: str, tmp_path: Path) -> None:
     for place in ("data/tasks.jsonl", "embedded", "Qwen/Qwen3-0.6B", ""):
-        assert fetched(place, tmp_path / "none") == place
+        assert fetch(place, tmp_path / "none") == place
     assert not (tmp_path / "none").exists()
     with pytest.raises(FileNotFoundError, match=f"{bucket}/none: nothing is there"):
-        fetched(f"{bucket}/none", tmp_path)
+        fetch(f"{bucket}/none", tmp_path)
 
 
 def test_a_configuration_is_given_what_its_urls_hold(bucket: str, tmp_path: Path) -> None:
@@ -56,22 +56,22 @@ def test_a_mark_changes_with_content_and_names_and_with_nothing_else(
     model = f"{root}/model"
     (tmp_path / "model").mkdir()
     put(f"{model}/config.json", "1")
-    first = mark(model)
-    assert mark(model) == first
+    first = digest_content(model)
+    assert digest_content(model) == first
     put(f"{model}/config.json", "2")
-    second = mark(model)
+    second = digest_content(model)
     put(f"{model}/more.json", "")
-    third = mark(model)
+    third = digest_content(model)
     assert len({first, second, third}) == 3
     if not store:
         os.utime(tmp_path / "model" / "config.json", (0, 0))
-        assert mark(model) == third
+        assert digest_content(model) == third
 
 
 def test_tools_of_a_package_are_known_by_their_file() -> None:
-    found = named(Config.model_validate({"tools": {"functions": "json.decoder:JSONDecoder"}}))
+    found = list_inputs(Config.model_validate({"tools": {"functions": "json.decoder:JSONDecoder"}}))
     assert [Path(place).name for place in found] == ["decoder.py"]
-    assert named(Config.model_validate({"tools": {"functions": "no.such.module:TOOLS"}})) == []
+    assert list_inputs(Config.model_validate({"tools": {"functions": "no.such.module:TOOLS"}})) == []
 
 
 def test_a_fingerprint_follows_every_place_that_a_run_reads(bucket: str, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_fingerprint_follows_every_place_that_a_run_reads(bucket: str, tmp_pat
             "evaluation": {"verdicts": [verdicts], "policies": [{"name": "a", "model": "embedded"}]},
         }
     )
-    assert named(config) == [str(world), str(tools), str(server), verdicts]
+    assert list_inputs(config) == [str(world), str(tools), str(server), verdicts]
     seen = [fingerprint(config)]
     assert fingerprint(config) == seen[0]
     for change in (

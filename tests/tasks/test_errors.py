@@ -20,7 +20,7 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from steptool.chat.endpoint import Endpoint
 from steptool.config import EndpointConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.storage.remote import fetched
+from steptool.storage.remote import fetch
 from tasks.runtime.errors import StageFailed, classify_errors, is_transient
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def test_a_refused_connection_is_transient(nobody: str) -> None:
 
 def test_a_store_that_is_away_is_transient(nobody: str, store: Callable[[str], None], tmp_path: Path) -> None:
     store(nobody)
-    assert is_transient(raised(lambda: fetched("s3://bucket/file", tmp_path)))
+    assert is_transient(raised(lambda: fetch("s3://bucket/file", tmp_path)))
 
 
 def test_other_stores_and_lost_processes_of_a_training() -> None:
@@ -96,13 +96,13 @@ def test_a_store_that_is_busy_is_transient(store: Callable[[str], None], tmp_pat
     with ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         store(f"http://127.0.0.1:{server.server_port}")
-        error = raised(lambda: fetched("s3://bucket/file", tmp_path))
+        error = raised(lambda: fetch("s3://bucket/file", tmp_path))
         server.shutdown()
     assert is_transient(error)
 
 
 def test_a_file_that_a_store_does_not_have_will_not_come(bucket: str, tmp_path: Path) -> None:
-    assert not is_transient(raised(lambda: fetched(f"{bucket}/none", tmp_path)))
+    assert not is_transient(raised(lambda: fetch(f"{bucket}/none", tmp_path)))
 
 
 def test_a_lost_download_of_an_input_may_pass_and_one_of_nothing_will_not(

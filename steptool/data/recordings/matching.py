@@ -13,7 +13,7 @@ from steptool.data.recordings.recording import Recording, make_trajectory
 from steptool.data.splits import text_key
 from steptool.data.tools import ToolCatalog
 from steptool.records import Query, Trajectory
-from steptool.storage.remote import fetched
+from steptool.storage.remote import fetch
 
 
 def policy_recordings(
@@ -27,7 +27,7 @@ def policy_recordings(
         return []
     if not policy.recordings:
         return read_records(demonstrations, Trajectory)
-    places = [fetched(place, folder / str(number)) for number, place in enumerate(policy.recordings)]
+    places = [fetch(place, folder / str(number)) for number, place in enumerate(policy.recordings)]
     return match_recordings(queries, places, f"evaluation.policies: recordings of '{policy.name}'", config)
 
 

@@ -79,8 +79,8 @@ def test_calls_of_one_message_become_turns_and_take_their_own_responses():
     assert steps(trajectory) == [({"n": 0}, "ok", "zero"), ({"n": 1}, "ok", "one")]
     assert [m["role"] for m in trajectory.messages] == ["user", "assistant", "tool", "assistant", "tool"]
     assert trajectory.stop_reason is StopReason.STEP_LIMIT
-    in_order = trajectory_of(call({"n": 0}, {"n": 1}, ids=False), message("zero", "tool"), message("one", "tool"))
-    assert in_order.steps == trajectory.steps
+    map_in_order = trajectory_of(call({"n": 0}, {"n": 1}, ids=False), message("zero", "tool"), message("one", "tool"))
+    assert map_in_order.steps == trajectory.steps
 
 
 def test_system_and_user_are_the_instruction():
