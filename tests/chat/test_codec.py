@@ -29,9 +29,9 @@ def tokenizer(template: str) -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         [], trainers.BpeTrainer(special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False)
     )
-    made = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<|begin_of_text|>")
-    made.chat_template = template
-    return made
+    result = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<|begin_of_text|>")
+    result.chat_template = template
+    return result
 
 
 def template(name: str) -> str:

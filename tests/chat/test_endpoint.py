@@ -148,8 +148,8 @@ def test_nobody_waits_beyond_the_deadline_whatever_the_server_asks_for(chat, con
     server = chat.serve(lambda *_: chat.Answer(status=429, headers={"Retry-After": "60"}))
     endpoint, began = connect(server, concurrency=1), time.monotonic()
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(endpoint.chat, user(f"{n}"), deadline=began + 0.4) for n in range(3)]
-        assert all("before the deadline" in str(future.exception()) for future in asked)
+        requests = [pool.submit(endpoint.chat, user(f"{n}"), deadline=began + 0.4) for n in range(3)]
+        assert all("before the deadline" in str(future.exception()) for future in requests)
     assert 0.4 <= time.monotonic() - began < 20  # the server asked for 60 s
     assert len(server.requests) == 1  # the others had not got their turn
 
@@ -169,20 +169,20 @@ def test_an_endpoint_without_address_or_model_is_refused():
 
 def test_the_key_is_in_no_error_log_or_file_even_where_the_server_repeats_it(chat, connect, tmp_path, caplog):
     def tell(request, number):
-        said = request["messages"][0]["content"]
+        content = request["messages"][0]["content"]
         error = json.dumps({"error": {"message": f"the key {KEY} is wrong"}})
         return {"ok": chat.Answer({"content": f"you said {KEY}"}), "junk": chat.Answer(body=KEY)}.get(
-            said, chat.Answer(status=int(said) if said.isdigit() else 200, body=error)
+            content, chat.Answer(status=int(content) if content.isdigit() else 200, body=error)
         )
 
     caplog.set_level(logging.DEBUG)
     endpoint = connect(chat.serve(tell), tmp_path / "replies.sqlite", retries=0)
     assert endpoint.chat(user("ok")).message["content"] == "you said [key]"
-    for said in ("401", "400", "500", "junk"):
+    for content in ("401", "400", "500", "junk"):
         with pytest.raises(EndpointError) as raised:
-            endpoint.chat(user(said))
+            endpoint.chat(user(content))
         shown = f"{raised.value!r} {raised.value.__cause__!r} {raised.value.__context__!r}"
-        assert KEY not in shown, said
+        assert KEY not in shown, content
     assert "chat/completions" in caplog.text and KEY not in caplog.text
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
 

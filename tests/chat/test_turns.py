@@ -62,7 +62,7 @@ def pieces(codec: ChatCodec, encoded: Encoded) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("template", "chat_format", "found", "native"),
+    ("template", "chat_format", "expected", "native"),
     [
         (QWEN, "auto", ChatFormat.HERMES, True),
         (QWEN, "hermes", ChatFormat.HERMES, True),
@@ -79,10 +79,10 @@ def pieces(codec: ChatCodec, encoded: Encoded) -> list[str]:
     ],
 )
 def test_a_conversation_is_cut_into_prompt_calls_and_answers(
-    template: str, chat_format: str, found: ChatFormat, native: bool
+    template: str, chat_format: str, expected: ChatFormat, native: bool
 ) -> None:
     codec = ChatCodec(tokenizer(template), chat_format)
-    assert (codec.format.name, codec.native) == (found, native)
+    assert (codec.format.name, codec.native) == (expected, native)
     encoded = codec.encode(TALK, TOOLS)
     ids, (first, second, third) = encoded.input_ids.tolist(), encoded.spans
     assert ids[: first[0]] == codec.prompt_ids(TALK[:1], TOOLS)
@@ -94,7 +94,7 @@ def test_a_conversation_is_cut_into_prompt_calls_and_answers(
     assert not any(a <= i < b - 1 for i in ends for a, b in encoded.spans), "a turn ends where its span ends"
     assert "Read < |im_end|>" in pieces(codec, encoded)[0], "no tool's description ends a turn"
     assert codec.parse(ids[first[0] : first[1]]).thought == (
-        "" if native and found in ("llama", "mistral") else "Look first."
+        "" if native and expected in ("llama", "mistral") else "Look first."
     )
 
 
@@ -123,10 +123,10 @@ def test_without_system_messages_the_user_describes_the_tools() -> None:
 
 def test_llama_may_end_a_turn_in_two_ways() -> None:
     codec = ChatCodec(tokenizer(LLAMA))
-    said = codec.tokenizer.encode('Look first.<|python_tag|>{"name": "get", "parameters": {}}<|eom_id|>')
-    turn = codec.parse(said)
+    text = codec.tokenizer.encode('Look first.<|python_tag|>{"name": "get", "parameters": {}}<|eom_id|>')
+    turn = codec.parse(text)
     assert (turn.call, turn.thought) == (ToolCall("get", {}), "Look first.")
-    assert said[-1] in codec.end_ids
+    assert text[-1] in codec.end_ids
     assert codec.end_token == "<|eot_id|>"
     assert codec.observation_ids("<|python_tag|>", "get") == codec.observation_ids("< |python_tag|>", "get")
 
@@ -192,18 +192,18 @@ CODECS = pytest.mark.parametrize("template", [QWEN, LLAMA, PLAIN, STRICT], ids=[
 @CODECS
 @settings(max_examples=40, deadline=None)
 @given(NASTY)
-def test_no_observation_or_user_ends_a_turn_or_opens_a_call(template: str, said: str) -> None:
+def test_no_observation_or_user_ends_a_turn_or_opens_a_call(template: str, text: str) -> None:
     codec = ChatCodec(tokenizer(template))
     special = set(codec.tokenizer.convert_tokens_to_ids(list(MARKS))) - {
         codec.tokenizer.convert_tokens_to_ids(mark)
         for mark in ("<tool_call>", "</tool_call>", "<|python_tag|>")
         if mark not in codec.format.marks
     }
-    for spoken, plain in [
-        (codec.observation_ids(said, "get", user_turn=said), codec.observation_ids("", "get", user_turn="")),
-        (codec.prompt_ids([{"role": "user", "content": said}], TOOLS), codec.prompt_ids(TALK[:1], TOOLS)),
+    for written, plain in [
+        (codec.observation_ids(text, "get", user_turn=text), codec.observation_ids("", "get", user_turn="")),
+        (codec.prompt_ids([{"role": "user", "content": text}], TOOLS), codec.prompt_ids(TALK[:1], TOOLS)),
     ]:
-        assert [i for i in spoken if i in special] == [i for i in plain if i in special]
+        assert [i for i in written if i in special] == [i for i in plain if i in special]
 
 
 @CODECS

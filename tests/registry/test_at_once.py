@@ -59,14 +59,14 @@ def killed_in_mid_work(process: subprocess.Popen[str], seconds: float) -> list[s
 
 
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_champion(place: str, start: Start) -> None:
-    moments, said, unfinished, registry = random.Random(5), [], 0, Registry(place)
+    moments, output, unfinished, registry = random.Random(5), [], 0, Registry(place)
     least = 12 if "://" not in place else 4
     for kill in range(5 * least):
         if kill >= least and unfinished:  # some kill has hit an upload
             break
-        said += killed_in_mid_work(start(LOOP, place, f"run {kill}"), moments.uniform(0.0, 0.4))
-        event, version_id = said[-1].split()
-        promoted = [line.split()[1] for line in said if line.startswith("after")]
+        output += killed_in_mid_work(start(LOOP, place, f"run {kill}"), moments.uniform(0.0, 0.4))
+        event, version_id = output[-1].split()
+        promoted = [line.split()[1] for line in output if line.startswith("after")]
         allowed = {promoted[-1]} if event == "after" else {version_id, *promoted[-1:]}
         champion = registry.champion()
         assert (champion.version_id if champion else None) in (allowed if promoted else {version_id, None})
@@ -107,8 +107,8 @@ def test_the_same_content_published_at_once_is_one_version(
 ) -> None:
     model = make_model("one", "weights" * 50_000)
     processes = [start(PUBLISH, place, model, f"attempt {number}") for number in range(3)]
-    said = [process.communicate()[0].strip() for process in processes]
+    output = [process.communicate()[0].strip() for process in processes]
     versions = Registry(place).versions()
-    assert said == [versions[0].version_id] * 3
+    assert output == [versions[0].version_id] * 3
     assert len(versions) == 1
     assert Registry(place).verify() == []

@@ -11,9 +11,9 @@ from steptool.report.run_inputs import EpisodePair, ScoredEpisode
 
 @given(st.text())
 def test_embedded_text_cannot_end_its_script(text):
-    found = embed({"text": text, text: ["</script>", "<!--", "&lt;"]})
-    assert not set("<>&") & set(found)
-    assert json.loads(found) == {"text": text, text: ["</script>", "<!--", "&lt;"]}
+    embedded = embed({"text": text, text: ["</script>", "<!--", "&lt;"]})
+    assert not set("<>&") & set(embedded)
+    assert json.loads(embedded) == {"text": text, text: ["</script>", "<!--", "&lt;"]}
 
 
 def test_a_number_that_is_none_is_refused():

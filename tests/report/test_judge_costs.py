@@ -6,13 +6,13 @@ from steptool.report.run_inputs import ReportInputs
 from steptool.report.run_page import build_report
 
 
-def asked(round, **counts):
+def cost(round, **counts):
     return Cost("annotate", round, counts={"requests": 0, **counts})
 
 
 def test_counts_of_shards_and_rounds_are_summed_by_part():
-    training = [asked(0, requests=3, money=0.5, **{"votes missing": 1}), asked(1, requests=1200, money=0.25)]
-    held_out = [asked(-1, requests=7, cached=2)]
+    training = [cost(0, requests=3, money=0.5, **{"votes missing": 1}), cost(1, requests=1200, money=0.25)]
+    held_out = [cost(-1, requests=7, cached=2)]
     table = tabulate_judge_costs({"training": training, "held-out": held_out, "nothing": [Cost("annotate")]})
     assert table.parts == ("training", "held-out", "in all")
     lines = dict(table.lines)
@@ -29,7 +29,11 @@ def test_an_annotator_without_requests_has_no_table():
 
 
 def test_the_report_of_a_run_and_that_of_an_evaluation_show_what_the_judge_was_asked():
-    costs = [asked(0, requests=41, prompt_tokens=61_500), asked(-1, requests=2), Cost("ppo", 0, counts={"requests": 9})]
+    costs = [
+        cost(0, requests=41, prompt_tokens=61_500),
+        cost(-1, requests=2),
+        Cost("ppo", 0, counts={"requests": 9}),
+    ]
     for html in (
         build_report(ReportInputs("x", costs=costs)),
         evaluation_page(Results([]), "", judge_costs=tabulate_judge_costs({"judge": costs[:1]})),

@@ -32,8 +32,8 @@ def test_labels_go_out_and_come_back(files: tuple[Path, Path], tmp_path: Path, c
     trajectories, queries = map(str, files)
     assert main(["export", trajectories, queries, str(tmp_path / "out"), "--episodes", "3"]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [FORM, "steps.csv", "steps.parquet"]
-    shown = json.loads(re.findall(r'type="application/json">(.*?)</script>', (tmp_path / "out" / FORM).read_text())[0])
-    assert len({row["trajectory_id"] for row in shown}) == 3
+    steps = json.loads(re.findall(r'type="application/json">(.*?)</script>', (tmp_path / "out" / FORM).read_text())[0])
+    assert len({row["trajectory_id"] for row in steps}) == 3
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps([{"trajectory_id": "t1", "step": 0, "contribution": 1, "labelled_by": "ana"}]))
     assert main(["import", trajectories, str(tmp_path / "rewards.parquet"), str(labels)]) == 0
@@ -64,7 +64,11 @@ def test_the_form_works_from_the_file_and_gives_what_was_entered(files: tuple[Pa
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "<title>Label steps of trajectories.parquet</title>" in dom
-    told = json.loads(re.findall(r'<p id="told">(.*?)</p>', dom)[0])
-    assert [(label["step"], label["labelled_by"]) for label in told] == [(0, "ana"), (1, "ana")]
-    assert (told[0]["succ_calling"], told[0]["contribution"], told[1]["is_solved"]) == (1, 1, 1)
+    entered_labels = json.loads(re.findall(r'<p id="told">(.*?)</p>', dom)[0])
+    assert [(label["step"], label["labelled_by"]) for label in entered_labels] == [(0, "ana"), (1, "ana")]
+    assert (
+        entered_labels[0]["succ_calling"],
+        entered_labels[0]["contribution"],
+        entered_labels[1]["is_solved"],
+    ) == (1, 1, 1)
     assert "2 of 2 steps labelled" in dom

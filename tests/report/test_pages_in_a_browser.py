@@ -40,8 +40,8 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         command = [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={folder}", "about:blank"]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        said = next(found for line in self._process.stderr if (found := re.search(r"listening on (ws://\S+)", line)))
-        self._socket = create_connection(said.group(1), suppress_origin=True, timeout=60)
+        address = next(m for line in self._process.stderr if (m := re.search(r"listening on (ws://\S+)", line)))
+        self._socket = create_connection(address.group(1), suppress_origin=True, timeout=60)
         self._numbers = itertools.count()
         self._session: dict[str, str] = {}
         self.faults: list[str] = []
@@ -63,9 +63,9 @@ class Browser:
         return message["result"]
 
     def js(self, expression: str) -> Any:
-        found = self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        result = self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
 
     def until(self, condition: str, seconds: float = 30) -> None:
         poll = f"(done) => {{ const look = () => ({condition}) ? done(true) : setTimeout(look, 5); look(); }}"
@@ -112,8 +112,8 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     def make(queries: list[Any], *sources: EpisodeFiles) -> Path:
-        asked = write_records(tmp_path / "queries.parquet", queries, Query)
-        return write_viewer(tmp_path / "viewer.html", asked, sources, f"Test {HOSTILE}")
+        file = write_records(tmp_path / "queries.parquet", queries, Query)
+        return write_viewer(tmp_path / "viewer.html", file, sources, f"Test {HOSTILE}")
 
     return make
 
@@ -173,8 +173,8 @@ def test_controls_filter_and_write_the_address(browser, played):
     assert browser.rows() == [0, 1]
     browser.set("tool", "get_")
     assert browser.rows() == [0]
-    found = browser.js("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
-    assert found == {"query": "q0", "trajectory": "t0", "outcome": "solved", "tool": "get_"}
+    result = browser.js("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
+    assert result == {"query": "q0", "trajectory": "t0", "outcome": "solved", "tool": "get_"}
 
 
 def test_the_steps_can_be_searched_too(browser, played):
@@ -267,11 +267,11 @@ def test_any_number_of_models_are_compared(browser, write, tmp_path, query, traj
         assert browser.rows() == expected, compared
     browser.open(page, "#model=C&query=q0&beside=B:q0-new")
     assert browser.rows() == [10, 11, 12, 13]
-    shown = "[...document.querySelectorAll('.side h4')].map((h) => h.innerText)"
-    assert browser.js(shown) == ["B: new", "C: big"]
+    headings = "[...document.querySelectorAll('.side h4')].map((h) => h.innerText)"
+    assert browser.js(headings) == ["B: new", "C: big"]
     browser.open(page, "#model=all")
     assert browser.js("document.querySelector('#count').textContent") == "14 of 14 trajectories"
-    assert browser.js(shown) == ["A: old", "B: new"]
+    assert browser.js(headings) == ["A: old", "B: new"]
     assert not browser.faults
 
 
@@ -312,9 +312,9 @@ def test_hostile_text_stays_text_and_nothing_leaves_the_page(browser, write, tmp
     rewards = write_rows(
         tmp_path / "r.parquet", [replace(reward(HOSTILE, 0, 1, 0.5, 1.0), rationale=HOSTILE)], StepReward
     )
-    asked = [replace(query(HOSTILE, HOSTILE), tier=HOSTILE, split=HOSTILE), replace(query("q1"), tier="other")]
+    queries = [replace(query(HOSTILE, HOSTILE), tier=HOSTILE, split=HOSTILE), replace(query("q1"), tier="other")]
     plain = trajectory("plain", ["finish"], 0.0, query="q1")
-    page = write(asked, EpisodeFiles(write_records(tmp_path / "t.parquet", [episode, plain], Trajectory), rewards))
+    page = write(queries, EpisodeFiles(write_records(tmp_path / "t.parquet", [episode, plain], Trajectory), rewards))
 
     browser.open(page)
     words = browser.js("document.querySelector('#detail').textContent")
@@ -363,7 +363,7 @@ def test_twenty_thousand_trajectories_stay_usable(browser, write, tmp_path, quer
     start = time.perf_counter()
     browser.js("location.hash = '#query=q9999'")
     browser.until("document.querySelector('.task code').textContent === 'q9999'")
-    shown = time.perf_counter() - start
+    headings = time.perf_counter() - start
     browser.open(page)
     start = time.perf_counter()
     browser.set("text", "19999 tool_error")
@@ -373,5 +373,5 @@ def test_twenty_thousand_trajectories_stay_usable(browser, write, tmp_path, quer
     print(
         f"\n20,000 trajectories, {page.stat().st_size / 1e6:.1f} MB: written in {written:.1f} s, open in {opened:.2f} s"
     )
-    print(f"filtered in {filtered:.3f} s, a deep link shown in {shown:.3f} s, all steps searched in {searched:.1f} s")
-    assert opened < 5 and filtered < 5 and shown < 5 and searched < 30
+    print(f"filtered in {filtered:.3f} s, a deep link in {headings:.3f} s, all steps searched in {searched:.1f} s")
+    assert opened < 5 and filtered < 5 and headings < 5 and searched < 30

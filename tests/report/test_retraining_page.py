@@ -29,7 +29,7 @@ def test_the_page_of_a_refusal_shows_each_part_of_the_rule() -> None:
     decision = Decision(criteria=[tasks, gain], left_out=3)
     outcome = RunOutcome(result=Result.REFUSED, reasons=decision.reasons, decision=decision)
     html = retraining_page(make_plan(champion="20261120T020000Z-11111111"), outcome, "training/report.html")
-    for shown in (
+    for text in (
         "The model in service stays",
         "20261120T020000Z-11111111",
         "<li>gain in pass rate: 1 point</li>",
@@ -41,7 +41,7 @@ def test_the_page_of_a_refusal_shows_each_part_of_the_rule() -> None:
         "a.jsonl",
         "<svg",
     ):
-        assert shown in html
+        assert text in html
     assert "http://" not in html.replace("http://www.w3.org", "") and "https://" not in html  # no network
 
 

@@ -17,7 +17,7 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def found(trajectory: Make, reward: Make, query: Make) -> Audit:
+def result(trajectory: Make, reward: Make, query: Make) -> Audit:
     """Twelve episodes, half of them solved; the second annotator disagrees on three steps."""
     episodes, rows = [], []
     for n in range(12):
@@ -32,16 +32,16 @@ def found(trajectory: Make, reward: Make, query: Make) -> Audit:
     return audit(known, episodes, rows, RewardConfig(), [reward("old", 0, 0.0, 0.0)] * 10)
 
 
-def test_the_figures_are_said_in_plain_words(found: Audit) -> None:
-    said = " ".join(sentences(found))
-    assert said.startswith("rules 1 scored 36 steps of 12 episodes; no score is missing.")
-    assert "rules 1 and judge 1 say the same of 75% of 24 steps" in said
-    assert "the solved one has the higher mean Contribution in 100% of the pairs" in said
-    assert "SuccCalling" in said.split("Against the earlier run these have shifted:")[1]
+def test_the_figures_are_said_in_plain_words(result: Audit) -> None:
+    text = " ".join(sentences(result))
+    assert text.startswith("rules 1 scored 36 steps of 12 episodes; no score is missing.")
+    assert "rules 1 and judge 1 say the same of 75% of 24 steps" in text
+    assert "the solved one has the higher mean Contribution in 100% of the pairs" in text
+    assert "SuccCalling" in text.split("Against the earlier run these have shifted:")[1]
 
 
-def test_the_page_stands_alone_and_hostile_text_stays_text(found: Audit) -> None:
-    html = rewards_page(found)
+def test_the_page_stands_alone_and_hostile_text_stays_text(result: Audit) -> None:
+    html = rewards_page(result)
     assert html.startswith("<!doctype html>") and html.count("<script") == 0
     assert "&lt;/pre&gt;&lt;script&gt;" in html
     assert "https://" not in html and html.count("<svg") >= 4
@@ -49,7 +49,7 @@ def test_the_page_stands_alone_and_hostile_text_stays_text(found: Audit) -> None
         assert words in html
 
 
-def test_later_rounds_show_as_curves(found: Audit) -> None:
-    alone, several = (section(dict.fromkeys(range(n), found)) for n in (1, 3))
+def test_later_rounds_show_as_curves(result: Audit) -> None:
+    alone, several = (section(dict.fromkeys(range(n), result)) for n in (1, 3))
     assert len(several["charts"]) == len(alone["charts"]) + 2
     assert "Agreement over rounds" in "".join(several["charts"])

@@ -14,17 +14,17 @@ def test_a_round_is_summarised_by_hand(trajectory, reward):
         *(reward("b", 0, 0, 0.0), reward("b", 1, 1, 0.2, 0.0)),
         reward("someone else", 0, 0, 0.0, 0.0),
     ]
-    found = summarise_round([a, b], rows, [np.array([0.2, -0.1, 1.0]), np.array([-0.1, 0.0])])
+    means = summarise_round([a, b], rows, [np.array([0.2, -0.1, 1.0]), np.array([-0.1, 0.0])])
 
-    assert found["round"] == 3 and found["episodes"] == 2 and found["missing"] == 0
-    assert found["pass_rate"] == 0.5
-    assert found["mean_steps"] == 2.5
-    assert found["invalid_call_rate"] == 2 / 4  # four calls besides the Finish: ok, tool_error, malformed, ok
-    assert found["mean_reward"] == pytest.approx((1.1 - 0.1) / 2)
-    assert found["succ_calling"] == pytest.approx(3 / 5)
-    assert found["contribution"] == pytest.approx(0.7 / 4)
-    assert found["is_solved"] == 0.5
-    assert found["idle_call_rate"] == pytest.approx(2 / 3)  # the last step of each episode does not count
+    assert means["round"] == 3 and means["episodes"] == 2 and means["missing"] == 0
+    assert means["pass_rate"] == 0.5
+    assert means["mean_steps"] == 2.5
+    assert means["invalid_call_rate"] == 2 / 4  # four calls besides the Finish: ok, tool_error, malformed, ok
+    assert means["mean_reward"] == pytest.approx((1.1 - 0.1) / 2)
+    assert means["succ_calling"] == pytest.approx(3 / 5)
+    assert means["contribution"] == pytest.approx(0.7 / 4)
+    assert means["is_solved"] == 0.5
+    assert means["idle_call_rate"] == pytest.approx(2 / 3)  # the last step of each episode does not count
 
 
 def test_what_is_missing_is_counted_and_never_taken_as_zero(trajectory, reward):
@@ -36,17 +36,17 @@ def test_what_is_missing_is_counted_and_never_taken_as_zero(trajectory, reward):
         reward("b", 0, 1, 0.6),
         reward("b", 1, 1, None, 1),
     ]
-    found = summarise_round([a, b], rows, [None, np.array([0.3, 1.0])])
+    means = summarise_round([a, b], rows, [None, np.array([0.3, 1.0])])
 
-    assert found["missing"] == 1
-    assert (found["pass_rate"], found["is_solved"], found["succ_calling"]) == (1.0, 1.0, 1.0)
-    assert found["contribution"] == pytest.approx(0.6)
-    assert found["mean_reward"] == pytest.approx(1.3)
+    assert means["missing"] == 1
+    assert (means["pass_rate"], means["is_solved"], means["succ_calling"]) == (1.0, 1.0, 1.0)
+    assert means["contribution"] == pytest.approx(0.6)
+    assert means["mean_reward"] == pytest.approx(1.3)
 
 
 def test_an_empty_round_has_no_means():
-    found = summarise_round([], [], [])
-    assert found["episodes"] == 0 and found["pass_rate"] is None and found["mean_reward"] is None
+    means = summarise_round([], [], [])
+    assert means["episodes"] == 0 and means["pass_rate"] is None and means["mean_reward"] is None
 
 
 def test_rewards_must_match_the_trajectories(trajectory):

@@ -28,33 +28,33 @@ def test_the_figures_by_hand(evaluation):
         evaluation("q1", "steptool", 1.0, decoding="sampled", repeat=1, tier="long"),
     ]
     costs = [Cost("rollout", 0, 2.0, 100, 300.0), Cost("rollout", 1, 3.0, 150, 400.0), Cost("ppo", 0, 5.0, 0, 350.0)]
-    found = summary(_inputs(rows, costs=costs))
+    figures = summary(_inputs(rows, costs=costs))
 
-    assert found["pass_rate"] == {"base": 0.0, "warm_start": 0.5, "steptool": 1.0}
-    assert found["sampled_pass_rate"] == {"steptool": 0.75}
-    assert found["difference"]["mean"] == pytest.approx(0.5) and found["difference"]["n"] == 2
-    assert (found["difference"]["low"], found["difference"]["high"]) == (0.0, 1.0)
-    assert list(found["tiers"]) == ["single", "long"]
-    assert found["tiers"]["long"]["warm_start"]["invalid_call_rate"] == 0.75
-    assert found["tiers"]["single"]["steptool"]["recall"] == 0.5
-    assert found["tiers"]["single"]["steptool"]["sampled_pass_rate"] == 0.5
-    assert found["differences"]["long"]["mean"] == 1.0
-    assert found["tasks"] == 2
-    assert found["seconds"] == {"rollout": 5.0, "ppo": 5.0, "total": 10.0}
-    assert found["tokens"] == {"rollout": 250, "ppo": 0, "total": 250}
-    assert found["peak_memory_mb"] == 400.0
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert figures["pass_rate"] == {"base": 0.0, "warm_start": 0.5, "steptool": 1.0}
+    assert figures["sampled_pass_rate"] == {"steptool": 0.75}
+    assert figures["difference"]["mean"] == pytest.approx(0.5) and figures["difference"]["n"] == 2
+    assert (figures["difference"]["low"], figures["difference"]["high"]) == (0.0, 1.0)
+    assert list(figures["tiers"]) == ["single", "long"]
+    assert figures["tiers"]["long"]["warm_start"]["invalid_call_rate"] == 0.75
+    assert figures["tiers"]["single"]["steptool"]["recall"] == 0.5
+    assert figures["tiers"]["single"]["steptool"]["sampled_pass_rate"] == 0.5
+    assert figures["differences"]["long"]["mean"] == 1.0
+    assert figures["tasks"] == 2
+    assert figures["seconds"] == {"rollout": 5.0, "ppo": 5.0, "total": 10.0}
+    assert figures["tokens"] == {"rollout": 250, "ppo": 0, "total": 250}
+    assert figures["peak_memory_mb"] == 400.0
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
 def test_the_comparisons_of_a_report_are_one_family(results):
     """All greedy tasks and both tiers: three comparisons; 12 of 12 in one tier, p = 2/4096, none in the other."""
     rows = results(warm_start="0" * 24, steptool="1" * 12 + "0" * 12)
     rows = [replace(r, tier="single" if int(r.query_id[1:]) < 12 else "long") for r in rows]
-    found = {c["group"]: c for c in summary(_inputs(rows))["comparisons"]}
-    assert list(found) == ["all", "single", "long"]
-    assert found["single"]["corrected"] == pytest.approx(3 * found["single"]["p"]) and found["single"]["shown"]
-    assert found["single"]["mean"] == 1.0 and found["all"]["shown"]
-    assert found["long"]["corrected"] == 1.0 and not found["long"]["shown"]
+    figures = {c["group"]: c for c in summary(_inputs(rows))["comparisons"]}
+    assert list(figures) == ["all", "single", "long"]
+    assert figures["single"]["corrected"] == pytest.approx(3 * figures["single"]["p"]) and figures["single"]["shown"]
+    assert figures["single"]["mean"] == 1.0 and figures["all"]["shown"]
+    assert figures["long"]["corrected"] == 1.0 and not figures["long"]["shown"]
 
 
 def test_the_difference_is_over_the_common_tasks(results):
@@ -64,9 +64,9 @@ def test_the_difference_is_over_the_common_tasks(results):
 
 
 def test_nothing_at_all():
-    found = summary(ReportInputs("empty"))
-    assert found["difference"] is None and found["pass_rate"] == {} and found["seconds"] == {"total": 0}
-    assert "0 s of work" in table(found)
+    figures = summary(ReportInputs("empty"))
+    assert figures["difference"] is None and figures["pass_rate"] == {} and figures["seconds"] == {"total": 0}
+    assert "0 s of work" in table(figures)
 
 
 def test_headline_of_a_gain(results):
@@ -111,10 +111,10 @@ def test_headline_names_the_split_and_what_is_missing(results):
 
 
 def test_the_table_is_aligned(results):
-    found = summary(
+    figures = summary(
         _inputs(results(base="0000", warm_start="1000", steptool="1111"), costs=[Cost("ppo", 0, 61.4, 1500)])
     )
-    lines = table(found).splitlines()
+    lines = table(figures).splitlines()
     assert lines[0].split()[:3] == ["pass", "rate,", "greedy"]
     assert "0.0%" in lines[1] and "25.0%" in lines[1] and "100.0%" in lines[1] and "+75.0 points" in lines[1]
     assert lines[2].split() == ["single", "0.0%", "25.0%", "100.0%", *lines[1].split()[4:]]

@@ -32,8 +32,8 @@ def content(page: Path) -> tuple[Row, list[list[Row]]]:
 @pytest.fixture
 def write(tmp_path: Path, query) -> Callable[..., Path]:
     def make(*models: list[Any], rewards: list[Row] = (), advantages: list[Row] = (), **queries: str) -> Path:
-        asked = queries or {"q0": "where is order o1?"}
-        write_records(tmp_path / "queries.parquet", [query(name, text) for name, text in asked.items()], Query)
+        texts = queries or {"q0": "where is order o1?"}
+        write_records(tmp_path / "queries.parquet", [query(name, text) for name, text in texts.items()], Query)
         sources = [
             EpisodeFiles(write_records(tmp_path / f"{i}.parquet", m, Trajectory), None, None)
             for i, m in enumerate(models)
@@ -50,9 +50,9 @@ def write(tmp_path: Path, query) -> Callable[..., Path]:
 @given(st.text(alphabet=st.characters()))
 def test_packed_text_comes_back_and_holds_nothing_a_page_could_trip_over(text):
     whole = json.dumps(text, ensure_ascii=False)
-    found = pack(whole)
-    assert re.fullmatch(r"[A-Za-z0-9+/=]*", found)
-    assert json.loads(unpacked(found)) == text  # half a surrogate pair too
+    packed = pack(whole)
+    assert re.fullmatch(r"[A-Za-z0-9+/=]*", packed)
+    assert json.loads(unpacked(packed)) == text  # half a surrogate pair too
 
 
 def test_the_index_says_what_the_list_needs(write, trajectory, reward, advantage):

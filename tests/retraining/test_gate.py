@@ -137,8 +137,8 @@ def test_tasks_that_the_champion_was_trained_on_do_not_count():
     rows = sides([1.0] * 10 + [0.0] * 30, [0.0] * 10 + [1.0] * 30)
     decision = judge(rows, contaminated={f"q{n}" for n in range(10)})
     assert decision.promote and decision.left_out == 10
-    nothing = judge(rows, contaminated={f"q{n}" for n in range(40)})
-    assert not nothing.promote and failed(nothing) == [TASKS] and len(nothing.criteria) == 1
+    without_tasks = judge(rows, contaminated={f"q{n}" for n in range(40)})
+    assert not without_tasks.promote and failed(without_tasks) == [TASKS] and len(without_tasks.criteria) == 1
 
 
 def test_only_greedy_episodes_count():

@@ -111,8 +111,8 @@ def test_the_champion_and_the_base_line_up_before_the_others(registry, model):
     assert [p.name for p in add_champion_and_base(config, registry).evaluation.policies] == ["base", "reference"]
     version = registry.publish(model("one"), {}).version_id
     registry.promote(version, after=0, reason="by hand")
-    lined = add_champion_and_base(config, registry).evaluation.policies
-    assert [(p.name, p.model) for p in lined] == [
+    policies = add_champion_and_base(config, registry).evaluation.policies
+    assert [(p.name, p.model) for p in policies] == [
         ("champion", registry.model_place(version)),
         ("base", "embedded"),
         ("reference", ""),

@@ -86,16 +86,18 @@ def test_a_version_says_what_it_was_made_from_and_what_it_was_measured_at(regist
     ]
     document = describe_version(Config(), plan(), decision(True), rows, "c0de")
     version = registry.publish(model("one"), document)
-    kept = json.loads(json.dumps(version.metadata))
-    assert {name: (r["pass_rate"], r["tasks"]) for name, r in kept["results"].items()} == {
+    metadata = json.loads(json.dumps(version.metadata))
+    assert {name: (r["pass_rate"], r["tasks"]) for name, r in metadata["results"].items()} == {
         "champion": (0.25, 4),
         "challenger": (0.75, 4),
     }
     assert (
-        kept["run_id"] == "20261121T020000Z-1" and kept["trained_from"] == "embedded" and kept["code_version"] == "c0de"
+        metadata["run_id"] == "20261121T020000Z-1"
+        and metadata["trained_from"] == "embedded"
+        and metadata["code_version"] == "c0de"
     )
-    assert kept["new_data"] == [{"place": "a.jsonl", "size": 7, "sha256": "ab" * 32}]
-    assert kept["config"]["policy"]["base"] == "embedded" and kept["decision"]["criteria"][0]["low"] == 0.2
+    assert metadata["new_data"] == [{"place": "a.jsonl", "size": 7, "sha256": "ab" * 32}]
+    assert metadata["config"]["policy"]["base"] == "embedded" and metadata["decision"]["criteria"][0]["low"] == 0.2
 
 
 IN_A_POD = """Trace:
