@@ -10,7 +10,7 @@ from steptool.chat.finish import GIVE_ANSWER
 from steptool.chat.formats import THINK_CLOSE, THINK_OPEN
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import as_text, excerpt, join_texts, parse_if_text, require
-from steptool.data.recordings.messages import openai_messages, tools_of_system
+from steptool.data.recordings.messages import find_tools_of_system, translate_messages
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
 from steptool.data.tools import check_and_close, openai_tools
 from steptool.records import FINISH, ToolSchema
@@ -35,9 +35,9 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
     messages = parse_if_text(require(record.value, "messages", (list, str)), "messages")
     if not isinstance(messages, list):
         raise UnusableError("ill-typed field 'messages'", f"field 'messages': expected a list, got {excerpt(messages)}")
-    messages = openai_messages([parse_if_text(message, f"messages[{n}]") for n, message in enumerate(messages)])
+    messages = translate_messages([parse_if_text(message, f"messages[{n}]") for n, message in enumerate(messages)])
     fields = record.value
-    if fields.get("tools") is None and (listed := tools_of_system(messages)):
+    if fields.get("tools") is None and (listed := find_tools_of_system(messages)):
         fields, messages = {**fields, "tools": listed[0]}, listed[1]
     first = next((n for n, m in enumerate(messages) if require(m, "role", str, f"messages[{n}]") == "assistant"), None)
     if first is None:

@@ -27,7 +27,7 @@ _NAME = re.compile(r"""["']name["']\s*:\s*["']([^"']*)["']""")
 _END = "<|endoftext|>"
 
 
-def openai_conversation(value: Fields) -> Fields | None:
+def translate_record(value: Fields) -> Fields | None:
     """A record with `messages` (and `tools`, `solved`) from a record of another writer; None for other records.
 
     Raises UnusableError where the record is of a known form and cannot be read.
@@ -48,10 +48,10 @@ def _read_sharegpt(value: Fields) -> Fields:
         raise UnusableError("ill-typed field 'conversations'", detail)
     system = value.get("system")
     opening = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-    return {"messages": [*opening, *(_sharegpt_message(turn, f"conversations[{n}]") for n, turn in enumerate(turns))]}
+    return {"messages": [*opening, *(_read_sharegpt_turn(turn, f"conversations[{n}]") for n, turn in enumerate(turns))]}
 
 
-def _sharegpt_message(turn: Any, where: str) -> Fields:
+def _read_sharegpt_turn(turn: Any, where: str) -> Fields:
     turn = parse_if_text(turn, where)
     if isinstance(turn, dict) and "from" not in turn and "role" in turn:
         return turn
@@ -64,11 +64,13 @@ def _read_gemini(value: Fields) -> Fields:
         raise UnusableError("ill-typed field 'contents'", f"expected a list, got {excerpt(contents)}")
     instruction = value.get("systemInstruction") or value.get("system_instruction")
     opening = [{**instruction, "role": "system"}] if isinstance(instruction, dict) else []
-    messages = [message for n, content in enumerate([*opening, *contents]) for message in _gemini_messages(content, n)]
+    messages = [
+        message for n, content in enumerate([*opening, *contents]) for message in _read_gemini_content(content, n)
+    ]
     return {"messages": messages}
 
 
-def _gemini_messages(content: Any, number: int) -> Iterator[Fields]:
+def _read_gemini_content(content: Any, number: int) -> Iterator[Fields]:
     """The messages of one content: responses of tools, and then the words, thoughts and calls of its role."""
     where = f"contents[{number}]"
     role = require(content, "role", str, where)
@@ -117,23 +119,23 @@ def _read_glaive(value: Fields) -> Fields:
     chat, system = require(value, "chat", str), require(value, "system", str)
     parts = _GLAIVE_TURN.split(chat)
     messages = [
-        _glaive_message(_GLAIVE_ROLES[role], text.replace(_END, "").strip())
+        _read_glaive_turn(_GLAIVE_ROLES[role], text.replace(_END, "").strip())
         for role, text in zip(parts[1::2], parts[2::2], strict=True)
     ]
-    return {"messages": messages, "tools": list(_embedded_objects(system))}
+    return {"messages": messages, "tools": list(_iterate_objects(system))}
 
 
-def _glaive_message(role: str, text: str) -> Fields:
+def _read_glaive_turn(role: str, text: str) -> Fields:
     made = _GLAIVE_CALL.search(text) if role == "assistant" else None
     if not made:
         return {"role": role, "content": text}
     name, quoted = _NAME.search(made[1]), _GLAIVE_ARGUMENTS.search(made[1])
-    arguments = quoted[1] if quoted else _arguments_of(made[1])
+    arguments = quoted[1] if quoted else _read_glaive_arguments(made[1])
     function = {"name": name[1] if name else "", "arguments": arguments}
     return {"role": role, "content": text[: made.start()].strip(), "tool_calls": [{"function": function}]}
 
 
-def _arguments_of(text: str) -> Any:
+def _read_glaive_arguments(text: str) -> Any:
     """The arguments of a call that is JSON; the text itself where it is not."""
     try:
         call, _ = read_first_json(text)
@@ -142,15 +144,15 @@ def _arguments_of(text: str) -> Any:
     return call.get("arguments") if isinstance(call, dict) else text
 
 
-def _embedded_objects(text: str) -> Iterator[Any]:
+def _iterate_objects(text: str) -> Iterator[Any]:
     """The JSON objects that stand in a text one after the other."""
     begin = text.find("{")
     while begin >= 0:
         try:
-            found, end = read_first_json(text[begin:])
+            document, end = read_first_json(text[begin:])
         except ValueError as error:
             raise UnusableError("tools of another form", f"system: {error} at {excerpt(text[begin:])}") from None
-        yield found
+        yield document
         begin = text.find("{", begin + end)
 
 

@@ -9,7 +9,7 @@ from steptool.data.ingest_log import IngestLog, Record, UnusableError
 from steptool.data.parsing import excerpt
 from steptool.data.readers.files import SUFFIXES, find_files, parse_records
 from steptool.data.recordings.conversation import DefaultTools, read_conversation
-from steptool.data.recordings.dialects import openai_conversation
+from steptool.data.recordings.dialects import translate_record
 from steptool.data.recordings.recording import Recording
 from steptool.data.recordings.released import COLUMNS, read_released
 from steptool.data.recordings.toolbench import read_converted_answer, read_raw_answer
@@ -37,7 +37,7 @@ def read_recording(record: Record, default_tools: DefaultTools) -> Recording:
     value = record.value
     if not isinstance(value, dict):
         raise UnusableError("not an object", f"expected a JSON object, got {excerpt(value)}")
-    if (conversation := openai_conversation(value)) is not None:
+    if (conversation := translate_record(value)) is not None:
         return read_conversation(replace(record, value=conversation), default_tools)
     if value.keys() >= COLUMNS:
         return read_released(record)

@@ -3,6 +3,7 @@
 Anthropic         content blocks of the types text, thinking, tool_use and tool_result
 OpenAI responses  items of the types message, reasoning, function_call and function_call_output
 Hermes            <tool_call>{...}</tool_call> in the assistant's text, <tool_response>...</tool_response> in answers
+ReAct             "Action: ..." and "Action Input: ..." in the assistant's text, "Observation: ..." in answers
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from steptool.chat.formats import CALL_CLOSE, CALL_OPEN, THINK_CLOSE
+from steptool.chat.formats import CALL_CLOSE, CALL_OPEN, REACT, THINK_CLOSE
+from steptool.chat.messages import call_message
 from steptool.data.ingest_log import UnusableError
 from steptool.data.parsing import as_text, excerpt, join_texts, parse_json, require
 from steptool.data.recordings.arguments import read_arguments
@@ -35,29 +37,55 @@ _RESPONSES = re.compile(r"\s*(?:<tool_response>.*?</tool_response>\s*)+", re.DOT
 _RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 _CALL = re.compile(rf"{CALL_OPEN}\s*(\{{.*?)\s*(?:{CALL_CLOSE}|\Z)", re.DOTALL)
 _TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
+_OBSERVATION, _FINAL_ANSWER = "Observation:", "Final Answer:"
 _TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 
 
-def openai_messages(messages: Sequence[Any]) -> list[Any]:
+def translate_messages(messages: Sequence[Any]) -> list[Any]:
     """The messages with known roles, their text as content, and their calls under `tool_calls`.
 
     Messages that are in OpenAI's form already stay as they are; so do those that are no messages.
     """
-    return [translated for n, message in enumerate(messages) for translated in _translate(message, f"messages[{n}]")]
+    translated = [part for n, message in enumerate(messages) for part in _translate(message, f"messages[{n}]")]
+    return _read_react(translated) if any(map(_is_observation, translated)) else translated
 
 
-def tools_of_system(messages: Sequence[Any]) -> tuple[list[Any], list[Any]] | None:
+def _is_observation(message: Any) -> bool:
+    """Whether a message tells, as ReAct does, what a tool answered."""
+    text = message.get("content") if isinstance(message, dict) and message.get("role") != "assistant" else None
+    return isinstance(text, str) and text.lstrip().startswith(_OBSERVATION)
+
+
+def _read_react(messages: Sequence[Any]) -> list[Any]:
+    """The messages with the calls of ReAct's texts: those that an observation follows, and the final answer."""
+    read: list[Any] = []
+    for message, following in zip(messages, [*messages[1:], None], strict=True):
+        text = message.get("content") if isinstance(message, dict) else None
+        if _is_observation(message):
+            read.append({"role": "tool", "content": message["content"].lstrip().removeprefix(_OBSERVATION).strip()})
+        elif not isinstance(text, str) or message.get("role") != "assistant" or message.get("tool_calls"):
+            read.append(message)
+        elif _is_observation(following) and (turn := REACT.parse(text)).call:
+            read.append({**message, **call_message(turn.call, turn.thought)})
+        else:
+            thought, answers, answer = text.rpartition(_FINAL_ANSWER)
+            reasoning = {"reasoning_content": thought.strip().removeprefix("Thought:").strip()} if answers else {}
+            read.append({**message, "content": answer.strip() if answers else text, **reasoning})
+    return read
+
+
+def find_tools_of_system(messages: Sequence[Any]) -> tuple[list[Any], list[Any]] | None:
     """The tools that a system message lists between <tools> and </tools>, and the messages without that one."""
     for number, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) and message.get("role") == "system" else None
         listed = _TOOLS.search(content) if isinstance(content, str) else None
         if listed:
             rest = [*messages[:number], *messages[number + 1 :]]
-            return _listed_tools(listed[1]), rest
+            return _parse_tools(listed[1]), rest
     return None
 
 
-def _listed_tools(text: str) -> list[Any]:
+def _parse_tools(text: str) -> list[Any]:
     """A JSON list, or an object a line."""
     text = text.strip()
     if text.startswith("["):
@@ -70,36 +98,36 @@ def _translate(message: Any, where: str) -> Iterator[Any]:
     if not isinstance(message, dict):
         yield message
     elif "role" not in message and isinstance(message.get("type"), str):
-        yield _item(message, where)
+        yield _translate_item(message, where)
     elif not isinstance(role := message.get("role"), str):
         yield message
     elif role in _CALL_ROLES:
-        yield _calls_message("", as_text(message.get("content")))
+        yield _make_calls_message("", as_text(message.get("content")))
     else:
         message = {**message, "role": _ROLES.get(role, role)}
         blocks = message.get("content")
         if isinstance(blocks, list) and all(isinstance(block, dict) and "type" in block for block in blocks):
-            yield from _blocks(message, blocks, where)
+            yield from _translate_blocks(message, blocks, where)
         else:
-            yield from _tagged(message)
+            yield from _translate_text(message)
 
 
-def _item(item: Fields, where: str) -> Fields:
+def _translate_item(item: Fields, where: str) -> Fields:
     """An item of OpenAI's responses."""
     kind = item["type"]
     if kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         return {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "function": function}]}
     if kind == "function_call_output":
-        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": _plain_parts(item.get("output"))}
+        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": _join_parts(item.get("output"))}
     if kind == "reasoning":
         parts = [*(item.get("summary") or []), *(item.get("content") or [])]
-        return {"role": "assistant", "reasoning_content": join_texts([as_text(_plain_parts([p])) for p in parts])}
+        return {"role": "assistant", "reasoning_content": join_texts([as_text(_join_parts([p])) for p in parts])}
     expected = "expected message, reasoning, function_call or function_call_output"
     raise UnusableError("an item of another type", f"{where}: {expected}, got {excerpt(kind)}")
 
 
-def _plain_parts(content: Any) -> Any:
+def _join_parts(content: Any) -> Any:
     """Parts of text as their text; other content as it is."""
     parts = content if isinstance(content, list) else ()
     if parts and all(isinstance(p, dict) and p.get("type") in _TEXT_PARTS and "text" in p for p in parts):
@@ -107,7 +135,7 @@ def _plain_parts(content: Any) -> Any:
     return content
 
 
-def _blocks(message: Fields, blocks: Sequence[Fields], where: str) -> Iterator[Any]:
+def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> Iterator[Any]:
     """A message of typed parts: what tools answered, then the words, the thoughts and the calls."""
     rest: list[Fields] = []
     thoughts: list[str] = []
@@ -118,7 +146,7 @@ def _blocks(message: Fields, blocks: Sequence[Fields], where: str) -> Iterator[A
             function = {"name": require(block, "name", str, where), "arguments": block.get("input")}
             calls.append({"id": block.get("id"), "function": function})
         elif kind == "tool_result":
-            content = _plain_parts(block.get("content"))
+            content = _join_parts(block.get("content"))
             yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content}
         elif kind in ("thinking", "reasoning"):
             thoughts.append(as_text(block.get("thinking") or block.get("text")))
@@ -129,10 +157,10 @@ def _blocks(message: Fields, blocks: Sequence[Fields], where: str) -> Iterator[A
     if rest or calls or thoughts or not blocks:
         reasoning = {"reasoning_content": join_texts(thoughts)} if thoughts else {}
         listed = {"tool_calls": calls} if calls else {}
-        yield from _tagged({**message, "content": _plain_parts(rest) if rest else "", **reasoning, **listed})
+        yield from _translate_text({**message, "content": _join_parts(rest) if rest else "", **reasoning, **listed})
 
 
-def _tagged(message: Fields) -> Iterator[Any]:
+def _translate_text(message: Fields) -> Iterator[Any]:
     """A message whose text may hold Hermes' tags."""
     role, text = message.get("role"), message.get("content")
     if not isinstance(text, str):
@@ -140,14 +168,14 @@ def _tagged(message: Fields) -> Iterator[Any]:
     elif role == "assistant" and not message.get("tool_calls") and not message.get("function_call"):
         begin = text.rfind(THINK_CLOSE) + 1
         made = _CALL.search(text, begin)
-        yield _calls_message(text[: made.start()], text[made.start() :], message) if made else message
+        yield _make_calls_message(text[: made.start()], text[made.start() :], message) if made else message
     elif role in ("user", "tool", "function") and _RESPONSES.fullmatch(text):
-        yield from (_response(body, message) for body in _RESPONSE.findall(text))
+        yield from (_read_response(body, message) for body in _RESPONSE.findall(text))
     else:
         yield message
 
 
-def _calls_message(words: str, text: str, message: Fields | None = None) -> Fields:
+def _make_calls_message(words: str, text: str, message: Fields | None = None) -> Fields:
     """An assistant message with the calls of a text, each between tags, or all of them as JSON."""
     bodies = _CALL.findall(text) if CALL_OPEN in text else [text]
     calls = [call for body in bodies for call in _read_calls(body)]
@@ -169,13 +197,13 @@ def _read_calls(body: str) -> Iterator[Fields]:
         yield {"function": function}
 
 
-def _response(body: str, message: Fields) -> Fields:
+def _read_response(body: str, message: Fields) -> Fields:
     """What a tool answered; Hermes may name the tool beside it."""
     body = body.strip()
     try:
-        told = json.loads(body)
+        answer = json.loads(body)
     except (ValueError, RecursionError):
-        told = None
-    if isinstance(told, dict) and told.keys() == {"name", "content"}:
-        return {"role": "tool", "name": told["name"], "content": as_text(told["content"])}
+        answer = None
+    if isinstance(answer, dict) and answer.keys() == {"name", "content"}:
+        return {"role": "tool", "name": answer["name"], "content": as_text(answer["content"])}
     return {"role": "tool", "name": message.get("name"), "content": body}

@@ -28,12 +28,12 @@ def read_raw_answer(record: Record) -> Recording:
         path = [m for m in messages[-1] if require(m, "role", str, "train_messages") not in scaffolding]
         turns = read_turns(path, "train_messages")
     else:
-        turns = _turns_of_nodes(_last_nodes(record.value))
+        turns = _read_nodes(_find_last_nodes(record.value))
     tools = toolbench_tools(require(answer, "function", list, "answer_generation"), "function")
     return make_recording(record, require_text(answer, "query", "answer_generation"), tools, turns)
 
 
-def _turns_of_nodes(nodes: Sequence[Node]) -> list[RecordedTurn]:
+def _read_nodes(nodes: Sequence[Node]) -> list[RecordedTurn]:
     turns: list[RecordedTurn] = []
     thoughts: list[str] = []
     name: str | None = None
@@ -50,23 +50,23 @@ def _turns_of_nodes(nodes: Sequence[Node]) -> list[RecordedTurn]:
             thoughts, name = [], None
     if name is not None:
         raise UnusableError("a call without a response", f"the path ends with the name {name!r} and no arguments")
-    return turns + _last_words(thoughts)
+    return turns + _make_last_turn(thoughts)
 
 
-def _last_words(thoughts: Sequence[str]) -> list[RecordedTurn]:
+def _make_last_turn(thoughts: Sequence[str]) -> list[RecordedTurn]:
     words = join_texts(thoughts)
     return [RecordedTurn("", "", words, None)] if words else []
 
 
-def _last_nodes(document: Node) -> list[Node]:
+def _find_last_nodes(document: Node) -> list[Node]:
     """Nodes of the last chain tried, or of the tree's path that got furthest: an answer, giving up, the last one."""
     if document.get("trys"):
         return list(require(require(document, "trys", list)[-1], "chain", list, "trys[-1]"))
     root = require(require(document, "tree", dict), "tree", dict, "tree")
-    return _furthest_path(root, "children", lambda node: _FURTHEST.get(node.get("observation_code"), 0))
+    return _find_furthest_path(root, "children", lambda node: _FURTHEST.get(node.get("observation_code"), 0))
 
 
-def _furthest_path(root: Node, branches: str, rank: Callable[[Node], int]) -> list[Node]:
+def _find_furthest_path(root: Node, branches: str, rank: Callable[[Node], int]) -> list[Node]:
     """The path from the root whose leaf ranks highest; of several the last."""
     best, highest, stack = [root], -1, [[root]]
     while stack:
@@ -84,19 +84,19 @@ def read_converted_answer(record: Record) -> Recording:
     details = require(require(value, "answer", dict), "answer_details", list, "answer")
     turns: list[RecordedTurn] = []
     thoughts: list[str] = []
-    for node in _furthest_path({"next": details}, "next", _finish_rank)[1:]:
+    for node in _find_furthest_path({"next": details}, "next", _rank_finish)[1:]:
         role = require(node, "role", str, "answer_details")
         message = require(node, "message", (str, dict), "answer_details")
         if role == "tool":
-            turns.append(_converted_call(_read_call(message), join_texts(thoughts)))
+            turns.append(_make_turn(_read_call(message), join_texts(thoughts)))
             thoughts = []
         elif role == "assistant":
             thoughts.append(as_text(message))
     tools = toolbench_tools(require(value, "available_tools", list), "available_tools")
-    return make_recording(record, require_text(value, "query"), tools, turns + _last_words(thoughts))
+    return make_recording(record, require_text(value, "query"), tools, turns + _make_last_turn(thoughts))
 
 
-def _converted_call(call: dict[str, Any], thought: str) -> RecordedTurn:
+def _make_turn(call: dict[str, Any], thought: str) -> RecordedTurn:
     """A call and its response. A call without a name is a failed one."""
     name = "" if call.get("name") is None else require(call, "name", str, "answer_details.message").strip()
     response = call.get("response")
@@ -112,7 +112,7 @@ def _read_call(message: Any) -> dict[str, Any]:
     return call
 
 
-def _finish_rank(node: Node) -> int:
+def _rank_finish(node: Node) -> int:
     message = node.get("message")
     if node.get("role") != "tool" or FINISH not in as_text(message):
         return 0

@@ -96,6 +96,15 @@ DIALECTS = {
         ],
         "tools": [TOOL],
     },
+    "ReAct": {
+        "messages": [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": 'Thought: I look.\nAction: tides\nAction Input: {"town": "Bath"}'},
+            {"role": "user", "content": f"Observation: {RESPONSE}"},
+            {"role": "assistant", "content": f"Final Answer: {ANSWER}"},
+        ],
+        "tools": [TOOL],
+    },
     "ms-swift": {
         "messages": [
             {"role": "user", "content": QUESTION},
@@ -232,6 +241,16 @@ def test_a_call_in_the_text_that_cannot_be_read_is_one_failed_step() -> None:
     trajectory, _ = trajectory_of(value)
     assert [str(s.status) for s in trajectory.steps] == ["malformed", "finish"]
     assert trajectory.final_answer == ANSWER
+
+
+def test_the_final_thought_of_react_is_no_part_of_the_answer_and_a_call_gone_wrong_is_one_failed_step() -> None:
+    value = copy.deepcopy(DIALECTS["ReAct"])
+    value["messages"][1]["content"] = "Thought: I look.\nAction: tides\nAction Input: Bath"
+    value["messages"][3]["content"] = f"Thought: I know.\nFinal Answer: {ANSWER}"
+    trajectory, _ = trajectory_of(value)
+    assert [str(s.status) for s in trajectory.steps] == ["malformed", "finish"]
+    assert trajectory.final_answer == ANSWER
+    assert trajectory.messages[-1]["content"] == "<think>\nI know.\n</think>"
 
 
 def test_words_about_tags_stay_words() -> None:
