@@ -33,8 +33,8 @@ def make_round() -> tuple[Arrays, Arrays, Arrays, Arrays]:
 
 def ours(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> np.ndarray:
     """The library."""
-    given = credit.assign(rewards, lengths, np.concatenate(values), np.concatenate(kl), KL_COEF, config)
-    return credit.whiten(given.advantages_N)
+    assigned = credit.assign(rewards, lengths, np.concatenate(values), np.concatenate(kl), KL_COEF, config)
+    return credit.whiten(assigned.advantages_N)
 
 
 def plain(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> list[list[float]]:

@@ -68,13 +68,13 @@ def rows_of(output: Path, method: str, seeds: Sequence[int], model: str, decodin
 
 def results(output: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
     """Measures by tier, decoding and method, per seed and together, and StepTool's differences from the others."""
-    found: dict[str, Any] = {}
+    by_tier: dict[str, Any] = {}
     for tier in ("all", "single", "long"):
         for decoding in ("greedy", "sampled"):
             start = rows_of(output, methods[0], seeds, "warm_start", decoding, tier)
             rows = {"warm_start": start} | {m: rows_of(output, m, seeds, "steptool", decoding, tier) for m in methods}
-            found[f"{tier} {decoding}"] = {method: _measures(rows, method, seeds) for method in rows}
-    return found
+            by_tier[f"{tier} {decoding}"] = {method: _measures(rows, method, seeds) for method in rows}
+    return by_tier
 
 
 def _measures(rows: dict[str, list[Evaluation]], method: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -98,10 +98,10 @@ def _of_seed(rows: list[Evaluation], seed: int) -> list[Evaluation]:
     return [row for row in rows if row.repeat == seed]
 
 
-def table(found: dict[str, Any]) -> str:
+def table(by_tier: dict[str, Any]) -> str:
     """The results as text."""
     lines = []
-    for title, methods in found.items():
+    for title, methods in by_tier.items():
         lines += ["", title, f"{'':12}{'pass rate':>24}{'invalid calls':>24}{'recall':>24}   pass by seed"]
         for method, parts in methods.items():
             cells = "".join(f"{_interval(parts[m]):>24}" for m in MEASURES)
@@ -138,9 +138,9 @@ def main() -> None:
                 lambda job: run(config, job[0], job[1], args.output), [(m, s) for s in seeds for m in args.methods]
             )
         )
-    found = results(args.output, seeds, args.methods)
-    (args.output / "seeds.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    print(table(found))
+    by_tier = results(args.output, seeds, args.methods)
+    (args.output / "seeds.json").write_text(json.dumps(by_tier, indent=1), encoding="utf-8")
+    print(table(by_tier))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def resolve(what: str, constraints: str, torch: str) -> dict[str, str]:
         command = [sys.executable, "-m", "pip", "install", *options, "-c", constraints, f"torch==={torch}", what]
         if subprocess.run(command, cwd=ROOT, check=False).returncode:
             sys.exit(f"{what} does not resolve with {constraints}")
-        found = [entry["metadata"] for entry in json.loads(report.read_text(encoding="utf-8"))["install"]]
-    return {canonical(package["name"]): package["version"] for package in found}
+        packages = [entry["metadata"] for entry in json.loads(report.read_text(encoding="utf-8"))["install"]]
+    return {canonical(package["name"]): package["version"] for package in packages}
 
 
 def main() -> None:
@@ -53,11 +53,11 @@ def main() -> None:
     in_order = True
     for image, (what, constraints) in IMAGES.items():
         pins = read_pins(ROOT / constraints)
-        found = resolve(what, constraints, pins["torch"])
-        unpinned = sorted(found.keys() - pins.keys() - {"steptool"})
-        print(f"{image}: {len(found)} packages resolve, {len(unpinned)} of them are not pinned in {constraints}")
+        versions = resolve(what, constraints, pins["torch"])
+        unpinned = sorted(versions.keys() - pins.keys() - {"steptool"})
+        print(f"{image}: {len(versions)} packages resolve, {len(unpinned)} of them are not pinned in {constraints}")
         for name in unpinned:
-            print(f"{name}=={found[name]}")
+            print(f"{name}=={versions[name]}")
         in_order = in_order and len(unpinned) <= LEFT_OPEN[image]
     sys.exit(0 if in_order else 1)
 

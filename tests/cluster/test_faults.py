@@ -30,9 +30,9 @@ def test_an_error_that_stays_stops_at_once_and_runs_the_failure_node(
     done = engine(toys).execute("flows.faults.permanent", {"n": 3, "place": place})
     assert len(done.ran("flows.faults.hopeless")) == 1
     assert len(done.ran("flows.faults.tell")) == 1
-    told = (store.read(place) or b"").decode()
-    assert told.startswith("3: ")
-    assert "nothing can be done about 3" in told
+    record = (store.read(place) or b"").decode()
+    assert record.startswith("3: ")
+    assert "nothing can be done about 3" in record
 
 
 def test_a_killed_pod_goes_on_from_its_checkpoint(toys: Registry, engine: Make, store: Store) -> None:

@@ -25,7 +25,7 @@ PROFILE = "configs/cluster.yaml"
 Pyflyte = Callable[..., CompletedProcess[str]]
 
 
-def given(task: TaskTemplate) -> dict[str, str]:
+def requests_of(task: TaskTemplate) -> dict[str, str]:
     """Requests of a task by name."""
     return {Resources.ResourceName.Name(entry.name): entry.value for entry in task.container.resources.requests}
 
@@ -57,7 +57,7 @@ def test_the_tarball_holds_lazily_imported_modules_and_data(packaged: Callable[.
 def test_without_a_profile_tasks_ask_for_nothing(project: Registry) -> None:
     for task in project.tasks.values():
         assert task.container.image == "localhost/steptool:cpu", task.id.name
-        assert given(task) == {}
+        assert requests_of(task) == {}
         assert not task.metadata.interruptible
         assert "STEPTOOL_PROFILE" not in environment(task)
         assert task.type == "python-task"
@@ -102,7 +102,7 @@ def _holds_the_profile(registry: Registry) -> None:
         registry.named(name) for name in ("tasks.rollout.rollout", "workflows.train.rounds", "tasks.ppo.ppo")
     )
     assert rollout.container.image.endswith("gpu") or "gpu" in rollout.container.image
-    assert given(rollout) == {"CPU": "6", "MEMORY": "32Gi", "EPHEMERAL_STORAGE": "60Gi", "GPU": "1"}
+    assert requests_of(rollout) == {"CPU": "6", "MEMORY": "32Gi", "EPHEMERAL_STORAGE": "60Gi", "GPU": "1"}
     assert rollout.metadata.interruptible
     assert rollout.extended_resources.gpu_accelerator.device == "nvidia-tesla-a100"
     assert not rounds.metadata.interruptible

@@ -67,10 +67,12 @@ def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> 
     write_night(folder, "before", 130, 1.0)
     config = settings(str(folder), "embedded")
     read = ingest(config, folder / "read")
-    shown = read_records(read.demonstrations_path, Trajectory)
+    demonstrations = read_records(read.demonstrations_path, Trajectory)
     codec = ChatCodec(load_tokenizer(EMBEDDED), "auto")
-    taught = encode_demonstrations(read_queries(read.queries_path), shown, codec, config.policy.max_context).encoded
-    warm_start(EMBEDDED, taught, config.warm_start, config.policy, 0, folder / "model")
+    lessons = encode_demonstrations(
+        read_queries(read.queries_path), demonstrations, codec, config.policy.max_context
+    ).encoded
+    warm_start(EMBEDDED, lessons, config.warm_start, config.policy, 0, folder / "model")
     return store.upload(folder / "model", f"{place}/base")
 
 
@@ -133,7 +135,7 @@ def test_three_nights(run: Run, registry: Registry, store: Store, place: str, tm
     assert "tuesday.jsonl, line 1: not JSON" in broken.error.message
     assert len(broken.ran("tasks.ingest.ingest")) == 1  # no second attempt can mend it
     assert len(broken.ran("tasks.retrain.record_failure")) == 1
-    told = registry.runs()[-1]
-    assert told["result"] == "failed"
-    assert "tuesday.jsonl, line 1: not JSON" in told["reasons"][0]
+    record = registry.runs()[-1]
+    assert record["result"] == "failed"
+    assert "tuesday.jsonl, line 1: not JSON" in record["reasons"][0]
     assert registry.champion() == champion

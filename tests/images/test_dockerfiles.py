@@ -34,26 +34,26 @@ class Instruction:
 
 
 def instructions(text: str) -> list[Instruction]:
-    found: list[Instruction] = []
+    parsed: list[Instruction] = []
     explained = False
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         if line.startswith("#"):
             explained = True
         elif line:
             name, _, arguments = line.partition(" ")
-            found.append(Instruction(name, " ".join(arguments.split()), explained))
+            parsed.append(Instruction(name, " ".join(arguments.split()), explained))
         else:
             explained = False
-    return found
+    return parsed
 
 
 def faults(text: str) -> list[str]:
     """Every rule that is broken, with hadolint's number where it has one."""
     lines = instructions(text)
     users = [line.arguments for line in lines if line.name == "USER"]
-    found = [f"{line.name} {line.arguments}: no reason given" for line in lines if not line.explained]
-    found += [fault for line in lines for fault in broken(line)]
-    return found + (
+    broken_rules = [f"{line.name} {line.arguments}: no reason given" for line in lines if not line.explained]
+    broken_rules += [fault for line in lines for fault in broken(line)]
+    return broken_rules + (
         [] if users and users[-1].isdigit() and int(users[-1]) else ["DL3002: the last user is not a number above 0"]
     )
 
@@ -96,10 +96,10 @@ def test_a_dockerfile_keeps_the_rules(path: Path) -> None:
 
 
 def test_the_rules_find_what_breaks_them() -> None:
-    said = " ".join(faults(BAD))
+    report = " ".join(faults(BAD))
     numbers = {"DL3000", "DL3002", "DL3004", "DL3006", "DL3008", "DL3009", "DL3013", "DL3014", "DL3015", "DL3020"}
-    assert set(re.findall(r"DL\d+", said)) == numbers | {"DL3007", "DL3042", "DL4006"}
-    assert said.count("no reason given") == 0  # comments stand above
+    assert set(re.findall(r"DL\d+", report)) == numbers | {"DL3007", "DL3042", "DL4006"}
+    assert report.count("no reason given") == 0  # comments stand above
     assert "RUN make: no reason given" in faults("# one\nFROM python:3.11.14-slim\n\nRUN make\n")
 
 

@@ -37,8 +37,8 @@ def test_a_package_is_named_by_its_content_and_holds_the_code(built: Path) -> No
         [sys.executable, "-m", "tasks.runtime.registration"],
         {**os.environ, "STEPTOOL_PROFILE": "configs/cluster.yaml"},
     )
-    said = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
-    assert built.name == f"steptool-{said.stdout.strip()}.tgz"
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+    assert built.name == f"steptool-{done.stdout.strip()}.tgz"
     with tarfile.open(built) as archive:
         assert [name.endswith(".tar.gz") for name in archive.getnames()].count(True) == 1
 

@@ -28,7 +28,7 @@ CPU, GPU = (PINS.read_pins(ROOT / constraints) for _, constraints in PINS.IMAGES
 
 def needed(requirements: list[str]) -> dict[str, str]:
     """Versions by name of what is installed here because of these requirements, and of what they require."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     waiting = [Requirement(text) for text in requirements]
     while waiting:
         requirement = waiting.pop()
@@ -37,11 +37,11 @@ def needed(requirements: list[str]) -> dict[str, str]:
             continue
         name = PINS.canonical(requirement.name)
         package = metadata.distribution(name)
-        if name not in found or requirement.extras:
+        if name not in versions or requirement.extras:
             inner = [Requirement(text) for text in package.requires or ()]
             waiting += [r for r in inner if not r.marker or any(r.marker.evaluate({"extra": e}) for e in {"", *extras})]
-        found[name] = package.version.partition("+")[0]
-    return found
+        versions[name] = package.version.partition("+")[0]
+    return versions
 
 
 @pytest.mark.parametrize("constraints", [constraints for _, constraints in PINS.IMAGES.values()])

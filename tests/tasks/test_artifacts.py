@@ -15,7 +15,7 @@ from tasks.runtime.artifacts import Model, Parquet, download
 KINDS = {Parquet: BlobType.BlobDimensionality.SINGLE, Model: BlobType.BlobDimensionality.MULTIPART}
 
 
-def given(kind: type, uri: str) -> object:
+def make_artifact(kind: type, uri: str) -> object:
     """An artifact as a task gets it from Flyte."""
     literal = Literal(scalar=Scalar(blob=Blob(BlobMetadata(BlobType("", KINDS[kind])), uri)))
     return TypeEngine.to_python_value(FlyteContextManager.current_context(), literal, kind)
@@ -28,7 +28,7 @@ def test_the_processes_of_a_training_download_once_and_read_the_same(
         with fsspec.open(f"{bucket}/{name}", "w") as file:
             file.write(name)
     with setup_execution(str(tmp_path)):
-        rows, model = given(Parquet, f"{bucket}/rows.parquet"), given(Model, f"{bucket}/model")
+        rows, model = make_artifact(Parquet, f"{bucket}/rows.parquet"), make_artifact(Model, f"{bucket}/model")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with ProcessPoolExecutor(2, get_context("spawn")) as processes:
         pair = [processes.submit(download, artifact) for artifact in (rows, rows, model, model)]

@@ -29,8 +29,8 @@ from steptool.config import Config
 from tasks.runtime.artifacts import Model, Parquet
 from tasks.ppo import ppo
 
-given, raw, dest = sys.argv[1:]
-inputs = json.loads(given)
+inputs_text, raw, dest = sys.argv[1:]
+inputs = json.loads(inputs_text)
 for name, kind in dict(policy=Model, reference=Model, trajectories=Parquet, rewards=Parquet, costs=Parquet).items():
     inputs[name] = kind(inputs[name])
 with setup_execution(raw, checkpoint_path=dest):
@@ -56,9 +56,9 @@ def whole(packed: Path) -> bool:
 def killed(round_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What Flyte holds of an attempt that was killed after its first checkpoint."""
     dest, raw = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("raw")
-    given = json.dumps({**round_inputs, "config": round_inputs["config"].model_dump(mode="json")})
+    inputs_text = json.dumps({**round_inputs, "config": round_inputs["config"].model_dump(mode="json")})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pod = subprocess.Popen([sys.executable, "-c", POD, given, raw, dest], env=environment)
+    pod = subprocess.Popen([sys.executable, "-c", POD, inputs_text, raw, dest], env=environment)
     deadline = time.monotonic() + 120
     while not whole(dest / LEFT):
         assert pod.poll() is None and time.monotonic() < deadline
@@ -90,9 +90,9 @@ def opened(dest: Path, source: Path) -> list[str]:
 
 def test_what_was_restored_is_kept_for_the_attempt_after_the_next(killed: Path, tmp_path: Path) -> None:
     """An attempt that dies before its own first checkpoint: Flyte offers the next one only what that one has stored."""
-    found = opened(tmp_path / "second", killed)
-    assert found[0].startswith("checkpoint-") and found[-1] == "scores.safetensors"
-    assert opened(tmp_path / "third", tmp_path / "second") == found
+    restored = opened(tmp_path / "second", killed)
+    assert restored[0].startswith("checkpoint-") and restored[-1] == "scores.safetensors"
+    assert opened(tmp_path / "third", tmp_path / "second") == restored
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])

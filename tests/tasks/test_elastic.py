@@ -37,9 +37,9 @@ def test_two_processes_give_the_result_of_one(
         "PYTHONPATH": str(ROOT),
         "STEPTOOL_PROFILE": str(tmp_path / "profile.yaml"),
     }
-    given = json.dumps({**round_inputs, "config": round_inputs["config"].model_dump(mode="json")})
+    inputs_text = json.dumps({**round_inputs, "config": round_inputs["config"].model_dump(mode="json")})
     done = subprocess.run(
-        [sys.executable, tmp_path / "run.py", given],
+        [sys.executable, tmp_path / "run.py", inputs_text],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

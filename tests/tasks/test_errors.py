@@ -175,8 +175,8 @@ def test_an_error_of_an_inner_stage_is_told_once(capsys: Any) -> None:
 
 
 def test_code_that_exits_fails_the_stage_whatever_its_exit_code() -> None:
-    said = r"^ingest: the code of the run called sys\.exit\(0\); it is not tried again"
-    with pytest.raises(StageFailed, match=said), classify_errors("ingest", 3):
+    message = r"^ingest: the code of the run called sys\.exit\(0\); it is not tried again"
+    with pytest.raises(StageFailed, match=message), classify_errors("ingest", 3):
         sys.exit(0)
 
 

@@ -107,7 +107,7 @@ def test_the_cluster_profile_documents_every_field_and_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "problem"),
     [
         ("defaults: {cpus: 2}", "unknown field 'defaults.cpus': remove it or see configs/cluster.yaml"),
         ("stages: {ppo: {retries: '3'}}", "field 'stages.ppo.retries': input should be a valid integer, got '3'"),
@@ -122,11 +122,11 @@ def test_the_cluster_profile_documents_every_field_and_stage() -> None:
         ("[1]", "expected a mapping of sections, got a list"),
     ],
 )
-def test_what_is_unknown_ill_typed_or_impossible_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_unknown_ill_typed_or_impossible_is_refused_by_name(tmp_path: Path, text: str, problem: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_profile(path)
-    assert str(caught.value).startswith(f"{path}: ") and said in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ") and problem in str(caught.value)
 
 
 def test_a_profile_that_is_not_there_is_refused_with_the_variable(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_data_and_a_base_model_from_a_store_are_those_from_here(
     store = fsspec.filesystem("s3")
     store.put(round_inputs["policy"], f"{bucket}/base", recursive=True)
     store.put_file(str(tmp_path / "tasks.jsonl"), f"{bucket}/data/tasks.jsonl")
-    found = []
+    runs = []
     for place, base in ((str(tmp_path), round_inputs["policy"]), (f"{bucket}/data", f"{bucket}/base")):
         sections = {"data": {"source": "jsonl", "paths": [place]}, "policy": {"base": base, "max_context": 1600}}
         sections["warm_start"] = {"steps": 0}
@@ -30,8 +30,8 @@ def test_data_and_a_base_model_from_a_store_are_those_from_here(
         read = ingest(config=config, sources=seen, for_training=False)
         names = ("queries", "demonstrations", "quarantine")
         files = {name: getattr(read, name) for name in names}
-        found.append((seen, read_queries(str(read.queries)), prepare(config=config, **files)))
-    (here, queries, near), (there, same, far) = found
+        runs.append((seen, read_queries(str(read.queries)), prepare(config=config, **files)))
+    (here, queries, near), (there, same, far) = runs
     assert queries == same and len(queries) == 12 and here != there
     weights = [(Path(str(prepared.model)) / "model.safetensors").read_bytes() for prepared in (near, far)]
     assert weights[0] == weights[1]

@@ -51,7 +51,7 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
         "trajectories_small.parquet", "verdicts.parquet", "viewer.html",
     ]  # fmt: skip
     assert load_config(out / "config.yaml").evaluation.policies[1].model == "embedded"
-    asked = {q.query_id for q in read_queries(out / "queries.parquet", "heldout")}
+    heldout_ids = {q.query_id for q in read_queries(out / "queries.parquet", "heldout")}
     rows = read_records(out / "evaluations.parquet", Evaluation)
     played = {(r.model, r.decoding, r.repeat) for r in rows}
     assert played == {
@@ -60,7 +60,7 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
         ("small", "sampled", 0),
         ("small", "sampled", 1),
     }
-    assert len(rows) == 16 and {r.query_id for r in rows} == asked
+    assert len(rows) == 16 and {r.query_id for r in rows} == heldout_ids
     assert all(r.passed == 1.0 and r.recall == 1.0 for r in rows if r.model == "reference")
     episodes = [t for n in ("reference", "small") for t in read_records(out / f"trajectories_{n}.parquet", Trajectory)]
     assert {t.trajectory_id for t in episodes} == {r.trajectory_id for r in rows} and len(episodes) == 16
@@ -77,8 +77,10 @@ def test_stored_verdicts_give_the_judged_pass_rate(tmp_path: Path) -> None:
     """In this process: the reference's four answers, of which a judge calls one unsure and one unsolved."""
     first = evaluate(config=load_config(write(tmp_path, policies=SETTINGS["evaluation"]["policies"][:1])))
     queries = sorted(r.query_id for r in read_records(str(first.rows), Evaluation))
-    said = dict(zip(queries, ["unsure", "unsolved", "solved", "solved"], strict=True))
-    verdicts = write_records(tmp_path / "v.parquet", [Verdict(q, "reference", 0, s) for q, s in said.items()], Verdict)
+    verdicts_by_query = dict(zip(queries, ["unsure", "unsolved", "solved", "solved"], strict=True))
+    verdicts = write_records(
+        tmp_path / "v.parquet", [Verdict(q, "reference", 0, s) for q, s in verdicts_by_query.items()], Verdict
+    )
     path = write(tmp_path, policies=SETTINGS["evaluation"]["policies"][:1], verdicts=[str(verdicts)])
     second = evaluate(config=load_config(path), output=str(tmp_path / "out"))
     assert json.loads(Path(str(second.figures)).read_text())["results"][0]["judged_pass_rate"] == 2.5 / 4
@@ -95,7 +97,7 @@ def test_what_cannot_be_evaluated_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policies", "said"),
+    ("policies", "problem"),
     [
         ([{"name": "a"}], "the policy 'a' of the kind model needs the field model"),
         ([{"name": "a", "kind": "endpoint"}], "needs endpoint.base_url and .model"),
@@ -105,8 +107,8 @@ def test_what_cannot_be_evaluated_is_refused_by_name(tmp_path: Path) -> None:
         ([{"name": "a/b", "kind": "playback"}], "evaluation.policies.0.name"),
     ],
 )
-def test_a_policy_that_is_not_whole_is_refused(tmp_path: Path, policies: list[object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_policy_that_is_not_whole_is_refused(tmp_path: Path, policies: list[object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
         load_config(write(tmp_path, policies=policies))
 
 

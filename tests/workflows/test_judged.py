@@ -13,7 +13,7 @@ from workflows.train import train
 Request = dict[str, Any]
 
 
-def asked(request: Request) -> tuple[str, dict[str, Any]]:
+def requested_call(request: Request) -> tuple[str, dict[str, Any]]:
     """The function that a request offers, and the schema of its arguments."""
     function = request["tools"][0]["function"]
     return function["name"], function["parameters"]["properties"]
@@ -21,7 +21,7 @@ def asked(request: Request) -> tuple[str, dict[str, Any]]:
 
 def test_a_judge_scores_a_run_and_the_report_says_what_it_was_asked(chat, small: Config, tmp_path: Path) -> None:
     def judge(request: Request, number: int) -> Any:
-        name, fields = asked(request)
+        name, fields = requested_call(request)
         if number == 3:
             return chat.Answer({"role": "assistant", "content": "I would rather not."})
         count = fields["steps"]["minItems"]
@@ -43,8 +43,8 @@ def test_a_judge_scores_a_run_and_the_report_says_what_it_was_asked(chat, small:
     assert all(r.annotator == "judge" and r.prompt_hash for r in rows)
     counts = [c.counts for c in read_records(out / "costs.parquet", Cost) if c.stage == "annotate"]
     assert sum(c["sent"] for c in counts) == len(server.requests) and sum(c["answers of no use"] for c in counts) == 1
-    told = {m.name: m.value for m in read_records(out / "metrics.parquet", Metric) if m.stage == "annotate"}
-    assert told["prompt_tokens"] == 100 * told["requests"] and told["money"] == told["prompt_tokens"] * 10 / 1e6
+    counts = {m.name: m.value for m in read_records(out / "metrics.parquet", Metric) if m.stage == "annotate"}
+    assert counts["prompt_tokens"] == 100 * counts["requests"] and counts["money"] == counts["prompt_tokens"] * 10 / 1e6
     page = (out / "report.html").read_text()
     assert "Requests to the judge" in page and "replies that could not be used, asked again" in page
 
@@ -54,9 +54,9 @@ def test_an_endpoint_plays_and_is_judged(chat, tmp_path: Path) -> None:
         return chat.call("Finish", {"return_type": "give_answer", "final_answer": "7"})
 
     def judge(request: Request, number: int) -> Any:
-        name, fields = asked(request)
-        said = {"status": "solved"} if "status" in fields else {"better": "first"}
-        return chat.call(name, {"reason": "", **said})
+        name, fields = requested_call(request)
+        answer = {"status": "solved"} if "status" in fields else {"better": "first"}
+        return chat.call(name, {"reason": "", **answer})
 
     far, jury = chat.serve(player), chat.serve(judge)
     policies = [

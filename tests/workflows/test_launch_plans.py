@@ -25,12 +25,12 @@ import workflows.launch_plans
 
 images = [Image(name, "registry.test/steptool", "1") for name in ("cpu", "gpu")]
 settings = SerializationSettings(ImageConfig(images[0], images), version="1", project="p", domain="d")
-told = {}
+plans = {}
 for name in ("nightly_retraining", "weekly_evaluation", "manual_retraining"):
     if plan := LaunchPlan.CACHE.get(name):
-        told[name] = MessageToDict(get_serializable({}, settings, plan).spec.to_flyte_idl())
-        told[name]["inputs"] = sorted(plan.workflow.python_interface.inputs)
-print(json.dumps(told))
+        plans[name] = MessageToDict(get_serializable({}, settings, plan).spec.to_flyte_idl())
+        plans[name]["inputs"] = sorted(plan.workflow.python_interface.inputs)
+print(json.dumps(plans))
 """
 BROKEN = {"FAILED", "TIMED_OUT", "ABORTED"}
 
@@ -86,14 +86,16 @@ def test_a_person_starts_the_same_at_any_time(plans: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["nightly_retraining", "weekly_evaluation", "manual_retraining"])
 def test_people_are_told_of_what_broke(plans: dict[str, Any], name: str) -> None:
-    told = plans[name]["entityMetadata"]["notifications"]
-    assert all(set(n["phases"]) == BROKEN for n in told)
-    ways = {way: n[way]["recipientsEmail"] for n in told for way in ("email", "slack", "pagerDuty") if way in n}
+    notifications = plans[name]["entityMetadata"]["notifications"]
+    assert all(set(n["phases"]) == BROKEN for n in notifications)
+    ways = {
+        way: n[way]["recipientsEmail"] for n in notifications for way in ("email", "slack", "pagerDuty") if way in n
+    }
     assert ways == {"email": ["ml@firm.test"], "slack": ["alerts@firm.test"], "pagerDuty": ["duty@firm.test"]}
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "problem"),
     [
         ({"output": "b"}, "field 'launch_plans.registry': field required"),
         ({"registry": "a", "output": "b", "nightly": "0 0 2 * * *"}, "expected five fields of cron"),
@@ -102,9 +104,9 @@ def test_people_are_told_of_what_broke(plans: dict[str, Any], name: str) -> None
         ({"registry": "a", "output": "b", "notify": {"email": "me@firm.test"}}, "field 'launch_plans.notify.email'"),
     ],
 )
-def test_what_admin_would_refuse_is_refused_here(tmp_path: Path, section: dict[str, Any], said: str) -> None:
+def test_what_admin_would_refuse_is_refused_here(tmp_path: Path, section: dict[str, Any], problem: str) -> None:
     profile = tmp_path / "profile.yaml"
     profile.write_text(yaml.safe_dump({"launch_plans": section}))
     with pytest.raises(ConfigError, match=r"profile\.yaml") as refused:
         load_profile(profile)
-    assert said in str(refused.value)
+    assert problem in str(refused.value)

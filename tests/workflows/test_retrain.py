@@ -72,11 +72,13 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_night(folder, "before", TASKS, CARELESS)
     config = settings(folder, "embedded")
     read = ingest(config, folder / "read")
-    shown = read_records(read.demonstrations_path, Trajectory)
+    demonstrations = read_records(read.demonstrations_path, Trajectory)
     codec = ChatCodec(load_tokenizer(EMBEDDED), "auto")
-    taught = encode_demonstrations(read_queries(read.queries_path), shown, codec, config.policy.max_context).encoded
+    lessons = encode_demonstrations(
+        read_queries(read.queries_path), demonstrations, codec, config.policy.max_context
+    ).encoded
     longer = config.warm_start.model_copy(update={"steps": 30})
-    warm_start(EMBEDDED, taught, longer, config.policy, 0, folder / "model")
+    warm_start(EMBEDDED, lessons, longer, config.policy, 0, folder / "model")
     return folder / "model"
 
 
@@ -91,24 +93,28 @@ class Nights:
         write_night(self.folder, f"night{night:02}", TASKS, careless)
 
     def inputs(self, night: int, **changes: Any) -> dict[str, Any]:
-        given = {"config": settings(self.folder, self.base), "kickoff": datetime(2026, 11, night, 2, tzinfo=UTC)}
-        return given | {"registry": str(self.folder / "registry"), "output": str(self.folder / "out")} | changes
+        inputs = {"config": settings(self.folder, self.base), "kickoff": datetime(2026, 11, night, 2, tzinfo=UTC)}
+        return inputs | {"registry": str(self.folder / "registry"), "output": str(self.folder / "out")} | changes
 
     def run(self, night: int, **changes: Any) -> str:
         """A night in this process: how it ended."""
         outcome: Any = retrain(**self.inputs(night, **changes))
-        told = self.registry.runs()[-1]
-        assert (told["result"], told["page"], told["version"]) == (outcome.result, str(outcome.page), outcome.version)
-        assert Path(told["page"]).parent.name == told["run_id"]
+        record = self.registry.runs()[-1]
+        assert (record["result"], record["page"], record["version"]) == (
+            outcome.result,
+            str(outcome.page),
+            outcome.version,
+        )
+        assert Path(record["page"]).parent.name == record["run_id"]
         return str(outcome.result)
 
     def start(self, night: int, answer: str = "", **changes: Any) -> "subprocess.Popen[str]":
         """A night in a process of its own, by the command that a person types."""
-        given = self.inputs(night, **changes)
-        config = self.folder / f"config{night}{given['config'].seed}.yaml"
-        config.write_text(given["config"].model_dump_json())
-        options = {"config": config, "registry": given["registry"], "output": given["output"]}
-        options["kickoff"] = f"{given['kickoff']:%Y-%m-%dT%H:%M:%S}"
+        inputs = self.inputs(night, **changes)
+        config = self.folder / f"config{night}{inputs['config'].seed}.yaml"
+        config.write_text(inputs["config"].model_dump_json())
+        options = {"config": config, "registry": inputs["registry"], "output": inputs["output"]}
+        options["kickoff"] = f"{inputs['kickoff']:%Y-%m-%dT%H:%M:%S}"
         process = subprocess.Popen(
             [PYFLYTE, "run", "workflows/retrain.py", "retrain"]
             + [f"--{name}={value}" for name, value in options.items()],
@@ -129,10 +135,10 @@ class Nights:
         """A night whose process, with all that it started, is killed once a stage has spoken."""
         process = self.start(night)
         assert process.stdout
-        said = []
-        while not said or not said[-1].startswith(stage):
-            said.append(process.stdout.readline())
-            assert said[-1], "".join(said)
+        lines: list[str] = []
+        while not lines or not lines[-1].startswith(stage):
+            lines.append(process.stdout.readline())
+            assert lines[-1], "".join(lines)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(20) == -signal.SIGKILL
         return "killed"
@@ -147,8 +153,8 @@ class Nights:
         """Two runs at once, which train differently: how they ended."""
         config = settings(self.folder, self.base)
         running = [self.start(night, config=config.model_copy(update={"seed": seed})) for seed in (0, 1)]
-        said = [self.finish(process) for process in running]
-        assert sum("refused: stale comparison: number" in text for text in said) == 1
+        outputs = [self.finish(process) for process in running]
+        assert sum("refused: stale comparison: number" in text for text in outputs) == 1
         return ", ".join(sorted(run["result"] for run in self.registry.runs()[-2:]))
 
     def stumble(self, night: int) -> str:
@@ -167,9 +173,9 @@ class Nights:
     def finish(self, process: "subprocess.Popen[str]") -> str:
         """What a process said until its end."""
         assert process.stdout
-        said = process.stdout.read()
-        assert process.wait() == 0, said
-        return said
+        output = process.stdout.read()
+        assert process.wait() == 0, output
+        return output
 
     def whole(self, champions: int) -> None:
         """The registry is whole, and has seen so many champions."""
@@ -182,9 +188,9 @@ def nights(careless: Path, tmp_path: Path) -> Nights:
     return Nights(tmp_path, careless)
 
 
-def rates(told: dict[str, Any]) -> SimpleNamespace:
+def rates(record: dict[str, Any]) -> SimpleNamespace:
     """The gain of a run's decision."""
-    return SimpleNamespace(**next(c for c in told["decision"]["criteria"] if c["measured"]))
+    return SimpleNamespace(**next(c for c in record["decision"]["criteria"] if c["measured"]))
 
 
 def test_four_nights(nights: Nights) -> None:
@@ -198,9 +204,9 @@ def test_four_nights(nights: Nights) -> None:
     nights.whole(champions=1)
     champion = nights.registry.champion()
     assert champion
-    told = nights.registry.runs()[-1]
-    assert [Path(source["place"]).name for source in told["new"]] == ["night01.jsonl"] * 2
-    assert rates(told).low > 0.3 and told["version"] == champion.version_id
+    record = nights.registry.runs()[-1]
+    assert [Path(source["place"]).name for source in record["new"]] == ["night01.jsonl"] * 2
+    assert rates(record).low > 0.3 and record["version"] == champion.version_id
     version = nights.registry.version(champion.version_id)
     assert [e["stage"] for e in version.lineage] == ["base", "warm_start", "step_ppo"]
     assert version.metadata["results"]["challenger"]["pass_rate"] > 0.8
@@ -212,10 +218,10 @@ def test_four_nights(nights: Nights) -> None:
     nights.write_night(4, CARELESS)
     assert nights.run(4) == "refused"
     nights.whole(champions=1)
-    told = nights.registry.runs()[-1]
-    assert rates(told).high < -0.2 and told["base"] == nights.registry.model_place(champion.version_id)
-    assert told["reasons"][0].startswith("gain in pass rate: −")
-    assert Path(told["page"]).with_name("training").joinpath("report.html").is_file()
+    record = nights.registry.runs()[-1]
+    assert rates(record).high < -0.2 and record["base"] == nights.registry.model_place(champion.version_id)
+    assert record["reasons"][0].startswith("gain in pass rate: −")
+    assert Path(record["page"]).with_name("training").joinpath("report.html").is_file()
     assert nights.registry.champion() == champion
     _tasks_keep_their_split(nights)
 
@@ -242,11 +248,11 @@ def test_a_night_that_breaks_is_recorded_with_its_cause(tmp_path: Path) -> None:
     nights = Nights(tmp_path, tmp_path)
     nights.write_night(1, CAREFUL)
     assert nights.stumble(1) == "failed"
-    (told,) = nights.registry.runs()
-    assert told["new"] == []
-    assert f"{tmp_path / 'tasks' / 'broken.jsonl'}, line 1: not JSON" in told["reasons"][0]
-    assert told["run_id"].startswith("20261101T020000Z-")
-    assert [folder.name for folder in (tmp_path / "out").iterdir()] == [told["run_id"]]
+    (record,) = nights.registry.runs()
+    assert record["new"] == []
+    assert f"{tmp_path / 'tasks' / 'broken.jsonl'}, line 1: not JSON" in record["reasons"][0]
+    assert record["run_id"].startswith("20261101T020000Z-")
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == [record["run_id"]]
 
 
 def test_the_command_starts_quickly_and_quietly() -> None:

@@ -74,14 +74,14 @@ def test_the_configuration_is_kept(run: Path, small: Config) -> None:
 
 def test_each_round_rolls_out_the_current_policy_on_training_queries(run: Path, small: Config) -> None:
     train_ids = {q.query_id for q in read_queries(run / "queries.parquet", "train")}
-    asked: list[str] = []
+    played_ids: list[str] = []
     for round in range(2):
         episodes = read_records(run / f"trajectories_round_{round:02d}.parquet", Trajectory)
         assert len({t.trajectory_id for t in episodes}) == small.rollout.episodes
         assert {(t.policy, t.round) for t in episodes} == {(f"round_{round:02d}", round)}
         assert {t.query_id for t in episodes} <= train_ids
-        asked += [t.query_id for t in episodes]
-    assert len(set(asked)) == 8  # ten episodes: all eight queries came before any came twice
+        played_ids += [t.query_id for t in episodes]
+    assert len(set(played_ids)) == 8  # ten episodes: all eight queries came before any came twice
 
 
 def test_every_step_has_a_reward_and_an_advantage(run: Path) -> None:
@@ -99,10 +99,10 @@ def test_all_models_are_measured_on_the_same_held_out_tasks(run: Path) -> None:
     rows = read_records(run / "evaluations.parquet", Evaluation)
     for model in ("base", "warm_start", "steptool"):
         for decoding in ("greedy", "sampled"):
-            mine = [r for r in rows if (r.model, r.decoding) == (model, decoding)]
-            assert sorted(r.query_id for r in mine) == sorted(held_out)
+            of_model = [r for r in rows if (r.model, r.decoding) == (model, decoding)]
+            assert sorted(r.query_id for r in of_model) == sorted(held_out)
             played = read_records(run / f"evaluation_trajectories_{model}_{decoding}.parquet", Trajectory)
-            assert {r.trajectory_id for r in mine} == {t.trajectory_id for t in played}
+            assert {r.trajectory_id for r in of_model} == {t.trajectory_id for t in played}
 
 
 def test_the_model_was_trained_and_tells_where_it_comes_from(run: Path) -> None:

@@ -44,9 +44,9 @@ def test_two_files_become_one_page(tmp_path: Path) -> None:
     queries = write_records(tmp_path / "queries.parquet", [Query("q0", "heldout", "replay", "look around", ())], Query)
     files = [written(tmp_path / f"{name}.parquet", name) for name in ("before", "after")]
     page = tmp_path / "pages" / "viewer.html"
-    given = {"trajectories": files[0], "trajectories_b": files[1], "queries": queries, "output": page}
+    inputs = {"trajectories": files[0], "trajectories_b": files[1], "queries": queries, "output": page}
     command = [PYFLYTE, "run", "workflows/view.py", "view", "--title", "Two & more"]
-    command += [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    command += [part for name, value in inputs.items() for part in (f"--{name}", str(value))]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "COLUMNS": "250"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{page}: 0.0 MB" in done.stdout

@@ -90,9 +90,9 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
 
     def ListLaunchPlans(self, request: Any, context: Any) -> Any:
         """Newest first."""
-        asked = (request.id.project, request.id.domain, request.id.name)
-        found = [key for key in reversed(self.registry.plans) if key[:3] == asked]
-        return launch_plan_pb2.LaunchPlanList(launch_plans=map(self._plan, found))
+        wanted_key = (request.id.project, request.id.domain, request.id.name)
+        keys = [key for key in reversed(self.registry.plans) if key[:3] == wanted_key]
+        return launch_plan_pb2.LaunchPlanList(launch_plans=map(self._plan, keys))
 
     def _plan(self, key: Key) -> launch_plan_pb2.LaunchPlan:
         spec = self.registry.plans[key]

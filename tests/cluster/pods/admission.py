@@ -61,12 +61,12 @@ def _resources(resources: Resources) -> Iterator[str]:
             yield f"{_name(entry.name)}: expected a quantity as in 500m or 2Gi, got {entry.value!r}"
     ceilings = {entry.name: quantity(entry.value) for entry in limits}
     for entry in requests:
-        asked, most = quantity(entry.value), ceilings.get(entry.name)
-        if asked is None or most is None:
+        request, most = quantity(entry.value), ceilings.get(entry.name)
+        if request is None or most is None:
             continue
-        if entry.name == Resources.GPU and (asked != most or asked % 1):
-            yield f"{_name(entry.name)}: request and limit have to be the same whole number, got {asked} and {most}"
-        elif math.ceil(asked) > math.ceil(most):
+        if entry.name == Resources.GPU and (request != most or request % 1):
+            yield f"{_name(entry.name)}: request and limit have to be the same whole number, got {request} and {most}"
+        elif math.ceil(request) > math.ceil(most):
             yield f"{_name(entry.name)}: the request {entry.value} is greater than the limit"
 
 
@@ -76,8 +76,8 @@ def _name(resource: int) -> str:
 
 def quantity(text: str) -> float | None:
     """A quantity of Kubernetes as a number; None if it is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)([a-zA-Z]*)", text)
-    return float(found[1]) * UNITS[found[2]] if found and found[2] in UNITS else None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)([a-zA-Z]*)", text)
+    return float(match[1]) * UNITS[match[2]] if match and match[2] in UNITS else None
 
 
 def of_plan(key: Key, plan: LaunchPlanSpec, registry: Registry) -> Iterator[str]:
@@ -87,15 +87,15 @@ def of_plan(key: Key, plan: LaunchPlanSpec, registry: Registry) -> Iterator[str]
         yield f"launch plan {key.name}: the workflow {plan.workflow_id.name} is not registered"
         return
     inputs = workflow.interface.inputs
-    found = [*_inputs(plan, inputs), *_schedule(plan.entity_metadata.schedule, expected(plan, inputs))]
+    plan_faults = [*_inputs(plan, inputs), *_schedule(plan.entity_metadata.schedule, expected(plan, inputs))]
     for notification in plan.entity_metadata.notifications:
         kind = notification.WhichOneof("type")
         receivers = list(getattr(notification, kind).recipients_email) if kind else []
         if not receivers or not all(receivers):
-            found.append("a notification has no recipients")
+            plan_faults.append("a notification has no recipients")
         if not set(notification.phases) <= TERMINAL:
-            found.append("a notification waits for a phase that is no end")
-    yield from (f"launch plan {key.name}: {fault}" for fault in found)
+            plan_faults.append("a notification waits for a phase that is no end")
+    yield from (f"launch plan {key.name}: {fault}" for fault in plan_faults)
 
 
 def expected(plan: LaunchPlanSpec, inputs: VariableMap) -> ParameterMap:
@@ -110,9 +110,9 @@ def expected(plan: LaunchPlanSpec, inputs: VariableMap) -> ParameterMap:
 
 
 def _inputs(plan: LaunchPlanSpec, inputs: VariableMap) -> Iterator[str]:
-    given = {name: parameter.var.type for name, parameter in plan.default_inputs.parameters.items()}
-    given |= {name: type_of(value) for name, value in plan.fixed_inputs.literals.items()}
-    for name, kind in sorted(given.items()):
+    known = {name: parameter.var.type for name, parameter in plan.default_inputs.parameters.items()}
+    known |= {name: type_of(value) for name, value in plan.fixed_inputs.literals.items()}
+    for name, kind in sorted(known.items()):
         if name not in inputs.variables:
             yield f"the workflow has no input {name}"
         elif not castable(kind, inputs.variables[name].type):

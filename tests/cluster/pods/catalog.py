@@ -45,9 +45,9 @@ def key(task: TaskTemplate, inputs: LiteralMap) -> str | None:
     if not task.metadata.discoverable:
         return None
     ignored = set(task.metadata.cache_ignore_input_vars)
-    told = LiteralMap(literals={k: _hashed(v) for k, v in inputs.literals.items() if k not in ignored})
+    hashed_inputs = LiteralMap(literals={k: _hashed(v) for k, v in inputs.literals.items() if k not in ignored})
     names = (task.id.project, task.id.domain, task.id.name, task.metadata.discovery_version.strip())
-    parts = [*(name.encode() for name in names), *map(_bytes, _signature(task.interface)), _bytes(told)]
+    parts = [*(name.encode() for name in names), *map(_bytes, _signature(task.interface)), _bytes(hashed_inputs)]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 

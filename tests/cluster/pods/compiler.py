@@ -30,11 +30,11 @@ def children(block: IfElseBlock) -> list[Node]:
 
 def upstream(node: Node) -> set[str]:
     """The nodes that have to end before this one starts."""
-    found = set(node.upstream_node_ids) | {p for b in node.inputs for p in promised(b.binding)}
+    upstream_ids = set(node.upstream_node_ids) | {p for b in node.inputs for p in promised(b.binding)}
     if node.WhichOneof("target") == "branch_node":
         inner = children(node.branch_node.if_else)
-        found |= {before for child in inner for before in upstream(child)} - {child.id for child in inner}
-    return found - {START, ""}
+        upstream_ids |= {before for child in inner for before in upstream(child)} - {child.id for child in inner}
+    return upstream_ids - {START, ""}
 
 
 def promised(data: BindingData) -> Iterator[str]:
@@ -109,11 +109,11 @@ class _Check:
             raise Refused(f"the launch plan {key.name} in version {key.version or '(none)'} is not registered")
         plan = self.registry.plans[key]
         whole = self._found(self.registry.workflows, Key.of(plan.workflow_id))
-        given = {b.var for b in node.inputs}
+        bound_names = {b.var for b in node.inputs}
         settled = set(plan.fixed_inputs.literals) | {
             name for name, p in plan.default_inputs.parameters.items() if p.WhichOneof("behavior") == "default"
         }
-        free = {name: v for name, v in whole.inputs.variables.items() if name in given or name not in settled}
+        free = {name: v for name, v in whole.inputs.variables.items() if name in bound_names or name not in settled}
         return TypedInterface(inputs=VariableMap(variables=free), outputs=whole.outputs)
 
     def _of_branch(self, node: Node) -> TypedInterface:

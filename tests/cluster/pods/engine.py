@@ -96,9 +96,9 @@ class _Walk:
 
     def launch(self, plan: LaunchPlanSpec, inputs: LiteralMap, path: str) -> LiteralMap:
         defaults = plan.default_inputs.parameters
-        given = {name: p.default for name, p in defaults.items() if p.WhichOneof("behavior") == "default"}
-        given |= {**inputs.literals, **plan.fixed_inputs.literals}
-        return self.workflow(self.registry.workflow(plan.workflow_id), LiteralMap(literals=given), path)
+        literals = {name: p.default for name, p in defaults.items() if p.WhichOneof("behavior") == "default"}
+        literals |= {**inputs.literals, **plan.fixed_inputs.literals}
+        return self.workflow(self.registry.workflow(plan.workflow_id), LiteralMap(literals=literals), path)
 
     def workflow(self, workflow: WorkflowTemplate, inputs: LiteralMap, path: str) -> LiteralMap:
         try:
@@ -106,8 +106,8 @@ class _Walk:
         except NodeFailed as error:
             if workflow.HasField("failure_node"):
                 failure = workflow.failure_node
-                told = _with_error(bound(list(failure.inputs), {START: inputs}), error)
-                self.node(failure, {START: inputs}, f"{path}{failure.id}", told)
+                failure_inputs = _with_error(bound(list(failure.inputs), {START: inputs}), error)
+                self.node(failure, {START: inputs}, f"{path}{failure.id}", failure_inputs)
             raise
 
     def _nodes(self, workflow: WorkflowTemplate, inputs: LiteralMap, path: str) -> LiteralMap:

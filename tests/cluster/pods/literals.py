@@ -60,10 +60,10 @@ def resolve(data: BindingData, known: Known) -> Literal:
         case "map":
             return Literal(map=LiteralMap(literals={k: resolve(v, known) for k, v in data.map.bindings.items()}))
         case "promise":
-            found = known[data.promise.node_id or START].literals[data.promise.var]
+            literal = known[data.promise.node_id or START].literals[data.promise.var]
             for attribute in data.promise.attr_path:
-                found = _attribute(found, attribute)
-            return found
+                literal = _attribute(literal, attribute)
+            return literal
         case other:
             raise ValueError(f"expected a scalar, collection, map or promise, got {other}")
 

@@ -60,16 +60,16 @@ class Registry:
 
     def plan(self, name: str) -> tuple[Key, LaunchPlanSpec]:
         """The one launch plan of a name."""
-        found = [(key, spec) for key, spec in self.plans.items() if key.name == name]
-        if len(found) != 1:
+        matches = [(key, spec) for key, spec in self.plans.items() if key.name == name]
+        if len(matches) != 1:
             names = ", ".join(sorted(key.name for key in self.plans))
-            raise KeyError(f"{len(found)} launch plans are called {name}; there are {names}")
-        return found[0]
+            raise KeyError(f"{len(matches)} launch plans are called {name}; there are {names}")
+        return matches[0]
 
     def named(self, name: str) -> TaskTemplate:
         """The one task of a name."""
-        (found,) = (template for key, template in self.tasks.items() if key.name == name)
-        return found
+        (template,) = (template for key, template in self.tasks.items() if key.name == name)
+        return template
 
     def extended(self, tasks: Mapping[Key, TaskTemplate], workflows: Mapping[Key, WorkflowTemplate]) -> Registry:
         """This registry and what a dynamic task brings along."""

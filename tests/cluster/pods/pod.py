@@ -201,8 +201,8 @@ def _check(task: TaskTemplate) -> None:
     target = task.WhichOneof("target")
     if target != "container" or task.type not in PLAIN_TYPES:
         raise ValueError(f"{task.id.name}: expected a python-task in a container, got a {task.type} in a {target}")
-    given = list(task.container.args)
-    if "--dest-dir" in given and (place := given[given.index("--dest-dir") + 1]) != ".":
+    arguments = list(task.container.args)
+    if "--dest-dir" in arguments and (place := arguments[arguments.index("--dest-dir") + 1]) != ".":
         hint = "register with --destination-dir ., or package with --in-container-source-path ."
         raise ValueError(f"{task.id.name}: its code goes to {place}; {hint}")
 

@@ -62,10 +62,10 @@ class Store:
     def read(self, url: str) -> bytes | None:
         """What lies at a url; None if there is nothing."""
         try:
-            found: bytes = self.client.get_object(Bucket=self.bucket, Key=self.key(url))["Body"].read()
+            body: bytes = self.client.get_object(Bucket=self.bucket, Key=self.key(url))["Body"].read()
         except self.client.exceptions.NoSuchKey:
             return None
-        return found
+        return body
 
     def write(self, url: str, content: bytes) -> None:
         """Put bytes at a url."""
@@ -94,8 +94,8 @@ class Store:
 
     def signed(self, url: str) -> str:
         """An http address that a client without credentials may PUT what belongs at a url."""
-        asked: str = self.client.generate_presigned_url("put_object", {"Bucket": self.bucket, "Key": self.key(url)})
-        return asked
+        url_text: str = self.client.generate_presigned_url("put_object", {"Bucket": self.bucket, "Key": self.key(url)})
+        return url_text
 
 
 @contextlib.contextmanager

@@ -86,8 +86,8 @@ def _same(source: LiteralType, target: LiteralType) -> bool:
     if source.structure.tag and source.structure.tag != target.structure.tag:
         return False
     if source.simple == target.simple == STRUCT:
-        told = source.HasField("metadata") and target.HasField("metadata")
-        return not told or source.metadata == target.metadata
+        both_have_metadata = source.HasField("metadata") and target.HasField("metadata")
+        return not both_have_metadata or source.metadata == target.metadata
     return _bare(source) == _bare(target)
 
 
