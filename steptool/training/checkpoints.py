@@ -1,7 +1,7 @@
 """The state of a training between two optimizer steps: kept in a folder, packed into one file to store elsewhere.
 
 A checkpoint holds the trained parameters, the optimizer's state and the figures of the steps so far, and no pickles. It
-counts once it is complete.
+counts once it is complete, and as long as every file has the digest that was written with it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from steptool.artifacts.lineage import sha256
+from steptool.artifacts.progress import say
 from steptool.models.optimizer import load_moments, save_moments
 from steptool.training import scores
 from steptool.training.processes import processes
 
 COMPLETE = "complete"
-"""Empty file that is written into a checkpoint after everything else."""
+"""File with the SHA-256 of every other file of a checkpoint; it is written after all of them."""
 _TRAINED = "trained.safetensors"
 _PROGRESS = "progress.json"
 _KEPT = 2
@@ -56,14 +58,14 @@ class CheckpointFolder:
         save_moments(optimizer, model, folder)
         progress = {"fingerprint": self.fingerprint, "log": log}
         (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-        (folder / COMPLETE).touch()
+        _seal(folder)
         for old in complete_checkpoints(self.path)[:-_KEPT]:
             shutil.rmtree(old)
         if self.on_checkpoint:
             self.on_checkpoint()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-        """Load the last complete checkpoint; returns the figures of the steps that it has behind it.
+        """Load the last complete and undamaged checkpoint; returns the figures of the steps that it has behind it.
 
         Raises ValueError if it belongs to other training data.
         """
@@ -83,36 +85,60 @@ class CheckpointFolder:
 
 def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """The complete checkpoints of a folder, the latest last."""
-    done = [p.parent for p in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
-    return sorted(done, key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    done = [path.parent for path in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(done, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The latest complete checkpoint of a folder."""
-    return next(reversed(complete_checkpoints(folder)), None)
+    """The latest complete checkpoint of a folder whose files have their digests. Damaged ones are named and passed over."""
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        if _is_undamaged(checkpoint):
+            return checkpoint
+        say("training", f"{checkpoint.name} is damaged and is passed over")
+    return None
 
 
 def pack(folder: Path, target: Path) -> Path:
     """Write the last complete checkpoint of a folder, and the scores that lie beside it, into a tar file."""
-    last = last_checkpoint(folder)
-    if last is None:
+    complete = complete_checkpoints(folder)
+    if not complete:
         raise ValueError(f"{folder}: no complete checkpoint to pack; call this after one was written")
-    files = sorted((f for f in last.rglob("*") if f.is_file()), key=lambda f: f.name == COMPLETE)  # the mark is last
+    files = sorted((f for f in complete[-1].rglob("*") if f.is_file()), key=lambda f: f.name == COMPLETE)
     with tarfile.open(target, "w") as tar:
-        for file in [folder / scores.FILE] * (folder / scores.FILE).is_file() + files:
+        for file in [folder / scores.FILE] * (folder / scores.FILE).is_file() + files:  # the mark is last
             tar.add(file, file.relative_to(folder))
     return target
 
 
 def unpack(source: Path, folder: Path) -> bool:
-    """Put what was packed into an empty folder. False, and nothing is there, if the file was cut short."""
+    """Put what was packed into an empty folder. False, and nothing is there, if the file was cut short or is damaged."""
     try:
         with tarfile.open(source) as tar:
             tar.extractall(folder, filter="data")
-    except tarfile.ReadError:
+    except (tarfile.TarError, OSError, ValueError):  # a damaged header may name any size, time or path
         pass
     if last_checkpoint(folder):
         return True
     shutil.rmtree(folder)
     folder.mkdir()
     return False
+
+
+def _seal(checkpoint: Path) -> None:
+    """Write the digests of all files: the mark appears whole or not at all."""
+    partial = checkpoint / f"{COMPLETE}.partial"
+    partial.write_text(json.dumps(_digests(checkpoint)), encoding="utf-8")
+    partial.replace(checkpoint / COMPLETE)
+
+
+def _is_undamaged(checkpoint: Path) -> bool:
+    try:
+        return bool(json.loads((checkpoint / COMPLETE).read_bytes()) == _digests(checkpoint))
+    except ValueError:
+        return False
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but the mark itself."""
+    files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(COMPLETE))
+    return {file.relative_to(checkpoint).as_posix(): sha256(file) for file in files}

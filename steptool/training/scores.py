@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -57,20 +57,33 @@ class Scores:
         """Write the scores beside the checkpoints; the file appears whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         partial = (folder / FILE).with_suffix(".partial")
-        save_file(vars(self), partial, metadata={"fingerprint": fingerprint})
+        save_file(vars(self), partial, metadata={"fingerprint": fingerprint, "sha256": self._digest(fingerprint)})
         partial.replace(folder / FILE)
 
     @classmethod
     def load(cls, folder: Path, fingerprint: str) -> Scores | None:
-        """Read the scores of an earlier attempt, None if there are none.
+        """Read the scores of an earlier attempt; None if there are none, or if the file is damaged.
 
         Raises ValueError if they belong to other training data.
         """
         if not (folder / FILE).is_file():
             return None
-        with safe_open(folder / FILE, framework="numpy") as file:
-            check_fingerprint(folder / FILE, file.metadata()["fingerprint"], fingerprint)
-            return cls(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        try:
+            with safe_open(folder / FILE, framework="numpy") as file:
+                metadata = file.metadata()
+                scores = cls(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, TypeError):
+            return None
+        if scores._digest(metadata.get("fingerprint", "")) != metadata.get("sha256"):
+            return None
+        check_fingerprint(folder / FILE, metadata["fingerprint"], fingerprint)
+        return scores
+
+    def _digest(self, fingerprint: str) -> str:
+        digest = hashlib.sha256(fingerprint.encode())
+        for name, array_N in sorted(vars(self).items()):
+            digest.update(f"{name} {array_N.dtype} {array_N.shape}".encode() + array_N.tobytes())
+        return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -1,17 +1,23 @@
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from steptool.training.checkpoints import CheckpointFolder, complete_checkpoints, last_checkpoint, pack, unpack
 from steptool.training.rounds import train_round
+from steptool.training.scores import FILE, Scores
 
 WORKER = Path(__file__).parent / "worker.py"
 SETTINGS = {"count": 10, "epochs": 30, "batch_size": 5, "micro_batch_size": 3}
@@ -83,3 +89,77 @@ def test_checkpoints_of_other_rewards_are_refused(model_dir: Path, tmp_path: Pat
     train_round(model_dir, model_dir, rewards=make.scores(rows), checkpoints=tmp_path / "c", **run)
     with pytest.raises(ValueError, match="belong to other trajectories or rewards"):
         train_round(model_dir, model_dir, rewards=make.scores(rows, seed=1), checkpoints=tmp_path / "c", **run)
+
+
+def flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def save_two(folder: Path) -> None:
+    """Two checkpoints of a small model, after one step and after two."""
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.Adam(model.parameters())
+    kept = CheckpointFolder(folder, every=1, fingerprint="data")
+    log = []
+    for step in range(2):
+        model(torch.ones(4)).sum().backward()
+        optimizer.step()
+        log.append({"loss": float(step)})
+        kept.save(model, optimizer, log)
+
+
+def test_one_flipped_bit_of_a_checkpoint_brings_back_the_one_before(tmp_path: Path, capsys: Any) -> None:
+    draw = random.Random(0)
+    save_two(tmp_path / "whole")
+    for number in range(150):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", folder)
+        file = draw.choice(sorted(path for path in (folder / "checkpoint-2").rglob("*") if path.is_file()))
+        flip(file, draw.randrange(8 * file.stat().st_size))
+        assert last_checkpoint(folder) == folder / "checkpoint-1", file
+    assert capsys.readouterr().out.count("checkpoint-2 is damaged and is passed over") == 150
+    model = torch.nn.Linear(4, 4)
+    kept = CheckpointFolder(folder, every=1, fingerprint="data")
+    assert kept.restore(model, torch.optim.Adam(model.parameters())) == [{"loss": 0.0}]
+
+
+def test_one_flipped_bit_of_an_archive_changes_nothing_that_is_used(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    save_two(tmp_path / "whole")
+    archive = pack(tmp_path / "whole", tmp_path / "state.tar")
+    content = archive.read_bytes()
+    refused = 0
+    for number in range(150):
+        archive.write_bytes(content)
+        flip(archive, draw.randrange(8 * len(content)))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if not unpack(archive, folder):
+            refused += 1
+            assert not any(folder.iterdir())
+            continue
+        for file in (tmp_path / "whole" / "checkpoint-2").rglob("*"):  # the bit was in what a tar file fills up with
+            copy = folder / file.relative_to(tmp_path / "whole")
+            assert not file.is_file() or copy.read_bytes() == file.read_bytes()
+    assert refused > 50
+
+
+def test_damaged_scores_are_computed_anew(tmp_path: Path) -> None:
+    draw = random.Random(2)
+    array_N = np.linspace(-1, 0, 50, dtype=np.float32)
+    Scores(array_N, array_N, array_N).save(tmp_path, "data")
+    assert Scores.load(tmp_path, "data") is not None
+    content = (tmp_path / FILE).read_bytes()
+    for _ in range(150):
+        (tmp_path / FILE).write_bytes(content)
+        flip(tmp_path / FILE, draw.randrange(8 * len(content)))
+        assert Scores.load(tmp_path, "data") is None
+
+
+def test_a_checkpoint_is_complete_with_its_digests_only(tmp_path: Path) -> None:
+    save_two(tmp_path)
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    (tmp_path / "checkpoint-2" / "complete").write_bytes(b"")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
