@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,11 +23,16 @@ class ModelFolder:
 
     @classmethod
     def read(cls, folder: Path) -> ModelFolder:
-        """Read a folder. Raises RegistryError for a folder that transformers could not load."""
+        """Read a folder.
+
+        Raises RegistryError for a folder that transformers could not load, and for a link that leads out of the folder:
+        whoever made the folder could have any file of this machine published.
+        """
         for pattern in _REQUIRED:
             if not any(folder.glob(pattern)):
                 form = "a version is a Hugging Face model folder, as save_pretrained of model and tokenizer writes it"
                 raise RegistryError(f"{folder}: no {pattern} in the folder; {form}")
+        _check_links(folder)
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         visible = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
         return cls(folder, {name: _describe_file(folder / name) for name in visible})
@@ -53,3 +59,14 @@ class ModelFolder:
 
 def _describe_file(path: Path) -> StoredFile:
     return StoredFile(size=path.stat().st_size, sha256=lineage.sha256(path))
+
+
+def _check_links(folder: Path) -> None:
+    top = os.path.realpath(folder)
+    for path in sorted(folder.rglob("*")):
+        target = os.path.realpath(path)
+        if path.is_symlink() and not Path(target).is_relative_to(top):
+            raise RegistryError(
+                f"{path}: is a link to {target}, out of the model folder; if that file belongs to the model, copy "
+                f"the folder with its files in place of links (cp -rL {folder} COPY) and publish the copy"
+            )

@@ -235,6 +235,26 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, make_model: MakeMo
         Registry(tmp_path / "registry").publish(folder, {})
 
 
+@pytest.mark.parametrize("target", ["secret", "folder"])
+def test_a_link_out_of_the_model_folder_is_refused_and_nothing_is_published(
+    tmp_path: Path, make_model: MakeModel, target: str
+) -> None:
+    (tmp_path / "secret").write_text("key")
+    (tmp_path / "folder").mkdir()
+    folder = make_model("one")
+    (folder / "vocab.json").symlink_to(tmp_path / target)
+    with pytest.raises(RegistryError, match=rf"vocab.json: is a link to .*/{target}, out of the model folder"):
+        Registry(tmp_path / "registry").publish(folder, {})
+    assert not (tmp_path / "registry").exists()
+
+
+def test_a_link_within_the_model_folder_is_published_as_a_file(tmp_path: Path, make_model: MakeModel) -> None:
+    folder = make_model("one")
+    (folder / "alias.json").symlink_to("config.json")
+    version = Registry(tmp_path / "registry").publish(folder, {})
+    assert version.files["model/alias.json"] == version.files["model/config.json"]
+
+
 def test_verifying_finds_what_was_damaged(tmp_path: Path, make_model: MakeModel) -> None:
     folder = tmp_path / "registry"
     registry = Registry(folder)
