@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +24,16 @@ DATE = "2026-01-01"
 """The date that templates print as today's, so that episodes do not depend on the day of the run."""
 PLAIN = Path(__file__).parent / "templates" / "plain.jinja"
 """Template for tokenizers without one: text under the name of its role, the eos token after an assistant's turn."""
+RENDER_SECONDS = 5.0
+"""Time in which a template has to render a conversation. Those of models take milliseconds."""
 _TAG = re.compile(r"</?(?:tool|think|function|parameter|arg_|observation|response)[\w=-]*>|</?s>|\[/?[A-Z][A-Z_]*\]")
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 _MARK = "templateprobe"
 _ROLE_WORD = re.compile(r"(?:^|\n)((?:system|user|assistant|human|tool|observation|instruction)s?):", re.IGNORECASE)
+
+
+class EndlessTemplateError(ValueError):
+    """A chat template that has not ended in time."""
 
 
 class ChatTemplate:
@@ -50,17 +59,23 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, prompt: bool = False) -> str:
         """The text of the messages, with the beginning of the assistant's next turn where `prompt` is true.
 
-        Raises ValueError with the roles and the template's own complaint where the template refuses the messages.
+        Raises ValueError with the roles and the template's own complaint where the template refuses the messages, and
+        where it does not end in time.
         """
         try:
-            text: Any = self._tokenizer.apply_chat_template(
-                [_in_parts(message) for message in messages] if self._parts else list(messages),
-                tools=list(tools) or None,
-                chat_template=self._fixed_source,
-                add_generation_prompt=prompt,
-                tokenize=False,
-                date_string=self._date,
-            )
+            with _time_limit(RENDER_SECONDS):
+                text: Any = self._tokenizer.apply_chat_template(
+                    [_in_parts(message) for message in messages] if self._parts else list(messages),
+                    tools=list(tools) or None,
+                    chat_template=self._fixed_source,
+                    add_generation_prompt=prompt,
+                    tokenize=False,
+                    date_string=self._date,
+                )
+        except EndlessTemplateError:
+            raise EndlessTemplateError(
+                f"the chat template does not end within {RENDER_SECONDS:g} s; give the model another template"
+            ) from None
         except Exception as error:  # a template is a program of the model's author and may fail in any way
             roles = [message["role"] for message in messages]
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
@@ -68,9 +83,11 @@ class ChatTemplate:
         return str(text)
 
     def try_render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
-        """The text of the messages; empty where the template refuses them."""
+        """The text of the messages; empty where the template refuses them. Raises EndlessTemplateError."""
         try:
             return self.render(messages, tools)
+        except EndlessTemplateError:
+            raise
         except ValueError:
             return ""
 
@@ -93,6 +110,36 @@ class ChatTemplate:
             if any(token in text for token in self.control_tokens)
             else ""
         )
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise EndlessTemplateError in this thread where what runs in it takes longer.
+
+    A rendered template is Python code without calls that wait, so an exception set from another thread ends it.
+    """
+    caller, lock, is_done = threading.get_ident(), threading.Lock(), False
+
+    def interrupt() -> None:
+        with lock:
+            if not is_done:
+                _raise_in(caller, EndlessTemplateError)
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            is_done = True
+            _raise_in(caller, None)
+        timer.cancel()
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Raise an exception in a thread; None takes one back that was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
 
 
 def structure_words(literals: str) -> tuple[set[str], set[str]]:

@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from steptool.chat import plain
+from steptool.chat import template as template_module
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import FORMATS
 from steptool.records import Message, ToolCall, ToolSchema
@@ -160,6 +163,33 @@ def test_tokens_made_part_by_part_are_those_of_the_whole_text(prepend: str, temp
 def test_a_template_that_fails_is_refused_with_its_own_words(template: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         make_codec(template)
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [ENDLESS, f"{{% if messages[-1].role == 'tool' %}}{ENDLESS}{{% endif %}}"])
+def test_a_template_without_an_end_is_refused_in_time(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_module, "RENDER_SECONDS", 0.3)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"the chat template does not end within 0\.3 s; give the model another"):
+        make_codec(template + TEMPLATES["qwen3"])
+    assert time.monotonic() - started < 20
+
+
+def test_a_template_ends_in_time_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_module, "RENDER_SECONDS", 0.3)
+    codecs: list[str] = []
+
+    def work() -> None:
+        with pytest.raises(ValueError, match="does not end"):
+            make_codec(ENDLESS)
+        codecs.append("refused")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    assert codecs == ["refused"]
 
 
 def test_a_template_that_wants_arguments_as_text_gets_them() -> None:
