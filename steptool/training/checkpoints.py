@@ -90,7 +90,7 @@ def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The latest complete checkpoint of a folder whose files have their digests. Damaged ones are named and passed over."""
+    """The latest complete checkpoint whose files have their digests. Damaged ones are named and passed over."""
     for checkpoint in reversed(complete_checkpoints(folder)):
         if _is_undamaged(checkpoint):
             return checkpoint
@@ -111,7 +111,7 @@ def pack(folder: Path, target: Path) -> Path:
 
 
 def unpack(source: Path, folder: Path) -> bool:
-    """Put what was packed into an empty folder. False, and nothing is there, if the file was cut short or is damaged."""
+    """Put what was packed into an empty folder. False, and nothing is there, if the file is short or damaged."""
     try:
         with tarfile.open(source) as tar:
             tar.extractall(folder, filter="data")
