@@ -37,7 +37,7 @@ def test_the_notebook_of_the_documentation_runs(notebook: SimpleNamespace, tmp_p
     assert n.result.advantages == n.advantages  # what the round learned from
     before, after = (folder / "model.safetensors" for folder in (n.base.model, tmp_path / "notebook" / "policy"))
     assert before.read_bytes() != after.read_bytes()
-    assert {row["model"] for row in n.after.rows} == {"policy"} and len(n.after.rows) == len(n.before.rows) == 4
+    assert {row.model for row in n.after.rows} == {"policy"} and len(n.after.rows) == len(n.before.rows) == 4
     assert -1 <= n.gain.low <= n.gain.mean <= n.gain.high <= 1
     assert "<title>A round" in (tmp_path / "notebook" / "viewer.html").read_text()
     stored = steptool.read_records(tmp_path / "notebook" / "episodes.parquet", steptool.Trajectory)
