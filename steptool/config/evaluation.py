@@ -36,6 +36,11 @@ class EvaluatedPolicy(StrictModel):
     model: str = ""
     """embedded, a model folder, the url of one or a Hugging Face id (kind model only)."""
     endpoint: EndpointConfig = EndpointConfig()
+    instructions: str = (
+        "Solve the user's task with the tools: one call in each turn. When you are done, call Finish with your answer."
+    )
+    """System message of an endpoint's episodes; empty: none, which is how a model that was trained here learned (kind
+    endpoint only)."""
     cache: str = ""
     """File of the endpoint's replies, asked before it and filled from it, so that an evaluation that is started again
     pays for no turn twice (kind endpoint only); empty: none."""

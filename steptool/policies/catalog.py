@@ -59,7 +59,7 @@ def _make_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Tra
             Decoding.GREEDY: Endpoint(policy.endpoint, policy.cache),
             Decoding.SAMPLED: Endpoint(sampled, policy.cache),
         }
-        return EndpointPolicy(endpoints, name=policy.name, rollout=config.rollout)
+        return EndpointPolicy(endpoints, name=policy.name, rollout=config.rollout, instructions=policy.instructions)
     first = {t.query_id: t for t in reversed(list(recorded))}
     only_recorded = bool(policy.recordings)
     return ScriptedPolicy(lambda query, _: _calls_of(query, first, only_recorded), policy.name)

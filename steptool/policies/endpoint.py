@@ -16,8 +16,6 @@ from steptool.rollout.episode import Episode, opening
 from steptool.rollout.policy import EndedTurn, Policy
 from steptool.rollout.turns import Decoding, Exchange, Refusal, Turn, TurnCost
 
-_RULES = "Solve the user's task with the tools: one call in each turn. When you are done, call Finish with your answer."
-
 
 class EndpointPolicy(Policy):
     """A chat model behind one endpoint for greedy turns and one for sampled turns: the same server, two temperatures.
@@ -37,11 +35,13 @@ class EndpointPolicy(Policy):
         *,
         name: str,
         rollout: RolloutConfig,
+        instructions: str = "",
         search: SearchConfig | None = None,
     ) -> None:
+        """`instructions` are the system message of every episode; without them there is none."""
         self.name, self.max_steps, self.search = name, rollout.max_steps, search
         self.capacity = min(endpoint.config.concurrency for endpoint in endpoints.values())
-        self._endpoints = endpoints
+        self._endpoints, self._instructions = endpoints, instructions
         self._pool = ThreadPoolExecutor(self.capacity)
         self._requests: dict[Future[Reply], Episode] = {}
         self._episodes: Sequence[Episode] = ()
@@ -61,7 +61,8 @@ class EndpointPolicy(Policy):
         """Send the requests for the next turns."""
         for episode in episodes:
             chat = self._endpoints[episode.decoding].chat
-            request = self._pool.submit(chat, _conversation(episode), episode.query.tools, vote=episode.sample)
+            messages = _conversation(episode, self._instructions)
+            request = self._pool.submit(chat, messages, episode.query.tools, vote=episode.sample)
             self._requests[request] = episode
 
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
@@ -125,9 +126,10 @@ def _first_call(message: Message) -> Message | None:
     return calls[0] if calls and isinstance(calls, list) else None
 
 
-def _conversation(episode: Episode) -> list[Message]:
+def _conversation(episode: Episode, instructions: str) -> list[Message]:
     """The messages of the next request."""
-    messages: list[Message] = [{"role": "system", "content": _RULES}, *opening(episode.query)]
+    system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
+    messages = [*system, *opening(episode.query)]
     for exchange in episode.exchanges:
         messages += _retell(exchange)
         if exchange.user_turn is not None:

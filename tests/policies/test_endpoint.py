@@ -30,11 +30,17 @@ Brain = Callable[[list[Message]], Message | str | int]
 
 
 def play(
-    endpoint: Endpoint, queries: Sequence[Query], environment: Environment, max_steps: int = 8, **settings: Any
+    endpoint: Endpoint,
+    queries: Sequence[Query],
+    environment: Environment,
+    max_steps: int = 8,
+    instructions: str = "Go.",
+    **settings: Any,
 ) -> list[PlayedEpisode]:
     """The episodes of an endpoint that samples as it is greedy."""
     endpoints = dict.fromkeys(Decoding, endpoint)
-    policy = EndpointPolicy(endpoints, name="far", rollout=RolloutConfig(max_steps=max_steps))
+    rollout = RolloutConfig(max_steps=max_steps)
+    policy = EndpointPolicy(endpoints, name="far", rollout=rollout, instructions=instructions)
     return roll_out(policy, queries, environment, decoding=Decoding.GREEDY, **settings)
 
 
@@ -57,10 +63,9 @@ def finish(answer: str) -> Message:
 
 def fault(request: dict[str, Any]) -> str:
     """What a strict server finds wrong with a request."""
-    system, user, *turns = request["messages"]
-    if (system["role"], user["role"]) != ("system", "user") or not all(
-        t["type"] == "function" for t in request["tools"]
-    ):
+    messages = request["messages"]
+    user, *turns = messages[1:] if messages[0]["role"] == "system" else messages
+    if user["role"] != "user" or not all(t["type"] == "function" for t in request["tools"]):
         return "expected system, user and tools"
     if len(turns) % 3 == 0 and turns and turns[-1]["role"] == "user" and turns[-2]["role"] == "tool":
         turns = turns[:-1]  # the user goes on
@@ -173,6 +178,16 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     assert its_own["tools"] == model_schemas(queries[0].tools)
     row = measure_episodes(queries, trajectories, "far", "greedy", spent={first.trajectory_id: played[0].cost})[0]
     assert (row.passed, row.recall, row.tokens, row.redundant_calls) == (1.0, 1.0, 10 * turns, 0)
+
+
+def test_without_instructions_an_endpoint_sees_the_prompt_that_a_model_was_trained_on(serve, environment, make_query):
+    endpoint, server = serve(lambda messages: finish("7"))
+    query = make_query("q0", "What is a?")
+    play(endpoint, [query], environment, instructions="")
+    play(endpoint, [query], environment, instructions="Use the tools.")
+    alone, instructed = (request["messages"] for request in server.requests)
+    assert alone == [{"role": "user", "content": "What is a?"}]
+    assert instructed == [{"role": "system", "content": "Use the tools."}, *alone]
 
 
 def test_replies_that_make_no_clean_call_are_steps_and_never_end_the_evaluation(serve, environment, make_query):
