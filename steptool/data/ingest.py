@@ -34,9 +34,10 @@ COUNTS_FILE = "counts.json"
 class Ingested:
     """What was written.
 
-    `counts` holds "queries read", "queries kept", "queries dropped: <reason>" and the same for "demonstrations"; read
-    is kept and dropped together. Files that cannot be read (on) stand under "files dropped: <reason>". What was dropped
-    for a fault is in the quarantine file, one JSON object a line.
+    `counts` holds "queries read", "queries kept", "queries dropped: <reason>", and the same for "demonstrations", which
+    were recorded, and "reference solutions", which were played; read is kept and dropped together. Files that cannot be
+    read (on) stand under "files dropped: <reason>". The quarantine file holds what was dropped for a fault, one JSON
+    object a line.
     """
 
     queries_path: Path
