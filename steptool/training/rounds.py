@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
@@ -65,8 +66,7 @@ def train_round(
 
     `config.ppo.algorithm` names the algorithm. Value head and optimizer state go on from `policy_dir` where it has
     them. `scale` is that of the rounds before, for the normalisation "running"; the result has that of this one. Where
-    an algorithm finds nothing to learn from, the policy is passed on
-    unchanged, and the result's note says so.
+    an algorithm finds nothing to learn from, the policy is passed on unchanged, and the result's note says so.
 
     With `checkpoints` (a folder), the state is kept there every `checkpoint_every` optimizer steps, and the same call
     made again after an interruption goes on from there and ends with the same weights; `on_checkpoint` is told of each.
@@ -79,10 +79,8 @@ def train_round(
         shutil.copytree(policy_dir, out_dir, dirs_exist_ok=True)
         note = f"{selection.note}; the policy is passed on unchanged"
         return RoundResult(selection.metrics, [], selection.left_out, 0, selection.scale, note)
-    kept = None
-    if checkpoints:
-        digest = fingerprint(selection.trajectories, selection.rewards)
-        kept = CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint)
+    digest = fingerprint(selection.trajectories, selection.rewards)
+    kept = CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None
     actor = load_actor(policy_dir, reference_dir, config, algorithm)
     ppo = config.ppo
     optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)
@@ -98,12 +96,7 @@ def train_round(
     trainer = Trainer(actor, optimizer, algorithm, selection.trajectories, settings, kept)
     steps = algorithm.steps(trainer.lengths)
     log = trainer.train(steps)
-    if processes().is_main_process:
-        model_folder.save_policy(actor.policy, policy_dir, reference_dir, out_dir)
-        if actor.head is not None:
-            save_value_head(actor.head, out_dir)
-        save_moments(optimizer, actor, out_dir)
-    processes().wait_for_everyone()
+    save_actor(actor, optimizer, policy_dir, reference_dir, out_dir)
     metrics = [*update_metrics(log, algorithm.stage, round_index), *selection.metrics]
     tokens = int(sum(trainer.action_tokens[rows].sum() for rows in steps))
     return RoundResult(metrics, advantages, selection.left_out, tokens, selection.scale)
@@ -122,6 +115,18 @@ def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm:
     if config.ppo.compile:
         actor.compile_layers()
     return actor.to(processes().device)
+
+
+def save_actor(
+    actor: Actor, optimizer: torch.optim.Optimizer, policy_dir: Path, reference_dir: Path, out_dir: Path
+) -> None:
+    """Write the next model folder: weights and tokenizer, and what the next round goes on from."""
+    if processes().is_main_process:
+        model_folder.save_policy(actor.policy, policy_dir, reference_dir, out_dir)
+        if actor.head is not None:
+            save_value_head(actor.head, out_dir)
+        save_moments(optimizer, actor, out_dir)
+    processes().wait_for_everyone()
 
 
 def score_round(
