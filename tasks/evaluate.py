@@ -33,7 +33,7 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
     from steptool.records import Trajectory
 
     policy = EvaluatedPolicy(name=name, model=str(download(model)))
-    result = _evaluate(policy, config, download(queries), download(demonstrations))
+    result = _evaluate(policy, config, download(queries), demonstrations)
     folder = make_folder("evaluate")
     return Evaluated(
         Parquet(str(write_records(folder / "evaluations.parquet", result.rows, Evaluation))),
@@ -56,7 +56,7 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
     chosen = config.evaluation.policies[policy]
     if chosen.model != "embedded":
         chosen = chosen.model_copy(update={"model": str(fetch(chosen.model, make_folder("model")))})
-    result = _evaluate(chosen, config, download(queries), download(demonstrations))
+    result = _evaluate(chosen, config, download(queries), demonstrations)
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)
     write_costs(folder, watch.cost(result.tokens))
@@ -64,7 +64,8 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
     return FlyteDirectory(str(folder))
 
 
-def _evaluate(policy: EvaluatedPolicy, config: Config, queries: Path, demonstrations: Path) -> "PolicyEvaluation":
+def _evaluate(policy: EvaluatedPolicy, config: Config, queries: Path, demonstrations: Parquet) -> "PolicyEvaluation":
+    """Play the queries. Only what replays the demonstrations opens them, which fetches them."""
     from steptool.pipeline.episodes import evaluate as play
     from steptool.rollout.schedule import evaluation_queries
 

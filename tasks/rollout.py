@@ -20,9 +20,8 @@ def rollout(
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     chosen = round_queries(download(queries), config, round_index, shard)
-    episodes = roll_out(
-        download(model), chosen, config, round_index=round_index, demonstrations=download(demonstrations)
-    )
+    # An environment that replays opens the demonstrations, which fetches them; for any other they stay where they are.
+    episodes = roll_out(download(model), chosen, config, round_index=round_index, demonstrations=demonstrations)
     result = f"shard {shard + 1} of {config.rollout.shards}, {format_rate([t.solved for t in episodes])}"
     say("rollout", result, round_index=round_index, rounds=config.ppo.rounds)
     if errors := [t.check_error for t in episodes if t.check_error]:

@@ -51,7 +51,7 @@ def evaluate(
     if not isinstance(policy, EvaluatedPolicy):
         policy = EvaluatedPolicy(name=Path(policy).name, model=os.fspath(policy))
     with tempfile.TemporaryDirectory() as fetched:
-        recorded = policy_recordings(policy, queries, Path(demonstrations), config, Path(fetched))
+        recorded = policy_recordings(policy, queries, demonstrations, config, Path(fetched))
     with (
         open_environment_of(queries, demonstrations, config) as environment,
         open_policy(policy, config, recorded) as opened,

@@ -1,6 +1,7 @@
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -10,6 +11,11 @@ from flytekit.core.type_engine import TypeEngine
 from flytekit.models.core.types import BlobType
 from flytekit.models.literals import Blob, BlobMetadata, Literal, Scalar
 
+from steptool.contracts.tables import read_records
+from steptool.records import Evaluation, Trajectory
+from tasks.evaluate import evaluate
+from tasks.ingest import ingest
+from tasks.rollout import rollout
 from tasks.runtime.artifacts import Model, Parquet, download
 
 KINDS = {Parquet: BlobType.BlobDimensionality.SINGLE, Model: BlobType.BlobDimensionality.MULTIPART}
@@ -44,3 +50,21 @@ def test_an_artifact_that_is_here_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("x")
     assert download(Parquet(str(tmp_path / "rows.parquet"))) == tmp_path / "rows.parquet"
     assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
+
+
+def test_stages_whose_environment_replays_nothing_leave_the_demonstrations_where_they_are(
+    round_inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    elsewhere = Parquet(str(tmp_path / "never fetched.parquet"))
+    with setup_execution(str(tmp_path)):
+        read = ingest.execute(config=round_inputs["config"], sources="", for_training=True)
+        common = {"config": round_inputs["config"], "model": Model(round_inputs["policy"]), "queries": read.queries}
+        shard = rollout.execute(shard=0, round_index=0, demonstrations=elsewhere, **common)
+        assert len(read_records(Path(str(shard)) / "trajectories.parquet", Trajectory)) == 4
+        measured = evaluate.execute(name="base", demonstrations=elsewhere, **common)
+        assert len(read_records(str(measured.rows), Evaluation)) > 0
+        config = common["config"]
+        recorded_only = config.evaluation.model_copy(update={"recorded_only": True})
+        common["config"] = config.model_copy(update={"evaluation": recorded_only})
+        with pytest.raises(Exception, match=r"never fetched.parquet"):
+            evaluate.execute(name="base", demonstrations=elsewhere, **common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from steptool.storage.remote import fetch
 
 
 def policy_recordings(
-    policy: EvaluatedPolicy, queries: Sequence[Query], demonstrations: Path, config: Config, folder: Path
+    policy: EvaluatedPolicy,
+    queries: Sequence[Query],
+    demonstrations: str | os.PathLike[str],
+    config: Config,
+    folder: Path,
 ) -> list[Trajectory]:
     """What a playback policy may play: the recordings that it names, fetched into the folder; else the demonstrations.
 
