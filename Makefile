@@ -16,12 +16,14 @@ DOMAIN ?= development
 BUILD ?= build
 CPU_IMAGE = $(shell sed -n 's/^cpu *= *//p' flyte.config)
 GPU_IMAGE = $(shell sed -n 's/^gpu *= *//p' flyte.config)
+# Base of both images. With the digest that the registry gives, every build starts from the same bytes.
+PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
 # Threads of torch. More than one slows a model as small as the embedded one down; raise it for a larger one.
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format docs seeds bench bfcl replay-bfcl \
-	images check-images register package clean coverage docs-config docs-artifacts gpu
+	images check-images sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,11 +102,15 @@ replay-bfcl: bfcl  ## play BFCL's 800 solutions back, whole and without their la
 	$(BIN)/python benchmarks/bfcl.py
 
 images:  ## build the images that flyte.config names (docker push sends them; PIP_EXTRA_INDEX_URL=... for torch without CUDA)
-	docker build -f images/cpu.Dockerfile --build-arg PIP_EXTRA_INDEX_URL="$(PIP_EXTRA_INDEX_URL)" -t $(CPU_IMAGE) .
-	docker build -f images/gpu.Dockerfile -t $(GPU_IMAGE) .
+	docker build -f images/cpu.Dockerfile --build-arg PYTHON_IMAGE="$(PYTHON_IMAGE)" \
+		--build-arg PIP_EXTRA_INDEX_URL="$(PIP_EXTRA_INDEX_URL)" -t $(CPU_IMAGE) .
+	docker build -f images/gpu.Dockerfile --build-arg PYTHON_IMAGE="$(PYTHON_IMAGE)" -t $(GPU_IMAGE) .
 
 check-images: $(STAMP)  ## ask pip whether the pins of both images resolve, and what they leave open (needs the package index)
 	$(BIN)/python images/pins.py
+
+sbom: $(STAMP)  ## write build/sbom.json, a software bill of materials of the virtual environment (CycloneDX)
+	mkdir -p $(BUILD) && $(BIN)/python scripts/bill_of_materials.py > $(BUILD)/sbom.json
 
 register: $(STAMP)  ## register all workflows and launch plans with the cluster of flyte.config (PROFILE=... PROJECT=... DOMAIN=...)
 	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.registration --cluster $(FLYTE_CONFIG)) && \

@@ -1,8 +1,12 @@
 # Stages without a GPU. The image holds what the code needs, not the code: that travels with each registration
 # (make register), so an image is built anew only when a version in constraints.txt changes. make images builds it.
 
-# Debian with Python and nothing else, by full version: a rebuild gets the same interpreter.
-FROM python:3.11.14-slim-bookworm
+# Debian with Python and nothing else, by full version. A tag may be moved to a rebuilt image: add the digest that your
+# registry gives, and a rebuild gets the same bytes (make images PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:...).
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+
+# The image named above.
+FROM ${PYTHON_IMAGE}
 
 # Stages run as a user without rights over the machine, who owns the folder that the code is unpacked in.
 RUN useradd --create-home --uid 1000 steptool \

@@ -2,9 +2,12 @@
 #   docker run --gpus all ... vllm serve /models/versions/<id>/model
 # Rollouts do not use vLLM. As in images/cpu.Dockerfile the code is not in here; make images builds it.
 
-# Debian with Python and nothing else, by full version. CUDA's libraries come as pinned Python packages, with torch; the
-# driver comes from the machine.
-FROM python:3.11.14-slim-bookworm
+# Debian with Python and nothing else, by full version, and by digest as in images/cpu.Dockerfile. CUDA's libraries come
+# as pinned Python packages, with torch; the driver comes from the machine.
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+
+# The image named above.
+FROM ${PYTHON_IMAGE}
 
 # Triton compiles a launcher for each kernel, and torch.compile parts of a model: both call the machine's compiler.
 RUN apt-get update \

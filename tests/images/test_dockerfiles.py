@@ -1,7 +1,7 @@
 """Rules that the Dockerfiles keep: those of hadolint that matter here, which is not at hand, and some of our own."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -49,13 +49,20 @@ def instructions(text: str) -> list[Instruction]:
 
 def faults(text: str) -> list[str]:
     """Every rule that is broken, with hadolint's number where it has one."""
-    lines = instructions(text)
+    lines = [with_default(line, text) for line in instructions(text)]
     users = [line.arguments for line in lines if line.name == "USER"]
     broken_rules = [f"{line.name} {line.arguments}: no reason given" for line in lines if not line.explained]
     broken_rules += [fault for line in lines for fault in broken(line)]
     return broken_rules + (
         [] if users and users[-1].isdigit() and int(users[-1]) else ["DL3002: the last user is not a number above 0"]
     )
+
+
+def with_default(line: Instruction, text: str) -> Instruction:
+    """The instruction with the defaults of build arguments in place of their names."""
+    defaults = dict(re.findall(r"(?m)^ARG (\w+)=(\S+)$", text))
+    arguments = re.sub(r"\$\{(\w+)\}", lambda match: defaults.get(match[1], ""), line.arguments)
+    return replace(line, arguments=arguments)
 
 
 def broken(line: Instruction) -> list[str]:
@@ -100,6 +107,8 @@ def test_the_rules_find_what_breaks_them() -> None:
     numbers = {"DL3000", "DL3002", "DL3004", "DL3006", "DL3008", "DL3009", "DL3013", "DL3014", "DL3015", "DL3020"}
     assert set(re.findall(r"DL\d+", report)) == numbers | {"DL3007", "DL3042", "DL4006"}
     assert report.count("no reason given") == 0  # comments stand above
+    unpinned = "# a\nARG BASE=python:3.11\n\n# b\nFROM ${BASE}\n"
+    assert "FROM python:3.11: DL3006 DL3007: a full version" in faults(unpinned)
     assert "RUN make: no reason given" in faults("# one\nFROM python:3.11.14-slim\n\nRUN make\n")
 
 
