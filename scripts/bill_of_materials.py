@@ -44,10 +44,11 @@ def make_bill(packages: list[metadata.Distribution]) -> dict[str, Any]:
 def describe_component(package: metadata.Distribution, name: str, address: str) -> dict[str, Any]:
     """One package of the bill."""
     component = {"type": "library", "bom-ref": address, "name": name, "version": package.version, "purl": address}
-    stated = package.metadata.get("License-Expression") or package.metadata.get("License") or ""
-    classifiers = package.metadata.get_all("Classifier") or []
+    expressions, texts, classifiers = (
+        package.metadata.get_all(field) or [] for field in ("License-Expression", "License", "Classifier")
+    )
     named = [line.rpartition(" :: ")[2] for line in classifiers if line.startswith("License :: ")]
-    licence = next((text for text in [stated, *named] if text and "\n" not in text), "")
+    licence = next((text for text in [*expressions, *texts, *named] if text and "\n" not in text), "")
     return {**component, "licenses": [{"license": {"name": licence}}]} if licence else component
 
 
