@@ -47,6 +47,7 @@ class TurnRenderer:
     def __init__(self, template: ChatTemplate, form: Format, *, native: bool, json_arguments: bool) -> None:
         self._template, self._form, self._native, self._json_arguments = template, form, native, json_arguments
         self._opening = template.render([_USER], prompt=True)
+        self._tails: dict[str, str] = {}
         # Where the template has no system messages, the user describes the tools.
         self.shows_tools = native and _MARK in template.try_render([_USER], [_TOOL])
         self.system_role = "system" if _MARK in template.try_render([_SYSTEM, _USER]) else "user"
@@ -151,8 +152,11 @@ class TurnRenderer:
 
     def _rest(self, stub: Message, text: str) -> str:
         """The text behind a turn. Only its end counts: some templates rewrite a turn once it is not the last."""
-        alone = self._template.render([_USER, stub]).rstrip()
-        tail = alone[alone.rindex(_MARK) :].removesuffix(self._end_of(alone))
+        key = json.dumps(stub)
+        if key not in self._tails:
+            alone = self._template.render([_USER, stub]).rstrip()
+            self._tails[key] = alone[alone.rindex(_MARK) :].removesuffix(self._end_of(alone))
+        tail = self._tails[key]
         _, separator, rest = text.partition(tail)
         if not separator:
             raise ValueError(f"the chat template writes a turn in another way once messages follow it: {text!r}")
