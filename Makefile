@@ -22,8 +22,8 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm check format docs seeds bench bfcl replay-bfcl \
-	images check-images sbom register package clean coverage docs-config docs-artifacts gpu
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm check format docs seeds bench kills bfcl \
+	replay-bfcl images check-images sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ seeds: $(STAMP)  ## train several seeds and compare StepTool with its baselines 
 
 bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER ratio"
 	@set -e; for program in $(filter-out benchmarks/seeds.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
+
+kills: $(STAMP)  ## kill training, export, publishing and promotion at 200 random moments and compare what is left
+	$(BIN)/python benchmarks/kills.py --kills 200
 
 bfcl: $(STAMP)  ## install BFCL's tools and tasks, without dependencies: they clash with ours and none is needed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt bfcl-eval mpmath

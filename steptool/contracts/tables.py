@@ -6,7 +6,6 @@ Every file carries the contract's name and version in its metadata.
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from steptool.contracts.columns import (
     from_batch,
     to_row,
 )
+from steptool.contracts.partial import write_whole
 
 R = TypeVar("R")
 Place = str | os.PathLike[str]
@@ -178,15 +178,13 @@ def _write_tables(path: Place, tables: Iterable[pa.Table], contract: Contract) -
     schema = contract.schema.with_metadata(metadata)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".steptool-{uuid.uuid4().hex}.partial")
-    try:
-        with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
-            for table in tables:
-                _check_schema(table.schema, contract, str(path))
-                writer.write_table(table.select(schema.names).cast(schema))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        write_whole(target) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for table in tables:
+            _check_schema(table.schema, contract, str(path))
+            writer.write_table(table.select(schema.names).cast(schema))
     return target
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -17,6 +15,7 @@ from sqlite3 import Connection
 from typing import Annotated, Any
 
 from steptool.contracts.columns import JSON_LIST, Row, Stored, contract
+from steptool.contracts.partial import scratch_folder, write_whole
 from steptool.contracts.tables import iterate_rows, write_rows
 from steptool.records import Message, Query, Trajectory
 from steptool.storage.sqlite import open_scratch_database
@@ -100,8 +99,8 @@ def export(trajectories: Place | Sequence[Place], queries: Place, form: Form, ou
     out, counts = Path(out_dir).absolute(), Counter[str]()
     out.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder,
-        closing(open_scratch_database(Path(folder), _TABLES)) as database,
+        scratch_folder(out, "export") as folder,
+        closing(open_scratch_database(folder, _TABLES)) as database,
     ):
         tools = ((row["query_id"], row["tools"]) for row in iterate_rows(queries, Query))
         database.executemany("INSERT INTO queries VALUES (?, ?)", tools)
@@ -249,13 +248,8 @@ def _to_texts(messages: Iterable[Message]) -> list[str]:
 
 def _write_lines(out: Path, rows: Iterable[Row]) -> Path:
     target = out / "messages.jsonl"
-    partial = target.with_name(f".steptool-{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with write_whole(target) as partial, partial.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     return target
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from steptool.config import Config
 from steptool.contracts.columns import to_row
+from steptool.contracts.partial import scratch_folder
 from steptool.contracts.tables import write_records, write_rows
 from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.inputs import only_first
@@ -67,8 +67,8 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
         raise IngestError(f"data.paths: the source '{config.data.source}' needs at least one file or folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix=".ingest-", dir=out.parent) as folder,
-        StagingDatabase(Path(folder)) as staging,
+        scratch_folder(out.parent, "ingest") as folder,
+        StagingDatabase(folder) as staging,
     ):
         _read(source, inputs, staging)
         splits = staging.draw(config.data, inputs.log)

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import os
-import uuid
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from markupsafe import Markup
 
 from steptool.config import RewardConfig
 from steptool.contracts.columns import Row, from_row, schema_of
+from steptool.contracts.partial import write_whole
 from steptool.contracts.tables import iterate_records, iterate_rows
 from steptool.records import FINISH, Advantage, Evaluation, Query, StepReward, StepStatus, Trajectory
 from steptool.report.assets import asset, templates
@@ -76,12 +76,8 @@ def write_viewer(
     )
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".steptool-{uuid.uuid4().hex}.partial")
-    try:
+    with write_whole(target) as partial:
         stream.dump(str(partial), encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
