@@ -213,7 +213,7 @@ def count(figures: Figures, exit_code: int | None, contents: Contents, expected:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all stages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=12, help="of all stages together")
     options = parser.parse_args(arguments)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
