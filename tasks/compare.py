@@ -6,7 +6,7 @@ from flytekit import Deck
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.progress import Stopwatch
+from steptool.artifacts.progress import Stopwatch, printable
 from steptool.config import Config
 from steptool.storage.remote import localize
 from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
@@ -77,7 +77,7 @@ def compare(
     )
     Deck("evaluation", pages.html)
     place = publish(folder, output, names.EVALUATION)
-    print(f"\n{pages.table}\npage: {place}/{names.PAGE}", flush=True)
+    print(printable(f"\n{pages.table}\npage: {place}/{names.PAGE}"), flush=True)
     return Comparison(
         FlyteFile(f"{place}/{names.PAGE}"),
         FlyteFile(f"{place}/{names.TABLE}"),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.progress import Stopwatch
+from steptool.artifacts.progress import Stopwatch, printable
 from steptool.config import Config
 from tasks.runtime.artifacts import Model, Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
@@ -74,7 +74,7 @@ def report(
     pages = write_run(folder, files, config, watch.cost)
     Deck("report", pages.html)
     place = publish(folder, output, names.TRAINING)
-    print(f"\n{pages.table}\n\nreport: {place}/{names.REPORT}", flush=True)
+    print(printable(f"\n{pages.table}\n\nreport: {place}/{names.REPORT}"), flush=True)
     return Evidence(
         FlyteFile(f"{place}/{names.REPORT}"),
         FlyteFile(f"{place}/{names.FIGURES}"),

@@ -12,6 +12,7 @@ import pandas as pd
 from steptool.contracts.columns import Row
 from steptool.evaluation.compare import conclusion, points, probability
 from steptool.evaluation.results import Results
+from steptool.judge.human_labels import quote_formula
 
 NOT_MEASURABLE = "not measurable"
 _NONE = "–"
@@ -41,8 +42,13 @@ def plain_figures(results: Results) -> dict[str, Any]:
 
 
 def to_frame(results: Results) -> pd.DataFrame:
-    """The lines as they are, for CSV: shares from 0 to 1, seconds, tokens."""
+    """The lines as they are: shares from 0 to 1, seconds, tokens."""
     return pd.DataFrame(list(results.lines))
+
+
+def to_csv(results: Results) -> str:
+    """The lines as CSV. A spreadsheet takes no name of a model or tier for a formula."""
+    return to_frame(results).map(quote_formula).to_csv(index=False)
 
 
 def text_tables(results: Results, labels: Mapping[str, str] | None = None) -> list[tuple[str, pd.DataFrame]]:

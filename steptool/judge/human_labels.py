@@ -19,7 +19,7 @@ from steptool.records import Query, Step, StepReward, StepStatus, Trajectory
 
 ANNOTATOR, VERSION = "human", "1"
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How a cell begins that a spreadsheet runs as a formula; or one that `_quote_formula` has made from such a cell."""
+"""How a cell begins that a spreadsheet runs as a formula; or one that `quote_formula` has made from such a cell."""
 COMPONENTS = ("succ_calling", "contribution", "is_solved")
 TABLE = pa.schema(
     [
@@ -76,17 +76,17 @@ def write_table(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
     with target.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, TABLE.names)
         writer.writeheader()
-        writer.writerows({name: _quote_formula(cell) for name, cell in row.items()} for row in rows)
+        writer.writerows({name: quote_formula(cell) for name, cell in row.items()} for row in rows)
     return target
 
 
-def _quote_formula(cell: Any) -> Any:
+def quote_formula(cell: Any) -> Any:
     """A cell of a CSV file. An apostrophe goes before text that a spreadsheet would run as a formula."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
-def _unquote_formula(cell: Any) -> Any:
-    """The inverse of `_quote_formula`."""
+def _remove_quote(cell: Any) -> Any:
+    """The inverse of `quote_formula`."""
     return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell[1:]) else cell
 
 
@@ -100,7 +100,7 @@ def read_labels(path: str | os.PathLike[str]) -> list[Row]:
             rows = json.loads(source.read_text(encoding="utf-8"))
         else:
             with source.open(encoding="utf-8-sig", newline="") as file:
-                rows = [{name: _unquote_formula(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+                rows = [{name: _remove_quote(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError, pa.ArrowException) as error:
         raise LabelError(f"{source}: expected labels as CSV, Parquet or the form's JSON ({error})") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -15,7 +15,7 @@ from steptool.config import Config
 from steptool.contracts.tables import concatenate, read_records, write_records
 from steptool.evaluation.measures import apply_verdicts
 from steptool.evaluation.results import Results, compute_results
-from steptool.evaluation.tables import plain_figures, to_frame, to_latex, to_markdown
+from steptool.evaluation.tables import plain_figures, to_csv, to_latex, to_markdown
 from steptool.judge.outcome_judge import judge_outcomes
 from steptool.judge.verdicts import read_verdicts
 from steptool.judge.votes import count_reasons
@@ -117,7 +117,7 @@ def _write_pages(folder: Path, results: Results, config: Config) -> str:
     texts = {
         layout.CONFIG: settings,
         layout.TABLE: to_markdown(results),
-        layout.CSV: to_frame(results).to_csv(index=False),
+        layout.CSV: to_csv(results),
         layout.LATEX: to_latex(results),
         layout.FIGURES: json.dumps(plain_figures(results), indent=1) + "\n",
         layout.PAGE: html,

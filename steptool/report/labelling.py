@@ -17,6 +17,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from steptool.artifacts.progress import describe_error
 from steptool.artifacts.queries import QueryTable
 from steptool.contracts.columns import Row
 from steptool.contracts.tables import iterate_records, write_records
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = label_rows(iterate_records(options.trajectories, Trajectory), labels)
             print(f"{write_records(options.target, rows, StepReward)}: labels of {len(labels)} rows")
     except (LabelError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe_error(error), file=sys.stderr)
         return 1
     return 0
 

@@ -189,16 +189,17 @@ def _swap(built: Path, final: Path, kind: str) -> None:
 
 
 def _keep_files_of_the_user(former: Path, fresh: Path) -> None:
-    """Copy what a former run did not publish into the new folder; beside a file of the same name as NAME.yours."""
+    """Copy files and links that a former run did not publish; beside a file of the same name as NAME.yours."""
     fs, root = _open(str(former))
     manifest = _read_manifest(fs, root)
     published = {MANIFEST, *(manifest.files if manifest else ())}
-    for name in _files_below(former):
+    for path in sorted(path for path in former.rglob("*") if path.is_file() or path.is_symlink()):
+        name = path.relative_to(former).as_posix()
         if name not in published:
             kept = fresh / name
             kept = kept.with_name(f"{kept.name}.yours") if kept.exists() else kept
             kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(former / name, kept)
+            shutil.copy2(path, kept, follow_symlinks=False)
 
 
 def _restore(final: Path) -> None:

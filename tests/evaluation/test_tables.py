@@ -1,13 +1,14 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 
 from steptool.contracts.columns import from_row
 from steptool.contracts.tables import to_table
 from steptool.evaluation.results import compute_results
-from steptool.evaluation.tables import plain_figures, to_frame, to_latex, to_markdown
+from steptool.evaluation.tables import plain_figures, to_csv, to_latex, to_markdown
 from steptool.records import Evaluation, Preference, Query, Verdict
 from steptool.report.evaluation_page import evaluation_page
 
@@ -66,10 +67,17 @@ def test_the_figures_are_plain_json(results):
 
 
 def test_csv_holds_the_numbers(results):
-    lines = list(csv.DictReader(io.StringIO(to_frame(results).to_csv(index=False))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(results))))
     assert len(lines) == 8
     assert (lines[0]["model"], float(lines[0]["pass_rate"]), float(lines[0]["money_per_solved"])) == ("a_b|c", 0.5, 1.0)
     assert lines[-1]["tokens_per_solved"] == "" and lines[-1]["pass@1"] == ""
+
+
+def test_no_cell_of_the_csv_table_is_a_formula():
+    rows = [row(f"q{number}", "=1+1", 1.0, tier=tier) for number, tier in enumerate(("@SUM(1)", "-2+3", "plain"))]
+    cells = [cell for line in csv.reader(io.StringIO(to_csv(compute_results(rows, draws=10)))) for cell in line]
+    assert {"'=1+1", "'@SUM(1)", "'-2+3", "plain"} <= set(cells)
+    assert not [cell for cell in cells if re.match(r"[=+@\t\r]|-\D|-\d\D", cell)]
 
 
 def test_markdown_escapes_names_and_leaves_out_what_was_not_measured(results):

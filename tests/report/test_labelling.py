@@ -46,6 +46,10 @@ def test_labels_go_out_and_come_back(files: tuple[Path, Path], tmp_path: Path, c
     assert main(["import", trajectories, str(tmp_path / "again.parquet"), str(labels)]) == 1
     assert "labels.json, row 1: expected trajectory_id and step" in capsys.readouterr().err
     assert not (tmp_path / "again.parquet").exists()
+    labels.write_text(json.dumps([{"trajectory_id": "\x1b[2J", "step": 0, "contribution": 1, "labelled_by": "ana"}]))
+    assert main(["import", trajectories, str(tmp_path / "again.parquet"), str(labels)]) == 1
+    error = capsys.readouterr().err
+    assert "\\x1b[2J" in error and "\x1b" not in error
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no browser on this machine")

@@ -73,6 +73,16 @@ def test_a_run_replaces_a_former_one_and_keeps_what_the_user_put_beside_it(place
     assert contents(place) == {"config.yaml": "3", **kept}
 
 
+def test_links_that_the_user_put_beside_a_run_stay_links(tmp_path: Path) -> None:
+    final, data = tmp_path / "demo", built(tmp_path / "data", "much", "a.parquet")
+    publish(built(tmp_path / "first", "1", "config.yaml"), str(final), TRAINING)
+    (final / "data").symlink_to(data)
+    (final / "gone").symlink_to(tmp_path / "nowhere")
+    publish(built(tmp_path / "second", "2", "config.yaml"), str(final), TRAINING)
+    assert [(final / name).readlink() for name in ("data", "gone")] == [data, tmp_path / "nowhere"]
+    assert contents(str(data)) == {"a.parquet": "much"}
+
+
 def test_what_is_no_former_run_of_the_kind_is_refused_and_left_alone(place: str, tmp_path: Path) -> None:
     run = built(tmp_path / "run", "1")
     write(str(tmp_path), "unused", "")
