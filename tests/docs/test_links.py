@@ -67,3 +67,10 @@ def test_modules_and_files_that_pages_name_exist() -> None:
         if not (ROOT / name).exists() and not name.endswith("yours.py")
     ]
     assert missing == []
+
+
+def test_contributing_lists_every_target_of_make() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)) - {"help"}
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert {target for target in targets if f"`make {target}`" not in page} == set()
