@@ -50,7 +50,7 @@ def evaluate(
     """
     if not isinstance(policy, EvaluatedPolicy):
         policy = EvaluatedPolicy(name=Path(policy).name, model=os.fspath(policy))
-    with tempfile.TemporaryDirectory() as fetched:
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as fetched:
         recorded = policy_recordings(policy, queries, demonstrations, config, Path(fetched))
     with (
         open_environment_of(queries, demonstrations, config) as environment,
@@ -77,7 +77,7 @@ def view(
     title: str = "Trajectories",
 ) -> Path:
     """Write one HTML file in which the trajectories can be searched and read, with the scores of their steps."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         folder = Path(scratch)
         written = write_records(folder / "queries.parquet", queries, Query)
         episodes = write_records(folder / "trajectories.parquet", trajectories, Trajectory)

@@ -84,7 +84,7 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
         shutil.copytree(model, folder / name)
     concatenate(list(files.evaluations), Evaluation, folder / layout.EVALUATED)
     concatenate(files.metrics, Metric, folder / layout.METRICS)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         own = write_records(Path(scratch) / layout.COSTS, [cost()], Cost)
         concatenate([*files.costs, own], Cost, folder / layout.COSTS)
     inputs = read_run(folder)

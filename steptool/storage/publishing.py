@@ -24,6 +24,8 @@ from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
+from steptool.contracts.partial import write_whole
+
 MANIFEST = "published.json"
 _REMEDY = "give --output a new or empty folder"
 
@@ -107,12 +109,8 @@ def deliver(file: Path, folder: str, name: str) -> str:
         return place
     target = Path(place)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".steptool-{uuid.uuid4().hex}.partial")
-    try:
+    with write_whole(target) as partial:
         shutil.copyfile(file, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return place
 
 

@@ -124,6 +124,26 @@ def test_a_file_is_delivered_beside_others(place: str, tmp_path: Path) -> None:
     assert contents(place) == {"view.html": "1", "other.html": "2"}
 
 
+def test_a_delivery_that_was_killed_leaves_nothing_after_the_next_one(tmp_path: Path) -> None:
+    page = built(tmp_path, "whole", "page.html") / "page.html"
+    code = (
+        "import shutil, sys; from pathlib import Path; from steptool.storage import publishing\n"
+        "def stop(file, partial): Path(partial).write_text('half'); print('ready', flush=True); input()\n"
+        "shutil.copyfile = stop\n"
+        "publishing.deliver(Path(sys.argv[1]), sys.argv[2], 'view.html')\n"
+    )
+    place = tmp_path / "out"
+    command = [sys.executable, "-c", code, str(page), str(place)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGKILL)
+    assert [path.suffix for path in place.iterdir()] == [".partial"]
+    deliver(page, str(place), "view.html")
+    assert [path.name for path in place.iterdir()] == ["view.html"]
+
+
 def test_a_bucket_that_is_not_there_is_refused_before_anything_is_trained(bucket: str) -> None:
     with pytest.raises(TargetError, match=r"s3://no-such-bucket/x: cannot be written \("):
         check_target("s3://no-such-bucket/x", TRAINING)
