@@ -138,7 +138,7 @@ def instruction(number: int) -> dict[str, object]:
     return {"query": f"Will it rain on day {number}?", "query_id": number, "api_list": apis, "relevant APIs": wanted}
 
 
-def measured(program: str, *arguments: Path | str) -> tuple[int, float, float]:
+def measure(program: str, *arguments: Path | str) -> tuple[int, float, float]:
     """Rows, seconds of work and peak memory in GiB of a program."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", program, *map(str, arguments)]
@@ -175,8 +175,8 @@ def write_instructions(folder: Path) -> float:
 def compare(work: Path) -> None:
     """A sample against pandas, and ToolBench's files against reading their JSON alone."""
     write_conversations(work / "sample", SAMPLE)
-    rows, seconds, memory = measured(OURS, work / "sample", work / "out", "recorded")
-    other_rows, other_seconds, other_memory = measured(PANDAS, work / "sample", work / "pandas.parquet")
+    rows, seconds, memory = measure(OURS, work / "sample", work / "out", "recorded")
+    other_rows, other_seconds, other_memory = measure(PANDAS, work / "sample", work / "pandas.parquet")
     ours, other = rows / seconds, other_rows / other_seconds
     print(f"ingest conversations rows/s (pandas reads, checks nothing): {ours:.0f} {other:.0f} {ours / other:.2f}")
     print(f"ingest {SAMPLE} conversations GiB (pandas): {memory:.2f} {other_memory:.2f} {memory / other_memory:.2f}")
@@ -185,18 +185,18 @@ def compare(work: Path) -> None:
         ("instructions", "toolbench", write_instructions),
     ):
         size, folder = write(work / name), work / name
-        ours, other = size / measured(OURS, folder, work / "out", source)[1], size / measured(PLAIN, folder)[1]
+        ours, other = size / measure(OURS, folder, work / "out", source)[1], size / measure(PLAIN, folder)[1]
         print(f"ingest ToolBench {name} MB/s (json.loads alone): {ours:.1f} {other:.1f} {ours / other:.2f}")
 
 
 def stream(work: Path) -> None:
     """A million conversations in, and out again, within the limit of memory."""
     size = write_conversations(work / "all", ROWS)
-    rows, seconds, memory = measured(OURS, work / "all", work / "out", "recorded")
+    rows, seconds, memory = measure(OURS, work / "all", work / "out", "recorded")
     assert rows == ROWS
     print(f"ingest {rows} conversations, {size:.0f} MB: {rows / seconds:.0f} rows/s, {size / seconds:.1f} MB/s")
     print(f"ingest {rows} conversations peak GiB (limit): {memory:.2f} {LIMIT_GIB:.2f} {memory / LIMIT_GIB:.2f}")
-    rows, seconds, memory = measured(EXPORT, work / "out", work / "exported")
+    rows, seconds, memory = measure(EXPORT, work / "out", work / "exported")
     assert rows == ROWS
     print(f"export {rows} conversations: {rows / seconds:.0f} rows/s")
     print(f"export {rows} conversations peak GiB (limit): {memory:.2f} {LIMIT_GIB:.2f} {memory / LIMIT_GIB:.2f}")

@@ -96,14 +96,14 @@ def episode(number: int) -> Trajectory:
     )
 
 
-def rate(url: str, episodes: Sequence[Trajectory], in_flight: int, cache: str = "", asked: int | None = None) -> float:
+def rate(url: str, episodes: Sequence[Trajectory], in_flight: int, cache: str = "", sent: int | None = None) -> float:
     """Trajectories a second, with one vote each; checks how many requests that took."""
     endpoint = EndpointConfig(base_url=url, model="m", concurrency=in_flight)
     with open_annotator("judge", JudgeConfig(endpoint=endpoint, votes=1, cache=cache)) as judge:
         began = time.perf_counter()
         rows = annotate([QUERY], episodes, judge)
         seconds = time.perf_counter() - began
-        assert annotator_counts(judge)["sent"] == (len(episodes) if asked is None else asked)
+        assert annotator_counts(judge)["sent"] == (len(episodes) if sent is None else sent)
     assert [row.contribution for row in rows] == [1.0, 0.6, 0.0, 1.0, None] * len(episodes)
     return len(episodes) / seconds
 
@@ -115,7 +115,7 @@ def main() -> None:
         cache = str(Path(folder) / "replies.sqlite")
         together = rate(url, many, IN_FLIGHT, cache)
         alone = rate(url, few, 1)
-        again = rate(url, many, IN_FLIGHT, cache, asked=0)
+        again = rate(url, many, IN_FLIGHT, cache, sent=0)
     what = f"server that takes {DELAY:g} s"
     print(
         f"judge requests/s, {what}, {IN_FLIGHT} in flight against 1: {together:.0f} {alone:.1f} {together / alone:.1f}"

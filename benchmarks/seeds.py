@@ -39,7 +39,7 @@ def run(config: dict[str, Any], method: str, seed: int, output: Path) -> None:
         return
     overrides = yaml.safe_load(Path(f"configs/methods/{method}.yaml").read_text(encoding="utf-8"))
     path = output / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**merged(config, overrides), "seed": seed}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**merge(config, overrides), "seed": seed}), encoding="utf-8")
     pyflyte = str(Path(sys.executable).with_name("pyflyte"))
     command = [pyflyte, "run", "workflows/train.py", "train", "--config", str(path), "--output", str(output / name)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -48,11 +48,11 @@ def run(config: dict[str, Any], method: str, seed: int, output: Path) -> None:
     print(f"{name}: {'finished' if code == 0 else f'FAILED ({code}), see {output / name}.log'}", flush=True)
 
 
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """A mapping with the entries of another laid over it, section by section."""
     both = dict(base)
     for key, value in over.items():
-        both[key] = merged(both.get(key, {}), value) if isinstance(value, dict) else value
+        both[key] = merge(both.get(key, {}), value) if isinstance(value, dict) else value
     return both
 
 

@@ -42,10 +42,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def _modules() -> list[str]:
     """The packages and modules directly in steptool/."""
-    found = (
+    names = (
         path.stem for path in (ROOT / "steptool").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
     )
-    return sorted(name for name in found if name != "__init__")
+    return sorted(name for name in names if name != "__init__")
 
 
 def _page(name: str) -> str:

@@ -270,8 +270,8 @@ def _machines(profile: Path | None) -> dict[str, Machine]:
     stages = loaded.load_profile(profile)
     machines: dict[str, Machine] = {}
     for name in STAGES:
-        given = stages.of(loaded.StageName(name))
-        machine = machine_of_profile(given.gpus, given.gpu_type, given.limits.memory, given.processes)
+        resources = stages.of(loaded.StageName(name))
+        machine = machine_of_profile(resources.gpus, resources.gpu_type, resources.limits.memory, resources.processes)
         machines |= {name: machine} if machine else {}
     return machines
 

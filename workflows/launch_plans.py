@@ -20,13 +20,14 @@ _BROKEN = [WorkflowExecutionPhase.FAILED, WorkflowExecutionPhase.TIMED_OUT, Work
 
 def _declare(plans: LaunchPlans) -> None:
     places = {"registry": plans.registry, "output": plans.output}
-    told, retraining = _notifications(plans.notify), {"config": load_config(ROOT / plans.retraining), **places}
+    mails = _notifications(plans.notify)
+    retraining = {"config": load_config(ROOT / plans.retraining), **places}
     LaunchPlan.get_or_create(
         workflow=retrain,
         name="nightly_retraining",
         fixed_inputs=retraining,
         schedule=CronSchedule(schedule=plans.nightly, kickoff_time_input_arg="kickoff"),
-        notifications=told,
+        notifications=mails,
         concurrency=_ONE_AT_A_TIME,
     )
     LaunchPlan.get_or_create(
@@ -34,14 +35,14 @@ def _declare(plans: LaunchPlans) -> None:
         name="weekly_evaluation",
         fixed_inputs={"config": load_config(ROOT / plans.evaluation), **places},
         schedule=CronSchedule(schedule=plans.weekly, kickoff_time_input_arg="kickoff"),
-        notifications=told,
+        notifications=mails,
         concurrency=_ONE_AT_A_TIME,
     )
-    LaunchPlan.get_or_create(workflow=retrain, name="manual_retraining", default_inputs=retraining, notifications=told)
+    LaunchPlan.get_or_create(workflow=retrain, name="manual_retraining", default_inputs=retraining, notifications=mails)
 
 
-def _notifications(told: Recipients) -> list[Email | Slack | PagerDuty]:
-    ways = ((Email, told.email), (Slack, told.slack), (PagerDuty, told.pagerduty))
+def _notifications(recipients: Recipients) -> list[Email | Slack | PagerDuty]:
+    ways = ((Email, recipients.email), (Slack, recipients.slack), (PagerDuty, recipients.pagerduty))
     return [way(phases=_BROKEN, recipients_email=addresses) for way, addresses in ways if addresses]
 
 

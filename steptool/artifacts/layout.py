@@ -14,9 +14,9 @@ TRAINING, EVALUATION = "training", "evaluation"
 """What is published into a folder; one kind does not take the place of the other."""
 
 
-def of_round(kind: str, round: int) -> str:
+def of_round(kind: str, round_index: int) -> str:
     """Name of a round's file; kind: trajectories, rewards or advantages."""
-    return f"{kind}_round_{round:02d}.parquet"
+    return f"{kind}_round_{round_index:02d}.parquet"
 
 
 def of_evaluation(kind: str, episodes: str) -> str:

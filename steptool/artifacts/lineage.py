@@ -57,7 +57,7 @@ def sign(
     parent: str | os.PathLike[str] | None,
     stage: str,
     files: Sequence[str | os.PathLike[str]],
-    round: int = -1,
+    round_index: int = -1,
     note: str = "",
     rewards: Mapping[str, Any] | None = None,
 ) -> None:
@@ -65,12 +65,12 @@ def sign(
 
     `files` are what the stage was made from; `rewards` says who scored it and how scores became rewards.
     """
-    entry = {"stage": stage, "round": round, "files": {Path(p).name: sha256(p) for p in files}, "note": note}
+    entry = {"stage": stage, "round": round_index, "files": {Path(p).name: sha256(p) for p in files}, "note": note}
     entry |= {"rewards": rewards} if rewards else {}
     entries = [*(read(parent) if parent else []), entry]
     target = Path(folder)
     (target / FILE).write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    title = f"{stage} of round {round + 1}" if round >= 0 else stage
+    title = f"{stage} of round {round_index + 1}" if round_index >= 0 else stage
     (target / CARD).write_text(card(entries, title), encoding="utf-8")
 
 
@@ -82,7 +82,7 @@ def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None =
     """
     known = known or {}
     made_by = {"code": known.get("code_version"), "configuration, SHA-256": _tree_digest(known.get("config"))}
-    results = [_result(name, found) for name, found in known.get("results", {}).items()]
+    results = [_result(name, figures) for name, figures in known.get("results", {}).items()]
     return _CARD.format(
         title=title,
         file=FILE,
@@ -118,11 +118,11 @@ def _section(text: str, rows: Sequence[str]) -> str:
     return text.format(rows="\n".join(rows)) if rows else ""
 
 
-def _result(name: str, found: Mapping[str, Any]) -> str:
-    if found["pass_rate"] is None:
-        return f"| {name} | not measurable | | {found['tasks']} |"
-    interval = f"{found['low']:.1%} to {found['high']:.1%}"
-    return f"| {name} | {found['pass_rate']:.1%} | {interval} | {found['tasks']} |"
+def _result(name: str, figures: Mapping[str, Any]) -> str:
+    if figures["pass_rate"] is None:
+        return f"| {name} | not measurable | | {figures['tasks']} |"
+    interval = f"{figures['low']:.1%} to {figures['high']:.1%}"
+    return f"| {name} | {figures['pass_rate']:.1%} | {interval} | {figures['tasks']} |"
 
 
 def _tree_digest(tree: Any) -> str:

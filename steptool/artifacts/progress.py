@@ -15,15 +15,15 @@ from steptool.records import Cost
 class Stopwatch:
     """Measures one stage from the moment it is made."""
 
-    def __init__(self, stage: str, round: int = -1) -> None:
+    def __init__(self, stage: str, round_index: int = -1) -> None:
         self.stage = stage
-        self.round = round
+        self.round_index = round_index
         self._start = time.perf_counter()
 
     def cost(self, tokens: int = 0, counts: Mapping[str, float] | None = None) -> Cost:
         """What the stage took until now."""
         seconds = time.perf_counter() - self._start
-        return Cost(self.stage, self.round, seconds, tokens, peak_memory_mb(), counts or {})
+        return Cost(self.stage, self.round_index, seconds, tokens, peak_memory_mb(), counts or {})
 
 
 def first_process() -> bool:
@@ -54,8 +54,8 @@ def format_line(stage: str, text: str, *, seconds: float | None = None, round_in
 def say(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> None:
     """Print the line at once; where several processes do the same, the first alone."""
     if first_process():
-        shown = printable(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds))
-        print(shown, flush=True)
+        line = printable(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds))
+        print(line, flush=True)
 
 
 def printable(text: str) -> str:

@@ -31,9 +31,9 @@ def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) 
     expected, value = details["msg"][0].lower() + details["msg"][1:], details["input"]
     suggestion = ""
     if details["type"] in ("literal_error", "enum") and isinstance(value, str):
-        suggestion = did_you_mean(value, _quoted(str(details.get("ctx", {}).get("expected", ""))))
-    shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
-    return f"field '{field}': {expected}, got {shown} ({type(value).__name__}){suggestion}"
+        suggestion = did_you_mean(value, _find_quoted(str(details.get("ctx", {}).get("expected", ""))))
+    value_text = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
+    return f"field '{field}': {expected}, got {value_text} ({type(value).__name__}){suggestion}"
 
 
 def _field_names(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
@@ -52,9 +52,9 @@ def find_section(annotation: Any) -> type[BaseModel] | None:
     """The section that a field holds, alone or as the items of a list; None if it holds none."""
     if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := find_section(part))), None)
+    return next((section for part in get_args(annotation) if (section := find_section(part))), None)
 
 
-def _quoted(text: str) -> list[str]:
+def _find_quoted(text: str) -> list[str]:
     """The words in single quotes, as pydantic lists the values of a closed set."""
     return text.split("'")[1::2]

@@ -73,7 +73,7 @@ class Column:
     @property
     def field(self) -> pa.Field:
         """The column in an Arrow schema."""
-        return described(self.name, self.stored.type, self.description, nullable=self.nullable)
+        return describe_field(self.name, self.stored.type, self.description, nullable=self.nullable)
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ def schema_of(cls: type) -> pa.Schema:
     return contract_of(cls).schema
 
 
-def described(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
+def describe_field(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
     """An Arrow field that carries its description."""
     return pa.field(name, kind, nullable=nullable, metadata={DESCRIPTION: description.encode()})
 
 
 def description_of(field: pa.Field) -> str:
-    """What `described` noted; empty for another field."""
+    """What `describe_field` noted; empty for another field."""
     text: bytes = (field.metadata or {}).get(DESCRIPTION, b"")
     return text.decode()
 
@@ -200,13 +200,13 @@ def _column(name: str, hint: Any) -> Column:
         parts[0], *inner = get_args(parts[0])
         notes = [*inner, *notes]
     description = " ".join(note for note in notes if isinstance(note, str))
-    stored = next((note for note in notes if isinstance(note, Stored)), None) or _stored(parts[0])
+    stored = next((note for note in notes if isinstance(note, Stored)), None) or _find_stored(parts[0])
     if stored is None or not description:
         raise TypeError(f"field '{name}': expected Annotated with a description and an Arrow type, got {hint}")
     return Column(name, _with_array(stored), NoneType in get_args(kind), description)
 
 
-def _stored(kind: Any) -> Stored | None:
+def _find_stored(kind: Any) -> Stored | None:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return Stored(pa.string(), str, kind)
     return _PLAIN.get(kind)

@@ -74,16 +74,16 @@ class LimitedSession(Session):
             try:
                 return self._cut(self._attempt(call, deadline))
             except _OutOfTime:
-                return _failed(f"no answer within {self._limits.timeout:g} s")
+                return _make_failure(f"no answer within {self._limits.timeout:g} s")
             except _SessionError as error:
-                return self._cut(_failed(str(error)))
+                return self._cut(_make_failure(str(error)))
             except TransportError as error:
                 problem = str(error)
             wait = _BACKOFF * 2**attempt * random.uniform(0.5, 1.0)
             if attempt == self._limits.retries or time.monotonic() + wait > deadline:
                 break
             time.sleep(wait)
-        return self._cut(_failed(f"the tool cannot be reached: {problem}"))
+        return self._cut(_make_failure(f"the tool cannot be reached: {problem}"))
 
     def offers(self, name: str) -> bool:
         """Whether the session takes calls of a tool that the query does not list."""
@@ -192,5 +192,5 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
         future.set_exception(_SessionError(describe_error(error)))
 
 
-def _failed(reason: str) -> ToolResult:
+def _make_failure(reason: str) -> ToolResult:
     return ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": reason}, ensure_ascii=False))

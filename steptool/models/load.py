@@ -205,5 +205,5 @@ def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], wha
     if not path.is_dir():
         raise ModelError(f"{folder}: no such model folder")
     if not any(any(path.glob(p)) for p in patterns):
-        found = sorted(p.name for p in path.iterdir())[:8]
-        raise ModelError(f"{folder}: no {what} ({' or '.join(patterns)}) in the folder, found {found}; {remedy}")
+        names = sorted(p.name for p in path.iterdir())[:8]
+        raise ModelError(f"{folder}: no {what} ({' or '.join(patterns)}) in the folder, found {names}; {remedy}")

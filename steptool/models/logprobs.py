@@ -125,7 +125,7 @@ class _TiledLogProbs(torch.autograd.Function):
         zeros_N = torch.zeros(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
         chosen_N, sums = zeros_N, _Sums(zeros_N - torch.inf, zeros_N, zeros_N)
         tiles = _Tiles(hidden_NH, weight_VH, bias_V)
-        add = _compiled(_add_tile) if ways.fused else _add_tile_in_place
+        add = _compile(_add_tile) if ways.fused else _add_tile_in_place
         for tile in tiles.slices():
             logits_NT = tiles.logits(tile)
             place_N = targets_N - tile.start
@@ -151,7 +151,7 @@ class _TiledLogProbs(torch.autograd.Function):
             weight_grad_VH = _own_gradient(parameter) if ways.accumulate else torch.empty_like(weight_VH)
         bias_grad_V = torch.empty_like(bias_V) if needs_bias else None
         tiles = _Tiles(hidden_NH, weight_VH, bias_V)
-        differentiate = _compiled(_tile_gradient) if ways.fused else _tile_gradient_in_place
+        differentiate = _compile(_tile_gradient) if ways.fused else _tile_gradient_in_place
         for tile in tiles.slices():
             grad_NT = differentiate(
                 tiles.logits(tile), tiles.scratch(tile), normaliser_N, gradient_N, targets_N - tile.start, transform
@@ -231,7 +231,7 @@ def _tile_gradient(
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
     return compiled
 

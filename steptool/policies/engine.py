@@ -125,7 +125,7 @@ class EnginePolicy(Policy):
         completions: list[Completion] = []
         while not completions and not any(future.done() for future in until):
             completions = self._engine.step()
-        return [self._ended(completion) for completion in completions]
+        return [self._end_turn(completion) for completion in completions]
 
     def release(self, episode: Episode) -> None:
         """Forget the episode; the engine keeps what prompts begin with as it sees fit."""
@@ -145,6 +145,6 @@ class EnginePolicy(Policy):
             seed=int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]),
         )
 
-    def _ended(self, completion: Completion) -> EndedTurn:
+    def _end_turn(self, completion: Completion) -> EndedTurn:
         episode, prompt = self._requests.pop(completion.request_id)
         return episode, self._prompter.turn(prompt, completion.ids, completion.logprobs)

@@ -111,7 +111,7 @@ class LocalPolicy(Policy):
         enough = ceil(_WAITING_SHARE * self._sampler.open)
         while self._sampler.ended + sum(future.done() for future in until) < enough:
             self._sampler.step()
-        return [self._ended(turn) for turn in self._sampler.take()]
+        return [self._end_turn(turn) for turn in self._sampler.take()]
 
     def release(self, episode: Episode) -> None:
         """Free the episode's row."""
@@ -150,7 +150,7 @@ class LocalPolicy(Policy):
             self._sampler.keep(rows)
             self._rows.keep(rows)
 
-    def _ended(self, turn: SampledTurn) -> EndedTurn:
+    def _end_turn(self, turn: SampledTurn) -> EndedTurn:
         episode = self._rows.episode_of(turn.row)
         # The last sampled token was not fed back: its keys and values are not in the cache.
         self._rows.append(turn.row, turn.ids[:-1])

@@ -21,7 +21,7 @@ from steptool.contracts.columns import (
     Row,
     Stored,
     contract,
-    described,
+    describe_field,
     to_json,
 )
 
@@ -164,8 +164,8 @@ _SPANS = Stored(
     pa.list_(
         pa.struct(
             [
-                described("start", pa.int32(), "Position of the first token of the step in input_ids"),
-                described("end", pa.int32(), "Position after its last token, the end-of-turn token included"),
+                describe_field("start", pa.int32(), "Position of the first token of the step in input_ids"),
+                describe_field("end", pa.int32(), "Position after its last token, the end-of-turn token included"),
             ]
         )
     ),
@@ -176,10 +176,10 @@ _STEPS = Stored(
     pa.list_(
         pa.struct(
             [
-                described("call_name", pa.string(), "Tool that was called; null if no call could be read", True),
-                described("call_arguments", pa.string(), "JSON object; null if no call could be read", True),
-                described("status", pa.string(), f"What became of the step: {', '.join(StepStatus)}"),
-                described("observation", pa.string(), "Text returned to the model; empty for a Finish"),
+                describe_field("call_name", pa.string(), "Tool that was called; null if no call could be read", True),
+                describe_field("call_arguments", pa.string(), "JSON object; null if no call could be read", True),
+                describe_field("status", pa.string(), f"What became of the step: {', '.join(StepStatus)}"),
+                describe_field("observation", pa.string(), "Text returned to the model; empty for a Finish"),
             ]
         )
     ),

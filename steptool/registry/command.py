@@ -29,7 +29,7 @@ def list_versions(place: Place) -> None:
     for version in registry.versions():
         mark = "*" if champion and champion.version_id == version.version_id else " "
         _print(f"{mark} {version.version_id}  {_size(version)}  {_results(version.metadata)}")
-    faults = registry.damaged()
+    faults = registry.find_damage()
     for fault in faults:
         _print(f"! {fault}")
     _print(_in_service(champion))

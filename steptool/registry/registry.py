@@ -135,7 +135,7 @@ class Registry:
         versions, _ = read_documents(self._store, manifest_paths(self._store), Version)
         return sorted(versions.values(), key=lambda version: (version.created, version.version_id))
 
-    def damaged(self) -> list[str]:
+    def find_damage(self) -> list[str]:
         """One line for each manifest and each entry of the log that cannot be read."""
         _, manifests = read_documents(self._store, manifest_paths(self._store), Version)
         _, entries = read_documents(self._store, entry_paths(self._store), Champion)
@@ -194,7 +194,7 @@ class Registry:
     def _remove_if_stale(self, path: str, before: datetime) -> bool:
         """Remove a path in which nothing was written since; whether it was removed. A path may vanish meanwhile."""
         try:
-            stale = self._store.changed(path) < before
+            stale = self._store.modification_time(path) < before
             if stale:
                 self._store.remove(path)
         except FileNotFoundError:

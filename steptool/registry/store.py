@@ -73,7 +73,7 @@ class Store:
         files = self._fs.find(top, detail=True)
         return {path.removeprefix(top).lstrip("/"): int(info["size"]) for path, info in files.items()}
 
-    def changed(self, path: str) -> datetime:
+    def modification_time(self, path: str) -> datetime:
         """When a file, or the newest file below a folder, was written. Raises FileNotFoundError."""
         full = self._full(path)
         times: list[datetime] = [self._fs.modified(file) for file in self._fs.find(full) or [full]]
@@ -119,11 +119,11 @@ class Store:
         try:
             self._fs.pipe_file(self._full(path), content, mode="create")
         except OSError as error:  # stores name this failure differently, and a second attempt may meet the first one's
-            if isinstance(error, FileExistsError) or self._created(path, error):
+            if isinstance(error, FileExistsError) or self._check_created(path, error):
                 raise FileExistsError(path) from error
             raise
 
-    def _created(self, path: str, error: OSError) -> bool:
+    def _check_created(self, path: str, error: OSError) -> bool:
         """Whether a file exists whose creation failed. Raises RegistryError where the store does not answer."""
         try:
             return bool(self._fs.exists(self._full(path)))

@@ -33,7 +33,7 @@ def episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict[str,
     trajectory = episode.trajectory
     rewards = {r.step: r for r in episode.rewards if r.trajectory_id == trajectory.trajectory_id}
     advantages = {a.step: a for a in episode.advantages if a.trajectory_id == trajectory.trajectory_id}
-    composed = {} if advantages else dict(enumerate(_composed(list(rewards.values()), trajectory.steps, config)))
+    composed = {} if advantages else dict(enumerate(_compose(list(rewards.values()), trajectory.steps, config)))
     texts = _texts(trajectory)
     steps = [
         {**_step(step, texts[i]), **_scores(rewards.get(i)), **_credit(advantages.get(i), composed.get(i))}
@@ -89,7 +89,7 @@ def _task(example: EpisodePair, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _composed(rewards: Sequence[StepReward], steps: Sequence[Step], config: Mapping[str, Any]) -> Sequence[float]:
+def _compose(rewards: Sequence[StepReward], steps: Sequence[Step], config: Mapping[str, Any]) -> Sequence[float]:
     if len(rewards) != len(steps) or "rewards" not in config:
         return ()
     reward = (config.get("ppo") or {}).get("reward", "step")

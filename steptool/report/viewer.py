@@ -198,13 +198,13 @@ def _label(number: int, policies: Sequence[str], models: int) -> str:
 def _episodes(source: EpisodeFiles) -> Iterator[ScoredEpisode]:
     rewards, advantages = _by_trajectory(source.rewards, StepReward), _by_trajectory(source.advantages, Advantage)
     _check_annotator(source.rewards, rewards)
-    passed = _passed(source.evaluations)
+    verdicts = _read_verdicts(source.evaluations)
     columns = [n for n in schema_of(Trajectory).names if n not in {"input_ids", "logprobs"}]
     for row in iterate_rows(source.trajectories, Trajectory, batch_size=256, columns=columns):
         trajectory = from_row({**row, "input_ids": (), "logprobs": ()}, Trajectory)  # a page shows no tokens
         name = trajectory.trajectory_id
         annotated = next((r.is_solved for r in rewards.get(name, ()) if r.is_solved is not None), None)
-        verdict = passed.get(name, annotated if trajectory.solved is None else None)
+        verdict = verdicts.get(name, annotated if trajectory.solved is None else None)
         yield ScoredEpisode(trajectory, rewards.get(name, ()), advantages.get(name, ()), verdict)
 
 
@@ -215,7 +215,7 @@ def _by_trajectory(path: Path | None, cls: type[S]) -> dict[str, list[S]]:
     return dict(records)
 
 
-def _passed(path: Path | None) -> dict[str, float]:
+def _read_verdicts(path: Path | None) -> dict[str, float]:
     columns = ["trajectory_id", "passed"]
     rows = iterate_rows(path, Evaluation, columns=columns) if path else ()
     return {row["trajectory_id"]: row["passed"] for row in rows}

@@ -38,7 +38,7 @@ def compose(
     None if a score that is needed is missing, or if there is no step at all. Raises ValueError for rows that are not
     those of one trajectory by one annotator, and for `steps` of another number.
     """
-    rows = _checked(score_rows)
+    rows = _check_rows(score_rows)
     if not rows or rows[-1].is_solved is None:
         return None
     rewards_T = np.zeros(len(rows))
@@ -104,7 +104,7 @@ def _column(rows: Sequence[StepReward], name: str) -> npt.NDArray[np.float64] | 
     return None if None in scores else np.array(scores, dtype=np.float64)
 
 
-def _checked(score_rows: Sequence[StepReward]) -> list[StepReward]:
+def _check_rows(score_rows: Sequence[StepReward]) -> list[StepReward]:
     rows = sorted(score_rows, key=lambda row: row.step)
     sources = {(row.trajectory_id, row.annotator, row.annotator_version, row.prompt_hash) for row in rows}
     if len(sources) > 1:

@@ -115,8 +115,8 @@ class Episode:
                 session.close()
         self._left = self._session = None
 
-    def played(self, policy: str, temperature: float) -> PlayedEpisode:
-        """The episode as it ended."""
+    def finish(self, policy: str, temperature: float) -> PlayedEpisode:
+        """The record of the episode, which has ended, and what it cost."""
         assert self.stop is not None
         tokens = [exchange.turn.tokens for exchange in self.exchanges]
         ids: list[int] = []

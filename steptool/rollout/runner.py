@@ -48,7 +48,7 @@ def roll_out(
         limited.close()
         for episode in episodes:
             episode.close()
-    return [episode.played(policy.name, policy.temperature(decoding)) for episode in episodes]
+    return [episode.finish(policy.name, policy.temperature(decoding)) for episode in episodes]
 
 
 def make_episodes(

@@ -56,7 +56,7 @@ def round_positions(total: int, episodes: int, round_index: int, seed: int) -> l
     start = round_index * episodes
     while len(drawn) < episodes:
         epoch, offset = divmod(start + len(drawn), total)
-        drawn += _shuffled(total, seed, epoch)[offset : offset + episodes - len(drawn)]
+        drawn += _shuffle(total, seed, epoch)[offset : offset + episodes - len(drawn)]
     return drawn
 
 
@@ -78,5 +78,5 @@ def shard_positions(total: int, episodes: int, round_index: int, seed: int, *, s
     return [p for p in drawn if p in kept]
 
 
-def _shuffled(total: int, seed: int, epoch: int) -> list[int]:
+def _shuffle(total: int, seed: int, epoch: int) -> list[int]:
     return random.Random(f"{seed}/{epoch}").sample(range(total), total)

@@ -15,7 +15,7 @@ def test_a_model_card_names_every_stage_and_file_behind_it(tmp_path: Path) -> No
     data.write_bytes(b"some rows")
     lineage.sign(base, None, "base", [], note="embedded")
     lineage.sign(tuned, base, "warm_start", [data])
-    lineage.sign(trained, tuned, "step_ppo", [data], round=0, note="nothing was solved")
+    lineage.sign(trained, tuned, "step_ppo", [data], round_index=0, note="nothing was solved")
 
     digest = hashlib.sha256(b"some rows").hexdigest()
     assert [(e["stage"], e["round"]) for e in lineage.read(trained)] == [

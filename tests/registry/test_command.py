@@ -35,7 +35,7 @@ def test_from_the_first_champion_to_a_roll_back(tmp_path: Path, make_model: Make
     results = {"steptool": {"pass_rate": 0.714, "low": 0.66, "high": 0.76, "tasks": 400}}
     metadata.write_text(json.dumps({"results": results}))
     better = make_model("two", "better")
-    lineage.sign(better, None, "step_ppo", [metadata], round=1)
+    lineage.sign(better, None, "step_ppo", [metadata], round_index=1)
     call(place, "publish", better, "--metadata", metadata, "--promote", "--reason", "first night")
     two = Registry(place).versions()[1].version_id
     assert call(place, "list") == (

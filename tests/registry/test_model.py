@@ -35,7 +35,7 @@ def trained(tmp_path: Path) -> Path:
     (folder / model_folder.ADAPTER).mkdir()
     (folder / model_folder.ADAPTER / "adapter_model.safetensors").write_text("adapter")
     data.write_text("rows")
-    lineage.sign(folder, None, "step_ppo", [data], round=2, rewards={"annotators": ["judge 3"]})
+    lineage.sign(folder, None, "step_ppo", [data], round_index=2, rewards={"annotators": ["judge 3"]})
     return folder
 
 

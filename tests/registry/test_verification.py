@@ -59,7 +59,7 @@ def test_a_damaged_entry_of_the_log_is_a_fault_and_no_champion_is_guessed(
     (tmp_path / "champions" / "00000001.json").write_text('{"sequence": 1')
     (fault,) = registry.verify()
     assert fault.startswith("champions/00000001.json: not a champion")
-    assert registry.damaged() == [fault]
+    assert registry.find_damage() == [fault]
     with pytest.raises(RegistryError, match="not a champion"):
         registry.champion()
 

@@ -40,7 +40,7 @@ def test_tokens_and_costs_of_the_turns_make_the_trajectory(begin: Any, environme
         assert episode.stop is None and len(episode.exchanges) == number
         episode.record(episode.answer(made))
     episode.end()
-    played = episode.played("p", 0.7)
+    played = episode.finish("p", 0.7)
     trajectory = played.trajectory
     assert (trajectory.trajectory_id, trajectory.temperature, trajectory.round) == ("p-r3-q-s2", 0.7, 3)
     assert trajectory.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8] and trajectory.spans == ((2, 4), (5, 8))
@@ -56,7 +56,7 @@ def test_what_was_abandoned_is_counted_and_paid_for(begin: Any, environment: Env
     episode.back_to(1)
     episode.record(episode.answer(turn(SEVEN, [5], [8])))
     episode.end()
-    played = episode.played("p", 1.0)
+    played = episode.finish("p", 1.0)
     assert played.trajectory.input_ids.tolist() == [1, 2, 3, 4, 5, 8]
     assert (played.trajectory.abandoned_turns, played.trajectory.abandoned_tokens) == (1, 2)
     assert played.cost == TurnCost(5, 4, None)
@@ -68,7 +68,7 @@ def test_a_refusal_ends_an_episode_before_its_first_turn(begin: Any, environment
     episode = begin(environment)
     episode.refuse(Refusal(StopReason.REFUSED, "not this one", TurnCost(0, 0, 0.0)))
     episode.end()
-    played = episode.played("p", 0.0)
+    played = episode.finish("p", 0.0)
     assert (played.refusal, played.cost) == ("not this one", TurnCost(0, 0, 0.0))
     assert (played.trajectory.steps, played.trajectory.stop_reason) == ([], StopReason.REFUSED)
     assert len(played.trajectory.input_ids) == len(played.trajectory.logprobs) == 0

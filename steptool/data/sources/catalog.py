@@ -23,7 +23,7 @@ def open_source(name: str) -> Source:
 
     Raises ConfigError if there is no such class, and if the class is no source.
     """
-    found = import_object(SOURCES.get(name, name), "data.source", "a class of sources")
-    if not (inspect.isclass(found) and issubclass(found, Source)):
-        raise ConfigError(f"data.source: expected a subclass of {Source.__module__}.Source, got {found!r}")
-    return found()
+    source = import_object(SOURCES.get(name, name), "data.source", "a class of sources")
+    if not (inspect.isclass(source) and issubclass(source, Source)):
+        raise ConfigError(f"data.source: expected a subclass of {Source.__module__}.Source, got {source!r}")
+    return source()

@@ -42,9 +42,9 @@ class LimitedTransport(httpx2.AsyncHTTPTransport):
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         length = response.headers.get("content-length", "")
         if encoding != "identity":
-            return await _refused(response, f"the server compresses its answers ({encoding}) without being asked to")
+            return await _refuse(response, f"the server compresses its answers ({encoding}) without being asked to")
         if length.isdigit() and int(length) > LARGEST:
-            return await _refused(response, f"the answer is longer than {LARGEST >> 20} MiB")
+            return await _refuse(response, f"the answer is longer than {LARGEST >> 20} MiB")
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             assert isinstance(response.stream, httpx2.AsyncByteStream)
             response.stream = _LimitedStream(response.stream)
@@ -69,7 +69,7 @@ class _LimitedStream(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
-async def _refused(response: httpx2.Response, reason: str) -> httpx2.Response:
+async def _refuse(response: httpx2.Response, reason: str) -> httpx2.Response:
     await response.aclose()
     error = {"jsonrpc": "2.0", "id": None, "error": {"code": -32603, "message": reason}}
     return httpx2.Response(502, headers={"content-type": "application/json"}, content=json.dumps(error))
@@ -87,7 +87,7 @@ class CheckedStream:
 
     async def receive(self) -> SessionMessage | Exception:
         """The next message."""
-        return self._checked(await self._stream.receive())
+        return self._check(await self._stream.receive())
 
     async def aclose(self) -> None:
         """Close the stream."""
@@ -97,7 +97,7 @@ class CheckedStream:
         return self
 
     async def __anext__(self) -> SessionMessage | Exception:
-        return self._checked(await self._stream.__anext__())
+        return self._check(await self._stream.__anext__())
 
     async def __aenter__(self) -> Self:
         await self._stream.__aenter__()
@@ -112,7 +112,7 @@ class CheckedStream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _checked(self, item: SessionMessage | Exception) -> SessionMessage | Exception:
+    def _check(self, item: SessionMessage | Exception) -> SessionMessage | Exception:
         if isinstance(item, Exception) or not isinstance(item.message, JSONRPCResponse):
             return item
         result = item.message.result

@@ -25,10 +25,10 @@ from steptool.records import Query, Trajectory
 
 def record(responses: Responses, queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> int:
     """Add the servers' responses in trajectories of these queries, failures too. Returns the number added."""
-    return responses.add(_recorded(queries, trajectories))
+    return responses.add(_responses(queries, trajectories))
 
 
-def _recorded(queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> Iterator[tuple[str, ToolResult]]:
+def _responses(queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> Iterator[tuple[str, ToolResult]]:
     endpoints_of_query = {query.query_id: endpoints(query) for query in queries}
     for trajectory in trajectories:
         for call, result in answered_calls(trajectory):
@@ -46,7 +46,7 @@ def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
     contents = [_contents(Path(folder)) for folder in folders]
     responses = Responses(file)
     try:
-        added = responses.add(pair for queries, trajectories in contents for pair in _recorded(queries, trajectories))
+        added = responses.add(pair for queries, trajectories in contents for pair in _responses(queries, trajectories))
         return added, responses.calls()
     finally:
         responses.close()

@@ -26,7 +26,7 @@ def standard_name(text: str) -> str:
     return f"get_{name}" if name[:1].isdigit() else name
 
 
-def unreserved(name: str) -> str:
+def avoid_reserved(name: str) -> str:
     """The name, with `is_` before it if ToolBench reserves it, as `id` and `from`."""
     return f"is_{name}" if name in _RESERVED else name
 
@@ -34,19 +34,19 @@ def unreserved(name: str) -> str:
 @lru_cache(1 << 16)
 def parameter_name(name: str) -> str:
     """A parameter's name in standard form, or unchanged if its standard form is empty."""
-    return unreserved(standard_name(name)) or name
+    return avoid_reserved(standard_name(name)) or name
 
 
 @lru_cache(1 << 16)
 def function_name(api_name: str, tool_name: str) -> str:
     """Name of the function for an API of a tool: the last 64 characters of `<api>_for_<tool>`."""
-    name = f"{unreserved(standard_name(api_name))}_for_{standard_name(tool_name)}"
+    name = f"{avoid_reserved(standard_name(api_name))}_for_{standard_name(tool_name)}"
     return re.sub(r"[^a-z0-9_]", "_", name)[-NAME_LIMIT:]
 
 
 def endpoint(category: str, tool_name: str, api_name: str) -> Endpoint:
     """The names in a request of ToolBench's client: the category unchanged, tool and API in standard form."""
-    return category, standard_name(tool_name), unreserved(standard_name(api_name))
+    return category, standard_name(tool_name), avoid_reserved(standard_name(api_name))
 
 
 def endpoints(query: Query) -> dict[str, Endpoint]:

@@ -87,7 +87,7 @@ class StepPPO(Algorithm):
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
         kl_N = scores.log_probs_N - scores.reference_N
-        given = credit.assign(
+        estimate = credit.assign(
             selection.rewards,
             [credit.step_lengths(t.spans) for t in selection.trajectories],
             scores.values_N,
@@ -95,12 +95,13 @@ class StepPPO(Algorithm):
             self.config.ppo.kl_coef,
             self.config.credit,
         )
-        whitened_N = credit.whiten(given.advantages_N) if self.config.credit.whiten else given.advantages_N
+        whitened_N = credit.whiten(estimate.advantages_N) if self.config.credit.whiten else estimate.advantages_N
         arrays = (
-            scores.log_probs_N, scores.reference_N, scores.values_N, whitened_N, given.returns_N, given.value_mask_N
+            scores.log_probs_N, scores.reference_N, scores.values_N, whitened_N, estimate.returns_N,
+            estimate.value_mask_N,
         )  # fmt: skip
         self._experience = Experience(*(torch.tensor(a, dtype=torch.float32, device=device) for a in arrays))
-        return advantages_of_steps(selection, kl_N, scores.values_N, given.advantages_N)
+        return advantages_of_steps(selection, kl_N, scores.values_N, estimate.advantages_N)
 
     def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
         """Clipped policy loss per action token and clipped value loss per value target."""

@@ -12,7 +12,7 @@ from steptool.data.sources.base import SourceInputs
 from steptool.data.sources.toolbench import ToolBenchSource, make_tool_schemas, read_instruction
 from steptool.data.tools import ToolCatalog
 from steptool.environments.schema import check_arguments, check_tools
-from steptool.environments.toolbench.naming import endpoints, function_name, unreserved
+from steptool.environments.toolbench.naming import avoid_reserved, endpoints, function_name
 from steptool.records import Reference
 
 FILE = Path("G9_weather.json")
@@ -243,4 +243,4 @@ def test_real_function_names_of_all_recorded_answers_keep_the_rules(real_data):
                 api, _, tool = function["name"].rpartition("_for_")
                 assert function_name(api, tool) == function["name"]
                 for name in function["parameters"]["properties"]:
-                    assert unreserved(name) == name
+                    assert avoid_reserved(name) == name
