@@ -10,7 +10,7 @@ from steptool.chat.finish import GIVE_ANSWER
 from steptool.chat.formats import THINK_CLOSE, THINK_OPEN
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import as_text, excerpt, join_texts, parse_if_text, require
-from steptool.data.recordings.messages import find_tools_of_system, translate_messages
+from steptool.data.recordings.messages import find_tools_of_system, read_written_calls, translate_messages
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
 from steptool.data.tools import check_and_close, openai_tools
 from steptool.records import FINISH, ToolSchema
@@ -43,7 +43,7 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
     if first is None:
         raise UnusableError("no recorded step", "no message is the assistant's")
     tools, declared = _read_tools(fields, default_tools)
-    turns = read_turns(messages[first:], "messages", first)
+    turns = read_turns(read_written_calls(messages[first:], tools), "messages", first)
     if FINISH not in declared:
         turns = [_with_finish(turn) for turn in turns]
     return make_recording(record, _join_instruction(messages[:first]), tools, turns, _read_verdict(record.value))
@@ -156,7 +156,11 @@ def _read_function(call: dict[str, Any], where: str) -> tuple[str, str]:
 
 def _with_reasoning(message: dict[str, Any], text: str) -> str:
     """The words of the assistant, after what it reasoned in a field of its own."""
-    reasoning = next((message[field] for field in _REASONING if isinstance(message.get(field), str)), "").strip()
+    details = message.get("reasoning_details")
+    parts = details if isinstance(details, list) else ()
+    written = [part[kind] for part in parts if isinstance(part, dict) for kind in ("text", "summary") if part.get(kind)]
+    fields = [message[field] for field in _REASONING if isinstance(message.get(field), str)]
+    reasoning = next((text for text in fields if text.strip()), join_texts([as_text(text) for text in written])).strip()
     return join_texts([f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}" if reasoning else "", text])
 
 

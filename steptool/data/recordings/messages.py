@@ -4,6 +4,7 @@ Anthropic         content blocks of the types text, thinking, tool_use and tool_
 OpenAI responses  items of the types message, reasoning, function_call and function_call_output
 Hermes            <tool_call>{...}</tool_call> in the assistant's text, <tool_response>...</tool_response> in answers
 ReAct             "Action: ..." and "Action Input: ..." in the assistant's text, "Observation: ..." in answers
+models            calls in the assistant's text as Qwen 3.5, GLM, DeepSeek, Mistral and Llama write them
 """
 
 from __future__ import annotations
@@ -13,11 +14,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from steptool.chat.formats import CALL_CLOSE, CALL_OPEN, REACT, THINK_CLOSE
+from steptool.chat.formats import (
+    CALL_CLOSE,
+    CALL_OPEN,
+    DEEPSEEK,
+    GLM,
+    LLAMA,
+    MISTRAL,
+    QWEN_XML,
+    REACT,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
 from steptool.chat.messages import call_message
 from steptool.data.ingest_log import UnusableError
 from steptool.data.parsing import as_text, excerpt, join_texts, parse_json, require
 from steptool.data.recordings.arguments import read_arguments
+from steptool.records import ToolCall, ToolSchema
 
 Fields = Mapping[str, Any]
 _ROLES = {
@@ -38,6 +51,11 @@ _RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 _CALL = re.compile(rf"{CALL_OPEN}\s*(\{{.*?)\s*(?:{CALL_CLOSE}|\Z)", re.DOTALL)
 _TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 _OBSERVATION, _FINAL_ANSWER = "Observation:", "Final Answer:"
+_THINKING = (
+    re.compile(r"\A\s*(?:<(?:thinking|thought|reasoning)>|\[THINK\])"),
+    re.compile(r"</(?:thinking|thought|reasoning)>|\[/THINK\]"),
+)
+"""Other tags around what a model thinks at the beginning of its turn."""
 _TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 
 
@@ -72,6 +90,31 @@ def _read_react(messages: Sequence[Any]) -> list[Any]:
             reasoning = {"reasoning_content": thought.strip().removeprefix("Thought:").strip()} if answers else {}
             read.append({**message, "content": answer.strip() if answers else text, **reasoning})
     return read
+
+
+def read_written_calls(messages: Sequence[Any], tools: Sequence[ToolSchema]) -> list[Any]:
+    """The messages with the calls that models wrote into the assistant's text in the forms of their chat templates.
+
+    A text is a call where it names one of the tools or where a tool answers it. The tools give arguments their types.
+    """
+    names = {tool["function"]["name"] for tool in tools}
+    read: list[Any] = []
+    for message, following in zip(messages, [*messages[1:], None], strict=True):
+        call, thought = _parse_written(message, tools)
+        answered = isinstance(following, dict) and following.get("role") in ("tool", "function")
+        is_call = call and (answered or call.name in names)
+        read.append({**message, **call_message(call, thought)} if call and is_call else message)
+    return read
+
+
+def _parse_written(message: Any, tools: Sequence[ToolSchema]) -> tuple[ToolCall | None, str]:
+    """The call in the text of an assistant's message without other calls, and the thought before it."""
+    text = message.get("content") if isinstance(message, dict) and message.get("role") == "assistant" else None
+    if isinstance(text, str) and not message.get("tool_calls") and not message.get("function_call"):
+        for written in (QWEN_XML, GLM, DEEPSEEK, MISTRAL, LLAMA):
+            if (turn := written.parse(text, tools)).call:
+                return turn.call, turn.thought
+    return None, ""
 
 
 def find_tools_of_system(messages: Sequence[Any]) -> tuple[list[Any], list[Any]] | None:
@@ -163,6 +206,9 @@ def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> 
 def _translate_text(message: Fields) -> Iterator[Any]:
     """A message whose text may hold Hermes' tags."""
     role, text = message.get("role"), message.get("content")
+    if role == "assistant" and isinstance(text, str) and _THINKING[0].match(text):
+        text = _THINKING[1].sub(THINK_CLOSE, _THINKING[0].sub(THINK_OPEN, text), count=1)
+        message = {**message, "content": text}
     if not isinstance(text, str):
         yield message
     elif role == "assistant" and not message.get("tool_calls") and not message.get("function_call"):

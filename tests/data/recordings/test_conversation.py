@@ -272,11 +272,19 @@ def test_reasoning_in_a_field_of_its_own_is_the_thought():
         assert trajectory.messages[1]["content"] == "<think>\nWhere?\n</think>\nI look."
         assert trajectory.final_answer == "Nine."
         assert trajectory.messages[3]["content"] == "<think>\nSo nine.\n</think>"
+    parts = [{"type": "reasoning.text", "text": "Where?"}, {"type": "reasoning.encrypted", "data": "x"}]
+    detailed = trajectory_of(call({"n": 1}) | {"reasoning": None, "reasoning_details": parts}, response("one"))
+    assert detailed.messages[1]["content"] == "<think>\nWhere?\n</think>"
 
 
 def test_thoughts_do_not_stay_in_the_final_answer():
     trajectory = trajectory_of(message("<think>\nSo nine.\n</think>\n\nNine."))
     assert trajectory.final_answer == "Nine." and trajectory.messages[1]["content"] == "<think>\nSo nine.\n</think>"
+    for opened, closed in (("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("[THINK]", "[/THINK]")):
+        trajectory = trajectory_of(message(f"{opened}So nine.{closed}Nine."))
+        assert (trajectory.final_answer, trajectory.messages[1]["content"]) == ("Nine.", "<think>So nine.</think>")
+        cut = trajectory_of(message(f"{opened}So nine"))
+        assert cut.final_answer is None and steps(cut) == [(None, "malformed", "")]
     cut = trajectory_of(message("<think>So nine"))
     assert cut.final_answer is None and steps(cut) == [(None, "malformed", "")]
 

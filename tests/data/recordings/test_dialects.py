@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.formats import DEEPSEEK, GLM, LLAMA, MISTRAL, QWEN_XML
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.recordings.forms import read_recording
 from steptool.data.recordings.recording import make_query, make_trajectory
-from steptool.records import Trajectory
+from steptool.records import ToolCall, Trajectory
 
 PARAMETERS = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
 TIDES = {"name": "tides", "description": "Tides of a town", "parameters": PARAMETERS}
@@ -188,6 +189,17 @@ DIALECTS = {
         "chat": f"USER: {QUESTION}\n\nASSISTANT: I look. <functioncall> {json.dumps(CALL)} <|endoftext|>\n"
         f"FUNCTION RESPONSE: {RESPONSE}\nASSISTANT: {ANSWER}",
     },
+    **{
+        f"in the text of {written.name}": {
+            "messages": [
+                OPENAI["messages"][0],
+                {"role": "assistant", "content": written.render(ToolCall(**CALL), "I look.", [TOOL])},
+                *OPENAI["messages"][2:],
+            ],
+            "tools": [TOOL],
+        }
+        for written in (QWEN_XML, GLM, DEEPSEEK, MISTRAL, LLAMA)
+    },
     "xLAM's parameters": {**OPENAI, "tools": [{**TIDES, "parameters": {"town": {"type": "str"}}}]},
 }
 
@@ -233,6 +245,22 @@ def test_parallel_calls_in_a_text_take_their_responses_by_name() -> None:
     messages = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)]
     steps = trajectory_of({"messages": messages, "tools": tools})[0].steps
     assert [(s.call.name, s.observation) for s in steps[:2]] == [("tides", "9:12"), ("waves", "2 m")]
+
+
+def test_bare_values_of_a_call_in_the_text_have_the_types_of_the_schema() -> None:
+    value = copy.deepcopy(DIALECTS["in the text of qwen_xml"])
+    call = value["messages"][1]
+    call["content"] = call["content"].replace("Bath", "1842")
+    assert trajectory_of(value)[0].steps[0].call == ToolCall("tides", {"town": "1842"})
+    del value["messages"][2:]
+    with pytest.raises(UnusableError, match="has no recorded response"):  # the text of a call is no final answer
+        trajectory_of(value)
+
+
+def test_an_answer_that_is_an_object_with_a_name_stays_an_answer() -> None:
+    value = copy.deepcopy(OPENAI)
+    value["messages"][-1]["content"] = '{"name": "Bath", "parameters": {"high": "9:12"}}'
+    assert trajectory_of(value)[0].final_answer == value["messages"][-1]["content"]
 
 
 def test_a_call_in_the_text_that_cannot_be_read_is_one_failed_step() -> None:
