@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel
+from steptool.config.data import Places
 from steptool.config.endpoint import EndpointConfig
 
 
@@ -44,7 +45,7 @@ class EvaluatedPolicy(StrictModel):
     cache: str = ""
     """File of the endpoint's replies, asked before it and filled from it, so that an evaluation that is started again
     pays for no turn twice (kind endpoint only); empty: none."""
-    recordings: list[str] = Field(default_factory=list)
+    recordings: Places = Field(default_factory=list)
     """Files, folders or urls of the recorded answers that this policy plays, in any form (kind playback only); empty:
     reference solutions and what `data.recorded_answers` holds."""
     strategy: Literal["chain", "dfsdt"] = "chain"
@@ -79,7 +80,7 @@ class EvaluationConfig(StrictModel):
     """What workflows/evaluate.py compares (docs/evaluation.md); training ignores it."""
     recorded_only: bool = False
     """Only queries with a recorded answer; in workflows/evaluate.py only."""
-    verdicts: list[str] = Field(default_factory=list)
+    verdicts: Places = Field(default_factory=list)
     """Files or urls of stored verdicts on these policies by a judge, for the judged pass rate (docs/evaluation.md)."""
     judged: bool = False
     """Whether workflows/evaluate.py asks the judge of rewards.judge for a verdict on each greedy episode and for the
