@@ -15,6 +15,7 @@ from steptool.chat import plain
 from steptool.chat import template as template_module
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import FORMATS
+from steptool.models.load import load_codec
 from steptool.records import Message, ToolCall, ToolSchema
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,18 @@ def test_families_are_played_in_their_own_format(name: str, chat_format: str) ->
     assert codec.parse(ids[second_start:second_stop], TOOLS).call == TABLE["FINISH"]
     assert ids[stop:second_start] == codec.observation_ids('{"state": "shipped"}', "get_order")
     assert {ids[stop - 1], ids[second_stop - 1]} <= codec.end_ids
+
+
+def test_of_several_named_templates_the_one_for_tools_is_played(tmp_path: Path) -> None:
+    """Hermes 3 and Command R have a template `default`, which shows no tools, and a template `tool_use`."""
+    tokenizer = TABLE["make_tokenizer"](TEMPLATES["phi3"] + TEMPLATES["qwen2_5"])  # the tokens of both
+    tokenizer.chat_template = {"default": TEMPLATES["phi3"], "tool_use": TEMPLATES["qwen2_5"]}
+    tokenizer.save_pretrained(tmp_path)
+    for codec, native in ((load_codec(tmp_path), True), (load_codec(tmp_path, "react"), False)):
+        assert (codec.format.name, codec.native) == ("hermes" if native else "react", native)
+        encoded = codec.encode(TALK, TOOLS)
+        assert codec.parse(encoded.input_ids[slice(*encoded.spans[0])].tolist()).call == TABLE["ORDER"]
+        assert ("<tools>" in codec.tokenizer.decode(encoded.input_ids)) is native
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_5_think", "glm4moe", "deepseekv3", "gptoss", "llama3", "phi3"])
