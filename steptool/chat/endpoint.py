@@ -213,7 +213,7 @@ class Endpoint:
         except (openai.OpenAIError, ValueError) as error:
             problem = f"{error} {error.__cause__ or ''}".strip()
         # raised out here, so that the client's error, which may hold the key, is no part of it
-        raise kind(self._told(problem))
+        raise kind(self._name_problem(problem))
 
     async def _attempts(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply. The client tries again what failed on the way, and this what came and was no chat completion."""
@@ -236,7 +236,7 @@ class Endpoint:
         self.usage.completion_tokens += written
         self.usage.money += (read * self.config.price_in + written * self.config.price_out) / 1e6
 
-    def _told(self, problem: str) -> str:
+    def _name_problem(self, problem: str) -> str:
         return self._redactor.text(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]
 
     async def _end(self) -> None:

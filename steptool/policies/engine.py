@@ -65,8 +65,8 @@ class Engine(Protocol):
 class EnginePolicy(Policy):
     """A causal language model in an engine; `rollout.batch_size` episodes are played side by side.
 
-    An episode whose tool answers late holds nobody up. What an episode samples depends on the seed, the round, its
-    query and its sample as far as the engine draws by the seed of a request.
+    An episode whose tool answers late delays no other episode. What an episode samples depends on the seed, the round,
+    its query and its sample as far as the engine draws by the seed of a request.
     """
 
     patience = 0.0

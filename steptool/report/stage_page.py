@@ -117,7 +117,7 @@ def _trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
     rows = list(iterate_rows(file, Trajectory, columns=("stop_reason", "solved")))
     ends = Counter(row["stop_reason"] for row in rows).most_common()
     bars = [_interval("ended", end.replace("_", " "), [1.0] * count, len(rows)) for end, count in ends]
-    if known := _known(rows, "solved"):
+    if known := _present_values(rows, "solved"):
         bars.append(_interval("verdict", "solved", known))
     yield interval_bars(f"Episodes ({name})", bars, note="95% intervals.")
 
@@ -125,7 +125,7 @@ def _trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
 def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
     scores = {"succ_calling": "succeeded", "contribution": "contributes", "is_solved": "solved"}
     rows = list(iterate_rows(file, StepReward, columns=tuple(scores)))
-    bars = [_interval("", label, known) for score, label in scores.items() if (known := _known(rows, score))]
+    bars = [_interval("", label, known) for score, label in scores.items() if (known := _present_values(rows, score))]
     if bars:
         yield interval_bars("Mean scores", bars, note="Over the steps that have one.")
 
@@ -175,7 +175,7 @@ _CHARTS: Mapping[type, Callable[[Path, str, str], Iterator[str]]] = {
 """The charts of a file, by the name of its contract."""
 
 
-def _known(rows: Sequence[Row], column: str) -> list[float]:
+def _present_values(rows: Sequence[Row], column: str) -> list[float]:
     return [row[column] for row in rows if row[column] is not None]
 
 

@@ -50,7 +50,7 @@ def open_annotator(name: str, judge: JudgeConfig | None = None) -> Iterator[Anno
 
 
 def annotator_counts(annotator: Annotator) -> dict[str, float]:
-    """Requests, replies and costs of an annotator until now; empty for one that asks nobody."""
+    """Requests, replies and costs of an annotator until now; empty for an annotator that sends no requests."""
     return annotator.counts() if isinstance(annotator, RemoteAnnotator) else {}
 
 

@@ -20,7 +20,7 @@ from steptool.rewards.writes import changes_state, tools_that_write
 _NAMES_A_THING = re.compile(r"(^|[^a-z])(ids?|uuids?|e-?mails?|usernames?|recipients?|skus?)$", re.I)
 """Names of arguments that say which thing is meant."""
 _LOOKS_LIKE_A_THING = re.compile(r"^\S*@\S+$|^(?=\S*\d)(?=\S*[a-z])[\w#]+[_#-][\w-]+$", re.I)
-"""Values such as addresses and ord_07; a date is none."""
+"""Values that look like the name of a thing, such as addresses and ord_07. A date does not."""
 
 
 @dataclass(frozen=True)

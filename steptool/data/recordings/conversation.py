@@ -16,7 +16,7 @@ from steptool.data.tools import check_and_close, openai_tools
 from steptool.records import FINISH, ToolSchema
 
 DefaultTools = Callable[[], tuple[ToolSchema, ...]]
-"""The tools of a record that lists none. Raises UnusableError if there are none either."""
+"""The tools of a record that lists none. Raises UnusableError if it finds no tools for it."""
 _Call = tuple[str, str, str | None]
 """Name of a tool, arguments as text, and the call's id."""
 _GAP = "\n\n"
