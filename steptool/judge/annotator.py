@@ -72,3 +72,16 @@ class RemoteAnnotator(Annotator, Protocol):
     def close(self) -> None:
         """Close connections and files."""
         ...
+
+
+def count_reasons(reasons: Mapping[str, int], most: int = 3) -> str:
+    """The most frequent reasons with their numbers, in one line."""
+    ranked = sorted(reasons.items(), key=lambda item: -item[1])
+    rest = sum(count for _, count in ranked[most:])
+    parts = [f"{count} × {reason}" for reason, count in ranked[:most]]
+    return "; ".join([*parts, *([f"{rest} × something else"] if rest else [])])
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates, which tools and models may return but no request or file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

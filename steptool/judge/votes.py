@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.config import JudgeConfig
+from steptool.judge.annotator import count_reasons, replace_surrogates
 from steptool.records import Message, Query, Step, StepStatus, ToolSchema, Trajectory
 
 T = TypeVar("T")
@@ -107,14 +108,6 @@ class VotePanel:
             self._counts[name] += 1
 
 
-def count_reasons(reasons: Mapping[str, int], most: int = 3) -> str:
-    """The most frequent reasons with their numbers, in one line."""
-    ranked = sorted(reasons.items(), key=lambda item: -item[1])
-    rest = sum(count for _, count in ranked[most:])
-    parts = [f"{count} × {reason}" for reason, count in ranked[:most]]
-    return "; ".join([*parts, *([f"{rest} × something else"] if rest else [])])
-
-
 def prompt_hash(question: Question[Any], *parts: object) -> str:
     """Short hash of everything in a prompt but the text that is judged; `parts`: what else shapes the prompt."""
     whole = json.dumps([question.instructions, question.function, _RETRY, *parts], sort_keys=True)
@@ -202,8 +195,3 @@ def _quote(text: str, limit: int) -> str:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... [cut: {limit} of {len(text)} characters shown]"
-
-
-def replace_surrogates(text: str) -> str:
-    """The text with "?" for lone surrogates, which tools and models may return but no request or file can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -16,9 +16,9 @@ from steptool.contracts.tables import concatenate, read_records, write_records
 from steptool.evaluation.measures import apply_verdicts
 from steptool.evaluation.results import Results, compute_results
 from steptool.evaluation.tables import plain_figures, to_csv, to_latex, to_markdown
+from steptool.judge.annotator import count_reasons
 from steptool.judge.outcome_judge import judge_outcomes
 from steptool.judge.verdicts import read_verdicts
-from steptool.judge.votes import count_reasons
 from steptool.pipeline.run_pages import dump_config
 from steptool.records import Cost, Evaluation, Preference, Trajectory, Verdict
 from steptool.report.evaluation_page import evaluation_page

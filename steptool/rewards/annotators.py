@@ -11,8 +11,7 @@ from pathlib import Path
 from steptool.artifacts.queries import QueryTable
 from steptool.config import JudgeConfig
 from steptool.contracts.tables import iterate_records, write_records
-from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore
-from steptool.judge.votes import count_reasons, replace_surrogates
+from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore, count_reasons, replace_surrogates
 from steptool.records import Query, StepReward, Trajectory
 from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules
 from steptool.rewards.truth import Truth

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from steptool.artifacts.queries import QueryTable
 from steptool.config import AuditConfig, Config
 from steptool.contracts.tables import iterate_records
-from steptool.judge.votes import count_reasons
+from steptool.judge.annotator import count_reasons
 from steptool.records import StepReward, Trajectory
 from steptool.rewards.annotators import make_annotator, score_steps
 from steptool.rewards.audit import audit
