@@ -24,10 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config, RolloutConfig, ToolsConfig, load_config
 from steptool.data.ingest import ingest
-from steptool.environments.bfcl.package import is_installed
+from steptool.environments.bfcl.tasks import is_installed
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.environments.functions.environment import FunctionsEnvironment
@@ -35,6 +34,7 @@ from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.local import LocalPolicy
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import FINISH, Query, StepReward, ToolCall, Trajectory
+from steptool.records.episodes import read_queries
 from steptool.rewards.agreement import auroc, confusion, kappa
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rollout.runner import roll_out

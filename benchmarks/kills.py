@@ -33,10 +33,10 @@ import numpy as np
 import torch
 
 from steptool.config import Config
-from steptool.contracts.tables import write_records
 from steptool.data.export import Form, export
 from steptool.models.load import tiny_model, train_tokenizer
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.tables import write_records
 from steptool.registry import Registry
 from steptool.storage.publishing import check_target, publish
 from steptool.training.rounds import train_round

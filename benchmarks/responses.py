@@ -23,7 +23,7 @@ import numpy as np
 from steptool.config import ToolBenchConfig, ToolsConfig
 from steptool.environments.base import ToolResult
 from steptool.environments.limits import LimitedEnvironment
-from steptool.environments.replay.responses import Responses, call_key
+from steptool.environments.replay import Responses, call_key
 from steptool.environments.toolbench.environment import ToolBenchEnvironment
 from steptool.records import Query, Reference, StepStatus, ToolCall
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from steptool.contracts.columns import to_row
-from steptool.contracts.tables import write_rows
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.columns import to_row
+from steptool.records.tables import write_rows
 from steptool.rewards.rules import overlap
 
 SAMPLE, FULL = 50_000, 1_000_000

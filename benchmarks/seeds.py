@@ -22,10 +22,10 @@ from typing import Any
 
 import yaml
 
-from steptool.contracts.tables import read_records
 from steptool.evaluation.compare import paired_bootstrap
 from steptool.evaluation.results import summarise
 from steptool.records import Evaluation
+from steptool.records.tables import read_records
 
 METHODS = ("steptool", "ppo_final", "rft")
 MEASURES = ("pass_rate", "invalid_call_rate", "recall")

@@ -22,10 +22,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from steptool.config import Config, PolicyConfig
-from steptool.models.actor import Actor
-from steptool.models.folder import new_adapter
+from steptool.models.actor import Actor, ValueHead
+from steptool.models.load import new_adapter
 from steptool.models.optimizer import adamw
-from steptool.models.value_head import ValueHead
 from steptool.training.algorithms.base import Selection
 from steptool.training.algorithms.step_ppo import StepPPO
 from steptool.training.plan import PassLimit

@@ -16,8 +16,8 @@ import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.chat.codec import ChatCodec
-from steptool.chat.finish import FINISH_SCHEMA
 from steptool.chat.messages import call_message, tool_message
 from steptool.records import Message, ToolCall
 

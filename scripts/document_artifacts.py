@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from steptool.contracts.columns import contract_of, description_of
 from steptool.data.export import PreferencePair, SftExample
 from steptool.records import (
     Advantage,
@@ -29,6 +28,7 @@ from steptool.records import (
     Trajectory,
     Verdict,
 )
+from steptool.records.columns import contract_of, description_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "artifacts.md"
 HEADER = """\
@@ -48,7 +48,7 @@ A score that could not be had is null, never 0. JSON documents are text. Any rea
 polars, DuckDB, Arrow); programs in Python read them as records:
 
 ```python
-from steptool.contracts.tables import read_records
+from steptool.records.tables import read_records
 from steptool.records import Trajectory
 
 episodes = read_records("runs/demo/trajectories_round_00.parquet", Trajectory)

@@ -25,8 +25,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from steptool.config import Config
-from steptool.config.base import StrictModel
-from steptool.config.refusal import find_section
+from steptool.config.base import StrictModel, find_section
 from tasks.runtime.profile import Profile
 
 ROOT = Path(__file__).parents[1]

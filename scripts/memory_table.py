@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from steptool.check.machines import GIB
-from steptool.check.memory import StageMemory, estimate, read_shape
+from steptool.check.memory import GIB, StageMemory, estimate, read_shape
 from steptool.config import Config
 
 ROOT = Path(__file__).parents[1]

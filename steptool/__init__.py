@@ -17,20 +17,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from steptool.artifacts.queries import read_queries
     from steptool.config import Config, ConfigError, EvaluatedPolicy, load_config
-    from steptool.contracts.tables import read_records, write_records
     from steptool.data.ingest import ingest
     from steptool.evaluation.compare import paired_bootstrap
     from steptool.pipeline.episodes import evaluate, roll_out, view
     from steptool.pipeline.learning import annotate, compute_advantages, prepare
     from steptool.records import Advantage, Evaluation, Query, StepReward, Trajectory
+    from steptool.records.episodes import read_queries
+    from steptool.records.tables import read_records, write_records
     from steptool.training.rounds import train_round
 
 _PLACES = {
-    "steptool.artifacts.queries": ("read_queries",),
+    "steptool.records.episodes": ("read_queries",),
     "steptool.config": ("Config", "ConfigError", "EvaluatedPolicy", "load_config"),
-    "steptool.contracts.tables": ("read_records", "write_records"),
+    "steptool.records.tables": ("read_records", "write_records"),
     "steptool.data.ingest": ("ingest",),
     "steptool.evaluation.compare": ("paired_bootstrap",),
     "steptool.pipeline.episodes": ("evaluate", "roll_out", "view"),

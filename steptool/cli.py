@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steptool import __version__
-from steptool.artifacts.progress import describe_error, printable
+from steptool.artifacts.metrics import describe_error, printable
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
 from steptool.registry.command import app as registry_app
 
 if TYPE_CHECKING:
-    from steptool.check.machines import Machine
+    from steptool.check.memory import Machine
 
 REFUSED, FAILED = 2, 1
 """Exit codes: for what was refused before anything ran, and for a run that failed."""
@@ -165,7 +165,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List it; remove nothing.")] = False,
 ) -> None:
     """Remove what former local runs have left in the temporary folder."""
-    from steptool.storage.leftovers import find_leftovers, remove_leftovers
+    from steptool.storage.publishing import find_leftovers, remove_leftovers
 
     leftovers = find_leftovers(hours)
     for leftover in leftovers:
@@ -252,7 +252,7 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
 
 
 def _rehearse(config: Config, *, for_training: bool) -> None:
-    from steptool.pipeline.rehearsal import rehearse
+    from steptool.pipeline.learning import rehearse
 
     print(flush=True)
     for line in rehearse(config, for_training=for_training):
@@ -261,8 +261,7 @@ def _rehearse(config: Config, *, for_training: bool) -> None:
 
 def _machines(profile: Path | None) -> dict[str, Machine]:
     """What each stage gets, by its name: by the profile, or all of this machine."""
-    from steptool.check.machines import machine_of_profile, this_machine
-    from steptool.check.memory import STAGES
+    from steptool.check.memory import STAGES, machine_of_profile, this_machine
 
     if profile is None:
         return dict.fromkeys(STAGES, this_machine())

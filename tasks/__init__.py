@@ -2,7 +2,7 @@
 
 import os
 
-from tasks.runtime.arguments import read_configurations
+from tasks.runtime.stage import read_configurations
 
 read_configurations()
 

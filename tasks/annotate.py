@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from steptool.artifacts.progress import Stopwatch, say
+from steptool.artifacts.metrics import Stopwatch, say
 from steptool.config import Config
 from tasks.runtime.artifacts import Parquet, Shard, download, make_folder, write_costs
 from tasks.runtime.stage import stage

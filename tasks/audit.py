@@ -7,11 +7,11 @@ from typing import NamedTuple
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.layout import COSTS
-from steptool.artifacts.progress import say
+from steptool.artifacts.lineage import COSTS
+from steptool.artifacts.metrics import say
 from steptool.config import Config
-from steptool.contracts.tables import concatenate
 from steptool.records import Cost, StepReward, Trajectory
+from steptool.records.tables import concatenate
 from steptool.storage.remote import fetch, localize
 from tasks.runtime.artifacts import Parquet, Shard, download, download_all, make_folder
 from tasks.runtime.stage import stage
@@ -41,7 +41,7 @@ def audit(
     round_index: int, config: Config, queries: Parquet, episode_shards: list[Shard], reward_shards: list[Shard]
 ) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
-    from steptool.artifacts import layout as names
+    from steptool.artifacts import lineage as names
     from steptool.report.rewards_page import rewards_page
     from steptool.rewards.audit_files import audit_files, check_thresholds
 

@@ -6,7 +6,7 @@ from flytekit import Deck
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.progress import Stopwatch, printable
+from steptool.artifacts.metrics import Stopwatch, printable
 from steptool.config import Config
 from steptool.storage.remote import localize
 from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
@@ -35,10 +35,10 @@ class Comparison(NamedTuple):
 def judge(config: Config, queries: Parquet, evaluations: list[FlyteDirectory]) -> Judgement:
     """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes."""
     watch = Stopwatch("judge")
-    from steptool.artifacts import layout as names
-    from steptool.contracts.tables import write_records
-    from steptool.pipeline.comparison import judge_episodes
+    from steptool.artifacts import lineage as names
+    from steptool.pipeline.folders import judge_episodes
     from steptool.records import Preference, Verdict
+    from steptool.records.tables import write_records
 
     config = localize(config, make_folder("fetched"), "evaluation.verdicts")
     judgement = judge_episodes(download(queries), [download(part) for part in evaluations], config)
@@ -61,8 +61,8 @@ def compare(
     judge_costs: Parquet,
 ) -> Comparison:
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
-    from steptool.artifacts import layout as names
-    from steptool.pipeline.comparison import write_comparison
+    from steptool.artifacts import lineage as names
+    from steptool.pipeline.folders import write_comparison
     from steptool.storage.publishing import publish
 
     folder = make_folder("evaluation")

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flytekit.types.directory import FlyteDirectory
 
-from steptool.artifacts.progress import Stopwatch
+from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config, EvaluatedPolicy
-from steptool.contracts.tables import write_records
 from steptool.records import Evaluation
+from steptool.records.tables import write_records
 from steptool.storage.remote import fetch, localize
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 if TYPE_CHECKING:  # its imports take seconds
-    from steptool.evaluation.evaluate import PolicyEvaluation
+    from steptool.evaluation.measures import PolicyEvaluation
 
 
 class Evaluated(NamedTuple):
@@ -50,7 +50,7 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
     The folder holds its rows of Evaluation, all its episodes and what they cost.
     """
     watch = Stopwatch("evaluate")
-    from steptool.artifacts import layout as names
+    from steptool.artifacts import lineage as names
     from steptool.records import Trajectory
 
     chosen = config.evaluation.policies[policy]

@@ -2,7 +2,7 @@
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.progress import say
+from steptool.artifacts.metrics import say
 from steptool.data.export import Form
 from tasks.runtime.artifacts import Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage

@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.layout import METRICS
-from steptool.artifacts.metrics import count_metrics
-from steptool.artifacts.progress import Stopwatch, say
+from steptool.artifacts.lineage import METRICS
+from steptool.artifacts.metrics import Stopwatch, count_metrics, say
 from steptool.config import Config
-from steptool.contracts.tables import write_records
 from steptool.records import Metric
+from steptool.records.tables import write_records
 from steptool.storage.remote import localize
 from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
@@ -44,7 +43,7 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
 
     Checks first that the run's folder can be written. Without training the folder is one for an evaluation.
     """
-    from steptool.artifacts.layout import EVALUATION, TRAINING
+    from steptool.artifacts.lineage import EVALUATION, TRAINING
     from steptool.data.inputs import fingerprint as digest
     from steptool.storage.publishing import check_target
 

@@ -4,13 +4,11 @@ from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.metrics import count_metrics, total_counts
-from steptool.artifacts.progress import Stopwatch, format_rate, say
+from steptool.artifacts.metrics import Stopwatch, count_metrics, format_rate, say, total_counts
 from steptool.config import Config
-from steptool.contracts.tables import read_records, write_records
 from steptool.records import Advantage, Cost, Metric, StepReward
-from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
-from tasks.runtime.local_files import discard
+from steptool.records.tables import read_records, write_records
+from tasks.runtime.artifacts import Model, Parquet, discard, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
@@ -41,13 +39,12 @@ def ppo(
     `costs` are those of the episodes and of their rewards. The first round has no running scale to start from.
     """
     watch = Stopwatch("ppo", round_index)
-    from steptool.artifacts import layout as names
+    from steptool.artifacts import lineage as names
     from steptool.artifacts.lineage import sign
     from steptool.records import Trajectory
-    from steptool.rewards.compose import provenance
-    from steptool.rewards.running_scale import RunningScale
+    from steptool.rewards.compose import RunningScale, provenance
     from steptool.training.rounds import train_round
-    from tasks.runtime.checkpoints import Checkpoints
+    from tasks.runtime.artifacts import Checkpoints
 
     figures, folder = make_folder("figures"), make_folder("policy")
     episodes_file, rewards_file = download(trajectories), download(rewards)

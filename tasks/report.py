@@ -6,7 +6,7 @@ from typing import NamedTuple
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.progress import Stopwatch, printable
+from steptool.artifacts.metrics import Stopwatch, printable
 from steptool.config import Config
 from tasks.runtime.artifacts import Model, Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
@@ -50,8 +50,8 @@ def report(
     `evaluation_rewards`: by model and decoding, as in steptool_greedy.
     """
     watch = Stopwatch("report")
-    from steptool.artifacts import layout as names
-    from steptool.pipeline.run_pages import RunFiles, write_run
+    from steptool.artifacts import lineage as names
+    from steptool.pipeline.folders import RunFiles, write_run
     from steptool.storage.publishing import publish
 
     files = RunFiles(

@@ -8,13 +8,12 @@ from flytekit import Deck, current_context
 from flytekit.types.error import FlyteError
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.progress import say
+from steptool.artifacts.metrics import say
 from steptool.config import Config
-from steptool.retraining.outcome import Decision, Result, RunOutcome
-from steptool.retraining.plan import RetrainingPlan, make_run_id, plan_run
+from steptool.retraining.plan import Decision, Result, RetrainingPlan, RunOutcome, make_run_id, plan_run
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder
+from tasks.runtime.registration import code_version
 from tasks.runtime.stage import stage
-from tasks.runtime.version import code_version
 
 
 class Outcome(NamedTuple):
@@ -52,12 +51,11 @@ def look(config: Config, registry: str, kickoff: datetime, force: bool) -> Retra
 @stage("decide")
 def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, queries: Parquet) -> Decision:
     """Judge the challenger by the rule."""
-    from steptool.artifacts.queries import read_queries
-    from steptool.contracts.tables import read_records
     from steptool.records import Evaluation
+    from steptool.records.episodes import read_queries
+    from steptool.records.tables import read_records
     from steptool.registry import Registry
-    from steptool.retraining.contamination import find_contaminated, read_trained_on
-    from steptool.retraining.gate import categories
+    from steptool.retraining.gate import categories, find_contaminated, read_trained_on
     from steptool.retraining.gate import decide as decide_by_rule
 
     held_out = read_queries(download(queries), config.evaluation.split)
@@ -85,11 +83,11 @@ def promote(
     queries: Parquet,
 ) -> RunOutcome:
     """Publish the challenger and put it in service, if nothing speaks against it."""
-    from steptool.artifacts.queries import read_queries
-    from steptool.contracts.tables import read_records
     from steptool.records import Evaluation
+    from steptool.records.episodes import read_queries
+    from steptool.records.tables import read_records
     from steptool.registry import Registry
-    from steptool.retraining.contamination import read_trained_on, write_trained_on
+    from steptool.retraining.gate import read_trained_on, write_trained_on
     from steptool.retraining.promotion import copy_model, describe_version, settle
 
     opened, folder = Registry(registry), make_folder("challenger")

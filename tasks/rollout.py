@@ -1,6 +1,6 @@
 """Episodes of the current policy."""
 
-from steptool.artifacts.progress import Stopwatch, format_rate, say
+from steptool.artifacts.metrics import Stopwatch, format_rate, say
 from steptool.config import Config
 from steptool.storage.remote import localize
 from tasks.runtime.artifacts import Model, Parquet, Shard, download, make_folder, write_costs
@@ -13,9 +13,9 @@ def rollout(
 ) -> Shard:
     """Sample a shard of a round's episodes."""
     watch = Stopwatch("rollout", round_index)
-    from steptool.contracts.tables import write_records
     from steptool.pipeline.episodes import roll_out
     from steptool.records import Trajectory
+    from steptool.records.tables import write_records
     from steptool.rollout.schedule import round_queries
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")

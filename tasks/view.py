@@ -4,7 +4,7 @@ import os
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.progress import say
+from steptool.artifacts.metrics import say
 from tasks.runtime.artifacts import Parquet, download, make_folder
 from tasks.runtime.stage import stage
 

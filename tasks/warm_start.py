@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.layout import METRICS
-from steptool.artifacts.metrics import count_metrics
-from steptool.artifacts.progress import Stopwatch, Ticker, say
+from steptool.artifacts.lineage import METRICS
+from steptool.artifacts.metrics import Stopwatch, Ticker, count_metrics, say
 from steptool.config import Config
 from steptool.storage.remote import localize
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
@@ -45,12 +44,12 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     """
     watch = Stopwatch("prepare")
     from steptool.artifacts.lineage import sign
-    from steptool.artifacts.queries import read_queries
-    from steptool.contracts.tables import read_records, write_records
     from steptool.environments.catalog import check_queries
     from steptool.pipeline.learning import prepare as prepare_model
     from steptool.policies.catalog import open_environment_of
     from steptool.records import Metric, Query, Trajectory
+    from steptool.records.episodes import read_queries
+    from steptool.records.tables import read_records, write_records
 
     local_config = localize(config, make_folder("fetched"), "policy.base", "tools.toolbench.cache")
     all_queries, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
@@ -76,11 +75,11 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
     """Fine-tune the base model on the demonstrations, whose tokens `prepare` has made."""
     watch = Stopwatch("warm_start")
     from steptool.artifacts.lineage import sign
-    from steptool.contracts.tables import read_records, write_records
     from steptool.records import Metric, Trajectory
+    from steptool.records.tables import read_records, write_records
     from steptool.training.demonstrations import count_tokens
     from steptool.training.warm_start import warm_start as fine_tune
-    from tasks.runtime.checkpoints import Checkpoints
+    from tasks.runtime.artifacts import Checkpoints
 
     start, folder = download(base), make_folder("warm_start")
     examples = read_records(download(lessons), Trajectory)

@@ -10,8 +10,7 @@ from datetime import datetime, timedelta
 from flytekit import wait_for_input
 
 from steptool.config import Config
-from steptool.retraining.outcome import Decision
-from steptool.retraining.plan import RetrainingPlan
+from steptool.retraining.plan import Decision, RetrainingPlan
 from tasks.retrain import Outcome, decide, look, promote, record_failure, tell
 from tasks.runtime.stage import stage, workflow
 from workflows.train import train

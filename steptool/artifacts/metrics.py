@@ -1,8 +1,13 @@
-"""What stages measure and count, as records."""
+"""What stages measure and count, as records, and one line of progress for whoever waits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import resource
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steptool.records import Cost, Metric
@@ -42,3 +47,96 @@ def _flatten(counts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
             yield from _flatten(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
+
+
+class Stopwatch:
+    """Measures one stage from the moment it is made."""
+
+    def __init__(self, stage: str, round_index: int = -1) -> None:
+        self.stage = stage
+        self.round_index = round_index
+        self._start = time.perf_counter()
+
+    def cost(self, tokens: int = 0, counts: Mapping[str, float] | None = None) -> Cost:
+        """What the stage took until now."""
+        seconds = time.perf_counter() - self._start
+        return Cost(self.stage, self.round_index, seconds, tokens, peak_memory_mb(), counts or {})
+
+
+def first_process() -> bool:
+    """Whether this is the process that speaks and writes for all, where torch's launcher started several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def format_line(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> str:
+    """One line: the stage, the round (counted from 0) of how many, the text, the time taken and the time left.
+
+    `seconds` is the time that the stage took, or the whole round where it ends one; the time left counts the rounds to
+    come as long as this one.
+    """
+    place = f"round {round_index + 1:>{len(str(rounds))}} of {rounds}" if round_index >= 0 else ""
+    clock = "" if seconds is None else _duration(seconds)
+    if seconds is not None and round_index >= 0:
+        left = seconds * (rounds - round_index - 1)
+        clock = f"{_duration(seconds)} this round, {_duration(left)} left in rounds"
+    return "  ".join(part for part in (f"{stage:<10}", place, text, clock) if part)
+
+
+def say(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> None:
+    """Print the line at once; where several processes do the same, the first alone."""
+    if first_process():
+        line = printable(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds))
+        print(line, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters written as escapes, so that no data, tool or server controls the terminal."""
+    return "".join(c.encode("unicode_escape").decode() if _controls(c) else c for c in text)
+
+
+def describe_error(error: BaseException, limit: int = 1000) -> str:
+    """An error in one line that a terminal can show; with its class unless the text is one of ours and says enough."""
+    if isinstance(error, SystemExit):
+        return f"the code of the run called sys.exit({error.code!r})"
+    text = printable("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))[:limit]
+    is_explained = type(error).__module__.startswith(("steptool.", "tasks.")) or type(error) is ValueError
+    return text if is_explained and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _controls(character: str) -> bool:
+    return character not in "\n\t" and unicodedata.category(character)[0] == "C"
+
+
+class Ticker:
+    """Says how far a long stage is, but seldom: a callback for whoever counts steps or episodes."""
+
+    def __init__(self, stage: str, total: int, unit: str, every_seconds: float = 15.0) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._every = every_seconds
+        self._start = self._last = time.perf_counter()
+
+    def __call__(self, done: int, *_: float) -> None:
+        """Say that `done` of the total are done, with the time that the rest will take at the pace until now."""
+        now = time.perf_counter()
+        if done < 1 or now - self._last < self._every:
+            return
+        self._last = now
+        left = (now - self._start) / done * (self._total - done)
+        say(self._stage, f"{done} of {self._total} {self._unit}, {_duration(left)} left here")
+
+
+def format_rate(values: Sequence[float | None]) -> str:
+    """The mean of the known verdicts in words."""
+    known = [v for v in values if v is not None]
+    return f"pass rate {sum(known) / len(known):.3f}" if known else "pass rate unknown"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02d} s"

@@ -18,9 +18,8 @@ import numpy.typing as npt
 from steptool.chat import plain
 from steptool.chat.formats import FORMATS, LLAMA, REACT, ChatFormat, ParsedTurn
 from steptool.chat.messages import calls_of, text_of, tool_message
-from steptool.chat.template import DATE, PLAIN, ChatTemplate
+from steptool.chat.template import DATE, PLAIN, ChatTemplate, StructureFilter
 from steptool.chat.turns import CALL_ID, PROBE, TurnRenderer, find_native_format
-from steptool.chat.untrusted import StructureFilter
 from steptool.records import Message, ToolSchema
 
 if TYPE_CHECKING:

@@ -19,12 +19,11 @@ import httpx2
 import openai
 from openai.resources.chat.completions import AsyncCompletions
 
-from steptool.chat.calls import DEEPEST, nesting
-from steptool.chat.tools import model_schemas
+from steptool.chat.calls import DEEPEST, model_schemas, nesting
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
 from steptool.storage.redaction import Redactor
-from steptool.storage.replies import Replies, request_key
+from steptool.storage.sqlite import Replies, request_key
 
 _REFUSING = frozenset({401, 403, 404})
 """Answers that every further request would get as well: a wrong key, address or model."""

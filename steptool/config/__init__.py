@@ -1,12 +1,10 @@
 """The configuration of a run: one YAML file, one tree of checked fields."""
 
 from steptool.config.base import ConfigError
-from steptool.config.data import DataConfig
-from steptool.config.endpoint import EndpointConfig
+from steptool.config.data import DataConfig, McpConfig, ToolBenchConfig, ToolsConfig
 from steptool.config.evaluation import EvaluatedPolicy, EvaluationConfig, PromotionConfig, SearchConfig
-from steptool.config.rewards import AuditConfig, JudgeConfig, RewardConfig
+from steptool.config.rewards import AuditConfig, EndpointConfig, JudgeConfig, RewardConfig
 from steptool.config.run import Config, load_config
-from steptool.config.tools import McpConfig, ToolBenchConfig, ToolsConfig
 from steptool.config.training import CreditConfig, PolicyConfig, PPOConfig, RolloutConfig, WarmStartConfig
 
 __all__ = [

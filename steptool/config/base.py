@@ -1,12 +1,67 @@
-"""What configurations are made of: strict sections whose fields are all known, of their type and documented."""
+"""What configurations are made of: strict sections of documented fields, and refusals that name the field and the
+remedy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+
+def explain_refusal(error: ValidationError, model: type[BaseModel], example: str) -> str:
+    """What is wrong, a line for each field. `example` is the file that shows every field."""
+    lines = [_explain_field(details, model, example) for details in error.errors(include_url=False)]
+    return "the configuration was refused\n  " + "\n  ".join(lines)
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """A question about the candidate that is closest to the word; empty if none is close."""
+    close = get_close_matches(word, list(candidates), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) -> str:
+    location = details["loc"]
+    field = ".".join(str(part) for part in location)
+    if details["type"] == "extra_forbidden":
+        suggestion = did_you_mean(str(location[-1]), _field_names(model, location[:-1]))
+        return f"unknown field '{field}': remove it or see {example} for the fields there are{suggestion}"
+    expected, value = details["msg"][0].lower() + details["msg"][1:], details["input"]
+    suggestion = ""
+    if details["type"] in ("literal_error", "enum") and isinstance(value, str):
+        suggestion = did_you_mean(value, _find_quoted(str(details.get("ctx", {}).get("expected", ""))))
+    value_text = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
+    return f"field '{field}': {expected}, got {value_text} ({type(value).__name__}){suggestion}"
+
+
+def _field_names(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The fields of the section at a location."""
+    section: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue  # an item of a list, whose type has been found with the list's field
+        if not (isinstance(section, type) and issubclass(section, BaseModel)) or part not in section.model_fields:
+            return []
+        section = find_section(section.model_fields[part].annotation)
+    return list(section.model_fields) if section else []
+
+
+def find_section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, alone or as the items of a list; None if it holds none."""
+    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
+        return annotation
+    return next((section for part in get_args(annotation) if (section := find_section(part))), None)
+
+
+def _find_quoted(text: str) -> list[str]:
+    """The words in single quotes, as pydantic lists the values of a closed set."""
+    return text.split("'")[1::2]
+
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]

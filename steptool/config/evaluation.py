@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel
 from steptool.config.data import Places
-from steptool.config.endpoint import EndpointConfig
+from steptool.config.rewards import EndpointConfig
 
 
 class SearchConfig(StrictModel):

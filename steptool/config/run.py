@@ -1,23 +1,130 @@
-"""The whole configuration of a run and how a file becomes one."""
+"""The whole configuration of a run: from YAML text and the overrides of a command line to one tree of
+checked fields.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
-from steptool.config.base import ConfigError, StrictModel
-from steptool.config.data import DataConfig
+from steptool.config.base import ConfigError, StrictModel, explain_refusal
+from steptool.config.data import DataConfig, ToolsConfig
 from steptool.config.evaluation import EvaluationConfig, PromotionConfig
-from steptool.config.refusal import explain_refusal
 from steptool.config.rewards import RewardConfig
-from steptool.config.tools import ToolsConfig
 from steptool.config.training import CreditConfig, PolicyConfig, PPOConfig, RolloutConfig, WarmStartConfig
-from steptool.config.yaml_file import override, read_mapping
+
+_LARGEST = 100_000
+"""Values of a file with its aliases written out. A file of 500 bytes can stand for billions."""
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as its version 1.2 reads numbers: 1e-3 is one. PyYAML alone takes it for text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML file. Raises ConfigError, which names the file, for one without sections."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file{_suggest_file(path)}")
+    try:
+        data = parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {_kind(data)}")
+    return data
+
+
+def parse(text: str) -> Any:
+    """The value of a YAML text. Raises ConfigError, in one line, for what is no YAML, endless or too large."""
+    try:
+        value = yaml.load(text, _Loader)
+        size = _count_values(value, {})
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"not YAML: {_describe(error)}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError("not a configuration: its values are nested without an end") from None
+    if size > _LARGEST:
+        raise ConfigError(f"not a configuration: its aliases stand for {size:,} values")
+    return value
+
+
+def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The sections with single fields replaced, each as in `ppo.rounds=4`; the value is YAML.
+
+    Raises ConfigError for an override of another form. Whether the field exists and takes the value is checked with
+    the rest of the configuration.
+    """
+    changed = dict(data)
+    for text in overrides:
+        field, equals, value = text.partition("=")
+        names = field.strip().split(".")
+        if not equals or not all(names):
+            raise ConfigError(f"'{text}' sets no field: write it as section.field=value, such as ppo.rounds=4")
+        section = changed
+        for name in names[:-1]:
+            inner = section.get(name)
+            section[name] = dict(inner) if isinstance(inner, dict) else {}
+            section = section[name]
+        try:
+            section[names[-1]] = parse(value)
+        except ConfigError as error:
+            raise ConfigError(f"'{text}': {error}") from None
+    return changed
+
+
+def _suggest_file(path: Path) -> str:
+    folder = path.parent
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    close = get_close_matches(path.name, names, n=1)
+    if close:
+        return f"; did you mean {folder / close[0]}?"
+    return "" if folder.is_dir() else f", and no folder {folder}"
+
+
+def _describe(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{error.problem or error.context}{place}"
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "text", int: "a number", float: "a number"}.get(type(value), type(value).__name__)
+
+
+def _count_values(value: Any, sizes: dict[int, int]) -> int:
+    """How many values this is when every alias is written out; each shared part is counted once and remembered.
+
+    Raises RecursionError for a value that contains itself.
+    """
+    if not isinstance(value, (dict, list)):
+        return 1
+    if sizes.setdefault(id(value), -1) == -1:
+        sizes[id(value)] = -2
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_count_values(item, sizes) for item in inner)
+    elif sizes[id(value)] == -2:
+        raise RecursionError
+    return sizes[id(value)]
 
 
 class Config(StrictModel):

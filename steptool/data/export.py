@@ -14,10 +14,9 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Annotated, Any
 
-from steptool.contracts.columns import JSON_LIST, Row, Stored, contract
-from steptool.contracts.partial import scratch_folder, write_whole
-from steptool.contracts.tables import iterate_rows, write_rows
 from steptool.records import Message, Query, Trajectory
+from steptool.records.columns import JSON_LIST, Row, Stored, contract
+from steptool.records.tables import iterate_rows, scratch_folder, write_rows, write_whole
 from steptool.storage.sqlite import open_scratch_database
 
 UNSURE = 0.5

@@ -9,19 +9,17 @@ from itertools import chain
 from pathlib import Path
 
 from steptool.config import Config
-from steptool.contracts.columns import to_row
-from steptool.contracts.partial import scratch_folder
-from steptool.contracts.tables import write_records, write_rows
 from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.inputs import only_first
 from steptool.data.recordings.forms import read_recordings
 from steptool.data.recordings.recording import Recording, make_query
-from steptool.data.sources.base import Source, SourceInputs
-from steptool.data.sources.catalog import open_source
+from steptool.data.sources.base import Source, SourceInputs, open_source
 from steptool.data.splits import SPLITS, missing_split
 from steptool.data.staging import StagingDatabase
 from steptool.data.tools import ToolCatalog
 from steptool.records import Query, StepReward, Trajectory
+from steptool.records.columns import to_row
+from steptool.records.tables import scratch_folder, write_records, write_rows
 
 QUERIES_FILE = "queries.parquet"
 DEMONSTRATIONS_FILE = "demonstrations.parquet"

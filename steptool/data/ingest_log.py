@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from steptool.contracts.columns import Row
+from steptool.records.columns import Row
 
 _IN_MEMORY = 1 << 20
 """Bytes of records set aside that are held in memory; more go to a temporary file."""

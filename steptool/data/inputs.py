@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from steptool.artifacts.lineage import sha256
 from steptool.config import Config, DataConfig
 from steptool.data.ingest_log import IngestError
-from steptool.data.readers.compressed import content_suffix
 from steptool.data.readers.files import SUFFIXES, find_files
-from steptool.data.sources.catalog import open_source
+from steptool.data.readers.text import content_suffix
+from steptool.data.sources.base import open_source
 from steptool.storage.remote import digest_content, list_inputs
 
 _Listing = tuple[Sequence[str], str, Sequence[str]]

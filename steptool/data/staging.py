@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 
 from steptool.config import DataConfig
-from steptool.contracts.columns import Row, from_row, to_row
 from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.recordings.recording import (
     RecordedTurn,
@@ -20,6 +19,7 @@ from steptool.data.recordings.recording import (
 )
 from steptool.data.splits import digest, draw_split, split_sizes, target_sizes, text_key
 from steptool.records import Query, StepReward, Trajectory
+from steptool.records.columns import Row, from_row, to_row
 from steptool.storage.sqlite import open_scratch_database
 
 _TABLES = """

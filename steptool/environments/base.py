@@ -144,7 +144,7 @@ class Environment(ABC):
         """
 
     def tools(self) -> Sequence[ToolSchema]:
-        """Schemas of its tools, without Finish, for tasks that list none; `steptool.chat.tools` adds a read-only hint.
+        """Schemas of its tools, without Finish, for tasks that list none; `steptool.chat.calls` adds a read-only hint.
 
         Raises ValueError if it has no such list.
         """

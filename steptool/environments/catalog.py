@@ -22,7 +22,7 @@ ENVIRONMENTS = {
     "desk": "steptool.environments.desk.environment:DeskEnvironment",
     "functions": "steptool.environments.functions.environment:FunctionsEnvironment",
     "mcp": "steptool.environments.mcp.environment:McpEnvironment",
-    "replay": "steptool.environments.replay.environment:ReplayEnvironment",
+    "replay": "steptool.environments.replay:ReplayEnvironment",
     "toolbench": "steptool.environments.toolbench.environment:ToolBenchEnvironment",
 }
 """The environments of this package: their names and the places of their classes, imported when one is opened."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from steptool.contracts.columns import Row
 from steptool.evaluation.compare import conclusion, points, probability
 from steptool.evaluation.results import Results
 from steptool.judge.human_labels import quote_formula
+from steptool.records.columns import Row
 
 NOT_MEASURABLE = "not measurable"
 _NONE = "–"

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steptool.contracts.columns import Row
 from steptool.records import Query, Step, StepReward, StepStatus, Trajectory
+from steptool.records.columns import Row
 
 ANNOTATOR, VERSION = "human", "1"
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")

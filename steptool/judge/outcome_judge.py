@@ -20,11 +20,10 @@ from typing import Any
 
 from steptool.chat.endpoint import Endpoint
 from steptool.config import JudgeConfig
-from steptool.judge.annotator import replace_surrogates
+from steptool.judge.annotator import map_in_order, replace_surrogates
 from steptool.judge.verdicts import Choice, Status
 from steptool.judge.votes import Question, VotePanel, prompt_hash, transcript
 from steptool.records import Preference, Query, StopReason, Trajectory, Verdict
-from steptool.storage.threads import map_in_order
 
 _PASS = """\
 You decide whether an assistant solved a task with tools. You see the task, each step (the tool it called, the

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from steptool.contracts.tables import read_records
 from steptool.records import Evaluation, Preference, StopReason, Verdict
+from steptool.records.tables import read_records
 
 
 class Status(StrEnum):

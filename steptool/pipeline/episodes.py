@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from steptool.artifacts.progress import Ticker, format_rate, say
+from steptool.artifacts.metrics import Ticker, format_rate, say
 from steptool.config import Config, EvaluatedPolicy
-from steptool.contracts.tables import write_records
-from steptool.data.recordings.matching import policy_recordings
-from steptool.evaluation.evaluate import PolicyEvaluation, evaluate_policy
+from steptool.data.recordings.forms import policy_recordings
+from steptool.evaluation.measures import PolicyEvaluation, evaluate_policy
 from steptool.policies.catalog import open_environment_of, open_policy
 from steptool.records import Query, StepReward, Trajectory
+from steptool.records.tables import write_records
 from steptool.report.viewer import EpisodeFiles, write_viewer
 from steptool.rollout import runner
 

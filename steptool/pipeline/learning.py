@@ -1,23 +1,31 @@
-"""Learning: the base model and what it can take of the data, scores of steps, and advantages."""
+"""Learning: what is tried before anything expensive, what the base model can take of the data, scores and
+advantages.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig
 
-from steptool.artifacts.progress import say
-from steptool.check.machines import GIB
-from steptool.check.memory import estimate, read_shape
+from steptool.artifacts.metrics import say
+from steptool.check.memory import GIB, estimate, read_shape
 from steptool.config import Config
+from steptool.data.ingest import ingest
+from steptool.environments.catalog import check_queries
 from steptool.models.load import load_codec, load_model, prepare_base
+from steptool.policies.catalog import open_environment_of
 from steptool.policies.trial import try_model
 from steptool.records import Advantage, Query, StepReward, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 from steptool.rewards import annotators
-from steptool.rewards.running_scale import NO_REWARDS_SEEN, RunningScale
+from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
+from steptool.storage.remote import localize
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.demonstrations import Lessons, encode_demonstrations, iterate_texts, select_fitting
 from steptool.training.plan import PassLimit
@@ -95,3 +103,28 @@ def compute_advantages(
     limit = PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed)
     scores = score_round(actor, reference, selection, limit, None)
     return algorithm.prepare(selection, scores, processes().device)
+
+
+_FETCHED = ("data.paths", "data.recorded_answers", "policy.base", "tools.toolbench.cache")
+"""Fields that may name urls."""
+
+
+def rehearse(config: Config, *, for_training: bool) -> Iterator[str]:
+    """Do it in a temporary folder, and yield a line for each part that went well.
+
+    Raises what the stages of the run would raise: IngestError for data, ModelError and ValueError for the model and its
+    prompts, and errors of the environment.
+    """
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
+        folder = Path(scratch)
+        config = localize(config, folder / "fetched", *_FETCHED)
+        data = ingest(config, folder / "data", for_training)
+        yield f"data        read: {data.counts['queries kept']} of {data.counts['queries read']} queries are kept"
+        queries = read_queries(data.queries_path)
+        with open_environment_of(queries, data.demonstrations_path, config) as environment:
+            check_queries(environment, queries)
+            yield f"tools       {environment.name}: a session starts for each of {len(queries)} queries"
+        if for_training:
+            recorded = read_records(data.demonstrations_path, Trajectory)
+            prepared = prepare(queries, recorded, config, folder / "base")
+            yield f"model       {config.policy.base}: loaded and tried, {len(prepared.queries)} prompts fit its context"

@@ -9,12 +9,12 @@ from typing import Any
 
 from steptool.chat.endpoint import Endpoint
 from steptool.config import Config, EvaluatedPolicy
-from steptool.contracts.tables import read_records
 from steptool.environments.base import Environment
 from steptool.environments.catalog import environment_class, open_environment
 from steptool.policies.endpoint import EndpointPolicy
 from steptool.policies.scripted import ScriptedPolicy, has_reference_calls, recorded_calls, reference_calls
 from steptool.records import Query, ToolCall, Trajectory
+from steptool.records.tables import read_records
 from steptool.rollout.policy import Policy
 from steptool.rollout.turns import Decoding
 

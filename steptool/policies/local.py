@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import RolloutConfig, SearchConfig
-from steptool.policies.attention import check_context
-from steptool.policies.prompts import Prompt, Prompter
-from steptool.policies.rows import Rows
+from steptool.policies.engine import Prompt, Prompter
+from steptool.policies.kv_cache import Rows, check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
 from steptool.rollout.episode import Episode
 from steptool.rollout.policy import EndedTurn, Policy

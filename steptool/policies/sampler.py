@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from steptool.policies.attention import AttentionMasks, forward_options
+from steptool.policies.kv_cache import AttentionMasks, forward_options
 
 _CHUNK = 64
 """The cache grows by half, to a multiple of this number of slots."""

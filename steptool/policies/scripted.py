@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
+from steptool.chat.calls import GIVE_ANSWER, GIVE_UP
 from steptool.chat.formats import ParsedTurn
 from steptool.config import ToolsConfig
 from steptool.environments.base import Environment

@@ -15,7 +15,7 @@ from steptool.models.actor import score_actions
 from steptool.models.batch import collate
 from steptool.models.load import ModelError
 from steptool.models.logprobs import causal_lm
-from steptool.policies.attention import check_context
+from steptool.policies.kv_cache import check_context
 from steptool.policies.sampler import BatchSampler, Feed
 from steptool.records import Query
 from steptool.rollout.episode import opening

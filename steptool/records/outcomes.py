@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
-from steptool.contracts.columns import (
+from steptool.records.columns import (
     JSON_OBJECT,
     Float32,
     Float64,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steptool.artifacts.progress import printable
+from steptool.artifacts.metrics import printable
 from steptool.registry import Champion, Registry, RegistryError, Version
 
 app = typer.Typer(no_args_is_help=True, help="Published models, and the one in service.")

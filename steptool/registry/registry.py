@@ -20,6 +20,7 @@ from steptool.registry.documents import (
     Claim,
     Conflict,
     D,
+    ModelFolder,
     RegistryError,
     Version,
     check_metadata,
@@ -31,7 +32,6 @@ from steptool.registry.documents import (
     parse_document,
     version_folder,
 )
-from steptool.registry.model_folder import ModelFolder
 from steptool.registry.store import PARTIAL, open_store
 from steptool.registry.verification import (
     entry_paths,

@@ -1,8 +1,9 @@
-"""What all pages share: their templates, styles and scripts, and how a missing value is written."""
+"""What all pages share: templates, styles and scripts, how a missing value is written, one colour for one model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -37,3 +38,19 @@ def asset(*names: str) -> Markup:
 
 def _or_dash(form: Callable[[Any], str]) -> Callable[[Any], str]:
     return lambda value: DASH if value is None else form(value)
+
+
+KNOWN = {"base": "c-base", "warm_start": "c-warm_start", "steptool": "c-steptool", "champion": "c-one"}
+"""Classes of the models that the workflows themselves name."""
+FURTHER = ("c-two", "c-three", "c-four", "c-five", "c-six")
+"""Classes of all other models, and after these the known ones that a page does not need."""
+
+
+def model_colours(models: Sequence[str]) -> dict[str, str]:
+    """The CSS class of each model. Its name decides, and the next free class follows where two names meet."""
+    colours: dict[str, str] = {model: KNOWN[model] for model in models if model in KNOWN}
+    for model in sorted({*models} - KNOWN.keys()):
+        first = hashlib.sha256(model.encode()).digest()[0]
+        order = [*(FURTHER[(first + step) % len(FURTHER)] for step in range(len(FURTHER))), *KNOWN.values()]
+        colours[model] = next((colour for colour in order if colour not in colours.values()), order[0])
+    return {model: colours[model] for model in dict.fromkeys(models)}

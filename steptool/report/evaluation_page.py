@@ -1,13 +1,114 @@
-"""The page of an evaluation: its conclusions and its results."""
+"""The page of an evaluation: its conclusions, its results drawn and as tables, the requests to a judge and
+their cost.
+"""
 
 from __future__ import annotations
 
-from steptool.evaluation.compare import ALL, conclusion
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from steptool.artifacts.metrics import total_counts
+from steptool.evaluation.compare import ALL, Comparison, conclusion
 from steptool.evaluation.results import Results
-from steptool.report.assets import asset, templates
-from steptool.report.judge_costs import JudgeCosts
-from steptool.report.results_section import results_section
+from steptool.evaluation.tables import NOTE, text_tables
+from steptool.records import Cost
+from steptool.report.assets import asset, model_colours, templates
+from steptool.report.charts import Interval, differences, interval_bars
+from steptool.report.svg import percent, signed_points
 from steptool.report.viewer import LETTERS
+
+_LABELS = {
+    "requests": "requests answered",
+    "sent": "HTTP requests sent, further attempts included",
+    "cached": "replies from the cache",
+    "failed": "requests without a reply",
+    "answers of no use": "replies that could not be used, asked again",
+    "votes missing": "votes missing in the end",
+    "prompt_tokens": "tokens read",
+    "completion_tokens": "tokens written",
+    "money": "money, at the configured prices",
+}
+"""The counts of a judge in the order of the table, with their labels."""
+
+
+@dataclass(frozen=True)
+class JudgeCosts:
+    """Counts by part of a run, and in all."""
+
+    parts: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[str, ...]], ...]
+    """Label, and the count of each part."""
+
+
+def tabulate_judge_costs(costs: Mapping[str, Iterable[Cost]]) -> JudgeCosts | None:
+    """The table of a judge by part of a run, such as training; None if no request was made.
+
+    With several parts, "in all" is a further one.
+    """
+    totals = {part: counts for part, part_costs in costs.items() if (counts := total_counts(part_costs))}
+    if not totals:
+        return None
+    if len(totals) > 1:
+        names = {name for counts in totals.values() for name in counts}
+        totals["in all"] = {name: sum(counts.get(name, 0) for counts in totals.values()) for name in names}
+    lines = (
+        (label, tuple(_format(counts.get(name, 0)) for counts in totals.values())) for name, label in _LABELS.items()
+    )
+    return JudgeCosts(tuple(totals), tuple(lines))
+
+
+def _format(count: float) -> str:
+    return f"{count:,.0f}" if float(count).is_integer() else f"{count:,.4f}"
+
+
+def results_section(results: Results, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The values of the template `results.html.jinja`. `labels` are shown in place of the names of models."""
+    models = list(dict.fromkeys(line["model"] for line in results.lines))
+    names = {model: (labels or {}).get(model, model) for model in models}
+    classes = model_colours(models)
+    return {
+        "charts": [Markup(chart) for chart in (*_bars(results, names, classes), *_gains(results, names)) if chart],
+        "tables": [(title, list(t.columns), t.to_numpy().tolist()) for title, t in text_tables(results, labels)],
+        "swatches": {names[model]: classes[model] for model in models},
+        "gaps": list(results.gaps),
+        "note": NOTE,
+    }
+
+
+def _bars(results: Results, names: Mapping[str, str], classes: Mapping[str, str]) -> Iterator[str]:
+    """A chart of pass rates for each way of decoding; models without a pass rate are not drawn."""
+    for decoding in dict.fromkeys(line["decoding"] for line in results.lines):
+        rows = [
+            Interval(r["group"], names[r["model"]], r["pass_rate"], r["low"], r["high"], classes[r["model"]])
+            for r in results.lines
+            if r["decoding"] == decoding and r["pass_rate"] is not None
+        ]
+        if rows:
+            yield interval_bars(f"Tasks solved ({decoding})", rows, note="Thin lines: 95% intervals.", show=percent)
+
+
+def _gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
+    """A chart of the differences for each pair of models, where one model is compared with up to two others."""
+    pairs = list(dict.fromkeys((c.a, c.b) for c in results.comparisons))
+    if len({a for a, _ in pairs}) != 1 or len(pairs) > 2:
+        return
+    for a, b in pairs:
+        rows = [
+            Interval(c.group, c.decoding, c.difference.mean, c.difference.low, c.difference.high, _colour(c))
+            for c in results.comparisons
+            if (c.a, c.b) == (a, b)
+        ]
+        note = "Percentage points on the same tasks, with 95% intervals. Coloured where a difference is shown."
+        yield differences(f"{names.get(a, a)} less {names.get(b, b)}", rows, note=note, show=signed_points)
+
+
+def _colour(c: Comparison) -> str:
+    if not c.shown:
+        return "c-base"
+    return "c-steptool" if c.difference.mean > 0 else "c-bad"
 
 
 def evaluation_page(results: Results, settings: str, viewer: str = "", judge_costs: JudgeCosts | None = None) -> str:

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from steptool.artifacts.progress import describe_error
-from steptool.artifacts.queries import QueryTable
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import iterate_records, write_records
+from steptool.artifacts.metrics import describe_error
 from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
 from steptool.records import StepReward, Trajectory
+from steptool.records.columns import Row
+from steptool.records.episodes import QueryTable
+from steptool.records.tables import iterate_records, write_records
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed
 

@@ -7,8 +7,7 @@ from markupsafe import Markup
 from steptool.report.assets import asset, templates
 from steptool.report.charts import Interval, differences
 from steptool.report.svg import signed_points
-from steptool.retraining.outcome import Decision, Result, RunOutcome
-from steptool.retraining.plan import RetrainingPlan
+from steptool.retraining.plan import Decision, Result, RetrainingPlan, RunOutcome
 
 PAGE = "retraining.html"
 _LISTED = 100

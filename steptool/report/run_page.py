@@ -13,8 +13,7 @@ from steptool.records import Cost
 from steptool.report import rewards_page, run_charts
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed, pair_data
-from steptool.report.judge_costs import tabulate_judge_costs
-from steptool.report.results_section import results_section
+from steptool.report.evaluation_page import results_section, tabulate_judge_costs
 from steptool.report.run_inputs import MODELS, ReportInputs
 from steptool.report.summary import headline, state_base, summary
 from steptool.report.svg import number, percent

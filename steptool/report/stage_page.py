@@ -14,13 +14,12 @@ import yaml
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from steptool.contracts.columns import Row
-from steptool.contracts.tables import contract_name, iterate_records, iterate_rows, read_rows, record_class
 from steptool.evaluation.bootstrap import wilson
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
-from steptool.report.assets import asset, templates
+from steptool.records.columns import Row
+from steptool.records.tables import contract_name, iterate_records, iterate_rows, read_rows, record_class
+from steptool.report.assets import asset, model_colours, templates
 from steptool.report.charts import Interval, Series, interval_bars, line_chart
-from steptool.report.colours import model_colours
 from steptool.report.run_charts import CURVES
 
 _LISTED = 8

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from steptool.contracts.columns import Row
 from steptool.evaluation.bootstrap import MEASURES
 from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, Comparison, Difference, points
 from steptool.records import Cost
+from steptool.records.columns import Row
 from steptool.report.run_inputs import MODELS, ReportInputs
 from steptool.report.svg import percent
 

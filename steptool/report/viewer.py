@@ -21,10 +21,9 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from steptool.config import RewardConfig
-from steptool.contracts.columns import Row, from_row, schema_of
-from steptool.contracts.partial import write_whole
-from steptool.contracts.tables import iterate_records, iterate_rows
 from steptool.records import FINISH, Advantage, Evaluation, Query, StepReward, StepStatus, Trajectory
+from steptool.records.columns import Row, from_row, schema_of
+from steptool.records.tables import iterate_records, iterate_rows, write_whole
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import episode_data, finite
 from steptool.report.run_inputs import ScoredEpisode

@@ -15,8 +15,7 @@ from steptool.evaluation.compare import GREEDY
 from steptool.records import Evaluation
 from steptool.registry import Conflict, Registry
 from steptool.retraining.gate import CHALLENGER, CHAMPION
-from steptool.retraining.outcome import Decision, Result, RunOutcome
-from steptool.retraining.plan import RetrainingPlan
+from steptool.retraining.plan import Decision, Result, RetrainingPlan, RunOutcome
 
 _NO_CAUSE = "the error has no message"
 _MESSAGE_HEADING, _LOCAL_PREFIX = "\nMessage:\n", "Error encountered while executing"

@@ -1,21 +1,67 @@
-"""Annotators by name, and the annotation of trajectories in memory and from file to file."""
+"""Annotators by name, the environment's own truth among them, and annotation in memory and from file to file."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from steptool.artifacts.queries import QueryTable
 from steptool.config import JudgeConfig
-from steptool.contracts.tables import iterate_records, write_records
-from steptool.judge.annotator import Annotator, RemoteAnnotator, StepScore, count_reasons, replace_surrogates
-from steptool.records import Query, StepReward, Trajectory
+from steptool.judge.annotator import (
+    Annotator,
+    RemoteAnnotator,
+    StepScore,
+    count_reasons,
+    map_in_order,
+    replace_surrogates,
+)
+from steptool.records import Query, Step, StepReward, StepStatus, ToolCall, Trajectory
+from steptool.records.episodes import QueryTable
+from steptool.records.tables import iterate_records, write_records
 from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules
-from steptool.rewards.truth import Truth
-from steptool.storage.threads import map_in_order
+
+SUCCEEDED = frozenset({StepStatus.OK, StepStatus.FINISH})
+
+
+class Truth:
+    """Scores against `Query.reference.calls` and `Trajectory.solved`.
+
+    SuccCalling: the step's status. Contribution: the call succeeded and is one of the reference's calls that no earlier
+    step has made yet; missing where the reference lists no calls. IsSolved: the environment's verdict; missing where it
+    has none.
+    """
+
+    name = "truth"
+    version = "1"
+    prompt_hash = ""
+
+    def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
+        """One score per step."""
+        last = len(trajectory.steps) - 1
+        contributions = _contributions(query.reference.calls, trajectory.steps)
+        return [
+            StepScore(
+                succ_calling=float(step.status in SUCCEEDED),
+                contribution=None if step.status is StepStatus.FINISH and number == last else contribution,
+                is_solved=trajectory.solved if number == last else None,
+            )
+            for number, (step, contribution) in enumerate(zip(trajectory.steps, contributions, strict=True))
+        ]
+
+
+def _contributions(calls: Sequence[ToolCall] | None, steps: Sequence[Step]) -> Iterator[float | None]:
+    open_calls = list(calls or ())
+    for step in steps:
+        if calls is None:
+            yield None
+        elif step.status is StepStatus.OK and step.call in open_calls:
+            open_calls.remove(step.call)
+            yield 1.0
+        else:
+            yield 0.0
+
 
 ANNOTATORS: Mapping[str, Callable[[], Annotator]] = {
     "rules": DataFlowRules,

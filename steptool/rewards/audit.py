@@ -24,17 +24,21 @@ from steptool.rewards.agreement import (
     kappa,
     stability_index,
 )
-from steptool.rewards.audit_figures import Agreement, Audit, Drift, Separation, ToolScores
-from steptool.rewards.compose import compose
-from steptool.rewards.disagreement import (
+from steptool.rewards.audit_figures import (
     COMPONENTS,
     YES,
+    Agreement,
+    Audit,
+    Drift,
     Scores,
+    Separation,
+    ToolScores,
     find_disputes,
     group_scores,
     scored_by_both,
     tool_name,
 )
+from steptool.rewards.compose import compose
 from steptool.rewards.farming import farming_points, idle_share, measure_farming, measure_redundancy
 
 _EDGES = (0.0, 0.25, 0.5, 0.75)

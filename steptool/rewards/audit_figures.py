@@ -1,13 +1,127 @@
-"""The figures of an audit: agreement of annotators, separation, farming, tools, disputed steps and drift."""
+"""The figures of an audit: agreement of annotators, disputed steps, separation, farming, tools and drift."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from steptool.records import Query, Step, StepReward, Trajectory
 from steptool.rewards.agreement import Estimate, chance_auroc
-from steptool.rewards.disagreement import Dispute
+from steptool.rewards.compose import annotator_label
 from steptool.rewards.farming import Farming, Redundancy
+
+COMPONENTS = ("succ_calling", "contribution", "is_solved")
+YES = 0.5
+"""Score from which a component counts as a yes. An IsSolved of exactly this is unsure and is not compared."""
+NO_CALL = "(no call)"
+SHOWN = 400
+"""Characters of an observation that a dispute quotes."""
+
+Scores = Mapping[str, Sequence[StepReward]]
+"""The rows of one annotator by trajectory, in the order of the steps."""
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """A step on which two annotators differ."""
+
+    trajectory_id: str
+    step: int
+    component: str
+    instruction: str
+    tool: str
+    arguments: str
+    """JSON."""
+    observation: str
+    """The beginning of what the tool returned."""
+    answer: str
+    scores: Mapping[str, float]
+    """The score by each annotator."""
+    rationales: Mapping[str, str]
+
+
+_Case = tuple[Trajectory, int, str, str, float]
+"""Trajectory, step, component, the other annotator, and by how much the first gives more."""
+
+
+def group_scores(
+    trajectories: Sequence[Trajectory], rows: Iterable[StepReward]
+) -> dict[str, dict[str, list[StepReward]]]:
+    """Rows by annotator and trajectory, without trajectories of which an annotator did not score every step."""
+    lengths = {t.trajectory_id: len(t.steps) for t in trajectories}
+    groups: dict[str, dict[str, list[StepReward]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.step < lengths.get(row.trajectory_id, 0):
+            groups[annotator_label(row)][row.trajectory_id].append(row)
+    return {
+        name: {t: sorted(own, key=lambda r: r.step) for t, own in scores.items() if len(own) == lengths[t]}
+        for name, scores in groups.items()
+    }
+
+
+def scored_by_both(
+    trajectories: Sequence[Trajectory], one: Scores, other: Scores, component: str
+) -> Iterator[tuple[Trajectory, int, float, float]]:
+    """The steps that both annotators scored, with both scores. Unsure verdicts are left out."""
+    for t in trajectories:
+        pairs = zip(one.get(t.trajectory_id, ()), other.get(t.trajectory_id, ()), strict=False)
+        for number, (a, b) in enumerate(pairs):
+            pair = getattr(a, component), getattr(b, component)
+            if None not in pair and not (component == "is_solved" and YES in pair):
+                yield t, number, *pair
+
+
+def find_disputes(
+    queries: Mapping[str, Query], trajectories: Sequence[Trajectory], by_annotator: Mapping[str, Scores], wanted: int
+) -> list[Dispute]:
+    """The `wanted` widest differences between the first annotator and another; kinds and episodes take turns."""
+    main, *others = by_annotator
+    cases = [
+        (t, number, component, other, a - b)
+        for other in others
+        for component in COMPONENTS
+        for t, number, a, b in scored_by_both(trajectories, by_annotator[main], by_annotator[other], component)
+        if a != b
+    ]
+    turns: dict[object, int] = defaultdict(int)
+    ranked: list[tuple[int, float, int, _Case]] = []
+    for case in sorted(cases, key=lambda case: -abs(case[-1])):
+        t, number, component, _, gap = case
+        kinds = (tool_name(t.steps[number]), component, gap > 0), t.trajectory_id
+        ranked.append((sum(turns[kind] for kind in kinds), -abs(gap), len(ranked), case))
+        for kind in kinds:
+            turns[kind] += 1
+    chosen = [case for *_, case in sorted(ranked, key=lambda r: r[:3])[:wanted]]
+    return [
+        _dispute(queries, t, number, component, {name: by_annotator[name] for name in (main, other)})
+        for t, number, component, other, _ in chosen
+    ]
+
+
+def _dispute(
+    queries: Mapping[str, Query], t: Trajectory, number: int, component: str, by_annotator: Mapping[str, Scores]
+) -> Dispute:
+    step, query = t.steps[number], queries.get(t.query_id)
+    rows = {name: scores[t.trajectory_id][number] for name, scores in by_annotator.items()}
+    return Dispute(
+        trajectory_id=t.trajectory_id,
+        step=number,
+        component=component,
+        instruction=query.instruction if query else "",
+        tool=tool_name(step),
+        arguments=json.dumps(dict(step.call.arguments), ensure_ascii=False) if step.call else "",
+        observation=step.observation[:SHOWN],
+        answer=t.final_answer or "",
+        scores={name: float(getattr(row, component)) for name, row in rows.items()},
+        rationales={name: row.rationale for name, row in rows.items()},
+    )
+
+
+def tool_name(step: Step) -> str:
+    """Name of the called tool; a mark where no call could be read."""
+    return step.call.name if step.call else NO_CALL
 
 
 @dataclass(frozen=True)

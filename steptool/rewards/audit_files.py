@@ -10,11 +10,11 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from steptool.artifacts.queries import QueryTable
 from steptool.config import AuditConfig, Config
-from steptool.contracts.tables import iterate_records
 from steptool.judge.annotator import count_reasons
 from steptool.records import StepReward, Trajectory
+from steptool.records.episodes import QueryTable
+from steptool.records.tables import iterate_records
 from steptool.rewards.annotators import make_annotator, score_steps
 from steptool.rewards.audit import audit
 from steptool.rewards.audit_figures import Audit

@@ -22,9 +22,8 @@ from collections.abc import Sequence
 
 from steptool.judge.annotator import StepScore
 from steptool.records import FINISH, Query, Step, StepStatus, Trajectory
-from steptool.rewards.answers import is_solved
 from steptool.rewards.data_flow import contributions
-from steptool.rewards.observations import failure, parse
+from steptool.rewards.observations import failure, is_solved, parse
 
 OVERLAP = 0.3
 """Share of a text's characters from which the overlap rules count a step as contributing."""

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
+from steptool.chat.calls import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.environments.base import VerdictError
 from steptool.environments.limits import LimitedEnvironment, LimitedSession

@@ -10,11 +10,11 @@ import random
 
 import pyarrow.compute as pc
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config, EvaluationConfig
-from steptool.contracts.columns import from_row
-from steptool.contracts.tables import read_records, read_table
 from steptool.records import Query, Trajectory
+from steptool.records.columns import from_row
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records, read_table
 
 
 def evaluation_queries(

@@ -1,4 +1,4 @@
-"""Finished files put where a user wants them: a whole folder of a run, or single files beside others.
+"""Finished files put where a user wants them, and what former local runs have left in the temporary folder.
 
 The folder of a run holds a manifest, `published.json`, which says what kind of run it is and which files belong to it.
 A later run of the same kind takes the place of these files and of no others: what a user has put beside them stays.
@@ -14,9 +14,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
-from steptool.contracts.partial import write_whole
+from steptool.records.tables import write_whole
 
 MANIFEST = "published.json"
 _REMEDY = "give --output a new or empty folder"
@@ -247,3 +250,44 @@ def _overwrite(fs: Any, root: str, built: Path, kind: str) -> None:
 
 def _write_manifest(fs: Any, root: str, manifest: Manifest) -> None:
     fs.pipe_file(f"{root}/{MANIFEST}", manifest.to_json().encode())
+
+
+_PATTERN = re.compile(r"flyte-?\w{8}|steptool-run-\w{8}|steptool-[\w-]+\.txt")
+"""Folders in which flytekit runs workflows locally, those of the command, and files with the stack of an error."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that no run has touched for a while."""
+
+    path: Path
+    size: int
+    """Bytes, of all files below a folder."""
+
+
+def find_leftovers(hours: float) -> list[Leftover]:
+    """The files and folders of this user that were not touched for so many hours."""
+    latest = time.time() - hours * 3600
+    folder = Path(tempfile.gettempdir())
+    matching = [path for path in sorted(folder.iterdir()) if _PATTERN.fullmatch(path.name) and _is_own(path)]
+    return [leftover for leftover, touched in map(_measure, matching) if touched <= latest]
+
+
+def remove_leftovers(leftovers: Iterable[Leftover]) -> None:
+    """Remove them; what is gone already is no error."""
+    for leftover in leftovers:
+        if leftover.path.is_dir():
+            shutil.rmtree(leftover.path, ignore_errors=True)
+        else:
+            leftover.path.unlink(missing_ok=True)
+
+
+def _is_own(path: Path) -> bool:
+    return not path.is_symlink() and path.lstat().st_uid == os.getuid()
+
+
+def _measure(path: Path) -> tuple[Leftover, float]:
+    """The size of a file or folder, and when something in it was last changed."""
+    entries = [path, *path.rglob("*")] if path.is_dir() else [path]
+    states = [entry.lstat() for entry in entries]
+    return Leftover(path, sum(s.st_size for s in states)), max(s.st_mtime for s in states)

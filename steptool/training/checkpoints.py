@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from steptool.artifacts.lineage import sha256
-from steptool.artifacts.progress import say
+from steptool.artifacts.metrics import say
 from steptool.models.optimizer import load_moments, save_moments
 from steptool.training import scores
 from steptool.training.processes import processes

@@ -11,7 +11,7 @@ from typing import Any
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, WarmStartConfig
-from steptool.data.sources.catalog import open_source
+from steptool.data.sources.base import open_source
 from steptool.records import Query, Trajectory
 from steptool.rollout.schedule import shard_positions
 

@@ -12,15 +12,14 @@ from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
 from steptool.config import Config
-from steptool.models import folder as model_folder
-from steptool.models.actor import Actor
-from steptool.models.attention import enable_packing
+from steptool.models import load as model_folder
+from steptool.models.actor import Actor, load_value_head, save_value_head
+from steptool.models.batch import enable_packing
 from steptool.models.load import load_model
 from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import adamw, load_moments, save_moments
-from steptool.models.value_head import load_value_head, save_value_head
 from steptool.records import Advantage, Metric, StepReward, Trajectory
-from steptool.rewards.running_scale import NO_REWARDS_SEEN, RunningScale
+from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint

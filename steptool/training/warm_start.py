@@ -11,13 +11,13 @@ from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
 from steptool.config import PolicyConfig, WarmStartConfig
-from steptool.models import folder as model_folder
+from steptool.models import load as model_folder
 from steptool.models.actor import Actor
 from steptool.models.batch import Spanned
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.optimizer import adamw
 from steptool.records import Metric
-from steptool.training.algorithms.supervised import Supervised
+from steptool.training.algorithms.base import Supervised
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.plan import PassLimit, grouped_batches
 from steptool.training.processes import processes

@@ -1,20 +1,48 @@
-"""What the tasks hand to each other, and where they keep it while they work."""
+"""What the tasks hand to each other, where they keep it while they work, and the checkpoints of a training within a
+task.
+
+Flyte removes nothing that the stages of a local run hand to each other. What no later stage reads is removed here, or a
+run would end with the model and the checkpoints of every round; `steptool clean` removes the rest.
+
+Flyte offers only what the attempt just before has written, and raises where that attempt died before it wrote anything.
+So a checkpoint that was restored is stored again at once.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import TypeAlias
 
-from flytekit import current_context
+from flytekit import FlyteContextManager, current_context
+from flytekit.exceptions.user import FlyteDataNotFoundException
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.layout import COSTS
-from steptool.contracts.tables import write_records
+from steptool.artifacts.lineage import COSTS
+from steptool.artifacts.metrics import first_process, say
 from steptool.records import Cost
+from steptool.records.tables import write_records
+
+
+def runs_locally() -> bool:
+    """Whether `pyflyte run` or a Python program runs the stage in its own process, and not a pod."""
+    state = FlyteContextManager.current_context().execution_state
+    return bool(state and state.is_local_execution())
+
+
+def discard(folder: Path, *needed: Path) -> None:
+    """Remove a folder that no later stage of a local run reads, unless it is one of those needed.
+
+    Only what a stage of this run has made is removed: a user's own folder stays, and so does everything in a pod.
+    """
+    of_run = Path(current_context().working_directory).parent
+    if runs_locally() and folder not in needed and folder.is_relative_to(of_run) and folder != of_run:
+        shutil.rmtree(folder, ignore_errors=True)
+
 
 Parquet: TypeAlias = FlyteFile
 """A Parquet file of one of the contracts in steptool.records.
@@ -59,3 +87,49 @@ def write_costs(folder: Path, *costs: Cost) -> Parquet:
 def download_all(artifacts: list[Parquet]) -> list[Path]:
     """Bring several artifacts to this machine."""
     return [download(artifact) for artifact in artifacts]
+
+
+_ARCHIVE = "state.tar"
+_LOCAL_STORE = "__cp"
+"""Folder in which flytekit stores the checkpoints of a local run."""
+
+
+class Checkpoints:
+    """A folder in which a training keeps its state; it holds the state of an earlier attempt if there was one."""
+
+    def __init__(self, stage: str) -> None:
+        """Restore the state in every process of the training: each has a folder of its own."""
+        self.folder = make_folder("checkpoints")
+        self._store = current_context().checkpoint
+        if self._restore():
+            say(stage, "going on from the checkpoint of an earlier attempt")
+            if first_process():
+                self.save()
+
+    def save(self) -> None:
+        """Store the last complete checkpoint; it replaces the one before as a whole."""
+        from steptool.training.checkpoints import pack
+
+        archive = pack(self.folder, make_folder("packed") / _ARCHIVE)
+        self._store.save(archive)
+        archive.unlink()
+
+    def remove(self) -> None:
+        """Remove the state from a local disk when the training has ended; nothing goes on from it any more."""
+        discard(self.folder)
+        discard(Path(current_context().working_directory) / _LOCAL_STORE)
+
+    def _restore(self) -> bool:
+        """Whether a complete checkpoint of an earlier attempt is in the folder now."""
+        from steptool.training.checkpoints import unpack
+
+        try:
+            stored = self._store.restore(make_folder("restored"))
+        except (FlyteDataNotFoundException, FileNotFoundError):
+            return False  # the attempt before died before it stored anything
+        archive = stored / _ARCHIVE if stored else None
+        if not archive or not archive.is_file():
+            return False
+        is_complete = unpack(archive, self.folder)
+        archive.unlink()
+        return is_complete

@@ -18,9 +18,9 @@ import click
 from flytekit.exceptions.base import FlyteException
 from flytekit.exceptions.user import FlyteRecoverableException
 
-from steptool.artifacts.progress import describe_error
+from steptool.artifacts.metrics import describe_error
 from steptool.environments.base import TransportError
-from tasks.runtime.local_files import runs_locally
+from tasks.runtime.artifacts import runs_locally
 
 _TRANSIENT_ERRNOS = frozenset(
     {

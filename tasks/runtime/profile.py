@@ -19,9 +19,8 @@ from flytekit import CronSchedule
 from flytekit.extras import accelerators
 from pydantic import Field, ValidationError, field_validator
 
-from steptool.config.base import ConfigError, Natural, Positive, StrictModel
-from steptool.config.refusal import explain_refusal
-from steptool.config.yaml_file import read_mapping
+from steptool.config.base import ConfigError, Natural, Positive, StrictModel, explain_refusal
+from steptool.config.run import read_mapping
 
 ROOT = Path(__file__).parents[2]
 """The project's root, here and in a pod."""

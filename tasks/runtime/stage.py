@@ -1,8 +1,13 @@
-"""How a function becomes a Flyte task: one decorator that gives it what the profile says about its stage."""
+"""How a function becomes a Flyte task, with what the profile says about its stage, and how its configuration is read.
+
+flytekit answers a mistyped path with "should be a valid json object", and broken YAML with a stack. This module makes
+it read a configuration as `load_config` does. Overrides may follow the path: --config "my.yaml ppo.rounds=4 seed=1".
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,16 +15,50 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
+import click
 import flytekit
 from flytekit import Cache, Deck, Resources, Secret, task
 from flytekit import dynamic as dynamic_task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.progress import Stopwatch, first_process
+from steptool.artifacts.metrics import Stopwatch, first_process
+from steptool.config.base import ConfigError, StrictModel
+from steptool.config.run import override, read_mapping
 from tasks.runtime.errors import classify_errors
 from tasks.runtime.profile import VARIABLE, Amounts, StageName, StageProfile, profile
-from tasks.runtime.version import code_version
+from tasks.runtime.registration import code_version
+
+_CLICK_TYPES = "flytekit.interaction.click_types"
+
+
+def read_configurations() -> None:
+    """Make pyflyte read configurations this way. flytekit has no hook for it, so its method is replaced.
+
+    Does nothing in a process that is not pyflyte's: these do not import flytekit's command line.
+    """
+    if _CLICK_TYPES in sys.modules:
+        parameter = sys.modules[_CLICK_TYPES].JsonParamType
+        parameter.convert = _replace(parameter.convert)
+
+
+def _replace(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """flytekit's method, except that the path of a configuration becomes its content."""
+
+    def convert_argument(self: Any, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        kind = self._python_type
+        if not (isinstance(kind, type) and issubclass(kind, StrictModel)):
+            return convert(self, value, param, context)
+        try:
+            if isinstance(value, str) and not value.lstrip().startswith("{"):
+                path, *overrides = shlex.split(value)
+                return kind.model_validate(override(read_mapping(path), overrides))
+            return convert(self, value, param, context)
+        except (ConfigError, ValueError) as error:
+            raise click.BadParameter(str(error)) from None
+
+    return convert_argument
+
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,6 +1,6 @@
 import pytest
 
-from steptool.artifacts.progress import Stopwatch, Ticker, describe_error, format_line, format_rate, peak_memory_mb, say
+from steptool.artifacts.metrics import Stopwatch, Ticker, describe_error, format_line, format_rate, peak_memory_mb, say
 from steptool.config import ConfigError
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.config import EndpointConfig
-from steptool.storage.replies import Replies, request_key
+from steptool.storage.sqlite import Replies, request_key
 
 KEY = "sk-very-secret-key"
 ASKER = """

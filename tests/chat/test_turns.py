@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.chat.codec import ChatCodec, Encoded
-from steptool.chat.finish import FINISH_SCHEMA
 from steptool.chat.formats import ChatFormat
 from steptool.chat.messages import call_message, tool_message
 from steptool.chat.plain import describe

@@ -1,6 +1,6 @@
 import pytest
 
-from steptool.check.machines import GIB, machine_of_profile, this_machine
+from steptool.check.memory import GIB, machine_of_profile, this_machine
 
 
 @pytest.mark.parametrize(

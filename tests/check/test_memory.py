@@ -6,12 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from steptool.check.machines import GIB, Machine
-from steptool.check.memory import StageMemory, check_memory, estimate, read_shape
+from steptool.check.memory import GIB, Machine, StageMemory, check_memory, estimate, read_shape
 from steptool.check.plan import read_base_shape
 from steptool.config import Config, ConfigError
-from steptool.models.folder import new_adapter
-from steptool.models.load import EMBEDDED, load_model
+from steptool.models.load import EMBEDDED, load_model, new_adapter
 from steptool.models.optimizer import adamw
 
 SIZES: dict[str, Any] = {

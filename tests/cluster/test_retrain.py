@@ -53,12 +53,12 @@ def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> 
     """Url of what is in service at first: a model that careless logs have spoiled."""
     import torch
 
-    from steptool.artifacts.queries import read_queries
     from steptool.chat.codec import ChatCodec
-    from steptool.contracts.tables import read_records
     from steptool.data.ingest import ingest
     from steptool.models.load import EMBEDDED, load_tokenizer
     from steptool.records import Trajectory
+    from steptool.records.episodes import read_queries
+    from steptool.records.tables import read_records
     from steptool.training.demonstrations import encode_demonstrations
     from steptool.training.warm_start import warm_start
 

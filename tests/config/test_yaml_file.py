@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from steptool.config.base import ConfigError
-from steptool.config.yaml_file import override, parse, read_mapping
+from steptool.config.run import override, parse, read_mapping
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)

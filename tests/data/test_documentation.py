@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.data.ingest import ingest
+from steptool.records.episodes import read_queries
 
 PAGE = Path(__file__).parents[2] / "docs" / "bring-your-own-data.md"
 

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.queries import read_queries
-from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.config import Config
-from steptool.contracts.tables import read_records, write_records
 from steptool.data.export import Form, export
 from steptool.data.ingest import ingest
 from steptool.data.recordings.recording import RecordedTurn, make_trajectory
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import FINISH, Query, Step, StepStatus, ToolCall, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records, write_records
 
 TIDES = {
     "type": "function",

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
-from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import IngestError
 from steptool.data.splits import SPLITS, text_key
 from steptool.environments.base import ToolResult
-from steptool.environments.replay.environment import ReplayEnvironment
+from steptool.environments.replay import ReplayEnvironment
 from steptool.records import Query, StepStatus, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import IngestError
 from steptool.data.inputs import list_files, only_first
+from steptool.records.episodes import read_queries
 
 TIDES = {
     "type": "function",

@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config
-from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import IngestError, IngestLog
 from steptool.data.reference_solutions import play_reference_solutions
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Reference, StepStatus, StopReason, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 
 SHOP = '''
 class Shop:

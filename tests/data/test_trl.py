@@ -5,10 +5,10 @@ import json
 import pytest
 
 from steptool.config import PolicyConfig
-from steptool.contracts.tables import write_records
 from steptool.data.export import Form, export
 from steptool.data.recordings.recording import RecordedTurn, make_trajectory
 from steptool.records import FINISH, Query, Trajectory
+from steptool.records.tables import write_records
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from scripts.document_artifacts import PAGE, QUESTIONS, RECORDS, page
-from steptool.contracts.columns import schema_of
-from steptool.contracts.tables import write_records
 from steptool.records import (
     FINISH,
     Cost,
@@ -22,6 +20,8 @@ from steptool.records import (
     ToolCall,
     Trajectory,
 )
+from steptool.records.columns import schema_of
+from steptool.records.tables import write_records
 
 OK, FAILED = Step(ToolCall("look", {}), StepStatus.OK, "1"), Step(ToolCall("book", {}), StepStatus.TOOL_ERROR, "no")
 END = Step(ToolCall(FINISH, {}), StepStatus.FINISH, "")

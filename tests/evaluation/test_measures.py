@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steptool.contracts.tables import write_records
 from steptool.evaluation.measures import apply_verdicts, measure_episodes
 from steptool.records import (
     FINISH,
@@ -17,6 +16,7 @@ from steptool.records import (
     Trajectory,
     Verdict,
 )
+from steptool.records.tables import write_records
 from steptool.rollout.turns import TurnCost
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")

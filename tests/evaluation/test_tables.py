@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from steptool.contracts.columns import from_row
-from steptool.contracts.tables import to_table
 from steptool.evaluation.results import compute_results
 from steptool.evaluation.tables import plain_figures, to_csv, to_latex, to_markdown
 from steptool.records import Evaluation, Preference, Query, Verdict
+from steptool.records.columns import from_row
+from steptool.records.tables import to_table
 from steptool.report.evaluation_page import evaluation_page
 
 

@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation_rows import make_evaluation
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config
-from steptool.contracts.tables import read_records, write_records
 from steptool.data.ingest import ingest
 from steptool.evaluation.measures import measure_episodes
 from steptool.judge.verdicts import (
@@ -22,6 +20,8 @@ from steptool.judge.verdicts import (
     win_rates,
 )
 from steptool.records import Preference, Trajectory, Verdict
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records, write_records
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "stabletoolbench"
 JUDGED = "data_example/pass_rate_results"

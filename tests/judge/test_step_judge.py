@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.contracts.tables import read_records, write_records
 from steptool.judge.votes import JudgeError, transcript
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import (
     annotate,
     annotate_file,
@@ -312,7 +312,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from steptool.config import JudgeConfig
-from steptool.contracts.tables import read_records, write_records
+from steptool.records.tables import read_records, write_records
 from steptool.records import Trajectory
 from steptool.rewards.annotators import open_annotator, score_steps
 from steptool.records import Query

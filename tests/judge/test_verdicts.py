@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from steptool.config import EndpointConfig, JudgeConfig
-from steptool.contracts.tables import read_records, write_records
 from steptool.judge.outcome_judge import OutcomeJudge
 from steptool.judge.verdicts import Choice, preference_by_query, read_stabletoolbench
 from steptool.records import FINISH, Preference, Query, Step, StepStatus, StopReason, ToolCall, Trajectory, Verdict
+from steptool.records.tables import read_records, write_records
 
 QUERY = Query("q1", "heldout", "desk", "cancel the last order", ())
 STORED = Path(__file__).parents[3] / "shared/data/stabletoolbench/data_example/pass_rate_results"

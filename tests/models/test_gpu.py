@@ -9,8 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from steptool.models import logprobs
 from steptool.models.actor import Actor
-from steptool.models.attention import VARIABLE_LENGTH
-from steptool.models.batch import collate
+from steptool.models.batch import VARIABLE_LENGTH, collate
 from steptool.models.optimizer import adamw, join_halves
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from steptool.policies.attention import AttentionMasks, check_context
+from steptool.policies.kv_cache import AttentionMasks, check_context
 from steptool.policies.sampler import BatchSampler, Feed
 
 SIZES = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4} | {

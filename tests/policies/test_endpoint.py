@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
+from steptool.chat.calls import model_schemas
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
-from steptool.chat.tools import model_schemas
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig
-from steptool.contracts.columns import from_row, to_row
-from steptool.contracts.tables import write_records
 from steptool.environments.base import Environment
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
@@ -21,6 +19,8 @@ from steptool.evaluation.measures import measure_episodes
 from steptool.policies.catalog import open_policy
 from steptool.policies.endpoint import EndpointPolicy
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.columns import from_row, to_row
+from steptool.records.tables import write_records
 from steptool.rollout.runner import roll_out
 from steptool.rollout.turns import Decoding, PlayedEpisode, TurnCost
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import render
 from steptool.config import RolloutConfig
-from steptool.contracts.columns import from_row, to_row
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.columns import from_row, to_row
 
 A, C, LOST = (render(ToolCall("get", {"key": k})) for k in ("a", "c", "b"))
 BAD, UNKNOWN = render(ToolCall("get", {})), render(ToolCall("put", {"key": "a"}))

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from steptool.policies.rows import Copy, Fill, Rows
+from steptool.policies.kv_cache import Copy, Fill, Rows
 from steptool.records import Query
 from steptool.rollout.episode import Episode
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.config import ToolsConfig
-from steptool.contracts.tables import read_records, write_records
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, SINGLE, draw_query
@@ -15,6 +14,7 @@ from steptool.evaluation.measures import measure_episodes
 from steptool.evaluation.results import summarise
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls, without_last_call
 from steptool.records import FINISH, Query, Reference, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import ANNOTATORS, annotate, make_annotator
 
 OK, UNKNOWN = StepStatus.OK, StepStatus.UNKNOWN_TOOL

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steptool.artifacts import lineage
-from steptool.models import folder as model_folder
-from steptool.models import optimizer, value_head
+from steptool.models import actor, optimizer
+from steptool.models import load as model_folder
 from steptool.models.load import tiny_model, train_tokenizer
 from steptool.registry import Registry
 
@@ -27,7 +27,7 @@ def trained(tmp_path: Path) -> Path:
     model = tiny_model(tokenizer, 64, seed=1, hidden=16, layers=1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    value_head.save_value_head(value_head.ValueHead(16), folder)
+    actor.save_value_head(actor.ValueHead(16), folder)
     adam = optimizer.adamw(model, 1e-3)
     model(torch.tensor([[1, 2]])).logits.sum().backward()
     adam.step()
@@ -55,7 +55,7 @@ def test_what_only_training_reads_lies_in_a_folder_of_its_own(tmp_path: Path, tr
     registry = Registry(tmp_path / "registry")
     folder = Path(registry.model_place(registry.publish(trained, {}).version_id))
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]  # vLLM takes all of them
-    state = (value_head.FILE, optimizer.FILE, f"{model_folder.ADAPTER}/adapter_model.safetensors")
+    state = (actor.FILE, optimizer.FILE, f"{model_folder.ADAPTER}/adapter_model.safetensors")
     for name in state:
         assert name.startswith("training/")
         assert (folder / name).read_bytes() == (trained / name).read_bytes()

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steptool.contracts.columns import from_row
-from steptool.contracts.tables import to_table
 from steptool.records import (
     Advantage,
     Evaluation,
@@ -21,6 +19,8 @@ from steptool.records import (
     ToolCall,
     Trajectory,
 )
+from steptool.records.columns import from_row
+from steptool.records.tables import to_table
 
 Make = Callable[..., Any]
 

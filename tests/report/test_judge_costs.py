@@ -1,7 +1,6 @@
 from steptool.evaluation.results import Results
 from steptool.records import Cost
-from steptool.report.evaluation_page import evaluation_page
-from steptool.report.judge_costs import tabulate_judge_costs
+from steptool.report.evaluation_page import evaluation_page, tabulate_judge_costs
 from steptool.report.run_inputs import ReportInputs
 from steptool.report.run_page import build_report
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from steptool.contracts.tables import read_records, write_records
 from steptool.records import Query, StepReward, Trajectory
+from steptool.records.tables import read_records, write_records
 from steptool.report.labelling import FORM, main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

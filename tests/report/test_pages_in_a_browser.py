@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from websocket import create_connection
 
-from steptool.contracts.tables import write_records, write_rows
 from steptool.evaluation.results import Results
 from steptool.records import Advantage, Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.tables import write_records, write_rows
 from steptool.report.evaluation_page import evaluation_page
 from steptool.report.viewer import EpisodeFiles, write_viewer
 

@@ -2,8 +2,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from steptool.report.retraining_page import retraining_page
-from steptool.retraining.outcome import Criterion, Decision, Result, RunOutcome
-from steptool.retraining.plan import RetrainingPlan
+from steptool.retraining.plan import Criterion, Decision, Result, RetrainingPlan, RunOutcome
 
 
 def make_plan(**changes: Any) -> RetrainingPlan:

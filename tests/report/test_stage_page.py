@@ -3,8 +3,8 @@ from pathlib import Path
 
 from evaluation_rows import make_evaluation
 from steptool.config import Config
-from steptool.contracts.tables import write_records
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward
+from steptool.records.tables import write_records
 from steptool.report.stage_page import stage_page
 
 COST = Cost("ppo", seconds=12.34, peak_memory_mb=512.0)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.contracts.columns import ContractError, Row
-from steptool.contracts.tables import write_records
 from steptool.records import Advantage, Evaluation, Query, StepReward, StopReason, Trajectory
+from steptool.records.columns import ContractError, Row
+from steptool.records.tables import write_records
 from steptool.report.viewer import LISTED, EpisodeFiles, pack, write_viewer
 
 

@@ -12,8 +12,7 @@ import pytest
 
 from steptool.config import Config
 from steptool.registry import Registry
-from steptool.retraining.outcome import Criterion, Decision
-from steptool.retraining.plan import RetrainingPlan
+from steptool.retraining.plan import Criterion, Decision, RetrainingPlan
 
 KICKOFF = datetime(2026, 11, 21, 2, tzinfo=UTC)
 

@@ -1,5 +1,5 @@
 from steptool.records import Query
-from steptool.retraining.contamination import find_contaminated, read_trained_on, write_trained_on
+from steptool.retraining.gate import find_contaminated, read_trained_on, write_trained_on
 
 
 def query(text, split="train"):

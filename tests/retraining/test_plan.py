@@ -4,8 +4,7 @@ import pytest
 
 from steptool.config import Config
 from steptool.data.ingest_log import IngestError
-from steptool.retraining.outcome import RunOutcome
-from steptool.retraining.plan import add_champion_and_base, make_run_id, plan_run
+from steptool.retraining.plan import RunOutcome, add_champion_and_base, make_run_id, plan_run
 from steptool.retraining.promotion import describe_failure, describe_run
 
 KICKOFF = datetime(2026, 11, 21, 2, tzinfo=UTC)

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation_rows import make_evaluation
 from steptool.config import Config
-from steptool.retraining.outcome import Result, RunOutcome
+from steptool.retraining.plan import Result, RunOutcome
 from steptool.retraining.promotion import (
     copy_model,
     describe_failure,

@@ -3,11 +3,11 @@ from collections.abc import Callable
 
 import pytest
 
-from steptool.artifacts.queries import QueryTable, read_queries
-from steptool.contracts.columns import to_row
-from steptool.contracts.tables import read_records, write_records
 from steptool.judge.annotator import StepScore
 from steptool.records import Query, Reference, Step, StepReward, StepStatus, Trajectory
+from steptool.records.columns import to_row
+from steptool.records.episodes import QueryTable, read_queries
+from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import ANNOTATORS, annotate, annotate_file, make_annotator
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from steptool.records import Reference, StopReason
-from steptool.rewards.answers import is_solved, matches_reference
+from steptool.rewards.observations import is_solved, matches_reference
 
 
 @pytest.mark.parametrize(

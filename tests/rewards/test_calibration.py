@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import ToolsConfig, load_config
 from steptool.data.ingest import ingest
 from steptool.environments.base import Environment
-from steptool.environments.bfcl.package import is_installed
+from steptool.environments.bfcl.tasks import is_installed
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import FINISH, Query, ToolCall
+from steptool.records.episodes import read_queries
 from steptool.rewards.agreement import confusion, kappa
 from steptool.rewards.annotators import annotate, make_annotator
 

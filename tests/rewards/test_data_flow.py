@@ -1,6 +1,6 @@
 import pytest
 
-from steptool.chat.tools import annotate_tool
+from steptool.chat.calls import annotate_tool
 from steptool.records import StopReason
 from steptool.rewards.rules import DataFlowRules, OverlapRules
 

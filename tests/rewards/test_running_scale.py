@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.rewards.running_scale import RunningScale
+from steptool.rewards.compose import RunningScale
 
 ROUNDS = st.lists(st.lists(st.floats(-10, 10), max_size=6), min_size=1, max_size=5)
 

@@ -1,8 +1,8 @@
 import pytest
 
-from steptool.chat.tools import annotate_tool
+from steptool.chat.calls import annotate_tool
 from steptool.records import Step, StepStatus, ToolCall
-from steptool.rewards.writes import changes_state, tools_that_write
+from steptool.rewards.data_flow import changes_state, tools_that_write
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.config import Config, EvaluationConfig
-from steptool.contracts.tables import write_records
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import Query, Trajectory
+from steptool.records.tables import write_records
 from steptool.rollout.schedule import evaluation_queries, round_positions, round_queries, shard_positions
 
 

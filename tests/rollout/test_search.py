@@ -12,11 +12,11 @@ from play_fixtures import NoteCodec
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import render
 from steptool.config import RolloutConfig, SearchConfig
-from steptool.contracts.columns import from_row, to_row
 from steptool.environments.desk.environment import DeskEnvironment, DeskSession
 from steptool.environments.desk.tasks import LONG, draw_query
 from steptool.environments.desk.tools import TOOLS
 from steptool.records import Query, StopReason, ToolCall, Trajectory
+from steptool.records.columns import from_row, to_row
 
 A, B, C, D = (render(ToolCall("get", {"key": key})) for key in ("a", "b", "c", "dd"))
 SEVEN = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from steptool.artifacts.layout import EVALUATION, TRAINING
+from steptool.artifacts.lineage import EVALUATION, TRAINING
 from steptool.storage.publishing import MANIFEST, TargetError, check_target, deliver, publish
 
 Contents = dict[str, str]

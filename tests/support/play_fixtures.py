@@ -18,8 +18,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.chat.codec import ChatCodec
-from steptool.chat.finish import FINISH_SCHEMA
 from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.environments.base import Environment, Session, ToolResult

@@ -11,8 +11,8 @@ from flytekit.core.type_engine import TypeEngine
 from flytekit.models.core.types import BlobType
 from flytekit.models.literals import Blob, BlobMetadata, Literal, Scalar
 
-from steptool.contracts.tables import read_records
 from steptool.records import Evaluation, Trajectory
+from steptool.records.tables import read_records
 from tasks.evaluate import evaluate
 from tasks.ingest import ingest
 from tasks.rollout import rollout

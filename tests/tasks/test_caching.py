@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.runtime.version import code_version, registered_version
+from tasks.runtime.registration import code_version, registered_version
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from steptool.training.checkpoints import unpack
 from tasks.ppo import Improved
-from tasks.runtime.checkpoints import Checkpoints
+from tasks.runtime.artifacts import Checkpoints
 
 LEFT = "state.tar"
 POD = """

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from steptool.config import Config
-from steptool.contracts.tables import read_records
 from steptool.records import Metric, Trajectory
+from steptool.records.tables import read_records
 from tasks.ingest import Ingested, ingest
 from tasks.warm_start import Prepared, prepare
 

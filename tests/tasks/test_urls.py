@@ -6,8 +6,8 @@ from typing import Any
 
 import fsspec
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config
+from steptool.records.episodes import read_queries
 from tasks.ingest import fingerprint, ingest
 from tasks.warm_start import prepare
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steptool.artifacts.queries import read_queries
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, WarmStartConfig
-from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
 from steptool.environments.desk.expert import desk_demonstrations
 from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import EMBEDDED, load_tokenizer, train_tokenizer
 from steptool.records import Message, Query, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 from steptool.training.demonstrations import (
     TOO_LONG,
     UNENCODABLE,

@@ -8,7 +8,7 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 from steptool.models.actor import Actor
 from steptool.models.load import load_model
 from steptool.models.optimizer import adamw
-from steptool.training.algorithms.supervised import Supervised
+from steptool.training.algorithms.base import Supervised
 from steptool.training.plan import PassLimit
 from steptool.training.trainer import DivergedError, Settings, Trainer, warm_up_and_cosine
 

@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from steptool.config import PolicyConfig, WarmStartConfig
-from steptool.contracts.columns import to_row
-from steptool.contracts.tables import to_table
 from steptool.models.actor import Actor
 from steptool.models.batch import collate
 from steptool.models.load import load_model
 from steptool.records import Metric
+from steptool.records.columns import to_row
+from steptool.records.tables import to_table
 from steptool.training.warm_start import warm_start
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from steptool.config import Config
-from steptool.contracts.tables import read_records, write_records
 from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Cost, Query, StepReward, Trajectory
+from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import annotate, make_annotator
 from tasks.audit import audit
 from tasks.runtime.artifacts import Parquet, Shard, write_costs

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from steptool.artifacts.queries import read_queries
-from steptool.contracts.tables import read_records
 from steptool.records import Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))

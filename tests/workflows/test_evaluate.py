@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import load_config
 from steptool.config.base import ConfigError
-from steptool.contracts.tables import read_records, write_records
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import IngestError
 from steptool.records import Cost, Evaluation, Trajectory, Verdict
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records, write_records
 from workflows.evaluate import evaluate
 
 ROOT = Path(__file__).parents[2]

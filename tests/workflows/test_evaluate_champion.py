@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from steptool.config import Config
-from steptool.contracts.tables import read_records
 from steptool.models.load import EMBEDDED
 from steptool.records import Evaluation
+from steptool.records.tables import read_records
 from steptool.registry import Registry
 from workflows.evaluate_champion import evaluate_champion
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from steptool.config import Config
-from steptool.contracts.tables import read_records
 from steptool.records import Cost, Metric, StepReward, Verdict
+from steptool.records.tables import read_records
 from workflows.evaluate import evaluate
 from workflows.train import train
 

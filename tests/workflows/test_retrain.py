@@ -58,12 +58,12 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned from careless logs: what is in service at first."""
     import torch
 
-    from steptool.artifacts.queries import read_queries
     from steptool.chat.codec import ChatCodec
-    from steptool.contracts.tables import read_records
     from steptool.data.ingest import ingest
     from steptool.models.load import EMBEDDED, load_tokenizer
     from steptool.records import Trajectory
+    from steptool.records.episodes import read_queries
+    from steptool.records.tables import read_records
     from steptool.training.demonstrations import encode_demonstrations
     from steptool.training.warm_start import warm_start
 
@@ -228,8 +228,8 @@ def test_four_nights(nights: Nights) -> None:
 
 def _tasks_keep_their_split(nights: Nights) -> None:
     """No task was trained on that was held out on any night, and each version knows what it was trained on."""
-    from steptool.artifacts.queries import read_queries
-    from steptool.retraining.contamination import find_contaminated, read_trained_on
+    from steptool.records.episodes import read_queries
+    from steptool.retraining.gate import find_contaminated, read_trained_on
 
     splits: dict[str, str] = {}
     held_out: list[Query] = []

@@ -10,11 +10,11 @@ from flytekit import current_context
 from safetensors.torch import load_file
 
 from steptool.artifacts import lineage
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config, load_config
-from steptool.contracts.tables import read_records
 from steptool.models.load import load_model, load_tokenizer
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 from workflows.train import train
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from steptool.contracts.tables import write_records
 from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.tables import write_records
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))

@@ -11,14 +11,8 @@ from steptool.chat.formats.base import (
     Format,
     ParsedTurn,
 )
-from steptool.chat.formats.deepseek import DEEPSEEK
-from steptool.chat.formats.glm import GLM
-from steptool.chat.formats.gpt_oss import GPT_OSS
-from steptool.chat.formats.hermes import HERMES
-from steptool.chat.formats.llama import LLAMA
-from steptool.chat.formats.mistral import MISTRAL
-from steptool.chat.formats.qwen_xml import QWEN_XML
-from steptool.chat.formats.react import REACT
+from steptool.chat.formats.native import DEEPSEEK, GLM, GPT_OSS, LLAMA, MISTRAL, QWEN_XML
+from steptool.chat.formats.prompted import HERMES, REACT
 
 FORMATS = {f.name: f for f in (LLAMA, HERMES, QWEN_XML, GLM, DEEPSEEK, GPT_OSS, MISTRAL, REACT)}
 """All formats by name, in the order in which they are tried on a template. Hermes also reads Llama's bare object."""

@@ -13,9 +13,7 @@ from typing import TypeVar
 
 from steptool.data.ingest_log import IngestError, IngestLog, Record, UnusableError
 from steptool.data.readers.arrow import read_arrow, read_parquet
-from steptool.data.readers.compressed import content_suffix
-from steptool.data.readers.json_text import read_json, read_lines
-from steptool.data.readers.text_tables import read_text_table
+from steptool.data.readers.text import content_suffix, read_json, read_lines, read_text_table
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 RECORD_LIMIT = 1 << 26

@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any
 
-from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
+from steptool.chat.calls import GIVE_ANSWER, GIVE_UP
 from steptool.data.ingest_log import UnusableError
 from steptool.data.parsing import replace_half_pairs
 from steptool.records import FINISH

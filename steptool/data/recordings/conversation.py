@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from steptool.chat.finish import GIVE_ANSWER
+from steptool.chat.calls import GIVE_ANSWER
 from steptool.chat.formats import THINK_CLOSE, THINK_OPEN
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import as_text, excerpt, join_texts, parse_if_text, require

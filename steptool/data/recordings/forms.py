@@ -1,18 +1,27 @@
-"""Recordings of any known form: what a record holds says which form it has."""
+"""Recordings of any known form: what a record holds says which form it has; and the recordings that a
+playback names.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from steptool.data.ingest_log import IngestLog, Record, UnusableError
+from steptool.config import Config, EvaluatedPolicy
+from steptool.data.ingest_log import IngestError, IngestLog, Record, UnusableError
 from steptool.data.parsing import excerpt
 from steptool.data.readers.files import SUFFIXES, find_files, parse_records
 from steptool.data.recordings.conversation import DefaultTools, read_conversation
 from steptool.data.recordings.dialects import translate_record
-from steptool.data.recordings.recording import Recording
-from steptool.data.recordings.released import COLUMNS, read_released
-from steptool.data.recordings.toolbench import read_converted_answer, read_raw_answer
+from steptool.data.recordings.recording import Recording, make_trajectory
+from steptool.data.recordings.toolbench import COLUMNS, read_converted_answer, read_raw_answer, read_released
+from steptool.data.splits import text_key
+from steptool.data.tools import ToolCatalog
+from steptool.records import Query, Trajectory
+from steptool.records.tables import read_records
+from steptool.storage.remote import fetch
 
 _KNOWN = (
     "the fields messages; conversations; contents; input and output; chat and system; answer_generation; query, "
@@ -49,3 +58,44 @@ def read_recording(record: Record, default_tools: DefaultTools) -> Recording:
     except (AttributeError, KeyError, TypeError) as error:
         raise UnusableError("a path of another shape", f"{type(error).__name__}: {error}") from None
     raise UnusableError("no known form of recording", f"expected {_KNOWN}; there are {sorted(value)[:20]}")
+
+
+def policy_recordings(
+    policy: EvaluatedPolicy,
+    queries: Sequence[Query],
+    demonstrations: str | os.PathLike[str],
+    config: Config,
+    folder: Path,
+) -> list[Trajectory]:
+    """What a playback policy may play: the recordings that it names, fetched into the folder; else the demonstrations.
+
+    Nothing for a policy of another kind. Raises IngestError where it names recordings and a query has none.
+    """
+    if policy.kind != "playback":
+        return []
+    if not policy.recordings:
+        return read_records(demonstrations, Trajectory)
+    places = [fetch(place, folder / str(number)) for number, place in enumerate(policy.recordings)]
+    return match_recordings(queries, places, f"evaluation.policies: recordings of '{policy.name}'", config)
+
+
+def match_recordings(queries: Sequence[Query], places: Sequence[str], field: str, config: Config) -> list[Trajectory]:
+    """The first recording of each query in the files, as a trajectory, in the order of the queries.
+
+    A recording belongs to the query with its text. `field` is the field of the configuration that names the `places`.
+    Raises IngestError where a query has no usable recording.
+    """
+    log = IngestLog()
+    first: dict[str, Recording] = {}
+    for recording in read_recordings(places, field, ToolCatalog(config).tools, log):
+        first.setdefault(text_key(recording.instruction), recording)
+    missing = [query.query_id for query in queries if text_key(query.instruction) not in first]
+    if missing:
+        dropped = {name: count for name, count in log.counts.items() if "dropped" in name}
+        raise IngestError(
+            f"{field}: {len(missing)} of {len(queries)} queries have no recording in {', '.join(places)}, the first is "
+            f"'{missing[0]}' (recordings that cannot be used: {dropped or 'none'}); name files that hold them, or play "
+            "fewer queries with evaluation.recorded_only"
+        )
+    matched = [(query, first[text_key(query.instruction)]) for query in queries]
+    return [make_trajectory(recording.turns, recording.solved, query, 0) for query, recording in matched]

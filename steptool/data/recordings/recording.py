@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steptool.chat.finish import GIVE_ANSWER, GIVE_UP
+from steptool.chat.calls import GIVE_ANSWER, GIVE_UP
 from steptool.chat.messages import NO_CALL, call_message, tool_message
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import join_texts, parse_json
-from steptool.data.readers.compressed import content_stem
+from steptool.data.readers.text import content_stem
 from steptool.data.recordings.arguments import is_strict_object, read_arguments
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import (

@@ -1,17 +1,25 @@
-"""ToolBench's answers as recordings: its own form, with search trees and chains, and the form that ToolEval judges."""
+"""ToolBench's answers and StepTool's released training files as recordings.
+
+The first prompt holds the names of the tools and the query, each later one a tool's response; all end where the
+assistant begins. A response is Thought, Action and Action Input. The markup is that of the model it was made for.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from steptool.chat.finish import GIVE_ANSWER
+from steptool.chat.calls import GIVE_ANSWER
+from steptool.chat.formats import REACT
 from steptool.data.ingest_log import Record, UnusableError
-from steptool.data.parsing import as_text, excerpt, join_texts, parse_literal, require, require_text
+from steptool.data.parsing import as_text, excerpt, join_texts, parse_literal, require, require_text, unique
 from steptool.data.recordings.conversation import read_turns
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
-from steptool.data.tools import toolbench_tools
-from steptool.records import FINISH
+from steptool.data.tools import check_and_close, toolbench_tools
+from steptool.environments.toolbench.protocol import NAME_LIMIT
+from steptool.records import FINISH, ToolSchema
 
 Node = Mapping[str, Any]
 """A node of a search tree or chain; its children, if any, are further steps or other attempts."""
@@ -123,3 +131,126 @@ def _rank_finish(node: Node) -> int:
     if call.get("name") != FINISH:
         return 0
     return 2 if GIVE_ANSWER in as_text(call.get("arguments")) else 1
+
+
+COLUMNS = {"prompt", "response", "reward"}
+_TOOLS_HEADING = "access to the following APIs:"
+
+
+@dataclass(frozen=True)
+class _Markup:
+    """How a model's prompts are written: what opens a message of a role, and what ends one."""
+
+    opening: str
+    end: str
+    end_of_turn: str
+
+    def split(self, prompt: str, *roles: str) -> list[str] | None:
+        """The text of each of the roles in a prompt, in this order; None for a prompt of another form."""
+        opening, *others, last = [self.opening.format(role, Role=role.title()) for role in (*roles, "assistant")]
+        text = prompt.strip()
+        if not (text.startswith(opening) and text.endswith(self.end + last)):
+            return None
+        parts, rest = [], text[len(opening) : -len(self.end + last)]
+        for other in others:
+            part, opened, rest = rest.partition(self.end + other)
+            if not opened:
+                return None
+            parts.append(part)
+        return [part.strip() for part in (*parts, rest)]
+
+
+_MARKUPS = (
+    _Markup("<|im_start|>{0}", "<|im_end|>\n", "<|im_end|>"),
+    _Markup("<|start_header_id|>{0}<|end_header_id|>", "<|eot_id|>", "<|eot_id|>"),
+    _Markup("{Role}:", "\n", "</s>"),
+)
+
+
+def read_released(record: Record) -> Recording:
+    """A row of a released file. Raises UnusableError naming the column that is of another form."""
+    prompts, responses = _read_texts(record.value, "prompt"), _read_texts(record.value, "response")
+    rewards = _read_rewards(record.value)
+    if not len(prompts) == len(responses) == len(rewards):
+        sizes = f"{len(prompts)} prompts, {len(responses)} responses, {len(rewards)} rewards"
+        raise UnusableError("lists of different lengths", f"expected as many of each, got {sizes}")
+    markup, system, user = _read_opening(prompts)
+    observations = [_read_response(markup, text, n) for n, text in enumerate(prompts[1:], start=1)]
+    turns = [_read_turn(markup, *pair) for pair in zip(responses, [*observations, None], strict=True)]
+    recording = make_recording(
+        record, _read_instruction(user), _make_tools(_read_names(system)), turns, rewards[-1], rewards
+    )
+    if len(recording.turns) < len(turns):
+        raise UnusableError("steps after Finish", f"response[{len(recording.turns) - 1}] ends the episode")
+    return recording
+
+
+def _read_opening(prompts: list[str]) -> tuple[_Markup, str, str]:
+    for markup in _MARKUPS:
+        if prompts and (texts := markup.split(prompts[0], "system", "user")):
+            return markup, texts[0], texts[1]
+    expected = "a system's and a user's message and the assistant's opening"
+    raise UnusableError("a prompt of another form", f"prompt[0]: expected {expected}, got {excerpt(prompts[:1])}")
+
+
+def _read_response(markup: _Markup, prompt: str, number: int) -> str:
+    if texts := markup.split(prompt, "function"):
+        return texts[0]
+    expected = "a function's message and the assistant's opening"
+    raise UnusableError("a prompt of another form", f"prompt[{number}]: expected {expected}, got {excerpt(prompt)}")
+
+
+def _read_instruction(user: str) -> str:
+    instruction = user.removesuffix("Begin!").strip()
+    if not instruction:
+        raise UnusableError("no instruction", "prompt[0]: the user says nothing")
+    return instruction
+
+
+def _read_turn(markup: _Markup, response: str, observation: str | None) -> RecordedTurn:
+    """A response as a turn; one without a call that can be read is words."""
+    text = response.strip().removesuffix(markup.end_of_turn).strip()
+    parsed = REACT.parse(text)
+    if parsed.call is None:
+        return RecordedTurn("", "", text, observation)
+    arguments = json.dumps(dict(parsed.call.arguments), ensure_ascii=False)
+    return RecordedTurn(parsed.thought, parsed.call.name[-NAME_LIMIT:], arguments, observation)
+
+
+def _read_names(system: str) -> list[str]:
+    _, heading, listed = system.partition(_TOOLS_HEADING)
+    names = _read_list(listed, "prompt[0]") if heading else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        expected = f"a list of names after '{_TOOLS_HEADING}'"
+        raise UnusableError("tools of another form", f"prompt[0]: expected {expected}, got {excerpt(system)}")
+    return names
+
+
+def _make_tools(names: list[str]) -> tuple[ToolSchema, ...]:
+    """Schemas for names alone, which are cut as ToolBench does: any arguments."""
+    anything = {"type": "object", "properties": {}, "additionalProperties": True}
+    short = unique(name[-NAME_LIMIT:] for name in names)
+    functions = [{"name": name, "description": "", "parameters": anything} for name in short]
+    return check_and_close([{"type": "function", "function": function} for function in functions], "prompt[0]")
+
+
+def _read_texts(row: dict[str, Any], column: str) -> list[str]:
+    texts = _read_list(require(row, column, (str, list)), column)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UnusableError(
+            f"ill-typed field '{column}'", f"'{column}': expected a list of texts, got {excerpt(texts)}"
+        )
+    return texts
+
+
+def _read_rewards(row: dict[str, Any]) -> list[float]:
+    rewards = _read_list(require(row, "reward", (str, list)), "reward")
+    if not isinstance(rewards, list) or not all(isinstance(r, int | float) and 0 <= r <= 1 for r in rewards):
+        detail = f"'reward': expected a list of numbers from 0 to 1, got {excerpt(rewards)}"
+        raise UnusableError("ill-typed field 'reward'", detail)
+    return [float(reward) for reward in rewards]
+
+
+def _read_list(text: str | list[Any], where: str) -> Any:
+    """A list, or the text of one."""
+    return parse_literal(text, where) if isinstance(text, str) else text

@@ -1,18 +1,21 @@
-"""What a source of tasks and recordings is, and what it is given to work with."""
+"""What a source of tasks and recordings is, and the sources by name: those of this package and a class of your own."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from steptool.config import Config
+from steptool.config.base import ConfigError
 from steptool.data.ingest_log import IngestLog
 from steptool.data.readers.files import find_files
 from steptool.data.recordings.recording import Recording
 from steptool.data.reference_solutions import play_reference_solutions
 from steptool.data.tools import ToolCatalog
+from steptool.environments.catalog import import_object
 from steptool.records import Query, Trajectory
 
 
@@ -66,3 +69,24 @@ class Source:
         Without an override these are the reference solutions, played in the environments of their tasks.
         """
         return play_reference_solutions(queries, inputs.config, inputs.log)
+
+
+SOURCES = {
+    "bfcl": "steptool.data.sources.builtin:BfclSource",
+    "desk": "steptool.data.sources.builtin:DeskSource",
+    "jsonl": "steptool.data.sources.own_tasks:OwnTasksSource",
+    "recorded": "steptool.data.sources.builtin:RecordedSource",
+    "toolbench": "steptool.data.sources.toolbench:ToolBenchSource",
+}
+"""The sources of this package: their names and the places of their classes, imported when one is opened."""
+
+
+def open_source(name: str) -> Source:
+    """The source of that name, or of the user's own class `package.module:Class` or `path/to/file.py:Class`.
+
+    Raises ConfigError if there is no such class, and if the class is no source.
+    """
+    source = import_object(SOURCES.get(name, name), "data.source", "a class of sources")
+    if not (inspect.isclass(source) and issubclass(source, Source)):
+        raise ConfigError(f"data.source: expected a subclass of {Source.__module__}.Source, got {source!r}")
+    return source()

@@ -9,8 +9,8 @@ from typing import Any
 
 from steptool.data.ingest_log import IngestError, Record, UnusableError
 from steptool.data.parsing import excerpt, optional, require, require_text
-from steptool.data.readers.compressed import content_stem
 from steptool.data.readers.files import read_file
+from steptool.data.readers.text import content_stem
 from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.splits import SPLITS
 from steptool.data.tools import ToolCatalog, check_and_close

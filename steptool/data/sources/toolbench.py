@@ -9,11 +9,11 @@ from typing import Any
 
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import excerpt, optional, require, require_text
-from steptool.data.readers.compressed import content_stem
 from steptool.data.readers.files import parse_records
+from steptool.data.readers.text import content_stem
 from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.tools import distinct_name, function_schema, toolbench_type, with_finish
-from steptool.environments.toolbench.naming import REFERENCE, endpoint, function_name, parameter_name
+from steptool.environments.toolbench.protocol import REFERENCE, endpoint, function_name, parameter_name
 from steptool.records import Query, Reference, ToolSchema
 
 DESCRIPTION_LIMIT = 256

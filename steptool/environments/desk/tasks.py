@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.environments.desk.database import CITIES, CURRENCIES, Database, make_database
 from steptool.environments.desk.goals import (

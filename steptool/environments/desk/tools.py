@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from steptool.chat.tools import annotate_tool
+from steptool.chat.calls import annotate_tool
 from steptool.environments.desk.database import CITIES, CURRENCIES, KINDS, Database, Record, flight_between
 from steptool.records import ToolSchema
 

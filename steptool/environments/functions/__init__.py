@@ -1,3 +1,3 @@
 """Python functions as tools."""
 
-from steptool.environments.functions.signatures import read_only as read_only
+from steptool.environments.functions.toolbox import read_only as read_only

@@ -10,10 +10,10 @@ from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.functions.process import ProcessTools
-from steptool.environments.functions.signatures import function_schema
 from steptool.environments.functions.toolbox import (
     EpisodeTools,
     failed_result,
+    function_schema,
     load_toolbox,
 )
 from steptool.environments.schema import SchemaError, arguments_check, check_tools

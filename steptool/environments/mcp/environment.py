@@ -12,7 +12,7 @@ from typing import Any, Self
 from mcp import MCPError
 from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, EmbeddedResource, TextContent
 
-from steptool.artifacts.progress import printable
+from steptool.artifacts.metrics import printable
 from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult, TransportError

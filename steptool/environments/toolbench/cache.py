@@ -11,16 +11,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from steptool.artifacts.queries import read_queries
-from steptool.contracts.columns import ContractError
-from steptool.contracts.tables import read_records, record_class
 from steptool.environments.base import ToolResult
-from steptool.environments.replay.environment import answered_calls
-from steptool.environments.replay.responses import Responses
+from steptool.environments.replay import Responses, answered_calls
 from steptool.environments.toolbench.environment import response_key
-from steptool.environments.toolbench.naming import endpoints
-from steptool.environments.toolbench.protocol import from_server
+from steptool.environments.toolbench.protocol import endpoints, from_server
 from steptool.records import Query, Trajectory
+from steptool.records.columns import ContractError
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records, record_class
 
 
 def record(responses: Responses, queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> int:

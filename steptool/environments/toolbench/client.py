@@ -10,8 +10,7 @@ from typing import Any
 import httpx2
 
 from steptool.environments.base import ToolResult, TransportError
-from steptool.environments.toolbench.naming import Endpoint
-from steptool.environments.toolbench.protocol import BAD_REPLY, TIMEOUT, observation_status, protocol_error
+from steptool.environments.toolbench.protocol import BAD_REPLY, TIMEOUT, Endpoint, observation_status, protocol_error
 from steptool.records import StepStatus
 from steptool.storage.redaction import Redactor
 

@@ -12,11 +12,9 @@ from typing import Self
 from steptool.config import ToolBenchConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, ToolResult
-from steptool.environments.replay.environment import ReplaySession, fail_unrecorded
-from steptool.environments.replay.responses import Responses, call_key
+from steptool.environments.replay import ReplaySession, Responses, call_key, fail_unrecorded
 from steptool.environments.toolbench.client import VirtualClient
-from steptool.environments.toolbench.naming import Endpoint, endpoints
-from steptool.environments.toolbench.protocol import protocol_error
+from steptool.environments.toolbench.protocol import Endpoint, endpoints, protocol_error
 from steptool.records import Query, StepStatus, ToolCall, Trajectory
 
 

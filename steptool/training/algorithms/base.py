@@ -1,4 +1,6 @@
-"""What an algorithm is: what it takes of a round, its loss, what it reports."""
+"""What an algorithm is: what it takes of a round, its loss, what it reports; and supervised learning, which needs
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from steptool.config import Config
 from steptool.models.actor import Actor
 from steptool.models.batch import Indices, TokenBatch
 from steptool.records import Advantage, Metric, StepReward, Trajectory
-from steptool.rewards.running_scale import NO_REWARDS_SEEN, RunningScale
+from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.plan import mini_batches
 from steptool.training.scores import Scores
 
@@ -115,3 +117,11 @@ class Algorithm(Objective):
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Keep what the loss needs of the scores on the device of the model; returns the advantage of each step."""
         raise NotImplementedError(f"{type(self).__name__} sets needs_scores, so it has to say what it does with them")
+
+
+class Supervised(Objective):
+    """Mean negative log-likelihood of the action tokens of an optimizer step (nats per token)."""
+
+    def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
+        """The pass's share of it."""
+        return LossTerms(-actor(part.batch).log_probs_N.sum() / float(len(part.step_places_n)))

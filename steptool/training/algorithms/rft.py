@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from steptool.models.batch import Indices
 from steptool.records import Metric, StepReward, Trajectory
-from steptool.rewards.running_scale import RunningScale
-from steptool.training.algorithms.base import Algorithm, Selection
-from steptool.training.algorithms.supervised import Supervised
+from steptool.rewards.compose import RunningScale
+from steptool.training.algorithms.base import Algorithm, Selection, Supervised
 from steptool.training.plan import grouped_batches, updates_per_epoch
 
 

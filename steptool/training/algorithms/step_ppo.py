@@ -18,8 +18,7 @@ from torch import Tensor
 from steptool.config import Config
 from steptool.models.actor import ActionOutputs, Actor
 from steptool.records import Advantage, StepReward, Trajectory
-from steptool.rewards.compose import step_rewards
-from steptool.rewards.running_scale import RunningScale
+from steptool.rewards.compose import RunningScale, step_rewards
 from steptool.training import credit, losses
 from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection
 from steptool.training.scores import Floats, Scores

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from steptool.contracts.columns import from_row, to_row
 from steptool.data.ingest_log import IngestError, IngestLog, UnusableError
 from steptool.data.readers.files import SUFFIXES, find_files, parse_records
 from steptool.records import Query, Reference
+from steptool.records.columns import from_row, to_row
 
 
 def test_a_saved_dataset_is_its_data_files_alone(tmp_path, read_values):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.chat.formats import DEEPSEEK, GLM, LLAMA, MISTRAL, QWEN_XML
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.recordings.forms import read_recording

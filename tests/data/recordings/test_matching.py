@@ -4,7 +4,7 @@ import pytest
 
 from steptool.config import Config, EvaluatedPolicy
 from steptool.data.ingest_log import IngestError
-from steptool.data.recordings.matching import policy_recordings
+from steptool.data.recordings.forms import policy_recordings
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import draw_query
 from steptool.policies.catalog import open_policy

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config
-from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.recordings.recording import make_query, make_trajectory
-from steptool.data.recordings.released import read_released
+from steptool.data.recordings.toolbench import read_released
 from steptool.records import FINISH, StepReward, StopReason, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 
 NAMES = "['tides_for_sea', 'waves_for_sea', 'Finish']"
 SYSTEM = f"Specifically, you have access to the following APIs: {NAMES}"

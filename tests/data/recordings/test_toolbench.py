@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.chat.finish import FINISH_SCHEMA
-from steptool.contracts.tables import read_records, write_records
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.data.ingest_log import IngestLog, Record, UnusableError
 from steptool.data.recordings.forms import read_recording, read_recordings
 from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.records import FINISH, StepStatus, StopReason, Trajectory
+from steptool.records.tables import read_records, write_records
 
 FILE = Path("G9_answer") / "7_model.json"
 

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.config.data import SOURCE_NAMES
-from steptool.contracts.tables import read_records
 from steptool.data.ingest import ingest
 from steptool.data.inputs import fingerprint, list_files
-from steptool.data.sources.base import Source
-from steptool.data.sources.catalog import SOURCES, open_source
+from steptool.data.sources.base import SOURCES, Source, open_source
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 
 OWN = """
 from steptool.data.ingest_log import Record, UnusableError

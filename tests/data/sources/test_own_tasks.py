@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.data.ingest_log import IngestError, IngestLog

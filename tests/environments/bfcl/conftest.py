@@ -3,10 +3,9 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.finish import FINISH_SCHEMA
+from steptool.chat.calls import FINISH_SCHEMA
 from steptool.environments.bfcl.environment import BfclEnvironment
-from steptool.environments.bfcl.package import is_installed, schemas
-from steptool.environments.bfcl.tasks import bfcl_queries
+from steptool.environments.bfcl.tasks import bfcl_queries, is_installed, schemas
 from steptool.records import Query, Reference
 
 Calls = Sequence[tuple[str, dict[str, Any]]]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config
 from steptool.config.base import ConfigError
-from steptool.contracts.tables import write_records
 from steptool.environments.bfcl.environment import BfclEnvironment
 from steptool.environments.bfcl.tasks import CATEGORIES, bfcl_queries, parse_call
 from steptool.environments.catalog import open_environment
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.records import FINISH, Query, ToolCall
+from steptool.records.episodes import read_queries
+from steptool.records.tables import write_records
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.chat.tools import reads_only
+from steptool.chat.calls import reads_only
 from steptool.config import Config
 from steptool.environments.desk import tasks
 from steptool.environments.desk.environment import DeskEnvironment

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from steptool.chat.tools import reads_only
+from steptool.chat.calls import reads_only
 from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.environments.base import ToolResult, VerdictError

@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steptool.artifacts.queries import read_queries
 from steptool.config import Config, ToolsConfig
-from steptool.contracts.columns import ContractError
-from steptool.contracts.tables import read_records, write_records
 from steptool.data.ingest import ingest
 from steptool.environments.base import ToolResult
 from steptool.environments.catalog import open_environment
-from steptool.environments.replay.responses import Responses
+from steptool.environments.replay import Responses
 from steptool.environments.toolbench.cache import build, main, record
 from steptool.environments.toolbench.environment import ToolBenchEnvironment
 from steptool.records import Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.records.columns import ContractError
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records, write_records
 
 OK, FAILED = StepStatus.OK, StepStatus.TOOL_ERROR
 BERN = {"town": "Bern"}

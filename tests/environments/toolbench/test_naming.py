@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.environments.toolbench.naming import endpoint, endpoints, function_name
+from steptool.environments.toolbench.protocol import endpoint, endpoints, function_name
 from steptool.records import Query, Reference
 
 

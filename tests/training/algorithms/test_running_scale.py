@@ -5,7 +5,7 @@ import numpy as np
 
 from steptool.config import Config
 from steptool.records import StepReward, Trajectory
-from steptool.rewards.running_scale import RunningScale
+from steptool.rewards.compose import RunningScale
 from steptool.training.rounds import train_round
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steptool.contracts.columns import to_row
-from steptool.contracts.tables import to_table
+from steptool.models.actor import ValueHead, save_value_head
 from steptool.models.load import load_model, load_tokenizer
-from steptool.models.value_head import ValueHead, save_value_head
 from steptool.records import Advantage, Metric
+from steptool.records.columns import to_row
+from steptool.records.tables import to_table
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.rounds import train_round
 

@@ -1,0 +1,249 @@
+"""Formats that families of models write by themselves: DeepSeek, GLM, gpt-oss, Llama 3.1, Mistral, Qwen 3.5."""
+
+from __future__ import annotations
+
+import re
+
+from steptool.chat.calls import read_call, read_json, write_json
+from steptool.chat.formats.base import (
+    CALL_CLOSE,
+    CALL_OPEN,
+    RESPONSE,
+    ChatFormat,
+    Format,
+    read_bare_object,
+    read_between_tags,
+    refuse_response,
+    write_value,
+)
+from steptool.records import ToolCall
+
+_CALLS_BEGIN, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+_BEGIN, _SEPARATOR, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_BODY = re.compile(rf"(?:function{_SEPARATOR}([^\n]+)\n```json\n(.*?)\n?```|([^\n]+?){_SEPARATOR}(.*))\s*", re.DOTALL)
+"""V3 and R1 write "function", the name and a fence; V3.1 writes the name and the bare object."""
+
+
+def _write_deepseek(call: ToolCall, thought: str) -> str:
+    arguments = write_json(dict(call.arguments), (*DEEPSEEK.marks, "```"))
+    body = f"function{_SEPARATOR}{call.name}\n```json\n{arguments}\n```"
+    return f"{thought}{_CALLS_BEGIN}{_BEGIN}{body}{_END}{_CALLS_END}"
+
+
+def _read_deepseek(text: str, start: int) -> tuple[int, ToolCall]:
+    begin = text.find(_BEGIN, start)
+    if begin < 0:
+        raise ValueError("no tool call")
+    body, end, rest = text[begin + len(_BEGIN) :].rpartition(_END)
+    if not end:
+        raise ValueError("tool call not closed")
+    if _BEGIN in body:
+        raise ValueError("more than one tool call")
+    thought = text[:begin].rstrip().removesuffix(_CALLS_BEGIN)
+    opened = thought != text[:begin].rstrip()
+    if opened and _CALLS_END not in rest:
+        raise ValueError("tool call not closed")
+    if (rest.replace(_CALLS_END, "", 1) if opened else rest).strip():
+        raise ValueError("text after the tool call")
+    refuse_response(thought[start:])
+    match = _BODY.fullmatch(body)
+    if not match:
+        raise ValueError(f"tool call without {_SEPARATOR}")
+    name, arguments = (match[1], match[2]) if match[1] else (match[3], match[4])
+    return len(thought), read_call({"name": name.strip(), "arguments": read_json(arguments)})
+
+
+DEEPSEEK = Format(
+    ChatFormat.DEEPSEEK,
+    f"{_CALLS_BEGIN}{_BEGIN}function{_SEPARATOR}<name of the tool>\n```json\n<object>\n```{_END}{_CALLS_END}",
+    RESPONSE,
+    (_CALLS_BEGIN, _CALLS_END, _BEGIN, _SEPARATOR, _END),
+    _write_deepseek,
+    _read_deepseek,
+)
+
+
+_NAME = re.compile(r"\s*([^\s<]+)\s*")
+_PAIR = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
+
+
+def _write_glm(call: ToolCall, thought: str) -> str:
+    pairs = "".join(
+        f"<arg_key>{name}</arg_key>\n<arg_value>{write_value(value)}</arg_value>\n"
+        for name, value in call.arguments.items()
+    )
+    text = f"{CALL_OPEN}{call.name}\n{pairs}{CALL_CLOSE}"
+    return f"{thought}\n{text}" if thought else text
+
+
+def _read_glm(text: str, start: int) -> tuple[int, ToolCall]:
+    begin, body = read_between_tags(text, start)
+    name = _NAME.match(body)
+    if not name:
+        raise ValueError("tool call without name")
+    arguments, end = {}, name.end()
+    while pair := _PAIR.match(body, end):
+        arguments[pair[1]], end = pair[2], pair.end()
+    if body[end:].strip():
+        raise ValueError("tool call with text besides its arguments")
+    return begin, ToolCall(name[1], arguments)
+
+
+GLM = Format(
+    ChatFormat.GLM,
+    "<tool_call><name of the tool>\n<arg_key><name></arg_key>\n<arg_value><value></arg_value>\n</tool_call>",
+    RESPONSE,
+    (CALL_OPEN, CALL_CLOSE, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    _write_glm,
+    _read_glm,
+    textual=True,
+)
+
+
+_START, _MESSAGE, _END, _CHANNEL = "<|start|>", "<|message|>", "<|end|>", "<|channel|>"
+_ASSISTANT = f"{_START}assistant"
+_RECIPIENT = re.compile(r"to=functions\.")
+_HEADER = re.compile(
+    r"\s*(?:<\|start\|>assistant)?(?:<\|channel\|>\w+)?\s*to=functions\.([^\s<]+)\s*"
+    r"(?:<\|channel\|>\w+)?\s*(?:<\|constrain\|>)?\s*(?:json)?\s*"
+)
+"""The header of a call. The recipient stands before the channel or behind it."""
+_ANALYSIS = re.compile(rf"{re.escape(_CHANNEL)}analysis{re.escape(_MESSAGE)}(.*?){re.escape(_END)}", re.DOTALL)
+
+
+def _write_gpt_oss(call: ToolCall, thought: str) -> str:
+    analysis = f"{_CHANNEL}analysis{_MESSAGE}{thought}{_END}{_ASSISTANT}" if thought else ""
+    body = write_json(dict(call.arguments), GPT_OSS.marks)
+    return f"{analysis} to=functions.{call.name}{_CHANNEL}commentary json{_MESSAGE}{body}"
+
+
+def _read_gpt_oss(text: str, start: int) -> tuple[int, ToolCall]:
+    """The call in the last message of the turn. The prompt has written the first message's <|start|>assistant."""
+    head, _, body = text.rpartition(_MESSAGE)
+    begin = max(head.rfind(_START), 0)
+    header = _HEADER.fullmatch(head[begin:])
+    recipients = len(_RECIPIENT.findall(head))
+    if recipients > 1:
+        raise ValueError("more than one tool call")
+    if not header:
+        raise ValueError("text after the tool call" if recipients else "no tool call")
+    refuse_response(head)
+    if f"{_START}functions." in head:
+        raise ValueError("a tool's response before the tool call")
+    return begin, read_call({"name": header[1], "arguments": read_json(body)})
+
+
+def _read_thought(text: str) -> str:
+    return "\n".join(_ANALYSIS.findall(text)).strip()
+
+
+GPT_OSS = Format(
+    ChatFormat.GPT_OSS,
+    f" to=functions.<name of the tool>{_CHANNEL}commentary json{_MESSAGE}<object>",
+    RESPONSE,
+    (_START, _MESSAGE, _END, _CHANNEL, "<|constrain|>"),
+    _write_gpt_oss,
+    _read_gpt_oss,
+    _read_thought,
+)
+
+
+PYTHON_TAG = "<|python_tag|>"
+
+
+def _write_llama(call: ToolCall, thought: str) -> str:
+    body = write_json({"name": call.name, "parameters": dict(call.arguments)}, LLAMA.marks)
+    return f"{thought}{PYTHON_TAG}{body}" if thought else body
+
+
+def _read_llama(text: str, start: int) -> tuple[int, ToolCall]:
+    begin = text.find(PYTHON_TAG, start)
+    if begin < 0 or text[start:].lstrip().startswith("{"):
+        return read_bare_object(text, start)
+    refuse_response(text[start:begin])
+    return begin, read_call(read_json(text[begin + len(PYTHON_TAG) :]))
+
+
+LLAMA = Format(
+    ChatFormat.LLAMA,
+    '{"name": <name of the tool>, "parameters": <object>}',
+    RESPONSE,
+    (PYTHON_TAG,),
+    _write_llama,
+    _read_llama,
+)
+
+
+_CALLS, _ARGUMENTS, _CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+_NAMED = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\][^\s\[]*)?\s*\[ARGS\](.*)", re.DOTALL)
+
+
+def _write_mistral(call: ToolCall, thought: str) -> str:
+    body = write_json([{"name": call.name, "arguments": dict(call.arguments)}], MISTRAL.marks)
+    return f"{thought}{_CALLS} {body}"
+
+
+def _read_mistral(text: str, start: int) -> tuple[int, ToolCall]:
+    begin = text.find(_CALLS, start)
+    if begin < 0:
+        raise ValueError("no tool call")
+    refuse_response(text[start:begin])
+    body = text[begin + len(_CALLS) :]
+    if _CALLS in body:
+        raise ValueError("more than one tool call")
+    named = _NAMED.fullmatch(body)
+    if named:
+        return begin, read_call({"name": named[1], "arguments": read_json(named[2])})
+    calls = read_json(body)
+    if not isinstance(calls, list) or not calls:
+        raise ValueError("tool calls are not a list")
+    if len(calls) > 1:
+        raise ValueError("more than one tool call")
+    call = calls[0]
+    return begin, read_call({k: v for k, v in call.items() if k != "id"} if isinstance(call, dict) else call)
+
+
+MISTRAL = Format(
+    ChatFormat.MISTRAL,
+    f'{_CALLS} [{{"name": <name of the tool>, "arguments": <object>}}]',
+    RESPONSE,
+    (_CALLS, _ARGUMENTS, _CALL_ID),
+    _write_mistral,
+    _read_mistral,
+)
+
+
+_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*)</function>\s*", re.DOTALL)
+_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
+
+
+def _write_qwen_xml(call: ToolCall, thought: str) -> str:
+    parameters = "".join(
+        f"<parameter={name}>\n{write_value(value)}\n</parameter>\n" for name, value in call.arguments.items()
+    )
+    text = f"{CALL_OPEN}\n<function={call.name}>\n{parameters}</function>\n{CALL_CLOSE}"
+    return f"{thought}\n\n{text}" if thought else text
+
+
+def _read_qwen_xml(text: str, start: int) -> tuple[int, ToolCall]:
+    begin, body = read_between_tags(text, start)
+    function = _FUNCTION.fullmatch(body)
+    if not function:
+        raise ValueError("tool call without <function=name> and </function>")
+    arguments, end = {}, 0
+    while parameter := _PARAMETER.match(function[2], end):
+        arguments[parameter[1]], end = parameter[2], parameter.end()
+    if function[2][end:].strip():
+        raise ValueError("tool call with text besides its parameters")
+    return begin, ToolCall(function[1], arguments)
+
+
+QWEN_XML = Format(
+    ChatFormat.QWEN_XML,
+    "<tool_call>\n<function=<name of the tool>>\n<parameter=<name>>\n<value>\n</parameter>\n</function>\n</tool_call>",
+    RESPONSE,
+    (CALL_OPEN, CALL_CLOSE, "</function>", "</parameter>"),
+    _write_qwen_xml,
+    _read_qwen_xml,
+    textual=True,
+)

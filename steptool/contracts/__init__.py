@@ -1,1 +1,0 @@
-"""Records in Parquet files: how a dataclass becomes a contract, and how its records are written, checked and read."""

@@ -1,0 +1,215 @@
+"""Files of text as a stream of records: JSON, lines, tables; also compressed with gzip or zstd."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+from collections.abc import Iterator
+from itertools import count
+from json import JSONDecoder
+from pathlib import Path
+from typing import IO, Any, cast
+
+from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.parsing import parse_json, replace_half_pairs
+
+COMPRESSED = (".gz", ".zst")
+_TEXT = (".json", ".jsonl", ".csv", ".tsv")
+"""Suffixes of files that are read where they are compressed as a whole; Parquet and Arrow compress their own parts."""
+
+
+def content_suffix(file: Path) -> str:
+    """The suffix that says what a file holds: `.jsonl` of `logs.jsonl.gz`; empty where it is compressed otherwise."""
+    suffix = file.suffix.lower()
+    if suffix not in COMPRESSED:
+        return suffix
+    inner = Path(file.stem).suffix.lower()
+    return inner if inner in _TEXT else ""
+
+
+def content_stem(file: Path) -> str:
+    """The name of a file without the suffixes of its content and its compression: `logs` of `logs.jsonl.gz`."""
+    inner = content_suffix(file) if file.suffix.lower() in COMPRESSED else ""
+    return Path(file.stem).stem if inner else file.stem
+
+
+def open_bytes(file: Path) -> IO[bytes]:
+    """The content of a file as a stream, decompressed part by part."""
+    suffix = file.suffix.lower()
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.open(file, "rb"))
+    if suffix == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.input_stream(str(file), compression="zstd"))
+    return file.open("rb")
+
+
+def open_text(file: Path, encoding: str, errors: str = "strict", newline: str | None = None) -> IO[str]:
+    """The same as text."""
+    return io.TextIOWrapper(open_bytes(file), encoding=encoding, errors=errors, newline=newline)
+
+
+SHOWN = 2000
+"""Characters that are kept of a record that cannot be read."""
+_CHUNK = 1 << 20
+_WHITE = re.compile(r"[ \t\r\n]*")
+_AFTER = {"[": ("]", True, False), ",": ("", True, False), "]": ("", False, True)}
+"""After a mark of a list: the marks that may follow, whether an element may, and whether the list has ended."""
+
+
+def read_json(file: Path, limit: int) -> Iterator[Record]:
+    """A list is read element by element, several lines as JSON lines, and another document as one record."""
+    with open_bytes(file) as stream:
+        start = stream.read(_CHUNK)
+        begins = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+        document = None if begins.startswith(b"[") or _begins_with_lines(begins) else start + stream.read(limit)
+    if document is None:
+        yield from _read_list(file, limit) if begins.startswith(b"[") else read_lines(file, limit)
+    elif len(document) > limit:
+        raise UnusableError("a record too large", f"a document of more than {limit} bytes; write a record a line")
+    else:
+        yield from _read_members(file, parse_json(document.decode("utf-8-sig")))
+
+
+def _read_list(file: Path, limit: int) -> Iterator[Record]:
+    with open_text(file, "utf-8-sig") as text:
+        yield from (Record(file, n, element) for n, element in enumerate(_iterate_elements(text, limit)))
+
+
+def _begins_with_lines(start: bytes) -> bool:
+    """Whether the first line is a JSON object on its own, and another one follows."""
+    line, end, rest = start.partition(b"\n")
+    try:
+        return bool(end and rest.strip()) and isinstance(parse_json(line.decode()), dict)
+    except (UnusableError, UnicodeDecodeError):
+        return False
+
+
+def _read_members(file: Path, document: Any) -> Iterator[Record]:
+    """The document as one record. Answers converted for ToolEval are an object: each of its values is a record."""
+    table = document.items() if isinstance(document, dict) and "answer_generation" not in document else ()
+    if any(isinstance(value, dict) and isinstance(value.get("answer"), dict) for _, value in table):
+        yield from (Record(file, key, value) for key, value in table)
+    else:
+        yield Record(file, None, document)
+
+
+def _iterate_elements(stream: IO[str], limit: int) -> Iterator[Any]:
+    """Elements of the JSON list that a stream holds, one at a time. Raises UnusableError for other text."""
+    decoder, text, at, number = JSONDecoder(), "", 0, 0
+    marks, element_fits, done = "[", False, False
+    while True:
+        white = _WHITE.match(text, at)
+        at = white.end() if white else at
+        if at == len(text):
+            text, at = stream.read(_CHUNK), 0
+            if not text and done:
+                return
+            if not text:
+                raise UnusableError("not JSON", f"the file ends within its list, after {number} elements")
+        elif text[at] in marks:
+            marks, element_fits, done = _AFTER[text[at]]
+            at += 1
+        elif element_fits:
+            text, at, element = _read_element(decoder, stream, text, at, limit, number)
+            yield element
+            marks, element_fits, number = ",]", False, number + 1
+        else:
+            expected = f"one of {marks!r}" if marks else "nothing more"
+            raise UnusableError("not JSON", f"after {number} elements: expected {expected}, got {text[at : at + 80]!r}")
+
+
+def _read_element(
+    decoder: JSONDecoder, stream: IO[str], text: str, at: int, limit: int, number: int
+) -> tuple[str, int, Any]:
+    """Read the element that begins at a place of the text. Returns the text, the end of the element, and the element.
+
+    An element that ends with the text may go on (as a number does), so one more character is wanted.
+    """
+    while True:
+        try:
+            value, end = decoder.raw_decode(text, at)
+            if end < len(text):
+                return text, end, replace_half_pairs(value, text[at:end])
+            problem = "the file ends within its list"
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        text, at = text[at:], 0
+        more = stream.read(max(_CHUNK, len(text))) if len(text) <= limit else ""
+        if not more:
+            reason = "a record too large" if len(text) > limit else "not JSON"
+            raise UnusableError(reason, f"after {number} elements: {problem}")
+        text += more
+
+
+def read_lines(file: Path, limit: int) -> Iterator[Record]:
+    """One record for each line that is not empty; a bad line is a record with a fault."""
+    with open_bytes(file) as stream:
+        for number in count(1):
+            line = stream.readline(limit + 1)
+            if not line:
+                return
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if len(line) > limit:
+                _skip_line(stream, line)
+                fault = UnusableError("a record too large", f"a line of more than {limit} bytes")
+                yield Record(file, number, line[:SHOWN].decode(errors="replace"), fault)
+            elif line.strip():
+                yield _read_line(file, number, line)
+
+
+def _read_line(file: Path, number: int, line: bytes) -> Record:
+    try:
+        return Record(file, number, parse_json(line.decode()))
+    except UnicodeDecodeError as error:
+        fault = UnusableError("not UTF-8 text", str(error))
+    except UnusableError as error:
+        fault = error
+    return Record(file, number, line.decode(errors="replace")[:SHOWN], fault)
+
+
+def _skip_line(stream: IO[bytes], line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(_CHUNK)
+
+
+def read_text_table(file: Path, limit: int) -> Iterator[Record]:
+    """Rows of a table with a header: by tabs, or by commas where the header has no tab."""
+    csv.field_size_limit(limit)
+    with open_text(file, "utf-8-sig", errors="surrogateescape", newline="") as stream:
+        header = stream.readline(limit)
+        try:
+            header.encode()
+        except UnicodeEncodeError as error:
+            detail = f"the header: {error}; save the file as UTF-8"
+            raise UnusableError("not UTF-8 text", detail) from None
+    with open_text(file, "utf-8-sig", errors="surrogateescape", newline="") as stream:
+        rows = csv.DictReader(_bounded_lines(stream, limit), delimiter="\t" if "\t" in header else ",", strict=True)
+        for row in rows:
+            yield _record(file, rows.line_num, row)
+
+
+def _bounded_lines(stream: IO[str], limit: int) -> Iterator[str]:
+    """The lines of a stream. Raises UnusableError for one that is longer than the limit."""
+    while line := stream.readline(limit + 1):
+        if len(line) > limit:
+            raise UnusableError("a record too large", f"a line of more than {limit} characters")
+        yield line
+
+
+def _record(file: Path, number: int, row: dict[Any, Any]) -> Record:
+    value = {name: cell for name, cell in row.items() if name is not None}
+    if row.get(None) or None in value.values():
+        fault = UnusableError("a row of another width", f"expected {len(value)} cells, as the header has")
+    else:
+        try:
+            "".join(value.values()).encode()
+        except UnicodeEncodeError as error:
+            fault = UnusableError("not UTF-8 text", str(error))
+        else:
+            return Record(file, number, value)
+    return Record(file, number, repr(list(row.values()))[:SHOWN].encode(errors="replace").decode(), fault)

@@ -1,1 +1,0 @@
-"""Recorded responses in place of live tools."""

@@ -1,0 +1,285 @@
+"""Records in Parquet files: written whole or not at all, checked against their contract when written and when read.
+
+Both have a name of their own while they are written and are locked by their process. A lock ends with its process, even
+one that is killed. So whoever writes to the same place later removes what is not locked any more, and never what
+another process is still writing.
+
+Every file carries the contract's name and version in its metadata.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from steptool.records.columns import (
+    JSON_LIST,
+    Contract,
+    ContractError,
+    Row,
+    contract_of,
+    declared_class,
+    from_batch,
+    to_row,
+)
+
+
+@contextmanager
+def write_whole(target: Path) -> Iterator[Path]:
+    """A path to write to, beside the target, whose name it gets at the end unless an error is raised."""
+    name = hashlib.sha256(target.name.encode()).hexdigest()[:12]
+    with _open_partial(target.parent, name, Path.touch) as partial:
+        try:
+            yield partial
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """An empty folder in another one, which is removed at the end."""
+    with _open_partial(parent, name, Path.mkdir) as folder:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _open_partial(parent: Path, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Remove what former processes have left under the name; make a file or folder and hold its lock."""
+    with ExitStack() as stack:
+        with _lock(parent, fcntl.LOCK_EX):  # nobody tidies up between the making and the lock
+            for path in parent.glob(f".steptool-{name}-*.partial"):
+                with suppress(OSError), _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):  # locked: it is being written
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            partial = parent / f".steptool-{name}-{uuid.uuid4().hex}.partial"
+            make(partial)
+            stack.enter_context(_lock(partial, fcntl.LOCK_EX))
+        yield partial
+
+
+@contextmanager
+def _lock(path: Path, operation: int) -> Iterator[None]:
+    """Hold the lock of a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+R = TypeVar("R")
+Place = str | os.PathLike[str]
+_PART_ROWS, _PART_SIZE = 8192, 1 << 25
+"""Rows that are held in memory and written at once: at most so many, of about so many characters and list items."""
+_FLAT_BATCH, _NESTED_BATCH = 1024, 64
+"""Records that are read at once; those with lists, such as tokens, may be large."""
+_ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
+
+
+def write_records(path: Place, records: Iterable[R], cls: type[R]) -> Path:
+    """Write records under the contract of their class, a part at a time: they need not fit into memory.
+
+    The file appears whole under its name or not at all.
+    """
+    return write_rows(path, map(to_row, records), cls)
+
+
+def write_rows(path: Place, rows: Iterable[Mapping[str, Any]], cls: type) -> Path:
+    """Write records that are given as they lie in the file."""
+    return _write_tables(path, _parts(rows, cls), contract_of(cls))
+
+
+def write_table(path: Place, table: pa.Table, cls: type) -> Path:
+    """Write a table that already has the contract's schema."""
+    return _write_tables(path, [table], contract_of(cls))
+
+
+def read_records(path: Place, cls: type[R]) -> list[R]:
+    """The records of a file. Raises ContractError if it is not of this contract and version."""
+    return list(iterate_records(path, cls))
+
+
+def iterate_records(path: Place, cls: type[R]) -> Iterator[R]:
+    """The records of a file, a few at a time in memory."""
+    nested = any(pa.types.is_nested(field.type) for field in contract_of(cls).schema)
+    for batch in _batches(path, cls, _NESTED_BATCH if nested else _FLAT_BATCH):
+        try:
+            records = from_batch(batch, cls)
+        except ContractError as error:
+            raise ContractError(f"{path}: {error}") from error
+        yield from records
+
+
+def read_rows(path: Place, cls: type) -> list[Row]:
+    """The records of a file as they lie in it."""
+    rows: list[Row] = read_table(path, cls).to_pylist()
+    return rows
+
+
+def iterate_rows(
+    path: Place, cls: type, batch_size: int = _FLAT_BATCH, columns: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """The records of a file as they lie in it, streamed; of these columns alone if they are given."""
+    for batch in _batches(path, cls, batch_size, columns):
+        with _damage_named(path):
+            rows = batch.to_pylist()
+        yield from rows
+
+
+def _batches(path: Place, cls: type, batch_size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    contract = contract_of(cls)
+    _check_metadata(path, contract)
+    with _damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        _check_schema(file.schema_arrow, contract, str(path))
+        yield from file.iter_batches(batch_size=batch_size, columns=columns)
+
+
+def read_table(path: Place, cls: type) -> pa.Table:
+    """A file as an Arrow table. Raises ContractError if it is not of this contract and version."""
+    contract = contract_of(cls)
+    _check_metadata(path, contract)
+    with _damage_named(path):
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+    _check_schema(table.schema, contract, str(path))
+    return table
+
+
+def concatenate(paths: Sequence[Place], cls: type, target: Place) -> Path:
+    """Join files of one contract into one."""
+    if not paths:
+        raise ContractError(f"{contract_of(cls).name}: nothing to join into {target}")
+    return _write_tables(target, (read_table(path, cls) for path in paths), contract_of(cls))
+
+
+def contract_name(path: Place) -> str:
+    """Name of the contract that a Parquet file carries; "(none)" if it carries none."""
+    return _metadata(path).get(b"steptool.contract", b"(none)").decode()
+
+
+def record_class(path: Place) -> type | None:
+    """The class whose contract a Parquet file carries; None if it carries none that is known."""
+    return declared_class(contract_name(path))
+
+
+def to_table(rows: Iterable[Mapping[str, Any]], cls: type, first: int = 0) -> pa.Table:
+    """Rows as a table of a contract. Raises ContractError naming the row and the field that does not fit.
+
+    `first` is the number of the first row, for the message.
+    """
+    listed, contract = list(rows), contract_of(cls)
+    _check_fields(listed, contract, first)
+    try:
+        text = [f.with_type(pa.list_(pa.string())) if f.type == JSON_LIST else f for f in contract.schema]
+        return pa.Table.from_pylist(listed, schema=pa.schema(text)).cast(contract.schema)
+    except _ARROW_ERRORS as error:
+        raise ContractError(f"{contract}: {_culprit(listed, contract, first)} ({error})") from error
+
+
+def _check_fields(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> None:
+    names = [column.name for column in contract.columns]
+    required = [column.name for column in contract.columns if not column.nullable]
+    expected = set(names)
+    for number, row in enumerate(rows, start=first):
+        if row.keys() != expected:
+            missing, unknown = [n for n in names if n not in row], [n for n in row if n not in names]
+            raise ContractError(f"{contract}, row {number}: missing fields {missing}, unknown fields {unknown}")
+        for name in required:
+            if row[name] is None:
+                raise ContractError(f"{contract}, row {number}: field '{name}' is missing")
+
+
+def _culprit(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> str:
+    for number, row in enumerate(rows, start=first):
+        for column in contract.columns:
+            try:
+                pa.array([row[column.name]], type=column.stored.type)
+            except _ARROW_ERRORS:
+                value = row[column.name]
+                return f"row {number}, field '{column.name}': expected {column.stored.type}, got {value!r}"
+    return "the rows do not fit the schema"
+
+
+def _parts(rows: Iterable[Mapping[str, Any]], cls: type) -> Iterator[pa.Table]:
+    """Rows in tables of a bounded size."""
+    part: list[Mapping[str, Any]] = []
+    done = size = 0
+    for row in rows:
+        part.append(row)
+        size += sum(len(value) for value in row.values() if hasattr(value, "__len__"))
+        if len(part) == _PART_ROWS or size >= _PART_SIZE:
+            yield to_table(part, cls, done)
+            done, size, part = done + len(part), 0, []
+    if part:
+        yield to_table(part, cls, done)
+
+
+def _write_tables(path: Place, tables: Iterable[pa.Table], contract: Contract) -> Path:
+    metadata = {"steptool.contract": contract.name, "steptool.version": str(contract.version)}
+    schema = contract.schema.with_metadata(metadata)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        write_whole(target) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for table in tables:
+            _check_schema(table.schema, contract, str(path))
+            writer.write_table(table.select(schema.names).cast(schema))
+    return target
+
+
+@contextmanager
+def _damage_named(path: Place) -> Iterator[None]:
+    """Turn what Arrow raises for a damaged file into an error that names it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the file's content
+        raise ContractError(f"{path}: damaged, encrypted or not a Parquet file ({error})") from error
+
+
+def _metadata(path: Place) -> dict[bytes, bytes]:
+    with _damage_named(path):
+        return pq.read_schema(path).metadata or {}
+
+
+def _check_metadata(path: Place, contract: Contract) -> None:
+    if not Path(path).is_file():
+        raise ContractError(f"{path}: no such file; expected a Parquet file of contract '{contract.name}'")
+    name = contract_name(path)
+    version = _metadata(path).get(b"steptool.version", b"(none)").decode()
+    if (name, version) != (contract.name, str(contract.version)):
+        raise ContractError(
+            f"{path}: expected contract '{contract.name}' version {contract.version}, found '{name}' "
+            f"version {version}; make the file anew with this version of steptool"
+        )
+
+
+def _check_schema(schema: pa.Schema, contract: Contract, where: str) -> None:
+    for expected in contract.schema:
+        index = schema.get_field_index(expected.name)
+        if index < 0:
+            raise ContractError(f"{where}: contract '{contract.name}' needs the column '{expected.name}'")
+        if schema.field(index).type != expected.type:
+            raise ContractError(
+                f"{where}: column '{expected.name}' should be {expected.type}, is {schema.field(index).type}"
+            )
+    unknown = [n for n in schema.names if n not in contract.schema.names]
+    if unknown:
+        raise ContractError(f"{where}: contract '{contract.name}' has no columns {unknown}")

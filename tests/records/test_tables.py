@@ -1,0 +1,150 @@
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
+import pytest
+
+from steptool.records import Cost, Metric, StepReward, Trajectory
+from steptool.records.columns import ContractError, schema_of, to_row
+from steptool.records.tables import (
+    concatenate,
+    contract_name,
+    iterate_rows,
+    read_records,
+    read_table,
+    record_class,
+    to_table,
+    write_records,
+    write_rows,
+    write_table,
+)
+
+LOSS, COUNT = Metric("ppo", 0, 3, "loss", 0.5), Metric("ppo", 0, -1, "episodes", 4.0)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    file = write_records(tmp_path / "deep" / "m.parquet", [LOSS, COUNT], Metric)
+    assert read_records(file, Metric) == [LOSS, COUNT]
+    assert (contract_name(file), record_class(file)) == ("metrics", Metric)
+    assert list(iterate_rows(file, Metric, columns=["name"])) == [{"name": "loss"}, {"name": "episodes"}]
+    cost = Cost("annotate", 1, 2.0, counts={"requests": 3, "money": 0.25})
+    assert read_records(write_records(tmp_path / "c.parquet", [cost], Cost), Cost) == [cost]
+
+
+def test_files_are_joined_in_their_order(tmp_path: Path) -> None:
+    files = [write_records(tmp_path / f"{m.name}.parquet", [m], Metric) for m in (COUNT, LOSS)]
+    assert read_records(concatenate(files, Metric, tmp_path / "both.parquet"), Metric) == [COUNT, LOSS]
+    with pytest.raises(ContractError, match="metrics: nothing to join"):
+        concatenate([], Metric, tmp_path / "none.parquet")
+
+
+def test_a_file_without_descriptions_of_its_columns_is_joined_with_others(tmp_path: Path) -> None:
+    bare = pa.schema([field.remove_metadata() for field in schema_of(Metric)])
+    metadata = {"steptool.contract": "metrics", "steptool.version": "1"}
+    pq.write_table(pa.Table.from_pylist([to_row(LOSS)], schema=bare.with_metadata(metadata)), tmp_path / "old.parquet")
+    files = [tmp_path / "old.parquet", write_records(tmp_path / "new.parquet", [COUNT], Metric)]
+    assert read_records(concatenate(files, Metric, tmp_path / "both.parquet"), Metric) == [LOSS, COUNT]
+
+
+def test_a_row_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    row = to_row(LOSS)
+    for rows, message in (
+        ([row, {**row, "value": None}], r"metrics v1, row 1: field 'value' is missing"),
+        ([row, {**row, "round": "first"}], r"metrics v1: row 1, field 'round': expected int32, got 'first'"),
+        ([row, {**row, "round": 2**40}], r"metrics v1: row 1, field 'round': expected int32, got 1099511627776"),
+        ([{"stage": "ppo", "step": 1}], r"row 0: missing fields \['round', .*unknown fields \['step'\]"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            write_rows(tmp_path / "m.parquet", rows, Metric)
+    assert list(tmp_path.iterdir()) == []  # no part of a file is left
+
+
+def test_a_stream_that_breaks_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    file = write_records(tmp_path / "m.parquet", [LOSS], Metric)
+
+    def broken():
+        yield COUNT
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="source is gone"):
+        write_records(file, broken(), Metric)
+    assert read_records(file, Metric) == [LOSS] and [f.name for f in tmp_path.iterdir()] == ["m.parquet"]
+
+
+def test_a_file_of_another_contract_version_or_shape_is_refused(tmp_path: Path) -> None:
+    file = write_records(tmp_path / "m.parquet", [LOSS], Metric)
+    with pytest.raises(ContractError, match=r"expected contract 'rewards' version 1, found 'metrics' version 1"):
+        read_records(file, StepReward)
+    table = read_table(file, Metric)
+    pq.write_table(table.drop_columns(["value"]), tmp_path / "few.parquet")
+    with pytest.raises(ContractError, match="contract 'metrics' needs the column 'value'"):
+        read_records(tmp_path / "few.parquet", Metric)
+    with pytest.raises(ContractError, match=r"has no columns \['more'\]"):
+        write_table(tmp_path / "more.parquet", table.append_column("more", [[1]]), Metric)
+    with pytest.raises(ContractError, match=r"missing.parquet: no such file; expected .* of contract 'metrics'"):
+        read_records(tmp_path / "missing.parquet", Metric)
+    (tmp_path / "text.parquet").write_text("not a table")
+    with pytest.raises(ContractError, match=r"text.parquet: damaged, encrypted or not a Parquet file"):
+        read_records(tmp_path / "text.parquet", Metric)
+
+
+def test_many_rows_are_written_in_parts(tmp_path: Path) -> None:
+    file = write_records(tmp_path / "m.parquet", (Metric("ppo", 0, n, "loss", n) for n in range(20_000)), Metric)
+    assert pq.ParquetFile(file).num_row_groups == 3
+    assert [m.update for m in read_records(file, Metric)] == list(range(20_000))
+    assert to_table([], Metric).num_rows == 0
+
+
+def test_a_damaged_file_is_refused_by_name_and_no_wrong_number_is_read(tmp_path: Path) -> None:
+    whole = write_records(tmp_path / "m.parquet", (Metric("ppo", 0, n, f"loss {n}", n) for n in range(500)), Metric)
+    records, data = read_records(whole, Metric), whole.read_bytes()
+    damaged, rng, refused = tmp_path / "damaged.parquet", random.Random(0), 0
+    for _ in range(300):
+        content = bytearray(data)
+        content[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        damaged.write_bytes(content if rng.random() < 0.9 else content[: rng.randrange(len(data))])
+        for read in (read_records, lambda path, cls: read_table(path, cls).to_pylist()):
+            try:
+                values = read(damaged, Metric)
+            except ContractError as error:
+                refused += "damaged.parquet" in str(error)
+                continue
+            assert values in (records, [to_row(m) for m in records])  # a bit that means nothing to the reader
+    assert refused > 300
+
+
+def test_an_encrypted_file_is_refused_by_name(tmp_path: Path) -> None:
+    class Keys(pe.KmsClient):
+        def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> str:
+            return key_bytes.hex()
+
+        def unwrap_key(self, wrapped_key: str, master_key_identifier: str) -> bytes:
+            return bytes.fromhex(wrapped_key)
+
+    factory = pe.CryptoFactory(lambda _: Keys())
+    settings = pe.EncryptionConfiguration(footer_key="k", column_keys={"k": ["name"]})
+    properties = factory.file_encryption_properties(pe.KmsConnectionConfig(), settings)
+    table = to_table([to_row(LOSS)], Metric)
+    with pq.ParquetWriter(tmp_path / "e.parquet", table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    with pytest.raises(ContractError, match=r"e.parquet: damaged, encrypted or not a Parquet file"):
+        read_records(tmp_path / "e.parquet", Metric)
+
+
+def test_a_value_outside_a_closed_set_is_refused_with_file_and_column(tmp_path: Path) -> None:
+    def episode(**columns: object) -> dict[str, object]:
+        texts = dict.fromkeys(schema_of(Trajectory).names, "") | {"messages": "[]", "stop_reason": "finished"}
+        counts = ("round", "sample", "temperature", "seconds", "abandoned_turns", "abandoned_tokens")
+        empty = {"input_ids": [], "spans": [], "logprobs": [], "steps": [], "solved": None}
+        return {**texts, **dict.fromkeys(counts, 0), **empty, **columns}
+
+    assert len(read_records(write_rows(tmp_path / "t.parquet", [episode()], Trajectory), Trajectory)) == 1
+    step = {"call_name": None, "call_arguments": None, "status": "lost", "observation": ""}
+    for column, value in (("stop_reason", "bored"), ("steps", [step]), ("messages", "{not json")):
+        file = write_rows(tmp_path / f"{column}.parquet", [episode(), episode(**{column: value})], Trajectory)
+        with pytest.raises(
+            ContractError, match=rf"{column}.parquet: trajectories v\d: column '{column}' cannot be read"
+        ):
+            read_records(file, Trajectory)
