@@ -1,6 +1,6 @@
 """Records in Parquet files: written whole or not at all, checked against their contract when written and when read.
 
-Both have a name of their own while they are written and are locked by their process. A lock ends with its process, even
+Files and folders in the making have names of their own and are locked by their process. A lock ends with its process, even
 one that is killed. So whoever writes to the same place later removes what is not locked any more, and never what
 another process is still writing.
 

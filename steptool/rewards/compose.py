@@ -1,6 +1,6 @@
 """From the components of a score to one reward per step, and the running scale of rewards.
 
-Each round takes the state of the round before and hands on its own, as a file, so that a round that is run again
+Each round takes the running scale of the round before and hands on its own, as a file, so that a round that is run again
 finds the same.
 """
 
