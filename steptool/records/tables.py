@@ -1,8 +1,8 @@
 """Records in Parquet files: written whole or not at all, checked against their contract when written and when read.
 
-Files and folders in the making have names of their own and are locked by their process. A lock ends with its process, even
-one that is killed. So whoever writes to the same place later removes what is not locked any more, and never what
-another process is still writing.
+Files and folders in the making have names of their own and are locked by their process. A lock ends with its
+process, even one that is killed. So whoever writes to the same place later removes what is not locked any more, and
+never what another process is still writing.
 
 Every file carries the contract's name and version in its metadata.
 """

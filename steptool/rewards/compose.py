@@ -1,7 +1,7 @@
 """From the components of a score to one reward per step, and the running scale of rewards.
 
-Each round takes the running scale of the round before and hands on its own, as a file, so that a round that is run again
-finds the same.
+Each round takes the running scale of the round before and hands on its own, as a file, so that a round that is run
+again finds the same.
 """
 
 from __future__ import annotations

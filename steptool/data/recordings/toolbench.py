@@ -1,7 +1,8 @@
 """ToolBench's answers and StepTool's released training files as recordings.
 
-A released file has a row of prompts, responses and rewards, each a list in Python's syntax. The first prompt holds the
-names of the tools and the query, each later one a tool's response; all end where the assistant begins. A response is Thought, Action and Action Input. The markup is that of the model it was made for.
+A released file has a row of prompts, responses and rewards, each a list in Python's syntax. The first prompt holds
+the names of the tools and the query, each later one a tool's response; all end where the assistant begins. A
+response is Thought, Action and Action Input. The markup is that of the model it was made for.
 """
 
 from __future__ import annotations
