@@ -1,6 +1,5 @@
 """The held-out episodes of a model that was trained here, and of every policy that an evaluation names."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from flytekit.types.directory import FlyteDirectory
@@ -10,7 +9,7 @@ from steptool.config import Config, EvaluatedPolicy
 from steptool.records import Evaluation
 from steptool.records.tables import write_records
 from steptool.storage.remote import fetch, localize
-from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
+from tasks.runtime.artifacts import Model, Parquet, Tasks, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 if TYPE_CHECKING:  # its imports take seconds
@@ -27,13 +26,13 @@ class Evaluated(NamedTuple):
 
 
 @stage("evaluate", cached=True)
-def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstrations: Parquet) -> Evaluated:
+def evaluate(name: str, config: Config, model: Model, tasks: Tasks) -> Evaluated:
     """Play the held-out queries with a model, greedily once and sampled as often as configured."""
     watch = Stopwatch("evaluate")
     from steptool.records import Trajectory
 
     policy = EvaluatedPolicy(name=name, model=str(download(model)))
-    result = _evaluate(policy, config, download(queries), demonstrations)
+    result = _evaluate(policy, config, tasks)
     folder = make_folder("evaluate")
     return Evaluated(
         Parquet(str(write_records(folder / "evaluations.parquet", result.rows, Evaluation))),
@@ -44,7 +43,7 @@ def evaluate(name: str, config: Config, model: Model, queries: Parquet, demonstr
 
 
 @stage("evaluate_policy", cached=True)
-def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstrations: Parquet) -> FlyteDirectory:
+def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory:
     """Play the queries with the policy of this number in the configuration.
 
     The folder holds its rows of Evaluation, all its episodes and what they cost.
@@ -56,7 +55,7 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
     chosen = config.evaluation.policies[policy]
     if chosen.model != "embedded":
         chosen = chosen.model_copy(update={"model": str(fetch(chosen.model, make_folder("model")))})
-    result = _evaluate(chosen, config, download(queries), demonstrations)
+    result = _evaluate(chosen, config, tasks)
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)
     write_costs(folder, watch.cost(result.tokens))
@@ -64,11 +63,10 @@ def evaluate_policy(policy: int, config: Config, queries: Parquet, demonstration
     return FlyteDirectory(str(folder))
 
 
-def _evaluate(policy: EvaluatedPolicy, config: Config, queries: Path, demonstrations: Parquet) -> "PolicyEvaluation":
-    """Play the queries. Only what replays the demonstrations opens them, which fetches them."""
+def _evaluate(policy: EvaluatedPolicy, config: Config, tasks: Tasks) -> "PolicyEvaluation":
     from steptool.pipeline.episodes import evaluate as play
-    from steptool.rollout.schedule import evaluation_queries
+    from steptool.rollout.schedule import TaskSet
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
-    chosen = evaluation_queries(queries, demonstrations, config.evaluation)
-    return play(policy, chosen, config, demonstrations=demonstrations)
+    task_set = TaskSet(download(tasks))
+    return play(policy, task_set.evaluation_queries(config.evaluation), config, recordings=task_set.recordings())

@@ -10,7 +10,7 @@ from steptool.config import Config
 from steptool.records import Metric
 from steptool.records.tables import write_records
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
+from tasks.runtime.artifacts import Parquet, Tasks, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
@@ -18,6 +18,7 @@ class Ingested(NamedTuple):
     """Queries of all splits, demonstrations, rewards that were recorded with them, the records set aside for a fault,
     and the counts of what was read, kept and dropped, for people and as metrics of the run."""
 
+    tasks: Tasks
     queries: Parquet
     demonstrations: Parquet
     rewards: Parquet
@@ -59,6 +60,7 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
     """
     watch = Stopwatch("ingest")
     from steptool.data.ingest import ingest as read_source
+    from steptool.rollout.schedule import TaskSet
 
     folder = make_folder("ingested")
     local_config = localize(config, make_folder("fetched"), "data.paths", "data.recorded_answers")
@@ -69,7 +71,9 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
     for name, count in result.counts.items():
         if ":" in name:
             say("ingest", f"{name}: {count}")
+    tasks = TaskSet.write(folder / "tasks", result.queries_path, result.demonstrations_path, config)
     return Ingested(
+        Tasks(str(tasks.folder)),
         Parquet(str(result.queries_path)),
         Parquet(str(result.demonstrations_path)),
         Parquet(str(result.rewards_path)),

@@ -8,18 +8,19 @@ from steptool.artifacts.lineage import METRICS
 from steptool.artifacts.metrics import Stopwatch, Ticker, count_metrics, say
 from steptool.config import Config
 from steptool.storage.remote import localize
-from tasks.runtime.artifacts import Model, Parquet, download, make_folder, write_costs
+from tasks.runtime.artifacts import Model, Parquet, Tasks, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
 class Prepared(NamedTuple):
     """The base model and what it can take of the data.
 
-    The queries whose prompts fit its context, the demonstrations with their tokens, the quarantine with those that
-    were left out, its counts as metrics, and what it cost.
+    The tasks whose prompts fit its context, their queries, the demonstrations with their tokens, the quarantine with
+    those that were left out, its counts as metrics, and what it cost.
     """
 
     model: Model
+    tasks: Tasks
     queries: Parquet
     lessons: Parquet
     quarantine: FlyteFile
@@ -50,19 +51,23 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     from steptool.records import Metric, Query, Trajectory
     from steptool.records.episodes import read_queries
     from steptool.records.tables import read_records, write_records
+    from steptool.rollout.schedule import TaskSet
 
     local_config = localize(config, make_folder("fetched"), "policy.base", "tools.toolbench.cache")
     all_queries, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
-    with open_environment_of(all_queries, download(demonstrations), local_config) as environment:
+    with open_environment_of(all_queries, local_config, recorded) as environment:
         check_queries(environment, all_queries)
     prepared = prepare_model(all_queries, recorded, local_config, make_folder("base"))
     sign(prepared.model, None, "base", [], note=config.policy.base)
     target, lessons = make_folder("prepared"), prepared.lessons
     query_counts = {"queries": len(prepared.queries), "left out": len(all_queries) - len(prepared.queries)}
     counts = count_metrics("prepare", {**query_counts, **lessons.counts()})
+    fitting = write_records(target / "queries.parquet", prepared.queries, Query)
+    tasks = TaskSet.write(target / "tasks", fitting, download(demonstrations), config)
     return Prepared(
         Model(str(prepared.model)),
-        Parquet(str(write_records(target / "queries.parquet", prepared.queries, Query))),
+        Tasks(str(tasks.folder)),
+        Parquet(str(fitting)),
         Parquet(str(write_records(target / "lessons.parquet", lessons.encoded, Trajectory))),
         FlyteFile(str(lessons.add_to_quarantine(download(quarantine), target / "quarantine.jsonl"))),
         Parquet(str(write_records(target / METRICS, counts, Metric))),

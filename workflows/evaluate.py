@@ -12,14 +12,14 @@ from steptool.config import Config
 from tasks.compare import Comparison, compare, judge
 from tasks.evaluate import evaluate_policy
 from tasks.ingest import fingerprint, ingest
-from tasks.runtime.artifacts import Parquet
+from tasks.runtime.artifacts import Tasks
 from tasks.runtime.stage import stage, workflow
 
 
 @stage("evaluate_policies", dynamic=True)
-def evaluate_policies(config: Config, queries: Parquet, demonstrations: Parquet) -> list[FlyteDirectory]:
+def evaluate_policies(config: Config, tasks: Tasks) -> list[FlyteDirectory]:
     """Evaluate every policy of the configuration, each in a task of its own."""
-    play = partial(evaluate_policy, config=config, queries=queries, demonstrations=demonstrations)
+    play = partial(evaluate_policy, config=config, tasks=tasks)
     folders: list[FlyteDirectory] = map_task(play)(policy=list(range(config.evaluation.policy_count)))
     return folders
 
@@ -34,7 +34,7 @@ def evaluate(config: Config, output: str = "") -> Comparison:
     """
     sources = fingerprint(config=config, output=output, for_training=False)
     ingested = ingest(config=config, sources=sources, for_training=False)
-    evaluations = evaluate_policies(config=config, queries=ingested.queries, demonstrations=ingested.demonstrations)
+    evaluations = evaluate_policies(config=config, tasks=ingested.tasks)
     judgement = judge(config=config, queries=ingested.queries, evaluations=evaluations)
     return compare(
         config=config,

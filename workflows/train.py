@@ -16,7 +16,7 @@ from tasks.ingest import fingerprint, ingest
 from tasks.ppo import ppo
 from tasks.report import Evidence, report
 from tasks.rollout import rollout
-from tasks.runtime.artifacts import Model, Parquet
+from tasks.runtime.artifacts import Model, Parquet, Tasks
 from tasks.runtime.stage import stage, workflow
 from tasks.warm_start import prepare, warm_start
 
@@ -33,19 +33,12 @@ class Rounds(NamedTuple):
 
 
 @stage("rounds", dynamic=True)
-def rounds(config: Config, start: Model, queries: Parquet, demonstrations: Parquet) -> Rounds:
+def rounds(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> Rounds:
     """On-policy rounds: each rolls out the current policy, scores its episodes, audits that and trains on them."""
     policy, scale = start, None
     trajectories, rewards, advantages, metrics, costs = [], [], [], [], []
     for round_index in range(config.ppo.rounds):
-        play = partial(
-            rollout,
-            round_index=round_index,
-            config=config,
-            model=policy,
-            queries=queries,
-            demonstrations=demonstrations,
-        )
+        play = partial(rollout, round_index=round_index, config=config, model=policy, tasks=tasks)
         episode_shards = map_task(play)(shard=list(range(config.rollout.shards)))
         score = partial(annotate_shard, round_index=round_index, config=config, queries=queries)
         reward_shards = map_task(score)(shard=episode_shards)
@@ -93,9 +86,9 @@ def train(config: Config, output: str = "") -> Evidence:
     )
     queries = base.queries
     warm = warm_start(config=config, base=base.model, queries=queries, lessons=base.lessons)
-    trained = rounds(config=config, start=warm.model, queries=queries, demonstrations=demonstrations)
+    trained = rounds(config=config, start=warm.model, tasks=base.tasks, queries=queries)
 
-    measure = partial(evaluate, config=config, queries=queries, demonstrations=demonstrations)
+    measure = partial(evaluate, config=config, tasks=base.tasks)
     base_evaluation = measure(name="base", model=base.model)
     warm_start_evaluation = measure(name="warm_start", model=warm.model)
     final_evaluation = measure(name="steptool", model=trained.model)

@@ -21,17 +21,22 @@ Place = str | os.PathLike[str]
 
 
 def roll_out(
-    model: Place, queries: Sequence[Query], config: Config, *, round_index: int = 0, demonstrations: Place = ""
+    model: Place,
+    queries: Sequence[Query],
+    config: Config,
+    *,
+    round_index: int = 0,
+    recordings: Sequence[Trajectory] = (),
 ) -> list[Trajectory]:
     """Sample an episode of each query with the model of a folder or Hub id, as a round of training does.
 
-    `demonstrations` is a file of trajectories; only an environment that replays them reads it. Raises ValueError unless
-    the queries name one environment.
+    An environment that replays answers from the `recordings`. Raises ValueError unless the queries name one
+    environment.
     """
     learner = EvaluatedPolicy(name=f"round_{round_index:02d}", model=os.fspath(model))
     ticker = Ticker("rollout", len(queries), "episodes")
     with (
-        open_environment_of(queries, demonstrations, config) as environment,
+        open_environment_of(queries, config, recordings) as environment,
         open_policy(learner, config) as policy,
     ):
         played = runner.roll_out(
@@ -41,20 +46,24 @@ def roll_out(
 
 
 def evaluate(
-    policy: EvaluatedPolicy | Place, queries: Sequence[Query], config: Config, *, demonstrations: Place = ""
+    policy: EvaluatedPolicy | Place,
+    queries: Sequence[Query],
+    config: Config,
+    *,
+    recordings: Sequence[Trajectory] = (),
 ) -> PolicyEvaluation:
     """Play the queries greedily once, and sampled as often as configured; what is played back has nothing to sample.
 
-    The policy is one of a configuration, or the folder or Hub id of a model. `demonstrations` is a file of
-    trajectories, which an environment that replays and a policy that plays them back read.
+    The policy is one of a configuration, or the folder or Hub id of a model. An environment that replays answers from
+    the `recordings`, and a policy that plays back plays them unless it names others.
     """
     if not isinstance(policy, EvaluatedPolicy):
         policy = EvaluatedPolicy(name=Path(policy).name, model=os.fspath(policy))
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as fetched:
-        recorded = policy_recordings(policy, queries, demonstrations, config, Path(fetched))
+        own = policy_recordings(policy, queries, config, Path(fetched))
     with (
-        open_environment_of(queries, demonstrations, config) as environment,
-        open_policy(policy, config, recorded) as opened,
+        open_environment_of(queries, config, recordings) as environment,
+        open_policy(policy, config, own or recordings) as opened,
     ):
         result = evaluate_policy(
             opened,

@@ -121,10 +121,10 @@ def rehearse(config: Config, *, for_training: bool) -> Iterator[str]:
         data = ingest(config, folder / "data", for_training)
         yield f"data        read: {data.counts['queries kept']} of {data.counts['queries read']} queries are kept"
         queries = read_queries(data.queries_path)
-        with open_environment_of(queries, data.demonstrations_path, config) as environment:
+        recordings = read_records(data.demonstrations_path, Trajectory)
+        with open_environment_of(queries, config, recordings) as environment:
             check_queries(environment, queries)
             yield f"tools       {environment.name}: a session starts for each of {len(queries)} queries"
         if for_training:
-            recorded = read_records(data.demonstrations_path, Trajectory)
-            prepared = prepare(queries, recorded, config, folder / "base")
+            prepared = prepare(queries, recordings, config, folder / "base")
             yield f"model       {config.policy.base}: loaded and tried, {len(prepared.queries)} prompts fit its context"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -10,47 +9,44 @@ from typing import Any
 from steptool.chat.endpoint import Endpoint
 from steptool.config import Config, EvaluatedPolicy
 from steptool.environments.base import Environment
-from steptool.environments.catalog import environment_class, open_environment
+from steptool.environments.catalog import open_environment
 from steptool.policies.endpoint import EndpointPolicy
 from steptool.policies.scripted import ScriptedPolicy, has_reference_calls, recorded_calls, reference_calls
 from steptool.records import Query, ToolCall, Trajectory
-from steptool.records.tables import read_records
 from steptool.rollout.policy import Policy
 from steptool.rollout.turns import Decoding
 
 
 @contextmanager
-def open_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Trajectory] = ()) -> Iterator[Policy]:
+def open_policy(policy: EvaluatedPolicy, config: Config, recordings: Iterable[Trajectory] = ()) -> Iterator[Policy]:
     """The policy with everything of the configuration filled in; it is closed in the end.
 
     `policy.model` is "embedded", a folder or a Hub id: fetch a url before. The model of a training stage is
     `EvaluatedPolicy(name=..., model=folder)`. An endpoint is greedy at its own temperature and samples at that of the
-    rollouts. A playback plays the reference solution of a query or else the first of the `recorded` trajectories, and
-    these alone if it names recordings; its `begin` raises ValueError where a query has neither.
+    rollouts. A playback plays the reference solution of a query or else the first of the `recordings`, and
+    these alone if it names some; its `begin` raises ValueError where a query has neither.
     """
-    with closing(_make_policy(policy, config, recorded)) as opened:
+    with closing(_make_policy(policy, config, recordings)) as opened:
         yield opened
 
 
 @contextmanager
 def open_environment_of(
-    queries: Sequence[Query], demonstrations: str | os.PathLike[str], config: Config
+    queries: Sequence[Query], config: Config, recordings: Iterable[Trajectory] = ()
 ) -> Iterator[Environment]:
     """The environment that the queries name; it is closed in the end.
 
-    `demonstrations` is a file of trajectories; it is read only by an environment that replays them. Raises ValueError
-    unless the queries name one environment.
+    An environment that replays answers from the `recordings`. Raises ValueError unless the queries name one
+    environment.
     """
     names = sorted({q.environment for q in queries})
     if len(names) != 1:
         raise ValueError(f"expected queries of one environment, got {names}; run one pipeline for each")
-    needs_recordings = environment_class(names[0], config).needs_recordings
-    recorded = read_records(demonstrations, Trajectory) if needs_recordings else []
-    with closing(open_environment(names[0], config, recorded)) as environment:
+    with closing(open_environment(names[0], config, recordings)) as environment:
         yield environment
 
 
-def _make_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Trajectory]) -> Policy:
+def _make_policy(policy: EvaluatedPolicy, config: Config, recordings: Iterable[Trajectory]) -> Policy:
     if policy.kind == "model":
         return _make_local(policy, config)
     if policy.kind == "endpoint":
@@ -60,7 +56,7 @@ def _make_policy(policy: EvaluatedPolicy, config: Config, recorded: Iterable[Tra
             Decoding.SAMPLED: Endpoint(sampled, policy.cache),
         }
         return EndpointPolicy(endpoints, name=policy.name, rollout=config.rollout, instructions=policy.instructions)
-    first = {t.query_id: t for t in reversed(list(recorded))}
+    first = {t.query_id: t for t in reversed(list(recordings))}
     only_recorded = bool(policy.recordings)
     return ScriptedPolicy(lambda query, _: _calls_of(query, first, only_recorded), policy.name)
 

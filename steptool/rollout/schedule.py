@@ -1,47 +1,75 @@
-"""Which queries are played: by a shard of a round, and by an evaluation.
+"""The tasks that are played, and which of them a shard of a round and an evaluation take.
 
 The queries of a shard follow from the configuration's seed, so that a shard that is run again draws the same.
 """
 
 from __future__ import annotations
 
-import os
 import random
+import shutil
+from pathlib import Path
 
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from steptool.artifacts.lineage import QUERIES
 from steptool.config import Config, EvaluationConfig
+from steptool.environments.catalog import environment_class
 from steptool.records import Query, Trajectory
 from steptool.records.columns import from_row
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records, read_table
 
+_RECORDINGS = "recordings.parquet"
 
-def evaluation_queries(
-    queries: str | os.PathLike[str], demonstrations: str | os.PathLike[str], settings: EvaluationConfig
-) -> list[Query]:
-    """The queries of a file that an evaluation plays. Raises ValueError if there is none."""
-    chosen = read_queries(queries, None if settings.split == "all" else settings.split)
-    if settings.recorded_only:
-        recorded = {t.query_id for t in read_records(demonstrations, Trajectory)}
-        chosen = [q for q in chosen if q.query_id in recorded]
-    if not chosen:
-        raise ValueError(
-            f"evaluation.recorded_only: no query of the split '{settings.split}' has a recorded answer; "
-            "name recordings in data.recorded_answers"
+
+class TaskSet:
+    """A folder with the queries that are played and, where something answers from them, with recorded trajectories.
+
+    An environment that replays, a policy that plays back and an evaluation of recorded queries alone need recordings.
+    Without any of these the folder holds the queries alone.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def write(cls, folder: str | Path, queries: Path, demonstrations: Path, config: Config) -> TaskSet:
+        """Copy the file of queries into a new folder and, if the configuration needs them, that of demonstrations."""
+        tasks = cls(folder)
+        tasks.folder.mkdir(parents=True)
+        shutil.copyfile(queries, tasks.folder / QUERIES)
+        if _needs_recordings(queries, config):
+            shutil.copyfile(demonstrations, tasks.folder / _RECORDINGS)
+        return tasks
+
+    def recordings(self) -> list[Trajectory]:
+        """The recorded trajectories; none where nothing needs them."""
+        path = self.folder / _RECORDINGS
+        return read_records(path, Trajectory) if path.exists() else []
+
+    def evaluation_queries(self, settings: EvaluationConfig) -> list[Query]:
+        """The queries that an evaluation plays. Raises ValueError if there is none."""
+        chosen = read_queries(self.folder / QUERIES, None if settings.split == "all" else settings.split)
+        if settings.recorded_only:
+            answered = {t.query_id for t in self.recordings()}
+            chosen = [q for q in chosen if q.query_id in answered]
+        if not chosen:
+            raise ValueError(
+                f"evaluation.recorded_only: no query of the split '{settings.split}' has a recorded answer; "
+                "name recordings in data.recorded_answers"
+            )
+        return chosen
+
+    def round_queries(self, config: Config, round_index: int, shard: int) -> list[Query]:
+        """The training queries of one shard of a round, one for each episode. Only these are parsed."""
+        table = read_table(self.folder / QUERIES, Query)
+        train = table.filter(pc.equal(table["split"], "train"))
+        rollout = config.rollout
+        positions = shard_positions(
+            train.num_rows, rollout.episodes, round_index, config.seed, shard=shard, shards=rollout.shards
         )
-    return chosen
-
-
-def round_queries(path: str | os.PathLike[str], config: Config, round_index: int, shard: int) -> list[Query]:
-    """The training queries of one shard of a round, one for each episode. Only these are parsed."""
-    table = read_table(path, Query)
-    train = table.filter(pc.equal(table["split"], "train"))
-    rollout = config.rollout
-    positions = shard_positions(
-        train.num_rows, rollout.episodes, round_index, config.seed, shard=shard, shards=rollout.shards
-    )
-    return [from_row(row, Query) for row in train.take(positions).to_pylist()]
+        return [from_row(row, Query) for row in train.take(positions).to_pylist()]
 
 
 def round_positions(total: int, episodes: int, round_index: int, seed: int) -> list[int]:
@@ -76,6 +104,15 @@ def shard_positions(total: int, episodes: int, round_index: int, seed: int, *, s
             "lower rollout.shards"
         )
     return [p for p in drawn if p in kept]
+
+
+def _needs_recordings(queries: Path, config: Config) -> bool:
+    """Whether anything answers from recorded trajectories: an environment of the queries, or the evaluation."""
+    evaluation = config.evaluation
+    if evaluation.recorded_only or any(p.kind == "playback" and not p.recordings for p in evaluation.policies):
+        return True
+    names = pq.read_table(queries, columns=["environment"])["environment"].unique().to_pylist()
+    return any(environment_class(name, config).needs_recordings for name in names)
 
 
 def _shuffle(total: int, seed: int, epoch: int) -> list[int]:

@@ -51,6 +51,8 @@ A FlyteFile with a format of its own could not be handed to the processes of a t
 """
 Shard: TypeAlias = FlyteDirectory
 """A folder with a Parquet file and what it cost: the one output that a task has which runs once for each shard."""
+Tasks: TypeAlias = FlyteDirectory
+"""A folder that steptool.rollout.schedule.TaskSet reads: queries, and recordings where something answers from them."""
 Model: TypeAlias = FlyteDirectory
 """A model folder: weights, tokenizer, model card."""
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from steptool.config import Config, EvaluationConfig
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.desk.tasks import desk_queries, draw_query
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import Query, Trajectory
 from steptool.records.tables import write_records
-from steptool.rollout.schedule import evaluation_queries, round_positions, round_queries, shard_positions
+from steptool.rollout.schedule import TaskSet, round_positions, shard_positions
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(1, 6), st.integers(-3, 3))
@@ -64,7 +64,8 @@ def test_a_round_takes_training_queries_only_and_each_once(tmp_path: Path) -> No
     queries = [Query(f"q{n}", ("train", "heldout")[n % 2], "desk", f"task {n}", ()) for n in range(12)]
     path = write_records(tmp_path / "queries.parquet", queries, Query)
     config = Config.model_validate({"rollout": {"episodes": 6, "shards": 2}})
-    parts = [round_queries(path, config, 0, shard) for shard in range(2)]
+    tasks = TaskSet.write(tmp_path / "tasks", path, tmp_path / "never written.parquet", config)
+    parts = [tasks.round_queries(config, 0, shard) for shard in range(2)]
     assert sorted(q.query_id for part in parts for q in part) == sorted(
         q.query_id for q in queries if q.split == "train"
     )
@@ -77,12 +78,37 @@ def test_an_evaluation_plays_its_split_and_recorded_queries_alone_if_so_configur
     heldout = [q for q in every if q.split == "heldout"]
     solution = play_back([(heldout[0], reference_calls(heldout[0]))], DeskEnvironment(), limits=config.tools)
     queries = write_records(tmp_path / "queries.parquet", every, Query)
-    recorded = write_records(tmp_path / "recorded.parquet", solution, Trajectory)
+    recordings = write_records(tmp_path / "recorded.parquet", solution, Trajectory)
 
-    def chosen(**settings):
-        return evaluation_queries(queries, recorded, EvaluationConfig(**settings))
+    def choose(**settings):
+        evaluation = EvaluationConfig(**settings)
+        folder = tmp_path / "_".join(map(str, settings.values()))
+        tasks = TaskSet.write(folder, queries, recordings, config.model_copy(update={"evaluation": evaluation}))
+        return tasks.evaluation_queries(evaluation)
 
-    assert chosen(split="heldout") == heldout and chosen(split="all") == every
-    assert chosen(split="all", recorded_only=True) == heldout[:1]
+    assert choose(split="heldout") == heldout and choose(split="all") == every
+    assert choose(split="all", recorded_only=True) == heldout[:1]
     with pytest.raises(ValueError, match=r"evaluation\.recorded_only: no query of the split 'validation'"):
-        chosen(split="validation", recorded_only=True)
+        choose(split="validation", recorded_only=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "evaluation", "needed"),
+    [
+        ("desk", {}, False),
+        ("replay", {}, True),
+        ("desk", {"recorded_only": True}, True),
+        ("desk", {"policies": [{"name": "expert", "kind": "playback"}]}, True),
+        ("desk", {"policies": [{"name": "theirs", "kind": "playback", "recordings": ["theirs.jsonl"]}]}, False),
+    ],
+)
+def test_a_set_of_tasks_holds_recordings_only_where_something_answers_from_them(
+    tmp_path, environment, evaluation, needed
+):
+    queries = write_records(tmp_path / "queries.parquet", [Query("q0", "train", environment, "go", ())], Query)
+    query = draw_query("train", "single", "schedule")
+    solution = play_back([(query, reference_calls(query))], DeskEnvironment(), limits=Config().tools)
+    demonstrations = write_records(tmp_path / "demonstrations.parquet", solution, Trajectory)
+    config = Config.model_validate({"evaluation": evaluation})
+    tasks = TaskSet.write(tmp_path / "tasks", queries, demonstrations, config)
+    assert [t.query_id for t in tasks.recordings()] == ([query.query_id] if needed else [])

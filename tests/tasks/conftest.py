@@ -43,9 +43,8 @@ def round_inputs() -> dict[str, Any]:
     """Inputs of the task ppo, as plain values and paths: 20 updates on 4 episodes."""
     config = Config.model_validate(ROUND)
     read = ingest(config=config, sources="")
-    common = {"config": config, "demonstrations": read.demonstrations}
-    base = prepare(queries=read.queries, quarantine=read.quarantine, **common)
-    played = rollout(shard=0, round_index=0, model=base.model, queries=base.queries, **common)
+    base = prepare(config=config, queries=read.queries, demonstrations=read.demonstrations, quarantine=read.quarantine)
+    played = rollout(shard=0, round_index=0, config=config, model=base.model, tasks=base.tasks)
     scored = annotate_shard(shard=played, round_index=0, config=config, queries=base.queries)
     checked = audit(round_index=0, config=config, queries=base.queries, episode_shards=[played], reward_shards=[scored])
     files = {"trajectories": checked.trajectories, "rewards": checked.rewards, "costs": checked.costs}

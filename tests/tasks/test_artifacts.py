@@ -52,19 +52,19 @@ def test_an_artifact_that_is_here_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
 
 
-def test_stages_whose_environment_replays_nothing_leave_the_demonstrations_where_they_are(
-    round_inputs: dict[str, Any], tmp_path: Path
-) -> None:
-    elsewhere = Parquet(str(tmp_path / "never fetched.parquet"))
+def test_a_round_and_an_evaluation_play_a_set_of_tasks(round_inputs: dict[str, Any], tmp_path: Path) -> None:
     with setup_execution(str(tmp_path)):
         read = ingest.execute(config=round_inputs["config"], sources="", for_training=True)
-        common = {"config": round_inputs["config"], "model": Model(round_inputs["policy"]), "queries": read.queries}
-        shard = rollout.execute(shard=0, round_index=0, demonstrations=elsewhere, **common)
+        assert [path.name for path in Path(read.tasks.path).iterdir()] == [
+            "queries.parquet"
+        ]  # the desk replays nothing
+        common = {"config": round_inputs["config"], "model": Model(round_inputs["policy"]), "tasks": read.tasks}
+        shard = rollout.execute(shard=0, round_index=0, **common)
         assert len(read_records(Path(str(shard)) / "trajectories.parquet", Trajectory)) == 4
-        measured = evaluate.execute(name="base", demonstrations=elsewhere, **common)
+        measured = evaluate.execute(name="base", **common)
         assert len(read_records(str(measured.rows), Evaluation)) > 0
         config = common["config"]
         recorded_only = config.evaluation.model_copy(update={"recorded_only": True})
         common["config"] = config.model_copy(update={"evaluation": recorded_only})
-        with pytest.raises(Exception, match=r"never fetched.parquet"):
-            evaluate.execute(name="base", demonstrations=elsewhere, **common)
+        with pytest.raises(Exception, match=r"no query of the split 'heldout' has a recorded answer"):
+            evaluate.execute(name="base", **common)

@@ -4,7 +4,6 @@ playback names.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from steptool.data.recordings.toolbench import COLUMNS, read_converted_answer, r
 from steptool.data.splits import text_key
 from steptool.data.tools import ToolCatalog
 from steptool.records import Query, Trajectory
-from steptool.records.tables import read_records
 from steptool.storage.remote import fetch
 
 _KNOWN = (
@@ -61,20 +59,14 @@ def read_recording(record: Record, default_tools: DefaultTools) -> Recording:
 
 
 def policy_recordings(
-    policy: EvaluatedPolicy,
-    queries: Sequence[Query],
-    demonstrations: str | os.PathLike[str],
-    config: Config,
-    folder: Path,
+    policy: EvaluatedPolicy, queries: Sequence[Query], config: Config, folder: Path
 ) -> list[Trajectory]:
-    """What a playback policy may play: the recordings that it names, fetched into the folder; else the demonstrations.
+    """The recordings that a playback policy names, fetched into the folder, one for each query; none if it names none.
 
-    Nothing for a policy of another kind. Raises IngestError where it names recordings and a query has none.
+    Raises IngestError where it names recordings and a query has none.
     """
-    if policy.kind != "playback":
-        return []
     if not policy.recordings:
-        return read_records(demonstrations, Trajectory)
+        return []
     places = [fetch(place, folder / str(number)) for number, place in enumerate(policy.recordings)]
     return match_recordings(queries, places, f"evaluation.policies: recordings of '{policy.name}'", config)
 

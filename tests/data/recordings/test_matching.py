@@ -42,8 +42,8 @@ def files(tmp_path):
 
 def play(folder, name):
     settings = EvaluatedPolicy(name=name, kind="playback", recordings=[str(folder / f"{name}.jsonl")])
-    recorded = policy_recordings(settings, QUERIES, folder / "none.parquet", CONFIG, folder)
-    with open_policy(settings, CONFIG, recorded) as policy:
+    recordings = policy_recordings(settings, QUERIES, CONFIG, folder)
+    with open_policy(settings, CONFIG, recordings) as policy:
         return [episode.trajectory for episode in roll_out(policy, QUERIES, DeskEnvironment())]
 
 
@@ -58,10 +58,10 @@ def test_a_query_that_was_not_recorded_is_named(files):
     settings = EvaluatedPolicy(name="good", kind="playback", recordings=[str(files / "good.jsonl")])
     other = draw_query("heldout", "long", "matching.other")
     with pytest.raises(IngestError, match=rf"recordings of 'good': 1 of 4 queries .*'{other.query_id}'"):
-        policy_recordings(settings, [*QUERIES, other], files / "none.parquet", CONFIG, files)
+        policy_recordings(settings, [*QUERIES, other], CONFIG, files)
 
 
-def test_only_a_playback_has_recordings():
+def test_only_a_playback_has_recordings(tmp_path):
     with pytest.raises(ValueError, match="recordings are for the kind playback only"):
         EvaluatedPolicy(name="small", model="embedded", recordings=["a.jsonl"])
-    assert policy_recordings(EvaluatedPolicy(name="small", model="embedded"), QUERIES, "", CONFIG, "") == []
+    assert policy_recordings(EvaluatedPolicy(name="small", model="embedded"), QUERIES, CONFIG, tmp_path) == []
