@@ -133,5 +133,14 @@ class PPOConfig(StrictModel):
     """Range of the probability ratio within which an update counts: 1 - clip to 1 + clip."""
     clip_value: Annotated[float, Field(gt=0)] = 0.2
     """How far a value may move from its old one before its loss stops counting."""
+    importance: Literal["none", "truncated", "masked"] = "none"
+    """What corrects for an engine whose probabilities are not quite those of training. none: nothing; truncated: a
+    token's policy loss is multiplied by its importance weight, training's probability divided by the engine's, up to
+    importance_cap; masked: by the same weight, and tokens beyond the cap are left out."""
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0
+    """Importance weight beyond which a token is cut or left out."""
+    max_mismatch: Annotated[float, Field(ge=0)] = 0.3
+    """Nats per token, at most, by which the log-probabilities of engine and training may differ on average before a
+    round's first update; the run stops beyond. 0: unchecked."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Norm of the gradient, at most; a larger gradient is scaled down to it."""

@@ -127,7 +127,7 @@ class Completion:
     request_id: str
     ids: list[int]
     logprobs: npt.NDArray[np.float32]
-    """Log-probabilities [len(ids)] at temperature 1."""
+    """Log-probabilities [len(ids)] at the temperature of sampling (greedy: at 1)."""
 
 
 class Engine(Protocol):

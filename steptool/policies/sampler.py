@@ -53,7 +53,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class SampledTurn:
-    """What was sampled in a row: `ids` [n] and their log-probabilities [n] at temperature 1."""
+    """What was sampled in a row: `ids` [n] and their log-probabilities [n] at the temperature of sampling (greedy: at 1)."""
 
     row: int
     ids: list[int]
@@ -274,12 +274,12 @@ class BatchSampler:
     def _record(self, rows: Tensor, logits_RV: Tensor, going: Tensor) -> None:
         """Sample a token in each of the rows and note it where the turn goes on."""
         count = self._count[rows]
-        logprobs_RV = logits_RV.log_softmax(-1)
         if self._greedy:
+            logprobs_RV = logits_RV.log_softmax(-1)
             token = logits_RV.argmax(-1)
         else:
-            tempered = logprobs_RV if self._temperature == 1.0 else (logits_RV / self._temperature).log_softmax(-1)
-            token = _invert(tempered.exp(), self._uniforms[rows, count])
+            logprobs_RV = (logits_RV / self._temperature).log_softmax(-1)
+            token = _invert(logprobs_RV.exp(), self._uniforms[rows, count])
         self._ids[rows, count] = token
         self._logprobs[rows, count] = logprobs_RV.gather(-1, token[:, None])[:, 0]
         count = count + going

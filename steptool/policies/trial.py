@@ -51,7 +51,7 @@ def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query]
         if config.rollout.engine != "transformers":
             return 0.0
         rows = _play(model, codec, queries, config)
-        differences = [_difference(model, row) for row in rows if row.spans]
+        differences = [_difference(model, row, config.rollout.temperature) for row in rows if row.spans]
     except ValueError as error:
         raise ModelError(f"policy.base: {error}") from error
     except (RuntimeError, IndexError, TypeError, AttributeError, KeyError) as error:
@@ -109,9 +109,9 @@ def _prompts(codec: ChatCodec, queries: Sequence[Query], length: int) -> list[li
 
 
 @torch.no_grad()
-def _difference(model: PreTrainedModel, row: _Row) -> float:
+def _difference(model: PreTrainedModel, row: _Row, temperature: float) -> float:
     """How far the sampled log-probabilities of a row are from those of the training path."""
     batch = collate([row]).to(model.device)
-    trained_N = score_actions(model, batch, 1.0).log_probs_N.cpu().numpy()
+    trained_N = score_actions(model, batch, temperature).log_probs_N.cpu().numpy()
     differences_N = np.abs(trained_N - np.asarray(row.logprobs, dtype=np.float32))
     return float(differences_N.max() if model.dtype is torch.float32 else differences_N.mean())

@@ -18,7 +18,7 @@ from steptool.policies.engine import Completion, Sampling
 class VllmEngine:
     """One model in vLLM, with its prefix cache and continuous batching, in the precision in which training loads it.
 
-    Log-probabilities are those of the model's own distribution, before the temperature. A seed for each request is
+    Log-probabilities are those at the temperature of sampling, of a greedy turn those at 1. A seed for each request is
     given on a GPU alone: vLLM's sampler on a CPU takes none, and samples there depend on what runs beside them.
 
     Raises ConfigError if vLLM is not installed.
@@ -43,7 +43,7 @@ class VllmEngine:
                 max_num_seqs=max_requests,
                 enable_prefix_caching=True,
                 enforce_eager=not self._gpu,
-                logprobs_mode="raw_logprobs",
+                logprobs_mode="processed_logprobs",
                 trust_remote_code=False,
             )
         )

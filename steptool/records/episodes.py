@@ -221,12 +221,13 @@ class Query:
     max_steps: Annotated[Int32, "Steps allowed, Finish included; 0 leaves the limit to rollout.max_steps"] = 0
 
 
-@contract("trajectories", version=3)
+@contract("trajectories", version=4)
 @dataclass(frozen=True)
 class Trajectory:
     """One episode: exactly the tokens that were seen and sampled, and what they did.
 
-    The log-probabilities are natural logarithms at temperature 1 of the policy that sampled.
+    The log-probabilities are natural logarithms of what was sampled from: at the temperature of the episode, at 1 if it
+    was played greedily.
     """
 
     trajectory_id: Annotated[str, "Unique in the file"]
@@ -244,7 +245,7 @@ class Trajectory:
     ]
     logprobs: Annotated[
         Float32Array,
-        "[sum(end - start)] log-probability (nats, at temperature 1) of each token inside the spans, end to end",
+        "[sum(end - start)] log-probability (nats, at the temperature of sampling; greedy: at 1) of each token inside the spans, end to end",
     ]
     steps: Annotated[Sequence[Step], _STEPS, "[T] steps of the assistant: what was called and what came back"]
     stop_reason: Annotated[StopReason, f"Why the episode ended: {', '.join(StopReason)}"]

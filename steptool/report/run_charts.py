@@ -40,11 +40,29 @@ CURVES: Mapping[str, Curve] = {
     ),
     "value_loss": Curve("Value loss", "Error of the predicted returns."),
     "clip_fraction": Curve("Clipped share", "Share of the tokens whose update was held back.", percent),
+    "mismatch_mean": Curve(
+        "Engine against training: difference",
+        "Mean distance of a token's log-probability from what training computes, before the first update (nats).",
+    ),
+    "effective_sample_share": Curve(
+        "Engine against training: effective sample",
+        "Share of the tokens that count once each is weighed by its importance; 1: the engine samples the policy.",
+        percent,
+    ),
+    "mismatch_p99": Curve("Engine against training: 99% quantile", "Nats; one token in a hundred differs by more."),
+    "mismatch_max": Curve("Engine against training: largest difference", "Nats, of one token."),
+    "mismatch_k1": Curve("Engine against training: KL, k1", "Mean of log mu - log pi (nats).", floor=None),
+    "mismatch_k3": Curve("Engine against training: KL, k3", "The same divergence with less variance (nats)."),
+    "beyond_importance_cap": Curve(
+        "Tokens beyond the importance cap", "Those that ppo.importance cuts or leaves out.", percent
+    ),
     "policy_loss": Curve("Policy loss", "The clipped objective; its level means little.", floor=None),
     "loss": Curve("Loss", "What the optimizer minimised.", floor=None),
 }
 """Metrics of training in the order of the page; the page folds all others away."""
-MAIN_CURVES = ("kl", "entropy", "explained_variance", "value_loss", "clip_fraction")
+MAIN_CURVES = (
+    "kl", "entropy", "explained_variance", "value_loss", "clip_fraction", "mismatch_mean", "effective_sample_share"
+)  # fmt: skip
 
 
 def rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:

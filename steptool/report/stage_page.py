@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +22,7 @@ from steptool.records.tables import contract_name, iterate_records, iterate_rows
 from steptool.report.assets import asset, model_colours, templates
 from steptool.report.charts import Interval, Series, interval_bars, line_chart
 from steptool.report.run_charts import CURVES
+from steptool.report.svg import figure
 
 _LISTED = 8
 """Number of values of a list that the page shows."""
@@ -157,11 +159,21 @@ def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
 def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
     metrics = [m for m in iterate_records(file, Metric) if m.stage == stage and m.update >= 0]
     last = max((m.round for m in metrics), default=-1)
+    single: list[tuple[str, str]] = []
     for metric, curve in CURVES.items():
         points = [(m.update + 1.0, m.value) for m in metrics if (m.name, m.round) == (metric, last)]
-        if points:
+        if len(points) == 1:
+            single.append((curve.title, curve.show(points[0][1])))
+        elif points:
             line = Series(metric, points, "c-steptool")
             yield line_chart(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
+    if single:
+        yield figure("Once in the round", _table(single))
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    cells = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
+    return f"<table>{''.join(cells)}</table>"
 
 
 _CHARTS: Mapping[type, Callable[[Path, str, str], Iterator[str]]] = {

@@ -51,7 +51,7 @@ class TurnTokens:
     ids: Sequence[int]
     """Tokens sampled, the one that ends the turn included."""
     logprobs: npt.NDArray[np.float32]
-    """Log-probabilities [len(ids)] of the sampled tokens at temperature 1."""
+    """Log-probabilities [len(ids)] of the sampled tokens at the temperature of sampling (greedy: at 1)."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
+from steptool.training.mismatch import check_mismatch, engine_log_probs, measure_mismatch
 from steptool.training.plan import PassLimit
 from steptool.training.processes import processes
 from steptool.training.scores import Scores, fingerprint, score
@@ -88,15 +89,17 @@ def train_round(
         actor.policy.requires_grad_(False)
     limit = PassLimit(ppo.micro_batch_size, ppo.tokens_per_pass, actor.packed)
     advantages: list[Advantage] = []
+    mismatch: list[Metric] = []
     if algorithm.needs_scores:
         scores = score_round(actor, reference_dir, selection, limit, kept)
+        mismatch = compare_with_engine(selection, scores, algorithm)
         advantages = algorithm.prepare(selection, scores, processes().device)
     settings = Settings(limit, ppo.max_grad_norm)
     trainer = Trainer(actor, optimizer, algorithm, selection.trajectories, settings, kept)
     steps = algorithm.steps(trainer.lengths)
     log = trainer.train(steps)
     save_actor(actor, optimizer, policy_dir, reference_dir, out_dir)
-    metrics = [*update_metrics(log, algorithm.stage, round_index), *selection.metrics]
+    metrics = [*update_metrics(log, algorithm.stage, round_index), *mismatch, *selection.metrics]
     tokens = int(sum(trainer.action_tokens[rows].sum() for rows in steps))
     return RoundResult(metrics, advantages, selection.left_out, tokens, selection.scale)
 
@@ -126,6 +129,19 @@ def save_actor(
             save_value_head(actor.head, out_dir)
         save_moments(optimizer, actor, out_dir)
     processes().wait_for_everyone()
+
+
+def compare_with_engine(selection: Selection, scores: Scores, algorithm: Algorithm) -> list[Metric]:
+    """Metrics of how far the engine's log-probabilities are from the scores; none where the trajectories have none.
+
+    Raises MismatchError where they are further apart than `ppo.max_mismatch`.
+    """
+    ppo, engine_N = algorithm.config.ppo, engine_log_probs(selection.trajectories)
+    if engine_N is None:
+        return []
+    mismatch = measure_mismatch(scores.log_probs_N, engine_N, ppo.importance_cap)
+    check_mismatch(mismatch, ppo, algorithm.round_index)
+    return mismatch.metrics(algorithm.stage, algorithm.round_index)
 
 
 def score_round(

@@ -3,7 +3,10 @@
 The models score every action token once; `credit` turns step rewards, values and the divergence from the reference into
 advantages; then a few shuffled passes minimise, over action tokens alone,
 
-    E[ -min(rho A, clip(rho) A) ] + value_coef * E[ max((V - R)^2, (clip(V) - R)^2) / 2 ].
+    E[ w * -min(rho A, clip(rho) A) ] + value_coef * E[ max((V - R)^2, (clip(V) - R)^2) / 2 ].
+
+rho = pi / pi_old, where the models themselves score pi_old at the start of the round; the log-probabilities that the
+engine stored with the tokens enter by the importance weight w alone, which `ppo.importance: none` leaves at 1.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from steptool.records import Advantage, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale, step_rewards
 from steptool.training import credit, losses
 from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection
+from steptool.training.mismatch import engine_log_probs, importance_weights
 from steptool.training.scores import Floats, Scores
 
 
@@ -36,6 +40,8 @@ class Experience:
     returns_N: Tensor
     value_mask_N: Tensor
     """1 where the value head learns, 0 elsewhere."""
+    weights_N: Tensor
+    """Importance weights of the policy loss (steptool.training.mismatch)."""
 
     def take(self, places_n: Tensor) -> Experience:
         """That of some of the tokens."""
@@ -85,6 +91,7 @@ class StepPPO(Algorithm):
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
+        engine_N = engine_log_probs(selection.trajectories)
         kl_N = scores.log_probs_N - scores.reference_N
         estimate = credit.assign(
             selection.rewards,
@@ -97,7 +104,7 @@ class StepPPO(Algorithm):
         whitened_N = credit.whiten(estimate.advantages_N) if self.config.credit.whiten else estimate.advantages_N
         arrays = (
             scores.log_probs_N, scores.reference_N, scores.values_N, whitened_N, estimate.returns_N,
-            estimate.value_mask_N,
+            estimate.value_mask_N, importance_weights(scores.log_probs_N, engine_N, self.config.ppo),
         )  # fmt: skip
         self._experience = Experience(*(torch.tensor(a, dtype=torch.float32, device=device) for a in arrays))
         return advantages_of_steps(selection, kl_N, scores.values_N, estimate.advantages_N)
@@ -110,7 +117,7 @@ class StepPPO(Algorithm):
         out = actor(part.batch)
         values_N = actor.values(out.states_NH)
         ratio_N = torch.exp(out.log_probs_N - known.old_log_probs_N)
-        policy_N = losses.policy_loss(ratio_N, known.advantages_N, ppo.clip)
+        policy_N = known.weights_N * losses.policy_loss(ratio_N, known.advantages_N, ppo.clip)
         value_N = losses.value_loss(values_N, known.old_values_N, known.returns_N, ppo.clip_value) * known.value_mask_N
         targets = self._experience.value_mask_N[part.step_places_n].sum()
         loss = ppo.value_coef * value_N.sum() / targets
