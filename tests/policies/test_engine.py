@@ -48,7 +48,7 @@ class PlainEngine:
             sampled = torch.multinomial(tempered.softmax(-1), 1, generator=draws)
             token = int(sampled if sampling.temperature else logits.argmax())
             ids.append(token)
-            logprobs.append(float(logits.log_softmax(-1)[token]))
+            logprobs.append(float(tempered.log_softmax(-1)[token]))
             if token in sampling.end_ids or len(ids) == sampling.max_new_tokens:
                 del self._running[request_id]
                 ended.append(Completion(request_id, ids, np.asarray(logprobs, dtype=np.float32)))

@@ -218,7 +218,8 @@ def test_recorded_logprobs_are_those_of_a_fresh_forward_pass(
     assert {len(t.spans) for t in played} == {3}
     for t in played:
         with torch.inference_mode():
-            logprobs = random_model(input_ids=torch.tensor(t.input_ids[None]).long()).logits[0].log_softmax(-1)
+            logits = random_model(input_ids=torch.tensor(t.input_ids[None]).long()).logits[0]
+        logprobs = (logits / (1.0 if greedy else temperature)).log_softmax(-1)
         fresh = np.concatenate([logprobs[np.arange(a, b) - 1, t.input_ids[a:b]].numpy() for a, b in t.spans])
         np.testing.assert_allclose(t.logprobs, fresh, atol=1e-4)
         if greedy:

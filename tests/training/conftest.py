@@ -97,6 +97,7 @@ def scores(rows: list[Trajectory], seed: int = 0) -> list[StepReward]:
 
 def config(**ppo: object) -> Config:
     defaults = {"rounds": 4, "batch_size": 4, "micro_batch_size": 4, "epochs": 2, "value_warmup_rounds": 0}
+    defaults["max_mismatch"] = 0  # no model has sampled these tokens
     return Config.model_validate(
         {
             "ppo": {**defaults, "learning_rate": 1e-3, **ppo},
