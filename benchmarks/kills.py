@@ -43,7 +43,7 @@ from steptool.training.rounds import train_round
 
 EPISODES, STEPS = 12, 3
 CONFIG = {
-    "ppo": {"rounds": 2, "batch_size": 4, "micro_batch_size": 4, "epochs": 4, "learning_rate": 1e-3},
+    "ppo": {"rounds": 2, "batch_size": 4, "micro_batch_size": 4, "epochs": 4, "learning_rate": 1e-3, "max_mismatch": 0},
     "rollout": {"temperature": 1.0},
 }
 Contents = dict[str, str]
