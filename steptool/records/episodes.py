@@ -245,7 +245,7 @@ class Trajectory:
     ]
     logprobs: Annotated[
         Float32Array,
-        "[sum(end - start)] log-probability (nats, at the temperature of sampling) of each token inside the spans, end to end",
+        "[sum(end - start)] log-probability (nats) at which each token inside the spans was sampled, end to end",
     ]
     steps: Annotated[Sequence[Step], _STEPS, "[T] steps of the assistant: what was called and what came back"]
     stop_reason: Annotated[StopReason, f"Why the episode ended: {', '.join(StopReason)}"]
