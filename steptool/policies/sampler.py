@@ -53,7 +53,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class SampledTurn:
-    """What was sampled in a row: `ids` [n] and their log-probabilities [n] at the temperature of sampling (greedy: at 1)."""
+    """What was sampled in a row: `ids` [n] and log-probabilities [n] at the temperature of sampling (greedy: at 1)."""
 
     row: int
     ids: list[int]
