@@ -19,7 +19,14 @@ from steptool.config.base import ConfigError, StrictModel, explain_refusal
 from steptool.config.data import DataConfig, ToolsConfig
 from steptool.config.evaluation import EvaluationConfig, PromotionConfig
 from steptool.config.rewards import RewardConfig
-from steptool.config.training import CreditConfig, PolicyConfig, PPOConfig, RolloutConfig, WarmStartConfig
+from steptool.config.training import (
+    CreditConfig,
+    PolicyConfig,
+    PPOConfig,
+    RolloutConfig,
+    WarmStartConfig,
+    check_learning,
+)
 
 _LARGEST = 100_000
 """Values of a file with its aliases written out. A file of 500 bytes can stand for billions."""
@@ -147,9 +154,11 @@ class Config(StrictModel):
     @classmethod
     def _explain_refusal(cls, data: Any, handler: ModelWrapValidatorHandler[Config]) -> Config:
         try:
-            return handler(data)
+            config = handler(data)
         except ValidationError as error:
             raise ConfigError(explain_refusal(error, Config, "configs/laptop.yaml")) from None
+        check_learning(config.rollout, config.credit, config.ppo)
+        return config
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **_: Any) -> Config:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from steptool.config.base import Natural, Positive, Share, StrictModel
+from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel
 
 
 def _check_date(text: str) -> str:
@@ -63,6 +63,9 @@ class RolloutConfig(StrictModel):
 
     episodes: Positive = 96
     """Episodes in each round."""
+    samples_per_query: Positive = 1
+    """Episodes of each query in a round, played in the same shard. Algorithms that compare the tries at a query (grpo,
+    gigpo, eto, credit.value: group_mean) need 2 at least."""
     shards: Positive = 2
     """Map tasks that share a round's episodes."""
     batch_size: Positive = 128
@@ -86,17 +89,43 @@ class CreditConfig(StrictModel):
     gamma: Share = 0.95
     """Discount per step, or per token at the level token."""
     lam: Share = 1.0
-    """Weight of longer returns against the value head (lambda)."""
+    """Weight of longer returns against the values (lambda)."""
+    value_lam: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """Lambda of the returns that the value head learns from; -1: as lam."""
+    value: Literal["head", "group_mean"] = "head"
+    """Where the values of states come from. head: the value head; group_mean: the mean return of the steps that a round
+    took in the same state, after the same calls for the same query."""
+    state_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of a step's advantage in its state against that of its episode (gigpo only)."""
+    group_scale: bool = True
+    """Divide differences within a group by the deviation of the group (grpo and gigpo only)."""
     whiten: bool = True
     """Shift and scale a round's advantages to mean 0 and deviation 1."""
+    whiten_by: Literal["token", "step"] = "token"
+    """What counts once in that mean and deviation."""
+    negative_weight: Share = 1.0
+    """Factor of negative advantages; 0 learns from positive ones alone."""
+    negative_min_probability: Share = 0.0
+    """Tokens with a negative advantage are left out where the policy gave them a lower probability than this."""
+
+    @model_validator(mode="after")
+    def _fits_its_level(self) -> CreditConfig:
+        if self.level == "token" and self.value == "group_mean":
+            raise ValueError("value: group_mean compares steps, so it needs level: step")
+        if self.level == "token" and self.whiten_by == "step":
+            raise ValueError("whiten_by: step counts one advantage for each step, so it needs level: step")
+        if self.whiten_by == "step" and not self.whiten:
+            raise ValueError("whiten_by: step needs whiten: true")
+        return self
 
 
 class PPOConfig(StrictModel):
     """The optimisation."""
 
-    algorithm: Literal["step_ppo", "rft"] = "step_ppo"
-    """step_ppo: PPO with credit for each step; rft: rejection fine-tuning on solved episodes, the baseline without a
-    value function."""
+    algorithm: Literal["step_ppo", "rft", "grpo", "gigpo", "eto", "archer"] = "step_ppo"
+    """step_ppo: PPO with credit for each step; rft: rejection fine-tuning on solved episodes; grpo, gigpo: advantages
+    within the group of tries at a query; eto: DPO on pairs of a better and a worse try; archer: PPO with a critic of
+    steps, Q - V (docs/credit.md)."""
     reward: Literal["step", "final"] = "step"
     """step: StepTool's step rewards; final: only IsSolved, the PPO baseline."""
     rounds: Positive = 24
@@ -131,6 +160,19 @@ class PPOConfig(StrictModel):
     """Penalty per token and nat for leaving the warm start."""
     clip: Annotated[float, Field(gt=0)] = 0.2
     """Range of the probability ratio within which an update counts: 1 - clip to 1 + clip."""
+    clip_high: Annotated[float, Field(ge=0)] = 0.0
+    """Upper end of that range, 1 + clip_high; 0: as clip."""
+    ratio: Literal["token", "step"] = "token"
+    """token: each token has its own probability ratio; step: tokens of a step share the geometric mean of theirs."""
+    nll_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the negative log-likelihood of solved episodes, added to the policy loss."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of an entropy bonus per token (nats)."""
+    dpo_beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly eto holds the policy to where the round started (beta of DPO)."""
+    rft_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Temperature at which rft takes its likelihood; 0: that of the rollouts. Above it, every round sharpens the
+    policy."""
     clip_value: Annotated[float, Field(gt=0)] = 0.2
     """How far a value may move from its old one before its loss stops counting."""
     importance: Literal["none", "truncated", "masked"] = "none"
@@ -144,3 +186,47 @@ class PPOConfig(StrictModel):
     round's first update; the run stops beyond. 0: unchecked."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Norm of the gradient, at most; a larger gradient is scaled down to it."""
+
+
+_COMPARE_TRIES = ("grpo", "gigpo", "eto")
+_HAVE_NO_VALUES = ("rft", *_COMPARE_TRIES)
+HAVE_NO_ADVANTAGES = ("rft", "eto")
+"""Algorithms that learn from outcomes alone."""
+
+
+def check_learning(rollout: RolloutConfig, credit: CreditConfig, ppo: PPOConfig) -> None:
+    """Raise ConfigError, which names the fields, for settings of several sections that mean nothing together."""
+    algorithm, tries = ppo.algorithm, rollout.samples_per_query
+    comparing = algorithm if algorithm in _COMPARE_TRIES else "credit.value: group_mean"
+    compares = algorithm in _COMPARE_TRIES or credit.value == "group_mean"
+    refused = [
+        (rollout.episodes % tries > 0, f"rollout.episodes: {rollout.episodes} is no multiple of samples_per_query"),
+        (compares and tries < 2, f"{comparing} compares tries at a query: set rollout.samples_per_query to 2 or more"),
+        (algorithm in ("grpo", "gigpo") and credit.whiten, f"{algorithm} scales by group: set credit.whiten: false"),
+        (algorithm in ("gigpo", "archer") and credit.level != "step", f"{algorithm} needs credit.level: step"),
+        (credit.value == "group_mean" and algorithm != "step_ppo", "credit.value: group_mean is for step_ppo only"),
+        (credit.value_lam >= 0 and algorithm in _HAVE_NO_VALUES, f"{algorithm} has no value head for credit.value_lam"),
+        (credit.value_lam >= 0 and credit.value != "head", "credit.value_lam is for credit.value: head only"),
+        (credit.state_weight != 1 and algorithm != "gigpo", "credit.state_weight is for gigpo only"),
+        (not credit.group_scale and algorithm not in ("grpo", "gigpo"), "credit.group_scale is for grpo, gigpo only"),
+        (ppo.ratio == "step" and credit.level != "step", "ppo.ratio: step needs credit.level: step"),
+        (ppo.rft_temperature > 0 and algorithm != "rft", "ppo.rft_temperature is for rft only"),
+    ]  # fmt: skip
+    for field, is_set in _policy_options(credit, ppo).items():
+        refused.append((is_set and algorithm in HAVE_NO_ADVANTAGES, f"{algorithm} has no advantages for {field}"))
+    messages = [message for wrong, message in refused if wrong]
+    if messages:
+        raise ConfigError("the configuration was refused\n  " + "\n  ".join(messages))
+
+
+def _policy_options(credit: CreditConfig, ppo: PPOConfig) -> dict[str, bool]:
+    """Options of the policy's loss that go with advantages, and whether each is set."""
+    return {
+        "ppo.ratio: step": ppo.ratio == "step",
+        "ppo.importance": ppo.importance != "none",
+        "ppo.clip_high": ppo.clip_high > 0,
+        "ppo.nll_coef": ppo.nll_coef > 0,
+        "ppo.entropy_coef": ppo.entropy_coef > 0,
+        "credit.negative_weight": credit.negative_weight < 1,
+        "credit.negative_min_probability": credit.negative_min_probability > 0,
+    }

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from steptool.artifacts.metrics import say
 from steptool.check.memory import GIB, estimate, read_shape
 from steptool.config import Config
+from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.data.ingest import ingest
 from steptool.environments.catalog import check_queries
 from steptool.models.load import load_codec, load_model, prepare_base
@@ -93,7 +94,7 @@ def compute_advantages(
     Raises ValueError for an algorithm without advantages, such as rft.
     """
     algorithm = ALGORITHMS[config.ppo.algorithm](config, round_index)
-    if not algorithm.needs_scores:
+    if config.ppo.algorithm in HAVE_NO_ADVANTAGES:
         raise ValueError(f"ppo.algorithm: {config.ppo.algorithm} has no advantages; step_ppo has")
     policy, reference = Path(policy_dir), Path(reference_dir or policy_dir)
     selection = algorithm.select(trajectories, rewards, scale)

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.evaluation.compare import points
 from steptool.records import Cost
 from steptool.report import rewards_page, run_charts
@@ -25,13 +26,33 @@ def build_report(inputs: ReportInputs) -> str:
     return environment.get_template("run.html.jinja").render(**_context(inputs))
 
 
+_BASELINES = {
+    "rft": (
+        "RFT",
+        "It kept the attempts that solved their task and learned from them as examples (rejection fine-tuning).",
+    ),
+    "grpo": (
+        "GRPO",
+        "Each attempt was compared with the other attempts at the same task; better ones became likelier.",
+    ),
+    "gigpo": (
+        "GiGPO",
+        "Attempts at the same task were compared with each other, and so were the steps taken in the same state.",
+    ),
+    "eto": ("ETO", "Better and worse attempts at the same task made pairs; the better ones became likelier (DPO)."),
+    "archer": (
+        "ArCHer",
+        "A critic learned what states and calls are worth; calls worth more than their state became likelier.",
+    ),
+}
+"""Name and sentence by algorithm."""
+
+
 def describe_method(config: Mapping[str, Any]) -> tuple[str, str]:
     """Name of the configured method, and a sentence on how it learns."""
     ppo = config.get("ppo") or {}
-    if ppo.get("algorithm") == "rft":
-        return "RFT", (
-            "It kept the attempts that solved their task and learned from them as examples (rejection fine-tuning)."
-        )
+    if ppo.get("algorithm") in _BASELINES:
+        return _BASELINES[ppo["algorithm"]]
     if ppo.get("reward") == "final":
         return "PPO", (
             "Only the outcome of an attempt was scored; what led to solved tasks was made more likely (final reward)."
@@ -82,7 +103,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
 
 def _formula(config: Mapping[str, Any]) -> str:
     rewards, ppo = config.get("rewards") or {}, config.get("ppo") or {}
-    if not rewards or ppo.get("algorithm") == "rft":
+    if not rewards or ppo.get("algorithm") in HAVE_NO_ADVANTAGES:
         return ""
     if ppo.get("reward") == "final":
         return "reward of the last step = IsSolved; of every other step = 0"

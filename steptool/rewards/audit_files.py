@@ -11,6 +11,7 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from steptool.config import AuditConfig, Config
+from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.judge.annotator import count_reasons
 from steptool.records import StepReward, Trajectory
 from steptool.records.episodes import QueryTable
@@ -47,7 +48,9 @@ def audit_files(queries: File, trajectories: File, rewards: File, config: Config
         rows += score_steps(known, episodes, make_annotator(second))
     previous = compare if compare and not other else config.rewards.audit.previous
     earlier = iterate_records(previous, StepReward) if previous else ()
-    reward: Literal["step", "final"] = "final" if config.ppo.algorithm == "rft" else config.ppo.reward
+    reward: Literal["step", "final"] = "step"
+    if config.ppo.algorithm in HAVE_NO_ADVANTAGES or config.ppo.reward == "final":
+        reward = "final"
     return audit(known, episodes, rows, config.rewards, earlier, reward)
 
 

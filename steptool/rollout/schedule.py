@@ -62,14 +62,17 @@ class TaskSet:
         return chosen
 
     def round_queries(self, config: Config, round_index: int, shard: int) -> list[Query]:
-        """The training queries of one shard of a round, one for each episode. Only these are parsed."""
+        """The training queries of one shard of a round, one for each episode. Only these are parsed.
+
+        With `rollout.samples_per_query` a query comes so often in a row, in one shard.
+        """
         table = read_table(self.folder / QUERIES, Query)
         train = table.filter(pc.equal(table["split"], "train"))
-        rollout = config.rollout
+        rollout, tries = config.rollout, config.rollout.samples_per_query
         positions = shard_positions(
-            train.num_rows, rollout.episodes, round_index, config.seed, shard=shard, shards=rollout.shards
+            train.num_rows, rollout.episodes // tries, round_index, config.seed, shard=shard, shards=rollout.shards
         )
-        return [from_row(row, Query) for row in train.take(positions).to_pylist()]
+        return [query for row in train.take(positions).to_pylist() for query in [from_row(row, Query)] * tries]
 
 
 def round_positions(total: int, episodes: int, round_index: int, seed: int) -> list[int]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steptool.config import CreditConfig
+from steptool.training.groups import Groups, relative_to_group, state_values
 
 Floats = npt.NDArray[np.floating]
 """Real numbers of any precision; results are float64."""
@@ -32,13 +33,16 @@ _NEGLIGIBLE = 1e-20
 class Credit:
     """What each action token is worth, trajectory after trajectory.
 
-    `advantages_N` are not whitened; `returns_N` = advantages + values are the targets of the value head, to be used
-    where `value_mask_N` is true: everywhere for token-level credit, at the first token of each step for step-level.
+    `advantages_N` are not whitened; `returns_N` are the targets of the value head, to be used where `value_mask_N` is
+    true: everywhere for token-level credit, at the first token of each step for step-level, nowhere where values are
+    means of groups.
     """
 
     advantages_N: Floats
     returns_N: Floats
     value_mask_N: Bools
+    values_N: Floats
+    """The values that the advantages are measured against."""
 
 
 def step_lengths(spans: Spans) -> Ints:
@@ -58,13 +62,13 @@ def sum_by_step(packed_N: Floats, lengths_T: Ints) -> Floats:
     """Sum [T] of a packed quantity over the tokens of each step."""
     if len(lengths_T) == 0:
         return np.zeros(0)
-    sums_T: Floats = np.add.reduceat(packed_N.astype(np.float64), _starts(lengths_T))
+    sums_T: Floats = np.add.reduceat(packed_N.astype(np.float64), first_tokens(lengths_T))
     return sums_T
 
 
 def first_of_step(packed_N: Floats, lengths_T: Ints) -> Floats:
     """A packed quantity [T] at the first token of each step."""
-    return packed_N[_starts(lengths_T)]
+    return packed_N[first_tokens(lengths_T)]
 
 
 def token_rewards(step_rewards_T: Floats, lengths_T: Ints, kl_N: Floats, kl_coef: float) -> Floats:
@@ -101,37 +105,112 @@ def assign(
     kl_N: Floats,
     kl_coef: float,
     config: CreditConfig,
+    groups: Groups | None = None,
 ) -> Credit:
     """Credit of B trajectories, packed end to end.
 
     step_rewards: the composed rewards [T] of each trajectory's steps. step_lengths: their numbers of action tokens [T]
     (at least 1). values_N: value before each action token of all trajectories. kl_N: log pi - log ref of each action
-    token (nats), which costs `kl_coef` per nat. Raises ValueError for arrays that do not fit each other and for rewards
-    that are not finite.
+    token (nats), which costs `kl_coef` per nat. groups: those of the trajectories, where config.value is group_mean.
+
+    The value head learns from returns with a lambda of its own, config.value_lam (VAPO, Yue et al. 2025, arXiv
+    2504.05118, section 4.1: lambda 1 for values, less for the policy). Raises ValueError for arrays that do not fit
+    each other and for rewards that are not finite.
     """
     _check(step_rewards, step_lengths, values_N, kl_N)
     lengths_S = np.concatenate([np.zeros(0, np.int64), *step_lengths])
     rewards_N = token_rewards(np.concatenate([np.zeros(0), *step_rewards]), lengths_S, kl_N, kl_coef)
     if config.level == "token":
         tokens_B = np.array([int(x.sum()) for x in step_lengths], dtype=np.int64)
-        adv_N = gae(rewards_N, values_N, tokens_B, config.gamma, config.lam)
-        return Credit(adv_N, adv_N + values_N, np.ones(len(adv_N), dtype=np.bool_))
+        adv_N, returns_N = _advantages_and_returns(rewards_N, values_N, tokens_B, config)
+        return Credit(adv_N, returns_N, np.ones(len(adv_N), dtype=np.bool_), values_N)
     # One time step per assistant step: its value stands at its first token, its reward holds its tokens' KL penalties.
     steps_B = np.array([len(x) for x in step_lengths], dtype=np.int64)
-    values_S = first_of_step(values_N, lengths_S)
-    adv_S = gae(sum_by_step(rewards_N, lengths_S), values_S, steps_B, config.gamma, config.lam)
+    rewards_S, values_S = sum_by_step(rewards_N, lengths_S), first_of_step(values_N, lengths_S)
     mask_N = np.zeros(len(values_N), dtype=np.bool_)
-    mask_N[_starts(lengths_S)] = True
-    return Credit(np.repeat(adv_S, lengths_S), np.repeat(adv_S + values_S, lengths_S), mask_N)
+    if config.value == "group_mean":
+        values_S = state_values(discounted_returns(rewards_S, steps_B, config.gamma), _expect_groups(groups, lengths_S))
+    else:
+        mask_N[first_tokens(lengths_S)] = True
+    adv_S, returns_S = _advantages_and_returns(rewards_S, values_S, steps_B, config)
+    adv_N, returns_N, values_N = (np.repeat(x_S, lengths_S) for x_S in (adv_S, returns_S, values_S))
+    return Credit(adv_N, returns_N, mask_N, values_N)
 
 
-def whiten(packed_N: Floats, eps: float = 1e-8) -> Floats:
-    """(x - mean) / sqrt(var + eps): an average token weighs the same in a long trajectory as in a short one."""
-    whitened_N: Floats = (packed_N - packed_N.mean()) / math.sqrt(packed_N.var() + eps)
+def discounted_returns(rewards_S: Floats, steps_B: Ints, gamma: float) -> Floats:
+    """Return [S] of each step: G_t = r_t + gamma * G_{t+1}, 0 after the last step of a trajectory."""
+    return gae(rewards_S, np.zeros(len(rewards_S)), steps_B, gamma, 1.0)
+
+
+def episode_advantages(step_rewards: Sequence[Floats], groups: Groups, scale: bool) -> Floats:
+    """Advantage [S] of each step by its episode: the sum of its rewards relative to the tries at the same query.
+
+    A_b = (R_b - mean R) / (std R + 1e-6) over the group; all steps of a trajectory share it (GRPO with the reward of
+    outcomes, see `groups.relative_to_group`).
+    """
+    sums_B = np.array([float(rewards_T.sum()) for rewards_T in step_rewards])
+    steps_B = [len(rewards_T) for rewards_T in step_rewards]
+    return np.repeat(relative_to_group(sums_B, groups.queries_B, scale), steps_B)
+
+
+def state_advantages(step_rewards: Sequence[Floats], groups: Groups, gamma: float, scale: bool) -> Floats:
+    """Advantage [S] of each step by its state: its discounted return relative to the steps taken in the same state.
+
+    The advantages of steps of GiGPO (Feng et al. 2025, arXiv 2505.10978). A state in which one step alone was taken
+    gives 0.
+    """
+    steps_B = np.array([len(rewards_T) for rewards_T in step_rewards], dtype=np.int64)
+    returns_S = discounted_returns(np.concatenate([np.zeros(0), *step_rewards]), steps_B, gamma)
+    return relative_to_group(returns_S, groups.states_S, scale)
+
+
+def shape(advantages_N: Floats, lengths_S: Ints, log_probs_N: Floats, config: CreditConfig) -> Floats:
+    """The advantages [N] that the loss takes: whitened and with less weight on negative ones, as configured.
+
+    whiten_by "step" counts each step once in mean and deviation, however many tokens it has. negative_weight scales
+    negative advantages (Zhu et al. 2025, arXiv 2506.01347, weigh positive and negative samples apart). A negative
+    advantage becomes 0 where the policy gave the token a probability below negative_min_probability: the gradient of
+    such a token is the largest there is and pushes all others up at random (Yang et al. 2025, arXiv 2505.12929).
+    """
+    if config.whiten:
+        counted = first_of_step(advantages_N, lengths_S) if config.whiten_by == "step" else None
+        advantages_N = whiten(advantages_N, counted)
+    if config.negative_weight < 1:
+        advantages_N = np.where(advantages_N < 0, config.negative_weight * advantages_N, advantages_N)
+    if config.negative_min_probability > 0:
+        unlikely_N = np.exp(log_probs_N) < config.negative_min_probability
+        advantages_N = np.where((advantages_N < 0) & unlikely_N, 0.0, advantages_N)
+    return advantages_N
+
+
+def whiten(packed_N: Floats, counted: Floats | None = None, eps: float = 1e-8) -> Floats:
+    """(x - mean) / sqrt(var + eps), with mean and variance of x or of the values `counted`.
+
+    Over tokens, an average token weighs the same in a long trajectory as in a short one.
+    """
+    counted = packed_N if counted is None else counted
+    whitened_N: Floats = (packed_N - counted.mean()) / math.sqrt(counted.var() + eps)
     return whitened_N
 
 
-def _starts(lengths_T: Ints) -> Ints:
+def _advantages_and_returns(
+    rewards_X: Floats, values_X: Floats, lengths_B: Ints, config: CreditConfig
+) -> tuple[Floats, Floats]:
+    adv_X = gae(rewards_X, values_X, lengths_B, config.gamma, config.lam)
+    if config.value_lam < 0:
+        return adv_X, adv_X + values_X
+    return adv_X, gae(rewards_X, values_X, lengths_B, config.gamma, config.value_lam) + values_X
+
+
+def _expect_groups(groups: Groups | None, lengths_S: Ints) -> Groups:
+    if groups is None or len(groups.states_S) != len(lengths_S):
+        count = "none" if groups is None else len(groups.states_S)
+        raise ValueError(f"credit.value: group_mean needs the state of each of {len(lengths_S)} steps, got {count}")
+    return groups
+
+
+def first_tokens(lengths_T: Ints) -> Ints:
+    """Place [T] of the first token of each step."""
     starts: Ints = np.cumsum(lengths_T) - lengths_T
     return starts
 

@@ -111,7 +111,7 @@ def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm:
     if algorithm.needs_value_head:
         hidden_size = causal_lm(policy).config.get_text_config().hidden_size
         head = load_value_head(policy_dir, hidden_size, config.seed)
-    actor = Actor(policy, head, detach_value=config.ppo.detach_value, temperature=config.rollout.temperature)
+    actor = Actor(policy, head, detach_value=config.ppo.detach_value, temperature=algorithm.temperature)
     if config.ppo.gradient_checkpointing:
         actor.checkpoint_activations()
     if config.ppo.compile:

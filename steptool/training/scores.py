@@ -52,6 +52,7 @@ class Scores:
     reference_N: Floats
     """Log-probabilities under the reference (nats)."""
     values_N: Floats
+    """0 where the algorithm has no value head."""
 
     def save(self, folder: Path, fingerprint: str) -> None:
         """Write the scores beside the checkpoints; the file appears whole or not at all."""
@@ -101,7 +102,8 @@ def score(actor: Actor, reference: nn.Module | None, sequences: Sequence[Spanned
     for rows in filter(len, passes[state.process_index :: state.num_processes]):
         batch = collate([sequences[i] for i in rows], limit.packed).to(state.device)
         out = actor(batch)
-        own = (out.log_probs_N, actor.reference_log_probs(batch, reference), actor.values(out.states_NH))
+        values_N = actor.values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
+        own = (out.log_probs_N, actor.reference_log_probs(batch, reference), values_N)
         scores_3N[:, torch.from_numpy(np.concatenate([places[i] for i in rows])).to(state.device)] = torch.stack(own)
     # every process has filled its own places and left zeros elsewhere
     return Scores(*sum_over_processes(scores_3N).cpu().numpy())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def warm_up_and_cosine(steps: int, warmup: int, lowest: float = 0.1) -> Callable
 
 
 class Trainer:
-    """Trains one model on token sequences."""
+    """Trains one model on token sequences, in units of as many as the objective takes together."""
 
     def __init__(
         self,
@@ -70,12 +70,15 @@ class Trainer:
         self.actor = actor
         self.optimizer = optimizer
         self.objective = objective
-        self.sequences = sequences
+        size = objective.unit
+        self.units = [sequences[start : start + size] for start in range(0, len(sequences), size)]
         self.settings = settings
         self.checkpoints = checkpoints
         self.on_step = on_step
-        self.lengths = np.array([len(row.input_ids) for row in sequences], dtype=np.int64)
-        self.action_tokens = np.array([len(action_places(row)) for row in sequences], dtype=np.int64)
+        lengths = [size * max(len(row.input_ids) for row in unit) for unit in self.units]  # padding included
+        self.lengths = np.array(lengths, dtype=np.int64)
+        tokens = [sum(len(action_places(row)) for row in unit) for unit in self.units]
+        self.action_tokens = np.array(tokens, dtype=np.int64)
         self._places = packed_places(self.action_tokens)
         actor.accumulate_gradients()
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -117,9 +120,11 @@ class Trainer:
         """The forward passes of an optimizer step that fall to this process."""
         state = processes()
         step_places = self._tensor(rows)
-        parts = forward_passes(rows, self.lengths, self.settings.limit, state.num_processes)
+        limit = self.settings.limit
+        limit = replace(limit, sequences=max(1, limit.sequences // self.objective.unit))
+        parts = forward_passes(rows, self.lengths, limit, state.num_processes)
         for part in filter(len, parts[state.process_index :: state.num_processes]):
-            batch = collate([self.sequences[i] for i in part], self.settings.limit.packed).to(state.device)
+            batch = collate([row for i in part for row in self.units[i]], limit.packed).to(state.device)
             yield ForwardPass(batch, self._tensor(part), step_places)
 
     def _tensor(self, rows: Indices) -> Tensor:

@@ -72,6 +72,19 @@ def test_a_round_takes_training_queries_only_and_each_once(tmp_path: Path) -> No
     assert all(q == queries[int(q.query_id[1:])] for part in parts for q in part)
 
 
+def test_the_tries_at_a_query_follow_each_other_in_one_shard(tmp_path: Path) -> None:
+    queries = [Query(f"q{n}", "train", "desk", f"task {n}", ()) for n in range(10)]
+    path = write_records(tmp_path / "queries.parquet", queries, Query)
+    config = Config.model_validate({"rollout": {"episodes": 12, "samples_per_query": 4, "shards": 2}})
+    tasks = TaskSet.write(tmp_path / "tasks", path, tmp_path / "never written.parquet", config)
+    parts = [[q.query_id for q in tasks.round_queries(config, 0, shard)] for shard in range(2)]
+    assert [len(part) for part in parts] == [8, 4]
+    assert all(len(set(part[start : start + 4])) == 1 for part in parts for start in range(0, len(part), 4))
+    assert len({query for part in parts for query in part}) == 3
+    later = {q.query_id for shard in range(2) for q in tasks.round_queries(config, 1, shard)}
+    assert later.isdisjoint(parts[0] + parts[1])
+
+
 def test_an_evaluation_plays_its_split_and_recorded_queries_alone_if_so_configured(tmp_path):
     config = Config.model_validate({"data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 2}})
     every = desk_queries(config)

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,12 @@ def trajectories(count: int, vocabulary: int = 260, seed: int = 0) -> list[Traje
     return [trajectory(i, vocabulary, steps=int(rng.integers(1, 5)), rng=rng) for i in range(count)]
 
 
+def played(query: str, steps: list[Step], number: int = 0) -> Trajectory:
+    """Random tokens under given steps of a try at a query."""
+    t = trajectory(number, 260, steps=len(steps), rng=np.random.default_rng(number))
+    return replace(t, query_id=query, steps=steps)
+
+
 def rewards_for(rows: list[Trajectory], seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.random(len(t.spans)) for t in rows]
@@ -95,13 +102,14 @@ def scores(rows: list[Trajectory], seed: int = 0) -> list[StepReward]:
     return scored(rows, rewards_for(rows, seed))
 
 
-def config(**ppo: object) -> Config:
+def config(credit: dict[str, object] | None = None, rollout: dict[str, object] | None = None, **ppo: object) -> Config:
     defaults = {"rounds": 4, "batch_size": 4, "micro_batch_size": 4, "epochs": 2, "value_warmup_rounds": 0}
     defaults["max_mismatch"] = 0  # no model has sampled these tokens
     return Config.model_validate(
         {
             "ppo": {**defaults, "learning_rate": 1e-3, **ppo},
-            "rollout": {"temperature": 1.0},
+            "rollout": {"temperature": 1.0, **(rollout or {})},
+            "credit": credit or {},
             "rewards": {"step_weight": 1.0, "alpha": 0.0},
         }
     )
@@ -109,4 +117,6 @@ def config(**ppo: object) -> Config:
 
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
-    return SimpleNamespace(trajectories=trajectories, rewards=rewards_for, scored=scored, scores=scores, config=config)
+    return SimpleNamespace(
+        trajectories=trajectories, played=played, rewards=rewards_for, scored=scored, scores=scores, config=config
+    )

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from steptool.config import CreditConfig
 from steptool.training import credit
+from steptool.training.groups import Groups
 
 TOKEN = CreditConfig(level="token", gamma=0.5, lam=0.5)
 STEP = CreditConfig(level="step", gamma=0.5, lam=0.5)
@@ -177,3 +178,55 @@ def test_arrays_that_do_not_fit_are_refused_by_name(rewards, lengths, values, kl
 def test_lists_of_different_length_are_refused():
     with pytest.raises(ValueError, match="rewards and step lengths of the same trajectories"):
         credit.assign([array(1)], [], np.zeros(1), np.zeros(1), 0.1, TOKEN)
+
+
+def test_values_learn_with_a_lambda_of_their_own():
+    # rewards 1, 2; values 1, 3; gamma .5: deltas 1 + .5*3 - 1 = 1.5 and 2 - 3 = -1
+    # policy, lambda 0: advantages are the deltas; values, lambda 1: returns are 1 + .5*2 = 2 and 2
+    config = CreditConfig(level="step", gamma=0.5, lam=0.0, value_lam=1.0)
+    got = credit.assign([array(1, 2)], [np.array([1, 1])], array(1, 3), np.zeros(2), 0.0, config)
+    np.testing.assert_allclose(got.advantages_N, [1.5, -1])
+    np.testing.assert_allclose(got.returns_N, [2, 2])
+
+
+def test_the_mean_of_a_group_as_value_by_hand():
+    # Two tries of two steps from one state; gamma .5. Returns: 0 + .5*1 = .5 and 1; 0 + .5*0 = 0 and 0.
+    # State 0 is worth .25; the others came up once, so they are worth the mean of the query, 1.5 / 4 = .375.
+    groups = Groups(np.array([0, 0]), np.array([0, 0, 0, 0]), np.array([0, 1, 0, 2]))
+    config = CreditConfig(level="step", gamma=0.5, lam=1.0, value="group_mean")
+    lengths = [np.array([2, 1]), np.array([1, 1])]
+    got = credit.assign([array(0, 1), array(0, 0)], lengths, np.full(5, 99.0), np.zeros(5), 0.0, config, groups)
+    np.testing.assert_allclose(got.values_N, [0.25, 0.25, 0.375, 0.25, 0.375])
+    np.testing.assert_allclose(got.advantages_N, [0.25, 0.25, 0.625, -0.25, -0.375])
+    assert not got.value_mask_N.any()
+    with pytest.raises(ValueError, match="group_mean needs the state of each of 4 steps, got none"):
+        credit.assign([array(0, 1), array(0, 0)], lengths, np.zeros(5), np.zeros(5), 0.0, config)
+
+
+def test_advantages_within_groups_by_hand():
+    # Three tries at one query, solved or not, and one at another; steps 2, 1, 1, 2.
+    groups = Groups(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 0, 0, 2, 3]))
+    rewards = [array(0, 1), array(0), array(0), array(0, 1)]
+    # sums 1, 0, 0: mean 1/3, deviation sqrt(2)/3: advantages 2/sqrt(2) and -1/sqrt(2); the other query has one try
+    by_episode = credit.episode_advantages(rewards, groups, scale=True)
+    root = 2**0.5
+    np.testing.assert_allclose(by_episode, [root, root, -1 / root, -1 / root, 0, 0], rtol=1e-5)
+    # discounted returns in state 0: .5, 0, 0: mean 1/6; all other states came up once
+    by_state = credit.state_advantages(rewards, groups, gamma=0.5, scale=False)
+    np.testing.assert_allclose(by_state, [1 / 3, 0, -1 / 6, -1 / 6, 0, 0])
+
+
+def test_whitening_counts_each_step_once_if_configured():
+    lengths, advantages = np.array([3, 1]), array(2, 2, 2, 0)
+    by_token = credit.shape(advantages, lengths, np.zeros(4), CreditConfig())
+    by_step = credit.shape(advantages, lengths, np.zeros(4), CreditConfig(whiten_by="step"))
+    # tokens: mean 1.5, variance .75; steps: mean 1, variance 1
+    np.testing.assert_allclose(by_token, np.array([0.5, 0.5, 0.5, -1.5]) / 0.75**0.5, rtol=1e-6)
+    np.testing.assert_allclose(by_step, [1, 1, 1, -1], rtol=1e-6)
+
+
+def test_negative_advantages_weigh_less_and_unlikely_tokens_are_left_out():
+    config = CreditConfig(whiten=False, negative_weight=0.5, negative_min_probability=0.2)
+    log_probs = np.log(array(0.1, 0.1, 0.3))
+    shaped = credit.shape(array(1, -1, -1), np.array([1, 1, 1]), log_probs, config)
+    assert shaped.tolist() == [1, 0, -0.5]

@@ -5,7 +5,7 @@ nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -51,6 +51,9 @@ class Objective(ABC):
     sums: ClassVar[tuple[str, ...]] = ()
     """Names of the sums in its LossTerms."""
     maxima: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[int] = 1
+    """Sequences that follow each other and go through the model together: 2 for a loss on pairs. An optimizer step is
+    made of whole units."""
 
     @abstractmethod
     def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
@@ -70,6 +73,8 @@ class Selection:
     """Trajectories of the round that it cannot or does not learn from."""
     rewards: Sequence[npt.NDArray[np.floating]] = ()
     """Rewards [T] of the steps of each trajectory, where the algorithm needs them."""
+    solved: frozenset[str] = frozenset()
+    """Ids of the round's trajectories that the annotator calls solved."""
     scale: RunningScale = NO_REWARDS_SEEN
     """The scale of rewards with those of this round."""
     metrics: list[Metric] = field(default_factory=list)
@@ -78,12 +83,17 @@ class Selection:
     """What a reader should know where no trajectory is left to learn from."""
 
 
+def solved_ids(rewards: Iterable[StepReward]) -> frozenset[str]:
+    """Ids of the trajectories that the annotator calls solved."""
+    return frozenset(reward.trajectory_id for reward in rewards if reward.is_solved == 1.0)
+
+
 class Algorithm(Objective):
     """One round of learning from episodes. A subclass says what it needs and how it learns."""
 
     stage: ClassVar[str]
     """Stage of its metrics."""
-    needs_value_head: ClassVar[bool] = False
+    needs_value_head: bool = False
     needs_scores: ClassVar[bool] = False
     """Whether policy, reference and value head score the round's action tokens before the first update."""
     trains_policy: bool = True
@@ -98,6 +108,11 @@ class Algorithm(Objective):
         ppo = self.config.ppo
         share = min(1.0, self.round_index / max(1, ppo.rounds - 1))
         return ppo.learning_rate * (1.0 - (1.0 - ppo.final_learning_rate) * share)
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the log-probabilities that it learns from: that of the rollouts, which it improves."""
+        return self.config.rollout.temperature
 
     @property
     def seed(self) -> int:

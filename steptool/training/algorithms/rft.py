@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from steptool.models.batch import Indices
 from steptool.records import Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
-from steptool.training.algorithms.base import Algorithm, Selection, Supervised
+from steptool.training.algorithms.base import Algorithm, Selection, Supervised, solved_ids
 from steptool.training.plan import grouped_batches, updates_per_epoch
 
 
@@ -23,12 +23,20 @@ class RejectionFineTuning(Supervised, Algorithm):
         self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], scale: RunningScale
     ) -> Selection:
         """The trajectories that the annotator calls solved."""
-        solved = {reward.trajectory_id for reward in rewards if reward.is_solved == 1.0}
+        solved = solved_ids(rewards)
         kept = [t for t in trajectories if t.trajectory_id in solved and t.spans]
         number = Metric(self.stage, self.round_index, 0, "kept_trajectories", float(len(kept)))
         note = f"round {self.round_index}: none of {len(trajectories)} trajectories was solved"
         self._round_size = len(trajectories)
         return Selection(kept, len(trajectories) - len(kept), scale=scale, metrics=[number], note=note)
+
+    @property
+    def temperature(self) -> float:
+        """That of the rollouts, so that the likelihood is that of the policy which was sampled from, or its own.
+
+        Fitted at tau what was sampled at tau_0, logits grow by tau / tau_0: a higher temperature sharpens by itself.
+        """
+        return self.config.ppo.rft_temperature or super().temperature
 
     def steps(self, lengths: Indices) -> list[Indices]:
         """Shuffled passes in batches of similar length until there are as many steps as StepPPO would take."""

@@ -3,7 +3,11 @@
 The models score every action token once; `credit` turns step rewards, values and the divergence from the reference into
 advantages; then a few shuffled passes minimise, over action tokens alone,
 
-    E[ w * -min(rho A, clip(rho) A) ] + value_coef * E[ max((V - R)^2, (clip(V) - R)^2) / 2 ].
+    E[ w * -min(rho A, clip(rho) A) ] + value_coef * E[ max((V - R)^2, (clip(V) - R)^2) / 2 ]
+    + nll_coef * E_solved[ -log pi ] - entropy_coef * E[ H(pi) ],
+
+the last two if so configured; the mean of the third is over the tokens of solved episodes alone (the language-model
+loss on positive examples of VAPO, Yue et al. 2025, arXiv 2504.05118).
 
 rho = pi / pi_old, where the models themselves score pi_old at the start of the round; the log-probabilities that the
 engine stored with the tokens enter by the importance weight w alone, which `ppo.importance: none` leaves at 1.
@@ -23,7 +27,8 @@ from steptool.models.actor import ActionOutputs, Actor
 from steptool.records import Advantage, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale, step_rewards
 from steptool.training import credit, losses
-from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection
+from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection, solved_ids
+from steptool.training.groups import group_trajectories
 from steptool.training.mismatch import engine_log_probs, importance_weights
 from steptool.training.scores import Floats, Scores
 
@@ -42,6 +47,10 @@ class Experience:
     """1 where the value head learns, 0 elsewhere."""
     weights_N: Tensor
     """Importance weights of the policy loss (steptool.training.mismatch)."""
+    solved_N: Tensor
+    """1 for tokens of solved trajectories, 0 elsewhere."""
+    steps_N: Tensor
+    """Number of the step of each token, trajectory after trajectory; int64."""
 
     def take(self, places_n: Tensor) -> Experience:
         """That of some of the tokens."""
@@ -52,7 +61,6 @@ class StepPPO(Algorithm):
     """Learns from the composed rewards of every step."""
 
     stage = "ppo"
-    needs_value_head = True
     needs_scores = True
     sums = (
         "tokens", "policy", "value", "kl", "clipped", "entropy", "targets", "return", "return2", "error", "error2"
@@ -61,7 +69,8 @@ class StepPPO(Algorithm):
 
     def __init__(self, config: Config, round_index: int) -> None:
         super().__init__(config, round_index)
-        self.trains_policy = round_index >= config.ppo.value_warmup_rounds
+        self.needs_value_head = self.learns_values(config)
+        self.trains_policy = not self.needs_value_head or round_index >= config.ppo.value_warmup_rounds
         self._experience: Experience | None = None
 
     def select(
@@ -87,27 +96,39 @@ class StepPPO(Algorithm):
                 f"none of the {len(trajectories)} trajectories has steps and complete rewards: there is nothing to "
                 "train on; look at the missing components in the rewards of this round"
             )
-        return Selection([t for t, _ in kept], len(trajectories) - len(kept), [r for _, r in kept], scale)
+        left_out, solved = len(trajectories) - len(kept), solved_ids(rewards)
+        return Selection([t for t, _ in kept], left_out, [r for _, r in kept], solved, scale)
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
         engine_N = engine_log_probs(selection.trajectories)
-        kl_N = scores.log_probs_N - scores.reference_N
-        estimate = credit.assign(
-            selection.rewards,
-            [credit.step_lengths(t.spans) for t in selection.trajectories],
-            scores.values_N,
-            kl_N,
-            self.config.ppo.kl_coef,
-            self.config.credit,
-        )
-        whitened_N = credit.whiten(estimate.advantages_N) if self.config.credit.whiten else estimate.advantages_N
+        lengths = [credit.step_lengths(t.spans) for t in selection.trajectories]
+        lengths_S = np.concatenate(lengths)
+        estimate = self.assign(selection, lengths, scores)
+        advantages_N = credit.shape(estimate.advantages_N, lengths_S, scores.log_probs_N, self.config.credit)
+        solved_B = [t.trajectory_id in selection.solved for t in selection.trajectories]
         arrays = (
-            scores.log_probs_N, scores.reference_N, scores.values_N, whitened_N, estimate.returns_N,
+            scores.log_probs_N, scores.reference_N, scores.values_N, advantages_N, estimate.returns_N,
             estimate.value_mask_N, importance_weights(scores.log_probs_N, engine_N, self.config.ppo),
+            np.repeat(solved_B, [int(x.sum()) for x in lengths]),
         )  # fmt: skip
-        self._experience = Experience(*(torch.tensor(a, dtype=torch.float32, device=device) for a in arrays))
-        return advantages_of_steps(selection, kl_N, scores.values_N, estimate.advantages_N)
+        steps_N = torch.from_numpy(np.repeat(np.arange(len(lengths_S)), lengths_S)).to(device)
+        self._experience = Experience(*(torch.tensor(a, dtype=torch.float32, device=device) for a in arrays), steps_N)  # type: ignore[call-arg]
+        kl_N = scores.log_probs_N - scores.reference_N
+        return advantages_of_steps(selection, kl_N, estimate.values_N, estimate.advantages_N)
+
+    @staticmethod
+    def learns_values(config: Config) -> bool:
+        """Whether a value head says what states are worth."""
+        return config.credit.value == "head"
+
+    def assign(self, selection: Selection, lengths: Sequence[credit.Ints], scores: Scores) -> credit.Credit:
+        """Credit of the action tokens; `lengths` holds those of each trajectory's steps."""
+        kl_N = scores.log_probs_N - scores.reference_N
+        groups = group_trajectories(selection.trajectories) if self.config.credit.value == "group_mean" else None
+        return credit.assign(
+            selection.rewards, lengths, scores.values_N, kl_N, self.config.ppo.kl_coef, self.config.credit, groups
+        )
 
     def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
         """Clipped policy loss per action token and clipped value loss per value target."""
@@ -115,17 +136,28 @@ class StepPPO(Algorithm):
             raise RuntimeError("there are no advantages to train on yet: call prepare first")
         ppo, known = self.config.ppo, self._experience.take(part.places_n)
         out = actor(part.batch)
-        values_N = actor.values(out.states_NH)
+        values_N = actor.values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
         ratio_N = torch.exp(out.log_probs_N - known.old_log_probs_N)
-        policy_N = known.weights_N * losses.policy_loss(ratio_N, known.advantages_N, ppo.clip)
+        if ppo.ratio == "step":
+            ratio_N = losses.step_ratio(out.log_probs_N - known.old_log_probs_N, known.steps_N)
+        policy_N = known.weights_N * losses.policy_loss(ratio_N, known.advantages_N, ppo.clip, ppo.clip_high)
         value_N = losses.value_loss(values_N, known.old_values_N, known.returns_N, ppo.clip_value) * known.value_mask_N
-        targets = self._experience.value_mask_N[part.step_places_n].sum()
+        targets = self._experience.value_mask_N[part.step_places_n].sum().clamp(min=1.0)
         loss = ppo.value_coef * value_N.sum() / targets
         if self.trains_policy:
-            loss = loss + policy_N.sum() / float(len(part.step_places_n))
+            loss = loss + (policy_N.sum() + self.penalty(ratio_N, out, known)) / float(len(part.step_places_n))
+            if ppo.nll_coef:
+                solved = self._experience.solved_N[part.step_places_n].sum().clamp(min=1.0)
+                loss = loss - ppo.nll_coef * (out.log_probs_N * known.solved_N).sum() / solved
         away_N = (ratio_N - 1.0).abs().detach()
-        sums = _sums(policy_N, value_N, values_N, away_N > ppo.clip, out, known)
+        reach_N = torch.where(ratio_N > 1.0, ppo.clip_high or ppo.clip, ppo.clip)
+        sums = _sums(policy_N, value_N, values_N, away_N > reach_N, out, known)
         return LossTerms(loss, sums, {"ratio_deviation": away_N.max()})
+
+    def penalty(self, ratio_N: Tensor, out: ActionOutputs, known: Experience) -> Tensor | float:
+        """What is added to the policy loss of the tokens: minus the entropy bonus."""
+        coef = self.config.ppo.entropy_coef
+        return coef * losses.entropy_loss(ratio_N, out.log_probs_N, out.entropy_N).sum() if coef else 0.0
 
     def report(self, figures: Mapping[str, float]) -> dict[str, float]:
         """Means over the tokens of an optimizer step (docs/how-it-works.md)."""

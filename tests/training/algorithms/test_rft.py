@@ -79,6 +79,20 @@ def test_rejection_carries_its_optimizer_and_its_rate(model_dir: Path, tmp_path:
     assert [m.value for m in result.metrics if m.name == "learning_rate"] == pytest.approx([7e-4] * 2)
 
 
+@pytest.mark.parametrize(("option", "temperature"), [(0.0, 0.5), (1.0, 1.0)])
+def test_the_likelihood_is_taken_at_the_temperature_of_the_rollouts_or_its_own(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace, option: float, temperature: float
+) -> None:
+    rows = make.trajectories(4)
+    config = make.config(rollout={"temperature": 0.5}, algorithm="rft", rft_temperature=option)
+    result = train_round(
+        model_dir, model_dir, rows, outcomes(rows, [True] * 4), config=config, round_index=0, out_dir=tmp_path
+    )
+    with torch.no_grad():
+        out = Actor(load_model(model_dir), temperature=temperature)(collate(rows))
+    assert result.metrics[0].value == pytest.approx(-float(out.log_probs_N.mean()), rel=1e-5)
+
+
 def test_nothing_solved_passes_the_policy_on(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(4)
     train_round(

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steptool.models.actor import ValueHead, save_value_head
+from steptool.models.actor import Actor, ValueHead, save_value_head
+from steptool.models.batch import collate
 from steptool.models.load import load_model, load_tokenizer
-from steptool.records import Advantage, Metric
+from steptool.records import Advantage, Metric, Step, StepStatus, ToolCall
 from steptool.records.columns import to_row
 from steptool.records.tables import to_table
 from steptool.training.algorithms import ALGORITHMS
@@ -185,6 +186,43 @@ def test_kl_penalty_enters_the_rewards(model_dir: Path, tmp_path: Path, make: Si
         own = [row for row in result.advantages if row.trajectory_id == t.trajectory_id]
         expected = -0.5 * np.cumsum([row.kl for row in own][::-1])[::-1]
         assert [row.advantage for row in own] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_the_likelihood_of_solved_episodes_and_the_entropy_join_the_loss(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace
+) -> None:
+    """The first update, in one batch: what the loss gains is the mean over solved tokens, or over all tokens."""
+    rows = make.trajectories(4)
+    rewards = make.scored(rows, [np.append(np.zeros(len(t.spans) - 1), float(i < 2)) for i, t in enumerate(rows)])
+    options = {"plain": {}, "nll": {"nll_coef": 0.5}, "entropy": {"entropy_coef": 0.1}}
+    losses = {}
+    for name, ppo in options.items():
+        result = train_round(
+            model_dir, model_dir, rows, rewards, config=make.config(**ppo), round_index=0, out_dir=tmp_path / name
+        )
+        losses[name] = values(result, "loss")[0]
+    with torch.no_grad():
+        actor = Actor(load_model(model_dir))
+        solved, every = actor(collate(rows[:2])), actor(collate(rows))
+    assert losses["nll"] - losses["plain"] == pytest.approx(-0.5 * float(solved.log_probs_N.mean()), rel=1e-4)
+    surprise = -every.log_probs_N - every.entropy_N
+    assert losses["entropy"] - losses["plain"] == pytest.approx(-0.1 * float(surprise.mean()), abs=1e-5)
+
+
+def test_the_mean_of_a_group_takes_the_place_of_a_value_head(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace
+) -> None:
+    """Two tries at one query, one solved; gamma 1: the state that both start in is worth 1/2."""
+    call = Step(ToolCall("look", {}), StepStatus.OK, "")
+    rows = [make.played("q", [call], number=i) for i in range(2)]
+    rewards = make.scored(rows, [np.array([1.0]), np.array([0.0])])
+    config = make.config({"value": "group_mean", "gamma": 1.0}, {"samples_per_query": 2}, value_warmup_rounds=2)
+    result = train_round(model_dir, model_dir, rows, rewards, config=config, round_index=0, out_dir=tmp_path)
+    assert [(a.value, a.advantage) for a in result.advantages] == [(0.5, 0.5), (0.5, -0.5)]
+    assert not (tmp_path / "training/value_head.safetensors").exists()
+    assert any(
+        not torch.equal(t, weights(model_dir)[n]) for n, t in weights(tmp_path).items()
+    )  # no warm-up to wait for
 
 
 def test_rewarded_tokens_become_likelier(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:

@@ -1,0 +1,42 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from steptool.records import Step, StepStatus, ToolCall
+from steptool.training.groups import Groups, group_trajectories, relative_to_group, state_values
+
+
+def call(name: str, **arguments: object) -> Step:
+    return Step(ToolCall(name, arguments), StepStatus.OK, "")
+
+
+def test_states_are_equal_where_query_and_calls_so_far_are(make: SimpleNamespace) -> None:
+    malformed = Step(None, StepStatus.MALFORMED, "")
+    one = make.played("q", [call("f", a=1, b=2), call("g"), call("h")])
+    same_start = make.played("q", [call("f", b=2, a=1), call("x"), call("h")])  # the order of arguments says nothing
+    other_query = make.played("r", [call("f", a=1, b=2), call("g")])
+    broken = make.played("q", [malformed, call("f", a=1, b=2)])
+    groups = group_trajectories([one, same_start, other_query, broken])
+    assert groups.queries_B.tolist() == [0, 0, 1, 0]
+    assert groups.query_of_S.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 0, 0]
+    # q at first: 0; after f: 1; after f g: 2; after f x: 3; r: 4, 5; q after text that is no call: 6
+    assert groups.states_S.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 0, 6]
+
+
+def test_relative_to_the_group_by_hand() -> None:
+    values, groups = np.array([1.0, 5.0, 3.0, 7.0, 2.0]), np.array([0, 1, 0, 2, 0])
+    # group 0: mean 2, deviation sqrt((1 + 1 + 0) / 3); groups 1 and 2 have one value each
+    deviation = (2 / 3) ** 0.5
+    expected = [-1 / deviation, 0, 1 / deviation, 0, 0]
+    assert relative_to_group(values, groups, scale=True) == pytest.approx(expected, rel=1e-5)
+    assert relative_to_group(values, groups, scale=False).tolist() == [-1, 0, 1, 0, 0]
+    assert relative_to_group(np.ones(3), np.zeros(3, dtype=np.int64), scale=True).tolist() == [0, 0, 0]
+
+
+def test_a_state_is_worth_the_mean_return_of_the_steps_taken_in_it() -> None:
+    # two tries of two steps from one state into two others, and one try at another query
+    groups = Groups(np.array([0, 0, 1]), np.array([0, 0, 0, 0, 1]), np.array([0, 1, 0, 2, 3]))
+    returns = np.array([1.0, 2.0, 3.0, 4.0, 9.0])
+    # state 0: (1 + 3) / 2; states 1 and 2 came up once: (1 + 2 + 3 + 4) / 4; the other query has nothing but itself
+    assert state_values(returns, groups).tolist() == [2.0, 2.5, 2.0, 2.5, 9.0]
