@@ -113,10 +113,11 @@ def policy_gradient(
     algorithm = StepPPO(config, 0)
     zeros, ones = torch.zeros(count), torch.ones(count)
     weights = torch.from_numpy(importance_weights(own_V.numpy(), engine_V.numpy(), config.ppo)).float()
-    algorithm._experience = Experience(own_V, own_V, zeros, count * engine_V.exp() * advantages_V, zeros, ones, weights)
+    places = torch.arange(count)
+    advantages = count * engine_V.exp() * advantages_V
+    algorithm._experience = Experience(own_V, own_V, zeros, advantages, zeros, ones, weights, zeros, places)
     actor = Actor(model, ValueZero(), temperature=TEMPERATURE)
     model.zero_grad()
-    places = torch.arange(count)
     algorithm.loss(actor, ForwardPass(collate(rows), places, places)).loss.backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
