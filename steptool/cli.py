@@ -132,6 +132,7 @@ def view(
     trajectories_b: OptionalFile = None,
     rewards_b: OptionalFile = None,
     advantages_b: OptionalFile = None,
+    page_size: Annotated[int, typer.Option(min=1, help="Trajectories of a file; more make several files.")] = 50_000,
 ) -> None:
     """Write one HTML file in which trajectories can be searched and read, one set or two side by side."""
     optional = {
@@ -143,7 +144,7 @@ def view(
     }
     files = {name: _parquet(path) for name, path in optional.items() if path}
     pair = {"trajectories": _parquet(trajectories), "queries": _parquet(queries)}
-    _run("view", **pair, **files, output=output, title=title)
+    _run("view", **pair, **files, output=output, title=title, page_size=page_size)
 
 
 @app.command()

@@ -23,6 +23,7 @@ def view(
     trajectories_b: Parquet | None = None,
     rewards_b: Parquet | None = None,
     advantages_b: Parquet | None = None,
+    page_size: int = 50_000,
 ) -> FlyteFile:
     """Write the viewer of one or two sets of trajectories (docs/viewer.md).
 
@@ -36,6 +37,7 @@ def view(
         trajectories_b: a second set, to be shown beside the first on the same tasks.
         rewards_b: scores of its steps.
         advantages_b: rewards and advantages of its steps.
+        page_size: trajectories of a file; more make several files, which link to each other.
     """
     return write_page(
         title=title,
@@ -46,5 +48,6 @@ def view(
         trajectories_b=trajectories_b,
         rewards_b=rewards_b,
         advantages_b=advantages_b,
+        page_size=page_size,
         output=output,
     )

@@ -14,7 +14,8 @@ from steptool.evaluation.measures import PolicyEvaluation, evaluate_policy
 from steptool.policies.catalog import open_environment_of, open_policy
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.tables import write_records
-from steptool.report.viewer import EpisodeFiles, write_viewer
+from steptool.report.viewer import write_viewer
+from steptool.report.viewer_pages import EpisodeFiles
 from steptool.rollout import runner
 
 Place = str | os.PathLike[str]

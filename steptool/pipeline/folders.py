@@ -29,7 +29,8 @@ from steptool.report.evaluation_page import evaluation_page, tabulate_judge_cost
 from steptool.report.run_inputs import read_run
 from steptool.report.run_page import build_report
 from steptool.report.summary import summary, table
-from steptool.report.viewer import EpisodeFiles, write_viewer
+from steptool.report.viewer import write_viewer
+from steptool.report.viewer_pages import EpisodeFiles
 
 
 @dataclass(frozen=True)

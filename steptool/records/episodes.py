@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -27,7 +26,7 @@ from steptool.records.columns import (
     from_row,
     to_json,
 )
-from steptool.records.tables import iterate_rows, read_table
+from steptool.records.tables import iterate_rows
 
 FINISH = "Finish"
 """Name of the call that ends an episode: Finish(return_type, final_answer), as in ToolBench."""
@@ -274,39 +273,9 @@ class Trajectory:
         return self.action_tokens + self.abandoned_tokens
 
 
-_SHARED = ("tools", "environment", "split", "source", "tier")
-"""Columns of queries in which many rows hold the same: each value is kept once."""
-_PARSED = 256
-"""Queries kept as objects."""
-
-
 def read_queries(path: str | os.PathLike[str], split: str | None = None) -> list[Query]:
     """Queries of a file, of one split if it is given. Raises ValueError if there is none."""
     queries = [from_row(row, Query) for row in iterate_rows(path, Query) if split is None or row["split"] == split]
     if not queries:
         raise ValueError(f"{path}: the split '{split}' is empty; every stage needs at least one query")
     return queries
-
-
-class QueryTable(Mapping[str, Query]):
-    """The queries of a file by id, kept as columns and parsed when they are asked for."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        table = read_table(path, Query)
-        for name in _SHARED:
-            table = table.set_column(table.schema.get_field_index(name), name, table[name].dictionary_encode())
-        self._table = table
-        self._places = {query_id: place for place, query_id in enumerate(table["query_id"].to_pylist())}
-        self._parsed = lru_cache(_PARSED)(self._parse)
-
-    def __getitem__(self, query_id: str) -> Query:
-        return self._parsed(self._places[query_id])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def _parse(self, place: int) -> Query:
-        return from_row(self._table.slice(place, 1).to_pylist()[0], Query)

@@ -19,6 +19,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -131,21 +133,52 @@ def read_rows(path: Place, cls: type) -> list[Row]:
 
 
 def iterate_rows(
-    path: Place, cls: type, batch_size: int = _FLAT_BATCH, columns: Sequence[str] | None = None
+    path: Place,
+    cls: type,
+    batch_size: int = _FLAT_BATCH,
+    columns: Sequence[str] | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
 ) -> Iterator[Row]:
-    """The records of a file as they lie in it, streamed; of these columns alone if they are given."""
-    for batch in _batches(path, cls, batch_size, columns):
+    """The records of a file as they lie in it, streamed; of these columns alone if they are given.
+
+    `mask` [rows] selects rows; parts of the file without one are not read.
+    """
+    for batch in _batches(path, cls, batch_size, columns, mask):
         with _damage_named(path):
             rows = batch.to_pylist()
         yield from rows
 
 
-def _batches(path: Place, cls: type, batch_size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def _batches(
+    path: Place,
+    cls: type,
+    batch_size: int,
+    columns: Sequence[str] | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> Iterator[pa.RecordBatch]:
     contract = contract_of(cls)
     _check_metadata(path, contract)
     with _damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         _check_schema(file.schema_arrow, contract, str(path))
-        yield from file.iter_batches(batch_size=batch_size, columns=columns)
+        if mask is None:
+            yield from file.iter_batches(batch_size=batch_size, columns=columns)
+        else:
+            yield from _select_batches(file, mask, batch_size, columns)
+
+
+def _select_batches(
+    file: pq.ParquetFile, mask: npt.NDArray[np.bool_], batch_size: int, columns: Sequence[str] | None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a mask [rows], from those row groups that have one."""
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if mask[first : first + rows].any():
+            place = first
+            for batch in file.iter_batches(batch_size=batch_size, columns=columns, row_groups=[group]):
+                yield batch.filter(pa.array(mask[place : place + len(batch)]))
+                place += len(batch)
+        first += rows
 
 
 def read_table(path: Place, cls: type) -> pa.Table:

@@ -21,10 +21,10 @@ from steptool.artifacts.metrics import describe_error
 from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
 from steptool.records import StepReward, Trajectory
 from steptool.records.columns import Row
-from steptool.records.episodes import QueryTable
 from steptool.records.tables import iterate_records, write_records
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed
+from steptool.storage.query_table import QueryTable
 
 FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")
 

@@ -18,9 +18,9 @@ from steptool.judge.annotator import (
     replace_surrogates,
 )
 from steptool.records import Query, Step, StepReward, StepStatus, ToolCall, Trajectory
-from steptool.records.episodes import QueryTable
 from steptool.records.tables import iterate_records, write_records
 from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules
+from steptool.storage.query_table import QueryTable
 
 SUCCEEDED = frozenset({StepStatus.OK, StepStatus.FINISH})
 

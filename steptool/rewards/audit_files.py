@@ -14,11 +14,11 @@ from steptool.config import AuditConfig, Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.judge.annotator import count_reasons
 from steptool.records import StepReward, Trajectory
-from steptool.records.episodes import QueryTable
 from steptool.records.tables import iterate_records
 from steptool.rewards.annotators import make_annotator, score_steps
 from steptool.rewards.audit import audit
 from steptool.rewards.audit_figures import Audit
+from steptool.storage.query_table import QueryTable
 
 LARGEST = 20_000
 """Most trajectories that an audit reads. Of a larger file it takes as many, evenly spaced."""

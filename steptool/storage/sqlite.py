@@ -49,9 +49,14 @@ def _use_log(database: sqlite3.Connection) -> None:
         time.sleep(0.01)
 
 
-def open_scratch_database(folder: Path, tables: str) -> sqlite3.Connection:
-    """An empty database in a folder, with tables made by SQL and within one transaction that is never undone."""
-    database = sqlite3.connect(folder / "scratch.sqlite", isolation_level=None)
+def open_scratch_database(folder: Path | None, tables: str) -> sqlite3.Connection:
+    """An empty database in a folder, with tables made by SQL and within one transaction that is never undone.
+
+    Without a folder it is in memory until it outgrows the cache, and then in a file without a name, which ends with the
+    connection, in the folder of TMPDIR or in /var/tmp. Threads share the connection under a lock of their own.
+    """
+    place = folder / "scratch.sqlite" if folder else ""
+    database = sqlite3.connect(place, isolation_level=None, check_same_thread=False)
     database.executescript(
         f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{_SCRATCH_CACHE};"
     )

@@ -1,6 +1,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
@@ -31,6 +32,16 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert list(iterate_rows(file, Metric, columns=["name"])) == [{"name": "loss"}, {"name": "episodes"}]
     cost = Cost("annotate", 1, 2.0, counts={"requests": 3, "money": 0.25})
     assert read_records(write_records(tmp_path / "c.parquet", [cost], Cost), Cost) == [cost]
+
+
+def test_a_mask_selects_rows_across_parts_of_a_file(tmp_path: Path) -> None:
+    metrics = (Metric("ppo", 0, step, "loss", 0.5) for step in range(20_000))
+    file = write_records(tmp_path / "m.parquet", metrics, Metric)
+    assert pq.read_metadata(file).num_row_groups == 3  # of 8,192 rows each
+    for chosen in ([], [0], [8_191, 8_192], [5, 19_999]):
+        mask = np.zeros(20_000, bool)
+        mask[chosen] = True
+        assert list(iterate_rows(file, Metric, columns=["update"], mask=mask)) == [{"update": step} for step in chosen]
 
 
 def test_files_are_joined_in_their_order(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from steptool.evaluation.results import Results
 from steptool.records import Advantage, Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import write_records, write_rows
 from steptool.report.evaluation_page import evaluation_page
-from steptool.report.viewer import EpisodeFiles, write_viewer
+from steptool.report.viewer import write_viewer
+from steptool.report.viewer_pages import EpisodeFiles
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

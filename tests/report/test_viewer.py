@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from steptool.records import Advantage, Evaluation, Query, StepReward, StopReason, Trajectory
 from steptool.records.columns import ContractError, Row
 from steptool.records.tables import write_records
-from steptool.report.viewer import LISTED, EpisodeFiles, pack, write_viewer
+from steptool.report.viewer import LISTED, pack, write_viewer
+from steptool.report.viewer_pages import EpisodeFiles
 
 
 def unpacked(text: str) -> str:
@@ -31,7 +32,9 @@ def content(page: Path) -> tuple[Row, list[list[Row]]]:
 
 @pytest.fixture
 def write(tmp_path: Path, query) -> Callable[..., Path]:
-    def make(*models: list[Any], rewards: list[Row] = (), advantages: list[Row] = (), **queries: str) -> Path:
+    def make(
+        *models: list[Any], rewards: list[Row] = (), advantages: list[Row] = (), size: int = 100, **queries: str
+    ) -> Path:
         texts = queries or {"q0": "where is order o1?"}
         write_records(tmp_path / "queries.parquet", [query(name, text) for name, text in texts.items()], Query)
         sources = [
@@ -42,7 +45,7 @@ def write(tmp_path: Path, query) -> Callable[..., Path]:
             sources[0] = replace(sources[0], rewards=write_records(tmp_path / "r.parquet", rewards, StepReward))
         if advantages:
             sources[0] = replace(sources[0], advantages=write_records(tmp_path / "a.parquet", advantages, Advantage))
-        return write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", sources)
+        return write_viewer(tmp_path / "viewer.html", tmp_path / "queries.parquet", sources, page_size=size)
 
     return make
 
@@ -108,6 +111,32 @@ def test_a_trajectory_of_an_unknown_query_is_refused_and_the_former_page_stays(w
     with pytest.raises(ValueError, match=r"'b' is of the query 'q9', which is not in .*queries.parquet"):
         write([trajectory("a", ["finish"]), trajectory("b", ["finish"], query="q9")])
     assert page.read_text() == former and not list(tmp_path.glob(".*partial"))
+
+
+def test_attempts_at_a_task_share_a_page_and_bring_their_scores_along(write, trajectory, reward, tmp_path: Path):
+    def played(model, *tasks):
+        return [trajectory(f"{model}{task}", ["finish"], None, query=f"q{task}") for task in tasks]
+
+    scores = [reward(f"a{task}", 0, 1, None, solved) for task, solved in [(2, 0.25), (0, 0.0), (1, 0.125)]]
+    texts = {f"q{task}": f"task {task}" for task in range(4)}
+    first = write(played("a", 0, 1, 2), played("b", 2, 0, 3), rewards=scores, size=3, **texts)
+    pages = [first, tmp_path / "viewer-2.html"]
+    assert sorted(tmp_path.glob("*.html")) == sorted(pages)
+    indices = [content(page)[0] for page in pages]
+    ids = [[row["id"] for row in index["rows"]] for index in indices]
+    assert ids == [["a0", "a1", "b0"], ["a2", "b2", "b3"]]  # q0 has two attempts and q1 one: that is a page
+    assert [[query["id"] for query in index["queries"]] for index in indices] == [["q0", "q1"], ["q2", "q3"]]
+    assert [[row["verdict"] for row in index["rows"]] for index in indices] == [[0.0, 0.125, None], [0.25, None, None]]
+    assert content(pages[1])[1][0][2]["instruction"] == "task 3"
+    links = [re.findall(r'<a href="([^"]*)">(\w+)</a>', page.read_text()) for page in pages]
+    assert links == [
+        [("viewer-2.html", "next"), ("viewer-2.html", "last")],
+        [("viewer.html", "first"), ("viewer.html", "previous")],
+    ]
+
+
+def test_one_page_has_no_links_to_others(write, trajectory):
+    assert 'class="pages"' not in write([trajectory("a", ["finish"])], size=1).read_text()
 
 
 def test_scores_by_two_annotators_are_refused(write, trajectory, reward):

@@ -6,9 +6,10 @@ import pytest
 from steptool.judge.annotator import StepScore
 from steptool.records import Query, Reference, Step, StepReward, StepStatus, Trajectory
 from steptool.records.columns import to_row
-from steptool.records.episodes import QueryTable, read_queries
+from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import ANNOTATORS, annotate, annotate_file, make_annotator
+from steptool.storage.query_table import QueryTable
 
 
 class Generous:

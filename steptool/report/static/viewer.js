@@ -11,6 +11,7 @@
     return;
   }
   const chunks = [...document.querySelectorAll("script.chunk")];
+  const paged = document.querySelector(".pages") !== null;  // several files share the trajectories
 
   const inflate = (node) => {
     const bytes = Uint8Array.from(atob(node.textContent), (c) => c.charCodeAt(0));
@@ -108,7 +109,7 @@
   };
   let progress = "";
   const tell = () => {
-    count.textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} trajectories${progress}`;
+    count.textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} trajectories${paged ? " on this page" : ""}${progress}`;
   };
 
   // The words of the steps are in the chunks: they are read one after the other, and hits appear as they are found.
@@ -222,7 +223,7 @@
     const asked = state.query || state.trajectory;
     selected = (asked ? addressed() : found[0] ?? rows[0]) ?? null;
     if (selected) choose(selected);
-    else detail.replaceChildren(el("p", "empty", asked ? `No trajectory of ${asked} is in this file.` : "This file holds no trajectories."));
+    else detail.replaceChildren(el("p", "empty", asked ? `No trajectory of ${asked} is in this file${paged ? "; another page may hold it" : ""}.` : "This file holds no trajectories."));
     if (state.deep) searchSteps();
   };
 
