@@ -22,7 +22,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm check format docs seeds bench kills hostile bfcl \
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm check format docs seeds bench kills hostile million bfcl \
 	replay-bfcl images check-images sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -102,7 +102,7 @@ seeds: $(STAMP)  ## train several seeds and compare StepTool with its baselines 
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/seeds.py --config $(CONFIG) --output runs/seeds
 
 bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER ratio"
-	@set -e; for program in $(filter-out benchmarks/seeds.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
+	@set -e; for program in $(filter-out benchmarks/seeds.py benchmarks/million.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
 
 kills: $(STAMP)  ## kill training, export, publishing and promotion at 200 random moments and compare what is left
 	$(BIN)/python benchmarks/kills.py --kills 200
@@ -110,6 +110,9 @@ kills: $(STAMP)  ## kill training, export, publishing and promotion at 200 rando
 hostile: $(STAMP)  ## 100,000 hostile strings, 5,000 damaged files, hostile schemas, tools and servers: crashes, hangs, losses
 	$(BIN)/python benchmarks/hostile_inputs.py --strings 100000 --files 5000
 	$(BIN)/python benchmarks/hostile_tools.py
+
+million: $(STAMP)  ## take up to 1,000,000 trajectories through ingest, annotation, viewer and export; print the memory of each
+	$(BIN)/python benchmarks/million.py
 
 bfcl: $(STAMP)  ## install BFCL's tools and tasks, without dependencies: they clash with ours and none is needed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt bfcl-eval mpmath

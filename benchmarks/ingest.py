@@ -1,4 +1,4 @@
-"""Reading data: 1,000,000 conversations, a sample of them against pandas, and ToolBench's files, on one core.
+"""Reading data: 100,000 conversations against pandas, and ToolBench's files, on one core; for memory see million.py.
 
 Prints lines `name: OURS OTHER RATIO`. Each reading is a process of its own, so that its peak memory is its own.
 """
@@ -12,8 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROWS, SAMPLE, ANSWERS, INSTRUCTIONS = 1_000_000, 100_000, 2_000, 10_000
-LIMIT_GIB = 2.0
+SAMPLE, ANSWERS, INSTRUCTIONS = 100_000, 2_000, 10_000
 
 OURS = """
 import sys, time, resource
@@ -42,15 +41,6 @@ from pathlib import Path
 start = time.process_time()
 read = [json.loads(file.read_text("utf-8")) for file in Path(sys.argv[1]).iterdir()]
 print(len(read), time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-EXPORT = """
-import sys, time, resource
-from pathlib import Path
-from steptool.data.export import Form, export
-start = time.process_time()
-source, target = Path(sys.argv[1]), sys.argv[2]
-done = export(source / "demonstrations.parquet", source / "queries.parquet", Form.MESSAGES, target)
-print(done.counts["rows written"], time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 TOOL = {
@@ -189,24 +179,10 @@ def compare(work: Path) -> None:
         print(f"ingest ToolBench {name} MB/s (json.loads alone): {ours:.1f} {other:.1f} {ours / other:.2f}")
 
 
-def stream(work: Path) -> None:
-    """A million conversations in, and out again, within the limit of memory."""
-    size = write_conversations(work / "all", ROWS)
-    rows, seconds, memory = measure(OURS, work / "all", work / "out", "recorded")
-    assert rows == ROWS
-    print(f"ingest {rows} conversations, {size:.0f} MB: {rows / seconds:.0f} rows/s, {size / seconds:.1f} MB/s")
-    print(f"ingest {rows} conversations peak GiB (limit): {memory:.2f} {LIMIT_GIB:.2f} {memory / LIMIT_GIB:.2f}")
-    rows, seconds, memory = measure(EXPORT, work / "out", work / "exported")
-    assert rows == ROWS
-    print(f"export {rows} conversations: {rows / seconds:.0f} rows/s")
-    print(f"export {rows} conversations peak GiB (limit): {memory:.2f} {LIMIT_GIB:.2f} {memory / LIMIT_GIB:.2f}")
-
-
 def main() -> None:
-    """Everything in a temporary folder; it takes about two gigabytes of disk and some minutes."""
+    """Everything in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         compare(Path(folder))
-        stream(Path(folder))
 
 
 if __name__ == "__main__":
