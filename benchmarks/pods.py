@@ -17,24 +17,17 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / folder) for folder in ("cluster", "support")]
 
 from pods.engine import Engine, Execution
 from pods.image import build
 from pods.package import package, register
 from pods.pod import Kubelet
 from pods.store import Store, served
+from small_runs import SMALL_TRAINING
 from steptool.config import Config
 
 ROOT = Path(__file__).parents[1]
-SMALLEST = {
-    "data": {"train_queries": 8, "validation_queries": 2, "heldout_queries": 4},
-    "policy": {"base": "scratch", "max_context": 1600},
-    "warm_start": {"demonstrations": 8, "steps": 2, "batch_size": 4},
-    "rollout": {"episodes": 5, "shards": 2, "max_steps": 3, "max_new_tokens": 16},
-    "ppo": {"rounds": 2, "epochs": 1, "batch_size": 3, "micro_batch_size": 3, "value_warmup_rounds": 1},
-    "evaluation": {"bootstrap": 200},
-}
 IMAGES = {"cpu": "localhost/steptool:cpu", "gpu": "localhost/steptool:gpu"}
 REPEATS = 4
 MOST_PER_POD, MOST_IN_ALL = 3.0, 300.0
@@ -62,7 +55,7 @@ def engine(root: Path, pkgs: str, store: Store, scratch: Path) -> Engine:
 def around_no_work(ours: Engine, toys: Engine, store: Store) -> float:
     """Seconds of a pod without work."""
     own, least = [], []
-    config = Config.model_validate(SMALLEST)
+    config = Config.model_validate(SMALL_TRAINING)
     for number in range(REPEATS):
         inputs = {"config": config, "output": f"{store.root}/ingest{number}"}
         (pod,) = done(ours.execute("workflows.ingest.ingest", inputs)).ran("tasks.ingest.fingerprint")
@@ -76,7 +69,7 @@ def around_no_work(ours: Engine, toys: Engine, store: Store) -> float:
 def training(ours: Engine, store: Store, scratch: Path) -> float:
     """Seconds of the smallest training in pods."""
     config = scratch / "smallest.json"
-    config.write_text(Config.model_validate(SMALLEST).model_dump_json(), encoding="utf-8")
+    config.write_text(Config.model_validate(SMALL_TRAINING).model_dump_json(), encoding="utf-8")
     program = [str(Path(sys.executable).with_name("pyflyte")), "run", "workflows/train.py", "train"]
     arguments = ["--config", str(config), "--output", str(scratch / "local")]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -86,7 +79,7 @@ def training(ours: Engine, store: Store, scratch: Path) -> float:
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     began = time.monotonic()
-    inputs = {"config": Config.model_validate(SMALLEST), "output": f"{store.root}/trained"}
+    inputs = {"config": Config.model_validate(SMALL_TRAINING), "output": f"{store.root}/trained"}
     run = done(ours.execute("workflows.train.train", inputs))
     seconds = time.monotonic() - began
     show(f"the smallest training in {len(run.pods)} pods", seconds, local)

@@ -61,12 +61,7 @@ def train(
     threads: Threads = 0,
 ) -> None:
     """Improve a model on its own episodes, and report whether it got better."""
-    loaded = load_config(config, overrides or ())
-    if dry_run:
-        _print_plan(loaded)
-        _rehearse(loaded, for_training=True)
-        return
-    _run("train", threads, config=loaded, output=output)
+    _run_or_rehearse("train", load_config(config, overrides or ()), output, dry_run, threads)
 
 
 @app.command()
@@ -81,11 +76,7 @@ def evaluate(
     loaded = load_config(config, overrides or ())
     if not loaded.evaluation.policies:
         raise ConfigError(f"{config}: evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")
-    if dry_run:
-        _print_plan(loaded)
-        _rehearse(loaded, for_training=False)
-        return
-    _run("evaluate", threads, config=loaded, output=output)
+    _run_or_rehearse("evaluate", loaded, output, dry_run, threads)
 
 
 @app.command()
@@ -195,6 +186,15 @@ def main() -> None:
     except Exception as error:
         is_explained = type(error).__module__.startswith(("steptool.", "tasks."))
         _end(FAILED, describe_error(error) + ("" if is_explained else f" (stack: {_keep_stack(error)})"))
+
+
+def _run_or_rehearse(workflow: str, config: Config, output: str, dry_run: bool, threads: int) -> None:
+    """Run a workflow; or only print its plan, and try what it needs."""
+    if not dry_run:
+        _run(workflow, threads, config=config, output=output)
+        return
+    _print_plan(config)
+    _rehearse(config, for_training=workflow == "train")
 
 
 def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:

@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from steptool.chat.endpoint import Endpoint
 from steptool.config import JudgeConfig
 from steptool.judge.annotator import map_in_order, replace_surrogates
 from steptool.judge.verdicts import Choice, Status
-from steptool.judge.votes import Question, VotePanel, prompt_hash, transcript
+from steptool.judge.votes import PanelJudge, Question, prompt_hash, transcript
 from steptool.records import Preference, Query, StopReason, Trajectory, Verdict
 
 _PASS = """\
@@ -92,13 +91,13 @@ BETTER = Question(
 )
 
 
-class OutcomeJudge:
+class OutcomeJudge(PanelJudge):
     """Asks a chat model about answers, with as many requests at once as its endpoint allows."""
 
     def __init__(self, config: JudgeConfig) -> None:
         """The deadline for all votes is counted from here. Raises ValueError if the configuration has no endpoint."""
         self._config = config
-        self._panel = VotePanel(Endpoint(config.endpoint, config.cache), config)
+        super().__init__(config)
 
     def verdicts(self, model: str, pairs: Iterable[tuple[Query, Trajectory]]) -> list[Verdict]:
         """Verdicts on a model's answers, `votes` for each, in their order."""
@@ -111,22 +110,6 @@ class OutcomeJudge:
         """Preferences between two models' answers, two orders of `votes` each, in their order."""
         parts = map_in_order(lambda t: self._preference(model, other, *t), triples, self._config.endpoint.concurrency)
         return [row for rows in parts for row in rows]
-
-    def counts(self) -> dict[str, float]:
-        """Requests, replies and costs until now, by name."""
-        return self._panel.counts()
-
-    def missing_reasons(self) -> Counter[str]:
-        """The missing votes until now, counted by reason."""
-        return self._panel.missing_reasons()
-
-    def require_votes(self) -> None:
-        """Raise JudgeError if votes were asked for and none was given."""
-        self._panel.require_votes()
-
-    def close(self) -> None:
-        """Close the endpoint."""
-        self._panel.close()
 
     def _verdict(self, model: str, query: Query, trajectory: Trajectory) -> list[Verdict]:
         if trajectory.stop_reason is StopReason.FINISHED:

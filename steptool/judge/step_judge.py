@@ -6,17 +6,15 @@ for the whole. A vote that cannot be had is missing; a score without any vote is
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from steptool.chat.endpoint import Endpoint
 from steptool.config import JudgeConfig
 from steptool.judge.annotator import StepScore
 from steptool.judge.verdicts import STATUS_SCORE, Status
-from steptool.judge.votes import Question, Vote, VotePanel, prompt_hash, steps_to_judge, transcript
+from steptool.judge.votes import PanelJudge, Question, Vote, prompt_hash, steps_to_judge, transcript
 from steptool.records import Query, ToolSchema, Trajectory
 
 HIGHEST = 5
@@ -85,14 +83,14 @@ def _function(steps: int) -> ToolSchema:
     }
 
 
-class StepJudge:
+class StepJudge(PanelJudge):
     """Scores by the votes of a chat model. Any number of threads may annotate with it."""
 
     name = "judge"
 
     def __init__(self, config: JudgeConfig) -> None:
         """The deadline for all votes is counted from here. Raises ValueError if the configuration has no endpoint."""
-        self._panel = VotePanel(Endpoint(config.endpoint, config.cache), config)
+        super().__init__(config)
         self._limit = config.observation_limit
         endpoint = config.endpoint
         self.version = f"1 {endpoint.model} votes={config.votes} temperature={endpoint.temperature:g}"
@@ -106,22 +104,6 @@ class StepJudge:
         question = _question(len(steps_to_judge(trajectory)))
         votes = self._panel.ask(question, transcript(query, trajectory, self._limit))
         return _scores(trajectory, votes)
-
-    def counts(self) -> dict[str, float]:
-        """Requests, replies and costs until now, by name."""
-        return self._panel.counts()
-
-    def missing_reasons(self) -> Counter[str]:
-        """The missing votes until now, counted by reason."""
-        return self._panel.missing_reasons()
-
-    def require_votes(self) -> None:
-        """Raise JudgeError if votes were asked for and none was given."""
-        self._panel.require_votes()
-
-    def close(self) -> None:
-        """Close the endpoint."""
-        self._panel.close()
 
 
 def _question(steps: int) -> Question[Judgement]:

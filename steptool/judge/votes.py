@@ -108,6 +108,30 @@ class VotePanel:
             self._counts[name] += 1
 
 
+class PanelJudge:
+    """A judge that asks a panel, and reports what the panel has counted."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        """The deadline for all votes is counted from here. Raises ValueError if the configuration has no endpoint."""
+        self._panel = VotePanel(Endpoint(config.endpoint, config.cache), config)
+
+    def counts(self) -> dict[str, float]:
+        """Requests, replies and costs until now, by name."""
+        return self._panel.counts()
+
+    def missing_reasons(self) -> Counter[str]:
+        """The missing votes until now, counted by reason."""
+        return self._panel.missing_reasons()
+
+    def require_votes(self) -> None:
+        """Raise JudgeError if votes were asked for and none was given."""
+        self._panel.require_votes()
+
+    def close(self) -> None:
+        """Close the endpoint."""
+        self._panel.close()
+
+
 def prompt_hash(question: Question[Any], *parts: object) -> str:
     """Short hash of everything in a prompt but the text that is judged; `parts`: what else shapes the prompt."""
     whole = json.dumps([question.instructions, question.function, _RETRY, *parts], sort_keys=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
 
 from steptool.chat.endpoint import Endpoint
 from steptool.config import Config, EvaluatedPolicy
@@ -63,13 +62,13 @@ def _make_policy(policy: EvaluatedPolicy, config: Config, recordings: Iterable[T
 
 def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
     from steptool.models.load import EMBEDDED, load_codec, load_model
-    from steptool.policies.engine import EnginePolicy
+    from steptool.policies.engine import EnginePolicy, PolicySettings
     from steptool.policies.local import LocalPolicy
     from steptool.policies.vllm import VllmEngine
 
     folder = str(EMBEDDED) if policy.model == "embedded" else policy.model
     codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
-    settings: dict[str, Any] = {
+    settings: PolicySettings = {
         "name": policy.name,
         "rollout": config.rollout,
         "max_context": config.policy.max_context,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -150,7 +150,34 @@ class Engine(Protocol):
         ...
 
 
-class EnginePolicy(Policy):
+class PolicySettings(TypedDict):
+    """Settings of a policy that samples tokens."""
+
+    name: str
+    rollout: RolloutConfig
+    max_context: int
+    """Tokens of prompt and turns together."""
+    seed: int
+    search: NotRequired[SearchConfig | None]
+
+
+class TokenPolicy(Policy):
+    """What policies have in common that sample tokens of a causal language model with a chat codec."""
+
+    def __init__(self, codec: ChatCodec, **settings: Unpack[PolicySettings]) -> None:
+        rollout = settings["rollout"]
+        self.name, self.search = settings["name"], settings.get("search")
+        self.capacity, self.max_steps = rollout.batch_size, rollout.max_steps
+        self._codec, self._rollout, self._seed = codec, rollout, settings["seed"]
+        self._prompter = Prompter(codec, settings["max_context"], rollout.max_new_tokens)
+        self._refused: list[EndedTurn] = []
+
+    def temperature(self, decoding: Decoding) -> float:
+        """That of the rollouts, whatever the decoding."""
+        return self._rollout.temperature
+
+
+class EnginePolicy(TokenPolicy):
     """A causal language model in an engine; `rollout.batch_size` episodes are played side by side.
 
     An episode whose tool answers late delays no other episode. What an episode samples depends on the seed, the round,
@@ -159,31 +186,14 @@ class EnginePolicy(Policy):
 
     patience = 0.0
 
-    def __init__(
-        self,
-        engine: Engine,
-        codec: ChatCodec,
-        *,
-        name: str,
-        rollout: RolloutConfig,
-        max_context: int,
-        seed: int,
-        search: SearchConfig | None = None,
-    ) -> None:
-        self.name, self.search = name, search
-        self.capacity, self.max_steps = rollout.batch_size, rollout.max_steps
-        self._engine, self._rollout, self._seed = engine, rollout, seed
+    def __init__(self, engine: Engine, codec: ChatCodec, **settings: Unpack[PolicySettings]) -> None:
+        super().__init__(codec, **settings)
+        self._engine = engine
         self._end_ids = tuple(sorted(codec.end_ids))
-        self._prompter = Prompter(codec, max_context, rollout.max_new_tokens)
         self._requests: dict[str, tuple[Episode, Prompt]] = {}
-        self._refused: list[EndedTurn] = []
-        self._made = 0
-        """Requests made so far, whose number is their id."""
+        self._request_count = 0
+        """Requests until now; the number of a request is its id."""
         self._turns: dict[Episode, int] = {}
-
-    def temperature(self, decoding: Decoding) -> float:
-        """That of the rollouts, whatever the decoding."""
-        return self._rollout.temperature
 
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
         """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""
@@ -199,7 +209,7 @@ class EnginePolicy(Policy):
             if isinstance(prompt, Refusal):
                 self._refused.append((episode, prompt))
                 continue
-            request_id, self._made = str(self._made), self._made + 1
+            request_id, self._request_count = str(self._request_count), self._request_count + 1
             self._requests[request_id] = episode, prompt
             self._engine.add(request_id, prompt.ids, self._sampling(episode))
 

@@ -7,18 +7,17 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from transformers import PreTrainedModel
 
 from steptool.chat.codec import ChatCodec
-from steptool.config import RolloutConfig, SearchConfig
-from steptool.policies.engine import Prompt, Prompter
+from steptool.policies.engine import PolicySettings, Prompt, TokenPolicy
 from steptool.policies.kv_cache import Rows, check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
 from steptool.rollout.episode import Episode
-from steptool.rollout.policy import EndedTurn, Policy
+from steptool.rollout.policy import EndedTurn
 from steptool.rollout.turns import Decoding, Refusal
 
 _WAITING_SHARE = 0.2
@@ -35,7 +34,7 @@ class _Seat:
     prompt: Prompt | None = None
 
 
-class LocalPolicy(Policy):
+class LocalPolicy(TokenPolicy):
     """A causal language model with a chat codec; `rollout.batch_size` episodes are decoded together.
 
     What an episode samples depends on the seed, the round, its query and its sample alone, not on the batch or shard
@@ -44,22 +43,10 @@ class LocalPolicy(Policy):
 
     patience = 0.05
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        codec: ChatCodec,
-        *,
-        name: str,
-        rollout: RolloutConfig,
-        max_context: int,
-        seed: int,
-        search: SearchConfig | None = None,
-    ) -> None:
-        self.name, self.search = name, search
-        self.capacity, self.max_steps = rollout.batch_size, rollout.max_steps
-        self._model, self._codec, self._rollout, self._seed = model, codec, rollout, seed
-        self._prompter = Prompter(codec, max_context, rollout.max_new_tokens)
-        check_context(model, max_context)
+    def __init__(self, model: PreTrainedModel, codec: ChatCodec, **settings: Unpack[PolicySettings]) -> None:
+        super().__init__(codec, **settings)
+        self._model = model
+        check_context(model, settings["max_context"])
         self._was_training = model.training
         model.eval()
         self._rows = Rows(0)
@@ -67,11 +54,6 @@ class LocalPolicy(Policy):
         self._to_come = 0
         """Episodes of the run that have no row yet."""
         self._queue: list[tuple[Episode, Prompt]] = []
-        self._refused: list[EndedTurn] = []
-
-    def temperature(self, decoding: Decoding) -> float:
-        """That of the rollouts, whatever the decoding."""
-        return self._rollout.temperature
 
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
         """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""

@@ -17,6 +17,12 @@ from steptool.records.columns import (
 )
 from steptool.records.episodes import StopReason
 
+EpisodeId = Annotated[str, "Episode; in trajectories"]
+StepIndex = Annotated[Int32, "Number of the step, counted from 0"]
+JudgementIndex = Annotated[Int32, "Number of the judgement, counted from 0"]
+RoundIndex = Annotated[Int32, "Round of training, counted from 0; -1 outside of rounds"]
+Rationale = Annotated[str, "Why, in words; may be empty"]
+
 
 class VerdictSource(StrEnum):
     """Where the verdict on an episode comes from."""
@@ -40,8 +46,8 @@ class VerdictSource(StrEnum):
 class StepReward:
     """What one annotator said of one step. A score that could not be had is missing, never 0."""
 
-    trajectory_id: Annotated[str, "Episode; in trajectories"]
-    step: Annotated[Int32, "Number of the step, counted from 0"]
+    trajectory_id: EpisodeId
+    step: StepIndex
     annotator: Annotated[str, "Name of the annotator"]
     annotator_version: Annotated[str, "Changes whenever the annotator may give the same episode another score"]
     prompt_hash: Annotated[str, "SHA-256 of the prompt; empty for an annotator without one"] = ""
@@ -53,7 +59,7 @@ class StepReward:
         Float32 | None, "0, 0.5 (unsure) or 1, on the last step alone; null: missing, or another step"
     ] = None
     votes: Annotated[str, "What the scores were made of: JSON object"] = "{}"
-    rationale: Annotated[str, "Why, in words; may be empty"] = ""
+    rationale: Rationale = ""
 
 
 @contract("advantages", version=1)
@@ -61,8 +67,8 @@ class StepReward:
 class Advantage:
     """What one step was worth to the training."""
 
-    trajectory_id: Annotated[str, "Episode; in trajectories"]
-    step: Annotated[Int32, "Number of the step, counted from 0"]
+    trajectory_id: EpisodeId
+    step: StepIndex
     reward: Annotated[Float32, "Composed reward of the step"]
     kl: Annotated[Float32, "Sum over the tokens of the step of log pi - log pi_ref (nats)"]
     value: Annotated[Float32, "Value of the state before the first token of the step"]
@@ -105,11 +111,11 @@ class Verdict:
 
     query_id: Annotated[str, "Task that was answered"]
     model: Annotated[str, "Model that answered"]
-    repeat: Annotated[Int32, "Number of the judgement, counted from 0"]
+    repeat: JudgementIndex
     status: Annotated[str | None, "solved, unsure or unsolved; null: missing"]
     judge: Annotated[str, "Model that judged; empty: nobody was asked, or it is not known"] = ""
     prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"] = ""
-    rationale: Annotated[str, "Why, in words; may be empty"] = ""
+    rationale: Rationale = ""
 
 
 @contract("preferences", version=1)
@@ -120,12 +126,12 @@ class Preference:
     query_id: Annotated[str, "Task that both answered"]
     model: Annotated[str, "Model that is compared"]
     other: Annotated[str, "Model that it is compared with"]
-    repeat: Annotated[Int32, "Number of the judgement, counted from 0"]
+    repeat: JudgementIndex
     swapped: Annotated[bool, "Whether the judge saw the other's answer first"]
     preference: Annotated[str | None, "model, other or tie; null: missing"]
     judge: Annotated[str, "Model that judged; empty: nobody was asked"] = ""
     prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"] = ""
-    rationale: Annotated[str, "Why, in words; may be empty"] = ""
+    rationale: Rationale = ""
 
 
 @contract("metrics", version=1)
@@ -134,7 +140,7 @@ class Metric:
     """One number that a stage measured."""
 
     stage: Annotated[str, "Stage that measured it, such as warm_start or ppo"]
-    round: Annotated[Int32, "Round of training, counted from 0; -1 outside of rounds"]
+    round: RoundIndex
     update: Annotated[Int32, "Optimizer step of the stage, counted from 0; -1 for a count of the whole stage"]
     name: Annotated[str, "What was measured"]
     value: Annotated[Float64, "The number"]
@@ -146,7 +152,7 @@ class Cost:
     """What one task of a stage took."""
 
     stage: Annotated[str, "Stage, such as rollout"]
-    round: Annotated[Int32, "Round of training, counted from 0; -1 outside of rounds"] = -1
+    round: RoundIndex = -1
     seconds: Annotated[Float64, "Wall-clock seconds; tasks of a stage may run side by side"] = 0.0
     tokens: Annotated[Int64, "Tokens generated, or trained on"] = 0
     peak_memory_mb: Annotated[Float64, "Peak resident memory of the process until then, in MiB"] = 0.0

@@ -10,6 +10,7 @@ import pytest
 from pods.engine import Engine, Execution
 from pods.package import Registry as Entities
 from pods.store import Store
+from small_runs import retraining_settings, train_on_logs
 from steptool.config import Config
 from steptool.registry import Registry
 
@@ -27,53 +28,21 @@ def place(store: Store) -> str:
 
 def settings(place: str, base: str) -> Config:
     """A night of little work."""
-    return Config.model_validate(
-        {
-            "data": {
-                "source": "jsonl",
-                "paths": [f"{place}/tasks"],
-                "recorded_answers": [f"{place}/logs"],
-                "environment": "desk",
-                "train_queries": 70,
-                "validation_queries": 4,
-                "heldout_queries": 50,
-            },
-            "policy": {"base": base},
-            "warm_start": {"steps": 24, "batch_size": 16},
-            "rollout": {"episodes": 8, "shards": 2, "max_steps": 8},
-            "ppo": {"rounds": 1, "epochs": 1, "batch_size": 8, "value_warmup_rounds": 1},
-            "evaluation": {"sampled_repeats": 0, "bootstrap": 1000},
-            "promotion": {"approval": True},
-        }
-    )
+    changes = {
+        "rollout": {"episodes": 8, "shards": 2, "max_steps": 8},
+        "ppo": {"rounds": 1, "epochs": 1, "batch_size": 8, "value_warmup_rounds": 1},
+        "promotion": {"approval": True},
+    }
+    return Config.model_validate(retraining_settings(place, base) | changes)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, store: Store, place: str) -> str:
     """Url of what is in service at first: a model that careless logs have spoiled."""
-    import torch
-
-    from steptool.chat.codec import ChatCodec
-    from steptool.data.ingest import ingest
-    from steptool.models.load import EMBEDDED, load_tokenizer
-    from steptool.records import Trajectory
-    from steptool.records.episodes import read_queries
-    from steptool.records.tables import read_records
-    from steptool.training.demonstrations import encode_demonstrations
-    from steptool.training.warm_start import warm_start
-
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("careless")
     write_night(folder, "before", 130, 1.0)
-    config = settings(str(folder), "embedded")
-    read = ingest(config, folder / "read")
-    demonstrations = read_records(read.demonstrations_path, Trajectory)
-    codec = ChatCodec(load_tokenizer(EMBEDDED), "auto")
-    lessons = encode_demonstrations(
-        read_queries(read.queries_path), demonstrations, codec, config.policy.max_context
-    ).encoded
-    warm_start(EMBEDDED, lessons, config.warm_start, config.policy, 0, folder / "model")
-    return store.upload(folder / "model", f"{place}/base")
+    model = train_on_logs(settings(str(folder), "embedded"), folder, steps=24)
+    return store.upload(model, f"{place}/base")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from pods.literals import uri
 from pods.package import Registry
 from pods.pod import Attempt, Ended, Kill
 from pods.store import Store
+from small_runs import SMALL_TRAINING
 from steptool.config import Config
 
 pytestmark = pytest.mark.cluster
@@ -27,16 +28,8 @@ Make = Callable[..., Engine]
 @pytest.fixture(scope="module")
 def config() -> Config:
     """One round with updates enough to be killed between."""
-    return Config.model_validate(
-        {
-            "data": {"train_queries": 8, "validation_queries": 2, "heldout_queries": 4},
-            "policy": {"base": "scratch", "max_context": 1600},
-            "warm_start": {"demonstrations": 8, "steps": 2, "batch_size": 4},
-            "rollout": {"episodes": 5, "shards": 2, "max_steps": 3, "max_new_tokens": 16},
-            "ppo": {"rounds": 1, "epochs": 10, "batch_size": 3, "micro_batch_size": 3, "value_warmup_rounds": 0},
-            "evaluation": {"bootstrap": 200},
-        }
-    )
+    updates = {"rounds": 1, "epochs": 10, "value_warmup_rounds": 0}
+    return Config.model_validate(SMALL_TRAINING | {"ppo": SMALL_TRAINING["ppo"] | updates})
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evaluation_rows import make_evaluation
 from steptool.records import (
     Advantage,
     Evaluation,
@@ -19,7 +20,7 @@ from steptool.records import (
     ToolCall,
     Trajectory,
 )
-from steptool.records.columns import from_row
+from steptool.records.columns import from_row, to_row
 from steptool.records.tables import to_table
 
 Make = Callable[..., Any]
@@ -28,29 +29,8 @@ Make = Callable[..., Any]
 @pytest.fixture
 def evaluation() -> Make:
     def make(query: str, model: str, passed: float, **other: Any) -> Evaluation:
-        row = {
-            "query_id": query,
-            "split": "heldout",
-            "tier": "single",
-            "model": model,
-            "decoding": "greedy",
-            "repeat": 0,
-            "trajectory_id": f"{model}/{query}",
-            "passed": passed,
-            "recall": 1.0,
-            "steps": 3,
-            "calls": 2,
-            "invalid_calls": 0,
-            "redundant_calls": 0,
-            "tokens": 30,
-            "prompt_tokens": None,
-            "money": None,
-            "seconds": 0.1,
-            "stop_reason": "finished",
-            "verdict_source": "environment",
-            **other,
-        }
-        return from_row(to_table([row], Evaluation).to_pylist()[0], Evaluation)
+        evaluation = make_evaluation(query, passed, model=model, **other)
+        return from_row(to_table([to_row(evaluation)], Evaluation).to_pylist()[0], Evaluation)
 
     return make
 

@@ -2,28 +2,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from steptool.config import PolicyConfig, WarmStartConfig
-from steptool.models.actor import Actor
-from steptool.models.batch import collate
-from steptool.models.load import load_model
 from steptool.records import Metric
 from steptool.records.columns import to_row
 from steptool.records.tables import to_table
 from steptool.training.warm_start import warm_start
-
-
-def mean_log_prob(folder: Path, rows: list) -> float:
-    with torch.no_grad():
-        out = Actor(load_model(folder))(collate(rows))
-    return float(out.log_probs_N.mean())
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    return all(torch.equal(a[name], b[name]) for name in a)
+from weights import mean_log_prob, same_weights
 
 
 def test_warm_start_learns_its_examples_and_reports_progress(

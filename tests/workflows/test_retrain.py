@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from small_runs import retraining_settings, train_on_logs
 from steptool.config import Config
 from steptool.records import Query
 from steptool.registry import Registry
@@ -32,54 +33,16 @@ CAREFUL, FAIR, CARELESS = 0.0, 0.375, 1.0
 
 def settings(folder: Path, base: Path | str, **promotion: object) -> Config:
     """A night of seconds."""
-    return Config.model_validate(
-        {
-            "data": {
-                "source": "jsonl",
-                "paths": [str(folder / "tasks")],
-                "recorded_answers": [str(folder / "logs")],
-                "environment": "desk",
-                "train_queries": 70,
-                "validation_queries": 4,
-                "heldout_queries": 50,
-            },
-            "policy": {"base": str(base)},
-            "warm_start": {"steps": 24, "batch_size": 16},
-            "rollout": {"episodes": 8, "shards": 1, "max_steps": 8},
-            "ppo": {"rounds": 1, "epochs": 1, "batch_size": 8, "value_warmup_rounds": 0},
-            "evaluation": {"sampled_repeats": 0, "bootstrap": 1000},
-            "promotion": {"max_invalid_rise": 0.3, **promotion},
-        }
-    )
+    promotion = {"max_invalid_rise": 0.3, **promotion}
+    return Config.model_validate({**retraining_settings(folder, base), "promotion": promotion})
 
 
 @pytest.fixture(scope="module")
 def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned from careless logs: what is in service at first."""
-    import torch
-
-    from steptool.chat.codec import ChatCodec
-    from steptool.data.ingest import ingest
-    from steptool.models.load import EMBEDDED, load_tokenizer
-    from steptool.records import Trajectory
-    from steptool.records.episodes import read_queries
-    from steptool.records.tables import read_records
-    from steptool.training.demonstrations import encode_demonstrations
-    from steptool.training.warm_start import warm_start
-
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("careless")
     write_night(folder, "before", TASKS, CARELESS)
-    config = settings(folder, "embedded")
-    read = ingest(config, folder / "read")
-    demonstrations = read_records(read.demonstrations_path, Trajectory)
-    codec = ChatCodec(load_tokenizer(EMBEDDED), "auto")
-    lessons = encode_demonstrations(
-        read_queries(read.queries_path), demonstrations, codec, config.policy.max_context
-    ).encoded
-    longer = config.warm_start.model_copy(update={"steps": 30})
-    warm_start(EMBEDDED, lessons, longer, config.policy, 0, folder / "model")
-    return folder / "model"
+    return train_on_logs(settings(folder, "embedded"), folder, steps=30)
 
 
 class Nights:

@@ -3,25 +3,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from steptool.models.actor import Actor
-from steptool.models.batch import collate
-from steptool.models.load import load_model
 from steptool.records import StepReward
 from steptool.training.rounds import train_round
-
-
-def mean_log_prob(folder: Path, rows: list) -> float:
-    with torch.no_grad():
-        out = Actor(load_model(folder))(collate(rows))
-    return float(out.log_probs_N.mean())
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    return all(torch.equal(a[name], b[name]) for name in a)
+from weights import mean_log_prob, same_weights
 
 
 def outcomes(rows: list, solved: list[bool]) -> list[StepReward]:
