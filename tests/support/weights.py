@@ -11,10 +11,10 @@ from steptool.models.load import load_model
 from steptool.records import Trajectory
 
 
-def mean_log_prob(folder: Path, rows: list[Trajectory]) -> float:
+def mean_log_prob(folder: Path, rows: list[Trajectory], temperature: float = 1.0) -> float:
     """Mean log-probability (nats) of the action tokens of the rows under the model of a folder."""
     with torch.no_grad():
-        out = Actor(load_model(folder))(collate(rows))
+        out = Actor(load_model(folder), temperature=temperature)(collate(rows))
     return float(out.log_probs_N.mean())
 
 

@@ -74,9 +74,7 @@ def test_the_likelihood_is_taken_at_the_temperature_of_the_rollouts_or_its_own(
     result = train_round(
         model_dir, model_dir, rows, outcomes(rows, [True] * 4), config=config, round_index=0, out_dir=tmp_path
     )
-    with torch.no_grad():
-        out = Actor(load_model(model_dir), temperature=temperature)(collate(rows))
-    assert result.metrics[0].value == pytest.approx(-float(out.log_probs_N.mean()), rel=1e-5)
+    assert result.metrics[0].value == pytest.approx(-mean_log_prob(model_dir, rows, temperature), rel=1e-5)
 
 
 def test_nothing_solved_passes_the_policy_on(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
