@@ -43,7 +43,7 @@ CARD = "README.md"
 Entry = dict[str, Any]
 
 _CARD = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags:
 - tool-use
@@ -52,8 +52,8 @@ tags:
 
 # {title}
 
-A policy for multi-step tool use, trained by steptool. Load it with `AutoModelForCausalLM.from_pretrained`; the
-tokenizer's chat template renders the tools. `{file}` holds the table below for programs.
+A policy for multi-step tool use, trained by steptool. {how_to_load}
+`{file}` holds the table below for programs.
 
 ## Lineage
 
@@ -63,6 +63,11 @@ Each row is a stage, first to last. A file stands with the first 12 digits of it
 |---|---|---|---|
 {rows}
 {made_by}{results}"""
+_LOAD_MODEL = "Load it with `AutoModelForCausalLM.from_pretrained`; the tokenizer's chat template renders the tools."
+_LOAD_ADAPTER = (
+    "It is a LoRA adapter over the model whose weights have the digest `{base}`, which has the tokenizer as well. Load it "
+    "with `PeftModel.from_pretrained`."
+)
 _MADE_BY = """
 ## Made by
 
@@ -89,22 +94,32 @@ def sign(
     round_index: int = -1,
     note: str = "",
     rewards: Mapping[str, Any] | None = None,
+    base: str = "",
 ) -> None:
     """Write the model card and the lineage into a model folder: those of the parent, and this stage.
 
-    `files` are what the stage was made from; `rewards` says who scored it and how scores became rewards.
+    `files` are what the stage was made from; `rewards` says who scored it and how scores became rewards; `base` is the
+    name of the base where the folder holds an adapter.
     """
     entry = {"stage": stage, "round": round_index, "files": {Path(p).name: sha256(p) for p in files}, "note": note}
     entry |= {"rewards": rewards} if rewards else {}
     entries = [*(read(parent) if parent else []), entry]
     target = Path(folder)
     (target / FILE).write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_card(target, base)
+
+
+def write_card(folder: str | os.PathLike[str], base: str = "") -> None:
+    """Write the model card that follows from a folder's lineage, if it has one; `base` as in `sign`."""
+    if not (entries := read(folder)):
+        return
+    stage, round_index = entries[-1]["stage"], entries[-1]["round"]
     title = f"{stage} of round {round_index + 1}" if round_index >= 0 else stage
-    (target / CARD).write_text(card(entries, title), encoding="utf-8")
+    (Path(folder) / CARD).write_text(card(entries, title, base=base), encoding="utf-8")
 
 
-def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None = None) -> str:
-    """The model card of a model with this lineage.
+def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None = None, base: str = "") -> str:
+    """The model card of a model with this lineage, or of an adapter over the base of this name.
 
     `known` may hold `code_version`, `config` (the run's configuration as a tree) and `results` (by model: `pass_rate`,
     `low`, `high`, `tasks`); what else it holds does not stand on the card.
@@ -115,6 +130,8 @@ def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None =
     return _CARD.format(
         title=title,
         file=FILE,
+        library="peft" if base else "transformers",
+        how_to_load=_LOAD_ADAPTER.format(base=base) if base else _LOAD_MODEL,
         rows="\n".join(map(_row, entries)),
         made_by=_section(_MADE_BY, [f"| {name} | {value} |" for name, value in made_by.items() if value]),
         results=_section(_RESULTS, results),

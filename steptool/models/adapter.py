@@ -1,0 +1,213 @@
+"""LoRA adapters: what a round hands over in place of a model, and how an adapter joins the weights of its base.
+
+An adapter folder has PEFT's layout (adapter_config.json, adapter_model.safetensors) and the state that only training
+reads. It has neither the weights nor the tokenizer of its base, which lie in a model folder that travels once. It names
+its base by the digest of the weights, because the places of folders change.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from steptool.artifacts import lineage
+from steptool.config import PolicyConfig
+from steptool.models.load import ModelError, load_model
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's names."""
+KEPT = "training/adapter"
+"""Place of the adapter in a model folder whose weights it was merged into."""
+_DIGEST = "sha256:"
+_PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+"""How PEFT names the two factors of a layer's update."""
+Place = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """Where the weights of a policy lie."""
+
+    base: str
+    """Folder or Hub id of a whole model, with its tokenizer."""
+    adapter: str = ""
+    """Folder of the adapter over it; empty: the base is the policy."""
+
+
+def is_adapter(folder: Place) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def locate(model: Place, base: Place = "") -> ModelPlace:
+    """Where base and adapter of a model lie. `base` counts only if `model` is an adapter folder.
+
+    Without it, the base is what the adapter itself names. Raises ModelError if that is a digest.
+    """
+    if not is_adapter(model):
+        return ModelPlace(os.fspath(model))
+    named = os.fspath(base) or read_base_name(model)
+    if not named or named.startswith(_DIGEST):
+        raise ModelError(
+            f"{model}: holds an adapter over the model with the weights {named or 'of an unknown base'}; name the "
+            "folder of that model as its base as well"
+        )
+    return ModelPlace(named, os.fspath(model))
+
+
+def load_joined(place: ModelPlace) -> PreTrainedModel:
+    """The model of a place, the adapter added to the weights in memory. Raises ModelError as `load_model` does."""
+    model = load_model(place.base)
+    if not place.adapter:
+        return model
+    from peft import PeftModel  # takes seconds
+
+    joined: PreTrainedModel = PeftModel.from_pretrained(model, place.adapter).merge_and_unload()
+    return joined.eval()
+
+
+def new_adapter(model: PreTrainedModel, config: PolicyConfig, seed: int) -> nn.Module:
+    """The model with fresh low-rank adapters (no change yet) on all linear layers except the output layer."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted: nn.Module = get_peft_model(model, lora)
+    return _leave_inputs(adapted)
+
+
+def load_adapter(model: PreTrainedModel, folder: Place) -> nn.Module:
+    """The model with the adapter of a folder, to train it further."""
+    from peft import PeftModel
+
+    adapted: nn.Module = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    return _leave_inputs(adapted)
+
+
+def save_adapter(policy: Any, base_name: str, folder: Path) -> None:
+    """Write the adapter of a policy that PEFT has wrapped; the same adapter is written to the same bytes."""
+    from peft import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.copy(policy.peft_config["default"])
+    config.base_model_name_or_path, config.inference_mode = base_name, True
+    if not isinstance(config.target_modules, str):
+        config.target_modules = sorted(config.target_modules)
+    state = get_peft_model_state_dict(policy, save_embedding_layers=False)
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    config.save_pretrained(str(folder))
+
+
+def read_base_name(folder: Place) -> str:
+    """How an adapter names its base; empty for the folder of a whole model."""
+    if not is_adapter(folder):
+        return ""
+    named: str = _read_config(folder).get("base_model_name_or_path") or ""
+    return named
+
+
+def name_base(folder: Path) -> str:
+    """The digest of a model's weights: SHA-256 over the names and digests of their files."""
+    lines = [f"{lineage.sha256(file)}  {file.name}\n" for file in sorted(folder.glob("*.safetensors"))]
+    return _DIGEST + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_whole(model: Path, base: Path, folder: Path) -> None:
+    """Write a whole model into a new folder: an adapter merged into its base, any other model as it is.
+
+    One file of weights is in memory at a time. What only training reads comes along; the adapter is put into KEPT.
+    Raises ModelError if the adapter belongs to another base.
+    """
+    if not is_adapter(model):
+        shutil.copytree(model, folder)
+        return
+    named = read_base_name(model)
+    if named.startswith(_DIGEST) and named != name_base(base):
+        raise ModelError(f"{model}: the adapter belongs to the weights {named}, and {base} holds others")
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors", "training"))
+    _merge(model, base, folder)
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS), dirs_exist_ok=True)
+    (folder / KEPT).mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(model / name, folder / KEPT / name)
+    lineage.write_card(folder)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What an adapter adds to a weight: scale x up @ down (Hu et al. 2021, equation 3), computed in float32."""
+
+    down: Tensor
+    """[rank, inputs]"""
+    up: Tensor
+    """[outputs, rank]"""
+    scale: float
+
+    def add_to(self, weight: Tensor) -> Tensor:
+        return (weight.float() + (self.up.float() @ self.down.float()) * self.scale).to(weight.dtype)
+
+
+def _merge(adapter: Path, base: Path, folder: Path) -> None:
+    """Write the weights of the base with the adapter added, in the files and in the precision of the base."""
+    updates, files = _read_updates(adapter), sorted(base.glob("*.safetensors"))
+    if not updates.keys() <= {name for file in files for name in _read_names(file)}:
+        # The model's own names are not those of its files: transformers knows how they belong together.
+        load_joined(ModelPlace(str(base), str(adapter))).save_pretrained(folder)
+        return
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata()
+        weights = load_file(file)
+        for name in weights.keys() & updates.keys():
+            weights[name] = updates[name].add_to(weights[name])
+        save_file(weights, folder / file.name, metadata)
+
+
+def _read_updates(adapter: Path) -> dict[str, _Update]:
+    """The update of each adapted weight by its name in the model, of an adapter that `new_adapter` has made."""
+    factors, config, updates = load_file(adapter / WEIGHTS), _read_config(adapter), {}
+    for layer in (key.removesuffix(_DOWN) for key in factors if key.endswith(_DOWN)):
+        down, up = factors[layer + _DOWN], factors[layer + _UP]
+        if config["fan_in_fan_out"]:  # the layers of GPT-2 hold their weights as [inputs, outputs]
+            down, up = up.T, down.T
+        updates[f"{layer.removeprefix(_PREFIX)}.weight"] = _Update(down, up, config["lora_alpha"] / config["r"])
+    return updates
+
+
+def _read_names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as stored:
+        return list(stored.keys())
+
+
+def _read_config(adapter: Place) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((Path(adapter) / CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def _leave_inputs(adapted: nn.Module) -> nn.Module:
+    """Keep peft from widening what goes into a float32 adapter: the training computes it in the model's precision."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    return adapted
