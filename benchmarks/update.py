@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from steptool.config import Config, PolicyConfig
 from steptool.models.actor import Actor, ValueHead
-from steptool.models.load import new_adapter
+from steptool.models.adapter import new_adapter
 from steptool.models.optimizer import adamw
 from steptool.training.algorithms.base import Selection
 from steptool.training.algorithms.step_ppo import StepPPO

@@ -10,8 +10,6 @@ from flytekit.types.file import FlyteFile
 from steptool.artifacts.lineage import COSTS
 from steptool.artifacts.metrics import say
 from steptool.config import Config
-from steptool.records import Cost, StepReward, Trajectory
-from steptool.records.tables import concatenate
 from steptool.storage.remote import fetch, localize
 from tasks.runtime.artifacts import Parquet, Shard, download, download_all, make_folder
 from tasks.runtime.stage import stage
@@ -41,20 +39,18 @@ def audit(
     round_index: int, config: Config, queries: Parquet, episode_shards: list[Shard], reward_shards: list[Shard]
 ) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
-    from steptool.artifacts import lineage as names
-    from steptool.report.rewards_page import rewards_page
-    from steptool.rewards.audit_files import audit_files, check_thresholds
+    from steptool.pipeline.rounds import audit_round
 
-    folder, parts, scores = make_folder("joined"), download_all(episode_shards), download_all(reward_shards)
-    trajectories, rewards = (folder / names.of_round(kind, round_index) for kind in ("trajectories", "rewards"))
-    concatenate([part / "trajectories.parquet" for part in parts], Trajectory, trajectories)
-    concatenate([part / "rewards.parquet" for part in scores], StepReward, rewards)
-    costs = concatenate([part / names.COSTS for part in (*parts, *scores)], Cost, folder / names.COSTS)
-    config = localize(config, make_folder("fetched"), "rewards.audit.previous")
-    result = audit_files(download(queries), trajectories, rewards, config)
-    Deck("rewards", rewards_page(result, f"The rewards of round {round_index + 1}"))
-    check_thresholds(result, config.rewards.audit, f"round {round_index + 1}")
-    return Audited(Parquet(str(trajectories)), Parquet(str(rewards)), Parquet(str(costs)))
+    audited = audit_round(
+        download_all(episode_shards),
+        download_all(reward_shards),
+        download(queries),
+        localize(config, make_folder("fetched"), "rewards.audit.previous"),
+        round_index,
+        make_folder("joined"),
+        lambda page: Deck("rewards", page),
+    )
+    return Audited(Parquet(str(audited.trajectories)), Parquet(str(audited.rewards)), Parquet(str(audited.costs)))
 
 
 @stage("review")

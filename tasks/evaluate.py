@@ -9,7 +9,7 @@ from steptool.config import Config, EvaluatedPolicy
 from steptool.records import Evaluation
 from steptool.records.tables import write_records
 from steptool.storage.remote import fetch, localize
-from tasks.runtime.artifacts import Model, Parquet, Tasks, download, make_folder, write_costs
+from tasks.runtime.artifacts import Model, Parquet, Tasks, download, download_policy, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 if TYPE_CHECKING:  # its imports take seconds
@@ -26,19 +26,23 @@ class Evaluated(NamedTuple):
 
 
 @stage("evaluate", cached=True)
-def evaluate(name: str, config: Config, model: Model, tasks: Tasks) -> Evaluated:
-    """Play the held-out queries with a model, greedily once and sampled as often as configured."""
+def evaluate(name: str, config: Config, model: Model, base: Model, tasks: Tasks) -> Evaluated:
+    """Play the held-out queries with a model, greedily once and sampled as often as configured.
+
+    `base` is that of the adapter, if the model is one.
+    """
     watch = Stopwatch("evaluate")
     from steptool.records import Trajectory
 
-    policy = EvaluatedPolicy(name=name, model=str(download(model)))
+    folder, base_folder = download_policy(model, base)
+    policy = EvaluatedPolicy(name=name, model=str(folder), base=str(base_folder))
     result = _evaluate(policy, config, tasks)
-    folder = make_folder("evaluate")
+    target = make_folder("evaluate")
     return Evaluated(
-        Parquet(str(write_records(folder / "evaluations.parquet", result.rows, Evaluation))),
-        Parquet(str(write_records(folder / "greedy.parquet", result.greedy, Trajectory))),
-        Parquet(str(write_records(folder / "sampled.parquet", result.sampled, Trajectory))),
-        write_costs(folder, watch.cost(result.tokens)),
+        Parquet(str(write_records(target / "evaluations.parquet", result.rows, Evaluation))),
+        Parquet(str(write_records(target / "greedy.parquet", result.greedy, Trajectory))),
+        Parquet(str(write_records(target / "sampled.parquet", result.sampled, Trajectory))),
+        write_costs(target, watch.cost(result.tokens)),
     )
 
 
@@ -53,8 +57,9 @@ def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory
     from steptool.records import Trajectory
 
     chosen = config.evaluation.policies[policy]
-    if chosen.model != "embedded":
-        chosen = chosen.model_copy(update={"model": str(fetch(chosen.model, make_folder("model")))})
+    for field in ("model", "base"):
+        if (place := getattr(chosen, field)) not in ("", "embedded"):
+            chosen = chosen.model_copy(update={field: str(fetch(place, make_folder(field)))})
     result = _evaluate(chosen, config, tasks)
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)

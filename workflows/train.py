@@ -38,7 +38,7 @@ def rounds(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> Roun
     policy, scale = start, None
     trajectories, rewards, advantages, metrics, costs = [], [], [], [], []
     for round_index in range(config.ppo.rounds):
-        play = partial(rollout, round_index=round_index, config=config, model=policy, tasks=tasks)
+        play = partial(rollout, round_index=round_index, config=config, model=policy, base=start, tasks=tasks)
         episode_shards = map_task(play)(shard=list(range(config.rollout.shards)))
         score = partial(annotate_shard, round_index=round_index, config=config, queries=queries)
         reward_shards = map_task(score)(shard=episode_shards)
@@ -89,9 +89,9 @@ def train(config: Config, output: str = "") -> Evidence:
     trained = rounds(config=config, start=warm.model, tasks=base.tasks, queries=queries)
 
     measure = partial(evaluate, config=config, tasks=base.tasks)
-    base_evaluation = measure(name="base", model=base.model)
-    warm_start_evaluation = measure(name="warm_start", model=warm.model)
-    final_evaluation = measure(name="steptool", model=trained.model)
+    base_evaluation = measure(name="base", model=base.model, base=base.model)
+    warm_start_evaluation = measure(name="warm_start", model=warm.model, base=warm.model)
+    final_evaluation = measure(name="steptool", model=trained.model, base=warm.model)
     score = partial(annotate, config=config, queries=queries)
     warm_start_scores = score(trajectories=warm_start_evaluation.greedy)
     final_scores = score(trajectories=final_evaluation.greedy)

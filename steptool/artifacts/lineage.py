@@ -65,8 +65,8 @@ Each row is a stage, first to last. A file stands with the first 12 digits of it
 {made_by}{results}"""
 _LOAD_MODEL = "Load it with `AutoModelForCausalLM.from_pretrained`; the tokenizer's chat template renders the tools."
 _LOAD_ADAPTER = (
-    "It is a LoRA adapter over the model whose weights have the digest `{base}`, which has the tokenizer as well. Load it "
-    "with `PeftModel.from_pretrained`."
+    "It is a LoRA adapter over the model whose weights have the digest `{base}`, which has the tokenizer as well. Load "
+    "it with `PeftModel.from_pretrained`."
 )
 _MADE_BY = """
 ## Made by

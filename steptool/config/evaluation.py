@@ -35,7 +35,10 @@ class EvaluatedPolicy(StrictModel):
     """model: a causal language model; endpoint: a model behind an OpenAI-compatible endpoint; playback: the reference
     solution of each query or, where it has none, the first recorded answer; with `recordings` what these hold."""
     model: str = ""
-    """embedded, a model folder, the url of one or a Hugging Face id (kind model only)."""
+    """embedded, a model folder, the url of one or a Hugging Face id (kind model only). It may be a LoRA adapter."""
+    base: str = ""
+    """The model that an adapter belongs to, named in the same way (kind model only); empty: what the adapter itself
+    names."""
     endpoint: EndpointConfig = EndpointConfig()
     instructions: str = (
         "Solve the user's task with the tools: one call in each turn. When you are done, call Finish with your answer."
@@ -61,6 +64,8 @@ class EvaluatedPolicy(StrictModel):
             raise ValueError(f"the policy '{self.name}': a cache of replies is for the kind endpoint only")
         if self.kind != "playback" and self.recordings:
             raise ValueError(f"the policy '{self.name}': recordings are for the kind playback only")
+        if self.kind != "model" and self.base:
+            raise ValueError(f"the policy '{self.name}': a base is for the kind model only")
         if self.kind != "model" and self.strategy != "chain":
             raise ValueError(f"the policy '{self.name}': the strategy {self.strategy} is for the kind model only")
         return self

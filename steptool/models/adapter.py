@@ -8,6 +8,7 @@ its base by the digest of the weights, because the places of folders change.
 from __future__ import annotations
 
 import copy
+import filecmp
 import hashlib
 import json
 import os
@@ -24,11 +25,13 @@ from transformers import PreTrainedModel
 
 from steptool.artifacts import lineage
 from steptool.config import PolicyConfig
-from steptool.models.load import ModelError, load_model
+from steptool.models.load import ModelError, load_model, load_tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's names."""
-KEPT = "training/adapter"
+TRAINING = "training"
+"""Folder of what only training reads: vLLM takes every *.safetensors beside config.json for weights of the model."""
+KEPT = f"{TRAINING}/adapter"
 """Place of the adapter in a model folder whose weights it was merged into."""
 _DIGEST = "sha256:"
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -95,12 +98,35 @@ def new_adapter(model: PreTrainedModel, config: PolicyConfig, seed: int) -> nn.M
     return _leave_inputs(adapted)
 
 
-def load_adapter(model: PreTrainedModel, folder: Place) -> nn.Module:
-    """The model with the adapter of a folder, to train it further."""
-    from peft import PeftModel
+def load_policy(policy_dir: Path, reference_dir: Path, config: PolicyConfig, seed: int) -> nn.Module:
+    """The model to train. Full fine-tuning: that of `policy_dir`; LoRA: its adapter over the model of `reference_dir`.
 
-    adapted: nn.Module = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    return _leave_inputs(adapted)
+    Raises ValueError if LoRA would have to start from weights that are not the reference.
+    """
+    if config.lora_rank == 0:
+        full: nn.Module = load_model(policy_dir)
+        return full
+    if is_adapter(policy_dir):
+        from peft import PeftModel
+
+        adapted: nn.Module = PeftModel.from_pretrained(load_model(reference_dir), policy_dir, is_trainable=True)
+        return _leave_inputs(adapted)
+    if not _have_same_weights(policy_dir, reference_dir):
+        raise ValueError(
+            f"{policy_dir}: has no {CONFIG} and other weights than the reference {reference_dir}; with lora_rank > 0 "
+            "the first round starts from the reference itself"
+        )
+    return new_adapter(load_model(reference_dir), config, seed)
+
+
+def save_policy(policy: nn.Module, policy_dir: Path, reference_dir: Path, out_dir: Path) -> None:
+    """Write what was trained into `out_dir`: the adapter alone, or weights and tokenizer."""
+    if hasattr(policy, "peft_config"):
+        save_adapter(policy, read_base_name(policy_dir) or name_base(reference_dir), out_dir)
+        return
+    out_dir.mkdir(parents=True, exist_ok=True)
+    policy.save_pretrained(out_dir)  # type: ignore[operator]
+    load_tokenizer(policy_dir).save_pretrained(out_dir)
 
 
 def save_adapter(policy: Any, base_name: str, folder: Path) -> None:
@@ -143,7 +169,7 @@ def write_whole(model: Path, base: Path, folder: Path) -> None:
     named = read_base_name(model)
     if named.startswith(_DIGEST) and named != name_base(base):
         raise ModelError(f"{model}: the adapter belongs to the weights {named}, and {base} holds others")
-    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors", "training"))
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors", TRAINING))
     _merge(model, base, folder)
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS), dirs_exist_ok=True)
     (folder / KEPT).mkdir(parents=True)
@@ -211,3 +237,10 @@ def _leave_inputs(adapted: nn.Module) -> nn.Module:
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
     return adapted
+
+
+def _have_same_weights(one: Path, other: Path) -> bool:
+    names = sorted(p.name for p in one.glob("model*.safetensors"))
+    return one.resolve() == other.resolve() or (
+        bool(names) and all((other / n).is_file() and filecmp.cmp(one / n, other / n, shallow=False) for n in names)
+    )

@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw as update_weights
 
 FILE = "training/optimizer.safetensors"
 """Its place in a model folder."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _BUCKET = 1 << 23
 """Numbers that are updated in one call, if a float32 weight does not have more."""
 
@@ -81,10 +82,11 @@ def adamw(
     return SplitAdamW(groups, betas=(0.9, 0.98), weight_decay=weight_decay)
 
 
-def save_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
-    """Write the optimizer's state, each entry under the name of its parameter."""
+def save_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path, *, half: bool = False) -> None:
+    """Write the optimizer's state, each entry under the name of its parameter. `half`: the moments in bfloat16."""
+    dtypes = dict.fromkeys(_MOMENTS, torch.bfloat16) if half else {}
     state = {
-        f"{key}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{key}/{name}": torch.as_tensor(value).detach().to("cpu", dtypes.get(key)).contiguous()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -100,7 +102,8 @@ def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Pat
     for entry, value in load_file(folder / FILE).items():
         key, name = entry.split("/", 1)
         if name in parameters:
-            optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+            dtype = torch.float32 if key in _MOMENTS else value.dtype
+            optimizer.state[parameters[name]][key] = value.to(parameters[name].device, dtype)
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,16 @@ def roll_out(
     queries: Sequence[Query],
     config: Config,
     *,
+    base: Place = "",
     round_index: int = 0,
     recordings: Sequence[Trajectory] = (),
 ) -> list[Trajectory]:
     """Sample an episode of each query with the model of a folder or Hub id, as a round of training does.
 
-    An environment that replays answers from the `recordings`. Raises ValueError unless the queries name one
-    environment.
+    `base` is the model of an adapter, if `model` is an adapter folder. An environment that replays answers from the
+    `recordings`. Raises ValueError unless the queries name one environment.
     """
-    learner = EvaluatedPolicy(name=f"round_{round_index:02d}", model=os.fspath(model))
+    learner = EvaluatedPolicy(name=f"round_{round_index:02d}", model=os.fspath(model), base=os.fspath(base))
     ticker = Ticker("rollout", len(queries), "episodes")
     with (
         open_environment_of(queries, config, recordings) as environment,

@@ -47,7 +47,7 @@ class RunFiles:
     """Of the stages, as the costs."""
     costs: Sequence[Path]
     models: Mapping[str, Path]
-    """By the name of the folder."""
+    """By the name of the folder. An adapter belongs to the model of the warm start, into which it is merged."""
     trajectories: Sequence[Path]
     """By round, as rewards and advantages."""
     rewards: Sequence[Path]
@@ -93,8 +93,10 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
     (folder / lineage.CONFIG).write_text(dump_config(config), encoding="utf-8")
     for name, file in files.by_name().items():
         shutil.copyfile(file, folder / name)
+    from steptool.models.adapter import write_whole  # brings torch, which other pages do without
+
     for name, model in files.models.items():
-        shutil.copytree(model, folder / name)
+        write_whole(model, files.models[lineage.WARM_START], folder / name)
     concatenate(list(files.evaluations), Evaluation, folder / lineage.EVALUATED)
     concatenate(files.metrics, Metric, folder / lineage.METRICS)
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:

@@ -12,26 +12,30 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from steptool.artifacts.metrics import say
+from steptool.artifacts import lineage
+from steptool.artifacts.metrics import Stopwatch, count_metrics, format_rate, say, total_counts
 from steptool.check.memory import GIB, estimate, read_shape
 from steptool.config import Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.data.ingest import ingest
 from steptool.environments.catalog import check_queries
+from steptool.models.adapter import read_base_name
 from steptool.models.load import load_codec, load_model, prepare_base
+from steptool.pipeline.rounds import AuditedRound
 from steptool.policies.catalog import open_environment_of
 from steptool.policies.trial import try_model
-from steptool.records import Advantage, Query, StepReward, Trajectory
+from steptool.records import Advantage, Cost, Metric, Query, StepReward, Trajectory
 from steptool.records.episodes import read_queries
-from steptool.records.tables import read_records
+from steptool.records.tables import read_records, write_records
 from steptool.rewards import annotators
-from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
+from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale, provenance
 from steptool.storage.remote import localize
 from steptool.training.algorithms import ALGORITHMS
+from steptool.training.checkpoints import OnCheckpoint
 from steptool.training.demonstrations import Lessons, encode_demonstrations, iterate_texts, select_fitting
 from steptool.training.plan import PassLimit
 from steptool.training.processes import processes
-from steptool.training.rounds import load_actor, score_round
+from steptool.training.rounds import load_actor, score_round, train_round
 
 
 @dataclass(frozen=True)
@@ -129,3 +133,79 @@ def rehearse(config: Config, *, for_training: bool) -> Iterator[str]:
         if for_training:
             prepared = prepare(queries, recordings, config, folder / "base")
             yield f"model       {config.policy.base}: loaded and tried, {len(prepared.queries)} prompts fit its context"
+
+
+@dataclass(frozen=True)
+class LearnedRound:
+    """The next policy, what it learned from, the metrics of its training, the costs of the round, and its scale."""
+
+    model: Path
+    """A model folder, or with LoRA an adapter folder."""
+    advantages: Path
+    metrics: Path
+    costs: Path
+    """Of the whole round."""
+    scale: Path
+    """The running scale of rewards for the next round."""
+
+
+def learn_round(
+    policy: Path,
+    reference: Path,
+    audited: AuditedRound,
+    config: Config,
+    round_index: int,
+    scale: Path | None,
+    folder: Path,
+    *,
+    checkpoints: Path | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+) -> LearnedRound:
+    """Train the policy on its own episodes; the next one and the figures are written into folders below `folder`.
+
+    `scale` is the running scale of the rounds before; the first round has none.
+    """
+    watch = Stopwatch("ppo", round_index)
+    model, figures = folder / "policy", folder / "figures"
+    model.mkdir(parents=True)
+    figures.mkdir()
+    episodes, rewards = read_records(audited.trajectories, Trajectory), read_records(audited.rewards, StepReward)
+    result = train_round(
+        policy,
+        reference,
+        episodes,
+        rewards,
+        config=config,
+        round_index=round_index,
+        out_dir=model,
+        scale=RunningScale.load(scale) if scale else RunningScale(),
+        checkpoints=checkpoints,
+        on_checkpoint=on_checkpoint,
+    )
+    lineage.sign(
+        model,
+        policy,
+        config.ppo.algorithm,
+        [audited.trajectories, audited.rewards],
+        round_index,
+        result.note,
+        provenance(rewards, config.rewards),
+        read_base_name(model),
+    )
+    spent = [*read_records(audited.costs, Cost), watch.cost(result.tokens)]
+    counts = count_metrics("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round_index)
+    counts += count_metrics("annotate", total_counts(spent), round_index)
+    say(
+        "ppo",
+        format_rate([t.solved for t in episodes]),
+        seconds=sum(cost.seconds for cost in spent),
+        round_index=round_index,
+        rounds=config.ppo.rounds,
+    )
+    return LearnedRound(
+        model,
+        write_records(figures / lineage.of_round("advantages", round_index), result.advantages, Advantage),
+        write_records(figures / lineage.METRICS, [*counts, *result.metrics], Metric),
+        write_records(figures / lineage.COSTS, spent, Cost),
+        result.scale.save(figures / "scale.json"),
+    )

@@ -61,13 +61,14 @@ def _make_policy(policy: EvaluatedPolicy, config: Config, recordings: Iterable[T
 
 
 def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
-    from steptool.models.load import EMBEDDED, load_codec, load_model
+    from steptool.models.adapter import load_joined, locate
+    from steptool.models.load import EMBEDDED, load_codec
     from steptool.policies.engine import EnginePolicy, PolicySettings
     from steptool.policies.local import LocalPolicy
     from steptool.policies.vllm import VllmEngine
 
-    folder = str(EMBEDDED) if policy.model == "embedded" else policy.model
-    codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
+    place = locate(EMBEDDED if policy.model == "embedded" else policy.model, policy.base)
+    codec = load_codec(place.base, config.policy.chat_format, config.policy.chat_date)
     settings: PolicySettings = {
         "name": policy.name,
         "rollout": config.rollout,
@@ -77,8 +78,8 @@ def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
     }
     if config.rollout.engine == "vllm":
         limits = {"max_context": config.policy.max_context, "max_requests": config.rollout.batch_size}
-        return EnginePolicy(VllmEngine(folder, **limits), codec, **settings)
-    return LocalPolicy(load_model(folder), codec, **settings)
+        return EnginePolicy(VllmEngine(place.base, adapter=place.adapter, **limits), codec, **settings)
+    return LocalPolicy(load_joined(place), codec, **settings)
 
 
 def _calls_of(query: Query, recorded: Mapping[str, Trajectory], only_recorded: bool) -> list[ToolCall]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from transformers import AutoConfig
 from steptool.config.base import ConfigError
 from steptool.policies.engine import Completion, Sampling
 
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
 
 class VllmEngine:
     """One model in vLLM, with its prefix cache and continuous batching, in the precision in which training loads it.
@@ -21,10 +25,12 @@ class VllmEngine:
     Log-probabilities are those at the temperature of sampling, of a greedy turn those at 1. A seed for each request is
     given on a GPU alone: vLLM's sampler on a CPU takes none, and samples there depend on what runs beside them.
 
+    An `adapter` folder is applied to the model of `folder` as it is, without merging it.
+
     Raises ConfigError if vLLM is not installed.
     """
 
-    def __init__(self, folder: str, *, max_context: int, max_requests: int) -> None:
+    def __init__(self, folder: str, *, adapter: str = "", max_context: int, max_requests: int) -> None:
         if not torch.cuda.is_available():
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
@@ -45,8 +51,13 @@ class VllmEngine:
                 enforce_eager=not self._gpu,
                 logprobs_mode="processed_logprobs",
                 trust_remote_code=False,
+                **(_lora_options(adapter) if adapter else {}),
             )
         )
+        self._request_options = {}
+        if adapter:
+            lora: Any = import_module("vllm.lora.request")
+            self._request_options = {"lora_request": lora.LoRARequest("policy", 1, adapter)}
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         """Take in a request."""
@@ -58,7 +69,7 @@ class VllmEngine:
             seed=sampling.seed if self._gpu else None,
             detokenize=False,
         )
-        self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params)
+        self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params, **self._request_options)
 
     def step(self) -> list[Completion]:
         """Compute one step of all requests and return those that have ended."""
@@ -72,6 +83,12 @@ class VllmEngine:
     def close(self) -> None:
         """Give back the memory of the engine."""
         self._engine.engine_core.shutdown()
+
+
+def _lora_options(adapter: str) -> dict[str, Any]:
+    """Room for one adapter, of the least rank that vLLM knows and that is enough."""
+    rank = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _LORA_RANKS if r >= rank)}
 
 
 def _completion(output: Any) -> Completion:

@@ -1,4 +1,4 @@
-"""One round of reinforcement: from a model folder and scored trajectories to the next model folder."""
+"""One round of reinforcement: from a model folder and scored trajectories to the next one, or to an adapter."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
 from steptool.config import Config
-from steptool.models import load as model_folder
 from steptool.models.actor import Actor, load_value_head, save_value_head
+from steptool.models.adapter import is_adapter, load_policy, save_policy
 from steptool.models.batch import enable_packing
 from steptool.models.load import load_model
 from steptool.models.logprobs import causal_lm
@@ -64,6 +64,8 @@ def train_round(
 ) -> RoundResult:
     """Train the policy on trajectories and the rewards of their steps; `out_dir` becomes the next model folder.
 
+    With LoRA it becomes an adapter folder over the model of `reference_dir`, and so may `policy_dir` be one.
+
     `config.ppo.algorithm` names the algorithm. Value head and optimizer state go on from `policy_dir` where it has
     them. `scale` is that of the rounds before, for the normalisation "running"; the result has that of this one. Where
     an algorithm finds nothing to learn from, the policy is passed on unchanged, and the result's note says so.
@@ -106,7 +108,7 @@ def train_round(
 
 def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm: Algorithm) -> Actor:
     """The policy of a model folder, with its value head where the algorithm needs one."""
-    policy = model_folder.load_policy(policy_dir, reference_dir, config.policy, config.seed)
+    policy = load_policy(policy_dir, reference_dir, config.policy, config.seed)
     head = None
     if algorithm.needs_value_head:
         hidden_size = causal_lm(policy).config.get_text_config().hidden_size
@@ -122,12 +124,15 @@ def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm:
 def save_actor(
     actor: Actor, optimizer: torch.optim.Optimizer, policy_dir: Path, reference_dir: Path, out_dir: Path
 ) -> None:
-    """Write the next model folder: weights and tokenizer, and what the next round goes on from."""
+    """Write the next model folder: weights and tokenizer, or the adapter, and what the next round goes on from.
+
+    The moments of an adapter are handed over in bfloat16, because they would be two thirds of the bytes.
+    """
     if processes().is_main_process:
-        model_folder.save_policy(actor.policy, policy_dir, reference_dir, out_dir)
+        save_policy(actor.policy, policy_dir, reference_dir, out_dir)
         if actor.head is not None:
             save_value_head(actor.head, out_dir)
-        save_moments(optimizer, actor, out_dir)
+        save_moments(optimizer, actor, out_dir, half=is_adapter(out_dir))
     processes().wait_for_everyone()
 
 

@@ -11,8 +11,8 @@ from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
 from steptool.config import PolicyConfig, WarmStartConfig
-from steptool.models import load as model_folder
 from steptool.models.actor import Actor
+from steptool.models.adapter import new_adapter
 from steptool.models.batch import Spanned
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.optimizer import adamw
@@ -65,7 +65,7 @@ def warm_start(
             "give some in data.recorded_answers, raise max_context, or set warm_start.steps to 0 to go without"
         )
     model = load_model(base_dir)
-    trained = model_folder.new_adapter(model, policy, seed) if policy.lora_rank else model
+    trained = new_adapter(model, policy, seed) if policy.lora_rank else model
     optimizer = adamw(trained, cfg.learning_rate, weight_decay=0.01)
     actor = Actor(trained)
     if gradient_checkpointing:

@@ -81,6 +81,17 @@ def download(artifact: FlyteFile | FlyteDirectory) -> Path:
     return path
 
 
+def download_policy(model: Model, base: Model) -> tuple[Path, Path]:
+    """Bring a policy to this machine, and the base of its adapter.
+
+    The base of a policy that is a whole model stays where it is; the policy's own folder stands in its place.
+    """
+    from steptool.models.adapter import is_adapter
+
+    folder = download(model)
+    return folder, download(base) if is_adapter(folder) else folder
+
+
 def write_costs(folder: Path, *costs: Cost) -> Parquet:
     """Write costs into a folder, under their usual name."""
     return Parquet(str(write_records(folder / COSTS, costs, Cost)))

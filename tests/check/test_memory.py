@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 from steptool.check.memory import GIB, Machine, StageMemory, check_memory, estimate, read_shape
 from steptool.check.plan import read_base_shape
 from steptool.config import Config, ConfigError
-from steptool.models.load import EMBEDDED, load_model, new_adapter
+from steptool.models.adapter import new_adapter
+from steptool.models.load import EMBEDDED, load_model
 from steptool.models.optimizer import adamw
 
 SIZES: dict[str, Any] = {

@@ -54,7 +54,10 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 def test_an_adapter_folder_has_pefts_two_files_and_names_its_base_by_digest(base: Path, tmp_path: Path) -> None:
     make_adapter(base, tmp_path / "round")
-    assert {file.name for file in (tmp_path / "round").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {file.name for file in (tmp_path / "round").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert str(tmp_path) not in (tmp_path / "round" / "adapter_config.json").read_text()
     assert adapter.read_base_name(tmp_path / "round").startswith("sha256:")
     moved = base.rename(tmp_path / "moved")
@@ -76,7 +79,7 @@ def test_where_base_and_adapter_lie(base: Path, tmp_path: Path) -> None:
     assert adapter.locate(base, "elsewhere") == adapter.ModelPlace(str(base))
     assert adapter.locate("owner/model") == adapter.ModelPlace("owner/model")
     assert adapter.locate(tmp_path / "round", base) == adapter.ModelPlace(str(base), str(tmp_path / "round"))
-    with pytest.raises(ModelError, match="weights sha256:.*; name the folder of that model as its base"):
+    with pytest.raises(ModelError, match=r"weights sha256:.*; name the folder of that model as its base"):
         adapter.locate(tmp_path / "round")
 
 
@@ -133,7 +136,7 @@ def test_an_adapter_of_other_weights_is_refused(base: Path, tmp_path: Path) -> N
         other = load_model(base)
         other.get_input_embeddings().weight[0, 0] += 1
     save(other, tmp_path / "other", "8KB")
-    with pytest.raises(ModelError, match="and .*/other holds others"):
+    with pytest.raises(ModelError, match=r"and .*/other holds others"):
         adapter.write_whole(tmp_path / "round", tmp_path / "other", tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
 

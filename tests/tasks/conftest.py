@@ -44,7 +44,7 @@ def round_inputs() -> dict[str, Any]:
     config = Config.model_validate(ROUND)
     read = ingest(config=config, sources="")
     base = prepare(config=config, queries=read.queries, demonstrations=read.demonstrations, quarantine=read.quarantine)
-    played = rollout(shard=0, round_index=0, config=config, model=base.model, tasks=base.tasks)
+    played = rollout(shard=0, round_index=0, config=config, model=base.model, base=base.model, tasks=base.tasks)
     scored = annotate_shard(shard=played, round_index=0, config=config, queries=base.queries)
     checked = audit(round_index=0, config=config, queries=base.queries, episode_shards=[played], reward_shards=[scored])
     files = {"trajectories": checked.trajectories, "rewards": checked.rewards, "costs": checked.costs}

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from steptool.config import Config, PolicyConfig
 from steptool.models.actor import Actor
+from steptool.models.adapter import load_joined, locate, write_whole
 from steptool.models.batch import collate
 from steptool.models.load import load_model, prepare_base
 from steptool.training.rounds import train_round
@@ -41,8 +42,9 @@ def test_three_rounds_with_an_adapter(model_dir: Path, tmp_path: Path, make: Sim
     assert max(abs(row.kl) for row in results[1].advantages) > 1e-3
     assert (model_dir / "model.safetensors").read_bytes() == base_bytes
 
-    plain = AutoModelForCausalLM.from_pretrained(folders[3])
-    adapted = PeftModel.from_pretrained(load_model(model_dir), folders[3] / "training/adapter")
+    write_whole(folders[3], model_dir, tmp_path / "whole")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    adapted = PeftModel.from_pretrained(load_model(model_dir), folders[3])
     torch.testing.assert_close(log_probs(plain, rows), log_probs(adapted, rows), atol=1e-5, rtol=1e-5)
     assert (log_probs(plain, rows) - log_probs(load_model(model_dir), rows)).abs().max() > 1e-3
     # the adapter itself went on: its optimizer has seen the updates of all rounds
@@ -54,16 +56,16 @@ def test_three_rounds_with_an_adapter(model_dir: Path, tmp_path: Path, make: Sim
 def test_scores_of_a_later_round_are_those_of_its_folder(
     model_dir: Path, tmp_path: Path, make: SimpleNamespace, config: Config
 ) -> None:
-    """Adapter off is the reference, adapter on is the policy that rollout loads from the merged weights."""
+    """Adapter off is the reference, adapter on is the policy that a rollout loads."""
     rows = make.trajectories(5)
     train_round(model_dir, model_dir, rows, make.scores(rows), config=config, round_index=0, out_dir=tmp_path / "0")
     result = train_round(
         tmp_path / "0", model_dir, rows, make.scores(rows), config=config, round_index=1, out_dir=tmp_path / "1"
     )
-    merged = log_probs(AutoModelForCausalLM.from_pretrained(tmp_path / "0"), rows)
+    joined = log_probs(load_joined(locate(tmp_path / "0", model_dir)), rows)
     base = log_probs(load_model(model_dir), rows)
     lengths = np.cumsum([end - start for t in rows for start, end in t.spans])[:-1]
-    expected = [float(part.sum()) for part in torch.tensor_split(merged - base, lengths.tolist())]
+    expected = [float(part.sum()) for part in torch.tensor_split(joined - base, lengths.tolist())]
     assert [row.kl for row in result.advantages] == pytest.approx(expected, abs=1e-4)
 
 
@@ -73,7 +75,7 @@ def test_another_model_without_an_adapter_is_refused(
     rows = make.trajectories(4)
     full = config.model_copy(update={"policy": PolicyConfig()})
     train_round(model_dir, model_dir, rows, make.scores(rows), config=full, round_index=0, out_dir=tmp_path / "full")
-    with pytest.raises(ValueError, match="has no folder 'training/adapter' and other weights than the reference"):
+    with pytest.raises(ValueError, match=r"has no adapter_config\.json and other weights than the reference"):
         train_round(
             tmp_path / "full", model_dir, rows, make.scores(rows), config=config, round_index=1, out_dir=tmp_path / "x"
         )
@@ -96,17 +98,19 @@ def test_a_bfloat16_folder_comes_out_in_bfloat16(
         result = train_round(
             folders[r], half_dir, rows, make.scores(rows), config=config, round_index=r, out_dir=folders[r + 1]
         )
-    weights = load_file(folders[2] / "model.safetensors")
+    write_whole(folders[2], half_dir, tmp_path / "whole")
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     start = load_file(half_dir / "model.safetensors")
     assert any(not torch.equal(weights[name], start[name]) for name in weights)
     state = load_file(folders[2] / "training/optimizer.safetensors")
-    assert {v.dtype for k, v in state.items() if not k.startswith("low/")} == {torch.float32}
+    moments = {v.dtype for k, v in state.items() if k.startswith("exp_avg")}
+    assert moments == {torch.bfloat16 if lora_rank else torch.float32}
     assert any(k.startswith("low/policy.") for k in state) is (lora_rank == 0)
     heads = load_file(folders[2] / "training/value_head.safetensors")
     assert {w.dtype for w in heads.values()} == {torch.float32}
     if lora_rank:
-        adapter = load_file(folders[2] / "training/adapter/adapter_model.safetensors")
+        adapter = load_file(folders[2] / "adapter_model.safetensors")
         assert {w.dtype for w in adapter.values()} == {torch.float32}
     deviations = [m.value for m in result.metrics if m.name == "ratio_deviation"]
     assert deviations[0] < 2**-5  # passes of another cut round differently
