@@ -155,7 +155,9 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False) -> lis
     trained = _trained_parameters(shape, config)
     state = trained * _optimizer_bytes(shape, config)
     adapter = trained * _FLOAT32 if config.policy.lora_rank else 0.0
-    saved = model + 10.0 * trained  # weights, moments and the lower halves of bfloat16 weights
+    has_adapter = config.policy.lora_rank > 0
+    # an adapter and its moments; or all weights, moments and the lower halves of bfloat16 weights
+    saved = 12.0 * trained if has_adapter else model + 10.0 * trained
     framework = _FRAMEWORK[has_gpu]
     episodes = -(-config.rollout.episodes // config.rollout.shards)
     ppo_tokens = config.ppo.tokens_per_pass or config.ppo.micro_batch_size * config.policy.max_context
@@ -169,7 +171,7 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False) -> lis
         _activations(shape, config, warm_tokens),
         0.0,
         framework,
-        model + 3 * saved,
+        model + 3 * saved + (model if has_adapter else 0.0),  # the adapter is merged
     )
     moments_and_reference = state - _FLOAT32 * trained + (0.0 if config.policy.lora_rank else model)
     ppo = StageMemory(
@@ -179,7 +181,7 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False) -> lis
         _activations(shape, config, ppo_tokens),
         0.0,
         framework,
-        2 * model + 4 * saved,
+        (1 if has_adapter else 2) * model + 4 * saved,
     )
     return [
         StageMemory("prepare", model, framework=framework, disk=2 * model),
