@@ -4,8 +4,8 @@ python benchmarks/handover.py FOLDER [--rank 8]
 
 FOLDER is a model folder. A round of one update on two short sequences stands for any other, because the size of what it
 hands over depends on the model and the rank alone. Prints a line for each file, and in MB the line
-`handed over by a round: OURS OTHER RATIO`, where OTHER is the policy as a whole model with its moments in float32. Exits
-with 1 if OURS is 30 MB or more.
+`handed over by a round: OURS OTHER RATIO`, where OTHER is the policy as a whole model with its moments in float32.
+Exits with 1 if OURS is 30 MB or more.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def test_a_round_and_an_evaluation_play_a_set_of_tasks(round_inputs: dict[str, A
         assert [path.name for path in Path(read.tasks.path).iterdir()] == [
             "queries.parquet"
         ]  # the desk replays nothing
-        common = {"config": round_inputs["config"], "model": Model(round_inputs["policy"]), "tasks": read.tasks}
+        model = Model(round_inputs["policy"])
+        common = {"config": round_inputs["config"], "model": model, "base": model, "tasks": read.tasks}
         shard = rollout.execute(shard=0, round_index=0, **common)
         assert len(read_records(Path(str(shard)) / "trajectories.parquet", Trajectory)) == 4
         measured = evaluate.execute(name="base", **common)
