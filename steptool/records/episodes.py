@@ -104,15 +104,20 @@ class Reference:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Reference:
-        """The reference of a JSON object; keys that are none of the fields belong to the environment."""
+        """The reference of a JSON object; keys that are none of the fields belong to the environment.
+
+        So do those of an object `environment`, the name by which the environment itself reads them.
+        """
         calls, turns, tools = (document.get(name) for name in ("calls", "turns", "tools"))
+        inner = document.get("environment", {})
+        own = dict(inner) if isinstance(inner, Mapping) else {"environment": inner}
         return cls(
             answer=document.get("answer"),
             calls=None if calls is None else _calls_from_json(calls),
             turns=None if turns is None else tuple(map(_calls_from_json, turns)),
             tools=None if tools is None else tuple(tools),
             family=document.get("family"),
-            environment={name: value for name, value in document.items() if name not in cls.__dataclass_fields__},
+            environment=own | {key: value for key, value in document.items() if key not in cls.__dataclass_fields__},
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from steptool.chat.calls import reads_only
-from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
+from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
 from steptool.rewards.observations import leaves, mentions, normalise, parse, payload, text_of, values
 
 _READING = re.compile(
@@ -96,6 +96,12 @@ _NAMES_A_THING = re.compile(r"(^|[^a-z])(ids?|uuids?|e-?mails?|usernames?|recipi
 """Names of arguments that say which thing is meant."""
 _LOOKS_LIKE_A_THING = re.compile(r"^\S*@\S+$|^(?=\S*\d)(?=\S*[a-z])[\w#]+[_#-][\w-]+$", re.I)
 """Values that look like the name of a thing, such as addresses and ord_07. A date does not."""
+_DIGITS = re.compile(r"\d+")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_TOKEN = re.compile(r"[\w#][\w@.#-]*\w")
+_LIST_MARKS = re.compile(r"[;,\n]")
+_LIST_WORDS = 3
+"""Words of each part up to which an answer such as "19; ref_16" is a list of values. Longer ones are prose."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +122,21 @@ def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str])
     A value is new where neither the instruction nor the call itself holds it and no earlier call with an argument in
     common returned it: that a second order is "pending" too is news, the price of one product from two tools is not.
     Steps that failed contribute nothing, nor do repeats of a call that was already made and did not fail, nor anything
-    in an episode that the model leaves without an answer.
+    in an episode that the model leaves without an answer, nor a change that the answer reports with values of its own.
     """
     steps, answer = trajectory.steps, trajectory.final_answer or ""
     facts = _facts(query, trajectory, failures)
     answered = trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
-    sink = "\n".join([normalise(answer), text_of(parse(answer))])
+    invents = _invents(answer, query, trajectory)
+    sink = told = "\n".join([normalise(answer), text_of(parse(answer))])
     acted_on = set[str]()
     uses: list[str] = []
     for place in reversed(range(len(steps))):
         call = steps[place].call
         things = values(call.arguments) if call else frozenset[str]()
         if facts.wrote[place]:
-            use = "changed what was asked about" if answered and facts.informed[place] else ""
+            reported = not invents or _is_reported(facts.news[place], told)
+            use = "changed what was asked about" if answered and facts.informed[place] and reported else ""
         else:
             use = _use(facts.news[place], things, sink, acted_on)
         uses.append(use)
@@ -146,10 +154,30 @@ def _use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[
     return f"looked at before acting: {', '.join(looked_at)}" if news and looked_at else ""
 
 
+def _is_reported(news: frozenset[str], told: str) -> bool:
+    """Whether an answer holds what a change returned to be told: the number of a booking, if there is one."""
+    names = [value for value in news if _LOOKS_LIKE_A_THING.match(value) or _NUMBER.fullmatch(value)]
+    return not names or any(mentions(told, name) for name in names)
+
+
+def _invents(answer: str, query: Query, trajectory: Trajectory) -> bool:
+    """Whether an answer names a thing that neither the user nor a call nor a tool has named.
+
+    In an answer that lists values a number counts as well. In prose a number may be counted or computed.
+    """
+    listed = all(len(part.split()) <= _LIST_WORDS for part in _LIST_MARKS.split(answer))
+    tokens = set(_TOKEN.findall(normalise(answer)))
+    names = [t for t in tokens if _LOOKS_LIKE_A_THING.match(t) or (listed and _NUMBER.fullmatch(t))]
+    calls = [step.call.arguments for step in trajectory.steps if step.call and step.call.name != FINISH]
+    observations = [payload(step.observation) for step in trajectory.steps]
+    sources = "\n".join([_user_text(query, trajectory), text_of(calls), text_of(observations)])
+    return any(not mentions(sources, name) for name in names)
+
+
 def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> _Facts:
     instruction, hints = normalise(query.instruction), tools_that_write(query.tools)
     seen = [_user_text(query, trajectory)]
-    known, calls = set[tuple[str, str]](), set[str]()
+    known, calls, changes = set[tuple[str, str]](), set[str](), set[tuple[str, str]]()
     news, informed, wrote = [], [], []
     for step, failed in zip(trajectory.steps, failures, strict=True):
         key, response = _key(step), payload(step.observation)
@@ -163,7 +191,9 @@ def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> _Fa
             new = (value for value, pairs in about.items() if value not in arguments and not known & pairs)
             fresh = frozenset(value for value in new if not mentions(instruction, value))
         wrote.append(not failed and changes_state(step, hints))
-        informed.append(first and wrote[-1] and _is_informed(step, "\n".join(seen)))
+        change = (key, _DIGITS.sub("0", normalise(step.observation)))
+        informed.append(wrote[-1] and change not in changes and _is_informed(step, "\n".join(seen)))
+        changes |= {change} if wrote[-1] else set()
         news.append(fresh)
         known.update(*about.values())
         if not failed and step.call:

@@ -5,8 +5,9 @@ Contribution  "rules":   1 if the step changed what the user asked about and kne
                          for the first time that the final answer or a later contributing call uses, or if such a call
                          acts on a thing that this step asked about (looking before acting: what was seen decided the
                          branch). See `data_flow`.
-              "lcs":     as released with StepTool: 1 if LCS(response, arguments of Finish) / |response| >= 0.3, over
-                         characters; the response without its {"error", "response"} envelope, failed or not.
+              "lcs":     as released with StepTool (src/reward/annotation_by_rules.ipynb): 1 if LCS(response, Finish) /
+                         |response| >= 0.3, over characters; the response without its {"error", "response"} envelope,
+                         failed or not; Finish as the text of its arguments.
               "overlap": 1 if LCS(observation, final answer) / |observation| >= 0.3; else, and for a failed step, 0.
 IsSolved      0 without an answer, 1 or 0 against the reference's answer where there is one, else 0.5 (unsure).
 
@@ -23,17 +24,20 @@ from collections.abc import Sequence
 from steptool.judge.annotator import StepScore
 from steptool.records import FINISH, Query, Step, StepStatus, Trajectory
 from steptool.rewards.data_flow import contributions
-from steptool.rewards.observations import failure, is_solved, parse
+from steptool.rewards.observations import failure, is_solved
 
 OVERLAP = 0.3
 """Share of a text's characters from which the overlap rules count a step as contributing."""
+_OPENING = '{"error": "", "response": '
+_MARK = len('{"error": "')
+"""Characters by which an envelope is known, with an error or without."""
 
 
 class DataFlowRules:
     """The rules with Contribution by changes, and by the way of values through the trajectory."""
 
     name = "rules"
-    version = "3"
+    version = "4"
     prompt_hash = ""
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
@@ -47,14 +51,14 @@ class PublishedRules:
     """The rules with Contribution as StepTool released it, by the longest common subsequence."""
 
     name = "lcs"
-    version = "3"
+    version = "4"
     prompt_hash = ""
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
         failures = [step_failure(step) for step in trajectory.steps]
         finish = finish_arguments(trajectory)
-        shares = [overlap(_response(step.observation), finish) for step in trajectory.steps]
+        shares = [overlap(unwrap(step.observation), finish) for step in trajectory.steps]
         notes = [f"overlap {share:.3f}" for share in shares]
         return _scores(query, trajectory, failures, [float(share >= OVERLAP) for share in shares], notes)
 
@@ -115,14 +119,18 @@ def overlap(observation: str, answer: str) -> float:
 
 
 def finish_arguments(trajectory: Trajectory) -> str:
-    """The arguments of the Finish that ends the trajectory, as JSON text; empty without one."""
+    """The arguments of the Finish that ends the trajectory, as ToolBench's models write JSON; empty without one."""
     call = trajectory.steps[-1].call if trajectory.steps else None
-    return json.dumps(dict(call.arguments), ensure_ascii=False) if call and call.name == FINISH else ""
+    return json.dumps(dict(call.arguments), ensure_ascii=False, indent=2) if call and call.name == FINISH else ""
 
 
-def _response(observation: str) -> str:
-    """The text of the response, taken out of its envelope if the observation has one."""
-    value = parse(observation)
-    if not isinstance(value, dict) or "response" not in value:
-        return observation
-    return value["response"] if isinstance(value["response"], str) else str(value["response"])
+def unwrap(observation: str) -> str:
+    """The response as the released rule takes it out of its envelope.
+
+    An envelope that is not strict JSON, such as one that was cut, loses as many characters as the opening of one has.
+    """
+    try:
+        value = json.loads(observation)
+    except (ValueError, RecursionError):
+        return observation[len(_OPENING) :] if observation.startswith(_OPENING[:_MARK]) else observation
+    return str(value["response"]) if isinstance(value, dict) and "response" in value else observation

@@ -126,3 +126,11 @@ def test_keys_of_the_environment_stay_beside_the_named_fields() -> None:
     assert reference.to_json() == document
     query = Query("q", "train", "desk", "go", (), reference)
     assert from_row(to_row(query), Query) == query != replace(query, reference=Reference())
+
+
+def test_a_reference_loses_no_key_named_environment():
+    assert Reference.from_json({"environment": {"lamp": "kitchen"}, "room": "hall"}).environment == {
+        "lamp": "kitchen",
+        "room": "hall",
+    }
+    assert Reference.from_json({"environment": "production"}).environment == {"environment": "production"}

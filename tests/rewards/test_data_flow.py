@@ -134,3 +134,30 @@ def test_the_overlap_rule_misses_short_structures_that_data_flow_sees(make_query
     )
     assert contributions(make_query(), trajectory, OverlapRules()) == [0, 0, None]
     assert contributions(make_query(), make_trajectory(trajectory.steps[:2], "ref_12")) == [1, 1, None]
+
+
+def test_a_change_whose_number_the_answer_invents_is_not_paid(make_query, make_step, make_trajectory):
+    query = make_query(instruction="Cancel order ord_07 and say what ord_08 cost.")
+    steps = [
+        make_step("cancel_order", {"refund_id": "ref_12"}, order_id="ord_07"),
+        make_step("get_order", {"total": 81}, order_id="ord_08"),
+    ]
+    assert contributions(query, make_trajectory(steps, "ref_12; 81")) == [1, 1, None]
+    assert contributions(query, make_trajectory(steps, "ref_99; 81")) == [0, 1, None]
+    assert contributions(query, make_trajectory(steps, "ref_12; 50")) == [1, 0, None]  # its number is told
+    assert contributions(query, make_trajectory(steps, "cancelled; 50")) == [0, 0, None]
+    # Prose may leave a number out, and may hold numbers that it has counted.
+    told = "I have cancelled your order within 2 minutes; the other one cost 81."
+    assert contributions(query, make_trajectory(steps, told)) == [1, 1, None]
+    invented = "I have cancelled your order, the refund is ref_99; the other one cost 81."
+    assert contributions(query, make_trajectory(steps, invented)) == [0, 1, None]
+
+
+def test_a_change_made_again_counts_where_it_did_something_else(make_query, make_step, make_trajectory):
+    def go(room):
+        return make_step("act", f"You are in the {room}.", command="go north")
+
+    rooms = [go("hall"), go("attic"), go("hall"), go("attic")]
+    assert contributions(make_query(), make_trajectory(rooms, "done")) == [1, 1, 0, 0, None]
+    tickets = [make_step("create_ticket", {"ticket_id": f"tck_{n}"}, title="No heating") for n in (31, 32)]
+    assert contributions(make_query(), make_trajectory(tickets, "done")) == [1, 0, None]
