@@ -19,25 +19,27 @@ from steptool.chat.formats.base import (
 from steptool.records import ToolCall
 
 _CALLS_BEGIN, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-_BEGIN, _SEPARATOR, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
-_BODY = re.compile(rf"(?:function{_SEPARATOR}([^\n]+)\n```json\n(.*?)\n?```|([^\n]+?){_SEPARATOR}(.*))\s*", re.DOTALL)
+_CALL_BEGIN, _CALL_SEPARATOR, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_CALL_BODY = re.compile(
+    rf"(?:function{_CALL_SEPARATOR}([^\n]+)\n```json\n(.*?)\n?```|([^\n]+?){_CALL_SEPARATOR}(.*))\s*", re.DOTALL
+)
 """V3 and R1 write "function", the name and a fence; V3.1 writes the name and the bare object."""
 
 
 def _write_deepseek(call: ToolCall, thought: str) -> str:
     arguments = write_json(dict(call.arguments), (*DEEPSEEK.marks, "```"))
-    body = f"function{_SEPARATOR}{call.name}\n```json\n{arguments}\n```"
-    return f"{thought}{_CALLS_BEGIN}{_BEGIN}{body}{_END}{_CALLS_END}"
+    body = f"function{_CALL_SEPARATOR}{call.name}\n```json\n{arguments}\n```"
+    return f"{thought}{_CALLS_BEGIN}{_CALL_BEGIN}{body}{_CALL_END}{_CALLS_END}"
 
 
 def _read_deepseek(text: str, start: int) -> tuple[int, ToolCall]:
-    begin = text.find(_BEGIN, start)
+    begin = text.find(_CALL_BEGIN, start)
     if begin < 0:
         raise ValueError("no tool call")
-    body, end, rest = text[begin + len(_BEGIN) :].rpartition(_END)
+    body, end, rest = text[begin + len(_CALL_BEGIN) :].rpartition(_CALL_END)
     if not end:
         raise ValueError("tool call not closed")
-    if _BEGIN in body:
+    if _CALL_BEGIN in body:
         raise ValueError("more than one tool call")
     thought = text[:begin].rstrip().removesuffix(_CALLS_BEGIN)
     opened = thought != text[:begin].rstrip()
@@ -46,18 +48,18 @@ def _read_deepseek(text: str, start: int) -> tuple[int, ToolCall]:
     if (rest.replace(_CALLS_END, "", 1) if opened else rest).strip():
         raise ValueError("text after the tool call")
     refuse_response(thought[start:])
-    match = _BODY.fullmatch(body)
+    match = _CALL_BODY.fullmatch(body)
     if not match:
-        raise ValueError(f"tool call without {_SEPARATOR}")
+        raise ValueError(f"tool call without {_CALL_SEPARATOR}")
     name, arguments = (match[1], match[2]) if match[1] else (match[3], match[4])
     return len(thought), read_call({"name": name.strip(), "arguments": read_json(arguments)})
 
 
 DEEPSEEK = Format(
     ChatFormat.DEEPSEEK,
-    f"{_CALLS_BEGIN}{_BEGIN}function{_SEPARATOR}<name of the tool>\n```json\n<object>\n```{_END}{_CALLS_END}",
+    f"{_CALLS_BEGIN}{_CALL_BEGIN}function{_CALL_SEPARATOR}<name of the tool>\n```json\n<object>\n```{_CALL_END}{_CALLS_END}",
     RESPONSE,
-    (_CALLS_BEGIN, _CALLS_END, _BEGIN, _SEPARATOR, _END),
+    (_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_SEPARATOR, _CALL_END),
     _write_deepseek,
     _read_deepseek,
 )
@@ -100,48 +102,52 @@ GLM = Format(
 )
 
 
-_START, _MESSAGE, _END, _CHANNEL = "<|start|>", "<|message|>", "<|end|>", "<|channel|>"
-_ASSISTANT = f"{_START}assistant"
-_RECIPIENT = re.compile(r"to=functions\.")
-_HEADER = re.compile(
+_HARMONY_START, _HARMONY_MESSAGE, _HARMONY_END, _HARMONY_CHANNEL = "<|start|>", "<|message|>", "<|end|>", "<|channel|>"
+_HARMONY_ASSISTANT = f"{_HARMONY_START}assistant"
+_HARMONY_RECIPIENT = re.compile(r"to=functions\.")
+_HARMONY_HEADER = re.compile(
     r"\s*(?:<\|start\|>assistant)?(?:<\|channel\|>\w+)?\s*to=functions\.([^\s<]+)\s*"
     r"(?:<\|channel\|>\w+)?\s*(?:<\|constrain\|>)?\s*(?:json)?\s*"
 )
 """The header of a call. The recipient stands before the channel or behind it."""
-_ANALYSIS = re.compile(rf"{re.escape(_CHANNEL)}analysis{re.escape(_MESSAGE)}(.*?){re.escape(_END)}", re.DOTALL)
+_HARMONY_ANALYSIS = re.compile(
+    rf"{re.escape(_HARMONY_CHANNEL)}analysis{re.escape(_HARMONY_MESSAGE)}(.*?){re.escape(_HARMONY_END)}", re.DOTALL
+)
 
 
 def _write_gpt_oss(call: ToolCall, thought: str) -> str:
-    analysis = f"{_CHANNEL}analysis{_MESSAGE}{thought}{_END}{_ASSISTANT}" if thought else ""
+    analysis = (
+        f"{_HARMONY_CHANNEL}analysis{_HARMONY_MESSAGE}{thought}{_HARMONY_END}{_HARMONY_ASSISTANT}" if thought else ""
+    )
     body = write_json(dict(call.arguments), GPT_OSS.marks)
-    return f"{analysis} to=functions.{call.name}{_CHANNEL}commentary json{_MESSAGE}{body}"
+    return f"{analysis} to=functions.{call.name}{_HARMONY_CHANNEL}commentary json{_HARMONY_MESSAGE}{body}"
 
 
 def _read_gpt_oss(text: str, start: int) -> tuple[int, ToolCall]:
     """The call in the last message of the turn. The prompt has written the first message's <|start|>assistant."""
-    head, _, body = text.rpartition(_MESSAGE)
-    begin = max(head.rfind(_START), 0)
-    header = _HEADER.fullmatch(head[begin:])
-    recipients = len(_RECIPIENT.findall(head))
+    head, _, body = text.rpartition(_HARMONY_MESSAGE)
+    begin = max(head.rfind(_HARMONY_START), 0)
+    header = _HARMONY_HEADER.fullmatch(head[begin:])
+    recipients = len(_HARMONY_RECIPIENT.findall(head))
     if recipients > 1:
         raise ValueError("more than one tool call")
     if not header:
         raise ValueError("text after the tool call" if recipients else "no tool call")
     refuse_response(head)
-    if f"{_START}functions." in head:
+    if f"{_HARMONY_START}functions." in head:
         raise ValueError("a tool's response before the tool call")
     return begin, read_call({"name": header[1], "arguments": read_json(body)})
 
 
 def _read_thought(text: str) -> str:
-    return "\n".join(_ANALYSIS.findall(text)).strip()
+    return "\n".join(_HARMONY_ANALYSIS.findall(text)).strip()
 
 
 GPT_OSS = Format(
     ChatFormat.GPT_OSS,
-    f" to=functions.<name of the tool>{_CHANNEL}commentary json{_MESSAGE}<object>",
+    f" to=functions.<name of the tool>{_HARMONY_CHANNEL}commentary json{_HARMONY_MESSAGE}<object>",
     RESPONSE,
-    (_START, _MESSAGE, _END, _CHANNEL, "<|constrain|>"),
+    (_HARMONY_START, _HARMONY_MESSAGE, _HARMONY_END, _HARMONY_CHANNEL, "<|constrain|>"),
     _write_gpt_oss,
     _read_gpt_oss,
     _read_thought,
