@@ -19,16 +19,16 @@ from steptool.chat.formats.base import (
 from steptool.records import ToolCall
 
 _CALLS_BEGIN, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-_CALL_BEGIN, _CALL_SEPARATOR, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_CALL_BEGIN, _CALL_SEP, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 _CALL_BODY = re.compile(
-    rf"(?:function{_CALL_SEPARATOR}([^\n]+)\n```json\n(.*?)\n?```|([^\n]+?){_CALL_SEPARATOR}(.*))\s*", re.DOTALL
+    rf"(?:function{_CALL_SEP}([^\n]+)\n```json\n(.*?)\n?```|([^\n]+?){_CALL_SEP}(.*))\s*", re.DOTALL
 )
 """V3 and R1 write "function", the name and a fence; V3.1 writes the name and the bare object."""
 
 
 def _write_deepseek(call: ToolCall, thought: str) -> str:
     arguments = write_json(dict(call.arguments), (*DEEPSEEK.marks, "```"))
-    body = f"function{_CALL_SEPARATOR}{call.name}\n```json\n{arguments}\n```"
+    body = f"function{_CALL_SEP}{call.name}\n```json\n{arguments}\n```"
     return f"{thought}{_CALLS_BEGIN}{_CALL_BEGIN}{body}{_CALL_END}{_CALLS_END}"
 
 
@@ -50,16 +50,16 @@ def _read_deepseek(text: str, start: int) -> tuple[int, ToolCall]:
     refuse_response(thought[start:])
     match = _CALL_BODY.fullmatch(body)
     if not match:
-        raise ValueError(f"tool call without {_CALL_SEPARATOR}")
+        raise ValueError(f"tool call without {_CALL_SEP}")
     name, arguments = (match[1], match[2]) if match[1] else (match[3], match[4])
     return len(thought), read_call({"name": name.strip(), "arguments": read_json(arguments)})
 
 
 DEEPSEEK = Format(
     ChatFormat.DEEPSEEK,
-    f"{_CALLS_BEGIN}{_CALL_BEGIN}function{_CALL_SEPARATOR}<name of the tool>\n```json\n<object>\n```{_CALL_END}{_CALLS_END}",
+    f"{_CALLS_BEGIN}{_CALL_BEGIN}function{_CALL_SEP}<name of the tool>\n```json\n<object>\n```{_CALL_END}{_CALLS_END}",
     RESPONSE,
-    (_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_SEPARATOR, _CALL_END),
+    (_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_SEP, _CALL_END),
     _write_deepseek,
     _read_deepseek,
 )
