@@ -144,10 +144,8 @@ def count_tokens(lessons: Sequence[Trajectory], config: WarmStartConfig) -> int:
 
 def _check_shards(train: int, config: Config) -> None:
     """Raise ValueError if a round would leave a shard empty."""
-    rollout = config.rollout
-    if 2 * rollout.shards <= min(rollout.episodes, train):
+    shards, queries = config.rollout.shards, config.rollout.episodes // config.rollout.samples_per_query
+    if 2 * shards <= min(queries, train):
         return  # at least half of a round's queries are distinct, even where it ends one pass and begins another
     for round_index in range(config.ppo.rounds):
-        shard_positions(
-            train, rollout.episodes, round_index, config.seed, shard=rollout.shards - 1, shards=rollout.shards
-        )
+        shard_positions(train, queries, round_index, config.seed, shard=shards - 1, shards=shards)
