@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 
 CONFIG ?= configs/laptop.yaml
 OUTPUT ?= runs/demo
+# How much `make seeds` trains, and the tasks that it compares on.
+SIZE ?= full
+SPLIT ?= heldout
 # What each stage gets on a cluster, and where it is registered.
 PROFILE ?= configs/cluster.yaml
 FLYTE_CONFIG ?= flyte.config
@@ -104,8 +107,9 @@ docs: $(VENV)/.docs  ## build the documentation site into build/site, with API p
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open $(CURDIR)/build/site/index.html"
 
-seeds: $(STAMP)  ## train several seeds and compare StepTool with its baselines (long)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/seeds.py --config $(CONFIG) --output runs/seeds
+seeds: $(STAMP)  ## train all methods with several seeds and compare them (hours; SIZE=small or trial, SPLIT=validation)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.seeds --config $(CONFIG) --size $(SIZE) --split $(SPLIT) \
+		--output runs/seeds-$(SIZE)
 
 bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER ratio"
 	@set -e; for program in $(filter-out benchmarks/seeds.py benchmarks/million.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done

@@ -1,10 +1,12 @@
-"""StepTool against its baselines over seeds: the whole pipeline for each method and seed, on the same held-out tasks.
+"""StepTool against its baselines over seeds: the whole pipeline for each method and seed, on the same tasks.
 
-    python -m benchmarks.seeds --config configs/laptop.yaml --output runs/seeds --seeds 5 --processes 2
+    python -m benchmarks.seeds --size full --output runs/seeds --processes 2
+    python -m benchmarks.seeds --size trial --split validation --methods steptool rft grpo --output runs/trial
 
-For one seed all methods have the same demonstrations, hence the same warm start, the same training tasks in each round
-and the same number of updates; each has its own file in configs/methods/, tuned on validation tasks with other seeds.
-A run that is complete under --output is not repeated. Prints a table for each tier and writes seeds.json.
+For one seed all methods have the same demonstrations, hence the same warm start, and draw as many episodes in as many
+rounds from the same training tasks; each has its own file in configs/methods/, to be tuned on validation tasks with
+seeds that --first-seed keeps apart. A run that is complete under --output is not repeated. Prints measures and
+comparisons for each tier and way of decoding, and writes seeds.json.
 """
 
 from __future__ import annotations
@@ -14,25 +16,68 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from steptool.evaluation.compare import paired_bootstrap
+from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, points, probability
+from steptool.evaluation.over_seeds import (
+    Seeded,
+    SeededComparison,
+    compare_seeded,
+    join,
+    mean_pass_at_k,
+    select_group,
+)
 from steptool.evaluation.results import summarise
 from steptool.records import Evaluation
 from steptool.records.tables import read_records
 
-METHODS = ("steptool", "ppo_final", "rft")
-MEASURES = ("pass_rate", "invalid_call_rate", "recall")
-FIRST_SEED = 0
+METHODS = ("steptool", "ppo_final", "rft", "rft_sharp", "grpo", "gigpo", "eto", "archer")
+"""The files of configs/methods/. The first is the one that the others are compared with."""
+MEASURES = ("pass_rate", "recall", "invalid_call_rate", "redundant_call_rate")
+STARTS = ("base", "warm_start")
+"""Models that every run of a seed has in common."""
 
 
-def run(config: dict[str, Any], method: str, seed: int, output: Path) -> None:
+@dataclass(frozen=True)
+class Size:
+    """How much a contest costs."""
+
+    seeds: int
+    overlay: Mapping[str, Mapping[str, Any]]
+    """What differs from the configuration."""
+
+
+SIZES = {
+    "full": Size(5, {"evaluation": {"sampled_repeats": 8}}),
+    "small": Size(3, {"ppo": {"rounds": 8}, "evaluation": {"sampled_repeats": 4}}),
+    "trial": Size(
+        1,
+        {
+            "data": {"train_queries": 64, "validation_queries": 24, "heldout_queries": 24},
+            "warm_start": {"demonstrations": 200, "steps": 20},
+            "rollout": {"episodes": 16},
+            "ppo": {"rounds": 2, "value_warmup_rounds": 1, "batch_size": 8},
+            "evaluation": {"sampled_repeats": 2},
+        },
+    ),
+}
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with the entries of another laid over it, section by section."""
+    both = dict(base)
+    for key, value in over.items():
+        both[key] = merge(both.get(key, {}), value) if isinstance(value, Mapping) else value
+    return both
+
+
+def run(config: Mapping[str, Any], method: str, seed: int, output: Path) -> None:
     """One run of the pipeline into `output`/<method>-<seed>."""
     name = f"{method}-{seed}"
     if (output / name / "metrics.json").is_file():
@@ -48,76 +93,74 @@ def run(config: dict[str, Any], method: str, seed: int, output: Path) -> None:
     print(f"{name}: {'finished' if code == 0 else f'FAILED ({code}), see {output / name}.log'}", flush=True)
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A mapping with the entries of another laid over it, section by section."""
-    both = dict(base)
-    for key, value in over.items():
-        both[key] = merge(both.get(key, {}), value) if isinstance(value, dict) else value
-    return both
+def read_rows(output: Path, seeds: Sequence[int], methods: Sequence[str], decoding: str) -> dict[str, Seeded]:
+    """Evaluation rows by method and seed; those of base and warm start come from the first method's runs."""
+    models = {start: (methods[0], start) for start in STARTS} | {method: (method, "steptool") for method in methods}
+    by_method: dict[str, Seeded] = {}
+    for name, (method, model) in models.items():
+        own = {}
+        for seed in seeds:
+            rows = read_records(output / f"{method}-{seed}" / "evaluations.parquet", Evaluation)
+            own[seed] = [row for row in rows if (row.model, row.decoding) == (model, decoding)]
+        by_method[name] = own
+    return by_method
 
 
-def rows_of(output: Path, method: str, seeds: Sequence[int], model: str, decoding: str, tier: str) -> list[Evaluation]:
-    """Evaluation rows of a method over its seeds; the seed stands as the repeat."""
-    rows = []
-    for seed in seeds:
-        for row in read_records(output / f"{method}-{seed}" / "evaluations.parquet", Evaluation):
-            if (row.model, row.decoding) == (model, decoding) and tier in ("all", row.tier):
-                rows.append(replace(row, repeat=seed))
-    return rows
+def measure(rows: Seeded, draws: int) -> dict[str, Any]:
+    """The measures of a method: each with its interval over tasks, pass@k, and the pass rate of every seed."""
+    together = summarise(join(rows), draws)["all"]
+    return {
+        **{name: [together[name], *together["intervals"][name]] for name in MEASURES},
+        "pass_at_k": mean_pass_at_k(rows),
+        "by_seed": [summarise(own, 1)["all"]["pass_rate"] for own in rows.values()],
+    }
 
 
-def results(output: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
-    """Measures by tier, decoding and method, per seed and together, and StepTool's differences from the others."""
-    by_tier: dict[str, Any] = {}
-    for tier in ("all", "single", "long"):
-        for decoding in ("greedy", "sampled"):
-            start = rows_of(output, methods[0], seeds, "warm_start", decoding, tier)
-            rows = {"warm_start": start} | {m: rows_of(output, m, seeds, "steptool", decoding, tier) for m in methods}
-            by_tier[f"{tier} {decoding}"] = {method: _measures(rows, method, seeds) for method in rows}
-    return by_tier
+def results(output: Path, seeds: Sequence[int], methods: Sequence[str], draws: int = 10_000) -> dict[str, Any]:
+    """Measures by way of decoding, tier and method, and the comparisons of each way of decoding, corrected together."""
+    tables: dict[str, Any] = {}
+    for decoding in (GREEDY, SAMPLED):
+        rows = read_rows(output, seeds, methods, decoding)
+        tiers = sorted({row.tier for row in join(rows[methods[0]])})
+        groups = [ALL, *tiers] if len(tiers) > 1 else [ALL]
+        comparisons = compare_seeded(rows, methods[0], groups, draws=draws)
+        for group in groups:
+            tables[f"{group} {decoding}"] = {
+                "methods": {name: measure(select_group(own, group), draws) for name, own in rows.items()},
+                "comparisons": [asdict(c) | {"shown": c.shown} for c in comparisons if c.group == group],
+                "lines": [describe(c) for c in comparisons if c.group == group],
+            }
+    return tables
 
 
-def _measures(rows: dict[str, list[Evaluation]], method: str, seeds: Sequence[int]) -> dict[str, Any]:
-    together = summarise(rows[method])["all"]
-    parts: dict[str, Any] = {m: [together[m], *together["intervals"][m]] for m in MEASURES}
-    parts["by_seed"] = [summarise(_of_seed(rows[method], s), 1)["all"]["pass_rate"] for s in seeds]
-    if method != "steptool":
-        for measure in MEASURES:
-            d = paired_bootstrap(rows["steptool"], rows[method], measure=measure)
-            parts[f"steptool_minus_{measure}"] = [d.mean, d.low, d.high]
-    else:
-        parts["by_seed_minus_warm_start"] = [
-            [d.mean, d.low, d.high]
-            for s in seeds
-            for d in [paired_bootstrap(_of_seed(rows["steptool"], s), _of_seed(rows["warm_start"], s))]
-        ]
-    return parts
+def describe(c: SeededComparison) -> str:
+    """A comparison in one line, in points."""
+    d, (low, high), (seeds_low, seeds_high) = c.difference, c.corrected, c.over_seeds
+    return (
+        f"{c.a} - {c.b:10} {points(d.mean):>6} [{points(d.low)} {points(d.high)}], corrected [{points(low)} "
+        f"{points(high)}], over seeds too [{points(seeds_low)} {points(seeds_high)}], "
+        f"{probability(c.corrected_p)} of {c.family}{', shown' if c.shown else ''}"
+    )
 
 
-def _of_seed(rows: list[Evaluation], seed: int) -> list[Evaluation]:
-    return [row for row in rows if row.repeat == seed]
-
-
-def table(by_tier: dict[str, Any]) -> str:
+def table(tables: Mapping[str, Any]) -> str:
     """The results as text."""
     lines = []
-    for title, methods in by_tier.items():
-        lines += ["", title, f"{'':12}{'pass rate':>24}{'invalid calls':>24}{'recall':>24}   pass by seed"]
-        for method, parts in methods.items():
-            cells = "".join(f"{_interval(parts[m]):>24}" for m in MEASURES)
-            lines.append(f"{method:12}{cells}   {' '.join(f'{p:.3f}' for p in parts['by_seed'])}")
-        for method, parts in methods.items():
-            if method != "steptool":
-                cells = "".join(f"{_interval(parts[f'steptool_minus_{m}']):>24}" for m in MEASURES)
-                lines.append(f"  - {method:8}{cells}   (steptool minus {method}, paired over tasks)")
-        gains = methods["steptool"]["by_seed_minus_warm_start"]
-        lines.append("  gain over the warm start by seed: " + ", ".join(_interval(g) for g in gains))
+    for title, part in tables.items():
+        heads = "".join(f"{name.replace('_', ' '):>26}" for name in MEASURES)
+        lines += ["", title, f"{'':12}{heads}   pass@k; pass by seed"]
+        for method, figures in part["methods"].items():
+            cells = "".join(f"{_interval(figures[name]):>26}" for name in MEASURES)
+            tries = " ".join(f"@{k} {share:.3f}" for k, share in figures["pass_at_k"].items() if k > 1)
+            by_seed = " ".join(f"{share:.3f}" for share in figures["by_seed"])
+            lines.append(f"{method:12}{cells}   {tries}{'; ' if tries else ''}{by_seed}")
+        lines += [f"  {line}" for line in part["lines"]]
     return "\n".join(lines)
 
 
-def _interval(values: Sequence[float]) -> str:
+def _interval(values: Sequence[float | None]) -> str:
     mean, low, high = values
-    return f"{mean:.3f} [{low:.3f} {high:.3f}]"
+    return "-" if mean is None else f"{mean:.3f} [{low:.3f} {high:.3f}]"
 
 
 def main() -> None:
@@ -125,22 +168,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/laptop.yaml")
     parser.add_argument("--output", default="runs/seeds", type=Path)
-    parser.add_argument("--seeds", default=5, type=int)
+    parser.add_argument("--size", default="full", choices=SIZES)
+    parser.add_argument("--split", default="heldout", choices=("validation", "heldout"))
+    parser.add_argument("--seeds", type=int, help="number of seeds, in place of that of the size")
+    parser.add_argument("--first-seed", default=0, type=int)
     parser.add_argument("--processes", default=2, type=int)
     parser.add_argument("--methods", default=METHODS, nargs="+", choices=METHODS)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
-    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    size = SIZES[args.size]
+    config = merge(yaml.safe_load(Path(args.config).read_text(encoding="utf-8")), size.overlay)
+    config = merge(config, {"evaluation": {"split": args.split}})
+    seeds = range(args.first_seed, args.first_seed + (args.seeds or size.seeds))
     with ThreadPoolExecutor(args.processes) as pool:
-        list(
-            pool.map(
-                lambda job: run(config, job[0], job[1], args.output), [(m, s) for s in seeds for m in args.methods]
-            )
-        )
-    by_tier = results(args.output, seeds, args.methods)
-    (args.output / "seeds.json").write_text(json.dumps(by_tier, indent=1), encoding="utf-8")
-    print(table(by_tier))
+        jobs = [(method, seed) for seed in seeds for method in args.methods]
+        list(pool.map(lambda job: run(config, job[0], job[1], args.output), jobs))
+    tables = results(args.output, seeds, args.methods)
+    (args.output / "seeds.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
+    print(table(tables))
 
 
 if __name__ == "__main__":

@@ -106,9 +106,9 @@ def coins(queries: int, count: int, seed: int) -> Iterator[Floats]:
         yield rng.integers(2, size=(min(size, count - start), queries)).astype(np.float64)
 
 
-def interval(estimates_R: Floats) -> tuple[float, float]:
-    """Percentile interval that holds `CONFIDENCE` of the resampled estimates."""
-    tail = 50 * (1 - CONFIDENCE)
+def interval(estimates_R: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile interval that holds this share of the resampled estimates."""
+    tail = 50 * (1 - confidence)
     low, high = np.percentile(estimates_R, [tail, 100 - tail])
     return float(low), float(high)
 

@@ -82,12 +82,17 @@ def groups(rows: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
 
 
 def paired_bootstrap(
-    a: Sequence[Evaluation], b: Sequence[Evaluation], resamples: int = 10_000, seed: int = 0, measure: str = "pass_rate"
+    a: Sequence[Evaluation],
+    b: Sequence[Evaluation],
+    resamples: int = 10_000,
+    seed: int = 0,
+    measure: str = "pass_rate",
+    confidence: float = bootstrap.CONFIDENCE,
 ) -> Difference:
     """Difference a - b of a measure (see `bootstrap.MEASURES`) between two sets of evaluations.
 
     Repeats of a query are averaged first; then queries are drawn with replacement, the same for both sides, so that
-    what makes a query hard for both cancels out. The interval is the 2.5th to the 97.5th percentile of the resamples.
+    what makes a query hard for both cancels out. The interval holds the middle `confidence` of the resamples.
     Raises ValueError unless both sides hold the same queries, and where no query has a value on both sides.
     """
     of_a, of_b = _pair(a, b, measure)
@@ -95,7 +100,7 @@ def paired_bootstrap(
         of_a.resample(counts) - of_b.resample(counts)
         for counts in bootstrap.resamples(len(of_a.queries), resamples, seed)
     ]
-    low, high = bootstrap.interval(np.concatenate(draws))
+    low, high = bootstrap.interval(np.concatenate(draws), confidence)
     return Difference(of_a.ratio() - of_b.ratio(), low, high, len(of_a.queries))
 
 

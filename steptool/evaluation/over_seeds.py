@@ -1,0 +1,135 @@
+"""Methods that were trained with several seeds and evaluated on the same tasks.
+
+The paired bootstrap over tasks says how sure a difference is for these trained models on other tasks. Whether it would
+come again with other seeds is another question: here seeds and tasks are both drawn with replacement, each on its own,
+the same for both sides. Intervals of many comparisons at once are widened as Holm's method (1979) corrects their
+p-values: of m comparisons, the one with the i-th smallest p has an interval of confidence 1 - .05 / (m - i + 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from steptool.evaluation import bootstrap
+from steptool.evaluation.compare import ALL, Difference, holm, paired_bootstrap, permutation_p
+from steptool.evaluation.results import pass_rates_by_tries
+from steptool.records import Evaluation
+
+Interval = tuple[float, float]
+Seeded = Mapping[int, Sequence[Evaluation]]
+"""Rows of one method and one way of decoding, by seed."""
+
+
+@dataclass(frozen=True)
+class SeededComparison:
+    """A measure of `a` minus that of `b` on a group of tasks, over all seeds."""
+
+    a: str
+    b: str
+    group: str
+    measure: str
+    difference: Difference
+    """Tasks resampled, the seeds of a task averaged; 95%, uncorrected."""
+    over_seeds: Interval
+    """Tasks and seeds resampled; 95%, uncorrected."""
+    p: float
+    """Of the paired permutation test over tasks, two-sided."""
+    corrected_p: float
+    """The same after Holm's correction over `family` comparisons."""
+    corrected: Interval
+    """The interval with tasks resampled, widened for the number of comparisons."""
+    family: int = 1
+
+    @property
+    def shown(self) -> bool:
+        """Whether a difference is shown after correction."""
+        return self.corrected_p < 1.0 - bootstrap.CONFIDENCE and (self.corrected[0] > 0 or self.corrected[1] < 0)
+
+
+def join(rows: Seeded) -> list[Evaluation]:
+    """The rows of all seeds."""
+    return [row for own in rows.values() for row in own]
+
+
+def select_group(rows: Seeded, group: str) -> dict[int, list[Evaluation]]:
+    """The rows of one tier, or of all."""
+    return {seed: [row for row in own if group in (ALL, row.tier)] for seed, own in rows.items()}
+
+
+def seed_interval(a: Seeded, b: Seeded, measure: str = "pass_rate", draws: int = 10_000, seed: int = 0) -> Interval:
+    """The 95% interval of a - b with tasks and seeds resampled, both sides alike.
+
+    Tasks without a value in one of the runs are left out. Raises ValueError unless both sides have the same seeds, and
+    where no task has a value in every run.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(f"expected the same seeds on both sides, got {sorted(a)} and {sorted(b)}")
+    parts = [[bootstrap.per_query(side[s], measure) for s in a] for side in (a, b)]
+    common = set.intersection(*(set(part.queries) for side in parts for part in side))
+    if not common:
+        raise ValueError(f"{measure}: no task has a value for every seed on both sides")
+    kept = [[part.select(common) for part in side] for side in parts]
+    tops_2SQ = np.array([[part.top_Q for part in side] for side in kept])
+    bottoms_2SQ = np.array([[part.bottom_Q for part in side] for side in kept])
+    counts_RS = np.concatenate(list(bootstrap.resamples(len(a), draws, seed)))
+    estimates, start = [], 0
+    for counts_rQ in bootstrap.resamples(len(common), draws, seed + 1):
+        counts_rS = counts_RS[start : start + len(counts_rQ)]
+        start += len(counts_rQ)
+        ratios_2r = bootstrap.divide(
+            np.einsum("rs,ksq,rq->kr", counts_rS, tops_2SQ, counts_rQ, optimize=True),
+            np.einsum("rs,ksq,rq->kr", counts_rS, bottoms_2SQ, counts_rQ, optimize=True),
+        )
+        estimates.append(ratios_2r[0] - ratios_2r[1])
+    return bootstrap.interval(np.concatenate(estimates))
+
+
+def compare_seeded(
+    methods: Mapping[str, Seeded],
+    method: str,
+    groups: Iterable[str],
+    measures: Iterable[str] = ("pass_rate",),
+    draws: int = 10_000,
+) -> list[SeededComparison]:
+    """One method minus each of the others, on each group and measure; all of them are corrected as one family."""
+    measures = tuple(measures)
+    comparisons = [
+        _compare(methods, method, other, group, measure, draws)
+        for group in groups
+        for other in methods
+        if other != method
+        for measure in measures
+    ]
+    return _correct(comparisons, methods, draws)
+
+
+def mean_pass_at_k(rows: Seeded) -> dict[int, float]:
+    """pass@k of sampled tries by k, the mean over seeds; the tries of a task are those of one seed."""
+    by_seed = [pass_rates_by_tries(own) for own in rows.values()]
+    sizes = set.intersection(*(set(tries) for tries in by_seed))
+    return {k: sum(tries[k][0] for tries in by_seed) / len(by_seed) for k in sorted(sizes)}
+
+
+def _compare(methods: Mapping[str, Seeded], a: str, b: str, group: str, measure: str, draws: int) -> SeededComparison:
+    of_a, of_b = (select_group(methods[name], group) for name in (a, b))
+    difference = paired_bootstrap(join(of_a), join(of_b), draws, measure=measure)
+    p = permutation_p(join(of_a), join(of_b), draws, measure=measure)
+    over_seeds = seed_interval(of_a, of_b, measure, draws)
+    return SeededComparison(a, b, group, measure, difference, over_seeds, p, p, (difference.low, difference.high))
+
+
+def _correct(
+    comparisons: Sequence[SeededComparison], methods: Mapping[str, Seeded], draws: int
+) -> list[SeededComparison]:
+    values, count = holm([c.p for c in comparisons]), len(comparisons)
+    ranks = {place: rank for rank, place in enumerate(sorted(range(count), key=lambda i: comparisons[i].p))}
+    corrected = []
+    for place, (c, value) in enumerate(zip(comparisons, values, strict=True)):
+        confidence = 1 - (1 - bootstrap.CONFIDENCE) / (count - ranks[place])
+        a, b = (join(select_group(methods[name], c.group)) for name in (c.a, c.b))
+        wide = paired_bootstrap(a, b, draws, measure=c.measure, confidence=confidence)
+        corrected.append(replace(c, corrected_p=value, corrected=(wide.low, wide.high), family=count))
+    return corrected
