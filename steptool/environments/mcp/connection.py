@@ -20,7 +20,7 @@ import anyio
 import httpx2
 from anyio.abc import TaskStatus
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from mcp import Client, StdioServerParameters, Tool, stdio_client
+from mcp import Client, Tool
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
@@ -28,6 +28,7 @@ from steptool.config import McpConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import TransportError
 from steptool.environments.mcp.safeguards import CheckedStream, LimitedTransport, error_reason, usable_tools
+from steptool.environments.mcp.stdio import open_stdio
 from steptool.storage.redaction import Redactor
 
 _CHARACTERS = 300
@@ -110,13 +111,8 @@ class Connector:
         if error_output is None:
             return self._http()
         program, *arguments = self._server.command
-        parameters = StdioServerParameters(
-            command=sys.executable if program == "python" else program,
-            args=arguments,
-            env=self._env,
-            encoding_error_handler="replace",
-        )
-        return stdio_client(parameters, errlog=error_output.file)
+        command = [sys.executable if program == "python" else program, *arguments]
+        return open_stdio(command, self._env, error_output.file)
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[Any]:

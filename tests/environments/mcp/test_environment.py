@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, ToolResult, TransportError
 from steptool.environments.catalog import open_environment
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
+from steptool.environments.mcp.safeguards import LARGEST
+from steptool.environments.mcp.stdio import MessageReader
 from steptool.records import Query, StepStatus, ToolCall
 
 ROOT = Path(__file__).parents[3]
@@ -144,7 +147,7 @@ def test_a_server_over_http_answers_64_episodes_at_once(world: Callable[..., Wor
 def test_long_lists_are_read_to_their_end_and_names_are_mended(world: Callable[..., World]) -> None:
     rough = world(command=ROUGH)
     names = [tool["function"]["name"] for tool in rough.environment.tools()]
-    assert len(names) == 12 and names[-1] == "docs_read_v2"
+    assert len(names) == 14 and names[-1] == "docs_read_v2"
     assert observe(rough.session(), "docs_read_v2") == "1"
 
 
@@ -211,6 +214,43 @@ def test_a_wrong_answer_costs_its_step_only(world: Callable[..., World]) -> None
     assert problem(session, "broken") == "ValidationError: content: Input should be a valid list"
     assert problem(session, "garbage").startswith("no answer within")
     assert observe(session, "count") == "5"
+
+
+def test_an_answer_over_stdio_that_is_too_long_costs_its_step_only(world: Callable[..., World]) -> None:
+    rough = world(command=ROUGH)
+    session = rough.session()
+    pid = observe(session, "pid")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert problem(session, "immense") == "the answer is longer than 8 MiB"
+    assert observe(session, "pid") == pid
+    assert problem(session, "endless") == "the answer is longer than 8 MiB"
+    session.close()
+    assert is_gone(int(pid))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 48 << 10  # KiB: less than one of the answers
+
+
+def test_a_message_is_read_however_it_is_cut() -> None:
+    lines = b'{"jsonrpc":"2.0","id":1,"result":{}}\n{"jsonrpc":"2.0","method":"a"}\nno message\n'
+    for size in (1, 7, len(lines)):
+        reader = MessageReader()
+        items = [item for n in range(0, len(lines), size) for item in reader.feed(lines[n : n + size])]
+        assert [type(getattr(item, "message", item)).__name__ for item in items] == [
+            "JSONRPCResponse", "JSONRPCNotification", "ValidationError",
+        ]  # fmt: skip
+
+
+def test_a_message_at_the_limit_is_read_and_one_above_is_refused_with_its_id() -> None:
+    empty = b'{"jsonrpc":"2.0","id":7,"result":{"a":""}}'
+    fitting, long = (empty.replace(b'""', b'"' + b"x" * (LARGEST - len(empty) + more) + b'"') for more in (0, 1))
+    reader = MessageReader()
+    (item,) = reader.feed(fitting + b"\n")
+    assert len(item.message.result["a"]) == LARGEST - len(empty)
+    (error,) = reader.feed(long)  # before its end
+    assert (error.message.id, error.message.error.message) == (7, "the answer is longer than 8 MiB")
+    assert list(reader.feed(long)) == []
+    (nameless,) = reader.feed(b"\n" + b"x" * LARGEST + b"x")
+    assert str(nameless) == "the answer is longer than 8 MiB"
+    assert len(list(reader.feed(b"\n" + empty + b"\n"))) == 1
 
 
 def test_a_request_without_an_answer_is_called_off(world: Callable[..., World]) -> None:

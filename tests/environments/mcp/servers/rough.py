@@ -17,6 +17,8 @@ TOOLS = {
     "garbage": "answers with what is not JSON",
     "broken": "answers with a result that is none",
     "refuse": "answers with an error of the protocol",
+    "immense": "answers with 64 MiB",
+    "endless": "answers with a line that does not end",
     "docs.read/v2": "has a name that needs mending",
 }
 PAGE = 5
@@ -28,7 +30,11 @@ def answer(request_id, result):
 
 
 def text(request_id, value):
-    answer(request_id, {"content": [{"type": "text", "text": str(value)}]})
+    answer(request_id, content(value))
+
+
+def content(value):
+    return {"content": [{"type": "text", "text": str(value)}]}
 
 
 def listed(params):
@@ -41,6 +47,15 @@ def listed(params):
 def refuse(request_id, message):
     error = {"code": -32000, "message": message}
     sys.stdout.write(json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}) + "\n")
+    sys.stdout.flush()
+
+
+def write_long(request_id, mebibytes):
+    before, after = json.dumps({"jsonrpc": "2.0", "id": request_id, "result": content("|")}).split("|")
+    sys.stdout.write(before)
+    for _ in range(mebibytes):
+        sys.stdout.write("x" * 2**20)
+    sys.stdout.write(after + "\n")
     sys.stdout.flush()
 
 
@@ -64,6 +79,8 @@ def call(request_id, name):
         refuse(request_id, "no such luck")
     elif name == "pid":
         text(request_id, os.getpid())
+    elif name in ("immense", "endless"):
+        write_long(request_id, 64 if name == "immense" else sys.maxsize)
     elif name == "cancelled":
         text(request_id, json.dumps(cancelled))
     elif name != "dawdle":
