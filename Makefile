@@ -26,7 +26,7 @@ THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm textworld check format docs seeds bench kills hostile million bfcl \
-	replay-bfcl images check-images sbom register package clean coverage docs-config docs-artifacts gpu
+	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -137,6 +137,9 @@ images:  ## build the images that flyte.config names (docker push sends them; PI
 
 check-images: $(STAMP)  ## ask pip whether the pins of both images resolve, and what they leave open (needs the package index)
 	$(BIN)/python images/pins.py
+
+lock: $(STAMP)  ## write images/*.hashes.txt, what the images install by digest (needs the package index; PIP_EXTRA_INDEX_URL=...)
+	PIP_EXTRA_INDEX_URL="$(PIP_EXTRA_INDEX_URL)" $(BIN)/python images/pins.py --write
 
 sbom: $(STAMP)  ## write build/sbom.json, a software bill of materials of the virtual environment (CycloneDX)
 	mkdir -p $(BUILD) && $(BIN)/python scripts/bill_of_materials.py > $(BUILD)/sbom.json

@@ -1,5 +1,5 @@
 # Stages without a GPU. The image holds what the code needs, not the code: that travels with each registration
-# (make register), so an image is built anew only when a version in constraints.txt changes. make images builds it.
+# (make register), so an image is built anew only when images/cpu.hashes.txt changes. make images builds it.
 
 # Debian with Python and nothing else, by full version. A tag may be moved to a rebuilt image: add the digest that your
 # registry gives, and a rebuild gets the same bytes (make images PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:...).
@@ -13,18 +13,13 @@ RUN useradd --create-home --uid 1000 steptool \
     && install --directory --owner steptool /home/steptool/code
 
 # An index that pip asks besides its own, without a token, since it stays in the image's history. The one of torch's
-# builds for CPUs saves three gigabytes of CUDA libraries.
+# builds for CPUs saves three gigabytes of CUDA libraries; run make lock with it first, as its files have other digests.
 ARG PIP_EXTRA_INDEX_URL=""
 
-# What pip needs to read the project's dependencies. These files change seldom, so the next layer is built seldom.
+# Every package by the digest of its file: pip refuses any other. make lock writes the list for this kind of machine.
 WORKDIR /build
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-
-# Every dependency at its pinned version. An empty package stands in for the project and is gone at the end of the layer.
-RUN mkdir steptool \
-    && touch steptool/__init__.py \
-    && pip install --no-cache-dir -c constraints.txt torch . \
-    && pip uninstall --yes steptool
+COPY images/cpu.hashes.txt ./
+RUN pip install --no-cache-dir --no-deps --require-hashes -r cpu.hashes.txt
 
 # Lines of the log appear when they are written: a pod that is killed takes nothing of them along.
 ENV PYTHONUNBUFFERED=1

@@ -18,16 +18,10 @@ RUN apt-get update \
 RUN useradd --create-home --uid 1000 steptool \
     && install --directory --owner steptool /home/steptool/code
 
-# What pip needs to read the project's dependencies. These files change seldom, so the next layer is built seldom.
+# Every package, vLLM among them, by the digest of its file: pip refuses any other. make lock writes the list for this kind of machine.
 WORKDIR /build
-COPY pyproject.toml images/gpu.constraints.txt README.md LICENSE ./
-
-# Every dependency and vLLM, at versions that resolve together (make check-images). An empty package stands in for the
-# project and is gone at the end of the layer.
-RUN mkdir steptool \
-    && touch steptool/__init__.py \
-    && pip install --no-cache-dir -c gpu.constraints.txt torch '.[gpu]' \
-    && pip uninstall --yes steptool
+COPY images/gpu.hashes.txt ./
+RUN pip install --no-cache-dir --no-deps --require-hashes -r gpu.hashes.txt
 
 # Lines of the log appear when they are written. The container runtime mounts the parts of the driver that compute; which
 # GPUs a container sees is left to the cluster.

@@ -66,11 +66,16 @@ def read_versions(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def format_hashes(image: str, entries: Iterable[Mapping[str, Any]]) -> str:
     """The lines from which pip installs exactly the files of a report, and refuses others."""
     machine, python = platform.machine(), ".".join(platform.python_version_tuple()[:2])
-    lines = [
-        f"{name}=={entry['metadata']['version']} --hash=sha256:{entry['download_info']['archive_info']['hashes']['sha256']}"
-        for name, entry in sorted((canonical(entry["metadata"]["name"]), entry) for entry in entries)
-    ]
-    about = f"# What the {image} image installs, by the sha256 of each file: Python {python}, {machine}. make lock writes it."
+    digests = {
+        f"{canonical(entry['metadata']['name'])}=={entry['metadata']['version']}": entry["download_info"][
+            "archive_info"
+        ]
+        for entry in entries
+    }
+    lines = [f"{package} --hash=sha256:{digests[package]['hashes']['sha256']}" for package in sorted(digests)]
+    about = (
+        f"# What the {image} image installs, by the sha256 of each file (Python {python}, {machine}); see make lock."
+    )
     return "\n".join([about, *lines, ""])
 
 

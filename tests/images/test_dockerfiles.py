@@ -92,7 +92,7 @@ def run_rules(command: str) -> list[tuple[str, object]]:
         if part.startswith("pip install"):
             rules += [
                 ("DL3042: --no-cache-dir", "--no-cache-dir" in part),
-                ("DL3013: versions from a file of pins", re.search(r"-c \S*constraints\.txt", part)),
+                ("DL3013: files by their digests", re.search(r"--require-hashes -r \S+\.hashes\.txt", part)),
             ]
     return rules
 

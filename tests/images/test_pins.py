@@ -73,3 +73,29 @@ def test_the_pins_are_versions_that_the_project_takes(pins: dict[str, str]) -> N
 def test_vllm_is_pinned_to_the_version_of_the_extra() -> None:
     assert PROJECT["optional-dependencies"]["gpu"] == [f"vllm=={GPU['vllm']}"]
     assert "vllm" not in CPU
+
+
+@pytest.mark.parametrize(("image", "pins"), [("cpu", CPU), ("gpu", GPU)])
+def test_an_image_installs_every_package_by_its_digest(image: str, pins: dict[str, str]) -> None:
+    lines = (ROOT / "images" / f"{image}.hashes.txt").read_text().splitlines()[1:]
+    versions = {}
+    for line in lines:
+        match = re.fullmatch(r"([a-z0-9-]+)==([\w.!+]+) --hash=sha256:[0-9a-f]{64}", line)
+        assert match, line
+        versions[match[1]] = match[2]
+    assert len(versions) == len(lines) and lines == sorted(lines)
+    assert needed(PROJECT["dependencies"]).keys() <= versions.keys()
+    others = {name for name, version in versions.items() if pins.get(name) != version}
+    assert len(others) <= PINS.LEFT_OPEN[image]
+
+
+def test_the_list_of_digests_is_made_from_what_pip_reports() -> None:
+    archive = {"hashes": {"sha256": "ab" * 32}}
+    names = ("Zope.Interface", "adlfs")
+    report = [
+        {"metadata": {"name": name, "version": "1.0"}, "download_info": {"url": "x", "archive_info": archive}}
+        for name in names
+    ]
+    first, *lines = PINS.format_hashes("cpu", report).splitlines()
+    assert first.startswith("# What the cpu image installs")
+    assert lines == [f"{name}==1.0 --hash=sha256:{'ab' * 32}" for name in ("adlfs", "zope-interface")]

@@ -147,6 +147,8 @@ def serve(pipe: Connection) -> None:
     with suppress(EOFError, OSError):
         while request := json.loads(pipe.recv_bytes()):
             pipe.send_bytes(json.dumps(_reply(tools, request)).encode())
+    with suppress(OSError):  # a tool may have closed it: the connection would say so when it is thrown away
+        pipe.close()
 
 
 def _reply(tools: EpisodeTools, request: Mapping[str, Any]) -> dict[str, Any]:
