@@ -46,7 +46,8 @@ TOOLS = '''
             Args:
                 how: it ends
             """
-            {"exit": os._exit, "kill": lambda _: os.kill(os.getpid(), 9)}[how](3)
+            ends = {"exit": os._exit, "kill": lambda _: os.kill(os.getpid(), 9)}
+            ends.get(how, lambda _: os.closerange(3, 999))(3)
 
         def start(self) -> int:
             """Start a program that goes on."""
@@ -118,6 +119,15 @@ def test_a_process_that_ends_costs_a_step(session: Callable[..., LimitedSession]
     assert result.status is StepStatus.TOOL_ERROR
     assert f"the process of the tool has ended with exit code {code}; the next call begins" in result.observation
     assert ask(playing, "add", number=1) == "6"
+
+
+def test_a_tool_that_closes_all_files_costs_a_step_and_prints_nothing(
+    session: Callable[..., LimitedSession], capfd: pytest.CaptureFixture[str]
+) -> None:
+    playing = session()
+    assert "the process of the tool has ended with exit code 0" in ask(playing, "leave", how="close")
+    assert ask(playing, "add", number=1) == "6"
+    assert capfd.readouterr().err == ""
 
 
 def test_closing_ends_what_a_tool_has_started(session: Callable[..., LimitedSession]) -> None:
