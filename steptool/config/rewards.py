@@ -100,6 +100,11 @@ class RewardConfig(StrictModel):
     """Contributing steps that a task needs; with contribution: progress each earns one part of so many."""
     redundant_cost: Annotated[float, Field(ge=0)] = 0.0
     """Taken from the reward of a call that repeats an earlier one and gets the same result, times step_weight."""
+    weights: Literal["fixed", "calibrated"] = "fixed"
+    """calibrated: SuccCalling and Contribution are each multiplied by how well they told solved episodes over the last
+    rounds, max(0, 2 AUROC - 1), so that a component which says nothing of the outcome pays nothing."""
+    calibration_rounds: Positive = 4
+    """Rounds over which calibrated weights are averaged (a moving average)."""
     normalisation: Literal["none", "trajectory", "running"] = "none"
     """trajectory: the step rewards before the last are divided by their number; running: all rewards of a round are
     divided by their standard deviation over this round and those before it."""

@@ -157,7 +157,7 @@ class Config(StrictModel):
             config = handler(data)
         except ValidationError as error:
             raise ConfigError(explain_refusal(error, Config, "configs/laptop.yaml")) from None
-        check_learning(config.rollout, config.credit, config.ppo)
+        check_learning(config.rollout, config.rewards, config.credit, config.ppo)
         return config
 
     @classmethod

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel
+from steptool.config.rewards import RewardConfig
 
 
 def _check_date(text: str) -> str:
@@ -194,10 +195,11 @@ HAVE_NO_ADVANTAGES = ("rft", "eto")
 """Algorithms that learn from outcomes alone."""
 
 
-def check_learning(rollout: RolloutConfig, credit: CreditConfig, ppo: PPOConfig) -> None:
+def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: CreditConfig, ppo: PPOConfig) -> None:
     """Raise ConfigError, which names the fields, for settings of several sections that mean nothing together."""
     algorithm, tries = ppo.algorithm, rollout.samples_per_query
     comparing = algorithm if algorithm in _COMPARE_TRIES else "credit.value: group_mean"
+    outcome_alone = algorithm in HAVE_NO_ADVANTAGES or ppo.reward == "final"
     compares = algorithm in _COMPARE_TRIES or credit.value == "group_mean"
     refused = [
         (rollout.episodes % tries > 0, f"rollout.episodes: {rollout.episodes} is no multiple of samples_per_query"),
@@ -210,6 +212,7 @@ def check_learning(rollout: RolloutConfig, credit: CreditConfig, ppo: PPOConfig)
         (credit.state_weight != 1 and algorithm != "gigpo", "credit.state_weight is for gigpo only"),
         (not credit.group_scale and algorithm not in ("grpo", "gigpo"), "credit.group_scale is for grpo, gigpo only"),
         (ppo.ratio == "step" and credit.level != "step", "ppo.ratio: step needs credit.level: step"),
+        (rewards.weights == "calibrated" and outcome_alone, "rewards.weights: calibrated needs rewards of steps"),
         (ppo.rft_temperature > 0 and algorithm != "rft", "ppo.rft_temperature is for rft only"),
     ]  # fmt: skip
     for field, is_set in _policy_options(credit, ppo).items():

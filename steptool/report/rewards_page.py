@@ -13,7 +13,13 @@ from steptool.report.svg import number, percent
 from steptool.rewards.audit_figures import Agreement, Audit
 
 NAMES = {"succ_calling": "SuccCalling", "contribution": "Contribution", "is_solved": "IsSolved"}
-FIGURES = {"contribution": "Contribution", "steps": "step rewards", "is_solved": "IsSolved"}
+FIGURES = {
+    "contribution": "Contribution",
+    "steps": "step rewards",
+    "is_solved": "IsSolved",
+    "succ_calling": "SuccCalling",
+    "calibrated_steps": "step rewards, calibrated",
+}
 _WORDS = ((0.2, "hardly at all"), (0.4, "only fairly"), (0.6, "moderately"), (0.8, "well"), (1.01, "almost always"))
 """Words for kappa, after Landis and Koch (1977)."""
 _SHIFT = 0.25
@@ -51,6 +57,7 @@ def sentences(audit: Audit) -> Iterator[str]:
         if agreement.component == "contribution" and agreement.steps:
             yield _state_agreement(agreement)
     yield from _state_separation(audit)
+    yield from _state_calibration(audit)
     yield from _state_slope(audit)
     yield from _state_redundancy(audit)
     yield from _state_drift(audit)
@@ -79,6 +86,19 @@ def _state_separation(audit: Audit) -> Iterator[str]:
             f"{percent(area.value)} of the pairs (AUROC, 95% interval {number(round(area.low, 2))} to "
             f"{number(round(area.high, 2))}; chance would have 50%)."
         )
+
+
+def _state_calibration(audit: Audit) -> Iterator[str]:
+    if audit.weights is None:
+        return
+    fixed, calibrated = audit.separation("steps"), audit.separation("calibrated_steps")
+    effect = ""
+    if fixed and calibrated:
+        effect = (
+            f"; the sum of an episode's step rewards then ranks a solved above an unsolved one in "
+            f"{percent(calibrated.value)} of the pairs, in place of {percent(fixed.value)}"
+        )
+    yield f"By these episodes alone, calibrated weights are {audit.weights}{effect}."
 
 
 def _state_slope(audit: Audit) -> Iterator[str]:

@@ -38,6 +38,7 @@ from steptool.rewards.audit_figures import (
     scored_by_both,
     tool_name,
 )
+from steptool.rewards.component_weights import FIXED, ComponentWeights, component_mean, round_weights
 from steptool.rewards.compose import compose
 from steptool.rewards.farming import farming_points, idle_share, measure_farming, measure_redundancy
 
@@ -63,6 +64,7 @@ def audit(
     if not by_annotator:
         raise ValueError(f"no row of the rewards is about one of the {len(trajectories)} trajectories given")
     (main, scores), *_ = by_annotator.items()
+    weights = ComponentWeights(**round_weights(list(scores.values()))) if config.weights == "calibrated" else None
     learned = [compose(scores.get(t.trajectory_id, ()), config, reward, t.steps) for t in trajectories]
     step_rewards = [compose(scores.get(t.trajectory_id, ()), config, steps=t.steps) for t in trajectories]
     return Audit(
@@ -80,17 +82,22 @@ def audit(
         agreements=[
             a for pair in combinations(by_annotator, 2) for a in _agreements(trajectories, by_annotator, *pair)
         ],
-        separations=[s for name in by_annotator for s in _separations(trajectories, name, by_annotator[name], config)],
+        separations=[
+            s for name, own in by_annotator.items() for s in _separations(trajectories, name, own, config, weights)
+        ],
         farming=measure_farming(farming_points(trajectories, step_rewards)),
         redundancy=measure_redundancy(trajectories, step_rewards),
         tools=_tools(trajectories, scores),
         disputes=find_disputes(queries, trajectories, by_annotator, disputes),
         drifts=list(_drifts(earlier, scores)),
+        weights=weights,
     )
 
 
-def _before_last(rows: Sequence[StepReward], config: RewardConfig, steps: Sequence[Step]) -> float | None:
-    composed = compose(rows, config, steps=steps)
+def _before_last(
+    rows: Sequence[StepReward], config: RewardConfig, steps: Sequence[Step], weights: ComponentWeights = FIXED
+) -> float | None:
+    composed = compose(rows, config, steps=steps, weights=weights)
     return None if composed is None else float(composed[:-1].sum())
 
 
@@ -151,7 +158,11 @@ def _agreements(
 
 
 def _separations(
-    trajectories: Sequence[Trajectory], name: str, scores: Scores, config: RewardConfig
+    trajectories: Sequence[Trajectory],
+    name: str,
+    scores: Scores,
+    config: RewardConfig,
+    weights: ComponentWeights | None,
 ) -> Iterator[Separation]:
     """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
     known = [t for t in trajectories if scores.get(t.trajectory_id)]
@@ -161,6 +172,9 @@ def _separations(
         "steps": lambda rows, t: _before_last(rows, config, t.steps),
         "is_solved": lambda rows, _: rows[-1].is_solved,
     }
+    if weights:
+        figures["succ_calling"] = lambda rows, _: component_mean(rows, "succ_calling")
+        figures["calibrated_steps"] = lambda rows, t: _before_last(rows, config, t.steps, weights)
     for figure, of in figures.items():
         if own and figure == "is_solved":
             continue

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from steptool.records import Query, Step, StepReward, Trajectory
 from steptool.rewards.agreement import Estimate, chance_auroc
+from steptool.rewards.component_weights import ComponentWeights
 from steptool.rewards.compose import annotator_label
 from steptool.rewards.farming import Farming, Redundancy
 
@@ -152,7 +153,8 @@ class Separation:
 
     annotator: str
     figure: str
-    """contribution: mean over the calls; steps: sum of the composed rewards before the last step; is_solved."""
+    """contribution: mean over the calls; steps: sum of the composed rewards before the last step; is_solved; and with
+    calibrated weights succ_calling, mean over the calls, and calibrated_steps, the sum with this round's weights."""
     auroc: Estimate | None
     solved: int
     """Solved episodes among those of the AUROC."""
@@ -218,6 +220,13 @@ class Audit:
     tools: Sequence[ToolScores]
     disputes: Sequence[Dispute]
     drifts: Sequence[Drift]
+    weights: ComponentWeights | None = None
+    """Calibrated weights by these episodes alone; None where weights are fixed."""
+
+    def separation(self, figure: str) -> Estimate | None:
+        """The AUROC of a figure of the annotator; None where it is not defined."""
+        own = (s for s in self.separations if s.annotator == self.annotator and s.figure == figure)
+        return next((s.auroc for s in own), None)
 
     def contribution_kappa(self) -> Estimate | None:
         """Agreement on Contribution with the first of the others; None if there is none or it is not defined."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from steptool.config import RewardConfig
 from steptool.records import Step, StepReward, Trajectory
+from steptool.rewards.component_weights import FIXED, ComponentWeights, moving_average, round_weights
 from steptool.rewards.farming import redundant_steps
 
 Rewards = npt.NDArray[np.float64]
@@ -26,11 +27,13 @@ _LEAST = 1e-8
 
 @dataclass(frozen=True)
 class RunningScale:
-    """Count, mean and sum of squared deviations of the rewards seen so far."""
+    """Count, mean and sum of squared deviations of the rewards seen so far, and calibrated weights of components."""
 
     count: float = 0.0
     mean: float = 0.0
     deviations: float = 0.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """By component (`component_weights`); empty before a round has determined them."""
 
     def after(self, rewards: Iterable[Rewards | None]) -> RunningScale:
         """The state with a round's rewards added (Chan, Golub and LeVeque 1979)."""
@@ -40,11 +43,21 @@ class RunningScale:
             return self
         count, gap = self.count + values.size, float(values.mean()) - self.mean
         spread = float(((values - values.mean()) ** 2).sum())
-        return RunningScale(
-            count,
-            self.mean + gap * values.size / count,
-            self.deviations + spread + gap**2 * self.count * values.size / count,
+        return replace(
+            self,
+            count=count,
+            mean=self.mean + gap * values.size / count,
+            deviations=self.deviations + spread + gap**2 * self.count * values.size / count,
         )
+
+    def calibrated(self, episodes: Sequence[Sequence[StepReward]], rounds: int) -> RunningScale:
+        """The state with the weights after a round, whose episodes are given by their rows in order."""
+        return replace(self, weights=moving_average(self.weights, round_weights(episodes), rounds))
+
+    @property
+    def component_weights(self) -> ComponentWeights:
+        """The calibrated weights; 1 for a component that no round has determined."""
+        return ComponentWeights(**self.weights)
 
     @property
     def deviation(self) -> float:
@@ -76,17 +89,18 @@ def compose(
     config: RewardConfig,
     reward: Literal["step", "final"] = "step",
     steps: Sequence[Step] = (),
+    weights: ComponentWeights = FIXED,
 ) -> npt.NDArray[np.float64] | None:
     """Rewards [T] of one trajectory from its rows of StepReward, one per step, by one annotator.
 
-    r_t = step_weight * (alpha * succ_t + gain_t - redundant_cost * redundant_t)   for t < T
+    r_t = step_weight * (k_s * alpha * succ_t + k_c * gain_t - redundant_cost * redundant_t)   for t < T
     r_T = IsSolved
 
     succ_t is SuccCalling ("bonus") or SuccCalling - 1 ("penalty"). gain_t is Contribution ("score") or its progress
     phi_t - phi_{t-1} ("progress") with the potential phi_t = min(1, sum of Contribution up to t / progress_steps). The
     progress of a trajectory sums to at most 1, however many steps it has (potential-based shaping, Ng, Harada and
     Russell 1999). redundant_t is 1 for a call that brings nothing new (`farming.redundant_steps` of `steps`, those of
-    the trajectory, which are needed where redundant_cost is not 0).
+    the trajectory, which are needed where redundant_cost is not 0). k_s and k_c are the `weights` of the components.
 
     With normalisation "trajectory" r_t is divided by T - 1, so that the steps of a trajectory weigh the same in sum
     however many they are (a step without effect then dilutes penalties as well as contributions). "running" is applied
@@ -107,7 +121,8 @@ def compose(
         baseline = 1.0 if config.succ_calling == "penalty" else 0.0
         gain = _progress(contribution, config.progress_steps) if config.contribution == "progress" else contribution
         cost = config.redundant_cost * _redundant(steps, len(rows)) if config.redundant_cost else 0.0
-        rewards_T[:-1] = config.step_weight * (config.alpha * (succ - baseline) + gain - cost)
+        paid = weights.succ_calling * config.alpha * (succ - baseline) + weights.contribution * gain
+        rewards_T[:-1] = config.step_weight * (paid - cost)
         if config.normalisation == "trajectory":
             rewards_T[:-1] /= max(1, len(rows) - 1)
     rewards_T[-1] = rows[-1].is_solved
@@ -119,12 +134,19 @@ def step_rewards(
     reward_rows: Iterable[StepReward],
     config: RewardConfig,
     reward: Literal["step", "final"] = "step",
+    weights: ComponentWeights = FIXED,
 ) -> list[npt.NDArray[np.float64] | None]:
     """For each trajectory the rewards [T] of its steps, None where a score that is needed is missing."""
+    scores = group_rows(reward_rows)
+    return [compose(scores.get(t.trajectory_id, ()), config, reward, t.steps, weights) for t in trajectories]
+
+
+def group_rows(reward_rows: Iterable[StepReward]) -> dict[str, list[StepReward]]:
+    """The rows of each trajectory in the order of its steps, by its id."""
     scores: dict[str, list[StepReward]] = defaultdict(list)
     for row in reward_rows:
         scores[row.trajectory_id].append(row)
-    return [compose(scores[t.trajectory_id], config, reward, t.steps) for t in trajectories]
+    return {name: sorted(rows, key=lambda row: row.step) for name, rows in scores.items()}
 
 
 def _progress(contribution_T: npt.NDArray[np.float64], needed: int) -> npt.NDArray[np.float64]:

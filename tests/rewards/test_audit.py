@@ -211,3 +211,33 @@ def test_the_first_line_says_why_votes_are_missing_counted_by_reason(episodes):
         check(episodes, rows)
     first = str(raised.value).splitlines()[0]
     assert first.endswith("votes are missing: 3 × answered 503; 2 × the answer was refused")
+
+
+def test_the_farming_check_sees_calls_that_are_repeated_for_their_reward(make_step, make_trajectory):
+    """One look and up to four repeats of it, each of which the annotator pays: the options take that pay away."""
+    look = make_step("look", "the same", x=1)
+    padded = [
+        make_trajectory([look] * calls, "x", trajectory_id=f"t{calls}", solved=float(calls % 2))
+        for calls in range(1, 6)
+    ]
+    scores = [
+        row(t.trajectory_id, step, 1, None if step == last else 1.0, t.solved if step == last else None)
+        for t in padded
+        for last in [len(t.steps) - 1]
+        for step in range(last + 1)
+    ]
+
+    def check(**options):
+        return audit({}, padded, scores, RewardConfig(alpha=0.0, step_weight=1.0, **options))
+
+    paid = check()
+    assert (paid.redundancy.calls, paid.redundancy.redundant, paid.redundancy.reward) == (15, 10, pytest.approx(1.0))
+    assert paid.farming[0].correlation.value == pytest.approx(1.0)
+    with pytest.raises(
+        AuditError, match="farming: the correlation of the step rewards with the number of steps is 1.000"
+    ):
+        check_thresholds(paid, AuditConfig(max_farming=0.9, require_signal=False), "round 0")
+    assert check(redundant_cost=1.0).redundancy.reward == pytest.approx(0.0)
+    capped = check(contribution="progress", progress_steps=1)  # the first look earns all there is
+    assert capped.redundancy.reward == pytest.approx(0.0)
+    assert capped.farming[0].correlation is None  # every episode earns 1, whatever its length

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from steptool.config import Config
 from steptool.models.actor import ActionOutputs, Actor
-from steptool.records import Advantage, StepReward, Trajectory
-from steptool.rewards.compose import RunningScale, step_rewards
+from steptool.records import Advantage, Metric, StepReward, Trajectory
+from steptool.rewards.compose import RunningScale, group_rows, step_rewards
 from steptool.training import credit, losses
 from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection, solved_ids
 from steptool.training.groups import group_trajectories
@@ -80,7 +80,14 @@ class StepPPO(Algorithm):
 
         Raises ValueError if there is none, or if a trajectory has another number of rewards than of steps.
         """
-        composed = step_rewards(trajectories, rewards, self.config.rewards, self.config.ppo.reward)
+        settings, metrics = self.config.rewards, []
+        if settings.weights == "calibrated":
+            scale = scale.calibrated(list(group_rows(rewards).values()), settings.calibration_rounds)
+            metrics = [
+                Metric(self.stage, self.round_index, 0, f"weight_{name}", value)
+                for name, value in scale.weights.items()
+            ]
+        composed = step_rewards(trajectories, rewards, settings, self.config.ppo.reward, scale.component_weights)
         if self.config.rewards.normalisation == "running":
             scale = scale.after(composed)
             composed = scale.apply(composed)
@@ -97,7 +104,7 @@ class StepPPO(Algorithm):
                 "train on; look at the missing components in the rewards of this round"
             )
         left_out, solved = len(trajectories) - len(kept), solved_ids(rewards)
-        return Selection([t for t, _ in kept], left_out, [r for _, r in kept], solved, scale)
+        return Selection([t for t, _ in kept], left_out, [r for _, r in kept], solved, scale, metrics)
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
