@@ -233,9 +233,7 @@ def test_the_farming_check_sees_calls_that_are_repeated_for_their_reward(make_st
     paid = check()
     assert (paid.redundancy.calls, paid.redundancy.redundant, paid.redundancy.reward) == (15, 10, pytest.approx(1.0))
     assert paid.farming[0].correlation.value == pytest.approx(1.0)
-    with pytest.raises(
-        AuditError, match="farming: the correlation of the step rewards with the number of steps is 1.000"
-    ):
+    with pytest.raises(AuditError, match=r"farming: the correlation of the step rewards .* is 1\.000"):
         check_thresholds(paid, AuditConfig(max_farming=0.9, require_signal=False), "round 0")
     assert check(redundant_cost=1.0).redundancy.reward == pytest.approx(0.0)
     capped = check(contribution="progress", progress_steps=1)  # the first look earns all there is
