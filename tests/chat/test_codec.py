@@ -57,6 +57,7 @@ RESPONSE = (
     ("name", "end", "between"),
     [
         ("compact", "<|end|>", '<|tool|>{"state": "shipped"}<|end|><|assistant|>'),
+        ("signatures", "<|im_end|>", '\n<|im_start|>tool\n{"state": "shipped"}<|im_end|>\n<|im_start|>assistant\n'),
         (
             "hermes",
             "<|im_end|>",
@@ -98,12 +99,21 @@ def test_a_conversation_is_cut_into_its_turns(name: str, end: str, between: str)
     )
 
 
-@pytest.mark.parametrize("name", ["compact", "hermes", "qwen2_5"])
+@pytest.mark.parametrize("name", ["compact", "signatures", "hermes", "qwen2_5"])
 def test_the_turns_joined_are_the_rendered_conversation(name: str) -> None:
     tok = tokenizer(template(name))
     encoded = ChatCodec(tok).encode(TALK, [FINISH_SCHEMA])
     whole = tok.apply_chat_template(TALK, tools=[FINISH_SCHEMA], tokenize=False)
     assert whole.rstrip("\n") == tok.decode(encoded.input_ids)
+
+
+def test_a_template_of_signatures_names_parameters_alone() -> None:
+    tok = tokenizer(template("signatures"))
+    prompt = tok.decode(ChatCodec(tok).prompt_ids(TALK[:1], [FINISH_SCHEMA]))
+    assert prompt == (
+        "<|im_start|>system\nTools: Finish(return_type, final_answer)<|im_end|>\n"
+        "<|im_start|>user\nwhere is order 7?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_a_turn_that_was_cut_off_is_closed_first() -> None:
