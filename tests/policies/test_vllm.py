@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from steptool.config import Config, EvaluatedPolicy
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
-from steptool.models.load import EMBEDDED, load_tokenizer, tiny_model
+from steptool.models.adapter import new_adapter, save_adapter
+from steptool.models.load import EMBEDDED, load_model, load_tokenizer, tiny_model
 from steptool.policies.catalog import open_policy
 from steptool.records import Query, Trajectory
 from steptool.rollout.runner import roll_out
@@ -60,3 +62,18 @@ def test_samples_depend_on_round_query_and_sample_alone(tmp_path: Path) -> None:
     later = play("vllm", policy, queries, round_index=1)
     expect_alike(together[6:7], alone)
     assert len({tuple(t.input_ids.tolist()) for t in (*together, *later)}) == 12
+
+
+def test_an_adapter_is_played_over_its_base(tmp_path: Path) -> None:
+    policy = write_model(tmp_path / "base", 20.0)
+    config = Config.model_validate({"policy": {"lora_rank": 4}}).policy
+    adapted = new_adapter(load_model(policy.model), config, seed=0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    save_adapter(adapted, policy.model, tmp_path / "adapter")
+    over_base = EvaluatedPolicy(name="small", model=str(tmp_path / "adapter"), base=policy.model)
+    ours, theirs = (play(engine, over_base, heldout(), decoding=Decoding.GREEDY) for engine in ("transformers", "vllm"))
+    expect_alike(ours, theirs)
+    without = play("transformers", policy, heldout(), decoding=Decoding.GREEDY)
+    assert [t.input_ids.tolist() for t in without] != [t.input_ids.tolist() for t in ours]
