@@ -10,8 +10,9 @@ from steptool.chat.calls import GIVE_ANSWER
 from steptool.chat.formats import THINK_CLOSE, THINK_OPEN
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import as_text, excerpt, join_texts, parse_if_text, require
-from steptool.data.recordings.messages import find_tools_of_system, read_written_calls, translate_messages
-from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
+from steptool.data.recordings.messages import find_tools_of_system, translate_messages
+from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording, marks_error
+from steptool.data.recordings.written_calls import read_written_calls
 from steptool.data.tools import check_and_close, openai_tools
 from steptool.records import FINISH, ToolSchema
 
@@ -63,7 +64,7 @@ def read_turns(messages: Sequence[Any], where: str, first: int = 0) -> list[Reco
         if role == "assistant":
             reader.add_assistant(_with_reasoning(message, text), _read_calls(message, at))
         elif role in ("tool", "function"):
-            reader.add_response(text, message.get("tool_call_id"), message.get("name"), at)
+            reader.add_response(text, message.get("tool_call_id"), message.get("name"), at, marks_error(message))
         elif role == "user":
             reader.add_user(text)
         else:
@@ -88,7 +89,7 @@ class _TurnReader:
             self._turns.append(RecordedTurn(join_texts(self._words), name, arguments, None))
             self._words = []
 
-    def add_response(self, text: str, call_id: Any, name: Any, where: str) -> None:
+    def add_response(self, text: str, call_id: Any, name: Any, where: str, failed: bool = False) -> None:
         if not self._waiting:
             if not self._close_words(text):
                 raise UnusableError("a response without a call", f"{where}: no call before it waits for a response")
@@ -99,7 +100,7 @@ class _TurnReader:
             detail = f"{where}: the response of {name} ({call_id}) belongs to none of the waiting calls {calls}"
             raise UnusableError("a response without a call", detail)
         number, _ = self._waiting.pop(position)
-        self._turns[number] = self._turns[number]._replace(observation=text)
+        self._turns[number] = self._turns[number]._replace(observation=text, failed=failed)
 
     def _find_call(self, call_id: Any, name: Any) -> int | None:
         """Which of the waiting calls a response belongs to: by id, by name, to one without a name, or the first."""

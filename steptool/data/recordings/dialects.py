@@ -17,6 +17,7 @@ from typing import Any
 from steptool.chat.calls import read_first_json
 from steptool.data.ingest_log import UnusableError
 from steptool.data.parsing import as_text, excerpt, parse_if_text, require
+from steptool.data.recordings.recording import ERROR_MARKS
 
 Fields = Mapping[str, Any]
 _GLAIVE_TURN = re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")
@@ -55,7 +56,8 @@ def _read_sharegpt_turn(turn: Any, where: str) -> Fields:
     turn = parse_if_text(turn, where)
     if isinstance(turn, dict) and "from" not in turn and "role" in turn:
         return turn
-    return {"role": require(turn, "from", str, where), "content": require(turn, "value", str, where)}
+    said = {"role": require(turn, "from", str, where), "content": require(turn, "value", str, where)}
+    return said | {name: turn[name] for name in ERROR_MARKS if name in turn}
 
 
 def _read_gemini(value: Fields) -> Fields:

@@ -4,7 +4,9 @@ Anthropic         content blocks of the types text, thinking, tool_use and tool_
 OpenAI responses  items of the types message, reasoning, function_call and function_call_output
 Hermes            <tool_call>{...}</tool_call> in the assistant's text, <tool_response>...</tool_response> in answers
 ReAct             "Action: ..." and "Action Input: ..." in the assistant's text, "Observation: ..." in answers
-models            calls in the assistant's text as Qwen 3.5, GLM, DeepSeek, Mistral and Llama write them
+MCP               {"content": [...], "isError": ...} as what a tool answered
+
+`written_calls` reads the calls that models wrote into their text in other forms.
 """
 
 from __future__ import annotations
@@ -17,11 +19,6 @@ from typing import Any
 from steptool.chat.formats import (
     CALL_CLOSE,
     CALL_OPEN,
-    DEEPSEEK,
-    GLM,
-    LLAMA,
-    MISTRAL,
-    QWEN_XML,
     REACT,
     THINK_CLOSE,
     THINK_OPEN,
@@ -30,7 +27,7 @@ from steptool.chat.messages import call_message
 from steptool.data.ingest_log import UnusableError
 from steptool.data.parsing import as_text, excerpt, join_texts, parse_json, require
 from steptool.data.recordings.arguments import read_arguments
-from steptool.records import ToolCall, ToolSchema
+from steptool.data.recordings.recording import ERROR_MARKS
 
 Fields = Mapping[str, Any]
 _ROLES = {
@@ -92,31 +89,6 @@ def _read_react(messages: Sequence[Any]) -> list[Any]:
     return read
 
 
-def read_written_calls(messages: Sequence[Any], tools: Sequence[ToolSchema]) -> list[Any]:
-    """The messages with the calls that models wrote into the assistant's text in the forms of their chat templates.
-
-    A text is a call where it names one of the tools or where a tool answers it. The tools give arguments their types.
-    """
-    names = {tool["function"]["name"] for tool in tools}
-    read: list[Any] = []
-    for message, following in zip(messages, [*messages[1:], None], strict=True):
-        call, thought = _parse_written(message, tools)
-        answered = isinstance(following, dict) and following.get("role") in ("tool", "function")
-        is_call = call and (answered or call.name in names)
-        read.append({**message, **call_message(call, thought)} if call and is_call else message)
-    return read
-
-
-def _parse_written(message: Any, tools: Sequence[ToolSchema]) -> tuple[ToolCall | None, str]:
-    """The call in the text of an assistant's message without other calls, and the thought before it."""
-    text = message.get("content") if isinstance(message, dict) and message.get("role") == "assistant" else None
-    if isinstance(text, str) and not message.get("tool_calls") and not message.get("function_call"):
-        for written in (QWEN_XML, GLM, DEEPSEEK, MISTRAL, LLAMA):
-            if (turn := written.parse(text, tools)).call:
-                return turn.call, turn.thought
-    return None, ""
-
-
 def find_tools_of_system(messages: Sequence[Any]) -> tuple[list[Any], list[Any]] | None:
     """The tools that a system message lists between <tools> and </tools>, and the messages without that one."""
     for number, message in enumerate(messages):
@@ -162,12 +134,18 @@ def _translate_item(item: Fields, where: str) -> Fields:
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         return {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "function": function}]}
     if kind == "function_call_output":
-        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": _join_parts(item.get("output"))}
+        output = _join_parts(item.get("output"))
+        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output, **_marks_of(item)}
     if kind == "reasoning":
         parts = [*(item.get("summary") or []), *(item.get("content") or [])]
         return {"role": "assistant", "reasoning_content": join_texts([as_text(_join_parts([p])) for p in parts])}
     expected = "expected message, reasoning, function_call or function_call_output"
     raise UnusableError("an item of another type", f"{where}: {expected}, got {excerpt(kind)}")
+
+
+def _marks_of(fields: Fields) -> Fields:
+    """The fields that say of an answer that the tool failed."""
+    return {name: fields[name] for name in ERROR_MARKS if name in fields}
 
 
 def _join_parts(content: Any) -> Any:
@@ -190,7 +168,7 @@ def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> 
             calls.append({"id": block.get("id"), "function": function})
         elif kind == "tool_result":
             content = _join_parts(block.get("content"))
-            yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content}
+            yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content, **_marks_of(block)}
         elif kind in ("thinking", "reasoning"):
             thoughts.append(as_text(block.get("thinking") or block.get("text")))
         elif kind == "refusal":
@@ -206,6 +184,9 @@ def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> 
 def _translate_text(message: Fields) -> Iterator[Any]:
     """A message whose text may hold Hermes' tags."""
     role, text = message.get("role"), message.get("content")
+    if role in ("tool", "function") and isinstance(text, dict) and isinstance(text.get("content"), list):
+        yield {**message, "content": _join_parts(text["content"]), **_marks_of(text)}
+        return
     if role == "assistant" and isinstance(text, str) and _THINKING[0].match(text):
         text = _THINKING[1].sub(THINK_CLOSE, _THINKING[0].sub(THINK_OPEN, text), count=1)
         message = {**message, "content": text}
@@ -251,5 +232,5 @@ def _read_response(body: str, message: Fields) -> Fields:
     except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict) and answer.keys() == {"name", "content"}:
-        return {"role": "tool", "name": answer["name"], "content": as_text(answer["content"])}
-    return {"role": "tool", "name": message.get("name"), "content": body}
+        return {"role": "tool", "name": answer["name"], "content": as_text(answer["content"]), **_marks_of(message)}
+    return {"role": "tool", "name": message.get("name"), "content": body, **_marks_of(message)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,11 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _NOTHING = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)
 
 
+ERROR_MARKS = ("is_error", "isError", "status", "success", "ok")
+"""Fields in which writers say beside an answer, or in it, whether the tool failed."""
+_FAILED = ("error", "failed", "failure")
+
+
 class RecordedTurn(NamedTuple):
     """One recorded turn of the assistant, and what came back."""
 
@@ -50,6 +55,8 @@ class RecordedTurn(NamedTuple):
     """The response; None where there is none, as after Finish."""
     user: str | None = None
     """What the user said next, if anything."""
+    failed: bool = False
+    """Whether the record says beside the response that the tool failed."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,26 @@ def recorded_rewards(trajectory_id: str, rewards: Sequence[float]) -> list[StepR
     ]
 
 
+def marks_error(fields: Mapping[str, Any]) -> bool:
+    """Whether a message or an answer says of itself that the tool failed: `is_error`, `status: error`, `ok: false`."""
+    status, wrong = fields.get("status"), [fields.get(name) for name in ("is_error", "isError")]
+    right = [fields.get(name) for name in ("success", "ok")]
+    named = isinstance(status, str) and status.lower() in _FAILED
+    return named or any(value is True for value in wrong) or any(value is False for value in right)
+
+
+def _read_status(turn: RecordedTurn, observation: str) -> StepStatus:
+    status = observation_status(observation)
+    if status is not StepStatus.OK:
+        return status
+    try:
+        answer = parse_json(observation)
+    except UnusableError:
+        answer = None
+    failed = turn.failed or (isinstance(answer, dict) and marks_error(answer))
+    return StepStatus.TOOL_ERROR if failed else StepStatus.OK
+
+
 def _make_step(turn: RecordedTurn) -> Step:
     observation = turn.observation or ""
     arguments = _load_arguments(turn)
@@ -183,7 +210,7 @@ def _make_step(turn: RecordedTurn) -> Step:
         return Step(None, StepStatus.MALFORMED, observation)
     call = ToolCall(turn.name, arguments)
     if turn.name != FINISH:
-        return Step(call, observation_status(observation), observation)
+        return Step(call, _read_status(turn, observation), observation)
     if not _is_finish(arguments):
         return Step(call, StepStatus.INVALID_ARGUMENTS, observation)
     return Step(call, StepStatus.FINISH, "")
