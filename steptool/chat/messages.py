@@ -16,6 +16,10 @@ NO_CALL = "error"
 """Name of the tool message that answers a turn without a call."""
 
 
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields in which models that reason say what they think before they speak."""
+
+
 def call_message(call: ToolCall, thought: str = "") -> Message:
     """An assistant message that makes one call."""
     function = {"name": call.name, "arguments": dict(call.arguments)}
@@ -35,6 +39,17 @@ def text_of(message: Message) -> str:
     if not isinstance(content, str):
         raise ValueError(f"a {message['role']} message needs text as its content, got {content!r}")
     return content
+
+
+def reasoning_of(message: Message) -> str:
+    """What a model has thought, from the field in which servers and recordings keep it; empty without one."""
+    fields = [message[field] for field in _REASONING if isinstance(message.get(field), str)]
+    if thought := next((text.strip() for text in fields if text.strip()), ""):
+        return thought
+    details = message.get("reasoning_details")
+    parts = [part for part in details if isinstance(part, dict)] if isinstance(details, list) else []
+    texts = [part[kind] for part in parts for kind in ("text", "summary") if isinstance(part.get(kind), str)]
+    return "\n".join(text for text in texts if text).strip()
 
 
 def calls_of(message: Message) -> list[ToolCall]:

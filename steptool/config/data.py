@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from steptool.config.base import FreeMapping, Natural, Positive, Share, StrictModel, did_you_mean
 
@@ -70,6 +70,16 @@ class DataConfig(StrictModel):
     """Whether reference solutions with a call that fails are demonstrations too. Ingest names each of them."""
     long_share: Share = 0.5
     """Share of queries with several goals (desk only)."""
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        if self.source == "recorded":
+            try:
+                _are_distinct([*self.paths, *self.recorded_answers])
+            except ValueError as error:
+                expected = "expected other recordings in recorded_answers than in paths"
+                raise ValueError(f"{expected}, which the source 'recorded' reads already; {error}") from None
+        return self
 
 
 class McpConfig(StrictModel):

@@ -9,7 +9,8 @@ from typing import Any
 
 from steptool.chat.calls import read_call, read_json
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused, Reply, RequestRefused, RequestTooLong
-from steptool.chat.formats import ParsedTurn
+from steptool.chat.formats import THINK_CLOSE, THINK_OPEN, ParsedTurn
+from steptool.chat.messages import reasoning_of
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.records import Message, StopReason
 from steptool.rollout.episode import Episode, opening
@@ -106,7 +107,10 @@ class EndpointPolicy(Policy):
 
 
 def _parse(message: Message) -> ParsedTurn:
-    text = next((text for text in (message.get("content"), message.get("refusal")) if isinstance(text, str)), "")
+    """The turn of a reply. Reasoning in a field of its own stands before the words, between <think> and </think>."""
+    words, reasoning = _words(message), reasoning_of(message)
+    thinking = f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n" if reasoning else ""
+    text = f"{thinking}{words}".rstrip("\n") if thinking else words
     try:
         first = _first_call(message)
         if first is None:
@@ -119,6 +123,15 @@ def _parse(message: Message) -> ParsedTurn:
     except ValueError as error:
         return ParsedTurn(None, text, str(error))
     return ParsedTurn(call, text, thought=text)
+
+
+def _words(message: Message) -> str:
+    """What the model says, or why it refuses; parts of text put together."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        content = "".join(part for part in parts if isinstance(part, str))
+    return next((text for text in (content, message.get("refusal")) if isinstance(text, str)), "")
 
 
 def _first_call(message: Message) -> Message | None:
@@ -145,7 +158,7 @@ def _retell(exchange: Exchange) -> list[Message]:
     message, parsed, observation = exchange.turn.message or {}, exchange.turn.parsed, exchange.step.observation
     first = _first_call(message)
     if parsed.call is None or first is None:
-        text = parsed.text or (json.dumps(first, ensure_ascii=False) if first else "(no reply)")
+        text = _words(message) or (json.dumps(first, ensure_ascii=False) if first else "(no reply)")
         return [{"role": "assistant", "content": text}, {"role": "user", "content": observation}]
     answer = {"role": "tool", "tool_call_id": first.get("id"), "content": observation}
     return [{"role": "assistant", "content": message.get("content"), "tool_calls": [first]}, answer]

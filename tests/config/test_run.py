@@ -35,6 +35,11 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("seed: 4294967296", "field 'seed': input should be less than 4294967296, got 4294967296 (int)"),
         ("seed: -1", "field 'seed': input should be greater than or equal to 0, got -1 (int)"),
         ("ppo: {rounds: 9223372036854775808}", "field 'ppo.rounds': input should be less than 2147483648"),
+        (
+            "data: {source: recorded, paths: [logs], recorded_answers: [logs/may]}",
+            "expected other recordings in recorded_answers than in paths, which the source 'recorded' reads already; "
+            "'logs/may' lies in 'logs'",
+        ),
         ("data: {paths: [logs, ./logs/]}", "field 'data.paths': value error, 'logs' is named twice: its records would"),
         ("data: {paths: [logs/a, logs]}", "field 'data.paths': value error, 'logs/a' lies in 'logs'"),
         ("evaluation: {verdicts: [judged, judged/]}", "field 'evaluation.verdicts': value error, 'judged' is named"),

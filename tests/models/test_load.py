@@ -1,5 +1,9 @@
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +106,38 @@ def test_a_base_without_a_chat_template_is_refused_or_gets_one_for_react(copy: P
     ids = codec.prompt_ids([{"role": "user", "content": "Hi.\nAssistant: no"}], [])
     assert codec.tokenizer.decode(ids) == "User:\nHi.\nAssistant : no\n\nAssistant:\n"
     assert codec.end_token == codec.tokenizer.eos_token == "<|im_end|>"
+
+
+def test_a_hub_id_without_a_chat_template_works_with_react(copy: Path, tmp_path: Path) -> None:
+    """The model lies where the Hub's client keeps what it has fetched; the process that reads it is offline."""
+    (copy / "chat_template.jinja").unlink()
+    cached = tmp_path / "hub" / "models--acme--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(copy, cached / "snapshots" / ("0" * 40))
+    program = """
+import sys
+from steptool.config import PolicyConfig
+from steptool.models.load import ModelError, load_codec, prepare_base
+try:
+    prepare_base(PolicyConfig(base="acme/tiny"), [], 0, sys.argv[1])
+except ModelError as error:
+    print(error)
+target = prepare_base(PolicyConfig(base="acme/tiny", chat_format="react"), [], 0, sys.argv[1])
+codec = load_codec(target, "react")
+print(repr(codec.tokenizer.decode(codec.prompt_ids([{"role": "user", "content": "Hi."}], []))))
+try:
+    prepare_base(PolicyConfig(base="acme/none", chat_format="react"), [], 0, sys.argv[1])
+except ModelError as error:
+    print(error)
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", program, str(tmp_path / "out")]
+    played = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    refused, prompt, *unknown = played.stdout.splitlines()
+    assert re.search(r"acme/tiny: .*no chat template.*set policy.chat_format to react", refused), played.stderr
+    assert prompt == repr("User:\nHi.\n\nAssistant:\n")
+    assert unknown[0].startswith("acme/none: neither a model folder here nor a model that the Hub gives")
 
 
 @pytest.mark.parametrize("folder", ["runs/none/policy", "./none", "/none/at/all"])

@@ -375,3 +375,20 @@ def test_arguments_may_come_as_an_object_and_a_refusal_is_told_as_text(serve, en
     assert environment.sessions[0].calls == [ToolCall("get", {"key": "a"})]
     texts = [m["content"] for m in server.requests[-1]["messages"] if m["role"] == "assistant"]
     assert texts == [None, "I would rather not.", "(no reply)"]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_in_a_field_of_its_own_is_the_thought_and_is_not_sent_back(field, serve, environment, make_query):
+    thinking = {**calls(("get", '{"key": "a"}')), "content": "I look.", field: "The shelf has it."}
+    silent = {"role": "assistant", "content": "", field: "Hmm."}
+    parts = {**finish("7"), "content": [{"type": "text", "text": "I "}, {"type": "text", "text": "know."}]}
+    endpoint, server = serve(script(thinking, silent, parts))
+    (episode,) = play(endpoint, [make_query("q", "get a")], environment)
+    said = [m["content"] for m in episode.trajectory.messages if m["role"] == "assistant"]
+    assert said == [
+        "<think>\nThe shelf has it.\n</think>\nI look.",
+        "<think>\nHmm.\n</think>",
+        "I know.",
+    ]
+    sent = [m["content"] for m in server.requests[-1]["messages"] if m["role"] == "assistant"]
+    assert sent == ["I look.", "(no reply)"]

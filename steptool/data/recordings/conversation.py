@@ -8,6 +8,7 @@ from typing import Any
 
 from steptool.chat.calls import GIVE_ANSWER
 from steptool.chat.formats import THINK_CLOSE, THINK_OPEN
+from steptool.chat.messages import reasoning_of
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import as_text, excerpt, join_texts, parse_if_text, require
 from steptool.data.recordings.messages import find_tools_of_system, translate_messages
@@ -21,8 +22,6 @@ DefaultTools = Callable[[], tuple[ToolSchema, ...]]
 _Call = tuple[str, str, str | None]
 """Name of a tool, arguments as text, and the call's id."""
 _GAP = "\n\n"
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Fields in which models that reason say what they think before they speak."""
 _INSTRUCTING = ("system", "developer", "user")
 
 
@@ -157,11 +156,7 @@ def _read_function(call: dict[str, Any], where: str) -> tuple[str, str]:
 
 def _with_reasoning(message: dict[str, Any], text: str) -> str:
     """The words of the assistant, after what it reasoned in a field of its own."""
-    details = message.get("reasoning_details")
-    parts = details if isinstance(details, list) else ()
-    written = [part[kind] for part in parts if isinstance(part, dict) for kind in ("text", "summary") if part.get(kind)]
-    fields = [message[field] for field in _REASONING if isinstance(message.get(field), str)]
-    reasoning = next((text for text in fields if text.strip()), join_texts([as_text(text) for text in written])).strip()
+    reasoning = reasoning_of(message)
     return join_texts([f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}" if reasoning else "", text])
 
 
