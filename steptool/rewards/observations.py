@@ -11,6 +11,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from steptool.records import Query, StopReason, Trajectory
@@ -48,6 +49,8 @@ _IDENTIFYING = re.compile(r"[\d_@]")
 _NAME = re.compile(r"(?<=[^.!?:\s]\s)[^\W\d_a-z]\w+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DECIMALS = re.compile(r"(?<![\w.])\d+\.\d+(?!\w|\.\d)")
+_ENDS_INSIDE, _GOES_ON = re.compile(r"(\w|\d\.)\Z"), re.compile(r"\w|\.\d")
+"""The end of a text, and the beginning of one, between which no value can stand as a whole."""
 _PROSE_WORDS = 4
 """Words from which a string counts as prose, not as a value."""
 
@@ -146,8 +149,16 @@ def _failure_of_text(text: str) -> str:
 
 def normalise(text: str) -> str:
     """Text for comparison: NFKC, lower case, single spaces, 1,200.50 as 1200.5 and 3.0 as 3."""
+    return _normalise_short(text) if len(text) <= _SHORT else _normalise(text)
+
+
+def _normalise(text: str) -> str:
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return _DECIMALS.sub(lambda m: m[0].rstrip("0").rstrip("."), _THOUSANDS.sub("", folded))
+
+
+_normalise_short = lru_cache(4096)(_normalise)
+"""Values come up again in every step of an episode."""
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -190,9 +201,12 @@ def _values_of(leaf: Any) -> Iterable[str]:
 
 def mentions(text: str, value: str) -> bool:
     """Whether a normalised text holds a normalised value as a whole, not as a part of a longer word or number."""
-    if value not in text:
-        return False
-    return re.search(rf"(?<!\w)(?<!\d\.){re.escape(value)}(?!\w|\.\d)", text) is not None
+    start = text.find(value)
+    while start >= 0:
+        if not _ENDS_INSIDE.search(text, max(0, start - 2), start) and not _GOES_ON.match(text, start + len(value)):
+            return True
+        start = text.find(value, start + 1)
+    return False
 
 
 UNSURE = 0.5

@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -94,6 +95,12 @@ def test_values_of_structures_are_leaves_and_of_prose_what_identifies():
 )
 def test_a_value_is_mentioned_as_a_whole_or_not_at_all(text, value, whole):
     assert mentions(text, value) is whole
+
+
+@given(st.text(alphabet="a1.é _-\n", max_size=9), st.text(alphabet="a1.é -", max_size=3))
+def test_a_value_counts_as_the_expression_of_its_edges_says(text, value):
+    whole = rf"(?<!\w)(?<!\d\.){re.escape(value)}(?!\w|\.\d)"
+    assert mentions(text, value) is (re.search(whole, text) is not None)
 
 
 def test_numbers_are_compared_by_what_they_say():
