@@ -124,7 +124,7 @@ def time_updates(actor: Actor, size: Size, episodes: Sequence[Episode], limit: P
     options = {"epochs": updates, "batch_size": len(episodes), "value_warmup_rounds": 0, "learning_rate": 1e-5}
     algorithm = StepPPO(Config.model_validate({"ppo": options}), 0)
     selection = Selection(episodes, 0, [np.linspace(0.0, 1.0, len(e.spans)) for e in episodes])  # type: ignore[arg-type]
-    reference = None if size.lora_rank else actor.policy
+    reference = None if size.lora_rank else actor
     if updates > 1:
         score(actor, reference, episodes, limit)  # compiles
     start = time.perf_counter()

@@ -143,6 +143,10 @@ class PPOConfig(StrictModel):
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass instead of keeping them: less memory, a third more work.
     It holds for the warm start too."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes share. ddp: each holds the whole model; fsdp: each holds a part of every weight and of the
+    optimizer's state (FSDP2), for models that do not fit one GPU; the processes need a disk in common. It holds for the
+    warm start too. One process alone holds the whole model either way."""
     compile: bool = False
     """Compile the layers of the model on a GPU: faster after a minute or so of compiling. It needs a C compiler."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4

@@ -125,12 +125,14 @@ class Actor(nn.Module):
         return values_N
 
     @torch.no_grad()
-    def reference_log_probs(self, batch: TokenBatch, reference: nn.Module | None) -> Tensor:
+    def reference_log_probs(self, batch: TokenBatch, reference: Actor | None) -> Tensor:
         """Log-probabilities [N] under the reference: another model or, if None, this one with its adapter off."""
         if reference is not None:
-            return score_actions(reference, batch, self.temperature, self.ways).log_probs_N
+            log_probs_N: Tensor = reference(batch).log_probs_N
+            return log_probs_N
         with self.policy.disable_adapter():  # type: ignore[operator]
-            return score_actions(self.policy, batch, self.temperature, self.ways).log_probs_N
+            own_N: Tensor = self(batch).log_probs_N
+            return own_N
 
 
 def score_actions(

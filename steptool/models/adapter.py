@@ -33,6 +33,8 @@ TRAINING = "training"
 """Folder of what only training reads: vLLM takes every *.safetensors beside config.json for weights of the model."""
 KEPT = f"{TRAINING}/adapter"
 """Place of the adapter in a model folder whose weights it was merged into."""
+NOT_MERGED = shutil.ignore_patterns("*.safetensors", TRAINING)
+"""What does not come from the base as it is."""
 _DIGEST = "sha256:"
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 """How PEFT names the two factors of a layer's update."""
@@ -81,7 +83,7 @@ def load_joined(place: ModelPlace) -> PreTrainedModel:
     return joined.eval()
 
 
-def new_adapter(model: PreTrainedModel, config: PolicyConfig, seed: int) -> nn.Module:
+def new_adapter(model: nn.Module, config: PolicyConfig, seed: int) -> nn.Module:
     """The model with fresh low-rank adapters (no change yet) on all linear layers except the output layer."""
     from peft import LoraConfig, get_peft_model
 
@@ -98,25 +100,29 @@ def new_adapter(model: PreTrainedModel, config: PolicyConfig, seed: int) -> nn.M
     return _leave_inputs(adapted)
 
 
-def load_policy(policy_dir: Path, reference_dir: Path, config: PolicyConfig, seed: int) -> nn.Module:
-    """The model to train. Full fine-tuning: that of `policy_dir`; LoRA: its adapter over the model of `reference_dir`.
+def weights_of(policy_dir: Path, reference_dir: Path, config: PolicyConfig) -> Path:
+    """The folder whose weights training loads: the policy's own, or with LoRA those of the reference.
 
     Raises ValueError if LoRA would have to start from weights that are not the reference.
     """
     if config.lora_rank == 0:
-        full: nn.Module = load_model(policy_dir)
-        return full
-    if is_adapter(policy_dir):
-        from peft import PeftModel
-
-        adapted: nn.Module = PeftModel.from_pretrained(load_model(reference_dir), policy_dir, is_trainable=True)
-        return _leave_inputs(adapted)
-    if not _have_same_weights(policy_dir, reference_dir):
+        return policy_dir
+    if not is_adapter(policy_dir) and not _have_same_weights(policy_dir, reference_dir):
         raise ValueError(
             f"{policy_dir}: has no {CONFIG} and other weights than the reference {reference_dir}; with lora_rank > 0 "
             "the first round starts from the reference itself"
         )
-    return new_adapter(load_model(reference_dir), config, seed)
+    return reference_dir
+
+
+def adapt(model: nn.Module, policy_dir: Path, config: PolicyConfig, seed: int) -> nn.Module:
+    """The model with the adapter of a policy, or with a fresh one where the policy has none."""
+    if not is_adapter(policy_dir):
+        return new_adapter(model, config, seed)
+    from peft import PeftModel
+
+    adapted: nn.Module = PeftModel.from_pretrained(model, policy_dir, is_trainable=True)
+    return _leave_inputs(adapted)
 
 
 def save_policy(policy: nn.Module, policy_dir: Path, reference_dir: Path, out_dir: Path) -> None:
@@ -169,8 +175,8 @@ def write_whole(model: Path, base: Path, folder: Path) -> None:
     named = read_base_name(model)
     if named.startswith(_DIGEST) and named != name_base(base):
         raise ModelError(f"{model}: the adapter belongs to the weights {named}, and {base} holds others")
-    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors", TRAINING))
-    _merge(model, base, folder)
+    shutil.copytree(base, folder, ignore=NOT_MERGED)
+    merge_weights(model, base, folder)
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS), dirs_exist_ok=True)
     (folder / KEPT).mkdir(parents=True)
     for name in (CONFIG, WEIGHTS):
@@ -192,7 +198,7 @@ class _Update:
         return (weight.float() + (self.up.float() @ self.down.float()) * self.scale).to(weight.dtype)
 
 
-def _merge(adapter: Path, base: Path, folder: Path) -> None:
+def merge_weights(adapter: Path, base: Path, folder: Path) -> None:
     """Write the weights of the base with the adapter added, in the files and in the precision of the base."""
     updates, files = _read_updates(adapter), sorted(base.glob("*.safetensors"))
     if not updates.keys() <= {name for file in files for name in _read_names(file)}:

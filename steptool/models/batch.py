@@ -119,8 +119,10 @@ _HAS_SCALE, _HAS_WINDOW, _HAS_GROUPS = (name in _ARGUMENTS for name in ("scale",
 _PACKABLE = {"full_attention", "sliding_attention"}
 
 
-def enable_packing(policy: nn.Module) -> bool:
+def enable_packing(policy: nn.Module, computed: torch.dtype | None = None) -> bool:
     """Prepare a model for packed sequences; False where it is better, or necessary, to pad them.
+
+    `computed` is the precision in which it computes, if it is not that of its weights.
 
     A CPU computes the whole block-diagonal mask, which costs more than padding. Models with a recurrent state, with
     attention of their own or with a soft cap on its scores are padded.
@@ -128,7 +130,7 @@ def enable_packing(policy: nn.Module) -> bool:
     lm = causal_lm(policy)
     if lm.device.type != "cuda" or not can_pack(lm):
         return False
-    if lm.dtype == torch.bfloat16:
+    if (computed or lm.dtype) == torch.bfloat16:
         lm.set_attn_implementation(VARIABLE_LENGTH)
     return True
 

@@ -106,7 +106,7 @@ def _plain(logits_NV: Tensor, targets_N: Tensor, transform: LogitTransform) -> t
     log_softmax_NV = functional.log_softmax(logits_NV / transform.temperature, dim=-1)
     with torch.no_grad():
         entropy_N = -torch.linalg.vecdot(log_softmax_NV.exp(), log_softmax_NV)
-    return log_softmax_NV.gather(-1, targets_N[:, None]).squeeze(-1), entropy_N
+    return log_softmax_NV.gather(-1, targets_N[:, None]).squeeze(-1).clone(), entropy_N  # FSDP wants no view
 
 
 class _TiledLogProbs(torch.autograd.Function):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as update_weights
 
 FILE = "training/optimizer.safetensors"
@@ -21,6 +22,8 @@ _BUCKET = 1 << 23
 
 class SplitAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) whose arithmetic is float32 for bfloat16 weights too.
+
+    Of a weight that is cut over processes each updates its part; the state holds that part alone.
 
     A bfloat16 weight of the model is the upper half of a float32 weight, rounded; the lower half is kept in the state
     as `low`, so that updates too small for bfloat16 add up, and no weight is stored twice. Float32 weights are updated
@@ -47,11 +50,16 @@ class SplitAdamW(torch.optim.Optimizer):
         state: dict[str, Tensor] = self.state[weight]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-            state["exp_avg"] = torch.zeros_like(weight, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(weight, dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(local_part(weight), dtype=torch.float32)
+            state["exp_avg_sq"] = torch.zeros_like(local_part(weight), dtype=torch.float32)
         if weight.dtype == torch.bfloat16 and "low" not in state:
             state["low"] = torch.zeros_like(weight, dtype=torch.int16)
         return state
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; the tensor itself if it is not cut over processes."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def join_halves(weight: Tensor, low: Tensor) -> Tensor:
@@ -122,11 +130,12 @@ def _parts(weight: Tensor, state: dict[str, Tensor]) -> Iterator[_Part]:
     """A float32 weight whole; a bfloat16 weight in parts, so that few float32 copies exist at once."""
     if weight.grad is None:
         return
+    part, gradient = local_part(weight), local_part(weight.grad)
     step, moments = state["step"], (state["exp_avg"], state["exp_avg_sq"])
     if "low" not in state:
-        yield _Part(weight, weight.grad.float(), step.clone(), *moments)
+        yield _Part(part, gradient.float(), step.clone(), *moments)
         return
-    tensors = [torch.split(t.reshape(-1), _BUCKET) for t in (weight, weight.grad, *moments, state["low"])]
+    tensors = [torch.split(t.reshape(-1), _BUCKET) for t in (part, gradient, *moments, state["low"])]
     for part, gradient, exp_avg, exp_avg_sq, low in zip(*tensors, strict=True):
         yield _Part(part, gradient, step.clone(), exp_avg, exp_avg_sq, low)
 

@@ -106,7 +106,7 @@ def compute_advantages(
         return []
     actor = load_actor(policy, reference, config, algorithm)
     limit = PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed)
-    scores = score_round(actor, reference, selection, limit, None)
+    scores = score_round(actor, reference, selection, limit, None, algorithm)
     return algorithm.prepare(selection, scores, processes().device)
 
 

@@ -1,7 +1,8 @@
 """The state of a training between two optimizer steps: kept in a folder, packed into one file to store elsewhere.
 
 A checkpoint holds the trained parameters, the optimizer's state and the figures of the steps so far, and no pickles. It
-counts once it is complete, and as long as every file has the digest that was written with it.
+counts once it is complete, and as long as every file has the digest that was written with it. Of a model that is cut
+over processes each writes its parts, and any number of processes go on from them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from torch import nn
 from steptool.artifacts.lineage import sha256
 from steptool.artifacts.metrics import say
 from steptool.models.optimizer import load_moments, save_moments
+from steptool.models.sharding import is_sharded, load_sharded_moments, moments, read_parts, write_parts
 from steptool.training import scores
-from steptool.training.processes import processes
+from steptool.training.processes import agree, processes
 
 COMPLETE = "complete"
 """File with the SHA-256 of every other file of a checkpoint; it is written after all of them."""
 _TRAINED = "trained.safetensors"
 _PROGRESS = "progress.json"
+_PARTS = "parts"
+"""Folder of the parts of a model that is cut over processes."""
 _KEPT = 2
 OnCheckpoint = Callable[[], None]
 """Called by the first process once a checkpoint is complete."""
@@ -46,16 +50,30 @@ class CheckpointFolder:
 
     def due(self, step: int, steps: int) -> bool:
         """Whether a checkpoint follows the step of this number, counted from 1; the last step always has one."""
-        return processes().is_main_process and (step % self.every == 0 or step == steps)
+        return step % self.every == 0 or step == steps
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, log: list[dict[str, float]]) -> None:
-        """Write a checkpoint after the steps whose figures are given; the last two checkpoints are kept."""
-        folder = self.path / f"checkpoint-{len(log)}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / _TRAINED)
-        save_moments(optimizer, model, folder)
+        """Write a checkpoint after the steps whose figures are given; the last two checkpoints are kept.
+
+        To be called by all processes. The first one writes, and the others their parts of a model that is cut.
+        """
+        folder, first, cut = self.path / f"checkpoint-{len(log)}", processes().is_main_process, is_sharded(model)
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        if cut:
+            processes().wait_for_everyone()
+            write_parts({**trained, **moments(optimizer, model)}, folder / _PARTS)
+        elif first:
+            save_file({n: p.cpu().contiguous() for n, p in trained.items()}, folder / _TRAINED)
+            save_moments(optimizer, model, folder)
+        if first:
+            self._complete(folder, log)
+        if cut:
+            processes().wait_for_everyone()
+
+    def _complete(self, folder: Path, log: list[dict[str, float]]) -> None:
         progress = {"fingerprint": self.fingerprint, "log": log}
         (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
         _seal(folder)
@@ -69,16 +87,21 @@ class CheckpointFolder:
 
         Raises ValueError if it belongs to other training data.
         """
-        last = last_checkpoint(self.path)
+        cut = is_sharded(model)
+        last = agree(last_checkpoint(self.path)) if cut else last_checkpoint(self.path)
         if last is None:
             return []
         progress = json.loads((last / _PROGRESS).read_text(encoding="utf-8"))
         scores.check_fingerprint(last, progress["fingerprint"], self.fingerprint)
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in load_file(last / _TRAINED).items():
-                parameters[name].copy_(value)
-        load_moments(optimizer, model, last)
+        if cut:
+            read_parts({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, last / _PARTS)
+            load_sharded_moments(optimizer, model, last / _PARTS)
+        else:
+            parameters = dict(model.named_parameters())
+            with torch.no_grad():
+                for name, value in load_file(last / _TRAINED).items():
+                    parameters[name].copy_(value)
+            load_moments(optimizer, model, last)
         log: list[dict[str, float]] = progress["log"]
         return log
 

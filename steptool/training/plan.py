@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,19 @@ def forward_passes(batch: Indices, lengths: Indices, limit: PassLimit, processes
         else:
             passes.append([row])
     return [np.array(rows, dtype=np.int64) for rows in passes]
+
+
+def share_passes(passes: list[Indices], index: int, count: int, *, together: bool) -> Iterator[tuple[Indices, bool]]:
+    """The forward passes of process `index` of `count`, each with whether its result counts.
+
+    `together`: processes that hold parts of one model need as many passes each, and one that lacks a pass repeats
+    another, which does not count.
+    """
+    own = passes[index::count]
+    yield from ((rows, True) for rows in own if len(rows))
+    if together:
+        spare = min(filter(len, passes), key=len)
+        yield from [(spare, False)] * (math.ceil(len(passes) / count) - sum(map(bool, map(len, own))))
 
 
 def packed_places(counts: Indices) -> list[Indices]:

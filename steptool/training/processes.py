@@ -1,18 +1,22 @@
 """The processes that train together, and the sum of their gradients.
 
-Every process holds the whole model and takes its share of the forward passes of an optimizer step. Gradients are added
-up once per step, after the last pass, so a process may have fewer passes than another.
+Every process takes its share of the forward passes of an optimizer step. With the whole model in each, gradients are
+added up once per step, after the last pass, so a process may have fewer passes than another. Where the model is cut
+over the processes (steptool.models.sharding) they compute every pass together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+T = TypeVar("T")
 _BUCKET = 1 << 24
 """Numbers that are added up in one call."""
 
@@ -20,6 +24,19 @@ _BUCKET = 1 << 24
 def processes() -> PartialState:
     """The processes that torchrun started, or this one alone: gloo between CPUs, nccl between GPUs."""
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def cuts_models(sharding: str) -> bool:
+    """Whether each process holds a part of a model alone; `sharding` is that of the section `ppo`."""
+    return sharding == "fsdp" and processes().num_processes > 1
+
+
+def agree(choice: T) -> T:
+    """What the first process has chosen, in all of them."""
+    if processes().num_processes == 1:
+        return choice
+    chosen: list[T] = broadcast_object_list([choice])
+    return chosen[0]
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
@@ -40,11 +57,14 @@ def max_over_processes(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over all processes. What has a gradient nowhere stays without one."""
+    """Replace each gradient by its sum over all processes. What has a gradient nowhere stays without one.
+
+    Gradients of weights that are cut over the processes have been added up already.
+    """
     state = processes()
     if state.num_processes == 1:
         return
-    trained = [p for p in parameters if p.requires_grad]
+    trained = [p for p in parameters if p.requires_grad and not isinstance(p, DTensor)]
     present = torch.tensor([p.grad is not None for p in trained], dtype=torch.float32, device=state.device)
     used = [p for p, count in zip(trained, sum_over_processes(present).tolist(), strict=True) if count]
     for parameter in used:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,11 +14,17 @@ from peft import PeftModel
 from steptool.artifacts.metrics import update_metrics
 from steptool.config import Config
 from steptool.models.actor import Actor, load_value_head, save_value_head
-from steptool.models.adapter import is_adapter, load_policy, save_policy
-from steptool.models.batch import enable_packing
+from steptool.models.adapter import adapt, is_adapter, save_policy, weights_of
 from steptool.models.load import load_model
 from steptool.models.logprobs import causal_lm
-from steptool.models.optimizer import adamw, load_moments, save_moments
+from steptool.models.optimizer import FILE, adamw, load_moments, save_moments
+from steptool.models.sharding import (
+    is_sharded,
+    load_sharded_actor,
+    load_sharded_moments,
+    save_sharded_model,
+    save_sharded_moments,
+)
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
@@ -25,7 +32,7 @@ from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.mismatch import check_mismatch, engine_log_probs, measure_mismatch
 from steptool.training.plan import PassLimit
-from steptool.training.processes import processes
+from steptool.training.processes import agree, cuts_models, processes
 from steptool.training.scores import Scores, fingerprint, score
 from steptool.training.trainer import Settings, Trainer
 
@@ -81,19 +88,21 @@ def train_round(
         shutil.copytree(policy_dir, out_dir, dirs_exist_ok=True)
         note = f"{selection.note}; the policy is passed on unchanged"
         return RoundResult(selection.metrics, [], selection.left_out, 0, selection.scale, note)
+    if cuts_models(config.ppo.sharding):
+        out_dir, checkpoints = agree((out_dir, checkpoints))  # all processes write into the same folders
     digest = fingerprint(selection.trajectories, selection.rewards)
     kept = CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None
     actor = load_actor(policy_dir, reference_dir, config, algorithm)
     ppo = config.ppo
     optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)
-    load_moments(optimizer, actor, policy_dir)
+    load_state(optimizer, actor, policy_dir)
     if not algorithm.trains_policy:
         actor.policy.requires_grad_(False)
     limit = PassLimit(ppo.micro_batch_size, ppo.tokens_per_pass, actor.packed)
     advantages: list[Advantage] = []
     mismatch: list[Metric] = []
     if algorithm.needs_scores:
-        scores = score_round(actor, reference_dir, selection, limit, kept)
+        scores = score_round(actor, reference_dir, selection, limit, kept, algorithm)
         mismatch = compare_with_engine(selection, scores, algorithm)
         advantages = algorithm.prepare(selection, scores, processes().device)
     settings = Settings(limit, ppo.max_grad_norm)
@@ -108,17 +117,36 @@ def train_round(
 
 def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm: Algorithm) -> Actor:
     """The policy of a model folder, with its value head where the algorithm needs one."""
-    policy = load_policy(policy_dir, reference_dir, config.policy, config.seed)
-    head = None
+    actor = load_weights(
+        weights_of(policy_dir, reference_dir, config.policy), algorithm, trained=not config.policy.lora_rank
+    )
+    if config.policy.lora_rank:
+        actor.policy = adapt(actor.policy, policy_dir, config.policy, config.seed).eval()
     if algorithm.needs_value_head:
-        hidden_size = causal_lm(policy).config.get_text_config().hidden_size
-        head = load_value_head(policy_dir, hidden_size, config.seed)
-    actor = Actor(policy, head, detach_value=config.ppo.detach_value, temperature=algorithm.temperature)
+        hidden_size = causal_lm(actor.policy).config.get_text_config().hidden_size
+        actor.head = load_value_head(policy_dir, hidden_size, config.seed).to(processes().device)
     if config.ppo.gradient_checkpointing:
         actor.checkpoint_activations()
     if config.ppo.compile:
         actor.compile_layers()
-    return actor.to(processes().device)
+    return actor
+
+
+def load_weights(folder: Path, algorithm: Algorithm, *, trained: bool) -> Actor:
+    """The model of a folder, whole or this process's part of it, without value head and adapter."""
+    ppo = algorithm.config.ppo
+    options: dict[str, Any] = {"detach_value": ppo.detach_value, "temperature": algorithm.temperature}
+    if cuts_models(ppo.sharding):
+        return load_sharded_actor(folder, processes().num_processes, trained=trained, **options)
+    return Actor(load_model(folder), **options)
+
+
+def load_state(optimizer: torch.optim.Optimizer, actor: Actor, policy_dir: Path) -> None:
+    """The optimizer's state that a round before has left in the policy's folder, if it has."""
+    if is_sharded(actor) and (policy_dir / FILE).is_file():
+        load_sharded_moments(optimizer, actor, (policy_dir / FILE).parent)
+    elif not is_sharded(actor):
+        load_moments(optimizer, actor, policy_dir)
 
 
 def save_actor(
@@ -128,11 +156,14 @@ def save_actor(
 
     The moments of an adapter are handed over in bfloat16, because they would be two thirds of the bytes.
     """
-    if processes().is_main_process:
+    if is_sharded(actor) and not isinstance(actor.policy, PeftModel):
+        save_sharded_model(actor.policy, policy_dir, out_dir)
+        save_sharded_moments(optimizer, actor, out_dir)
+    elif processes().is_main_process:
         save_policy(actor.policy, policy_dir, reference_dir, out_dir)
-        if actor.head is not None:
-            save_value_head(actor.head, out_dir)
         save_moments(optimizer, actor, out_dir, half=is_adapter(out_dir))
+    if actor.head is not None and processes().is_main_process:
+        save_value_head(actor.head, out_dir)
     processes().wait_for_everyone()
 
 
@@ -150,15 +181,19 @@ def compare_with_engine(selection: Selection, scores: Scores, algorithm: Algorit
 
 
 def score_round(
-    actor: Actor, reference_dir: Path, selection: Selection, limit: PassLimit, checkpoints: CheckpointFolder | None
+    actor: Actor,
+    reference_dir: Path,
+    selection: Selection,
+    limit: PassLimit,
+    checkpoints: CheckpointFolder | None,
+    algorithm: Algorithm,
 ) -> Scores:
     """Score the action tokens, or read the scores that an earlier attempt kept beside its checkpoints."""
     stored = Scores.load(checkpoints.path, checkpoints.fingerprint) if checkpoints else None
     if stored:
         return stored
-    reference = None if isinstance(actor.policy, PeftModel) else load_model(reference_dir)
-    if reference is not None:
-        enable_packing(reference)
+    adapted = isinstance(actor.policy, PeftModel)
+    reference = None if adapted else load_weights(reference_dir, algorithm, trained=False)
     scores = score(actor, reference, selection.trajectories, limit)
     if checkpoints and processes().is_main_process:
         scores.save(checkpoints.path, checkpoints.fingerprint)

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import nn
 
 from steptool.models.actor import Actor
 from steptool.models.batch import Spanned, action_places, collate
-from steptool.training.plan import PassLimit, forward_passes, packed_places
+from steptool.models.sharding import is_sharded
+from steptool.training.plan import PassLimit, forward_passes, packed_places, share_passes
 from steptool.training.processes import processes, sum_over_processes
 
 Floats = npt.NDArray[np.floating]
@@ -88,7 +88,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(actor: Actor, reference: nn.Module | None, sequences: Sequence[Spanned], limit: PassLimit) -> Scores:
+def score(actor: Actor, reference: Actor | None, sequences: Sequence[Spanned], limit: PassLimit) -> Scores:
     """Score all action tokens, each process its share of the sequences.
 
     `reference` is the model that the policy is held to; None: the policy itself with its adapter switched off.
@@ -99,11 +99,14 @@ def score(actor: Actor, reference: nn.Module | None, sequences: Sequence[Spanned
     places = packed_places(counts)
     scores_3N = torch.zeros(3, int(counts.sum()), device=state.device)
     passes = forward_passes(np.arange(len(sequences)), lengths, limit, state.num_processes)
-    for rows in filter(len, passes[state.process_index :: state.num_processes]):
+    shares = share_passes(passes, state.process_index, state.num_processes, together=is_sharded(actor))
+    for rows, valid in shares:
         batch = collate([sequences[i] for i in rows], limit.packed).to(state.device)
         out = actor(batch)
         values_N = actor.values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
         own = (out.log_probs_N, actor.reference_log_probs(batch, reference), values_N)
+        if not valid:
+            continue
         scores_3N[:, torch.from_numpy(np.concatenate([places[i] for i in rows])).to(state.device)] = torch.stack(own)
     # every process has filled its own places and left zeros elsewhere
     return Scores(*sum_over_processes(scores_3N).cpu().numpy())

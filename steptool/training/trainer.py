@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from steptool.models.actor import Actor
 from steptool.models.batch import Indices, Spanned, action_places, collate
+from steptool.models.sharding import is_sharded
 from steptool.training.algorithms.base import ForwardPass, LossTerms, Objective
 from steptool.training.checkpoints import CheckpointFolder
-from steptool.training.plan import PassLimit, forward_passes, packed_places
+from steptool.training.plan import PassLimit, forward_passes, packed_places, share_passes
 from steptool.training.processes import max_over_processes, processes, sum_gradients, sum_over_processes
 
 OnStep = Callable[[int, float], None]
@@ -81,6 +83,7 @@ class Trainer:
         self.action_tokens = np.array(tokens, dtype=np.int64)
         self._places = packed_places(self.action_tokens)
         actor.accumulate_gradients()
+        self._together = is_sharded(actor)
         self._rates = [group["lr"] for group in optimizer.param_groups]
 
     def train(self, steps: Sequence[Indices]) -> list[Figures]:
@@ -103,8 +106,9 @@ class Trainer:
         meter = Meter(self.objective)
         for part in self._passes(rows):
             terms = self.objective.loss(self.actor, part)
-            terms.loss.backward()  # type: ignore[no-untyped-call]
-            meter.add(terms)
+            (terms.loss if part.counts else 0.0 * terms.loss).backward()  # type: ignore[no-untyped-call]
+            if part.counts:
+                meter.add(terms)
         figures = meter.read()
         sum_gradients(self.actor.parameters())
         norm = self._clip()
@@ -123,9 +127,9 @@ class Trainer:
         limit = self.settings.limit
         limit = replace(limit, sequences=max(1, limit.sequences // self.objective.unit))
         parts = forward_passes(rows, self.lengths, limit, state.num_processes)
-        for part in filter(len, parts[state.process_index :: state.num_processes]):
+        for part, counts in share_passes(parts, state.process_index, state.num_processes, together=self._together):
             batch = collate([row for i in part for row in self.units[i]], limit.packed).to(state.device)
-            yield ForwardPass(batch, self._tensor(part), step_places)
+            yield ForwardPass(batch, self._tensor(part), step_places, counts)
 
     def _tensor(self, rows: Indices) -> Tensor:
         return torch.from_numpy(np.concatenate([self._places[i] for i in rows])).to(processes().device)
@@ -134,7 +138,8 @@ class Trainer:
         """Clip the gradients; returns the norm of the policy's before that."""
         if self.actor.head is not None:
             nn.utils.clip_grad_norm_(self.actor.head.parameters(), self.settings.max_grad_norm)
-        return float(nn.utils.clip_grad_norm_(self.actor.policy.parameters(), self.settings.max_grad_norm))
+        norm = nn.utils.clip_grad_norm_(self.actor.policy.parameters(), self.settings.max_grad_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 class Meter:

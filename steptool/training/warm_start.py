@@ -5,22 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
 from steptool.config import PolicyConfig, WarmStartConfig
 from steptool.models.actor import Actor
-from steptool.models.adapter import new_adapter
+from steptool.models.adapter import NOT_MERGED, merge_weights, name_base, new_adapter, save_adapter
 from steptool.models.batch import Spanned
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.optimizer import adamw
+from steptool.models.sharding import is_sharded, load_sharded_actor, save_sharded_model
 from steptool.records import Metric
 from steptool.training.algorithms.base import Supervised
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.plan import PassLimit, grouped_batches
-from steptool.training.processes import processes
+from steptool.training.processes import agree, cuts_models, processes
 from steptool.training.scores import fingerprint
 from steptool.training.trainer import OnStep, Settings, Trainer, warm_up_and_cosine
 
@@ -38,6 +40,7 @@ def warm_start(
     *,
     tokens_per_pass: int = 0,
     gradient_checkpointing: bool = False,
+    sharding: Literal["ddp", "fsdp"] = "ddp",
     on_step: OnStep | None = None,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 50,
@@ -48,9 +51,9 @@ def warm_start(
     Only tokens inside the spans are learned. AdamW (betas .9 and .98, weight decay .01), gradients clipped at norm 1,
     a tenth of the steps (50 at most) to warm up, then a cosine down to a tenth of the learning rate. Examples beyond
     `policy.max_context` tokens are left out and counted (metric `left_out`). `out_dir` becomes a plain model folder;
-    with LoRA the adapter is merged. With no steps the model is passed on as it is. `tokens_per_pass` and
-    `gradient_checkpointing` are those of the section `ppo`. `checkpoints`, a folder, and `on_checkpoint`: see
-    `train_round`.
+    with LoRA the adapter is merged. With no steps the model is passed on as it is. `tokens_per_pass`,
+    `gradient_checkpointing` and `sharding` are those of the section `ppo`. `checkpoints`, a folder, and `on_checkpoint`
+    are those of `train_round`.
     Raises ValueError if there are steps and no example is left.
     """
     base_dir, out_dir = Path(base_dir), Path(out_dir)
@@ -64,10 +67,15 @@ def warm_start(
             f"{policy.max_context} tokens (the shortest has {min((len(e.input_ids) for e in examples), default=0)}); "
             "give some in data.recorded_answers, raise max_context, or set warm_start.steps to 0 to go without"
         )
-    model = load_model(base_dir)
-    trained = new_adapter(model, policy, seed) if policy.lora_rank else model
-    optimizer = adamw(trained, cfg.learning_rate, weight_decay=0.01)
-    actor = Actor(trained)
+    cut = cuts_models(sharding)
+    if cut:
+        out_dir, checkpoints = agree((out_dir, checkpoints))  # all processes write into the same folders
+        actor = load_sharded_actor(base_dir, processes().num_processes, trained=not policy.lora_rank)
+    else:
+        actor = Actor(load_model(base_dir))
+    if policy.lora_rank:
+        actor.policy = new_adapter(actor.policy, policy, seed).eval()
+    optimizer = adamw(actor.policy, cfg.learning_rate, weight_decay=0.01)
     if gradient_checkpointing:
         actor.checkpoint_activations()
     limit = PassLimit(_MICRO_BATCH, tokens_per_pass, actor.packed)
@@ -77,11 +85,24 @@ def warm_start(
         kept = CheckpointFolder(Path(checkpoints), checkpoint_every, fingerprint(fitting), on_checkpoint)
     trainer = Trainer(actor, optimizer, Supervised(), fitting, settings, kept, on_step)
     log = trainer.train(grouped_batches(trainer.lengths, cfg.batch_size, cfg.steps, seed))
-    if processes().is_main_process:
-        merged: Any = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
-        merged.save_pretrained(out_dir)
-        load_tokenizer(base_dir).save_pretrained(out_dir)
-    processes().wait_for_everyone()
+    save_warm_start(actor, base_dir, out_dir)
     metrics = update_metrics(log, "warm_start", -1)
     left_out = float(len(examples) - len(fitting))
     return [*metrics, Metric("warm_start", -1, cfg.steps - 1, "left_out", left_out)]
+
+
+def save_warm_start(actor: Actor, base_dir: Path, out_dir: Path) -> None:
+    """Write a plain model folder, with an adapter merged into the weights."""
+    adapted = isinstance(actor.policy, PeftModel)
+    if is_sharded(actor) and not adapted:
+        save_sharded_model(actor.policy, base_dir, out_dir)
+    elif processes().is_main_process and is_sharded(actor):
+        with TemporaryDirectory() as adapter:
+            save_adapter(actor.policy, name_base(base_dir), Path(adapter))
+            shutil.copytree(base_dir, out_dir, ignore=NOT_MERGED, dirs_exist_ok=True)
+            merge_weights(Path(adapter), base_dir, out_dir)
+    elif processes().is_main_process:
+        merged: Any = actor.policy.merge_and_unload() if adapted else actor.policy  # type: ignore[operator]
+        merged.save_pretrained(out_dir)
+        load_tokenizer(base_dir).save_pretrained(out_dir)
+    processes().wait_for_everyone()

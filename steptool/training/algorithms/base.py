@@ -32,6 +32,8 @@ class ForwardPass:
     """Place of each action token of the batch among all action tokens of the training data, packed end to end."""
     step_places_n: Tensor
     """The same of all action tokens of the optimizer step, over all its passes and processes."""
+    counts: bool = True
+    """False: a repeated pass that keeps the processes of a sharded model together; nothing is learned from it."""
 
 
 class LossTerms(NamedTuple):

@@ -1,0 +1,101 @@
+"""Trainings of sharded models in one of two processes: python sharded_worker.py MODEL FOLDER STAGE...
+
+Every stage writes into a folder of its name below FOLDER.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from torch import distributed
+
+from conftest import config, scores, trajectories
+from steptool.config import PolicyConfig, WarmStartConfig
+from steptool.models import logprobs
+from steptool.models.load import load_model
+from steptool.models.optimizer import local_part
+from steptool.models.sharding import load_sharded_actor
+from steptool.training.rounds import train_round
+from steptool.training.warm_start import warm_start
+
+PPO = {"batch_size": 5, "micro_batch_size": 1, "detach_value": False}
+"""13 trajectories in steps of 4 or 5 on two processes: in some steps a process lacks a pass."""
+
+
+def play(model: Path, out: Path, sharding: str, *, rank: int = 0, round_index: int = 0, **options: Any) -> None:
+    """One round of StepPPO."""
+    rows = trajectories(13)
+    settings = config(**PPO, sharding=sharding).model_copy(update={"policy": PolicyConfig(lora_rank=rank)})
+    train_round(
+        model, options.pop("reference", model), rows, scores(rows),
+        config=settings, round_index=round_index, out_dir=out, checkpoint_every=2, **options,
+    )  # fmt: skip
+
+
+def demonstrate(model: Path, out: Path, sharding: str, rank: int = 0, **options: Any) -> None:
+    """A warm start of six steps."""
+    steps = WarmStartConfig(steps=6, batch_size=5, learning_rate=1e-3)
+    warm_start(
+        model, trajectories(13), steps, PolicyConfig(lora_rank=rank), 0, out,
+        sharding=sharding, checkpoint_every=2, **options,
+    )  # fmt: skip
+
+
+def check_parts(model: Path) -> None:
+    """Each process holds about half of the numbers, and together they hold those of the folder."""
+    actor, whole = load_sharded_actor(model, 2, trained=True), load_model(model)
+    own = sum(local_part(p).numel() for p in actor.parameters())
+    assert own < 0.52 * sum(p.numel() for p in whole.parameters())
+    for name, parameter in actor.policy.named_parameters():
+        assert torch.equal(parameter.full_tensor(), whole.get_parameter(name)), name
+
+
+def stop_at_step_three(step: int, loss: float) -> None:
+    if step == 3:
+        raise InterruptedError
+
+
+def run(stage: str, model: Path, folder: Path) -> None:
+    out, checkpoints = folder / stage, folder / "checkpoints"
+    if stage == "parts":
+        check_parts(model)
+    elif stage == "ppo":
+        play(model, out / "0", "fsdp")
+        play(out / "0", out / "1", "fsdp", round_index=1, reference=model)
+    elif stage == "tiled":
+        logprobs.SMALL_VOCABULARY = 10
+        play(model, out, "fsdp")
+        logprobs.SMALL_VOCABULARY = 16384
+    elif stage == "lora":
+        play(model, out, "fsdp", rank=4)
+    elif stage == "sft":
+        demonstrate(model, out, "fsdp")
+    elif stage == "sft_lora":
+        demonstrate(model, out, "fsdp", rank=4)
+    elif stage == "sft_resumed":
+        try:
+            demonstrate(model, out, "fsdp", on_step=stop_at_step_three, checkpoints=checkpoints / stage)
+        except InterruptedError:
+            demonstrate(model, out, "fsdp", checkpoints=checkpoints / stage)
+    elif stage == "ppo_killed":
+        kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+        play(model, folder / "ppo_resumed", "fsdp", checkpoints=checkpoints / "ppo", on_checkpoint=kill)
+    elif stage == "ppo_resumed":
+        play(model, out, "fsdp", checkpoints=checkpoints / "ppo")
+
+
+def main() -> None:
+    model, folder, *stages = sys.argv[1:]
+    for stage in stages:
+        run(stage, Path(model), Path(folder))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
