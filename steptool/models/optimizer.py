@@ -110,6 +110,10 @@ def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Pat
     for entry, value in load_file(folder / FILE).items():
         key, name = entry.split("/", 1)
         if name in parameters:
+            if key == "low":
+                value = value.view(torch.int16)  # several processes write the same bits as float16
+            elif key == "step":
+                value = value.reshape(())
             dtype = torch.float32 if key in _MOMENTS else value.dtype
             optimizer.state[parameters[name]][key] = value.to(parameters[name].device, dtype)
 

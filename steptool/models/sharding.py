@@ -105,7 +105,7 @@ def save_sharded_moments(optimizer: torch.optim.Optimizer, actor: Actor, folder:
     state, saved = moments(optimizer, actor), _saved_dtype(causal_lm(actor.policy).config)
     for name, parameter in actor.named_parameters():
         if saved is torch.bfloat16 and isinstance(parameter, DTensor) and parameter in optimizer.state:
-            state[f"low/{name}"] = _low_half(parameter)
+            state[f"low/{name}"] = _low_half(parameter).view(torch.float16)  # torch joins no integers
     target = folder / FILE
     joined = target.parent / "joined"
     _write_joined(state, joined, dict.fromkeys(state, 1))
@@ -146,7 +146,7 @@ def load_sharded_moments(optimizer: torch.optim.Optimizer, model: nn.Module, fol
         part, parameter = local_part(value), parameters[name]
         if key == "low":
             weights = local_part(parameter)
-            weights.copy_(join_halves(weights.bfloat16(), part))
+            weights.copy_(join_halves(weights.bfloat16(), part.view(torch.int16)))
         else:
             optimizer.state[parameter][key] = part.reshape(()) if key == "step" else part.float()
 

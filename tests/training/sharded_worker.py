@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from torch import distributed
 
-from conftest import config, scores, trajectories
 from steptool.config import PolicyConfig, WarmStartConfig
 from steptool.models import logprobs
 from steptool.models.load import load_model
@@ -22,15 +22,27 @@ from steptool.models.optimizer import local_part
 from steptool.models.sharding import load_sharded_actor
 from steptool.training.rounds import train_round
 from steptool.training.warm_start import warm_start
+from tests.training.conftest import config, scores, trajectories
 
 PPO = {"batch_size": 5, "micro_batch_size": 1, "detach_value": False}
 """13 trajectories in steps of 4 or 5 on two processes: in some steps a process lacks a pass."""
 
 
-def play(model: Path, out: Path, sharding: str, *, rank: int = 0, round_index: int = 0, **options: Any) -> None:
+def play(
+    model: Path,
+    out: Path,
+    sharding: str,
+    *,
+    rank: int = 0,
+    round_index: int = 0,
+    recompute: bool = False,
+    **options: Any,
+) -> None:
     """One round of StepPPO."""
     rows = trajectories(13)
-    settings = config(**PPO, sharding=sharding).model_copy(update={"policy": PolicyConfig(lora_rank=rank)})
+    settings = config(**PPO, sharding=sharding, gradient_checkpointing=recompute).model_copy(
+        update={"policy": PolicyConfig(lora_rank=rank)}
+    )
     train_round(
         model, options.pop("reference", model), rows, scores(rows),
         config=settings, round_index=round_index, out_dir=out, checkpoint_every=2, **options,
@@ -69,8 +81,10 @@ def run(stage: str, model: Path, folder: Path) -> None:
         play(out / "0", out / "1", "fsdp", round_index=1, reference=model)
     elif stage == "tiled":
         logprobs.SMALL_VOCABULARY = 10
-        play(model, out, "fsdp")
+        play(model, out, "fsdp", recompute=True)
         logprobs.SMALL_VOCABULARY = 16384
+    elif stage == "bfloat16":
+        play(folder / "bfloat16_model", out, "fsdp")
     elif stage == "lora":
         play(model, out, "fsdp", rank=4)
     elif stage == "sft":
