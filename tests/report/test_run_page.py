@@ -183,7 +183,14 @@ def test_one_round_of_nothing_solved_is_said_plainly(results):
 
 
 @pytest.mark.parametrize(
-    ("ppo", "name"), [({}, "StepTool"), ({"algorithm": "rft"}, "RFT"), ({"reward": "final"}, "PPO"), (None, "StepTool")]
+    ("ppo", "name"),
+    [
+        ({}, "StepTool"),
+        ({"algorithm": "rft"}, "RFT"),
+        ({"algorithm": "gigpo", "reward": "final"}, "GiGPO"),
+        ({"reward": "final"}, "PPO"),
+        (None, "StepTool"),
+    ],
 )
 def test_the_method_has_its_own_name(ppo, name, results):
     config = {"ppo": ppo}

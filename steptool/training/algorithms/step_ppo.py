@@ -17,8 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -108,19 +110,22 @@ class StepPPO(Algorithm):
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
-        engine_N = engine_log_probs(selection.trajectories)
-        lengths = [credit.step_lengths(t.spans) for t in selection.trajectories]
+        trajectories, lengths = selection.trajectories, [credit.step_lengths(t.spans) for t in selection.trajectories]
         lengths_S = np.concatenate(lengths)
         estimate = self.assign(selection, lengths, scores)
-        advantages_N = credit.shape(estimate.advantages_N, lengths_S, scores.log_probs_N, self.config.credit)
-        solved_B = [t.trajectory_id in selection.solved for t in selection.trajectories]
-        arrays = (
-            scores.log_probs_N, scores.reference_N, scores.values_N, advantages_N, estimate.returns_N,
-            estimate.value_mask_N, importance_weights(scores.log_probs_N, engine_N, self.config.ppo),
-            np.repeat(solved_B, [int(x.sum()) for x in lengths]),
-        )  # fmt: skip
-        steps_N = torch.from_numpy(np.repeat(np.arange(len(lengths_S)), lengths_S)).to(device)
-        self._experience = Experience(*(torch.tensor(a, dtype=torch.float32, device=device) for a in arrays), steps_N)  # type: ignore[call-arg]
+        solved_B = [t.trajectory_id in selection.solved for t in trajectories]
+        self._experience = make_experience(
+            device,
+            old_log_probs_N=scores.log_probs_N,
+            reference_N=scores.reference_N,
+            old_values_N=scores.values_N,
+            advantages_N=credit.shape(estimate.advantages_N, lengths_S, scores.log_probs_N, self.config.credit),
+            returns_N=estimate.returns_N,
+            value_mask_N=estimate.value_mask_N,
+            weights_N=importance_weights(scores.log_probs_N, engine_log_probs(trajectories), self.config.ppo),
+            solved_N=np.repeat(solved_B, [t.action_tokens for t in trajectories]),
+            steps_N=np.repeat(np.arange(len(lengths_S)), lengths_S),
+        )
         kl_N = scores.log_probs_N - scores.reference_N
         return advantages_of_steps(selection, kl_N, estimate.values_N, estimate.advantages_N)
 
@@ -149,12 +154,11 @@ class StepPPO(Algorithm):
             ratio_N = losses.step_ratio(out.log_probs_N - known.old_log_probs_N, known.steps_N)
         policy_N = known.weights_N * losses.policy_loss(ratio_N, known.advantages_N, ppo.clip, ppo.clip_high)
         value_N = losses.value_loss(values_N, known.old_values_N, known.returns_N, ppo.clip_value) * known.value_mask_N
-        targets = self._experience.value_mask_N[part.step_places_n].sum().clamp(min=1.0)
-        loss = ppo.value_coef * value_N.sum() / targets
+        loss = ppo.value_coef * value_N.sum() / _count(self._experience.value_mask_N, part)
         if self.trains_policy:
             loss = loss + (policy_N.sum() + self.penalty(ratio_N, out, known)) / float(len(part.step_places_n))
             if ppo.nll_coef:
-                solved = self._experience.solved_N[part.step_places_n].sum().clamp(min=1.0)
+                solved = _count(self._experience.solved_N, part)
                 loss = loss - ppo.nll_coef * (out.log_probs_N * known.solved_N).sum() / solved
         away_N = (ratio_N - 1.0).abs().detach()
         reach_N = torch.where(ratio_N > 1.0, ppo.clip_high or ppo.clip, ppo.clip)
@@ -181,6 +185,17 @@ class StepPPO(Algorithm):
             "explained_variance": 1.0 - unexplained / variance if variance > 1e-12 else 0.0,
             "tokens": figures["tokens"],
         }
+
+
+def make_experience(device: torch.device, *, steps_N: npt.NDArray[np.int64], **arrays: npt.NDArray[Any]) -> Experience:
+    """The arrays, one entry per action token, on a device."""
+    tensors = {name: torch.tensor(array_N, dtype=torch.float32, device=device) for name, array_N in arrays.items()}
+    return Experience(**tensors, steps_N=torch.from_numpy(steps_N).to(device))
+
+
+def _count(mask_N: Tensor, part: ForwardPass) -> Tensor:
+    """Tokens of the whole optimizer step that a mask holds, at least 1."""
+    return mask_N[part.step_places_n].sum().clamp(min=1.0)
 
 
 @torch.no_grad()
