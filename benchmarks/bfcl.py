@@ -30,8 +30,8 @@ Seconds = dict[str, float]
 def count_solved(queries: Sequence[Query], cut: Callable[[Sequence[ToolCall]], Sequence[ToolCall]]) -> Counter[str]:
     """The numbers of solved tasks by category."""
     recordings = [(query, cut(reference_calls(query))) for query in queries]
-    played = play_back(recordings, BfclEnvironment(), limits=ToolsConfig())
-    return Counter(t.tier for t in played if t.solved == 1)
+    trajectories = play_back(recordings, BfclEnvironment(), limits=ToolsConfig())
+    return Counter(t.tier for t in trajectories if t.solved == 1)
 
 
 def summarize(name: str, solved: Counter[str], queries: Sequence[Query]) -> str:
@@ -46,10 +46,10 @@ def time_our_calls(queries: Sequence[Query]) -> Seconds:
     for query in queries:
         session = environment.reset(query)
         for calls in query.reference.turns or ():
-            started = time.thread_time()
+            start = time.thread_time()
             for call in calls:
                 session.call(call)
-            seconds[query.tier] += time.thread_time() - started
+            seconds[query.tier] += time.thread_time() - start
             session.next_turn("")
     return seconds
 
@@ -78,10 +78,10 @@ def time_their_calls(queries: Sequence[Query], run: str) -> Seconds:
         state = (task["initial_config"], task["involved_classes"], run, task["id"], query.tier == PADDED)
         execute_multi_turn_func_call([], *state)
         for turn in as_python(query):
-            started = time.thread_time()
+            start = time.thread_time()
             for call in turn:
                 execute_multi_turn_func_call([call], *state)
-            seconds[query.tier] += time.thread_time() - started
+            seconds[query.tier] += time.thread_time() - start
     return seconds
 
 
@@ -100,9 +100,9 @@ def shortest_time(work: Callable[[int], object]) -> float:
     """The fastest of several runs."""
     seconds = []
     for number in range(REPEATS):
-        started = time.thread_time()
+        start = time.thread_time()
         work(number)
-        seconds.append(time.thread_time() - started)
+        seconds.append(time.thread_time() - start)
     return min(seconds)
 
 

@@ -77,14 +77,14 @@ def make_string(draw: random.Random) -> str:
 
 def parse(form: Format, text: str, figures: Counter[str]) -> None:
     """Read a string in a format."""
-    started = time.thread_time()
+    start = time.thread_time()
     try:
         turn = form.parse(text, [FIND])
     except BaseException as error:
         figures["crashes"] += 1
         print(f"{form.name}: {type(error).__name__} of {text[:80]!r}")
         return
-    figures["hangs"] += time.thread_time() - started > LIMIT
+    figures["hangs"] += time.thread_time() - start > LIMIT
     figures["calls"] += turn.call is not None
     invented = turn.call is not None and not stands_in(turn.call.name, text)
     figures["invented calls"] += invented or (turn.call is None) != bool(turn.problem)
@@ -196,7 +196,7 @@ def read_file(name: str, content: bytes, folder: Path, figures: Counter[str]) ->
     (data / f"damaged.{name}").write_bytes(content)
     sizes = {f"{split}_queries": 1_000 for split in ("train", "validation", "heldout")}
     config = Config.model_validate({"data": {"source": "recorded", "paths": [str(data)], **sizes}})
-    started = time.process_time()
+    start = time.process_time()
     try:
         counts = ingest(config, out, for_training=False, may_be_empty=True).counts
     except IngestError:
@@ -206,7 +206,7 @@ def read_file(name: str, content: bytes, folder: Path, figures: Counter[str]) ->
         figures["crashes"] += 1
         print(f"{name}: {type(error).__name__}: {str(error)[:200]}")
         return
-    figures["hangs"] += time.process_time() - started > LIMIT
+    figures["hangs"] += time.process_time() - start > LIMIT
     for kind in ("queries", "demonstrations"):
         settled = sum(n for key, n in counts.items() if key.startswith((f"{kind} kept", f"{kind} dropped")))
         if counts.get(f"{kind} read", 0) != settled:

@@ -147,7 +147,7 @@ class Group:
 
     def run(self, mode: str, work: Run) -> None:
         """Run one mode and count what becomes of it."""
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             work()
         except (SchemaError, ConfigError, VerdictError):
@@ -155,7 +155,7 @@ class Group:
         except BaseException as error:
             self.crashes += 1
             print(f"{self.name}, {mode}: {type(error).__name__}")
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - start
         self.modes, self.slowest = self.modes + 1, max(self.slowest, seconds)
         if seconds > 2 * LIMIT + 1:
             self.hangs += 1
@@ -252,8 +252,8 @@ def open_session_of(name: str, tools: dict[str, Any], reference: Reference) -> I
     config = Config.model_validate({"tools": {"timeout": LIMIT, **tools}})
     tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
     with closing(open_environment(name, config)) as environment:
-        limited = LimitedEnvironment(environment, config.tools)
-        with closing(limited.reset(Query("q", "train", name, "", (tool,), reference))) as session:
+        environment_with_limits = LimitedEnvironment(environment, config.tools)
+        with closing(environment_with_limits.reset(Query("q", "train", name, "", (tool,), reference))) as session:
             yield session
 
 

@@ -124,16 +124,16 @@ def instruction(number: int) -> dict[str, object]:
         }
         for what in ("Forecast", "Warnings", "Wind", "Tides", "Air")
     ]
-    wanted = [[api["tool_name"], api["api_name"]] for api in apis[:2]]
-    return {"query": f"Will it rain on day {number}?", "query_id": number, "api_list": apis, "relevant APIs": wanted}
+    relevant = [[api["tool_name"], api["api_name"]] for api in apis[:2]]
+    return {"query": f"Will it rain on day {number}?", "query_id": number, "api_list": apis, "relevant APIs": relevant}
 
 
 def measure(program: str, *arguments: Path | str) -> tuple[int, float, float]:
     """Rows, seconds of work and peak memory in GiB of a program."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    rows, seconds, kilobytes = done.stdout.split()[-3:]
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    rows, seconds, kilobytes = result.stdout.split()[-3:]
     return int(rows), float(seconds), int(kilobytes) / 2**20
 
 

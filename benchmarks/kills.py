@@ -180,10 +180,10 @@ def start(stage: Stage, work: Path, place: Path) -> Any:
 
 def measure(stage: Stage, work: Path, folder: Path, kills: int, draw: random.Random) -> Figures:
     """Kill a stage so many times."""
-    started = time.monotonic()
+    begin = time.monotonic()
     undisturbed = start(stage, work, folder / "undisturbed")
     undisturbed.join()
-    seconds, expected, figures = time.monotonic() - started, stage.read(folder / "undisturbed"), Figures()
+    seconds, expected, figures = time.monotonic() - begin, stage.read(folder / "undisturbed"), Figures()
     while figures.kills < kills:
         place = folder / "killed"
         process = start(stage, work, place)

@@ -68,9 +68,9 @@ def compare(name: str, measures: Sequence[str], ours: Run, other: Run) -> Right:
     outcomes: Right = []
     for _ in range(REPEATS):
         for run, measured in zip((ours, other), rates, strict=True):
-            started = clock()
+            start = clock()
             right = run()
-            measured.append(len(right) / (clock() - started))
+            measured.append(len(right) / (clock() - start))
             outcomes += right
     fast, slow = (np.max(measured, axis=0) for measured in rates)
     for number, measure in enumerate(measures):

@@ -107,8 +107,8 @@ def run_stage(name: str, folder: Path) -> dict[str, float | str]:
     """Run a stage in a process of its own; what it printed last."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", MEASURED.format(stage=STAGES[name]), str(folder)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    figures: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, float | str] = json.loads(result.stdout.splitlines()[-1])
     return figures
 
 

@@ -79,8 +79,8 @@ def measure(program: str, place: Path, versions: list[str], read: Callable[[], l
         time.sleep(0.002)
     seconds = time.perf_counter() - began
     confirmed = [line for process in running for line in process.communicate()[0].splitlines()]
-    kept = read() or []
-    return Outcome(len(confirmed) / seconds, len(set(confirmed) - set(kept)), torn, looks)
+    versions_left = read() or []
+    return Outcome(len(confirmed) / seconds, len(set(confirmed) - set(versions_left)), torn, looks)
 
 
 def ours(folder: Path) -> Outcome:

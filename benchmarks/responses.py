@@ -80,9 +80,9 @@ def compare(name: str, ours: Run, other: Run) -> None:
     rates: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for _ in range(REPEATS):
         for run, measured in zip((ours, other), rates, strict=True):
-            started = clock()
+            start = clock()
             count = len(run())
-            measured.append(count / (clock() - started))
+            measured.append(count / (clock() - start))
     for measure, *best in zip(("s", "s of CPU time"), *(np.max(measured, axis=0) for measured in rates), strict=True):
         print(f"responses hits/{measure}, {name}: {best[0]:.0f} {best[1]:.0f} {best[0] / best[1]:.2f}")
 
@@ -122,10 +122,10 @@ def run_server() -> Iterator[str]:
 
 def record(file: Path, calls: Sequence[ToolCall]) -> None:
     """Write the file."""
-    started = time.perf_counter()
+    start = time.perf_counter()
     with closing(Responses(file)) as responses:
         responses.add((call_key(ENDPOINT, c.arguments), ToolResult(StepStatus.OK, observation(c))) for c in calls)
-    took = time.perf_counter() - started
+    took = time.perf_counter() - start
     print(f"responses: {len(calls)} calls recorded in {took:.1f} s, {file.stat().st_size >> 20} MiB")
 
 

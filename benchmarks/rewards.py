@@ -57,12 +57,12 @@ def trajectories(steps: int) -> Iterator[Trajectory]:
 
 def trajectory(number: int, rng: random.Random) -> Trajectory:
     """A chain of calls, each of which takes a value from the one before."""
-    key, made = f"usr_{number:06d}", []
+    key, steps = f"usr_{number:06d}", []
     for _ in range(STEPS - 1):
         call, key = ToolCall("look", {"id": key}), f"key_{rng.randrange(10**6)}"
-        made.append(Step(call, StepStatus.OK, observation(key, rng)))
+        steps.append(Step(call, StepStatus.OK, observation(key, rng)))
     answer = f"It is {key}, and the total is {number % 977}."
-    made.append(Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer}), StepStatus.FINISH, ""))
+    steps.append(Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer}), StepStatus.FINISH, ""))
     return Trajectory(
         trajectory_id=f"t{number}",
         query_id=f"q{number // SAMPLES}",
@@ -76,7 +76,7 @@ def trajectory(number: int, rng: random.Random) -> Trajectory:
         input_ids=np.arange(TOKENS, dtype=np.int32),
         spans=[(100 * n, 100 * n + 20) for n in range(1, STEPS + 1)],
         logprobs=np.full(20 * STEPS, -0.5, dtype=np.float32),
-        steps=made,
+        steps=steps,
         stop_reason=StopReason.FINISHED,
         final_answer=answer,
         solved=1.0,
@@ -103,11 +103,13 @@ def annotate(steps: int, name: str, work: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     files = [str(work / f"{part}.parquet") for part in ("queries", "trajectories", "rewards")]
     command = [sys.executable, "-c", ANNOTATE, *files, name]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    rows, seconds, kilobytes = (float(word) for word in done.stdout.split())
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    rows, seconds, kilobytes = (float(word) for word in result.stdout.split())
     assert rows == steps, f"expected {steps} rows, got {rows}"
-    needed, peak = FULL / LIMIT_S, kilobytes / 2**20
-    print(f"rewards {name}, {steps} steps/s (needed): {rows / seconds:.0f} {needed:.0f} {rows / seconds / needed:.2f}")
+    minimum, peak = FULL / LIMIT_S, kilobytes / 2**20
+    print(
+        f"rewards {name}, {steps} steps/s (needed): {rows / seconds:.0f} {minimum:.0f} {rows / seconds / minimum:.2f}"
+    )
     print(f"rewards {name}, {steps} steps, peak GiB (limit): {peak:.2f} {LIMIT_GIB:.2f} {peak / LIMIT_GIB:.2f}")
 
 

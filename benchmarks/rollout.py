@@ -94,9 +94,9 @@ def ours(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -> list
     """The library. Returns the tokens of each episode."""
     rollout = RolloutConfig(batch_size=EPISODES, max_steps=TURNS, max_new_tokens=NEW_TOKENS)
     policy = LocalPolicy(model, codec, name="random", rollout=rollout, max_context=CONTEXT, seed=0)
-    played = [episode.trajectory for episode in roll_out(policy, queries, Notebook(), decoding=Decoding.GREEDY)]
-    SAMPLED["ours"] = sum(t.action_tokens for t in played)
-    return [t.input_ids.tolist() for t in played]
+    trajectories = [episode.trajectory for episode in roll_out(policy, queries, Notebook(), decoding=Decoding.GREEDY)]
+    SAMPLED["ours"] = sum(t.action_tokens for t in trajectories)
+    return [t.input_ids.tolist() for t in trajectories]
 
 
 @torch.inference_mode()
@@ -109,7 +109,7 @@ def regenerate(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -
         width = max(map(len, histories))
         ids = torch.tensor([[0] * (width - len(h)) + h for h in histories])
         mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in histories])
-        made = model.generate(
+        output = model.generate(
             ids,
             attention_mask=mask,
             max_new_tokens=NEW_TOKENS,
@@ -117,7 +117,7 @@ def regenerate(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -
             pad_token_id=0,
             eos_token_id=codec.end_id,
         )
-        for history, session, new in zip(histories, sessions, made[:, width:].tolist(), strict=True):
+        for history, session, new in zip(histories, sessions, output[:, width:].tolist(), strict=True):
             turn = new[: new.index(codec.end_id) + 1] if codec.end_id in new else new
             SAMPLED["other"] += len(turn)
             history += turn
@@ -141,9 +141,9 @@ def main() -> None:
     speeds, episodes = {}, {}
     for name, run in (("ours", ours), ("other", regenerate)):
         run(model, codec, queries[:4])
-        started = time.perf_counter()
+        start = time.perf_counter()
         episodes[name] = run(model, codec, queries)
-        speeds[name] = SAMPLED[name] / (time.perf_counter() - started)
+        speeds[name] = SAMPLED[name] / (time.perf_counter() - start)
     equal = sum(a == b for a, b in zip(episodes["ours"], episodes["other"], strict=True))
     longest = max(map(len, episodes["ours"]))
     sys.stdout.write(

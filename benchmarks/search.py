@@ -33,14 +33,14 @@ def line(name: str, tree: Sequence[float], chain: Sequence[float], note: str = "
     print(f"{name}: {ours:.3f} {other:.3f} {ours / other if other else float('nan'):.2f}{note}", flush=True)
 
 
-def solved(played: Played) -> list[float]:
+def solved(trajectories: Played) -> list[float]:
     """The verdicts."""
-    return [t.solved or 0.0 for t in played]
+    return [t.solved or 0.0 for t in trajectories]
 
 
-def interval(played: Played) -> str:
+def interval(trajectories: Played) -> str:
     """95% interval of the pass rate, from a bootstrap over tasks."""
-    means = np.random.default_rng(0).choice(solved(played), size=(10_000, len(played))).mean(axis=1)
+    means = np.random.default_rng(0).choice(solved(trajectories), size=(10_000, len(trajectories))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return f"[{low:.3f} {high:.3f}]"
 
@@ -51,12 +51,14 @@ def report(way: str, tree: Played, chain: Played) -> None:
     line(f"search {way}: pass rate", solved(tree), solved(chain), note)
     line(f"search {way}: turns per task", [t.sampled_turns for t in tree], [t.sampled_turns for t in chain])
     line(f"search {way}: tokens per task", [t.sampled_tokens for t in tree], [t.sampled_tokens for t in chain])
-    left = [searched for searched, chained in zip(tree, chain, strict=True) if chained.final_answer is None]
-    answered = [t for t in left if t.final_answer is not None]
+    unanswered_before = [
+        searched for searched, chained in zip(tree, chain, strict=True) if chained.final_answer is None
+    ]
+    answered_after = [t for t in unanswered_before if t.final_answer is not None]
     print(
-        f"search {way}: {len(left)} of {len(chain)} chains ended without an answer; their searches made "
-        f"{sum(t.sampled_turns for t in left)} turns, answered {len(answered)} and solved "
-        f"{sum(t.solved == 1 for t in answered)}",
+        f"search {way}: {len(unanswered_before)} of {len(chain)} chains ended without an answer; their searches made "
+        f"{sum(t.sampled_turns for t in unanswered_before)} turns, answered {len(answered_after)} and solved "
+        f"{sum(t.solved == 1 for t in answered_after)}",
         flush=True,
     )
 

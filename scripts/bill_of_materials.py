@@ -47,8 +47,8 @@ def describe_component(package: metadata.Distribution, name: str, address: str) 
     expressions, texts, classifiers = (
         package.metadata.get_all(field) or [] for field in ("License-Expression", "License", "Classifier")
     )
-    named = [line.rpartition(" :: ")[2] for line in classifiers if line.startswith("License :: ")]
-    licence = next((text for text in [*expressions, *texts, *named] if text and "\n" not in text), "")
+    licences = [line.rpartition(" :: ")[2] for line in classifiers if line.startswith("License :: ")]
+    licence = next((text for text in [*expressions, *texts, *licences] if text and "\n" not in text), "")
     return {**component, "licenses": [{"license": {"name": licence}}]} if licence else component
 
 

@@ -213,8 +213,8 @@ def _one_line(text: str) -> str:
 def _tidy(schema: Any) -> Any:
     """The schema with texts in one line and without the titles that repeat the names of fields."""
     if isinstance(schema, dict):
-        kept = {k: v for k, v in schema.items() if not (k == "title" and isinstance(v, str))}
-        return {k: _one_line(v) if k == "description" and isinstance(v, str) else _tidy(v) for k, v in kept.items()}
+        entries = {k: v for k, v in schema.items() if not (k == "title" and isinstance(v, str))}
+        return {k: _one_line(v) if k == "description" and isinstance(v, str) else _tidy(v) for k, v in entries.items()}
     return [_tidy(item) for item in schema] if isinstance(schema, list) else schema
 
 

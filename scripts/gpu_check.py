@@ -48,8 +48,8 @@ def run_tests(small: bool) -> list[Row]:
     """The tests marked gpu; on a CPU they are skipped."""
     files = ["tests/models/test_gpu.py", "tests/training/test_gpu.py"]
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=ROOT, check=False)
-    return [{"part": "tests", "exit code": done.returncode}]
+    result = subprocess.run(command, cwd=ROOT, check=False)
+    return [{"part": "tests", "exit code": result.returncode}]
 
 
 def measure_full(small: bool) -> list[Row]:
@@ -267,12 +267,12 @@ def measure_rollout(small: bool) -> list[Row]:
             rollout = RolloutConfig(batch_size=len(episodes), max_steps=3, max_new_tokens=4 if small else 32)
             policy = LocalPolicy(model, codec, name="random", rollout=rollout, max_context=2048, seed=0)
             start = time.perf_counter()
-            played = [episode.trajectory for episode in roll_out(policy, episodes, Notebook())]
+            trajectories = [episode.trajectory for episode in roll_out(policy, episodes, Notebook())]
             seconds = time.perf_counter() - start
             rows.append(
                 {
                     "part": f"rollout {name}", "way": f"{len(episodes)} episodes",
-                    "tokens/s": round(sum(t.action_tokens for t in played) / seconds),
+                    "tokens/s": round(sum(t.action_tokens for t in trajectories) / seconds),
                     "seconds": round(seconds, 1), "peak GB": _peak_gigabytes(),
                 }
             )  # fmt: skip

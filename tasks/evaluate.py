@@ -56,15 +56,15 @@ def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory
     from steptool.artifacts import lineage as names
     from steptool.records import Trajectory
 
-    chosen = config.evaluation.policies[policy]
+    evaluated = config.evaluation.policies[policy]
     for field in ("model", "base"):
-        if (place := getattr(chosen, field)) not in ("", "embedded"):
-            chosen = chosen.model_copy(update={field: str(fetch(place, make_folder(field)))})
-    result = _evaluate(chosen, config, tasks)
+        if (place := getattr(evaluated, field)) not in ("", "embedded"):
+            evaluated = evaluated.model_copy(update={field: str(fetch(place, make_folder(field)))})
+    result = _evaluate(evaluated, config, tasks)
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)
     write_costs(folder, watch.cost(result.tokens))
-    write_records(folder / names.of_policy(chosen.name), [*result.greedy, *result.sampled], Trajectory)
+    write_records(folder / names.of_policy(evaluated.name), [*result.greedy, *result.sampled], Trajectory)
     return FlyteDirectory(str(folder))
 
 

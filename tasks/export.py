@@ -16,9 +16,9 @@ def export_trajectories(
     from steptool.data.export import export
     from steptool.storage.publishing import deliver
 
-    done = export(
+    result = export(
         download_all([trajectories, *(more_trajectories or [])]), download(queries), form, make_folder("exported")
     )
-    place = deliver(done.path, output, done.path.name)
-    say("export", f"{place}: {', '.join(f'{name} {count}' for name, count in done.counts.items())}")
+    place = deliver(result.path, output, result.path.name)
+    say("export", f"{place}: {', '.join(f'{name} {count}' for name, count in result.counts.items())}")
     return FlyteFile(place)

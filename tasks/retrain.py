@@ -90,12 +90,12 @@ def promote(
     from steptool.retraining.gate import read_trained_on, write_trained_on
     from steptool.retraining.promotion import copy_model, describe_version, settle
 
-    opened, folder = Registry(registry), make_folder("challenger")
+    store, folder = Registry(registry), make_folder("challenger")
     copy_model(download(model), folder)
-    trained_on = read_trained_on(opened.model_place(plan.champion)) if plan.champion else frozenset()
+    trained_on = read_trained_on(store.model_place(plan.champion)) if plan.champion else frozenset()
     write_trained_on(folder, read_queries(download(queries)), trained_on)
     metadata = describe_version(config, plan, decision, read_records(download(rows), Evaluation), code_version())
-    return settle(opened, plan, decision, approved, folder, metadata)
+    return settle(store, plan, decision, approved, folder, metadata)
 
 
 @stage("tell")

@@ -83,8 +83,8 @@ def format_line(stage: str, text: str, *, seconds: float | None = None, round_in
     place = f"round {round_index + 1:>{len(str(rounds))}} of {rounds}" if round_index >= 0 else ""
     clock = "" if seconds is None else _duration(seconds)
     if seconds is not None and round_index >= 0:
-        left = seconds * (rounds - round_index - 1)
-        clock = f"{_duration(seconds)} this round, {_duration(left)} left in rounds"
+        remaining = seconds * (rounds - round_index - 1)
+        clock = f"{_duration(seconds)} this round, {_duration(remaining)} left in rounds"
     return "  ".join(part for part in (f"{stage:<10}", place, text, clock) if part)
 
 
@@ -127,14 +127,14 @@ class Ticker:
         if done < 1 or now - self._last < self._every:
             return
         self._last = now
-        left = (now - self._start) / done * (self._total - done)
-        say(self._stage, f"{done} of {self._total} {self._unit}, {_duration(left)} left here")
+        remaining = (now - self._start) / done * (self._total - done)
+        say(self._stage, f"{done} of {self._total} {self._unit}, {_duration(remaining)} left here")
 
 
 def format_rate(values: Sequence[float | None]) -> str:
     """The mean of the known verdicts in words."""
-    known = [v for v in values if v is not None]
-    return f"pass rate {sum(known) / len(known):.3f}" if known else "pass rate unknown"
+    verdicts = [v for v in values if v is not None]
+    return f"pass rate {sum(verdicts) / len(verdicts):.3f}" if verdicts else "pass rate unknown"
 
 
 def _duration(seconds: float) -> str:

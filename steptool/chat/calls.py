@@ -142,5 +142,5 @@ def _without_hints(tool: ToolSchema) -> ToolSchema:
     function = tool["function"]
     if ANNOTATIONS not in function and READ_ONLY_FIELD not in function:
         return tool
-    kept = {key: value for key, value in function.items() if key not in (ANNOTATIONS, READ_ONLY_FIELD)}
-    return {**tool, "function": kept}
+    fields = {key: value for key, value in function.items() if key not in (ANNOTATIONS, READ_ONLY_FIELD)}
+    return {**tool, "function": fields}

@@ -68,14 +68,14 @@ class ChatCodec:
         give_template(tokenizer, chat_format)
         template = ChatTemplate(tokenizer, day)
         own, json_arguments = find_native_format(template)
-        chosen = None if chat_format == AUTO else FORMATS[ChatFormat(chat_format)]
-        self.native = own is not None and chosen in (None, own)
+        form = None if chat_format == AUTO else FORMATS[ChatFormat(chat_format)]
+        self.native = own is not None and form in (None, own)
         if not self.native:
             template = ChatTemplate(tokenizer, day, tools=False)
-        self.format = own if own and self.native else chosen or REACT
+        self.format = own if own and self.native else form or REACT
         self._template = template
         self._turns = TurnRenderer(template, self.format, native=self.native, json_arguments=json_arguments)
-        if chosen is None and not own:
+        if form is None and not own:
             self._turns.check_that_react_fits()
         self.end_token, self.end_id = self._turns.end_token, int(tokenizer.convert_tokens_to_ids(self._turns.end_token))
         self.end_ids = {self.end_id, *end_ids} | ({tokenizer.eos_token_id} - {None})
@@ -91,8 +91,8 @@ class ChatCodec:
         if self._turns.shows_tools:
             return self._encode(self._template.render(safe, safe_tools, prompt=True))
         role = self._turns.system_role
-        described = plain.with_tools(safe, safe_tools, self.format, role, answers=not self.native)
-        return self._encode(self._template.render(plain.alternating(described), prompt=True))
+        conversation = plain.with_tools(safe, safe_tools, self.format, role, answers=not self.native)
+        return self._encode(self._template.render(plain.alternating(conversation), prompt=True))
 
     def observation_ids(
         self, observation: str, tool_name: str, *, user_turn: str | None = None, closed: bool = True
@@ -149,8 +149,8 @@ class ChatCodec:
         return Encoded(np.asarray(ids, dtype=np.int32), tuple(spans))
 
     def _read(self, ids: Sequence[int], tools: Sequence[ToolSchema]) -> ParsedTurn:
-        kept = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
-        return self.format.parse(self._turns.read(self._decode(kept)), tools)
+        content_ids = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
+        return self.format.parse(self._turns.read(self._decode(content_ids)), tools)
 
     def _between(self, messages: Sequence[Message]) -> list[int]:
         if not messages:

@@ -229,11 +229,11 @@ class Endpoint:
         self.usage.sent += 1
 
     def _count(self, body: Mapping[str, Any]) -> None:
-        read, written = body["prompt_tokens"], body["completion_tokens"]
+        prompt_tokens, completion_tokens = body["prompt_tokens"], body["completion_tokens"]
         self.usage.requests += 1
-        self.usage.prompt_tokens += read
-        self.usage.completion_tokens += written
-        self.usage.money += (read * self.config.price_in + written * self.config.price_out) / 1e6
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.completion_tokens += completion_tokens
+        self.usage.money += (prompt_tokens * self.config.price_in + completion_tokens * self.config.price_out) / 1e6
 
     def _name_problem(self, problem: str) -> str:
         return self._redactor.text(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]
@@ -247,9 +247,9 @@ class Endpoint:
 
 def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
     """The request as arguments of the client's method, which takes fields that it does not know as `extra_body`."""
-    known = {name: value for name, value in request.items() if name in _KNOWN_FIELDS}
+    arguments = {name: value for name, value in request.items() if name in _KNOWN_FIELDS}
     further = {name: value for name, value in request.items() if name not in _KNOWN_FIELDS}
-    return {**known, "extra_body": {**further, **(known.get("extra_body") or {})}}
+    return {**arguments, "extra_body": {**further, **(arguments.get("extra_body") or {})}}
 
 
 class _BoundedClient(openai.DefaultAsyncHttpxClient):

@@ -114,12 +114,12 @@ def to_legacy(messages: Sequence[Message]) -> list[Message]:
     """
     legacy = []
     for message in one_call_per_turn(messages):
-        kept = {k: v for k, v in message.items() if k not in ("tool_calls", "tool_call_id")}
+        fields = {k: v for k, v in message.items() if k not in ("tool_calls", "tool_call_id")}
         if message["role"] == "tool":
-            kept["role"] = "function"
+            fields["role"] = "function"
         for call in calls_of(message):
-            kept["function_call"] = {"name": call.name, "arguments": write_json(dict(call.arguments))}
-        legacy.append(kept)
+            fields["function_call"] = {"name": call.name, "arguments": write_json(dict(call.arguments))}
+        legacy.append(fields)
     return legacy
 
 
@@ -128,17 +128,17 @@ def from_legacy(messages: Sequence[Message]) -> list[Message]:
 
     An answer without a name gets that of the call before it. Raises ValueError where a call cannot be read.
     """
-    turns, called = [], NO_CALL
+    turns, tool_name = [], NO_CALL
     for message in messages:
-        kept = {k: v for k, v in message.items() if k != "function_call"}
+        fields = {k: v for k, v in message.items() if k != "function_call"}
         if message.get("function_call"):
             call = _read(message["function_call"], "function_call")
-            kept, called = {**kept, **call_message(call, text_of(message))}, call.name
+            fields, tool_name = {**fields, **call_message(call, text_of(message))}, call.name
         elif message["role"] == "assistant":
-            called = NO_CALL
+            tool_name = NO_CALL
         elif message["role"] == "function":
-            kept = {**kept, "role": "tool", "name": message.get("name") or called}
-        turns.append(kept)
+            fields = {**fields, "role": "tool", "name": message.get("name") or tool_name}
+        turns.append(fields)
     return turns
 
 

@@ -30,18 +30,18 @@ def from_text(messages: Sequence[Message], form: Format, tools: Sequence[ToolSch
 
     An assistant's text without a well-formed call stays text. A tool's answer gets the name of the call before it.
     """
-    turns, called = [], NO_CALL
+    turns, tool_name = [], NO_CALL
     before, after = form.observation
     for message in messages:
         text = text_of(message)
         if message["role"] == "assistant":
             turn = form.parse(text, tools)
-            called = turn.call.name if turn.call else NO_CALL
+            tool_name = turn.call.name if turn.call else NO_CALL
             turns.append(call_message(turn.call, turn.thought) if turn.call else message)
         elif message["role"] != "user":
             turns.append(message)
         elif text.startswith(before) and text.endswith(after) and len(text) >= len(before + after):
-            turns.append(tool_message(called, text[len(before) : len(text) - len(after)]))
+            turns.append(tool_message(tool_name, text[len(before) : len(text) - len(after)]))
         else:
             escaped = text.startswith(_ESCAPE) and text.lstrip(_ESCAPE).startswith(before)
             turns.append({**message, "content": text[len(_ESCAPE) :] if escaped else text})

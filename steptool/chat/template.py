@@ -51,9 +51,9 @@ class ChatTemplate:
         self.eos_token: str = tokenizer.eos_token or ""
         self.source = _choose(tokenizer.chat_template, tools)
         self.literals = _literals(self.source)
-        added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
-        written = {token for token, special in added.items() if special or token in self.literals}
-        self.control_tokens = {token for token in (*written, *tokenizer.all_special_tokens) if token.strip()}
+        added_tokens = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+        markup = {token for token, special in added_tokens.items() if special or token in self.literals}
+        self.control_tokens = {token for token in (*markup, *tokenizer.all_special_tokens) if token.strip()}
         self._fixed_source = _fix_date(self.source, date.fromisoformat(day))
         self._date = date.fromisoformat(day).strftime("%d %b %Y")
         self._parts = False

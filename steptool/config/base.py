@@ -103,6 +103,6 @@ def _make_schema(make: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any)
 def _drop_descriptions(schema: Any) -> Any:
     """The schema without the texts that describe it; a field that is called description stays."""
     if isinstance(schema, dict):
-        kept = {k: v for k, v in schema.items() if not (k == "description" and isinstance(v, str))}
-        return {k: _drop_descriptions(v) for k, v in kept.items()}
+        entries = {k: v for k, v in schema.items() if not (k == "description" and isinstance(v, str))}
+        return {k: _drop_descriptions(v) for k, v in entries.items()}
     return [_drop_descriptions(item) for item in schema] if isinstance(schema, list) else schema

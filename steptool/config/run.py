@@ -81,13 +81,13 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     Raises ConfigError for an override of another form. Whether the field exists and takes the value is checked with
     the rest of the configuration.
     """
-    changed = dict(data)
+    result = dict(data)
     for text in overrides:
         field, equals, value = text.partition("=")
         names = field.strip().split(".")
         if not equals or not all(names):
             raise ConfigError(f"'{text}' sets no field: write it as section.field=value, such as ppo.rounds=4")
-        section = changed
+        section = result
         for name in names[:-1]:
             inner = section.get(name)
             section[name] = dict(inner) if isinstance(inner, dict) else {}
@@ -96,7 +96,7 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             section[names[-1]] = parse(value)
         except ConfigError as error:
             raise ConfigError(f"'{text}': {error}") from None
-    return changed
+    return result
 
 
 def _suggest_file(path: Path) -> str:

@@ -205,7 +205,7 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
     comparing = algorithm if algorithm in _COMPARE_TRIES else "credit.value: group_mean"
     outcome_alone = algorithm in HAVE_NO_ADVANTAGES or ppo.reward == "final"
     compares = algorithm in _COMPARE_TRIES or credit.value == "group_mean"
-    refused = [
+    problems = [
         (rollout.episodes % tries > 0, f"rollout.episodes: {rollout.episodes} is no multiple of samples_per_query"),
         (compares and tries < 2, f"{comparing} compares tries at a query: set rollout.samples_per_query to 2 or more"),
         (algorithm in ("grpo", "gigpo") and credit.whiten, f"{algorithm} scales by group: set credit.whiten: false"),
@@ -220,8 +220,8 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
         (ppo.rft_temperature > 0 and algorithm != "rft", "ppo.rft_temperature is for rft only"),
     ]  # fmt: skip
     for field, is_set in _policy_options(credit, ppo).items():
-        refused.append((is_set and algorithm in HAVE_NO_ADVANTAGES, f"{algorithm} has no advantages for {field}"))
-    messages = [message for wrong, message in refused if wrong]
+        problems.append((is_set and algorithm in HAVE_NO_ADVANTAGES, f"{algorithm} has no advantages for {field}"))
+    messages = [message for wrong, message in problems if wrong]
     if messages:
         raise ConfigError("the configuration was refused\n  " + "\n  ".join(messages))
 

@@ -71,8 +71,8 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
         _read(source, inputs, staging)
         splits = staging.draw(config.data, inputs.log)
         inputs.log.count("queries kept", sum(splits.values()))
-        needed = len(SPLITS) if for_training else 0 if may_be_empty else 1
-        if problem := missing_split(splits, needed):
+        minimum = len(SPLITS) if for_training else 0 if may_be_empty else 1
+        if problem := missing_split(splits, minimum):
             quarantine_path, _ = _write_log(inputs.log, out)
             where, summary = ", ".join(config.data.paths) or config.data.source, inputs.log.summary()
             parts = (problem, summary) if any(splits.values()) else (summary, "No query is left")

@@ -54,8 +54,8 @@ def _find_fault(episode: Trajectory, keep_failing: bool) -> UnusableError | None
     if not keep_failing:
         for number, step in enumerate(episode.steps):
             if step.status not in (StepStatus.OK, StepStatus.FINISH):
-                made = f"{step.call.name}({json.dumps(dict(step.call.arguments))})" if step.call else "no call"
-                detail = f"{query}: call {number}, {made}: {step.status}: {step.observation[:_SHOWN]}"
+                call_text = f"{step.call.name}({json.dumps(dict(step.call.arguments))})" if step.call else "no call"
+                detail = f"{query}: call {number}, {call_text}: {step.status}: {step.observation[:_SHOWN]}"
                 return UnusableError("a call of the reference solution fails", detail)
     if episode.solved is not None and episode.solved <= 0:
         detail = f"{query}: the environment's verdict after the reference calls is {episode.solved}"

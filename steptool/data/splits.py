@@ -40,11 +40,11 @@ def target_sizes(sizes: Mapping[str, int], total: int) -> dict[str, int]:
 
     Each split gets the whole part of its share; what is left goes to the largest remainders, the first of equals first.
     """
-    wanted = sum(sizes.values())
-    if total >= wanted:
+    requested = sum(sizes.values())
+    if total >= requested:
         return dict(sizes)
-    targets = {split: total * size // wanted for split, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda split: -(total * sizes[split] % wanted))
+    targets = {split: total * size // requested for split, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda split: -(total * sizes[split] % requested))
     for split in by_remainder[: total - sum(targets.values())]:
         targets[split] += 1
     return targets

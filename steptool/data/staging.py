@@ -135,15 +135,15 @@ class StagingDatabase:
         self._db.execute("CREATE INDEX recorded ON recordings (text)")
         if data.exact_splits:
             self._fill(sizes)
-        kept = {}
+        kept_counts = {}
         for split, limit in sizes.items():
-            kept[split] = self._db.execute(_KEEP, (split, limit)).rowcount
-            over = self._count("SELECT count(*) FROM queries WHERE split = ?", split) - kept[split]
+            kept_counts[split] = self._db.execute(_KEEP, (split, limit)).rowcount
+            over = self._count("SELECT count(*) FROM queries WHERE split = ?", split) - kept_counts[split]
             if over:
                 log.count(f"queries dropped: more than data.{split}_queries", over)
         self._db.execute(_CHOOSE)
         self._match(log)
-        return kept
+        return kept_counts
 
     def _fill(self, sizes: Mapping[str, int]) -> None:
         """Move families out of splits that have too many queries into those that have too few."""
@@ -172,11 +172,11 @@ class StagingDatabase:
 
     def _match(self, log: IngestLog) -> None:
         self._db.execute(_MATCH)
-        kept, read = (self._count(f"SELECT count(*) FROM {table}") for table in ("samples", "recordings"))
-        if read:
-            log.count("demonstrations kept", kept)
-        if dropped := read - kept:
-            log.count("demonstrations dropped: their query was not kept", dropped)
+        kept_count, read_count = (self._count(f"SELECT count(*) FROM {table}") for table in ("samples", "recordings"))
+        if read_count:
+            log.count("demonstrations kept", kept_count)
+        if dropped_count := read_count - kept_count:
+            log.count("demonstrations dropped: their query was not kept", dropped_count)
 
     def _count(self, sql: str, *values: str) -> int:
         return int(self._db.execute(sql, values).fetchone()[0])

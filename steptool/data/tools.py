@@ -86,8 +86,8 @@ def _declarations(tool: Any) -> Sequence[Any]:
     """The functions that one entry of a list of tools declares."""
     if not isinstance(tool, dict):
         return [tool]
-    listed = next((tool[key] for key in _DECLARATIONS if isinstance(tool.get(key), list)), None)
-    return [tool.get("function", tool)] if listed is None else listed
+    declarations = next((tool[key] for key in _DECLARATIONS if isinstance(tool.get(key), list)), None)
+    return [tool.get("function", tool)] if declarations is None else declarations
 
 
 def _openai_tool(function: Any, where: str) -> Any:
@@ -147,8 +147,8 @@ def toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSchema, .
         properties = {
             key: _toolbench_property(value) for key, value in require(parameters, "properties", dict, where).items()
         }
-        listed = require(parameters, "required", list, where) if parameters.get("required") else []
-        required = [key for key in properties if key in listed]
+        required_names = require(parameters, "required", list, where) if parameters.get("required") else []
+        required = [key for key in properties if key in required_names]
         if name != FINISH:
             name = distinct_name(name, schemas)
             schemas[name] = function_schema(name, str(function.get("description") or ""), properties, required)
@@ -190,10 +190,12 @@ class ToolCatalog:
 
     def environment(self, name: str = "") -> str:
         """The name, or without one the default. Raises UnusableError if no environment has it."""
-        chosen = name or self._default
-        if chosen not in ENVIRONMENTS and (chosen != self._default or ":" not in chosen):
-            raise UnusableError("unknown environment", f"expected {expected_names(self._config)}, got '{chosen}'")
-        return chosen
+        environment_name = name or self._default
+        if environment_name not in ENVIRONMENTS and (environment_name != self._default or ":" not in environment_name):
+            raise UnusableError(
+                "unknown environment", f"expected {expected_names(self._config)}, got '{environment_name}'"
+            )
+        return environment_name
 
     def tools(self, environment: str = "") -> tuple[ToolSchema, ...]:
         """The tools of an environment, and Finish.
@@ -205,9 +207,9 @@ class ToolCatalog:
     def _list_tools(self, name: str) -> tuple[ToolSchema, ...]:
         environment = open_environment(name, self._config)
         try:
-            listed = environment.tools()
+            tools = environment.tools()
         except ValueError as error:
             raise UnusableError("missing field 'tools'", f"field 'tools' is missing, and {error}") from None
         finally:
             environment.close()
-        return check_and_close(listed, f"environment '{name}'")
+        return check_and_close(tools, f"environment '{name}'")

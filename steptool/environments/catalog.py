@@ -50,12 +50,12 @@ def environment_class(name: str, config: Config) -> type[Environment]:
         field, place = "data.environment", name
     else:
         raise ConfigError(f"no environment is named '{name}'; expected {expected_names(config)}")
-    named = import_object(place, field, "a class of environments")
-    if not (inspect.isclass(named) and issubclass(named, Environment)):
-        raise ConfigError(f"{field}: expected a subclass of {Environment.__module__}.Environment, got {named!r}")
-    if missing := sorted(named.__abstractmethods__):
-        raise ConfigError(f"{field}: the class {named.__name__} lacks the methods {', '.join(missing)}")
-    return named
+    cls = import_object(place, field, "a class of environments")
+    if not (inspect.isclass(cls) and issubclass(cls, Environment)):
+        raise ConfigError(f"{field}: expected a subclass of {Environment.__module__}.Environment, got {cls!r}")
+    if missing := sorted(cls.__abstractmethods__):
+        raise ConfigError(f"{field}: the class {cls.__name__} lacks the methods {', '.join(missing)}")
+    return cls
 
 
 def expected_names(config: Config) -> str:

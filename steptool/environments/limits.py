@@ -46,9 +46,9 @@ class LimitedEnvironment:
         """
         if self._pool:
             return self._pool.submit(work, *args, **kwargs)
-        done: Future[T] = Future()
-        done.set_result(work(*args, **kwargs))
-        return done
+        result: Future[T] = Future()
+        result.set_result(work(*args, **kwargs))
+        return result
 
     def close(self) -> None:
         """Wait for work that has begun, and drop what has not. The environment itself stays open."""

@@ -89,8 +89,8 @@ class ReplayEnvironment(Environment):
 
     def __init__(self, recordings: Iterable[Trajectory]) -> None:
         self._responses = Responses()
-        answered = (pair for t in recordings for pair in answered_calls(t))
-        self._responses.add((call_key([call.name], call.arguments), result) for call, result in answered)
+        pairs = (pair for t in recordings for pair in answered_calls(t))
+        self._responses.add((call_key([call.name], call.arguments), result) for call, result in pairs)
 
     def reset(self, query: Query) -> ReplaySession:
         """A session for the query."""

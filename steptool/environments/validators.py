@@ -86,14 +86,14 @@ def _expanded_length(pattern: str) -> int:
 
 def extra_properties(instance: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
     """Names of the properties that the schema neither lists nor has a pattern for."""
-    listed, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
-    return [name for name in instance if name not in listed and not any(_matches(p, name) for p in patterns)]
+    properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    return [name for name in instance if name not in properties and not any(_matches(p, name) for p in patterns)]
 
 
 def _matches(pattern: str, text: str) -> bool:
-    left = min(_deadline.get() - time.thread_time(), CHECK_SECONDS)
+    seconds = min(_deadline.get() - time.thread_time(), CHECK_SECONDS)
     try:
-        return compile_pattern(pattern).search(text, timeout=max(left, 1e-3)) is not None
+        return compile_pattern(pattern).search(text, timeout=max(seconds, 1e-3)) is not None
     except TimeoutError:
         raise CheckTimeout(f"the pattern {pattern[:100]!r} takes too long") from None
 
@@ -147,13 +147,13 @@ def _bound(keyword: Keyword) -> Keyword:
 
 
 def _extend(draft: ValidatorClass) -> ValidatorClass:
-    ours: dict[str, Keyword] = {
+    own_keywords: dict[str, Keyword] = {
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties,
         "uniqueItems": _unique_items,
     }
-    keywords = {name: _bound(keyword) for name, keyword in {**draft.VALIDATORS, **ours}.items()}
+    keywords = {name: _bound(keyword) for name, keyword in {**draft.VALIDATORS, **own_keywords}.items()}
     return jsonschema.validators.extend(draft, keywords)  # type: ignore[no-untyped-call]
 
 

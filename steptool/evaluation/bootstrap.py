@@ -51,8 +51,8 @@ class PerQuery:
 
     def select(self, queries: Collection[str]) -> PerQuery:
         """The same for some of the queries."""
-        kept = [place for place, query in enumerate(self.queries) if query in queries]
-        return PerQuery(tuple(self.queries[place] for place in kept), self.top_Q[kept], self.bottom_Q[kept])
+        places = [place for place, query in enumerate(self.queries) if query in queries]
+        return PerQuery(tuple(self.queries[place] for place in places), self.top_Q[places], self.bottom_Q[places])
 
     def resample(self, counts_RQ: Floats) -> Floats:
         """The measure [R] over each resample of the queries."""
@@ -94,8 +94,8 @@ def resamples(queries: int, count: int, seed: int) -> Iterator[Floats]:
     size = max(1, _CHUNK // queries)
     for start in range(0, count, size):
         rows = min(size, count - start)
-        drawn = rng.integers(queries, size=(rows, queries)) + queries * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * queries).reshape(rows, queries).astype(np.float64)
+        positions = rng.integers(queries, size=(rows, queries)) + queries * np.arange(rows)[:, None]
+        yield np.bincount(positions.ravel(), minlength=rows * queries).reshape(rows, queries).astype(np.float64)
 
 
 def coins(queries: int, count: int, seed: int) -> Iterator[Floats]:

@@ -142,10 +142,10 @@ def compare(
     ValueError for two models that have no query in common.
     """
     names = [name for name, own in rows.items() if own]
-    wanted = [(a, b) for b, a in combinations(names, 2)] if pairs is None else pairs
+    chosen_pairs = [(a, b) for b, a in combinations(names, 2)] if pairs is None else pairs
     comparisons = [
         comparison
-        for a, b in wanted
+        for a, b in chosen_pairs
         for comparison in _compare_pair(a, b, rows.get(a, ()), rows.get(b, ()), draws, seed, decodings)
     ]
     return correct_p_values(comparisons)
@@ -229,9 +229,9 @@ def conclusion(c: Comparison) -> str:
     d, size = c.difference, points(abs(c.difference.mean))
     where = f"{d.n} task{'' if d.n == 1 else 's'}" + ("" if c.group == ALL else f" of the group {c.group}")
     amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than {c.b}"
-    seen = f"as many as {c.b}" if size == "0" else amount
+    sample_text = f"as many as {c.b}" if size == "0" else amount
     sure = f"95% interval {points(d.low)} to {points(d.high)}, {probability(c.corrected)}{_family(c)}"
-    return f"{c.a} solves {seen} on {where} ({sure}): {_verdict(c)}."
+    return f"{c.a} solves {sample_text} on {where} ({sure}): {_verdict(c)}."
 
 
 def _verdict(c: Comparison) -> str:

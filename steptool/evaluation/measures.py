@@ -48,7 +48,7 @@ def measure_episodes(
 
 
 def _measure(
-    query: Query, trajectory: Trajectory, model: str, decoding: str, repeat: int, spent: TurnCost | None
+    query: Query, trajectory: Trajectory, model: str, decoding: str, repeat: int, cost: TurnCost | None
 ) -> Evaluation:
     statuses = [step.status for step in trajectory.steps]
     passed, source = find_verdict(query, trajectory)
@@ -67,9 +67,9 @@ def _measure(
         calls=sum(status is not StepStatus.FINISH for status in statuses),
         invalid_calls=sum(status not in _VALID for status in statuses),
         redundant_calls=sum(redundant_steps(trajectory.steps)),
-        tokens=trajectory.sampled_tokens if spent is None else spent.completion_tokens,
-        prompt_tokens=None if spent is None else spent.prompt_tokens,
-        money=None if spent is None else spent.money,
+        tokens=trajectory.sampled_tokens if cost is None else cost.completion_tokens,
+        prompt_tokens=None if cost is None else cost.prompt_tokens,
+        money=None if cost is None else cost.money,
         seconds=trajectory.seconds,
         stop_reason=str(trajectory.stop_reason),
     )
@@ -97,8 +97,8 @@ def apply_verdicts(rows: Iterable[Evaluation], verdicts: Iterable[Verdict]) -> l
     """
     scores: dict[tuple[str, str], list[float]] = {}
     for v in verdicts:
-        known = [] if v.status is None else [STATUS_SCORE[Status(v.status)]]
-        scores.setdefault((v.model, v.query_id), []).extend(known)
+        score_list = [] if v.status is None else [STATUS_SCORE[Status(v.status)]]
+        scores.setdefault((v.model, v.query_id), []).extend(score_list)
     judged_models = {model for model, _ in scores}
     return [_with_verdict(r, scores.get((r.model, r.query_id)), judged_models) for r in rows]
 
@@ -120,11 +120,11 @@ def tool_recall(query: Query, trajectory: Trajectory) -> float | None:
     """
     calls = query.reference.calls
     names = [call.name for call in calls] if calls is not None else set(query.reference.tools or ())
-    wanted = Counter(names)
-    if not wanted:
+    expected = Counter(names)
+    if not expected:
         return None
-    made = Counter(s.call.name for s in trajectory.steps if s.call is not None and s.status is StepStatus.OK)
-    return (wanted & made).total() / wanted.total()
+    successes = Counter(s.call.name for s in trajectory.steps if s.call is not None and s.status is StepStatus.OK)
+    return (expected & successes).total() / expected.total()
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def evaluate_policy(
     result = PolicyEvaluation()
     passes = [(Decoding.GREEDY, 0), *((Decoding.SAMPLED, repeat) for repeat in range(sampled_repeats))]
     for decoding, repeat in passes:
-        played = roll_out(
+        episodes = roll_out(
             policy,
             queries,
             environment,
@@ -179,9 +179,9 @@ def evaluate_policy(
             limits=limits,
             progress=progress(decoding) if progress else None,
         )
-        trajectories = [episode.trajectory for episode in played]
-        costs = {episode.trajectory.trajectory_id: episode.cost for episode in played}
+        trajectories = [episode.trajectory for episode in episodes]
+        costs = {episode.trajectory.trajectory_id: episode.cost for episode in episodes}
         result.rows.extend(measure_episodes(queries, trajectories, policy.name, decoding, repeat, costs))
         (result.greedy if decoding is Decoding.GREEDY else result.sampled).extend(trajectories)
-        result.refusals.extend(episode.refusal for episode in played if episode.refusal)
+        result.refusals.extend(episode.refusal for episode in episodes if episode.refusal)
     return result

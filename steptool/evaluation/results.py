@@ -171,9 +171,9 @@ def cost_per_solved(rows: Sequence[Evaluation]) -> CostPerSolved:
     if not solved:
         return CostPerSolved(None, None, None)
     prices = [row.money for row in rows if row.money is not None]
-    spent = sum(prices) / solved if len(prices) == len(rows) else None
+    price = sum(prices) / solved if len(prices) == len(rows) else None
     tokens = sum(row.tokens for row in rows) / solved
-    return CostPerSolved(tokens or None, sum(row.seconds for row in rows) / solved, spent)
+    return CostPerSolved(tokens or None, sum(row.seconds for row in rows) / solved, price)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

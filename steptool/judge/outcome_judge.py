@@ -131,11 +131,11 @@ class OutcomeJudge(PanelJudge):
         ]
 
     def _compare(self, query: Query, trajectory: Trajectory, against: Trajectory, swapped: bool) -> list[_Decision]:
-        answered = [t.stop_reason is StopReason.FINISHED for t in (trajectory, against)]
-        if not any(answered):
+        has_answer = [t.stop_reason is StopReason.FINISHED for t in (trajectory, against)]
+        if not any(has_answer):
             return [_Decision(Choice.TIE, "neither gave an answer")] * self._config.votes
-        if not all(answered):
-            return [_Decision(_CHOICES[answered.index(True)], "an answer beats none")] * self._config.votes
+        if not all(has_answer):
+            return [_Decision(_CHOICES[has_answer.index(True)], "an answer beats none")] * self._config.votes
         order = (against, trajectory) if swapped else (trajectory, against)
         texts = [f"The {p} assistant\n\n{self._text(query, t)}" for p, t in zip(_PLACES, order, strict=False)]
         names = dict(zip(_PLACES, [*(reversed(_CHOICES) if swapped else _CHOICES), Choice.TIE], strict=True))
@@ -176,9 +176,9 @@ def judge_outcomes(
             for row in judge.verdicts(model, [(queries[t.query_id], t) for t in trajectories])
         ]
         preferences: list[Preference] = []
-        for (other, theirs), (model, ours) in combinations(episodes.items(), 2):
-            against = {t.query_id: t for t in theirs}
-            triples = [(queries[t.query_id], t, against[t.query_id]) for t in ours]
+        for (other, other_episodes), (model, model_episodes) in combinations(episodes.items(), 2):
+            against = {t.query_id: t for t in other_episodes}
+            triples = [(queries[t.query_id], t, against[t.query_id]) for t in model_episodes]
             preferences += judge.preferences(model, other, triples)
         judge.require_votes()
         return Outcomes(verdicts, preferences, judge.counts(), judge.missing_reasons())

@@ -179,5 +179,5 @@ def _judgements(votes: Sequence[Vote[Judgement]]) -> list[Judgement]:
 
 def _mean(scores: Sequence[float | None]) -> float | None:
     """Mean of the scores that are there; None if there are none."""
-    known = [score for score in scores if score is not None]
-    return fmean(known) if known else None
+    present = [score for score in scores if score is not None]
+    return fmean(present) if present else None

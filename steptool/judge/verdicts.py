@@ -81,8 +81,8 @@ def judged_pass_rate(
     status = {(v.repeat, v.query_id): v.status for v in verdicts if v.query_id in queries}
     repeats = sorted({repeat for repeat, _ in status})
     scores = [[_score(status.get((r, q)), q in unanswered) for q in sorted(queries)] for r in repeats]
-    known = [[s for s in row if s is not None] for row in scores]
-    rates = [sum(row) / len(row) for row in known if row]
+    present = [[s for s in row if s is not None] for row in scores]
+    rates = [sum(row) / len(row) for row in present if row]
     if not rates:
         return None
     missing = sum(s is None for row in scores for s in row)

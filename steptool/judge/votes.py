@@ -48,7 +48,7 @@ class VotePanel:
         self._config, self._endpoint = config, endpoint
         self._deadline = time.monotonic() + config.deadline
         self._counts, self._problems, self._lock = Counter[str](), Counter[str](), threading.Lock()
-        self._given = 0
+        self._vote_count = 0
 
     def ask(self, question: Question[T], text: str) -> list[Vote[T]]:
         """The configured number of votes on a text. Raises EndpointRefused if the endpoint takes no request at all."""
@@ -68,7 +68,7 @@ class VotePanel:
     def require_votes(self) -> None:
         """Raise JudgeError if votes were asked for and none was given."""
         reasons = self.missing_reasons()
-        if reasons and not self._given:
+        if reasons and not self._vote_count:
             raise JudgeError(f"the judge gave no vote: {count_reasons(reasons)}")
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class VotePanel:
                 )
                 answer = question.read(_arguments(reply.message, _function_name(question)))
                 with self._lock:
-                    self._given += 1
+                    self._vote_count += 1
                 return Vote(answer)
             except EndpointRefused:
                 raise
@@ -161,13 +161,13 @@ def _arguments(message: Message, name: str) -> Mapping[str, Any]:
     if not calls or not isinstance(calls, list):
         raise ValueError("no function was called")
     try:
-        called, text = calls[0]["function"]["name"], calls[0]["function"]["arguments"]
+        call_name, text = calls[0]["function"]["name"], calls[0]["function"]["arguments"]
         arguments = json.loads(text) if isinstance(text, str) else text
     except (LookupError, TypeError):
         raise ValueError("the call has no name and arguments") from None
     except (ValueError, RecursionError):
         raise ValueError("the arguments are not valid JSON") from None
-    if called != name or not isinstance(arguments, dict):
+    if call_name != name or not isinstance(arguments, dict):
         raise ValueError(f"expected a call of {name} with an object of arguments")
     return arguments
 

@@ -41,10 +41,10 @@ def roll_out(
         open_environment_of(queries, config, recordings) as environment,
         open_policy(learner, config) as policy,
     ):
-        played = runner.roll_out(
+        episodes = runner.roll_out(
             policy, queries, environment, round_index=round_index, limits=config.tools, progress=ticker
         )
-    return [episode.trajectory for episode in played]
+    return [episode.trajectory for episode in episodes]
 
 
 def evaluate(
@@ -90,10 +90,10 @@ def view(
     """Write one HTML file in which the trajectories can be searched and read, with the scores of their steps."""
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         folder = Path(scratch)
-        written = write_records(folder / "queries.parquet", queries, Query)
+        queries_file = write_records(folder / "queries.parquet", queries, Query)
         episodes = write_records(folder / "trajectories.parquet", trajectories, Trajectory)
         scores = write_records(folder / "rewards.parquet", rewards, StepReward) if rewards else None
-        return write_viewer(target, written, [EpisodeFiles(episodes, scores)], title)
+        return write_viewer(target, queries_file, [EpisodeFiles(episodes, scores)], title)
 
 
 def _report(result: PolicyEvaluation, name: str, queries: int) -> None:

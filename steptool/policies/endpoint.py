@@ -46,8 +46,8 @@ class EndpointPolicy(Policy):
         self._pool = ThreadPoolExecutor(self.capacity)
         self._requests: dict[Future[Reply], Episode] = {}
         self._episodes: Sequence[Episode] = ()
-        self._answered = False
-        self._refused: dict[Episode, str] = {}
+        self._has_reply = False
+        self._refusals: dict[Episode, str] = {}
 
     def temperature(self, decoding: Decoding) -> float:
         """That of the endpoint for this decoding."""
@@ -55,7 +55,7 @@ class EndpointPolicy(Policy):
 
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> Sequence[Episode]:
         """Take the episodes as they come."""
-        self._episodes, self._answered, self._refused = episodes, False, {}
+        self._episodes, self._has_reply, self._refusals = episodes, False, {}
         return episodes
 
     def submit(self, episodes: Sequence[Episode]) -> None:
@@ -69,8 +69,8 @@ class EndpointPolicy(Policy):
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
         """Wait for a reply."""
         wait([*self._requests, *until], return_when=FIRST_COMPLETED)
-        done = [request for request in self._requests if request.done()]
-        return [self._read(self._requests.pop(request), request) for request in done]
+        finished = [request for request in self._requests if request.done()]
+        return [self._read(self._requests.pop(request), request) for request in finished]
 
     def release(self, episode: Episode) -> None:
         """Nothing is held for an episode."""
@@ -88,22 +88,22 @@ class EndpointPolicy(Policy):
             return episode, self._refuse(episode, error)
         except EndpointError as error:
             raise type(error)(f"query '{episode.query.query_id}': {error}") from error
-        self._answered = True
+        self._has_reply = True
         cost = self._price(episode, reply.prompt_tokens, reply.completion_tokens)
         return episode, Turn(_parse(reply.message), cost, message=reply.message)
 
     def _refuse(self, episode: Episode, error: RequestRefused) -> Refusal:
         reason = f"query '{episode.query.query_id}': {error}"
-        self._refused[episode] = reason
-        if not self._answered and len(self._refused) == len(self._episodes):
-            raise EndpointRefused(f"no episode got an answer; {self._refused[self._episodes[0]]}")
+        self._refusals[episode] = reason
+        if not self._has_reply and len(self._refusals) == len(self._episodes):
+            raise EndpointRefused(f"no episode got an answer; {self._refusals[self._episodes[0]]}")
         stop = StopReason.CONTEXT_LIMIT if isinstance(error, RequestTooLong) else StopReason.REFUSED
         return Refusal(stop, reason, self._price(episode, 0, 0))
 
-    def _price(self, episode: Episode, read: int, written: int) -> TurnCost:
+    def _price(self, episode: Episode, prompt_tokens: int, completion_tokens: int) -> TurnCost:
         config = self._endpoints[episode.decoding].config
-        money = (read * config.price_in + written * config.price_out) / 1e6
-        return TurnCost(written, read, money if config.price_in or config.price_out else None)
+        money = (prompt_tokens * config.price_in + completion_tokens * config.price_out) / 1e6
+        return TurnCost(completion_tokens, prompt_tokens, money if config.price_in or config.price_out else None)
 
 
 def _parse(message: Message) -> ParsedTurn:

@@ -170,7 +170,7 @@ class TokenPolicy(Policy):
         self.capacity, self.max_steps = rollout.batch_size, rollout.max_steps
         self._codec, self._rollout, self._seed = codec, rollout, settings["seed"]
         self._prompter = Prompter(codec, settings["max_context"], rollout.max_new_tokens)
-        self._refused: list[EndedTurn] = []
+        self._refusals: list[EndedTurn] = []
 
     def temperature(self, decoding: Decoding) -> float:
         """That of the rollouts, whatever the decoding."""
@@ -198,7 +198,7 @@ class EnginePolicy(TokenPolicy):
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
         """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""
         self._engine.abort(self._requests.keys())
-        self._requests, self._refused, self._turns = {}, [], {}
+        self._requests, self._refusals, self._turns = {}, [], {}
         lengths = self._prompter.begin(episodes)
         return sorted(episodes, key=lengths.__getitem__, reverse=True)
 
@@ -207,7 +207,7 @@ class EnginePolicy(TokenPolicy):
         for episode in episodes:
             prompt = self._prompter.next(episode)
             if isinstance(prompt, Refusal):
-                self._refused.append((episode, prompt))
+                self._refusals.append((episode, prompt))
                 continue
             request_id, self._request_count = str(self._request_count), self._request_count + 1
             self._requests[request_id] = episode, prompt
@@ -215,11 +215,11 @@ class EnginePolicy(TokenPolicy):
 
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
         """Step the engine until a turn has ended or an environment has answered."""
-        if self._refused or not self._requests:
-            refused, self._refused = self._refused, []
-            if not refused:
+        if self._refusals or not self._requests:
+            refusals, self._refusals = self._refusals, []
+            if not refusals:
                 wait(until, return_when=FIRST_COMPLETED)
-            return refused
+            return refusals
         completions: list[Completion] = []
         while not completions and not any(future.done() for future in until):
             completions = self._engine.step()

@@ -59,7 +59,7 @@ class LocalPolicy(TokenPolicy):
         """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""
         lengths = self._prompter.begin(episodes)
         self._rows, self._seats = Rows(min(self.capacity, len(episodes))), {}
-        self._to_come, self._queue, self._refused = len(episodes), [], []
+        self._to_come, self._queue, self._refusals = len(episodes), [], []
         self._sampler = BatchSampler(
             self._model,
             len(self._rows),
@@ -75,16 +75,16 @@ class LocalPolicy(TokenPolicy):
         for episode in episodes:
             prompt = self._prompter.next(episode)
             if isinstance(prompt, Refusal):
-                self._refused.append((episode, prompt))
+                self._refusals.append((episode, prompt))
             else:
                 self._seat(episode)
                 self._queue.append((episode, prompt))
 
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
         """Sample until a share of the rows has ended its turns or been answered."""
-        if self._refused:
-            refused, self._refused = self._refused, []
-            return refused
+        if self._refusals:
+            refusals, self._refusals = self._refusals, []
+            return refusals
         self._feed()
         if not self._sampler.open:
             wait(until, return_when=FIRST_COMPLETED)
@@ -119,8 +119,8 @@ class LocalPolicy(TokenPolicy):
         for episode, prompt in self._queue:
             seat = self._seats[episode]
             seat.prompt = prompt
-            drawn = torch.rand(self._rollout.max_new_tokens, generator=seat.random)
-            uniforms[self._rows.row_of(episode)] = drawn.numpy()
+            numbers = torch.rand(self._rollout.max_new_tokens, generator=seat.random)
+            uniforms[self._rows.row_of(episode)] = numbers.numpy()
         self._queue = []
         for stage in stages:
             for copy in stage.copies:

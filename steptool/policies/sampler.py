@@ -68,7 +68,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         self._rows = rows
         self._slots = 0
         self._store: dict[int, tuple[Tensor, Tensor]] = {}
-        self._read: Tensor | None = None
+        self._rows_to_read: Tensor | None = None
         self._where: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self._real: Tensor | None = None
         self._length = 0
@@ -85,7 +85,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         self._real = real_RM
         if real_RM is not None:
             self._where = (row_RM[real_RM], positions_RM[real_RM])
-        self._read = rows
+        self._rows_to_read = rows
         self._length = length
         self.grow(length)
 
@@ -124,7 +124,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         row, slot = self._where
         store[row, :, slot] = new_RMHD.flatten(0, 1) if self._real is None else new_RMHD[self._real]
         readable = store[:, :, : self._length]
-        return readable if self._read is None else readable[self._read]
+        return readable if self._rows_to_read is None else readable[self._rows_to_read]
 
     def _room(self, like: Tensor) -> Tensor:
         return like.new_zeros(self._rows, like.shape[1], self._slots, like.shape[3])
@@ -202,8 +202,8 @@ class BatchSampler:
         self._length += 1
         # A row that waits computes along idly, and may be longer than all that go on: it keeps what it holds.
         spare = self._cache.grow(self._length)
-        written = torch.where(self._sampling, self._position, spare)
-        self._cache.aim(None, written[:, None], None, self._length)
+        position = torch.where(self._sampling, self._position, spare)
+        self._cache.aim(None, position[:, None], None, self._length)
         logits_BV = self._forward(self._last[:, None], self._position[:, None], self._length)
         going = self._sampling
         self._position += going

@@ -77,8 +77,8 @@ def play_back(
         queries.append(query)
         calls[query.query_id].append(recorded)
     scripted = ScriptedPolicy(lambda query, sample: calls[query.query_id][sample], policy)
-    played = roll_out(scripted, queries, environment, decoding=Decoding.GREEDY, limits=limits)
-    return [episode.trajectory for episode in played]
+    episodes = roll_out(scripted, queries, environment, decoding=Decoding.GREEDY, limits=limits)
+    return [episode.trajectory for episode in episodes]
 
 
 def has_reference_calls(query: Query) -> bool:

@@ -103,5 +103,5 @@ def _whole_prompts(max_context: int) -> dict[str, Any]:
 def _completion(output: Any) -> Completion:
     sampled = output.outputs[0]
     ids = [int(token) for token in sampled.token_ids]
-    chosen = [float(logprobs[token].logprob) for token, logprobs in zip(ids, sampled.logprobs, strict=True)]
-    return Completion(output.request_id, ids, np.asarray(chosen, dtype=np.float32))
+    token_logprobs = [float(logprobs[token].logprob) for token, logprobs in zip(ids, sampled.logprobs, strict=True)]
+    return Completion(output.request_id, ids, np.asarray(token_logprobs, dtype=np.float32))

@@ -200,10 +200,10 @@ def _column(name: str, hint: Any) -> Column:
         parts[0], *inner = get_args(parts[0])
         notes = [*inner, *notes]
     description = " ".join(note for note in notes if isinstance(note, str))
-    stored = next((note for note in notes if isinstance(note, Stored)), None) or _find_stored(parts[0])
-    if stored is None or not description:
+    storage = next((note for note in notes if isinstance(note, Stored)), None) or _find_stored(parts[0])
+    if storage is None or not description:
         raise TypeError(f"field '{name}': expected Annotated with a description and an Arrow type, got {hint}")
-    return Column(name, _with_array(stored), NoneType in get_args(kind), description)
+    return Column(name, _with_array(storage), NoneType in get_args(kind), description)
 
 
 def _find_stored(kind: Any) -> Stored | None:
@@ -212,9 +212,9 @@ def _find_stored(kind: Any) -> Stored | None:
     return _PLAIN.get(kind)
 
 
-def _with_array(stored: Stored) -> Stored:
+def _with_array(storage: Stored) -> Stored:
     """Lists of numbers come back as arrays."""
-    if _holds_numbers(stored.type) and stored.decode is None:
-        dtype = stored.type.value_type.to_pandas_dtype()
-        return Stored(stored.type, stored.encode, lambda values: np.asarray(values, dtype=dtype))
-    return stored
+    if _holds_numbers(storage.type) and storage.decode is None:
+        dtype = storage.type.value_type.to_pandas_dtype()
+        return Stored(storage.type, storage.encode, lambda values: np.asarray(values, dtype=dtype))
+    return storage

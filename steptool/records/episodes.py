@@ -122,14 +122,14 @@ class Reference:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that `from_json` reads; what is not known has no key."""
-        known = {
+        fields = {
             "answer": self.answer,
             "calls": None if self.calls is None else _calls_to_json(self.calls),
             "turns": None if self.turns is None else list(map(_calls_to_json, self.turns)),
             "tools": None if self.tools is None else list(self.tools),
             "family": self.family,
         }
-        return {name: value for name, value in known.items() if value is not None} | dict(self.environment)
+        return {name: value for name, value in fields.items() if value is not None} | dict(self.environment)
 
 
 def _calls_from_json(calls: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:

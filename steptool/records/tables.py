@@ -214,13 +214,13 @@ def to_table(rows: Iterable[Mapping[str, Any]], cls: type, first: int = 0) -> pa
 
     `first` is the number of the first row, for the message.
     """
-    listed, contract = list(rows), contract_of(cls)
-    _check_fields(listed, contract, first)
+    row_list, contract = list(rows), contract_of(cls)
+    _check_fields(row_list, contract, first)
     try:
         text = [f.with_type(pa.list_(pa.string())) if f.type == JSON_LIST else f for f in contract.schema]
-        return pa.Table.from_pylist(listed, schema=pa.schema(text)).cast(contract.schema)
+        return pa.Table.from_pylist(row_list, schema=pa.schema(text)).cast(contract.schema)
     except _ARROW_ERRORS as error:
-        raise ContractError(f"{contract}: {_culprit(listed, contract, first)} ({error})") from error
+        raise ContractError(f"{contract}: {_culprit(row_list, contract, first)} ({error})") from error
 
 
 def _check_fields(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> None:
@@ -250,15 +250,15 @@ def _culprit(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) 
 def _parts(rows: Iterable[Mapping[str, Any]], cls: type) -> Iterator[pa.Table]:
     """Rows in tables of a bounded size."""
     part: list[Mapping[str, Any]] = []
-    done = size = 0
+    count = size = 0
     for row in rows:
         part.append(row)
         size += sum(len(value) for value in row.values() if hasattr(value, "__len__"))
         if len(part) == _PART_ROWS or size >= _PART_SIZE:
-            yield to_table(part, cls, done)
-            done, size, part = done + len(part), 0, []
+            yield to_table(part, cls, count)
+            count, size, part = count + len(part), 0, []
     if part:
-        yield to_table(part, cls, done)
+        yield to_table(part, cls, count)
 
 
 def _write_tables(path: Place, tables: Iterable[pa.Table], contract: Contract) -> Path:

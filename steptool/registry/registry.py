@@ -126,8 +126,8 @@ class Registry:
         """A version's manifest. Raises RegistryError for a version that is unknown, unfinished or damaged."""
         version = self._find_version(version_id)
         if not version:
-            known = ", ".join(version.version_id for version in self.versions()[-3:]) or "none"
-            raise RegistryError(f"no version '{version_id}' was published; the last ones are: {known}")
+            latest = ", ".join(version.version_id for version in self.versions()[-3:]) or "none"
+            raise RegistryError(f"no version '{version_id}' was published; the last ones are: {latest}")
         return version
 
     def versions(self) -> list[Version]:
@@ -185,8 +185,8 @@ class Registry:
         A version that has a manifest or that a champion names is never removed. Returns the paths that were removed.
         """
         finished = {path.split("/")[1] for path in self._store.read(manifest_paths(self._store))}
-        kept = finished | {entry.version_id for entry in self.history()}
-        unfinished = [version_folder(name) for name in self._store.names(VERSIONS) if name not in kept]
+        needed_ids = finished | {entry.version_id for entry in self.history()}
+        unfinished = [version_folder(name) for name in self._store.names(VERSIONS) if name not in needed_ids]
         partial = [f"{PARTIAL}/{name}" for name in self._store.names(PARTIAL)]
         before = datetime.now(UTC) - older_than
         return [path for path in unfinished + partial if self._remove_if_stale(path, before)]

@@ -82,17 +82,17 @@ def line_chart(
     ceiling: float | None = None,
 ) -> str:
     """Lines over a common x axis. The y axis covers the data, and `floor` and `ceiling` where given."""
-    drawn = [s for s in series if any(y is not None for _, y in s.points)]
-    if not drawn:
+    lines = [s for s in series if any(y is not None for _, y in s.points)]
+    if not lines:
         return figure(title, '<p class="empty">Nothing was recorded.</p>', note)
-    xs = [x for s in drawn for x, _ in s.points]
-    marks = ticks(*_extent(drawn, floor, ceiling))
+    xs = [x for s in lines for x, _ in s.points]
+    marks = ticks(*_extent(lines, floor, ceiling))
     x = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y = Scale(marks[0], marks[-1], LINE_HEIGHT - BOTTOM, TOP)
     parts = [y_axis(y, marks, show), x_axis(x, sorted(set(xs)), x_label, LINE_HEIGHT)]
-    parts += [_band(s, x, y) for s in drawn] + [_line(s, x, y, show) for s in drawn]
-    parts.append(_end_labels(drawn, x, y, show))
-    legend = [(s.label, s.colour) for s in drawn] if len(drawn) > 1 else []
+    parts += [_band(s, x, y) for s in lines] + [_line(s, x, y, show) for s in lines]
+    parts.append(_end_labels(lines, x, y, show))
+    legend = [(s.label, s.colour) for s in lines] if len(lines) > 1 else []
     return figure(title, svg(title, LINE_HEIGHT, parts), note, legend)
 
 
@@ -179,11 +179,11 @@ def _line(series: Series, x: Scale, y: Scale, show: Format) -> str:
 
 
 def _band(series: Series, x: Scale, y: Scale) -> str:
-    known = [(p[0], b) for p, b in zip(series.points, series.band, strict=False) if b]
-    if len(known) < 2:
+    points = [(p[0], b) for p, b in zip(series.points, series.band, strict=False) if b]
+    if len(points) < 2:
         return ""
-    upper = [f"{x(a)},{y(high)}" for a, (_, high) in known]
-    lower = [f"{x(a)},{y(low)}" for a, (low, _) in reversed(known)]
+    upper = [f"{x(a)},{y(high)}" for a, (_, high) in points]
+    lower = [f"{x(a)},{y(low)}" for a, (low, _) in reversed(points)]
     return f'<path class="band {series.colour}" d="M{"L".join(upper + lower)}Z"/>'
 
 

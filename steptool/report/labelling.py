@@ -48,14 +48,14 @@ def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed:
 
 def _draw_sample(path: Path, size: int, seed: int) -> list[Trajectory]:
     """A random sample in one pass (Vitter's algorithm R)."""
-    rng, kept = random.Random(seed), list[Trajectory]()
+    rng, sample = random.Random(seed), list[Trajectory]()
     for number, trajectory in enumerate(iterate_records(path, Trajectory)):
         place = number if number < size else rng.randint(0, number)
         if number < size:
-            kept.append(trajectory)
+            sample.append(trajectory)
         elif place < size:
-            kept[place] = trajectory
-    return kept
+            sample[place] = trajectory
+    return sample
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

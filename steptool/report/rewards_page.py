@@ -122,9 +122,9 @@ def _state_redundancy(audit: Audit) -> Iterator[str]:
 
 
 def _state_drift(audit: Audit) -> Iterator[str]:
-    moved = [NAMES[d.component] for d in audit.drifts if d.index is not None and d.index > _SHIFT]
-    if moved:
-        yield f"Against the earlier run these have shifted: {', '.join(moved)} (stability index above {_SHIFT})."
+    names = [NAMES[d.component] for d in audit.drifts if d.index is not None and d.index > _SHIFT]
+    if names:
+        yield f"Against the earlier run these have shifted: {', '.join(names)} (stability index above {_SHIFT})."
     elif audit.drifts:
         yield f"Against the earlier run nothing has shifted (stability index at most {_SHIFT})."
 

@@ -102,9 +102,9 @@ def training_curves(metrics: Sequence[Metric]) -> tuple[list[str], list[str]]:
     """Curves of the rounds' training metrics (means over the round's updates): the main ones, and all others."""
     rows = [r for r in metrics if r.stage != "warm_start"]
     names = dict.fromkeys([*CURVES, *sorted({r.name for r in rows})])
-    drawn = {n: _training_curve(n, [r for r in rows if r.name == n]) for n in names}
-    main = [svg for n, svg in drawn.items() if svg and n in MAIN_CURVES]
-    return main, [svg for n, svg in drawn.items() if svg and n not in MAIN_CURVES]
+    curves = {n: _training_curve(n, [r for r in rows if r.name == n]) for n in names}
+    main = [svg for n, svg in curves.items() if svg and n in MAIN_CURVES]
+    return main, [svg for n, svg in curves.items() if svg and n not in MAIN_CURVES]
 
 
 def _training_curve(name: str, rows: Sequence[Metric]) -> str:

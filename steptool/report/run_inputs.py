@@ -147,8 +147,8 @@ def summarise_round(
 
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not missing; None if all are."""
-    known = [float(v) for v in values if v is not None and math.isfinite(v)]
-    return sum(known) / len(known) if known else None
+    numbers = [float(v) for v in values if v is not None and math.isfinite(v)]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _scores(trajectories: Sequence[Trajectory], rewards: Iterable[StepReward]) -> dict[str, list[StepReward]]:
@@ -256,8 +256,8 @@ def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: 
     ]
     ranked = sorted(episodes, key=lambda e: e.verdict or 0.0)
     half = TRAINING_EPISODES // 2
-    chosen = ranked if len(ranked) <= TRAINING_EPISODES else [*ranked[:half], *ranked[-half:]]
-    yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in chosen)
+    selection = ranked if len(ranked) <= TRAINING_EPISODES else [*ranked[:half], *ranked[-half:]]
+    yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in selection)
 
 
 def _notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:

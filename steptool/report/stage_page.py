@@ -118,15 +118,17 @@ def _trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
     rows = list(iterate_rows(file, Trajectory, columns=("stop_reason", "solved")))
     ends = Counter(row["stop_reason"] for row in rows).most_common()
     bars = [_interval("ended", end.replace("_", " "), [1.0] * count, len(rows)) for end, count in ends]
-    if known := _present_values(rows, "solved"):
-        bars.append(_interval("verdict", "solved", known))
+    if verdicts := _present_values(rows, "solved"):
+        bars.append(_interval("verdict", "solved", verdicts))
     yield interval_bars(f"Episodes ({name})", bars, note="95% intervals.")
 
 
 def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
     scores = {"succ_calling": "succeeded", "contribution": "contributes", "is_solved": "solved"}
     rows = list(iterate_rows(file, StepReward, columns=tuple(scores)))
-    bars = [_interval("", label, known) for score, label in scores.items() if (known := _present_values(rows, score))]
+    bars = [
+        _interval("", label, present) for score, label in scores.items() if (present := _present_values(rows, score))
+    ]
     if bars:
         yield interval_bars("Mean scores", bars, note="Over the steps that have one.")
 

@@ -102,8 +102,8 @@ def find_difference(inputs: ReportInputs, group: str = ALL, other: str = "warm_s
     Against the warm start and on all tasks it is the headline's: it was chosen beforehand and needs no correction for
     further comparisons.
     """
-    wanted = (other, group, GREEDY)
-    matches = (c.difference for c in inputs.results.comparisons if (c.b, c.group, c.decoding) == wanted)
+    key = (other, group, GREEDY)
+    matches = (c.difference for c in inputs.results.comparisons if (c.b, c.group, c.decoding) == key)
     return next(matches, None)
 
 
@@ -115,8 +115,8 @@ def state_base(inputs: ReportInputs) -> str:
 
 def find_line(inputs: ReportInputs, model: str, group: str = ALL, decoding: str = GREEDY) -> Row | None:
     """The line of the results of a model; None where it has no episodes."""
-    wanted = (model, group, decoding)
-    lines = (r for r in inputs.results.lines if (r["model"], r["group"], r["decoding"]) == wanted)
+    key = (model, group, decoding)
+    lines = (r for r in inputs.results.lines if (r["model"], r["group"], r["decoding"]) == key)
     return next(lines, None)
 
 

@@ -69,8 +69,8 @@ def figure(title: str, body: str, note: str = "", legend: Sequence[tuple[str, st
     """A chart under its title, with a note and a legend of (label, colour class)."""
     keys = "".join(f'<li class="{escape(colour)}">{escape(label)}</li>' for label, colour in legend)
     caption = f"<b>{escape(title)}</b>" + (f"<span>{escape(note)}</span>" if note else "")
-    listed = f'<ul class="legend">{keys}</ul>' if keys else ""
-    return f'<figure class="chart"><figcaption>{caption}</figcaption>{listed}{body}</figure>'
+    legend_list = f'<ul class="legend">{keys}</ul>' if keys else ""
+    return f'<figure class="chart"><figcaption>{caption}</figcaption>{legend_list}{body}</figure>'
 
 
 def svg(title: str, height: float, parts: Sequence[str]) -> str:

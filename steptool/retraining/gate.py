@@ -128,9 +128,9 @@ def _judge_categories(
             yield Criterion(name=f"category {name}", passed=True, statement=statement, tasks=0)
             continue
         change, p = paired_bootstrap(new, old, draws, seed), permutation_p(new, old, draws, seed)
-        lost = change.mean < -rule.max_category_loss - _TOLERANCE and change.high < 0 and p < LEVEL
+        is_worse = change.mean < -rule.max_category_loss - _TOLERANCE and change.high < 0 and p < LEVEL
         bound = f"a loss of more than {points(rule.max_category_loss)} that is shown is too much"
-        yield _criterion(f"category {name}", change, not lost, f"{_describe(change)}, {probability(p)}; {bound}")
+        yield _criterion(f"category {name}", change, not is_worse, f"{_describe(change)}, {probability(p)}; {bound}")
 
 
 def _judge_invalid_calls(rise: Difference, rule: PromotionConfig) -> Criterion:

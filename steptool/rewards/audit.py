@@ -165,8 +165,8 @@ def _separations(
     weights: ComponentWeights | None,
 ) -> Iterator[Separation]:
     """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
-    known = [t for t in trajectories if scores.get(t.trajectory_id)]
-    own = not any(t.solved is not None for t in known)
+    scored = [t for t in trajectories if scores.get(t.trajectory_id)]
+    own = not any(t.solved is not None for t in scored)
     figures: dict[str, Callable[[Sequence[StepReward], Trajectory], float | None]] = {
         "contribution": lambda rows, _: _mean(r.contribution for r in rows),
         "steps": lambda rows, t: _before_last(rows, config, t.steps),
@@ -180,7 +180,7 @@ def _separations(
             continue
         points = [
             (value, verdict > YES)
-            for t in known
+            for t in scored
             for rows in [scores[t.trajectory_id]]
             for value, verdict in [(of(rows, t), rows[-1].is_solved if own else t.solved)]
             if value is not None and verdict not in (None, YES)
@@ -200,14 +200,14 @@ def _tools(trajectories: Sequence[Trajectory], scores: Scores) -> list[ToolScore
 
 
 def _tool_scores(tool: str, rows: Sequence[StepReward]) -> ToolScores:
-    known = [r.contribution for r in rows if r.contribution is not None]
-    spread = np.bincount(np.digitize(known, _EDGES, right=True), minlength=len(_EDGES) + 1)
+    contributions = [r.contribution for r in rows if r.contribution is not None]
+    spread = np.bincount(np.digitize(contributions, _EDGES, right=True), minlength=len(_EDGES) + 1)
     return ToolScores(
         tool,
         len(rows),
         _mean(r.succ_calling for r in rows),
-        _mean(known),
-        idle_share(known),
+        _mean(contributions),
+        idle_share(contributions),
         tuple(spread.tolist()),
     )
 
@@ -221,5 +221,5 @@ def _drifts(earlier: Iterable[StepReward], scores: Scores) -> Iterator[Drift]:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
+    numbers = [v for v in values if v is not None]
+    return float(np.mean(numbers)) if numbers else None

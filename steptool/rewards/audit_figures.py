@@ -94,10 +94,10 @@ def find_disputes(
         ranked.append((sum(turns[kind] for kind in kinds), -abs(gap), len(ranked), case))
         for kind in kinds:
             turns[kind] += 1
-    chosen = [case for *_, case in sorted(ranked, key=lambda r: r[:3])[:wanted]]
+    disputes = [case for *_, case in sorted(ranked, key=lambda r: r[:3])[:wanted]]
     return [
         _dispute(queries, t, number, component, {name: by_annotator[name] for name in (main, other)})
-        for t, number, component, other, _ in chosen
+        for t, number, component, other, _ in disputes
     ]
 
 

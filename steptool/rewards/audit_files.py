@@ -36,7 +36,7 @@ def audit_files(queries: File, trajectories: File, rewards: File, config: Config
     `compare` is another file of rewards. On the same trajectories it counts as one more annotator; on others it is the
     earlier run, in place of `rewards.audit.previous`. Raises ValueError where the rewards are about other trajectories.
     """
-    known, episodes = QueryTable(queries), list(_sample(trajectories))
+    query_table, episodes = QueryTable(queries), list(_sample(trajectories))
     ids = {t.trajectory_id for t in episodes}
     rows = list(_rows_of(rewards, ids))
     other = list(_rows_of(compare, ids)) if compare else []
@@ -45,13 +45,13 @@ def audit_files(queries: File, trajectories: File, rewards: File, config: Config
     rows += other
     second = config.rewards.audit.second
     if second and second not in {r.annotator for r in rows}:
-        rows += score_steps(known, episodes, make_annotator(second))
+        rows += score_steps(query_table, episodes, make_annotator(second))
     previous = compare if compare and not other else config.rewards.audit.previous
     earlier = iterate_records(previous, StepReward) if previous else ()
     reward: Literal["step", "final"] = "step"
     if config.ppo.algorithm in HAVE_NO_ADVANTAGES or config.ppo.reward == "final":
         reward = "final"
-    return audit(known, episodes, rows, config.rewards, earlier, reward)
+    return audit(query_table, episodes, rows, config.rewards, earlier, reward)
 
 
 def _sample(trajectories: File) -> Iterator[Trajectory]:

@@ -37,8 +37,8 @@ class RunningScale:
 
     def after(self, rewards: Iterable[Rewards | None]) -> RunningScale:
         """The state with a round's rewards added (Chan, Golub and LeVeque 1979)."""
-        known = [r for r in rewards if r is not None]
-        values = np.concatenate(known) if known else np.zeros(0)
+        present = [r for r in rewards if r is not None]
+        values = np.concatenate(present) if present else np.zeros(0)
         if not values.size:
             return self
         count, gap = self.count + values.size, float(values.mean()) - self.mean

@@ -126,17 +126,17 @@ def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str])
     """
     steps, answer = trajectory.steps, trajectory.final_answer or ""
     facts = _facts(query, trajectory, failures)
-    answered = trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
+    has_answer = trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
     invents = _invents(answer, query, trajectory)
-    sink = told = "\n".join([normalise(answer), text_of(parse(answer))])
+    sink = answer_text = "\n".join([normalise(answer), text_of(parse(answer))])
     acted_on = set[str]()
     uses: list[str] = []
     for place in reversed(range(len(steps))):
         call = steps[place].call
         things = values(call.arguments) if call else frozenset[str]()
         if facts.wrote[place]:
-            reported = not invents or _is_reported(facts.news[place], told)
-            use = "changed what was asked about" if answered and facts.informed[place] and reported else ""
+            reported = not invents or _is_reported(facts.news[place], answer_text)
+            use = "changed what was asked about" if has_answer and facts.informed[place] and reported else ""
         else:
             use = _use(facts.news[place], things, sink, acted_on)
         uses.append(use)
@@ -176,8 +176,8 @@ def _invents(answer: str, query: Query, trajectory: Trajectory) -> bool:
 
 def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> _Facts:
     instruction, hints = normalise(query.instruction), tools_that_write(query.tools)
-    seen = [_user_text(query, trajectory)]
-    known, calls, changes = set[tuple[str, str]](), set[str](), set[tuple[str, str]]()
+    texts = [_user_text(query, trajectory)]
+    facts, calls, changes = set[tuple[str, str]](), set[str](), set[tuple[str, str]]()
     news, informed, wrote = [], [], []
     for step, failed in zip(trajectory.steps, failures, strict=True):
         key, response = _key(step), payload(step.observation)
@@ -188,25 +188,25 @@ def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> _Fa
         fresh = frozenset[str]()
         if first:
             calls.add(key)
-            new = (value for value, pairs in about.items() if value not in arguments and not known & pairs)
+            new = (value for value, pairs in about.items() if value not in arguments and not facts & pairs)
             fresh = frozenset(value for value in new if not mentions(instruction, value))
         wrote.append(not failed and changes_state(step, hints))
         change = (key, _DIGITS.sub("0", normalise(step.observation)))
-        informed.append(wrote[-1] and change not in changes and _is_informed(step, "\n".join(seen)))
+        informed.append(wrote[-1] and change not in changes and _is_informed(step, "\n".join(texts)))
         changes |= {change} if wrote[-1] else set()
         news.append(fresh)
-        known.update(*about.values())
+        facts.update(*about.values())
         if not failed and step.call:
-            seen.append(text_of(response))
+            texts.append(text_of(response))
             if not wrote[-1]:
-                seen.append(text_of(step.call.arguments))
+                texts.append(text_of(step.call.arguments))
     return _Facts(news, informed, wrote)
 
 
-def _is_informed(step: Step, seen: str) -> bool:
+def _is_informed(step: Step, text: str) -> bool:
     """Whether the things that a call changes were named by the user, returned by a tool, or looked at before."""
     arguments = step.call.arguments if step.call else {}
-    return all(mentions(seen, thing) for thing in _things_in(arguments))
+    return all(mentions(text, thing) for thing in _things_in(arguments))
 
 
 def _things_in(arguments: Mapping[str, object]) -> set[str]:

@@ -60,14 +60,14 @@ def redundant_steps(steps: Sequence[Step]) -> list[bool]:
     a failure. A tool that acts each time and always returns the same text ("added") counts as redundant, since the text
     does not show the difference.
     """
-    seen: dict[str, str] = {}
+    observations: dict[str, str] = {}
     redundant = []
     for step in steps:
         repeats = False
         if step.call is not None and step.status is StepStatus.OK:
             key = json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True)
-            repeats = seen.get(key) == step.observation
-            seen[key] = step.observation
+            repeats = observations.get(key) == step.observation
+            observations[key] = step.observation
         redundant.append(repeats)
     return redundant
 
@@ -106,5 +106,5 @@ def measure_farming(points: Sequence[FarmingPoint]) -> list[Farming]:
 
 def idle_share(contributions: Iterable[float | None]) -> float | None:
     """Share of the calls with a Contribution of 0, among those that have one; None if there are none."""
-    known = [c for c in contributions if c is not None]
-    return sum(c == 0 for c in known) / len(known) if known else None
+    present = [c for c in contributions if c is not None]
+    return sum(c == 0 for c in present) / len(present) if present else None

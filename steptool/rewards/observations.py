@@ -140,8 +140,8 @@ def _is_error_code(value: Any) -> bool:
 
 def _failure_of_text(text: str) -> str:
     stripped = text.strip()
-    if cut := _CUT_ENVELOPE.match(stripped):
-        stripped = stripped[cut.end() :].replace('\\"', '"')
+    if match := _CUT_ENVELOPE.match(stripped):
+        stripped = stripped[match.end() :].replace('\\"', '"')
     if _BROKEN_ENVELOPE.match(stripped) or _OPENING.match(stripped):
         return stripped[:_SHORT]
     return stripped if len(stripped) <= _SHORT and _MESSAGE.search(stripped) else ""

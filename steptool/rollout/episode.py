@@ -50,9 +50,9 @@ class Episode:
         self._check_error = ""
         self._environment: LimitedEnvironment | None = None
         self._session: LimitedSession | None = None
-        self._left: LimitedSession | None = None
+        self._abandoned_session: LimitedSession | None = None
         """A session that `back_to` has left and that is not closed yet."""
-        self._started = self._seconds = 0.0
+        self._start = self._seconds = 0.0
 
     @property
     def final_answer(self) -> str | None:
@@ -62,12 +62,12 @@ class Episode:
 
     def begin(self, environment: LimitedEnvironment) -> None:
         """Reset the environment for this episode's query."""
-        self._started, self._environment = time.perf_counter(), environment
+        self._start, self._environment = time.perf_counter(), environment
         self._session = environment.reset(self.query)
 
     def answer(self, turn: Turn) -> Exchange:
         """Let the environment answer a turn, and after a final answer the user. Episodes may do so side by side."""
-        if self._left:
+        if self._abandoned_session:
             self._catch_up()
         session = self._open_session()
         step, ends_episode = self._take(session, turn)
@@ -95,7 +95,7 @@ class Episode:
         has seen the first ones.
         """
         assert self._environment is not None
-        self._left, self._session = self._open_session(), self._environment.reset(self.query)
+        self._abandoned_session, self._session = self._open_session(), self._environment.reset(self.query)
         del self.exchanges[turns:]
         self.stop = None
 
@@ -105,15 +105,15 @@ class Episode:
             self._solved = self._open_session().solved(self.final_answer)
         except VerdictError as error:
             self._check_error = str(error)
-        self._seconds = time.perf_counter() - self._started
+        self._seconds = time.perf_counter() - self._start
         self.close()
 
     def close(self) -> None:
         """Close the session if it is open."""
-        for session in (self._left, self._session):
+        for session in (self._abandoned_session, self._session):
             if session:
                 session.close()
-        self._left = self._session = None
+        self._abandoned_session = self._session = None
 
     def finish(self, policy: str, temperature: float) -> PlayedEpisode:
         """The record of the episode, which has ended, and what it cost."""
@@ -157,9 +157,9 @@ class Episode:
 
     def _catch_up(self) -> None:
         """Close the session that was left and bring the fresh one to where the path stands."""
-        left, self._left = self._left, None
-        if left:
-            left.close()
+        abandoned, self._abandoned_session = self._abandoned_session, None
+        if abandoned:
+            abandoned.close()
         session = self._open_session()
         for exchange in self.exchanges:
             step, answer = exchange.step, _answer_of(exchange.step)

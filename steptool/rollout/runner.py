@@ -73,7 +73,7 @@ class _Run:
     ) -> None:
         self._policy, self._environment, self._progress = policy, environment, progress
         self._waiting, self._total = deque(episodes), len(episodes)
-        self._running = self._done = 0
+        self._running = self._done_count = 0
         self._answers: dict[Future[Exchange], Episode] = {}
         self._endings: dict[Future[None], Episode] = {}
         self._overdue: set[Future[Any]] = set()
@@ -101,26 +101,26 @@ class _Run:
         self._policy.submit(begun)
 
     def _step(self, turns: Sequence[EndedTurn]) -> None:
-        refused = []
+        refusals = []
         for episode, turn in turns:
             if isinstance(turn, Refusal):
                 episode.refuse(turn)
-                refused.append(episode)
+                refusals.append(episode)
             else:
                 self._answers[self._environment.submit(episode.answer, turn)] = episode
-        self._proceed(refused)
+        self._proceed(refusals)
 
     def _record(self) -> None:
-        answered = []
+        continuing = []
         for episode, exchange in self._take(self._answers):
             episode.record(exchange)
-            answered.append(episode)
-        self._proceed(answered)
+            continuing.append(episode)
+        self._proceed(continuing)
         for _ in self._take(self._endings):
             self._running -= 1
-            self._done += 1
+            self._done_count += 1
             if self._progress:
-                self._progress(self._done, self._total)
+                self._progress(self._done_count, self._total)
 
     def _proceed(self, episodes: Sequence[Episode]) -> None:
         self._policy.submit([episode for episode in episodes if episode.stop is None])
@@ -132,7 +132,7 @@ class _Run:
     def _take(self, pending: dict[Future[T], Episode]) -> list[tuple[Episode, T]]:
         """Remove and return the work that is done, in the order of its start. Raises the environment's errors."""
         wait([future for future in pending if future not in self._overdue], timeout=self._policy.patience)
-        done = [future for future in pending if future.done()]
-        ended = [(pending.pop(future), future.result()) for future in done]
-        self._overdue = (self._overdue - set(done)) | pending.keys()
-        return ended
+        finished = [future for future in pending if future.done()]
+        results = [(pending.pop(future), future.result()) for future in finished]
+        self._overdue = (self._overdue - set(finished)) | pending.keys()
+        return results

@@ -50,16 +50,16 @@ class TaskSet:
 
     def evaluation_queries(self, settings: EvaluationConfig) -> list[Query]:
         """The queries that an evaluation plays. Raises ValueError if there is none."""
-        chosen = read_queries(self.folder / QUERIES, None if settings.split == "all" else settings.split)
+        queries = read_queries(self.folder / QUERIES, None if settings.split == "all" else settings.split)
         if settings.recorded_only:
-            answered = {t.query_id for t in self.recordings()}
-            chosen = [q for q in chosen if q.query_id in answered]
-        if not chosen:
+            recorded_ids = {t.query_id for t in self.recordings()}
+            queries = [q for q in queries if q.query_id in recorded_ids]
+        if not queries:
             raise ValueError(
                 f"evaluation.recorded_only: no query of the split '{settings.split}' has a recorded answer; "
                 "name recordings in data.recorded_answers"
             )
-        return chosen
+        return queries
 
     def round_queries(self, config: Config, round_index: int, shard: int) -> list[Query]:
         """The training queries of one shard of a round, one for each episode. Only these are parsed.
@@ -83,12 +83,12 @@ def round_positions(total: int, episodes: int, round_index: int, seed: int) -> l
     """
     if total < 1:
         raise ValueError("there is nothing to draw a round from: expected at least one training query")
-    drawn: list[int] = []
+    positions: list[int] = []
     start = round_index * episodes
-    while len(drawn) < episodes:
-        epoch, offset = divmod(start + len(drawn), total)
-        drawn += _shuffle(total, seed, epoch)[offset : offset + episodes - len(drawn)]
-    return drawn
+    while len(positions) < episodes:
+        epoch, offset = divmod(start + len(positions), total)
+        positions += _shuffle(total, seed, epoch)[offset : offset + episodes - len(positions)]
+    return positions
 
 
 def shard_positions(total: int, episodes: int, round_index: int, seed: int, *, shard: int, shards: int) -> list[int]:
@@ -99,14 +99,14 @@ def shard_positions(total: int, episodes: int, round_index: int, seed: int, *, s
     """
     if not 0 <= shard < shards:
         raise ValueError(f"expected a shard from 0 to {shards - 1}, got {shard}")
-    drawn = round_positions(total, episodes, round_index, seed)
-    kept = set(list(dict.fromkeys(drawn))[shard::shards])
-    if not kept:
+    positions = round_positions(total, episodes, round_index, seed)
+    of_shard = set(list(dict.fromkeys(positions))[shard::shards])
+    if not of_shard:
         raise ValueError(
             f"a round of {episodes} episodes on {total} training queries does not fill {shards} shards; "
             "lower rollout.shards"
         )
-    return [p for p in drawn if p in kept]
+    return [p for p in positions if p in of_shard]
 
 
 def _needs_recordings(queries: Path, config: Config) -> bool:

@@ -40,17 +40,17 @@ class SearchEpisode(Episode):
     def __init__(self, *args: Any, search: SearchConfig, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._search = search
-        self._tried: list[list[Step]] = [[]]
+        self._branches: list[list[Step]] = [[]]
         """The turns made so far from each node of the path."""
 
     def record(self, exchange: Exchange) -> None:
         """Add a turn to the path, and go back if the path ends here without an answer."""
         super().record(exchange)
-        self._tried[-1].append(exchange.step)
+        self._branches[-1].append(exchange.step)
         if self._turns >= self._search.max_turns:
             self.stop = self.stop or StopReason.STEP_LIMIT
         elif self.stop is None:
-            self._tried.append([])
+            self._branches.append([])
             self.hint = ""
         elif self.stop not in (StopReason.FINISHED, StopReason.ENDED):
             self._turn_back()
@@ -58,20 +58,20 @@ class SearchEpisode(Episode):
     def refuse(self, refusal: Refusal) -> None:
         """Go back: the policy makes no further turn on this path."""
         super().refuse(refusal)
-        self._tried.pop()
+        self._branches.pop()
         self._turn_back()
 
     def _turn_back(self) -> None:
         """Go back to the node where the search goes on, if one is left."""
         gave_up = self.stop is StopReason.GAVE_UP
-        depth = len(self._tried) - (self._search.give_up_levels if gave_up else 1)
-        while depth >= 0 and len(self._tried[depth]) >= self._search.beam:
+        depth = len(self._branches) - (self._search.give_up_levels if gave_up else 1)
+        while depth >= 0 and len(self._branches[depth]) >= self._search.beam:
             depth -= 1
         if depth < 0:
             return
-        del self._tried[depth + 1 :]
+        del self._branches[depth + 1 :]
         self.back_to(depth)
-        self.hint = _hint(self._tried[-1]) if self._search.hints else ""
+        self.hint = _hint(self._branches[-1]) if self._search.hints else ""
 
 
 def _hint(steps: Sequence[Step]) -> str:

@@ -197,10 +197,10 @@ def _keep_files_of_the_user(former: Path, fresh: Path) -> None:
     for path in sorted(path for path in former.rglob("*") if path.is_file() or path.is_symlink()):
         name = path.relative_to(former).as_posix()
         if name not in published:
-            kept = fresh / name
-            kept = kept.with_name(f"{kept.name}.yours") if kept.exists() else kept
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, kept, follow_symlinks=False)
+            target = fresh / name
+            target = target.with_name(f"{target.name}.yours") if target.exists() else target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target, follow_symlinks=False)
 
 
 def _restore(final: Path) -> None:

@@ -19,10 +19,10 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         """Values with fewer than MIN_SECRET characters are no secrets."""
-        kept = {secret for secret in secrets if len(secret) >= MIN_SECRET}
-        forms = {form for secret in kept for form in _written_forms(secret)}
+        usable = {secret for secret in secrets if len(secret) >= MIN_SECRET}
+        forms = {form for secret in usable for form in _written_forms(secret)}
         # The longest first: a secret may be a part of another.
-        self._secrets = sorted(kept, key=len, reverse=True)
+        self._secrets = sorted(usable, key=len, reverse=True)
         self._forms = sorted(forms, key=len, reverse=True)
 
     def text(self, text: str) -> str:

@@ -108,8 +108,8 @@ class CheckpointFolder:
 
 def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """The complete checkpoints of a folder, the latest last."""
-    done = [path.parent for path in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
-    return sorted(done, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    folders = [path.parent for path in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(folders, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:

@@ -88,11 +88,11 @@ def select_fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -
     """
     room = config.policy.max_context - config.rollout.max_new_tokens
     leave_out = open_source(config.data.source).may_leave_out_long_prompts
-    kept = []
+    fitting = []
     for query in queries:
         tokens = len(codec.prompt_ids([{"role": "user", "content": query.instruction}], query.tools))
         if tokens <= room:
-            kept.append(query)
+            fitting.append(query)
         elif not leave_out:
             raise ValueError(
                 f"query '{query.query_id}': its prompt has {tokens} tokens, but policy.max_context = "
@@ -100,13 +100,13 @@ def select_fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -
                 f"{room}; raise max_context, shorten the prompt or offer fewer tools"
             )
     for split in ("train", config.evaluation.split):
-        if not any(query.split == split for query in kept):
+        if not any(query.split == split for query in fitting):
             raise ValueError(
                 f"no query of the split '{split}' has a prompt that fits policy.max_context = "
                 f"{config.policy.max_context} less rollout.max_new_tokens = {config.rollout.max_new_tokens}"
             )
-    _check_shards(sum(query.split == "train" for query in kept), config)
-    return kept
+    _check_shards(sum(query.split == "train" for query in fitting), config)
+    return fitting
 
 
 def encode_demonstrations(

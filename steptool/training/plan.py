@@ -35,8 +35,8 @@ def grouped_batches(lengths: Indices, batch_size: int, steps: int, seed: int) ->
         order = rng.permutation(len(lengths))
         windows = [order[i : i + window] for i in range(0, len(order), window)]
         by_length = np.concatenate([w[np.argsort(lengths[w], kind="stable")] for w in windows])
-        cut = np.array_split(by_length, parts)
-        batches += [cut[i] for i in rng.permutation(parts)]
+        groups = np.array_split(by_length, parts)
+        batches += [groups[i] for i in rng.permutation(parts)]
     return batches[:steps]
 
 

@@ -91,7 +91,7 @@ def train_round(
     if cuts_models(config.ppo.sharding):
         out_dir, checkpoints = agree((out_dir, checkpoints))  # all processes write into the same folders
     digest = fingerprint(selection.trajectories, selection.rewards)
-    kept = CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None
+    checkpoint_folder = CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None
     actor = load_actor(policy_dir, reference_dir, config, algorithm)
     ppo = config.ppo
     optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)
@@ -102,11 +102,11 @@ def train_round(
     advantages: list[Advantage] = []
     mismatch: list[Metric] = []
     if algorithm.needs_scores:
-        scores = score_round(actor, reference_dir, selection, limit, kept, algorithm)
+        scores = score_round(actor, reference_dir, selection, limit, checkpoint_folder, algorithm)
         mismatch = compare_with_engine(selection, scores, algorithm)
         advantages = algorithm.prepare(selection, scores, processes().device)
     settings = Settings(limit, ppo.max_grad_norm)
-    trainer = Trainer(actor, optimizer, algorithm, selection.trajectories, settings, kept)
+    trainer = Trainer(actor, optimizer, algorithm, selection.trajectories, settings, checkpoint_folder)
     steps = algorithm.steps(trainer.lengths)
     log = trainer.train(steps)
     save_actor(actor, optimizer, policy_dir, reference_dir, out_dir)

@@ -80,10 +80,10 @@ def warm_start(
         actor.checkpoint_activations()
     limit = PassLimit(_MICRO_BATCH, tokens_per_pass, actor.packed)
     settings = Settings(limit, 1.0, warm_up_and_cosine(cfg.steps, min(_WARM_UP, cfg.steps // 10)))
-    kept = None
+    checkpoint_folder = None
     if checkpoints:
-        kept = CheckpointFolder(Path(checkpoints), checkpoint_every, fingerprint(fitting), on_checkpoint)
-    trainer = Trainer(actor, optimizer, Supervised(), fitting, settings, kept, on_step)
+        checkpoint_folder = CheckpointFolder(Path(checkpoints), checkpoint_every, fingerprint(fitting), on_checkpoint)
+    trainer = Trainer(actor, optimizer, Supervised(), fitting, settings, checkpoint_folder, on_step)
     log = trainer.train(grouped_batches(trainer.lengths, cfg.batch_size, cfg.steps, seed))
     save_warm_start(actor, base_dir, out_dir)
     metrics = update_metrics(log, "warm_start", -1)

@@ -110,8 +110,8 @@ class StageProfile(StrictModel):
     @classmethod
     def _is_known(cls, name: str) -> str:
         if name and not isinstance(_accelerator(name), accelerators.BaseAccelerator):
-            known = sorted(k for k, v in vars(accelerators).items() if isinstance(v, accelerators.BaseAccelerator))
-            raise ValueError(f"expected one of {', '.join(known)}")
+            names = sorted(k for k, v in vars(accelerators).items() if isinstance(v, accelerators.BaseAccelerator))
+            raise ValueError(f"expected one of {', '.join(names)}")
         return name
 
     @property
@@ -219,11 +219,11 @@ def profile() -> Profile:
 
 def _override(base: M, overrides: M) -> M:
     """The base with every field that was set in the overrides, section by section."""
-    changed = {}
+    changes = {}
     for name in overrides.model_fields_set:
         value = getattr(overrides, name)
-        changed[name] = _override(getattr(base, name), value) if isinstance(value, StrictModel) else value
-    return base.model_copy(update=changed)
+        changes[name] = _override(getattr(base, name), value) if isinstance(value, StrictModel) else value
+    return base.model_copy(update=changes)
 
 
 def _accelerator(name: str) -> Any:

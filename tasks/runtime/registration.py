@@ -112,10 +112,10 @@ def _list_untracked(root: Path) -> list[str]:
     """Files below the root that git neither tracks nor ignores."""
     command = ["git", "ls-files", "--others", "--exclude-standard", "-z"]
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return []
-    return sorted(filter(None, done.stdout.split("\0")))
+    return sorted(filter(None, result.stdout.split("\0")))
 
 
 def _read_patterns(file: Path) -> list[str]:

@@ -42,10 +42,10 @@ def _read_deepseek(text: str, start: int) -> tuple[int, ToolCall]:
     if _CALL_BEGIN in body:
         raise ValueError("more than one tool call")
     thought = text[:begin].rstrip().removesuffix(_CALLS_BEGIN)
-    opened = thought != text[:begin].rstrip()
-    if opened and _CALLS_END not in rest:
+    has_thought = thought != text[:begin].rstrip()
+    if has_thought and _CALLS_END not in rest:
         raise ValueError("tool call not closed")
-    if (rest.replace(_CALLS_END, "", 1) if opened else rest).strip():
+    if (rest.replace(_CALLS_END, "", 1) if has_thought else rest).strip():
         raise ValueError("text after the tool call")
     refuse_response(thought[start:])
     match = _CALL_BODY.fullmatch(body)
@@ -197,9 +197,9 @@ def _read_mistral(text: str, start: int) -> tuple[int, ToolCall]:
     body = text[begin + len(_CALLS) :]
     if _CALLS in body:
         raise ValueError("more than one tool call")
-    named = _NAMED.fullmatch(body)
-    if named:
-        return begin, read_call({"name": named[1], "arguments": read_json(named[2])})
+    match = _NAMED.fullmatch(body)
+    if match:
+        return begin, read_call({"name": match[1], "arguments": read_json(match[2])})
     calls = read_json(body)
     if not isinstance(calls, list) or not calls:
         raise ValueError("tool calls are not a list")

@@ -100,18 +100,18 @@ def _read_members(file: Path, document: Any) -> Iterator[Record]:
 def _iterate_elements(stream: IO[str], limit: int) -> Iterator[Any]:
     """Elements of the JSON list that a stream holds, one at a time. Raises UnusableError for other text."""
     decoder, text, at, number = JSONDecoder(), "", 0, 0
-    marks, element_fits, done = "[", False, False
+    marks, element_fits, is_last = "[", False, False
     while True:
         white = _WHITE.match(text, at)
         at = white.end() if white else at
         if at == len(text):
             text, at = stream.read(_CHUNK), 0
-            if not text and done:
+            if not text and is_last:
                 return
             if not text:
                 raise UnusableError("not JSON", f"the file ends within its list, after {number} elements")
         elif text[at] in marks:
-            marks, element_fits, done = _AFTER[text[at]]
+            marks, element_fits, is_last = _AFTER[text[at]]
             at += 1
         elif element_fits:
             text, at, element = _read_element(decoder, stream, text, at, limit, number)

@@ -67,8 +67,8 @@ def _read_literal(text: str) -> dict[str, Any] | None:
     try:
         value = ast.literal_eval(text.strip())
         # What JSON cannot hold (sets, bytes, keys that are no text) is not read.
-        written = json.dumps(value, ensure_ascii=False)
-        return value if isinstance(value, dict) and json.loads(written) == value else None
+        text_of_value = json.dumps(value, ensure_ascii=False)
+        return value if isinstance(value, dict) and json.loads(text_of_value) == value else None
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
 

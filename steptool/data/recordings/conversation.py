@@ -37,8 +37,8 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
         raise UnusableError("ill-typed field 'messages'", f"field 'messages': expected a list, got {excerpt(messages)}")
     messages = translate_messages([parse_if_text(message, f"messages[{n}]") for n, message in enumerate(messages)])
     fields = record.value
-    if fields.get("tools") is None and (listed := find_tools_of_system(messages)):
-        fields, messages = {**fields, "tools": listed[0]}, listed[1]
+    if fields.get("tools") is None and (system_tools := find_tools_of_system(messages)):
+        fields, messages = {**fields, "tools": system_tools[0]}, system_tools[1]
     first = next((n for n, m in enumerate(messages) if require(m, "role", str, f"messages[{n}]") == "assistant"), None)
     if first is None:
         raise UnusableError("no recorded step", "no message is the assistant's")
@@ -109,8 +109,8 @@ class _TurnReader:
                     return position
         candidates = [n for n, (_, waits) in enumerate(self._waiting) if not (call_id and waits)]
         names = [self._turns[self._waiting[n][0]].name for n in candidates]
-        wanted = [n for n, called in zip(candidates, names, strict=True) if called == name or not name]
-        return next(iter(wanted or [n for n, called in zip(candidates, names, strict=True) if not called]), None)
+        matches = [n for n, call_name in zip(candidates, names, strict=True) if call_name == name or not name]
+        return next(iter(matches or [n for n, call_name in zip(candidates, names, strict=True) if not call_name]), None)
 
     def add_user(self, text: str) -> None:
         self._close_words(None)
@@ -189,10 +189,10 @@ def _read_tools(value: dict[str, Any], default_tools: DefaultTools) -> tuple[tup
     name = next((n for n in ("tools", "functions") if value.get(n) is not None), None)
     if name is None:
         return default_tools(), set()
-    listed = parse_if_text(value[name], name)
-    if not isinstance(listed, list):
-        raise UnusableError(f"ill-typed field '{name}'", f"field '{name}': expected a list, got {excerpt(listed)}")
-    schemas = openai_tools([parse_if_text(tool, f"{name}[{n}]") for n, tool in enumerate(listed)], name)
+    entries = parse_if_text(value[name], name)
+    if not isinstance(entries, list):
+        raise UnusableError(f"ill-typed field '{name}'", f"field '{name}': expected a list, got {excerpt(entries)}")
+    schemas = openai_tools([parse_if_text(tool, f"{name}[{n}]") for n, tool in enumerate(entries)], name)
     return check_and_close(schemas, name), {schema["function"]["name"] for schema in schemas}
 
 

@@ -37,8 +37,10 @@ def translate_record(value: Fields) -> Fields | None:
         return value
     for fields, read in _FORMS:
         if fields <= value.keys():
-            kept = {name: value[name] for name in ("tools", "functions", "solved") if value.get(name) is not None}
-            return {**kept, **read(value)}
+            fields_of_record = {
+                name: value[name] for name in ("tools", "functions", "solved") if value.get(name) is not None
+            }
+            return {**fields_of_record, **read(value)}
     return None
 
 
@@ -128,13 +130,13 @@ def _read_glaive(value: Fields) -> Fields:
 
 
 def _read_glaive_turn(role: str, text: str) -> Fields:
-    made = _GLAIVE_CALL.search(text) if role == "assistant" else None
-    if not made:
+    match = _GLAIVE_CALL.search(text) if role == "assistant" else None
+    if not match:
         return {"role": role, "content": text}
-    name, quoted = _NAME.search(made[1]), _GLAIVE_ARGUMENTS.search(made[1])
-    arguments = quoted[1] if quoted else _read_glaive_arguments(made[1])
+    name, quoted = _NAME.search(match[1]), _GLAIVE_ARGUMENTS.search(match[1])
+    arguments = quoted[1] if quoted else _read_glaive_arguments(match[1])
     function = {"name": name[1] if name else "", "arguments": arguments}
-    return {"role": role, "content": text[: made.start()].strip(), "tool_calls": [{"function": function}]}
+    return {"role": role, "content": text[: match.start()].strip(), "tool_calls": [{"function": function}]}
 
 
 def _read_glaive_arguments(text: str) -> Any:

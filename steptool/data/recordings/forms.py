@@ -83,10 +83,10 @@ def match_recordings(queries: Sequence[Query], places: Sequence[str], field: str
         first.setdefault(text_key(recording.instruction), recording)
     missing = [query.query_id for query in queries if text_key(query.instruction) not in first]
     if missing:
-        dropped = {name: count for name, count in log.counts.items() if "dropped" in name}
+        unusable = {name: count for name, count in log.counts.items() if "dropped" in name}
         raise IngestError(
             f"{field}: {len(missing)} of {len(queries)} queries have no recording in {', '.join(places)}, the first is "
-            f"'{missing[0]}' (recordings that cannot be used: {dropped or 'none'}); name files that hold them, or play "
+            f"'{missing[0]}' (unusable recordings: {unusable or 'none'}); name files that hold them, or play "
             "fewer queries with evaluation.recorded_only"
         )
     matched = [(query, first[text_key(query.instruction)]) for query in queries]

@@ -93,10 +93,10 @@ def find_tools_of_system(messages: Sequence[Any]) -> tuple[list[Any], list[Any]]
     """The tools that a system message lists between <tools> and </tools>, and the messages without that one."""
     for number, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) and message.get("role") == "system" else None
-        listed = _TOOLS.search(content) if isinstance(content, str) else None
-        if listed:
+        match = _TOOLS.search(content) if isinstance(content, str) else None
+        if match:
             rest = [*messages[:number], *messages[number + 1 :]]
-            return _parse_tools(listed[1]), rest
+            return _parse_tools(match[1]), rest
     return None
 
 
@@ -177,8 +177,8 @@ def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> 
             rest.append({**block, "type": "text"} if kind in _TEXT_PARTS else block)
     if rest or calls or thoughts or not blocks:
         reasoning = {"reasoning_content": join_texts(thoughts)} if thoughts else {}
-        listed = {"tool_calls": calls} if calls else {}
-        yield from _translate_text({**message, "content": _join_parts(rest) if rest else "", **reasoning, **listed})
+        call_fields = {"tool_calls": calls} if calls else {}
+        yield from _translate_text({**message, "content": _join_parts(rest) if rest else "", **reasoning, **call_fields})
 
 
 def _translate_text(message: Fields) -> Iterator[Any]:
@@ -194,8 +194,8 @@ def _translate_text(message: Fields) -> Iterator[Any]:
         yield message
     elif role == "assistant" and not message.get("tool_calls") and not message.get("function_call"):
         begin = text.rfind(THINK_CLOSE) + 1
-        made = _CALL.search(text, begin)
-        yield _make_calls_message(text[: made.start()], text[made.start() :], message) if made else message
+        match = _CALL.search(text, begin)
+        yield _make_calls_message(text[: match.start()], text[match.start() :], message) if match else message
     elif role in ("user", "tool", "function") and _RESPONSES.fullmatch(text):
         yield from (_read_response(body, message) for body in _RESPONSE.findall(text))
     else:

@@ -218,9 +218,9 @@ def _make_step(turn: RecordedTurn) -> Step:
 
 def _is_finish(arguments: dict[str, Any]) -> bool:
     """Whether these are arguments of Finish: what its schema says, without the time that a schema takes."""
-    known = arguments.keys() <= {"return_type", "final_answer"}
+    has_finish_arguments = arguments.keys() <= {"return_type", "final_answer"}
     answer = arguments.get("final_answer", "")
-    return known and arguments.get("return_type") in (GIVE_ANSWER, GIVE_UP) and isinstance(answer, str)
+    return has_finish_arguments and arguments.get("return_type") in (GIVE_ANSWER, GIVE_UP) and isinstance(answer, str)
 
 
 def _load_arguments(turn: RecordedTurn) -> dict[str, Any] | None:
@@ -255,5 +255,5 @@ def _find_stop_reason(last: Step) -> StopReason:
 
 
 def _find_final_answer(last: Step) -> str | None:
-    answered = last.call if last.status is StepStatus.FINISH else None
-    return answered.arguments.get("final_answer") if answered else None
+    finish = last.call if last.status is StepStatus.FINISH else None
+    return finish.arguments.get("final_answer") if finish else None

@@ -154,8 +154,8 @@ class _Markup:
             return None
         parts, rest = [], text[len(opening) : -len(self.end + last)]
         for other in others:
-            part, opened, rest = rest.partition(self.end + other)
-            if not opened:
+            part, separator, rest = rest.partition(self.end + other)
+            if not separator:
                 return None
             parts.append(part)
         return [part.strip() for part in (*parts, rest)]
@@ -219,8 +219,8 @@ def _read_turn(markup: _Markup, response: str, observation: str | None) -> Recor
 
 
 def _read_names(system: str) -> list[str]:
-    _, heading, listed = system.partition(_TOOLS_HEADING)
-    names = _read_list(listed, "prompt[0]") if heading else None
+    _, heading, names_text = system.partition(_TOOLS_HEADING)
+    names = _read_list(names_text, "prompt[0]") if heading else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         expected = f"a list of names after '{_TOOLS_HEADING}'"
         raise UnusableError("tools of another form", f"prompt[0]: expected {expected}, got {excerpt(system)}")

@@ -84,10 +84,10 @@ def _find_endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], T
 
 def _make_schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
     """The schema of an API; whatever the API holds, it is one."""
-    needed, others = _make_properties(api, "required", where), _make_properties(api, "optional", where)
-    properties = {**needed, **{key: schema for key, schema in others.items() if key not in needed}}
+    required, others = _make_properties(api, "required", where), _make_properties(api, "optional", where)
+    properties = {**required, **{key: schema for key, schema in others.items() if key not in required}}
     description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]
-    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(needed))
+    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(required))
 
 
 def _make_properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:

@@ -171,12 +171,12 @@ def parse_call(text: str, classes: Sequence[str]) -> ToolCall:
 
     Raises ValueError for other text, and for a function that none of the classes has.
     """
-    name, positional, named = _split_call(text)
+    name, positional, keywords = _split_call(text)
     owner = next((c for c in classes if name in schemas(c)), None)
     if owner is None:
         raise ValueError(f"none of the classes {', '.join(classes)} has the function of {text!r}")
     names = list(parameters(owner, name))[: len(positional)]
-    values = dict(zip(names, positional, strict=True)) | named
+    values = dict(zip(names, positional, strict=True)) | keywords
     return ToolCall(name, {key: ast.literal_eval(value) for key, value in values.items()})
 
 

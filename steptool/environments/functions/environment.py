@@ -73,8 +73,8 @@ class FunctionsEnvironment(Environment):
             check_tools(self._schemas, f"tools.functions '{named}'")
         except SchemaError as error:
             raise ConfigError(str(error)) from error
-        described = [schema["function"] for schema in self._schemas]
-        self._checks = {tool["name"]: arguments_check(tool["parameters"]) for tool in described}
+        functions = [schema["function"] for schema in self._schemas]
+        self._checks = {tool["name"]: arguments_check(tool["parameters"]) for tool in functions}
 
     def tools(self) -> Sequence[ToolSchema]:
         """One schema per function, in the order in which they are written down."""

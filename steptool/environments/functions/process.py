@@ -115,21 +115,21 @@ class ProcessTools:
         return process.returncode if process else None
 
     def _start(self) -> Connection:
-        ours, theirs = Pipe()
-        number = str(theirs.fileno())
+        connection, child_connection = Pipe()
+        number = str(child_connection.fileno())
         paths = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, number],
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[child_connection.fileno()],
             env={**os.environ, "PYTHONPATH": paths},
             start_new_session=True,
         )
         _running.add(self._process)
-        theirs.close()
-        self._pipe = ours
-        ours.send_bytes(json.dumps(self._task).encode())
-        return ours
+        child_connection.close()
+        self._pipe = connection
+        connection.send_bytes(json.dumps(self._task).encode())
+        return connection
 
 
 @atexit.register

@@ -57,8 +57,8 @@ def function_schema(function: Callable[..., Any], name: str) -> ToolSchema:
     except (ValueError, TypeError, NameError, PydanticUserError) as error:
         raise ConfigError(f"tools.functions: '{name}': {_first_line(error)}; {_EXPECTED}") from error
     parameters = {"type": "object", "properties": {}} | {k: v for k, v in parameters.items() if k != "$defs"}
-    described = {"name": name, "description": description, "parameters": parameters}
-    return annotate_tool({"type": "function", "function": described}, getattr(function, _READ_ONLY, None))
+    declaration = {"name": name, "description": description, "parameters": parameters}
+    return annotate_tool({"type": "function", "function": declaration}, getattr(function, _READ_ONLY, None))
 
 
 class ArgumentTypes:
@@ -120,8 +120,8 @@ def _inline(schema: Any, definitions: Mapping[str, Any] | None = None, inside: t
             raise ValueError(f"the type {name} refers to itself, which no schema can write out")
         rest = {key: part for key, part in schema.items() if key != "$ref"}
         return _inline({**by_name[name], **rest}, by_name, (*inside, name))
-    kept = {key: part for key, part in schema.items() if key != "title" or not isinstance(part, str)}
-    return {key: _inline(part, by_name, inside) for key, part in kept.items()}
+    parts = {key: part for key, part in schema.items() if key != "title" or not isinstance(part, str)}
+    return {key: _inline(part, by_name, inside) for key, part in parts.items()}
 
 
 def _first_line(error: BaseException) -> str:
@@ -168,8 +168,8 @@ def load_toolbox(named: str) -> Toolbox:
         raise ConfigError(f"tools.functions: '{named}': expected a class or a list of functions, got {source!r}")
     functions = {function.__name__: function for function in source}
     if len(functions) < len(source):
-        listed = [function.__name__ for function in source]
-        raise ConfigError(f"tools.functions: '{named}' lists several functions of one name: {listed}")
+        function_names = [function.__name__ for function in source]
+        raise ConfigError(f"tools.functions: '{named}' lists several functions of one name: {function_names}")
     stateless = SimpleNamespace(**functions)
     return Toolbox(lambda: stateless, _only_tools(functions))
 
@@ -183,7 +183,7 @@ class EpisodeTools:
 
     def __init__(self, toolbox: Toolbox, state: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         self._toolbox, self._state, self._reference = toolbox, state, reference
-        self._made: Any = None
+        self._instance: Any = None
         self._loop: asyncio.Runner | None = None
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
@@ -223,17 +223,17 @@ class EpisodeTools:
             self._loop.close()
 
     def _object(self) -> Any:
-        if self._made is None:
-            self._made = self._toolbox.make(**copy.deepcopy(dict(self._state)))
-        return self._made
+        if self._instance is None:
+            self._instance = self._toolbox.make(**copy.deepcopy(dict(self._state)))
+        return self._instance
 
     def _run_optional(self, name: str, *arguments: Any) -> Any:
         """What the function of this name returns; None if there is none."""
         function = getattr(self._object(), name, None)
         return None if function is None else self._run(function, *arguments)
 
-    def _run(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-        result = function(*arguments, **named)
+    def _run(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
+        result = function(*arguments, **keywords)
         if not inspect.isawaitable(result):
             return result
         self._loop = self._loop or asyncio.Runner()

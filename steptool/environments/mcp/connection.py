@@ -67,7 +67,7 @@ class Connector:
         """
         error_output = _ErrorOutput() if self._server.command else None
         try:
-            ended, (client, tools, faults, stop) = self._portal.start_task(
+            end, (client, tools, faults, stop) = self._portal.start_task(
                 self._run_connection, error_output, max(0.0, seconds)
             )
         except Exception as error:
@@ -76,7 +76,7 @@ class Connector:
         finally:
             if error_output:
                 error_output.file.close()
-        return Connection(tools, faults, self._portal, client, stop, ended, error_output)
+        return Connection(tools, faults, self._portal, client, stop, end, error_output)
 
     def close(self) -> None:
         """End every connection, and wait for the processes behind them."""
@@ -104,8 +104,8 @@ class Connector:
 
     @asynccontextmanager
     async def _check_lists(self, transport: AbstractAsyncContextManager[Any], faults: list[str]) -> AsyncIterator[Any]:
-        async with transport as (read, write):
-            yield CheckedStream(read, faults), write
+        async with transport as (receive, write):
+            yield CheckedStream(receive, faults), write
 
     def _transport(self, error_output: _ErrorOutput | None) -> AbstractAsyncContextManager[Any]:
         if error_output is None:
@@ -162,8 +162,8 @@ class Connection:
         """
         with suppress(RuntimeError):  # the loop was closed, and the connection with it
             self._portal.call(self._stop.set)
-        done, _ = wait([self._ended], seconds)
-        return self._error_output.take() if done and self._error_output else ""
+        finished, _ = wait([self._ended], seconds)
+        return self._error_output.take() if finished and self._error_output else ""
 
 
 class _ErrorOutput:

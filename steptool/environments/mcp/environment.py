@@ -114,7 +114,7 @@ class _ReconnectingClient:
             if not connection.tools:
                 raise ConfigError(f"{problem}; none of the server's tools can be used")
             warnings.warn(printable(problem), RuntimeWarning, stacklevel=3)
-        schemas = [tool_schema(*named) for named in connection.tools.items()]
+        schemas = [tool_schema(*entry) for entry in connection.tools.items()]
         redacted: list[ToolSchema] = self._connector.redactor.value(schemas)
         return redacted
 

@@ -118,7 +118,7 @@ class CheckedStream:
         result = item.message.result
         if not isinstance(result.get("tools"), list) or "content" in result:
             return item
-        tools = [kept for tool in result["tools"] if (kept := self._readable(tool)) is not None]
+        tools = [readable for tool in result["tools"] if (readable := self._readable(tool)) is not None]
         return replace(item, message=item.message.model_copy(update={"result": {**result, "tools": tools}}))
 
     def _readable(self, tool: Any) -> dict[str, Any] | None:
@@ -137,9 +137,9 @@ class CheckedStream:
 
 def tool_schema(name: str, tool: Tool) -> ToolSchema:
     """A server's tool in OpenAI's form, with the server's hint whether it only reads."""
-    described = {"name": name, "description": tool.description or tool.title or "", "parameters": tool.input_schema}
+    declaration = {"name": name, "description": tool.description or tool.title or "", "parameters": tool.input_schema}
     hint = tool.annotations.read_only_hint if tool.annotations else None
-    return annotate_tool({"type": "function", "function": described}, hint)
+    return annotate_tool({"type": "function", "function": declaration}, hint)
 
 
 def usable_tools(tools: Sequence[Tool], faults: list[str]) -> dict[str, Tool]:
@@ -147,21 +147,21 @@ def usable_tools(tools: Sequence[Tool], faults: list[str]) -> dict[str, Tool]:
 
     Names keep letters, digits, '_' and '-'. Where two become the same, the later ones get numbers: read, read_2.
     """
-    named: dict[str, Tool] = {}
+    by_name: dict[str, Tool] = {}
     for tool in tools:
-        name = _distinct_name(_NOT_IN_NAMES.sub("_", tool.name) or "_", named)
+        name = _distinct_name(_NOT_IN_NAMES.sub("_", tool.name) or "_", by_name)
         try:
             check_tools([tool_schema(name, tool)], _LISTED)
         except SchemaError as error:
             faults.append(f"tool {tool.name[:80]!r}: {str(error).removeprefix(f'{_LISTED}: tools[0].')}")
             continue
-        named[name] = tool
-    return named
+        by_name[name] = tool
+    return by_name
 
 
 def _distinct_name(name: str, used: Iterable[str]) -> str:
-    taken, number, distinct = set(used), 1, name[:_NAME_LIMIT]
-    while distinct in taken:
+    names, number, distinct = set(used), 1, name[:_NAME_LIMIT]
+    while distinct in names:
         number += 1
         ending = f"_{number}"
         distinct = name[: _NAME_LIMIT - len(ending)] + ending

@@ -119,16 +119,16 @@ def from_server(observation: str) -> bool:
     """Whether the text comes from a server, and not from a client, a limit or a replay in its place."""
     document = _document(observation)
     error = _text(document.get("error"))
-    ours = error in (NEVER_RECORDED, TIMEOUT) or error.startswith(BAD_REPLY)
-    return "response" in document and not ours
+    is_own_error = error in (NEVER_RECORDED, TIMEOUT) or error.startswith(BAD_REPLY)
+    return "response" in document and not is_own_error
 
 
 def _document(observation: str) -> dict[str, Any]:
     try:
         document = json.loads(observation)
     except (ValueError, RecursionError):
-        cut = _ERROR_FIELD.match(observation)
-        document = {"error": cut.group(1) if cut else "", "response": observation}
+        match = _ERROR_FIELD.match(observation)
+        document = {"error": match.group(1) if match else "", "response": observation}
     return document if isinstance(document, dict) else {"response": document}
 
 

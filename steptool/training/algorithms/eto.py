@@ -56,11 +56,11 @@ class ExplorationPreference(Algorithm):
             if t.spans and t.trajectory_id in outcomes:
                 tries[t.query_id].append(t)
         pairs = [pair for group in tries.values() for pair in _pair(group, outcomes)]
-        chosen = [t for pair in pairs for t in pair]
-        left_out = len(trajectories) - len({t.trajectory_id for t in chosen})
+        selection = [t for pair in pairs for t in pair]
+        left_out = len(trajectories) - len({t.trajectory_id for t in selection})
         number = Metric(self.stage, self.round_index, 0, "pairs_of_tries", float(len(pairs)))
         note = f"round {self.round_index}: no query has a better and a worse try among {len(trajectories)} trajectories"
-        return Selection(chosen, left_out, scale=scale, metrics=[number], note=note)
+        return Selection(selection, left_out, scale=scale, metrics=[number], note=note)
 
     def steps(self, lengths: Indices) -> list[Indices]:
         """Shuffled passes over the pairs."""

@@ -51,10 +51,10 @@ class GroupRelative(StepPPO):
         adv_N = np.repeat(adv_S, np.concatenate(lengths))
         return credit.Credit(adv_N, adv_N, np.zeros(len(adv_N), dtype=np.bool_), np.zeros(len(adv_N)))
 
-    def penalty(self, ratio_N: Tensor, out: ActionOutputs, known: Experience) -> Tensor | float:
+    def penalty(self, ratio_N: Tensor, out: ActionOutputs, experience: Experience) -> Tensor | float:
         """The divergence from the reference, besides what StepPPO adds."""
-        kl = losses.kl_loss(out.log_probs_N, known.reference_N).sum()
-        return super().penalty(ratio_N, out, known) + self.config.ppo.kl_coef * kl
+        kl = losses.kl_loss(out.log_probs_N, experience.reference_N).sum()
+        return super().penalty(ratio_N, out, experience) + self.config.ppo.kl_coef * kl
 
 
 class GroupInGroup(GroupRelative):

@@ -24,11 +24,11 @@ class RejectionFineTuning(Supervised, Algorithm):
     ) -> Selection:
         """The trajectories that the annotator calls solved."""
         solved = solved_ids(rewards)
-        kept = [t for t in trajectories if t.trajectory_id in solved and t.spans]
-        number = Metric(self.stage, self.round_index, 0, "kept_trajectories", float(len(kept)))
+        selection = [t for t in trajectories if t.trajectory_id in solved and t.spans]
+        number = Metric(self.stage, self.round_index, 0, "kept_trajectories", float(len(selection)))
         note = f"round {self.round_index}: none of {len(trajectories)} trajectories was solved"
         self._round_size = len(trajectories)
-        return Selection(kept, len(trajectories) - len(kept), scale=scale, metrics=[number], note=note)
+        return Selection(selection, len(trajectories) - len(selection), scale=scale, metrics=[number], note=note)
 
     @property
     def temperature(self) -> float:

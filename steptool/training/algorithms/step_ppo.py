@@ -93,20 +93,20 @@ class StepPPO(Algorithm):
         if self.config.rewards.normalisation == "running":
             scale = scale.after(composed)
             composed = scale.apply(composed)
-        kept = [(t, r) for t, r in zip(trajectories, composed, strict=True) if r is not None and t.spans]
-        for trajectory, reward_T in kept:
+        pairs = [(t, r) for t, r in zip(trajectories, composed, strict=True) if r is not None and t.spans]
+        for trajectory, reward_T in pairs:
             if len(reward_T) != len(trajectory.spans):
                 raise ValueError(
                     f"trajectory {trajectory.trajectory_id}: expected one reward for each of its "
                     f"{len(trajectory.spans)} steps, got {len(reward_T)}"
                 )
-        if not kept:
+        if not pairs:
             raise ValueError(
                 f"none of the {len(trajectories)} trajectories has steps and complete rewards: there is nothing to "
                 "train on; look at the missing components in the rewards of this round"
             )
-        left_out, solved = len(trajectories) - len(kept), solved_ids(rewards)
-        return Selection([t for t, _ in kept], left_out, [r for _, r in kept], solved, scale, metrics)
+        left_out, solved = len(trajectories) - len(pairs), solved_ids(rewards)
+        return Selection([t for t, _ in pairs], left_out, [r for _, r in pairs], solved, scale, metrics)
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
@@ -146,26 +146,26 @@ class StepPPO(Algorithm):
         """Clipped policy loss per action token and clipped value loss per value target."""
         if self._experience is None:
             raise RuntimeError("there are no advantages to train on yet: call prepare first")
-        ppo, known = self.config.ppo, self._experience.take(part.places_n)
+        ppo, experience = self.config.ppo, self._experience.take(part.places_n)
         out = actor(part.batch)
         values_N = actor.values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
-        ratio_N = torch.exp(out.log_probs_N - known.old_log_probs_N)
+        ratio_N = torch.exp(out.log_probs_N - experience.old_log_probs_N)
         if ppo.ratio == "step":
-            ratio_N = losses.step_ratio(out.log_probs_N - known.old_log_probs_N, known.steps_N)
-        policy_N = known.weights_N * losses.policy_loss(ratio_N, known.advantages_N, ppo.clip, ppo.clip_high)
-        value_N = losses.value_loss(values_N, known.old_values_N, known.returns_N, ppo.clip_value) * known.value_mask_N
+            ratio_N = losses.step_ratio(out.log_probs_N - experience.old_log_probs_N, experience.steps_N)
+        policy_N = experience.weights_N * losses.policy_loss(ratio_N, experience.advantages_N, ppo.clip, ppo.clip_high)
+        value_N = losses.value_loss(values_N, experience.old_values_N, experience.returns_N, ppo.clip_value) * experience.value_mask_N
         loss = ppo.value_coef * value_N.sum() / _count(self._experience.value_mask_N, part)
         if self.trains_policy:
-            loss = loss + (policy_N.sum() + self.penalty(ratio_N, out, known)) / float(len(part.step_places_n))
+            loss = loss + (policy_N.sum() + self.penalty(ratio_N, out, experience)) / float(len(part.step_places_n))
             if ppo.nll_coef:
                 solved = _count(self._experience.solved_N, part)
-                loss = loss - ppo.nll_coef * (out.log_probs_N * known.solved_N).sum() / solved
+                loss = loss - ppo.nll_coef * (out.log_probs_N * experience.solved_N).sum() / solved
         away_N = (ratio_N - 1.0).abs().detach()
         reach_N = torch.where(ratio_N > 1.0, ppo.clip_high or ppo.clip, ppo.clip)
-        sums = _sums(policy_N, value_N, values_N, away_N > reach_N, out, known)
+        sums = _sums(policy_N, value_N, values_N, away_N > reach_N, out, experience)
         return LossTerms(loss, sums, {"ratio_deviation": away_N.max()})
 
-    def penalty(self, ratio_N: Tensor, out: ActionOutputs, known: Experience) -> Tensor | float:
+    def penalty(self, ratio_N: Tensor, out: ActionOutputs, experience: Experience) -> Tensor | float:
         """What is added to the policy loss of the tokens: minus the entropy bonus."""
         coef = self.config.ppo.entropy_coef
         return coef * losses.entropy_loss(ratio_N, out.log_probs_N, out.entropy_N).sum() if coef else 0.0
@@ -200,18 +200,18 @@ def _count(mask_N: Tensor, part: ForwardPass) -> Tensor:
 
 @torch.no_grad()
 def _sums(
-    policy_N: Tensor, value_N: Tensor, values_N: Tensor, clipped_N: Tensor, out: ActionOutputs, known: Experience
+    policy_N: Tensor, value_N: Tensor, values_N: Tensor, clipped_N: Tensor, out: ActionOutputs, experience: Experience
 ) -> dict[str, Tensor]:
-    returns_N = known.returns_N * known.value_mask_N
-    errors_N = (known.returns_N - values_N) * known.value_mask_N
+    returns_N = experience.returns_N * experience.value_mask_N
+    errors_N = (experience.returns_N - values_N) * experience.value_mask_N
     per_token = {
         "tokens": torch.ones_like(policy_N),
         "policy": policy_N,
         "value": value_N,
-        "kl": known.old_log_probs_N - known.reference_N,
+        "kl": experience.old_log_probs_N - experience.reference_N,
         "clipped": clipped_N,
         "entropy": out.entropy_N,
-        "targets": known.value_mask_N,
+        "targets": experience.value_mask_N,
         "return": returns_N,
         "return2": returns_N**2,
         "error": errors_N,
