@@ -91,7 +91,9 @@ def train_round(
     if cuts_models(config.ppo.sharding):
         out_dir, checkpoints = agree((out_dir, checkpoints))  # all processes write into the same folders
     digest = fingerprint(selection.trajectories, selection.rewards)
-    checkpoint_folder = CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None
+    checkpoint_folder = (
+        CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None
+    )
     actor = load_actor(policy_dir, reference_dir, config, algorithm)
     ppo = config.ppo
     optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)

@@ -178,7 +178,9 @@ def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> 
     if rest or calls or thoughts or not blocks:
         reasoning = {"reasoning_content": join_texts(thoughts)} if thoughts else {}
         call_fields = {"tool_calls": calls} if calls else {}
-        yield from _translate_text({**message, "content": _join_parts(rest) if rest else "", **reasoning, **call_fields})
+        yield from _translate_text(
+            {**message, "content": _join_parts(rest) if rest else "", **reasoning, **call_fields}
+        )
 
 
 def _translate_text(message: Fields) -> Iterator[Any]:

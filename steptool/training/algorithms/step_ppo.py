@@ -153,7 +153,10 @@ class StepPPO(Algorithm):
         if ppo.ratio == "step":
             ratio_N = losses.step_ratio(out.log_probs_N - experience.old_log_probs_N, experience.steps_N)
         policy_N = experience.weights_N * losses.policy_loss(ratio_N, experience.advantages_N, ppo.clip, ppo.clip_high)
-        value_N = losses.value_loss(values_N, experience.old_values_N, experience.returns_N, ppo.clip_value) * experience.value_mask_N
+        value_N = (
+            losses.value_loss(values_N, experience.old_values_N, experience.returns_N, ppo.clip_value)
+            * experience.value_mask_N
+        )
         loss = ppo.value_coef * value_N.sum() / _count(self._experience.value_mask_N, part)
         if self.trains_policy:
             loss = loss + (policy_N.sum() + self.penalty(ratio_N, out, experience)) / float(len(part.step_places_n))
