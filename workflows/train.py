@@ -18,6 +18,7 @@ from tasks.report import Evidence, report
 from tasks.rollout import rollout
 from tasks.runtime.artifacts import Model, Parquet, Tasks
 from tasks.runtime.stage import stage, workflow
+from tasks.together import rounds_together
 from tasks.warm_start import prepare, warm_start
 
 
@@ -32,11 +33,27 @@ class Rounds(NamedTuple):
     costs: list[Parquet]
 
 
+class Round(NamedTuple):
+    """What one round adds to that."""
+
+    trajectories: Parquet
+    rewards: Parquet
+    advantages: Parquet
+    metrics: Parquet
+    costs: Parquet
+
+
 @stage("rounds", dynamic=True)
 def rounds(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> Rounds:
     """On-policy rounds: each rolls out the current policy, scores its episodes, audits that and trains on them."""
-    policy, scale = start, None
-    trajectories, rewards, advantages, metrics, costs = [], [], [], [], []
+    place = _place_together if config.rounds.placement == "together" else _place_in_pods
+    model, made = place(config, start, tasks, queries)
+    return Rounds(model, *(list(parts) for parts in zip(*made, strict=True)))
+
+
+def _place_in_pods(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> tuple[Model, list[Round]]:
+    """A stage for each step of a round, and for each shard. Returns the last policy and the rounds."""
+    policy, scale, made = start, None, []
     for round_index in range(config.ppo.rounds):
         play = partial(rollout, round_index=round_index, config=config, model=policy, base=start, tasks=tasks)
         episode_shards = map_task(play)(shard=list(range(config.rollout.shards)))
@@ -60,12 +77,29 @@ def rounds(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> Roun
             scale=scale,
         )
         policy, scale = improved.model, improved.scale
-        trajectories.append(audited.trajectories)
-        rewards.append(audited.rewards)
-        advantages.append(improved.advantages)
-        metrics.append(improved.metrics)
-        costs.append(improved.costs)
-    return Rounds(policy, trajectories, rewards, advantages, metrics, costs)
+        made.append(Round(audited.trajectories, audited.rewards, improved.advantages, improved.metrics, improved.costs))
+    return policy, made
+
+
+def _place_together(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> tuple[Model, list[Round]]:
+    """A stage for several rounds. Returns the last policy and the rounds."""
+    policy, scale, made = start, None, []
+    for first in range(0, config.ppo.rounds, config.rounds.per_stage):
+        count = min(config.rounds.per_stage, config.ppo.rounds - first)
+        done = rounds_together(
+            first=first,
+            count=count,
+            config=config,
+            policy=policy,
+            start=start,
+            tasks=tasks,
+            queries=queries,
+            scale=scale,
+        )
+        policy, scale = done.model, done.scale
+        columns = (done.trajectories, done.rewards, done.advantages, done.metrics, done.costs)
+        made += [Round(*(column[number] for column in columns)) for number in range(count)]
+    return policy, made
 
 
 @workflow()

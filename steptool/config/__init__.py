@@ -5,7 +5,7 @@ from steptool.config.data import DataConfig, McpConfig, ToolBenchConfig, ToolsCo
 from steptool.config.evaluation import EvaluatedPolicy, EvaluationConfig, PromotionConfig, SearchConfig
 from steptool.config.rewards import AuditConfig, EndpointConfig, JudgeConfig, RewardConfig
 from steptool.config.run import Config, load_config
-from steptool.config.training import CreditConfig, PolicyConfig, PPOConfig, RolloutConfig, WarmStartConfig
+from steptool.config.training import CreditConfig, PolicyConfig, PPOConfig, RolloutConfig, RoundsConfig, WarmStartConfig
 
 __all__ = [
     "AuditConfig",
@@ -23,6 +23,7 @@ __all__ = [
     "PromotionConfig",
     "RewardConfig",
     "RolloutConfig",
+    "RoundsConfig",
     "SearchConfig",
     "ToolBenchConfig",
     "ToolsConfig",

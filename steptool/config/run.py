@@ -24,6 +24,7 @@ from steptool.config.training import (
     PolicyConfig,
     PPOConfig,
     RolloutConfig,
+    RoundsConfig,
     WarmStartConfig,
     check_learning,
 )
@@ -147,6 +148,7 @@ class Config(StrictModel):
     rewards: RewardConfig = RewardConfig()
     credit: CreditConfig = CreditConfig()
     ppo: PPOConfig = PPOConfig()
+    rounds: RoundsConfig = RoundsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
 

@@ -120,6 +120,17 @@ class CreditConfig(StrictModel):
         return self
 
 
+class RoundsConfig(StrictModel):
+    """Where the stages of the rounds run."""
+
+    placement: Literal["pods", "together"] = "pods"
+    """pods: a stage for each step of a round and for each shard, with a machine of its own kind; together: one stage
+    plays, annotates, audits and trains, so that a round starts nothing and loads no model anew. The result is the same
+    (docs/run-on-a-cluster.md)."""
+    per_stage: Positive = 8
+    """Rounds that one stage makes where they are placed together."""
+
+
 class PPOConfig(StrictModel):
     """The optimisation."""
 

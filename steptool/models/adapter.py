@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from steptool.artifacts import lineage
 from steptool.config import PolicyConfig
 from steptool.models.load import ModelError, load_model, load_tokenizer
+from steptool.models.shared import LoadModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's names."""
@@ -72,14 +73,23 @@ def locate(model: Place, base: Place = "") -> ModelPlace:
     return ModelPlace(named, os.fspath(model))
 
 
-def load_joined(place: ModelPlace) -> PreTrainedModel:
-    """The model of a place, the adapter added to the weights in memory. Raises ModelError as `load_model` does."""
-    model = load_model(place.base)
+def load_joined(place: ModelPlace, load: LoadModel = load_model) -> PreTrainedModel:
+    """The model of a place, the adapter added to the weights in memory; the base's weights stay as they are.
+
+    Raises ModelError as `load_model` does.
+    """
+    model = load(place.base)
     if not place.adapter:
         return model
     from peft import PeftModel  # takes seconds
+    from peft.tuners.lora import LoraLayer
 
-    joined: PreTrainedModel = PeftModel.from_pretrained(model, place.adapter).merge_and_unload()
+    adapted = PeftModel.from_pretrained(model, place.adapter)
+    for layer in [module for module in adapted.modules() if isinstance(module, LoraLayer)]:
+        plain = layer.get_base_layer()
+        plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+        layer.merge()
+    joined: PreTrainedModel = adapted.unload()
     return joined.eval()
 
 

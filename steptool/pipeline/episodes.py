@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steptool.artifacts.metrics import Ticker, format_rate, say
 from steptool.config import Config, EvaluatedPolicy
@@ -18,6 +19,9 @@ from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 from steptool.rollout import runner
 
+if TYPE_CHECKING:  # its imports take seconds
+    from steptool.models.shared import LoadModel
+
 Place = str | os.PathLike[str]
 
 
@@ -29,17 +33,19 @@ def roll_out(
     base: Place = "",
     round_index: int = 0,
     recordings: Sequence[Trajectory] = (),
+    load: LoadModel | None = None,
 ) -> list[Trajectory]:
     """Sample an episode of each query with the model of a folder or Hub id, as a round of training does.
 
     `base` is the model of an adapter, if `model` is an adapter folder. An environment that replays answers from the
-    `recordings`. Raises ValueError unless the queries name one environment.
+    `recordings`. `load` gives the model of a folder; None: from its files. Raises ValueError unless the queries name
+    one environment.
     """
     learner = EvaluatedPolicy(name=f"round_{round_index:02d}", model=os.fspath(model), base=os.fspath(base))
     ticker = Ticker("rollout", len(queries), "episodes")
     with (
         open_environment_of(queries, config, recordings) as environment,
-        open_policy(learner, config) as policy,
+        open_policy(learner, config, load=load) as policy,
     ):
         episodes = runner.roll_out(
             policy, queries, environment, round_index=round_index, limits=config.tools, progress=ticker

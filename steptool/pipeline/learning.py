@@ -21,6 +21,7 @@ from steptool.data.ingest import ingest
 from steptool.environments.catalog import check_queries
 from steptool.models.adapter import read_base_name
 from steptool.models.load import load_codec, load_model, prepare_base
+from steptool.models.shared import LoadModel
 from steptool.pipeline.rounds import AuditedRound
 from steptool.policies.catalog import open_environment_of
 from steptool.policies.trial import try_model
@@ -158,6 +159,7 @@ def learn_round(
     scale: Path | None,
     folder: Path,
     *,
+    load: LoadModel = load_model,
     checkpoints: Path | None = None,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> LearnedRound:
@@ -179,6 +181,7 @@ def learn_round(
         round_index=round_index,
         out_dir=model,
         scale=RunningScale.load(scale) if scale else RunningScale(),
+        load=load,
         checkpoints=checkpoints,
         on_checkpoint=on_checkpoint,
     )

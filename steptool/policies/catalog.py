@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 from steptool.chat.endpoint import Endpoint
 from steptool.config import Config, EvaluatedPolicy
@@ -15,17 +16,23 @@ from steptool.records import Query, ToolCall, Trajectory
 from steptool.rollout.policy import Policy
 from steptool.rollout.turns import Decoding
 
+if TYPE_CHECKING:  # its imports take seconds
+    from steptool.models.shared import LoadModel
+
 
 @contextmanager
-def open_policy(policy: EvaluatedPolicy, config: Config, recordings: Iterable[Trajectory] = ()) -> Iterator[Policy]:
+def open_policy(
+    policy: EvaluatedPolicy, config: Config, recordings: Iterable[Trajectory] = (), load: LoadModel | None = None
+) -> Iterator[Policy]:
     """The policy with everything of the configuration filled in; it is closed in the end.
 
     `policy.model` is "embedded", a folder or a Hub id: fetch a url before. The model of a training stage is
     `EvaluatedPolicy(name=..., model=folder)`. An endpoint is greedy at its own temperature and samples at that of the
     rollouts. A playback plays the reference solution of a query or else the first of the `recordings`, and
-    these alone if it names some; its `begin` raises ValueError where a query has neither.
+    these alone if it names some; its `begin` raises ValueError where a query has neither. `load` gives the model of a
+    folder to our own sampler; None: from its files.
     """
-    with closing(_make_policy(policy, config, recordings)) as opened:
+    with closing(_make_policy(policy, config, recordings, load)) as opened:
         yield opened
 
 
@@ -45,9 +52,11 @@ def open_environment_of(
         yield environment
 
 
-def _make_policy(policy: EvaluatedPolicy, config: Config, recordings: Iterable[Trajectory]) -> Policy:
+def _make_policy(
+    policy: EvaluatedPolicy, config: Config, recordings: Iterable[Trajectory], load: LoadModel | None
+) -> Policy:
     if policy.kind == "model":
-        return _make_local(policy, config)
+        return _make_local(policy, config, load)
     if policy.kind == "endpoint":
         sampled = policy.endpoint.model_copy(update={"temperature": config.rollout.temperature})
         endpoints = {
@@ -60,9 +69,9 @@ def _make_policy(policy: EvaluatedPolicy, config: Config, recordings: Iterable[T
     return ScriptedPolicy(lambda query, _: _calls_of(query, first, only_recorded), policy.name)
 
 
-def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
+def _make_local(policy: EvaluatedPolicy, config: Config, load: LoadModel | None) -> Policy:
     from steptool.models.adapter import load_joined, locate
-    from steptool.models.load import EMBEDDED, load_codec
+    from steptool.models.load import EMBEDDED, load_codec, load_model
     from steptool.policies.engine import EnginePolicy, PolicySettings
     from steptool.policies.local import LocalPolicy
     from steptool.policies.vllm import VllmEngine
@@ -79,7 +88,7 @@ def _make_local(policy: EvaluatedPolicy, config: Config) -> Policy:
     if config.rollout.engine == "vllm":
         limits = {"max_context": config.policy.max_context, "max_requests": config.rollout.batch_size}
         return EnginePolicy(VllmEngine(place.base, adapter=place.adapter, **limits), codec, **settings)
-    return LocalPolicy(load_joined(place), codec, **settings)
+    return LocalPolicy(load_joined(place, load or load_model), codec, **settings)
 
 
 def _calls_of(query: Query, recorded: Mapping[str, Trajectory], only_recorded: bool) -> list[ToolCall]:

@@ -76,7 +76,7 @@ class CheckpointFolder:
     def _complete(self, folder: Path, log: list[dict[str, float]]) -> None:
         progress = {"fingerprint": self.fingerprint, "log": log}
         (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-        _seal(folder)
+        seal(folder)
         for old in complete_checkpoints(self.path)[:-_KEPT]:
             shutil.rmtree(old)
         if self.on_checkpoint:
@@ -147,8 +147,8 @@ def unpack(source: Path, folder: Path) -> bool:
     return False
 
 
-def _seal(checkpoint: Path) -> None:
-    """Write the digests of all files: the mark appears whole or not at all."""
+def seal(checkpoint: Path) -> None:
+    """Write the digests of all files of a checkpoint: the mark appears whole or not at all."""
     partial = checkpoint / f"{COMPLETE}.partial"
     partial.write_text(json.dumps(_digests(checkpoint)), encoding="utf-8")
     partial.replace(checkpoint / COMPLETE)

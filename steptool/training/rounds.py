@@ -18,6 +18,7 @@ from steptool.models.adapter import adapt, is_adapter, save_policy, weights_of
 from steptool.models.load import load_model
 from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import FILE, adamw, load_moments, save_moments
+from steptool.models.shared import LoadModel
 from steptool.models.sharding import (
     is_sharded,
     load_sharded_actor,
@@ -65,6 +66,7 @@ def train_round(
     round_index: int,
     out_dir: str | Path,
     scale: RunningScale = NO_REWARDS_SEEN,
+    load: LoadModel = load_model,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 8,
     on_checkpoint: OnCheckpoint | None = None,
@@ -76,6 +78,8 @@ def train_round(
     `config.ppo.algorithm` names the algorithm. Value head and optimizer state go on from `policy_dir` where it has
     them. `scale` is that of the rounds before, for the normalisation "running"; the result has that of this one. Where
     an algorithm finds nothing to learn from, the policy is passed on unchanged, and the result's note says so.
+    `load` gives the model of a folder, whose weights training changes in place; models that are cut over processes are
+    read from their files.
 
     With `checkpoints` (a folder), the state is kept there every `checkpoint_every` optimizer steps, and the same call
     made again after an interruption goes on from there and ends with the same weights; `on_checkpoint` is told of each.
@@ -94,7 +98,7 @@ def train_round(
     checkpoint_folder = (
         CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None
     )
-    actor = load_actor(policy_dir, reference_dir, config, algorithm)
+    actor = load_actor(policy_dir, reference_dir, config, algorithm, load)
     ppo = config.ppo
     optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)
     load_state(optimizer, actor, policy_dir)
@@ -117,11 +121,12 @@ def train_round(
     return RoundResult(metrics, advantages, selection.left_out, tokens, selection.scale)
 
 
-def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm: Algorithm) -> Actor:
+def load_actor(
+    policy_dir: Path, reference_dir: Path, config: Config, algorithm: Algorithm, load: LoadModel = load_model
+) -> Actor:
     """The policy of a model folder, with its value head where the algorithm needs one."""
-    actor = load_weights(
-        weights_of(policy_dir, reference_dir, config.policy), algorithm, trained=not config.policy.lora_rank
-    )
+    folder = weights_of(policy_dir, reference_dir, config.policy)
+    actor = load_weights(folder, algorithm, trained=not config.policy.lora_rank, load=load)
     if config.policy.lora_rank:
         actor.policy = adapt(actor.policy, policy_dir, config.policy, config.seed).eval()
     if algorithm.needs_value_head:
@@ -134,13 +139,13 @@ def load_actor(policy_dir: Path, reference_dir: Path, config: Config, algorithm:
     return actor
 
 
-def load_weights(folder: Path, algorithm: Algorithm, *, trained: bool) -> Actor:
+def load_weights(folder: Path, algorithm: Algorithm, *, trained: bool, load: LoadModel = load_model) -> Actor:
     """The model of a folder, whole or this process's part of it, without value head and adapter."""
     ppo = algorithm.config.ppo
     options: dict[str, Any] = {"detach_value": ppo.detach_value, "temperature": algorithm.temperature}
     if cuts_models(ppo.sharding):
         return load_sharded_actor(folder, processes().num_processes, trained=trained, **options)
-    return Actor(load_model(folder), **options)
+    return Actor(load(folder), **options)
 
 
 def load_state(optimizer: torch.optim.Optimizer, actor: Actor, policy_dir: Path) -> None:

@@ -127,9 +127,12 @@ class Checkpoints:
         self._store.save(archive)
         archive.unlink()
 
-    def remove(self) -> None:
-        """Remove the state from a local disk when the training has ended; nothing goes on from it any more."""
-        discard(self.folder)
+    def remove(self, *needed: Path) -> None:
+        """Remove the state from a local disk when the training has ended; nothing goes on from it any more.
+
+        The folder stays if it is one of those needed.
+        """
+        discard(self.folder, *needed)
         discard(Path(current_context().working_directory) / _LOCAL_STORE)
 
     def _restore(self) -> bool:

@@ -44,6 +44,7 @@ class StageName(StrEnum):
     ANNOTATE = "annotate"
     AUDIT = "audit"
     PPO = "ppo"
+    ROUNDS_TOGETHER = "rounds_together"
     EVALUATE = "evaluate"
     REPORT = "report"
     EVALUATE_POLICIES = "evaluate_policies"

@@ -11,10 +11,10 @@ from flytekit import current_context
 from safetensors.torch import load_file
 
 from steptool.artifacts import lineage
-from steptool.config import Config
+from steptool.config import Config, RoundsConfig
 from steptool.models.adapter import KEPT, name_base
 from steptool.pipeline.episodes import evaluate
-from steptool.records import Evaluation, Trajectory
+from steptool.records import Advantage, Cost, Evaluation, StepReward, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
 from workflows.train import train
@@ -47,6 +47,23 @@ def test_rounds_leave_the_last_adapter_alone(run: tuple[Path, set[Path]]) -> Non
     """The adapters before it went when nothing read them any more; no round has made a whole model."""
     _, left = run
     assert [file.name for file in left] == ["adapter_model.safetensors"]
+
+
+def test_rounds_placed_together_make_the_same_run(run: tuple[Path, set[Path]], config: Config, tmp_path: Path) -> None:
+    """Two rounds in the first stage and one in the second."""
+    apart, before = run[0], files_of_rounds()
+    together = config.model_copy(update={"rounds": RoundsConfig(placement="together", per_stage=2)})
+    train(config=together, output=str(tmp_path / "run"))
+    assert [file.name for file in files_of_rounds() - before] == ["adapter_model.safetensors"]
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {f.name for f in apart.iterdir()}
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (apart, tmp_path / "run"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    for kind, cls in (("rewards", StepReward), ("advantages", Advantage)):
+        for r in range(3):
+            rows = [read_records(place / f"{kind}_round_{r:02d}.parquet", cls) for place in (apart, tmp_path / "run")]
+            assert rows[0] == rows[1]
+    spent = [c for c in read_records(tmp_path / "run" / "costs.parquet", Cost) if c.stage == "rollout"]
+    assert [c.round for c in spent] == [0, 0, 1, 1, 2, 2]
 
 
 def test_the_model_is_the_warm_start_with_the_adapter(run: tuple[Path, set[Path]]) -> None:

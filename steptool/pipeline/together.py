@@ -1,0 +1,161 @@
+"""Several rounds in one process: each is played, scored, audited and learned from as in pods of its own.
+
+Sampling and training take turns on the same weights (`SharedModels`). After each round the state is kept, so that
+another attempt goes on behind it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from steptool.artifacts.lineage import COSTS, METRICS, of_round
+from steptool.config import Config
+from steptool.models.adapter import is_adapter
+from steptool.models.shared import SharedModels
+from steptool.pipeline.learning import LearnedRound, learn_round
+from steptool.pipeline.rounds import EPISODES, AuditedRound, audit_round, play_shard, score_file
+from steptool.rollout.schedule import TaskSet
+from steptool.training.checkpoints import OnCheckpoint, last_checkpoint, seal
+
+_JOINED, _FIGURES, _POLICY, _SCALE, _PAGE = "joined", "figures", "policy", "scale.json", "audit.html"
+"""What the folder of a finished round holds."""
+
+
+@dataclass(frozen=True)
+class RoundInputs:
+    """What all rounds of a stage take."""
+
+    start: Path
+    """The model before the first round of all: the reference, and the base of adapters."""
+    tasks: TaskSet
+    queries: Path
+    config: Config
+
+
+@dataclass(frozen=True)
+class FinishedRound:
+    """What a round has made."""
+
+    audited: AuditedRound
+    learned: LearnedRound
+    """Its model is there for the last of several rounds alone."""
+    page: str
+    """The page of the audit."""
+
+
+def play_and_learn(
+    inputs: RoundInputs,
+    first: int,
+    count: int,
+    policy: Path,
+    scale: Path | None,
+    folder: Path,
+    *,
+    on_checkpoint: OnCheckpoint | None = None,
+    show: Callable[[str, str], None] = lambda name, page: None,
+) -> list[FinishedRound]:
+    """Make `count` rounds from the index `first` on, starting with `policy` and the running scale of the round before.
+
+    `folder` keeps the state after each round as a checkpoint; the same call goes on from there after an interruption.
+    `on_checkpoint` is called after each. `show` takes name and content of the page of each round's audit. Raises
+    AuditError where the rewards of a round are beyond a threshold; the rounds before it are kept.
+    """
+    models, kept = SharedModels(), last_checkpoint(folder)
+    finished = _read_rounds(kept, first) if kept else []
+    for round_index, done in enumerate(finished, first):
+        show(_page_name(round_index), done.page)
+    for round_index in range(first + len(finished), first + count):
+        if finished:
+            policy, scale = finished[-1].learned.model, finished[-1].learned.scale
+        work = folder / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        _make_round(inputs, round_index, policy, scale, work, models, show)
+        kept = _keep(work, folder, kept, round_index - first)
+        finished = _read_rounds(kept, first)
+        if not is_adapter(finished[-1].learned.model):
+            models.move(policy, finished[-1].learned.model)
+        if on_checkpoint:
+            on_checkpoint()
+    return finished
+
+
+def _make_round(
+    inputs: RoundInputs,
+    round_index: int,
+    policy: Path,
+    scale: Path | None,
+    work: Path,
+    models: SharedModels,
+    show: Callable[[str, str], None],
+) -> None:
+    """Make one round in the folder `work`."""
+    start, tasks, config, queries = inputs.start, inputs.tasks, inputs.config, inputs.queries
+    shards = [
+        play_shard(policy, start, tasks, config, round_index, shard, _make(work, f"shard{shard}"), models.load)
+        for shard in range(config.rollout.shards)
+    ]
+    models.hand_over()
+    scores = [
+        score_file(shard / EPISODES, queries, config, round_index, _make(work, f"scores{number}"))
+        for number, shard in enumerate(shards)
+    ]
+
+    def show_page(page: str) -> None:
+        (work / _PAGE).write_text(page, encoding="utf-8")
+        show(_page_name(round_index), page)
+
+    audited = audit_round(shards, scores, queries, config, round_index, _make(work, _JOINED), show_page)
+    learn_round(policy, start, audited, config, round_index, scale, work, load=models.load)
+    models.hand_over()
+    for part in (*shards, *scores):
+        shutil.rmtree(part)
+
+
+def _keep(work: Path, folder: Path, before: Path | None, number: int) -> Path:
+    """Make the checkpoint after round `number` of the stage out of the one before and of the new round."""
+    target = folder / f"checkpoint-{number + 1}"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    if before:
+        for old in sorted(before.glob("round_*")):
+            ignored = shutil.ignore_patterns(_POLICY)
+            shutil.copytree(old, target / old.name, ignore=ignored)
+    work.rename(target / f"round_{number:03d}")
+    seal(target)
+    if before:
+        shutil.rmtree(before)
+    return target
+
+
+def _read_rounds(checkpoint: Path, first: int) -> list[FinishedRound]:
+    """The rounds of a checkpoint, by their files."""
+    return [
+        FinishedRound(
+            AuditedRound(
+                folder / _JOINED / of_round("trajectories", round_index),
+                folder / _JOINED / of_round("rewards", round_index),
+                folder / _JOINED / COSTS,
+            ),
+            LearnedRound(
+                folder / _POLICY,
+                folder / _FIGURES / of_round("advantages", round_index),
+                folder / _FIGURES / METRICS,
+                folder / _FIGURES / COSTS,
+                folder / _FIGURES / _SCALE,
+            ),
+            (folder / _PAGE).read_text(encoding="utf-8"),
+        )
+        for round_index, folder in enumerate(sorted(checkpoint.glob("round_*")), first)
+    ]
+
+
+def _make(work: Path, name: str) -> Path:
+    (work / name).mkdir(parents=True)
+    return work / name
+
+
+def _page_name(round_index: int) -> str:
+    return f"rewards of round {round_index + 1}"

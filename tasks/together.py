@@ -1,0 +1,69 @@
+"""Several rounds of reinforcement in one stage."""
+
+from typing import NamedTuple
+
+from flytekit import Deck
+from flytekit.types.file import FlyteFile
+
+from steptool.config import Config
+from steptool.storage.remote import localize
+from tasks.runtime.artifacts import Model, Parquet, Tasks, discard, download, make_folder
+from tasks.runtime.stage import stage
+
+
+class Together(NamedTuple):
+    """The policy and the running scale after the last of the rounds, and by round what the stages of pods give."""
+
+    model: Model
+    scale: FlyteFile
+    trajectories: list[Parquet]
+    rewards: list[Parquet]
+    advantages: list[Parquet]
+    metrics: list[Parquet]
+    costs: list[Parquet]
+
+
+def _show(name: str, page: str) -> None:
+    Deck(name, page)
+
+
+@stage("rounds_together", cached=True)
+def rounds_together(
+    first: int,
+    count: int,
+    config: Config,
+    policy: Model,
+    start: Model,
+    tasks: Tasks,
+    queries: Parquet,
+    scale: FlyteFile | None,
+) -> Together:
+    """Play, annotate, audit and learn from `count` rounds, the first of which has the index `first`."""
+    from steptool.pipeline.together import RoundInputs, play_and_learn
+    from steptool.rollout.schedule import TaskSet
+    from tasks.runtime.artifacts import Checkpoints
+
+    config = localize(config, make_folder("fetched"), "tools.toolbench.cache", "rewards.audit.previous")
+    checkpoints = Checkpoints("rounds_together")
+    finished = play_and_learn(
+        RoundInputs(download(start), TaskSet(download(tasks)), download(queries), config),
+        first,
+        count,
+        download(policy),
+        download(scale) if scale else None,
+        checkpoints.folder,
+        on_checkpoint=checkpoints.save,
+        show=_show,
+    )
+    checkpoints.remove(checkpoints.folder)  # the results lie in it
+    discard(download(policy), download(start))
+    last = finished[-1].learned
+    return Together(
+        Model(str(last.model)),
+        FlyteFile(str(last.scale)),
+        [Parquet(str(done.audited.trajectories)) for done in finished],
+        [Parquet(str(done.audited.rewards)) for done in finished],
+        [Parquet(str(done.learned.advantages)) for done in finished],
+        [Parquet(str(done.learned.metrics)) for done in finished],
+        [Parquet(str(done.learned.costs)) for done in finished],
+    )
