@@ -18,7 +18,6 @@ from steptool.models.adapter import adapt, is_adapter, save_policy, weights_of
 from steptool.models.load import load_model
 from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import FILE, adamw, load_moments, save_moments
-from steptool.models.shared import LoadModel
 from steptool.models.sharding import (
     is_sharded,
     load_sharded_actor,
@@ -26,6 +25,7 @@ from steptool.models.sharding import (
     save_sharded_model,
     save_sharded_moments,
 )
+from steptool.models.shared import LoadModel
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
