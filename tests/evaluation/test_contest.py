@@ -1,0 +1,65 @@
+"""The program behind `make seeds`: every method and size is a configuration, and its table says what the rows say."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.seeds import METHODS, SIZES, merge, results, table
+from evaluation_rows import make_evaluation
+from steptool.config import Config
+from steptool.records import Evaluation
+from steptool.records.tables import write_records
+
+
+def test_every_file_of_methods_takes_part() -> None:
+    assert sorted(METHODS) == sorted(path.stem for path in Path("configs/methods").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_fits_every_size(method: str, size: str) -> None:
+    base, own = (
+        yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        for path in ("configs/laptop.yaml", f"configs/methods/{method}.yaml")
+    )
+    config = Config.model_validate(merge(merge(base, SIZES[size].overlay), own))
+    assert config.rollout.episodes >= config.rollout.samples_per_query * config.rollout.shards
+
+
+def write_run(folder: Path, shares: dict[str, float]) -> None:
+    """Evaluations of a run in which each model solves this share of 40 tasks, greedily and with each of two tries."""
+    rows = [
+        make_evaluation(
+            f"q{i:02d}", float(i < share * 40), model=model, decoding=decoding, repeat=repeat, tier="single",
+            calls=4, invalid_calls=1, redundant_calls=2 * repeat,
+        )
+        for model, share in shares.items()
+        for decoding, repeats in (("greedy", 1), ("sampled", 2))
+        for repeat in range(repeats)
+        for i in range(40)
+    ]  # fmt: skip
+    folder.mkdir()
+    write_records(folder / "evaluations.parquet", rows, Evaluation)
+
+
+def test_the_table_by_hand(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"steptool-{seed}", {"base": 0.25, "warm_start": 0.5, "steptool": 0.9 + 0.05 * seed})
+        write_run(tmp_path / f"rft-{seed}", {"base": 0.25, "warm_start": 0.5, "steptool": 0.5})
+    tables = results(tmp_path, [0, 1], ["steptool", "rft"], draws=500)
+    assert list(tables) == ["all greedy", "all sampled"]
+    greedy, sampled = (tables[f"all {decoding}"] for decoding in ("greedy", "sampled"))
+    assert greedy["methods"]["steptool"]["by_seed"] == pytest.approx([0.9, 0.95])
+    assert greedy["methods"]["steptool"]["pass_rate"][0] == pytest.approx(0.925)
+    assert greedy["methods"]["rft"]["invalid_call_rate"][0] == 0.25
+    assert sampled["methods"]["rft"]["redundant_call_rate"][0] == 0.25  # 0 and 2 of 4 calls in two tries
+    assert sampled["methods"]["rft"]["pass_at_k"] == {1: 0.5, 2: 0.5}
+    by_other = {c["b"]: c for c in greedy["comparisons"]}
+    assert by_other.keys() == {"base", "warm_start", "rft"}
+    assert by_other["rft"]["difference"]["mean"] == pytest.approx(0.425)
+    assert (by_other["rft"]["family"], by_other["rft"]["shown"]) == (3, True)
+    low, high = by_other["rft"]["over_seeds"]
+    assert low < 0.4 and high > 0.45  # seeds differ by .05, and tasks are drawn as well
+    text = table(tables)
+    assert "steptool - rft" in text and "corrected [" in text and "over seeds too [" in text and ", shown" in text
