@@ -96,6 +96,9 @@ class CreditConfig(StrictModel):
     value: Literal["head", "group_mean"] = "head"
     """Where the values of states come from. head: the value head; group_mean: the mean return of the steps that a round
     took in the same state, after the same calls for the same query."""
+    state: Literal["calls", "observation"] = "calls"
+    """When two steps of a query are in the same state. calls: after the same calls; observation: after the same
+    observation, where the environment shows its whole state, as a game does (gigpo and group_mean only)."""
     state_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of a step's advantage in its state against that of its episode (gigpo only)."""
     group_scale: bool = True
@@ -214,6 +217,7 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
     """Raise ConfigError, which names the fields, for settings of several sections that mean nothing together."""
     algorithm, tries = ppo.algorithm, rollout.samples_per_query
     comparing = algorithm if algorithm in _COMPARE_TRIES else "credit.value: group_mean"
+    compares_states = algorithm == "gigpo" or credit.value == "group_mean"
     outcome_alone = algorithm in HAVE_NO_ADVANTAGES or ppo.reward == "final"
     compares = algorithm in _COMPARE_TRIES or credit.value == "group_mean"
     problems = [
@@ -224,6 +228,7 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
         (credit.value == "group_mean" and algorithm != "step_ppo", "credit.value: group_mean is for step_ppo only"),
         (credit.value_lam >= 0 and algorithm in _HAVE_NO_VALUES, f"{algorithm} has no value head for credit.value_lam"),
         (credit.value_lam >= 0 and credit.value != "head", "credit.value_lam is for credit.value: head only"),
+        (credit.state != "calls" and not compares_states, "credit.state is for gigpo and value: group_mean only"),
         (credit.state_weight != 1 and algorithm != "gigpo", "credit.state_weight is for gigpo only"),
         (not credit.group_scale and algorithm not in ("grpo", "gigpo"), "credit.group_scale is for grpo, gigpo only"),
         (ppo.ratio == "step" and credit.level != "step", "ppo.ratio: step needs credit.level: step"),

@@ -1,8 +1,9 @@
 """Groups: the tries at one query, the steps that were taken in one state, and statistics within them.
 
-A state is what the policy saw before a step. Queries and environments here are deterministic enough that the query and
-the calls so far name it: two steps of a round are in the same state where both are equal (the anchor states of GiGPO,
-Feng et al. 2025, arXiv 2505.10978, which compares what the environment shows).
+Two steps of a round are in the same state where their queries are equal and, besides, either the calls so far or the
+last observation (`credit.state`). The calls name the state of any environment that does the same after the same calls.
+The last observation names it where the environment shows its whole state, as a game does, whatever led there: these are
+the anchor states of GiGPO (Feng et al. 2025, arXiv 2505.10978).
 
 Letters of shapes: B trajectories with S steps in all; X is either of them.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +38,12 @@ class Groups:
     """The state before each step."""
 
 
-def group_trajectories(trajectories: Sequence[Trajectory]) -> Groups:
-    """Number the queries of trajectories and the states before their steps."""
+def group_trajectories(trajectories: Sequence[Trajectory], state: Literal["calls", "observation"] = "calls") -> Groups:
+    """Number the queries of trajectories and the states before their steps, named as `state` says."""
+    states = _states_by_calls if state == "calls" else _states_by_observation
     queries_B = _number(t.query_id for t in trajectories)
     steps_B = [len(t.steps) for t in trajectories]
-    states_S = _number(state for t in trajectories for state in _states(t))
+    states_S = _number(key for t in trajectories for key in states(t))
     return Groups(queries_B, np.repeat(queries_B, steps_B), states_S)
 
 
@@ -82,7 +85,13 @@ def state_values(returns_S: Floats, groups: Groups) -> Floats:
     return values_S
 
 
-def _states(trajectory: Trajectory) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _states_by_observation(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """The query and the last observation, before each step; the first step has none."""
+    observations = ["", *(step.observation for step in trajectory.steps[:-1])]
+    yield from ((trajectory.query_id, observation) for observation in observations[: len(trajectory.steps)])
+
+
+def _states_by_calls(trajectory: Trajectory) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The query and the calls so far, before each step."""
     calls: list[str] = []
     for step in trajectory.steps:

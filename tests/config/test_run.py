@@ -63,6 +63,7 @@ def test_a_wrong_field_is_refused_by_name(tmp_path: Path, text: str, said: str) 
         ("ppo: {algorithm: archer}\ncredit: {value: group_mean}", "credit.value: group_mean is for step_ppo only"),
         ("ppo: {algorithm: rft}\ncredit: {value_lam: 1.0}", "rft has no value head for credit.value_lam"),
         ("credit: {value_lam: 1.0, value: group_mean}", "credit.value_lam is for credit.value: head only"),
+        ("credit: {state: observation}", "credit.state is for gigpo and value: group_mean only"),
         ("credit: {state_weight: 0.5}", "credit.state_weight is for gigpo only"),
         ("credit: {group_scale: false}", "credit.group_scale is for grpo, gigpo only"),
         ("credit: {level: token}\nppo: {ratio: step}", "ppo.ratio: step needs credit.level: step"),

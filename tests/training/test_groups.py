@@ -24,6 +24,18 @@ def test_states_are_equal_where_query_and_calls_so_far_are(make: SimpleNamespace
     assert groups.states_S.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 0, 6]
 
 
+def test_states_are_equal_where_the_last_observation_is_if_so_configured(make: SimpleNamespace) -> None:
+    def step(name: str, observation: str) -> Step:
+        return Step(ToolCall(name, {}), StepStatus.OK, observation)
+
+    one = make.played("q", [step("north", "a hall"), step("take", "a hall"), step("go", "end")])
+    two = make.played("q", [step("south", "a hall"), step("wait", "a cave")])
+    other = make.played("r", [step("north", "a hall"), step("take", "done")])
+    groups = group_trajectories([one, two, other], "observation")
+    # the start: 0; the hall, by any way and also a second time: 1; another query has states of its own
+    assert groups.states_S.tolist() == [0, 1, 1, 0, 1, 2, 3]
+
+
 def test_relative_to_the_group_by_hand() -> None:
     values, groups = np.array([1.0, 5.0, 3.0, 7.0, 2.0]), np.array([0, 1, 0, 2, 0])
     # group 0: mean 2, deviation sqrt((1 + 1 + 0) / 3); groups 1 and 2 have one value each

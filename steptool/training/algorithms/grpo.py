@@ -43,7 +43,8 @@ class GroupRelative(StepPPO):
 
     def assign(self, selection: Selection, lengths: Sequence[credit.Ints], scores: Scores) -> credit.Credit:
         """Advantages within groups; nothing for a value head to learn."""
-        settings, groups = self.config.credit, group_trajectories(selection.trajectories)
+        settings = self.config.credit
+        groups = group_trajectories(selection.trajectories, settings.state)
         adv_S = credit.episode_advantages(selection.rewards, groups, settings.group_scale)
         if self.compares_states:
             by_state_S = credit.state_advantages(selection.rewards, groups, settings.gamma, settings.group_scale)

@@ -137,9 +137,10 @@ class StepPPO(Algorithm):
     def assign(self, selection: Selection, lengths: Sequence[credit.Ints], scores: Scores) -> credit.Credit:
         """Credit of the action tokens; `lengths` holds those of each trajectory's steps."""
         kl_N = scores.log_probs_N - scores.reference_N
-        groups = group_trajectories(selection.trajectories) if self.config.credit.value == "group_mean" else None
+        settings = self.config.credit
+        groups = group_trajectories(selection.trajectories, settings.state) if settings.value == "group_mean" else None
         return credit.assign(
-            selection.rewards, lengths, scores.values_N, kl_N, self.config.ppo.kl_coef, self.config.credit, groups
+            selection.rewards, lengths, scores.values_N, kl_N, self.config.ppo.kl_coef, settings, groups
         )
 
     def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
