@@ -13,6 +13,7 @@ from typing import Any
 
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import as_text, parse_json
+from steptool.data.readers.arrow_messages import unfolded_sizes
 
 _CHUNK = 1 << 20
 _ROWS = 256
@@ -68,13 +69,20 @@ def _dictionary_bytes(column: Any) -> float:
     return float(min(column.total_uncompressed_size, compressed * ratio))
 
 
-def read_arrow(file: Path, _: int) -> Iterator[Record]:
+def read_arrow(file: Path, limit: int) -> Iterator[Record]:
     """The rows of an Arrow stream, as `datasets` saves its parts. A part whose layout is not sound is left out whole.
 
-    The file is read and not mapped: what points beyond its end is an error then, and not the end of the process.
+    The file is read and not mapped: what points beyond its end is an error then, and not the end of the process. Arrow
+    decompresses a part whole, so a file with a part that would take more than sixteen times the limit is refused.
     """
     import pyarrow as pa
 
+    for size in unfolded_sizes(file):
+        if size > 16 * limit:
+            detail = (
+                f"a part takes {size} bytes when it is decompressed; save it in smaller parts or without compression"
+            )
+            raise UnusableError("a record too large", detail)
     with pa.OSFile(str(file)) as source:
         first = 0
         for batch in pa.ipc.open_stream(source):

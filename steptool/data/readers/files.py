@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from steptool.data.ingest_log import IngestError, IngestLog, Record, UnusableError
 from steptool.data.readers.arrow import read_arrow, read_parquet
-from steptool.data.readers.text import content_suffix, read_json, read_lines, read_text_table
+from steptool.data.readers.text import content_suffix, is_packed, read_json, read_lines, read_text_table
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 RECORD_LIMIT = 1 << 26
@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 def find_files(paths: Sequence[str], field: str, suffixes: Sequence[str]) -> Iterator[Path]:
     """The files named, and those with one of the suffixes below the folders named, in a fixed order.
+
+    Where all kinds of data are looked for, archives are among them, so that they are counted: they are not read.
 
     Raises IngestError for a path that does not exist and for a folder without such a file.
     """
@@ -63,7 +65,8 @@ def _files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
             names = _files_of_dataset(Path(here, _STATE))
         for name in sorted(names):
             file = Path(here, name)
-            if content_suffix(file) in suffixes and name not in _ABOUT_DATASETS and file.is_file():
+            is_data = content_suffix(file) in suffixes and name not in _ABOUT_DATASETS
+            if (is_data or (is_packed(file) and suffixes == SUFFIXES)) and file.is_file():
                 yield file
 
 
@@ -97,6 +100,9 @@ def read_file(file: Path, limit: int = RECORD_LIMIT) -> Iterator[Record]:
     more than `limit` bytes; nothing else is held in memory but a part of a table.
     """
     reader = _READERS.get(content_suffix(file), read_json)
+    if is_packed(file):
+        yield Record(file, None, None, UnusableError("an archive", "files in archives are not read: unpack it"))
+        return
     try:
         yield from reader(file, limit)
     except UnusableError as fault:

@@ -1,7 +1,8 @@
-"""Files of text as a stream of records: JSON, lines, tables; also compressed with gzip or zstd."""
+"""Files of text as a stream of records: JSON, lines, tables; also compressed with gzip, zstd or bzip2."""
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
@@ -15,7 +16,8 @@ from typing import IO, Any, cast
 from steptool.data.ingest_log import Record, UnusableError
 from steptool.data.parsing import parse_json, replace_half_pairs
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2")
+_PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".xz", ".lz4", ".lzma")
 _TEXT = (".json", ".jsonl", ".csv", ".tsv")
 """Suffixes of files that are read where they are compressed as a whole; Parquet and Arrow compress their own parts."""
 
@@ -29,6 +31,12 @@ def content_suffix(file: Path) -> str:
     return inner if inner in _TEXT else ""
 
 
+def is_packed(file: Path) -> bool:
+    """Whether a file is an archive, or compressed in a way that is not read."""
+    suffix = file.suffix.lower()
+    return suffix in _PACKED or (suffix in COMPRESSED and not content_suffix(file))
+
+
 def content_stem(file: Path) -> str:
     """The name of a file without the suffixes of its content and its compression: `logs` of `logs.jsonl.gz`."""
     inner = content_suffix(file) if file.suffix.lower() in COMPRESSED else ""
@@ -40,6 +48,8 @@ def open_bytes(file: Path) -> IO[bytes]:
     suffix = file.suffix.lower()
     if suffix == ".gz":
         return cast(IO[bytes], gzip.open(file, "rb"))
+    if suffix == ".bz2":
+        return cast(IO[bytes], bz2.open(file, "rb"))
     if suffix == ".zst":
         import pyarrow as pa
 

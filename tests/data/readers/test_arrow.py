@@ -1,5 +1,7 @@
 """Parquet and Arrow files as records, whatever is in them."""
 
+import itertools
+import struct
 import subprocess
 import sys
 
@@ -7,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from steptool.data.ingest_log import UnusableError
+from steptool.data.readers.arrow_messages import unfolded_sizes
 from steptool.data.readers.files import read_file
 
 
@@ -127,6 +131,48 @@ def test_a_small_file_that_unfolds_to_gigabytes_stays_small_in_memory(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.startswith(beginning)
         assert int(done.stdout.split()[-1]) < 500_000  # kilobytes; unfolded they take 1.2 GB
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_a_compressed_part_of_an_arrow_file_is_measured_before_it_is_decompressed(tmp_path, compression, read_values):
+    small, large = (pa.table({"m": ["0" * size] * 20}) for size in (10, 1_000))
+    dictionary = pa.table({"m": pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array(["0" * 20_000]))})
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    for name, table in {"small": small, "large": large, "dictionary": dictionary}.items():
+        with (
+            pa.OSFile(str(tmp_path / f"{name}.arrow"), "wb") as sink,
+            pa.ipc.new_stream(sink, table.schema, options=options) as writer,
+        ):
+            writer.write_table(table)
+    limit = 1_000  # bytes of a record: a part may take 16,000
+    assert len(read_values(tmp_path / "small.arrow", limit=limit)) == 20
+    for name, size in {"large": 20_000 + 84, "dictionary": 20_000 + 8 + 4}.items():
+        assert read_values(tmp_path / f"{name}.arrow", limit=limit) == [(None, "a record too large")]
+        assert sum(unfolded_sizes(tmp_path / f"{name}.arrow")) in range(size - 100, size + 100)
+        assert len(read_values(tmp_path / f"{name}.arrow")) == (20 if name == "large" else 1)
+
+
+def test_the_sizes_of_a_damaged_stream_are_refused_or_few(tmp_path):
+    file, schema = tmp_path / "a.arrow", pa.schema({"m": pa.string()})
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(pa.table({"m": ["x"] * 5}, schema=schema))
+    whole, refused = file.read_bytes(), 0
+    for place, value in itertools.product(range(0, len(whole), 4), (-1, -200, -328, 2**62, 3)):
+        file.write_bytes(whole[:place] + struct.pack("<q", value) + whole[place + 8 :])
+        try:
+            assert len(list(unfolded_sizes(file))) < 10
+        except UnusableError as error:
+            assert error.reason == "unreadable file"
+            refused += 1
+    assert refused > 20
+
+
+def test_the_sizes_of_a_stream_without_compression_are_nothing(tmp_path):
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink:
+        table = pa.table({"m": ["x" * 1_000] * 20})
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+    assert list(unfolded_sizes(tmp_path / "a.arrow")) == [0] * 5  # the schema and four parts
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
