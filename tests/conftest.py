@@ -43,6 +43,8 @@ class ChatServer(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.keys: set[str] = set()
+        self.closes_after: set[int] = set()
+        """HTTP statuses after which the server closes the connection."""
         self.running = self.most = 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
@@ -80,6 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if answer.cut else body)
         self.close_connection = answer.cut
+        if answer.status in self.server.closes_after:  # a moment later, and without a header that says so
+            self.wfile.flush()
+            time.sleep(0.02)
+            self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -38,6 +38,8 @@ _LARGEST = 16 << 20
 """Bytes of an answer, decompressed, that are read."""
 _TRANSFER_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 """Headers that tell how an answer travelled, and no longer hold for the text that was read."""
+_ONE_REQUEST_EACH = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+"""A connection for each request: servers may close one that is kept, and the request that follows is lost then."""
 _MOST_TOKENS = 10**9
 """Tokens that one request can have read or written; a larger count is an error of the server."""
 
@@ -125,7 +127,7 @@ class Endpoint:
             api_key=key or "none",
             timeout=config.timeout,
             max_retries=config.retries,
-            http_client=_BoundedClient(event_hooks={"request": [self._on_send]}),
+            http_client=_BoundedClient(event_hooks={"request": [self._on_send]}, limits=_ONE_REQUEST_EACH),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)

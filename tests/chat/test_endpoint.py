@@ -294,3 +294,15 @@ def test_an_answer_that_was_compressed_is_read(chat, connect):
     packed = gzip.compress(completion({"role": "assistant", "content": "hi"}, "{}").encode())
     server = chat.serve(lambda *_: chat.Answer(body=packed, headers={"Content-Encoding": "gzip"}))
     assert connect(server).chat(user("hi")).message["content"] == "hi"
+
+
+@pytest.mark.parametrize("closes_after", [{500}, {500, 200}])
+def test_no_request_is_lost_where_the_server_closes_connections_without_saying_so(chat, connect, closes_after):
+    server = chat.serve(lambda request, number: chat.Answer(status=500 if number % 2 else 200))
+    server.closes_after = closes_after
+    endpoint = connect(server, retries=0)
+    for number in range(20):
+        with pytest.raises(EndpointError, match="answered 500"):
+            endpoint.chat(user(f"fails {number}"))
+        assert endpoint.chat(user(f"works {number}")).message["content"] == "hello"
+    assert (endpoint.usage.requests, endpoint.usage.failed, endpoint.usage.sent) == (20, 20, 40)

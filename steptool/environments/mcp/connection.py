@@ -116,13 +116,17 @@ class Connector:
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[Any]:
-        """A transport without time limits of its own: a limit that it met would end the connection, not the request."""
+        """A transport without time limits of its own: a limit that it met would end the connection, not the request.
+
+        Each request has a TCP connection of its own. A server may close one that is kept for later requests at any
+        time, and what is sent over it then is lost: the call may have been executed, so it could not be repeated.
+        """
         async with (
             httpx2.AsyncClient(
                 headers=self._headers,
                 transport=LimitedTransport(
                     verify=self._tls or True,
-                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
                 ),
                 timeout=None,
             ) as http,

@@ -424,10 +424,10 @@ class Junk(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def junk_server(port: int = 0) -> Iterator[tuple[int, list[str]]]:
+def junk_server(port: int = 0, handler: type[Junk] = Junk) -> Iterator[tuple[int, list[str]]]:
     """Its port and the authorization of every request."""
     seen: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (Junk,), {"headers_seen": seen}))
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (handler,), {"headers_seen": seen}))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server.server_address[1], seen
@@ -474,6 +474,31 @@ def test_junk_over_http_costs_its_step_only(world: Callable[..., World], monkeyp
             assert problem(session, tool).startswith(reason)
             assert observe(session, "fine") == "fine"
     assert set(seen) == {"Bearer s3cret"}
+
+
+@pytest.mark.parametrize("closes_after", [{500}, {500, 200}])
+@pytest.mark.parametrize("wait", [0.0, 0.02])
+def test_no_call_is_lost_where_the_server_closes_connections_without_saying_so(
+    world: Callable[..., World], closes_after: set[int], wait: float
+) -> None:
+    """The server keeps connections open, and ends one a moment after an answer with such a status."""
+
+    class Closing(Junk):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self, status: int, *rest: Any, **named: Any) -> None:
+            super().answer(status, *rest, **named)
+            if status in closes_after:
+                self.wfile.flush()
+                time.sleep(wait)
+                self.close_connection = True
+
+    with junk_server(handler=Closing) as (port, seen):
+        session = world(url=f"http://127.0.0.1:{port}/mcp").session()
+        results = [ask(session, tool) for tool in ("fault", "fine") * 20]
+    assert [result.status for result in results] == [StepStatus.TOOL_ERROR, StepStatus.OK] * 20
+    assert {result.observation for result in results[1::2]} == {"fine"}
+    assert len(seen) <= 40 + 4  # the handshake and the list; no call was sent twice
 
 
 def test_the_examples_tasks_are_solved_by_their_reference(world: Callable[..., World]) -> None:
