@@ -1,5 +1,80 @@
-from steptool.artifacts.metrics import count_metrics, counts_of, total_counts, update_metrics
+import pytest
+
+from steptool.artifacts.metrics import (
+    Stopwatch,
+    Ticker,
+    count_metrics,
+    counts_of,
+    describe_error,
+    format_line,
+    format_rate,
+    peak_memory_mb,
+    say,
+    total_counts,
+    update_metrics,
+)
+from steptool.config import ConfigError
 from steptool.records import Cost, Metric
+
+
+def test_a_line_names_stage_round_rate_and_clock() -> None:
+    text = format_line("ppo", format_rate([1.0, 0.0, None, 0.0, 1.0]), seconds=65.0, round_index=2, rounds=16)
+    assert text.split("  ")[0] == "ppo"
+    assert "round  3 of 16" in text
+    assert "pass rate 0.500" in text
+    assert text.endswith("65 s this round, 14 min 05 s left in rounds")  # 13 rounds of 65 s
+
+
+def test_nothing_is_left_after_the_last_round() -> None:
+    text = format_line("ppo", "done", seconds=5.0, round_index=3, rounds=4)
+    assert text.endswith("5 s this round, 0 s left in rounds")
+
+
+def test_a_stage_outside_the_rounds_has_no_round_and_no_estimate() -> None:
+    assert format_line("ingest", "3 queries") == "ingest      3 queries"
+    assert format_line("warm_start", "finished", seconds=130.2) == "warm_start  finished  2 min 10 s"
+
+
+def test_an_unknown_verdict_is_not_a_zero() -> None:
+    assert format_rate([None, None]) == "pass rate unknown"
+
+
+def test_lines_appear_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    say("rollout", "48 episodes")
+    assert capfd.readouterr().out == "rollout     48 episodes\n"
+
+
+def test_a_stopwatch_measures_time_and_memory() -> None:
+    watch = Stopwatch("ppo", 3)
+    cost = watch.cost(tokens=7)
+    assert (cost.stage, cost.round, cost.tokens) == ("ppo", 3, 7)
+    assert 0 <= cost.seconds < 5
+    assert 10 < cost.peak_memory_mb <= peak_memory_mb() < 100_000
+
+
+def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.CaptureFixture[str]) -> None:
+    eager, patient = (Ticker("evaluate", 4, "episodes", every_seconds=s) for s in (0.0, 3600.0))
+    for done in range(5):
+        eager(done, 4)
+        patient(done, 4)
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].startswith("evaluate    1 of 4 episodes, 0 s left")
+    assert len(said) == 4
+
+
+def test_control_characters_of_data_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("ingest", "\x1b[2J\x9b31m\u202e é 漢\u00a0\tx")
+    assert capsys.readouterr().out == "ingest      \\x1b[2J\\x9b31m\\u202e é 漢\u00a0\tx\n"
+
+
+def test_an_error_is_told_in_one_line_with_its_class_where_the_text_is_not_ours() -> None:
+    errors = (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"), ValueError("x" * 5000))
+    told = [describe_error(error) for error in errors]
+    assert told == ["MemoryError", "KeyError: 'a'", "wrong", "bad; field", "x" * 1000]
+
+
+def test_an_error_that_quotes_data_cannot_command_the_terminal() -> None:
+    assert describe_error(ValueError("the tool '\x1b[31mred\x9b2J'")) == "the tool '\\x1b[31mred\\x9b2J'"
 
 
 def test_figures_of_optimizer_steps_are_numbered_from_0() -> None:

@@ -5,7 +5,7 @@ import pytest
 from evaluation_rows import make_evaluation
 from steptool.config import PromotionConfig
 from steptool.records import Query, Reference
-from steptool.retraining.gate import categories, decide
+from steptool.retraining.gate import categories, decide, find_contaminated, read_trained_on, write_trained_on
 
 GAIN, INVALID, TASKS = "gain in pass rate", "rise in invalid calls", "held-out tasks"
 
@@ -174,3 +174,18 @@ def test_a_category_without_a_verdict_is_said_to_be_not_measurable():
     statements = {c.name: c.statement for c in decision.criteria}
     assert decision.promote and statements["category other"] == "not measurable: no task has a verdict on both sides"
     assert statements[TASKS].endswith("(2 more have no verdict on both sides: their pass rate is not measurable)")
+
+
+def query(text, split="train"):
+    return Query(f"id of {text}", split, "desk", text, ())
+
+
+def test_a_model_lists_the_training_tasks_of_itself_and_of_the_models_before_it(tmp_path):
+    assert read_trained_on(str(tmp_path)) == frozenset()
+    write_trained_on(tmp_path, [query("a"), query("b", "heldout")], frozenset())
+    first = read_trained_on(str(tmp_path))
+    write_trained_on(tmp_path, [query("c"), query("d", "validation")], first)
+    both = read_trained_on(f"file://{tmp_path}")
+    held_out = [query(text, "heldout") for text in ("  a ", "b", "c", "d")]  # white space makes no other task
+    assert find_contaminated(held_out, first) == {"id of   a "}
+    assert find_contaminated(held_out, both) == {"id of   a ", "id of c"}

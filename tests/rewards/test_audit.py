@@ -168,7 +168,9 @@ def test_what_the_reward_does_not_need_may_be_missing(episodes):
 def test_a_figure_that_is_not_defined_stops_nothing(make_step, make_trajectory):
     alone = make_trajectory([make_step("look", "1")], "1", trajectory_id="a", solved=1.0)
     strict = AuditConfig(max_missing=0.0, min_auroc=1.0, min_kappa=1.0, max_farming=-1.0)
-    check_thresholds(audit({}, [alone], RULES[:2], CONFIG), strict, "round 1")
+    result = audit({}, [alone], RULES[:2], CONFIG)
+    assert result.contribution_auroc() is result.contribution_kappa() is result.farming[0].correlation is None
+    check_thresholds(result, strict, "round 1")
 
 
 def check(episodes, rows, config=CONFIG, reward="step", **thresholds):

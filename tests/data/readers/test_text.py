@@ -1,12 +1,15 @@
 """JSON lists, lines and documents as records."""
 
+import gzip
 import json
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.data.readers.files import read_file
+from steptool.data.readers.files import SUFFIXES, find_files, read_file
 
 
 def test_a_bad_line_costs_that_line_only(tmp_path, read_values, write_file):
@@ -77,3 +80,48 @@ def test_json_lines_under_another_name(tmp_path, read_values, write_file):
 
 def test_a_document_is_one_record(tmp_path, read_values, write_file):
     assert read_values(write_file(tmp_path / "a.json", '\ufeff {"n":\n 1}')) == [(None, {"n": 1})]
+
+
+def test_rows_of_a_table(tmp_path, read_values, write_file):
+    text = b'a\tb\n1\t"two\nlines ""x"""\n3\n\xff\t5\n6\t7\n'
+    assert read_values(write_file(tmp_path / "a.csv", text)) == [
+        (3, {"a": "1", "b": 'two\nlines "x"'}), (4, "a row of another width"), (5, "not UTF-8 text"),
+        (6, {"a": "6", "b": "7"}),
+    ]  # fmt: skip
+    assert read_values(write_file(tmp_path / "b.csv", "a,b\n1,2\n")) == [(2, {"a": "1", "b": "2"})]
+
+
+def test_a_header_in_another_encoding_is_told(tmp_path, read_values, write_file):
+    file = write_file(tmp_path / "a.csv", "név,wörter\n1,2\n".encode("latin-1"))
+    assert read_values(file) == [(None, "not UTF-8 text")]
+    (record,) = read_file(file)
+    assert record.fault.detail.endswith("save the file as UTF-8") and "header" in record.fault.detail
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files_are_read_like_others(tmp_path, name, suffix, read_values, write_file):
+    texts = {
+        ".jsonl": '{"n": "1"}\n{"n": "2"}\n',
+        ".json": '[{"n": "1"}, {"n": "2"}]',
+        ".csv": "n\n1\n2\n",
+        ".tsv": "n\tx\n1\ta\n",
+    }
+    plain = write_file(tmp_path / "plain" / name, texts[Path(name).suffix])
+    packed = tmp_path / "packed" / (name + suffix)
+    packed.parent.mkdir()
+    codec = "gzip" if suffix == ".gz" else "zstd"
+    with pa.output_stream(str(packed), compression=codec) as sink:
+        sink.write(plain.read_bytes())
+    assert read_values(packed) == read_values(plain)
+    assert list(find_files([str(tmp_path / "packed")], "data.paths", SUFFIXES)) == [packed]
+    packed.write_bytes(packed.read_bytes()[:-6])
+    assert read_values(packed)[-1] == (None, "unreadable file")
+
+
+def test_a_compressed_line_of_gigabytes_is_not_held(tmp_path, read_values):
+    with gzip.open(tmp_path / "a.csv.gz", "wb", compresslevel=1) as sink:
+        sink.write(b"a,b\n1,2\n")
+        for _ in range(300):
+            sink.write(b"0" * 1_000_000)
+    assert read_values(tmp_path / "a.csv.gz", limit=1000) == [(2, {"a": "1", "b": "2"}), (None, "a record too large")]
