@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,6 +17,8 @@ def main() -> None:
     model, out, checkpoints, settings = sys.argv[1:]
     wanted = json.loads(Path(settings).read_text())
     rows = trajectories(wanted.pop("count"))
+    queries = wanted.pop("queries", len(rows))
+    rows = [replace(t, query_id=f"q{i % queries}") for i, t in enumerate(rows)]
     train_round(
         model,
         model,
