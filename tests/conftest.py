@@ -162,7 +162,7 @@ def make_trajectory() -> Callable[..., Trajectory]:
     def make(steps: Sequence[Step], answer: str | None = None, **changes: Any) -> Trajectory:
         """The steps, and a Finish with the answer if there is one."""
         finish = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer}), StepStatus.FINISH, "")
-        made = (*steps, *([] if answer is None else [finish]))
+        all_steps = (*steps, *([] if answer is None else [finish]))
         trajectory = Trajectory(
             trajectory_id="t1",
             query_id="q1",
@@ -176,7 +176,7 @@ def make_trajectory() -> Callable[..., Trajectory]:
             input_ids=np.zeros(0, dtype=np.int32),
             spans=[],
             logprobs=np.zeros(0, dtype=np.float32),
-            steps=made,
+            steps=all_steps,
             stop_reason=StopReason.STEP_LIMIT if answer is None else StopReason.FINISHED,
             final_answer=answer,
             solved=None,

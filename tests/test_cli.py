@@ -20,10 +20,10 @@ def run(*arguments: object, folder: Path = ROOT, **variables: str) -> tuple[int,
     """Exit code, standard output and standard error."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(WIDTH), "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "steptool.cli", *map(str, arguments)]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    return done.returncode, done.stdout, done.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def test_every_command_is_listed_and_starting_imports_nothing_heavy() -> None:
     names = ("train", "evaluate", "ingest", "annotate", "export", "view", "registry", "check", "clean")
     assert code == 0 and all(f"│ {name} " in output for name in names)
     program = "import sys, steptool.cli; print(sorted({'torch', 'transformers', 'flytekit'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 def test_a_check_says_what_a_run_would_do_and_need(config: Path) -> None:
@@ -97,8 +97,8 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
     ],
 )
 def test_what_cannot_be_done_ends_with_one_cause(arguments: list[str], code: int, said: str) -> None:
-    ended, output, error = run(*arguments)
-    assert (ended, output) == (code, "")
+    process, output, error = run(*arguments)
+    assert (process, output) == (code, "")
     assert error.startswith("steptool: ") and said in error and "Traceback" not in error
 
 

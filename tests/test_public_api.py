@@ -47,8 +47,8 @@ def test_the_notebook_of_the_documentation_runs(notebook: SimpleNamespace, tmp_p
 def test_the_import_is_quick_and_every_public_name_is_there() -> None:
     heavy = "{'torch', 'transformers', 'pandas', 'pyarrow', 'pydantic', 'flytekit'}"
     program = f"import sys, steptool; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
     assert set(steptool.__all__) <= set(dir(steptool))
     assert all(getattr(steptool, name).__doc__ for name in steptool.__all__)
     with pytest.raises(AttributeError, match="no attribute 'roll_up'"):

@@ -57,9 +57,9 @@ def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.Ca
     for done in range(5):
         eager(done, 4)
         patient(done, 4)
-    said = capfd.readouterr().out.splitlines()
-    assert said[0].startswith("evaluate    1 of 4 episodes, 0 s left")
-    assert len(said) == 4
+    texts = capfd.readouterr().out.splitlines()
+    assert texts[0].startswith("evaluate    1 of 4 episodes, 0 s left")
+    assert len(texts) == 4
 
 
 def test_control_characters_of_data_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,8 +69,8 @@ def test_control_characters_of_data_do_not_reach_the_terminal(capsys: pytest.Cap
 
 def test_an_error_is_told_in_one_line_with_its_class_where_the_text_is_not_ours() -> None:
     errors = (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"), ValueError("x" * 5000))
-    told = [describe_error(error) for error in errors]
-    assert told == ["MemoryError", "KeyError: 'a'", "wrong", "bad; field", "x" * 1000]
+    lines = [describe_error(error) for error in errors]
+    assert lines == ["MemoryError", "KeyError: 'a'", "wrong", "bad; field", "x" * 1000]
 
 
 def test_an_error_that_quotes_data_cannot_command_the_terminal() -> None:

@@ -181,8 +181,8 @@ def test_the_key_is_in_no_error_log_or_file_even_where_the_server_repeats_it(cha
     for content in ("401", "400", "500", "junk"):
         with pytest.raises(EndpointError) as raised:
             endpoint.chat(user(content))
-        shown = f"{raised.value!r} {raised.value.__cause__!r} {raised.value.__context__!r}"
-        assert KEY not in shown, content
+        text = f"{raised.value!r} {raised.value.__cause__!r} {raised.value.__context__!r}"
+        assert KEY not in text, content
     assert "chat/completions" in caplog.text and KEY not in caplog.text
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
 
@@ -208,18 +208,20 @@ def test_after_a_kill_exactly_the_missing_requests_are_asked(chat, tmp_path):
     server = chat.serve(lambda *_: chat.Answer(delay=0.05))
     command = [sys.executable, "-c", ASKER, server.url, str(tmp_path / "replies.sqlite"), "40"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        told = [int(process.stdout.readline()) for _ in range(12)]
+        numbers = [int(process.stdout.readline()) for _ in range(12)]
         process.kill()
     assert process.returncode == -signal.SIGKILL
     replies = Replies(tmp_path / "replies.sqlite")
     fields = {"model": "m", "temperature": 0.0, "max_tokens": 1024}
-    kept = {n for n in range(40) if replies.get(request_key({**fields, "messages": user(f"question {n}")}, 0))}
+    answered_numbers = {
+        n for n in range(40) if replies.get(request_key({**fields, "messages": user(f"question {n}")}, 0))
+    }
     replies.close()
-    assert set(told) <= kept and len(kept) < 40
+    assert set(numbers) <= answered_numbers and len(answered_numbers) < 40
 
     server.requests.clear()
     assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=30).returncode == 0
-    assert sorted(server.texts()) == sorted(f"question {n}" for n in range(40) if n not in kept)
+    assert sorted(server.texts()) == sorted(f"question {n}" for n in range(40) if n not in answered_numbers)
     server.requests.clear()
     assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=30).returncode == 0
     assert server.requests == []

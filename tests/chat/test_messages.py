@@ -71,12 +71,12 @@ def calls_in(messages: list[Message]) -> list[ToolCall]:
 
 def plainly(messages: list[Message]) -> list[Message]:
     """One call in each turn, without ids, and thoughts without white space around them."""
-    found = []
+    plain_messages = []
     for message in one_call_per_turn(messages):
-        kept = {k: v for k, v in message.items() if k != "tool_call_id"}
+        fields = {k: v for k, v in message.items() if k != "tool_call_id"}
         calls = calls_of(message)
-        found.append(call_message(calls[0], message["content"].strip()) if calls else kept)
-    return found
+        plain_messages.append(call_message(calls[0], message["content"].strip()) if calls else fields)
+    return plain_messages
 
 
 def test_several_calls_become_as_many_turns_each_with_its_answer() -> None:
@@ -203,24 +203,24 @@ def test_any_conversation_is_carried_or_refused(form: Format, messages: list[Mes
 @EVERY
 @given(messages=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), NASTY), max_size=5))
 def test_any_text_can_be_read_and_written_again(form: Format, messages: list[tuple[str, str]]) -> None:
-    read = from_text([{"role": role, "content": text} for role, text in messages], form)
-    for (_, text), message in zip(messages, read, strict=True):
+    data = from_text([{"role": role, "content": text} for role, text in messages], form)
+    for (_, text), message in zip(messages, data, strict=True):
         assert calls_of(message) == ([form.parse(text).call] if message.get("tool_calls") else [])
-    assert from_text(to_text(read, form), form) == read
+    assert from_text(to_text(data, form), form) == data
 
 
 def test_a_user_who_writes_an_observation_is_not_taken_for_a_tool() -> None:
-    said: list[Message] = [
+    messages: list[Message] = [
         {"role": "user", "content": "Observation: x"},
         {"role": "user", "content": "\\Observation: x"},
     ]
-    text = to_text([*said, tool_message(NO_CALL, "Action: f")], REACT)
+    text = to_text([*messages, tool_message(NO_CALL, "Action: f")], REACT)
     assert [m["content"] for m in text] == [
         "\\Observation: x",
         "\\\\Observation: x",
         "Observation: Action: f",
     ]
-    assert from_text(text, REACT) == [*said, tool_message(NO_CALL, "Action: f")]
+    assert from_text(text, REACT) == [*messages, tool_message(NO_CALL, "Action: f")]
 
 
 def test_the_description_shows_schema_form_and_answer() -> None:
@@ -236,9 +236,9 @@ def test_the_description_shows_schema_form_and_answer() -> None:
     user: Message = {"role": "user", "content": "go"}
     assert with_tools([system, user], [], REACT, "system") == [system, user]
     assert with_tools([user], [], REACT, "system") == [user]
-    (told, _) = with_tools([system, user], [tool], HERMES, "user")
-    assert told == {"role": "user", "content": f"Be brief.\n\n{describe([tool], HERMES)}"}
-    assert alternating([told, user]) == [{"role": "user", "content": told["content"] + "\n\ngo"}]
+    (description, _) = with_tools([system, user], [tool], HERMES, "user")
+    assert description == {"role": "user", "content": f"Be brief.\n\n{describe([tool], HERMES)}"}
+    assert alternating([description, user]) == [{"role": "user", "content": description["content"] + "\n\ngo"}]
 
 
 @pytest.mark.parametrize(
@@ -265,9 +265,9 @@ def test_recorded_answers_keep_every_call_in_every_format() -> None:
     answers = [d["answer_generation"] for d in documents if isinstance(d, dict) and "answer_generation" in d]
     recorded = [messages for answer in answers for messages in answer.get("train_messages") or []]
     raw = sum(bool(m.get("function_call")) + len(m.get("tool_calls") or []) for messages in recorded for m in messages)
-    read = [from_legacy(messages) for messages in recorded]
-    calls = [call for messages in read for call in calls_in(messages)]
+    result = [from_legacy(messages) for messages in recorded]
+    calls = [call for messages in result for call in calls_in(messages)]
     assert len(calls) == raw > 0
-    assert [call for messages in read for call in calls_in(from_legacy(to_legacy(messages)))] == calls
+    assert [call for messages in result for call in calls_in(from_legacy(to_legacy(messages)))] == calls
     for form in (form for form in FORMATS.values() if not form.textual):  # bare text needs the tools' schemas
-        assert [call for messages in read for call in calls_in(from_text(to_text(messages, form), form))] == calls
+        assert [call for messages in result for call in calls_in(from_text(to_text(messages, form), form))] == calls

@@ -50,9 +50,9 @@ def tokenizer(template: str, special: tuple[str, ...] = MARKS) -> PreTrainedToke
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(special_tokens=list(special), initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator([], trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>")
-    made.chat_template = template
-    return made
+    fast_tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>")
+    fast_tokenizer.chat_template = template
+    return fast_tokenizer
 
 
 def pieces(codec: ChatCodec, encoded: Encoded) -> list[str]:
@@ -132,9 +132,9 @@ def test_llama_may_end_a_turn_in_two_ways() -> None:
 
 
 def test_an_end_token_that_is_not_special_ends_no_observation_either() -> None:
-    made = tokenizer(PLAIN, special=("<pad>",))
-    made.add_tokens(["<|im_end|>"])
-    codec = ChatCodec(made)
+    plain_tokenizer = tokenizer(PLAIN, special=("<pad>",))
+    plain_tokenizer.add_tokens(["<|im_end|>"])
+    codec = ChatCodec(plain_tokenizer)
     assert codec.observation_ids("a<|im_end|>b", "get").count(codec.end_id) == 1
 
 
@@ -199,11 +199,11 @@ def test_no_observation_or_user_ends_a_turn_or_opens_a_call(template: str, text:
         for mark in ("<tool_call>", "</tool_call>", "<|python_tag|>")
         if mark not in codec.format.marks
     }
-    for written, plain in [
+    for content, plain in [
         (codec.observation_ids(text, "get", user_turn=text), codec.observation_ids("", "get", user_turn="")),
         (codec.prompt_ids([{"role": "user", "content": text}], TOOLS), codec.prompt_ids(TALK[:1], TOOLS)),
     ]:
-        assert [i for i in written if i in special] == [i for i in plain if i in special]
+        assert [i for i in content if i in special] == [i for i in plain if i in special]
 
 
 @CODECS

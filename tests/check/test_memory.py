@@ -27,17 +27,17 @@ def stage(name: str, stages: list[StageMemory]) -> StageMemory:
 def kept_bytes(model: PreTrainedModel, tokens: int) -> int:
     """Bytes that torch keeps of a forward pass for the backward pass, weights apart."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+            storages[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _ = model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False).last_hidden_state
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -76,12 +76,12 @@ def test_the_optimizer_of_bfloat16_weights_takes_fourteen_bytes_for_each() -> No
     optimizer = adamw(model, 1e-3)
     model(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
-    held = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    held += sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim)
+    size = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    size += sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim)
     shape = read_shape(model.config, "bfloat16")
     config = Config.model_validate({"policy": {"dtype": "bfloat16"}})
     # before the first gradient: two moments, lower halves and the reference model, 12 bytes in all; then 14
-    assert stage("ppo", estimate(shape, config)).optimizer == held == shape.parameters * 14
+    assert stage("ppo", estimate(shape, config)).optimizer == size == shape.parameters * 14
 
 
 def test_the_cache_holds_keys_and_values_of_all_episodes_that_are_played_together() -> None:
@@ -111,9 +111,9 @@ def test_a_stage_that_cannot_fit_is_refused_with_what_may_help() -> None:
         StageMemory("ppo", weights=14 * GIB, optimizer=90 * GIB, activations=5 * GIB),
     ]
     check_memory(stages, {"rollout": Machine(40 * GIB, "A100"), "ppo": Machine(141 * GIB, "H200")})
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as excinfo:
         check_memory(stages, {"rollout": Machine(22 * GIB, "L4"), "ppo": Machine(80 * GIB, "H100")})
-    assert str(refused.value).splitlines() == [
+    assert str(excinfo.value).splitlines() == [
         "the run does not fit",
         "  rollout needs 31.0 GiB, and L4 has 22.0: lower rollout.batch_size or policy.max_context",
         "  ppo needs 109.0 GiB, and H100 has 80.0: set policy.lora_rank or policy.dtype: bfloat16, "

@@ -89,8 +89,8 @@ def pyflyte(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(address: str, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         settings = tmp_path / "flyte.config"
-        written = (ROOT / "flyte.config").read_text(encoding="utf-8")
-        settings.write_text(re.sub(r"(?m)^url = .*", f"url = {address}", written), encoding="utf-8")
+        text = (ROOT / "flyte.config").read_text(encoding="utf-8")
+        settings.write_text(re.sub(r"(?m)^url = .*", f"url = {address}", text), encoding="utf-8")
         command = [str(Path(sys.executable).with_name("pyflyte")), "-c", str(settings), *arguments]
         variables = {**os.environ, "COLUMNS": "250", **environment}
         return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)

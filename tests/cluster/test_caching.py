@@ -25,8 +25,8 @@ def test_what_is_known_starts_no_pod(toys: Registry, engine: Make, registered: C
     assert (again.pods, again.cached) == ([], [FIRST, SECOND])
     assert again.outputs == once.outputs
 
-    changed = chain.execute("flows.cached.chain", {"n": 2, "note": "a"})
-    assert [pod.task for pod in changed.pods] == [FIRST, SECOND]
+    execution = chain.execute("flows.cached.chain", {"n": 2, "note": "a"})
+    assert [pod.task for pod in execution.pods] == [FIRST, SECOND]
 
     newer = engine(registered(TOYS, "flows", TOYS_CACHE_VERSION="2"), catalog=catalog)
     renewed = newer.execute("flows.cached.chain", {"n": 1, "note": "a"})

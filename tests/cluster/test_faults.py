@@ -27,9 +27,9 @@ def test_an_error_that_stays_stops_at_once_and_runs_the_failure_node(
     toys: Registry, engine: Make, store: Store
 ) -> None:
     place = f"{store.root}/told"
-    done = engine(toys).execute("flows.faults.permanent", {"n": 3, "place": place})
-    assert len(done.ran("flows.faults.hopeless")) == 1
-    assert len(done.ran("flows.faults.tell")) == 1
+    execution = engine(toys).execute("flows.faults.permanent", {"n": 3, "place": place})
+    assert len(execution.ran("flows.faults.hopeless")) == 1
+    assert len(execution.ran("flows.faults.tell")) == 1
     record = (store.read(place) or b"").decode()
     assert record.startswith("3: ")
     assert "nothing can be done about 3" in record
@@ -37,17 +37,17 @@ def test_an_error_that_stays_stops_at_once_and_runs_the_failure_node(
 
 def test_a_killed_pod_goes_on_from_its_checkpoint(toys: Registry, engine: Make, store: Store) -> None:
     kill = Kill("flows.faults.counted", lambda attempt: bool(store.names(attempt.checkpoints)))
-    done = engine(toys, (kill,)).execute("flows.faults.killed", {"steps": 5})
-    assert [pod.ended for pod in done.pods] == [Ended.LOST, Ended.DONE]  # although the task itself allows no retry
-    assert primitive(done.outputs.literals["o0"].scalar.primitive) == 5
+    execution = engine(toys, (kill,)).execute("flows.faults.killed", {"steps": 5})
+    assert [pod.ended for pod in execution.pods] == [Ended.LOST, Ended.DONE]  # although the task itself allows no retry
+    assert primitive(execution.outputs.literals["o0"].scalar.primitive) == 5
 
 
 def test_a_lost_element_of_a_map_task_is_done_again_alone(toys: Registry, engine: Make, store: Store) -> None:
     kill = Kill("flows.faults.part", lambda attempt: bool(store.read(f"{store.root}/part0")), index=0)
     numbers = {"numbers": [0, 3, 4], "place": f"{store.root}/part0"}
-    done = engine(toys, (kill,)).execute("flows.faults.parts", numbers)
-    assert done.error is None, done.story()
-    results = [part.scalar.primitive.integer for part in done.outputs.literals["o0"].collection.literals]
+    execution = engine(toys, (kill,)).execute("flows.faults.parts", numbers)
+    assert execution.error is None, execution.story()
+    results = [part.scalar.primitive.integer for part in execution.outputs.literals["o0"].collection.literals]
     assert results == [0, 9, 16]
-    attempts = sorted((pod.attempt.index, pod.attempt.number, pod.ended) for pod in done.pods)
+    attempts = sorted((pod.attempt.index, pod.attempt.number, pod.ended) for pod in execution.pods)
     assert attempts == [(0, 0, Ended.LOST), (0, 1, Ended.DONE), (1, 0, Ended.DONE), (2, 0, Ended.DONE)]

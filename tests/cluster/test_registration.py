@@ -44,8 +44,8 @@ def test_everything_passes_the_compiler_and_admin(project: Registry) -> None:
 
 def test_the_tarball_holds_lazily_imported_modules_and_data(packaged: Callable[..., Path]) -> None:
     tarball = next(packaged(ROOT, "workflows").glob("fast*.tar.gz"))
-    with tarfile.open(tarball) as opened:
-        names = set(opened.getnames())
+    with tarfile.open(tarball) as archive:
+        names = set(archive.getnames())
     assert {
         "steptool/training/trainer.py",
         "steptool/report/charts.py",
@@ -65,9 +65,11 @@ def test_without_a_profile_tasks_ask_for_nothing(project: Registry) -> None:
 
 def test_a_workflow_runs_in_pods(project: Registry, engine: Callable[..., Engine], store: Store) -> None:
     config = Config.model_validate({"data": {"train_queries": 8, "validation_queries": 2, "heldout_queries": 4}})
-    done = engine(project).execute("workflows.ingest.ingest", {"config": config, "output": f"{store.root}/ingested"})
-    assert done.error is None, done.story()
-    assert uri(done.outputs.literals["queries"]) == f"{store.root}/ingested/queries.parquet"
+    execution = engine(project).execute(
+        "workflows.ingest.ingest", {"config": config, "output": f"{store.root}/ingested"}
+    )
+    assert execution.error is None, execution.story()
+    assert uri(execution.outputs.literals["queries"]) == f"{store.root}/ingested/queries.parquet"
     assert f"{store.root}/ingested/demonstrations.parquet" in store.names(f"{store.root}/ingested")
 
 
@@ -82,13 +84,13 @@ def test_pyflyte_registers_and_activates_and_the_profile_stands_in_the_tasks(
 ) -> None:
     flyte, address = cluster
     command = ("register", *PLACE, *CODE, "--version", "v1")
-    done = pyflyte(address, ROOT, *command, "workflows", STEPTOOL_PROFILE=PROFILE)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = pyflyte(address, ROOT, *command, "workflows", STEPTOOL_PROFILE=PROFILE)
+    assert process.returncode == 0, process.stdout + process.stderr
     _holds_the_profile(flyte.registry)
 
     for plan in ("nightly_retraining", "weekly_evaluation"):
-        done = pyflyte(address, ROOT, "launchplan", *PLACE, plan, "--activate")
-        assert done.returncode == 0, done.stdout + done.stderr
+        process = pyflyte(address, ROOT, "launchplan", *PLACE, plan, "--activate")
+        assert process.returncode == 0, process.stdout + process.stderr
     assert {key.name for key in flyte.active.values()} == {"nightly_retraining", "weekly_evaluation"}
     nightly = flyte.registry.plan("nightly_retraining")[1]
     assert nightly.entity_metadata.schedule.kickoff_time_input_arg == "kickoff"
@@ -115,9 +117,9 @@ def _holds_the_profile(registry: Registry) -> None:
 
 def test_registration_stops_where_admin_refuses(cluster: tuple[Admin, str], pyflyte: Pyflyte) -> None:
     _, address = cluster
-    done = pyflyte(address, TOYS, "register", *PLACE, *CODE, "--version", "v1", "wrong")
-    assert done.returncode != 0
-    assert "the request 2 is greater than the limit" in done.stdout
+    process = pyflyte(address, TOYS, "register", *PLACE, *CODE, "--version", "v1", "wrong")
+    assert process.returncode != 0
+    assert "the request 2 is greater than the limit" in process.stdout
 
 
 def test_a_version_is_registered_once_and_the_same_again_is_no_fault(

@@ -103,16 +103,16 @@ def cached(version: str = "1", **inputs: type) -> TaskTemplate:
 def test_outputs_are_found_by_task_interface_cache_version_and_inputs() -> None:
     inputs = literals({"n": 1, "config": Config()})
     task = cached(n=int, config=Config)
-    known = catalog.key(task, inputs)
+    key = catalog.key(task, inputs)
     task.id.version = "v2"  # another registration of the same
-    assert catalog.key(task, literals({"config": Config(), "n": 1})) == known
+    assert catalog.key(task, literals({"config": Config(), "n": 1})) == key
     others = [
         catalog.key(cached(version="2", n=int, config=Config), inputs),
         catalog.key(cached(n=int), inputs),
         catalog.key(task, literals({"n": 2, "config": Config()})),
         catalog.key(task, literals({"n": 1, "config": Config(seed=9)})),
     ]
-    assert len({known, *others}) == 5
+    assert len({key, *others}) == 5
     task.metadata.discoverable = False
     assert catalog.key(task, inputs) is None
 
@@ -124,15 +124,15 @@ def test_a_literal_with_a_hash_counts_by_its_hash() -> None:
         return inputs
 
     task = cached(files=list[FlyteFile])  # type: ignore[type-arg]
-    known = catalog.key(task, with_hash("s3://flyte/a", "abc"))
-    assert catalog.key(task, with_hash("s3://flyte/b", "abc")) == known
-    assert catalog.key(task, with_hash("s3://flyte/a", "abd")) != known
+    key = catalog.key(task, with_hash("s3://flyte/a", "abc"))
+    assert catalog.key(task, with_hash("s3://flyte/b", "abc")) == key
+    assert catalog.key(task, with_hash("s3://flyte/a", "abd")) != key
     assert catalog.key(task, with_hash("s3://flyte/a", "")) != catalog.key(task, with_hash("s3://flyte/b", ""))
 
 
 def test_ignored_inputs_do_not_count() -> None:
     task = cached(n=int, note=str)
     task.metadata.cache_ignore_input_vars.append("note")
-    known = catalog.key(task, literals({"n": 1, "note": "a"}))
-    assert catalog.key(task, literals({"n": 1, "note": "b"})) == known
-    assert catalog.key(task, literals({"n": 2, "note": "a"})) != known
+    key = catalog.key(task, literals({"n": 1, "note": "a"}))
+    assert catalog.key(task, literals({"n": 1, "note": "b"})) == key
+    assert catalog.key(task, literals({"n": 2, "note": "a"})) != key

@@ -21,9 +21,9 @@ def value(done: Execution) -> object:
 
 
 def test_a_pod_has_its_code_and_the_variables_of_a_pod_and_nothing_else(toys: Registry, engine: Make) -> None:
-    done = engine(toys).execute("flows.faults.looked", {})
-    assert done.error is None, done.story()
-    texts = [part.scalar.primitive.string_value for part in done.outputs.literals["o0"].collection.literals]
+    execution = engine(toys).execute("flows.faults.looked", {})
+    assert execution.error is None, execution.story()
+    texts = [part.scalar.primitive.string_value for part in execution.outputs.literals["o0"].collection.literals]
     place, files, variables, installed = texts
     assert place.endswith("work/flows/__init__.py")
     unpacked = {path.name for path in TOYS.iterdir()}
@@ -34,17 +34,17 @@ def test_a_pod_has_its_code_and_the_variables_of_a_pod_and_nothing_else(toys: Re
 
 
 def test_a_map_task_in_a_dynamic_task_in_a_sub_workflow_in_a_dynamic_task(toys: Registry, engine: Make) -> None:
-    done = engine(toys).execute("flows.shapes.nested", {"n": 3})
-    assert value(done) == 2 * (0 + 1 + 2)
-    assert len(done.ran("flows.shapes.scaled")) == 3
+    execution = engine(toys).execute("flows.shapes.nested", {"n": 3})
+    assert value(execution) == 2 * (0 + 1 + 2)
+    assert len(execution.ran("flows.shapes.scaled")) == 3
 
 
 def test_what_a_dynamic_task_hands_over_is_compiled_too(toys: Registry, engine: Make) -> None:
-    done = engine(toys).execute("flows.shapes.widened", {"n": 3})
-    assert done.error is not None
-    assert done.error.code == "DynamicWorkflowBuildFailed"
-    assert "expected simple: FLOAT, got simple: INTEGER" in done.error.message
-    assert [pod.task for pod in done.pods] == ["flows.shapes.widening"]
+    execution = engine(toys).execute("flows.shapes.widened", {"n": 3})
+    assert execution.error is not None
+    assert execution.error.code == "DynamicWorkflowBuildFailed"
+    assert "expected simple: FLOAT, got simple: INTEGER" in execution.error.message
+    assert [pod.task for pod in execution.pods] == ["flows.shapes.widening"]
 
 
 def test_branches(toys: Registry, engine: Make) -> None:
@@ -67,12 +67,12 @@ def test_gates(toys: Registry, engine: Make) -> None:
 
 
 def test_launch_plans_have_defaults_and_fixed_inputs(toys: Registry, engine: Make) -> None:
-    done = engine(toys).execute("nightly", {"kickoff": datetime(2026, 3, 4)})
-    assert value(done) == "hello 7 2026-03-04"
+    execution = engine(toys).execute("nightly", {"kickoff": datetime(2026, 3, 4)})
+    assert value(execution) == "hello 7 2026-03-04"
 
 
 def test_several_processes_of_one_pod(registered: Callable[..., Registry], engine: Make) -> None:
     registry = registered(TOYS, "several")
-    done = engine(registry).execute("several.ranks.together", {"n": 5})
-    assert value(done) == (5 + 0) + (5 + 1)
-    assert len(done.pods) == 1
+    execution = engine(registry).execute("several.ranks.together", {"n": 5})
+    assert value(execution) == (5 + 0) + (5 + 1)
+    assert len(execution.pods) == 1

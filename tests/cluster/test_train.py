@@ -39,19 +39,21 @@ def catalog() -> Catalog:
 
 @pytest.fixture(scope="module")
 def undisturbed(engine: Make, project: Registry, config: Config, catalog: Catalog, store: Store) -> Execution:
-    done = engine(project, catalog=catalog).execute(TRAIN, {"config": config, "output": f"{store.root}/undisturbed"})
-    assert done.error is None, done.story()
-    print(done.story())
-    return done
+    execution = engine(project, catalog=catalog).execute(
+        TRAIN, {"config": config, "output": f"{store.root}/undisturbed"}
+    )
+    assert execution.error is None, execution.story()
+    print(execution.story())
+    return execution
 
 
 def after(seconds: float) -> Callable[[Attempt], bool]:
     """Whether a pod that was first seen at work is at work so much later."""
-    seen: list[float] = []
+    observed: list[float] = []
 
     def passed(_: Attempt) -> bool:
-        seen.append(time.monotonic())
-        return seen[-1] - seen[0] > seconds
+        observed.append(time.monotonic())
+        return observed[-1] - observed[0] > seconds
 
     return passed
 
@@ -94,15 +96,15 @@ def test_a_lost_shard_is_done_again_alone_and_a_killed_training_goes_on(
 ) -> None:
     kills = (Kill(ROLLOUT, after(3.0), index=1), Kill(PPO, lambda attempt: bool(store.names(attempt.checkpoints))))
     broken = engine(project, kills, catalog=catalog.without(ROLLOUT, PPO))
-    done = broken.execute(TRAIN, {"config": config, "output": f"{store.root}/disturbed"})
-    assert done.error is None, done.story()
+    execution = broken.execute(TRAIN, {"config": config, "output": f"{store.root}/disturbed"})
+    assert execution.error is None, execution.story()
 
-    shards = sorted((pod.attempt.index, pod.attempt.number, pod.ended) for pod in done.ran(ROLLOUT))
+    shards = sorted((pod.attempt.index, pod.attempt.number, pod.ended) for pod in execution.ran(ROLLOUT))
     assert shards == [(0, 0, Ended.DONE), (1, 0, Ended.LOST), (1, 1, Ended.DONE)]
-    first, second = done.ran(PPO)
+    first, second = execution.ran(PPO)
     assert (first.ended, second.ended) == (Ended.LOST, Ended.DONE)
     assert "going on from the checkpoint" in second.log
-    assert weights(store, done) == weights(store, undisturbed)
+    assert weights(store, execution) == weights(store, undisturbed)
 
 
 def test_the_command_starts_it_on_the_cluster_and_finds_what_is_known(
@@ -114,14 +116,14 @@ def test_the_command_starts_it_on_the_cluster_and_finds_what_is_known(
     pyflyte: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    given, output = tmp_path / "config.json", f"{store.root}/afar"
-    given.write_text(json.dumps(config.model_dump(mode="json")))
+    config_file, output = tmp_path / "config.json", f"{store.root}/afar"
+    config_file.write_text(json.dumps(config.model_dump(mode="json")))
     options = ("--remote", "-p", "steptool", "-d", "development", "--copy", "all", "--wait")
-    workflow = ("workflows/train.py", "train", "--config", str(given), "--output", output)
+    workflow = ("workflows/train.py", "train", "--config", str(config_file), "--output", output)
     with admin.served(engine(Registry(), catalog=catalog)) as (flyte, address):
-        done = pyflyte(address, ROOT, "run", *options, *workflow, **store.environment)
+        process = pyflyte(address, ROOT, "run", *options, *workflow, **store.environment)
     ((_, _, run),) = flyte.executions.values()
     assert run.error is None, run.story()
-    assert "has succeeded" in done.stdout, done.stdout + done.stderr
+    assert "has succeeded" in process.stdout, process.stdout + process.stderr
     assert {pod.task for pod in run.pods} == UNCACHED  # another version of the registration, but the same code
     assert weights(store, run) == weights(store, undisturbed)

@@ -13,10 +13,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as excinfo:
         read_mapping(path)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    assert "\n" not in str(excinfo.value)
+    return str(excinfo.value)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_a_file_that_stands_for_a_billion_values_or_for_itself_is_refused_at_onc
 
 def test_overrides_replace_single_fields_and_leave_the_rest() -> None:
     data = {"ppo": {"rounds": 2, "epochs": 3}, "seed": 0}
-    changed = override(data, ["ppo.rounds=4", "policy.base=a/b=c", "seed = 7", "data.paths=[x, y]", "ppo.clip=1e-1"])
-    assert changed == {
+    result = override(data, ["ppo.rounds=4", "policy.base=a/b=c", "seed = 7", "data.paths=[x, y]", "ppo.clip=1e-1"])
+    assert result == {
         "ppo": {"rounds": 4, "epochs": 3, "clip": 0.1},
         "seed": 7,
         "policy": {"base": "a/b=c"},
@@ -92,6 +92,6 @@ def test_overrides_replace_single_fields_and_leave_the_rest() -> None:
     ],
 )
 def test_an_override_of_another_form_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as excinfo:
         override({}, [text])
-    assert str(refused.value).startswith(said)
+    assert str(excinfo.value).startswith(said)

@@ -11,9 +11,9 @@ from steptool.config import Config, ConfigError, load_config
 def refusal(tmp_path: Path, text: str) -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as excinfo:
         load_config(path)
-    first, *lines = str(refused.value).splitlines()
+    first, *lines = str(excinfo.value).splitlines()
     assert first == f"{path}: the configuration was refused"
     return "\n".join(line.strip() for line in lines)
 

@@ -47,9 +47,9 @@ def export_all(tmp_path):
 
 
 def test_messages_are_those_of_openai(export_all):
-    done = export_all(Form.MESSAGES, [demonstrate(query(), solved=1.0)], [query()])
-    (line,) = [json.loads(line) for line in done.path.read_text("utf-8").splitlines()]
-    assert done.path.name == "messages.jsonl" and done.counts == {"trajectories read": 1, "rows written": 1}
+    result = export_all(Form.MESSAGES, [demonstrate(query(), solved=1.0)], [query()])
+    (line,) = [json.loads(line) for line in result.path.read_text("utf-8").splitlines()]
+    assert result.path.name == "messages.jsonl" and result.counts == {"trajectories read": 1, "rows written": 1}
     assert {k: line[k] for k in ("id", "query_id", "solved", "tools")} == {
         "id": "q0-recorded-0", "query_id": "q0", "solved": 1.0, "tools": [TIDES, FINISH_SCHEMA],
     }  # fmt: skip
@@ -99,9 +99,9 @@ def test_what_went_out_comes_in_again(tmp_path_factory, export_all, drafts):
     ]
     lines = export_all(Form.MESSAGES, trajectories, queries).path
     config = Config.model_validate({"data": {"source": "recorded", "paths": [str(lines)]}})
-    done = ingest(config, tmp_path_factory.mktemp("again"), for_training=False)
-    again = read_records(done.demonstrations_path, Trajectory)
-    back = {q.query_id: q for q in read_queries(done.queries_path)}
+    result = ingest(config, tmp_path_factory.mktemp("again"), for_training=False)
+    again = read_records(result.demonstrations_path, Trajectory)
+    back = {q.query_id: q for q in read_queries(result.queries_path)}
     assert [t.steps for t in again] == [t.steps for t in trajectories]
     assert [t.messages for t in again] == [t.messages for t in trajectories]
     assert [(back[t.query_id].instruction, back[t.query_id].tools) for t in again] == [
@@ -112,10 +112,10 @@ def test_what_went_out_comes_in_again(tmp_path_factory, export_all, drafts):
 
 def test_data_for_fine_tuning_leaves_out_what_is_known_to_have_failed(export_all):
     trajectories = [demonstrate(query(), n, solved) for n, solved in enumerate([None, 0.0, 0.5, 1.0, 0.49])]
-    done = export_all(Form.SFT, trajectories, [query()])
-    rows = pq.read_table(done.path).to_pylist()
+    result = export_all(Form.SFT, trajectories, [query()])
+    rows = pq.read_table(result.path).to_pylist()
     assert [r["trajectory_id"] for r in rows] == ["q0-recorded-0", "q0-recorded-2", "q0-recorded-3"]
-    assert done.counts == {"trajectories read": 5, "rows written": 3, "left out: unsolved": 2}
+    assert result.counts == {"trajectories read": 5, "rows written": 3, "left out: unsolved": 2}
     assert json.loads(rows[0]["tools"]) == [TIDES, FINISH_SCHEMA]
     call = json.loads(rows[0]["messages"][1])["tool_calls"][0]
     assert call["function"]["arguments"] == {"at": ["Bristol", 1]}  # an object: chat templates write it themselves
@@ -130,12 +130,12 @@ def test_preferences_are_pairs_of_one_query(export_all):
         for sample, solved in enumerate(solves)
     ]
     trajectories.insert(0, trajectories.pop(4))  # the order of the file is not that of the queries
-    done = export_all(Form.PREFERENCE, trajectories, [query(n) for n in verdicts])
-    rows = pq.read_table(done.path).to_pylist()
+    result = export_all(Form.PREFERENCE, trajectories, [query(n) for n in verdicts])
+    rows = pq.read_table(result.path).to_pylist()
     assert [(r["chosen_trajectory_id"], r["rejected_trajectory_id"]) for r in rows] == [
         ("q0-recorded-0", "q0-recorded-4"), ("q0-recorded-2", "q0-recorded-1"), ("q2-recorded-1", "q2-recorded-2"),
     ]  # fmt: skip
-    assert done.counts == {
+    assert result.counts == {
         "trajectories read": 10, "rows written": 3, "left out: no clear verdict": 2, "left out: no partner": 2,
     }  # fmt: skip
     first = {name: [json.loads(m) for m in rows[0][name]] for name in ("prompt", "chosen", "rejected")}
@@ -157,12 +157,12 @@ def test_pairs_are_formed_across_files(export_all, tmp_path):
         }.items()
     ]
     queries = write_records(tmp_path / "q.parquet", [query(n) for n in range(3)], Query)
-    done = export(files, queries, Form.PREFERENCE, tmp_path / "out")
-    rows = pq.read_table(done.path).to_pylist()
+    result = export(files, queries, Form.PREFERENCE, tmp_path / "out")
+    rows = pq.read_table(result.path).to_pylist()
     assert [json.loads(row["prompt"][0])["content"][-2] for row in rows] == ["0", "2", "1"]
-    assert done.counts == {"trajectories read": 8, "rows written": 3, "left out: no partner": 2}
+    assert result.counts == {"trajectories read": 8, "rows written": 3, "left out: no partner": 2}
     datasets = pytest.importorskip("datasets")
-    assert len(datasets.Dataset.from_parquet(str(done.path), cache_dir=str(tmp_path / "cache"))) == 3
+    assert len(datasets.Dataset.from_parquet(str(result.path), cache_dir=str(tmp_path / "cache"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,10 @@ def test_numbers_that_json_cannot_write_are_left_out(export_all, form, number):
     good = [demonstrate(query(), 0, 1.0), demonstrate(query(), 1, 0.0)]
     call = call_message(ToolCall("tides", {"at": [{"n": number}]}))
     bad = [replace(one, messages=[one.messages[0], call, *one.messages[2:]]) for one in good]
-    done = export_all(form, [*bad, *good], [query()])
-    assert done.counts["left out: a number that JSON cannot write"] == (1 if form is Form.SFT else 2)
-    assert done.counts["rows written"] == (2 if form is Form.MESSAGES else 1)
-    text = done.path.read_text() if form is Form.MESSAGES else str(pq.read_table(done.path).to_pylist())
+    result = export_all(form, [*bad, *good], [query()])
+    assert result.counts["left out: a number that JSON cannot write"] == (1 if form is Form.SFT else 2)
+    assert result.counts["rows written"] == (2 if form is Form.MESSAGES else 1)
+    text = result.path.read_text() if form is Form.MESSAGES else str(pq.read_table(result.path).to_pylist())
     assert "NaN" not in text and "Infinity" not in text
     schema = {**TIDES["function"], "parameters": {"type": "object", "properties": {"n": {"default": number}}}}
     odd = replace(query(1), tools=({"type": "function", "function": schema},))
@@ -203,8 +203,8 @@ def test_partners_with_different_beginnings_are_no_pair(export_all):
     other = demonstrate(query(), 1, 0.0)
     other = replace(other, messages=[{"role": "user", "content": "Another day"}, *other.messages[1:]])
     same = demonstrate(query(1), 0, 1.0), demonstrate(query(1), 1, 0.0)
-    done = export_all(Form.PREFERENCE, [demonstrate(query(), 0, 1.0), other, *same], [query(), query(1)])
-    assert done.counts == {
+    result = export_all(Form.PREFERENCE, [demonstrate(query(), 0, 1.0), other, *same], [query(), query(1)])
+    assert result.counts == {
         "trajectories read": 4, "rows written": 1, "left out: partners with different beginnings": 2,
     }  # fmt: skip
 
@@ -220,6 +220,6 @@ def test_a_trajectory_of_another_query_is_refused_and_nothing_written(export_all
 
 def test_a_file_of_many_parts_is_one(export_all, tmp_path):
     trajectories = [demonstrate(query(n), solved=float(n % 2)) for n in range(3000)]
-    done = export_all(Form.MESSAGES, trajectories, [query(n) for n in range(3000)])
-    with Path(done.path).open(encoding="utf-8") as lines:
+    result = export_all(Form.MESSAGES, trajectories, [query(n) for n in range(3000)])
+    with Path(result.path).open(encoding="utf-8") as lines:
         assert [json.loads(line)["query_id"] for line in lines] == [f"q{n}" for n in range(3000)]

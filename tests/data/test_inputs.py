@@ -34,12 +34,12 @@ def test_every_file_that_ingest_reads_is_listed_with_its_digest(tmp_path: Path) 
     digest = write_tasks(tmp_path / "tasks" / "a.jsonl", ["Who?"])
     (tmp_path / "tasks" / "notes.txt").write_text("not read")
     (tmp_path / "log.json").write_text("{}")
-    listed = list_files(config(tmp_path / "tasks", recorded_answers=[str(tmp_path / "log.json")]).data)
-    assert [(Path(s.place).name, s.size) for s in listed] == [
+    files = list_files(config(tmp_path / "tasks", recorded_answers=[str(tmp_path / "log.json")]).data)
+    assert [(Path(s.place).name, s.size) for s in files] == [
         ("a.jsonl", len((tmp_path / "tasks" / "a.jsonl").read_bytes())),
         ("log.json", 2),
     ]
-    assert [s.sha256 for s in listed] == [digest, hashlib.sha256(b"{}").hexdigest()]
+    assert [s.sha256 for s in files] == [digest, hashlib.sha256(b"{}").hexdigest()]
 
 
 def test_urls_are_listed_like_folders(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def split_of(settings: Config, out: Path) -> dict[str, str]:
 def test_new_tasks_are_kept_before_old_ones(tmp_path: Path) -> None:
     write_tasks(tmp_path / "in" / "old.jsonl", [f"old {n}" for n in range(300)])
     digest = write_tasks(tmp_path / "in" / "new.jsonl", [f"new {n}" for n in range(60)])
-    drawn = split_of(config(tmp_path / "in"), tmp_path / "one")
+    splits = split_of(config(tmp_path / "in"), tmp_path / "one")
     first = split_of(config(tmp_path / "in", first=[digest]), tmp_path / "two")
-    assert len(drawn) == len(first) == 100  # as many of each split as configured
-    assert sum(text.startswith("new") for text in drawn) < 30
+    assert len(splits) == len(first) == 100  # as many of each split as configured
+    assert sum(text.startswith("new") for text in splits) < 30
     assert sum(text.startswith("new") for text in first) == 60
     queries = read_queries(tmp_path / "two" / "queries.parquet")
     assert all(q.instruction.startswith("new") for q in queries[:60])  # before others, so that limits further on agree
@@ -91,8 +91,8 @@ def test_a_new_recording_brings_its_task_to_the_front(tmp_path: Path) -> None:
     write_tasks(tmp_path / "in" / "rest.jsonl", ["a"], split="validation")
     write_tasks(tmp_path / "in" / "held.jsonl", ["b"], split="heldout")
     log = tmp_path / "log.jsonl"
-    said = [{"role": "user", "content": "old 7"}, {"role": "assistant", "content": "Done."}]
-    log.write_text(json.dumps({"messages": said, "tools": [TIDES]}) + "\n")
+    messages = [{"role": "user", "content": "old 7"}, {"role": "assistant", "content": "Done."}]
+    log.write_text(json.dumps({"messages": messages, "tools": [TIDES]}) + "\n")
     digest = hashlib.sha256(log.read_bytes()).hexdigest()
     settings = config(tmp_path / "in", train=1, recorded_answers=[str(log)], first=[digest])
     assert split_of(settings, tmp_path / "out") == {"old 7": "train", "a": "validation", "b": "heldout"}

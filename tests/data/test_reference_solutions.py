@@ -78,9 +78,9 @@ def test_the_shipped_example_brings_its_demonstrations_along(tmp_path):
         "data": {"source": "jsonl", "environment": "functions", "paths": ["examples/functions/tasks.jsonl"]},
         "tools": {"functions": "examples/functions/tools.py:Shop"},
     }
-    done = ingest(Config.model_validate(sections), tmp_path / "out")
-    train = [q for q in read_queries(done.queries_path) if q.split == "train"]
-    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    result = ingest(Config.model_validate(sections), tmp_path / "out")
+    train = [q for q in read_queries(result.queries_path) if q.split == "train"]
+    demonstrations = read_records(result.demonstrations_path, Trajectory)
     assert {t.query_id for t in demonstrations} == {q.query_id for q in train} and all(
         t.solved == 1.0 for t in demonstrations
     )
@@ -113,8 +113,8 @@ CALLS = {
 def shop(tmp_path, calls=CALLS, recorded=(), **data):
     (tmp_path / "shop.py").write_text(OPEN_SHOP)
     tasks = [
-        {"instruction": f"{name}?", "id": name, "split": "train", "reference": {"calls": listed}}
-        for name, listed in calls.items()
+        {"instruction": f"{name}?", "id": name, "split": "train", "reference": {"calls": call_names}}
+        for name, call_names in calls.items()
     ]
     tasks.append({"instruction": "Who knows?", "id": "unknown", "split": "train"})
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
@@ -129,14 +129,14 @@ def shop(tmp_path, calls=CALLS, recorded=(), **data):
 
 
 def test_solutions_with_a_failing_call_are_left_out_with_task_call_and_reason(tmp_path):
-    done = shop(tmp_path)
-    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    result = shop(tmp_path)
+    demonstrations = read_records(result.demonstrations_path, Trajectory)
     assert [d.query_id for d in demonstrations] == ["fits", "nothing"]
-    assert done.counts == {
+    assert result.counts == {
         "queries read": 5, "queries kept": 5, "reference solutions read": 4, "reference solutions kept": 2,
         "reference solutions dropped: a call of the reference solution fails": 2,
     }  # fmt: skip
-    misspelt, raises = map(json.loads, done.quarantine_path.read_text().splitlines())
+    misspelt, raises = map(json.loads, result.quarantine_path.read_text().splitlines())
     assert (misspelt["kind"], misspelt["row"], raises["row"]) == ("reference solutions", "misspelt", "raises")
     assert "query 'misspelt': call 1, reserve({\"weekday\": 3}): invalid_arguments" in misspelt["detail"]
     assert "query 'raises': call 0, reserve({\"day\": 32}): tool_error" in raises["detail"]
@@ -144,16 +144,16 @@ def test_solutions_with_a_failing_call_are_left_out_with_task_call_and_reason(tm
 
 
 def test_solutions_with_a_failing_call_are_kept_where_the_configuration_says_so(tmp_path):
-    done = shop(tmp_path, keep_failing_solutions=True)
-    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    result = shop(tmp_path, keep_failing_solutions=True)
+    demonstrations = read_records(result.demonstrations_path, Trajectory)
     assert [d.query_id for d in demonstrations] == list(CALLS)
 
 
 def test_a_solution_without_calls_is_a_finish_alone_and_an_absent_one_is_none(tmp_path):
-    done = shop(tmp_path, {"nothing": []})
-    queries = {q.query_id: q.reference.calls for q in read_queries(done.queries_path)}
+    result = shop(tmp_path, {"nothing": []})
+    queries = {q.query_id: q.reference.calls for q in read_queries(result.queries_path)}
     assert queries == {"nothing": (), "unknown": None}
-    (demonstration,) = read_records(done.demonstrations_path, Trajectory)
+    (demonstration,) = read_records(result.demonstrations_path, Trajectory)
     assert [step.status for step in demonstration.steps] == [StepStatus.FINISH]
     assert (demonstration.query_id, demonstration.stop_reason) == ("nothing", StopReason.FINISHED)
 
@@ -163,10 +163,10 @@ def test_recordings_and_reference_solutions_are_demonstrations_side_by_side(tmp_
     recorded = [
         {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Me."}]} for text in texts
     ]
-    done = shop(tmp_path, recorded=recorded)
-    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    result = shop(tmp_path, recorded=recorded)
+    demonstrations = read_records(result.demonstrations_path, Trajectory)
     assert [(d.policy, d.query_id) for d in demonstrations] == [
         ("recorded", "fits"), ("recorded", "unknown"), ("reference", "fits"), ("reference", "nothing"),
     ]  # fmt: skip
     assert len({d.trajectory_id for d in demonstrations}) == 4
-    assert (done.counts["demonstrations kept"], done.counts["reference solutions kept"]) == (2, 2)
+    assert (result.counts["demonstrations kept"], result.counts["reference solutions kept"]) == (2, 2)

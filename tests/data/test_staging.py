@@ -127,7 +127,7 @@ def test_recorded_queries_are_kept_first_and_order_stays():
     queries = [query(f"Question {n}", "train") for n in range(50)]
     recorded = {"Question 41", "Question 3", "Question 17"}
     log = IngestLog()
-    kept = list(draw(queries, data(5, 1, 1), recorded, log))
-    assert len(kept) == 5 and recorded <= set(kept)
-    assert kept == sorted(kept, key=lambda t: int(t.split()[1]))
+    rows = list(draw(queries, data(5, 1, 1), recorded, log))
+    assert len(rows) == 5 and recorded <= set(rows)
+    assert rows == sorted(rows, key=lambda t: int(t.split()[1]))
     assert log.counts == {"queries dropped: more than data.train_queries": 45, "demonstrations kept": 3}

@@ -65,8 +65,8 @@ def test_sft_trainer_takes_the_data(data, model, tmp_path):
     rows = dataset(export(*data, Form.SFT, tmp_path).path, tmp_path)
     tokenizer, args = load_tokenizer(model), SFTConfig(**settings(tmp_path))
     trainer = SFTTrainer(load_model(model), args, train_dataset=rows, processing_class=tokenizer)
-    seen = [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
-    for number, text in enumerate(seen):
+    texts = [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
+    for number, text in enumerate(texts):
         assert f'"name{number}": {number}' in text and "said yes" in text and f"Question {number}?" in text
         assert f"tool{(number + 1) % 4}" not in text and "null" not in text  # no traces of the other rows' tools
     assert trainer.train().training_loss > 0
@@ -81,8 +81,8 @@ def test_dpo_trainer_takes_the_data(data, model, tmp_path):
     tokenizer, args = load_tokenizer(model), DPOConfig(**settings(tmp_path))
     trainer = DPOTrainer(load_model(model), args=args, train_dataset=rows, processing_class=tokenizer)
     for number, row in enumerate(trainer.train_dataset):
-        prompt, chosen, rejected = (tokenizer.decode(row[f"{n}_ids"]) for n in ("prompt", "chosen", "rejected"))
+        prompt, preferred, rejected = (tokenizer.decode(row[f"{n}_ids"]) for n in ("prompt", "chosen", "rejected"))
         assert f"Question {number}?" in prompt and f"tool{number}" in prompt
-        assert "said yes" in chosen and "said no" in rejected
-        assert f'"name{number}": {number}' in chosen and "null" not in chosen
+        assert "said yes" in preferred and "said no" in rejected
+        assert f'"name{number}": {number}' in preferred and "null" not in preferred
     assert trainer.train().training_loss > 0

@@ -154,9 +154,9 @@ def test_a_program_that_exits_when_it_is_imported_is_refused(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_every_environment_of_the_table_has_the_name_it_is_found_by(name: str) -> None:
-    found = environment_class(name, Config())
-    assert issubclass(found, Environment) and found.name == name
-    assert found.needs_recordings is (name == "replay")
+    environment = environment_class(name, Config())
+    assert issubclass(environment, Environment) and environment.name == name
+    assert environment.needs_recordings is (name == "replay")
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,9 @@ def test_a_thread_that_hung_ends_once_its_call_returns() -> None:
 
 
 def test_a_call_that_hangs_does_not_keep_the_program_from_ending() -> None:
-    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=20, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "no answer within" in ended.stdout
+    process = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=20, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "no answer within" in process.stdout
 
 
 def test_transport_errors_are_tried_again_as_often_as_configured() -> None:

@@ -21,10 +21,10 @@ from steptool.evaluation.compare import (
 
 def rows(passed, **columns):
     """Evaluations from {query: verdict or list of verdicts of its repeats}."""
-    listed = {q: p if isinstance(p, list) else [p] for q, p in passed.items()}
+    verdicts = {q: p if isinstance(p, list) else [p] for q, p in passed.items()}
     return [
         make_evaluation(q, p, **{"repeat": i, "tier": "", **columns})
-        for q, ps in listed.items()
+        for q, ps in verdicts.items()
         for i, p in enumerate(ps)
     ]
 
@@ -161,26 +161,26 @@ def test_every_pair_in_every_group_is_one_family():
         )
         return rows(single, tier="single") + rows(long, tier="long")
 
-    found = compare({"x": model(4, 4), "y": model(20, 4), "z": model(20, 20)}, 2000)
-    assert [(c.a, c.b, c.group) for c in found[:4]] == [
+    comparisons = compare({"x": model(4, 4), "y": model(20, 4), "z": model(20, 20)}, 2000)
+    assert [(c.a, c.b, c.group) for c in comparisons[:4]] == [
         ("y", "x", "all"), ("y", "x", "single"), ("y", "x", "long"), ("z", "x", "all"),
     ]  # fmt: skip
-    assert len(found) == 9 and {c.family for c in found} == {9}
-    by_pair = {(c.a, c.b, c.group): c for c in found}
+    assert len(comparisons) == 9 and {c.family for c in comparisons} == {9}
+    by_pair = {(c.a, c.b, c.group): c for c in comparisons}
     assert by_pair["y", "x", "single"].difference.mean == pytest.approx(0.8)
     assert by_pair["y", "x", "single"].shown and by_pair["y", "x", "all"].shown
     assert not by_pair["y", "x", "long"].shown and by_pair["y", "x", "long"].corrected == 1.0
     assert by_pair["z", "y", "long"].shown and not by_pair["z", "y", "single"].shown
-    assert all(c.corrected >= c.p for c in found)
+    assert all(c.corrected >= c.p for c in comparisons)
 
 
 def test_chance_alone_shows_a_difference_seldom():
     """20 policies that are alike, each of 190 pairs tested at 5%: uncorrected about ten differ, corrected none."""
     rng = np.random.default_rng(5)
     alike = {f"m{i:02}": rows({str(q): float(rng.integers(2)) for q in range(60)}) for i in range(20)}
-    found = compare(alike, 2000)
-    assert sum(c.p < 0.05 for c in found) > 2
-    assert not any(c.shown for c in found)
+    comparisons = compare(alike, 2000)
+    assert sum(c.p < 0.05 for c in comparisons) > 2
+    assert not any(c.shown for c in comparisons)
 
 
 def test_models_on_different_queries_are_not_compared():

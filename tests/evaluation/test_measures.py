@@ -161,8 +161,8 @@ def test_a_trajectory_of_an_unknown_query_is_refused():
 def test_what_a_search_abandoned_and_what_an_endpoint_counted_is_spent():
     searched = replace(make_trajectory(FINISHED), abandoned_turns=2, abandoned_tokens=13)
     assert measure_episodes([make_query()], [searched], "m", "greedy")[0].tokens == 20
-    asked = measure_episodes([make_query()], [searched], "m", "greedy", spent={"t-q1": TurnCost(40, 900, 0.5)})[0]
-    assert (asked.tokens, asked.prompt_tokens, asked.money) == (40, 900, 0.5)
+    row = measure_episodes([make_query()], [searched], "m", "greedy", spent={"t-q1": TurnCost(40, 900, 0.5)})[0]
+    assert (row.tokens, row.prompt_tokens, row.money) == (40, 900, 0.5)
 
 
 def test_redundant_calls_are_counted():

@@ -34,9 +34,9 @@ def test_by_hand():
 def test_both_are_the_means_over_all_choices_of_k_tries(solved, data):
     n, c = len(solved), sum(solved)
     k = data.draw(st.integers(1, n))
-    chosen = list(combinations(solved, k))
-    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, chosen)) / len(chosen))
-    assert pass_hat_k(n, c, k) == pytest.approx(sum(map(all, chosen)) / len(chosen))
+    choices = list(combinations(solved, k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, choices)) / len(choices))
+    assert pass_hat_k(n, c, k) == pytest.approx(sum(map(all, choices)) / len(choices))
     assert pass_hat_k(n, c, k) <= c / n + 1e-12 and pass_at_k(n, c, k) >= c / n - 1e-12
 
 

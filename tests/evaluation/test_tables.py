@@ -14,13 +14,13 @@ from steptool.report.evaluation_page import evaluation_page
 
 
 def row(query, model, passed, tier="single", **other):
-    made = {
+    fields = {
         "query_id": query, "split": "heldout", "tier": tier, "model": model, "decoding": "greedy", "repeat": 0,
         "trajectory_id": f"{model}-{query}", "passed": passed, "recall": 0.5, "steps": 4, "calls": 4,
         "invalid_calls": 1, "redundant_calls": 2, "tokens": 30, "prompt_tokens": None, "money": None, "seconds": 2.0,
         "stop_reason": "finished", "verdict_source": "environment", **other,
     }  # fmt: skip
-    return from_row(to_table([made], Evaluation).to_pylist()[0], Evaluation)
+    return from_row(to_table([fields], Evaluation).to_pylist()[0], Evaluation)
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def test_what_nothing_can_check_is_not_measurable():
     assert [line[name] for name in ("pass_rate", "low", "high", "recall", "tokens_per_solved")] == [None] * 5
     assert results.comparisons == []
     text, page = to_markdown(results), evaluation_page(results, "")
-    for shown in (text, page):
-        assert shown.count("not measurable") == 3  # two models, and the sentence on what is left out
-        assert "Tool recall" not in shown  # a column in which nothing was measured
+    for text_or_page in (text, page):
+        assert text_or_page.count("not measurable") == 3  # two models, and the sentence on what is left out
+        assert "Tool recall" not in text_or_page  # a column in which nothing was measured
     assert "5 of 5 tasks have neither a check nor a reference answer" in text
     assert "<svg" not in page  # there is no rate to draw
 

@@ -72,7 +72,7 @@ def broken(line: Instruction) -> list[str]:
         "WORKDIR": [("DL3000: an absolute path", line.arguments.startswith("/"))],
         "RUN": run_rules(line.arguments),
     }
-    return [f"{line.name} {line.arguments}: {rule}" for rule, kept in rules.get(line.name, []) if not kept]
+    return [f"{line.name} {line.arguments}: {rule}" for rule, is_kept in rules.get(line.name, []) if not is_kept]
 
 
 def run_rules(command: str) -> list[tuple[str, object]]:
@@ -113,10 +113,12 @@ def test_the_rules_find_what_breaks_them() -> None:
 
 
 def test_there_is_a_dockerfile_for_each_image_of_a_profile() -> None:
-    listed = re.findall(r"(?m)^(\w+) *= *\S+:[\d.]+$", (ROOT / "flyte.config").read_text().partition("[images]")[2])
+    image_names = re.findall(
+        r"(?m)^(\w+) *= *\S+:[\d.]+$", (ROOT / "flyte.config").read_text().partition("[images]")[2]
+    )
     assert (
         [path.name for path in DOCKERFILES]
-        == [f"{name}.Dockerfile" for name in listed]
+        == [f"{name}.Dockerfile" for name in image_names]
         == ["cpu.Dockerfile", "gpu.Dockerfile"]
     )
 

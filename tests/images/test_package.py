@@ -20,8 +20,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("build")
     settings = (f"BIN={Path(sys.executable).parent}", f"BUILD={folder}")
     command = ["make", "--no-print-directory", "-o", ".venv/.installed", *settings, "package"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
     return next(folder.iterdir())
 
 
@@ -37,8 +37,8 @@ def test_a_package_is_named_by_its_content_and_holds_the_code(built: Path) -> No
         [sys.executable, "-m", "tasks.runtime.registration"],
         {**os.environ, "STEPTOOL_PROFILE": "configs/cluster.yaml"},
     )
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
-    assert built.name == f"steptool-{done.stdout.strip()}.tgz"
+    process = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+    assert built.name == f"steptool-{process.stdout.strip()}.tgz"
     with tarfile.open(built) as archive:
         assert [name.endswith(".tar.gz") for name in archive.getnames()].count(True) == 1
 

@@ -66,8 +66,8 @@ def test_the_pins_of_the_gpu_image_differ_only_where_vllm_asks_for_it() -> None:
 
 @pytest.mark.parametrize("pins", [CPU, GPU], ids=["cpu", "gpu"])
 def test_the_pins_are_versions_that_the_project_takes(pins: dict[str, str]) -> None:
-    wanted = [Requirement(text) for text in PROJECT["dependencies"]]
-    assert [str(r) for r in wanted if not r.specifier.contains(pins[PINS.canonical(r.name)])] == []
+    expected = [Requirement(text) for text in PROJECT["dependencies"]]
+    assert [str(r) for r in expected if not r.specifier.contains(pins[PINS.canonical(r.name)])] == []
 
 
 def test_vllm_is_pinned_to_the_version_of_the_extra() -> None:

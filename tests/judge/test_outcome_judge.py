@@ -21,11 +21,11 @@ class Judge(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        shown = request["messages"][-1]["content"]
+        text = request["messages"][-1]["content"]
         name = request["tools"][0]["function"]["name"]
-        first, _, second = shown.partition("The second assistant")
+        first, _, second = text.partition("The second assistant")
         better = "first" if "42" in first else "second" if "42" in second else "tie"
-        value = {"better": better} if name == "report_choice" else {"status": "solved" if "42" in shown else "unsolved"}
+        value = {"better": better} if name == "report_choice" else {"status": "solved" if "42" in text else "unsolved"}
         function = {"name": name, "arguments": json.dumps({"reason": "as it is", **value})}
         message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
         data = json.dumps({"choices": [{"index": 0, "message": message}], "model": "judge", "object": "x"}).encode()
@@ -61,13 +61,13 @@ def episode(query: str, answer: str | None) -> Trajectory:
 def test_every_model_is_judged_and_every_two_are_compared(judge: JudgeConfig) -> None:
     """Of three queries a answers 42, 42 and nothing, b 41, 42 and 42. Where both say 42 the judge takes the first that
     it sees, so that the two orders make a tie: b wins one, loses one and ties one."""
-    said = {"a": ["42", "42", None], "b": ["41", "42", "42"]}
+    answers = {"a": ["42", "42", None], "b": ["41", "42", "42"]}
     queries = {f"q{n}": Query(f"q{n}", "heldout", "none", "How much?", ()) for n in range(3)}
-    episodes = {model: [episode(f"q{n}", answer) for n, answer in enumerate(said[model])] for model in said}
+    episodes = {model: [episode(f"q{n}", answer) for n, answer in enumerate(answers[model])] for model in answers}
     outcomes = judge_outcomes(judge, queries, episodes)
     to_table(map(to_row, outcomes.verdicts), Verdict)
     to_table(map(to_row, outcomes.preferences), Preference)
-    for model in said:
+    for model in answers:
         rate = judged_pass_rate([v for v in outcomes.verdicts if v.model == model], set(queries))
         assert (rate.mean, rate.deviation, rate.repeats) == (pytest.approx(2 / 3), 0.0, 2)
     # Five answers, and two pairs of answers in two orders, twice each; equal texts are asked about once.

@@ -71,12 +71,12 @@ def column(rows, name):
 
 
 def test_scores_are_means_over_votes_and_votes_are_kept_raw(chat, judging, make_query, two_steps):
-    said = [
+    texts = [
         scores([1, 1], [5, 2], "solved", "first"),
         scores([1, 0], [4, 0], "unsure"),
         scores([1, 0], [3, 1], "solved"),
     ]
-    server = chat.serve(lambda request, number: chat.call(TOOL, said[number - 1]))
+    server = chat.serve(lambda request, number: chat.call(TOOL, texts[number - 1]))
     rows, counts = annotated(make_query(), [two_steps], judging(server, price=5.0))
     assert column(rows, "succ_calling") == [1.0, pytest.approx(1 / 3), 1.0]
     assert column(rows, "contribution") == [pytest.approx(4 / 5), pytest.approx(1 / 5), None]
@@ -104,15 +104,15 @@ def test_the_request_names_the_function_and_shows_task_steps_and_answer(chat, ju
     ):
         assert shown in text
     assert "Step 3" not in text  # the Finish is not a step
-    listed = request["tools"][0]["function"]["parameters"]["properties"]["steps"]
-    assert (listed["minItems"], listed["maxItems"]) == (2, 2)
+    schema = request["tools"][0]["function"]["parameters"]["properties"]["steps"]
+    assert (schema["minItems"], schema["maxItems"]) == (2, 2)
 
 
 def test_the_judge_sees_what_the_user_says_after_an_answer(make_query, make_step, make_trajectory):
     turns = [("assistant", ""), ("tool", "x"), ("assistant", ""), ("user", "And \nStep 9?"), ("assistant", "")]
-    told = [{"role": role, "content": text} for role, text in [("user", "do it"), *turns]]
+    messages = [{"role": role, "content": text} for role, text in [("user", "do it"), *turns]]
     text = transcript(
-        make_query(), make_trajectory([make_step("f", "x"), make_step("Finish", "")], "2", messages=told), 99
+        make_query(), make_trajectory([make_step("f", "x"), make_step("Finish", "")], "2", messages=messages), 99
     )
     assert text.count("The user goes on") == 1
     assert text.index("Step 2") < text.index(r'The user goes on: "And \nStep 9?"') < text.index("Final answer")
@@ -160,8 +160,8 @@ def test_what_cannot_be_had_is_missing_counted_and_never_zero(chat, judging, mak
         assert column(rows, name) == [None, None, None]
     assert "missing: steps must list 2 entries, one for each step; got 1" in rows[2].rationale
     assert (counts["votes missing"], counts["answers of no use"]) == (2, 6)
-    read = read_records(write_records(tmp_path / "rewards.parquet", rows, StepReward), StepReward)
-    assert compose(read, RewardConfig()) is None and compose(read, RewardConfig(), "final") is None
+    data = read_records(write_records(tmp_path / "rewards.parquet", rows, StepReward), StepReward)
+    assert compose(data, RewardConfig()) is None and compose(data, RewardConfig(), "final") is None
 
     annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite", attempts=3, votes=2))
     assert len(server.requests) == 6  # useless answers are not paid twice either
@@ -202,15 +202,15 @@ def test_long_texts_are_cut_and_say_so(make_query, make_step, make_trajectory):
 
 @given(st.text())
 def test_what_tools_and_models_write_cannot_pass_for_a_step(text):
-    said = f"{text}\n\nStep 2\nTool: g"
-    steps = (Step(ToolCall("f", {"a": said}), StepStatus.OK, said),)
+    instruction = f"{text}\n\nStep 2\nTool: g"
+    steps = (Step(ToolCall("f", {"a": instruction}), StepStatus.OK, instruction),)
     none = np.zeros(0)
     spoken = Trajectory(
-        "t", "q", "e", "", "p", 0, 0, 1.0, [], none, [], none, steps, StopReason.FINISHED, said, None, 0.0
+        "t", "q", "e", "", "p", 0, 0, 1.0, [], none, [], none, steps, StopReason.FINISHED, instruction, None, 0.0
     )
-    shown = transcript(Query("q", "train", "e", said, ()), spoken, 10**6)
-    assert [line for line in shown.split("\n") if line.startswith("Step ")] == ["Step 1"]
-    shown.encode("utf-8")
+    text_of_transcript = transcript(Query("q", "train", "e", instruction, ()), spoken, 10**6)
+    assert [line for line in text_of_transcript.split("\n") if line.startswith("Step ")] == ["Step 1"]
+    text_of_transcript.encode("utf-8")
 
 
 def test_many_trajectories_are_judged_side_by_side_in_their_order(
@@ -279,11 +279,11 @@ def test_a_failing_endpoint_means_missing_but_a_wrong_key_stops_everything(chat,
 
 def test_the_version_tells_what_went_in(chat, judging):
     server = chat.serve(lambda *_: chat.Answer())
-    made = [make_annotator("judge", judging(server, **s)) for s in ({}, {"votes": 5}, {"observation_limit": 9})]
-    assert [judge.version for judge in made[:2]] == [f"1 judge-1 votes={n} temperature=0" for n in (3, 5)]
-    assert made[0].prompt_hash == made[1].prompt_hash != made[2].prompt_hash
-    assert len(made[0].prompt_hash) == 12
-    for judge in made:
+    annotators = [make_annotator("judge", judging(server, **s)) for s in ({}, {"votes": 5}, {"observation_limit": 9})]
+    assert [judge.version for judge in annotators[:2]] == [f"1 judge-1 votes={n} temperature=0" for n in (3, 5)]
+    assert annotators[0].prompt_hash == annotators[1].prompt_hash != annotators[2].prompt_hash
+    assert len(annotators[0].prompt_hash) == 12
+    for judge in annotators:
         judge.close()
 
 
@@ -298,8 +298,8 @@ def test_a_judge_without_an_endpoint_is_refused_before_anything_runs(tmp_path):
 def test_the_key_is_in_no_log_and_no_artifact(chat, judging, make_query, two_steps, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     echo = chat.Answer(status=400, body=json.dumps({"error": {"message": f"bad key {KEY}"}}))
-    told = chat.call(TOOL, scores([1, 1], [1, 1], "solved", f"I was given {KEY}"))
-    server = chat.serve(lambda request, number: told if number == 1 else echo)
+    reply = chat.call(TOOL, scores([1, 1], [1, 1], "solved", f"I was given {KEY}"))
+    server = chat.serve(lambda request, number: reply if number == 1 else echo)
     rows, counts = annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite"))
     file = write_records(tmp_path / "rewards.parquet", rows, StepReward)
     assert counts["votes missing"] == 2
@@ -325,10 +325,10 @@ with open_annotator("judge", config) as judge:
 
 
 def test_a_killed_annotation_goes_on_where_it_was(chat, judging, make_step, make_trajectory, tmp_path):
-    answered = []
+    answers = []
 
     def behaviour(request, number):
-        answered.append(request["messages"][1]["content"])
+        answers.append(request["messages"][1]["content"])
         return chat.Answer(chat.call(TOOL, scores([1], [5], "solved")).message, delay=0.05)
 
     server = chat.serve(behaviour)
@@ -341,12 +341,12 @@ def test_a_killed_annotation_goes_on_where_it_was(chat, judging, make_step, make
             assert process.stdout.readline()
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    before, last = len(answered), len(server.requests)
+    before, last = len(answers), len(server.requests)
     assert 16 <= before < 60
 
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30)
-    assert done.stdout.split() == ["1.0", "None"] * 30
-    again = len(answered) - last
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30)
+    assert result.stdout.split() == ["1.0", "None"] * 30
+    again = len(answers) - last
     assert 60 - before <= again <= 60 - before + 4  # only what was in flight when it was killed is asked twice
-    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30).stdout == done.stdout
-    assert len(answered) == last + again
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30).stdout == result.stdout
+    assert len(answers) == last + again

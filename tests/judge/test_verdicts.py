@@ -51,10 +51,10 @@ def judge(server, **settings):
 
 
 def test_answers_are_judged_and_no_answer_is_unsolved_without_asking(chat, tmp_path):
-    said = ["solved", "unsure"]
-    server = chat.serve(lambda _, number: chat.call("report_status", {"status": said[number - 1], "reason": "so"}))
-    with judge(server) as chosen:
-        rows = chosen.verdicts("ours", [(QUERY, SILENT), (QUERY, episode("done")), (QUERY, GAVE_UP)])
+    statuses = ["solved", "unsure"]
+    server = chat.serve(lambda _, number: chat.call("report_status", {"status": statuses[number - 1], "reason": "so"}))
+    with judge(server) as outcome_judge:
+        rows = outcome_judge.verdicts("ours", [(QUERY, SILENT), (QUERY, episode("done")), (QUERY, GAVE_UP)])
     assert [(r.status, r.repeat, r.judge) for r in rows] == [
         ("unsolved", 0, ""),
         ("unsolved", 1, ""),
@@ -69,9 +69,9 @@ def test_answers_are_judged_and_no_answer_is_unsolved_without_asking(chat, tmp_p
 
 def test_a_verdict_that_cannot_be_had_is_missing(chat):
     server = chat.serve(lambda *_: chat.call("report_status", {"status": "fine"}))
-    with judge(server, votes=1, attempts=2) as chosen:
-        (row,) = chosen.verdicts("ours", [(QUERY, episode("done"))])
-        assert chosen.counts()["votes missing"] == 1
+    with judge(server, votes=1, attempts=2) as outcome_judge:
+        (row,) = outcome_judge.verdicts("ours", [(QUERY, episode("done"))])
+        assert outcome_judge.counts()["votes missing"] == 1
     assert row.status is None and row.rationale.startswith("missing: status must be one of")
     assert len(server.requests) == 2
 
@@ -83,8 +83,8 @@ def test_preferences_are_asked_in_both_orders_and_named_by_model(chat, tmp_path)
         return chat.call("report_choice", {"better": "first" if first else "second", "reason": "complete"})
 
     server = chat.serve(better)
-    with judge(server) as chosen:
-        rows = chosen.preferences("ours", "base", [(QUERY, episode("good"), episode("bad"))])
+    with judge(server) as outcome_judge:
+        rows = outcome_judge.preferences("ours", "base", [(QUERY, episode("good"), episode("bad"))])
     expected = [(False, 0, "model"), (False, 1, "model"), (True, 0, "model"), (True, 1, "model")]
     assert [(r.swapped, r.repeat, r.preference) for r in rows] == expected
     texts = server.texts()
@@ -95,8 +95,8 @@ def test_preferences_are_asked_in_both_orders_and_named_by_model(chat, tmp_path)
 
 def test_a_judge_that_always_likes_the_first_prefers_neither(chat):
     server = chat.serve(lambda *_: chat.call("report_choice", {"better": "first"}))
-    with judge(server) as chosen:
-        rows = chosen.preferences("ours", "base", [(QUERY, episode("a"), episode("b"))])
+    with judge(server) as outcome_judge:
+        rows = outcome_judge.preferences("ours", "base", [(QUERY, episode("a"), episode("b"))])
     assert [r.preference for r in rows] == ["model", "model", "other", "other"]
     assert preference_by_query(rows) == {"q1": Choice.TIE}
 
@@ -107,8 +107,8 @@ def test_a_judge_that_always_likes_the_first_prefers_neither(chat):
 )
 def test_an_answer_beats_none_without_asking(chat, ours, others, expected):
     server = chat.serve(lambda *_: chat.Answer())
-    with judge(server) as chosen:
-        rows = chosen.preferences("ours", "base", [(QUERY, ours, others)])
+    with judge(server) as outcome_judge:
+        rows = outcome_judge.preferences("ours", "base", [(QUERY, ours, others)])
     assert [r.preference for r in rows] == [expected] * 4 and server.requests == []
 
 
@@ -185,8 +185,8 @@ def verdicts(**statuses):
     """Verdicts from {query: status by repeat}."""
     return [
         Verdict(query, "m", repeat, status, "j")
-        for query, listed in statuses.items()
-        for repeat, status in enumerate(listed)
+        for query, query_statuses in statuses.items()
+        for repeat, status in enumerate(query_statuses)
     ]
 
 
@@ -234,7 +234,9 @@ def test_rates_are_shares_and_know_no_order(given_statuses, random):
 
 def preferences(model, other, **votes):
     return [
-        Preference(q, model, other, i // 2, bool(i % 2), p) for q, listed in votes.items() for i, p in enumerate(listed)
+        Preference(q, model, other, i // 2, bool(i % 2), p)
+        for q, query_votes in votes.items()
+        for i, p in enumerate(query_votes)
     ]
 
 
@@ -252,7 +254,7 @@ def test_the_win_rate_by_hand():
 @given(st.dictionaries(st.sampled_from("abcd"), st.lists(st.sampled_from(["model", "other", "tie", None]), min_size=1)))
 def test_the_other_sides_win_rate_is_the_rest(votes):
     turned = {"model": "other", "other": "model"}
-    back = {q: [turned.get(p, p) for p in listed] for q, listed in votes.items()}
+    back = {q: [turned.get(p, p) for p in query_votes] for q, query_votes in votes.items()}
     for one, two in zip(
         win_rates(preferences("x", "y", **votes)), win_rates(preferences("y", "x", **back)), strict=True
     ):
@@ -278,9 +280,9 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
             }
         }
     )
-    read = ingest(config, tmp_path / "read", for_training=False)
-    answers = read_records(read.demonstrations_path, Trajectory)
-    rows = measure_episodes(read_queries(read.queries_path), answers, "virtual_chatgpt_cot", "greedy")
+    result = ingest(config, tmp_path / "read", for_training=False)
+    answers = read_records(result.demonstrations_path, Trajectory)
+    rows = measure_episodes(read_queries(result.queries_path), answers, "virtual_chatgpt_cot", "greedy")
     queries = {r.query_id for r in rows}
     assert queries == {"G1_instruction-588", "G1_instruction-608", "G1_instruction-1073"}
     assert unanswered_queries(rows) == {"G1_instruction-588"}

@@ -61,9 +61,9 @@ def test_log_probs_are_those_of_the_models_own_logits(
     torch.testing.assert_close(out.log_probs_N, torch.stack(expected), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.entropy_N, torch.stack(entropy), atol=1e-5, rtol=1e-5)
     weights = [p for p in model.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(out.log_probs_N.sum(), weights, allow_unused=True)
+    actual = torch.autograd.grad(out.log_probs_N.sum(), weights, allow_unused=True)
     theirs = torch.autograd.grad(torch.stack(expected).sum(), weights, allow_unused=True)
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(actual, theirs, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
@@ -188,8 +188,8 @@ def test_only_action_tokens_are_learned(model_dir: Path) -> None:
     actor = Actor(load_model(model_dir))
     (row, *_) = sequences()
     row.spans = [(3, 6)]
-    changed = SimpleNamespace(input_ids=np.concatenate([row.input_ids[:6], row.input_ids[6:] + 1]), spans=row.spans)
-    before, after = actor(collate([row])), actor(collate([changed]))
+    variant = SimpleNamespace(input_ids=np.concatenate([row.input_ids[:6], row.input_ids[6:] + 1]), spans=row.spans)
+    before, after = actor(collate([row])), actor(collate([variant]))
     assert torch.equal(before.log_probs_N, after.log_probs_N)
     assert torch.equal(before.states_NH, after.states_NH)
 

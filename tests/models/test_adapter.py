@@ -60,8 +60,8 @@ def test_an_adapter_folder_has_pefts_two_files_and_names_its_base_by_digest(base
     }
     assert str(tmp_path) not in (tmp_path / "round" / "adapter_config.json").read_text()
     assert adapter.read_base_name(tmp_path / "round").startswith("sha256:")
-    moved = base.rename(tmp_path / "moved")
-    assert adapter.read_base_name(tmp_path / "round") == adapter.name_base(moved)
+    distance = base.rename(tmp_path / "moved")
+    assert adapter.read_base_name(tmp_path / "round") == adapter.name_base(distance)
 
 
 def test_the_same_adapter_is_written_to_the_same_bytes(base: Path, tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def test_tiles_of_logits_are_float32_products_of_bfloat16() -> None:
     expected = (states.double() @ head.weight.double().T).log_softmax(-1)
     for fused in (False, True):
         log_probs_N, entropy_N = logprobs.token_log_probs(lm, states, targets, 1.0, logprobs.TileWays(fused))  # type: ignore[arg-type]
-        chosen = expected.gather(1, targets[:, None])[:, 0]
-        torch.testing.assert_close(log_probs_N.double(), chosen, atol=1e-4, rtol=1e-4)
+        target_logits = expected.gather(1, targets[:, None])[:, 0]
+        torch.testing.assert_close(log_probs_N.double(), target_logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(entropy_N.double(), -(expected.exp() * expected).sum(1), atol=1e-3, rtol=1e-3)
 
 

@@ -90,9 +90,9 @@ def test_the_embedded_model_can_be_used(tmp_path: Path) -> None:
 )
 def test_a_folder_that_lacks_a_part_is_refused_by_name(copy: Path, lost: str, complaint: str) -> None:
     (copy / lost).unlink()
-    with pytest.raises(ModelError, match=complaint) as refused:
+    with pytest.raises(ModelError, match=complaint) as excinfo:
         load_model(copy)
-    assert str(copy) in str(refused.value)
+    assert str(copy) in str(excinfo.value)
     with pytest.raises(ModelError, match=complaint):
         prepare_base(PolicyConfig(base=str(copy)), [], 0, copy.parent / "out")
 
@@ -133,9 +133,9 @@ except ModelError as error:
 """
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", program, str(tmp_path / "out")]
-    played = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    refused, prompt, *unknown = played.stdout.splitlines()
-    assert re.search(r"acme/tiny: .*no chat template.*set policy.chat_format to react", refused), played.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    refusals, prompt, *unknown = process.stdout.splitlines()
+    assert re.search(r"acme/tiny: .*no chat template.*set policy.chat_format to react", refusals), process.stderr
     assert prompt == repr("User:\nHi.\n\nAssistant:\n")
     assert unknown[0].startswith("acme/none: neither a model folder here nor a model that the Hub gives")
 

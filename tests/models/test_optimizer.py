@@ -22,14 +22,14 @@ def gradients(parameters: list[nn.Parameter], step: int) -> None:
 
 
 def test_float32_weights_are_updated_as_by_torch() -> None:
-    ours, theirs = model(torch.float32), model(torch.float32)
-    optimizer = adamw(ours, 1e-2, weight_decay=0.01)
-    reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    actual, expected = model(torch.float32), model(torch.float32)
+    optimizer = adamw(actual, 1e-2, weight_decay=0.01)
+    reference = torch.optim.AdamW(expected.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     for step in range(5):
-        for net, adam in ((ours, optimizer), (theirs, reference)):
+        for net, adam in ((actual, optimizer), (expected, reference)):
             gradients([*net.parameters()], step)
             adam.step()
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+    for a, b in zip(actual.parameters(), expected.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

@@ -32,24 +32,24 @@ def test_a_model_plays_with_its_strategy(strategy, queries):
     settings = EvaluatedPolicy(name="small", model="embedded", strategy=strategy)
     one_turn = Config.model_validate({**SETTINGS, "evaluation": {"search": {"max_turns": 1}}})
     with open_policy(settings, one_turn) as policy:
-        played = roll_out(policy, queries, DeskEnvironment(), decoding=Decoding.GREEDY)
-    trajectories = [episode.trajectory for episode in played]
+        episodes = roll_out(policy, queries, DeskEnvironment(), decoding=Decoding.GREEDY)
+    trajectories = [episode.trajectory for episode in episodes]
     assert [(t.policy, t.query_id) for t in trajectories] == [("small", q.query_id) for q in queries]
     turns = [t.sampled_turns for t in trajectories]
     assert turns == [1, 1] if strategy == "dfsdt" else min(turns) > 1
     assert all(t.sampled_tokens for t in trajectories)
-    assert [episode.cost for episode in played] == [TurnCost(t.sampled_tokens) for t in trajectories]
+    assert [episode.cost for episode in episodes] == [TurnCost(t.sampled_tokens) for t in trajectories]
 
 
 def test_greedy_and_sampled_episodes_of_a_query_have_ids_of_their_own(queries):
     settings = EvaluatedPolicy(name="small", model="embedded")
     with open_policy(settings, CONFIG) as policy:
-        played = [
+        episodes = [
             episode.trajectory.trajectory_id
             for decoding in Decoding
             for episode in roll_out(policy, [*queries, *queries], DeskEnvironment(), decoding=decoding)
         ]
-    assert len(set(played)) == len(played) == 8
+    assert len(set(episodes)) == len(episodes) == 8
 
 
 def test_playback_takes_the_reference_and_else_the_first_recording(queries, recorded):
@@ -68,5 +68,5 @@ def test_playback_takes_the_reference_and_else_the_first_recording(queries, reco
 def test_doing_nothing_is_a_reference_solution(queries):
     nothing = replace(queries[0], reference=replace(queries[0].reference, calls=[]))
     with open_policy(EvaluatedPolicy(name="expert", kind="playback"), CONFIG) as policy:
-        (played,) = roll_out(policy, [nothing], DeskEnvironment())
-    assert [step.call.name for step in played.trajectory.steps if step.call] == ["Finish"]
+        (episodes,) = roll_out(policy, [nothing], DeskEnvironment())
+    assert [step.call.name for step in episodes.trajectory.steps if step.call] == ["Finish"]

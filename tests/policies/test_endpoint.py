@@ -46,7 +46,7 @@ def play(
 
 def calls(*made: tuple[str, Any], text: str | None = None) -> Message:
     """A reply with calls; arguments as an object, or as the text that the server writes."""
-    listed = [
+    tool_calls = [
         {
             "id": f"call_{n}",
             "type": "function",
@@ -54,7 +54,7 @@ def calls(*made: tuple[str, Any], text: str | None = None) -> Message:
         }
         for n, (name, arguments) in enumerate(made)
     ]
-    return {"role": "assistant", "content": text, "tool_calls": listed}
+    return {"role": "assistant", "content": text, "tool_calls": tool_calls}
 
 
 def finish(answer: str) -> Message:
@@ -151,10 +151,10 @@ def script(*turns: Message) -> Brain:
 def test_desk_tasks_are_solved_through_an_endpoint(serve):
     config = Config.model_validate({"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 4}})
     queries = [q for q in desk_queries(config) if q.split == "heldout"]
-    known = {q.instruction: q.reference for q in queries}
+    references = {q.instruction: q.reference for q in queries}
 
     def expert(messages: list[Message]) -> Message:
-        reference, turn = known[messages[1]["content"]], turn_of(messages)
+        reference, turn = references[messages[1]["content"]], turn_of(messages)
         if turn < len(reference.calls):
             call = reference.calls[turn]
             return calls((call.name, call.arguments), text="Let me look.")
@@ -162,8 +162,8 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
 
     endpoint, server = serve(expert, price_in=2.0, price_out=5.0, concurrency=3)
     counts: list[int] = []
-    played = play(endpoint, queries, DeskEnvironment(), 20, progress=lambda done, _: counts.append(done))
-    trajectories = [episode.trajectory for episode in played]
+    episodes = play(endpoint, queries, DeskEnvironment(), 20, progress=lambda done, _: counts.append(done))
+    trajectories = [episode.trajectory for episode in episodes]
 
     assert [t.query_id for t in trajectories] == [q.query_id for q in queries]
     assert [t.solved for t in trajectories] == [1.0] * 4 and counts == [1, 2, 3, 4]
@@ -172,11 +172,11 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     assert (first.policy, first.sample, first.temperature, first.action_tokens) == ("far", 0, 0.0, 0)
     assert from_row(to_row(first), Trajectory).steps == first.steps
     turns = len(queries[0].reference.calls) + 1
-    assert played[0].cost == TurnCost(10 * turns, 100 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
+    assert episodes[0].cost == TurnCost(10 * turns, 100 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
     assert len(server.requests) == sum(len(q.reference.calls) + 1 for q in queries)
     its_own = next(r for r in server.requests if r["messages"][1]["content"] == queries[0].instruction)
     assert its_own["tools"] == model_schemas(queries[0].tools)
-    row = measure_episodes(queries, trajectories, "far", "greedy", spent={first.trajectory_id: played[0].cost})[0]
+    row = measure_episodes(queries, trajectories, "far", "greedy", spent={first.trajectory_id: episodes[0].cost})[0]
     assert (row.passed, row.recall, row.tokens, row.redundant_calls) == (1.0, 1.0, 10 * turns, 0)
 
 
@@ -243,8 +243,8 @@ def test_the_user_goes_on_after_an_answer(serve, environment_that_talks, make_qu
 def test_every_sample_of_a_query_is_asked_anew(serve, environment, make_query):
     endpoint, server = serve(script(calls(("get", {"key": "a"})), finish("7")))
     queries = [make_query("q", "get a")] * 2
-    played = play(endpoint, queries, environment, sample=1)
-    assert [episode.trajectory.trajectory_id for episode in played] == ["far-r-1-q-g1", "far-r-1-q-g2"]
+    episodes = play(endpoint, queries, environment, sample=1)
+    assert [episode.trajectory.trajectory_id for episode in episodes] == ["far-r-1-q-g1", "far-r-1-q-g2"]
     assert len(server.requests) == 4
     play(endpoint, queries, environment, sample=1)
     assert len(server.requests) == 4
@@ -310,9 +310,9 @@ def test_what_failed_on_the_way_is_taken_up_where_it_stopped(serve, environment,
 
     def play_again() -> list[StopReason]:
         with closing(Endpoint(endpoint.config, tmp_path / "replies.sqlite")) as kept:
-            played = play(kept, queries, environment)
-        assert [episode.cost.completion_tokens for episode in played] == [40, 40]
-        return [episode.trajectory.stop_reason for episode in played]
+            episodes = play(kept, queries, environment)
+        assert [episode.cost.completion_tokens for episode in episodes] == [40, 40]
+        return [episode.trajectory.stop_reason for episode in episodes]
 
     with pytest.raises(EndpointError, match=r"query 'b'.*500"):
         play_again()
@@ -384,8 +384,8 @@ def test_reasoning_in_a_field_of_its_own_is_the_thought_and_is_not_sent_back(fie
     parts = {**finish("7"), "content": [{"type": "text", "text": "I "}, {"type": "text", "text": "know."}]}
     endpoint, server = serve(script(thinking, silent, parts))
     (episode,) = play(endpoint, [make_query("q", "get a")], environment)
-    said = [m["content"] for m in episode.trajectory.messages if m["role"] == "assistant"]
-    assert said == [
+    texts = [m["content"] for m in episode.trajectory.messages if m["role"] == "assistant"]
+    assert texts == [
         "<think>\nThe shelf has it.\n</think>\nI look.",
         "<think>\nHmm.\n</think>",
         "I know.",

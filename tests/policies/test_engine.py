@@ -70,8 +70,8 @@ def play(
     options = {"name": "p", "rollout": ROLLOUT, "max_context": 4000, "seed": 0, "search": settings.pop("search", None)}
     engine = PlainEngine(model)
     with closing(EnginePolicy(engine, codec, **options)) as policy:
-        played = roll_out(policy, queries, environment, **settings)
-    return [episode.trajectory for episode in played], engine
+        episodes = roll_out(policy, queries, environment, **settings)
+    return [episode.trajectory for episode in episodes], engine
 
 
 @pytest.mark.parametrize("search", [None, SearchConfig(max_turns=5)], ids=["chain", "dfsdt"])
@@ -84,11 +84,11 @@ def test_greedy_episodes_are_those_of_our_own_sampler(
     search: SearchConfig | None,
 ) -> None:
     queries, notes = [make_query(f"q{n}", "please " * n + "go") for n in range(5)], NoteCodec(codec.tokenizer)
-    theirs, engine = play(random_model, notes, queries, environment, decoding=Decoding.GREEDY, search=search)
+    episodes, engine = play(random_model, notes, queries, environment, decoding=Decoding.GREEDY, search=search)
     settings = {"rollout": ROLLOUT, "max_context": 4000, "greedy": True, "search": search}
-    ours = play_locally(random_model, notes, queries, environment, **settings)
+    actual = play_locally(random_model, notes, queries, environment, **settings)
     assert engine.closed and engine.together == 3
-    for one, other in zip(theirs, ours, strict=True):
+    for one, other in zip(episodes, actual, strict=True):
         assert (one.input_ids.tolist(), one.spans, one.messages) == (
             other.input_ids.tolist(),
             other.spans,
@@ -113,11 +113,11 @@ def test_an_episode_whose_tool_answers_late_holds_nobody_up(
     random_model: PreTrainedModel, codec: ChatCodec, make_query: MakeQuery
 ) -> None:
     queries = [make_query("slow", "go"), *(make_query(f"q{n}", "go") for n in range(4))]
-    played, _ = play(
+    episodes, _ = play(
         random_model, NoteCodec(codec.tokenizer), queries, GatedEnvironment(4), limits=ToolsConfig(timeout=60)
     )
-    assert [t.stop_reason for t in played] == [StopReason.STEP_LIMIT] * 5
-    assert {step.status for t in played for step in t.steps} == {StepStatus.OK}
+    assert [t.stop_reason for t in episodes] == [StopReason.STEP_LIMIT] * 5
+    assert {step.status for t in episodes for step in t.steps} == {StepStatus.OK}
 
 
 def test_a_full_context_ends_an_episode(
@@ -128,8 +128,8 @@ def test_a_full_context_ends_an_episode(
     with closing(EnginePolicy(
         PlainEngine(random_model), NoteCodec(codec.tokenizer), name="p", rollout=ROLLOUT, max_context=room, seed=0
     )) as policy:  # fmt: skip
-        (played,) = roll_out(policy, [query], environment)
-    assert (played.trajectory.stop_reason, len(played.trajectory.steps)) == (StopReason.CONTEXT_LIMIT, 1)
+        (episodes,) = roll_out(policy, [query], environment)
+    assert (episodes.trajectory.stop_reason, len(episodes.trajectory.steps)) == (StopReason.CONTEXT_LIMIT, 1)
 
 
 @pytest.mark.skipif("vllm" in sys.modules, reason="vLLM is there")
@@ -154,9 +154,9 @@ S = StepStatus
 
 @pytest.fixture(scope="module")
 def plain(tokenizer: PreTrainedTokenizerBase) -> ChatCodec:
-    made = copy.deepcopy(tokenizer)
-    made.chat_template = CHATML
-    return ChatCodec(made)
+    plain_tokenizer = copy.deepcopy(tokenizer)
+    plain_tokenizer.chat_template = CHATML
+    return ChatCodec(plain_tokenizer)
 
 
 @pytest.fixture

@@ -93,8 +93,8 @@ def test_what_each_kind_of_layer_sees() -> None:
     model = build("cohere2", {**MIXED, "sliding_window": 2})
     masks = AttentionMasks(model).build(torch.tensor([[3], [1]]), 5)
     assert isinstance(masks, dict)
-    seen = {kind: (mask[:, 0, 0] == 0).int().tolist() for kind, mask in masks.items()}
-    assert seen == {
+    observed = {kind: (mask[:, 0, 0] == 0).int().tolist() for kind, mask in masks.items()}
+    assert observed == {
         "full_attention": [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]],
         "sliding_attention": [[0, 0, 1, 1, 0], [1, 1, 0, 0, 0]],
     }

@@ -168,15 +168,15 @@ def test_what_prompts_begin_with_is_computed_once(
     turns = {f"go {n}": [A] * (n % 3) + [SEVEN] for n in range(10)}
     queries = [make_query(f"q{n}", f"go {n}") for n in range(10)]
     model = parrot(turns)
-    played = run(model, queries, batch_size=batch_size)
+    process = run(model, queries, batch_size=batch_size)
     prompts = [codec.prompt_ids([{"role": "user", "content": q.instruction}], q.tools) for q in queries]
     shared = next(n for n, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
     assert shared > 500
-    once = sum(len(t.input_ids) - 1 for t in played) - 9 * shared
+    once = sum(len(t.input_ids) - 1 for t in process) - 9 * shared
     assert once <= model.computed <= (once if batch_size == 1 else once + shared), "padding and idle rows included"
     alone = [run(parrot(turns), [query])[0] for query in queries]
-    assert all(same(one, other) for one, other in zip(played, alone, strict=True))
-    assert [len(t.steps) for t in played] == [n % 3 + 1 for n in range(10)]
+    assert all(same(one, other) for one, other in zip(process, alone, strict=True))
+    assert [len(t.steps) for t in process] == [n % 3 + 1 for n in range(10)]
 
 
 def test_results_come_in_the_order_of_the_queries(run: Any, parrot: Any, make_query: MakeQuery) -> None:
@@ -186,10 +186,10 @@ def test_results_come_in_the_order_of_the_queries(run: Any, parrot: Any, make_qu
     }
     done: list[tuple[int, int]] = []
     queries = [make_query(f"q{i}", f"go{i}") for i in range(11)]
-    played = run(parrot(turns), queries, batch_size=3, progress=lambda n, total: done.append((n, total)))
-    assert [t.query_id for t in played] == [f"q{i}" for i in range(11)]
-    assert [t.final_answer for t in played] == [str(i) for i in range(11)]
-    assert [len(t.steps) for t in played] == [i % 4 + 1 for i in range(11)]
+    process = run(parrot(turns), queries, batch_size=3, progress=lambda n, total: done.append((n, total)))
+    assert [t.query_id for t in process] == [f"q{i}" for i in range(11)]
+    assert [t.final_answer for t in process] == [str(i) for i in range(11)]
+    assert [len(t.steps) for t in process] == [i % 4 + 1 for i in range(11)]
     assert done == [(n, 11) for n in range(1, 12)]
 
 
@@ -213,10 +213,10 @@ def same(a: Trajectory, b: Trajectory) -> bool:
 def test_recorded_logprobs_are_those_of_a_fresh_forward_pass(
     run: Any, random_model: PreTrainedModel, make_query: MakeQuery, greedy: bool, temperature: float
 ) -> None:
-    played = run(random_model, ragged(make_query), max_new_tokens=30, greedy=greedy, temperature=temperature)
-    assert greedy or len({b - a for t in played for a, b in t.spans}) > 3, "turns of various lengths"
-    assert {len(t.spans) for t in played} == {3}
-    for t in played:
+    process = run(random_model, ragged(make_query), max_new_tokens=30, greedy=greedy, temperature=temperature)
+    assert greedy or len({b - a for t in process for a, b in t.spans}) > 3, "turns of various lengths"
+    assert {len(t.spans) for t in process} == {3}
+    for t in process:
         with torch.inference_mode():
             logits = random_model(input_ids=torch.tensor(t.input_ids[None]).long()).logits[0]
         logprobs = (logits / (1.0 if greedy else temperature)).log_softmax(-1)

@@ -18,14 +18,14 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(random_model: PreT
     uniforms = np.random.default_rng(0).random((rows, 1), dtype=np.float32)
     sampler.feed([Feed(row, 0, [5, 6, 7], uniforms[row]) for row in range(rows)])
     turns = sampler.take()
-    drawn = np.array([turn.ids[0] for turn in turns])
+    draws = np.array([turn.ids[0] for turn in turns])
     with torch.inference_mode():
         logits = random_model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
     expected = (logits / temperature).softmax(-1).numpy()
-    observed = np.bincount(drawn, minlength=len(expected)) / rows
+    observed = np.bincount(draws, minlength=len(expected)) / rows
     deviation = np.sqrt(expected * (1 - expected) / rows)
     assert np.all(np.abs(observed - expected) < 5 * deviation + 1e-3)
-    np.testing.assert_allclose([turn.logprobs[0] for turn in turns], np.log(expected[drawn]), atol=1e-4)
+    np.testing.assert_allclose([turn.logprobs[0] for turn in turns], np.log(expected[draws]), atol=1e-4)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.25, 0.999999, 1.0])

@@ -162,8 +162,8 @@ def test_a_recording_plays_to_its_end_unless_its_query_sets_a_limit(play: Any) -
 
 def test_observations_keep_to_the_limits() -> None:
     recording = (jar_query([0]), [put(10**9)])
-    (cut,) = play_back([recording], JarEnvironment(), limits=ToolsConfig(observation_limit=5))
-    assert cut.steps[0].observation == "[1000... [truncated: 5 of 12 characters]"
+    (episodes,) = play_back([recording], JarEnvironment(), limits=ToolsConfig(observation_limit=5))
+    assert episodes.steps[0].observation == "[1000... [truncated: 5 of 12 characters]"
 
 
 def test_interleaved_runs_are_alike(play: Any) -> None:
@@ -220,21 +220,21 @@ def desk_tasks() -> list[Query]:
 
 
 def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query], tmp_path: Path) -> None:
-    played = play([(query, reference_calls(query)) for query in desk_tasks], DeskEnvironment())
-    rows = measure_episodes(desk_tasks, played, "playback", "greedy")
+    episodes = play([(query, reference_calls(query)) for query in desk_tasks], DeskEnvironment())
+    rows = measure_episodes(desk_tasks, episodes, "playback", "greedy")
     assert [(r.passed, r.recall, r.invalid_calls, r.tokens) for r in rows] == [(1.0, 1.0, 0, 0)] * 12
     assert summarise(rows, draws=50)["all"]["pass_rate"] == 1.0
     for name in ANNOTATORS:
-        scores = annotate(desk_tasks, played, make_annotator(name))
-        assert len(scores) == sum(len(t.steps) for t in played)
-    assert [s.is_solved for s in annotate(desk_tasks, played, make_annotator("truth")) if s.is_solved] == [1.0] * 12
-    again = read_records(write_records(tmp_path / "played.parquet", played, Trajectory), Trajectory)
-    assert [(t.steps, t.messages, t.solved) for t in again] == [(t.steps, t.messages, t.solved) for t in played]
+        scores = annotate(desk_tasks, episodes, make_annotator(name))
+        assert len(scores) == sum(len(t.steps) for t in episodes)
+    assert [s.is_solved for s in annotate(desk_tasks, episodes, make_annotator("truth")) if s.is_solved] == [1.0] * 12
+    again = read_records(write_records(tmp_path / "played.parquet", episodes, Trajectory), Trajectory)
+    assert [(t.steps, t.messages, t.solved) for t in again] == [(t.steps, t.messages, t.solved) for t in episodes]
 
 
 def test_the_desk_is_not_solved_by_half_a_reference(play: Any, desk_tasks: list[Query]) -> None:
     long = [query for query in desk_tasks if query.tier == LONG and query.reference.environment["writes"]]
     halves = [(query, reference_calls(query)[: len(query.reference.calls) // 2]) for query in long]
-    played = play(halves, DeskEnvironment())
-    assert [(t.stop_reason, t.solved) for t in played] == [(StopReason.GAVE_UP, 0.0)] * len(long)
+    episodes = play(halves, DeskEnvironment())
+    assert [(t.stop_reason, t.solved) for t in episodes] == [(StopReason.GAVE_UP, 0.0)] * len(long)
     assert len(long) > 3

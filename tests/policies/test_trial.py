@@ -104,8 +104,8 @@ def test_weights_under_other_names_are_refused(tmp_path: Path) -> None:
 def test_every_end_of_a_turn_that_a_model_folder_names_is_obeyed(tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "generation_config.json"
-    for given, expected in (([6, 11, 12], {6, 11, 12}), (9, {6, 9}), (None, {6})):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": given}))
+    for end_ids, expected in (([6, 11, 12], {6, 11, 12}), (9, {6, 9}), (None, {6})):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": end_ids}))
         assert load_codec(tmp_path).end_ids == expected
     file.unlink()
     assert load_codec(tmp_path).end_ids == {6}

@@ -50,9 +50,9 @@ def expect_alike(ours: Sequence[Trajectory], theirs: Sequence[Trajectory]) -> No
 
 def test_vllm_plays_as_our_own_sampler_does(tmp_path: Path) -> None:
     policy = write_model(tmp_path, 20.0)
-    ours = play("transformers", policy, heldout(), decoding=Decoding.GREEDY)
-    assert sum(len(t.steps) for t in ours) >= 12
-    expect_alike(ours, play("vllm", policy, heldout(), decoding=Decoding.GREEDY))
+    episodes = play("transformers", policy, heldout(), decoding=Decoding.GREEDY)
+    assert sum(len(t.steps) for t in episodes) >= 12
+    expect_alike(episodes, play("vllm", policy, heldout(), decoding=Decoding.GREEDY))
 
 
 def test_samples_depend_on_round_query_and_sample_alone(tmp_path: Path) -> None:
@@ -73,7 +73,9 @@ def test_an_adapter_is_played_over_its_base(tmp_path: Path) -> None:
             torch.nn.init.normal_(weight, std=0.5)
     save_adapter(adapted, policy.model, tmp_path / "adapter")
     over_base = EvaluatedPolicy(name="small", model=str(tmp_path / "adapter"), base=policy.model)
-    ours, theirs = (play(engine, over_base, heldout(), decoding=Decoding.GREEDY) for engine in ("transformers", "vllm"))
-    expect_alike(ours, theirs)
+    actual, expected = (
+        play(engine, over_base, heldout(), decoding=Decoding.GREEDY) for engine in ("transformers", "vllm")
+    )
+    expect_alike(actual, expected)
     without = play("transformers", policy, heldout(), decoding=Decoding.GREEDY)
-    assert [t.input_ids.tolist() for t in without] != [t.input_ids.tolist() for t in ours]
+    assert [t.input_ids.tolist() for t in without] != [t.input_ids.tolist() for t in actual]

@@ -46,10 +46,12 @@ def test_a_mask_selects_rows_across_parts_of_a_file(tmp_path: Path) -> None:
     metrics = (Metric("ppo", 0, step, "loss", 0.5) for step in range(20_000))
     file = write_records(tmp_path / "m.parquet", metrics, Metric)
     assert pq.read_metadata(file).num_row_groups == 3  # of 8,192 rows each
-    for chosen in ([], [0], [8_191, 8_192], [5, 19_999]):
+    for positions in ([], [0], [8_191, 8_192], [5, 19_999]):
         mask = np.zeros(20_000, bool)
-        mask[chosen] = True
-        assert list(iterate_rows(file, Metric, columns=["update"], mask=mask)) == [{"update": step} for step in chosen]
+        mask[positions] = True
+        assert list(iterate_rows(file, Metric, columns=["update"], mask=mask)) == [
+            {"update": step} for step in positions
+        ]
 
 
 def test_files_are_joined_in_their_order(tmp_path: Path) -> None:
@@ -119,19 +121,19 @@ def test_many_rows_are_written_in_parts(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused_by_name_and_no_wrong_number_is_read(tmp_path: Path) -> None:
     whole = write_records(tmp_path / "m.parquet", (Metric("ppo", 0, n, f"loss {n}", n) for n in range(500)), Metric)
     records, data = read_records(whole, Metric), whole.read_bytes()
-    damaged, rng, refused = tmp_path / "damaged.parquet", random.Random(0), 0
+    damaged, rng, refusals = tmp_path / "damaged.parquet", random.Random(0), 0
     for _ in range(300):
         content = bytearray(data)
         content[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         damaged.write_bytes(content if rng.random() < 0.9 else content[: rng.randrange(len(data))])
-        for read in (read_records, lambda path, cls: read_table(path, cls).to_pylist()):
+        for result in (read_records, lambda path, cls: read_table(path, cls).to_pylist()):
             try:
-                values = read(damaged, Metric)
+                values = result(damaged, Metric)
             except ContractError as error:
-                refused += "damaged.parquet" in str(error)
+                refusals += "damaged.parquet" in str(error)
                 continue
             assert values in (records, [to_row(m) for m in records])  # a bit that means nothing to the reader
-    assert refused > 300
+    assert refusals > 300
 
 
 def test_an_encrypted_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -89,16 +89,16 @@ def test_no_promotion_is_lost_or_torn_when_two_processes_promote(
     registry, times = Registry(place), 100 if "://" not in place else 10
     one, two, three, four = (registry.publish(make_model(f"m{n}", f"m{n}"), {}).version_id for n in range(4))
     processes = [start(PROMOTE, place, times, "a", one, two), start(PROMOTE, place, times, "b", three, four)]
-    seen = [0]
+    latest = [0]
     while any(process.poll() is None for process in processes):
         champion = registry.champion()  # raises for a torn entry
-        seen.append(champion.sequence if champion else 0)
+        latest.append(champion.sequence if champion else 0)
     confirmed = [line.split(" ", 1) for process in processes for line in process.stdout]
     history = registry.history()
     assert [entry.sequence for entry in history] == list(range(1, 2 * times + 1))
     assert {(str(entry.sequence), entry.reason) for entry in history} == {(n, r.strip()) for n, r in confirmed}
-    assert seen == sorted(seen)
-    assert len(set(seen)) > 2  # it was read in mid-work
+    assert latest == sorted(latest)
+    assert len(set(latest)) > 2  # it was read in mid-work
     assert registry.verify() == []
 
 

@@ -18,9 +18,9 @@ MakeModel = Callable[..., Path]
 def call(place: Path, *arguments: object) -> tuple[int, str]:
     """Exit status and output, with the place and all times made equal."""
     command = [sys.executable, "-m", "steptool.cli", "registry", *map(str, arguments), "--registry", str(place)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    output = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", done.stdout + done.stderr)
-    return done.returncode, output.replace(str(place), "PLACE")
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    output = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", process.stdout + process.stderr)
+    return process.returncode, output.replace(str(place), "PLACE")
 
 
 def test_from_the_first_champion_to_a_roll_back(tmp_path: Path, make_model: MakeModel) -> None:
@@ -109,9 +109,9 @@ def test_a_store_that_cannot_be_reached_is_one_line(place: str, problem: str, mo
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     command = [sys.executable, "-m", "steptool.cli", "registry", "list", "--registry", place]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-    assert done.stderr.startswith(problem)
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (process.returncode, process.stdout, len(process.stderr.splitlines())) == (1, "", 1)
+    assert process.stderr.startswith(problem)
 
 
 def test_escapes_in_a_reason_do_not_reach_the_terminal(tmp_path: Path, make_model: MakeModel) -> None:

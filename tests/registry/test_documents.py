@@ -62,8 +62,8 @@ def test_what_only_training_reads_lies_in_a_folder_of_its_own(tmp_path: Path, tr
 
 def test_the_model_card_tells_lineage_results_configuration_and_code(tmp_path: Path, trained: Path) -> None:
     registry = Registry(tmp_path / "registry")
-    known = {"results": RESULTS, "config": {"seed": 1, "ppo": {"rounds": 3}}, "code_version": "3f2a", "night": 7}
-    version = registry.publish(trained, known)
+    metadata = {"results": RESULTS, "config": {"seed": 1, "ppo": {"rounds": 3}}, "code_version": "3f2a", "night": 7}
+    version = registry.publish(trained, metadata)
     card = (Path(registry.model_place(version.version_id)) / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert f"\n# {version.version_id}\n" in card

@@ -127,9 +127,9 @@ def test_a_promotion_after_a_champion_that_is_no_more_is_refused(place: str, mak
     one, two, three = (registry.publish(make_model(name, name), {}).version_id for name in ("one", "two", "three"))
     registry.promote(one, after=0, reason="")
     registry.promote(two, after=1, reason="the other run")
-    with pytest.raises(Conflict, match=f"{two} was promoted as number 2 at .* \\(the other run\\)") as refused:
+    with pytest.raises(Conflict, match=f"{two} was promoted as number 2 at .* \\(the other run\\)") as excinfo:
         registry.promote(three, after=1, reason="")
-    assert refused.value.champion == registry.champion()
+    assert excinfo.value.champion == registry.champion()
     with pytest.raises(Conflict):
         registry.promote(three, after=0, reason="")
     with pytest.raises(RegistryError, match="there is no champion number 3"):
@@ -279,7 +279,7 @@ def test_verifying_finds_what_was_damaged(tmp_path: Path, make_model: MakeModel)
 
 def test_pruning_removes_uploads_that_were_given_up_and_nothing_else(place: str, make_model: MakeModel) -> None:
     registry = Registry(place)
-    kept, champion = (registry.publish(make_model(name, name), {}).version_id for name in ("kept", "champion"))
+    kept_version, champion = (registry.publish(make_model(name, name), {}).version_id for name in ("kept", "champion"))
     registry.promote(champion, after=0, reason="")
     fs, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
     fs.rm(f"{root}/versions/{champion}/version.json")  # damaged, but in service
@@ -289,7 +289,7 @@ def test_pruning_removes_uploads_that_were_given_up_and_nothing_else(place: str,
     assert registry.prune() == []  # it may still be on its way
     assert registry.prune(timedelta(0)) == ["versions/half"]
     left = sorted(path.rstrip("/").rpartition("/")[2] for path in fs.ls(f"{root}/versions", detail=False))
-    assert left == sorted([kept, champion])
+    assert left == sorted([kept_version, champion])
 
 
 def test_an_upload_is_as_old_as_its_newest_file(tmp_path: Path) -> None:
@@ -353,8 +353,8 @@ def test_files_are_those_that_another_program_expects(tmp_path: Path, make_model
     entry = json.loads((tmp_path / "registry" / "champions" / "00000001.json").read_text())
     assert (entry["sequence"], entry["version_id"], entry["reason"]) == (1, version.version_id, "first")
     assert datetime.fromisoformat(entry["since"]).utcoffset() == timedelta(0)
-    listed = [path.relative_to(tmp_path / "registry").as_posix() for path in (tmp_path / "registry").rglob("*.json")]
-    assert sorted(path for path in listed if not path.startswith("versions")) == [
+    paths = [path.relative_to(tmp_path / "registry").as_posix() for path in (tmp_path / "registry").rglob("*.json")]
+    assert sorted(path for path in paths if not path.startswith("versions")) == [
         "champions/00000001.json",
         f"contents/{version.digest}.json",
         "registry.json",

@@ -24,8 +24,8 @@ def version(registry: Registry, make_model: MakeModel) -> Version:
 def test_a_changed_digest_in_a_manifest_is_a_fault(tmp_path: Path, registry: Registry, version: Version) -> None:
     path = tmp_path / "versions" / version.version_id / "version.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "digest": "ab" * 32}))
-    changed, unclaimed = registry.verify()
-    assert changed.startswith(f"versions/{version.version_id}/version.json: its digest abababababab")
+    variant, unclaimed = registry.verify()
+    assert variant.startswith(f"versions/{version.version_id}/version.json: its digest abababababab")
     assert unclaimed.startswith(f"contents/{'ab' * 32}.json: missing")
 
 

@@ -101,8 +101,8 @@ def test_a_difference_stands_on_its_side_of_zero():
 def test_the_area_of_a_bubble_grows_with_its_count():
     points = [Bubble(3, 0.5, 1, "c-one", "one"), Bubble(4, 0.5, 9, "c-one", "nine")]
     line = Series("mean", [(3, 0.5), (4, 0.5)], "c-line")
-    drawn = bubbles("x", points, line, x_label="n", y_label="r", x_range=(3, 4), y_range=(0, 1), largest=9)
-    radii = [float(c.get("r")) for c in _root(drawn).iter("circle") if "bubble" in c.get("class")]
+    chart = bubbles("x", points, line, x_label="n", y_label="r", x_range=(3, 4), y_range=(0, 1), largest=9)
+    radii = [float(c.get("r")) for c in _root(chart).iter("circle") if "bubble" in c.get("class")]
     assert (radii[0] - 1.5) == pytest.approx(3 * (radii[1] - 1.5), abs=0.02)
 
 

@@ -191,7 +191,7 @@ def test_the_steps_can_be_searched_too(browser, played):
 
 def test_the_arrow_keys_go_through_the_list(browser, played):
     browser.open(played)
-    chosen = "document.querySelector('.entry[aria-selected=true]').id"
+    script = "document.querySelector('.entry[aria-selected=true]').id"
     browser.js("document.querySelector('#list').focus()")
     for key, expected in [
         ("ArrowDown", 1),
@@ -202,7 +202,7 @@ def test_the_arrow_keys_go_through_the_list(browser, played):
         ("Home", 0),
     ]:
         browser.press(key)
-        assert browser.js(chosen) == f"row-{expected}"
+        assert browser.js(script) == f"row-{expected}"
         assert browser.js("document.querySelector('#list').getAttribute('aria-activedescendant')") == f"row-{expected}"
     unnamed = "[...document.querySelectorAll('input, select')].filter((c) => !c.labels[0]?.textContent.trim()).length"
     assert browser.js(unnamed) == 0
@@ -333,14 +333,14 @@ def test_hostile_text_stays_text_and_nothing_leaves_the_page(browser, write, tmp
 
 
 def test_twenty_thousand_trajectories_stay_usable(browser, write, tmp_path, query, trajectory):
-    drawn = random.Random(0)
-    words = [f"{drawn.randrange(1 << 24):x}" for _ in range(3000)]
-    queries = [query(f"q{i}", f"task {i}: {' '.join(drawn.choices(words, k=20))}") for i in range(10_000)]
+    rng = random.Random(0)
+    words = [f"{rng.randrange(1 << 24):x}" for _ in range(3000)]
+    queries = [query(f"q{i}", f"task {i}: {' '.join(rng.choices(words, k=20))}") for i in range(10_000)]
     pattern = trajectory("p", ["ok", "tool_error", "ok", "finish"], 1.0)
 
     def episode(number: int) -> Any:
         steps = [
-            replace(s, observation=f"{number} {s.status} {' '.join(drawn.choices(words, k=60))}") for s in pattern.steps
+            replace(s, observation=f"{number} {s.status} {' '.join(rng.choices(words, k=60))}") for s in pattern.steps
         ]
         name = f"q{number % 10_000}"
         return replace(pattern, trajectory_id=f"t{number}", query_id=name, solved=float(number % 3 == 0), steps=steps)

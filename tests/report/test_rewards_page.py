@@ -28,8 +28,8 @@ def result(trajectory: Make, reward: Make, query: Make) -> Audit:
             rows.append(replace(reward(name, step, 1.0, solved if n > 2 else 1 - solved), annotator="judge"))
         rows += [reward(name, 1 + n % 3, 1.0, None, solved)]
         rows += [replace(reward(name, 1 + n % 3, 1.0, None, solved), annotator="judge")]
-    known: dict[str, Query] = {"q0": query()}
-    return audit(known, episodes, rows, RewardConfig(), [reward("old", 0, 0.0, 0.0)] * 10)
+    queries: dict[str, Query] = {"q0": query()}
+    return audit(queries, episodes, rows, RewardConfig(), [reward("old", 0, 0.0, 0.0)] * 10)
 
 
 def test_the_figures_are_said_in_plain_words(result: Audit) -> None:

@@ -24,10 +24,10 @@ def test_kappa_by_hand() -> None:
     # 50 steps, both yes 20, both no 15, only the first 5, only the second 10. Observed .7; by chance .5 * .6 + .5 * .4.
     table = confusion([1] * 25 + [0] * 25, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15)
     assert table.tolist() == [[15, 10], [5, 20]]
-    found = kappa(table)
-    assert found is not None and found.n == 50
-    assert found.value == pytest.approx((0.7 - 0.5) / 0.5)
-    assert found.high - found.value == pytest.approx(1.959964 * math.sqrt(0.7 * 0.3 / 50) / 0.5)
+    estimate = kappa(table)
+    assert estimate is not None and estimate.n == 50
+    assert estimate.value == pytest.approx((0.7 - 0.5) / 0.5)
+    assert estimate.high - estimate.value == pytest.approx(1.959964 * math.sqrt(0.7 * 0.3 / 50) / 0.5)
 
 
 def test_kappa_is_one_for_the_same_zero_for_chance_and_undefined_without_two_kinds() -> None:
@@ -39,8 +39,8 @@ def test_kappa_is_one_for_the_same_zero_for_chance_and_undefined_without_two_kin
 
 def test_auroc_by_hand() -> None:
     # Positives .9 and .5, negatives .5, .4 and .1: the pairs won are 3 and 2.5 of 6.
-    found = auroc([0.9, 0.5, 0.5, 0.4, 0.1], [1, 1, 0, 0, 0])
-    assert found is not None and found.value == pytest.approx(5.5 / 6)
+    estimate = auroc([0.9, 0.5, 0.5, 0.4, 0.1], [1, 1, 0, 0, 0])
+    assert estimate is not None and estimate.value == pytest.approx(5.5 / 6)
     assert auroc([1, 2], [1, 1]) is None
     assert auroc([], []) is None
 
@@ -48,28 +48,28 @@ def test_auroc_by_hand() -> None:
 @given(SCORES)
 def test_auroc_is_the_share_of_pairs_won(points: list[tuple[float, bool]]) -> None:
     ups, downs = ([s for s, p in points if p is kind] for kind in (True, False))
-    found = auroc([s for s, _ in points], [p for _, p in points])
-    if found is None:
+    estimate = auroc([s for s, _ in points], [p for _, p in points])
+    if estimate is None:
         assert not ups or not downs
     else:
         won = sum((u > d) + (u == d) / 2 for u in ups for d in downs)
-        assert found.value == pytest.approx(won / len(ups) / len(downs))
-        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert estimate.value == pytest.approx(won / len(ups) / len(downs))
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
 def test_correlation_and_slope_by_hand() -> None:
     # Deviations (-1.5, -.5, .5, 1.5) and (-1, -1, 0, 2): products 5, squares 5 and 6.
-    found = correlation([1, 2, 3, 4], [0, 0, 1, 3])
-    assert found is not None and found.value == pytest.approx(5 / math.sqrt(30))
+    estimate = correlation([1, 2, 3, 4], [0, 0, 1, 3])
+    assert estimate is not None and estimate.value == pytest.approx(5 / math.sqrt(30))
     assert slope([1, 2, 3, 4], [0, 0, 1, 3]) == pytest.approx(1.0)
     assert correlation([1, 1, 1, 1], [0, 1, 2, 3]) is None
     assert slope([2, 2], [0, 1]) is None
 
 
 def test_difference_of_means_with_welchs_error() -> None:
-    found = difference([0, 2], [3, 5, 7])  # variances 2 and 4: error sqrt(2 / 2 + 4 / 3)
-    assert found is not None and found.value == 4
-    assert found.high - 4 == pytest.approx(1.959964 * math.sqrt(1 + 4 / 3))
+    estimate = difference([0, 2], [3, 5, 7])  # variances 2 and 4: error sqrt(2 / 2 + 4 / 3)
+    assert estimate is not None and estimate.value == 4
+    assert estimate.high - 4 == pytest.approx(1.959964 * math.sqrt(1 + 4 / 3))
     assert difference([1], [2, 3]) is None
 
 

@@ -99,9 +99,9 @@ def test_files_are_scored_as_lists_are(
     episodes = [
         make_trajectory([step] * (n % 3), "ord_07", trajectory_id=f"t{n}", query_id=f"q{n % 5}") for n in range(150)
     ]
-    asked = write_records(tmp_path / "queries.parquet", queries, Query)
+    queries_file = write_records(tmp_path / "queries.parquet", queries, Query)
     played = write_records(tmp_path / "trajectories.parquet", episodes, Trajectory)
-    target = annotate_file(asked, played, make_annotator("rules"), tmp_path / "r.parquet")
+    target = annotate_file(queries_file, played, make_annotator("rules"), tmp_path / "r.parquet")
     assert read_records(target, StepReward) == annotate(queries, episodes, make_annotator("rules"))
 
 

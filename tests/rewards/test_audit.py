@@ -44,41 +44,41 @@ OTHER = [
 
 
 def test_agreement_counts_the_steps_that_both_scored(episodes, make_query):
-    found = audit({"q1": make_query()}, episodes, [*RULES, *OTHER], CONFIG)
-    assert (found.annotator, list(found.others)) == ("rules 1", ["judge 1"])
-    tables = {a.component: a.table for a in found.agreements}
+    result = audit({"q1": make_query()}, episodes, [*RULES, *OTHER], CONFIG)
+    assert (result.annotator, list(result.others)) == ("rules 1", ["judge 1"])
+    tables = {a.component: a.table for a in result.agreements}
     # a0 both yes, b0 only the rules, b1 and c1 both no; c0 is missing, d was not judged.
     assert tables["contribution"] == ((2, 0), (1, 1))
-    assert found.contribution_kappa().value == pytest.approx((0.75 - 0.5) / 0.5)
+    assert result.contribution_kappa().value == pytest.approx((0.75 - 0.5) / 0.5)
     assert tables["is_solved"] == ((0, 0), (0, 2))  # the rules were unsure of c
-    assert found.agreements[1].same == 0.75
+    assert result.agreements[1].same == 0.75
 
 
 def test_the_widest_differences_are_shown_with_their_step(episodes, make_query):
     query = make_query()
-    found = audit({"q1": query}, episodes, [*RULES, *OTHER], CONFIG)
-    first = found.disputes[0]
+    result = audit({"q1": query}, episodes, [*RULES, *OTHER], CONFIG)
+    first = result.disputes[0]
     assert (first.trajectory_id, first.step, first.tool, first.component) == ("b", 0, "look", "contribution")
     assert first.scores == {"rules 1": 1.0, "judge 1": 0.2}
     assert first.rationales["judge 1"] == "never used"
     assert (first.instruction, first.arguments, first.observation) == (query.instruction, '{"x": 1}', '{"a": 1}')
-    assert [(d.trajectory_id, d.step) for d in found.disputes] == [("b", 0), ("a", 0)]
+    assert [(d.trajectory_id, d.step) for d in result.disputes] == [("b", 0), ("a", 0)]
 
 
 def test_separation_is_against_the_environments_verdict(episodes):
-    found = audit({}, episodes, RULES, CONFIG)
-    figures = {s.figure: s.auroc.value for s in found.separations}
+    result = audit({}, episodes, RULES, CONFIG)
+    figures = {s.figure: s.auroc.value for s in result.separations}
     # Mean Contribution: solved 1 and .5, unsolved .5 and 0: 3.5 of 4 pairs.
-    assert figures["contribution"] == pytest.approx(3.5 / 4) == found.contribution_auroc().value
+    assert figures["contribution"] == pytest.approx(3.5 / 4) == result.contribution_auroc().value
     # Step rewards (succ - 1) * .5 + contribution: solved 1 and .5, unsolved .5 and -.5.
     assert figures["steps"] == pytest.approx(3.5 / 4)
-    assert found.judged == 4
+    assert result.judged == 4
 
 
 def test_without_a_verdict_the_annotators_own_is_solved_stands_in_and_unsure_counts_for_nothing(episodes):
-    found = audit({}, [replace(t, solved=None) for t in episodes], RULES, CONFIG)
-    assert found.judged == 0
-    figures = {s.figure: s.auroc for s in found.separations}
+    result = audit({}, [replace(t, solved=None) for t in episodes], RULES, CONFIG)
+    assert result.judged == 0
+    figures = {s.figure: s.auroc for s in result.separations}
     assert set(figures) == {"contribution", "steps"}
     assert (figures["contribution"].n, figures["contribution"].value) == (3, 1.0)  # a and b against d
 
@@ -92,19 +92,19 @@ def test_farming_is_what_length_is_paid(episodes):
 
 def test_tools_and_missing_scores(episodes):
     rows = [replace(r, contribution=None) if (r.trajectory_id, r.step) == ("c", 0) else r for r in RULES]
-    found = audit({}, episodes, rows, CONFIG)
-    tools = {t.tool: (t.calls, t.succ_calling, t.contribution, t.idle) for t in found.tools}
+    result = audit({}, episodes, rows, CONFIG)
+    tools = {t.tool: (t.calls, t.succ_calling, t.contribution, t.idle) for t in result.tools}
     assert tools == {"look": (3, 1.0, 1.0, 0.0), "find": (3, 0.0, 0.0, 1.0)}
-    assert {t.tool: t.spread for t in found.tools} == {"look": (0, 0, 0, 0, 2), "find": (3, 0, 0, 0, 0)}
-    assert found.missing == {"succ_calling": 0.0, "contribution": pytest.approx(1 / 6), "is_solved": 0.0}
-    assert found.left_out == 0.25
+    assert {t.tool: t.spread for t in result.tools} == {"look": (0, 0, 0, 0, 2), "find": (3, 0, 0, 0, 0)}
+    assert result.missing == {"succ_calling": 0.0, "contribution": pytest.approx(1 / 6), "is_solved": 0.0}
+    assert result.left_out == 0.25
     unscored = audit({}, episodes, RULES[:2], CONFIG)
     assert unscored.missing["is_solved"] == 0.75
 
 
 def test_the_spread_of_a_tool_puts_a_bound_into_the_bin_below_and_leaves_missing_scores_out(episodes):
-    given = dict(zip([("a", 0), ("b", 0), ("c", 0)], [0.25, 0.6, None], strict=True))
-    rows = [replace(r, contribution=given.get((r.trajectory_id, r.step), r.contribution)) for r in RULES]
+    scores = dict(zip([("a", 0), ("b", 0), ("c", 0)], [0.25, 0.6, None], strict=True))
+    rows = [replace(r, contribution=scores.get((r.trajectory_id, r.step), r.contribution)) for r in RULES]
     look = next(t for t in audit({}, episodes, rows, CONFIG).tools if t.tool == "look")
     assert look.spread == (0, 1, 0, 1, 0) and look.calls == 3
 
@@ -130,9 +130,9 @@ def test_rules_and_truth_agree_where_the_reference_is_followed(make_query, make_
     step = make_step("last_order", {"order_id": "ord_07"}, user_id="usr_03")
     trajectory = make_trajectory([step], "ord_07", solved=1.0)
     rows = [r for name in ("rules", "truth") for r in annotate([query], [trajectory], make_annotator(name))]
-    found = audit({"q1": query}, [trajectory], rows, CONFIG)
-    assert [a.table for a in found.agreements] == [((0, 0), (0, 2)), ((0, 0), (0, 1)), ((0, 0), (0, 1))]
-    assert found.disputes == []
+    result = audit({"q1": query}, [trajectory], rows, CONFIG)
+    assert [a.table for a in result.agreements] == [((0, 0), (0, 2)), ((0, 0), (0, 1)), ((0, 0), (0, 1))]
+    assert result.disputes == []
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_rules_and_truth_agree_where_the_reference_is_followed(make_query, make_
     ],
 )
 def test_a_figure_beyond_its_threshold_stops_the_run(thresholds, said, episodes):
-    found = audit({}, episodes, [*RULES, *OTHER], CONFIG)
-    check_thresholds(found, AuditConfig(), "round 1")
-    with pytest.raises(AuditError, match=said) as caught:
-        check_thresholds(found, AuditConfig(**thresholds), "round 1")
-    assert str(caught.value).startswith("round 1: the rewards by 'rules 1' were refused, and PPO did not start")
+    result = audit({}, episodes, [*RULES, *OTHER], CONFIG)
+    check_thresholds(result, AuditConfig(), "round 1")
+    with pytest.raises(AuditError, match=said) as excinfo:
+        check_thresholds(result, AuditConfig(**thresholds), "round 1")
+    assert str(excinfo.value).startswith("round 1: the rewards by 'rules 1' were refused, and PPO did not start")
 
 
 def test_missing_scores_stop_the_run_by_default_when_they_are_most(episodes):

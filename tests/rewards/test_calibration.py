@@ -32,10 +32,10 @@ def agreement(queries: Sequence[Query], environment: Environment) -> float:
     """Cohen's kappa of rules and truth on whether a step contributes."""
     recordings = [(query, calls) for query in queries for calls in disturb(reference_calls(query))]
     episodes = play_back(recordings, environment, limits=ToolsConfig())
-    ours, truth = (annotate(queries, episodes, make_annotator(name)) for name in ("rules", "truth"))
+    actual, truth = (annotate(queries, episodes, make_annotator(name)) for name in ("rules", "truth"))
     pairs = [
         (one.contribution >= 0.5, other.contribution >= 0.5)
-        for one, other in zip(ours, truth, strict=True)
+        for one, other in zip(actual, truth, strict=True)
         if one.contribution is not None and other.contribution is not None
     ]
     estimate = kappa(confusion([one for one, _ in pairs], [other for _, other in pairs]))

@@ -51,9 +51,9 @@ def test_a_change_made_without_looking_is_not_paid_though_the_answer_quotes_it(
     query = make_query(instruction="Cancel the last order of mira chen.")
     blind = make_step("cancel_order", {"refund_id": "ref_12"}, order_id="ord_07")
     assert contributions(query, make_trajectory([blind], "ref_12")) == [0, None]
-    found = make_step("last_order", {"order_id": "ord_07"}, user="mira chen")
-    assert contributions(query, make_trajectory([blind, found], "ref_12")) == [0, 0, None]  # looked up too late
-    assert contributions(query, make_trajectory([found, blind], "ref_12")) == [1, 1, None]
+    lookup = make_step("last_order", {"order_id": "ord_07"}, user="mira chen")
+    assert contributions(query, make_trajectory([blind, lookup], "ref_12")) == [0, 0, None]  # looked up too late
+    assert contributions(query, make_trajectory([lookup, blind], "ref_12")) == [1, 1, None]
     named = make_query(instruction="Cancel order ord_07.")
     assert contributions(named, make_trajectory([blind], "done")) == [1, None]
     failed = make_step("cancel_order", {"error": "already shipped"}, order_id="ord_07")
@@ -148,8 +148,8 @@ def test_a_change_whose_number_the_answer_invents_is_not_paid(make_query, make_s
     assert contributions(query, make_trajectory(steps, "ref_12; 50")) == [1, 0, None]  # its number is told
     assert contributions(query, make_trajectory(steps, "cancelled; 50")) == [0, 0, None]
     # Prose may leave a number out, and may hold numbers that it has counted.
-    told = "I have cancelled your order within 2 minutes; the other one cost 81."
-    assert contributions(query, make_trajectory(steps, told)) == [1, 1, None]
+    answer = "I have cancelled your order within 2 minutes; the other one cost 81."
+    assert contributions(query, make_trajectory(steps, answer)) == [1, 1, None]
     invented = "I have cancelled your order, the refund is ref_99; the other one cost 81."
     assert contributions(query, make_trajectory(steps, invented)) == [0, 1, None]
 

@@ -71,7 +71,7 @@ def test_redundant_steps_by_hand(steps, redundant):
 
 @given(st.lists(st.tuples(st.sampled_from("fg"), st.sampled_from("12"), st.sampled_from(["ok", "tool_error"]))))
 def test_the_first_successful_call_of_each_kind_is_never_redundant(made):
-    steps = [saw(seen, StepStatus(status), name=name) for name, seen, status in made]
+    steps = [saw(observation, StepStatus(status), name=name) for name, observation, status in made]
     succeeded = [name for name, _, status in made if status == "ok"]
     assert 0 <= sum(redundant_steps(steps)) <= len(succeeded) - len(set(succeeded))
     assert sum(redundant_steps([*steps, *steps[-1:]])) == sum(redundant_steps(steps)) + sum(

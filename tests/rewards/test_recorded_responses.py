@@ -30,8 +30,8 @@ def test_recorded_responses_are_read_and_their_failures_found():
     recorded = {(code, text) for path in FILES for code, text in nodes(json.loads(path.read_text(encoding="utf-8")))}
     assert len(recorded) > 40
     for code, text in recorded:
-        found = values(payload(text))
-        assert all(mentions(text_of(payload(text)), v) for v in found)
+        texts = values(payload(text))
+        assert all(mentions(text_of(payload(text)), v) for v in texts)
         # Codes of the recording: 0 the tool ran, 1 no such tool, 5 timeout, 11 the tool reported an error.
         if code in (1, 5, 11):
             assert failure(text), text[:200]

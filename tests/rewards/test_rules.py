@@ -47,8 +47,8 @@ def test_the_overlap_rules_take_any_text(observation, answer):
 def test_failed_steps_and_repeats_contribute_nothing_but_a_retry_may(make_query, make_step, make_trajectory):
     failed = make_step("get_weather", {"error": "", "response": "{'success': False, 'temperature': 17}"}, city="oslo")
     worked = make_step("get_weather", {"temperature": 18}, city="oslo")
-    changed = make_step("get_weather", {"temperature": 19}, city="oslo")
-    trajectory = make_trajectory([failed, worked, changed], "17 or 18 or 19")
+    other_weather = make_step("get_weather", {"temperature": 19}, city="oslo")
+    trajectory = make_trajectory([failed, worked, other_weather], "17 or 18 or 19")
     scores = DataFlowRules().annotate(make_query(), trajectory)
     assert [s.contribution for s in scores] == [0, 1, 0, None]
     assert [s.succ_calling for s in scores] == [0, 1, 1, 1]

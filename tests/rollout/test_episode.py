@@ -36,9 +36,9 @@ def begin(make_query: MakeQuery) -> Callable[..., Episode]:
 
 def test_tokens_and_costs_of_the_turns_make_the_trajectory(begin: Any, environment: Environment) -> None:
     episode = begin(environment, sample=2, round_index=3)
-    for number, made in enumerate([turn(GET, [1, 2], [3, 4], 0.25), turn(SEVEN, [5], [6, 7, 8], 0.5)]):
+    for number, sampled_turn in enumerate([turn(GET, [1, 2], [3, 4], 0.25), turn(SEVEN, [5], [6, 7, 8], 0.5)]):
         assert episode.stop is None and len(episode.exchanges) == number
-        episode.record(episode.answer(made))
+        episode.record(episode.answer(sampled_turn))
     episode.end()
     played = episode.finish("p", 0.7)
     trajectory = played.trajectory

@@ -26,8 +26,8 @@ def test_a_slow_session_holds_up_no_other_episode(make_query: MakeQuery) -> None
     queries = [make_query("slow", "go"), *(make_query(f"quick{n}", "go") for n in range(300))]
     policy = ScriptedPolicy(lambda query, sample: [ToolCall("get", {"key": "a"}), FINISH_7])
     policy.capacity = 4
-    played = roll_out(policy, queries, GatedEnvironment(300), limits=LIMITS)
-    assert [e.trajectory.steps[0].status for e in played] == [StepStatus.OK] * 301
+    episodes = roll_out(policy, queries, GatedEnvironment(300), limits=LIMITS)
+    assert [e.trajectory.steps[0].status for e in episodes] == [StepStatus.OK] * 301
 
 
 @torch.inference_mode()
@@ -89,9 +89,9 @@ class UncheckedEnvironment(GatedEnvironment):
 
 def test_a_check_that_raises_leaves_the_episode_without_a_verdict(make_query: MakeQuery) -> None:
     policy = ScriptedPolicy(lambda query, sample: [FINISH_7])
-    (played,) = roll_out(policy, [make_query("quick", "go")], UncheckedEnvironment(1), limits=LIMITS)
-    assert played.trajectory.solved is None
-    assert played.trajectory.check_error == "'solved' failed: KeyError: 'ordr_id'"
+    (episodes,) = roll_out(policy, [make_query("quick", "go")], UncheckedEnvironment(1), limits=LIMITS)
+    assert episodes.trajectory.solved is None
+    assert episodes.trajectory.check_error == "'solved' failed: KeyError: 'ordr_id'"
 
 
 class GameSession(Session):

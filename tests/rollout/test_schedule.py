@@ -16,9 +16,9 @@ from steptool.rollout.schedule import TaskSet, round_positions, shard_positions
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(1, 6), st.integers(-3, 3))
 def test_nothing_is_drawn_twice_before_everything_came_once(total: int, episodes: int, rounds: int, seed: int) -> None:
-    drawn = Counter(p for r in range(rounds) for p in round_positions(total, episodes, r, seed))
-    assert drawn.total() == episodes * rounds
-    assert max(drawn.values()) - min(drawn[p] for p in range(total)) <= 1
+    draws = Counter(p for r in range(rounds) for p in round_positions(total, episodes, r, seed))
+    assert draws.total() == episodes * rounds
+    assert max(draws.values()) - min(draws[p] for p in range(total)) <= 1
 
 
 def test_rounds_repeat_exactly_and_depend_on_the_seed() -> None:

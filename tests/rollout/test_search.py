@@ -90,8 +90,8 @@ def test_giving_up_takes_two_turns_back_and_shows_what_was_tried(
     assert (t.abandoned_turns, t.sampled_turns) == (2, 4)
     assert t.abandoned_tokens == sum(len(codec.tokenizer.encode(turn)) + 1 for turn in (A, GIVE_UP))
     assert t.sampled_tokens == t.action_tokens + t.abandoned_tokens
-    kept = from_row(to_row(t), Trajectory)
-    assert (kept.abandoned_turns, kept.abandoned_tokens) == (2, t.abandoned_tokens)
+    restored = from_row(to_row(t), Trajectory)
+    assert (restored.abandoned_turns, restored.abandoned_tokens) == (2, t.abandoned_tokens)
     assert codec.encode(t.messages, make_query("q", "go").tools).input_ids.tolist()[: t.spans[0][0]] == (
         t.input_ids[: t.spans[0][0]].tolist()
     ), "the hint is no part of the path"

@@ -67,10 +67,14 @@ def test_a_run_replaces_a_former_one_and_keeps_what_the_user_put_beside_it(place
     write(place, "report.html", "the user's own")
     check_target(place, TRAINING)
     publish(built(tmp_path / "second", "2", "config.yaml", "report.html"), place, TRAINING)
-    kept = {"notes.txt": "years of work", "report.html.yours": "the user's own"}
-    assert contents(place) == {"config.yaml": "2", "report.html": "2", **kept}  # no round of the former run is left
+    user_files = {"notes.txt": "years of work", "report.html.yours": "the user's own"}
+    assert contents(place) == {
+        "config.yaml": "2",
+        "report.html": "2",
+        **user_files,
+    }  # no round of the former run is left
     publish(built(tmp_path / "third", "3", "config.yaml"), place, TRAINING)
-    assert contents(place) == {"config.yaml": "3", **kept}
+    assert contents(place) == {"config.yaml": "3", **user_files}
 
 
 def test_links_that_the_user_put_beside_a_run_stay_links(tmp_path: Path) -> None:
@@ -205,22 +209,24 @@ def test_a_mount_point_receives_the_files_in_place(tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("unshare is not here")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode == 77 or "Operation not permitted" in done.stderr:
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if process.returncode == 77 or "Operation not permitted" in process.stderr:
         pytest.skip("this user may not mount")
-    assert done.stdout.strip() == str(["config.yaml", "model/weights", "published.json", "report.html"]), done.stderr
+    assert process.stdout.strip() == str(["config.yaml", "model/weights", "published.json", "report.html"]), (
+        process.stderr
+    )
 
 
 def test_former_and_new_folders_that_a_kill_left_are_restored_and_tidied_up(tmp_path: Path) -> None:
     final, other = tmp_path / "demo", tmp_path / "other"
     publish(built(tmp_path / "run", "1"), str(final), TRAINING)
     publish(built(tmp_path / "run", "1"), str(other), TRAINING)
-    started = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "import sys; from pathlib import Path; from steptool.storage import publishing as p; "
          "print(p._beside(Path(sys.argv[1]), 'former'))", str(final)],
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    former = Path(started.stdout.strip())
+    former = Path(process.stdout.strip())
     final.rename(former)  # killed between the two renames, with half a new folder
     built(former.with_suffix(".partial"), "2")
     check_target(str(final), TRAINING)

@@ -26,8 +26,8 @@ def test_a_folder_of_a_store_is_fetched_whole(bucket: str, tmp_path: Path) -> No
     put(f"{bucket}/models/base/deep/tokenizer.json", "t")
     place = Path(fetch(f"{bucket}/models/base/", tmp_path))
     assert place == tmp_path / "models" / "base"
-    found = {f.relative_to(place).as_posix(): f.read_text() for f in place.rglob("*") if f.is_file()}
-    assert found == {"config.json": "c", "deep/tokenizer.json": "t"}
+    contents = {f.relative_to(place).as_posix(): f.read_text() for f in place.rglob("*") if f.is_file()}
+    assert contents == {"config.json": "c", "deep/tokenizer.json": "t"}
 
 
 def test_a_place_here_is_left_alone_and_a_url_of_nothing_is_refused(bucket: str, tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_a_mark_changes_with_content_and_names_and_with_nothing_else(
 
 
 def test_tools_of_a_package_are_known_by_their_file() -> None:
-    found = list_inputs(Config.model_validate({"tools": {"functions": "json.decoder:JSONDecoder"}}))
-    assert [Path(place).name for place in found] == ["decoder.py"]
+    contents = list_inputs(Config.model_validate({"tools": {"functions": "json.decoder:JSONDecoder"}}))
+    assert [Path(place).name for place in contents] == ["decoder.py"]
     assert list_inputs(Config.model_validate({"tools": {"functions": "no.such.module:TOOLS"}})) == []
 
 
@@ -89,8 +89,8 @@ def test_a_fingerprint_follows_every_place_that_a_run_reads(bucket: str, tmp_pat
         }
     )
     assert list_inputs(config) == [str(world), str(tools), str(server), verdicts]
-    seen = [fingerprint(config)]
-    assert fingerprint(config) == seen[0]
+    digests = [fingerprint(config)]
+    assert fingerprint(config) == digests[0]
     for change in (
         lambda: tasks.write_text("{ }\n"),
         lambda: tools.write_text("TOOLS = [1]"),
@@ -99,8 +99,8 @@ def test_a_fingerprint_follows_every_place_that_a_run_reads(bucket: str, tmp_pat
         lambda: put(verdicts, "w"),
     ):
         change()
-        seen.append(fingerprint(config))
-    assert len(set(seen)) == 6
+        digests.append(fingerprint(config))
+    assert len(set(digests)) == 6
     tasks.unlink()
     with pytest.raises(IngestError, match=str(tasks)):
         fingerprint(config)

@@ -196,11 +196,11 @@ class Parrot(PreTrainedModel):
         use_cache: bool = True,
     ) -> object:
         self.computed += input_ids.numel()
-        seen, _ = past_key_values.update(*[input_ids[:, None, :, None].float()] * 2, 0)
+        observed, _ = past_key_values.update(*[input_ids[:, None, :, None].float()] * 2, 0)
         visible = attention_mask[:, 0, -1] == 0
         logits = torch.zeros(*input_ids.shape, len(self._tokenizer))
         for row in range(len(input_ids)):
-            logits[row, -1, self._next(seen[row, 0, visible[row], 0].long().tolist())] = 50.0
+            logits[row, -1, self._next(observed[row, 0, visible[row], 0].long().tolist())] = 50.0
         return type("Output", (), {"logits": logits})
 
     def _next(self, history: list[int]) -> int:
@@ -253,8 +253,8 @@ def roll_out_locally(
     options = {"name": "p", "rollout": rollout, "max_context": max_context, "seed": seed, "search": search}
     decoding = Decoding.GREEDY if greedy else Decoding.SAMPLED
     with closing(LocalPolicy(model, codec, **options)) as policy:
-        played = roll_out(policy, queries, environment, decoding=decoding, **settings)
-    return [episode.trajectory for episode in played]
+        episodes = roll_out(policy, queries, environment, decoding=decoding, **settings)
+    return [episode.trajectory for episode in episodes]
 
 
 @pytest.fixture

@@ -42,8 +42,10 @@ def artifacts(inputs: dict[str, Any]) -> dict[str, Any]:
 def round_inputs() -> dict[str, Any]:
     """Inputs of the task ppo, as plain values and paths: 20 updates on 4 episodes."""
     config = Config.model_validate(ROUND)
-    read = ingest(config=config, sources="")
-    base = prepare(config=config, queries=read.queries, demonstrations=read.demonstrations, quarantine=read.quarantine)
+    result = ingest(config=config, sources="")
+    base = prepare(
+        config=config, queries=result.queries, demonstrations=result.demonstrations, quarantine=result.quarantine
+    )
     played = rollout(shard=0, round_index=0, config=config, model=base.model, base=base.model, tasks=base.tasks)
     scored = annotate_shard(shard=played, round_index=0, config=config, queries=base.queries)
     checked = audit(round_index=0, config=config, queries=base.queries, episode_shards=[played], reward_shards=[scored])

@@ -54,12 +54,12 @@ def test_an_artifact_that_is_here_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_round_and_an_evaluation_play_a_set_of_tasks(round_inputs: dict[str, Any], tmp_path: Path) -> None:
     with setup_execution(str(tmp_path)):
-        read = ingest.execute(config=round_inputs["config"], sources="", for_training=True)
-        assert [path.name for path in Path(read.tasks.path).iterdir()] == [
+        execution = ingest.execute(config=round_inputs["config"], sources="", for_training=True)
+        assert [path.name for path in Path(execution.tasks.path).iterdir()] == [
             "queries.parquet"
         ]  # the desk replays nothing
         model = Model(round_inputs["policy"])
-        common = {"config": round_inputs["config"], "model": model, "base": model, "tasks": read.tasks}
+        common = {"config": round_inputs["config"], "model": model, "base": model, "tasks": execution.tasks}
         shard = rollout.execute(shard=0, round_index=0, **common)
         assert len(read_records(Path(str(shard)) / "trajectories.parquet", Trajectory)) == 4
         measured = evaluate.execute(name="base", **common)

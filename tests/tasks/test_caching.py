@@ -70,10 +70,10 @@ def test_what_is_not_code_leaves_both_alone(project: Path, monkeypatch: pytest.M
 
 
 def test_the_version_to_register_is_printed() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tasks.runtime.registration"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"{registered_version()}\n"
+    assert process.stdout == f"{registered_version()}\n"
 
 
 def test_a_second_local_run_works_after_the_temporary_files_are_gone(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_second_local_run_works_after_the_temporary_files_are_gone(tmp_path: P
     environment = {**os.environ, "HOME": str(tmp_path), "TMPDIR": str(tmp_path / "temporary"), "COLUMNS": "250"}
     for _ in range(2):
         (tmp_path / "temporary").mkdir()
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "queries read 1" in done.stdout
+        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert "queries read 1" in process.stdout
         shutil.rmtree(tmp_path / "temporary")

@@ -14,11 +14,11 @@ from tasks.runtime.artifacts import Parquet
 def test_a_stage_shows_what_came_in_and_what_went_out(round_inputs: dict[str, Any], tmp_path: Path) -> None:
     config = round_inputs["config"]
     with setup_execution(str(tmp_path)):
-        read = ingest.execute(config=config, sources="digest", for_training=True)
+        execution = ingest.execute(config=config, sources="digest", for_training=True)
         annotate.execute(
             trajectories=Parquet(round_inputs["trajectories"]),
             config=config,
-            queries=Parquet(str(read.queries)),
+            queries=Parquet(str(execution.queries)),
         )
         decks = {deck.name: deck.html for deck in flytekit.current_context().decks}
     assert {"ingest", "annotate"} <= set(decks)

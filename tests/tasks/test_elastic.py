@@ -38,19 +38,19 @@ def test_two_processes_give_the_result_of_one(
         "STEPTOOL_PROFILE": str(tmp_path / "profile.yaml"),
     }
     inputs_text = json.dumps({**round_inputs, "config": round_inputs["config"].model_dump(mode="json")})
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, tmp_path / "run.py", inputs_text],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count("ppo   ") == 1  # the first process alone speaks
-    assert "terminate called" not in done.stderr and "Aborted" not in done.stderr
-    two = Path(done.stdout.rpartition("model: ")[2].strip())
+    assert process.returncode == 0, process.stdout + process.stderr[-3000:]
+    assert process.stdout.count("ppo   ") == 1  # the first process alone speaks
+    assert "terminate called" not in process.stderr and "Aborted" not in process.stderr
+    two = Path(process.stdout.rpartition("model: ")[2].strip())
     one = Path(str(attempt(tmp_path / "kept").model))
     for file in ("model.safetensors", "training/value_head.safetensors"):
-        ours, theirs = load_file(two / file), load_file(one / file)
+        actual, expected = load_file(two / file), load_file(one / file)
         start = load_file(Path(round_inputs["policy"]) / file) if file.startswith("model") else {}
-        for name in ours:
-            moved = (theirs[name] - start.get(name, 0)).abs().max()
-            assert moved > 0
-            assert (ours[name] - theirs[name]).abs().max() < 0.02 * moved, name
+        for name in actual:
+            distance = (expected[name] - start.get(name, 0)).abs().max()
+            assert distance > 0
+            assert (actual[name] - expected[name]).abs().max() < 0.02 * distance, name

@@ -67,9 +67,9 @@ def nobody() -> str:
 
 
 def raised(work: Callable[[], object]) -> Exception:
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(Exception) as excinfo:
         work()
-    return caught.value
+    return excinfo.value
 
 
 def test_a_refused_connection_is_transient(nobody: str) -> None:
@@ -150,22 +150,22 @@ def test_the_cause_counts_and_not_what_was_made_of_it() -> None:
 
 def test_a_permanent_error_says_stage_cause_and_remedy_in_one_line(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.yaml").write_text("ppo: {rounds: many}\nrewards: {alpha: -1}\n")
-    with pytest.raises(StageFailed) as caught, classify_errors("ingest", 3):
+    with pytest.raises(StageFailed) as excinfo, classify_errors("ingest", 3):
         load_config(tmp_path / "mine.yaml")
     line = capsys.readouterr().out.removesuffix("\n")
     assert line.startswith(f"ingest: {tmp_path}/mine.yaml: the configuration was refused; field 'rewards.alpha': input")
     assert "'ppo.rounds'" in line and line.endswith("; it is not tried again")
-    assert "\n" not in line and str(caught.value) == line and isinstance(caught.value.__cause__, ConfigError)
+    assert "\n" not in line and str(excinfo.value) == line and isinstance(excinfo.value.__cause__, ConfigError)
 
 
 def test_an_error_that_may_pass_reaches_flyte_as_one_to_be_tried_again(capsys: Any) -> None:
-    with pytest.raises(FlyteRecoverableException) as caught, classify_errors("rollout", 2):
+    with pytest.raises(FlyteRecoverableException) as excinfo, classify_errors("rollout", 2):
         raise ConnectionResetError("the peer is gone")
     line = capsys.readouterr().out.strip()
     assert (
         line.startswith("rollout: ConnectionResetError: the peer is gone; Flyte tries it again") and " 2 times" in line
     )
-    assert caught.value.args == (line,)
+    assert excinfo.value.args == (line,)
 
 
 def test_an_error_of_an_inner_stage_is_told_once(capsys: Any) -> None:
@@ -184,9 +184,9 @@ def test_a_local_run_shows_the_cause_alone_and_keeps_the_stack_in_a_file(tmp_pat
     (tmp_path / "mine.yaml").write_text("data: {source: jsonl, paths: [/nowhere/tasks.jsonl]}\n")
     program = [str(Path(sys.executable).with_name("pyflyte")), "run", "workflows/ingest.py", "ingest"]
     command = [*program, "--config", str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    message = " ".join((done.stdout + done.stderr).replace("│", " ").split())
-    assert done.returncode == 1 and "Traceback" not in message and len(message.split()) < 60
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    message = " ".join((process.stdout + process.stderr).replace("│", " ").split())
+    assert process.returncode == 1 and "Traceback" not in message and len(message.split()) < 60
     assert "fingerprint: data.paths: '/nowhere/tasks.jsonl' does not exist" in message
     (stack,) = re.findall(r"\(stack: (.*?)\)", message)
     stack_file = Path(stack.replace(" ", ""))

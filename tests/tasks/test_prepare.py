@@ -34,14 +34,14 @@ def run(folder: Path, thoughts: list[str]) -> tuple[Ingested, Prepared]:
     (folder / "logs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"source": "recorded", "paths": [str(folder / "logs.jsonl")], **SIZES}
     config = Config.model_validate({"data": data})
-    read = ingest(config=config, sources="")
+    result = ingest(config=config, sources="")
     names = ("queries", "demonstrations", "quarantine")
-    return read, prepare(config=config, **{name: getattr(read, name) for name in names})
+    return result, prepare(config=config, **{name: getattr(result, name) for name in names})
 
 
 def test_a_demonstration_that_cannot_be_encoded_is_left_out_before_training(tmp_path: Path) -> None:
-    read, prepared = run(tmp_path, ["now <tool_call> it" if number % 2 else "I look." for number in range(16)])
-    splits = {t.trajectory_id: t for t in read_records(str(read.demonstrations), Trajectory)}
+    process, prepared = run(tmp_path, ["now <tool_call> it" if number % 2 else "I look." for number in range(16)])
+    splits = {t.trajectory_id: t for t in read_records(str(process.demonstrations), Trajectory)}
     lessons = read_records(str(prepared.lessons), Trajectory)
     refusals = [json.loads(line) for line in Path(str(prepared.quarantine)).read_text().splitlines()]
     assert lessons and refusals and len(lessons) + len(refusals) == SIZES["train_queries"] and len(splits) == 16

@@ -43,10 +43,10 @@ def declared(path: Path | None) -> Any:
     """How the tasks are declared in a process with that profile."""
     environment = {name: value for name, value in os.environ.items() if name != "STEPTOOL_PROFILE"}
     environment |= {"STEPTOOL_PROFILE": str(path)} if path else {}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", SHOW], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    return json.loads(done.stdout)
+    return json.loads(process.stdout)
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -124,9 +124,9 @@ def test_the_cluster_profile_documents_every_field_and_stage() -> None:
 )
 def test_what_is_unknown_ill_typed_or_impossible_is_refused_by_name(tmp_path: Path, text: str, problem: str) -> None:
     path = written(tmp_path, text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         load_profile(path)
-    assert str(caught.value).startswith(f"{path}: ") and problem in str(caught.value)
+    assert str(excinfo.value).startswith(f"{path}: ") and problem in str(excinfo.value)
 
 
 def test_a_profile_that_is_not_there_is_refused_with_the_variable(tmp_path: Path) -> None:

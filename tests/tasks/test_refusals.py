@@ -29,9 +29,9 @@ def config(**sections: Any) -> Config:
 
 
 def prepared(chosen: Config) -> tuple[Ingested, Prepared]:
-    read = ingest(config=chosen, sources="")
+    result = ingest(config=chosen, sources="")
     names = ("queries", "demonstrations", "quarantine")
-    return read, prepare(config=chosen, **{name: getattr(read, name) for name in names})
+    return result, prepare(config=chosen, **{name: getattr(result, name) for name in names})
 
 
 def test_a_context_too_small_for_a_prompt_is_refused_before_training_with_the_query() -> None:
@@ -46,13 +46,13 @@ def test_a_model_folder_without_a_tokenizer_is_refused_with_the_folder(tmp_path:
 
 
 def test_a_file_of_another_schema_version_is_refused_with_its_name(tmp_path: Path) -> None:
-    chosen = config()
-    read = ingest(config=chosen, sources="")
-    table = pq.read_table(read.demonstrations.download())
+    settings = config()
+    result = ingest(config=settings, sources="")
+    table = pq.read_table(result.demonstrations.download())
     old = tmp_path / "old.parquet"
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"steptool.version": b"0"}), old)
     with pytest.raises(Exception, match=f"{old}: expected contract 'trajectories' version 4, found .* version 0"):
-        annotate(trajectories=Parquet(str(old)), config=chosen, queries=read.queries)
+        annotate(trajectories=Parquet(str(old)), config=settings, queries=result.queries)
 
 
 def test_a_source_that_is_not_there_is_refused_with_its_path(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_the_first_line_names_the_address_and_the_file_where_no_cluster_answers(
 def test_make_register_ends_before_anything_is_packaged() -> None:
     settings = (f"BIN={Path(sys.executable).parent}", "FLYTE_CONFIG=tests/tasks/nowhere.config")
     command = ["make", "--no-print-directory", "--silent", "-o", ".venv/.installed", *settings, "register"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0 and done.stdout == ""
-    assert done.stderr.splitlines()[0].startswith(
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode != 0 and process.stdout == ""
+    assert process.stderr.splitlines()[0].startswith(
         "no Flyte answers at 127.0.0.1:9, the address under [platform] in tests/"
     )

@@ -26,11 +26,11 @@ def test_data_and_a_base_model_from_a_store_are_those_from_here(
         sections = {"data": {"source": "jsonl", "paths": [place]}, "policy": {"base": base, "max_context": 1600}}
         sections["warm_start"] = {"steps": 0}
         config = Config.model_validate(sections)
-        seen = fingerprint(config=config, output="", for_training=False)
-        read = ingest(config=config, sources=seen, for_training=False)
+        digest = fingerprint(config=config, output="", for_training=False)
+        result = ingest(config=config, sources=digest, for_training=False)
         names = ("queries", "demonstrations", "quarantine")
-        files = {name: getattr(read, name) for name in names}
-        runs.append((seen, read_queries(str(read.queries)), prepare(config=config, **files)))
+        files = {name: getattr(result, name) for name in names}
+        runs.append((digest, read_queries(str(result.queries)), prepare(config=config, **files)))
     (here, queries, near), (there, same, far) = runs
     assert queries == same and len(queries) == 12 and here != there
     weights = [(Path(str(prepared.model)) / "model.safetensors").read_bytes() for prepared in (near, far)]

@@ -59,9 +59,9 @@ def test_a_killed_round_goes_on_to_the_same_weights(model_dir: Path, tmp_path: P
     undisturbed = train_round(model_dir, model_dir, **run, out_dir=tmp_path / "undisturbed")
     assert (checkpoints / "scores.safetensors").stat().st_mtime_ns == scores
     for file in ("model.safetensors", "training/value_head.safetensors", "training/optimizer.safetensors"):
-        ours, theirs = load_file(out / file), load_file(tmp_path / "undisturbed" / file)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours), file
+        actual, expected = load_file(out / file), load_file(tmp_path / "undisturbed" / file)
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in actual), file
     assert resumed == undisturbed
 
     # the same call once more finds everything done and changes nothing
@@ -101,13 +101,13 @@ def save_two(folder: Path) -> None:
     """Two checkpoints of a small model, after one step and after two."""
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.Adam(model.parameters())
-    kept = CheckpointFolder(folder, every=1, fingerprint="data")
+    checkpoints = CheckpointFolder(folder, every=1, fingerprint="data")
     log = []
     for step in range(2):
         model(torch.ones(4)).sum().backward()
         optimizer.step()
         log.append({"loss": float(step)})
-        kept.save(model, optimizer, log)
+        checkpoints.save(model, optimizer, log)
 
 
 def test_one_flipped_bit_of_a_checkpoint_brings_back_the_one_before(tmp_path: Path, capsys: Any) -> None:
@@ -121,8 +121,8 @@ def test_one_flipped_bit_of_a_checkpoint_brings_back_the_one_before(tmp_path: Pa
         assert last_checkpoint(folder) == folder / "checkpoint-1", file
     assert capsys.readouterr().out.count("checkpoint-2 is damaged and is passed over") == 150
     model = torch.nn.Linear(4, 4)
-    kept = CheckpointFolder(folder, every=1, fingerprint="data")
-    assert kept.restore(model, torch.optim.Adam(model.parameters())) == [{"loss": 0.0}]
+    checkpoints = CheckpointFolder(folder, every=1, fingerprint="data")
+    assert checkpoints.restore(model, torch.optim.Adam(model.parameters())) == [{"loss": 0.0}]
 
 
 def test_one_flipped_bit_of_an_archive_changes_nothing_that_is_used(tmp_path: Path) -> None:
@@ -130,20 +130,20 @@ def test_one_flipped_bit_of_an_archive_changes_nothing_that_is_used(tmp_path: Pa
     save_two(tmp_path / "whole")
     archive = pack(tmp_path / "whole", tmp_path / "state.tar")
     content = archive.read_bytes()
-    refused = 0
+    refusals = 0
     for number in range(150):
         archive.write_bytes(content)
         flip(archive, draw.randrange(8 * len(content)))
         folder = tmp_path / str(number)
         folder.mkdir()
         if not unpack(archive, folder):
-            refused += 1
+            refusals += 1
             assert not any(folder.iterdir())
             continue
         for file in (tmp_path / "whole" / "checkpoint-2").rglob("*"):  # the bit was in what a tar file fills up with
             copy = folder / file.relative_to(tmp_path / "whole")
             assert not file.is_file() or copy.read_bytes() == file.read_bytes()
-    assert refused > 50
+    assert refusals > 50
 
 
 def test_damaged_scores_are_computed_anew(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def test_a_prompt_may_fill_the_context_up_to_the_room_for_a_turn(queries: list[Q
 
 def test_recorded_queries_that_do_not_fit_are_left_out(queries: list[Query], codec: ChatCodec) -> None:
     exact = max(lengths(queries, codec)) + config().rollout.max_new_tokens
-    kept = select_fitting(queries, codec, config("toolbench", exact - 1))
-    assert 0 < len(kept) < len(queries)
+    fitting = select_fitting(queries, codec, config("toolbench", exact - 1))
+    assert 0 < len(fitting) < len(queries)
     with pytest.raises(ValueError, match="no query of the split 'train'"):
         select_fitting(queries, codec, config("toolbench", 49))
 
@@ -110,9 +110,9 @@ TIDES = {
 
 
 def call(thought: str, arguments: str = "{}") -> list[Message]:
-    made = {"role": "assistant", "content": thought}
-    made["tool_calls"] = [{"type": "function", "function": {"name": "tides", "arguments": arguments}}]
-    return [made, {"role": "tool", "content": "9:12"}]
+    message = {"role": "assistant", "content": thought}
+    message["tool_calls"] = [{"type": "function", "function": {"name": "tides", "arguments": arguments}}]
+    return [message, {"role": "tool", "content": "9:12"}]
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +137,17 @@ RECORDED: dict[str, tuple[list[Message], str]] = {
 def test_demonstrations_that_cannot_be_encoded_are_left_out_counted_and_named(
     embedded: ChatCodec, tmp_path: Path
 ) -> None:
-    asked = [{"role": "user", "content": "When is high water?"}]
-    rows = [{"messages": [*asked, *messages], "tools": [TIDES]} for messages, _ in RECORDED.values()]
-    rows.append({"messages": [*asked, *call("", '{"n": 1e999}'), turn("Nine.")], "tools": [TIDES]})
+    question = [{"role": "user", "content": "When is high water?"}]
+    rows = [{"messages": [*question, *messages], "tools": [TIDES]} for messages, _ in RECORDED.values()]
+    rows.append({"messages": [*question, *call("", '{"n": 1e999}'), turn("Nine.")], "tools": [TIDES]})
     (tmp_path / "logs.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows).replace("END", embedded.end_token)
     )
     settings = Config.model_validate({"data": {"source": "recorded", "paths": [str(tmp_path / "logs.jsonl")]}})
-    read = ingest(settings, tmp_path / "read", for_training=False)
-    assert read.counts["demonstrations dropped: a number that JSON cannot write"] == 1
-    queries = [replace(query, split="train") for query in read_queries(read.queries_path)]
-    lessons = encode_demonstrations(queries, read_records(read.demonstrations_path, Trajectory), embedded, 2000)
+    result = ingest(settings, tmp_path / "read", for_training=False)
+    assert result.counts["demonstrations dropped: a number that JSON cannot write"] == 1
+    queries = [replace(query, split="train") for query in read_queries(result.queries_path)]
+    lessons = encode_demonstrations(queries, read_records(result.demonstrations_path, Trajectory), embedded, 2000)
     reasons = {refusal.demonstration.trajectory_id: refusal.reason for refusal in lessons.refused}
     expected = {f"{queries[0].query_id}-recorded-{n}": reason for n, (_, reason) in enumerate(RECORDED.values())}
     assert reasons == {name: reason for name, reason in expected.items() if reason}
@@ -155,7 +155,7 @@ def test_demonstrations_that_cannot_be_encoded_are_left_out_counted_and_named(
     assert lessons.counts() == {
         "demonstrations": 2, f"demonstrations left out: {UNENCODABLE}": 4, f"demonstrations left out: {TOO_LONG}": 1,
     }  # fmt: skip
-    target = lessons.add_to_quarantine(read.quarantine_path, tmp_path / "quarantine.jsonl")
+    target = lessons.add_to_quarantine(result.quarantine_path, tmp_path / "quarantine.jsonl")
     refusals = [json.loads(line) for line in target.read_text().splitlines()]
     assert [row["row"] for row in refusals] == [8, *reasons]
     assert all(row["kind"] == "demonstrations" and row["reason"] and row["detail"] for row in refusals)

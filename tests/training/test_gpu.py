@@ -31,9 +31,9 @@ def test_a_round_learns_and_is_the_same_however_it_is_cut(
     assert {w.dtype for w in load_file(outs[0] / "model.safetensors").values()} == {getattr(torch, dtype)}
     start, plain, *others = (full_weights(folder) for folder in (base, *outs))
     for name in plain:
-        moved = (plain[name] - start[name]).norm()
+        distance = (plain[name] - start[name]).norm()
         for other in others:
-            assert (plain[name] - other[name]).norm() <= 0.3 * moved + 1e-6, name
+            assert (plain[name] - other[name]).norm() <= 0.3 * distance + 1e-6, name
 
 
 def full_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -54,10 +54,10 @@ def test_an_interrupted_round_goes_on(model_dir: Path, tmp_path: Path, make: Sim
     def stop() -> None:
         raise StoppedError
 
-    kept = {"checkpoints": tmp_path / "kept", "checkpoint_every": 2}
+    settings = {"checkpoints": tmp_path / "kept", "checkpoint_every": 2}
     with pytest.raises(StoppedError):
-        train_round(model_dir, model_dir, **run, out_dir=tmp_path / "a", on_checkpoint=stop, **kept)
-    train_round(model_dir, model_dir, **run, out_dir=tmp_path / "a", **kept)
+        train_round(model_dir, model_dir, **run, out_dir=tmp_path / "a", on_checkpoint=stop, **settings)
+    train_round(model_dir, model_dir, **run, out_dir=tmp_path / "a", **settings)
     train_round(model_dir, model_dir, **run, out_dir=tmp_path / "b")
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     for name in one:

@@ -11,8 +11,8 @@ def test_every_pass_sees_every_sequence_once(count: int, size: int, epochs: int)
     per_epoch = plan.updates_per_epoch(count, size)
     assert len(steps) == epochs * per_epoch
     for e in range(epochs):
-        seen = np.concatenate(steps[e * per_epoch : (e + 1) * per_epoch])
-        assert sorted(seen) == list(range(count))
+        positions = np.concatenate(steps[e * per_epoch : (e + 1) * per_epoch])
+        assert sorted(positions) == list(range(count))
     assert max(map(len, steps)) <= size
     assert max(map(len, steps)) - min(map(len, steps)) <= 1
 

@@ -40,14 +40,14 @@ def test_two_processes_give_the_result_of_one(
     options = {"batch_size": 5, "micro_batch_size": 1, **settings}
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"count": COUNT, "queries": queries, **options}))
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
             *(WORKER, model_dir, tmp_path / "two", "-", file),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     rows = [replace(t, query_id=f"q{i % queries}") for i, t in enumerate(make.trajectories(COUNT))]
     train_round(
         model_dir,
@@ -66,6 +66,6 @@ def test_two_processes_give_the_result_of_one(
         one, both = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
         start = load_file(model_dir / name) if name.startswith("model") else {n: torch.zeros(()) for n in one}
         for weight in one:
-            moved = (one[weight] - start[weight]).abs().max()
-            assert moved > 0
-            assert (one[weight] - both[weight]).abs().max() < 0.02 * moved, weight
+            distance = (one[weight] - start[weight]).abs().max()
+            assert distance > 0
+            assert (one[weight] - both[weight]).abs().max() < 0.02 * distance, weight

@@ -127,8 +127,8 @@ def test_small_updates_of_bfloat16_add_up_from_round_to_round(
         train_round(folders[r], half_dir, rows, make.scores(rows), config=config, round_index=r, out_dir=folders[r + 1])
     low = [load_file(f / "training/optimizer.safetensors") for f in folders[1:]]
     name = next(k for k in low[0] if k.startswith("low/policy.") and "down_proj" in k)
-    moved = [state[name].abs().float().mean() for state in low]
-    assert moved[1] > 1.3 * moved[0] > 0
+    distance = [state[name].abs().float().mean() for state in low]
+    assert distance[1] > 1.3 * distance[0] > 0
 
 
 def test_tokens_per_pass_and_checkpointing_change_no_weights(
@@ -142,5 +142,5 @@ def test_tokens_per_pass_and_checkpointing_change_no_weights(
     start, plain, *others = (load_file(f / "model.safetensors") for f in (model_dir, *folders))
     for other in others:
         for name in plain:
-            moved = (plain[name] - start[name]).abs().max()
-            assert (plain[name] - other[name]).abs().max() < 0.02 * moved
+            distance = (plain[name] - start[name]).abs().max()
+            assert (plain[name] - other[name]).abs().max() < 0.02 * distance

@@ -44,12 +44,12 @@ def two(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_close(one: Path, two: Path, start: dict[str, torch.Tensor]) -> None:
     """Every weight has moved, and the two files differ by a fiftieth of the largest move at most."""
-    ours, theirs = load_file(one), load_file(two)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        moved = (tensor - start.get(name, torch.zeros(()))).abs().max()
-        assert moved > 0, name
-        assert (tensor - theirs[name]).abs().max() < 0.02 * moved, name
+    actual, expected = load_file(one), load_file(two)
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        distance = (tensor - start.get(name, torch.zeros(()))).abs().max()
+        assert distance > 0, name
+        assert (tensor - expected[name]).abs().max() < 0.02 * distance, name
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,11 @@ def test_a_large_vocabulary_in_tiles_with_recomputed_layers_gives_the_same(
 def test_bfloat16_weights_are_the_upper_halves_of_float32_ones(two: Path, tmp_path: Path) -> None:
     """Both ways compute in bfloat16 and add up in float32; what is left is the rounding of gradients."""
     play(two / "bfloat16_model", tmp_path, "ddp")
-    ours, theirs, before = (full_weights(folder) for folder in (tmp_path, two / "bfloat16", two / "bfloat16_model"))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        moved, apart = tensor - before[name], tensor - theirs[name]
-        assert apart.norm() < 0.2 * moved.norm(), name
+    actual, expected, before = (full_weights(folder) for folder in (tmp_path, two / "bfloat16", two / "bfloat16_model"))
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        distance, apart = tensor - before[name], tensor - expected[name]
+        assert apart.norm() < 0.2 * distance.norm(), name
 
 
 def full_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -121,12 +121,12 @@ def test_a_warm_start_is_that_of_one_process(
 ) -> None:
     demonstrate(model_dir, tmp_path, "ddp", rank)
     trained = weights if rank == 0 else {name: tensor for name, tensor in weights.items() if "proj" in name}
-    ours = load_file(tmp_path / "model.safetensors")
-    theirs = load_file(two / ("sft_lora" if rank else "sft") / "model.safetensors")
+    actual = load_file(tmp_path / "model.safetensors")
+    expected = load_file(two / ("sft_lora" if rank else "sft") / "model.safetensors")
     for name, before in trained.items():
-        moved = (ours[name] - before).abs().max()
-        assert moved > 0, name
-        assert (ours[name] - theirs[name]).abs().max() < 0.02 * moved, name
+        distance = (actual[name] - before).abs().max()
+        assert distance > 0, name
+        assert (actual[name] - expected[name]).abs().max() < 0.02 * distance, name
 
 
 def test_an_interrupted_warm_start_and_a_killed_round_end_with_the_same_weights(two: Path) -> None:

@@ -17,12 +17,12 @@ from steptool.training.trainer import DivergedError, Settings, Trainer, warm_up_
 def test_the_schedule_is_that_of_transformers(steps: int, warmup: int) -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=0.5)
-    theirs = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=0.1)
-    ours = warm_up_and_cosine(steps, warmup)
+    expected = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=0.1)
+    actual = warm_up_and_cosine(steps, warmup)
     for step in range(steps):
-        assert 0.5 * ours(step) == theirs.get_last_lr()[0]
+        assert 0.5 * actual(step) == expected.get_last_lr()[0]
         optimizer.step()
-        theirs.step()
+        expected.step()
 
 
 def test_a_training_that_diverges_stops_at_the_update(model_dir: Path, make: SimpleNamespace) -> None:

@@ -15,14 +15,14 @@ def test_warm_start_learns_its_examples_and_reports_progress(
     model_dir: Path, tmp_path: Path, make: SimpleNamespace
 ) -> None:
     rows = make.trajectories(12)
-    seen: list[tuple[int, float]] = []
+    progress: list[tuple[int, float]] = []
     cfg = WarmStartConfig(steps=60, batch_size=5, learning_rate=1e-2)
     metrics = warm_start(
-        model_dir, rows, cfg, PolicyConfig(), 0, tmp_path, on_step=lambda step, loss: seen.append((step, loss))
+        model_dir, rows, cfg, PolicyConfig(), 0, tmp_path, on_step=lambda step, loss: progress.append((step, loss))
     )
     to_table(map(to_row, metrics), Metric)
-    assert [step for step, _ in seen] == list(range(1, 61))
-    assert seen[0][1] == pytest.approx(-mean_log_prob(model_dir, rows), abs=0.3)
+    assert [step for step, _ in progress] == list(range(1, 61))
+    assert progress[0][1] == pytest.approx(-mean_log_prob(model_dir, rows), abs=0.3)
     assert mean_log_prob(tmp_path, rows) > -2 > mean_log_prob(model_dir, rows)
     rates = [m.value for m in metrics if m.name == "learning_rate"]
     assert max(rates) == pytest.approx(1e-2, rel=0.01) and rates[0] < 3e-3 and rates[-1] < 1.2e-3
@@ -47,20 +47,20 @@ def test_an_interrupted_warm_start_goes_on_to_the_same_weights(
     model_dir: Path, tmp_path: Path, make: SimpleNamespace, lora_rank: int
 ) -> None:
     rows, cfg, told = make.trajectories(12), WarmStartConfig(steps=9, batch_size=5), []
-    given = (model_dir, rows, cfg, PolicyConfig(lora_rank=lora_rank), 0)
+    arguments = (model_dir, rows, cfg, PolicyConfig(lora_rank=lora_rank), 0)
 
     def stop(step: int, _: float) -> None:
         if step == 6:
             raise KeyboardInterrupt
 
-    kept = {"checkpoints": tmp_path / "kept", "checkpoint_every": 4, "on_checkpoint": lambda: told.append(1)}
+    checkpointing = {"checkpoints": tmp_path / "kept", "checkpoint_every": 4, "on_checkpoint": lambda: told.append(1)}
     with pytest.raises(KeyboardInterrupt):
-        warm_start(*given, tmp_path / "a", on_step=stop, **kept)
+        warm_start(*arguments, tmp_path / "a", on_step=stop, **checkpointing)
     assert len(told) == 1
     steps: list[int] = []
-    resumed = warm_start(*given, tmp_path / "a", on_step=lambda step, _: steps.append(step), **kept)
+    resumed = warm_start(*arguments, tmp_path / "a", on_step=lambda step, _: steps.append(step), **checkpointing)
     assert steps == [5, 6, 7, 8, 9] and len(told) == 3
-    assert resumed == warm_start(*given, tmp_path / "b")
+    assert resumed == warm_start(*arguments, tmp_path / "b")
     assert same_weights(tmp_path / "a", tmp_path / "b")
 
 

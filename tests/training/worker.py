@@ -15,16 +15,16 @@ from steptool.training.rounds import train_round
 
 def main() -> None:
     model, out, checkpoints, settings = sys.argv[1:]
-    wanted = json.loads(Path(settings).read_text())
-    rows = trajectories(wanted.pop("count"))
-    queries = wanted.pop("queries", len(rows))
+    expected = json.loads(Path(settings).read_text())
+    rows = trajectories(expected.pop("count"))
+    queries = expected.pop("queries", len(rows))
     rows = [replace(t, query_id=f"q{i % queries}") for i, t in enumerate(rows)]
     train_round(
         model,
         model,
         rows,
         scores(rows),
-        config=config(**wanted),
+        config=config(**expected),
         round_index=0,
         out_dir=out,
         checkpoints=None if checkpoints == "-" else checkpoints,

@@ -50,12 +50,12 @@ def test_trajectories_are_scored_again_without_a_new_rollout(played: Path, tmp_p
         f"--output={tmp_path / 'out'}",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, *inputs, f"--compare={played / 'lcs.parquet'}"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "rules 3 scored" in done.stdout and "rules 3 and truth 1 say the same" in done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "rules 3 scored" in process.stdout and "rules 3 and truth 1 say the same" in process.stdout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         *("audit.html", "audit.json", "costs.parquet", "rewards.parquet")
     ]

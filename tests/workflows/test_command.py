@@ -80,8 +80,8 @@ def test_the_documented_configurations_are_complete_inputs() -> None:
     from steptool.config import Config, load_config
 
     assert load_config(ROOT / "configs" / "laptop.yaml").data.source == "desk"
-    written = json.dumps(sorted(_keys(_yaml(ROOT / "configs" / "laptop.yaml"))))
-    assert written == json.dumps(sorted(_keys(Config().model_dump(mode="json"))))  # every field is there to be read
+    fields = json.dumps(sorted(_keys(_yaml(ROOT / "configs" / "laptop.yaml"))))
+    assert fields == json.dumps(sorted(_keys(Config().model_dump(mode="json"))))  # every field is there to be read
 
 
 def _yaml(path: Path) -> dict[str, object]:

@@ -38,9 +38,9 @@ def test_recordings_go_in_and_come_out(tmp_path: Path) -> None:
     config.write_text(json.dumps({"data": {"source": "recorded", "paths": [str(tmp_path / "logs.jsonl")]}}))
     out = tmp_path / "out"
     (out / "keep").mkdir(parents=True)
-    done = run(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "demonstrations read 7" in done.stdout and "demonstrations dropped: not JSON: 1" in done.stdout
+    process = run(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "demonstrations read 7" in process.stdout and "demonstrations dropped: not JSON: 1" in process.stdout
     assert sorted(p.name for p in out.iterdir()) == [
         "counts.json", "demonstrations.parquet", "keep", "quarantine.jsonl", "queries.parquet",
         "recorded_rewards.parquet",
@@ -54,9 +54,9 @@ def test_recordings_go_in_and_come_out(tmp_path: Path) -> None:
     assert len(read_records(out / "demonstrations.parquet", Trajectory)) == 6
 
     inputs = ("--trajectories", str(out / "demonstrations.parquet"), "--queries", str(out / "queries.parquet"))
-    made = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "preference", "--output", str(out))
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert f"{out}/preference.parquet: trajectories read 6, rows written 3" in made.stdout
+    result = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "preference", "--output", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{out}/preference.parquet: trajectories read 6, rows written 3" in result.stdout
     assert pq.read_table(out / "preference.parquet").num_rows == 3
     both = ("--more_trajectories", json.dumps([str(out / "demonstrations.parquet")]))
     more = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, *both, "--form", "sft", "--output", str(out))
@@ -70,9 +70,9 @@ def test_counts_and_quarantine_arrive_where_everything_was_dropped(tmp_path: Pat
     config = tmp_path / "mine.yaml"
     config.write_text(json.dumps({"data": {"source": "recorded", "paths": [str(tmp_path / "logs.jsonl")]}}))
     out = tmp_path / "out"
-    done = run(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out))
+    process = run(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out))
     message = "demonstrations: 1 read, 1 dropped: no recorded step; queries: 0 kept. No query is left. See"
-    assert done.returncode != 0 and message in done.stdout + done.stderr
+    assert process.returncode != 0 and message in process.stdout + process.stderr
     assert json.loads((out / "counts.json").read_text())["demonstrations dropped: no recorded step"] == 1
     assert json.loads((out / "quarantine.jsonl").read_text())["row"] == 1
 

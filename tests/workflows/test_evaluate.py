@@ -43,8 +43,8 @@ def run(config: Path, output: Path) -> subprocess.CompletedProcess[str]:
 
 def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = run(write(tmp_path), out)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = run(write(tmp_path), out)
+    assert process.returncode == 0, process.stdout + process.stderr
     assert sorted(p.name for p in out.iterdir()) == [
         "config.yaml", "costs.parquet", "evaluation.html", "evaluations.parquet", "metrics.json", "preferences.parquet",
         "published.json", "queries.parquet", "table.csv", "table.md", "table.tex", "trajectories_reference.parquet",
@@ -67,7 +67,7 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     assert sum(c.tokens for c in read_records(out / "costs.parquet", Cost)) == sum(r.tokens for r in rows) > 0
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["results"][0]["model"] == "reference" and figures["results"][0]["pass_rate"] == 1.0
-    assert (out / "table.md").read_text() in done.stdout
+    assert (out / "table.md").read_text() in process.stdout
     page = (out / "evaluation.html").read_text()
     assert figures["comparisons"][0]["conclusion"] in page and 'href="viewer.html#model=B">small</a>' in page
     assert "<title>Episodes of the evaluation</title>" in (out / "viewer.html").read_text()
@@ -125,5 +125,5 @@ def test_training_is_never_measured_on_training_queries(tmp_path: Path) -> None:
 def test_starting_the_workflow_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'trl', 'openai'}"
     program = f"import sys, workflows.evaluate; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

@@ -40,9 +40,11 @@ def declared(profile: Path | None) -> dict[str, Any]:
     named = {"STEPTOOL_PROFILE": str(profile)} if profile else {}
     environment = {k: v for k, v in os.environ.items() if k != "STEPTOOL_PROFILE"} | named
     command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    plans: dict[str, Any] = json.loads(done.stdout)
+    process = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    plans: dict[str, Any] = json.loads(process.stdout)
     return plans
 
 
@@ -107,6 +109,6 @@ def test_people_are_told_of_what_broke(plans: dict[str, Any], name: str) -> None
 def test_what_admin_would_refuse_is_refused_here(tmp_path: Path, section: dict[str, Any], problem: str) -> None:
     profile = tmp_path / "profile.yaml"
     profile.write_text(yaml.safe_dump({"launch_plans": section}))
-    with pytest.raises(ConfigError, match=r"profile\.yaml") as refused:
+    with pytest.raises(ConfigError, match=r"profile\.yaml") as excinfo:
         load_profile(profile)
-    assert problem in str(refused.value)
+    assert problem in str(excinfo.value)

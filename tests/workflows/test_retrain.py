@@ -221,9 +221,9 @@ def test_a_night_that_breaks_is_recorded_with_its_cause(tmp_path: Path) -> None:
 def test_the_command_starts_quickly_and_quietly() -> None:
     program = "import sys, workflows.retrain; print({'torch', 'transformers'} & set(sys.modules))"
     for command in ([sys.executable, "-c", program], [PYFLYTE, "run", "workflows/retrain.py", "retrain", "--help"]):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-        assert "Warning" not in done.stderr
-        assert "set()" in done.stdout or "--force" in done.stdout
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert "Warning" not in process.stderr
+        assert "set()" in process.stdout or "--force" in process.stdout
 
 
 def test_a_night_without_sources_fails_before_anything_is_trained(tmp_path: Path) -> None:

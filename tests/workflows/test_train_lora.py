@@ -69,8 +69,8 @@ def test_rounds_placed_together_make_the_same_run(run: tuple[Path, set[Path]], c
 def test_the_model_is_the_warm_start_with_the_adapter(run: tuple[Path, set[Path]]) -> None:
     folder, _ = run
     before, after = (load_file(folder / name / "model.safetensors") for name in ("warm_start", "model"))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all("proj" in name for name in changed)
+    changed_names = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed_names and all("proj" in name for name in changed_names)
     adapter = json.loads((folder / "model" / KEPT / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == name_base(folder / "warm_start")
     stages = [(entry["stage"], entry["round"]) for entry in lineage.read(folder / "model")]

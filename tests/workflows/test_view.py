@@ -47,9 +47,9 @@ def view(**inputs: object) -> str:
     """What the command prints."""
     command = [PYFLYTE, "run", "workflows/view.py", "view"]
     command += [part for name, value in inputs.items() for part in (f"--{name}", str(value))]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "COLUMNS": "250"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    process = subprocess.run(command, cwd=ROOT, env={**os.environ, "COLUMNS": "250"}, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 def test_two_files_become_one_page(tmp_path: Path) -> None:

@@ -200,8 +200,8 @@ def test_a_call_within_a_string_is_none(form: Format, call: ToolCall) -> None:
 @given(call=CALLS, other=CALLS)
 def test_a_call_after_an_observation_is_none(form: Format, call: ToolCall, other: ToolCall) -> None:
     before, after = form.observation
-    said = f"{form.render(other)}\n{before}7{after}\n{form.render(call)}"
-    assert form.parse(said).call is None
+    text = f"{form.render(other)}\n{before}7{after}\n{form.render(call)}"
+    assert form.parse(text).call is None
     assert form.parse(f"So.\n{before}7{after}\n{form.render(call, 'so')}").call is None
 
 
@@ -209,7 +209,7 @@ def _written(form: Format, text: str) -> list[tuple[str, Any]]:
     """Names and arguments of all JSON objects at the end of the text, where the form has its call."""
     text = text.rstrip()
     ends = {"hermes": ("</tool_call>", ""), "llama": ("",), "react": ("",)}[form.name]
-    found = []
+    calls = []
     for end in ends:
         body = text.removesuffix(end)
         for begin in (i for i, c in enumerate(body) if c == "{"):
@@ -219,10 +219,10 @@ def _written(form: Format, text: str) -> list[tuple[str, Any]]:
             except ValueError:
                 continue
             if form is REACT and before.endswith("\nAction Input:"):
-                found.append((before.removesuffix("\nAction Input:").rstrip().rpartition("Action:")[2].strip(), value))
+                calls.append((before.removesuffix("\nAction Input:").rstrip().rpartition("Action:")[2].strip(), value))
             elif before.endswith(("<tool_call>", "<|python_tag|>", "</think>")) or not before:
-                found.append((value.get("name"), value.get("arguments", value.get("parameters"))))
-    return found
+                calls.append((value.get("name"), value.get("arguments", value.get("parameters"))))
+    return calls
 
 
 @THREE

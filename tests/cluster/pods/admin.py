@@ -115,11 +115,11 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
         _refuse(list(_unfit(plan, request.inputs)), context)
         name = request.name or f"f{uuid.uuid4().hex[:19]}"
         identifier = WorkflowExecutionIdentifier(project=request.project, domain=request.domain, name=name)
-        known = execution_pb2.Execution(id=identifier, spec=request.spec)
-        known.closure.phase = WorkflowExecution.RUNNING
-        known.closure.workflow_id.CopyFrom(plan.workflow_id)
+        execution = execution_pb2.Execution(id=identifier, spec=request.spec)
+        execution.closure.phase = WorkflowExecution.RUNNING
+        execution.closure.workflow_id.CopyFrom(plan.workflow_id)
         run = Execution(name)
-        self.executions[name] = (known, request.inputs, run)
+        self.executions[name] = (execution, request.inputs, run)
         threading.Thread(target=self._run, args=(plan, request.inputs, run), daemon=True).start()
         return execution_pb2.ExecutionCreateResponse(id=identifier)
 
@@ -172,13 +172,13 @@ def served(engine: Engine) -> Iterator[tuple[Admin, str]]:
 
 def _unfit(plan: launch_plan_pb2.LaunchPlanSpec, inputs: LiteralMap) -> Iterator[str]:
     """What is wrong with the inputs of an execution."""
-    wanted = plan.default_inputs.parameters
+    expected = plan.default_inputs.parameters
     for name, value in inputs.literals.items():
-        if name not in wanted:
+        if name not in expected:
             yield f"there is no open input {name}"
-        elif not castable(type_of(value), wanted[name].var.type):
+        elif not castable(type_of(value), expected[name].var.type):
             yield f"the input {name} is of the wrong type"
-    for name, parameter in wanted.items():
+    for name, parameter in expected.items():
         if parameter.required and name not in inputs.literals:
             yield f"the input {name} is missing"
 
@@ -190,10 +190,10 @@ def _refuse(wrong: list[str], context: Any) -> None:
 
 def _keep(entities: Any, identifier: Identifier, entity: Message, context: Any) -> None:
     """Keep an entity. The same once more is told; another of the same version is refused."""
-    known = entities.get(Key.of(identifier))
-    if known == entity:
+    stored_entity = entities.get(Key.of(identifier))
+    if stored_entity == entity:
         context.abort(grpc.StatusCode.ALREADY_EXISTS, f"{identifier.name} {identifier.version} exists already")
-    if known is not None:
+    if stored_entity is not None:
         message = f"{identifier.name} {identifier.version} exists already with a different structure"
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
     entities[Key.of(identifier)] = entity

@@ -110,9 +110,9 @@ def expected(plan: LaunchPlanSpec, inputs: VariableMap) -> ParameterMap:
 
 
 def _inputs(plan: LaunchPlanSpec, inputs: VariableMap) -> Iterator[str]:
-    known = {name: parameter.var.type for name, parameter in plan.default_inputs.parameters.items()}
-    known |= {name: type_of(value) for name, value in plan.fixed_inputs.literals.items()}
-    for name, kind in sorted(known.items()):
+    types = {name: parameter.var.type for name, parameter in plan.default_inputs.parameters.items()}
+    types |= {name: type_of(value) for name, value in plan.fixed_inputs.literals.items()}
+    for name, kind in sorted(types.items()):
         if name not in inputs.variables:
             yield f"the workflow has no input {name}"
         elif not castable(kind, inputs.variables[name].type):

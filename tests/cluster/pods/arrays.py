@@ -25,11 +25,11 @@ def elements(array: ArrayNode, inputs: LiteralMap) -> list[LiteralMap]:
 
 def single(task: TaskTemplate) -> TaskTemplate:
     """A map task with the outputs of one element, which is how they are cached."""
-    changed = TaskTemplate()
-    changed.CopyFrom(task)
+    template = TaskTemplate()
+    template.CopyFrom(task)
     for name, variable in task.interface.outputs.variables.items():
-        changed.interface.outputs.variables[name].type.CopyFrom(variable.type.collection_type)
-    return changed
+        template.interface.outputs.variables[name].type.CopyFrom(variable.type.collection_type)
+    return template
 
 
 def needed(array: ArrayNode, size: int) -> int:

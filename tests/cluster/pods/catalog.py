@@ -33,7 +33,13 @@ class Catalog:
     def without(self, *tasks: str) -> Catalog:
         """A copy that does not know these tasks."""
         with self.lock:
-            return Catalog({key: known for key, known in self.outputs.items() if known[0] not in tasks})
+            return Catalog(
+                {
+                    key: outputs_of_task
+                    for key, outputs_of_task in self.outputs.items()
+                    if outputs_of_task[0] not in tasks
+                }
+            )
 
 
 def key(task: TaskTemplate, inputs: LiteralMap) -> str | None:

@@ -112,17 +112,17 @@ class _Walk:
 
     def _nodes(self, workflow: WorkflowTemplate, inputs: LiteralMap, path: str) -> LiteralMap:
         """Start each node when those before it have ended; stop starting when one fails."""
-        known = {START: inputs}
+        outputs = {START: inputs}
         pending = {node.id: (node, upstream(node)) for node in workflow.nodes}
         running: dict[Future[LiteralMap], str] = {}
         with ThreadPoolExecutor(len(pending)) as threads:
             while pending or running:
-                for name in [name for name, (_, before) in pending.items() if before <= set(known)]:
+                for name in [name for name, (_, before) in pending.items() if before <= set(outputs)]:
                     node, _ = pending.pop(name)
-                    running[threads.submit(self.node, node, dict(known), f"{path}{name}")] = name
+                    running[threads.submit(self.node, node, dict(outputs), f"{path}{name}")] = name
                 for ended in wait(running, return_when=FIRST_COMPLETED).done:
-                    known[running.pop(ended)] = ended.result()
-        return bound(list(workflow.outputs), known)
+                    outputs[running.pop(ended)] = ended.result()
+        return bound(list(workflow.outputs), outputs)
 
     def node(
         self, node: Node, known: Mapping[str, LiteralMap], path: str, inputs: LiteralMap | None = None
@@ -149,11 +149,11 @@ class _Walk:
     def _branch(self, node: Node, known: Mapping[str, LiteralMap], inputs: LiteralMap, path: str) -> LiteralMap:
         block = node.branch_node.if_else
         conditions = [block.case.condition, *(case.condition for case in block.other)]
-        chosen = next((n for n, condition in enumerate(conditions) if holds(condition, inputs)), len(conditions))
+        case_index = next((n for n, condition in enumerate(conditions) if holds(condition, inputs)), len(conditions))
         cases = children(block)
-        if chosen == len(cases):
+        if case_index == len(cases):
             raise NodeFailed(path, "UserProvidedError", block.error.message)
-        return self.node(cases[chosen], known, f"{path}-{cases[chosen].id}")
+        return self.node(cases[case_index], known, f"{path}-{cases[case_index].id}")
 
     def _gate(self, gate: GateNode, inputs: LiteralMap, path: str) -> LiteralMap:
         kind = gate.WhichOneof("condition")

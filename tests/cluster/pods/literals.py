@@ -35,8 +35,8 @@ def literal(value: Any) -> Literal:
         return Literal(map=literals(value))
     kind = type(value)
     context = FlyteContextManager.current_context()
-    made: Literal = TypeEngine.to_literal(context, value, kind, TypeEngine.to_literal_type(kind)).to_flyte_idl()
-    return made
+    result: Literal = TypeEngine.to_literal(context, value, kind, TypeEngine.to_literal_type(kind)).to_flyte_idl()
+    return result
 
 
 def literals(values: Mapping[str, Any]) -> LiteralMap:

@@ -96,11 +96,11 @@ def package(
     named = [argument for name, image in images.items() for argument in ("--image", f"{name}={image}")]
     command = [str(Path(sys.executable).with_name("pyflyte")), "--pkgs", pkgs, "package", *named]
     command += ["--copy", "all", "--in-container-source-path", ".", "--force", "--output", str(archive)]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=root, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
     )
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} in {root}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} in {root}:\n{process.stdout[-2000:]}{process.stderr[-4000:]}")
     with tarfile.open(archive) as opened:
         opened.extractall(target, filter="data")
     return target

@@ -137,14 +137,14 @@ class Kubelet:
         work, log = folder / "work", folder / "log"
         work.mkdir()
         (folder / "tmp").mkdir()
-        started = time.monotonic()
+        start = time.monotonic()
         with log.open("wb") as out:
             process = subprocess.Popen(
                 arguments(attempt), cwd=work, env=self._environment(attempt, folder), stdout=out, stderr=out
             )
         timeout = attempt.task.metadata.timeout.seconds
-        ended, used = self._wait(process, attempt, started + timeout if timeout else float("inf"))
-        seconds, text = time.monotonic() - started, log.read_text(encoding="utf-8", errors="replace")
+        ended, used = self._wait(process, attempt, start + timeout if timeout else float("inf"))
+        seconds, text = time.monotonic() - start, log.read_text(encoding="utf-8", errors="replace")
         cpu, memory = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
         error = self.store.message(f"{attempt.outputs}/error.pb", ErrorDocument()) if ended is Ended.DONE else None
         ended = Ended.FAILED if error else ended

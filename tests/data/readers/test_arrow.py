@@ -101,9 +101,9 @@ def test_changed_offsets_of_an_arrow_file_are_refused_and_never_end_the_process(
         "print(rows)\n"
     )
     files = [str(tmp_path / "good.arrow"), str(tmp_path / "odd.arrow")]
-    done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 1000
+    process = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) > 1000
 
 
 def test_a_small_file_that_unfolds_to_gigabytes_stays_small_in_memory(tmp_path):
@@ -128,9 +128,9 @@ def test_a_small_file_that_unfolds_to_gigabytes_stays_small_in_memory(tmp_path):
     expected = {"plain": "20 (19, None)", "dictionary": "300 (299, None)", "list": "1 (None, 'a record too large')"}
     for name, beginning in expected.items():
         command = [sys.executable, "-c", program, str(tmp_path / f"{name}.parquet")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith(beginning)
-        assert int(done.stdout.split()[-1]) < 500_000  # kilobytes; unfolded they take 1.2 GB
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert process.stdout.startswith(beginning)
+        assert int(process.stdout.split()[-1]) < 500_000  # kilobytes; unfolded they take 1.2 GB
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])

@@ -18,8 +18,8 @@ def test_a_saved_dataset_is_its_data_files_alone(tmp_path, read_values):
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "d")
     stale = tmp_path / "d" / "a" / "cache-0123.arrow"
     stale.write_bytes((tmp_path / "d" / "b" / "data-00000-of-00001.arrow").read_bytes())
-    found = list(find_files([str(tmp_path)], "data.paths", SUFFIXES))
-    assert [read_values(file) for file in found] == [[(0, {"n": 1}), (1, {"n": 2})], [(0, {"n": 3})]]
+    matches = list(find_files([str(tmp_path)], "data.paths", SUFFIXES))
+    assert [read_values(file) for file in matches] == [[(0, {"n": 1}), (1, {"n": 2})], [(0, {"n": 3})]]
 
 
 def test_a_broken_state_of_a_saved_dataset_is_refused(tmp_path, write_file):
@@ -74,7 +74,7 @@ def test_numbers_and_names_are_read_and_written_as_python_does(tmp_path, read_va
     for name, content in (("a.jsonl", text), ("a.json", f"[{text}]"), ("b.json", text)):
         (value,) = (value for _, value in read_values(write_file(tmp_path / name, content)))
         assert value == expected and type(value["f"]) is float
-    found = Query(
+    values = Query(
         "q", "train", "replay", "x", ({"default": [value, float("inf"), True]},), Reference(environment={"n": value})
     )
-    assert from_row(to_row(found), Query) == found
+    assert from_row(to_row(values), Query) == values

@@ -23,8 +23,8 @@ def test_a_huge_line_is_not_held_and_its_beginning_is_shown(tmp_path, read_value
     huge = b'{"n": "' + b"x" * 5_000_000 + b'"}'
     file = write_file(tmp_path / "a.jsonl", b"\n".join([b'{"n": 1}', huge, b'{"n": 3}']))
     assert read_values(file, limit=1000) == [(1, {"n": 1}), (2, "a record too large"), (3, {"n": 3})]
-    shown = next(r for r in read_file(file, limit=1000) if r.fault).value
-    assert shown.startswith('{"n": "xxx') and len(shown) <= 2000
+    text = next(r for r in read_file(file, limit=1000) if r.fault).value
+    assert text.startswith('{"n": "xxx') and len(text) <= 2000
 
 
 def test_a_list_of_any_size_is_read_record_by_record(tmp_path, read_values, write_file):

@@ -130,8 +130,8 @@ def test_fields_may_be_json_texts_and_parts():
 
 
 def test_arguments_may_be_an_object():
-    made = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": {"n": 1}}}]}
-    assert trajectory_of(made, response("one")).steps[0].call == ToolCall("tides", {"n": 1})
+    message = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": {"n": 1}}}]}
+    assert trajectory_of(message, response("one")).steps[0].call == ToolCall("tides", {"n": 1})
 
 
 def test_what_a_bare_function_leaves_out_is_filled_in():
@@ -200,25 +200,25 @@ def test_a_finish_without_a_readable_return_type_does_not_finish():
 
 @pytest.mark.parametrize("arguments", ["null", "", " ", "{}", None])
 def test_no_arguments_are_an_empty_object(arguments):
-    made = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": arguments}}]}
-    assert trajectory_of(made, response("one")).steps[0].call == ToolCall("tides", {})
+    message = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": arguments}}]}
+    assert trajectory_of(message, response("one")).steps[0].call == ToolCall("tides", {})
 
 
 @pytest.mark.parametrize("arguments", ["{'n': 1}", '"{\\"n\\": 1}"', '{"n": 1}'])
 def test_arguments_are_read_as_other_writers_write_them(arguments):
     """As the text of a Python dict, and as JSON in JSON."""
-    made = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": arguments}}]}
-    assert trajectory_of(made, response("one")).steps[0].call == ToolCall("tides", {"n": 1})
+    message = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": arguments}}]}
+    assert trajectory_of(message, response("one")).steps[0].call == ToolCall("tides", {"n": 1})
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", '[1, {"x": -1e999}]'])
 def test_numbers_that_json_cannot_write_are_refused(number):
-    made = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": f'{{"n": {number}}}'}}]}
+    message = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": f'{{"n": {number}}}'}}]}
     with pytest.raises(UnusableError, match="a number that JSON cannot write: call 0 \\(tides\\)"):
-        trajectory_of(made, response("one"))
-    read = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": {"n": float("nan")}}}]}
+        trajectory_of(message, response("one"))
+    data = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": {"n": float("nan")}}}]}
     with pytest.raises(UnusableError, match="a number that JSON cannot write"):
-        trajectory_of(read, response("one"))
+        trajectory_of(data, response("one"))
 
 
 def named(name, content):

@@ -208,13 +208,13 @@ DIALECTS = {
 def test_each_dialect_is_read_as_the_same_conversation(dialect: str) -> None:
     expected, tools = trajectory_of(OPENAI)
     assert expected.final_answer == ANSWER and tools == (TOOL, FINISH_SCHEMA)
-    trajectory, read = trajectory_of(DIALECTS[dialect])
+    trajectory, data = trajectory_of(DIALECTS[dialect])
     assert [s.call for s in trajectory.steps] == [s.call for s in expected.steps]
     assert json.loads(trajectory.steps[0].observation) == json.loads(RESPONSE)
     assert [m["role"] for m in trajectory.messages] == [m["role"] for m in expected.messages]
     assert trajectory.messages[0] == expected.messages[0] and trajectory.messages[1] == expected.messages[1]
     assert (trajectory.final_answer, trajectory.stop_reason) == (expected.final_answer, expected.stop_reason)
-    assert read == tools
+    assert data == tools
 
 
 def test_thinking_is_a_thought_in_every_dialect() -> None:

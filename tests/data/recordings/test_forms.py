@@ -20,8 +20,8 @@ def conversation(query, calls):
     messages = [{"role": "user", "content": query.instruction}]
     for number, call in enumerate(calls):
         function = {"name": call.name, "arguments": json.dumps(dict(call.arguments))}
-        made = {"id": f"c{number}", "type": "function", "function": function}
-        messages.append({"role": "assistant", "tool_calls": [made]})
+        tool_call = {"id": f"c{number}", "type": "function", "function": function}
+        messages.append({"role": "assistant", "tool_calls": [tool_call]})
         messages.append({"role": "tool", "tool_call_id": f"c{number}", "content": "done"})
     return {"messages": messages}
 

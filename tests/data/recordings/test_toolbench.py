@@ -362,10 +362,10 @@ def test_every_step_of_the_real_answers_comes_through(real_data):
         trajectory = make_trajectory(answer.turns, answer.solved, make_query(answer), 0)
         if paths:
             calls = [m["function_call"] for m in paths[-1] if m.get("function_call")]
-            said = [m["content"] for m in paths[-1] if m["role"] == "function"]
+            texts = [m["content"] for m in paths[-1] if m["role"] == "function"]
             assert [s.call.name for s in trajectory.steps] == [c["name"] for c in calls]
             assert [s.call.arguments for s in trajectory.steps] == [json.loads(c["arguments"]) for c in calls]
-            assert [s.observation for s in trajectory.steps if s.status != StepStatus.FINISH] == said
+            assert [s.observation for s in trajectory.steps if s.status != StepStatus.FINISH] == texts
             recorded = json.loads(raw["answer_generation"]["final_answer"])
             assert trajectory.final_answer == recorded.get("final_answer")
         else:
@@ -378,11 +378,11 @@ def test_every_step_of_the_real_answers_comes_through(real_data):
 
 def test_real_converted_answers_are_the_raw_ones(real_data):
     folder = real_data / "stabletoolbench" / "data_example"
-    read = [
+    data = [
         {a.instruction: a for a in read_recordings([str(folder / name)], "data.paths", no_tools, IngestLog())}
         for name in ("answer", "model_predictions_converted")
     ]
-    raw, converted = read
+    raw, converted = data
     assert raw.keys() == converted.keys() and len(raw) == 3
     for query, answer in raw.items():
         twin = converted[query]
@@ -516,8 +516,8 @@ def test_nothing_in_a_cell_is_executed(tmp_path):
         "from steptool.data.ingest_log import IngestLog;"
         "log = IngestLog(); print(list(read_recordings([sys.argv[1]], 'f', tuple, log)), dict(log.counts))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout == "[] {'demonstrations read': 1, 'demonstrations dropped: not a Python literal': 1}\n"
+    process = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert process.stdout == "[] {'demonstrations read': 1, 'demonstrations dropped: not a Python literal': 1}\n"
     assert not trap.exists()
 
 
@@ -528,15 +528,15 @@ def test_recorded_rewards_are_kept_under_their_annotator(tmp_path):
     writer.writerows([row(), row(llama, rewards=(0.0, 0.25, 0.0)), row() | {"reward": "[]"}])
     (tmp_path / "ppo.csv").write_text(text.getvalue())
     config = Config.model_validate({"data": {"source": "recorded", "paths": [str(tmp_path / "ppo.csv")]}})
-    done = ingest(config, tmp_path / "out", for_training=False)
-    assert done.counts == {
+    result = ingest(config, tmp_path / "out", for_training=False)
+    assert result.counts == {
         "queries read": 1, "queries kept": 1, "demonstrations read": 3, "demonstrations kept": 2,
         "demonstrations dropped: lists of different lengths": 1,
     }  # fmt: skip
-    (query,) = read_queries(done.queries_path)
-    one, two = read_records(done.demonstrations_path, Trajectory)
+    (query,) = read_queries(result.queries_path)
+    one, two = read_records(result.demonstrations_path, Trajectory)
     assert (one.query_id, two.sample, one.solved, two.solved) == (query.query_id, 1, 1.0, 0.0)
-    rewards = read_records(done.rewards_path, StepReward)
+    rewards = read_records(result.rewards_path, StepReward)
     assert {(r.annotator, r.annotator_version, r.prompt_hash) for r in rewards} == {("steptool-release", "1", "")}
     assert [(r.trajectory_id, r.step, json.loads(r.votes)["reward"], r.is_solved) for r in rewards] == [
         (one.trajectory_id, 0, 0.9, None), (one.trajectory_id, 1, 0.5, None), (one.trajectory_id, 2, 1.0, 1.0),

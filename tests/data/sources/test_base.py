@@ -79,17 +79,17 @@ def test_a_source_of_the_users_own_takes_part_like_ours(own: Path, tmp_path: Pat
     for number in range(40):
         (notes / f"n{number:02}.note").write_text(f"Cancel order {number}.")
     (notes / "without.note").write_text(" ")
-    done = ingest(config(own, notes), tmp_path / "out")
-    queries = read_queries(done.queries_path)
+    result = ingest(config(own, notes), tmp_path / "out")
+    queries = read_queries(result.queries_path)
     assert len(queries) == 40 and {q.environment for q in queries} == {"desk"}
     assert len(Counter(q.split for q in queries)) == 3
-    assert done.counts == {
+    assert result.counts == {
         "queries read": 41, "queries kept": 40, "queries dropped: an empty note": 1,
         "demonstrations read": 1, "demonstrations kept": 1,
     }  # fmt: skip
-    (demonstration,) = read_records(done.demonstrations_path, Trajectory)
+    (demonstration,) = read_records(result.demonstrations_path, Trajectory)
     assert (demonstration.query_id, demonstration.final_answer) == ("n00", "Done.")
-    (refusal,) = map(json.loads, done.quarantine_path.read_text().splitlines())
+    (refusal,) = map(json.loads, result.quarantine_path.read_text().splitlines())
     assert refusal["file"].endswith("without.note") and refusal["reason"] == "an empty note"
 
 
@@ -122,7 +122,7 @@ def test_reference_solutions_of_an_own_source_become_demonstrations(tmp_path: Pa
         "            yield draw_query('train', 'single', f'few.{number}')\n"
     )
     settings = Config.model_validate({"data": {"source": f"{tmp_path / 'desk_tasks.py'}:Few"}})
-    done = ingest(settings, tmp_path / "out", for_training=False)
+    result = ingest(settings, tmp_path / "out", for_training=False)
     expected = [draw_query("train", "single", f"few.{number}").query_id for number in range(3)]
-    demonstrations = read_records(done.demonstrations_path, Trajectory)
+    demonstrations = read_records(result.demonstrations_path, Trajectory)
     assert [d.query_id for d in demonstrations] == expected and all(d.solved == 1.0 for d in demonstrations)

@@ -48,8 +48,8 @@ def test_a_task_needs_an_instruction_and_tools_only(tasks):
 
 def test_what_a_task_says_is_kept(tasks):
     reference = {"answer": "at nine", "calls": [{"name": "tides", "arguments": {}}], "tools": ["tides"], "note": 1}
-    said = {"id": "t1", "split": "heldout", "tier": "easy", "max_steps": 4, "reference": reference}
-    (query,) = read_tasks(tasks(TASK | said))
+    task = {"id": "t1", "split": "heldout", "tier": "easy", "max_steps": 4, "reference": reference}
+    (query,) = read_tasks(tasks(TASK | task))
     assert (query.query_id, query.split, query.tier, query.max_steps) == ("t1", "heldout", "easy", 4)
     assert query.reference == Reference("at nine", (ToolCall("tides", {}),), tools=("tides",), environment={"note": 1})
 

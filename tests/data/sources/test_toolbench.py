@@ -90,8 +90,8 @@ def test_long_names_that_end_alike_stay_apart(instruction):
 def test_long_names_that_end_alike_lead_back_to_their_own_apis(instruction):
     first, second = instruction["api_list"]
     first["api_name"], second["api_name"] = "today " + "y" * 70, "tomorrow " + "y" * 70
-    known = endpoints(read_instruction(instruction, FILE, 0))
-    assert [api for _, _, api in known.values()] == ["today_" + "y" * 70, "tomorrow_" + "y" * 70]
+    apis = endpoints(read_instruction(instruction, FILE, 0))
+    assert [api for _, _, api in apis.values()] == ["today_" + "y" * 70, "tomorrow_" + "y" * 70]
 
 
 def test_an_api_without_a_category_has_no_way_back(instruction):
@@ -214,9 +214,9 @@ def test_every_real_function_leads_back_to_its_api(real_data):
     queries = read_instructions([str(real_data / folder) for folder in folders])
     named = 0
     for query in queries:
-        known = endpoints(query)
-        assert set(known) == {t["function"]["name"] for t in query.tools} - {"Finish"}
-        for name, (_, tool, api) in known.items():
+        apis = endpoints(query)
+        assert set(apis) == {t["function"]["name"] for t in query.tools} - {"Finish"}
+        for name, (_, tool, api) in apis.items():
             forward = function_name(api, tool)
             assert name in (forward, *(f"{forward[:62]}_{number}" for number in range(2, 10)))
             named += 1
@@ -229,10 +229,10 @@ def test_real_recorded_function_lists_are_reproduced(real_data):
     answers = [json.loads(f.read_text("utf-8")) for f in (folder / "data_example/answer").rglob("*.json")]
     assert answers
     for answer in (a["answer_generation"] for a in answers):
-        ours = [t["function"] for t in queries[answer["query"]].tools]
-        assert [f["name"] for f in ours] == [f["name"] for f in answer["function"]]
-        for mine, theirs in zip(ours[:-1], answer["function"], strict=False):
-            assert set(theirs["parameters"]["properties"]) <= set(mine["parameters"]["properties"])
+        actual = [t["function"] for t in queries[answer["query"]].tools]
+        assert [f["name"] for f in actual] == [f["name"] for f in answer["function"]]
+        for mine, expected in zip(actual[:-1], answer["function"], strict=False):
+            assert set(expected["parameters"]["properties"]) <= set(mine["parameters"]["properties"])
 
 
 def test_real_function_names_of_all_recorded_answers_keep_the_rules(real_data):

@@ -97,9 +97,9 @@ def test_every_solution_solves_its_task_and_none_does_without_its_last_call(
 ) -> None:
     options = {"limits": ToolsConfig()}
     whole = play_back([(q, reference_calls(q)) for q in queries], environment, **options)
-    cut = play_back([(q, without_last_call(reference_calls(q))) for q in queries], environment, **options)
+    episodes = play_back([(q, without_last_call(reference_calls(q))) for q in queries], environment, **options)
     assert sum(t.solved == 1.0 for t in whole) == 800
-    assert sum(t.solved == 0.0 for t in cut) == 800
+    assert sum(t.solved == 0.0 for t in episodes) == 800
 
 
 def varied(query: Query, rng: random.Random) -> dict[str, list[list[tuple[str, dict[str, Any]]]]]:
@@ -140,11 +140,11 @@ def test_the_verdict_is_that_of_the_benchmark_itself(queries: list[Query], envir
         solution = written(versions["whole"])
         for kind, turns in versions.items():
             calls = [[[call] for call in turn] for turn in written(turns)]
-            theirs = multi_turn_checker(calls, solution, entry, query.tier, kind.replace(" ", "_"))["valid"]
-            ours, through = played(environment, query, turns)
+            expected = multi_turn_checker(calls, solution, entry, query.tier, kind.replace(" ", "_"))["valid"]
+            actual, through = played(environment, query, turns)
             if through:
-                assert ours == theirs, (query.query_id, kind)
-                verdicts[kind, theirs] += 1
+                assert actual == expected, (query.query_id, kind)
+                verdicts[kind, expected] += 1
     assert (verdicts["whole", True], verdicts["a turn dropped", False]) == (100, 100)
     assert verdicts["a look more", False] == verdicts["a turn dropped", True] == 0
     assert all(

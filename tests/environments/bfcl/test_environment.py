@@ -67,8 +67,8 @@ def test_only_documented_functions_of_the_task_can_be_called(
     environment: BfclEnvironment, make_task: MakeTask, name: str
 ) -> None:
     query = make_task("GorillaFileSystem")
-    listed = {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
-    session = environment.reset(Query(**{**vars(query), "tools": (*query.tools, listed)}))
+    schema = {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
+    session = environment.reset(Query(**{**vars(query), "tools": (*query.tools, schema)}))
     assert do(session, name) == ToolResult(UNKNOWN, f'{{"error": "unknown tool {name}"}}')
     assert not session.offers(name)
 
@@ -86,8 +86,8 @@ def test_tools_come_with_their_turn(begin: Callable[..., BfclSession]) -> None:
 def test_what_the_reference_does_stands(by_id: dict[str, Query], environment: BfclEnvironment) -> None:
     early = by_id["multi_turn_miss_func_49"]
     assert "tail" not in {tool["function"]["name"] for tool in early.tools}
-    (played,) = play_back([(early, reference_calls(early))], environment, **OPTIONS)
-    assert (played.solved, [s.status for s in played.steps if s.call and s.call.name == "tail"]) == (1.0, [OK])
+    (episodes,) = play_back([(early, reference_calls(early))], environment, **OPTIONS)
+    assert (episodes.solved, [s.status for s in episodes.steps if s.call and s.call.name == "tail"]) == (1.0, [OK])
     ill_typed = environment.reset(by_id["multi_turn_base_173"])
     assert do(ill_typed, "close_ticket", ticket_id="ticket_001").status is OK
     assert do(ill_typed, "close_ticket", ticket_id="ticket_002").status is INVALID
@@ -99,10 +99,10 @@ def test_a_tool_that_comes_late_is_unknown_to_a_policy_before(
     query = by_id["multi_turn_miss_func_2"]  # cp and cat come with turn 4
     look = ToolCall("cat", {"file_name": "x"})
     calls = reference_calls(query)
-    (played,) = play_back([(query, [look, *calls, look])], environment, **OPTIONS)
-    assert (played.steps[0].status, played.solved) == (UNKNOWN, 1.0)
-    assert [s.status for s in played.steps if s.call and s.call.name == "cat"] == [UNKNOWN, OK]
-    assert [m["role"] for m in played.messages].count("user") == 6
+    (episodes,) = play_back([(query, [look, *calls, look])], environment, **OPTIONS)
+    assert (episodes.steps[0].status, episodes.solved) == (UNKNOWN, 1.0)
+    assert [s.status for s in episodes.steps if s.call and s.call.name == "cat"] == [UNKNOWN, OK]
+    assert [m["role"] for m in episodes.messages].count("user") == 6
 
 
 # Sessions share nothing.
@@ -157,8 +157,8 @@ def test_the_precision_of_the_process_is_left_as_it_was(begin: Callable[..., Bfc
 def module_state() -> Iterator[str]:
     """All data that the benchmark's modules, classes and defaults hold, but for an entry that is written when read."""
     for name in CLASSES:
-        held = vars(import_module(executable(name).__module__)) | vars(executable(name))
-        for key, value in held.items():
+        values = vars(import_module(executable(name).__module__)) | vars(executable(name))
+        for key, value in values.items():
             if isinstance(value, dict | list | set) and not key.startswith("__"):
                 yield re.sub(r"(, )?'outsideTemperature': [-+.\de]+", "", f"{name}.{key} {value}")
             yield f"{name}.{key} {getattr(value, '__defaults__', None)}"
@@ -182,10 +182,10 @@ def test_interleaved_runs_see_what_a_run_alone_sees(queries: list[Query], enviro
 def test_a_query_from_a_file_plays_the_same(by_id: dict[str, Query], environment: BfclEnvironment) -> None:
     for name in ("multi_turn_miss_func_2", "multi_turn_long_context_100", "multi_turn_base_173"):
         query = from_row(to_row(by_id[name]), Query)
-        (played,) = play_back([(query, reference_calls(query))], environment, **OPTIONS)
-        (again,) = play_back([(query, recorded_calls(played))], environment, **OPTIONS)
-        assert (played.solved, played.stop_reason) == (1.0, StopReason.FINISHED)
-        assert [s.observation for s in again.steps] == [s.observation for s in played.steps]
+        (episodes,) = play_back([(query, reference_calls(query))], environment, **OPTIONS)
+        (again,) = play_back([(query, recorded_calls(episodes))], environment, **OPTIONS)
+        assert (episodes.solved, episodes.stop_reason) == (1.0, StopReason.FINISHED)
+        assert [s.observation for s in again.steps] == [s.observation for s in episodes.steps]
 
 
 # What the benchmark's tools would not return from.

@@ -73,8 +73,8 @@ def test_tools_that_come_late_are_told_with_their_turn_and_not_before(queries: l
         held = {schema["function"]["name"] for schema in schemas}
         assert held
         assert not held & set(names(query))
-        listed, sentence = query.reference.environment["bfcl"]["messages"][int(turn) - 1].split("\n")
-        assert json.loads(listed) == schemas
+        names_text, sentence = query.reference.environment["bfcl"]["messages"][int(turn) - 1].split("\n")
+        assert json.loads(names_text) == schemas
         assert sentence == "I have updated some more functions you can choose from. What about now?"
 
 
@@ -147,9 +147,11 @@ def test_a_missing_package_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPat
 def test_the_benchmark_is_left_out_where_the_package_is_missing() -> None:
     program = "import runpy, sys; sys.modules['bfcl_eval'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
     path = str(ROOT / "benchmarks" / "bfcl.py")
-    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.startswith("bfcl: left out. ")
-    assert done.stdout.count("\n") == 1
+    process = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert process.stdout.startswith("bfcl: left out. ")
+    assert process.stdout.count("\n") == 1
 
 
 @pytest.mark.usefixtures("environment")

@@ -75,9 +75,9 @@ def test_a_shipped_order_cannot_be_cancelled_and_is_returned_instead():
     query = _query(lambda q: q.reference.calls[-1].name == "open_return")
     order = query.reference.calls[-1].arguments["order_id"]
     session = DeskEnvironment().reset(query)
-    refused = _call(session, "cancel_order", order_id=order)
-    assert refused.status is StepStatus.TOOL_ERROR
-    assert json.loads(refused.observation) == {"error": "already shipped"}
+    refusals = _call(session, "cancel_order", order_id=order)
+    assert refusals.status is StepStatus.TOOL_ERROR
+    assert json.loads(refusals.observation) == {"error": "already shipped"}
     returned = _call(session, "open_return", order_id=order)
     assert json.loads(returned.observation) == {"return_id": query.reference.answer}
     assert _call(session, "open_return", order_id=order).status is StepStatus.TOOL_ERROR  # the state has changed
@@ -139,10 +139,10 @@ def test_demonstrations_come_from_training_queries_only():
         }
     )
     queries = tasks.desk_queries(config)
-    shown = desk_demonstrations(config, queries)
+    demonstrations = desk_demonstrations(config, queries)
     train = {q.query_id for q in queries if q.split == "train"}
-    assert len(shown) == 20
-    assert {t.query_id for t in shown} <= train
+    assert len(demonstrations) == 20
+    assert {t.query_id for t in demonstrations} <= train
     assert tasks.desk_queries(config) == queries
 
 

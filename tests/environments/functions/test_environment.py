@@ -243,9 +243,9 @@ def test_functions_have_no_state_and_may_give_a_verdict(module: Any) -> None:
 )
 def test_a_function_without_a_description_is_refused_by_name(module: Any, named: str, message: str) -> None:
     path = module(f"{dedent(PLAIN)}\nlisted = [{named}]\n")
-    with pytest.raises(ConfigError, match=message) as refused:
+    with pytest.raises(ConfigError, match=message) as excinfo:
         FunctionsEnvironment(f"{path}:listed")
-    assert "needs type hints and a docstring in Google's style" in str(refused.value)
+    assert "needs type hints and a docstring in Google's style" in str(excinfo.value)
 
 
 @pytest.mark.parametrize(

@@ -42,20 +42,20 @@ def play(config: Config, recordings: Sequence[tuple[Query, Sequence[ToolCall]]])
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_reference_solutions_solve_the_tasks(example: str, isolation: str) -> None:
     config = config_of(example, isolation)
-    played = play(config, [(query, reference_calls(query)) for query in read_tasks(config)])
-    assert {trajectory.solved for trajectory in played} == {1.0}
+    episodes = play(config, [(query, reference_calls(query)) for query in read_tasks(config)])
+    assert {trajectory.solved for trajectory in episodes} == {1.0}
     expected = StopReason.ENDED if example == "game" else StopReason.FINISHED
-    assert {trajectory.stop_reason for trajectory in played} == {expected}
-    assert {step.status for t in played for step in t.steps} <= {StepStatus.OK, StepStatus.FINISH}
+    assert {trajectory.stop_reason for trajectory in episodes} == {expected}
+    assert {step.status for t in episodes for step in t.steps} <= {StepStatus.OK, StepStatus.FINISH}
 
 
 def test_a_game_ends_by_itself_when_it_is_lost() -> None:
     config = config_of("game")
     down, look = ToolCall("go", {"direction": "down"}), ToolCall("look", {})
-    (lost,) = play(config, [(read_tasks(config)[0], [look, down, look, look])])
-    assert (lost.stop_reason, lost.solved, len(lost.steps)) == (StopReason.ENDED, 0.0, 2)
-    assert lost.steps[-1].observation.endswith("The game is over.")
-    assert (lost.messages[-1]["role"], lost.messages[-1]["content"]) == ("tool", lost.steps[-1].observation)
+    (episodes,) = play(config, [(read_tasks(config)[0], [look, down, look, look])])
+    assert (episodes.stop_reason, episodes.solved, len(episodes.steps)) == (StopReason.ENDED, 0.0, 2)
+    assert episodes.steps[-1].observation.endswith("The game is over.")
+    assert (episodes.messages[-1]["role"], episodes.messages[-1]["content"]) == ("tool", episodes.steps[-1].observation)
 
 
 def test_the_user_of_a_conversation_speaks_after_each_answer() -> None:

@@ -103,10 +103,10 @@ def test_an_episode_has_an_object_of_its_own_in_its_process(session: Callable[..
 def test_code_that_holds_the_interpreter_is_ended_at_the_limit(session: Callable[..., LimitedSession]) -> None:
     playing = session(timeout=4.0)
     assert ask(playing, "add", number=1) == "6"
-    started = time.monotonic()
+    start = time.monotonic()
     problem = json.loads(ask(playing, "hang"))["error"]
     assert problem.startswith("no answer within 3.6 s, and the process of the tool was ended; the next call begins")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - start < 8
     assert ask(playing, "add", number=1) == "6"
     with pytest.raises(VerdictError, match="its state with it"):
         playing.solved("15")

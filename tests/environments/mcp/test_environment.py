@@ -311,9 +311,9 @@ print(session.call(ToolCall("pid", {{}})).observation, flush=True)
 session.call(ToolCall("hang", {{}}))
 raise RuntimeError("halfway")
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    assert "halfway" in ended.stderr
-    assert is_gone(int(ended.stdout))
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert "halfway" in process.stderr
+    assert is_gone(int(process.stdout))
 
 
 @pytest.mark.parametrize(
@@ -328,9 +328,9 @@ def test_a_server_that_does_not_start_is_an_error_that_may_be_tried_again(
     world: Callable[..., World], command: list[str], reason: str
 ) -> None:
     environment = world(command=command, timeout=3.0).environment
-    with pytest.raises(TransportError) as lost:
+    with pytest.raises(TransportError) as excinfo:
         environment.reset(QUERY).call(ToolCall("count", {}))
-    assert str(lost.value).startswith(command[0]) and reason in str(lost.value)
+    assert str(excinfo.value).startswith(command[0]) and reason in str(excinfo.value)
     with pytest.raises(ConfigError, match=r"tools\.mcp: the server does not list its tools: "):
         environment.tools()
 
@@ -426,11 +426,11 @@ class Junk(BaseHTTPRequestHandler):
 @contextmanager
 def junk_server(port: int = 0, handler: type[Junk] = Junk) -> Iterator[tuple[int, list[str]]]:
     """Its port and the authorization of every request."""
-    seen: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (handler,), {"headers_seen": seen}))
+    observed: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (handler,), {"headers_seen": observed}))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
-        yield server.server_address[1], seen
+        yield server.server_address[1], observed
     finally:
         server.shutdown()
         server.server_close()
@@ -440,8 +440,8 @@ def test_a_request_over_http_without_an_answer_is_called_off_alone(world: Callab
     shared = world(url=http, timeout=3.0, shared=True)
     waiting, other = shared.session(), shared.session()
     calls_off = int(observe(other, "waits"))
-    unanswered, answered = shared.guard.submit(problem, waiting, "wait"), shared.guard.submit(observe, other, "waits")
-    assert (unanswered.result(), answered.result()) == ("no answer within 2.7 s", str(calls_off))
+    unanswered, answers = shared.guard.submit(problem, waiting, "wait"), shared.guard.submit(observe, other, "waits")
+    assert (unanswered.result(), answers.result()) == ("no answer within 2.7 s", str(calls_off))
     assert observe(waiting, "waits") == str(calls_off + 1)
 
 

@@ -106,5 +106,5 @@ def query() -> Query:
         {"type": "function", "function": {"name": name, "description": "d", "parameters": parameters}}
         for name in ("forecast_for_sky_watch", "tides_for_sea")
     )
-    known = {"forecast_for_sky_watch": ["Weather", "sky_watch", "forecast"]}
-    return Query("q", "train", "toolbench", "Will it rain?", tools, Reference(environment={"toolbench": known}))
+    apis = {"forecast_for_sky_watch": ["Weather", "sky_watch", "forecast"]}
+    return Query("q", "train", "toolbench", "Will it rain?", tools, Reference(environment={"toolbench": apis}))

@@ -119,9 +119,9 @@ def test_the_command_builds_a_cache(tmp_path, folder, query, capsys):
         str(file),
         str(tmp_path / "missing"),
     ]
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert "missing: expected Parquet files of queries" in refused.stderr
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "missing: expected Parquet files of queries" in process.stderr
 
 
 def test_real_recorded_answers_are_replayed_offline(tmp_path, real_data):
@@ -133,16 +133,18 @@ def test_real_recorded_answers_are_replayed_offline(tmp_path, real_data):
         "recorded_answers": [str(stable / "data_example/answer"), str(original / "answer")],
     }
     config = Config.model_validate({"data": data})
-    found = ingest(config, tmp_path)
+    result = ingest(config, tmp_path)
     file = tmp_path / "responses.sqlite"
     build(file, [tmp_path])
     environment = open_environment(
         "toolbench", Config(tools=ToolsConfig.model_validate({"toolbench": {"cache": str(file)}}))
     )
-    queries: dict[str, Query] = {q.query_id: q for q in read_queries(found.queries_path)}
+    queries: dict[str, Query] = {q.query_id: q for q in read_queries(result.queries_path)}
     assert {q.environment for q in queries.values()} == {"toolbench"}
-    recorded = [(t.query_id, s) for t in read_records(found.demonstrations_path, Trajectory) for s in t.steps if s.call]
-    answered = [(queries[q], s) for q, s in recorded if s.status in (OK, FAILED)]
-    assert len(answered) == 35
-    for query, was in answered:
+    recorded = [
+        (t.query_id, s) for t in read_records(result.demonstrations_path, Trajectory) for s in t.steps if s.call
+    ]
+    answers = [(queries[q], s) for q, s in recorded if s.status in (OK, FAILED)]
+    assert len(answers) == 35
+    for query, was in answers:
         assert environment.reset(query).call(was.call) == ToolResult(was.status, was.observation)

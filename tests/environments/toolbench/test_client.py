@@ -90,10 +90,10 @@ def test_a_server_that_hangs_up_or_is_not_there_may_be_asked_again(serve):
 def test_a_server_that_hangs_is_a_failed_step_in_time(serve, say):
     release = threading.Event()
     server = serve(lambda request: say(str(release.wait(5))))
-    started = time.monotonic()
+    start = time.monotonic()
     result = client(server, timeout=0.1).ask(API, BERN)
     release.set()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - start < 2
     assert result == ToolResult(StepStatus.TOOL_ERROR, '{"error": "Timeout error...", "response": ""}')
 
 
@@ -121,10 +121,10 @@ def test_a_reply_that_never_ends_is_a_failed_step_in_time():
 
 def test_the_key_is_in_no_observation_and_no_log(serve, say, caplog):
     caplog.set_level(logging.DEBUG)
-    asked = client(serve(lambda request: say(request)))
-    observation = asked.ask(API, BERN).observation
+    api_client = client(serve(lambda request: say(request)))
+    observation = api_client.ask(API, BERN).observation
     assert json.loads(observation)["response"]["toolbench_key"] == "[key]"
-    assert caplog.records and "secret-key" not in observation + caplog.text + repr(asked)
+    assert caplog.records and "secret-key" not in observation + caplog.text + repr(api_client)
 
 
 @pytest.mark.parametrize("closes_after", [{500}, {500, 200}])
@@ -133,29 +133,29 @@ def test_no_call_is_lost_where_the_server_closes_connections_without_saying_so(s
     answers = iter([(500, body), say("rain")] * 20)
     server = serve(lambda request: next(answers))
     server.closes_after = closes_after
-    asked = client(server)
-    statuses = [asked.ask(API, {"town": str(number)}).status for number in range(40)]
+    api_client = client(server)
+    statuses = [api_client.ask(API, {"town": str(number)}).status for number in range(40)]
     assert statuses == [StepStatus.TOOL_ERROR, StepStatus.OK] * 20 and len(server.requests) == 40
 
 
 @pytest.mark.parametrize("key", ["1", "zzz", "token"])
 def test_a_short_key_changes_nothing_in_a_reply(serve, say, key):
     response = {"token": 1, "zzz": [11, "1 token"]}
-    asked = client(serve(lambda request: say(response)), key=key)
-    assert json.loads(asked.ask(API, BERN).observation)["response"] == response
+    api_client = client(serve(lambda request: say(response)), key=key)
+    assert json.loads(api_client.ask(API, BERN).observation)["response"] == response
 
 
 def test_an_escaped_key_is_hidden_in_a_reply(serve):
     key = 'se"cret/key'
     body = b'{"error": "", "response": "' + b"".join(rb"\u%04x" % letter for letter in key.encode()) + b'"}'
-    asked = client(serve(lambda request: (200, body)), key=key)
-    assert json.loads(asked.ask(API, BERN).observation)["response"] == "[key]"
+    api_client = client(serve(lambda request: (200, body)), key=key)
+    assert json.loads(api_client.ask(API, BERN).observation)["response"] == "[key]"
 
 
 def test_calls_one_after_the_other_share_a_connection(serve, say):
     server = serve(lambda request: say("rain"))
-    asked = client(server)
-    assert {asked.ask(API, {"town": str(n)}).status for n in range(20)} == {StepStatus.OK}
+    api_client = client(server)
+    assert {api_client.ask(API, {"town": str(n)}).status for n in range(20)} == {StepStatus.OK}
     assert (len(server.requests), server.connections) == (20, 1)
 
 
@@ -167,9 +167,9 @@ def test_calls_of_many_threads_are_in_flight_at_once(serve, say):
         return say(json.loads(request["tool_input"])["town"])
 
     server = serve(answer)
-    asked = client(server)
+    api_client = client(server)
     with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(lambda n: asked.ask(API, {"town": str(n)}), range(48)))
+        results = list(pool.map(lambda n: api_client.ask(API, {"town": str(n)}), range(48)))
     assert [json.loads(r.observation)["response"] for r in results] == [str(n) for n in range(48)]
     assert server.connections == 16
 
@@ -184,6 +184,6 @@ def test_what_is_no_address_is_refused(url):
 
 @pytest.mark.parametrize("key", ["two\nlines", "ключ"])
 def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(key):
-    with pytest.raises(ValueError, match="printable ASCII") as refused:
+    with pytest.raises(ValueError, match="printable ASCII") as excinfo:
         VirtualClient("http://localhost:8080/virtual", key, "", 1.0)
-    assert key not in str(refused.value)
+    assert key not in str(excinfo.value)

@@ -46,10 +46,10 @@ def figures(result: object, name: str) -> list[float]:
 def test_each_try_that_differs_from_the_best_is_in_a_pair(make: SimpleNamespace) -> None:
     rows = tries(make, "aaabbccd")
     solved = [1.0, 0.0, 0.5, 0.0, 0.0, 1.0, None, 1.0]
-    chosen = ExplorationPreference(configure(make), 0).select(rows, outcomes(rows, solved), NO_REWARDS_SEEN)
+    selection = ExplorationPreference(configure(make), 0).select(rows, outcomes(rows, solved), NO_REWARDS_SEEN)
     # a: its best with both others; b: two alike; c: one without an outcome; d: one try
-    assert [t.trajectory_id for t in chosen.trajectories] == ["t0", "t1", "t0", "t2"]
-    assert (chosen.left_out, [m.value for m in chosen.metrics]) == (5, [2.0])
+    assert [t.trajectory_id for t in selection.trajectories] == ["t0", "t1", "t0", "t2"]
+    assert (selection.left_out, [m.value for m in selection.metrics]) == (5, [2.0])
 
 
 def test_the_better_try_gains_on_the_worse_one(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
@@ -75,8 +75,8 @@ def test_the_cut_into_forward_passes_changes_nothing(model_dir: Path, tmp_path: 
         train_round(model_dir, model_dir, rows, scores, config=config, round_index=0, out_dir=tmp_path / str(size))
     start, whole, parts = (load_file(d / "model.safetensors") for d in (model_dir, tmp_path / "8", tmp_path / "3"))
     for name in whole:
-        moved = (whole[name] - start[name]).abs().max()
-        assert (whole[name] - parts[name]).abs().max() < 0.02 * moved
+        distance = (whole[name] - start[name]).abs().max()
+        assert (whole[name] - parts[name]).abs().max() < 0.02 * distance
 
 
 def test_no_pair_passes_the_policy_on(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:

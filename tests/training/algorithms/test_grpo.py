@@ -79,14 +79,14 @@ def test_tries_with_equal_outcomes_teach_nothing_and_the_penalty_leads_back(
     start, same = (load_file(folder / "model.safetensors") for folder in (model_dir, tmp_path / "same"))
     assert all(torch.equal(start[name], same[name]) for name in start)
 
-    moved, back = tmp_path / "moved", tmp_path / "back"
+    change, back = tmp_path / "moved", tmp_path / "back"
     apart = outcomes(rows, [1.0, 0.0, 0.0] * 2)
     train_round(
-        model_dir, model_dir, rows, apart, round_index=0, out_dir=moved,
+        model_dir, model_dir, rows, apart, round_index=0, out_dir=change,
         config=configure(make, "grpo", epochs=4, learning_rate=5e-3, kl_coef=0.0),
     )  # fmt: skip
     train_round(
-        moved,
+        change,
         model_dir,
         rows,
         equal,
@@ -94,8 +94,8 @@ def test_tries_with_equal_outcomes_teach_nothing_and_the_penalty_leads_back(
         out_dir=back,
         config=configure(make, "grpo", epochs=4, kl_coef=1.0),
     )
-    distance = {folder: abs(log_probs(folder, rows[:1]) - log_probs(model_dir, rows[:1])) for folder in (moved, back)}
-    assert distance[back] < distance[moved]
+    distance = {folder: abs(log_probs(folder, rows[:1]) - log_probs(model_dir, rows[:1])) for folder in (change, back)}
+    assert distance[back] < distance[change]
 
 
 def test_the_cut_into_forward_passes_changes_nothing(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
@@ -107,8 +107,8 @@ def test_the_cut_into_forward_passes_changes_nothing(model_dir: Path, tmp_path: 
         train_round(model_dir, model_dir, rows, scores, config=config, round_index=0, out_dir=tmp_path / str(size))
     start, whole, parts = (load_file(d / "model.safetensors") for d in (model_dir, tmp_path / "6", tmp_path / "2"))
     for name in whole:
-        moved = (whole[name] - start[name]).abs().max()
-        assert (whole[name] - parts[name]).abs().max() < 0.02 * moved
+        distance = (whole[name] - start[name]).abs().max()
+        assert (whole[name] - parts[name]).abs().max() < 0.02 * distance
 
 
 def test_a_try_with_a_missing_outcome_leaves_its_group(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:

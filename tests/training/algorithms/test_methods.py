@@ -47,9 +47,9 @@ def configure(method: str) -> Config:
 
 def solutions(queries: list[Query], model: Path, config: Config) -> list[Trajectory]:
     """The reference solutions as further tries, with their tokens."""
-    played = play_back([(q, reference_calls(q)) for q in queries], DeskEnvironment(), limits=config.tools)
+    episodes = play_back([(q, reference_calls(q)) for q in queries], DeskEnvironment(), limits=config.tools)
     codec = load_codec(model, config.policy.chat_format, config.policy.chat_date)
-    return encode_demonstrations(queries, played, codec, config.policy.max_context).encoded
+    return encode_demonstrations(queries, episodes, codec, config.policy.max_context).encoded
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_a_round_on_the_desk(played: Round, tmp_path: Path, method: str) -> None
     losses = [m.value for m in result.metrics if m.name == "loss"]
     assert losses and all(map(math.isfinite, losses))
     start, end = (load_file(folder / "model.safetensors") for folder in (played.model, tmp_path))
-    moved = any(not torch.equal(start[name], end[name]) for name in start)
-    assert moved == (method != "archer")  # its critic says 0 everywhere until it has learned from a round
+    distance = any(not torch.equal(start[name], end[name]) for name in start)
+    assert distance == (method != "archer")  # its critic says 0 everywhere until it has learned from a round
     solved = {t.trajectory_id for t in tries if t.solved == 1.0}
     assert 6 <= len(solved) < len(tries)
     if method.startswith("rft"):

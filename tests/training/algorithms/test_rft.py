@@ -31,14 +31,14 @@ def test_rejection_imitates_the_solved_alone(model_dir: Path, tmp_path: Path, ma
     good = [t for t, s in zip(rows, solved, strict=True) if s]
     assert mean_log_prob(tmp_path / "solved", good) > -2
     others = [rows[i] for i in (1, 2, 3)]
-    changed = [
+    other_rows = [
         t if s else others[i % 3].__class__(**{**vars(t), "input_ids": np.flip(t.input_ids).copy()})
         for i, (t, s) in enumerate(zip(rows, solved, strict=True))
     ]
     train_round(
         model_dir,
         model_dir,
-        changed,
+        other_rows,
         outcomes(rows, solved),
         config=config,
         round_index=0,

@@ -82,15 +82,15 @@ def test_a_step_reward_sits_on_the_last_token_of_its_step(
 def test_missing_rewards_are_left_out_and_counted(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
     rows = make.trajectories(6)
     rewards = make.rewards(rows)
-    kept = [rows[i] for i in (0, 2, 3, 5)]
+    others = [rows[i] for i in (0, 2, 3, 5)]
     only = train_round(
-        model_dir, model_dir, kept, make.scored(kept, [rewards[i] for i in (0, 2, 3, 5)]), config=make.config(),
+        model_dir, model_dir, others, make.scored(others, [rewards[i] for i in (0, 2, 3, 5)]), config=make.config(),
         round_index=0, out_dir=tmp_path / "a",
     )  # fmt: skip
     holes = make.scored(rows, [None if i in (1, 4) else r for i, r in enumerate(rewards)])
     mixed = train_round(model_dir, model_dir, rows, holes, config=make.config(), round_index=0, out_dir=tmp_path / "b")
     assert (only.left_out, mixed.left_out) == (0, 2)
-    assert {r.trajectory_id for r in mixed.advantages} == {t.trajectory_id for t in kept}
+    assert {r.trajectory_id for r in mixed.advantages} == {t.trajectory_id for t in others}
     for name, tensor in weights(tmp_path / "a").items():
         assert torch.equal(tensor, weights(tmp_path / "b")[name])
 
@@ -116,8 +116,8 @@ def test_accumulation_changes_nothing(model_dir: Path, tmp_path: Path, make: Sim
     whole, parts = weights(tmp_path / "5"), weights(tmp_path / "2")
     start = weights(model_dir)
     for name in whole:
-        moved = (whole[name] - start[name]).abs().max()
-        assert (whole[name] - parts[name]).abs().max() < 0.02 * moved
+        distance = (whole[name] - start[name]).abs().max()
+        assert (whole[name] - parts[name]).abs().max() < 0.02 * distance
 
 
 def test_value_rounds_leave_the_policy_alone(model_dir: Path, tmp_path: Path, make: SimpleNamespace) -> None:
