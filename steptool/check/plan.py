@@ -61,8 +61,9 @@ def _warm_start(config: Config) -> str:
 def _rounds(config: Config) -> Iterator[str]:
     ppo, rollout = config.ppo, config.rollout
     updates = ppo.epochs * -(-rollout.episodes // ppo.batch_size)
+    tries = f", {rollout.samples_per_query} of each query," if rollout.samples_per_query > 1 else ""
     yield (
-        f"rounds      {ppo.rounds} rounds of {rollout.episodes} episodes in {rollout.shards} shards; "
+        f"rounds      {ppo.rounds} rounds of {rollout.episodes} episodes{tries} in {rollout.shards} shards; "
         f"{updates} updates a round, {ppo.rounds * updates} in all"
     )
     yield f"learning    {ppo.algorithm} on {ppo.reward} rewards by the annotator {config.rewards.annotator}"

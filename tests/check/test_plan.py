@@ -20,6 +20,17 @@ def test_files_and_their_sizes_are_those_that_ingest_would_read(tmp_path: Path) 
         describe_plan(Config.model_validate({"data": {**data, "paths": ["/nowhere"]}}))
 
 
+def test_rounds_say_how_many_tries_a_query_has() -> None:
+    plan = {"rollout": {"episodes": 24, "shards": 3}, "ppo": {"rounds": 2, "batch_size": 10, "epochs": 2}}
+    assert "rounds      2 rounds of 24 episodes in 3 shards; 6 updates a round, 12 in all" in describe_plan(
+        Config.model_validate(plan)
+    )
+    plan["rollout"]["samples_per_query"] = 4
+    assert any(
+        "24 episodes, 4 of each query, in 3 shards" in line for line in describe_plan(Config.model_validate(plan))
+    )
+
+
 def test_endpoints_are_listed_with_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = {"base_url": "http://localhost:1/v1", "model": "m", "key_variable": "STEPTOOL_TEST_KEY"}
     config = Config.model_validate({"rewards": {"annotator": "judge", "judge": {"endpoint": endpoint}}})
