@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from steptool.records.tables import write_records
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 from steptool.rollout import runner
+from steptool.rollout.policy import Policy
 
 if TYPE_CHECKING:  # its imports take seconds
     from steptool.models.shared import LoadModel
@@ -33,24 +35,44 @@ def roll_out(
     base: Place = "",
     round_index: int = 0,
     recordings: Sequence[Trajectory] = (),
-    load: LoadModel | None = None,
 ) -> list[Trajectory]:
     """Sample an episode of each query with the model of a folder or Hub id, as a round of training does.
 
     `base` is the model of an adapter, if `model` is an adapter folder. An environment that replays answers from the
-    `recordings`. `load` gives the model of a folder; None: from its files. Raises ValueError unless the queries name
-    one environment.
+    `recordings`. Raises ValueError unless the queries name one environment.
+    """
+    with open_learner(model, base, config, round_index) as policy:
+        return play(policy, queries, config, round_index=round_index, recordings=recordings)
+
+
+@contextmanager
+def open_learner(
+    model: Place, base: Place, config: Config, round_index: int, load: LoadModel | None = None
+) -> Iterator[Policy]:
+    """The policy of a round, ready to play; it is closed in the end.
+
+    `base` is the model of an adapter, as in `roll_out`. `load` gives the model of a folder, as in `open_policy`.
     """
     learner = EvaluatedPolicy(name=f"round_{round_index:02d}", model=os.fspath(model), base=os.fspath(base))
+    with open_policy(learner, config, load=load) as policy:
+        yield policy
+
+
+def play(
+    policy: Policy,
+    queries: Sequence[Query],
+    config: Config,
+    *,
+    round_index: int = 0,
+    recordings: Sequence[Trajectory] = (),
+) -> list[Trajectory]:
+    """Sample an episode of each query with an open policy; otherwise as `roll_out`."""
     ticker = Ticker("rollout", len(queries), "episodes")
-    with (
-        open_environment_of(queries, config, recordings) as environment,
-        open_policy(learner, config, load=load) as policy,
-    ):
-        episodes = runner.roll_out(
+    with open_environment_of(queries, config, recordings) as environment:
+        played = runner.roll_out(
             policy, queries, environment, round_index=round_index, limits=config.tools, progress=ticker
         )
-    return [episode.trajectory for episode in episodes]
+    return [episode.trajectory for episode in played]
 
 
 def evaluate(

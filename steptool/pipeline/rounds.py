@@ -8,21 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from steptool.artifacts import lineage
 from steptool.artifacts.metrics import Stopwatch, format_rate, say
 from steptool.config import Config
-from steptool.pipeline.episodes import roll_out
+from steptool.pipeline.episodes import play
 from steptool.records import Cost, StepReward, Trajectory
 from steptool.records.tables import concatenate, write_records
 from steptool.report.rewards_page import rewards_page
 from steptool.rewards.annotators import annotate_file, annotator_counts, missing_reasons, open_annotator
 from steptool.rewards.audit_files import audit_files, check_thresholds
+from steptool.rollout.policy import Policy
 from steptool.rollout.schedule import TaskSet
-
-if TYPE_CHECKING:  # its imports take seconds
-    from steptool.models.shared import LoadModel
 
 EPISODES, REWARDS = "trajectories.parquet", "rewards.parquet"
 """The files of a shard, beside its costs."""
@@ -38,22 +35,11 @@ class AuditedRound:
 
 
 def play_shard(
-    policy: Path,
-    base: Path,
-    tasks: TaskSet,
-    config: Config,
-    round_index: int,
-    shard: int,
-    folder: Path,
-    load: LoadModel | None = None,
+    policy: Policy, tasks: TaskSet, config: Config, round_index: int, shard: int, folder: Path, watch: Stopwatch
 ) -> Path:
-    """Sample a shard of a round's episodes into a folder, with their costs; returns the folder.
-
-    `base` is read if the policy is an adapter folder. `load` as in `roll_out`.
-    """
-    watch = Stopwatch("rollout", round_index)
+    """Sample a shard of a round's episodes into a folder, with what `watch` says they cost; returns the folder."""
     queries, recordings = tasks.round_queries(config, round_index, shard), tasks.recordings()
-    episodes = roll_out(policy, queries, config, base=base, round_index=round_index, recordings=recordings, load=load)
+    episodes = play(policy, queries, config, round_index=round_index, recordings=recordings)
     result = f"shard {shard + 1} of {config.rollout.shards}, {format_rate([t.solved for t in episodes])}"
     say("rollout", result, round_index=round_index, rounds=config.ppo.rounds)
     if errors := [t.check_error for t in episodes if t.check_error]:

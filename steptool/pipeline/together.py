@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steptool.artifacts.lineage import COSTS, METRICS, of_round
+from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config
 from steptool.models.adapter import is_adapter
 from steptool.models.shared import SharedModels
+from steptool.pipeline.episodes import open_learner
 from steptool.pipeline.learning import LearnedRound, learn_round
 from steptool.pipeline.rounds import EPISODES, AuditedRound, audit_round, play_shard, score_file
 from steptool.rollout.schedule import TaskSet
@@ -93,10 +95,12 @@ def _make_round(
 ) -> None:
     """Make one round in the folder `work`."""
     start, tasks, config, queries = inputs.start, inputs.tasks, inputs.config, inputs.queries
-    shards = [
-        play_shard(policy, start, tasks, config, round_index, shard, _make(work, f"shard{shard}"), models.load)
-        for shard in range(config.rollout.shards)
-    ]
+    watch, shards = Stopwatch("rollout", round_index), []
+    with open_learner(policy, start, config, round_index, models.load) as player:
+        for shard in range(config.rollout.shards):
+            target = _make(work, f"shard{shard}")
+            shards.append(play_shard(player, tasks, config, round_index, shard, target, watch))
+            watch = Stopwatch("rollout", round_index)
     models.hand_over()
     scores = [
         score_file(shard / EPISODES, queries, config, round_index, _make(work, f"scores{number}"))

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config
 from steptool.data.ingest import ingest
+from steptool.pipeline.episodes import open_learner
 from steptool.pipeline.learning import learn_round, prepare
 from steptool.pipeline.rounds import EPISODES, audit_round, play_shard, score_file
 from steptool.pipeline.together import FinishedRound, RoundInputs, play_and_learn
@@ -72,7 +74,9 @@ def step_by_step(inputs: RoundInputs, folder: Path) -> list[FinishedRound]:
         for shard in range(config.rollout.shards):
             for name in ("shard", "scores", "joined"):
                 (place / f"{name}{shard}").mkdir(parents=True)
-            shards.append(play_shard(policy, inputs.start, inputs.tasks, config, r, shard, place / f"shard{shard}"))
+            with open_learner(policy, inputs.start, config, r) as player:
+                watch = Stopwatch("rollout", r)
+                shards.append(play_shard(player, inputs.tasks, config, r, shard, place / f"shard{shard}", watch))
             scores.append(score_file(shards[-1] / EPISODES, inputs.queries, config, r, place / f"scores{shard}"))
         pages: list[str] = []
         audited = audit_round(shards, scores, inputs.queries, config, r, place / "joined0", pages.append)
