@@ -86,7 +86,7 @@ def measure_pods(config: Config, scratch: Path) -> tuple[float, float]:
     if done.error:
         raise RuntimeError(done.story())
     pods = [pod for pod in done.pods if pod.task in OF_ROUNDS]
-    wall = max(pod.started + pod.seconds for pod in pods) - min(pod.started for pod in pods)
+    wall = max(pod.start + pod.seconds for pod in pods) - min(pod.start for pod in pods)
     return wall, sum(pod.cpu_seconds for pod in pods)
 
 

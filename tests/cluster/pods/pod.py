@@ -64,13 +64,13 @@ class Attempt:
 class Pod:
     """A pod that has ended.
 
-    started: when, by time.monotonic; seconds: from start to end; cpu_seconds: of all its processes that ended by
+    start: when, by time.monotonic; seconds: from start to end; cpu_seconds: of all its processes that ended by
     themselves; memory: of its largest one, in MB.
     """
 
     attempt: Attempt
     ended: Ended
-    started: float
+    start: float
     seconds: float
     cpu_seconds: float
     memory: float
@@ -149,7 +149,7 @@ class Kubelet:
         cpu, memory = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
         error = self.store.message(f"{attempt.outputs}/error.pb", ErrorDocument()) if ended is Ended.DONE else None
         ended = Ended.FAILED if error else ended
-        return Pod(attempt, ended, started, seconds, cpu, memory, text, error.error if error else None)
+        return Pod(attempt, ended, start, seconds, cpu, memory, text, error.error if error else None)
 
     def _wait(
         self, process: subprocess.Popen[bytes], attempt: Attempt, deadline: float
