@@ -114,6 +114,8 @@ def _formula(config: Mapping[str, Any]) -> str:
     divided = " / number of steps before the last" if rewards.get("normalisation") == "trajectory" else ""
     running = rewards.get("normalisation") == "running"
     scaled = "; all divided by their deviation over the rounds so far" if running else ""
+    if rewards.get("weights") == "calibrated":
+        scaled += "; SuccCalling and Contribution each weighted by how it went with the outcome over the last rounds"
     return (
         f"reward of a step = {rewards.get('step_weight')} × ({rewards.get('alpha')} × ({succ}) + {gain}){divided}"
         f"; of the last step = IsSolved{scaled}"

@@ -11,17 +11,19 @@ from steptool.config import Config
 from steptool.records import Evaluation
 from steptool.records.tables import write_records
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
 
 def test_every_file_of_methods_takes_part() -> None:
-    assert sorted(METHODS) == sorted(path.stem for path in Path("configs/methods").glob("*.yaml"))
+    assert sorted(METHODS) == sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_fits_every_size(method: str, size: str) -> None:
     base, own = (
-        yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        for path in ("configs/laptop.yaml", f"configs/methods/{method}.yaml")
+        yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+        for name in ("laptop.yaml", f"methods/{method}.yaml")
     )
     config = Config.model_validate(merge(merge(base, SIZES[size].overlay), own))
     assert config.rollout.episodes >= config.rollout.samples_per_query * config.rollout.shards

@@ -23,7 +23,7 @@ from steptool.records import Query, StepReward, Trajectory
 from steptool.training.demonstrations import encode_demonstrations
 from steptool.training.rounds import train_round
 
-METHODS = sorted(path.stem for path in Path("configs/methods").glob("*.yaml"))
+METHODS = Path(__file__).parents[3] / "configs/methods"
 BASE = {
     "data": {"train_queries": 40, "validation_queries": 2, "heldout_queries": 2, "long_share": 0.0},
     "rollout": {"episodes": 24, "shards": 1, "temperature": 1.0},
@@ -40,7 +40,7 @@ class Round(NamedTuple):
 
 def configure(method: str) -> Config:
     sections = {name: dict(fields) for name, fields in BASE.items()}
-    for name, fields in yaml.safe_load(Path(f"configs/methods/{method}.yaml").read_text(encoding="utf-8")).items():
+    for name, fields in yaml.safe_load((METHODS / f"{method}.yaml").read_text(encoding="utf-8")).items():
         sections[name] = sections.get(name, {}) | fields
     return Config.model_validate(sections)
 
@@ -64,7 +64,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
     return Round(model, tries, annotate(queries, tries, config))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(path.stem for path in METHODS.glob("*.yaml")))
 def test_a_round_on_the_desk(played: Round, tmp_path: Path, method: str) -> None:
     config, tries = configure(method), played.trajectories
     result = train_round(
