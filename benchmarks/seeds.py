@@ -6,7 +6,7 @@
 For one seed all methods have the same demonstrations, hence the same warm start, and draw as many episodes in as many
 rounds from the same training tasks; each has its own file in configs/methods/, to be tuned on validation tasks with
 seeds that --first-seed keeps apart. A run that is complete under --output is not repeated. Prints measures and
-comparisons for each tier and way of decoding, and writes seeds.json.
+comparisons for each tier and way of decoding, corrected as one family, and writes seeds.json.
 """
 
 from __future__ import annotations
@@ -117,18 +117,19 @@ def measure(rows: Seeded, draws: int) -> dict[str, Any]:
 
 
 def results(output: Path, seeds: Sequence[int], methods: Sequence[str], draws: int = 10_000) -> dict[str, Any]:
-    """Measures by way of decoding, tier and method, and the comparisons of each way of decoding, corrected together."""
+    """Measures by way of decoding, tier and method, and the comparisons, all of them corrected as one family."""
+    rows = {decoding: read_rows(output, seeds, methods, decoding) for decoding in (GREEDY, SAMPLED)}
+    tiers = sorted({row.tier for row in join(rows[GREEDY][methods[0]])})
+    groups = [ALL, *tiers] if len(tiers) > 1 else [ALL]
+    comparisons = compare_seeded(rows, methods[0], groups, draws=draws)
     tables: dict[str, Any] = {}
-    for decoding in (GREEDY, SAMPLED):
-        rows = read_rows(output, seeds, methods, decoding)
-        tiers = sorted({row.tier for row in join(rows[methods[0]])})
-        groups = [ALL, *tiers] if len(tiers) > 1 else [ALL]
-        comparisons = compare_seeded(rows, methods[0], groups, draws=draws)
-        for group in groups:
+    for group in groups:
+        for decoding, by_method in rows.items():
+            own = [c for c in comparisons if (c.group, c.decoding) == (group, decoding)]
             tables[f"{group} {decoding}"] = {
-                "methods": {name: measure(select_group(own, group), draws) for name, own in rows.items()},
-                "comparisons": [asdict(c) | {"shown": c.shown} for c in comparisons if c.group == group],
-                "lines": [describe(c) for c in comparisons if c.group == group],
+                "methods": {name: measure(select_group(part, group), draws) for name, part in by_method.items()},
+                "comparisons": [asdict(c) | {"shown": c.shown} for c in own],
+                "lines": [describe(c) for c in own],
             }
     return tables
 

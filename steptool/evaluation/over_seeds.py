@@ -21,6 +21,7 @@ from steptool.records import Evaluation
 Interval = tuple[float, float]
 Seeded = Mapping[int, Sequence[Evaluation]]
 """Rows of one method and one way of decoding, by seed."""
+_NOT_MEASURED = Difference(0.0, 0.0, 0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,17 @@ class SeededComparison:
     a: str
     b: str
     group: str
+    decoding: str
     measure: str
-    difference: Difference
+    difference: Difference = _NOT_MEASURED
     """Tasks resampled, the seeds of a task averaged; 95%, uncorrected."""
-    over_seeds: Interval
+    over_seeds: Interval = (0.0, 0.0)
     """Tasks and seeds resampled; 95%, uncorrected."""
-    p: float
+    p: float = 1.0
     """Of the paired permutation test over tasks, two-sided."""
-    corrected_p: float
+    corrected_p: float = 1.0
     """The same after Holm's correction over `family` comparisons."""
-    corrected: Interval
+    corrected: Interval = (0.0, 0.0)
     """The interval with tasks resampled, widened for the number of comparisons."""
     family: int = 1
 
@@ -88,18 +90,22 @@ def seed_interval(a: Seeded, b: Seeded, measure: str = "pass_rate", draws: int =
 
 
 def compare_seeded(
-    methods: Mapping[str, Seeded],
+    methods: Mapping[str, Mapping[str, Seeded]],
     method: str,
     groups: Iterable[str],
     measures: Iterable[str] = ("pass_rate",),
     draws: int = 10_000,
 ) -> list[SeededComparison]:
-    """One method minus each of the others, on each group and measure; all of them are corrected as one family."""
-    measures = tuple(measures)
+    """One method minus each of the others, for each way of decoding, group and measure; corrected as one family.
+
+    `methods`: rows by way of decoding and method.
+    """
+    groups, measures = tuple(groups), tuple(measures)
     comparisons = [
-        _compare(methods, method, other, group, measure, draws)
+        _compare(rows[method], rows[other], SeededComparison(method, other, group, decoding, measure), draws)
+        for decoding, rows in methods.items()
         for group in groups
-        for other in methods
+        for other in rows
         if other != method
         for measure in measures
     ]
@@ -113,23 +119,25 @@ def mean_pass_at_k(rows: Seeded) -> dict[int, float]:
     return {k: sum(tries[k][0] for tries in by_seed) / len(by_seed) for k in sorted(sizes)}
 
 
-def _compare(methods: Mapping[str, Seeded], a: str, b: str, group: str, measure: str, draws: int) -> SeededComparison:
-    of_a, of_b = (select_group(methods[name], group) for name in (a, b))
-    difference = paired_bootstrap(join(of_a), join(of_b), draws, measure=measure)
-    p = permutation_p(join(of_a), join(of_b), draws, measure=measure)
-    over_seeds = seed_interval(of_a, of_b, measure, draws)
-    return SeededComparison(a, b, group, measure, difference, over_seeds, p, p, (difference.low, difference.high))
+def _compare(a: Seeded, b: Seeded, names: SeededComparison, draws: int) -> SeededComparison:
+    a, b = select_group(a, names.group), select_group(b, names.group)
+    difference = paired_bootstrap(join(a), join(b), draws, measure=names.measure)
+    p = permutation_p(join(a), join(b), draws, measure=names.measure)
+    return replace(
+        names, difference=difference, over_seeds=seed_interval(a, b, names.measure, draws), p=p, corrected_p=p,
+        corrected=(difference.low, difference.high),
+    )  # fmt: skip
 
 
 def _correct(
-    comparisons: Sequence[SeededComparison], methods: Mapping[str, Seeded], draws: int
+    comparisons: Sequence[SeededComparison], methods: Mapping[str, Mapping[str, Seeded]], draws: int
 ) -> list[SeededComparison]:
     values, count = holm([c.p for c in comparisons]), len(comparisons)
     ranks = {place: rank for rank, place in enumerate(sorted(range(count), key=lambda i: comparisons[i].p))}
     corrected = []
     for place, (c, value) in enumerate(zip(comparisons, values, strict=True)):
         confidence = 1 - (1 - bootstrap.CONFIDENCE) / (count - ranks[place])
-        a, b = (join(select_group(methods[name], c.group)) for name in (c.a, c.b))
+        a, b = (join(select_group(methods[c.decoding][name], c.group)) for name in (c.a, c.b))
         wide = paired_bootstrap(a, b, draws, measure=c.measure, confidence=confidence)
         corrected.append(replace(c, corrected_p=value, corrected=(wide.low, wide.high), family=count))
     return corrected

@@ -60,7 +60,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     by_other = {c["b"]: c for c in greedy["comparisons"]}
     assert by_other.keys() == {"base", "warm_start", "rft"}
     assert by_other["rft"]["difference"]["mean"] == pytest.approx(0.425)
-    assert (by_other["rft"]["family"], by_other["rft"]["shown"]) == (3, True)
+    assert (by_other["rft"]["family"], by_other["rft"]["shown"]) == (6, True)
     low, high = by_other["rft"]["over_seeds"]
     assert low < 0.4 and high > 0.45  # seeds differ by .05, and tasks are drawn as well
     text = table(tables)
