@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 
 from tasks.ppo import Improved
@@ -26,8 +27,9 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_give_the_result_of_one(
-    round_inputs: dict[str, Any], attempt: Callable[..., Improved], tmp_path: Path
+    round_inputs: dict[str, Any], attempt: Callable[..., Improved], tmp_path: Path, sharding: str
 ) -> None:
     (tmp_path / "profile.yaml").write_text(PROFILE)
     (tmp_path / "run.py").write_text(RUN)
@@ -37,7 +39,9 @@ def test_two_processes_give_the_result_of_one(
         "PYTHONPATH": str(ROOT),
         "STEPTOOL_PROFILE": str(tmp_path / "profile.yaml"),
     }
-    inputs_text = json.dumps({**round_inputs, "config": round_inputs["config"].model_dump(mode="json")})
+    config = round_inputs["config"].model_dump(mode="json")
+    config["ppo"]["sharding"] = sharding
+    inputs_text = json.dumps({**round_inputs, "config": config})
     process = subprocess.run(
         [sys.executable, tmp_path / "run.py", inputs_text],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
