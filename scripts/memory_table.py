@@ -31,7 +31,7 @@ SIZES = {  # hidden, intermediate, layers, heads, key-value heads, tied embeddin
 SETTINGS: dict[str, Any] = {
     "policy": {"max_context": 8192, "dtype": "bfloat16"},
     "rollout": {"episodes": 256, "shards": 8, "batch_size": 32},
-    "ppo": {"tokens_per_pass": 16384, "gradient_checkpointing": True},
+    "ppo": {"tokens_per_pass": 16384, "gradient_checkpointing": True, "sharding": "fsdp"},
 }
 LORA_RANK = 16
 
@@ -39,17 +39,16 @@ LORA_RANK = 16
 def write_table() -> str:
     """The table in Markdown."""
     lines = [
-        "| model | tuning | rollout | PPO, each GPU | 1, 4 or 8 GPUs of 80 GB | disk of PPO |",
-        "|---|---|---|---|---|---|",
+        "| model | tuning | rollout | PPO on one GPU | on each of 4, fsdp | of 8, fsdp | fewest GPUs | disk of PPO |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in SIZES:
         for rank in (0, LORA_RANK):
-            stages = {stage.stage: stage for stage in _estimate(name, rank)}
-            lines.append(_row(name, rank, stages["rollout"], stages["ppo"]))
+            lines.append(_row(name, rank))
     return "\n".join(lines) + "\n"
 
 
-def _estimate(name: str, rank: int) -> list[StageMemory]:
+def _estimate(name: str, rank: int, gpus: int) -> dict[str, StageMemory]:
     from transformers import Qwen2Config
 
     hidden, intermediate, layers, heads, key_heads, tied = SIZES[name]
@@ -63,16 +62,23 @@ def _estimate(name: str, rank: int) -> list[StageMemory]:
         tie_word_embeddings=tied,
     )
     settings = {**SETTINGS, "policy": {**SETTINGS["policy"], "lora_rank": rank}}
-    return estimate(read_shape(model_config, "bfloat16"), Config.model_validate(settings), has_gpu=True)
+    config, shape = Config.model_validate(settings), read_shape(model_config, "bfloat16")
+    return {stage.stage: stage for stage in estimate(shape, config, has_gpu=True, processes=gpus)}
 
 
-def _row(name: str, rank: int, rollout: StageMemory, ppo: StageMemory) -> str:
-    fits = "fits" if ppo.total <= GPU else "does not fit"
-    tuning = f"LoRA {rank}" if rank else "full"
-    return (
-        f"| {name} | {tuning} | {rollout.total / GIB:.0f} GiB | {ppo.total / GIB:.0f} GiB | {fits} | "
-        f"{ppo.disk / GIB:.0f} GiB |"
-    )
+def _row(name: str, rank: int) -> str:
+    stages = {gpus: _estimate(name, rank, gpus) for gpus in (1, 4, 8)}
+    totals = {gpus: of_stage["ppo"].total for gpus, of_stage in stages.items()}
+    fewest = next((str(gpus) for gpus, total in totals.items() if total <= GPU), "more than 8")
+    cells = [
+        name,
+        f"LoRA {rank}" if rank else "full",
+        f"{stages[1]['rollout'].total / GIB:.0f} GiB",
+        *(f"{total / GIB:.0f} GiB" for total in totals.values()),
+        fewest,
+        f"{stages[1]['ppo'].disk / GIB:.0f} GiB",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -247,7 +247,9 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
         print(printable(f"memory      unknown: the shape of {config.policy.base} is not known before it is fetched"))
         return
     machines = _machines(profile)
-    stages = estimate(shape, config, has_gpu=any(machine.has_gpu for machine in machines.values()))
+    has_gpu = any(machine.has_gpu for machine in machines.values())
+    processes = machines["ppo"].processes if "ppo" in machines else 1
+    stages = estimate(shape, config, has_gpu=has_gpu, processes=processes)
     print("", *describe_memory(stages), sep="\n", flush=True)
     check_memory(stages, machines)
 

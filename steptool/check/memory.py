@@ -1,7 +1,8 @@
 """How much memory and disk the stages of a run need, and what a process of a stage gets.
 
-The figures are those of one process. Processes that train together hold the whole model each. Activations are counted
-for a decoder of the Llama kind; a test compares them with what torch keeps for tiny models; they are right to a fourth.
+The figures are those of one process. Processes that train together hold the whole model each, or with `ppo.sharding:
+fsdp` a part of it. Activations are counted for a decoder of the Llama kind; a test compares them with what torch keeps
+for tiny models; they are right to a fourth.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Machine:
     """Bytes: of the GPU if there is one."""
     name: str
     has_gpu: bool = False
+    processes: int = 1
+    """Processes of the stage that work together."""
 
 
 def this_machine() -> Machine:
@@ -64,11 +67,12 @@ def machine_of_profile(gpus: int, gpu_type: str, memory: str, processes: int) ->
     """
     if gpus:
         size = _GPU_GIB.get(gpu_type)
-        return Machine(size * GIB, gpu_type, has_gpu=True) if size else None
+        return Machine(size * GIB, gpu_type, has_gpu=True, processes=processes) if size else None
     match = re.fullmatch(r"([\d.]+)([kMGT]i?|Ki)?", memory)
     if not match:
         return None
-    return Machine(float(match[1]) * _UNITS[match[2] or ""] / processes, f"a pod with a limit of {memory}")
+    own = float(match[1]) * _UNITS[match[2] or ""] / processes
+    return Machine(own, f"a pod with a limit of {memory}", processes=processes)
 
 
 STAGES = ("prepare", "warm_start", "rollout", "ppo", "evaluate")
@@ -88,6 +92,8 @@ class ModelShape:
     """What of a causal language model counts for memory."""
 
     parameters: int
+    outside: int
+    """Parameters that belong to no decoder layer: embedding, output layer, last norm."""
     linear_sizes: int
     """Sum over the linear layers of all decoder layers of inputs plus outputs: LoRA has rank times as many weights."""
     layers: int
@@ -138,6 +144,7 @@ def read_shape(model_config: Any, dtype: str) -> ModelShape:
     is_half = dtype == "bfloat16" or (dtype == "auto" and text.dtype == torch.bfloat16)
     return ModelShape(
         parameters=sum(weight.numel() for weight in model.parameters()),
+        outside=sum(weight.numel() for name, weight in model.named_parameters() if ".layers." not in f".{name}"),
         linear_sizes=sum(layer.in_features + layer.out_features for layer in layers),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
@@ -149,11 +156,15 @@ def read_shape(model_config: Any, dtype: str) -> ModelShape:
     )
 
 
-def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False) -> list[StageMemory]:
-    """What each stage that holds a model needs in one process."""
+def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, processes: int = 1) -> list[StageMemory]:
+    """What each stage that holds a model needs in one process. `processes` train together."""
     model = float(shape.parameters * shape.bytes_per_weight)
     trained = _trained_parameters(shape, config)
+    parts = processes if config.ppo.sharding == "fsdp" else 1
+    held = model if parts == 1 else _sharded_weights(shape, config, parts)
     state = trained * _optimizer_bytes(shape, config)
+    if parts > 1 and not config.policy.lora_rank:
+        state = trained * 3 * _FLOAT32 / parts + _whole_at_once(shape)  # gradients are whole until they are cut
     adapter = trained * _FLOAT32 if config.policy.lora_rank else 0.0
     has_adapter = config.policy.lora_rank > 0
     # an adapter and its moments; or all weights, moments and the lower halves of bfloat16 weights
@@ -166,22 +177,22 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False) -> lis
     )
     warm_start = StageMemory(
         "warm_start",
-        model + adapter,
+        held + adapter,
         state,
         _activations(shape, config, warm_tokens),
         0.0,
         framework,
         model + 3 * saved + (model if has_adapter else 0.0),  # the adapter is merged
     )
-    moments_and_reference = state - _FLOAT32 * trained + (0.0 if config.policy.lora_rank else model)
+    moments_and_reference = state - _FLOAT32 * trained / parts + (0.0 if config.policy.lora_rank else model / parts)
     ppo = StageMemory(
         "ppo",
-        model + adapter,
+        held + adapter,
         max(state, moments_and_reference),  # the reference model is gone before the first gradient
         _activations(shape, config, ppo_tokens),
         0.0,
         framework,
-        (1 if has_adapter else 2) * model + 4 * saved,
+        (1 if has_adapter else 2) * model + (5 if parts > 1 and not has_adapter else 4) * saved,  # parts, then joined
     )
     return [
         StageMemory("prepare", model, framework=framework, disk=2 * model),
@@ -218,6 +229,18 @@ def _trained_parameters(shape: ModelShape, config: Config) -> float:
     return float(rank * shape.linear_sizes if rank else shape.parameters)
 
 
+def _sharded_weights(shape: ModelShape, config: Config, parts: int) -> float:
+    """The part of a process, float32 where it is trained, and what is put together while a layer computes."""
+    of_weight = shape.bytes_per_weight if config.policy.lora_rank else _FLOAT32
+    return shape.parameters * of_weight / parts + _whole_at_once(shape)
+
+
+def _whole_at_once(shape: ModelShape) -> float:
+    """Bytes of all that belongs to no layer, and of two layers: the one that computes and the next."""
+    layer = (shape.parameters - shape.outside) / shape.layers
+    return (shape.outside + 2 * layer) * shape.bytes_per_weight
+
+
 def _optimizer_bytes(shape: ModelShape, config: Config) -> int:
     """Bytes of gradient and optimizer for each trained weight: float32 gradient and two float32 moments, and for full
     fine-tuning in bfloat16 the lower half of the float32 weight."""
@@ -246,4 +269,7 @@ def _advise(stage: StageMemory) -> str:
         return "lower rollout.batch_size or policy.max_context"
     if stage.activations > stage.weights + stage.optimizer:
         return "set ppo.gradient_checkpointing, or lower ppo.tokens_per_pass or ppo.micro_batch_size"
-    return "set policy.lora_rank or policy.dtype: bfloat16, take a larger machine or a smaller model"
+    return (
+        "set policy.lora_rank, policy.dtype: bfloat16 or, with several processes, ppo.sharding: fsdp; or take a larger "
+        "machine or a smaller model"
+    )

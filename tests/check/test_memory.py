@@ -84,6 +84,24 @@ def test_the_optimizer_of_bfloat16_weights_takes_fourteen_bytes_for_each() -> No
     assert stage("ppo", estimate(shape, config)).optimizer == size == shape.parameters * 14
 
 
+def test_four_processes_share_weights_and_optimizer() -> None:
+    """Parts of float32 weights, gradients and moments; whole in bfloat16 is what belongs to no layer, and two layers."""
+    shape = read_shape(Qwen3Config(**SIZES), "bfloat16")
+    layer = (shape.parameters - shape.outside) // shape.layers
+    assert shape.outside == sum(
+        p.numel() for n, p in Qwen3ForCausalLM(Qwen3Config(**SIZES)).named_parameters() if "layers" not in n
+    )
+    whole = 2 * (shape.outside + 2 * layer)
+    settings = {"policy": {"dtype": "bfloat16"}, "ppo": {"sharding": "fsdp"}}
+    full = stage("ppo", estimate(shape, Config.model_validate(settings), processes=4))
+    assert (full.weights, full.optimizer) == (shape.parameters + whole, 3 * shape.parameters + whole)
+    settings["policy"]["lora_rank"] = 4
+    lora = stage("ppo", estimate(shape, Config.model_validate(settings), processes=4))
+    assert lora.weights == shape.parameters / 2 + whole + lora.optimizer / 3
+    alone = stage("ppo", estimate(shape, Config.model_validate(settings), processes=1))
+    assert alone.weights == 2 * shape.parameters + lora.optimizer / 3
+
+
 def test_the_cache_holds_keys_and_values_of_all_episodes_that_are_played_together() -> None:
     shape = read_shape(Qwen3Config(**SIZES), "float32")
     rollout = {"episodes": 100, "shards": 4, "batch_size": 64}
@@ -116,6 +134,6 @@ def test_a_stage_that_cannot_fit_is_refused_with_what_may_help() -> None:
     assert str(excinfo.value).splitlines() == [
         "the run does not fit",
         "  rollout needs 31.0 GiB, and L4 has 22.0: lower rollout.batch_size or policy.max_context",
-        "  ppo needs 109.0 GiB, and H100 has 80.0: set policy.lora_rank or policy.dtype: bfloat16, "
-        "take a larger machine or a smaller model",
+        "  ppo needs 109.0 GiB, and H100 has 80.0: set policy.lora_rank, policy.dtype: bfloat16 or, with several "
+        "processes, ppo.sharding: fsdp; or take a larger machine or a smaller model",
     ]

@@ -16,4 +16,6 @@ def test_the_table_has_full_fine_tuning_and_lora_of_every_size() -> None:
     ]
     # 7 billion weights: 2 bytes each, 14 more for gradient and optimizer, before any activation
     full = next(row for row in rows if row[1].strip() == "7B")
-    assert int(full[4].split()[0]) > 7.6e9 * 16 / (1 << 30) and full[5].strip() == "does not fit"
+    assert int(full[4].split()[0]) > 7.6e9 * 16 / (1 << 30) and full[7].strip() == "4"
+    # a fourth of float32 weights, gradients and moments
+    assert int(full[5].split()[0]) > 7.6e9 * 16 / 4 / (1 << 30)
