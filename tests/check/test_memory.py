@@ -85,7 +85,7 @@ def test_the_optimizer_of_bfloat16_weights_takes_fourteen_bytes_for_each() -> No
 
 
 def test_four_processes_share_weights_and_optimizer() -> None:
-    """Parts of float32 weights, gradients and moments; what belongs to no layer, and two layers, are whole (bfloat16)."""
+    """Parts of float32 weights, gradients and moments; what belongs to no layer, and two layers, are whole."""
     shape = read_shape(Qwen3Config(**SIZES), "bfloat16")
     layer = (shape.parameters - shape.outside) // shape.layers
     assert shape.outside == sum(
