@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from steptool.config import Config, ConfigError
@@ -75,7 +75,7 @@ def machine_of_profile(gpus: int, gpu_type: str, memory: str, processes: int) ->
     return Machine(own, f"a pod with a limit of {memory}", processes=processes)
 
 
-STAGES = ("prepare", "warm_start", "rollout", "ppo", "evaluate")
+STAGES = ("prepare", "warm_start", "rollout", "ppo", "rounds_together", "evaluate")
 """The stages that hold a model."""
 _FLOAT32, _BFLOAT16 = 4, 2
 """Bytes of a number."""
@@ -194,13 +194,21 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, proces
         framework,
         (1 if has_adapter else 2) * model + (5 if parts > 1 and not has_adapter else 4) * saved,  # parts, then joined
     )
+    rollout = StageMemory("rollout", model, cache=_cache(shape, config, episodes), framework=framework, disk=model)
+    is_together = config.rounds.placement == "together"
+    copied = model if has_adapter else 0.0  # the layers that the adapter is added to
     return [
         StageMemory("prepare", model, framework=framework, disk=2 * model),
         *([warm_start] if config.warm_start.steps else []),
-        StageMemory("rollout", model, cache=_cache(shape, config, episodes), framework=framework, disk=model),
-        ppo,
+        *([_take_turns(rollout, ppo, copied, ppo.disk + saved)] if is_together else [rollout, ppo]),
         StageMemory("evaluate", model, cache=_cache(shape, config), framework=framework, disk=model),
     ]
+
+
+def _take_turns(rollout: StageMemory, ppo: StageMemory, copied: float, disk: float) -> StageMemory:
+    """The stage that plays and trains in turn: what the larger of the two takes. Neither keeps anything but weights."""
+    playing = replace(rollout, weights=rollout.weights + copied)
+    return replace(max(playing, ppo, key=lambda turn: turn.total), stage="rounds_together", disk=disk)
 
 
 def describe_memory(stages: Sequence[StageMemory]) -> list[str]:

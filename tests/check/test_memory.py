@@ -62,6 +62,24 @@ def test_the_shape_of_the_embedded_model_is_that_of_its_weights() -> None:
     assert stage("ppo", stages).optimizer == shape.parameters * 12  # a gradient and two moments in float32
 
 
+def test_rounds_together_take_what_the_larger_turn_takes() -> None:
+    """Sampling by an adapter adds it to a copy of the layers; the embedded model is small against its cache."""
+    shape = read_base_shape(Config().policy)
+    assert shape is not None
+    model = shape.parameters * 4
+    for rank, copied in ((0, 0), (4, model)):
+        trees = [
+            {"policy": {"lora_rank": rank}, "rollout": {"episodes": 96}, "rounds": {"placement": placement}}
+            for placement in ("pods", "together")
+        ]
+        apart, together = (estimate(shape, Config.model_validate(tree)) for tree in trees)
+        assert [s.stage for s in together] == ["prepare", "warm_start", "rounds_together", "evaluate"]
+        playing, training = stage("rollout", apart), stage("ppo", apart)
+        assert playing.cache > 0
+        expected = max(playing.total + copied, training.total)
+        assert stage("rounds_together", together).total == pytest.approx(expected)
+
+
 def test_lora_trains_as_many_weights_as_peft_makes() -> None:
     config = Config.model_validate({"policy": {"lora_rank": 4}})
     adapted = new_adapter(load_model(EMBEDDED), config.policy, 0)

@@ -21,6 +21,7 @@ from steptool.config import Config
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 TRAIN, ROLLOUT, PPO = "workflows.train.train", "tasks.rollout.rollout", "tasks.ppo.ppo"
+TOGETHER = "tasks.together.rounds_together"
 UNCACHED = {"tasks.ingest.fingerprint", "workflows.train.rounds", "tasks.report.report"}
 Make = Callable[..., Engine]
 
@@ -105,6 +106,27 @@ def test_a_lost_shard_is_done_again_alone_and_a_killed_training_goes_on(
     assert (first.ended, second.ended) == (Ended.LOST, Ended.DONE)
     assert "going on from the checkpoint" in second.log
     assert weights(store, execution) == weights(store, undisturbed)
+
+
+def test_rounds_placed_together_go_on_behind_the_last_finished_one(
+    engine: Make, project: Registry, config: Config, store: Store
+) -> None:
+    tree = config.model_dump(mode="json")
+    tree["ppo"] |= {"rounds": 2, "epochs": 1}
+    tree["rounds"] = {"placement": "together", "per_stage": 2}
+    kill = Kill(TOGETHER, lambda attempt: bool(store.names(attempt.checkpoints)))
+    inputs = {"config": Config.model_validate(tree), "output": f"{store.root}/together"}
+    done = engine(project, (kill,), catalog=Catalog()).execute(TRAIN, inputs)
+    assert done.error is None, done.story()
+    first, second = done.ran(TOGETHER)
+    assert (first.ended, second.ended) == (Ended.LOST, Ended.DONE)
+    assert "round 1 of 2" in first.log
+    assert "going on from the checkpoint" in second.log and "round 1 of 2" not in second.log
+    assert not done.ran(ROLLOUT) and not done.ran(PPO)
+    names = {name.removeprefix(f"{store.root}/together/") for name in store.names(f"{store.root}/together")}
+    assert {f"{kind}_round_0{r}.parquet" for kind in ("trajectories", "rewards", "advantages") for r in (0, 1)} <= names
+    page = (store.read(f"{second.attempt.outputs}/deck.html") or b"").decode()
+    assert "rewards of round 1" in page and "rewards of round 2" in page  # also of the round before the kill
 
 
 def test_the_command_starts_it_on_the_cluster_and_finds_what_is_known(
