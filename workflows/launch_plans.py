@@ -20,14 +20,14 @@ _BROKEN = [WorkflowExecutionPhase.FAILED, WorkflowExecutionPhase.TIMED_OUT, Work
 
 def _declare(plans: LaunchPlans) -> None:
     places = {"registry": plans.registry, "output": plans.output}
-    mails = _notifications(plans.notify)
+    notifications = _notifications(plans.notify)
     retraining = {"config": load_config(ROOT / plans.retraining), **places}
     LaunchPlan.get_or_create(
         workflow=retrain,
         name="nightly_retraining",
         fixed_inputs=retraining,
         schedule=CronSchedule(schedule=plans.nightly, kickoff_time_input_arg="kickoff"),
-        notifications=mails,
+        notifications=notifications,
         concurrency=_ONE_AT_A_TIME,
     )
     LaunchPlan.get_or_create(
@@ -35,10 +35,12 @@ def _declare(plans: LaunchPlans) -> None:
         name="weekly_evaluation",
         fixed_inputs={"config": load_config(ROOT / plans.evaluation), **places},
         schedule=CronSchedule(schedule=plans.weekly, kickoff_time_input_arg="kickoff"),
-        notifications=mails,
+        notifications=notifications,
         concurrency=_ONE_AT_A_TIME,
     )
-    LaunchPlan.get_or_create(workflow=retrain, name="manual_retraining", default_inputs=retraining, notifications=mails)
+    LaunchPlan.get_or_create(
+        workflow=retrain, name="manual_retraining", default_inputs=retraining, notifications=notifications
+    )
 
 
 def _notifications(recipients: Recipients) -> list[Email | Slack | PagerDuty]:

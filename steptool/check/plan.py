@@ -39,7 +39,8 @@ def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
 def _data(config: Config) -> str:
     data = config.data
     files = [file for file in list_files(data) if file.size]
-    size = f" from {len(files)} files of {sum(file.size for file in files) / 1e6:,.1f} MB" if files else ""
+    noun = "file" if len(files) == 1 else "files"
+    size = f" from {len(files)} {noun} of {sum(file.size for file in files) / 1e6:,.1f} MB" if files else ""
     most = "" if data.source == "desk" else "at most "
     counts = f"{data.train_queries} training, {data.validation_queries} validation and {data.heldout_queries} held-out"
     return f"data        {data.source}: {most}{counts} queries{size}"

@@ -1,4 +1,4 @@
-"""Tool calls as text, one module for each format (docs/chat-formats.md)."""
+"""Tool calls as text, in every format by its name (docs/chat-formats.md)."""
 
 from steptool.chat.formats.base import (
     CALL_CLOSE,
