@@ -100,12 +100,12 @@ def ours(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -> list
 
 
 @torch.inference_mode()
-def regenerate(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -> list[list[int]]:
+def regenerate(model: PreTrainedModel, codec: ChatCodec, queries: list[Query], turns: int = TURNS) -> list[list[int]]:
     """model.generate on the left-padded batch of whole histories, turn after turn."""
     histories = [codec.prompt_ids([{"role": "user", "content": q.instruction}], q.tools) for q in queries]
     sessions = [Notebook().reset(q) for q in queries]
     SAMPLED["other"] = 0
-    for number in range(TURNS):
+    for number in range(turns):
         width = max(map(len, histories))
         ids = torch.tensor([[0] * (width - len(h)) + h for h in histories])
         mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in histories])
@@ -124,7 +124,7 @@ def regenerate(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -
             call = codec.parse(turn).call
             assert call is not None
             observation = session.call(call).observation
-            if number < TURNS - 1:
+            if number < turns - 1:
                 history += codec.observation_ids(observation, "note", closed=turn[-1] == codec.end_id)
     return histories
 

@@ -128,7 +128,8 @@ def _check_runs(model: PreTrainedModel, kinds: list[str]) -> None:
 
 
 _SHARED = 128
-"""Tokens that two sequences must begin with together before one takes over what was computed for the other."""
+"""Tokens that two sequences must begin with together before one takes over what was computed for the other. Shorter
+prompts must be equal, as those of several tries at one task are."""
 
 
 class Copy(NamedTuple):
@@ -227,8 +228,8 @@ class Rows:
 
 
 def _key(ids: npt.NDArray[np.int64]) -> bytes:
-    """What sequences have in common that share a prefix; empty for one that is too short to share."""
-    return ids[:_SHARED].tobytes() if len(ids) >= _SHARED else b""
+    """What sequences have in common that share a prefix; empty for a row that holds nothing."""
+    return ids[:_SHARED].tobytes()
 
 
 def _common(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> int:

@@ -36,6 +36,8 @@ class VllmEngine:
     def __init__(self, folder: str, *, adapter: str = "", max_context: int, max_requests: int) -> None:
         if not torch.cuda.is_available():
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            # vLLM would tie the threads of this process to processors, and training goes on in it.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         try:
             vllm: Any = import_module("vllm")
         except ImportError as error:

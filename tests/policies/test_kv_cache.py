@@ -161,6 +161,17 @@ def test_equal_prompts_compute_their_last_token_each(episodes: list[Episode]) ->
     assert stages == [([], [Fill(0, 0, TOOLS)]), ([Copy(0, 1, 200)], [Fill(1, 199, TOOLS[199:])])]
 
 
+def test_short_prompts_are_shared_if_they_are_equal(episodes: list[Episode]) -> None:
+    rows = Rows(3)
+    for episode in episodes[:3]:
+        rows.take(episode)
+    prompts = [(episodes[0], [5, 6, 7], True), (episodes[1], [5, 6], True), (episodes[2], [5, 6, 7], True)]
+    assert plan(rows, *prompts) == [
+        ([], [Fill(0, 0, [5, 6, 7]), Fill(1, 0, [5, 6])]),
+        ([Copy(0, 2, 3)], [Fill(2, 2, [7])]),
+    ]
+
+
 def test_rows_that_go_on_are_numbered_anew(episodes: list[Episode]) -> None:
     rows = Rows(3)
     for episode in episodes[:3]:

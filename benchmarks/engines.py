@@ -1,0 +1,92 @@
+"""SmolLM2-135M plays 16 episodes through vLLM, through our transformers engine, and by model.generate on each history.
+
+    python -m benchmarks.engines [FOLDER]     the folder that `make smollm` builds: runs/smollm-base
+
+The same model in bfloat16, the same tasks and greedy decoding for all three, so that they make the same episodes up to
+rounding. An episode has nine turns, as a long task of the desk. vLLM needs the environment of `make vllm`; where it is
+missing its lines are left out. Speeds are tokens sampled per second of processor time, so that they hardly depend on
+what else runs on the machine. Prints `NAME tokens/s: OURS OTHER RATIO`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from benchmarks import rollout
+from benchmarks.rollout import CONTEXT, NEW_TOKENS, Notebook, NoteCodec, make_queries, regenerate
+from steptool.config import RolloutConfig
+from steptool.models.load import load_model, load_tokenizer
+from steptool.policies.engine import EnginePolicy, PolicySettings
+from steptool.policies.local import LocalPolicy
+from steptool.policies.vllm import VllmEngine
+from steptool.records import Query
+from steptool.rollout.policy import Policy
+from steptool.rollout.runner import roll_out
+from steptool.rollout.turns import Decoding
+
+FOLDER, EPISODES, TURNS = Path("runs/smollm-base"), 16, 9
+SETTINGS: PolicySettings = {
+    "name": "smollm",
+    "rollout": RolloutConfig(batch_size=EPISODES, max_steps=TURNS, max_new_tokens=NEW_TOKENS),
+    "max_context": CONTEXT,
+    "seed": 0,
+    "search": None,
+}
+Episodes = list[list[int]]
+
+
+def play(policy: Policy, queries: list[Query]) -> Episodes:
+    """The tokens of each episode."""
+    played = [episode.trajectory for episode in roll_out(policy, queries, Notebook(), decoding=Decoding.GREEDY)]
+    rollout.SAMPLED["ours"] = sum(t.action_tokens for t in played)
+    return [t.input_ids.tolist() for t in played]
+
+
+def measure(name: str, run: Callable[[list[Query]], Episodes], queries: list[Query]) -> tuple[float, Episodes]:
+    """Warm up on a few episodes, then play all; returns tokens per second of processor time, and the episodes."""
+    run(queries[:1])
+    started = time.process_time()
+    episodes = run(queries)
+    return rollout.SAMPLED[name] / (time.process_time() - started), episodes
+
+
+def compare(label: str, ours: float, other: float) -> None:
+    """Print one line of the result."""
+    sys.stdout.write(f"{label} tokens/s: {ours:.0f} {other:.0f} {ours / other:.2f}\n")
+
+
+def main() -> None:
+    """Play the episodes in each way, and compare."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    if not folder.is_dir():
+        sys.stdout.write(f"engines: no model in {folder}; python -m scripts.smollm {folder} builds it\n")
+        return
+    logging.set_verbosity_error()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    codec, model, queries = NoteCodec(load_tokenizer(folder)), load_model(folder), make_queries()[:EPISODES]
+    plain, histories = measure("other", lambda chosen: regenerate(model, codec, chosen, TURNS), queries)
+    with closing(LocalPolicy(model, codec, **SETTINGS)) as policy:
+        ours, episodes = measure("ours", lambda chosen: play(policy, chosen), queries)
+    longest = max(map(len, episodes))
+    equal = sum(a == b for a, b in zip(episodes, histories, strict=True))
+    sys.stdout.write(f"engines: {EPISODES} episodes of up to {longest} tokens, {equal} equal to those of generate\n")
+    compare("transformers engine against generate", ours, plain)
+    if importlib.util.find_spec("vllm"):
+        engine = VllmEngine(str(folder), max_context=CONTEXT, max_requests=EPISODES)
+        with closing(EnginePolicy(engine, codec, **SETTINGS)) as policy:
+            theirs, _ = measure("ours", lambda chosen: play(policy, chosen), queries)
+        compare("vLLM against generate", theirs, plain)
+        compare("vLLM against the transformers engine", theirs, ours)
+
+
+if __name__ == "__main__":
+    main()
