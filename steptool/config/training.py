@@ -79,7 +79,8 @@ class RolloutConfig(StrictModel):
     """Sampling temperature; PPO improves the policy at this temperature."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What decodes, in rollouts and in evaluation. transformers: this package's own sampler, whose samples depend on
-    the seed alone; vllm: vLLM in the process of the stage, faster on a GPU, from the extra gpu."""
+    the seed alone; vllm: vLLM in the process of the stage, faster on a GPU, from the extra gpu. Its samples depend on
+    the seed up to rounding, which depends on the episodes that are played side by side."""
 
 
 class CreditConfig(StrictModel):
