@@ -8,7 +8,8 @@ what was sampled, and supervised examples are cut exactly like episodes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -175,7 +176,8 @@ class ChatCodec:
         return schemas
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        with _explain_panic():
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def _encode_after(self, before: str, text: str) -> list[int]:
@@ -184,8 +186,24 @@ class ChatCodec:
         return whole[len(head) :] if whole[: len(head)] == head else self._encode(text)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        with _explain_panic():
+            text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+
+@contextmanager
+def _explain_panic() -> Iterator[None]:
+    """Raise ValueError where the tokenizer's own code gives up: on an expression that takes too long, say.
+
+    What it raises then is no Exception, so that nothing else would catch it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = f"the tokenizer cannot read or write a text ({error}); take a model with another tokenizer"
+        raise ValueError(reason) from error
 
 
 def give_template(tokenizer: PreTrainedTokenizerBase, chat_format: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from steptool.check.memory import ModelShape, read_shape
 from steptool.config import Config, EndpointConfig, PolicyConfig
@@ -21,19 +22,23 @@ def describe_plan(config: Config) -> list[str]:
 
 
 def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
-    """The shape of the base model; None for one that is drawn later (scratch), behind a url or not to be had here."""
-    from transformers import AutoConfig
+    """The shape of the base model; None for one that is drawn later (scratch), behind a url or not to be had here.
 
-    from steptool.models.load import EMBEDDED
+    Raises ModelError for a folder whose configuration cannot be used.
+    """
+    from steptool.models.load import EMBEDDED, ModelError, explain_errors, read_model_config
 
     if policy.base == "scratch" or "://" in policy.base:
         return None
     try:
         place = EMBEDDED if policy.base == "embedded" else policy.base
-        model_config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
-    return read_shape(model_config, policy.dtype)
+        model_config = read_model_config(place)
+    except ModelError:
+        if Path(place).exists():
+            raise
+        return None  # a Hub id that is not fetched yet, or not without a network
+    with explain_errors(place, "configuration"):
+        return read_shape(model_config, policy.dtype)
 
 
 def _data(config: Config) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -35,6 +40,11 @@ _CONVERT = (
     "expected *.safetensors beside config.json; weights in pytorch_model*.bin are pickled and are not read: if you "
     "trust them, convert them with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
 )
+_COUNT = re.compile(r"^(num|n)_.*(layers?|experts?)$")
+_LARGEST_COUNT = 2_000
+"""Layers or experts of a model: each is made before any weight is read."""
+_LARGEST_GROWTH = 64
+"""Times that a tokenizer may make a text longer. SentencePiece puts one character in place of a space."""
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
 
 
@@ -45,15 +55,56 @@ class ModelError(ValueError):
     """A model folder that cannot be used, with what it lacks."""
 
 
+def read_model_config(folder: str | os.PathLike[str]) -> PreTrainedConfig:
+    """The configuration of a model folder or Hub id.
+
+    Raises ModelError for one that transformers cannot use, that fetches code or that has more layers than any model.
+    """
+    _check_folder(folder, ("config.json",), "configuration", "expected a Hugging Face model folder with a config.json")
+    with explain_errors(folder, "configuration"):
+        values, _ = PreTrainedConfig.get_config_dict(os.fspath(folder))
+        _check_values(values)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(os.fspath(folder), trust_remote_code=False)
+    return config
+
+
+def _check_values(values: Any) -> None:
+    """Raise ValueError for a value, at any depth of a configuration, that no model needs."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if name.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
+            raise ValueError(f"{name}: {value} is a kernel of the Hub, which is code and is never fetched; remove it")
+        if _COUNT.search(name) and isinstance(value, int) and value > _LARGEST_COUNT:
+            raise ValueError(f"{name}: expected at most {_LARGEST_COUNT}, got {value}")
+        _check_values(value)
+
+
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub id. Raises ModelError where it is missing."""
+    """The tokenizer of a model folder or Hub id. Raises ModelError where it is missing or cannot be used."""
     _check_folder(folder, _TOKENIZER_FILES, "tokenizer", "save the tokenizer there with tokenizer.save_pretrained")
-    try:
-        with _without_remote_code(folder):
-            tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), trust_remote_code=False)
-    except OSError as error:
-        raise ModelError(f"{folder}: neither a model folder here nor a model that the Hub gives ({error})") from error
+    with explain_errors(folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), trust_remote_code=False)
+        if tokenizer.is_fast:
+            _check_growth(json.loads(tokenizer.backend_tokenizer.to_str()))
+        tokenizer.encode("a text")
     return tokenizer
+
+
+def _check_growth(tokenizer: dict[str, Any]) -> None:
+    """Raise ValueError where replacements, one after the other, may make a text much longer than it was."""
+    for part in ("normalizer", "decoder"):
+        if (growth := math.prod(_replacement_lengths(tokenizer.get(part)))) > _LARGEST_GROWTH:
+            raise ValueError(
+                f"its {part} makes texts up to {growth} times as long; at most {_LARGEST_GROWTH} are taken"
+            )
+
+
+def _replacement_lengths(part: Any) -> Iterator[int]:
+    """Characters that each replacement below a part of a tokenizer may make of one."""
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    if isinstance(part, dict) and part.get("type") == "Replace":
+        yield max(1, len(part["content"]))
+    for value in inner:
+        yield from _replacement_lengths(value)
 
 
 def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
@@ -62,10 +113,10 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
     In bfloat16 if it was saved in that, else in float32. Raises ModelError where configuration, weights, tokenizer or
     chat template are missing, where weights are pickled and where the model needs code of its own.
     """
-    _check_folder(folder, ("config.json",), "configuration", "expected a Hugging Face model folder with a config.json")
+    read_model_config(folder)
     _check_folder(folder, ("*.safetensors",), "weights", _CONVERT)
     load_tokenizer(folder)
-    with _without_remote_code(folder):
+    with explain_errors(folder, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             os.fspath(folder), dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -184,17 +235,23 @@ def tiny_model(
 
 
 @contextmanager
-def _without_remote_code(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise ModelError in place of transformers' question whether to run the code that a model brings along."""
+def explain_errors(folder: str | os.PathLike[str], part: str) -> Iterator[None]:
+    """Turn what transformers raises for a part of a model into a ModelError that names the folder.
+
+    Whatever a folder holds comes from outside, and what it makes transformers raise is of any class.
+    """
     try:
         yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ModelError(
-            f"{folder}: the model brings Python code of its own, which is never run; use an architecture that "
-            "transformers knows"
-        ) from error
+    except OSError as error:
+        raise ModelError(f"{folder}: neither a model folder here nor a model that the Hub gives ({error})") from error
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{folder}: the model brings Python code of its own, which is never run; use an architecture that "
+                "transformers knows"
+            ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        raise ModelError(f"{folder}: its {part} cannot be used ({reason}); take an intact copy of the model") from error
 
 
 def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], what: str, remedy: str) -> None:

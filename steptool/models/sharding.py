@@ -25,12 +25,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steptool.models.actor import Actor
 from steptool.models.batch import enable_packing
-from steptool.models.load import ModelError, device, load_tokenizer
+from steptool.models.load import ModelError, device, load_tokenizer, read_model_config
 from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import FILE, join_halves, local_part, split_halves
 
@@ -186,7 +186,7 @@ def _number_files(weights: Mapping[str, Tensor]) -> dict[str, int]:
 def _make_empty(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
     """A model whose parameters take no memory, and the precision that it is saved in."""
     load_tokenizer(folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_model_config(folder)
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=_saved_dtype(config))
     model.tie_weights()

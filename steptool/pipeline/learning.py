@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from steptool.artifacts import lineage
 from steptool.artifacts.metrics import Stopwatch, count_metrics, format_rate, say, total_counts
@@ -20,7 +19,7 @@ from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.data.ingest import ingest
 from steptool.environments.catalog import check_queries
 from steptool.models.adapter import read_base_name
-from steptool.models.load import load_codec, load_model, prepare_base
+from steptool.models.load import load_codec, load_model, prepare_base, read_model_config
 from steptool.models.shared import LoadModel
 from steptool.pipeline.rounds import AuditedRound
 from steptool.policies.catalog import open_environment_of
@@ -64,7 +63,7 @@ def prepare(
     fitting = select_fitting(queries, codec, config)
     try_model(load_model(base), codec, fitting, config)
     lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context)
-    stages = estimate(read_shape(AutoConfig.from_pretrained(base), "auto"), config, has_gpu=torch.cuda.is_available())
+    stages = estimate(read_shape(read_model_config(base), "auto"), config, has_gpu=torch.cuda.is_available())
     say("prepare", f"memory by estimate: {', '.join(f'{s.stage} {s.total / GIB:.1f} GiB' for s in stages)}")
     say("prepare", f"base model '{config.policy.base}', {len(fitting)} of {len(queries)} prompts fit its context")
     for name, number in lessons.counts().items():

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from steptool.config.base import ConfigError
+from steptool.models.load import read_model_config
 from steptool.policies.engine import Completion, Sampling
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -49,7 +49,7 @@ class VllmEngine:
         self._engine = vllm.LLMEngine.from_engine_args(
             vllm.EngineArgs(
                 model=folder,
-                dtype="bfloat16" if AutoConfig.from_pretrained(folder).dtype is torch.bfloat16 else "float32",
+                dtype="bfloat16" if read_model_config(folder).dtype is torch.bfloat16 else "float32",
                 max_model_len=max_context,
                 max_num_seqs=max_requests,
                 enable_prefix_caching=True,

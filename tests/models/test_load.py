@@ -174,3 +174,78 @@ def test_a_model_with_code_of_its_own_is_refused_by_name(copy: Path) -> None:
     (copy / "own.py").write_text("raise SystemExit('this code was run')")
     with pytest.raises(ModelError, match="Python code of its own, which is never run"):
         load_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"vocab_size": -5}, "its model cannot be used"),
+        ({"vocab_size": "x"}, "Field 'vocab_size' expected int"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"hidden_size": 2**63}, "its model cannot be used"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers: expected at most 2000, got 1000000"),
+        ({"text_config": {"num_experts": 10**9}}, "num_experts: expected at most 2000"),
+        ({"dtype": "evil"}, "cannot be used"),
+        ({"attn_implementation": "someone/kernel"}, "someone/kernel is a kernel of the Hub, which is code"),
+        ({"text_config": {"_attn_implementation": "someone/kernel"}}, "which is code and is never fetched"),
+    ],
+)
+def test_a_configuration_that_no_model_has_is_refused_by_name(
+    copy: Path, change: dict[str, object], complaint: str
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match=complaint) as excinfo:
+        load_model(copy)
+    assert str(excinfo.value).startswith(f"{copy}: ")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "null", "[" * 900 + "]" * 900, "{", "", '{"model_type": "evil"}'])
+def test_a_configuration_that_is_none_is_refused_by_name(copy: Path, text: str) -> None:
+    (copy / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"cannot be used|neither a model folder") as excinfo:
+        load_model(copy)
+    assert str(excinfo.value).startswith(f"{copy}: ")
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 60}
+SLOW = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 6}}, "its normalizer makes texts up to 46656"),
+        (
+            {"decoder": {"type": "Sequence", "decoders": [REPLACE] * 2}},
+            "its decoder makes texts up to 3600 times as long",
+        ),
+        ({"pre_tokenizer": {**SLOW, "pattern": {"Regex": "(a"}}}, "its tokenizer cannot be used"),
+        ({"model": {}}, "its tokenizer cannot be used"),
+        ({"added_tokens": None}, "its tokenizer cannot be used"),
+    ],
+)
+def test_a_hostile_tokenizer_is_refused_by_name(copy: Path, change: dict[str, object], complaint: str) -> None:
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps({**tokenizer, **change}))
+    with pytest.raises(ModelError, match=complaint) as excinfo:
+        load_tokenizer(copy)
+    assert str(excinfo.value).startswith(f"{copy}: ")
+
+
+@pytest.mark.parametrize("change", [{"model_max_length": "x"}, {"eos_token": [1]}, {"extra_special_tokens": {"a": 5}}])
+def test_hostile_settings_of_a_tokenizer_are_refused_by_name(copy: Path, change: dict[str, object]) -> None:
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**settings, **change}))
+    with pytest.raises(ModelError, match="its tokenizer cannot be used"):
+        load_tokenizer(copy)
+
+
+def test_a_text_on_which_a_tokenizer_gives_up_is_an_error_that_says_so(copy: Path) -> None:
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    before = tokenizer["pre_tokenizer"]
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [SLOW, before]}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    codec = load_codec(copy)
+    with pytest.raises(ValueError, match=r"the tokenizer cannot read or write a text \(Onig: .*another tokenizer"):
+        codec.observation_ids("a" * 60 + "!", "call")
