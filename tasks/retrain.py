@@ -121,7 +121,7 @@ def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, 
 def record_failure(
     config: Config, registry: str, output: str, kickoff: datetime, force: bool, err: FlyteError | None = None
 ) -> None:
-    """Note in the registry that the run failed and why. What it has seen stays new."""
+    """Note in the registry that the run failed and why. Its sources count as new in the next run."""
     from steptool.registry import Registry
     from steptool.retraining.promotion import describe_failure
 

@@ -181,7 +181,7 @@ class _Worker:
 
 
 def _settle(future: Future[T], work: Callable[[], T]) -> None:
-    """Do the work that the future stands for, unless nobody waits for it any more."""
+    """Do the work that the future stands for, unless the future was cancelled."""
     if not future.set_running_or_notify_cancel():
         return
     try:

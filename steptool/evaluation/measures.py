@@ -76,7 +76,7 @@ def _measure(
 
 
 def find_verdict(query: Query, trajectory: Trajectory) -> tuple[float | None, VerdictSource]:
-    """How far the episode solved its task, in [0, 1], and who says so; None if nobody can tell.
+    """How far the episode solved its task, in [0, 1], and where that verdict comes from; None without a verdict.
 
     The environment's own verdict comes first, then the comparison with the reference answer. Where the environment's
     check failed the verdict is missing.

@@ -1,9 +1,9 @@
 """Methods that were trained with several seeds and evaluated on the same tasks.
 
-The paired bootstrap over tasks says how sure a difference is for these trained models on other tasks. Whether it would
-come again with other seeds is another question: here seeds and tasks are both drawn with replacement, each on its own,
-the same for both sides. Intervals of many comparisons at once are widened as Holm's method (1979) corrects their
-p-values: of m comparisons, the one with the i-th smallest p has an interval of confidence 1 - .05 / (m - i + 1).
+The paired bootstrap over tasks says how sure a difference is for these trained models on other tasks. It does not say
+whether the difference would come again with other seeds. Here seeds and tasks are both drawn with replacement, each on
+its own, and the same for both sides. Intervals of many comparisons at once are widened as Holm's method (1979) corrects
+their p-values: of m comparisons, the one with the i-th smallest p has an interval of confidence 1 - .05 / (m - i + 1).
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class Engine(Protocol):
         ...
 
     def abort(self, request_ids: Collection[str]) -> None:
-        """Drop requests that nobody waits for."""
+        """Drop requests whose turns are no longer needed."""
         ...
 
     def close(self) -> None:

@@ -82,7 +82,7 @@ class VllmEngine:
         return [_completion(output) for output in self._engine.step() if output.finished]
 
     def abort(self, request_ids: Collection[str]) -> None:
-        """Drop requests that nobody waits for."""
+        """Drop requests whose turns are no longer needed."""
         if request_ids:
             self._engine.abort_request(list(request_ids))
 

@@ -64,9 +64,9 @@ def sentences(audit: Audit) -> Iterator[str]:
 
 
 def _state_agreement(a: Agreement) -> str:
-    opening = f"{a.one} and {a.other} say the same of {percent(a.same)} of {a.steps:,} steps on whether they contribute"
+    opening = f"{a.one} and {a.other} agree on {percent(a.same)} of {a.steps:,} steps whether they contribute"
     if a.kappa is None:
-        return f"{opening}; kappa is not defined, since one of them always says the same."
+        return f"{opening}; kappa is not defined, since one of them gives every step the same score."
     word = next(word for bound, word in _WORDS if a.kappa.value < bound)
     (_, praised), (blamed, _) = a.table
     return (

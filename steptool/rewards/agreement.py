@@ -94,7 +94,7 @@ def correlation(one_N: npt.ArrayLike, other_N: npt.ArrayLike) -> Estimate | None
 
 
 def difference(before_N: npt.ArrayLike, after_M: npt.ArrayLike) -> Estimate | None:
-    """Mean after less mean before, with Welch's interval (normal approximation); None with less than two of either."""
+    """Mean after minus mean before, with Welch's interval (normal approximation); None with less than two of either."""
     before, after = np.asarray(before_N, dtype=np.float64), np.asarray(after_M, dtype=np.float64)
     if min(len(before), len(after)) < 2:
         return None

@@ -1,8 +1,8 @@
 """How much each component of a step's score counts, by how well it tells solved episodes from the others.
 
-A component that does not go with the outcome teaches habits that solve nothing. Of each round the AUROC of a component
-is taken: the chance that a solved episode has a higher mean of it, over the steps before the last, than one that was
-not solved, by the annotator's own IsSolved. The weight of component c is Somers' D, no less than 0,
+A component that does not go with the outcome teaches habits that solve nothing. AUROC_c of a round is the
+chance that a solved episode has a higher mean of component c, over the steps before the last, than one that was not
+solved, by the annotator's own IsSolved. The weight of component c is Somers' D, no less than 0,
 
     k_c = max(0, 2 * AUROC_c - 1),
 

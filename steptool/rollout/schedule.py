@@ -64,7 +64,7 @@ class TaskSet:
     def round_queries(self, config: Config, round_index: int, shard: int) -> list[Query]:
         """The training queries of one shard of a round, one for each episode. Only these are parsed.
 
-        With `rollout.samples_per_query` a query comes so often in a row, in one shard.
+        With `rollout.samples_per_query` each query comes that many times in a row, all in one shard.
         """
         table = read_table(self.folder / QUERIES, Query)
         train = table.filter(pc.equal(table["split"], "train"))
@@ -79,7 +79,8 @@ def round_positions(total: int, episodes: int, round_index: int, seed: int) -> l
     """Positions in [0, total) of the queries of a round, one for each episode.
 
     Rounds read on in one endless sequence: all positions in a shuffled order, then all of them in another one, and so
-    on. None comes twice before every other came once. Raises ValueError where there is nothing to draw from.
+    on. No position comes a second time before every other has come once. Raises ValueError where there is nothing to
+    draw from.
     """
     if total < 1:
         raise ValueError("there is nothing to draw a round from: expected at least one training query")

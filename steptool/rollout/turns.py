@@ -30,9 +30,9 @@ class TurnCost:
     completion_tokens: int = 0
     """Tokens written."""
     prompt_tokens: int | None = None
-    """Tokens read; None where nobody counts them."""
+    """Tokens read; None if the policy does not count them."""
     money: float | None = None
-    """At the endpoint's prices; None where there are none."""
+    """At the endpoint's prices; None if the configuration names none."""
 
     def __add__(self, other: TurnCost) -> TurnCost:
         return TurnCost(

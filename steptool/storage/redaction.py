@@ -1,4 +1,4 @@
-"""Keeps keys out of what is kept: servers may repeat the key of a request in their answers and errors."""
+"""Removes keys from texts before they are stored: servers may repeat a request's key in answers and errors."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ _SCRATCH_CACHE = 1 << 16
 def open_database(path: str | Path, table: str) -> sqlite3.Connection:
     """The file with this table, both made if they are missing; without a path, memory.
 
-    With a write-ahead log: what is committed is there whole or not at all, whatever process is killed when, and nobody
-    who reads waits for one who writes. The file belongs on a disk of this machine: those who use it share memory
-    through a file beside it. Threads share a connection under a lock of their own. Raises sqlite3.Error for a file of
+    It has a write-ahead log: a transaction is there whole or not at all, even where a process is killed, and readers
+    do not wait for writers. The file belongs on a disk of this machine, since its processes share memory through a file
+    beside it. Threads share a connection under a lock of their own. Raises sqlite3.Error for a file of
     another kind.
     """
     if path:
@@ -37,7 +37,7 @@ def open_database(path: str | Path, table: str) -> sqlite3.Connection:
 
 
 def _use_log(database: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log. Unlike everything else, this does not wait when another process does the same."""
+    """Switch to the write-ahead log. SQLite does not wait here while another process does it, so this tries again."""
     deadline = time.monotonic() + _WAIT
     while True:
         try:

@@ -35,7 +35,7 @@ def result(trajectory: Make, reward: Make, query: Make) -> Audit:
 def test_the_figures_are_said_in_plain_words(result: Audit) -> None:
     text = " ".join(sentences(result))
     assert text.startswith("rules 1 scored 36 steps of 12 episodes; no score is missing.")
-    assert "rules 1 and judge 1 say the same of 75% of 24 steps" in text
+    assert "rules 1 and judge 1 agree on 75% of 24 steps" in text
     assert "the solved one has the higher mean Contribution in 100% of the pairs" in text
     assert "SuccCalling" in text.split("Against the earlier run these have shifted:")[1]
 

@@ -111,7 +111,7 @@ async def open_stdio(
 
 
 async def _receive(process: Process, incoming: MemoryObjectSendStream[Item]) -> None:
-    """Pass messages on; when nobody takes them any more, let the server write on, so that it can end."""
+    """Pass messages on. After the reader has closed, read and drop what the server still writes, so that it can end."""
     assert process.stdout
     reader = MessageReader()
     with suppress(*_CLOSED):
