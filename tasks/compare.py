@@ -63,6 +63,7 @@ def compare(
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
     from steptool.artifacts import lineage as names
     from steptool.pipeline.folders import write_comparison
+    from steptool.pipeline.tracking import track_results
     from steptool.storage.publishing import publish
 
     folder = make_folder("evaluation")
@@ -77,6 +78,7 @@ def compare(
     )
     Deck("evaluation", pages.html)
     place = publish(folder, output, names.EVALUATION)
+    track_results(pages.table, {name: f"{place}/{name}" for name in (names.PAGE, names.FIGURES, names.VIEWER)}, config)
     print(printable(f"\n{pages.table}\npage: {place}/{names.PAGE}"), flush=True)
     return Comparison(
         FlyteFile(f"{place}/{names.PAGE}"),

@@ -32,11 +32,13 @@ def evaluate(name: str, config: Config, model: Model, base: Model, tasks: Tasks)
     `base` is that of the adapter, if the model is one.
     """
     watch = Stopwatch("evaluate")
+    from steptool.pipeline.tracking import track_evaluation
     from steptool.records import Trajectory
 
     folder, base_folder = download_policy(model, base)
     policy = EvaluatedPolicy(name=name, model=str(folder), base=str(base_folder))
     result = _evaluate(policy, config, tasks)
+    track_evaluation(name, result.rows, config)
     target = make_folder("evaluate")
     return Evaluated(
         Parquet(str(write_records(target / "evaluations.parquet", result.rows, Evaluation))),
@@ -54,6 +56,7 @@ def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory
     """
     watch = Stopwatch("evaluate")
     from steptool.artifacts import lineage as names
+    from steptool.pipeline.tracking import track_evaluation
     from steptool.records import Trajectory
 
     evaluated = config.evaluation.policies[policy]
@@ -61,6 +64,7 @@ def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory
         if (place := getattr(evaluated, field)) not in ("", "embedded"):
             evaluated = evaluated.model_copy(update={field: str(fetch(place, make_folder(field)))})
     result = _evaluate(evaluated, config, tasks)
+    track_evaluation(evaluated.name, result.rows, config)
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)
     write_costs(folder, watch.cost(result.tokens))

@@ -52,6 +52,7 @@ def report(
     watch = Stopwatch("report")
     from steptool.artifacts import lineage as names
     from steptool.pipeline.folders import RunFiles, write_run
+    from steptool.pipeline.tracking import track_results
     from steptool.storage.publishing import publish
 
     files = RunFiles(
@@ -74,6 +75,7 @@ def report(
     pages = write_run(folder, files, config, watch.cost)
     Deck("report", pages.html)
     place = publish(folder, output, names.TRAINING)
+    track_results(pages.table, {name: f"{place}/{name}" for name in (names.REPORT, names.FIGURES, names.MODEL)}, config)
     print(printable(f"\n{pages.table}\n\nreport: {place}/{names.REPORT}"), flush=True)
     return Evidence(
         FlyteFile(f"{place}/{names.REPORT}"),

@@ -80,6 +80,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
     """Fine-tune the base model on the demonstrations, whose tokens `prepare` has made."""
     watch = Stopwatch("warm_start")
     from steptool.artifacts.lineage import sign
+    from steptool.pipeline.tracking import track_updates
     from steptool.records import Metric, Trajectory
     from steptool.records.tables import read_records, write_records
     from steptool.training.demonstrations import count_tokens
@@ -108,6 +109,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
     checkpoints.remove()
     sign(folder, start, "warm_start", [download(queries), download(lessons)])
     cost = watch.cost(count_tokens(examples, config.warm_start))
+    track_updates(metrics, config)
     figures = make_folder("figures")
     say("warm_start", "finished", seconds=cost.seconds)
     return WarmStarted(

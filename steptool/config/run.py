@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -135,6 +135,23 @@ def _count_values(value: Any, sizes: dict[int, int]) -> int:
     return sizes[id(value)]
 
 
+class TrackingConfig(StrictModel):
+    """Trackers of experiments, which receive the figures of every stage (docs/tracking.md)."""
+
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Which trackers: tensorboard, wandb, mlflow, trackio; several may run at once."""
+    project: Annotated[str, Field(min_length=1)] = "steptool"
+    """The project of wandb and trackio, and the experiment of mlflow."""
+    run: str = ""
+    """The name of the run at the trackers. Empty: that of Flyte's execution; on this machine, a new one."""
+    folder: str = "runs/tracking"
+    """Where TensorBoard and trackers without a server write. TensorBoard takes a url as well."""
+    online: bool = False
+    """Whether wandb sends what it gets at once; else `wandb sync` does later. Its key comes from WANDB_API_KEY."""
+    mlflow_url: str = ""
+    """The address of an MLflow server, such as http://mlflow:5000. Empty: a folder."""
+
+
 class Config(StrictModel):
     """A complete run."""
 
@@ -151,6 +168,7 @@ class Config(StrictModel):
     rounds: RoundsConfig = RoundsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="wrap")
     @classmethod

@@ -22,6 +22,7 @@ from steptool.models.adapter import read_base_name
 from steptool.models.load import load_codec, load_model, prepare_base, read_model_config
 from steptool.models.shared import LoadModel
 from steptool.pipeline.rounds import AuditedRound
+from steptool.pipeline.tracking import check_trackers, track_configuration, track_round
 from steptool.policies.catalog import open_environment_of
 from steptool.policies.trial import try_model
 from steptool.records import Advantage, Cost, Metric, Query, StepReward, Trajectory
@@ -57,6 +58,8 @@ def prepare(
     Raises ModelError for a model that cannot be used. Raises ValueError for a prompt that leaves no room for a step,
     and where a warm start is configured but no demonstration can be learned from.
     """
+    check_trackers(config.tracking)
+    track_configuration(config)
     texts = iterate_texts(queries, demonstrations)
     base = prepare_base(config.policy, texts, config.seed, out_dir)
     codec = load_codec(base, config.policy.chat_format, config.policy.chat_date)
@@ -204,10 +207,12 @@ def learn_round(
         round_index=round_index,
         rounds=config.ppo.rounds,
     )
+    metrics = [*counts, *result.metrics]
+    track_round(episodes, rewards, metrics, spent, config)
     return LearnedRound(
         model,
         write_records(figures / lineage.of_round("advantages", round_index), result.advantages, Advantage),
-        write_records(figures / lineage.METRICS, [*counts, *result.metrics], Metric),
+        write_records(figures / lineage.METRICS, metrics, Metric),
         write_records(figures / lineage.COSTS, spent, Cost),
         result.scale.save(figures / "scale.json"),
     )
