@@ -138,7 +138,7 @@ def _count_values(value: Any, sizes: dict[int, int]) -> int:
 class TrackingConfig(StrictModel):
     """Trackers of experiments, which receive the figures of every stage (docs/tracking.md)."""
 
-    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default_factory=list)
     """Which trackers: tensorboard, wandb, mlflow, trackio; several may run at once."""
     project: Annotated[str, Field(min_length=1)] = "steptool"
     """The project of wandb and trackio, and the experiment of mlflow."""
