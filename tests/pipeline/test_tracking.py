@@ -46,7 +46,8 @@ def row(passed: float | None, decoding: str = "greedy", tier: str = "long") -> E
 def make_episode(trajectory_id: str, solved: float) -> Trajectory:
     return Trajectory(
         trajectory_id, "q", environment="", tier="long", policy="p", round=1, sample=0, temperature=0.7, messages=[],
-        input_ids=[], spans=[], logprobs=[], steps=[], stop_reason="finished", final_answer="", solved=solved, seconds=0.0,
+        input_ids=[], spans=[], logprobs=[], steps=[], stop_reason="finished", final_answer="",
+        solved=solved, seconds=0.0,
     )  # fmt: skip
 
 
