@@ -32,7 +32,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's names."""
 TRAINING = "training"
 """Folder of what only training reads: vLLM takes every *.safetensors beside config.json for weights of the model."""
-KEPT = f"{TRAINING}/adapter"
+ADAPTER_COPY = f"{TRAINING}/adapter"
 """Place of the adapter in a model folder whose weights it was merged into."""
 NOT_MERGED = shutil.ignore_patterns("*.safetensors", TRAINING)
 """What does not come from the base as it is."""
@@ -64,13 +64,13 @@ def locate(model: Place, base: Place = "") -> ModelPlace:
     """
     if not is_adapter(model):
         return ModelPlace(os.fspath(model))
-    named = os.fspath(base) or read_base_name(model)
-    if not named or named.startswith(_DIGEST):
+    base_name = os.fspath(base) or read_base_name(model)
+    if not base_name or base_name.startswith(_DIGEST):
         raise ModelError(
-            f"{model}: holds an adapter over the model with the weights {named or 'of an unknown base'}; name the "
+            f"{model}: holds an adapter over the model with the weights {base_name or 'of an unknown base'}; name the "
             "folder of that model as its base as well"
         )
-    return ModelPlace(named, os.fspath(model))
+    return ModelPlace(base_name, os.fspath(model))
 
 
 def load_joined(place: ModelPlace, load: LoadModel = load_model) -> PreTrainedModel:
@@ -163,8 +163,8 @@ def read_base_name(folder: Place) -> str:
     """How an adapter names its base; empty for the folder of a whole model."""
     if not is_adapter(folder):
         return ""
-    named: str = _read_config(folder).get("base_model_name_or_path") or ""
-    return named
+    base_name: str = _read_config(folder).get("base_model_name_or_path") or ""
+    return base_name
 
 
 def name_base(folder: Path) -> str:
@@ -176,21 +176,21 @@ def name_base(folder: Path) -> str:
 def write_whole(model: Path, base: Path, folder: Path) -> None:
     """Write a whole model into a new folder: an adapter merged into its base, any other model as it is.
 
-    One file of weights is in memory at a time. What only training reads comes along; the adapter is put into KEPT.
+    One file of weights is in memory at a time. What only training reads comes along; the adapter is copied as well.
     Raises ModelError if the adapter belongs to another base.
     """
     if not is_adapter(model):
         shutil.copytree(model, folder)
         return
-    named = read_base_name(model)
-    if named.startswith(_DIGEST) and named != name_base(base):
-        raise ModelError(f"{model}: the adapter belongs to the weights {named}, and {base} holds others")
+    base_name = read_base_name(model)
+    if base_name.startswith(_DIGEST) and base_name != name_base(base):
+        raise ModelError(f"{model}: the adapter belongs to the weights {base_name}, and {base} holds others")
     shutil.copytree(base, folder, ignore=NOT_MERGED)
     merge_weights(model, base, folder)
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS), dirs_exist_ok=True)
-    (folder / KEPT).mkdir(parents=True)
+    (folder / ADAPTER_COPY).mkdir(parents=True)
     for name in (CONFIG, WEIGHTS):
-        shutil.copyfile(model / name, folder / KEPT / name)
+        shutil.copyfile(model / name, folder / ADAPTER_COPY / name)
     lineage.write_card(folder)
 
 

@@ -65,23 +65,23 @@ def play_and_learn(
     `on_checkpoint` is called after each. `show` takes name and content of the page of each round's audit. Raises
     AuditError where the rewards of a round are beyond a threshold; the rounds before it are kept.
     """
-    models, kept = SharedModels(), last_checkpoint(folder)
-    finished = _read_rounds(kept, first) if kept else []
-    for round_index, done in enumerate(finished, first):
-        show(_page_name(round_index), done.page)
-    for round_index in range(first + len(finished), first + count):
-        if finished:
-            policy, scale = finished[-1].learned.model, finished[-1].learned.scale
+    models, checkpoint = SharedModels(), last_checkpoint(folder)
+    results = _read_rounds(checkpoint, first) if checkpoint else []
+    for round_index, result in enumerate(results, first):
+        show(_page_name(round_index), result.page)
+    for round_index in range(first + len(results), first + count):
+        if results:
+            policy, scale = results[-1].learned.model, results[-1].learned.scale
         work = folder / "work"
         shutil.rmtree(work, ignore_errors=True)
         _make_round(inputs, round_index, policy, scale, work, models, show)
-        kept = _keep(work, folder, kept, round_index - first)
-        finished = _read_rounds(kept, first)
-        if not is_adapter(finished[-1].learned.model):
-            models.move(policy, finished[-1].learned.model)
+        checkpoint = _keep(work, folder, checkpoint, round_index - first)
+        results = _read_rounds(checkpoint, first)
+        if not is_adapter(results[-1].learned.model):
+            models.move(policy, results[-1].learned.model)
         if on_checkpoint:
             on_checkpoint()
-    return finished
+    return results
 
 
 def _make_round(

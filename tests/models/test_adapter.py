@@ -103,7 +103,7 @@ def test_the_whole_model_is_the_base_with_its_adapter(base: Path, tmp_path: Path
     names = [{file.name for file in folder.glob("model*")} for folder in (base, tmp_path / "whole")]
     assert names[0] == names[1] and len(names[0]) > 2  # the same files, and their index
     load_tokenizer(tmp_path / "whole")
-    again = PeftModel.from_pretrained(load_model(base), tmp_path / "whole" / adapter.KEPT)
+    again = PeftModel.from_pretrained(load_model(base), tmp_path / "whole" / adapter.ADAPTER_COPY)
     torch.testing.assert_close(logits(again), logits(policy))
 
 

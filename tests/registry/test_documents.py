@@ -31,8 +31,8 @@ def trained(tmp_path: Path) -> Path:
     model(torch.tensor([[1, 2]])).logits.sum().backward()
     adam.step()
     optimizer.save_moments(adam, model, folder)
-    (folder / adapter.KEPT).mkdir()
-    (folder / adapter.KEPT / "adapter_model.safetensors").write_text("adapter")
+    (folder / adapter.ADAPTER_COPY).mkdir()
+    (folder / adapter.ADAPTER_COPY / "adapter_model.safetensors").write_text("adapter")
     data.write_text("rows")
     lineage.sign(folder, None, "step_ppo", [data], round_index=2, rewards={"annotators": ["judge 3"]})
     return folder
@@ -54,7 +54,7 @@ def test_what_only_training_reads_lies_in_a_folder_of_its_own(tmp_path: Path, tr
     registry = Registry(tmp_path / "registry")
     folder = Path(registry.model_place(registry.publish(trained, {}).version_id))
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]  # vLLM takes all of them
-    state = (actor.FILE, optimizer.FILE, f"{adapter.KEPT}/adapter_model.safetensors")
+    state = (actor.FILE, optimizer.FILE, f"{adapter.ADAPTER_COPY}/adapter_model.safetensors")
     for name in state:
         assert name.startswith("training/")
         assert (folder / name).read_bytes() == (trained / name).read_bytes()

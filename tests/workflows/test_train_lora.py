@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from steptool.artifacts import lineage
 from steptool.config import Config, RoundsConfig
-from steptool.models.adapter import KEPT, name_base
+from steptool.models.adapter import ADAPTER_COPY, name_base
 from steptool.pipeline.episodes import evaluate
 from steptool.records import Advantage, Cost, Evaluation, StepReward, Trajectory
 from steptool.records.episodes import read_queries
@@ -71,7 +71,7 @@ def test_the_model_is_the_warm_start_with_the_adapter(run: tuple[Path, set[Path]
     before, after = (load_file(folder / name / "model.safetensors") for name in ("warm_start", "model"))
     changed_names = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed_names and all("proj" in name for name in changed_names)
-    adapter = json.loads((folder / "model" / KEPT / "adapter_config.json").read_text())
+    adapter = json.loads((folder / "model" / ADAPTER_COPY / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == name_base(folder / "warm_start")
     stages = [(entry["stage"], entry["round"]) for entry in lineage.read(folder / "model")]
     assert stages == [("base", -1), ("warm_start", -1), *(("step_ppo", n) for n in range(3))]
