@@ -31,7 +31,7 @@ def make_round() -> tuple[Arrays, Arrays, Arrays, Arrays]:
     )
 
 
-def ours(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> np.ndarray:
+def measure_ours(rewards: Arrays, lengths: Arrays, values: Arrays, kl: Arrays, config: CreditConfig) -> np.ndarray:
     """The library."""
     assigned = credit.assign(rewards, lengths, np.concatenate(values), np.concatenate(kl), KL_COEF, config)
     return credit.whiten(assigned.advantages_N)
@@ -91,8 +91,8 @@ def main() -> None:
     arrays = make_round()
     tokens = sum(len(x) for x in arrays[2])
     for name, config in (("credit", CreditConfig()), ("credit by step", CreditConfig(level="step"))):
-        np.testing.assert_allclose(ours(*arrays, config), np.concatenate(plain(*arrays, config)), atol=1e-9)
-        fast = tokens / best_seconds(partial(ours, *arrays, config))
+        np.testing.assert_allclose(measure_ours(*arrays, config), np.concatenate(plain(*arrays, config)), atol=1e-9)
+        fast = tokens / best_seconds(partial(measure_ours, *arrays, config))
         slow = tokens / best_seconds(partial(plain, *arrays, config), repeats=3)
         print(f"{name} tokens/s: {fast:.0f} {slow:.0f} {fast / slow:.1f}")
 

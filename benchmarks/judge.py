@@ -59,7 +59,7 @@ server.serve_forever()
 
 
 @contextmanager
-def served() -> Iterator[str]:
+def serve_judge() -> Iterator[str]:
     """Address of the server."""
     command = [sys.executable, "-c", SERVER, str(DELAY)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -111,7 +111,7 @@ def rate(url: str, episodes: Sequence[Trajectory], in_flight: int, cache: str = 
 def main() -> None:
     """Time them, the one at a time on a few."""
     many, few = [episode(n) for n in range(MANY)], [episode(n) for n in range(MANY, MANY + FEW)]
-    with served() as url, tempfile.TemporaryDirectory() as folder:
+    with serve_judge() as url, tempfile.TemporaryDirectory() as folder:
         cache = str(Path(folder) / "replies.sqlite")
         together = rate(url, many, IN_FLIGHT, cache)
         alone = rate(url, few, 1)

@@ -23,7 +23,7 @@ TOKENS, HIDDEN, VOCABULARY = 1024, 896, 151_936
 _TILE = 32_768
 
 
-def ours(states_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Tensor:
+def tiled_log_probs(states_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Tensor:
     """The library."""
     from steptool.models.logprobs import token_log_probs
 
@@ -44,7 +44,7 @@ def other(states_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Tensor:
     return log_probs_N
 
 
-SIDES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"ours": ours, "other": other}
+SIDES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"ours": tiled_log_probs, "other": other}
 
 
 def run_side(name: str, dtype: torch.dtype) -> dict[str, float]:

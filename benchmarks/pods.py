@@ -59,9 +59,9 @@ def around_no_work(ours: Engine, toys: Engine, store: Store) -> float:
     config = Config.model_validate(SMALL_TRAINING)
     for number in range(REPEATS):
         inputs = {"config": config, "output": f"{store.root}/ingest{number}"}
-        (pod,) = done(ours.execute("workflows.ingest.ingest", inputs)).ran("tasks.ingest.fingerprint")
+        (pod,) = require_success(ours.execute("workflows.ingest.ingest", inputs)).ran("tasks.ingest.fingerprint")
         own.append(pod.seconds)
-        (pod,) = done(toys.execute("flows.shapes.chosen", {"n": 11})).pods
+        (pod,) = require_success(toys.execute("flows.shapes.chosen", {"n": 11})).pods
         least.append(pod.seconds)
     show("one pod around no work", min(own), min(least))
     return min(least)
@@ -81,14 +81,14 @@ def training(ours: Engine, store: Store, scratch: Path) -> float:
 
     began = time.monotonic()
     inputs = {"config": Config.model_validate(SMALL_TRAINING), "output": f"{store.root}/trained"}
-    run = done(ours.execute("workflows.train.train", inputs))
+    run = require_success(ours.execute("workflows.train.train", inputs))
     seconds = time.monotonic() - began
     show(f"the smallest training in {len(run.pods)} pods", seconds, local)
     show("the same in CPU time", sum(pod.cpu_seconds for pod in run.pods), cpu)
     return seconds
 
 
-def done(execution: Execution) -> Execution:
+def require_success(execution: Execution) -> Execution:
     """An execution that has ended well."""
     if execution.error:
         raise RuntimeError(execution.story())

@@ -83,7 +83,7 @@ def measure(program: str, place: Path, versions: list[str], read: Callable[[], l
     return Outcome(len(confirmed) / seconds, len(set(confirmed) - set(versions_left)), torn, looks)
 
 
-def ours(folder: Path) -> Outcome:
+def measure_ours(folder: Path) -> Outcome:
     """The registry."""
     registry = Registry(folder / "registry")
     versions = [registry.publish(model(folder / name), {}).version_id for name in "abcd"]
@@ -125,7 +125,7 @@ def model(folder: Path) -> Path:
 def main() -> None:
     """Promote, and count what is left of it."""
     with tempfile.TemporaryDirectory() as folder:
-        one, other = ours(Path(folder)), naive(Path(folder))
+        one, other = measure_ours(Path(folder)), naive(Path(folder))
     print(f"registry promotions/s, two processes at once: {one.rate:.0f} {other.rate:.0f} {one.rate / other.rate:.2f}")
     print(f"registry promotions lost of {PROMOTIONS}: {one.lost} {other.lost}")
     print(f"registry torn pointers, read {one.looks} and {other.looks} times: {one.torn} {other.torn}")

@@ -90,7 +90,7 @@ def make_queries() -> list[Query]:
     ]
 
 
-def ours(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -> list[list[int]]:
+def play_ours(model: PreTrainedModel, codec: ChatCodec, queries: list[Query]) -> list[list[int]]:
     """The library. Returns the tokens of each episode."""
     rollout = RolloutConfig(batch_size=EPISODES, max_steps=TURNS, max_new_tokens=NEW_TOKENS)
     policy = LocalPolicy(model, codec, name="random", rollout=rollout, max_context=CONTEXT, seed=0)
@@ -139,7 +139,7 @@ def main() -> None:
     codec = NoteCodec(train_tokenizer([SENTENCE, str(NOTE)] * 4))
     model, queries = make_model(codec), make_queries()
     speeds, episodes = {}, {}
-    for name, run in (("ours", ours), ("other", regenerate)):
+    for name, run in (("ours", play_ours), ("other", regenerate)):
         run(model, codec, queries[:4])
         start = time.perf_counter()
         episodes[name] = run(model, codec, queries)

@@ -288,10 +288,10 @@ def test_real_data_as_a_whole(tmp_path, real_data, configured):
 def test_the_configuration_for_real_data_keeps_every_answer(tmp_path, real_data):
     config = load_config(Path(__file__).parents[2] / "configs" / "toolbench.yaml")
 
-    def moved(paths):
+    def move_paths(paths):
         return [p.replace("data", str(real_data), 1) for p in paths]
 
-    there = {"paths": moved(config.data.paths), "recorded_answers": moved(config.data.recorded_answers)}
+    there = {"paths": move_paths(config.data.paths), "recorded_answers": move_paths(config.data.recorded_answers)}
     config = config.model_copy(update={"data": config.data.model_copy(update=there)})
     result = ingest(config, tmp_path)
     assert result.counts["queries kept"] == 40 and result.counts["demonstrations kept"] == 13

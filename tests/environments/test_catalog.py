@@ -54,18 +54,18 @@ OWN = """
 """
 
 
-def configured(environment: str, **settings: Any) -> Config:
+def make_config(environment: str, **settings: Any) -> Config:
     return Config.model_validate({"data": {"environment": environment}, "tools": {"settings": settings}})
 
 
-def written(folder: Path, text: str = OWN) -> str:
+def write_module(folder: Path, text: str = OWN) -> str:
     (folder / "mine.py").write_text(dedent(text))
     return f"{folder}/mine.py"
 
 
 def test_an_environment_of_ones_own_is_named_by_its_place(tmp_path: Path) -> None:
-    place = f"{written(tmp_path)}:EchoEnvironment"
-    environment = open_environment(place, configured(place))
+    place = f"{write_module(tmp_path)}:EchoEnvironment"
+    environment = open_environment(place, make_config(place))
     session = environment.reset(Query("q", "train", place, "go", ()))
     result = session.call(ToolCall("echo", {"text": "hello"}))
     assert (result.status, result.observation) == (StepStatus.OK, "hello")
@@ -75,16 +75,16 @@ def test_an_environment_of_ones_own_is_named_by_its_place(tmp_path: Path) -> Non
 
 
 def test_an_environment_of_ones_own_is_made_with_its_settings(tmp_path: Path) -> None:
-    place = f"{written(tmp_path)}:EchoEnvironment"
-    session = open_environment(place, configured(place, prefix="> ")).reset(Query("q", "train", place, "go", ()))
+    place = f"{write_module(tmp_path)}:EchoEnvironment"
+    session = open_environment(place, make_config(place, prefix="> ")).reset(Query("q", "train", place, "go", ()))
     assert session.call(ToolCall("echo", {"text": "hello"})).observation == "> hello"
     with pytest.raises(ConfigError, match=r"tools\.settings: EchoEnvironment: .*unexpected keyword argument 'colour'"):
-        open_environment(place, configured(place, colour="red"))
+        open_environment(place, make_config(place, colour="red"))
     with pytest.raises(ConfigError, match="cannot be opened: SystemExit: no echo today"):
-        open_environment(place, configured(place, prefix="broken"))
+        open_environment(place, make_config(place, prefix="broken"))
 
 
-def documented(kind: str) -> str:
+def documented_names(kind: str) -> str:
     """The example of the page, or that of the docstring."""
     if kind == "page":
         page = (ROOT / "docs/bring-your-own-tools.md").read_text(encoding="utf-8")
@@ -97,9 +97,9 @@ def documented(kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["page", "docstring"])
 def test_the_documented_example_works(tmp_path: Path, kind: str) -> None:
-    place = f"{written(tmp_path, documented(kind))}:Shelf"
+    place = f"{write_module(tmp_path, documented_names(kind))}:Shelf"
     query = Query("q", "train", place, "Take both.", (), Reference(environment={"items": ["kettle", "mug"]}))
-    with closing(open_environment(place, configured(place, capacity=2))) as environment:
+    with closing(open_environment(place, make_config(place, capacity=2))) as environment:
         session = environment.reset(query)
         results = [session.call(ToolCall("take", {"item": item})) for item in ("kettle", "mug", "jar")]
         assert [result.status for result in results] == [StepStatus.OK, StepStatus.OK, StepStatus.TOOL_ERROR]
@@ -133,23 +133,23 @@ def test_tools_that_cannot_be_reached_are_found_before_a_run() -> None:
     ],
 )
 def test_only_a_complete_environment_is_accepted(tmp_path: Path, name: str, message: str) -> None:
-    place = f"{written(tmp_path)}:{name}"
+    place = f"{write_module(tmp_path)}:{name}"
     with pytest.raises(ConfigError, match=f"data.environment: .*{message}"):
-        open_environment(place, configured(place))
+        open_environment(place, make_config(place))
 
 
 @pytest.mark.parametrize("name", ["sys:exit", "os:abort", "{folder}/mine.py:EchoEnvironment"])
 def test_a_name_that_the_configuration_does_not_name_runs_no_code(tmp_path: Path, name: str) -> None:
-    file = written(tmp_path, f"raise SystemExit({str(tmp_path)!r})\n")
-    for config in (Config(), configured("functions"), configured(f"{file}:Other")):
+    file = write_module(tmp_path, f"raise SystemExit({str(tmp_path)!r})\n")
+    for config in (Config(), make_config("functions"), make_config(f"{file}:Other")):
         with pytest.raises(ConfigError, match="no environment is named"):
             open_environment(name.format(folder=tmp_path), config)
 
 
 def test_a_program_that_exits_when_it_is_imported_is_refused(tmp_path: Path) -> None:
-    place = f"{written(tmp_path, 'raise SystemExit(0)')}:EchoEnvironment"
+    place = f"{write_module(tmp_path, 'raise SystemExit(0)')}:EchoEnvironment"
     with pytest.raises(ConfigError, match="cannot be imported: SystemExit: 0"):
-        open_environment(place, configured(place))
+        open_environment(place, make_config(place))
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -182,4 +182,4 @@ def test_what_cannot_be_opened_is_refused(name: str, message: str) -> None:
 )
 def test_a_class_that_is_not_there_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        open_environment(name, configured(name))
+        open_environment(name, make_config(name))

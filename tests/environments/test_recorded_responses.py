@@ -87,12 +87,12 @@ def test_one_text_with_two_statuses_is_two_responses(responses):
 
 
 def test_all_is_added_or_nothing(responses):
-    def broken():
+    def break_file():
         yield "call", ToolResult(OK, "dry")
         raise RuntimeError("the source broke off")
 
     with pytest.raises(RuntimeError, match="broke off"):
-        responses.add(broken())
+        responses.add(break_file())
     assert responses.get("call") is None
     responses.add(responses_of("wet"))
     assert responses.get("call") == ToolResult(OK, "wet")

@@ -21,7 +21,7 @@ ROOMS = {
 BOOK = {"type": "function", "function": {"name": "book_room", "description": "Book a room", "parameters": ROOMS}}
 
 
-def changed(path, value):
+def change_schema(path, value):
     tool = copy.deepcopy(BOOK)
     node = tool
     for key in path[:-1]:
@@ -39,8 +39,8 @@ def find_problem(tools):
 
 
 def test_openai_schemas_pass():
-    without_properties = changed(["function", "parameters"], {"type": "object"})
-    for tools in ([BOOK, changed(["function", "name"], "a-b_9")], (), [without_properties]):
+    without_properties = change_schema(["function", "parameters"], {"type": "object"})
+    for tools in ([BOOK, change_schema(["function", "name"], "a-b_9")], (), [without_properties]):
         assert find_problem(tools) == ""
     assert find_problem([BOOK, BOOK])
 
@@ -65,7 +65,7 @@ def test_openai_schemas_pass():
 )
 def test_what_is_no_schema_is_refused_with_file_row_and_field(path, value, field):
     with pytest.raises(SchemaError, match=rf"tasks\.jsonl, line 7: .*{field}"):
-        check_tools([changed(path, value)], "tasks.jsonl, line 7")
+        check_tools([change_schema(path, value)], "tasks.jsonl, line 7")
 
 
 @pytest.mark.parametrize("tools", [None, "book_room", {"book_room": {}}, ["book_room"], [None], [{}]])

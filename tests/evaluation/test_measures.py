@@ -22,7 +22,7 @@ from steptool.rollout.turns import TurnCost
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
 
 
-def called(name: str, status: StepStatus = StepStatus.OK) -> Step:
+def make_call(name: str, status: StepStatus = StepStatus.OK) -> Step:
     return Step(ToolCall(name, {}), status, "{}")
 
 
@@ -55,11 +55,11 @@ def make_trajectory(*steps: Step, query_id: str = "q1", solved: float | None = 1
 def test_an_episode_is_counted_by_hand(tmp_path):
     query = make_query(calls=[{"name": n, "arguments": {}} for n in ("f", "f", "g", "h")])
     episode = make_trajectory(
-        called("f"),
-        called("g", StepStatus.TOOL_ERROR),
-        called("x", StepStatus.UNKNOWN_TOOL),
+        make_call("f"),
+        make_call("g", StepStatus.TOOL_ERROR),
+        make_call("x", StepStatus.UNKNOWN_TOOL),
         Step(None, StepStatus.MALFORMED, "no call found"),
-        called("h"),
+        make_call("h"),
         FINISHED,
     )
     rows = measure_episodes([query], [episode], "steptool", "greedy", repeat=2)
@@ -93,11 +93,11 @@ def test_an_episode_is_counted_by_hand(tmp_path):
     ("reference", "steps", "recall"),
     [
         ({}, [], None),
-        ({"calls": []}, [called("f")], None),
-        ({"tools": ["f", "g"]}, [called("f"), called("f")], 0.5),
-        ({"tools": ["f", "f"]}, [called("f")], 1.0),
-        ({"tools": ["f"], "calls": [{"name": "g", "arguments": {}}]}, [called("f")], 0.0),
-        ({"tools": ["f"]}, [called("f", StepStatus.INVALID_ARGUMENTS)], 0.0),
+        ({"calls": []}, [make_call("f")], None),
+        ({"tools": ["f", "g"]}, [make_call("f"), make_call("f")], 0.5),
+        ({"tools": ["f", "f"]}, [make_call("f")], 1.0),
+        ({"tools": ["f"], "calls": [{"name": "g", "arguments": {}}]}, [make_call("f")], 0.0),
+        ({"tools": ["f"]}, [make_call("f", StepStatus.INVALID_ARGUMENTS)], 0.0),
     ],
 )
 def test_recall(reference, steps, recall):
@@ -166,7 +166,7 @@ def test_what_a_search_abandoned_and_what_an_endpoint_counted_is_spent():
 
 
 def test_redundant_calls_are_counted():
-    steps = [called("f"), called("f"), called("g"), FINISHED]
+    steps = [make_call("f"), make_call("f"), make_call("g"), FINISHED]
     assert measure_episodes([make_query()], [make_trajectory(*steps)], "m", "greedy")[0].redundant_calls == 1
 
 

@@ -106,14 +106,14 @@ def test_the_page_shows_the_same_and_trusts_no_name(results):
     assert html.count("<tr>") == 3 + 8 + 3 + 1
 
 
-def unchecked(query, model, **other):
+def unchecked_rows(query, model, **other):
     """A row of a task that has neither a check nor a reference answer."""
     return row(query, model, None, verdict_source="none", recall=None, **other)
 
 
 def test_what_nothing_can_check_is_not_measurable():
     """A policy that answers "yes" to tasks without check and reference has no pass rate and no recall."""
-    results = compute_results([unchecked(f"q{i}", m) for m in ("yes", "no") for i in range(5)], draws=10)
+    results = compute_results([unchecked_rows(f"q{i}", m) for m in ("yes", "no") for i in range(5)], draws=10)
     line = results.lines[0]
     assert (line["tasks"], line["measured_tasks"]) == (5, 0)
     assert [line[name] for name in ("pass_rate", "low", "high", "recall", "tokens_per_solved")] == [None] * 5
@@ -127,7 +127,7 @@ def test_what_nothing_can_check_is_not_measurable():
 
 
 def test_pass_rates_are_of_the_tasks_with_a_verdict():
-    rows = [row("a", "m", 1.0), row("b", "m", 0.0, verdict_source="reference"), unchecked("c", "m")]
+    rows = [row("a", "m", 1.0), row("b", "m", 0.0, verdict_source="reference"), unchecked_rows("c", "m")]
     (line,) = compute_results(rows, draws=10).lines
     assert (line["pass_rate"], line["tasks"], line["measured_tasks"]) == (0.5, 3, 2)
     assert line["verdict_sources"] == "environment 1, reference 1, none 1"
@@ -138,7 +138,7 @@ def test_pass_rates_are_of_the_tasks_with_a_verdict():
 def test_comparisons_leave_out_tasks_without_a_verdict_and_say_so():
     """On a and b the second model gains one of two; c has no verdict on its side."""
     rows = [row("a", "x", 0.0), row("b", "x", 1.0), row("c", "x", 1.0)]
-    rows += [row("a", "y", 1.0), row("b", "y", 1.0), unchecked("c", "y")]
+    rows += [row("a", "y", 1.0), row("b", "y", 1.0), unchecked_rows("c", "y")]
     results = compute_results(rows, draws=50)
     (comparison,) = results.comparisons
     assert (comparison.difference.mean, comparison.difference.n, comparison.left_out) == (0.5, 2, 1)

@@ -52,7 +52,7 @@ def faults(text: str) -> list[str]:
     lines = [with_default(line, text) for line in instructions(text)]
     users = [line.arguments for line in lines if line.name == "USER"]
     broken_rules = [f"{line.name} {line.arguments}: no reason given" for line in lines if not line.explained]
-    broken_rules += [fault for line in lines for fault in broken(line)]
+    broken_rules += [fault for line in lines for fault in find_broken_rules(line)]
     return broken_rules + (
         [] if users and users[-1].isdigit() and int(users[-1]) else ["DL3002: the last user is not a number above 0"]
     )
@@ -65,7 +65,7 @@ def with_default(line: Instruction, text: str) -> Instruction:
     return replace(line, arguments=arguments)
 
 
-def broken(line: Instruction) -> list[str]:
+def find_broken_rules(line: Instruction) -> list[str]:
     rules = {
         "FROM": [("DL3006 DL3007: a full version", re.search(r":\d+\.\d+\.\d+-\S+$", line.arguments))],
         "ADD": [("DL3020: COPY instead", False)],

@@ -26,7 +26,7 @@ PINS = program()
 CPU, GPU = (PINS.read_pins(ROOT / constraints) for _, constraints in PINS.IMAGES.values())
 
 
-def needed(requirements: list[str]) -> dict[str, str]:
+def parse_versions(requirements: list[str]) -> dict[str, str]:
     """Versions by name of what is installed here because of these requirements, and of what they require."""
     versions: dict[str, str] = {}
     waiting = [Requirement(text) for text in requirements]
@@ -53,7 +53,7 @@ def test_every_line_pins_one_package_exactly(constraints: str) -> None:
 
 
 def test_all_that_the_project_needs_is_pinned_as_it_was_tested() -> None:
-    installed = needed(PROJECT["dependencies"])
+    installed = parse_versions(PROJECT["dependencies"])
     assert len(installed) > 100
     assert {name: version for name, version in installed.items() if CPU.get(name) != version} == {}
 
@@ -61,7 +61,7 @@ def test_all_that_the_project_needs_is_pinned_as_it_was_tested() -> None:
 def test_the_pins_of_the_gpu_image_differ_only_where_vllm_asks_for_it() -> None:
     differing = {name for name in CPU.keys() & GPU.keys() if CPU[name] != GPU[name]}
     assert differing == {"transformers", "numpy"}
-    assert needed(PROJECT["dependencies"]).keys() - GPU.keys() == set()
+    assert parse_versions(PROJECT["dependencies"]).keys() - GPU.keys() == set()
 
 
 @pytest.mark.parametrize("pins", [CPU, GPU], ids=["cpu", "gpu"])
@@ -84,7 +84,7 @@ def test_an_image_installs_every_package_by_its_digest(image: str, pins: dict[st
         assert match, line
         versions[match[1]] = match[2]
     assert len(versions) == len(lines) and lines == sorted(lines)
-    assert needed(PROJECT["dependencies"]).keys() <= versions.keys()
+    assert parse_versions(PROJECT["dependencies"]).keys() <= versions.keys()
     others = {name for name, version in versions.items() if pins.get(name) != version}
     assert len(others) <= PINS.LEFT_OPEN[image]
 

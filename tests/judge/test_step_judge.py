@@ -61,7 +61,7 @@ def two_steps(make_step, make_trajectory):
     return make_trajectory([make_step("find_user", {"id": 7}, name="mira"), make_step("cancel", "gone", id=7)], "done")
 
 
-def annotated(query, trajectories, config):
+def annotate_episode(query, trajectories, config):
     with open_annotator("judge", config) as judge:
         return annotate([query], trajectories, judge), annotator_counts(judge)
 
@@ -77,7 +77,7 @@ def test_scores_are_means_over_votes_and_votes_are_kept_raw(chat, judging, make_
         scores([1, 0], [3, 1], "solved"),
     ]
     server = chat.serve(lambda request, number: chat.call(TOOL, texts[number - 1]))
-    rows, counts = annotated(make_query(), [two_steps], judging(server, price=5.0))
+    rows, counts = annotate_episode(make_query(), [two_steps], judging(server, price=5.0))
     assert column(rows, "succ_calling") == [1.0, pytest.approx(1 / 3), 1.0]
     assert column(rows, "contribution") == [pytest.approx(4 / 5), pytest.approx(1 / 5), None]
     assert column(rows, "is_solved") == [None, None, pytest.approx(2.5 / 3)]
@@ -91,7 +91,7 @@ def test_scores_are_means_over_votes_and_votes_are_kept_raw(chat, judging, make_
 
 def test_the_request_names_the_function_and_shows_task_steps_and_answer(chat, judging, make_query, two_steps):
     server = chat.serve(lambda *_: chat.call(TOOL, scores([1, 1], [1, 1], "solved")))
-    annotated(make_query(), [two_steps], judging(server, votes=1))
+    annotate_episode(make_query(), [two_steps], judging(server, votes=1))
     request = server.requests[0]
     assert request["temperature"] == 0.0 and request["tool_choice"] == {"type": "function", "function": {"name": TOOL}}
     text = request["messages"][1]["content"]
@@ -145,7 +145,7 @@ def test_an_answer_of_no_use_is_asked_again_naming_what_was_wrong(name, chat, ju
     useless = odd.get(name) or chat.call(TOOL, USELESS[name])
     useful = chat.call(TOOL, scores([1, 0], [5, 0], "solved"))
     server = chat.serve(lambda request, number: useless if number == 1 else useful)
-    rows, counts = annotated(make_query(), [two_steps], judging(server, votes=1))
+    rows, counts = annotate_episode(make_query(), [two_steps], judging(server, votes=1))
     assert column(rows, "succ_calling") == [1.0, 0.0, 1.0]
     assert (counts["requests"], counts["answers of no use"], counts["votes missing"]) == (2, 1, 0)
     first, second = server.texts()
@@ -154,7 +154,9 @@ def test_an_answer_of_no_use_is_asked_again_naming_what_was_wrong(name, chat, ju
 
 def test_what_cannot_be_had_is_missing_counted_and_never_zero(chat, judging, make_query, two_steps, tmp_path):
     server = chat.serve(lambda *_: chat.call(TOOL, scores([0], [0], "unsolved")))
-    rows, counts = annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite", attempts=3, votes=2))
+    rows, counts = annotate_episode(
+        make_query(), [two_steps], judging(server, tmp_path / "r.sqlite", attempts=3, votes=2)
+    )
     assert len(server.requests) == 6  # 2 votes of 3 attempts
     for name in ("succ_calling", "contribution", "is_solved"):
         assert column(rows, name) == [None, None, None]
@@ -163,14 +165,14 @@ def test_what_cannot_be_had_is_missing_counted_and_never_zero(chat, judging, mak
     data = read_records(write_records(tmp_path / "rewards.parquet", rows, StepReward), StepReward)
     assert compose(data, RewardConfig()) is None and compose(data, RewardConfig(), "final") is None
 
-    annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite", attempts=3, votes=2))
+    annotate_episode(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite", attempts=3, votes=2))
     assert len(server.requests) == 6  # useless answers are not paid twice either
 
 
 def test_one_valid_vote_of_three_is_enough(chat, judging, make_query, two_steps):
     useful, useless = chat.call(TOOL, scores([1, 0], [5, 0], "unsure")), chat.Answer({"content": "no"})
     server = chat.serve(lambda request, number: useful if number == 2 else useless)
-    rows, _ = annotated(make_query(), [two_steps], judging(server, attempts=1))
+    rows, _ = annotate_episode(make_query(), [two_steps], judging(server, attempts=1))
     assert column(rows, "contribution") == [1.0, 0.0, None] and rows[2].is_solved == 0.5
     assert json.loads(rows[0].votes)["contribution"] == [None, 5, None]
     assert json.loads(rows[2].votes)["missing"] == ["no function was called"] * 2
@@ -182,14 +184,14 @@ def test_without_a_finish_every_step_is_judged_and_nothing_is_solved(
     server = chat.serve(lambda *_: chat.call(TOOL, scores([1, 0], [2, 0], "solved")))
     steps = [make_step("f", "x"), Step(None, StepStatus.MALFORMED, "no call")]
     stopped = make_trajectory(steps, stop_reason=StopReason.MALFORMED)
-    rows, _ = annotated(make_query(), [stopped, make_trajectory([])], judging(server, votes=1))
+    rows, _ = annotate_episode(make_query(), [stopped, make_trajectory([])], judging(server, votes=1))
     assert [(r.step, r.contribution, r.is_solved) for r in rows] == [(0, 0.4, None), (1, 0.0, 0.0)]
     assert "none that could be read" in server.texts()[0] and "Final answer: none was given" in server.texts()[0]
 
 
 def test_a_finish_alone_is_asked_about_without_steps(chat, judging, make_query, make_trajectory):
     server = chat.serve(lambda *_: chat.call(TOOL, scores([], [], "unsure")))
-    rows, _ = annotated(make_query(), [make_trajectory([], "42")], judging(server, votes=1))
+    rows, _ = annotate_episode(make_query(), [make_trajectory([], "42")], judging(server, votes=1))
     assert [(r.succ_calling, r.contribution, r.is_solved) for r in rows] == [(1.0, None, 0.5)]
 
 
@@ -223,7 +225,7 @@ def test_many_trajectories_are_judged_side_by_side_in_their_order(
     server = chat.serve(behaviour)
     many = [make_trajectory([make_step(f"f{n}", "x")], "1", trajectory_id=f"t{n}") for n in range(128)]
     began = time.monotonic()
-    rows, _ = annotated(make_query(), many, judging(server, votes=1, concurrency=64))
+    rows, _ = annotate_episode(make_query(), many, judging(server, votes=1, concurrency=64))
     assert time.monotonic() - began < 10
     assert server.most == 64
     assert [r.trajectory_id for r in rows[::2]] == [f"t{n}" for n in range(128)]
@@ -234,7 +236,7 @@ def test_after_the_deadline_the_rest_is_missing_and_says_so(chat, judging, make_
     answer = chat.call(TOOL, scores([1], [5], "solved")).message
     server = chat.serve(lambda request, number: chat.Answer(answer, delay=0.0 if number <= 2 else 30.0))
     many = [make_trajectory([make_step(f"f{n}", "x")], "1", trajectory_id=f"t{n}") for n in range(6)]
-    rows, counts = annotated(make_query(), many, judging(server, votes=1, concurrency=1, deadline=1.0))
+    rows, counts = annotate_episode(make_query(), many, judging(server, votes=1, concurrency=1, deadline=1.0))
     solved = column(rows, "is_solved")[1::2]
     assert solved == [1.0, 1.0, None, None, None, None]
     assert "no reply before the deadline" in rows[-1].rationale and counts["votes missing"] == 4
@@ -268,12 +270,12 @@ def test_a_judge_that_gives_no_vote_at_all_fails_with_the_reasons_counted(
 
 def test_a_failing_endpoint_means_missing_but_a_wrong_key_stops_everything(chat, judging, make_query, two_steps):
     down = chat.serve(lambda *_: chat.Answer(status=503))
-    rows, counts = annotated(make_query(), [two_steps], judging(down, votes=2))
+    rows, counts = annotate_episode(make_query(), [two_steps], judging(down, votes=2))
     assert column(rows, "is_solved") == [None] * 3 and "answered 503" in rows[2].rationale
     assert (counts["failed"], counts["votes missing"], len(down.requests)) == (2, 2, 2)
     closed = chat.serve(lambda *_: chat.Answer(status=401))
     with pytest.raises(EndpointRefused, match="JUDGE_KEY"):
-        annotated(make_query(), [two_steps] * 1000, judging(closed, concurrency=2))
+        annotate_episode(make_query(), [two_steps] * 1000, judging(closed, concurrency=2))
     assert len(closed.requests) < 20
 
 
@@ -300,7 +302,7 @@ def test_the_key_is_in_no_log_and_no_artifact(chat, judging, make_query, two_ste
     echo = chat.Answer(status=400, body=json.dumps({"error": {"message": f"bad key {KEY}"}}))
     reply = chat.call(TOOL, scores([1, 1], [1, 1], "solved", f"I was given {KEY}"))
     server = chat.serve(lambda request, number: reply if number == 1 else echo)
-    rows, counts = annotated(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite"))
+    rows, counts = annotate_episode(make_query(), [two_steps], judging(server, tmp_path / "r.sqlite"))
     file = write_records(tmp_path / "rewards.parquet", rows, StepReward)
     assert counts["votes missing"] == 2
     assert KEY not in str(read_records(file, StepReward)) and "bad key [key]" in str(read_records(file, StepReward))

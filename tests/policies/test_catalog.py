@@ -21,7 +21,7 @@ def queries():
 
 
 @pytest.fixture
-def recorded(queries):
+def recordings(queries):
     """Two recordings of the first query: one call, then the whole solution."""
     calls = reference_calls(queries[0])
     return play_back([(queries[0], calls[:1]), (queries[0], calls)], DeskEnvironment(), limits=CONFIG.tools)
@@ -52,10 +52,10 @@ def test_greedy_and_sampled_episodes_of_a_query_have_ids_of_their_own(queries):
     assert len(set(episodes)) == len(episodes) == 8
 
 
-def test_playback_takes_the_reference_and_else_the_first_recording(queries, recorded):
+def test_playback_takes_the_reference_and_else_the_first_recording(queries, recordings):
     unsolved = replace(queries[0], reference=replace(queries[0].reference, calls=None))
     settings = EvaluatedPolicy(name="expert", kind="playback")
-    with open_policy(settings, CONFIG, recorded) as policy:
+    with open_policy(settings, CONFIG, recordings) as policy:
         first, second = (e.trajectory for e in roll_out(policy, [unsolved, queries[1]], DeskEnvironment()))
         bare = replace(queries[1], reference=Reference("7"))
         with pytest.raises(ValueError, match="neither reference calls nor a recorded answer"):

@@ -200,7 +200,7 @@ def test_no_queries_no_episodes(run: Any, parrot: Any) -> None:
 # Random models of three architectures: they say nothing that can be read, at various lengths, for three turns.
 
 
-def ragged(make_query: MakeQuery, count: int = 6) -> list[Query]:
+def ragged_prompts(make_query: MakeQuery, count: int = 6) -> list[Query]:
     return [make_query(f"q{i}", "please " * (i * i % 11) + "go") for i in range(count)]
 
 
@@ -213,7 +213,7 @@ def same(a: Trajectory, b: Trajectory) -> bool:
 def test_recorded_logprobs_are_those_of_a_fresh_forward_pass(
     run: Any, random_model: PreTrainedModel, make_query: MakeQuery, greedy: bool, temperature: float
 ) -> None:
-    process = run(random_model, ragged(make_query), max_new_tokens=30, greedy=greedy, temperature=temperature)
+    process = run(random_model, ragged_prompts(make_query), max_new_tokens=30, greedy=greedy, temperature=temperature)
     assert greedy or len({b - a for t in process for a, b in t.spans}) > 3, "turns of various lengths"
     assert {len(t.spans) for t in process} == {3}
     for t in process:
@@ -231,7 +231,7 @@ def test_recorded_logprobs_are_those_of_a_fresh_forward_pass(
 def test_the_batch_changes_no_episode(
     run: Any, random_model: PreTrainedModel, make_query: MakeQuery, greedy: bool
 ) -> None:
-    queries = ragged(make_query)
+    queries = ragged_prompts(make_query)
     alone = [run(random_model, [q], max_new_tokens=30, greedy=greedy)[0] for q in queries]
     for size in (2, 16):
         together = run(random_model, queries, max_new_tokens=30, greedy=greedy, batch_size=size)

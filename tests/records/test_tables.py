@@ -85,12 +85,12 @@ def test_a_row_that_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_a_stream_that_breaks_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     file = write_records(tmp_path / "m.parquet", [LOSS], Metric)
 
-    def broken():
+    def break_file():
         yield COUNT
         raise OSError("the source is gone")
 
     with pytest.raises(OSError, match="source is gone"):
-        write_records(file, broken(), Metric)
+        write_records(file, break_file(), Metric)
     assert read_records(file, Metric) == [LOSS] and [f.name for f in tmp_path.iterdir()] == ["m.parquet"]
 
 

@@ -18,16 +18,16 @@ from steptool.report.viewer import LISTED, pack, write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 
 
-def unpacked(text: str) -> str:
+def unpack_data(text: str) -> str:
     return zlib.decompress(base64.b64decode(text)).decode()
 
 
 def content(page: Path) -> tuple[Row, list[list[Row]]]:
     """The index, and the records of each chunk."""
     html = page.read_text()
-    index = json.loads(unpacked(re.search(r'id="index">([^<]*)<', html).group(1)))
+    index = json.loads(unpack_data(re.search(r'id="index">([^<]*)<', html).group(1)))
     chunks = re.findall(r'class="chunk">([^<]*)<', html)
-    return index, [[json.loads(line) for line in unpacked(c).split("\n")] for c in chunks]
+    return index, [[json.loads(line) for line in unpack_data(c).split("\n")] for c in chunks]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_packed_text_comes_back_and_holds_nothing_a_page_could_trip_over(text):
     whole = json.dumps(text, ensure_ascii=False)
     packed = pack(whole)
     assert re.fullmatch(r"[A-Za-z0-9+/=]*", packed)
-    assert json.loads(unpacked(packed)) == text  # half a surrogate pair too
+    assert json.loads(unpack_data(packed)) == text  # half a surrogate pair too
 
 
 def test_the_index_says_what_the_list_needs(write, trajectory, reward, advantage):

@@ -24,7 +24,7 @@ def judge(rows, rule=None, categories=None, **options):
     return decide(rows, groups, PromotionConfig.model_validate(rule or {}), draws=2000, **options)
 
 
-def failed(decision):
+def failed_rules(decision):
     return [criterion.name for criterion in decision.criteria if not criterion.passed]
 
 
@@ -54,7 +54,7 @@ def test_a_gain_that_may_be_chance_is_refused():
     champion, challenger = [0.0] * 10 + [1.0] * 6 + [0.0] * 24, [1.0] * 10 + [0.0] * 6 + [0.0] * 24
     decision = judge(sides(champion, challenger))
     gain = decision.criteria[1]
-    assert failed(decision) == [GAIN]
+    assert failed_rules(decision) == [GAIN]
     assert gain.mean == pytest.approx(0.1) and gain.low == pytest.approx(0.1 - 1.96 * 0.099, abs=0.03)
 
 
@@ -69,10 +69,10 @@ def test_rounding_decides_nothing():
 def test_too_few_tasks_promote_nothing(tasks, promoted):
     decision = judge(sides([0.0] * tasks, [1.0] * tasks))
     assert decision.promote is promoted
-    assert failed(decision) == [TASKS] * (not promoted)
+    assert failed_rules(decision) == [TASKS] * (not promoted)
 
 
-def mixed(gained, lost):
+def mixed_rows(gained, lost):
     """`gained` tasks of the category one won, `lost` tasks of the category two lost."""
     rows = sides([0.0] * gained + [1.0] * lost, [1.0] * gained + [0.0] * lost)
     return rows, {f"q{gained + n}": ("two",) for n in range(lost)}
@@ -80,9 +80,9 @@ def mixed(gained, lost):
 
 def test_a_category_that_loses_stands_in_the_way():
     """8 of 8 lost: p = 2 / 2^8 = .008."""
-    rows, categories = mixed(60, 8)
+    rows, categories = mixed_rows(60, 8)
     decision = judge(rows, categories=categories)
-    assert failed(decision) == ["category two"]
+    assert failed_rules(decision) == ["category two"]
     assert decision.criteria[3].mean == -1.0
     assert judge(rows, {"max_category_loss": 1.0}, categories).promote
 
@@ -90,17 +90,17 @@ def test_a_category_that_loses_stands_in_the_way():
 @pytest.mark.parametrize("lost", [1, 2, 4, 5])
 def test_a_few_tasks_of_a_category_are_no_proof(lost):
     """Of 5 lost of 5 p is 2 / 2^5 = .063, whatever the number of categories."""
-    rows, categories = mixed(60, lost)
+    rows, categories = mixed_rows(60, lost)
     assert judge(rows, categories=categories).promote
 
 
 def test_other_categories_do_not_excuse_a_loss():
     """6 of 6 lost: p = 2 / 2^6 = .031, whatever became of the others."""
-    rows, categories = mixed(60, 6)
-    assert failed(judge(rows, categories=categories)) == ["category two"]
+    rows, categories = mixed_rows(60, 6)
+    assert failed_rules(judge(rows, categories=categories)) == ["category two"]
     same = {f"q{n}": ("three",) for n in range(66, 70)}
     rows = sides([0.0] * 60 + [1.0] * 10, [1.0] * 60 + [0.0] * 6 + [1.0] * 4)
-    assert failed(judge(rows, categories=categories | same)) == ["category two"]
+    assert failed_rules(judge(rows, categories=categories | same)) == ["category two"]
 
 
 @pytest.mark.parametrize(("allowed", "promoted"), [(0.09, False), (0.1, True)])
@@ -114,7 +114,7 @@ def test_a_loss_up_to_the_limit_is_allowed(allowed, promoted):
 def test_a_task_counts_in_each_of_its_categories():
     rows = sides([0.0] * 60 + [1.0] * 8, [1.0] * 60 + [0.0] * 8)
     both = {f"q{60 + n}": ("two", "three") for n in range(8)}
-    assert failed(judge(rows, categories=both)) == ["category three", "category two"]
+    assert failed_rules(judge(rows, categories=both)) == ["category three", "category two"]
 
 
 @pytest.mark.parametrize(("allowed", "promoted"), [(0.0, False), (0.24, False), (0.25, True)])
@@ -123,7 +123,7 @@ def test_more_invalid_calls_stand_in_the_way(allowed, promoted):
     rows = sides([0.0] * 30, [1.0] * 30, ((1, 4), (2, 4)))
     decision = judge(rows, {"max_invalid_rise": allowed})
     assert decision.promote is promoted
-    assert failed(decision) == [INVALID] * (not promoted)
+    assert failed_rules(decision) == [INVALID] * (not promoted)
 
 
 def test_one_invalid_call_more_is_no_proof():
@@ -138,7 +138,7 @@ def test_tasks_that_the_champion_was_trained_on_do_not_count():
     decision = judge(rows, contaminated={f"q{n}" for n in range(10)})
     assert decision.promote and decision.left_out == 10
     without_tasks = judge(rows, contaminated={f"q{n}" for n in range(40)})
-    assert not without_tasks.promote and failed(without_tasks) == [TASKS] and len(without_tasks.criteria) == 1
+    assert not without_tasks.promote and failed_rules(without_tasks) == [TASKS] and len(without_tasks.criteria) == 1
 
 
 def test_only_greedy_episodes_count():

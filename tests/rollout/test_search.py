@@ -232,11 +232,11 @@ def test_searches_depend_on_the_seed_and_not_on_what_runs_beside_them(
         find(random_model, queries[::-1], **options)[::-1],
         find(random_model, queries, batch_size=1, **options),
     ):
-        assert [_made(t) for t in again] == [_made(t) for t in together]
-    assert [_made(t) for t in find(random_model, queries, seed=1, **options)] != [_made(t) for t in together]
+        assert [_calls_of(t) for t in again] == [_calls_of(t) for t in together]
+    assert [_calls_of(t) for t in find(random_model, queries, seed=1, **options)] != [_calls_of(t) for t in together]
 
 
-def _made(t: Trajectory) -> tuple[Any, ...]:
+def _calls_of(t: Trajectory) -> tuple[Any, ...]:
     return t.input_ids.tolist(), t.abandoned_turns, t.abandoned_tokens, t.messages
 
 

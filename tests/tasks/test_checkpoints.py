@@ -53,7 +53,7 @@ def whole(packed: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def killed(round_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed_attempt(round_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What Flyte holds of an attempt that was killed after its first checkpoint."""
     dest, raw = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("raw")
     inputs_text = json.dumps({**round_inputs, "config": round_inputs["config"].model_dump(mode="json")})
@@ -75,43 +75,45 @@ def same(one: Path, other: Path) -> bool:
 
 
 def test_a_killed_attempt_goes_on_to_the_same_weights(
-    attempt: Callable[..., Improved], killed: Path, undisturbed: Path, tmp_path: Path, capfd: Any
+    attempt: Callable[..., Improved], killed_attempt: Path, undisturbed: Path, tmp_path: Path, capfd: Any
 ) -> None:
-    done = attempt(tmp_path, killed)
+    done = attempt(tmp_path, killed_attempt)
     assert "ppo         going on from the checkpoint of an earlier attempt" in capfd.readouterr().out
     assert same(Path(str(done.model)), undisturbed)
 
 
-def opened(dest: Path, source: Path) -> list[str]:
+def open_checkpoints(dest: Path, source: Path) -> list[str]:
     """What an attempt starts from, with what an earlier one left in `source`."""
     with setup_execution(f"{dest}-raw", checkpoint_path=str(dest), prev_checkpoint=str(source)):
         return sorted(path.name for path in Checkpoints("ppo").folder.iterdir())
 
 
-def test_what_was_restored_is_kept_for_the_attempt_after_the_next(killed: Path, tmp_path: Path) -> None:
+def test_what_was_restored_is_kept_for_the_attempt_after_the_next(killed_attempt: Path, tmp_path: Path) -> None:
     """An attempt that dies before its own first checkpoint: Flyte offers the next one only what that one has stored."""
-    restored = opened(tmp_path / "second", killed)
+    restored = open_checkpoints(tmp_path / "second", killed_attempt)
     assert restored[0].startswith("checkpoint-") and restored[-1] == "scores.safetensors"
-    assert opened(tmp_path / "third", tmp_path / "second") == restored
+    assert open_checkpoints(tmp_path / "third", tmp_path / "second") == restored
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_an_attempt_starts_over_where_nothing_whole_was_left(killed: Path, tmp_path: Path, share: float) -> None:
-    whole = (killed / LEFT).read_bytes()
+def test_an_attempt_starts_over_where_nothing_whole_was_left(
+    killed_attempt: Path, tmp_path: Path, share: float
+) -> None:
+    whole = (killed_attempt / LEFT).read_bytes()
     (tmp_path / "left").mkdir()
     (tmp_path / "left" / LEFT).write_bytes(whole[: int(len(whole) * share)])
-    assert opened(tmp_path / "kept", tmp_path / "left") == []
-    assert opened(tmp_path / "kept", tmp_path / "died before it wrote anything") == []
+    assert open_checkpoints(tmp_path / "kept", tmp_path / "left") == []
+    assert open_checkpoints(tmp_path / "kept", tmp_path / "died before it wrote anything") == []
 
 
-def test_a_checkpoint_counts_only_with_its_last_byte(killed: Path, tmp_path: Path) -> None:
-    with tarfile.open(killed / LEFT) as tar:
+def test_a_checkpoint_counts_only_with_its_last_byte(killed_attempt: Path, tmp_path: Path) -> None:
+    with tarfile.open(killed_attempt / LEFT) as tar:
         names = tar.getnames()
         marked = tar.getmember(names[-1])
     assert names[0] == "scores.safetensors" and names[-1].endswith("/complete")
     folder, cut = tmp_path / "folder", tmp_path / LEFT
     folder.mkdir()
-    shutil.copyfile(killed / LEFT, cut)
+    shutil.copyfile(killed_attempt / LEFT, cut)
     assert unpack(cut, folder) and any(folder.iterdir())
     shutil.rmtree(folder)
     folder.mkdir()

@@ -66,19 +66,19 @@ def nobody() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def raised(work: Callable[[], object]) -> Exception:
+def raise_in_stage(work: Callable[[], object]) -> Exception:
     with pytest.raises(Exception) as excinfo:
         work()
     return excinfo.value
 
 
 def test_a_refused_connection_is_transient(nobody: str) -> None:
-    assert is_transient(raised(lambda: socket.create_connection(("127.0.0.1", int(nobody.rpartition(":")[2])))))
+    assert is_transient(raise_in_stage(lambda: socket.create_connection(("127.0.0.1", int(nobody.rpartition(":")[2])))))
 
 
 def test_a_store_that_is_away_is_transient(nobody: str, store: Callable[[str], None], tmp_path: Path) -> None:
     store(nobody)
-    assert is_transient(raised(lambda: fetch("s3://bucket/file", tmp_path)))
+    assert is_transient(raise_in_stage(lambda: fetch("s3://bucket/file", tmp_path)))
 
 
 def test_other_stores_and_lost_processes_of_a_training() -> None:
@@ -96,13 +96,13 @@ def test_a_store_that_is_busy_is_transient(store: Callable[[str], None], tmp_pat
     with ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         store(f"http://127.0.0.1:{server.server_port}")
-        error = raised(lambda: fetch("s3://bucket/file", tmp_path))
+        error = raise_in_stage(lambda: fetch("s3://bucket/file", tmp_path))
         server.shutdown()
     assert is_transient(error)
 
 
 def test_a_file_that_a_store_does_not_have_will_not_come(bucket: str, tmp_path: Path) -> None:
-    assert not is_transient(raised(lambda: fetch(f"{bucket}/none", tmp_path)))
+    assert not is_transient(raise_in_stage(lambda: fetch(f"{bucket}/none", tmp_path)))
 
 
 def test_a_lost_download_of_an_input_may_pass_and_one_of_nothing_will_not(
@@ -110,11 +110,11 @@ def test_a_lost_download_of_an_input_may_pass_and_one_of_nothing_will_not(
 ) -> None:
     """Flyte wraps the first kind without naming a cause."""
     access = FlyteContextManager.current_context().file_access
-    assert not is_transient(raised(lambda: access.get_data(f"{bucket}/none", str(tmp_path / "none"))))
+    assert not is_transient(raise_in_stage(lambda: access.get_data(f"{bucket}/none", str(tmp_path / "none"))))
     monkeypatch.setenv("AWS_ENDPOINT_URL", nobody)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    assert is_transient(raised(lambda: access.get_data("s3://bucket/file", str(tmp_path / "file"))))
+    assert is_transient(raise_in_stage(lambda: access.get_data("s3://bucket/file", str(tmp_path / "file"))))
 
 
 @pytest.mark.parametrize(("status", "passes"), [(503, True), (429, True), (401, False), (404, False), (400, False)])
@@ -124,7 +124,7 @@ def test_an_endpoint_that_stays_away_may_pass_and_one_that_refuses_will_not(
     server = chat.serve(lambda *_: chat.Answer(status=status, body='{"error": {"message": "no"}}'))
     endpoint = Endpoint(EndpointConfig(base_url=server.url, model="m", retries=0, timeout=5.0))
     try:
-        error = raised(lambda: endpoint.chat([{"role": "user", "content": "hello"}]))
+        error = raise_in_stage(lambda: endpoint.chat([{"role": "user", "content": "hello"}]))
     finally:
         endpoint.close()
     assert is_transient(error) is passes

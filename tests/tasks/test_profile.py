@@ -39,7 +39,7 @@ print(json.dumps({task.name.rpartition(".")[2]: seen(task) for task in (ppo, rol
 """
 
 
-def declared(path: Path | None) -> Any:
+def declare_stages(path: Path | None) -> Any:
     """How the tasks are declared in a process with that profile."""
     environment = {name: value for name, value in os.environ.items() if name != "STEPTOOL_PROFILE"}
     environment |= {"STEPTOOL_PROFILE": str(path)} if path else {}
@@ -49,7 +49,7 @@ def declared(path: Path | None) -> Any:
     return json.loads(process.stdout)
 
 
-def written(tmp_path: Path, text: str) -> Path:
+def write_profile(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "profile.yaml"
     path.write_text(text)
     return path
@@ -71,8 +71,8 @@ stages:
     shared_memory: 16Gi
   rollout: {secrets: {OPENAI_API_KEY: openai/api-key, OTHER: lone}, spot: true}
 """
-    path = written(tmp_path, profile)
-    tasks = declared(path)
+    path = write_profile(tmp_path, profile)
+    tasks = declare_stages(path)
     ppo, rollout = tasks["ppo"], tasks["rollout"]
     assert ppo["image"] == "{{.image.gpu.fqn}}:{{.image.gpu.version}}"
     assert ppo["amounts"] == [
@@ -91,7 +91,7 @@ stages:
 
 
 def test_without_a_profile_a_stage_asks_for_nothing() -> None:
-    for name, task in declared(None).items():
+    for name, task in declare_stages(None).items():
         assert task["amounts"] == [{}, {}] and not task["elastic"] and task["environment"] == {}, name
         assert (task["retries"], task["spot"], task["seconds"], task["shm"]) == (3, False, 0.0, None), name
         assert task["deck"] is (name != "rounds") and task["cache"] is (name not in ("rounds", "fingerprint")), name
@@ -123,7 +123,7 @@ def test_the_cluster_profile_documents_every_field_and_stage() -> None:
     ],
 )
 def test_what_is_unknown_ill_typed_or_impossible_is_refused_by_name(tmp_path: Path, text: str, problem: str) -> None:
-    path = written(tmp_path, text)
+    path = write_profile(tmp_path, text)
     with pytest.raises(ConfigError) as excinfo:
         load_profile(path)
     assert str(excinfo.value).startswith(f"{path}: ") and problem in str(excinfo.value)

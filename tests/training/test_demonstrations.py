@@ -74,7 +74,7 @@ def test_a_later_round_that_cannot_fill_its_shards_is_refused_at_the_start(
 ) -> None:
     """Two shards of two episodes on three queries: the second round ends one pass and may draw the same query again."""
 
-    def refused(rounds: int, seed: int) -> bool:
+    def is_refused(rounds: int, seed: int) -> bool:
         sections = {"rollout": {"episodes": 2, "shards": 2}, "ppo": {"rounds": rounds}, "policy": {"max_context": 4096}}
         try:
             select_fitting(queries, codec, Config.model_validate({**sections, "seed": seed}))
@@ -83,8 +83,8 @@ def test_a_later_round_that_cannot_fill_its_shards_is_refused_at_the_start(
             return True
         return False
 
-    assert not any(refused(1, seed) for seed in range(20))
-    assert {refused(2, seed) for seed in range(20)} == {True, False}
+    assert not any(is_refused(1, seed) for seed in range(20))
+    assert {is_refused(2, seed) for seed in range(20)} == {True, False}
 
 
 def test_demonstrations_are_learned_from_with_the_tools_of_their_queries(

@@ -26,7 +26,7 @@ PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def episodes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with queries, episodes of a hurried expert, and other rewards of them."""
     folder, rng = tmp_path_factory.mktemp("played"), random.Random(0)
     queries = [draw_query("train", "single", f"annotate/{n}") for n in range(12)]
@@ -37,10 +37,10 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_trajectories_are_scored_again_without_a_new_rollout(played: Path, tmp_path: Path) -> None:
+def test_trajectories_are_scored_again_without_a_new_rollout(episodes_folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text("rewards: {annotator: rules}\n")
-    inputs = [f"--{name}={played / name}.parquet" for name in ("trajectories", "queries")]
+    inputs = [f"--{name}={episodes_folder / name}.parquet" for name in ("trajectories", "queries")]
     command = [
         PYFLYTE,
         "run",
@@ -51,7 +51,7 @@ def test_trajectories_are_scored_again_without_a_new_rollout(played: Path, tmp_p
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
-        [*command, *inputs, f"--compare={played / 'lcs.parquet'}"],
+        [*command, *inputs, f"--compare={episodes_folder / 'lcs.parquet'}"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
@@ -74,23 +74,25 @@ def shard(folder: Path, name: str, file: Path) -> Shard:
     return Shard(str(folder))
 
 
-def test_rewards_beyond_a_threshold_stop_the_run_before_training(played: Path, tmp_path: Path) -> None:
+def test_rewards_beyond_a_threshold_stop_the_run_before_training(episodes_folder: Path, tmp_path: Path) -> None:
     config = Config.model_validate({"rewards": {"annotator": "lcs", "audit": {"min_kappa": 0.3}}})
     with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 3' were refused, and PPO did not start"):
         audit(
             round_index=0,
             config=config,
-            queries=Parquet(str(played / "queries.parquet")),
-            episode_shards=[shard(tmp_path / "played", "trajectories.parquet", played / "trajectories.parquet")],
-            reward_shards=[shard(tmp_path / "scored", "rewards.parquet", played / "lcs.parquet")],
+            queries=Parquet(str(episodes_folder / "queries.parquet")),
+            episode_shards=[
+                shard(tmp_path / "played", "trajectories.parquet", episodes_folder / "trajectories.parquet")
+            ],
+            reward_shards=[shard(tmp_path / "scored", "rewards.parquet", episodes_folder / "lcs.parquet")],
         )
 
 
-def test_a_judge_that_only_answers_500_fails_and_says_so(chat: Any, played: Path, tmp_path: Path) -> None:
+def test_a_judge_that_only_answers_500_fails_and_says_so(chat: Any, episodes_folder: Path, tmp_path: Path) -> None:
     server = chat.serve(lambda *_: chat.Answer(status=500))
     endpoint = {"base_url": server.url, "model": "j", "retries": 0}
     config = Config.model_validate({"rewards": {"annotator": "judge", "judge": {"endpoint": endpoint, "votes": 1}}})
-    files = {name: Parquet(str(played / f"{name}.parquet")) for name in ("queries", "trajectories")}
+    files = {name: Parquet(str(episodes_folder / f"{name}.parquet")) for name in ("queries", "trajectories")}
     with pytest.raises(Exception, match=r"annotate: the judge gave no vote: 12 × .*answered 500"):
         annotate_workflow(config=config, output=str(tmp_path / "out"), **files)
     assert not (tmp_path / "out").exists()

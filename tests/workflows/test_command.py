@@ -23,7 +23,7 @@ def run_train(config: Path | str, output: Path) -> subprocess.CompletedProcess[s
     return call(PYFLYTE, "run", *workflow)
 
 
-def printed(result: subprocess.CompletedProcess[str]) -> str:
+def text_of(result: subprocess.CompletedProcess[str]) -> str:
     """All that was printed, without the frames and line breaks of a terminal."""
     return " ".join((result.stdout + result.stderr).replace("│", " ").split())
 
@@ -50,7 +50,7 @@ def test_an_unknown_and_an_ill_typed_field_are_refused_by_name(tmp_path: Path) -
     )
     result = run_train(path, tmp_path / "out")
     assert result.returncode != 0
-    text = printed(result)
+    text = text_of(result)
     assert "field 'ppo.rounds': input should be a valid integer" in text
     assert "field 'ppo.epochs': input should be a valid integer" in text  # text is no number, however it looks
     assert "field 'credit.whiten': input should be a valid boolean" in text
@@ -72,7 +72,7 @@ def test_an_empty_split_is_refused_with_its_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"data": {"source": "jsonl", "paths": [str(tasks)]}}))
     result = run_train(path, tmp_path / "out")
     assert result.returncode != 0
-    assert f"{tasks}: the split 'validation' is empty" in printed(result)
+    assert f"{tasks}: the split 'validation' is empty" in text_of(result)
     assert not (tmp_path / "out").exists()
 
 
@@ -102,14 +102,14 @@ def test_a_mistyped_path_and_broken_yaml_are_refused_in_a_sentence(tmp_path: Pat
     (tmp_path / "mine.yaml").write_text("ppo: {rounds: 2\n")
     missing = run_train(tmp_path / "mime.yaml", tmp_path / "out")
     assert missing.returncode != 0
-    assert f"{tmp_path}/mime.yaml: no such file; did you mean {tmp_path}/mine.yaml?" in printed(missing)
+    assert f"{tmp_path}/mime.yaml: no such file; did you mean {tmp_path}/mine.yaml?" in text_of(missing)
     broken = run_train(tmp_path / "mine.yaml", tmp_path / "out")
     assert broken.returncode != 0
-    assert f"{tmp_path}/mine.yaml: not YAML: expected ',' or '}}'" in printed(broken)
-    assert "Traceback" not in printed(broken)
+    assert f"{tmp_path}/mine.yaml: not YAML: expected ',' or '}}'" in text_of(broken)
+    assert "Traceback" not in text_of(broken)
 
 
 def test_overrides_follow_the_path(tmp_path: Path) -> None:
     result = run_train(f"{ROOT}/configs/laptop.yaml ppo.rounds=4 ppo.epoch=2", tmp_path / "out")
     assert result.returncode != 0
-    assert "did you mean 'epochs'?" in printed(result)
+    assert "did you mean 'epochs'?" in text_of(result)

@@ -35,7 +35,7 @@ print(json.dumps(plans))
 BROKEN = {"FAILED", "TIMED_OUT", "ABORTED"}
 
 
-def declared(profile: Path | None) -> dict[str, Any]:
+def declare_plans(profile: Path | None) -> dict[str, Any]:
     """The launch plans by name, as protobuf in JSON."""
     named = {"STEPTOOL_PROFILE": str(profile)} if profile else {}
     environment = {k: v for k, v in os.environ.items() if k != "STEPTOOL_PROFILE"} | named
@@ -55,11 +55,11 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     section["notify"] = {"email": ["ml@firm.test"], "slack": ["alerts@firm.test"], "pagerduty": ["duty@firm.test"]}
     profile = tmp_path_factory.mktemp("profile") / "profile.yaml"
     profile.write_text(yaml.safe_dump({"launch_plans": section}))
-    return declared(profile)
+    return declare_plans(profile)
 
 
 def test_without_a_profile_there_is_none_and_all_can_be_registered() -> None:
-    assert declared(None) == {}
+    assert declare_plans(None) == {}
 
 
 @pytest.mark.parametrize(("name", "when"), [("nightly_retraining", "0 2 * * *"), ("weekly_evaluation", "0 6 * * 0")])

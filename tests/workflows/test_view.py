@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
 
 
-def written(path: Path, policy: str, queries: tuple[str, ...] = ("q0",)) -> Path:
+def write_trajectories(path: Path, policy: str, queries: tuple[str, ...] = ("q0",)) -> Path:
     step = Step(ToolCall("look", {"at": 1}), StepStatus.OK, "seen")
     none = np.zeros(0)
     played = [
@@ -54,7 +54,7 @@ def view(**inputs: object) -> str:
 
 def test_two_files_become_one_page(tmp_path: Path) -> None:
     queries = write_records(tmp_path / "queries.parquet", [Query("q0", "heldout", "replay", "look around", ())], Query)
-    files = [written(tmp_path / f"{name}.parquet", name) for name in ("before", "after")]
+    files = [write_trajectories(tmp_path / f"{name}.parquet", name) for name in ("before", "after")]
     page = tmp_path / "pages" / "viewer.html"
     out = view(title="Two & more", trajectories=files[0], trajectories_b=files[1], queries=queries, output=page)
     assert f"{page}: 0.0 MB" in out
@@ -66,7 +66,7 @@ def test_more_than_a_page_holds_become_several_files_beside_each_other(tmp_path:
     names = ("q0", "q1", "q2")
     tasks = [Query(name, "heldout", "replay", "look around", ()) for name in names]
     queries = write_records(tmp_path / "queries.parquet", tasks, Query)
-    played = written(tmp_path / "played.parquet", "small", names)
+    played = write_trajectories(tmp_path / "played.parquet", "small", names)
     view(trajectories=played, queries=queries, output=tmp_path / "pages" / "all.html", page_size=2)
     assert sorted(page.name for page in (tmp_path / "pages").iterdir()) == ["all-2.html", "all.html"]
     assert '<a href="all-2.html">next</a>' in (tmp_path / "pages" / "all.html").read_text()

@@ -205,7 +205,7 @@ def test_a_call_after_an_observation_is_none(form: Format, call: ToolCall, other
     assert form.parse(f"So.\n{before}7{after}\n{form.render(call, 'so')}").call is None
 
 
-def _written(form: Format, text: str) -> list[tuple[str, Any]]:
+def _calls_of(form: Format, text: str) -> list[tuple[str, Any]]:
     """Names and arguments of all JSON objects at the end of the text, where the form has its call."""
     text = text.rstrip()
     ends = {"hermes": ("</tool_call>", ""), "llama": ("",), "react": ("",)}[form.name]
@@ -235,4 +235,4 @@ def test_no_text_raises_or_yields_a_call_that_is_not_there(form: Format, text: s
     assert (turn.call is None) == bool(turn.problem)
     assert turn.text == text
     if turn.call:
-        assert (turn.call.name, dict(turn.call.arguments)) in _written(form, text)
+        assert (turn.call.name, dict(turn.call.arguments)) in _calls_of(form, text)

@@ -67,7 +67,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
         return launch_plan_pb2.LaunchPlanCreateResponse()
 
     def UpdateLaunchPlan(self, request: Any, context: Any) -> Any:
-        key = _found(self.registry.plans, request.id, context)
+        key = _find(self.registry.plans, request.id, context)
         if request.state == launch_plan_pb2.ACTIVE:
             self.active[key[:3]] = key
         elif self.active.get(key[:3]) == key:
@@ -77,7 +77,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
     # what there is
 
     def GetWorkflow(self, request: Any, context: Any) -> Any:
-        spec = self.specs[_found(self.registry.workflows, request.id, context)]
+        spec = self.specs[_find(self.registry.workflows, request.id, context)]
         closure = compiler_pb2.CompiledWorkflowClosure(
             primary=compiler_pb2.CompiledWorkflow(template=spec.template),
             sub_workflows=[compiler_pb2.CompiledWorkflow(template=part) for part in spec.sub_workflows],
@@ -86,7 +86,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
         return workflow_pb2.Workflow(id=request.id, closure=workflow_pb2.WorkflowClosure(compiled_workflow=closure))
 
     def GetLaunchPlan(self, request: Any, context: Any) -> Any:
-        return self._plan(_found(self.registry.plans, request.id, context))
+        return self._plan(_find(self.registry.plans, request.id, context))
 
     def ListLaunchPlans(self, request: Any, context: Any) -> Any:
         """Newest first."""
@@ -111,7 +111,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
         """Start a launch plan; a thread runs it."""
         if request.spec.launch_plan.resource_type != LAUNCH_PLAN:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "only launch plans can be executed here")
-        plan = self.registry.plans[_found(self.registry.plans, request.spec.launch_plan, context)]
+        plan = self.registry.plans[_find(self.registry.plans, request.spec.launch_plan, context)]
         _refuse(list(_unfit(plan, request.inputs)), context)
         name = request.name or f"f{uuid.uuid4().hex[:19]}"
         identifier = WorkflowExecutionIdentifier(project=request.project, domain=request.domain, name=name)
@@ -199,7 +199,7 @@ def _keep(entities: Any, identifier: Identifier, entity: Message, context: Any) 
     entities[Key.of(identifier)] = entity
 
 
-def _found(entities: Any, identifier: Identifier, context: Any) -> Key:
+def _find(entities: Any, identifier: Identifier, context: Any) -> Key:
     key = Key.of(identifier)
     if key not in entities:
         context.abort(grpc.StatusCode.NOT_FOUND, f"{key.name} {key.version} is not registered")

@@ -84,7 +84,7 @@ class _Check:
         """Inputs and outputs of what a node runs."""
         match node.WhichOneof("target"):
             case "task_node":
-                return self._found(self.registry.tasks, Key.of(node.task_node.reference_id))
+                return self._find(self.registry.tasks, Key.of(node.task_node.reference_id))
             case "workflow_node":
                 return self._of_workflow(node)
             case "array_node":
@@ -95,7 +95,7 @@ class _Check:
                 return self._of_gate(node, node.gate_node)
         raise Refused("it runs nothing")
 
-    def _found(self, entities: Mapping[Key, object], key: Key) -> TypedInterface:
+    def _find(self, entities: Mapping[Key, object], key: Key) -> TypedInterface:
         if key not in entities:
             raise Refused(f"{key.name} in version {key.version or '(none)'} is not registered")
         interface: TypedInterface = entities[key].interface  # type: ignore[attr-defined]
@@ -103,12 +103,12 @@ class _Check:
 
     def _of_workflow(self, node: Node) -> TypedInterface:
         if node.workflow_node.WhichOneof("reference") == "sub_workflow_ref":
-            return self._found(self.registry.workflows, Key.of(node.workflow_node.sub_workflow_ref))
+            return self._find(self.registry.workflows, Key.of(node.workflow_node.sub_workflow_ref))
         key = Key.of(node.workflow_node.launchplan_ref)
         if key not in self.registry.plans:
             raise Refused(f"the launch plan {key.name} in version {key.version or '(none)'} is not registered")
         plan = self.registry.plans[key]
-        whole = self._found(self.registry.workflows, Key.of(plan.workflow_id))
+        whole = self._find(self.registry.workflows, Key.of(plan.workflow_id))
         bound_names = {b.var for b in node.inputs}
         settled = set(plan.fixed_inputs.literals) | {
             name for name, p in plan.default_inputs.parameters.items() if p.WhichOneof("behavior") == "default"
@@ -163,7 +163,7 @@ class _Check:
         if None in sides:
             yield f"{place}: a condition compares something that is not bound"
         elif sides[0] != sides[1]:
-            yield f"{place}: a condition compares {_said(sides[0])} with {_said(sides[1])}"
+            yield f"{place}: a condition compares {_describe(sides[0])} with {_describe(sides[1])}"
 
     def bindings(self, place: str, bindings: list[Binding], wanted: Types) -> Iterator[str]:
         """What is wrong with the values that something gets."""
@@ -199,11 +199,11 @@ class _Check:
                 return
             case "collection" | "map" if wanted.HasField("union_type"):
                 if sum(self._fits(data, variant) for variant in wanted.union_type.variants) != 1:
-                    raise Refused(f"expected a value for exactly one of {_said(wanted)}")
+                    raise Refused(f"expected a value for exactly one of {_describe(wanted)}")
                 return
         kind = self._type(data)
         if not castable(kind, wanted):
-            raise Refused(f"expected {_said(wanted)}, got {_said(kind)}")
+            raise Refused(f"expected {_describe(wanted)}, got {_describe(kind)}")
         allowed = wanted.enum_type.values
         if allowed and data.HasField("scalar") and data.scalar.primitive.string_value not in allowed:
             raise Refused(f"expected one of {', '.join(allowed)}")
@@ -261,7 +261,7 @@ def _operand(operand: Operand, inputs: Types) -> LiteralType | None:
     return inputs.get(operand.var)
 
 
-def _said(kind: LiteralType | None) -> str:
+def _describe(kind: LiteralType | None) -> str:
     """A type on one line."""
     return " ".join(str(kind).split())[:120]
 

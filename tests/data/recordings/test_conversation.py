@@ -221,7 +221,7 @@ def test_numbers_that_json_cannot_write_are_refused(number):
         trajectory_of(data, response("one"))
 
 
-def named(name, content):
+def message_named(name, content):
     return {"role": "tool", "name": name, "content": content}
 
 
@@ -237,17 +237,17 @@ def observations(trajectory):
 
 
 def test_responses_without_ids_belong_to_calls_by_their_names():
-    swapped = trajectory_of(two_calls(None), named("waves", "2 m"), named("tides", "9:12"))
+    swapped = trajectory_of(two_calls(None), message_named("waves", "2 m"), message_named("tides", "9:12"))
     assert observations(swapped) == [("tides", "9:12"), ("waves", "2 m")]
-    with_ids = trajectory_of(two_calls(("a", "b")), named("waves", "2 m"), named("tides", "9:12"))
+    with_ids = trajectory_of(two_calls(("a", "b")), message_named("waves", "2 m"), message_named("tides", "9:12"))
     assert observations(with_ids) == [("tides", "9:12"), ("waves", "2 m")]
 
 
 @pytest.mark.parametrize(
     ("calls", "responses"),
     [
-        (None, [named("waves", "2 m"), named("wind", "4")]),
-        (None, [message("2 m", "tool"), named("tides", "9:12")]),
+        (None, [message_named("waves", "2 m"), message_named("wind", "4")]),
+        (None, [message("2 m", "tool"), message_named("tides", "9:12")]),
         (("a", "b"), [response("2 m", "b"), response("9:12", "c")]),
     ],
 )

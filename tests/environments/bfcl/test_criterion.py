@@ -39,7 +39,7 @@ CHANGES = {
 }
 
 
-def played(environment: BfclEnvironment, query: Query, turns: Turns) -> tuple[float, bool]:
+def play_turns(environment: BfclEnvironment, query: Query, turns: Turns) -> tuple[float, bool]:
     """The verdict, and whether every call was let through to the tools."""
     session, through = environment.reset(query), True
     for turn in turns:
@@ -74,13 +74,13 @@ def played(environment: BfclEnvironment, query: Query, turns: Turns) -> tuple[fl
 def test_cases_worked_out_by_hand(
     environment: BfclEnvironment, make_task: MakeTask, reference: Turns, turns: Turns, solved: int
 ) -> None:
-    assert played(environment, make_task("GorillaFileSystem", turns=reference), turns) == (solved, True)
+    assert play_turns(environment, make_task("GorillaFileSystem", turns=reference), turns) == (solved, True)
 
 
 def test_a_result_counts_as_it_is_written(environment: BfclEnvironment, make_task: MakeTask) -> None:
     query = make_task("MathAPI", turns=[[ADD]])
-    assert played(environment, query, [[ADD]])[0] == 1.0
-    assert played(environment, query, [[ADD_AS_FLOAT]])[0] == 0.0  # 3.0 is not 3
+    assert play_turns(environment, query, [[ADD]])[0] == 1.0
+    assert play_turns(environment, query, [[ADD_AS_FLOAT]])[0] == 0.0  # 3.0 is not 3
 
 
 def test_all_turns_have_to_be_answered(environment: BfclEnvironment, make_task: MakeTask) -> None:
@@ -102,30 +102,30 @@ def test_every_solution_solves_its_task_and_none_does_without_its_last_call(
     assert sum(t.solved == 0.0 for t in episodes) == 800
 
 
-def varied(query: Query, rng: random.Random) -> dict[str, list[list[tuple[str, dict[str, Any]]]]]:
+def vary_solution(query: Query, rng: random.Random) -> dict[str, list[list[tuple[str, dict[str, Any]]]]]:
     """The reference's calls by turn, whole and with a fault or a liberty each."""
     whole = [[(c.name, dict(c.arguments)) for c in turn] for turn in query.reference.turns]
     turn = rng.choice([number for number, calls in enumerate(whole) if calls])
     other, owner = rng.randrange(len(whole)), rng.choice(query.reference.environment["bfcl"]["classes"])
     call = rng.randrange(len(whole[turn]))
 
-    def changed(number: int, calls: list[Any]) -> list[list[Any]]:
+    def change_call(number: int, calls: list[Any]) -> list[list[Any]]:
         return [*whole[:number], calls, *whole[number + 1 :]]
 
     shuffled = rng.sample(whole[turn], len(whole[turn]))
     return {
         "whole": whole,
-        "a call dropped": changed(turn, [c for number, c in enumerate(whole[turn]) if number != call]),
-        "a call twice": changed(turn, [*whole[turn][: call + 1], *whole[turn][call:]]),
-        "shuffled": changed(turn, shuffled),
-        "a turn dropped": changed(turn, []),
-        "a look more": changed(other, [*whole[other], LOOKS[owner]]),
-        "a change more": changed(other, [*whole[other], CHANGES[owner]]),
-        "a turn ahead": changed(max(0, turn - 1), [*whole[max(0, turn - 1)], *whole[turn]]),
+        "a call dropped": change_call(turn, [c for number, c in enumerate(whole[turn]) if number != call]),
+        "a call twice": change_call(turn, [*whole[turn][: call + 1], *whole[turn][call:]]),
+        "shuffled": change_call(turn, shuffled),
+        "a turn dropped": change_call(turn, []),
+        "a look more": change_call(other, [*whole[other], LOOKS[owner]]),
+        "a change more": change_call(other, [*whole[other], CHANGES[owner]]),
+        "a turn ahead": change_call(max(0, turn - 1), [*whole[max(0, turn - 1)], *whole[turn]]),
     }
 
 
-def written(turns: Turns) -> list[list[str]]:
+def write_turns(turns: Turns) -> list[list[str]]:
     return [[f"{n}({', '.join(f'{k}={v!r}' for k, v in args.items())})" for n, args in turn] for turn in turns]
 
 
@@ -135,13 +135,13 @@ def test_the_verdict_is_that_of_the_benchmark_itself(queries: list[Query], envir
 
     rng, verdicts = random.Random(0), Counter[tuple[str, bool]]()
     for query in queries[::8]:
-        task, versions = query.reference.environment["bfcl"], varied(query, rng)
+        task, versions = query.reference.environment["bfcl"], vary_solution(query, rng)
         entry = {"id": query.query_id, "initial_config": task["config"], "involved_classes": task["classes"]}
-        solution = written(versions["whole"])
+        solution = write_turns(versions["whole"])
         for kind, turns in versions.items():
-            calls = [[[call] for call in turn] for turn in written(turns)]
+            calls = [[[call] for call in turn] for turn in write_turns(turns)]
             expected = multi_turn_checker(calls, solution, entry, query.tier, kind.replace(" ", "_"))["valid"]
-            actual, through = played(environment, query, turns)
+            actual, through = play_turns(environment, query, turns)
             if through:
                 assert actual == expected, (query.query_id, kind)
                 verdicts[kind, expected] += 1

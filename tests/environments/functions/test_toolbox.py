@@ -186,7 +186,7 @@ TYPED = '''
 '''
 
 
-def opened(module: Callable[..., str], hint: str) -> FunctionsEnvironment:
+def open_functions(module: Callable[..., str], hint: str) -> FunctionsEnvironment:
     return FunctionsEnvironment(f"{module(TYPED.format(hint=hint))}:tools")
 
 
@@ -220,7 +220,7 @@ def opened(module: Callable[..., str], hint: str) -> FunctionsEnvironment:
     ],
 )
 def test_an_argument_arrives_as_its_hint_says(module: Callable[..., str], hint: str, value: Any, expected: str) -> None:
-    session = opened(module, hint).reset(Query("q", "train", "functions", "go", ()))
+    session = open_functions(module, hint).reset(Query("q", "train", "functions", "go", ()))
     result = session.call(ToolCall("describe", {"value": value}))
     assert (result.status, result.observation) == (StepStatus.OK, f"{expected} None")
 
@@ -240,7 +240,7 @@ def test_an_argument_arrives_as_its_hint_says(module: Callable[..., str], hint: 
 def test_an_argument_that_its_hint_does_not_allow_is_a_failed_step(
     module: Callable[..., str], hint: str, value: Any, message: str
 ) -> None:
-    session = opened(module, hint).reset(Query("q", "train", "functions", "go", ()))
+    session = open_functions(module, hint).reset(Query("q", "train", "functions", "go", ()))
     result = session.call(ToolCall("describe", {"value": value}))
     assert result.status is StepStatus.INVALID_ARGUMENTS and message in json.loads(result.observation)["error"]
 
@@ -256,11 +256,11 @@ def test_an_argument_that_its_hint_does_not_allow_is_a_failed_step(
 )
 def test_a_hint_without_a_form_in_json_is_refused_by_name(module: Callable[..., str], hint: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"tools\.functions: 'describe': .*{message}"):
-        opened(module, hint)
+        open_functions(module, hint)
 
 
 def test_a_schema_stands_alone_and_has_no_titles(module: Callable[..., str]) -> None:
-    (tool,) = opened(module, "Size").tools()
+    (tool,) = open_functions(module, "Size").tools()
     color = {"type": "string", "enum": ["red", "blue"], "default": "red"}
     size = {"type": "object", "properties": {"width": {"type": "integer"}, "color": color}, "required": ["width"]}
     assert tool["function"] == {

@@ -25,7 +25,7 @@ def step(observation, status=OK, name="forecast_for_sky_watch"):
     return Step(ToolCall(name, BERN), status, observation)
 
 
-def played(*steps, query_id="q"):
+def trajectory_of(*steps, query_id="q"):
     return Trajectory(
         "t", query_id, "toolbench", "", "recorded", -1, 0, 1.0, [], np.zeros(0, np.int32), [], np.zeros(0, np.float32),
         list(steps), StopReason.FINISHED, None, None, 0.0,
@@ -38,38 +38,38 @@ def folder(tmp_path, query):
         (tmp_path / name).mkdir()
         write_records(tmp_path / name / "queries.parquet", [query], Query)
         for file, observations in files.items():
-            write_records(tmp_path / name / f"{file}.parquet", [played(*map(step, observations))], Trajectory)
+            write_records(tmp_path / name / f"{file}.parquet", [trajectory_of(*map(step, observations))], Trajectory)
         return tmp_path / name
 
     return make
 
 
-def replayed(query, responses, name="forecast_for_sky_watch"):
+def replay_calls(query, responses, name="forecast_for_sky_watch"):
     return ToolBenchEnvironment(None, responses).reset(query).call(ToolCall(name, BERN))
 
 
 def test_recorded_calls_are_found_whatever_the_function_is_called(query):
     responses = Responses()
-    assert record(responses, [query], [played(step("dry"))]) == 1
+    assert record(responses, [query], [trajectory_of(step("dry"))]) == 1
     tool = {**query.tools[0], "function": {**query.tools[0]["function"], "name": "renamed"}}
     renamed = replace(
         query,
         tools=(tool,),
         reference=Reference.from_json({"toolbench": {"renamed": ["Weather", "sky_watch", "forecast"]}}),
     )
-    assert replayed(renamed, responses, "renamed") == ToolResult(OK, "dry")
+    assert replay_calls(renamed, responses, "renamed") == ToolResult(OK, "dry")
     elsewhere = replace(
         query,
         reference=Reference.from_json({"toolbench": {"forecast_for_sky_watch": ["Maps", "sky_watch", "forecast"]}}),
     )
-    assert "No response is recorded" in replayed(elsewhere, responses).observation
+    assert "No response is recorded" in replay_calls(elsewhere, responses).observation
 
 
 def test_calls_of_a_query_that_knows_no_apis_are_kept_by_name(query):
     responses, unnamed = Responses(), replace(query, reference=Reference())
-    record(responses, [unnamed], [played(step("dry"))])
-    assert replayed(unnamed, responses) == ToolResult(OK, "dry")
-    assert "No response is recorded" in replayed(query, responses).observation
+    record(responses, [unnamed], [trajectory_of(step("dry"))])
+    assert replay_calls(unnamed, responses) == ToolResult(OK, "dry")
+    assert "No response is recorded" in replay_calls(query, responses).observation
 
 
 def test_failures_of_the_server_are_recorded_and_those_in_its_place_are_not(query):
@@ -84,8 +84,8 @@ def test_failures_of_the_server_are_recorded_and_those_in_its_place_are_not(quer
         Step(None, StepStatus.MALFORMED, "what?"),
         step(down, FAILED),
     ]
-    assert record(responses, [query], [played(*steps), played(step("dry"), query_id="of no query")]) == 1
-    assert replayed(query, responses) == ToolResult(FAILED, down)
+    assert record(responses, [query], [trajectory_of(*steps), trajectory_of(step("dry"), query_id="of no query")]) == 1
+    assert replay_calls(query, responses) == ToolResult(FAILED, down)
 
 
 def test_a_cache_is_built_from_folders_in_the_order_given(tmp_path, folder, query):
@@ -93,9 +93,9 @@ def test_a_cache_is_built_from_folders_in_the_order_given(tmp_path, folder, quer
     one = folder("one", b=["wet"], a=["dry"])
     two = folder("two", a=["snow", "snow"])
     assert build(file, [one]) == (2, 1)
-    assert replayed(query, Responses(file)) == ToolResult(OK, "dry")  # a tie: a.parquet comes before b.parquet
+    assert replay_calls(query, Responses(file)) == ToolResult(OK, "dry")  # a tie: a.parquet comes before b.parquet
     assert build(file, [two]) == (2, 1)
-    assert replayed(query, Responses(file)) == ToolResult(OK, "snow")
+    assert replay_calls(query, Responses(file)) == ToolResult(OK, "snow")
 
 
 def test_a_folder_without_recordings_is_refused_and_nothing_is_added(tmp_path, folder):

@@ -20,7 +20,7 @@ def tools(**fields):
     return ToolsConfig.model_validate({**limits, "toolbench": fields})
 
 
-def opened(**fields):
+def open_toolbench(**fields):
     return open_environment("toolbench", Config(tools=tools(**fields)))
 
 
@@ -36,39 +36,39 @@ def cache(tmp_path):
 def test_what_a_server_said_is_not_asked_again_by_anyone(serve, say, query, cache):
     server = serve(lambda request: say(f"rain {len(server.requests)}"))
     rain = ToolResult(OK, '{"error": "", "response": "rain 1"}')
-    first, second = opened(url=server.url, cache=cache), opened(url=server.url, cache=cache)
+    first, second = open_toolbench(url=server.url, cache=cache), open_toolbench(url=server.url, cache=cache)
     assert [call(e, query) for e in (first, second, first)] == [rain, rain, rain]
     assert len(server.requests) == 1
     assert call(second, query, town="Basel").observation == '{"error": "", "response": "rain 2"}'
-    offline = opened(cache=cache)
+    offline = open_toolbench(cache=cache)
     assert call(offline, query) == rain and first.blocking and not offline.blocking
     assert len(server.requests) == 2
 
 
 def test_without_a_cache_each_call_is_asked(serve, say, query):
     server = serve(lambda request: say(f"rain {len(server.requests)}"))
-    environment = opened(url=server.url)
+    environment = open_toolbench(url=server.url)
     assert call(environment, query) != call(environment, query)
 
 
 def test_failures_are_asked_again(serve, say, query, cache):
     replies = [say("", "Unauthorized error..."), (500, b""), (200, b"<html>"), say("Too many requests"), say("rain")]
     server = serve(lambda request: replies[len(server.requests) - 1])
-    environment = opened(url=server.url, cache=cache)
+    environment = open_toolbench(url=server.url, cache=cache)
     statuses = [call(environment, query).status for _ in range(6)]
     assert statuses == [StepStatus.TOOL_ERROR] * 4 + [OK, OK] and len(server.requests) == 5
 
 
 def test_offline_a_call_never_recorded_is_a_failed_step_that_says_so(serve, say, query, cache):
-    call(opened(url=serve(lambda request: say("rain")).url, cache=cache), query)
-    result = call(opened(cache=cache), query, town="Basel")
+    call(open_toolbench(url=serve(lambda request: say("rain")).url, cache=cache), query)
+    result = call(open_toolbench(cache=cache), query, town="Basel")
     assert result.status is StepStatus.TOOL_ERROR
     assert json.loads(result.observation) == {"error": "No response is recorded for this call.", "response": ""}
 
 
 def test_unknown_tools_and_wrong_arguments_never_reach_the_server(serve, say, query):
     server = serve(lambda request: say("rain"))
-    environment = opened(url=server.url)
+    environment = open_toolbench(url=server.url)
     assert call(environment, query, "floods_for_sea").status is StepStatus.UNKNOWN_TOOL
     wrong = call(environment, query, town=3)
     assert wrong.status is StepStatus.INVALID_ARGUMENTS and "'town' must be string" in wrong.observation
@@ -96,7 +96,7 @@ def test_a_server_that_is_gone_costs_the_step_and_is_not_recorded(query, cache):
         session = LimitedEnvironment(open_environment("toolbench", Config(tools=limits)), limits).reset(query)
         result = session.call(ToolCall("forecast_for_sky_watch", {"town": "Bern"}))
     assert result.status is StepStatus.TOOL_ERROR and "cannot be reached: ConnectError" in result.observation
-    assert "No response is recorded" in call(opened(cache=cache), query).observation
+    assert "No response is recorded" in call(open_toolbench(cache=cache), query).observation
 
 
 def test_episodes_ask_side_by_side_and_fill_one_cache(serve, say, query, cache):
@@ -112,7 +112,7 @@ def test_episodes_ask_side_by_side_and_fill_one_cache(serve, say, query, cache):
     episodes = [(guard.reset(query), ToolCall("forecast_for_sky_watch", {"town": str(n)})) for n in range(32)]
     results = [each.result() for each in [guard.submit(session.call, call) for session, call in episodes]]
     assert [json.loads(r.observation)["response"] for r in results] == [str(n) for n in range(32)]
-    offline = opened(cache=cache)
+    offline = open_toolbench(cache=cache)
     assert [offline.reset(query).call(c) for _, c in episodes] == results
 
 
@@ -120,12 +120,12 @@ def test_the_key_comes_from_the_environment_and_is_not_recorded(serve, say, quer
     monkeypatch.setenv("MY_KEY", "secret-key\n")
     server = serve(lambda request: say(request["toolbench_key"] + request["strip"]))
     file = tmp_path / "responses.sqlite"
-    environment = opened(url=server.url, key_variable="MY_KEY", strip="filter", cache=str(file))
+    environment = open_toolbench(url=server.url, key_variable="MY_KEY", strip="filter", cache=str(file))
     assert call(environment, query).observation == '{"error": "", "response": "[key]filter"}'
     environment.close()
     assert server.requests[0][2]["toolbench_key"] == "secret-key" and b"[key]filter" in file.read_bytes()
     monkeypatch.delenv("MY_KEY")
-    call(opened(url=server.url, key_variable="MY_KEY"), query)
+    call(open_toolbench(url=server.url, key_variable="MY_KEY"), query)
     assert server.requests[1][2]["toolbench_key"] == ""
 
 
@@ -151,4 +151,4 @@ def test_settings_that_cannot_be_used_are_refused_with_the_field(tmp_path, field
     (tmp_path / "folder").mkdir()
     placed = fields | ({"cache": str(tmp_path / fields["cache"])} if "cache" in fields else {})
     with pytest.raises(ConfigError, match=rf"tools\.toolbench.*{words}"):
-        opened(**placed)
+        open_toolbench(**placed)

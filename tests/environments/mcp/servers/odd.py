@@ -32,7 +32,7 @@ if "only-bad" in sys.argv:
     TOOLS = [tool for tool in TOOLS if tool["name"] in ("no_schema", "endless")]
 
 
-def called(name, arguments):
+def call_tool(name, arguments):
     if name == "slow":
         return {"content": [], "structuredContent": {"text": "a" * 60 + "!"}}
     token = os.environ.get("TOKEN", "")
@@ -54,7 +54,7 @@ for line in sys.stdin:
     elif method == "tools/call" and message["params"]["name"] == "draft":
         reply = {"error": {"code": -32000, "message": f"not with {os.environ.get('TOKEN', '')}"}}
     elif method == "tools/call":
-        reply = {"result": called(message["params"]["name"], message["params"].get("arguments"))}
+        reply = {"result": call_tool(message["params"]["name"], message["params"].get("arguments"))}
     elif number is not None:
         reply = {"error": {"code": -32601, "message": "no"}}
     if number is not None:

@@ -37,7 +37,7 @@ def content(value):
     return {"content": [{"type": "text", "text": str(value)}]}
 
 
-def listed(params):
+def list_tools(params):
     start = int((params or {}).get("cursor") or 0)
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
     tools = [{"name": n, "description": d, "inputSchema": schema} for n, d in list(TOOLS.items())[start : start + PAGE]]
@@ -95,7 +95,7 @@ for line in sys.stdin:
         info = {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}}
         answer(number, {**info, "serverInfo": {"name": "rough", "version": "1"}})
     elif method == "tools/list":
-        answer(number, listed(params))
+        answer(number, list_tools(params))
     elif method == "tools/call":
         calls += 1
         call(number, params["name"])
