@@ -25,7 +25,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm test-trackers smollm textworld check format docs seeds bench kills hostile million bfcl \
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm test-trackers smollm textworld check format docs seeds bench mistakes kills hostile million bfcl \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -128,6 +128,9 @@ seeds: $(STAMP)  ## train all methods with several seeds and compare them (hours
 
 bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER ratio"
 	@set -e; for program in $(filter-out benchmarks/seeds.py benchmarks/million.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
+
+mistakes: $(STAMP)  ## make 40 typical mistakes through the real command line and print what it says
+	$(BIN)/python benchmarks/mistakes.py
 
 kills: $(STAMP)  ## kill training, export, publishing and promotion at 200 random moments and compare what is left
 	$(BIN)/python benchmarks/kills.py --kills 200

@@ -12,8 +12,7 @@ from steptool.artifacts.metrics import say
 from steptool.config import Config
 from steptool.retraining.plan import Decision, Result, RetrainingPlan, RunOutcome, make_run_id, plan_run
 from tasks.runtime.artifacts import Model, Parquet, download, make_folder
-from tasks.runtime.registration import code_version
-from tasks.runtime.stage import stage
+from tasks.runtime.stage import code_version, stage
 
 
 class Outcome(NamedTuple):

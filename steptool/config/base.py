@@ -15,8 +15,12 @@ from pydantic_core import ErrorDetails
 
 def explain_refusal(error: ValidationError, model: type[BaseModel], example: str) -> str:
     """What is wrong, a line for each field. `example` is the file that shows every field."""
-    lines = [_explain_field(details, model, example) for details in error.errors(include_url=False)]
-    return "the configuration was refused\n  " + "\n  ".join(lines)
+    return refuse(_explain_field(details, model, example) for details in error.errors(include_url=False))
+
+
+def refuse(problems: Iterable[str]) -> str:
+    """The text of a refusal: the first problem in the first line, each further one in a line of its own."""
+    return "the configuration was refused: " + "\n  ".join(problems)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
@@ -31,7 +35,10 @@ def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) 
     if details["type"] == "extra_forbidden":
         suggestion = did_you_mean(str(location[-1]), _field_names(model, location[:-1]))
         return f"unknown field '{field}': remove it or see {example} for the fields there are{suggestion}"
-    expected, value = details["msg"][0].lower() + details["msg"][1:], details["input"]
+    expected, value = details["msg"].removeprefix("Value error, "), details["input"]
+    if details["type"] == "value_error" and (isinstance(value, dict | list) or repr(value) in expected):
+        return f"field '{field}': {expected}" if field else expected
+    expected = expected[0].lower() + expected[1:]
     suggestion = ""
     if details["type"] in ("literal_error", "enum") and isinstance(value, str):
         suggestion = did_you_mean(value, _find_quoted(str(details.get("ctx", {}).get("expected", ""))))

@@ -15,8 +15,20 @@ SOURCE_NAMES = ("desk", "toolbench", "jsonl", "recorded", "bfcl")
 def _check_source(name: str) -> str:
     if name not in SOURCE_NAMES and ":" not in name:
         raise ValueError(
-            f"expected one of {', '.join(SOURCE_NAMES)}, or package.module:Class for a source of your own"
+            f"expected one of {', '.join(SOURCE_NAMES)}, or package.module:Class for a source of your own, got {name!r}"
             + did_you_mean(name, SOURCE_NAMES)
+        )
+    return name
+
+
+ENVIRONMENT_NAMES = ("bfcl", "desk", "functions", "mcp", "replay", "toolbench")
+
+
+def _check_environment(name: str) -> str:
+    if name and name not in ENVIRONMENT_NAMES and ":" not in name:
+        raise ValueError(
+            f"expected one of {', '.join(ENVIRONMENT_NAMES)}, or package.module:Class for your own, got {name!r}"
+            + did_you_mean(name, ENVIRONMENT_NAMES)
         )
     return name
 
@@ -50,7 +62,7 @@ class DataConfig(StrictModel):
     recorded_answers: Places = Field(default_factory=list)
     """Files, folders or urls of recorded trajectories, in any form: demonstrations for the warm start and responses for
     the replay environment. Those of the source recorded need not be named again."""
-    environment: str = ""
+    environment: Annotated[str, AfterValidator(_check_environment)] = ""
     """What answers the calls of tasks from files that name no environment; empty: replay. It also gives the tools of
     tasks and recordings that list none."""
     train_queries: Positive = 2400

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel
+from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel, refuse
 from steptool.config.rewards import RewardConfig
 
 
@@ -240,7 +240,7 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
         problems.append((is_set and algorithm in HAVE_NO_ADVANTAGES, f"{algorithm} has no advantages for {field}"))
     messages = [message for wrong, message in problems if wrong]
     if messages:
-        raise ConfigError("the configuration was refused\n  " + "\n  ".join(messages))
+        raise ConfigError(refuse(messages))
 
 
 def _policy_options(credit: CreditConfig, ppo: PPOConfig) -> dict[str, bool]:

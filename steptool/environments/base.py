@@ -52,6 +52,12 @@ class Session(ABC):
         tried again; any other exception is a failed step as well, with its text as the observation.
         """
 
+    def start(self) -> None:
+        """Make what the first call would make, such as the object that holds the tools; nothing, as here, if there is
+        none. Raises what the making raises, so that a check before a run finds it.
+        """
+        return
+
     def offers(self, name: str) -> bool:
         """Whether a tool that the query does not list may be called by now: the user has brought it in a later turn."""
         return False

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,15 +80,17 @@ def open_environment(name: str, config: Config, recordings: Iterable[Trajectory]
 
 
 def check_queries(environment: Environment, queries: Sequence[Query]) -> None:
-    """Start and close a session for each query, and ask the environment for its tools.
+    """Open and close a session for each query, start the first, and ask the environment for its tools.
 
     It finds out before anything expensive what would end a run later. Raises ConfigError naming the first queries that
     lack what the environment needs, such as their state, and for tools that cannot be reached.
     """
     problems: list[str] = []
-    for query in queries:
+    for number, query in enumerate(queries):
         try:
-            environment.reset(query).close()
+            with closing(environment.reset(query)) as session:
+                if number == 0:
+                    session.start()
         except Exception as error:
             problems.append(f"{query.split} query '{query.query_id}': {describe_error(error)}")
     if problems:

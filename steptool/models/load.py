@@ -260,7 +260,9 @@ def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], wha
     if not path.exists() and len(path.parts) <= 2 and not os.fspath(folder).startswith((os.sep, ".")):
         return
     if not path.is_dir():
-        raise ModelError(f"{folder}: no such model folder")
+        raise ModelError(
+            f"{folder}: no such model folder; expected one with a config.json, or a Hub id as in owner/name"
+        )
     if not any(any(path.glob(p)) for p in patterns):
         names = sorted(p.name for p in path.iterdir())[:8]
         raise ModelError(f"{folder}: no {what} ({' or '.join(patterns)}) in the folder, found {names}; {remedy}")

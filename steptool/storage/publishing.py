@@ -104,13 +104,18 @@ def publish(built: Path, target: str, kind: str) -> str:
 
 
 def deliver(file: Path, folder: str, name: str) -> str:
-    """Copy a file into a folder or url under a name: whole or not at all. Other files there stay. Returns its place."""
+    """Copy a file into a folder or url under a name: whole or not at all. Other files there stay. Returns its place.
+
+    Raises TargetError where a file stands in the place of the folder.
+    """
     place = f"{expand_target(folder)}/{name}"
     if "://" in place:
         fs, path = fsspec.core.url_to_fs(place)
         fs.put_file(str(file), path)
         return place
     target = Path(place)
+    if target.parent.is_file():
+        raise TargetError(f"{folder}: expected a folder, got a file; {_REMEDY}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(target) as partial:
         shutil.copyfile(file, partial)

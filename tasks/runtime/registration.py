@@ -1,6 +1,6 @@
-"""Versions that follow from content, and what is done before a registration: reach the cluster, leave data here.
+"""What is done before a registration: reach the cluster, leave data here, and name the version by its content.
 
-python -m tasks.runtime.registration                         before `pyflyte package`
+    python -m tasks.runtime.registration                         before `pyflyte package`
     python -m tasks.runtime.registration --cluster flyte.config  before `pyflyte register`
 
 pyflyte sends every file below the project's root that git does not ignore. Files that git does not track are often data
@@ -18,25 +18,16 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from fnmatch import fnmatch
-from functools import cache
 from pathlib import Path
 
 from tasks.runtime.profile import ROOT, VARIABLE
 
-_CODE_PLACES = ("steptool", "tasks", "workflows", "constraints.txt", "images/gpu.constraints.txt")
+TRAVELS = "travels.txt"
+IGNORE_FILE = ".flyteignore"
 _DIGITS = 16
-
-
-@cache
-def code_version(root: Path = ROOT) -> str:
-    """Digest of the code, its data files and the pins of libraries: a cached stage depends on these and its inputs."""
-    digest = hashlib.sha256()
-    for file in (f for place in _CODE_PLACES for f in _list_files(root / place)):
-        digest.update(f"\0{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:_DIGITS]
+_SHOWN = 5
+_SECONDS = 5.0
 
 
 def registered_version(root: Path = ROOT) -> str:
@@ -48,22 +39,6 @@ def registered_version(root: Path = ROOT) -> str:
     ignored = IgnoreGroup(str(root), [GitIgnore, DockerIgnore, StandardIgnore, FlyteIgnore])
     _, digest = ls_files(str(root), CopyFileDetection.ALL, ignore_group=ignored)
     return hashlib.sha256(f"{digest} {os.environ.get(VARIABLE, '')}".encode()).hexdigest()[:_DIGITS]
-
-
-def _list_files(place: Path) -> Iterator[Path]:
-    """The file, or the files below a folder in a fixed order, without caches and hidden files."""
-    if place.is_file():
-        yield place
-    for file in sorted(place.rglob("*")):
-        parts = file.relative_to(place).parts
-        if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
-            yield file
-
-
-TRAVELS = "travels.txt"
-IGNORE_FILE = ".flyteignore"
-_SHOWN = 5
-_SECONDS = 5.0
 
 
 def leave_out_untracked(root: Path = ROOT) -> list[str]:

@@ -6,12 +6,13 @@ it read a configuration as `load_config` does. Overrides may follow the path: --
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -26,10 +27,11 @@ from steptool.artifacts.metrics import Stopwatch, first_process
 from steptool.config.base import ConfigError, StrictModel
 from steptool.config.run import override, read_mapping
 from tasks.runtime.errors import classify_errors
-from tasks.runtime.profile import VARIABLE, Amounts, StageName, StageProfile, profile
-from tasks.runtime.registration import code_version
+from tasks.runtime.profile import ROOT, VARIABLE, Amounts, StageName, StageProfile, profile
 
 _CLICK_TYPES = "flytekit.interaction.click_types"
+_CODE_PLACES = ("steptool", "tasks", "workflows", "constraints.txt", "images/gpu.constraints.txt")
+_DIGITS = 16
 
 
 def read_configurations() -> None:
@@ -210,3 +212,23 @@ def _elastic_settings(stage_profile: StageProfile) -> dict[str, Any]:
         increase_shared_mem=False,
     )
     return {"task_config": config, "shared_memory": stage_profile.shared_memory or True}
+
+
+@cache
+def code_version(root: Path = ROOT) -> str:
+    """Digest of the code, its data files and the pins of libraries: a cached stage depends on these and its inputs."""
+    digest = hashlib.sha256()
+    for file in (f for place in _CODE_PLACES for f in _list_files(root / place)):
+        digest.update(f"\0{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _list_files(place: Path) -> Iterator[Path]:
+    """The file, or the files below a folder in a fixed order, without caches and hidden files."""
+    if place.is_file():
+        yield place
+    for file in sorted(place.rglob("*")):
+        parts = file.relative_to(place).parts
+        if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
+            yield file

@@ -8,6 +8,7 @@ import pytest
 
 from steptool.config import Config
 from steptool.config.base import ConfigError
+from steptool.config.data import ENVIRONMENT_NAMES
 from steptool.environments.base import Environment
 from steptool.environments.catalog import ENVIRONMENTS, check_queries, environment_class, open_environment
 from steptool.records import Query, Reference, StepStatus, ToolCall
@@ -117,6 +118,25 @@ def test_tasks_without_what_the_environment_needs_are_found_before_a_run() -> No
             check_queries(environment, [*whole, *bare])
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_an_object_that_cannot_be_made_is_found_before_a_run(tmp_path: Path, isolation: str) -> None:
+    source = """
+        class Shop:
+            def __init__(self):
+                raise ValueError("no shelf")
+
+            def count(self) -> int:
+                "Pieces."
+                return 13
+    """
+    tools = {"functions": f"{written(tmp_path, source)}:Shop", "isolation": isolation, "timeout": 30.0}
+    message = "cannot start 1 of 2 tasks: train query 'q0': .*making its object failed: ValueError: no shelf"
+    queries = [Query(f"q{n}", "train", "functions", "go", ()) for n in range(2)]
+    environment = open_environment("functions", Config.model_validate({"tools": tools}))
+    with closing(environment), pytest.raises(ConfigError, match=message):
+        check_queries(environment, queries)
+
+
 def test_tools_that_cannot_be_reached_are_found_before_a_run() -> None:
     config = Config.model_validate({"tools": {"mcp": {"command": ["no-such-program"]}}})
     with closing(open_environment("mcp", config)) as environment, pytest.raises(ConfigError, match="no-such-program"):
@@ -150,6 +170,10 @@ def test_a_program_that_exits_when_it_is_imported_is_refused(tmp_path: Path) -> 
     place = f"{write_module(tmp_path, 'raise SystemExit(0)')}:EchoEnvironment"
     with pytest.raises(ConfigError, match="cannot be imported: SystemExit: 0"):
         open_environment(place, make_config(place))
+
+
+def test_the_configuration_knows_the_environments_of_this_package():
+    assert set(ENVIRONMENT_NAMES) == set(ENVIRONMENTS)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.runtime.registration import code_version, registered_version
+from tasks.runtime.registration import registered_version
+from tasks.runtime.stage import code_version
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))

@@ -153,7 +153,7 @@ def test_a_permanent_error_says_stage_cause_and_remedy_in_one_line(tmp_path: Pat
     with pytest.raises(StageFailed) as excinfo, classify_errors("ingest", 3):
         load_config(tmp_path / "mine.yaml")
     line = capsys.readouterr().out.removesuffix("\n")
-    assert line.startswith(f"ingest: {tmp_path}/mine.yaml: the configuration was refused; field 'rewards.alpha': input")
+    assert line.startswith(f"ingest: {tmp_path}/mine.yaml: the configuration was refused: field 'rewards.alpha': input")
     assert "'ppo.rounds'" in line and line.endswith("; it is not tried again")
     assert "\n" not in line and str(excinfo.value) == line and isinstance(excinfo.value.__cause__, ConfigError)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from steptool.config.base import did_you_mean
 from steptool.data.ingest_log import IngestError, Record, UnusableError
 from steptool.data.parsing import excerpt, optional, require, require_text
 from steptool.data.readers.files import read_file
@@ -60,7 +61,8 @@ def _read_query(record: Record, catalog: ToolCatalog) -> Query:
 def _parse(task: Any, catalog: ToolCatalog) -> Query:
     instruction = require_text(task, "instruction")
     if unknown := [name for name in task if name not in _FIELDS]:
-        raise UnusableError("unknown field", f"unknown field '{unknown[0]}'; known are {', '.join(_FIELDS)}")
+        closest = did_you_mean(unknown[0], _FIELDS)
+        raise UnusableError("unknown field", f"unknown field '{unknown[0]}'; known are {', '.join(_FIELDS)}{closest}")
     environment = _read_environment(optional(task, "environment", str, ""), catalog)
     tools = check_and_close(require(task, "tools", list), "tools") if "tools" in task else catalog.tools(environment)
     split = optional(task, "split", str, "")
@@ -109,5 +111,8 @@ def _read_reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Ref
         mentioned += _read_call_names({"turn": turn}, "turn", f"reference.turns[{number}]")
     for name in mentioned:
         if name not in tool_names:
-            raise UnusableError("unknown tool", f"field 'reference': {excerpt(name)} is none of the task's tools")
+            closest = did_you_mean(str(name), tool_names)
+            raise UnusableError(
+                "unknown tool", f"field 'reference': {excerpt(name)} is none of the task's tools{closest}"
+            )
     return Reference.from_json(reference)

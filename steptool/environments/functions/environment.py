@@ -31,6 +31,10 @@ Check = Callable[[Mapping[str, Any]], str | None]
 class Tools(Protocol):
     """The functions of one episode: in this process, or in one of their own."""
 
+    def start(self) -> None:
+        """Make the object. Raises RuntimeError where that fails."""
+        ...
+
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """The result of a function; a failed step for what it raises."""
         ...
@@ -106,6 +110,10 @@ class FunctionsSession(Session):
 
     def __init__(self, checks: Mapping[str, Check], tools: Tools) -> None:
         self._checks, self._tools = checks, tools
+
+    def start(self) -> None:
+        """Make the object of the episode. Raises RuntimeError where its own code fails."""
+        self._tools.start()
 
     def call(self, call: ToolCall) -> ToolResult:
         """Check that the function exists and that the arguments fit its schema, and call it."""

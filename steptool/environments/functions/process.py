@@ -48,6 +48,15 @@ class ProcessTools:
         self._pipe: Connection | None = None
         self._state_lost = False
 
+    def start(self) -> None:
+        """Start the process and make the object there. Raises RuntimeError where that fails."""
+        try:
+            reply = self._ask({"start": True})
+        except _Lost as error:
+            raise RuntimeError(str(error)) from None
+        if "problem" in reply:
+            raise RuntimeError(reply["problem"])
+
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """The result of a function; a failed step where the process is lost."""
         try:
@@ -158,6 +167,9 @@ def _reply(tools: EpisodeTools, request: Mapping[str, Any]) -> dict[str, Any]:
             result = failed_result(StepStatus.TOOL_ERROR, "the result is too long")
         return {"status": result.status, "observation": result.observation, "ends_episode": result.ends_episode}
     try:
+        if "start" in request:
+            tools.start()
+            return {}
         if "next_turn" in request:
             return {"text": tools.next_turn(request["next_turn"])}
         return {"verdict": tools.solved(request["solved"])}

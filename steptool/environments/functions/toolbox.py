@@ -186,6 +186,13 @@ class EpisodeTools:
         self._instance: Any = None
         self._loop: asyncio.Runner | None = None
 
+    def start(self) -> None:
+        """Make the object. Raises RuntimeError where that fails."""
+        try:
+            self._object()
+        except BaseException as error:
+            raise RuntimeError(f"tools.functions: making its object failed: {describe_error(error)}") from None
+
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """The result of a function as text; a failed step for what it, or the making of its object, raises."""
         try:
