@@ -40,6 +40,16 @@ class Episode:
     input_ids: npt.NDArray[np.int64]
     spans: list[tuple[int, int]]
 
+    @property
+    def action_tokens(self) -> int:
+        """Number of tokens inside the spans."""
+        return sum(end - start for start, end in self.spans)
+
+    @property
+    def logprobs(self) -> npt.NDArray[np.float32]:
+        """No engine has sampled the tokens: none."""
+        return np.zeros(0, np.float32)
+
 
 @dataclass(frozen=True)
 class Size:
