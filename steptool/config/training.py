@@ -201,7 +201,7 @@ class PPOConfig(StrictModel):
     importance_cap; masked: by the same weight, and tokens beyond the cap are left out."""
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
     """Importance weight beyond which a token is cut or left out."""
-    max_mismatch: Annotated[float, Field(ge=0)] = 0.3
+    max_mismatch: Annotated[float, Field(ge=0)] = 0.1
     """Nats per token, at most, by which the log-probabilities of engine and training may differ on average before a
     round's first update; the run stops beyond. 0: unchecked."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
