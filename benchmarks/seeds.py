@@ -128,7 +128,7 @@ def results(output: Path, seeds: Sequence[int], methods: Sequence[str], draws: i
             own = [c for c in comparisons if (c.group, c.decoding) == (group, decoding)]
             tables[f"{group} {decoding}"] = {
                 "methods": {name: measure(select_group(part, group), draws) for name, part in by_method.items()},
-                "comparisons": [asdict(c) | {"shown": c.shown} for c in own],
+                "comparisons": [asdict(c) | {"shown": c.is_shown} for c in own],
                 "lines": [describe(c) for c in own],
             }
     return tables
@@ -140,7 +140,7 @@ def describe(c: SeededComparison) -> str:
     return (
         f"{c.a} - {c.b:10} {points(d.mean):>6} [{points(d.low)} {points(d.high)}], corrected [{points(low)} "
         f"{points(high)}], over seeds too [{points(seeds_low)} {points(seeds_high)}], "
-        f"{probability(c.corrected_p)} of {c.family}{', shown' if c.shown else ''}"
+        f"{probability(c.corrected_p)} of {c.family}{', shown' if c.is_shown else ''}"
     )
 
 

@@ -66,7 +66,7 @@ class Comparison:
     """Queries of the group without a verdict on one side."""
 
     @property
-    def shown(self) -> bool:
+    def is_shown(self) -> bool:
         """Whether a difference is shown: the corrected p-value is small and the interval leaves 0 out."""
         return self.corrected < LEVEL and (self.difference.low > 0 or self.difference.high < 0)
 
@@ -235,7 +235,7 @@ def conclusion(c: Comparison) -> str:
 
 
 def _verdict(c: Comparison) -> str:
-    if c.shown:
+    if c.is_shown:
         return f"{c.a} is {'better' if c.difference.mean > 0 else 'worse'} here than {c.b}"
     if c.difference.low > 0 or c.difference.high < 0:
         why = f"among {c.family} comparisons" if c.family > 1 else "in so few tasks"

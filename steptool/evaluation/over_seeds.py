@@ -46,7 +46,7 @@ class SeededComparison:
     family: int = 1
 
     @property
-    def shown(self) -> bool:
+    def is_shown(self) -> bool:
         """Whether a difference is shown after correction."""
         return self.corrected_p < 1.0 - bootstrap.CONFIDENCE and (self.corrected[0] > 0 or self.corrected[1] < 0)
 

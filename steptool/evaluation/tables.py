@@ -35,7 +35,7 @@ NOTE = (
 
 def plain_figures(results: Results) -> dict[str, Any]:
     """All figures as plain data for JSON."""
-    comparisons = [{**asdict(c), "shown": c.shown, "conclusion": conclusion(c)} for c in results.comparisons]
+    comparisons = [{**asdict(c), "shown": c.is_shown, "conclusion": conclusion(c)} for c in results.comparisons]
     wins = [asdict(w) for w in results.wins]
     lines = [dict(line) for line in results.lines]
     return {"results": lines, "comparisons": comparisons, "win_rates": wins, "left_out": list(results.gaps)}
@@ -133,7 +133,7 @@ def _comparisons(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
             "Points": ("+" if c.difference.mean > 0 else "") + points(c.difference.mean),
             "95% interval": f"{points(c.difference.low)} to {points(c.difference.high)}",
             "p (Holm)": probability(c.corrected).removeprefix("p ").removeprefix("= "),
-            "Difference shown": "yes" if c.shown else "no",
+            "Difference shown": "yes" if c.is_shown else "no",
             "Tasks": str(c.difference.n),
             "Fixed": str(c.changes.fixed),
             "Broken": str(c.changes.broken),

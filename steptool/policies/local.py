@@ -90,7 +90,7 @@ class LocalPolicy(TokenPolicy):
             wait(until, return_when=FIRST_COMPLETED)
             return []
         enough = ceil(_WAITING_SHARE * self._sampler.open)
-        while self._sampler.ended + sum(future.done() for future in until) < enough:
+        while self._sampler.ended_count + sum(future.done() for future in until) < enough:
             self._sampler.step()
         return [self._end_turn(turn) for turn in self._sampler.take()]
 

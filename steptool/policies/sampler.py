@@ -179,7 +179,7 @@ class BatchSampler:
         return len(self._open)
 
     @property
-    def ended(self) -> int:
+    def ended_count(self) -> int:
         """Number of turns that have ended and were not taken yet."""
         return len(self._open) - int(self._sampling.sum())
 

@@ -87,7 +87,7 @@ def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], co
         uniforms = random.random((len(rows), room), dtype=np.float32)
         fits = [n for n, row in enumerate(rows) if len(row.input_ids) + room <= config.policy.max_context]
         sampler.feed([Feed(n, rows[n].cached, rows[n].input_ids[rows[n].cached :], uniforms[n]) for n in fits])
-        while sampler.ended < len(fits):
+        while sampler.ended_count < len(fits):
             sampler.step()
         for turn in sampler.take():
             row = rows[turn.row]

@@ -106,7 +106,7 @@ def _gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
 
 
 def _colour(c: Comparison) -> str:
-    if not c.shown:
+    if not c.is_shown:
         return "c-base"
     return "c-steptool" if c.difference.mean > 0 else "c-bad"
 

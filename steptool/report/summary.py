@@ -150,7 +150,7 @@ def _plain(d: Difference | None) -> dict[str, Any] | None:
 
 
 def _plain_comparison(c: Comparison) -> dict[str, Any]:
-    figures = {"group": c.group, "decoding": c.decoding, "p": c.p, "corrected": c.corrected, "shown": c.shown}
+    figures = {"group": c.group, "decoding": c.decoding, "p": c.p, "corrected": c.corrected, "shown": c.is_shown}
     return {**figures, **asdict(c.difference)}
 
 

@@ -168,9 +168,9 @@ def test_every_pair_in_every_group_is_one_family():
     assert len(comparisons) == 9 and {c.family for c in comparisons} == {9}
     by_pair = {(c.a, c.b, c.group): c for c in comparisons}
     assert by_pair["y", "x", "single"].difference.mean == pytest.approx(0.8)
-    assert by_pair["y", "x", "single"].shown and by_pair["y", "x", "all"].shown
-    assert not by_pair["y", "x", "long"].shown and by_pair["y", "x", "long"].corrected == 1.0
-    assert by_pair["z", "y", "long"].shown and not by_pair["z", "y", "single"].shown
+    assert by_pair["y", "x", "single"].is_shown and by_pair["y", "x", "all"].is_shown
+    assert not by_pair["y", "x", "long"].is_shown and by_pair["y", "x", "long"].corrected == 1.0
+    assert by_pair["z", "y", "long"].is_shown and not by_pair["z", "y", "single"].is_shown
     assert all(c.corrected >= c.p for c in comparisons)
 
 
@@ -180,7 +180,7 @@ def test_chance_alone_shows_a_difference_seldom():
     alike = {f"m{i:02}": rows({str(q): float(rng.integers(2)) for q in range(60)}) for i in range(20)}
     comparisons = compare(alike, 2000)
     assert sum(c.p < 0.05 for c in comparisons) > 2
-    assert not any(c.shown for c in comparisons)
+    assert not any(c.is_shown for c in comparisons)
 
 
 def test_models_on_different_queries_are_not_compared():

@@ -54,7 +54,7 @@ def test_of_two_comparisons_the_surer_one_has_the_wider_correction() -> None:
     assert close.corrected_p == close.p
     assert weak.corrected[0] < weak.difference.low and weak.corrected[1] > weak.difference.high
     assert close.corrected == (close.difference.low, close.difference.high)
-    assert weak.shown and not close.shown
+    assert weak.is_shown and not close.is_shown
 
 
 def test_pass_at_k_is_counted_within_a_seed() -> None:

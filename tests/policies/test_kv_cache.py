@@ -60,7 +60,7 @@ def sample_two_turns(model: PreTrainedModel) -> list[tuple[list[int], list[int],
     for _ in range(2):
         uniforms = random.random((3, 12), dtype=np.float32)
         sampler.feed([Feed(n, cached[n], ids[cached[n] :], uniforms[n]) for n, (ids, _, _) in enumerate(rows)])
-        while sampler.ended < 3:
+        while sampler.ended_count < 3:
             sampler.step()
         for turn in sampler.take():
             ids, places, logprobs = rows[turn.row]

@@ -58,7 +58,7 @@ def test_rows_go_on_after_others_are_dropped(random_model: PreTrainedModel) -> N
         for _ in range(40):
             sampler.step()
         drop(sampler)
-        while not sampler.ended:
+        while not sampler.ended_count:
             sampler.step()
         return sampler.take()[-1].ids
 
@@ -75,7 +75,7 @@ def test_a_row_is_given_to_another_sequence(random_model: PreTrainedModel) -> No
     for sampler, plan in ((used, feeds), (fresh, feeds[1:])):
         for feed in plan:
             sampler.feed([feed])
-            while not sampler.ended:
+            while not sampler.ended_count:
                 sampler.step()
             (last,) = sampler.take()
         if sampler is used:
@@ -102,7 +102,7 @@ def test_an_idle_row_may_be_longer_than_those_that_go_on(random_model: PreTraine
         sampler = BatchSampler(random_model, 2, set(), max_new_tokens=5)
         for feed in feeds:
             sampler.feed([feed])
-            while not sampler.ended:
+            while not sampler.ended_count:
                 sampler.step()
             (turn,) = sampler.take()
         turns.append(turn)

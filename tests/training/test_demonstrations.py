@@ -40,13 +40,13 @@ def queries() -> list[Query]:
 
 
 @pytest.fixture(scope="module")
-def shown(queries: list[Query]) -> list[Trajectory]:
+def demonstrations(queries: list[Query]) -> list[Trajectory]:
     return desk_demonstrations(config(), queries)
 
 
 @pytest.fixture(scope="module")
-def codec(queries: list[Query], shown: list[Trajectory]) -> ChatCodec:
-    return ChatCodec(train_tokenizer(iterate_texts(queries, shown), 600))
+def codec(queries: list[Query], demonstrations: list[Trajectory]) -> ChatCodec:
+    return ChatCodec(train_tokenizer(iterate_texts(queries, demonstrations), 600))
 
 
 def lengths(queries: list[Query], codec: ChatCodec) -> list[int]:
@@ -88,13 +88,13 @@ def test_a_later_round_that_cannot_fill_its_shards_is_refused_at_the_start(
 
 
 def test_demonstrations_are_learned_from_with_the_tools_of_their_queries(
-    queries: list[Query], shown: list[Trajectory], codec: ChatCodec
+    queries: list[Query], demonstrations: list[Trajectory], codec: ChatCodec
 ) -> None:
     heldout = next(q.query_id for q in queries if q.split == "heldout")
-    others = [replace(shown[0], query_id="left out"), replace(shown[0], query_id=heldout)]
-    lessons = encode_demonstrations(queries, [*shown, *others], codec, 4096)
-    assert [lesson.trajectory_id for lesson in lessons.encoded] == [d.trajectory_id for d in shown]
-    for lesson, demonstration in zip(lessons.encoded, shown, strict=True):
+    others = [replace(demonstrations[0], query_id="left out"), replace(demonstrations[0], query_id=heldout)]
+    lessons = encode_demonstrations(queries, [*demonstrations, *others], codec, 4096)
+    assert [lesson.trajectory_id for lesson in lessons.encoded] == [d.trajectory_id for d in demonstrations]
+    for lesson, demonstration in zip(lessons.encoded, demonstrations, strict=True):
         assert len(lesson.spans) == len(demonstration.steps) and len(lesson.input_ids) == lesson.spans[-1][1]
     assert lessons.refused == [] and lessons.counts() == {"demonstrations": 3}
 
@@ -161,18 +161,22 @@ def test_demonstrations_that_cannot_be_encoded_are_left_out_counted_and_named(
     assert all(row["kind"] == "demonstrations" and row["reason"] and row["detail"] for row in refusals)
 
 
-def test_only_an_empty_rest_stops_the_run(queries: list[Query], shown: list[Trajectory], codec: ChatCodec) -> None:
-    mute = replace(shown[0], messages=shown[0].messages[:1])
-    some = encode_demonstrations(queries, [mute, shown[1]], codec, 4096)
+def test_only_an_empty_rest_stops_the_run(
+    queries: list[Query], demonstrations: list[Trajectory], codec: ChatCodec
+) -> None:
+    mute = replace(demonstrations[0], messages=demonstrations[0].messages[:1])
+    some = encode_demonstrations(queries, [mute, demonstrations[1]], codec, 4096)
     none = encode_demonstrations(queries, [mute], codec, 4096)
     some.check(WarmStartConfig())
     none.check(WarmStartConfig(steps=0))
-    with pytest.raises(ValueError, match=rf"{UNENCODABLE} 1; first: '{shown[0].trajectory_id}': a conversation to"):
+    with pytest.raises(
+        ValueError, match=rf"{UNENCODABLE} 1; first: '{demonstrations[0].trajectory_id}': a conversation to"
+    ):
         none.check(WarmStartConfig())
     with pytest.raises(ValueError, match=r"no demonstration to learn from \(demonstrations 0\); give some"):
         encode_demonstrations(queries, [], codec, 4096).check(WarmStartConfig())
 
 
-def test_tokens_of_the_warm_start_count_every_pass(shown: list[Trajectory]) -> None:
-    lessons = [replace(shown[0], spans=spans) for spans in ([(1, 3), (5, 9)], [(2, 4)])]
+def test_tokens_of_the_warm_start_count_every_pass(demonstrations: list[Trajectory]) -> None:
+    lessons = [replace(demonstrations[0], spans=spans) for spans in ([(1, 3), (5, 9)], [(2, 4)])]
     assert count_tokens(lessons, WarmStartConfig(steps=10, batch_size=3)) == 4 * 30
