@@ -57,7 +57,7 @@ def play_transformers(folder: Path, prompts: Sequence[list[int]]) -> list[Sample
     sampler = BatchSampler(load_model(folder), REQUESTS, set(), max_new_tokens=TURN, temperature=TEMPERATURE)
     uniforms = np.random.default_rng(1).random((REQUESTS, TURN), dtype=np.float32)
     sampler.feed([Feed(row, 0, prompt, uniforms[row]) for row, prompt in enumerate(prompts)])
-    while sampler.ended < REQUESTS:
+    while sampler.ended_count < REQUESTS:
         sampler.step()
     return [Sampled([*prompts[turn.row], *turn.ids], turn.logprobs) for turn in sampler.take()]
 
