@@ -224,13 +224,15 @@ _ANSWER_OPENING = 120
 def is_solved(query: Query, trajectory: Trajectory) -> float:
     """IsSolved by rule, in {0, 0.5, 1}.
 
-    0 without a Finish, after giving up, and for an empty answer. With a reference answer as `matches_reference` says.
-    Without one 0 for an answer that opens with an apology or a refusal, else 0.5. An episode that the environment has
-    ended needs no answer: 0.5.
+    With a reference answer as `matches_reference` says. Without one the environment's verdict, where it has one. Without
+    either 0 without a Finish, after giving up, for an empty answer and for one that opens with an apology or a refusal,
+    else 0.5. An episode that the environment has ended needs no answer: 0.5.
     """
     matches = matches_reference(query, trajectory)
     if matches is not None:
         return matches
+    if trajectory.solved is not None:
+        return trajectory.solved
     if trajectory.stop_reason is StopReason.ENDED:
         return UNSURE
     answer = _given_answer(trajectory)

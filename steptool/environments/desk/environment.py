@@ -33,9 +33,9 @@ class DeskSession(Session):
             return _fail(StepStatus.TOOL_ERROR, str(failure))
 
     def solved(self, final_answer: str | None) -> float:
-        """1 if the answer is right and exactly the right writes were made."""
+        """1 if the episode ended with an answer, and exactly the right writes and reports were made."""
         writes = sorted(map(list, self.database.journal))
-        return float(final_answer == self._reference.answer and writes == self._reference.environment["writes"])
+        return float(final_answer is not None and writes == self._reference.environment["writes"])
 
 
 def _fail(status: StepStatus, reason: str) -> ToolResult:

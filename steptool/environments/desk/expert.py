@@ -12,7 +12,7 @@ import numpy as np
 from steptool.chat.messages import call_message, tool_message
 from steptool.config import Config
 from steptool.environments.desk.environment import DeskSession
-from steptool.environments.desk.tasks import SEPARATOR, Goal, goals_of
+from steptool.environments.desk.tasks import DONE, Goal, goals_of
 from steptool.environments.desk.tools import TOOLS
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 
@@ -36,26 +36,28 @@ class Expert:
         """The attempt as a recorded trajectory (text only)."""
         goals = goals_of(self._query)
         hurried = self._rng.randrange(len(goals)) if self._rng.random() < self._shortcuts else -1
-        answers = [self._goal(goal, i == hurried, len(goals)) for i, goal in enumerate(goals)]
-        answer = SEPARATOR.join(a for a in answers if a)
-        finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
+        for number, goal in enumerate(goals):
+            self._goal(goal, number == hurried, len(goals))
+        finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": DONE})
         self._steps.append(Step(finish, StepStatus.FINISH, ""))
-        return _trajectory(self._query, self._steps, answer, self._session.solved(answer))
+        return _trajectory(self._query, self._steps, DONE, self._session.solved(DONE))
 
-    def _goal(self, goal: Goal, hurried: bool, goals: int) -> str:
+    def _goal(self, goal: Goal, hurried: bool, goals: int) -> None:
         if not hurried:
-            return goal.answer(self._call)
+            goal.carry_out(self._call)
+            return
         corner = self._rng.choice(("habit", "early", "forget") if goals > 1 else ("habit", "early"))
         if corner == "forget":
-            return ""
+            return
         try:
             if corner == "habit":
-                return goal.shortcut(self._call)
-            self._patience = self._rng.randrange(1, 3)
-            return goal.answer(self._call)
+                goal.take_shortcut(self._call)
+            else:
+                self._patience = self._rng.randrange(1, 3)
+                goal.carry_out(self._call)
         except _CallFailed:
-            values = list(self._last.values())
-            return self._rng.choice(values) if values else "unknown"
+            if self._last:
+                self._execute(ToolCall("report", {"value": self._rng.choice(list(self._last.values()))}))
         finally:
             self._patience = 10**6
 
@@ -66,7 +68,7 @@ class Expert:
         if self._rng.random() < self._slips:
             self._slip(list(arguments.values()))
         result = self._execute(ToolCall(name, arguments))
-        if "error" in result:
+        if "error" in result and name != "report":
             raise _CallFailed
         return result
 

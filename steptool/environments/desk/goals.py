@@ -39,6 +39,8 @@ class Procedure:
     """Carries it out as people in a hurry do, without looking first."""
     literal: str = ""
     """Kind of the literal that the query names besides: "city", "currency" or none."""
+    tools: tuple[str, ...] = ()
+    """Tools to offer besides the needed ones, so that what is offered does not tell which branch to take."""
 
 
 REFERENCES = {

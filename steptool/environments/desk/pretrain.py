@@ -53,7 +53,7 @@ def clean_logs(codec: ChatCodec, phase: Phase, name: str) -> list[Encoded]:
     rng = random.Random(name)
     logs = []
     for number in range(LOGS):
-        query = tasks.draw_query("train", phase.tiers[number % len(phase.tiers)], f"{name}.{number}")
+        query = tasks.draw_query(tasks.ERRAND, phase.tiers[number % len(phase.tiers)], f"{name}.{number}")
         attempt = Expert(query, rng, SLIPS, shortcuts=0.0).attempt()
         logs.append(codec.encode(attempt.messages, query.tools))
     return logs

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from steptool.chat.calls import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.environments.desk.database import CITIES, CURRENCIES, Database, make_database
+from steptool.environments.desk.errands import CONDITIONAL, ERRANDS, PLAIN
 from steptool.environments.desk.goals import (
     COMPOSITIONS,
     HELDOUT,
@@ -18,6 +19,7 @@ from steptool.environments.desk.goals import (
     VALIDATION,
     Call,
     Composition,
+    Procedure,
 )
 from steptool.environments.desk.tools import ALTERNATIVES, TOOLS, ToolFailure
 from steptool.records import Query, Reference, ToolCall
@@ -37,13 +39,18 @@ class Tier:
 
 SINGLE, SHORT, PAIR, LONG = "single", "short", "pair", "long"
 TIERS = {
-    SINGLE: Tier((1,), range(1, 6), 3),
-    SHORT: Tier((2, 3), range(2, 6), 2),  # SHORT and PAIR are for pretraining only
-    PAIR: Tier((2,), range(6, 13), 2),
-    LONG: Tier((2, 3), range(6, 13), 2),
+    SINGLE: Tier((1,), range(2, 8), 3),
+    SHORT: Tier((2,), range(4, 8), 2),  # SHORT and PAIR are for pretraining only
+    PAIR: Tier((2,), range(7, 13), 2),
+    LONG: Tier((2, 3), range(7, 13), 2),
 }
 DISTRACTORS = 2
-SEPARATOR = "; "
+CONDITIONAL_SHARE = 0.4
+"""Share of the conditional errands."""
+DONE = "done"
+"""Final answer of every episode: what was asked for has been reported by then."""
+ERRAND = "errand"
+"""Split of the queries for pretraining: their goals are errands, whose wording says what to do."""
 _OPENINGS = ("", "please ", "hi, ", "i need you to ", "could you ")
 _JOINS = (" and ", ", then ", " and also ")
 
@@ -56,21 +63,27 @@ class Goal:
     start: str
     literal: str
 
-    def answer(self, call: Call) -> str:
-        """Carry the goal out correctly."""
-        procedure, reference = self.composition
-        return PROCEDURES[procedure].run(call, REFERENCES[reference].resolve(call, self.start), self.literal)
+    @property
+    def procedure(self) -> Procedure:
+        """What is to be done with the entity."""
+        name = self.composition[0]
+        return PROCEDURES[name] if name in PROCEDURES else ERRANDS[name]
 
-    def shortcut(self, call: Call) -> str:
+    def carry_out(self, call: Call) -> None:
+        """Carry the goal out correctly and report its outcome."""
+        call("report", value=self.procedure.run(call, self._resolve(call), self.literal))
+
+    def take_shortcut(self, call: Call) -> None:
         """Carry it out without looking first."""
-        procedure, reference = self.composition
-        return PROCEDURES[procedure].shortcut(call, REFERENCES[reference].resolve(call, self.start), self.literal)
+        call("report", value=self.procedure.shortcut(call, self._resolve(call), self.literal))
 
     def phrase(self, rng: random.Random) -> str:
         """One of its wordings."""
-        procedure, reference = self.composition
-        reference_text = rng.choice(REFERENCES[reference].phrases).format(x=self.start)
-        return rng.choice(PROCEDURES[procedure].phrases).format(r=reference_text, l=self.literal)
+        reference_text = rng.choice(REFERENCES[self.composition[1]].phrases).format(x=self.start)
+        return rng.choice(self.procedure.phrases).format(r=reference_text, l=self.literal)
+
+    def _resolve(self, call: Call) -> str:
+        return REFERENCES[self.composition[1]].resolve(call, self.start)
 
 
 def recording_call(database: Database, calls: list[ToolCall]) -> Call:
@@ -111,17 +124,28 @@ def draw_query(split: str, tier: str, seed: str) -> Query:
 
 
 def _draw_goals(rng: random.Random, split: str, count: int, database: Database) -> list[Goal] | None:
+    if split == ERRAND:
+        return _apart([_draw_goal(_draw_errand(rng), database, rng) for _ in range(count)])
     if count == 1:
         return [_draw_goal(rng.choice(compositions(split)), database, rng)]
     combination = rng.sample(compositions("train"), count)
     if combination_split(combination) != split:
         return None
-    goals = [_draw_goal(c, database, rng) for c in combination]
+    return _apart([_draw_goal(c, database, rng) for c in combination])
+
+
+def _apart(goals: list[Goal]) -> list[Goal] | None:
     return goals if len({g.start for g in goals}) == len(goals) else None
 
 
+def _draw_errand(rng: random.Random) -> Composition:
+    name = rng.choice(CONDITIONAL if rng.random() < CONDITIONAL_SHARE else PLAIN)
+    return name, rng.choice([r for r, reference in REFERENCES.items() if reference.kind == ERRANDS[name].kind])
+
+
 def _draw_goal(composition: Composition, database: Database, rng: random.Random) -> Goal:
-    procedure, reference = PROCEDURES[composition[0]], REFERENCES[composition[1]]
+    goal = Goal(composition, "", "")
+    procedure, reference = goal.procedure, REFERENCES[composition[1]]
     starts = database.names() if reference.start == "name" else list(database.tables[reference.start])
     literals: dict[str, Sequence[str]] = {"city": CITIES, "currency": CURRENCIES}
     return Goal(composition, rng.choice(starts), rng.choice(literals[procedure.literal]) if procedure.literal else "")
@@ -130,7 +154,8 @@ def _draw_goal(composition: Composition, database: Database, rng: random.Random)
 def _build_query(split: str, tier: str, name: str, goals: list[Goal], rng: random.Random) -> Query | None:
     database, calls = make_database(name), list[ToolCall]()
     try:
-        answers = [goal.answer(recording_call(database, calls)) for goal in goals]
+        for goal in goals:
+            goal.carry_out(recording_call(database, calls))
     except ToolFailure:  # one goal prevents another
         return None
     repeated = len({(c.name, *c.arguments.items()) for c in calls}) < len(calls)
@@ -145,7 +170,6 @@ def _build_query(split: str, tier: str, name: str, goals: list[Goal], rng: rando
         instruction=instruction,
         tools=(*(TOOLS[t].schema for t in _choose_tools(calls, goals, rng)), FINISH_SCHEMA),
         reference=Reference(
-            answer=SEPARATOR.join(answers),
             calls=tuple(calls),
             environment={
                 "writes": sorted(map(list, database.journal)),
@@ -162,6 +186,7 @@ def _build_query(split: str, tier: str, name: str, goals: list[Goal], rng: rando
 def _choose_tools(calls: Sequence[ToolCall], goals: Sequence[Goal], rng: random.Random) -> list[str]:
     """Names of the tools of a query: the needed ones, both sides of every branch, and distractors; shuffled."""
     needed = {c.name for c in calls}
+    needed |= {tool for goal in goals for tool in goal.procedure.tools}
     branch = {"locate": "track_parcel", "price": "convert", "restock": "restock"}
     needed |= {branch[g.composition[0]] for g in goals if g.composition[0] in branch}
     for pair in ALTERNATIVES:

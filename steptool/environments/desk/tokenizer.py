@@ -57,8 +57,9 @@ _PATTERN = "|".join(
 def _corpus() -> Iterator[str]:
     """Text of training tasks and of their demonstrations; every wording of the desk occurs in it."""
     rng = random.Random("tokenizer")
-    for number in range(3000):
-        query = tasks.draw_query("train", (tasks.SINGLE, tasks.LONG)[number % 2], f"tokenizer.{number}")
+    for number in range(4000):
+        split = ("train", tasks.ERRAND)[number // 2 % 2]
+        query = tasks.draw_query(split, (tasks.SINGLE, tasks.LONG)[number % 2], f"tokenizer.{number}")
         yield query.instruction
         attempt = Expert(query, rng, slips=0.3, shortcuts=0.3).attempt()
         for step in attempt.steps:
@@ -71,7 +72,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer with its chat template."""
     split = pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated")
     seen = {piece for text in _corpus() for piece, _ in split.pre_tokenize_str(text)}
-    words = sorted(seen | set(_IDS) | set(_WORDS) | {f"{n:02d}" for n in range(100)} | set(_JSON) - {""})
+    words = sorted(seen | set(_IDS) | set(_WORDS) | {f"{n:02d}" for n in range(100)} | set(_JSON) | {tasks.DONE} - {""})
     words.append('{"name": "Finish", "arguments": {"return_type": "give_answer", "final_answer": "')
     bytes_ = [f"<0x{b:02X}>" for b in range(256)]
     vocabulary = [(_PAD, 0.0), (_UNKNOWN, 0.0), *((m, 0.0) for m in _MARKS)]

@@ -109,6 +109,13 @@ def _assign_agent(db: Database, ticket_id: str) -> Record:
     return _write(db, "assign_agent", ticket_id, "agent")
 
 
+def _report(db: Database, value: str) -> Record:
+    if ("report", value) in db.journal:
+        raise ToolFailure("already reported")
+    db.journal.append(("report", value))
+    return {"report": "received"}
+
+
 def _get(db: Database, kind: str, key: str) -> Record:
     record = db.tables[kind].get(key)
     if record is None:
@@ -142,6 +149,8 @@ def _parameter(name: str) -> dict[str, Any]:
         return {"type": "string", "enum": list(CURRENCIES), "description": "Currency code in lower case"}
     if name == "amount":
         return {"type": "integer", "minimum": 0, "description": "Amount in whole units"}
+    if name == "value":
+        return {"type": "string", "description": "What the user asked for, or the id of what was done"}
     return {"type": "string", "description": "Full name in lower case"}
 
 
@@ -183,6 +192,7 @@ TOOLS: dict[str, Tool] = dict(
         _tool(_join_waitlist, "Join the waiting list of a flight", "flight_id", writes=True),
         _tool(_escalate, "Escalate a support ticket", "ticket_id", writes=True),
         _tool(_assign_agent, "Assign an agent to a support ticket", "ticket_id", writes=True),
+        _tool(_report, "Tell the user the outcome of one request", "value", writes=True),
     )
 )
 ALTERNATIVES = (
