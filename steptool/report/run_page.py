@@ -16,7 +16,7 @@ from steptool.report.assets import asset, templates
 from steptool.report.episode_data import embed, pair_data
 from steptool.report.evaluation_page import results_section, tabulate_judge_costs
 from steptool.report.run_inputs import MODELS, ReportInputs
-from steptool.report.summary import headline, state_base, summary
+from steptool.report.summary import state_result, summary
 from steptool.report.svg import number, percent
 
 
@@ -72,8 +72,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
     main, others = run_charts.training_curves(inputs.metrics)
     return {
         "title": inputs.title,
-        "headline": headline(inputs, name),
-        "base_sentence": state_base(inputs),
+        "sentences": state_result(inputs, name),
         "method": name,
         "explanation": explanation,
         "notes": inputs.notes,

@@ -1,4 +1,4 @@
-"""The figures of a run: the content of metrics.json, a table for the terminal, and a headline."""
+"""The figures of a run: the content of metrics.json, a table for the terminal, and the result in two sentences."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from steptool.report.svg import percent
 
 CELL = (*MEASURES, "low", "high", "tasks")
 """Columns of a line of results that metrics.json keeps for each tier and model."""
+_STARTS = (("warm_start", "the warm start"), ("base", "the base model"))
+"""Models that the result is compared with, and what sentences call them."""
 
 
 def summary(inputs: ReportInputs) -> dict[str, Any]:
@@ -63,27 +65,38 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def headline(inputs: ReportInputs, name: str = "StepTool") -> str:
-    """The result in one sentence, computed from the rows. It says plainly where nothing improved."""
+def state_result(inputs: ReportInputs, name: str = "StepTool") -> list[str]:
+    """The result in one or two sentences, computed from the rows. They say plainly where nothing improved.
+
+    The first compares the result with the warm start, the second with the base model, each with its interval. Where the
+    result is below its base model, that comes first.
+    """
     line = find_line(inputs, "steptool")
     if line is None:
-        return f"There is no result yet: the evaluation has no greedy episodes of {name}."
+        return [f"There is no result yet: the evaluation has no greedy episodes of {name}."]
     tasks = line["tasks"]
     kind = "validation" if _section(inputs, "evaluation").get("split") == "validation" else "held-out"
     where = f"{tasks} {kind} task{'s' if tasks != 1 else ''}"
     after = line["pass_rate"]
     if after is None:
-        return f"Pass rates on the {where} are not measurable: the tasks have neither a check nor a reference answer."
+        return [f"Pass rates on the {where} are not measurable: the tasks have neither a check nor a reference answer."]
     if not any(_pass_rates(inputs, GREEDY).values()):
-        return f"No model solved any of the {where}: there is no improvement to report."
-    opening = f"{name} solves {percent(after) if after else 'none'} of {where}"
-    difference = find_difference(inputs)
-    if difference is None:
-        return f"{opening}; there is no warm start to compare it with."
-    return f"{opening}, {_state_difference(difference)}"
+        return [f"No model solved any of the {where}: there is no improvement to report."]
+    return _compare(inputs, f"{name} solves {percent(after) if after else 'none'} of {where}")
 
 
-def _state_difference(d: Difference, other: str = "the warm start") -> str:
+def _compare(inputs: ReportInputs, opening: str) -> list[str]:
+    """The opening with the difference from the warm start or the base model, and a sentence on the other."""
+    pairs = [(find_difference(inputs, other=model), label) for model, label in _STARTS]
+    if pairs[1][0] is not None and pairs[1][0].mean < 0:
+        pairs.reverse()
+    differences = [_state_difference(difference, label) for difference, label in pairs if difference]
+    if not differences:
+        return [f"{opening}; there is no warm start to compare it with."]
+    return [f"{opening}, {differences[0]}", *(f"That is {other}" for other in differences[1:])]
+
+
+def _state_difference(d: Difference, other: str) -> str:
     interval = f"95% interval {points(d.low)} to {points(d.high)}"
     size = points(abs(d.mean))
     amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than {other}"
@@ -99,18 +112,12 @@ def _state_difference(d: Difference, other: str = "the warm start") -> str:
 def find_difference(inputs: ReportInputs, group: str = ALL, other: str = "warm_start") -> Difference | None:
     """Greedy pass rate of the result less that of another model, over the tasks that both attempted; None if none.
 
-    Against the warm start and on all tasks it is the headline's: it was chosen beforehand and needs no correction for
+    Against the warm start and on all tasks it is that of the report's first sentence: it was chosen beforehand and needs no correction for
     further comparisons.
     """
     key = (other, group, GREEDY)
     matches = (c.difference for c in inputs.results.comparisons if (c.b, c.group, c.decoding) == key)
     return next(matches, None)
-
-
-def state_base(inputs: ReportInputs) -> str:
-    """A sentence on the result against the base model; empty where the base was not evaluated."""
-    difference = find_difference(inputs, other="base")
-    return f"Compared with the base model: {_state_difference(difference, 'the base model')}" if difference else ""
 
 
 def find_line(inputs: ReportInputs, model: str, group: str = ALL, decoding: str = GREEDY) -> Row | None:

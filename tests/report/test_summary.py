@@ -5,13 +5,17 @@ import pytest
 
 from steptool.records import Cost
 from steptool.report.run_inputs import ReportInputs
-from steptool.report.summary import headline, state_base, summary, table
+from steptool.report.summary import state_result, summary, table
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
 
 
 def _inputs(rows, **other):
     return ReportInputs("a run", config=other.pop("config", CONFIG), evaluations=rows, **other)
+
+
+def _first(inputs):
+    return state_result(inputs)[0]
 
 
 def test_the_figures_by_hand(evaluation):
@@ -71,7 +75,7 @@ def test_nothing_at_all():
 
 def test_headline_of_a_gain(results):
     rows = results(base="0" * 20, warm_start="1" * 8 + "0" * 12, steptool="1" * 14 + "0" * 6)
-    text = headline(_inputs(rows))
+    text = _first(_inputs(rows))
     assert text.startswith(
         "StepTool solves 70% of 20 held-out tasks, 30 points more than the warm start (95% interval "
     )
@@ -79,19 +83,19 @@ def test_headline_of_a_gain(results):
 
 
 def test_headline_where_the_interval_includes_zero(results):
-    text = headline(_inputs(results(warm_start="1100", steptool="0111")))
+    text = _first(_inputs(results(warm_start="1100", steptool="0111")))
     assert "75% of 4 held-out tasks, 25 points more than the warm start, but the 95% interval" in text
     assert text.endswith("includes 0: no improvement is shown.")
 
 
 def test_headline_of_no_change(results):
-    text = headline(_inputs(results(warm_start="1100", steptool="1100")))
+    text = _first(_inputs(results(warm_start="1100", steptool="1100")))
     assert text.startswith("StepTool solves 50% of 4 held-out tasks, as many as the warm start (95% interval 0 to 0)")
     assert text.endswith(": no improvement is shown.")
 
 
 def test_headline_of_a_loss(results):
-    text = headline(_inputs(results(warm_start="1" * 20, steptool="0" * 20)))
+    text = _first(_inputs(results(warm_start="1" * 20, steptool="0" * 20)))
     assert text == (
         "StepTool solves none of 20 held-out tasks, 100 points fewer than the warm start (95% interval −100 to −100): "
         "training made it worse."
@@ -99,15 +103,15 @@ def test_headline_of_a_loss(results):
 
 
 def test_headline_where_nobody_solves_anything(results):
-    text = headline(_inputs(results(base="0000", warm_start="0000", steptool="0000")))
+    text = _first(_inputs(results(base="0000", warm_start="0000", steptool="0000")))
     assert text == "No model solved any of the 4 held-out tasks: there is no improvement to report."
 
 
 def test_headline_names_the_split_and_what_is_missing(results):
     config = {"evaluation": {"split": "validation"}}
-    assert "1 validation task;" in headline(_inputs(results(steptool="1"), config=config))
-    assert "no warm start to compare" in headline(_inputs(results(steptool="1")))
-    assert headline(_inputs(results(warm_start="1"))).startswith("There is no result yet")
+    assert "1 validation task;" in _first(_inputs(results(steptool="1"), config=config))
+    assert "no warm start to compare" in _first(_inputs(results(steptool="1")))
+    assert _first(_inputs(results(warm_start="1"))).startswith("There is no result yet")
 
 
 def test_the_table_is_aligned(results):
@@ -134,16 +138,25 @@ def test_a_run_whose_tasks_nothing_can_check_says_so(evaluation):
         and figures["difference"] is None
         and figures["tiers"]["single"]["base"]["recall"] is None
     )
-    assert "not measurable: the tasks have neither a check nor a reference answer" in headline(_inputs(rows))
+    assert "not measurable: the tasks have neither a check nor a reference answer" in _first(_inputs(rows))
     assert "4 of 4 tasks have neither a check nor a reference answer" in figures["left_out"][0]
 
 
-def test_the_result_is_compared_with_the_base_too(results):
+def test_the_second_sentence_compares_with_the_base(results):
+    """20 of 40 tasks more than the warm start: 50 points; 30 of 40 more than the base: 75 points."""
+    rows = results(base="0" * 40, warm_start="1" * 10 + "0" * 30, steptool="1" * 30 + "0" * 10)
+    first, second = state_result(_inputs(rows))
+    assert first.startswith("StepTool solves 75% of 40 held-out tasks, 50 points more than the warm start (95% interval")
+    assert second.startswith("That is 75 points more than the base model (95% interval")
+    assert len(state_result(_inputs([r for r in rows if r.model != "base"]))) == 1
+
+
+def test_a_result_below_its_base_says_so_first(results):
     """10 of 40 tasks lost against the base: -25 points."""
     rows = results(base="1" * 40, warm_start="0" * 40, steptool="1" * 30 + "0" * 10)
     inputs = _inputs(rows)
     assert summary(inputs)["base_difference"]["mean"] == -0.25
-    assert state_base(inputs).startswith(
-        "Compared with the base model: 25 points fewer than the base model (95% interval"
-    )
-    assert state_base(_inputs([r for r in rows if r.model != "base"])) == ""
+    first, second = state_result(inputs)
+    assert first.startswith("StepTool solves 75% of 40 held-out tasks, 25 points fewer than the base model (95% inter")
+    assert first.endswith("training made it worse.")
+    assert second.startswith("That is 75 points more than the warm start (95% interval")
