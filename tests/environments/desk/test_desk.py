@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from steptool.chat.calls import reads_only
 from steptool.config import Config
 from steptool.environments.desk import tasks
+from steptool.environments.desk.database import make_database
 from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.errands import ERRANDS
 from steptool.environments.desk.expert import Expert, desk_demonstrations
 from steptool.environments.desk.goals import COMPOSITIONS, PROCEDURES, REFERENCES
-from steptool.environments.desk.tasks import LONG, SHORT, SINGLE, combination_split, draw_query
+from steptool.environments.desk.tasks import DONE, ERRAND, LONG, SHORT, SINGLE, combination_split, draw_query
 from steptool.environments.desk.tools import TOOLS
 from steptool.environments.schema import check_tools
 from steptool.models.load import load_tokenizer
@@ -36,13 +38,13 @@ def _query(condition):
 def test_schemas_say_which_tools_only_read():
     writes = {tool["function"]["name"] for tool in DeskEnvironment().tools() if reads_only(tool) is False}
     assert writes == {
-        *("cancel_order", "open_return", "restock", "book_flight", "join_waitlist", "escalate", "assign_agent")
+        *("cancel_order", "open_return", "restock", "book_flight", "join_waitlist", "escalate", "assign_agent", "report")
     }
     assert all(reads_only(tool) is not None for tool in DeskEnvironment().tools())
 
 
-def test_there_are_18_tools_with_valid_schemas():
-    assert len(TOOLS) == 18
+def test_there_are_19_tools_with_valid_schemas():
+    assert len(TOOLS) == 19
     check_tools([tool.schema for tool in TOOLS.values()], "desk")
 
 
@@ -53,33 +55,47 @@ def test_the_reference_solution_solves_every_query_within_its_budget(query):
     for call in query.reference.calls:
         assert call.name in offered
         assert _call(session, call.name, **call.arguments).status is StepStatus.OK
-    assert session.solved(query.reference.answer) == 1.0
+    assert session.solved(DONE) == 1.0
     assert len(query.reference.calls) + 1 < query.max_steps
-    assert query.tier == SINGLE or 6 <= len(query.reference.calls) <= 12
+    assert query.tier == SINGLE or 7 <= len(query.reference.calls) <= 12
 
 
-def test_a_right_answer_without_the_writes_or_with_another_write_does_not_solve():
+def test_exactly_the_right_writes_and_reports_solve_a_query():
     query = _query(lambda q: q.reference.environment["goals"][0][:2] == ["cancel", "order.id"])
+    *before, last = query.reference.calls
     session = DeskEnvironment().reset(query)
-    assert session.solved(query.reference.answer) == 0.0
-    for call in query.reference.calls:
+    for call in before:
         _call(session, call.name, **call.arguments)
-    assert session.solved(query.reference.answer) == 1.0
-    assert session.solved(query.reference.answer + "x") == 0.0
+    assert session.solved(DONE) == 0.0  # nothing has been reported
+    _call(session, last.name, **last.arguments)
+    assert session.solved(DONE) == 1.0
+    assert session.solved(None) == 0.0
     ticket = next(iter(session.database.tables["ticket"]))
     assert _call(session, "escalate", ticket_id=ticket).status is StepStatus.OK
-    assert session.solved(query.reference.answer) == 0.0
+    assert session.solved(DONE) == 0.0
+
+
+def test_a_wrong_report_does_not_solve_and_the_same_report_is_made_once():
+    query = QUERIES[0]
+    session = DeskEnvironment().reset(query)
+    for call in query.reference.calls:
+        _call(session, call.name, **call.arguments)
+    again = query.reference.calls[-1]
+    assert json.loads(_call(session, again.name, **again.arguments).observation) == {"error": "already reported"}
+    assert session.solved(DONE) == 1.0
+    assert _call(session, "report", value="esc_99").status is StepStatus.OK
+    assert session.solved(DONE) == 0.0
 
 
 def test_a_shipped_order_cannot_be_cancelled_and_is_returned_instead():
-    query = _query(lambda q: q.reference.calls[-1].name == "open_return")
-    order = query.reference.calls[-1].arguments["order_id"]
+    query = _query(lambda q: q.reference.calls[-2].name == "open_return")
+    order = query.reference.calls[-2].arguments["order_id"]
     session = DeskEnvironment().reset(query)
     refusals = _call(session, "cancel_order", order_id=order)
     assert refusals.status is StepStatus.TOOL_ERROR
     assert json.loads(refusals.observation) == {"error": "already shipped"}
     returned = _call(session, "open_return", order_id=order)
-    assert json.loads(returned.observation) == {"return_id": query.reference.answer}
+    assert json.loads(returned.observation) == {"return_id": query.reference.calls[-1].arguments["value"]}
     assert _call(session, "open_return", order_id=order).status is StepStatus.TOOL_ERROR  # the state has changed
 
 
@@ -147,7 +163,31 @@ def test_demonstrations_come_from_training_queries_only():
 
 
 def test_short_queries_for_pretraining_stay_below_the_long_ones():
-    assert all(len(draw_query("train", SHORT, f"{i}").reference.calls) <= 5 for i in range(30))
+    assert all(len(draw_query(ERRAND, SHORT, f"{i}").reference.calls) <= 7 for i in range(30))
+
+
+def test_errands_are_solved_by_their_expert_and_are_no_procedures_of_the_desk():
+    errands = [draw_query(ERRAND, tier, f"errand{i}") for tier in (SINGLE, LONG) for i in range(60)]
+    rng = random.Random(0)
+    assert all(Expert(q, rng, slips=0.0, shortcuts=0.0).attempt().solved == 1.0 for q in errands)
+    assert not set(ERRANDS) & set(PROCEDURES)
+    phrases = {phrase for procedure in PROCEDURES.values() for phrase in procedure.phrases}
+    assert not phrases & {phrase for errand in ERRANDS.values() for phrase in errand.phrases}
+
+
+def test_a_conditional_errand_does_what_holds_and_offers_both_branches():
+    query = next(
+        q
+        for i in range(10_000)
+        if (q := draw_query(ERRAND, SINGLE, f"{i}")).reference.environment["goals"][0][0]
+        == "ticket:major:escalate:author"
+    )
+    database = make_database(query.reference.environment["database"])
+    _, _, start, _ = query.reference.environment["goals"][0]
+    names = [call.name for call in query.reference.calls]
+    major = database.tables["ticket"][start]["severity"] == "major"
+    assert names == (["get_ticket", "escalate", "report"] if major else ["get_ticket", "report"])
+    assert "escalate" in {tool["function"]["name"] for tool in query.tools}
 
 
 @settings(max_examples=200, deadline=None)
