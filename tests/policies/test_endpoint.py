@@ -14,7 +14,7 @@ from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig
 from steptool.environments.base import Environment
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.desk.tasks import DONE, desk_queries
 from steptool.evaluation.measures import measure_episodes
 from steptool.policies.catalog import open_policy
 from steptool.policies.endpoint import EndpointPolicy
@@ -158,7 +158,7 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
         if turn < len(reference.calls):
             call = reference.calls[turn]
             return calls((call.name, call.arguments), text="Let me look.")
-        return finish(reference.answer)
+        return finish(DONE)
 
     endpoint, server = serve(expert, price_in=2.0, price_out=5.0, concurrency=3)
     counts: list[int] = []

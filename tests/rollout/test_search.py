@@ -13,7 +13,7 @@ from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import render
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.environments.desk.environment import DeskEnvironment, DeskSession
-from steptool.environments.desk.tasks import LONG, draw_query
+from steptool.environments.desk.tasks import DONE, LONG, draw_query
 from steptool.environments.desk.tools import TOOLS
 from steptool.records import Query, StopReason, ToolCall, Trajectory
 from steptool.records.columns import from_row, to_row
@@ -164,7 +164,7 @@ def test_going_back_restores_the_state_of_the_environment(plan: Any) -> None:
     """The last write is made too early, after the first one, and given up: only the first one is made again."""
     query, calls, first, last = next(task for seed in range(200) if (task := _with_two_writes(f"search{seed}")))
     turns = [render(call) for call in calls]
-    turns.append(render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": query.reference.answer})))
+    turns.append(render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": DONE})))
     tree: Tree = {tuple(turns[:k]): [turn] for k, turn in enumerate(turns)}
     fork, early = tuple(turns[: first + 1]), render(calls[last])
     tree |= {fork: [early, turns[first + 1]], (*fork, early): [GIVE_UP]}
