@@ -2,7 +2,7 @@
 
     python benchmarks/annotators.py --model runs/demo/warm_start
 
-- desk: held-out tasks of all four tiers, sampled at temperature 1 with a model folder (the embedded model if none is
+- desk: errands of all four tiers, sampled at temperature 1 with a model folder (the embedded model if none is
   given).
 - functions; where the package is installed (make bfcl), BFCL's multi-turn tasks; with `--games`, a folder that
   examples/textworld/make_tasks.py has made, TextWorld: each reference solution as it is, with one of its calls made
@@ -33,7 +33,7 @@ from steptool.data.tools import ToolCatalog
 from steptool.environments.bfcl.tasks import is_installed
 from steptool.environments.catalog import open_environment
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import LONG, PAIR, SHORT, SINGLE, draw_query
+from steptool.environments.desk.tasks import ERRAND, LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.local import LocalPolicy
 from steptool.policies.scripted import play_back, reference_calls
@@ -51,7 +51,7 @@ Vary = Callable[[Sequence[ToolCall]], Iterable[Sequence[ToolCall]]]
 def play_desk(folder: str, tasks: int) -> World:
     """One sampled episode a query."""
     queries = [
-        draw_query("heldout", tier, f"annotators.{n}") for tier in (SINGLE, SHORT, PAIR, LONG) for n in range(tasks)
+        draw_query(ERRAND, tier, f"annotators.{n}") for tier in (SINGLE, SHORT, PAIR, LONG) for n in range(tasks)
     ]
     model, codec = load_model(folder), load_codec(folder)
     rollout, room = RolloutConfig(temperature=1.0), Config().policy.max_context
