@@ -98,7 +98,7 @@ class RewardConfig(StrictModel):
     Contributions so far divided by progress_steps and at most 1; once that is reached, further steps earn nothing."""
     progress_steps: Positive = 8
     """Contributing steps that a task needs; with contribution: progress each earns one part of so many."""
-    redundant_cost: Annotated[float, Field(ge=0)] = 0.0
+    redundant_cost: Annotated[float, Field(ge=0)] = 0.5
     """Taken from the reward of a call that repeats an earlier one and gets the same result, times step_weight."""
     weights: Literal["fixed", "calibrated"] = "fixed"
     """calibrated: SuccCalling and Contribution are each multiplied by how well they told solved episodes over the last

@@ -47,15 +47,15 @@ class WarmStartConfig(StrictModel):
 
     demonstrations: Positive = 1500
     """Recorded or scripted trajectories to learn from, at most."""
-    steps: Natural = 150
+    steps: Natural = 200
     """Optimizer steps; 0 goes without a warm start."""
     batch_size: Positive = 16
     """Trajectories per optimizer step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Learning rate at its highest: it rises over the first tenth of the steps (50 at most) and decays after that."""
-    slips: Share = 0.4
+    slips: Share = 0.2
     """Chance per step that the scripted expert makes a useless or wrong call (desk only)."""
-    shortcuts: Share = 0.9
+    shortcuts: Share = 0.45
     """Chance per demonstration that the scripted expert cuts a corner (desk only)."""
 
 
@@ -164,7 +164,7 @@ class PPOConfig(StrictModel):
     warm start too. One process alone holds the whole model either way."""
     compile: bool = False
     """Compile the layers of the model on a GPU: faster after a minute or so of compiling. It needs a C compiler."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     """Learning rate of the policy in the first round."""
     final_learning_rate: Share = 0.1
     """Share of the learning rate left in the last round (linear decay over rounds)."""
@@ -184,8 +184,9 @@ class PPOConfig(StrictModel):
     """Upper end of that range, 1 + clip_high; 0: as clip."""
     ratio: Literal["token", "step"] = "token"
     """token: each token has its own probability ratio; step: tokens of a step share the geometric mean of theirs."""
-    nll_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the negative log-likelihood of solved episodes, added to the policy loss."""
+    nll_coef: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the negative log-likelihood of solved episodes, added to the policy loss (VAPO, arXiv 2504.05118). rft and
+    eto do not use it."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an entropy bonus per token (nats)."""
     dpo_beta: Annotated[float, Field(gt=0)] = 0.1
@@ -249,7 +250,6 @@ def _policy_options(credit: CreditConfig, ppo: PPOConfig) -> dict[str, bool]:
         "ppo.ratio: step": ppo.ratio == "step",
         "ppo.importance": ppo.importance != "none",
         "ppo.clip_high": ppo.clip_high > 0,
-        "ppo.nll_coef": ppo.nll_coef > 0,
         "ppo.entropy_coef": ppo.entropy_coef > 0,
         "credit.negative_weight": credit.negative_weight < 1,
         "credit.negative_min_probability": credit.negative_min_probability > 0,

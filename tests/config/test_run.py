@@ -77,7 +77,7 @@ def test_a_wrong_field_is_refused_by_name(tmp_path: Path, text: str, said: str) 
         ("credit: {whiten: false, whiten_by: step}", "whiten_by: step needs whiten: true"),
         ("ppo: {reward: final}\nrewards: {weights: calibrated}", "rewards.weights: calibrated needs rewards of steps"),
         ("ppo: {rft_temperature: 1.0}", "ppo.rft_temperature is for rft only"),
-        ("ppo: {algorithm: rft, nll_coef: 0.1}", "rft has no advantages for ppo.nll_coef"),
+        ("ppo: {algorithm: rft, entropy_coef: 0.1}", "rft has no advantages for ppo.entropy_coef"),
     ],
 )
 def test_settings_that_mean_nothing_together_are_refused(tmp_path: Path, text: str, said: str) -> None:

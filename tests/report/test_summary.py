@@ -146,7 +146,9 @@ def test_the_second_sentence_compares_with_the_base(results):
     """20 of 40 tasks more than the warm start: 50 points; 30 of 40 more than the base: 75 points."""
     rows = results(base="0" * 40, warm_start="1" * 10 + "0" * 30, steptool="1" * 30 + "0" * 10)
     first, second = state_result(_inputs(rows))
-    assert first.startswith("StepTool solves 75% of 40 held-out tasks, 50 points more than the warm start (95% interval")
+    assert first.startswith(
+        "StepTool solves 75% of 40 held-out tasks, 50 points more than the warm start (95% interval"
+    )
     assert second.startswith("That is 75 points more than the base model (95% interval")
     assert len(state_result(_inputs([r for r in rows if r.model != "base"]))) == 1
 

@@ -12,6 +12,11 @@ from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.compose import RunningScale, compose, step_rewards
 
 
+def plain_settings(**fields: object) -> RewardConfig:
+    """Settings without a cost of redundant calls, which needs the steps beside their scores."""
+    return RewardConfig.model_validate({"redundant_cost": 0.0, **fields})
+
+
 def rows(succ, contribution, is_solved):
     last = len(succ) - 1
     return [
@@ -35,20 +40,20 @@ EPISODE = rows([1, 0, 1], [1, 0, None], 0.5)
     ],
 )
 def test_rewards_by_hand(changes, expected):
-    config = RewardConfig(**{"alpha": 0.4, "step_weight": 0.5, **changes})
+    config = plain_settings(**{"alpha": 0.4, "step_weight": 0.5, **changes})
     np.testing.assert_allclose(compose(EPISODE, config, "step"), expected)
 
 
 def test_progress_is_the_growth_of_a_potential_by_hand():
     """Two are needed. Contributions 1, 0, .5, 1, 1 make potentials .5, .5, .75, 1, 1; half the growth is paid."""
     episode = rows([1] * 6, [1, 0, 0.5, 1, 1, None], 1.0)
-    config = RewardConfig(alpha=0.0, step_weight=0.5, contribution="progress", progress_steps=2)
+    config = plain_settings(alpha=0.0, step_weight=0.5, contribution="progress", progress_steps=2)
     np.testing.assert_allclose(compose(episode, config), [0.25, 0.0, 0.125, 0.125, 0.0, 1.0])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(1, 10))
 def test_progress_sums_to_at_most_one_however_many_steps_are_made(contributions, needed):
-    config = RewardConfig(alpha=0.0, step_weight=1.0, contribution="progress", progress_steps=needed)
+    config = plain_settings(alpha=0.0, step_weight=1.0, contribution="progress", progress_steps=needed)
     episode = rows([1] * (len(contributions) + 1), [*contributions, None], 0.0)
     rewards = compose(episode, config)
     assert rewards.sum() == pytest.approx(min(1.0, sum(contributions) / needed))
@@ -60,7 +65,7 @@ def test_a_redundant_call_costs_by_hand(make_step, make_trajectory):
     look = make_step("look", "x", a=1)
     episode = make_trajectory([look, look], "done", trajectory_id="t")
     scores = rows([1, 1, 1], [1, 0, None], 1.0)
-    config = RewardConfig(alpha=0.4, step_weight=0.5, redundant_cost=0.6)
+    config = plain_settings(alpha=0.4, step_weight=0.5, redundant_cost=0.6)
     np.testing.assert_allclose(compose(scores, config, steps=episode.steps), [0.5, -0.3, 1.0])
     np.testing.assert_allclose(step_rewards([episode], scores, config)[0], [0.5, -0.3, 1.0])
     assert compose(scores, config, "final", episode.steps).tolist() == [0, 0, 1]
@@ -68,22 +73,30 @@ def test_a_redundant_call_costs_by_hand(make_step, make_trajectory):
         compose(scores, config)
 
 
+def test_the_default_punishes_a_redundant_call_by_hand(make_step, make_trajectory):
+    """.3 for the look that contributes, .3 * (0 - .5) for its repeat."""
+    look = make_step("look", "x", a=1)
+    episode = make_trajectory([look, look], "done", trajectory_id="t")
+    rewards = compose(rows([1, 1, 1], [1, 0, None], 1.0), RewardConfig(), steps=episode.steps)
+    np.testing.assert_allclose(rewards, [0.3, -0.15, 1.0])
+
+
 def test_final_reward_is_is_solved_alone():
-    assert compose(EPISODE, RewardConfig(), "final").tolist() == [0, 0, 0.5]
+    assert compose(EPISODE, plain_settings(), "final").tolist() == [0, 0, 0.5]
 
 
 def test_an_episode_of_one_step_has_only_its_verdict():
     for normalisation in ("none", "trajectory"):
-        assert compose(rows([0], [None], 1.0), RewardConfig(normalisation=normalisation), "step").tolist() == [1]
+        assert compose(rows([0], [None], 1.0), plain_settings(normalisation=normalisation), "step").tolist() == [1]
 
 
 def test_the_order_of_the_rows_does_not_matter():
-    config = RewardConfig()
+    config = plain_settings()
     assert compose(EPISODE[::-1], config, "step").tolist() == compose(EPISODE, config, "step").tolist()
 
 
 def test_missing_scores_are_missing_rewards_never_zeros():
-    config = RewardConfig()
+    config = plain_settings()
     assert compose(rows([1, None, 1], [1, 0, None], 1.0), config, "step") is None
     assert compose(rows([1, 1, 1], [None, 0, None], 1.0), config, "step") is None
     assert compose(rows([1, 1, 1], [1, 0, None], None), config, "step") is None
@@ -101,7 +114,7 @@ def test_missing_scores_are_missing_rewards_never_zeros():
 )
 def test_under_penalty_useless_calls_gain_nothing(steps, insertions, is_solved, alpha, step_weight):
     """Calls that succeed and contribute nothing, put anywhere, never raise the sum of an episode's rewards."""
-    config = RewardConfig(alpha=alpha, step_weight=step_weight, succ_calling="penalty")
+    config = plain_settings(alpha=alpha, step_weight=step_weight, succ_calling="penalty")
 
     def total(episode):
         finished = [*episode, (1.0, None)]
@@ -114,16 +127,16 @@ def test_under_penalty_useless_calls_gain_nothing(steps, insertions, is_solved, 
 
 
 def test_the_published_bonus_can_be_farmed():
-    config = RewardConfig(succ_calling="bonus")
+    config = plain_settings(succ_calling="bonus")
     assert compose(rows([1] * 9, [0] * 8 + [None], 0.0), config, "step").sum() > 0
 
 
 def test_rows_of_several_trajectories_or_annotators_are_refused():
     other = [replace(row, annotator="truth") for row in EPISODE]
     with pytest.raises(ValueError, match="one trajectory by one annotator"):
-        compose([*EPISODE[:2], other[2]], RewardConfig(), "step")
+        compose([*EPISODE[:2], other[2]], plain_settings(), "step")
     with pytest.raises(ValueError, match="one score for each step"):
-        compose([EPISODE[0], EPISODE[2]], RewardConfig(), "step")
+        compose([EPISODE[0], EPISODE[2]], plain_settings(), "step")
 
 
 def test_rewards_follow_the_order_of_the_trajectories_and_missing_ones_stay_missing(
@@ -134,9 +147,9 @@ def test_rewards_follow_the_order_of_the_trajectories_and_missing_ones_stay_miss
     long = make_trajectory([call, call], "4711", trajectory_id="long", solved=0.0)
     unscored = replace(long, trajectory_id="unscored")
     rows = annotate([make_query()], [short, long], make_annotator("rules"))
-    rewards = step_rewards([long, unscored, short], rows[::-1], RewardConfig())
+    rewards = step_rewards([long, unscored, short], rows[::-1], plain_settings())
     assert [None if r is None else len(r) for r in rewards] == [3, None, 1]
-    final = step_rewards([long, short], rows, RewardConfig(), "final")
+    final = step_rewards([long, short], rows, plain_settings(), "final")
     np.testing.assert_array_equal(final[0][:-1], [0.0, 0.0])
 
 

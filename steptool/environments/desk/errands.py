@@ -56,7 +56,9 @@ def _author_city(call: Call, ticket: str, _: str) -> str:
 
 _ORDERS: dict[str, dict[str, _Order]] = {
     "order": {
-        "status": _Order(("tell the status of {r}", "read out the status of {r}"), _read("get_order", "order_id", "status")),
+        "status": _Order(
+            ("tell the status of {r}", "read out the status of {r}"), _read("get_order", "order_id", "status")
+        ),
         "parcel": _Order(("name the parcel of {r}",), _read("get_order", "order_id", "parcel_id")),
         "item": _Order(("name the product of {r}",), _read("get_order", "order_id", "product_id")),
         "track": _Order(("track the parcel of {r}",), _track),
@@ -104,7 +106,13 @@ _CONDITIONS = {
     "product": ("get_product", "product_id", "stock", ("low", "high")),
     "ticket": ("get_ticket", "ticket_id", "severity", ("minor", "major")),
 }
-_DESKS_OWN = {("return", "refund"), ("refund", "return"), ("escalate", "assign"), ("assign", "escalate"), ("supply", "level")}
+_DESKS_OWN = {
+    ("return", "refund"),
+    ("refund", "return"),
+    ("escalate", "assign"),
+    ("assign", "escalate"),
+    ("supply", "level"),
+}
 """Conditional errands that would be procedures of the desk or their contrary."""
 
 

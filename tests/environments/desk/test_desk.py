@@ -38,7 +38,16 @@ def _query(condition):
 def test_schemas_say_which_tools_only_read():
     writes = {tool["function"]["name"] for tool in DeskEnvironment().tools() if reads_only(tool) is False}
     assert writes == {
-        *("cancel_order", "open_return", "restock", "book_flight", "join_waitlist", "escalate", "assign_agent", "report")
+        *(
+            "cancel_order",
+            "open_return",
+            "restock",
+            "book_flight",
+            "join_waitlist",
+            "escalate",
+            "assign_agent",
+            "report",
+        )
     }
     assert all(reads_only(tool) is not None for tool in DeskEnvironment().tools())
 
