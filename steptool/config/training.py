@@ -185,8 +185,8 @@ class PPOConfig(StrictModel):
     ratio: Literal["token", "step"] = "token"
     """token: each token has its own probability ratio; step: tokens of a step share the geometric mean of theirs."""
     nll_coef: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the negative log-likelihood of solved episodes, added to the policy loss (VAPO, arXiv 2504.05118). rft and
-    eto do not use it."""
+    """Weight of the negative log-likelihood of solved episodes, added to the policy loss (VAPO, arXiv
+    2504.05118). rft and eto do not use it."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an entropy bonus per token (nats)."""
     dpo_beta: Annotated[float, Field(gt=0)] = 0.1

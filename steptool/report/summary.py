@@ -112,8 +112,8 @@ def _state_difference(d: Difference, other: str) -> str:
 def find_difference(inputs: ReportInputs, group: str = ALL, other: str = "warm_start") -> Difference | None:
     """Greedy pass rate of the result less that of another model, over the tasks that both attempted; None if none.
 
-    Against the warm start and on all tasks it is that of the report's first sentence: it was chosen beforehand and needs no correction for
-    further comparisons.
+    Against the warm start and on all tasks it is that of the report's first sentence: it was chosen beforehand and
+    needs no correction for further comparisons.
     """
     key = (other, group, GREEDY)
     matches = (c.difference for c in inputs.results.comparisons if (c.b, c.group, c.decoding) == key)

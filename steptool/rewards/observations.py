@@ -224,9 +224,9 @@ _ANSWER_OPENING = 120
 def is_solved(query: Query, trajectory: Trajectory) -> float:
     """IsSolved by rule, in {0, 0.5, 1}.
 
-    With a reference answer as `matches_reference` says. Without one the environment's verdict, where it has one. Without
-    either 0 without a Finish, after giving up, for an empty answer and for one that opens with an apology or a refusal,
-    else 0.5. An episode that the environment has ended needs no answer: 0.5.
+    With a reference answer as `matches_reference` says. Without one the environment's verdict, where it has one.
+    Without either 0 without a Finish, after giving up, for an empty answer and for one that opens with an apology or a
+    refusal, else 0.5. An episode that the environment has ended needs no answer: 0.5.
     """
     matches = matches_reference(query, trajectory)
     if matches is not None:

@@ -77,18 +77,22 @@ _ORDERS: dict[str, dict[str, _Order]] = {
     "user": {
         "home": _Order(("name the home city of {r}",), _read("get_profile", "user_id", "city")),
         "order": _Order(("name the last order of {r}",), _read("last_order", "user_id", "order_id")),
-        "flight": _Order(("name the flight to {l} for {r}",), lambda c, x, l: _flight(c, x, l)["flight_id"], "city"),
+        "flight": _Order(
+            ("name the flight to {l} for {r}",), lambda call, x, city: _flight(call, x, city)["flight_id"], "city"
+        ),
         "seats": _Order(
-            ("tell the seats on the flight to {l} for {r}",), lambda c, x, l: _flight(c, x, l)["seats"], "city"
+            ("tell the seats on the flight to {l} for {r}",),
+            lambda call, x, city: _flight(call, x, city)["seats"],
+            "city",
         ),
         "book": _Order(
             ("book the flight to {l} for {r}",),
-            lambda c, x, l: c("book_flight", flight_id=_flight(c, x, l)["flight_id"])["booking_id"],
+            lambda call, x, city: call("book_flight", flight_id=_flight(call, x, city)["flight_id"])["booking_id"],
             "city",
         ),
         "wait": _Order(
             ("join the waiting list of the flight to {l} for {r}",),
-            lambda c, x, l: c("join_waitlist", flight_id=_flight(c, x, l)["flight_id"])["place_id"],
+            lambda call, x, city: call("join_waitlist", flight_id=_flight(call, x, city)["flight_id"])["place_id"],
             "city",
         ),
     },
