@@ -13,9 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 
+_EXPLAINED = 20
+"""Fields of a refused configuration that are explained."""
+
+
 def explain_refusal(error: ValidationError, model: type[BaseModel], example: str) -> str:
     """What is wrong, a line for each field. `example` is the file that shows every field."""
-    return refuse(_explain_field(details, model, example) for details in error.errors(include_url=False))
+    errors = error.errors(include_url=False)
+    problems = [_explain_field(details, model, example) for details in errors[:_EXPLAINED]]
+    return refuse(problems + ([f"and {len(errors) - _EXPLAINED} more"] if len(errors) > _EXPLAINED else []))
 
 
 def refuse(problems: Iterable[str]) -> str:

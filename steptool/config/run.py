@@ -31,6 +31,8 @@ from steptool.config.training import (
 
 _LARGEST = 100_000
 """Values of a file with its aliases written out. A file of 500 bytes can stand for billions."""
+_LARGEST_FILE = 1 << 18
+"""Bytes of a file. All fields with their documentation take a tenth of it."""
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 
 
@@ -48,7 +50,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file{_suggest_file(path)}")
     try:
-        data = parse(path.read_text(encoding="utf-8"))
+        data = parse(_read_text(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     except ConfigError as error:
@@ -58,6 +60,14 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {_kind(data)}")
     return data
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise ConfigError(f"not a configuration: it has more than {_LARGEST_FILE >> 10} KiB")
+    return content.decode("utf-8")
 
 
 def parse(text: str) -> Any:

@@ -95,3 +95,11 @@ def test_an_override_of_another_form_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as excinfo:
         override({}, [text])
     assert str(excinfo.value).startswith(said)
+
+
+def test_a_file_that_is_too_large_for_a_configuration_is_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 1\n" + "# " + "x" * (1 << 18))
+    assert refusal(path).endswith("not a configuration: it has more than 256 KiB")
+    path.write_text("seed: 1\n")
+    assert read_mapping(path) == {"seed": 1}

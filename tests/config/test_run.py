@@ -126,3 +126,9 @@ def test_flyte_passes_a_configuration_without_pickle() -> None:
         waiting += [inner for inner in (kind.collection_type, kind.map_value_type) if inner]
     assert len(kinds) > 50
     assert not any(kind.blob for kind in kinds)  # what flytekit cannot express becomes a file of pickle
+
+
+def test_of_many_faults_the_first_twenty_are_explained(tmp_path: Path) -> None:
+    lines = refusal(tmp_path, "\n".join(f"field_{number}: 1" for number in range(25))).splitlines()
+    assert len(lines) == 21
+    assert (lines[0].split(":")[0], lines[-1]) == ("unknown field 'field_0'", "and 5 more")
