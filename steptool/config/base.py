@@ -12,7 +12,6 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-
 _EXPLAINED = 20
 """Fields of a refused configuration that are explained."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ from sqlite3 import Connection
 from typing import Annotated, Any
 
 from steptool.records import Message, Query, Trajectory
-from steptool.records.columns import JSON_LIST, Row, Stored, contract
+from steptool.records.columns import JSON_LIST, Row, Stored, contract, decode_value
 from steptool.records.tables import iterate_rows, scratch_folder, write_rows, write_whole
 from steptool.storage.sqlite import open_scratch_database
 
@@ -143,13 +144,13 @@ def _make_conversations(episodes: Iterable[Row], database: Connection, counts: C
     for episode in episodes:
         tools = _find_tools(database, episode)
         if _is_finite(episode["messages"], tools, counts):
-            messages = with_ids(json.loads(episode["messages"]))
+            solved, messages = episode["solved"], with_ids(_read_messages(episode["messages"]))
             yield {
                 "id": episode["trajectory_id"],
                 "query_id": episode["query_id"],
-                "solved": episode["solved"],
+                "solved": solved if solved is not None and math.isfinite(solved) else None,
                 "messages": [_with_text_arguments(message) for message in messages],
-                "tools": json.loads(tools),
+                "tools": list(decode_value(Query, "tools", tools)),
             }
 
 
@@ -161,7 +162,7 @@ def _make_sft_examples(episodes: Iterable[Row], database: Connection, counts: Co
         tools = _find_tools(database, episode)
         if _is_finite(episode["messages"], tools, counts):
             yield {
-                "messages": _to_texts(with_ids(json.loads(episode["messages"]))),
+                "messages": _to_texts(with_ids(_read_messages(episode["messages"]))),
                 "tools": tools,
                 "trajectory_id": episode["trajectory_id"],
             }
@@ -185,7 +186,7 @@ def _make_preference_pairs(episodes: Iterable[Row], database: Connection, counts
     if alone := samples.total() - 2 * paired:
         counts["left out: no partner"] += alone
     for chosen_id, rejected_id, chosen, rejected, tools in database.execute(_PAIRS):
-        good, bad = with_ids(json.loads(chosen)), with_ids(json.loads(rejected))
+        good, bad = with_ids(_read_messages(chosen)), with_ids(_read_messages(rejected))
         begin = next((n for n, message in enumerate(good) if message["role"] == "assistant"), len(good))
         if good[:begin] != bad[:begin] or begin == len(good) or begin == len(bad):
             counts["left out: partners with different beginnings"] += 2
@@ -200,13 +201,18 @@ def _make_preference_pairs(episodes: Iterable[Row], database: Connection, counts
         }
 
 
+def _read_messages(text: str) -> list[Message]:
+    messages: list[Message] = decode_value(Trajectory, "messages", text)
+    return messages
+
+
 def _is_finite(messages: str, tools: str, counts: Counter[str]) -> bool:
     """Whether JSON can write what two texts hold; where it cannot, the trajectory is counted as left out."""
     try:
         for text in (messages, tools):
             if _SUSPECT.search(text):
                 json.dumps(json.loads(text), allow_nan=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         counts["left out: a number that JSON cannot write"] += 1
         return False
     return True

@@ -144,14 +144,21 @@ def to_row(record: Any) -> Row:
 
 def from_row(row: Mapping[str, Any], cls: type[R]) -> R:
     """The record of a row. Raises ContractError naming the column that cannot be read."""
-    values = dict(row)
-    for name, decode in _decoders(cls):
-        if values[name] is not None:
-            try:
-                values[name] = decode(values[name])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ContractError(f"{contract_of(cls)}: column '{name}' cannot be read: {error}") from error
-    return cls(**values)
+    decoded = {name: _decode_all(cls, name, decode, [row[name]])[0] for name, decode in _decoders(cls)}
+    return cls(**{**row, **decoded})
+
+
+def decode_value(cls: type, name: str, value: Any) -> Any:
+    """The value of one column as records of a class hold it. Raises ContractError where it cannot be read."""
+    decode = dict(_decoders(cls)).get(name)
+    return _decode_all(cls, name, decode, [value])[0] if decode else value
+
+
+def _decode_all(cls: type, name: str, decode: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    try:
+        return [None if value is None else decode(value) for value in values]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ContractError(f"{contract_of(cls)}: column '{name}' cannot be read: {error}") from error
 
 
 def from_batch(batch: pa.RecordBatch, cls: type[R]) -> Iterator[R]:
@@ -167,10 +174,7 @@ def _values(cls: type, column: Column, array: pa.Array) -> Iterable[Any]:
     if _holds_numbers(column.stored.type):
         numbers, ends = array.flatten().to_numpy(zero_copy_only=False), np.cumsum(array.value_lengths().to_numpy())
         return [part.copy() for part in np.split(numbers, ends[:-1])] if len(ends) else []
-    try:
-        return [None if value is None else column.stored.decode(value) for value in array.to_pylist()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ContractError(f"{contract_of(cls)}: column '{column.name}' cannot be read: {error}") from error
+    return _decode_all(cls, column.name, column.stored.decode, array.to_pylist())
 
 
 def _holds_numbers(kind: pa.DataType) -> bool:

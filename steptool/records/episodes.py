@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pyarrow as pa
 
@@ -27,6 +27,8 @@ from steptool.records.columns import (
     to_json,
 )
 from steptool.records.tables import iterate_rows
+
+T = TypeVar("T")
 
 FINISH = "Finish"
 """Name of the call that ends an episode: Finish(return_type, final_answer), as in ToolBench."""
@@ -165,9 +167,45 @@ def _steps_from_rows(rows: Sequence[Row]) -> list[Step]:
 
 
 def _call_from_row(row: Row) -> ToolCall | None:
-    return None if row["call_name"] is None else ToolCall(row["call_name"], json.loads(row["call_arguments"]))
+    if row["call_name"] is None:
+        return None
+    return ToolCall(row["call_name"], _require(dict, json.loads(row["call_arguments"]), "the arguments of a call"))
 
 
+def _require(kind: type[T], value: Any, what: str) -> T:
+    """The value. Raises ValueError unless it is of a kind."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{what}: expected {kind.__name__}, got {str(value)[:80]}")
+    return value
+
+
+def _messages_from_json(text: str) -> list[Message]:
+    messages = _require(list, json.loads(text), "messages")
+    for message in messages:
+        _require(str, _require(dict, message, "a message").get("role"), "the role of a message")
+        for call in _require(list, message.get("tool_calls") or [], "tool_calls"):
+            function = _require(dict, _require(dict, call, "a tool call").get("function"), "the function of a call")
+            _require(str, function.get("name"), "the name of a function")
+    return messages
+
+
+def _tools_from_json(text: str) -> tuple[ToolSchema, ...]:
+    tools = _require(list, json.loads(text), "tools")
+    for tool in tools:
+        _require(dict, _require(dict, tool, "a tool").get("function", {}), "the function of a tool")
+    return tuple(tools)
+
+
+def _reference_from_json(text: str) -> Reference:
+    document = _require(dict, json.loads(text), "a reference")
+    for name in ("answer", "family"):
+        if document.get(name) is not None:
+            _require(str, document[name], name)
+    return Reference.from_json(document)
+
+
+_MESSAGES = Stored(pa.string(), JSON_ARRAY.encode, _messages_from_json)
+_TOOLS = Stored(pa.string(), JSON_TUPLE.encode, _tools_from_json)
 _SPANS = Stored(
     pa.list_(
         pa.struct(
@@ -199,7 +237,7 @@ _STEPS = Stored(
 _REFERENCE = Stored(
     pa.string(),
     lambda reference: to_json(reference.to_json()),
-    lambda text: Reference.from_json(json.loads(text)),
+    _reference_from_json,
 )
 
 
@@ -212,7 +250,7 @@ class Query:
     split: Annotated[str, "train, validation or heldout"]
     environment: Annotated[str, "Environment that runs the tools"]
     instruction: Annotated[str, "What the user asks for"]
-    tools: Annotated[tuple[ToolSchema, ...], JSON_TUPLE, "Tools that may be called: JSON array of OpenAI tool schemas"]
+    tools: Annotated[tuple[ToolSchema, ...], _TOOLS, "Tools that may be called: JSON array of OpenAI tool schemas"]
     reference: Annotated[
         Reference,
         _REFERENCE,
@@ -242,7 +280,7 @@ class Trajectory:
     round: Annotated[Int32, "Round of training, counted from 0; -1 outside of rounds"]
     sample: Annotated[Int32, "Number of the episode among those of its query, counted from 0"]
     temperature: Annotated[Float32, "Temperature of sampling; 0 is greedy"]
-    messages: Annotated[Sequence[Message], JSON_ARRAY, "The conversation: JSON array of OpenAI messages"]
+    messages: Annotated[Sequence[Message], _MESSAGES, "The conversation: JSON array of OpenAI messages"]
     input_ids: Annotated[Int32Array, "[L] token ids of prompt, steps and observations; empty without a tokenizer"]
     spans: Annotated[
         Sequence[tuple[int, int]], _SPANS, "[T] where the tokens of each step lie in input_ids: [start, end)"

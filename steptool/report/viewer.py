@@ -19,8 +19,8 @@ from typing import Any
 from markupsafe import Markup
 
 from steptool.config import RewardConfig
-from steptool.records import FINISH, StepStatus
-from steptool.records.columns import Row
+from steptool.records import FINISH, Query, StepStatus
+from steptool.records.columns import Row, decode_value
 from steptool.records.tables import write_whole
 from steptool.report.assets import asset, templates
 from steptool.report.episode_data import episode_data, finite
@@ -134,10 +134,10 @@ class Archive:
         """The details of a trajectory."""
         trajectory = episode.trajectory
         query = self._queries[trajectory.query_id]
-        answer = json.loads(query["reference"]).get("answer")
+        answer = decode_value(Query, "reference", query["reference"]).answer
         return {
             "instruction": query["instruction"],
-            "answer": answer if isinstance(answer, str) else None,
+            "answer": answer,
             "policy": trajectory.policy,
             "episode": episode_data(episode, {"rewards": RewardConfig().model_dump()}),
         }

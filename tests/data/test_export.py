@@ -15,8 +15,9 @@ from steptool.data.ingest import ingest
 from steptool.data.recordings.recording import RecordedTurn, make_trajectory
 from steptool.environments.toolbench.protocol import observation_status
 from steptool.records import FINISH, Query, Step, StepStatus, ToolCall, Trajectory
+from steptool.records.columns import ContractError, to_row
 from steptool.records.episodes import read_queries
-from steptool.records.tables import read_records, write_records
+from steptool.records.tables import read_records, write_records, write_rows
 
 TIDES = {
     "type": "function",
@@ -44,6 +45,21 @@ def export_all(tmp_path):
         return export(*inputs, form, tmp_path / "out")
 
     return make
+
+
+@pytest.mark.parametrize("form", [Form.MESSAGES, Form.SFT])
+@pytest.mark.parametrize("messages", ["5", '[{"role": "assistant", "tool_calls": [{"function": 5}]}]'])
+def test_messages_of_another_shape_are_refused(tmp_path, form, messages):
+    rows = [{**to_row(demonstrate(query())), "messages": messages}]
+    episodes = write_rows(tmp_path / "t.parquet", rows, Trajectory)
+    queries = write_records(tmp_path / "q.parquet", [query()], Query)
+    with pytest.raises(ContractError, match="column 'messages' cannot be read"):
+        export(episodes, queries, form, tmp_path / "out")
+
+
+def test_a_verdict_that_is_no_number_is_left_out_of_a_line(export_all):
+    result = export_all(Form.MESSAGES, [demonstrate(query(), solved=float("nan"))], [query()])
+    assert json.loads(result.path.read_text("utf-8"))["solved"] is None
 
 
 def test_messages_are_those_of_openai(export_all):

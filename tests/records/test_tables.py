@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
 
-from steptool.records import Cost, Metric, StepReward, Trajectory
+from steptool.records import Cost, Metric, Query, StepReward, Trajectory
 from steptool.records.columns import ContractError, schema_of, to_row
 from steptool.records.tables import (
     concatenate,
@@ -154,13 +154,49 @@ def test_an_encrypted_file_is_refused_by_name(tmp_path: Path) -> None:
         read_records(tmp_path / "e.parquet", Metric)
 
 
-def test_a_value_outside_a_closed_set_is_refused_with_file_and_column(tmp_path: Path) -> None:
-    def episode(**columns: object) -> dict[str, object]:
-        texts = dict.fromkeys(schema_of(Trajectory).names, "") | {"messages": "[]", "stop_reason": "finished"}
-        counts = ("round", "sample", "temperature", "seconds", "abandoned_turns", "abandoned_tokens")
-        empty = {"input_ids": [], "spans": [], "logprobs": [], "steps": [], "solved": None}
-        return {**texts, **dict.fromkeys(counts, 0), **empty, **columns}
+def episode(**columns: object) -> dict[str, object]:
+    texts = dict.fromkeys(schema_of(Trajectory).names, "") | {"messages": "[]", "stop_reason": "finished"}
+    counts = ("round", "sample", "temperature", "seconds", "abandoned_turns", "abandoned_tokens")
+    empty = {"input_ids": [], "spans": [], "logprobs": [], "steps": [], "solved": None}
+    return {**texts, **dict.fromkeys(counts, 0), **empty, **columns}
 
+
+def query(**columns: object) -> dict[str, object]:
+    texts = dict.fromkeys(schema_of(Query).names, "") | {"tools": "[]", "reference": "{}"}
+    return {**texts, "max_steps": 0, **columns}
+
+
+DEEP = "[" * 3_000 + "]" * 3_000
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("messages", ["5", "null", "{}", "[5]", '[{"content": "x"}]', '[{"role": 5}]', "[NaN]", DEEP]),
+        (
+            "messages",
+            [f'[{{"role": "assistant", "tool_calls": {calls}}}]' for calls in ("5", "[5]", '[{"function": 5}]')],
+        ),
+        (
+            "steps",
+            [[{"call_name": "f", "call_arguments": text, "status": "ok", "observation": ""}] for text in ("5", None)],
+        ),
+        ("tools", ["5", "null", "{}", "[5]", '[{"function": 5}]', DEEP]),
+        ("reference", ["5", "null", "[]", '{"answer": 5}', '{"family": []}', '{"calls": 5}', '{"calls": [5]}', DEEP]),
+    ],
+)
+def test_json_of_another_shape_is_refused_with_file_and_column(
+    tmp_path: Path, column: str, values: list[object]
+) -> None:
+    make, cls = (episode, Trajectory) if column in ("messages", "steps") else (query, Query)
+    for value in values:
+        file = write_rows(tmp_path / "x.parquet", [make(), make(**{column: value})], cls)
+        assert len(list(iterate_rows(file, cls))) == 2
+        with pytest.raises(ContractError, match=rf"x.parquet: \w+ v\d: column '{column}' cannot be read"):
+            read_records(file, cls)
+
+
+def test_a_value_outside_a_closed_set_is_refused_with_file_and_column(tmp_path: Path) -> None:
     assert len(read_records(write_rows(tmp_path / "t.parquet", [episode()], Trajectory), Trajectory)) == 1
     step = {"call_name": None, "call_arguments": None, "status": "lost", "observation": ""}
     for column, value in (("stop_reason", "bored"), ("steps", [step]), ("messages", "{not json")):
