@@ -23,6 +23,7 @@ from steptool.artifacts.metrics import describe_error, printable
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
 from steptool.registry.command import app as registry_app
+from steptool.registry.hub import Kind
 
 if TYPE_CHECKING:
     from steptool.check.memory import Machine
@@ -149,6 +150,33 @@ def check(
     Ends with 2 if the run cannot fit into the memory of this machine, or of those of a profile.
     """
     _print_plan(load_config(config, overrides or ()), profile)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run, or of a model.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hub, such as my-team/my-model.")],
+    kind: Annotated[Kind, typer.Option(help="A model or adapter; or tasks, episodes and rewards.")] = Kind.MODEL,
+    licence: Annotated[str, typer.Option(help="Licence by the Hub's name, such as apache-2.0.")] = "",
+    dataset: Annotated[list[str] | None, typer.Option(help="Dataset of the Hub that the card names.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files and the card; send nothing.")] = False,
+) -> None:
+    """Send a model, an adapter or the data of a run to the Hugging Face Hub, with its card."""
+    from steptool.registry import hub
+
+    if kind is Kind.MODEL:
+        upload = hub.model_upload(folder, repo, licence, dataset or ())
+    else:
+        upload = hub.dataset_upload(folder, repo, licence)
+    for line in upload.describe():
+        print(printable(line))
+    if not licence:
+        print("the card names no licence: say --licence")
+    if dry_run:
+        print(printable(f"\n{upload.card}"))
+    else:
+        print(printable(hub.push(upload, private=not public)))
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,7 @@ CARD = "README.md"
 Entry = dict[str, Any]
 
 _CARD = """---
-library_name: {library}
-pipeline_tag: text-generation
-tags:
-- tool-use
-- steptool
+{metadata}
 ---
 
 # {title}
@@ -57,7 +54,8 @@ A policy for multi-step tool use, trained by steptool. {how_to_load}
 
 ## Lineage
 
-Each row is a stage, first to last. A file stands with the first 12 digits of its SHA-256.
+Each row is a stage, first to last; rounds that differ in their files alone share a row. A file stands with the first 12
+digits of its SHA-256.
 
 | stage | round | made from | note |
 |---|---|---|---|
@@ -121,8 +119,9 @@ def write_card(folder: str | os.PathLike[str], base: str = "") -> None:
 def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None = None, base: str = "") -> str:
     """The model card of a model with this lineage, or of an adapter over the base of this name.
 
-    `known` may hold `code_version`, `config` (the run's configuration as a tree) and `results` (by model: `pass_rate`,
-    `low`, `high`, `tasks`); what else it holds does not stand on the card.
+    `known` may hold `code_version`, `config` (the run's configuration as a tree), `results` (by model: `pass_rate`,
+    `low`, `high`, `tasks`), `result` (the name among them of the card's own model), `licence` and `datasets` (ids of
+    the Hub); what else it holds does not stand on the card. The metadata have the form that the Hub reads.
     """
     known = known or {}
     made_by = {"code": known.get("code_version"), "configuration, SHA-256": _tree_digest(known.get("config"))}
@@ -130,9 +129,9 @@ def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None =
     return _CARD.format(
         title=title,
         file=FILE,
-        library="peft" if base else "transformers",
+        metadata=_metadata(entries, title, known, is_adapter=bool(base)),
         how_to_load=_LOAD_ADAPTER.format(base=base) if base else _LOAD_MODEL,
-        rows="\n".join(map(_row, entries)),
+        rows="\n".join(_row(group) for group in _group_rounds(entries)),
         made_by=_section(_MADE_BY, [f"| {name} | {value} |" for name, value in made_by.items() if value]),
         results=_section(_RESULTS, results),
     )
@@ -151,12 +150,66 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _row(entry: Entry) -> str:
-    files = ", ".join(f"{name} {digest[:12]}" for name, digest in entry["files"].items())
-    number = entry["round"] + 1 if entry["round"] >= 0 else ""
-    scored = [f"scored by {name}" for name in entry.get("rewards", {}).get("annotators", ())]
-    notes = "; ".join(part for part in (*scored, entry["note"]) if part)
-    return f"| {entry['stage']} | {number} | {files} | {notes} |"
+def base_on_hub(entries: Sequence[Entry]) -> str:
+    """The Hub id of the model that training began with; empty where it has none, such as a folder."""
+    name = str(entries[0]["note"]) if entries and entries[0]["stage"] == "base" else ""
+    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists() else ""
+
+
+def _metadata(entries: Sequence[Entry], title: str, known: Mapping[str, Any], *, is_adapter: bool) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    own = known.get("results", {}).get(known.get("result"), {})
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="multi-step tool use",
+            dataset_type="steptool",
+            dataset_name="held-out tasks",
+            metric_type="pass_rate",
+            metric_name="pass rate, one greedy episode a task",
+            metric_value=round(own["pass_rate"], 4),
+        )
+        for _ in range(own.get("pass_rate") is not None)
+    ]
+    data = ModelCardData(
+        base_model=base_on_hub(entries) or None,
+        datasets=known.get("datasets") or None,
+        eval_results=results or None,
+        library_name="peft" if is_adapter else "transformers",
+        license=known.get("licence") or None,
+        model_name=title if results else None,
+        pipeline_tag="text-generation",
+        tags=["tool-use", "steptool"],
+    )
+    return str(data.to_yaml())
+
+
+def _group_rounds(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The entries in groups: consecutive rounds of the same stage, scored and noted in the same way, are one."""
+    groups: list[list[Entry]] = []
+    for entry in entries:
+        last = groups[-1][-1] if groups else None
+        if last and entry["round"] >= 0 and _without_files(last) == _without_files(entry):
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    return groups
+
+
+def _without_files(entry: Entry) -> Entry:
+    return {key: value for key, value in entry.items() if key not in ("files", "round")}
+
+
+def _row(group: Sequence[Entry]) -> str:
+    first, last = group[0], group[-1]
+    files = ", ".join(f"{name} {digest[:12]}" for name, digest in first["files"].items())
+    if len(group) > 1:
+        files = f"{sum(len(entry['files']) for entry in group)} files, named in {FILE}"
+    rounds = f"{first['round'] + 1} to {last['round'] + 1}" if len(group) > 1 else first["round"] + 1
+    scored = [f"scored by {name}" for name in first.get("rewards", {}).get("annotators", ())]
+    notes = "; ".join(part for part in (*scored, first["note"]) if part)
+    return f"| {first['stage']} | {rounds if first['round'] >= 0 else ''} | {files} | {notes} |"
 
 
 def _section(text: str, rows: Sequence[str]) -> str:

@@ -22,7 +22,8 @@ _STARTS = (("warm_start", "the warm start"), ("base", "the base model"))
 def summary(inputs: ReportInputs) -> dict[str, Any]:
     """The content of metrics.json: pass rates, paired difference, tiers, costs. Only numbers, strings and None.
 
-    pass_rate and sampled_pass_rate: {model: share}, without models that could not be measured; difference: steptool -
+    pass_rate and sampled_pass_rate: {model: share}, without models that could not be measured; results: {model: greedy
+    pass_rate, low, high, tasks}; difference: steptool -
     warm_start, greedy, paired over tasks, as {"mean", "low", "high", "n"} or None; base_difference: the same
     of steptool - base; tiers: {tier: {model: cell}} with the greedy figures named in CELL and the sampled pass rate;
     differences: the difference for each tier; comparisons: of each group and way of decoding, with p-values corrected
@@ -33,6 +34,7 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "pass_rate": _pass_rates(inputs, GREEDY),
         "sampled_pass_rate": _pass_rates(inputs, SAMPLED),
+        "results": {model: _result(line) for model in MODELS if (line := find_line(inputs, model))},
         "difference": _plain(find_difference(inputs)),
         "base_difference": _plain(find_difference(inputs, other="base")),
         "tiers": {tier: _cells(inputs, group) for tier, group in groups.items()},
@@ -130,6 +132,10 @@ def find_line(inputs: ReportInputs, model: str, group: str = ALL, decoding: str 
 def _pass_rates(inputs: ReportInputs, decoding: str, group: str = ALL) -> dict[str, float]:
     lines = {model: find_line(inputs, model, group, decoding) for model in MODELS}
     return {m: line["pass_rate"] for m, line in lines.items() if line and line["pass_rate"] is not None}
+
+
+def _result(line: Row) -> dict[str, Any]:
+    return {name: line[name] for name in ("pass_rate", "low", "high", "tasks")}
 
 
 def _cells(inputs: ReportInputs, group: str) -> dict[str, Any]:

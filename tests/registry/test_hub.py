@@ -1,0 +1,207 @@
+"""Cards in the form that the Hub reads, and uploads to a small server that speaks the Hub's HTTP API."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+
+from steptool.artifacts import lineage
+from steptool.records import Query, StepReward
+from steptool.records.tables import write_records
+from steptool.registry.documents import RegistryError
+from steptool.registry.hub import dataset_upload, model_upload
+
+RESULTS = {
+    "steptool": {"pass_rate": 0.64, "low": 0.59, "high": 0.69, "tasks": 400},
+    "warm_start": {"pass_rate": 0.2, "low": 0.16, "high": 0.24, "tasks": 400},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run of two rounds from a model of the Hub."""
+    folder = tmp_path / "run"
+    model = folder / "model"
+    (model / "training").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    (model / "training" / "optimizer.safetensors").write_bytes(b"moments")
+    (model / "secret").symlink_to("/etc/hostname")
+    for number, stage, note in ((-1, "base", "Qwen/Qwen3-0.6B"), (0, "step_ppo", ""), (1, "step_ppo", "")):
+        data = folder / f"trajectories_round_{max(number, 0):02d}.parquet"
+        data.write_bytes(b"not read")
+        lineage.sign(model, model, stage, [data] if number >= 0 else [], number, note)
+        data.unlink()
+    (folder / "metrics.json").write_text(json.dumps({"results": RESULTS}))
+    write_records(folder / "rewards_round_00.parquet", [StepReward("t", 0, "rules", "4")] * 3, StepReward)
+    write_records(folder / "queries.parquet", [], Query)
+    return folder
+
+
+def test_a_model_card_has_what_the_hub_reads(run: Path) -> None:
+    upload = model_upload(run, "team/desk", "apache-2.0", ["team/desk-data"])
+    data = ModelCard(upload.card).data
+    assert (data.base_model, data.license, data.datasets) == ("Qwen/Qwen3-0.6B", "apache-2.0", ["team/desk-data"])
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("pass_rate", 0.64, "held-out tasks")
+    assert "| step_ppo | 1 to 2 | 2 files, named in lineage.json |  |" in upload.card
+    assert "| warm_start | 20.0% | 16.0% to 24.0% | 400 |" in upload.card
+    assert list(upload.files) == ["config.json", "lineage.json", "model.safetensors"]
+
+
+def test_an_adapters_card_names_its_library_and_base(run: Path) -> None:
+    model = run / "model"
+    (model / "config.json").unlink()
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "sha256:123"}))
+    card = ModelCard(model_upload(run, "team/desk-lora", "mit").card)
+    assert (card.data.library_name, card.data.base_model) == ("peft", "Qwen/Qwen3-0.6B")
+    assert "digest `sha256:123`" in card.text
+
+
+def test_a_base_that_is_a_folder_is_not_named_as_a_model_of_the_hub(tmp_path: Path) -> None:
+    for note in ("embedded", "/models/base", "../base", "models/own/base"):
+        assert lineage.base_on_hub([{"stage": "base", "note": note}]) == ""
+
+
+def test_a_dataset_card_counts_rows_and_names_the_files_of_each_configuration(run: Path) -> None:
+    upload = dataset_upload(run, "team/desk-data", "cc-by-4.0")
+    data = DatasetCard(upload.card).data
+    assert data.license == "cc-by-4.0"
+    assert data.configs == [
+        {"config_name": "queries", "data_files": ["queries/queries.parquet"]},
+        {"config_name": "rewards", "data_files": ["rewards/rewards_round_00.parquet"]},
+    ]
+    assert "| `rewards` | 3 | Scores of their steps. |" in upload.card
+
+
+def test_a_folder_without_a_model_or_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="no model: expected the folder of a run"):
+        model_upload(tmp_path, "team/x", "")
+    with pytest.raises(RegistryError, match=r"no data of a run: expected queries\.parquet"):
+        dataset_upload(tmp_path, "team/x", "")
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories and files that were sent, large ones by their digest first."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.cards: list[str] = []
+        self.created: list[dict[str, Any]] = []
+        self.objects: dict[str, bytes] = {}
+        self.files: dict[str, bytes] = {}
+        self.keys: set[str | None] = set()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.server.keys.add(self.headers.get("Authorization"))
+        if self.path == "/api/repos/create":
+            self.server.created.append(json.loads(body))
+            return self.answer({"url": f"{self.server.url}/team/desk"})
+        if self.path == "/api/validate-yaml":
+            self.server.cards.append(json.loads(body)["repoType"])
+            return self.answer({"errors": [], "warnings": []})
+        if "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            modes = {f["path"]: "lfs" if f["path"].endswith(".safetensors") else "regular" for f in files}
+            answers = [{"path": p, "uploadMode": m, "shouldIgnore": False, "oid": None} for p, m in modes.items()]
+            return self.answer({"files": answers})
+        if self.path.endswith("/objects/batch"):
+            objects = json.loads(body)["objects"]
+            upload = [{**o, "actions": {"upload": {"href": f"{self.server.url}/put/{o['oid']}"}}} for o in objects]
+            return self.answer({"objects": upload, "transfer": "basic"})
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "lfsFile":
+                    self.server.files[line["value"]["path"]] = self.server.objects[line["value"]["oid"]]
+            return self.answer({"commitUrl": f"{self.server.url}/team/desk/commit/1", "commitOid": "1"})
+        return self.answer({"error": self.path}, 404)
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.objects[hashlib.sha256(content).hexdigest()] = content
+        self.answer({})
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        text = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def push(hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_key", "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "steptool.cli", "push", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_push_sends_model_and_card_to_a_private_repository(hub: Hub, run: Path) -> None:
+    done = push(hub, str(run), "team/desk", "--licence", "apache-2.0")
+    assert done.returncode == 0, done.stderr
+    (created,) = hub.created
+    assert (created["name"], created["organization"], created["visibility"]) == ("desk", "team", "private")
+    assert hub.files.keys() == {"config.json", "lineage.json", "model.safetensors", "README.md"}
+    assert hub.files["model.safetensors"] == b"weights"
+    assert hub.cards == ["model"]  # the Hub is asked whether the card's metadata are right
+    assert ModelCard(hub.files["README.md"].decode()).data.license == "apache-2.0"
+    assert hub.keys == {"Bearer hf_key"}
+    assert "hf_key" not in done.stdout + done.stderr
+    assert f"{hub.url}/team/desk/commit/1" in done.stdout
+
+
+def test_push_sends_data_and_a_dry_run_sends_nothing(hub: Hub, run: Path) -> None:
+    arguments = (str(run), "team/desk-data", "--kind", "dataset")
+    rehearsed = push(hub, *arguments, "--dry-run")
+    assert rehearsed.returncode == 0, rehearsed.stderr
+    assert "rewards/rewards_round_00.parquet" in rehearsed.stdout
+    assert "the card names no licence" in rehearsed.stdout
+    assert not hub.keys and not hub.files
+    assert push(hub, *arguments).returncode == 0
+    assert hub.files.keys() == {"queries/queries.parquet", "rewards/rewards_round_00.parquet", "README.md"}
+    assert hub.files["rewards/rewards_round_00.parquet"] == (run / "rewards_round_00.parquet").read_bytes()
+
+
+def test_a_server_that_is_out_of_reach_is_named_in_one_line(run: Path, hub: Hub) -> None:
+    hub.url = "http://127.0.0.1:9"
+    failed = push(hub, str(run), "team/desk")
+    assert failed.returncode == 1
+    assert len(failed.stderr.splitlines()) == 1 and "steptool: " in failed.stderr
