@@ -54,7 +54,7 @@ def test_the_state_goes_through_its_file(tmp_path) -> None:
 
 
 def test_weights_enter_the_composed_reward() -> None:
-    config = RewardConfig(alpha=0.5, step_weight=0.2, succ_calling="bonus")
+    config = RewardConfig(alpha=0.5, step_weight=0.2, succ_calling="bonus", redundant_cost=0.0)
     # .2 * (.1 * .5 * 1 + .5 * 1)
     rewards = compose(ROUND[0], config, weights=ComponentWeights(0.1, 0.5))
     assert rewards is not None and rewards.tolist() == pytest.approx([0.11, 0.11, 1.0])

@@ -104,13 +104,13 @@ def scores(rows: list[Trajectory], seed: int = 0) -> list[StepReward]:
 
 def config(credit: dict[str, object] | None = None, rollout: dict[str, object] | None = None, **ppo: object) -> Config:
     defaults = {"rounds": 4, "batch_size": 4, "micro_batch_size": 4, "epochs": 2, "value_warmup_rounds": 0}
-    defaults["max_mismatch"] = 0  # no model has sampled these tokens
+    defaults |= {"max_mismatch": 0, "nll_coef": 0}  # no model has sampled these tokens
     return Config.model_validate(
         {
             "ppo": {**defaults, "learning_rate": 1e-3, **ppo},
             "rollout": {"temperature": 1.0, **(rollout or {})},
             "credit": credit or {},
-            "rewards": {"step_weight": 1.0, "alpha": 0.0},
+            "rewards": {"step_weight": 1.0, "alpha": 0.0, "redundant_cost": 0.0},
         }
     )
 
