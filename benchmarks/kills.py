@@ -169,6 +169,7 @@ STAGES = (
     Stage("publishing a run", publish_runs, read_files),
     Stage("promotion", promote, read_registry),
 )
+"""A stage that serves a model would be one more: what a client has got before and after the kill is its content."""
 
 
 def start(stage: Stage, work: Path, place: Path) -> Any:
