@@ -213,9 +213,9 @@ MISTAKES = (
     rehearse(
         "a base that is the wrong folder",
         SMALL + "policy: {base: DIR/model}",
-        "DIR/model: no tokenizer",
+        "DIR/model: no (configuration|tokenizer)",
         "README.md",
-        "save the tokenizer",
+        "expected|save",
         **{"model/README.md": "x"},
     ),
     rehearse("a context that is too short", SMALL + "policy: {max_context: 64}", "max_context", "raise max_context"),
