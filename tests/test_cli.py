@@ -86,7 +86,7 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["check", "configs/laptp.yaml"], 2, "configs/laptp.yaml: no such file; did you mean configs/laptop.yaml?"),
         (["check", "configs/laptop.yaml", "--set", "ppo.rounds=x"], 2, "field 'ppo.rounds': input should be a valid"),
@@ -96,10 +96,10 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
         (["view", "--trajectories", "/no.parquet", "--queries", "/no.parquet"], 2, "/no.parquet: no such file"),
     ],
 )
-def test_what_cannot_be_done_ends_with_one_cause(arguments: list[str], code: int, said: str) -> None:
+def test_what_cannot_be_done_ends_with_one_cause(arguments: list[str], code: int, message: str) -> None:
     process, output, error = run(*arguments)
     assert (process, output) == (code, "")
-    assert error.startswith("steptool: ") and said in error and "Traceback" not in error
+    assert error.startswith("steptool: ") and message in error and "Traceback" not in error
 
 
 def test_outside_of_a_checkout_the_workflows_are_named_and_the_rest_works(tmp_path: Path, config: Path) -> None:

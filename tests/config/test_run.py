@@ -19,7 +19,7 @@ def refusal(tmp_path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("ppo: {round: 3}", "'ppo.round': remove it or see configs/laptop.yaml for the fields there are; did you mean"),
         ("plicy: {base: x}", "for the fields there are; did you mean 'policy'?"),
@@ -50,12 +50,12 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("evaluation: {verdicts: [judged, judged/]}", "field 'evaluation.verdicts': 'judged' is named"),
     ],
 )  # fmt: skip
-def test_a_wrong_field_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
-    assert said in refusal(tmp_path, text)
+def test_a_wrong_field_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refusal(tmp_path, text)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             "rollout: {episodes: 95, samples_per_query: 4}",
@@ -80,8 +80,8 @@ def test_a_wrong_field_is_refused_by_name(tmp_path: Path, text: str, said: str) 
         ("ppo: {algorithm: rft, entropy_coef: 0.1}", "rft has no advantages for ppo.entropy_coef"),
     ],
 )
-def test_settings_that_mean_nothing_together_are_refused(tmp_path: Path, text: str, said: str) -> None:
-    assert said in refusal(tmp_path, text)
+def test_settings_that_mean_nothing_together_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refusal(tmp_path, text)
 
 
 def test_every_wrong_field_has_its_line_and_a_long_value_is_cut(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def _read(labels, folder=None):
 
 
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "message"),
     [
         ({"step": 0, "contribution": 2, "labelled_by": "a"}, "row 1: 'contribution': expected a number from 0 to 1"),
         ({"step": 0, "contribution": "much", "labelled_by": "a"}, "got 'much'"),
@@ -89,8 +89,8 @@ def _read(labels, folder=None):
         ({"trajectory_id": "t9", "step": 0, "contribution": 1, "labelled_by": "a"}, "is not among the trajectories"),
     ],
 )
-def test_a_label_that_does_not_fit_is_refused_with_its_row(label, said, episode):
-    with pytest.raises(LabelError, match=said):
+def test_a_label_that_does_not_fit_is_refused_with_its_row(label, message, episode):
+    with pytest.raises(LabelError, match=message):
         list(label_rows([episode], _read([{"trajectory_id": "t1", **label}])))
 
 

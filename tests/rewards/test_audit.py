@@ -136,7 +136,7 @@ def test_rules_and_truth_agree_where_the_reference_is_followed(make_query, make_
 
 
 @pytest.mark.parametrize(
-    ("thresholds", "said"),
+    ("thresholds", "message"),
     [
         ({"min_auroc": 0.9}, r"in 0\.875 of the pairs, below rewards\.audit\.min_auroc 0\.9; see the disputed steps"),
         ({"min_kappa": 0.6}, r"kappa 0\.500 with 'judge 1' on Contribution is below rewards\.audit\.min_kappa 0\.6"),
@@ -146,10 +146,10 @@ def test_rules_and_truth_agree_where_the_reference_is_followed(make_query, make_
         ),
     ],
 )
-def test_a_figure_beyond_its_threshold_stops_the_run(thresholds, said, episodes):
+def test_a_figure_beyond_its_threshold_stops_the_run(thresholds, message, episodes):
     result = audit({}, episodes, [*RULES, *OTHER], CONFIG)
     check_thresholds(result, AuditConfig(), "round 1")
-    with pytest.raises(AuditError, match=said) as excinfo:
+    with pytest.raises(AuditError, match=message) as excinfo:
         check_thresholds(result, AuditConfig(**thresholds), "round 1")
     assert str(excinfo.value).startswith("round 1: the rewards by 'rules 1' were refused, and PPO did not start")
 

@@ -204,15 +204,15 @@ class Parrot(PreTrainedModel):
         return type("Output", (), {"logits": logits})
 
     def _next(self, history: list[int]) -> int:
-        prompt, *said = self._tokenizer.decode(history).split("<|im_start|>assistant\n")
-        text = self._text(prompt, said)
+        prompt, *turns_so_far = self._tokenizer.decode(history).split("<|im_start|>assistant\n")
+        text = self._text(prompt, turns_so_far)
         script = self._tokenizer.encode(text) + ([] if text.endswith("...") else [self._end])
-        already = len(self._tokenizer.encode(said[-1]))
+        already = len(self._tokenizer.encode(turns_so_far[-1]))
         return script[already] if already < len(script) else self._tokenizer.encode(".")[0]
 
-    def _text(self, prompt: str, said: list[str]) -> str:
+    def _text(self, prompt: str, turns_so_far: list[str]) -> str:
         turns = next((t for i, t in self._turns.items() if f"user\n{i}<|im_end|>" in prompt), [""])
-        return turns[min(len(said), len(turns)) - 1]
+        return turns[min(len(turns_so_far), len(turns)) - 1]
 
 
 @pytest.fixture
@@ -227,8 +227,8 @@ class Chooser(Parrot):
         super().__init__(codec, {})
         self._choose = choose
 
-    def _text(self, prompt: str, said: list[str]) -> str:
-        return self._choose([prompt, *said[:-1]])
+    def _text(self, prompt: str, turns_so_far: list[str]) -> str:
+        return self._choose([prompt, *turns_so_far[:-1]])
 
 
 @pytest.fixture

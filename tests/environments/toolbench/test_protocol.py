@@ -41,7 +41,7 @@ def test_any_response_has_a_status(observation):
 
 
 @pytest.mark.parametrize(
-    ("observation", "said"),
+    ("observation", "expected"),
     [
         ('{"error": "", "response": "9 mm"}', True),
         ('{"error": "Message error...", "response": "cut off in the mid', True),
@@ -54,8 +54,8 @@ def test_any_response_has_a_status(observation):
         ('{"error": "No response is recorded for this call.", "response": ""}', False),
     ],
 )
-def test_what_was_said_in_place_of_a_server_is_told_apart(observation, said):
-    assert from_server(observation) is said
+def test_what_was_said_in_place_of_a_server_is_told_apart(observation, expected):
+    assert from_server(observation) is expected
 
 
 @pytest.mark.parametrize(
