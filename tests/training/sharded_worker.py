@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 from steptool.config import PolicyConfig, WarmStartConfig
-from steptool.models import logprobs
+from steptool.models import logprobs, sharding
 from steptool.models.load import load_model
 from steptool.models.optimizer import local_part
 from steptool.models.sharding import load_sharded_actor
@@ -80,9 +80,9 @@ def run(stage: str, model: Path, folder: Path) -> None:
         play(model, out / "0", "fsdp")
         play(out / "0", out / "1", "fsdp", round_index=1, reference=model)
     elif stage == "tiled":
-        logprobs.SMALL_VOCABULARY = 10
+        logprobs.SMALL_VOCABULARY, sharding.MAX_FILE = 10, 50_000
         play(model, out, "fsdp", recompute=True)
-        logprobs.SMALL_VOCABULARY = 16384
+        logprobs.SMALL_VOCABULARY, sharding.MAX_FILE = 16384, 5 << 30
     elif stage == "bfloat16":
         play(folder / "bfloat16_model", out, "fsdp")
     elif stage == "lora":

@@ -42,9 +42,14 @@ def two(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def load_files(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of all files of a model folder."""
+    return {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
+
+
 def assert_close(one: Path, two: Path, start: dict[str, torch.Tensor]) -> None:
     """Every weight has moved, and the two files differ by a fiftieth of the largest move at most."""
-    actual, expected = load_file(one), load_file(two)
+    actual, expected = (load_file(file) if file.suffix else load_files(file) for file in (one, two))
     assert actual.keys() == expected.keys()
     for name, tensor in actual.items():
         distance = (tensor - start.get(name, torch.zeros(()))).abs().max()
@@ -73,11 +78,15 @@ def test_two_rounds_of_ppo_are_those_of_one_process(
     assert {float(t) for name, t in moments.items() if name.startswith("step/")} == {12.0}
 
 
-def test_a_large_vocabulary_in_tiles_with_recomputed_layers_gives_the_same(
+def test_large_vocabularies_recomputed_layers_and_several_files_give_the_same(
     two: Path, model_dir: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     play(model_dir, tmp_path, "ddp")
-    assert_close(tmp_path / "model.safetensors", two / "tiled" / "model.safetensors", weights)
+    assert_close(tmp_path, two / "tiled", weights)
+    files = sorted(file.name for file in (two / "tiled").glob("model*"))
+    assert files == [*(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)), "model.safetensors.index.json"]
+    stored = load_model(two / "tiled").state_dict()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in load_files(two / "tiled").items())
 
 
 def test_bfloat16_weights_are_the_upper_halves_of_float32_ones(two: Path, tmp_path: Path) -> None:
