@@ -1,11 +1,11 @@
 """What a round of LoRA hands over to the next, in bytes: the adapter, its training state and its card.
 
-python benchmarks/handover.py FOLDER [--rank 8]
+python benchmarks/handover.py [FOLDER] [--rank 8]
 
-FOLDER is a model folder. A round of one update on two short sequences stands for any other, because the size of what it
-hands over depends on the model and the rank alone. Prints a line for each file, and in MB the line
-`handed over by a round: OURS OTHER RATIO`, where OTHER is the policy as a whole model with its moments in float32.
-Exits with 1 if OURS is 30 MB or more.
+FOLDER is a model folder, by default the embedded model. A round of one update on two short sequences stands for any
+other, because the size of what it hands over depends on the model and the rank alone. Prints a line for each file, and
+in MB the line `handed over by a round: OURS OTHER RATIO`, where OTHER is the policy as a whole model with its moments
+in float32. Exits with 1 if OURS is 30 MB or more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from steptool.artifacts import lineage
 from steptool.config import Config
 from steptool.models.adapter import read_base_name, write_whole
-from steptool.models.load import load_tokenizer
+from steptool.models.load import EMBEDDED, load_tokenizer
 from steptool.records import Step, StepReward, StepStatus, StopReason, Trajectory
 from steptool.training.rounds import train_round
 
@@ -33,7 +33,7 @@ SEQUENCES, PROMPT, TURN = 2, 8, 4
 def main() -> int:
     """Print the lines; 0 if the bound holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="model folder")
+    parser.add_argument("folder", type=Path, nargs="?", default=EMBEDDED, help="model folder")
     parser.add_argument("--rank", type=int, default=8, help="rank of the adapter")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="steptool-benchmark-") as scratch:
@@ -67,12 +67,12 @@ def train(folder: Path, rank: int, target: Path) -> None:
 
 
 def make_episode(number: int, vocabulary: int) -> Trajectory:
-    """Random tokens: a prompt and one step."""
+    """Random tokens, which no engine has sampled: a prompt and one step."""
     ids = np.random.default_rng(number).integers(0, vocabulary, PROMPT + TURN).astype(np.int32)
     return Trajectory(
         trajectory_id=f"t{number}", query_id=f"q{number}", environment="none", tier="", policy="p", round=0, sample=0,
         temperature=1.0, messages=[], input_ids=ids, spans=[(PROMPT, PROMPT + TURN)],
-        logprobs=np.zeros(TURN, np.float32), steps=[Step(None, StepStatus.MALFORMED, "")],
+        logprobs=np.zeros(0, np.float32), steps=[Step(None, StepStatus.MALFORMED, "")],
         stop_reason=StopReason.STEP_LIMIT, final_answer=None, solved=None, seconds=0.0,
     )  # fmt: skip
 
