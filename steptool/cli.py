@@ -140,6 +140,21 @@ def view(
 
 
 @app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as runs/demo/model.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one, which is printed.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address; one that others reach needs a key in STEPTOOL_API_KEY.")] = (
+        "127.0.0.1"
+    ),
+    name: Annotated[str, typer.Option(help="Name of the model in requests; empty: that of the folder.")] = "",
+) -> None:
+    """Serve a model as it was trained, behind an API of OpenAI's form."""
+    from steptool.policies.serve import serve as run_server
+
+    run_server(model, host, port, name or model.resolve().name)
+
+
+@app.command()
 def check(
     config: ConfigPath,
     overrides: Overrides = None,

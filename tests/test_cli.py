@@ -48,7 +48,7 @@ def test_the_help_of_train_fits_on_two_screens() -> None:
 
 def test_every_command_is_listed_and_starting_imports_nothing_heavy() -> None:
     code, output, _ = run("--help")
-    names = ("train", "evaluate", "ingest", "annotate", "export", "view", "registry", "check", "clean")
+    names = ("train", "evaluate", "ingest", "annotate", "export", "view", "serve", "registry", "check", "clean")
     assert code == 0 and all(f"│ {name} " in output for name in names)
     program = "import sys, steptool.cli; print(sorted({'torch', 'transformers', 'flytekit'} & set(sys.modules)))"
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,9 +8,10 @@ what was sampled, and supervised examples are cut exactly like episodes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ AUTO = "auto"
 """The format in which the chat template writes calls; ReAct where it knows neither tools nor calls."""
 _LLAMA_END = "<|eom_id|>"
 """Ends a turn of Llama 3.1 that calls a tool after <|python_tag|>."""
+_NOTHING_SAMPLED: Mapping[int, Sequence[int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,32 @@ class ChatCodec:
             )
         return ids
 
-    def encode(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> Encoded:
+    def next_prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[ToolSchema], sampled: Mapping[int, Sequence[int]]
+    ) -> list[int]:
+        """Tokens up to the assistant's next turn, in a conversation with any number of turns.
+
+        `sampled` gives the tokens of assistant messages that were sampled before, by position; others are encoded.
+        Raises ValueError if the last message is the assistant's, and as `encode` does.
+        """
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        if not turns:
+            return self.prompt_ids(messages, tools)
+        path = self.encode(messages, tools, sampled).input_ids.tolist()
+        closed = path[-1] in self.end_ids
+        return [*path, *([] if closed else [self.end_id]), *self._between(messages[turns[-1] + 1 :])]
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        sampled: Mapping[int, Sequence[int]] = _NOTHING_SAMPLED,
+    ) -> Encoded:
         """Cut a recorded conversation into the tokens that a rollout would have made. Messages after the last
-        assistant turn are left out. Raises ValueError if there is no assistant turn or two stand side by side."""
+        assistant turn are left out. `sampled` as in `next_prompt_ids`.
+
+        Raises ValueError if there is no assistant turn or two stand side by side.
+        """
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         if not turns:
             raise ValueError("a conversation to learn from needs an assistant message, and there is none")
@@ -143,9 +168,10 @@ class ChatCodec:
         spans: list[tuple[int, int]] = []
         for number, turn in enumerate(turns):
             if number:
+                ids += [] if ids[-1] in self.end_ids else [self.end_id]
                 ids += self._between(messages[turns[number - 1] + 1 : turn])
             start = len(ids)
-            ids += self.assistant_ids(messages[turn], tools, first=not number)
+            ids += sampled.get(turn) or self.assistant_ids(messages[turn], tools, first=not number)
             spans.append((start, len(ids)))
         return Encoded(np.asarray(ids, dtype=np.int32), tuple(spans))
 

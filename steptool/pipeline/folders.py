@@ -93,10 +93,13 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
     (folder / lineage.CONFIG).write_text(dump_config(config), encoding="utf-8")
     for name, file in files.by_name().items():
         shutil.copyfile(file, folder / name)
-    from steptool.models.adapter import write_whole  # brings torch, which other pages do without
+    # These bring torch, which other pages do without.
+    from steptool.models.adapter import write_whole
+    from steptool.models.serving import write_serving
 
     for name, model in files.models.items():
         write_whole(model, files.models[lineage.WARM_START], folder / name)
+        write_serving(folder / name, config)
     concatenate(list(files.evaluations), Evaluation, folder / lineage.EVALUATED)
     concatenate(files.metrics, Metric, folder / lineage.METRICS)
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:

@@ -58,15 +58,26 @@ def _make_policy(
     if policy.kind == "model":
         return _make_local(policy, config, load)
     if policy.kind == "endpoint":
-        sampled = policy.endpoint.model_copy(update={"temperature": config.rollout.temperature})
-        endpoints = {
-            Decoding.GREEDY: Endpoint(policy.endpoint, policy.cache),
-            Decoding.SAMPLED: Endpoint(sampled, policy.cache),
-        }
-        return EndpointPolicy(endpoints, name=policy.name, rollout=config.rollout, instructions=policy.instructions)
+        return _make_endpoint(policy, config)
     first = {t.query_id: t for t in reversed(list(recordings))}
     only_recorded = bool(policy.recordings)
     return ScriptedPolicy(lambda query, _: _calls_of(query, first, only_recorded), policy.name)
+
+
+def _make_endpoint(policy: EvaluatedPolicy, config: Config) -> Policy:
+    greedy, instructions = policy.endpoint, policy.instructions
+    if policy.model:
+        from steptool.models.serving import read_serving
+
+        serving = read_serving(policy.model)
+        instructions = serving.system
+        greedy = greedy.model_copy(update={"max_tokens": serving.max_tokens})
+    sampled = greedy.model_copy(update={"temperature": config.rollout.temperature})
+    endpoints = {
+        Decoding.GREEDY: Endpoint(greedy, policy.cache),
+        Decoding.SAMPLED: Endpoint(sampled, policy.cache),
+    }
+    return EndpointPolicy(endpoints, name=policy.name, rollout=config.rollout, instructions=instructions)
 
 
 def _make_local(policy: EvaluatedPolicy, config: Config, load: LoadModel | None) -> Policy:

@@ -1,0 +1,144 @@
+"""A model behind our own server, in a process of its own: the same episodes as in this one, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from steptool.chat.calls import FINISH_SCHEMA
+from steptool.config import Config, EndpointConfig, EvaluatedPolicy
+from steptool.environments.desk.environment import DeskEnvironment
+from steptool.environments.desk.tasks import desk_queries
+from steptool.models.load import EMBEDDED
+from steptool.models.serving import read_serving, write_serving
+from steptool.policies.catalog import open_policy
+from steptool.records import FINISH, Trajectory
+from steptool.rollout.runner import roll_out
+from steptool.rollout.turns import Decoding
+
+CONFIG = Config.model_validate({"rollout": {"temperature": 0.5}, "data": {"heldout_queries": 10}})
+QUERIES = [query for query in desk_queries(CONFIG) if query.split == "heldout"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded base as a run publishes its model."""
+    target = tmp_path_factory.mktemp("models") / "desk-model"
+    shutil.copytree(EMBEDDED, target)
+    write_serving(target, CONFIG)
+    return target
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "steptool.cli", "serve", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+        process.terminate()
+
+
+@pytest.fixture
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=address, api_key="none", max_retries=0)
+
+
+def play(policy: EvaluatedPolicy) -> list[Trajectory]:
+    with open_policy(policy, CONFIG) as opened:
+        played = roll_out(opened, QUERIES, DeskEnvironment(), decoding=Decoding.GREEDY)
+    return [episode.trajectory for episode in played]
+
+
+def test_a_served_model_plays_the_episodes_that_it_plays_here(folder: Path, address: str) -> None:
+    endpoint = EndpointConfig(base_url=address, model="desk-model")
+    far = play(EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint, model=str(folder)))
+    here = play(EvaluatedPolicy(name="here", model=str(folder)))
+    assert [t.solved for t in far] == [t.solved for t in here] and any(t.solved for t in here)
+    assert [[s.call for s in t.steps] for t in far] == [[s.call for s in t.steps] for t in here]
+    assert [[s.observation for s in t.steps] for t in far] == [[s.observation for s in t.steps] for t in here]
+
+
+def test_a_client_without_finish_gets_the_answer_as_text(client: openai.OpenAI, folder: Path) -> None:
+    (solved, *_) = [t for t in play(EvaluatedPolicy(name="here", model=str(folder))) if t.solved]
+    tools = next(query.tools for query in QUERIES if query.query_id == solved.query_id)
+
+    def answer(messages: list[Any], offered: list[Any]) -> dict[str, Any]:
+        reply = client.chat.completions.create(model="desk-model", messages=messages, tools=offered, temperature=0)
+        return reply.choices[0].message.model_dump(exclude_none=True)
+
+    without = answer(solved.messages[:-1], [tool for tool in tools if tool["function"]["name"] != FINISH])
+    assert without == {"role": "assistant", "content": solved.final_answer}
+    (call,) = answer(solved.messages[:-1], list(tools))["tool_calls"]
+    assert call["function"]["name"] == FINISH
+    assert json.loads(call["function"]["arguments"])["final_answer"] == solved.final_answer
+
+
+def test_a_seed_decides_what_is_sampled_and_usage_counts_tokens(client: openai.OpenAI, folder: Path) -> None:
+    query = QUERIES[0]
+    request: dict[str, Any] = {
+        "model": "desk-model",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": query.instruction}]}],
+        "tools": list(query.tools),
+        "max_tokens": 5,
+    }
+    first, second = (client.chat.completions.create(**request, seed=7, temperature=1.5) for _ in range(2))
+    assert first.choices[0].message.content == second.choices[0].message.content
+    others = [client.chat.completions.create(**request, seed=n, temperature=1.5) for n in range(6)]
+    assert len({other.choices[0].message.content for other in others}) > 1
+    assert first.usage and first.usage.completion_tokens == 5
+    assert first.usage.total_tokens == first.usage.prompt_tokens + 5 and first.choices[0].finish_reason == "length"
+    chunks = list(client.chat.completions.create(**request, temperature=0, stream=True))
+    whole = client.chat.completions.create(**request, temperature=0)
+    assert [chunk.choices[0].delta.content for chunk in chunks] == [whole.choices[0].message.content]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"model": "another"}, 404, "this server has 'desk-model'"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "critic", "content": "?"}]}, 400, "expected a role among"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "needs text"),
+        ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}, 400, "assistant"),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "context length is 768"),
+        ({"messages": [{"role": "user", "content": "x" * (5 << 20)}]}, 413, "4 MB"),
+        ({"tools": [{"type": "function"}]}, 400, "tools[0]"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"n": 2}, 400, "n: "),
+        ({"stop": ["x"]}, 400, "stop"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_its_reason(
+    address: str, change: dict[str, Any], status: int, words: str
+) -> None:
+    request = {"model": "desk-model", "messages": [{"role": "user", "content": "?"}], **change}
+    answer = httpx2.post(f"{address}/chat/completions", json=request)
+    assert answer.status_code == status and words in answer.json()["error"]["message"]
+
+
+def test_models_and_health(client: openai.OpenAI, address: str) -> None:
+    assert [model.id for model in client.models.list()] == ["desk-model"]
+    assert httpx2.get(address.replace("/v1", "/health")).json() == {"status": "ok"}
+
+
+def test_others_are_let_in_with_a_key_alone(folder: Path) -> None:
+    command = [sys.executable, "-m", "steptool.cli", "serve", str(folder), "--host", "0.0.0.0"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 2 and "set a key in STEPTOOL_API_KEY" in process.stderr
+
+
+def test_the_folder_says_how_it_was_trained(folder: Path) -> None:
+    serving = read_serving(folder)
+    assert (serving.temperature, serving.max_tokens, serving.max_context) == (0.5, 48, 768)
+    assert serving.finish_tool == FINISH_SCHEMA and serving.system == "" and serving.chat_format == "hermes"
+    assert serving.vllm == ("--max-model-len", "768", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    decoding = json.loads((folder / "generation_config.json").read_text())
+    assert (decoding["do_sample"], decoding["temperature"], decoding["top_k"]) == (True, 0.5, 0)
+    assert (decoding["max_new_tokens"], decoding["eos_token_id"]) == (48, [6])
