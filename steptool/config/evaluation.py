@@ -35,8 +35,8 @@ class EvaluatedPolicy(StrictModel):
     """model: a causal language model; endpoint: a model behind an OpenAI-compatible endpoint; playback: the reference
     solution of each query or, where it has none, the first recorded answer; with `recordings` what these hold."""
     model: str = ""
-    """embedded, a model folder, the url of one or a Hugging Face id. It may be a LoRA adapter. Of the kind endpoint: the
-    folder or url of the model behind it, whose serving.json replaces instructions and endpoint.max_tokens
+    """embedded, a model folder, the url of one or a Hugging Face id. It may be a LoRA adapter. Of the kind endpoint:
+    the folder or url of the model behind it, whose serving.json replaces instructions and endpoint.max_tokens
     (docs/serve.md); empty: a model without one."""
     base: str = ""
     """The model that an adapter belongs to, named in the same way (kind model only); empty: what the adapter itself
