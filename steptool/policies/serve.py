@@ -155,7 +155,7 @@ class ServedModel:
         seed = secrets.randbits(63) if request.seed is None else request.seed
         uniforms = torch.rand(limit, generator=torch.Generator().manual_seed(seed)).numpy()
         sampler.feed([Feed(0, 0, prompt, uniforms)])
-        while not sampler.ended:
+        while not sampler.ended_count:
             sampler.step()
         (turn,) = sampler.take()
         return turn
