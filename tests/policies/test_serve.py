@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import EMBEDDED
 from steptool.models.serving import read_serving, write_serving
 from steptool.policies.catalog import open_policy
-from steptool.records import FINISH, Trajectory
+from steptool.records import FINISH, Step, Trajectory
 from steptool.rollout.runner import roll_out
 from steptool.rollout.turns import Decoding
 
-CONFIG = Config.model_validate({"rollout": {"temperature": 0.5}, "data": {"heldout_queries": 10}})
-QUERIES = [query for query in desk_queries(CONFIG) if query.split == "heldout"]
+CONFIG = Config.model_validate({"rollout": {"temperature": 0.5}, "data": {"heldout_queries": 120}})
+QUERIES = [query for query in desk_queries(CONFIG) if query.split == "heldout"][60:70]
+"""Short tasks, of which the base solves some and fails others."""
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,14 @@ def test_a_served_model_plays_the_episodes_that_it_plays_here(folder: Path, addr
     endpoint = EndpointConfig(base_url=address, model="desk-model")
     far = play(EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint, model=str(folder)))
     here = play(EvaluatedPolicy(name="here", model=str(folder)))
-    assert [t.solved for t in far] == [t.solved for t in here] and any(t.solved for t in here)
-    assert [[s.call for s in t.steps] for t in far] == [[s.call for s in t.steps] for t in here]
-    assert [[s.observation for s in t.steps] for t in far] == [[s.observation for s in t.steps] for t in here]
+    assert [t.solved for t in far] == [t.solved for t in here] and 0 < sum(t.solved or 0.0 for t in here) < len(here)
+    assert [readable_steps(t) for t in far] == [readable_steps(t) for t in here]
+    assert sum(len(readable_steps(t)) == len(t.steps) for t in here) >= 5
+
+
+def readable_steps(trajectory: Trajectory) -> list[Step]:
+    """The steps before the first one without a call. The API has no answer of a tool to such a turn: the user tells."""
+    return list(takewhile(lambda step: step.call, trajectory.steps))
 
 
 def test_a_client_without_finish_gets_the_answer_as_text(client: openai.OpenAI, folder: Path) -> None:
