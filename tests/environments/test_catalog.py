@@ -130,7 +130,7 @@ def test_an_object_that_cannot_be_made_is_found_before_a_run(tmp_path: Path, iso
                 return 13
     """
     tools = {"functions": f"{write_module(tmp_path, source)}:Shop", "isolation": isolation, "timeout": 30.0}
-    message = "cannot start 1 of 2 tasks: train query 'q0': .*making its object failed: ValueError: no shelf"
+    message = "cannot start 1 of 2 tasks: train query 'q0': .*making Shop failed: ValueError: no shelf"
     queries = [Query(f"q{n}", "train", "functions", "go", ()) for n in range(2)]
     environment = open_environment("functions", Config.model_validate({"tools": tools}))
     with closing(environment), pytest.raises(ConfigError, match=message):

@@ -191,7 +191,8 @@ class EpisodeTools:
         try:
             self._object()
         except BaseException as error:
-            raise RuntimeError(f"tools.functions: making its object failed: {describe_error(error)}") from None
+            name = getattr(self._toolbox.make, "__name__", "the object")
+            raise RuntimeError(f"tools.functions: making {name} failed: {describe_error(error)}") from None
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """The result of a function as text; a failed step for what it, or the making of its object, raises."""
