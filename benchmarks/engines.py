@@ -73,9 +73,9 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     codec, model, queries = NoteCodec(load_tokenizer(folder)), load_model(folder), make_queries()[:EPISODES]
-    plain, histories = measure("other", lambda chosen: regenerate(model, codec, chosen, TURNS), queries)
+    plain, histories = measure("other", lambda batch: regenerate(model, codec, batch, TURNS), queries)
     with closing(LocalPolicy(model, codec, **SETTINGS)) as policy:
-        ours, episodes = measure("ours", lambda chosen: play(policy, chosen), queries)
+        ours, episodes = measure("ours", lambda batch: play(policy, batch), queries)
     longest = max(map(len, episodes))
     equal = sum(a == b for a, b in zip(episodes, histories, strict=True))
     sys.stdout.write(f"engines: {EPISODES} episodes of up to {longest} tokens, {equal} equal to those of generate\n")
@@ -83,9 +83,9 @@ def main() -> None:
     if importlib.util.find_spec("vllm"):
         engine = VllmEngine(str(folder), max_context=CONTEXT, max_requests=EPISODES)
         with closing(EnginePolicy(engine, codec, **SETTINGS)) as policy:
-            theirs, _ = measure("ours", lambda chosen: play(policy, chosen), queries)
-        compare("vLLM against generate", theirs, plain)
-        compare("vLLM against the transformers engine", theirs, ours)
+            other, _ = measure("ours", lambda batch: play(policy, batch), queries)
+        compare("vLLM against generate", other, plain)
+        compare("vLLM against the transformers engine", other, ours)
 
 
 if __name__ == "__main__":

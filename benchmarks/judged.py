@@ -123,9 +123,9 @@ def main() -> None:
         return
     skipped = Counter[str]()
     answers = list(read_answers(folder, skipped))
-    given = [answer for answer in answers if answer.trajectory.stop_reason is StopReason.FINISHED]
-    print(f"judged: {len(answers)} answers, {len(given)} end with an answer, left out: {dict(skipped) or 'none'}")
-    for what, some in (("all answers", answers), ("answers given", given)):
+    finished = [answer for answer in answers if answer.trajectory.stop_reason is StopReason.FINISHED]
+    print(f"judged: {len(answers)} answers, {len(finished)} end with an answer, left out: {dict(skipped) or 'none'}")
+    for what, some in (("all answers", answers), ("answers given", finished)):
         ours, other = (separation(some, annotator) for annotator in ("rules", "lcs"))
         if ours is None or other is None:
             print(f"judged AUROC, {what}: not measurable, all {len(some)} have the same verdict")

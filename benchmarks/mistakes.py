@@ -320,12 +320,12 @@ def make_mistake(mistake: Mistake, folder: Path, server: str) -> tuple[int, list
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text.replace("DIR", str(folder)).replace("SERVER", server), encoding="utf-8")
     command = [part.replace("DIR", str(folder)) for part in mistake.command]
-    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TMPDIR": str(folder)}
-    variables = {**os.environ, **ours, **mistake.variables}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
-    said = done.stderr.replace(str(folder), "DIR").replace(str(ROOT), ".")
-    lines = [line.strip("│ ") for line in said.splitlines() if line.strip()]
-    return done.returncode, [line for line in lines if not _FRAME.match(line)]
+    own_variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TMPDIR": str(folder)}
+    variables = {**os.environ, **own_variables, **mistake.variables}
+    result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    message = result.stderr.replace(str(folder), "DIR").replace(str(ROOT), ".")
+    lines = [line.strip("│ ") for line in message.splitlines() if line.strip()]
+    return result.returncode, [line for line in lines if not _FRAME.match(line)]
 
 
 def find_problems(mistake: Mistake, code: int, lines: Sequence[str]) -> list[str]:
@@ -345,9 +345,9 @@ def main() -> int:
     """Make each mistake and print what came."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of the names of the mistakes to make")
-    chosen = [mistake for mistake in MISTAKES if parser.parse_args().only in mistake.name]
+    mistakes = [mistake for mistake in MISTAKES if parser.parse_args().only in mistake.name]
     clear = 0
-    for mistake in chosen:
+    for mistake in mistakes:
         with tempfile.TemporaryDirectory() as folder, serve() as server:
             code, lines = make_mistake(mistake, Path(folder), server)
         problems = find_problems(mistake, code, lines)
@@ -356,8 +356,8 @@ def main() -> int:
             f"{mistake.name}:\n  " + "\n  ".join(lines or ["(nothing)"]) + f"\n  => {'; '.join(problems) or 'clear'}",
             flush=True,
         )
-    print(f"mistakes with a clear message: {clear} {len(chosen)} {clear / max(1, len(chosen)):.2f}")
-    return clear < len(chosen)
+    print(f"mistakes with a clear message: {clear} {len(mistakes)} {clear / max(1, len(mistakes)):.2f}")
+    return clear < len(mistakes)
 
 
 if __name__ == "__main__":

@@ -82,10 +82,10 @@ def measure_pods(config: Config, scratch: Path) -> tuple[float, float]:
     with served() as store:
         registry = register(package(ROOT, "workflows", scratch / "package", IMAGES), store, "v1")
         engine = Engine(registry, Kubelet(store, build(scratch / "image", {"OMP_NUM_THREADS": "1"}), scratch))
-        done = engine.execute("workflows.train.train", {"config": config, "output": f"{store.root}/run"})
-    if done.error:
-        raise RuntimeError(done.story())
-    pods = [pod for pod in done.pods if pod.task in OF_ROUNDS]
+        execution = engine.execute("workflows.train.train", {"config": config, "output": f"{store.root}/run"})
+    if execution.error:
+        raise RuntimeError(execution.story())
+    pods = [pod for pod in execution.pods if pod.task in OF_ROUNDS]
     wall = max(pod.start + pod.seconds for pod in pods) - min(pod.start for pod in pods)
     return wall, sum(pod.cpu_seconds for pod in pods)
 

@@ -61,9 +61,9 @@ def rounds_together(
     return Together(
         Model(str(last.model)),
         FlyteFile(str(last.scale)),
-        [Parquet(str(done.audited.trajectories)) for done in finished],
-        [Parquet(str(done.audited.rewards)) for done in finished],
-        [Parquet(str(done.learned.advantages)) for done in finished],
-        [Parquet(str(done.learned.metrics)) for done in finished],
-        [Parquet(str(done.learned.costs)) for done in finished],
+        [Parquet(str(round_result.audited.trajectories)) for round_result in finished],
+        [Parquet(str(round_result.audited.rewards)) for round_result in finished],
+        [Parquet(str(round_result.learned.advantages)) for round_result in finished],
+        [Parquet(str(round_result.learned.metrics)) for round_result in finished],
+        [Parquet(str(round_result.learned.costs)) for round_result in finished],
     )

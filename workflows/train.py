@@ -47,13 +47,13 @@ class Round(NamedTuple):
 def rounds(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> Rounds:
     """On-policy rounds: each rolls out the current policy, scores its episodes, audits that and trains on them."""
     place = _place_together if config.rounds.placement == "together" else _place_in_pods
-    model, made = place(config, start, tasks, queries)
-    return Rounds(model, *(list(parts) for parts in zip(*made, strict=True)))
+    model, results = place(config, start, tasks, queries)
+    return Rounds(model, *(list(parts) for parts in zip(*results, strict=True)))
 
 
 def _place_in_pods(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> tuple[Model, list[Round]]:
     """A stage for each step of a round, and for each shard. Returns the last policy and the rounds."""
-    policy, scale, made = start, None, []
+    policy, scale, results = start, None, []
     for round_index in range(config.ppo.rounds):
         play = partial(rollout, round_index=round_index, config=config, model=policy, base=start, tasks=tasks)
         episode_shards = map_task(play)(shard=list(range(config.rollout.shards)))
@@ -77,16 +77,18 @@ def _place_in_pods(config: Config, start: Model, tasks: Tasks, queries: Parquet)
             scale=scale,
         )
         policy, scale = improved.model, improved.scale
-        made.append(Round(audited.trajectories, audited.rewards, improved.advantages, improved.metrics, improved.costs))
-    return policy, made
+        results.append(
+            Round(audited.trajectories, audited.rewards, improved.advantages, improved.metrics, improved.costs)
+        )
+    return policy, results
 
 
 def _place_together(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> tuple[Model, list[Round]]:
     """A stage for several rounds. Returns the last policy and the rounds."""
-    policy, scale, made = start, None, []
+    policy, scale, results = start, None, []
     for first in range(0, config.ppo.rounds, config.rounds.per_stage):
         count = min(config.rounds.per_stage, config.ppo.rounds - first)
-        done = rounds_together(
+        outputs = rounds_together(
             first=first,
             count=count,
             config=config,
@@ -96,10 +98,10 @@ def _place_together(config: Config, start: Model, tasks: Tasks, queries: Parquet
             queries=queries,
             scale=scale,
         )
-        policy, scale = done.model, done.scale
-        columns = (done.trajectories, done.rewards, done.advantages, done.metrics, done.costs)
-        made += [Round(*(column[number] for column in columns)) for number in range(count)]
-    return policy, made
+        policy, scale = outputs.model, outputs.scale
+        columns = (outputs.trajectories, outputs.rewards, outputs.advantages, outputs.metrics, outputs.costs)
+        results += [Round(*(column[number] for column in columns)) for number in range(count)]
+    return policy, results
 
 
 @workflow()

@@ -156,10 +156,10 @@ def base_on_hub(entries: Sequence[Entry]) -> str:
     return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists() else ""
 
 
-def _metadata(entries: Sequence[Entry], title: str, known: Mapping[str, Any], *, is_adapter: bool) -> str:
+def _metadata(entries: Sequence[Entry], title: str, facts: Mapping[str, Any], *, is_adapter: bool) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    own = known.get("results", {}).get(known.get("result"), {})
+    own = facts.get("results", {}).get(facts.get("result"), {})
     results = [
         EvalResult(
             task_type="text-generation",
@@ -174,10 +174,10 @@ def _metadata(entries: Sequence[Entry], title: str, known: Mapping[str, Any], *,
     ]
     data = ModelCardData(
         base_model=base_on_hub(entries) or None,
-        datasets=known.get("datasets") or None,
+        datasets=facts.get("datasets") or None,
         eval_results=results or None,
         library_name="peft" if is_adapter else "transformers",
-        license=known.get("licence") or None,
+        license=facts.get("licence") or None,
         model_name=title if results else None,
         pipeline_tag="text-generation",
         tags=["tool-use", "steptool"],

@@ -262,8 +262,8 @@ def _activations(shape: ModelShape, config: Config, tokens: int) -> float:
         tokens * shape.bytes_per_weight * (8 * shape.hidden + 4 * (shape.queries + shape.keys + shape.intermediate))
     )
     inputs = tokens * shape.bytes_per_weight * shape.hidden * shape.layers
-    kept = inputs + of_layer if config.ppo.gradient_checkpointing else of_layer * shape.layers
-    return kept + min(_LOGITS, 2.0 * tokens * shape.vocabulary * _FLOAT32)
+    activations = inputs + of_layer if config.ppo.gradient_checkpointing else of_layer * shape.layers
+    return activations + min(_LOGITS, 2.0 * tokens * shape.vocabulary * _FLOAT32)
 
 
 def _cache(shape: ModelShape, config: Config, episodes: int | None = None) -> float:

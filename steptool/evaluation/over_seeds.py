@@ -73,9 +73,9 @@ def seed_interval(a: Seeded, b: Seeded, measure: str = "pass_rate", draws: int =
     common = set.intersection(*(set(part.queries) for side in parts for part in side))
     if not common:
         raise ValueError(f"{measure}: no task has a value for every seed on both sides")
-    kept = [[part.select(common) for part in side] for side in parts]
-    tops_2SQ = np.array([[part.top_Q for part in side] for side in kept])
-    bottoms_2SQ = np.array([[part.bottom_Q for part in side] for side in kept])
+    common_parts = [[part.select(common) for part in side] for side in parts]
+    tops_2SQ = np.array([[part.top_Q for part in side] for side in common_parts])
+    bottoms_2SQ = np.array([[part.bottom_Q for part in side] for side in common_parts])
     counts_RS = np.concatenate(list(bootstrap.resamples(len(a), draws, seed)))
     estimates, start = [], 0
     for counts_rQ in bootstrap.resamples(len(common), draws, seed + 1):

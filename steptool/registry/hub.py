@@ -74,8 +74,8 @@ def model_upload(folder: Path, repo: str, licence: str, datasets: Sequence[str] 
     if not is_adapter and not (model / "config.json").is_file():
         raise RegistryError(f"{folder}: no model: expected the folder of a run, or a folder with config.json")
     entries = lineage.read(model)
-    known = {"licence": licence, "datasets": list(datasets), **_results(folder)}
-    card = lineage.card(entries, repo.rpartition("/")[2], known, _adapter_base(model) if is_adapter else "")
+    facts = {"licence": licence, "datasets": list(datasets), **_results(folder)}
+    card = lineage.card(entries, repo.rpartition("/")[2], facts, _adapter_base(model) if is_adapter else "")
     return Upload(repo, Kind.MODEL, _list_files(model), card)
 
 

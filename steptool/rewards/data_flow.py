@@ -154,10 +154,10 @@ def _use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[
     return f"looked at before acting: {', '.join(looked_at)}" if news and looked_at else ""
 
 
-def _is_reported(news: frozenset[str], told: str) -> bool:
+def _is_reported(news: frozenset[str], answer: str) -> bool:
     """Whether an answer holds what a change returned to be told: the number of a booking, if there is one."""
     names = [value for value in news if _LOOKS_LIKE_A_THING.match(value) or _NUMBER.fullmatch(value)]
-    return not names or any(mentions(told, name) for name in names)
+    return not names or any(mentions(answer, name) for name in names)
 
 
 def _invents(answer: str, query: Query, trajectory: Trajectory) -> bool:
@@ -165,9 +165,9 @@ def _invents(answer: str, query: Query, trajectory: Trajectory) -> bool:
 
     In an answer that lists values a number counts as well. In prose a number may be counted or computed.
     """
-    listed = all(len(part.split()) <= _LIST_WORDS for part in _LIST_MARKS.split(answer))
+    is_list = all(len(part.split()) <= _LIST_WORDS for part in _LIST_MARKS.split(answer))
     tokens = set(_TOKEN.findall(normalise(answer)))
-    names = [t for t in tokens if _LOOKS_LIKE_A_THING.match(t) or (listed and _NUMBER.fullmatch(t))]
+    names = [t for t in tokens if _LOOKS_LIKE_A_THING.match(t) or (is_list and _NUMBER.fullmatch(t))]
     calls = [step.call.arguments for step in trajectory.steps if step.call and step.call.name != FINISH]
     observations = [payload(step.observation) for step in trajectory.steps]
     sources = "\n".join([_user_text(query, trajectory), text_of(calls), text_of(observations)])

@@ -35,8 +35,8 @@ def agree(choice: T) -> T:
     """What the first process has chosen, in all of them."""
     if processes().num_processes == 1:
         return choice
-    chosen: list[T] = broadcast_object_list([choice])
-    return chosen[0]
+    choices: list[T] = broadcast_object_list([choice])
+    return choices[0]
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ def _read_sharegpt_turn(turn: Any, where: str) -> Fields:
     turn = parse_if_text(turn, where)
     if isinstance(turn, dict) and "from" not in turn and "role" in turn:
         return turn
-    said = {"role": require(turn, "from", str, where), "content": require(turn, "value", str, where)}
-    return said | {name: turn[name] for name in ERROR_MARKS if name in turn}
+    message = {"role": require(turn, "from", str, where), "content": require(turn, "value", str, where)}
+    return message | {name: turn[name] for name in ERROR_MARKS if name in turn}
 
 
 def _read_gemini(value: Fields) -> Fields:

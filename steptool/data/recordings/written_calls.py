@@ -45,8 +45,8 @@ def read_written_calls(messages: Sequence[Any], tools: Sequence[ToolSchema]) -> 
         calls, thought = _read_calls(message, tools)
         answered = isinstance(following, dict) and following.get("role") in ("tool", "function")
         if calls and (answered or all(call.name in names for call in calls)):
-            listed = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in calls]
-            message = {**message, "content": thought, "tool_calls": listed}
+            tool_calls = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in calls]
+            message = {**message, "content": thought, "tool_calls": tool_calls}
         read.append(message)
     return read
 
@@ -128,6 +128,6 @@ def _read_harmony(message: Any) -> Any:
     read = [GPT_OSS.parse(call).call for call in calls]
     if not all(read):
         return message
-    listed = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in read if call]
+    tool_calls = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in read if call]
     reasoning = {"reasoning_content": join_texts(thoughts)} if thoughts else {}
-    return {**message, "content": join_texts(words), **reasoning, **({"tool_calls": listed} if listed else {})}
+    return {**message, "content": join_texts(words), **reasoning, **({"tool_calls": tool_calls} if tool_calls else {})}
