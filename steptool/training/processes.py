@@ -8,6 +8,7 @@ over the processes (steptool.models.sharding) they compute every pass together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -37,6 +38,20 @@ def agree(choice: T) -> T:
         return choice
     choices: list[T] = broadcast_object_list([choice])
     return choices[0]
+
+
+def share_folder(folder: Path) -> Path:
+    """The folder of the first process, which all processes write into. Raises ValueError where one does not see it."""
+    shared = agree(folder)
+    if processes().is_main_process:
+        shared.mkdir(parents=True, exist_ok=True)
+    processes().wait_for_everyone()
+    if not shared.is_dir():
+        raise ValueError(
+            f"{shared}: this process does not see the folder that the first one has made; ppo.sharding: fsdp needs a "
+            "disk in common: run the stage on one node, or with ppo.sharding: ddp"
+        )
+    return shared
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:

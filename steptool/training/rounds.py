@@ -33,7 +33,7 @@ from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.mismatch import check_mismatch, engine_log_probs, measure_mismatch
 from steptool.training.plan import PassLimit
-from steptool.training.processes import agree, cuts_models, processes
+from steptool.training.processes import cuts_models, processes, share_folder
 from steptool.training.scores import Scores, fingerprint, score
 from steptool.training.trainer import Settings, Trainer
 
@@ -93,7 +93,8 @@ def train_round(
         note = f"{selection.note}; the policy is passed on unchanged"
         return RoundResult(selection.metrics, [], selection.left_out, 0, selection.scale, note)
     if cuts_models(config.ppo.sharding):
-        out_dir, checkpoints = agree((out_dir, checkpoints))  # all processes write into the same folders
+        out_dir = share_folder(out_dir)
+        checkpoints = share_folder(Path(checkpoints)) if checkpoints else None
     digest = fingerprint(selection.trajectories, selection.rewards)
     checkpoint_folder = (
         CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None

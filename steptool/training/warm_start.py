@@ -22,7 +22,7 @@ from steptool.records import Metric
 from steptool.training.algorithms.base import Supervised
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.plan import PassLimit, grouped_batches
-from steptool.training.processes import agree, cuts_models, processes
+from steptool.training.processes import cuts_models, processes, share_folder
 from steptool.training.scores import fingerprint
 from steptool.training.trainer import OnStep, Settings, Trainer, warm_up_and_cosine
 
@@ -69,7 +69,8 @@ def warm_start(
         )
     cut = cuts_models(sharding)
     if cut:
-        out_dir, checkpoints = agree((out_dir, checkpoints))  # all processes write into the same folders
+        out_dir = share_folder(out_dir)
+        checkpoints = share_folder(Path(checkpoints)) if checkpoints else None
         actor = load_sharded_actor(base_dir, processes().num_processes, trained=not policy.lora_rank)
     else:
         actor = Actor(load_model(base_dir))
