@@ -84,6 +84,7 @@ class ChatCodec:
         self.end_ids = {self.end_id, *end_ids} | ({tokenizer.eos_token_id} - {None})
         if self.format is LLAMA and _LLAMA_END in tokenizer.get_added_vocab():
             self.end_ids.add(int(tokenizer.convert_tokens_to_ids(_LLAMA_END)))
+        self._knows_developer = "developer" in template.literals
         self._filter = StructureFilter(template, self.format)
         self._turns.check()
         self.assistant_ids(PROBE)
@@ -195,6 +196,8 @@ class ChatCodec:
 
     def _safe_message(self, message: Message) -> Message:
         safe = {**message, "content": self._filter.clean(text_of(message))}
+        if message["role"] == "developer" and not self._knows_developer:
+            safe["role"] = "system"
         return {**safe, "tool_call_id": CALL_ID} if message["role"] == "tool" else safe
 
     def _safe_tools(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:

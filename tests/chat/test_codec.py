@@ -116,6 +116,28 @@ def test_a_template_of_signatures_names_parameters_alone() -> None:
     )
 
 
+def test_a_developer_keeps_its_role_where_the_template_knows_it() -> None:
+    user = {"role": "user", "content": "go"}
+    system, developer = ({"role": role, "content": "Be brief."} for role in ("system", "developer"))
+    codec = ChatCodec(tokenizer(HERMES))
+    assert codec.prompt_ids([developer, user], []) == codec.prompt_ids([system, user], [])
+    knowing = ChatCodec(tokenizer(HERMES + "{#- -#}{%- if messages[0].role == 'developer' -%}{%- endif -%}"))
+    text = knowing.tokenizer.decode(knowing.prompt_ids([developer, user], []))
+    assert text.startswith("<|im_start|>developer\nBe brief.<|im_end|>")
+
+
+def test_the_next_prompt_goes_on_from_the_tokens_that_were_sampled() -> None:
+    codec = ChatCodec(tokenizer(HERMES))
+    call = call_message(ToolCall("get", {"key": "a"}))
+    talk: list[Message] = [{"role": "user", "content": "go"}, call, {"role": "tool", "name": "get", "content": "7"}]
+    spaced = codec.tokenizer.encode('<tool_call> {"name": "get", "arguments": {"key": "a"}}</tool_call><|im_end|>')
+    assert codec.parse(spaced).call == ToolCall("get", {"key": "a"})
+    before, after = codec.prompt_ids(talk[:1], []), codec.observation_ids("7", "get")
+    assert codec.next_prompt_ids(talk, [], {1: spaced}) == [*before, *spaced, *after]
+    assert codec.next_prompt_ids(talk, [], {1: spaced[:-1]}) == [*before, *spaced, *after]
+    assert codec.next_prompt_ids(talk, [], {}) == [*before, *codec.assistant_ids(call), *after]
+
+
 def test_a_turn_that_was_cut_off_is_closed_first() -> None:
     codec = ChatCodec(tokenizer(HERMES))
     assert codec.observation_ids("x", "f", closed=False) == [codec.end_id, *codec.observation_ids("x", "f")]
