@@ -103,7 +103,7 @@ def deliver_ingested(
         FlyteFile(deliver(download(quarantine), output, names.QUARANTINE_FILE)),
         FlyteFile(deliver(download(counts), output, names.COUNTS_FILE)),
     )
-    if not counted.get("queries read"):
+    if not any(counted.values()):
         raise IngestError("data.paths: expected tasks or recordings, got files that hold none; see what they contain")
     if not counted.get("queries kept"):
         raise IngestError(f"{summarise(counted)}. No query is left. See {output}/{names.QUARANTINE_FILE}")
