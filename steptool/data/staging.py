@@ -47,6 +47,11 @@ _KEEP = f"""
 UPDATE queries SET kept = 1 WHERE row IN (SELECT row FROM queries WHERE split = ?
     ORDER BY {_PREFERRED} DESC, text IN (SELECT text FROM recordings) DESC, draw, query_id LIMIT ?)
 """
+_DROPPED = """
+SELECT iif(tier IN (SELECT tier FROM queries JOIN fields USING (row) WHERE kept), '', tier) AS lost, count(*)
+    FROM queries JOIN fields USING (row) WHERE split = ? AND NOT kept GROUP BY lost ORDER BY lost
+"""
+"""Queries of a split that are not kept, by their tier where no query of that tier is kept in any split."""
 _CHOOSE = f"""
 CREATE TABLE chosen AS SELECT row AS query FROM queries WHERE kept ORDER BY {_PREFERRED} DESC, row
 """
@@ -124,8 +129,8 @@ class StagingDatabase:
         A query without a split gets that of its family where the source names one for the family; else one is drawn by
         the hash of the text, in the proportions of the configured numbers. With `exact_splits`, families then move from
         splits with too many queries to those with too few. At most the configured number of each split is kept: those
-        that are preferred first, then those with a recording, then a draw by the hash of the text. Raises IngestError
-        if the source names two splits for one family.
+        that are preferred first, then those with a recording, then a draw by the hash of the text. A tier of which no
+        query is kept is counted by its name. Raises IngestError if the source names two splits for one family.
         """
         self._db.executescript(_FIXED)
         self._check_families()
@@ -135,12 +140,11 @@ class StagingDatabase:
         self._db.execute("CREATE INDEX recorded ON recordings (text)")
         if data.exact_splits:
             self._fill(sizes)
-        kept_counts = {}
-        for split, limit in sizes.items():
-            kept_counts[split] = self._db.execute(_KEEP, (split, limit)).rowcount
-            over = self._count("SELECT count(*) FROM queries WHERE split = ?", split) - kept_counts[split]
-            if over:
-                log.count(f"queries dropped: more than data.{split}_queries", over)
+        kept_counts = {split: self._db.execute(_KEEP, (split, limit)).rowcount for split, limit in sizes.items()}
+        for split in sizes:
+            for tier, number in self._db.execute(_DROPPED, (split,)).fetchall():
+                rest = f", which leaves no task of the group '{tier}'" if tier else ""
+                log.count(f"queries dropped: more than data.{split}_queries{rest}", number)
         self._db.execute(_CHOOSE)
         self._match(log)
         return kept_counts

@@ -77,6 +77,24 @@ def test_splits_are_exact_where_the_data_allow_it(tasks, sizes, expected):
     assert dropped == tasks - sum(expected)
 
 
+def test_a_group_of_which_no_task_is_kept_is_named_with_its_number():
+    """The limit keeps the 2 training tasks with a recording; 'long' is kept in the held-out split, 'rare' in none."""
+    tasks = [
+        *(replace(query(f"Short {n}", "train"), tier="short") for n in range(2)),
+        replace(query("Long 0", "train"), tier="long"),
+        replace(query("Long 1", "heldout"), tier="long"),
+        *(replace(query(f"Rare {n}", "train"), tier="rare") for n in range(3)),
+        query("Of no group", "train"),
+    ]
+    log = IngestLog()
+    splits = draw(tasks, data(2, 1, 1), recorded=["Short 0", "Short 1"], log=log)
+    assert sorted(splits.values()) == ["heldout", "train", "train"]
+    assert {name: number for name, number in log.counts.items() if name.startswith("queries")} == {
+        "queries dropped: more than data.train_queries": 2,
+        "queries dropped: more than data.train_queries, which leaves no task of the group 'rare'": 3,
+    }
+
+
 @settings(max_examples=50, deadline=None)
 @given(texts, st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.data())
 def test_exact_splits_move_as_few_tasks_as_they_need_and_none_that_is_given_a_split(
