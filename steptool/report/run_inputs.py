@@ -88,6 +88,8 @@ class ReportInputs:
     """The run's configuration as plain data."""
     evaluations: Sequence[Evaluation] = ()
     """Rows of EVALUATIONS of the models named in MODELS."""
+    queries: Sequence[Query] = ()
+    """Queries of all splits, to name the groups that were not evaluated."""
     metrics: Sequence[Metric] = ()
     rollouts: Sequence[RoundSummary] = ()
     farming: Mapping[int, Sequence[FarmingPoint]] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class ReportInputs:
         draws = int((self.config.get("evaluation") or {}).get("bootstrap", 10_000))
         return compute_results(
             rows,
+            queries=self.queries,
             draws=draws,
             seed=int(self.config.get("seed", 0)),
             pairs=[("steptool", "warm_start"), ("steptool", "base")],
@@ -188,6 +191,7 @@ def read_run(folder: Path) -> ReportInputs:
         title=f"StepTool on {config.data.source}",
         config=config.model_dump(mode="json"),
         evaluations=evaluations,
+        queries=list(queries.values()),
         metrics=[metric for metric in metrics if metric.update >= 0],
         rollouts=summaries,
         farming=farming,
@@ -262,6 +266,9 @@ def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: 
 
 def _notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
     yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
+    for name, number in counts_of(metrics, "ingest").items():
+        if "which leaves no task of the group" in name:
+            yield f"{number} queries were dropped: {name.partition(': ')[2]}."
     prepared = counts_of(metrics, "prepare")
     if left_out := prepared.get("left out", 0):
         yield f"{left_out} queries were left out: their prompts do not fit the model's context."

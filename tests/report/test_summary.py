@@ -3,8 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from steptool.records import Cost
-from steptool.report.run_inputs import ReportInputs
+from steptool.artifacts.metrics import count_metrics
+from steptool.config import Config
+from steptool.data.ingest import ingest
+from steptool.records import Cost, Query
+from steptool.records.episodes import read_queries
+from steptool.report.run_inputs import ReportInputs, _notes
+from steptool.report.run_page import build_report
 from steptool.report.summary import state_result, summary, table
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
@@ -162,3 +167,25 @@ def test_a_result_below_its_base_says_so_first(results):
     assert first.startswith("StepTool solves 75% of 40 held-out tasks, 25 points fewer than the base model (95% inter")
     assert first.endswith("training made it worse.")
     assert second.startswith("That is 75 points more than the warm start (95% interval")
+
+
+def test_a_group_that_a_run_did_not_evaluate_is_named_beside_its_table(results):
+    queries = [Query("q0", "heldout", "e", "do it", (), tier="single"), Query("q1", "train", "e", "", (), tier="long")]
+    inputs = _inputs(results(warm_start="0", steptool="1"), queries=queries)
+    gap = "No task of the group 'long' was evaluated: the split heldout has none (1 in train)."
+    assert summary(inputs)["left_out"] == [gap]
+    assert gap in build_report(inputs).replace("&#39;", "'")
+
+
+def test_a_group_whose_tasks_ingest_dropped_is_named_in_the_notes(tmp_path):
+    """Of two held-out tasks of two tiers the limit keeps one."""
+    tool = {"type": "function", "function": {"name": "t", "description": "", "parameters": {"type": "object"}}}
+    tasks = [{"instruction": f"Do {tier}", "tools": [tool], "tier": tier, "split": "heldout"} for tier in "ab"]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    data = {"source": "jsonl", "paths": [str(tmp_path / "tasks.jsonl")], "heldout_queries": 1}
+    read = ingest(Config.model_validate({"data": data}), tmp_path / "out", for_training=False)
+    (kept,) = read_queries(read.queries_path)
+    lost = "ab".replace(kept.tier, "")
+    assert list(_notes(tmp_path, count_metrics("ingest", read.counts), [])) == [
+        f"1 queries were dropped: more than data.heldout_queries, which leaves no task of the group '{lost}'."
+    ]
