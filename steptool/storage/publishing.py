@@ -212,7 +212,7 @@ def _restore(final: Path) -> None:
     """Tidy up after a publication that was killed, under the lock: the new folder if it was whole, else the former."""
     partial, former = (sorted(final.parent.glob(f"{_prefix(final)}*.{end}")) for end in ("partial", "former"))
     if not final.exists():
-        whole = [folder for folder in partial if (folder / MANIFEST).is_file()]
+        whole = [folder for folder in partial if _read_manifest(*_open(str(folder)))]  # none while it is written
         for folder in [*whole, *former][:1]:
             folder.rename(final)
     for folder in (*partial, *former, *final.parent.glob(f"{_prefix(final)}*.probe")):

@@ -14,6 +14,7 @@ import fsspec
 import pytest
 
 from steptool.artifacts.lineage import EVALUATION, TRAINING
+from steptool.storage import publishing
 from steptool.storage.publishing import MANIFEST, TargetError, check_target, deliver, publish
 
 Contents = dict[str, str]
@@ -232,6 +233,16 @@ def test_former_and_new_folders_that_a_kill_left_are_restored_and_tidied_up(tmp_
     check_target(str(final), TRAINING)
     assert contents(str(final))["config.yaml"] == "1"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo", "other", "run"]
+
+
+def test_a_new_folder_whose_manifest_was_half_written_does_not_count(tmp_path: Path) -> None:
+    final = tmp_path / "demo"
+    fresh = built(publishing._beside(final, "partial"), "1")
+    (fresh / publishing.MANIFEST).write_text("")  # killed between opening the manifest and writing it
+    check_target(str(final), TRAINING)
+    publish(built(tmp_path / "run", "2"), str(final), TRAINING)
+    assert contents(str(final))["config.yaml"] == "2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "run"]
 
 
 PUBLISHER = """
