@@ -132,7 +132,7 @@ bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER rat
 mistakes: $(STAMP)  ## make 40 typical mistakes through the real command line and print what it says
 	$(BIN)/python benchmarks/mistakes.py
 
-kills: $(STAMP)  ## kill training, export, publishing and promotion at 200 random moments and compare what is left
+kills: $(STAMP)  ## kill training, export, publishing, promotion and serving at 200 random moments and compare what is left
 	$(BIN)/python benchmarks/kills.py --kills 200
 
 hostile: $(STAMP)  ## 100,000 hostile strings, 5,000 damaged files, hostile schemas, tools and servers: crashes, hangs, losses

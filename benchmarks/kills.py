@@ -1,4 +1,4 @@
-"""Kills at random moments of training, export, publishing and promotion, each compared with an undisturbed stage.
+"""Kills at random moments of training, export, publishing, promotion and serving, compared with undisturbed stages.
 
 A process of its own runs one stage and gets SIGKILL at a moment drawn between its beginning and its usual end. The
 stage is then started again, as a second attempt would, and runs to its end. The result is another one if any file
@@ -22,7 +22,9 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,12 +33,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import uvicorn
 
 from steptool.config import Config
 from steptool.data.export import Form, export
-from steptool.models.load import tiny_model, train_tokenizer
+from steptool.models.load import EMBEDDED, tiny_model, train_tokenizer
+from steptool.policies.serve import load_served, make_app
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.records.tables import write_records
+from steptool.records.tables import write_records, write_whole
 from steptool.registry import Registry
 from steptool.storage.publishing import check_target, publish
 from steptool.training.rounds import train_round
@@ -144,6 +148,41 @@ def promote(work: Path, place: Path) -> None:
         registry.promote(version.version_id, after=number, reason=run)
 
 
+def serve(work: Path, place: Path) -> None:
+    """The embedded model behind HTTP: its answers to four requests, and its folder, which serving does not touch."""
+    torch.set_num_threads(1)
+    shutil.copytree(EMBEDDED, place / "model", dirs_exist_ok=True)
+    server = uvicorn.Server(uvicorn.Config(make_app(load_served(place / "model", "m")), port=0, log_level="error"))
+    listener = server.config.bind_socket()
+    threading.Thread(target=server.run, args=([listener],), daemon=True).start()
+    while not server.started:
+        time.sleep(0.01)
+    answers = [_ask(listener.getsockname()[1], f"Cancel order {number}.") for number in range(4)]
+    server.should_exit = True
+    with write_whole(place / "answers.json") as file:
+        file.write_text(json.dumps(answers), encoding="utf-8")
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "cancel"},
+    }
+]
+
+
+def _ask(port: int, text: str) -> Any:
+    message = {"role": "user", "content": text}
+    body = {"model": "m", "messages": [message], "temperature": 0, "max_tokens": 16, "tools": TOOLS}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)["choices"]
+
+
 def read_files(place: Path) -> Contents:
     """The digest of every file."""
     files = sorted(path for path in place.rglob("*") if path.is_file())
@@ -168,8 +207,8 @@ STAGES = (
     Stage("export", export_all, read_files),
     Stage("publishing a run", publish_runs, read_files),
     Stage("promotion", promote, read_registry),
+    Stage("serving", serve, read_files),
 )
-"""A stage that serves a model would be one more: what a client has got before and after the kill is its content."""
 
 
 def start(stage: Stage, work: Path, place: Path) -> Any:

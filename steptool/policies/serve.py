@@ -93,7 +93,7 @@ class ServedModel:
 
     def complete(self, request: ChatRequest) -> dict[str, Any]:
         """The chat completion. Raises ValueError for messages or tools that cannot be used, and for a long prompt."""
-        tools = [] if request.tool_choice == "none" else request.tools or []
+        tools = [] if request.tool_choice == "none" else [_complete_schema(tool) for tool in request.tools or []]
         check_tools(tools, "the request")
         offered = model_schemas(self._serving.offer(tools))
         hides_finish = offers_finish(offered) and not offers_finish(tools)
@@ -235,6 +235,15 @@ def serve(folder: Path, host: str, port: int, name: str) -> None:
     listener = server.config.bind_socket()
     print(f"serving {name} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
     server.run([listener])
+
+
+def _complete_schema(tool: Any) -> Any:
+    """The schema with the two fields that OpenAI's form lets a client leave out: no description, no parameters."""
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict):
+        return tool
+    parameters = {"type": "object", "properties": {}}
+    return {**tool, "function": {"description": "", "parameters": parameters, **function}}
 
 
 class _TooLarge(Exception):

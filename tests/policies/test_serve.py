@@ -130,6 +130,17 @@ def test_what_cannot_be_answered_is_refused_with_its_reason(
     assert answer.status_code == status and words in answer.json()["error"]["message"]
 
 
+def test_a_tool_needs_neither_description_nor_parameters(address: str) -> None:
+    body = {
+        "model": "desk-model",
+        "messages": [{"role": "user", "content": "?"}],
+        "max_tokens": 2,
+        "tools": [{"type": "function", "function": {"name": "ring_the_bell"}}],
+    }
+    answer = httpx2.post(f"{address}/chat/completions", json=body)
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] <= 2
+
+
 def test_models_and_health(client: openai.OpenAI, address: str) -> None:
     assert [model.id for model in client.models.list()] == ["desk-model"]
     assert httpx2.get(address.replace("/v1", "/health")).json() == {"status": "ok"}
