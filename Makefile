@@ -19,8 +19,8 @@ DOMAIN ?= development
 BUILD ?= build
 CPU_IMAGE = $(shell sed -n 's/^cpu *= *//p' flyte.config)
 GPU_IMAGE = $(shell sed -n 's/^gpu *= *//p' flyte.config)
-# Base of both images. With the digest that the registry gives, every build starts from the same bytes.
-PYTHON_IMAGE ?= python:3.11.14-slim-bookworm
+# Base of both images, by digest, so that every build starts from the same bytes.
+PYTHON_IMAGE ?= python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 # Threads of torch. More than one slows a model as small as the embedded one down; raise it for a larger one.
 THREADS ?= 1
 

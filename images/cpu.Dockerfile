@@ -1,9 +1,9 @@
 # Stages without a GPU. The image holds what the code needs, not the code: that travels with each registration
 # (make register), so an image is built anew only when images/cpu.hashes.txt changes. make images builds it.
 
-# Debian with Python and nothing else, by full version. A tag may be moved to a rebuilt image: add the digest that your
-# registry gives, and a rebuild gets the same bytes (make images PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:...).
-ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+# Debian with Python and nothing else, by full version and digest: a tag may be moved to a rebuilt image, a digest not. An
+# image of your own registry is named with make images PYTHON_IMAGE=...
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 # The image named above.
 FROM ${PYTHON_IMAGE}

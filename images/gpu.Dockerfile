@@ -1,10 +1,10 @@
-# Stages on a GPU, and vLLM to serve models: the champion behind an endpoint that an evaluation plays or that judges, as in
+# Stages on a GPU, with vLLM: the engine of rollouts where rollout.engine is vllm, and a server of models, as in
 #   docker run --gpus all ... vllm serve /models/versions/<id>/model
-# Rollouts do not use vLLM. As in images/cpu.Dockerfile the code is not in here; make images builds it.
+# As in images/cpu.Dockerfile the code is not in here; make images builds it.
 
 # Debian with Python and nothing else, by full version, and by digest as in images/cpu.Dockerfile. CUDA's libraries come
 # as pinned Python packages, with torch; the driver comes from the machine.
-ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 # The image named above.
 FROM ${PYTHON_IMAGE}

@@ -136,3 +136,11 @@ def test_a_build_gets_the_files_that_it_copies_and_no_others(path: Path) -> None
     assert {line[1:] for line in ignored if line.startswith("!")} == copied
     assert all((ROOT / source).is_file() for source in copied)
     assert not (ROOT / ".dockerignore").exists()  # pyflyte would leave out what it names
+
+
+def test_both_images_and_make_begin_from_the_same_base_by_digest() -> None:
+    places = ("images/cpu.Dockerfile", "images/gpu.Dockerfile", "Makefile")
+    pattern = re.compile(r"^(?:ARG )?PYTHON_IMAGE(?: \?)?= ?(\S+)$", re.MULTILINE)
+    cpu, gpu, make = (pattern.findall((ROOT / place).read_text()) for place in places)
+    assert cpu == gpu == make
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", cpu[0])
