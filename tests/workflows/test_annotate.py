@@ -55,12 +55,12 @@ def test_trajectories_are_scored_again_without_a_new_rollout(episodes_folder: Pa
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
-    assert "rules 3 scored" in process.stdout and "rules 3 and truth 1 say the same" in process.stdout
+    assert "rules 4 scored" in process.stdout and "rules 4 and truth 1 agree on" in process.stdout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         *("audit.html", "audit.json", "costs.parquet", "rewards.parquet")
     ]
     figures = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert (figures["annotator"], figures["others"]) == ("rules 3", ["lcs 3", "truth 1"])
+    assert (figures["annotator"], figures["others"]) == ("rules 4", ["lcs 4", "truth 1"])
     rows = read_records(tmp_path / "out" / "rewards.parquet", StepReward)
     assert {r.annotator for r in rows} == {"rules"} and len(rows) == figures["steps"]
     assert [c.stage for c in read_records(tmp_path / "out" / "costs.parquet", Cost)] == ["annotate"]
@@ -76,7 +76,7 @@ def shard(folder: Path, name: str, file: Path) -> Shard:
 
 def test_rewards_beyond_a_threshold_stop_the_run_before_training(episodes_folder: Path, tmp_path: Path) -> None:
     config = Config.model_validate({"rewards": {"annotator": "lcs", "audit": {"min_kappa": 0.3}}})
-    with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 3' were refused, and PPO did not start"):
+    with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 4' were refused, and PPO did not start"):
         audit(
             round_index=0,
             config=config,

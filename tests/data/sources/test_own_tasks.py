@@ -79,7 +79,7 @@ def test_an_environment_that_is_not_set_up_is_refused(tasks):
 
 
 def test_a_default_environment_that_is_not_known_is_refused(tasks):
-    with pytest.raises(IngestError, match=r"data\.environment: expected one of .*replay.*, got 'moon'"):
+    with pytest.raises(ConfigError, match=r"'data\.environment': expected one of .*replay.*, got 'moon'"):
         read_tasks(tasks(TASK), data={"environment": "moon"})
 
 
