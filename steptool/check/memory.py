@@ -47,7 +47,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The first GPU of this machine, or its memory where there is none."""
+    """The first GPU of this machine, or its memory on a machine without a GPU."""
     import torch
 
     if torch.cuda.is_available():

@@ -103,7 +103,7 @@ class EvaluationConfig(StrictModel):
 
     @property
     def policy_count(self) -> int:
-        """Number of policies to compare. Raises ConfigError if there is none."""
+        """Number of policies to compare. Raises ConfigError if no policy is named."""
         if not self.policies:
             raise ConfigError("evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")
         return len(self.policies)

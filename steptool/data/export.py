@@ -117,7 +117,7 @@ def _iterate_episodes(files: Iterable[Place], counts: Counter[str]) -> Iterator[
 
 
 def _count_rows(rows: Iterable[Row], counts: Counter[str], form: Form) -> Iterator[Row]:
-    """The rows. Raises ValueError after the last one if there was none."""
+    """The rows. Raises ValueError at the end if no row was made."""
     for row in rows:
         counts["rows written"] += 1
         yield row

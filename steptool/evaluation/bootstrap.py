@@ -42,7 +42,7 @@ class PerQuery:
     bottom_Q: Floats
 
     def ratio(self) -> float:
-        """The measure over all queries; 0 where there are none."""
+        """The measure over all queries; 0 without queries."""
         return float(divide(self.top_Q.sum(), self.bottom_Q.sum()))
 
     def estimate(self) -> float | None:

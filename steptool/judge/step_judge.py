@@ -178,6 +178,6 @@ def _judgements(votes: Sequence[Vote[Judgement]]) -> list[Judgement]:
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:
-    """Mean of the scores that are there; None if there are none."""
+    """Mean of the known scores; None if all are missing."""
     present = [score for score in scores if score is not None]
     return fmean(present) if present else None

@@ -38,7 +38,7 @@ class ValueHead(nn.Module):
 
 
 def load_value_head(folder: Path, hidden_size: int, seed: int) -> ValueHead:
-    """The value head of a model folder, or a fresh one where there is none."""
+    """The value head of a model folder, or a fresh one for a folder without a value head."""
     head = ValueHead(hidden_size, seed)
     if (folder / FILE).is_file():
         head.load_state_dict(load_file(folder / FILE))

@@ -146,7 +146,7 @@ def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO, day: str
 
 
 def device() -> torch.device:
-    """The GPU of this process, of those that torchrun started on this machine; the CPU where there is none."""
+    """The GPU of this process, of those that torchrun started on this machine; the CPU on a machine without a GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

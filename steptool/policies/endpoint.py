@@ -39,7 +39,7 @@ class EndpointPolicy(Policy):
         instructions: str = "",
         search: SearchConfig | None = None,
     ) -> None:
-        """`instructions` are the system message of every episode; without them there is none."""
+        """`instructions` are the system message of every episode; without them an episode has no system message."""
         self.name, self.max_steps, self.search = name, rollout.max_steps, search
         self.capacity = min(endpoint.config.concurrency for endpoint in endpoints.values())
         self._endpoints, self._instructions = endpoints, instructions

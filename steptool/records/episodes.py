@@ -106,7 +106,7 @@ class Reference:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Reference:
-        """The reference of a JSON object; keys that are none of the fields belong to the environment.
+        """The reference of a JSON object; all other keys belong to the environment.
 
         So do those of an object `environment`, the name by which the environment itself reads them.
         """
@@ -291,10 +291,8 @@ class Trajectory:
     ]
     steps: Annotated[Sequence[Step], _STEPS, "[T] steps of the assistant: what was called and what came back"]
     stop_reason: Annotated[StopReason, f"Why the episode ended: {', '.join(StopReason)}"]
-    final_answer: Annotated[str | None, "Answer of a well-formed Finish; null where there is none"]
-    solved: Annotated[
-        Float32 | None, "Verdict of the environment, or of the recording, in [0, 1]; null where there is none"
-    ]
+    final_answer: Annotated[str | None, "Answer of a well-formed Finish; null without one"]
+    solved: Annotated[Float32 | None, "Verdict of the environment, or of the recording, in [0, 1]; null without one"]
     seconds: Annotated[Float64, "Wall-clock seconds from reset to stop; episodes of a batch overlap"]
     abandoned_turns: Annotated[Int32, "Turns sampled on other branches of a search; 0 for a chain"] = 0
     abandoned_tokens: Annotated[Int32, "Tokens sampled on other branches of a search"] = 0
@@ -317,7 +315,7 @@ class Trajectory:
 
 
 def read_queries(path: str | os.PathLike[str], split: str | None = None) -> list[Query]:
-    """Queries of a file, of one split if it is given. Raises ValueError if there is none."""
+    """Queries of a file, of one split if it is given. Raises ValueError if it holds no such query."""
     queries = [from_row(row, Query) for row in iterate_rows(path, Query) if split is None or row["split"] == split]
     if not queries:
         raise ValueError(f"{path}: the split '{split}' is empty; every stage needs at least one query")

@@ -110,7 +110,7 @@ def prune(place: Place) -> None:
 
 
 def _open(place: str) -> Registry:
-    """The registry at a place. Raises RegistryError if there is none."""
+    """The registry at a place. Raises RegistryError if the place holds no registry."""
     registry = Registry(place)
     if not registry.exists:
         raise RegistryError(f"{place}: there is no registry; the first `publish` makes one")

@@ -109,7 +109,7 @@ def dataset_upload(folder: Path, repo: str, licence: str) -> Upload:
 
 
 def push(upload: Upload, *, private: bool, message: str = "Upload by steptool") -> str:
-    """Make the repository if there is none, and send the files in one commit. Returns the commit's address.
+    """Make the repository unless it exists, and send the files in one commit. Returns the commit's address.
 
     Raises the errors of huggingface_hub for a server that refuses or is out of reach.
     """

@@ -105,7 +105,7 @@ class Registry:
     def roll_back(self, to: str | None = None, reason: str = "") -> Champion:
         """Put a former champion in service again. Without a name it is the champion before the present one.
 
-        Raises RegistryError if there is none, and Conflict if another model is promoted at the same time.
+        Raises RegistryError without an earlier champion, and Conflict if another model is promoted at the same time.
         """
         history = self.history()
         if not history:

@@ -20,7 +20,7 @@ _HEADLINES = {
 
 
 def retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: str) -> str:
-    """One HTML file that needs no network. `training`: place of the training's report; empty where there is none."""
+    """One HTML file that needs no network. `training`: place of the training's report; empty without one."""
     return (
         templates()
         .get_template("retraining.html.jinja")

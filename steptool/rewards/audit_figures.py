@@ -229,7 +229,7 @@ class Audit:
         return next((s.auroc for s in own), None)
 
     def contribution_kappa(self) -> Estimate | None:
-        """Agreement on Contribution with the first of the others; None if there is none or it is not defined."""
+        """Agreement on Contribution with the first of the others; None without others, or if it is not defined."""
         kappas = (a.kappa for a in self.agreements if a.one == self.annotator and a.component == "contribution")
         return next(kappas, None)
 

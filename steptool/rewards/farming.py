@@ -105,6 +105,6 @@ def measure_farming(points: Sequence[FarmingPoint]) -> list[Farming]:
 
 
 def idle_share(contributions: Iterable[float | None]) -> float | None:
-    """Share of the calls with a Contribution of 0, among those that have one; None if there are none."""
+    """Share of the calls with a Contribution of 0, among those that have one; None without such calls."""
     present = [c for c in contributions if c is not None]
     return sum(c == 0 for c in present) / len(present) if present else None

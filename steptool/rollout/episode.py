@@ -56,7 +56,7 @@ class Episode:
 
     @property
     def final_answer(self) -> str | None:
-        """The answer that ends the path; None if there is none or the user goes on."""
+        """The answer that ends the path; None without an answer, or if the user goes on."""
         last = self.exchanges[-1] if self.exchanges else None
         return _answer_of(last.step) if last and last.user_turn is None else None
 

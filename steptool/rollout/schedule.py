@@ -49,7 +49,7 @@ class TaskSet:
         return read_records(path, Trajectory) if path.exists() else []
 
     def evaluation_queries(self, settings: EvaluationConfig) -> list[Query]:
-        """The queries that an evaluation plays. Raises ValueError if there is none."""
+        """The queries that an evaluation plays. Raises ValueError if no query is left."""
         queries = read_queries(self.folder / QUERIES, None if settings.split == "all" else settings.split)
         if settings.recorded_only:
             recorded_ids = {t.query_id for t in self.recordings()}

@@ -92,7 +92,7 @@ def list_inputs(config: Config) -> list[str]:
 
 
 def _find_program(named: str) -> str:
-    """The file behind `package.module:name` or `path/to/file.py:name`; empty where there is none."""
+    """The file behind `package.module:name` or `path/to/file.py:name`; empty without one."""
     place, _, _ = named.rpartition(":")
     if not place or place.endswith(".py"):
         return place

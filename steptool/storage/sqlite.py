@@ -87,7 +87,7 @@ class Replies:
         self._lock = threading.Lock()
 
     def get(self, request: str) -> dict[str, Any] | None:
-        """The reply to the request with this key; None if there is none."""
+        """The reply to the request with this key; None if no reply is kept."""
         with self._lock:
             rows = self._database.execute("SELECT reply FROM replies WHERE request = ?", (request,)).fetchall()
         return next((json.loads(reply) for (reply,) in rows), None)

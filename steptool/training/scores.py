@@ -63,7 +63,7 @@ class Scores:
 
     @classmethod
     def load(cls, folder: Path, fingerprint: str) -> Scores | None:
-        """Read the scores of an earlier attempt; None if there are none, or if the file is damaged.
+        """Read the scores of an earlier attempt; None without them, or if the file is damaged.
 
         Raises ValueError if they belong to other training data.
         """

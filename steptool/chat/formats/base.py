@@ -94,7 +94,7 @@ class ChatFormat(StrEnum):
 
 @dataclass(frozen=True)
 class ParsedTurn:
-    """The call of an assistant turn, or why there is none."""
+    """The call of an assistant turn, or why the turn has no call."""
 
     call: ToolCall | None
     text: str

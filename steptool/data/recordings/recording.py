@@ -52,7 +52,7 @@ class RecordedTurn(NamedTuple):
     arguments: str
     """The call's arguments as JSON text; without a call, the turn's words."""
     observation: str | None
-    """The response; None where there is none, as after Finish."""
+    """The response; None without one, as after Finish."""
     user: str | None = None
     """What the user said next, if anything."""
     failed: bool = False
@@ -71,7 +71,7 @@ class Recording:
     solved: float | None = None
     """The verdict that was recorded with it, in [0, 1]."""
     rewards: tuple[float, ...] = ()
-    """Recorded rewards, one per turn; empty where there are none."""
+    """Recorded rewards, one per turn; empty without rewards."""
 
 
 def make_recording(

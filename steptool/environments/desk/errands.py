@@ -124,13 +124,13 @@ def _remember(call: Call) -> Call:
     """The function, answering from memory what it has been asked before."""
     answers: dict[tuple[object, ...], dict[str, str]] = {}
 
-    def remembered(name: str, /, **arguments: str | int) -> dict[str, str]:
+    def recall(name: str, /, **arguments: str | int) -> dict[str, str]:
         key = (name, *arguments.items())
         if key not in answers:
             answers[key] = call(name, **arguments)
         return answers[key]
 
-    return remembered
+    return recall
 
 
 def _conditional(kind: str, value: str, then: _Order, other: _Order) -> Procedure:

@@ -236,7 +236,7 @@ class EpisodeTools:
         return self._instance
 
     def _run_optional(self, name: str, *arguments: Any) -> Any:
-        """What the function of this name returns; None if there is none."""
+        """What the function of this name returns; None without such a function."""
         function = getattr(self._object(), name, None)
         return None if function is None else self._run(function, *arguments)
 

@@ -186,7 +186,7 @@ class _ErrorOutput:
                 self._text = (self._text + chunk.decode("utf-8", "replace"))[-2 * _CHARACTERS :]
 
     def take(self) -> str:
-        """The end of the output as the end of a sentence; empty if there is none."""
+        """The end of the output as the end of a sentence; empty without output."""
         self.file.close()
         self._thread.join(_PATIENCE)
         text = " ".join(self._text.split())

@@ -21,7 +21,7 @@ from mcp.types import INTERNAL_ERROR, ErrorData, JSONRPCError, jsonrpc_message_a
 from steptool.environments.mcp.safeguards import LARGEST
 
 Item = SessionMessage | Exception
-"""What the library takes from a transport: a message, or why there is none."""
+"""What the library takes from a transport: a message, or why no message came."""
 _PATIENCE = 2.0
 """Seconds that a server has to end by itself when its input is closed, and then again when it is told to."""
 _FLUSH = 0.5
