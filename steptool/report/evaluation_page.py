@@ -107,8 +107,8 @@ def _gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
 
 def _colour(c: Comparison) -> str:
     if not c.is_shown:
-        return "c-base"
-    return "c-steptool" if c.difference.mean > 0 else "c-bad"
+        return "c-muted"
+    return "c-good" if c.difference.mean > 0 else "c-bad"
 
 
 def evaluation_page(results: Results, settings: str, viewer: str = "", judge_costs: JudgeCosts | None = None) -> str:
@@ -131,5 +131,6 @@ def evaluation_page(results: Results, settings: str, viewer: str = "", judge_cos
             results=results_section(results),
             settings=settings,
             css=asset("theme.css", "page.css"),
+            script=asset("tables.js"),
         )
     )

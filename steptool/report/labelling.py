@@ -10,16 +10,17 @@ same steps for other tools. Import takes the form's JSON or CSV and filled table
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
 from steptool.artifacts.metrics import describe_error
 from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
-from steptool.records import StepReward, Trajectory
+from steptool.records import StepReward, ToolSchema, Trajectory
 from steptool.records.columns import Row
 from steptool.records.tables import iterate_records, write_records
 from steptool.report.assets import asset, templates
@@ -29,20 +30,34 @@ from steptool.storage.query_table import QueryTable
 FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")
 
 
-def labelling_form(rows: Sequence[Row], title: str = "Label steps") -> str:
-    """The form for a table of steps: one HTML file. The browser keeps the labels until they are downloaded."""
+def labelling_form(
+    rows: Sequence[Row], title: str = "Label steps", tools: Mapping[str, Sequence[ToolSchema]] | None = None
+) -> str:
+    """The form for a table of steps: one HTML file. The browser keeps the labels until they are downloaded.
+
+    `tools`: those that each trajectory could call, by its id; the form shows them with the task.
+    """
+    by_text = {json.dumps(schemas): schemas for schemas in (tools or {}).values()}
+    numbers = {text: number for number, text in enumerate(by_text)}
+    data = {
+        "rows": list(rows),
+        "tools": list(by_text.values()),
+        "tools_of": {name: numbers[json.dumps(schemas)] for name, schemas in (tools or {}).items()},
+    }
     page = templates().get_template("label.html.jinja")
     script = asset("label.js")
-    return page.render(title=title, css=asset("theme.css", "label.css"), script=script, data=Markup(embed(list(rows))))
+    return page.render(title=title, css=asset("theme.css", "label.css"), script=script, data=Markup(embed(data)))
 
 
 def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed: int = 0) -> int:
     """Write the form and the tables of some episodes, drawn at random. Returns the number of episodes."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = list(label_table(QueryTable(queries), _draw_sample(trajectories, episodes, seed)))
+    table, sample = QueryTable(queries), _draw_sample(trajectories, episodes, seed)
+    rows = list(label_table(table, sample))
+    tools = {t.trajectory_id: table[t.query_id].tools for t in sample}
     for name in TABLES:
         write_table(rows, folder / name)
-    (folder / FORM).write_text(labelling_form(rows, f"Label steps of {trajectories.name}"), encoding="utf-8")
+    (folder / FORM).write_text(labelling_form(rows, f"Label steps of {trajectories.name}", tools), encoding="utf-8")
     return len({row["trajectory_id"] for row in rows})
 
 

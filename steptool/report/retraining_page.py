@@ -34,13 +34,14 @@ def retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: str) ->
             chart=Markup(_chart(outcome.decision)),
             training=training,
             css=asset("theme.css", "page.css"),
+            script=asset("tables.js"),
         )
     )
 
 
 def _chart(decision: Decision | None) -> str:
     rows = [
-        Interval(c.name, "", c.mean, c.low, c.high, "c-steptool" if c.passed else "c-bad")
+        Interval(c.name, "", c.mean, c.low, c.high, "c-good" if c.passed else "c-bad")
         for c in (decision.criteria if decision else ())
         if c.measured
     ]

@@ -29,8 +29,8 @@ _SHIFT = 0.25
 def rewards_page(audit: Audit, title: str = "The rewards") -> str:
     """The audit as one HTML file that needs no network."""
     environment = templates(percent=percent, number=number)
-    css = asset("theme.css", "page.css")
-    return environment.get_template("rewards.html.jinja").render(title=title, css=css, trust=section({0: audit}))
+    values = {"title": title, "css": asset("theme.css", "page.css"), "script": asset("tables.js")}
+    return environment.get_template("rewards.html.jinja").render(values, trust=section({0: audit}))
 
 
 def section(audits: Mapping[int, Audit]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _state_drift(audit: Audit) -> Iterator[str]:
 
 def _charts(audit: Audit) -> Iterator[str]:
     agreements = [
-        Interval(f"{a.one} and {a.other}", NAMES[a.component], a.kappa.value, a.kappa.low, a.kappa.high, "c-steptool")
+        Interval(f"{a.one} and {a.other}", NAMES[a.component], a.kappa.value, a.kappa.low, a.kappa.high, "c-two")
         for a in audit.agreements
         if a.kappa
     ]
@@ -148,7 +148,7 @@ def _charts(audit: Audit) -> Iterator[str]:
         yield interval_bars("Does it tell solved episodes?", separations, note=note, show=_two_decimals)
     for farming in audit.farming:
         band = [(b.reward.low, b.reward.high) for b in farming.bins]
-        line = Series("step reward", [(round(b.size), b.reward.value) for b in farming.bins], "c-warm_start", band)
+        line = Series("step reward", [(round(b.size), b.reward.value) for b in farming.bins], "c-three", band)
         title = f"Reward by number of {farming.size}"
         if len(farming.bins) > 1:
             note = "Mean of the rewards before the last step, 95% interval."
@@ -166,7 +166,7 @@ def _charts_over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
     if len(audits) < 2:
         return
     for title, colour, note, measure in (
-        ("Agreement over rounds", "c-steptool", "Kappa on Contribution, 95% interval.", Audit.contribution_kappa),
+        ("Agreement over rounds", "c-two", "Kappa on Contribution, 95% interval.", Audit.contribution_kappa),
         ("Separation over rounds", "c-one", "AUROC of the mean Contribution, 95% interval.", Audit.contribution_auroc),
     ):
         estimates = [(index, measure(audits[index])) for index in sorted(audits)]

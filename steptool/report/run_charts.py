@@ -17,7 +17,7 @@ from steptool.report.run_inputs import RoundSummary, mean
 from steptool.report.svg import Format, number, percent
 from steptool.rewards.farming import FarmingPoint, measure_farming
 
-SOLVED, UNSOLVED = "c-steptool", "c-bad"
+SOLVED, UNSOLVED = "c-good", "c-bad"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     band = [None if r["pass_rate"] is None else wilson(r["pass_rate"], r["episodes"]) for r in rounds]
     solved = Series("solved", _points(rounds, "pass_rate"), "c-steptool", band)
     failed = Series("failed", _points(rounds, "invalid_call_rate"), "c-bad")
-    steps = Series("steps", _points(rounds, "mean_steps"), "c-warm_start")
+    steps = Series("steps", _points(rounds, "mean_steps"), "c-one")
     return [
         line_chart("Training tasks solved", [solved], show=percent, floor=0, note="Sampled episodes, 95% interval."),
         line_chart("Failed calls", [failed], show=percent, floor=0, note="Share of all calls."),
@@ -83,10 +83,10 @@ def reward_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     components = [
         Series("SuccCalling", _points(rounds, "succ_calling"), "c-one"),
         Series("Contribution", _points(rounds, "contribution"), "c-two"),
-        Series("IsSolved", _points(rounds, "is_solved"), "c-steptool"),
+        Series("IsSolved", _points(rounds, "is_solved"), "c-three"),
     ]
-    total = Series("reward", _points(rounds, "mean_reward"), "c-steptool")
-    idle = Series("added nothing", _points(rounds, "idle_call_rate"), "c-base")
+    total = Series("reward", _points(rounds, "mean_reward"), "c-one")
+    idle = Series("added nothing", _points(rounds, "idle_call_rate"), "c-one")
     return [
         line_chart("Reward components", components, floor=0, note="Means over the scored steps."),
         line_chart("Reward per episode", [total], floor=0, note="Sum over its steps."),

@@ -96,7 +96,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "examples": len(inputs.examples),
         "data": Markup(embed(pair_data(inputs.examples, inputs.config))),
         "css": asset("theme.css", "steps.css", "page.css"),
-        "script": asset("steps.js", "run.js"),
+        "script": asset("steps.js", "run.js", "tables.js"),
     }
 
 

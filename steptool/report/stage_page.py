@@ -153,7 +153,7 @@ def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
         by_step.setdefault(advantage.step, []).append(advantage)
     lines = [
         Series(what, [(float(i), fmean(getattr(a, what) for a in step)) for i, step in sorted(by_step.items())], colour)
-        for what, colour in (("reward", "c-warm_start"), ("advantage", "c-steptool"))
+        for what, colour in (("reward", "c-one"), ("advantage", "c-two"))
     ]
     yield line_chart("By step", lines, x_label="step", note="Means over the episodes.")
 
@@ -167,7 +167,7 @@ def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
         if len(points) == 1:
             single.append((curve.title, curve.show(points[0][1])))
         elif points:
-            line = Series(metric, points, "c-steptool")
+            line = Series(metric, points, "c-one")
             yield line_chart(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
     if single:
         yield figure("Once in the round", _table(single))
@@ -196,4 +196,4 @@ def _interval(group: str, label: str, values: Sequence[float], among: int = 0) -
     """The sum of the values as a share of `among`, or of their own number where that is 0."""
     count = among or len(values)
     share = sum(values) / count
-    return Interval(group, label, share, *wilson(share, count), "c-steptool")
+    return Interval(group, label, share, *wilson(share, count), "c-one")

@@ -22,7 +22,7 @@ from steptool.config import RewardConfig
 from steptool.records import FINISH, Query, StepStatus
 from steptool.records.columns import Row, decode_value
 from steptool.records.tables import write_whole
-from steptool.report.assets import asset, templates
+from steptool.report.assets import asset, model_colours, templates
 from steptool.report.episode_data import episode_data, finite
 from steptool.report.run_inputs import ScoredEpisode
 from steptool.report.viewer_pages import EpisodeFiles, PagePlan
@@ -113,8 +113,11 @@ class Archive:
 
     def index(self) -> Markup:
         """Models, tools, queries and one row for each trajectory, compressed."""
+        names = [_name(sorted(policies)) for policies in self._policies]
+        colours = model_colours(names)
         index = {
-            "models": [_label(i, sorted(p), len(self._policies)) for i, p in enumerate(self._policies)],
+            "models": [f"{LETTERS[i]}: {name}" if len(names) > 1 else name for i, name in enumerate(names)],
+            "colours": [colours[name] for name in names],
             "tools": list(self._tools),
             "queries": [self._query(name) for name in self._query_numbers],
             "rows": self._rows,
@@ -180,6 +183,5 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _label(number: int, policies: Sequence[str], models: int) -> str:
-    name = policies[0] if len(policies) == 1 else f"{len(policies)} policies"
-    return f"{LETTERS[number]}: {name}" if models > 1 else name
+def _name(policies: Sequence[str]) -> str:
+    return policies[0] if len(policies) == 1 else f"{len(policies)} policies"

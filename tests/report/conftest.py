@@ -1,14 +1,18 @@
 """Small real rows and trajectories for the report."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
+from browser import Browser, browser_command
 from evaluation_rows import make_evaluation
+from steptool.config import Config, RewardConfig
 from steptool.records import (
     Advantage,
+    Cost,
     Evaluation,
     Metric,
     Query,
@@ -22,8 +26,37 @@ from steptool.records import (
 )
 from steptool.records.columns import from_row, to_row
 from steptool.records.tables import to_table
+from steptool.report.run_inputs import EpisodePair, ReportInputs, ScoredEpisode
+from steptool.rewards.audit import audit
+from steptool.rewards.audit_figures import Audit
+from steptool.rewards.farming import FarmingPoint
 
 Make = Callable[..., Any]
+HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & <b>"\' \u2028 ünï 数'
+B = TypeVar("B", bound=Browser)
+
+
+@pytest.fixture(scope="module")
+def open_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[type[B]], B]]:
+    """Opens a browser of a class; without one on this machine the test is skipped."""
+    opened: list[Browser] = []
+
+    def make(cls: type[B]) -> B:
+        command = browser_command(tmp_path_factory.mktemp("user"))
+        if command is None:
+            pytest.skip("no browser: make test-pages brings one")
+        browser = cls(command)
+        opened.append(browser)
+        return browser
+
+    yield make
+    for browser in opened:
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(open_browser: Callable[[type[Browser]], Browser]) -> Browser:
+    return open_browser(Browser)
 
 
 @pytest.fixture
@@ -128,3 +161,65 @@ def query() -> Make:
         return Query(name, "heldout", "desk", instruction, (), Reference("42"), "", "single")
 
     return make
+
+
+@pytest.fixture
+def full(
+    results: Make, evaluation: Make, metric: Make, trajectory: Make, reward: Make, advantage: Make, query: Make
+) -> ReportInputs:
+    """A run of two rounds with everything a page can show, hostile text included."""
+    rows = results(base="0" * 10, warm_start="1" * 3 + "0" * 7, steptool="1" * 9 + "0")
+    rows += [
+        evaluation(f"q{i}", m, 1.0, decoding="sampled", tier="long")
+        for i in range(3)
+        for m in ("warm_start", "steptool")
+    ]
+    before = trajectory("a", ["tool_error", "malformed", "finish"], 0.0, observation=HOSTILE)
+    after = trajectory("b", ["ok", "finish"], 1.0, observation="long " * 300)
+    scores = [reward("b", 0, 1, 0.6), reward("b", 1, 1, None, 1.0)]
+    example = EpisodePair(
+        query("q0", HOSTILE), ScoredEpisode(before), ScoredEpisode(after, scores, [advantage("b", 0, 0.18, 0.75)])
+    )
+    plain = EpisodePair(query("q1", "a plain task"), ScoredEpisode(after), ScoredEpisode(after))
+    summary = {"episodes": 96, "mean_steps": 4.5, "mean_reward": 0.5, "succ_calling": 0.9, "contribution": 0.4}
+    more = {"is_solved": 0.5, "idle_call_rate": 0.25, "invalid_call_rate": 0.125}
+    return ReportInputs(
+        title=f"A run {HOSTILE}",
+        config=Config(rewards=RewardConfig(step_weight=0.3, alpha=0.3)).model_dump(mode="json") | {"note": HOSTILE},
+        evaluations=rows,
+        metrics=[
+            *(
+                metric("ppo", r, u, n, 0.1 * r + u)
+                for r in (0, 1)
+                for u in (0, 1)
+                for n in ("kl", "entropy", "gradient")
+            ),
+            *(metric("warm_start", -1, u, "loss", 2.0 / (u + 1)) for u in range(60)),
+        ],
+        rollouts=[{"round": r, "pass_rate": 0.25 + r / 2, "missing": 3 * r, **summary, **more} for r in (0, 1)],
+        farming={r: [FarmingPoint(n, 4 * n, 0.1 * n, float(n > 3)) for n in (2, 3, 4, 5)] for r in (0, 1)},
+        costs=[
+            Cost("rollout", 0, 12.5, 5000, 900.0),
+            Cost("rollout", 1, 7.5, 5000, 1000.0),
+            Cost("ppo", 0, 20.0, 0, 800.0),
+        ],
+        examples=[example, plain],
+        counts={"ingest": {"queries read": 1200, "queries dropped: no tools": 17}},
+        notes=["The judge was not asked.", HOSTILE],
+    )
+
+
+@pytest.fixture
+def audited(trajectory: Make, reward: Make, query: Make) -> Audit:
+    """Twelve episodes, half of them solved; the second annotator disagrees on three steps."""
+    episodes, rows = [], []
+    for n in range(12):
+        name, solved = f"t{n}", float(n % 2)
+        episodes.append(trajectory(name, ["ok"] * (1 + n % 3) + ["finish"], solved, observation=HOSTILE))
+        for step in range(1 + n % 3):
+            rows.append(reward(name, step, 1.0, solved))
+            rows.append(replace(reward(name, step, 1.0, solved if n > 2 else 1 - solved), annotator="judge"))
+        rows += [reward(name, 1 + n % 3, 1.0, None, solved)]
+        rows += [replace(reward(name, 1 + n % 3, 1.0, None, solved), annotator="judge")]
+    queries: dict[str, Query] = {"q0": query()}
+    return audit(queries, episodes, rows, RewardConfig(), [reward("old", 0, 0.0, 0.0)] * 10)

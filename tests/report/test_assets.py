@@ -35,6 +35,38 @@ def test_every_colour_can_be_read_on_every_background(scheme: dict[str, str]) ->
     assert weak == set()
 
 
+MIXED = re.compile(r"color-mix\(in srgb, var\(--(\w+)\) (\d+)%, var\(--(\w+)\)\)")
+
+
+def mix(one: str, percent: int, other: str) -> str:
+    """The colour that CSS's color-mix makes of two in sRGB."""
+    parts = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (one, other)]
+    return "#" + "".join(f"{round((a * percent + b * (100 - percent)) / 100):02x}" for a, b in zip(*parts, strict=True))
+
+
+def test_a_mixture_by_hand() -> None:
+    assert mix("#ff0000", 25, "#0000ff") == "#4000bf"  # 63.75 and 191.25
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_can_be_read_on_every_mixed_background(scheme: dict[str, str]) -> None:
+    static = files("steptool.report") / "static"
+    styles = "".join(file.read_text(encoding="utf-8") for file in static.iterdir() if file.name.endswith(".css"))
+    backgrounds = {(one, int(percent), other) for one, percent, other in MIXED.findall(styles)}
+    assert ("one", 14, "card") in backgrounds and ("warm", 10, "card") in backgrounds
+    pairs = [(text, *background) for background in backgrounds for text in ("ink", "muted")]
+    pairs += [("ink", "good", 50, "card"), ("ink", "bad", 50, "card")]  # the strongest tints of a step, in steps.js
+    weak = [p for p in pairs if contrast(scheme[p[0]], mix(scheme[p[1]], p[2], scheme[p[3]])) < 4.5]
+    assert weak == []
+
+
+def test_no_text_is_made_fainter_by_opacity() -> None:
+    static = files("steptool.report") / "static"
+    styles = "".join(file.read_text(encoding="utf-8") for file in static.iterdir() if file.name.endswith(".css"))
+    faint = {rule.strip() for rule in re.findall(r"([^{}]*)\{[^{}]*(?<!-)\bopacity:", styles)}
+    assert faint == {".chart .band", ".chart .error", ".report .columns i"}  # shapes
+
+
 def test_a_model_has_the_same_colour_whatever_it_is_compared_with() -> None:
     for models in (["steptool", "base"], ["gpt", "base", "warm_start", "steptool"]):
         colours = model_colours(models)

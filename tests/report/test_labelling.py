@@ -2,19 +2,17 @@
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browser import Browser
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
-from steptool.report.labelling import FORM, main
+from steptool.report.labelling import FORM, labelling_form, main
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = '</script><script>document.title="owned"</script>'
 Make = Callable[..., Any]
 
@@ -33,7 +31,7 @@ def test_labels_go_out_and_come_back(files: tuple[Path, Path], tmp_path: Path, c
     assert main(["export", trajectories, queries, str(tmp_path / "out"), "--episodes", "3"]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [FORM, "steps.csv", "steps.parquet"]
     steps = json.loads(re.findall(r'type="application/json">(.*?)</script>', (tmp_path / "out" / FORM).read_text())[0])
-    assert len({row["trajectory_id"] for row in steps}) == 3
+    assert len({row["trajectory_id"] for row in steps["rows"]}) == len(steps["tools_of"]) == 3
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps([{"trajectory_id": "t1", "step": 0, "contribution": 1, "labelled_by": "ana"}]))
     assert main(["import", trajectories, str(tmp_path / "rewards.parquet"), str(labels)]) == 0
@@ -52,27 +50,57 @@ def test_labels_go_out_and_come_back(files: tuple[Path, Path], tmp_path: Path, c
     assert "\\x1b[2J" in error and "\x1b" not in error
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no browser on this machine")
-def test_the_form_works_from_the_file_and_gives_what_was_entered(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_form_works_from_the_file_and_gives_what_was_entered(
+    browser: Browser, files: tuple[Path, Path], tmp_path: Path
+) -> None:
     assert main(["export", *map(str, files), str(tmp_path), "--episodes", "1"]) == 0
+    browser.open(tmp_path / FORM)
+    assert browser.js("document.title") == "Label steps of trajectories.parquet"
+    browser.js("localStorage.clear()")
+    browser.open(tmp_path / FORM)
+    browser.js("who.value = 'ana'")
+    browser.js("document.querySelectorAll(\"input[type=radio][value='1']\").forEach((input) => input.click())")
+    entered = browser.js("labels()")
+    assert [(label["step"], label["labelled_by"]) for label in entered] == [(0, "ana"), (1, "ana")]
+    assert (entered[0]["succ_calling"], entered[0]["contribution"], entered[1]["is_solved"]) == (1, 1, 1)
+    assert browser.js("document.getElementById('count').textContent") == "2 of 2 steps labelled"
+    assert not browser.faults
+
+
+def test_keys_answer_the_questions(browser: Browser, files: tuple[Path, Path], tmp_path: Path) -> None:
+    assert main(["export", *map(str, files), str(tmp_path), "--episodes", "1"]) == 0
+    browser.open(tmp_path / FORM)
+    browser.js("localStorage.clear()")
+    browser.open(tmp_path / FORM)
+    browser.js("who.value = 'ana'")
+    for key in "ynkp":  # yes to the first, no to the second, back to it: partly
+        browser.press(key)
+    focused = "document.activeElement.closest('fieldset').querySelector('legend').textContent"
+    assert browser.js(focused) == "Was the task solved?"
+    browser.press("k")
+    assert browser.js(focused) == "Did it serve the final answer?"
+    answers = browser.js("labels().map((label) => [label.succ_calling, label.contribution, label.is_solved])")
+    assert answers == [[1, 0.5, None]]
+    browser.press("c")
+    assert browser.js("document.activeElement.tagName") == "TEXTAREA"
+    browser.press("y")  # a letter of the comment
+    browser.press("Escape")
+    browser.js("keys.click()")
+    browser.press("n")
+    assert browser.js("labels()[0].succ_calling") == 1
+    assert not browser.faults
+
+
+def test_the_form_shows_the_tools_of_a_task(browser: Browser, trajectory: Make, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "get_order", "description": "Looks an order up.", "parameters": {
+        "type": "object", "properties": {"order_id": {"type": "string"}, "verbose": {"type": "boolean"}},
+        "required": ["order_id"]}}}]  # fmt: skip
+    rows = [{"trajectory_id": "t0", "step": 0, "instruction": "where is it?", "tool": "get_order", "arguments": "{}",
+             "observation": "", "answer": "", "asked": "succ_calling"}]  # fmt: skip
     page = tmp_path / FORM
-    entered = """<script>
-      document.getElementById("who").value = "ana";
-      document.querySelectorAll("input[type=radio][value='1']").forEach((input) => input.click());
-      const told = document.createElement("p");
-      told.id = "told";
-      told.textContent = JSON.stringify(labels());
-      document.body.append(told);
-    </script></body>"""
-    page.write_text(page.read_text().replace("</body>", entered))
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "<title>Label steps of trajectories.parquet</title>" in dom
-    entered_labels = json.loads(re.findall(r'<p id="told">(.*?)</p>', dom)[0])
-    assert [(label["step"], label["labelled_by"]) for label in entered_labels] == [(0, "ana"), (1, "ana")]
-    assert (
-        entered_labels[0]["succ_calling"],
-        entered_labels[0]["contribution"],
-        entered_labels[1]["is_solved"],
-    ) == (1, 1, 1)
-    assert "2 of 2 steps labelled" in dom
+    page.write_text(labelling_form(rows, tools={"t0": tools}), encoding="utf-8")
+    browser.open(page)
+    browser.js("document.querySelector('.tools').open = true")
+    words = browser.js("document.querySelector('.tools').innerText")
+    assert words.split("\n") == ["Tools of this task (1)", "get_order", "Looks an order up.",
+        "order_id: string, required", "verbose: boolean, optional"]  # fmt: skip

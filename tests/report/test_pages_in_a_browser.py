@@ -1,84 +1,34 @@
 """The viewer in a real browser, driven through its DevTools protocol."""
 
-import itertools
 import json
 import random
-import re
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from websocket import create_connection
 
-from steptool.evaluation.results import Results
+from browser import Browser
+from evaluation_rows import make_evaluation
+from steptool.evaluation.results import compute_results
 from steptool.records import Advantage, Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.records.tables import write_records, write_rows
+from steptool.records.tables import write_records
 from steptool.report.evaluation_page import evaluation_page
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --remote-debugging-port=0 --window-size=1400,900"
-)
 HOSTILE = '</script><script>window.owned=1</script><img src=x onerror="window.owned=1"> & <b>"\' \u2028 ünï 数'
-UNKNOWN = dict.fromkeys(
-    ["judged_pass_rate", "judged_deviation", "recall", "invalid_call_rate", "redundant_call_rate", "steps",
-     "tokens_per_solved", "seconds_per_solved", "money_per_solved"]
-)  # fmt: skip
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome")
 
 
-class Browser:
-    """A page of a headless browser; remembers what went wrong in it and what it asked the network for."""
+class ViewerBrowser(Browser):
+    """A browser that opens viewers and reads their list."""
 
-    def __init__(self, folder: Path) -> None:
-        command = [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={folder}", "about:blank"]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        address = next(m for line in self._process.stderr if (m := re.search(r"listening on (ws://\S+)", line)))
-        self._socket = create_connection(address.group(1), suppress_origin=True, timeout=60)
-        self._numbers = itertools.count()
-        self._session: dict[str, str] = {}
-        self.faults: list[str] = []
-        self.requests: list[str] = []
-        target = self.command("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        for domain in ("Page", "Runtime", "Network"):
-            self.command(f"{domain}.enable")
-
-    def command(self, method: str, **params: Any) -> dict[str, Any]:
-        number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": params, **self._session}))
-        while (message := json.loads(self._socket.recv())).get("id") != number:
-            if message.get("method") == "Runtime.exceptionThrown":
-                self.faults.append(str(message["params"]["exceptionDetails"]))
-            if message.get("method") == "Network.requestWillBeSent":
-                self.requests.append(message["params"]["request"]["url"])
-        assert "error" not in message, message
-        return message["result"]
-
-    def js(self, expression: str) -> Any:
-        result = self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in result, result["exceptionDetails"]
-        return result["result"].get("value")
-
-    def until(self, condition: str, seconds: float = 30) -> None:
-        poll = f"(done) => {{ const look = () => ({condition}) ? done(true) : setTimeout(look, 5); look(); }}"
-        limit = f"new Promise((done) => setTimeout(() => done(false), {seconds * 1000}))"
-        assert self.js(f"Promise.race([new Promise({poll}), {limit}])"), f"{condition}: never; {self.faults}"
-
-    def open(self, page: Path, fragment: str = "") -> None:
-        self.faults.clear()
-        self.requests.clear()
-        self.command("Page.navigate", url="about:blank")
-        self.command("Page.navigate", url=page.as_uri() + fragment)
-        self.until("document.querySelector('.side, #detail .empty')")
+    def open(
+        self, page: Path, fragment: str = "", ready: str = "document.querySelector('.side, #detail .empty')"
+    ) -> None:
+        super().open(page, fragment, ready)
 
     def rows(self) -> list[int]:
         """Numbers of the trajectories that are listed, by their place in the file."""
@@ -92,22 +42,10 @@ class Browser:
             "c.dispatchEvent(new Event('input')); }"
         )
 
-    def press(self, key: str) -> None:
-        self.command("Input.dispatchKeyEvent", type="keyDown", key=key, code=key)
-        self.command("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
-
-    def close(self) -> None:
-        self._session = {}
-        self.command("Browser.close")
-        self._socket.close()
-        self._process.communicate(timeout=30)
-
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Browser]:
-    opened = Browser(tmp_path_factory.mktemp("user"))
-    yield opened
-    opened.close()
+def browser(open_browser) -> ViewerBrowser:
+    return open_browser(ViewerBrowser)
 
 
 @pytest.fixture
@@ -268,7 +206,7 @@ def test_any_number_of_models_are_compared(browser, write, tmp_path, query, traj
         assert browser.rows() == expected, compared
     browser.open(page, "#model=C&query=q0&beside=B:q0-new")
     assert browser.rows() == [10, 11, 12, 13]
-    headings = "[...document.querySelectorAll('.side h4')].map((h) => h.innerText)"
+    headings = "[...document.querySelectorAll('.side .title')].map((h) => h.innerText)"
     assert browser.js(headings) == ["B: new", "C: big"]
     browser.open(page, "#model=all")
     assert browser.js("document.querySelector('#count').textContent") == "14 of 14 trajectories"
@@ -282,10 +220,9 @@ def test_the_page_of_an_evaluation_leads_to_its_episodes(browser, write, tmp_pat
     write(
         [query("q0")], *(EpisodeFiles(write_records(tmp_path / f"{t.policy}.parquet", [t], Trajectory)) for t in played)
     )
-    rates = {"group": "all", "tasks": 1, "pass_rate": 0.0, "low": 0.0, "high": 0.8, **UNKNOWN}
-    lines = [{**rates, "model": name} for name in names]
+    rows = [make_evaluation("q0", 0.0, model=name) for name in names]
     page = tmp_path / "evaluation.html"
-    page.write_text(evaluation_page(Results(lines), "", "viewer.html"), encoding="utf-8")
+    page.write_text(evaluation_page(compute_results(rows, draws=100), "", "viewer.html"), encoding="utf-8")
     browser.command("Page.navigate", url=page.as_uri())
     browser.until("document.readyState === 'complete' && document.querySelector('#episodes')")
     link = browser.js("[...document.querySelectorAll('#episodes a')].find((a) => a.innerText === 'c-d').href")
@@ -310,7 +247,7 @@ def test_hostile_text_stays_text_and_nothing_leaves_the_page(browser, write, tmp
         tier=HOSTILE,
         messages=[{"role": "assistant", "content": HOSTILE}],
     )
-    rewards = write_rows(
+    rewards = write_records(
         tmp_path / "r.parquet", [replace(reward(HOSTILE, 0, 1, 0.5, 1.0), rationale=HOSTILE)], StepReward
     )
     queries = [replace(query(HOSTILE, HOSTILE), tier=HOSTILE, split=HOSTILE), replace(query("q1"), tier="other")]
@@ -332,6 +269,7 @@ def test_hostile_text_stays_text_and_nothing_leaves_the_page(browser, write, tmp
     assert not browser.faults
 
 
+@pytest.mark.slow
 def test_twenty_thousand_trajectories_stay_usable(browser, write, tmp_path, query, trajectory):
     rng = random.Random(0)
     words = [f"{rng.randrange(1 << 24):x}" for _ in range(3000)]

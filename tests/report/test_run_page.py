@@ -1,21 +1,16 @@
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from steptool.config import Config, RewardConfig
-from steptool.records import Cost
-from steptool.report.run_inputs import EpisodePair, ReportInputs, ScoredEpisode
+from browser import Browser
+from steptool.config import Config
+from steptool.report.run_inputs import ReportInputs
 from steptool.report.run_page import build_report, describe_method
-from steptool.rewards.farming import FarmingPoint
 
 VOID = {"meta", "input", "br", "link", "img"}
-HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & <b>"\' \u2028 ünï 数'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -52,50 +47,6 @@ class Page(HTMLParser):
     @property
     def words(self) -> str:
         return re.sub(r"\s+", " ", " ".join(self.text))
-
-
-@pytest.fixture
-def full(results, evaluation, metric, trajectory, reward, advantage, query) -> ReportInputs:
-    """A run of two rounds with everything a page can show, hostile text included."""
-    rows = results(base="0" * 10, warm_start="1" * 3 + "0" * 7, steptool="1" * 9 + "0")
-    rows += [
-        evaluation(f"q{i}", m, 1.0, decoding="sampled", tier="long")
-        for i in range(3)
-        for m in ("warm_start", "steptool")
-    ]
-    before = trajectory("a", ["tool_error", "malformed", "finish"], 0.0, observation=HOSTILE)
-    after = trajectory("b", ["ok", "finish"], 1.0, observation="long " * 300)
-    scores = [reward("b", 0, 1, 0.6), reward("b", 1, 1, None, 1.0)]
-    example = EpisodePair(
-        query("q0", HOSTILE), ScoredEpisode(before), ScoredEpisode(after, scores, [advantage("b", 0, 0.18, 0.75)])
-    )
-    plain = EpisodePair(query("q1", "a plain task"), ScoredEpisode(after), ScoredEpisode(after))
-    summary = {"episodes": 96, "mean_steps": 4.5, "mean_reward": 0.5, "succ_calling": 0.9, "contribution": 0.4}
-    more = {"is_solved": 0.5, "idle_call_rate": 0.25, "invalid_call_rate": 0.125}
-    return ReportInputs(
-        title=f"A run {HOSTILE}",
-        config=Config(rewards=RewardConfig(step_weight=0.3, alpha=0.3)).model_dump(mode="json") | {"note": HOSTILE},
-        evaluations=rows,
-        metrics=[
-            *(
-                metric("ppo", r, u, n, 0.1 * r + u)
-                for r in (0, 1)
-                for u in (0, 1)
-                for n in ("kl", "entropy", "gradient")
-            ),
-            *(metric("warm_start", -1, u, "loss", 2.0 / (u + 1)) for u in range(60)),
-        ],
-        rollouts=[{"round": r, "pass_rate": 0.25 + r / 2, "missing": 3 * r, **summary, **more} for r in (0, 1)],
-        farming={r: [FarmingPoint(n, 4 * n, 0.1 * n, float(n > 3)) for n in (2, 3, 4, 5)] for r in (0, 1)},
-        costs=[
-            Cost("rollout", 0, 12.5, 5000, 900.0),
-            Cost("rollout", 1, 7.5, 5000, 1000.0),
-            Cost("ppo", 0, 20.0, 0, 800.0),
-        ],
-        examples=[example, plain],
-        counts={"ingest": {"queries read": 1200, "queries dropped: no tools": 17}},
-        notes=["The judge was not asked.", HOSTILE],
-    )
 
 
 def test_the_page_is_well_formed_and_holds_the_numbers(full):
@@ -140,8 +91,8 @@ def test_hostile_text_is_shown_as_text(full):
     assert len(page.scripts) == 2  # the data and the viewer: none was smuggled in
     assert not [tag for tag, _, _ in page.attributes if tag == "img"]
     data = json.loads(page.scripts[0])
-    assert data["tasks"][0]["instruction"] == HOSTILE
-    assert data["tasks"][0]["before"]["steps"][0]["observation"] == HOSTILE
+    assert data["tasks"][0]["instruction"] == full.notes[1]
+    assert data["tasks"][0]["before"]["steps"][0]["observation"] == full.notes[1]
 
 
 def test_an_empty_run_is_a_page_that_says_so():
@@ -199,33 +150,19 @@ def test_the_method_has_its_own_name(ppo, name, results):
     assert f"{name} solves 100% of 2 held-out tasks" in page.words
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_the_viewer_runs_in_a_browser(full, tmp_path: Path):
+def test_the_viewer_runs_in_a_browser(browser: Browser, full, tmp_path: Path):
     (tmp_path / "report.html").write_text(build_report(full), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    command = [
-        CHROMIUM,
-        *flags.split(),
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'user'}",
-    ]
-    command += ["--virtual-time-budget=3000", "--dump-dom", f"file://{tmp_path / 'report.html'}"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-    viewer = dom[dom.index('<div id="viewer"') : dom.index('<script id="trajectories"')]
+    browser.open(tmp_path / "report.html")
+    viewer = browser.js("document.getElementById('viewer').outerHTML")
     assert viewer.count('class="step ') == 5  # three steps before, two after
     assert viewer.count("<li><button") == 2 and "2 of 2 tasks" in viewer
     assert "fixed: only after training" in viewer and "not solved" in viewer
-    assert (
-        "get_order" in viewer
-        and "no call could be read" in viewer
-        and "<b>+0.75</b>" in viewer
-        and ">+.75</button>" in viewer
-    )
+    assert "get_order" in viewer and "no call could be read" in viewer
+    assert "<b>+0.75</b>" in viewer and ">+.75</button>" in viewer
     assert '<details class="fold">' in viewer  # the long observation
     assert "&lt;/script&gt;&lt;script&gt;" in viewer and "<img" not in viewer
-    assert "<title>A run &lt;/script&gt;" in dom  # the hostile script did not run
+    assert browser.js("document.title") == full.title  # the hostile script did not run
+    assert not browser.faults
 
 
 def test_the_page_links_to_the_files_beside_it():

@@ -16,7 +16,7 @@ def text_of(html: str) -> str:
 
 
 def lines_of(html: str) -> dict[str, str]:
-    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', html, flags=re.S)
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td class="prose">(.*?)</td></tr>', html, flags=re.S)
     return {name: " ".join(re.sub(r"<[^>]+>", " ", what).split()) for name, what in rows}
 
 

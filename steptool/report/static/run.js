@@ -5,7 +5,8 @@
   if (!source || !root) return;
   const { tasks, outcomes } = JSON.parse(source.textContent);
   const sides = root.dataset.sides.split("|");
-  const { el, side, scaleOf } = Steps;
+  const colours = ["c-warm_start", "c-steptool"];
+  const { el, side, titleOf, scaleOf } = Steps;
   const state = { tier: "", outcome: "", text: "", selected: null };
 
   const show = (task) => {
@@ -15,7 +16,7 @@
     const label = el("p", "facts", el("span", "outcome " + task.outcome, outcomes[task.outcome]), ` ${task.tier} ${task.id}`);
     const head = el("header", "task", label, el("blockquote", "", task.instruction));
     if (task.answer !== null) head.append(el("p", "answer", el("i", "", "expected answer "), task.answer));
-    const shown = [task.before, task.after].map((e, i) => (e === null ? null : side(sides[i], e, scale)));
+    const shown = [task.before, task.after].map((e, i) => (e === null ? null : side(titleOf(3, sides[i], colours[i]), e, scale)));
     detail.replaceChildren(head, el("div", "sides", ...shown));
     for (const button of list.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.task === task));
   };

@@ -80,8 +80,12 @@ const Steps = (() => {
     return node;
   };
 
+  // The title of a side: a heading of this level, with the colour of its model where it has one.
+  const titleOf = (level, text, colour) =>
+    el("h" + level, "title", colour ? el("span", "swatch " + colour) : null, text);
+
   const side = (title, episode, scale) => {
-    const node = el("section", "side", el("h4", "", title));
+    const node = el("section", "side", title);
     const calls = episode.steps.filter((s) => s.status !== "finish");
     const failed = calls.filter((s) => s.status !== "ok").length;
     node.append(el("p", "facts", el("span", "verdict " + solvedClass(episode.verdict), solvedText(episode.verdict)),
@@ -100,5 +104,5 @@ const Steps = (() => {
     return { reward: Math.max(0, ...rewards) || 1, advantage: Math.max(0, ...advantages) };
   };
 
-  return { el, side, scaleOf, short, solvedText, solvedClass, steps, tint };
+  return { el, side, titleOf, scaleOf, short, solvedText, solvedClass, steps, tint };
 })();

@@ -1,7 +1,7 @@
 /* The viewer: a list of trajectories to filter, and the chosen one step by step, alone or beside another of its task.
    Every text enters the page as text, never as markup. Episodes are rendered by steps.js. */
 (async () => {
-  const { el, side, scaleOf, short, solvedText, solvedClass, steps, tint } = Steps;
+  const { el, side, titleOf, scaleOf, short, solvedText, solvedClass, steps, tint } = Steps;
   const HEIGHT = 66;      // of a row of the list, in pixels: see viewer.css
   const KEPT = 32;        // decoded chunks that stay in memory
   const LETTERS = [..."ABCDEFGHIJKLMNOPQRSTUVWXYZ"];
@@ -28,7 +28,7 @@
   const recordOf = async (row) => JSON.parse((await linesOf(row.chunk))[row.line]);
 
   // The index: rows of trajectories, and what follows from them.
-  const { models, tools, queries, rows } = JSON.parse(await inflate(document.getElementById("index")));
+  const { models, colours, tools, queries, rows } = JSON.parse(await inflate(document.getElementById("index")));
   const several = models.length > 1;
   const mates = queries.map(() => []);
   const inChunk = chunks.map(() => []);
@@ -148,7 +148,7 @@
       row.reward === null ? null : `reward ${short(row.reward)}`, several && state.model === "all" ? LETTERS[row.model] : null];
     const node = el("div", "entry", el("span", "mark " + solvedClass(row.verdict)),
       el("span", "text", queries[row.query].text || queries[row.query].id),
-      el("span", "facts", facts.filter(Boolean).join(" · ")), heat(row));
+      el("span", "facts", several ? el("span", "swatch " + colours[row.model]) : null, facts.filter(Boolean).join(" · ")), heat(row));
     node.id = "row-" + row.number;
     node.style.top = place * HEIGHT + "px";
     for (const [name, value] of Object.entries({ role: "option", "aria-selected": row === selected, "aria-posinset": place + 1, "aria-setsize": found.length })) node.setAttribute(name, value);
@@ -171,7 +171,7 @@
   };
 
   // The chosen trajectory.
-  const titleOf = (row, record) => {
+  const nameOf = (row, record) => {
     const parts = [several ? `${LETTERS[row.model]}: ${record.policy}` : record.policy];
     if (mates[row.query].filter((r) => r.model === row.model).length > 1) parts.push(`sample ${row.sample + 1}`);
     return parts.join(", ");
@@ -200,7 +200,7 @@
     if (records[0].answer !== null) head.append(el("p", "answer", el("i", "", "expected answer "), records[0].answer));
     head.append(besideChoice(row, beside) ?? "");
     const scale = scaleOf(records.map((r) => r.episode));
-    detail.replaceChildren(head, el("div", "sides", ...records.map((r, i) => side(titleOf(pair[i], r), r.episode, scale))));
+    detail.replaceChildren(head, el("div", "sides", ...records.map((r, i) => side(titleOf(2, nameOf(pair[i], r), colours[pair[i].model]), r.episode, scale))));
     detail.scrollTop = 0;
   };
   const choose = (row) => {
