@@ -26,20 +26,20 @@ import numpy as np
 import torch
 
 from steptool.config import Config, RolloutConfig, ToolsConfig, load_config
-from steptool.data.ingest_log import IngestLog
+from steptool.data.parsing import IngestLog
 from steptool.data.sources.base import SourceInputs
-from steptool.data.sources.own_tasks import OwnTasksSource
+from steptool.data.sources.builtin import OwnTasksSource
 from steptool.data.tools import ToolCatalog
-from steptool.environments.bfcl.tasks import is_installed
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import open_environment
+from steptool.environments.bfcl_tasks import is_installed
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import ERRAND, LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.local import LocalPolicy
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import FINISH, Query, StepReward, ToolCall, Trajectory
-from steptool.rewards.agreement import auroc, confusion, kappa
 from steptool.rewards.annotators import annotate, make_annotator
+from steptool.rewards.statistics import auroc, confusion, kappa
 from steptool.rollout.runner import roll_out
 
 World = tuple[str, Sequence[Query], Sequence[Trajectory]]
@@ -85,8 +85,8 @@ def play_tasks(config: Config, vary: Vary) -> tuple[Sequence[Query], Sequence[Tr
 
 def play_bfcl(tasks: int) -> World:
     """The first tasks of each category."""
-    from steptool.environments.bfcl.environment import BfclEnvironment
-    from steptool.environments.bfcl.tasks import bfcl_queries
+    from steptool.environments.bfcl import BfclEnvironment
+    from steptool.environments.bfcl_tasks import bfcl_queries
 
     by_category: dict[str, list[Query]] = defaultdict(list)
     for query in bfcl_queries():

@@ -25,13 +25,11 @@ from benchmarks import rollout
 from benchmarks.rollout import CONTEXT, NEW_TOKENS, Notebook, NoteCodec, make_queries, regenerate
 from steptool.config import RolloutConfig
 from steptool.models.load import load_model, load_tokenizer
-from steptool.policies.engine import EnginePolicy, PolicySettings
+from steptool.policies.engine import EnginePolicy, PolicySettings, VllmEngine
 from steptool.policies.local import LocalPolicy
-from steptool.policies.vllm import VllmEngine
 from steptool.records import Query
-from steptool.rollout.policy import Policy
-from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding
+from steptool.rollout.episode import Decoding
+from steptool.rollout.runner import Policy, roll_out
 
 FOLDER, EPISODES, TURNS = Path("runs/smollm-base"), 16, 9
 SETTINGS: PolicySettings = {

@@ -32,10 +32,11 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
-from steptool.chat.formats import FORMATS, Format
+from steptool.chat.call_format import Format
+from steptool.chat.formats import FORMATS
 from steptool.config import Config
 from steptool.data.ingest import COUNTS_FILE, ingest
-from steptool.data.ingest_log import IngestError
+from steptool.data.parsing import IngestError
 from steptool.records import ToolCall
 
 LIMIT = 2.0

@@ -24,8 +24,7 @@ from typing import Any, ClassVar
 
 from steptool.config import Config
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult, VerdictError
-from steptool.environments.catalog import import_object, open_environment
+from steptool.environments.base import ToolResult, VerdictError, import_object, open_environment
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.environments.schema import SchemaError, check_arguments, check_tools
 from steptool.records import Query, Reference, ToolCall

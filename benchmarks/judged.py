@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.parsing import Record, UnusableError
 from steptool.data.recordings.recording import RecordedTurn, make_query, make_recording, make_trajectory
 from steptool.judge.verdicts import STATUS_SCORE, Status
 from steptool.records import FINISH, Query, StopReason, Trajectory
-from steptool.rewards.agreement import Estimate, auroc
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.rules import OVERLAP, PublishedRules, overlap, unwrap
+from steptool.rewards.statistics import Estimate, auroc
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 _STEP = re.compile(r"(?:^|\n)Step (\d+): (?=\{'name': )")

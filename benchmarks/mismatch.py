@@ -1,4 +1,4 @@
-"""How far the engines of rollouts are from the model that is trained: figures of steptool.training.mismatch.
+"""How far the engines of rollouts are from the model that is trained: figures of steptool.training.scores.
 
 Prints a line for each engine and precision: mean, 99% quantile and maximum of the difference, k3 and the effective
 sample share, with training at the engine's temperature of .7 and, as a fault would have it, at .8. The model has random
@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from steptool.models.actor import Actor
-from steptool.models.batch import collate
+from steptool.models.actor import Actor, collate
 from steptool.models.load import load_model, tiny_model, train_tokenizer
 from steptool.policies.engine import Sampling
 from steptool.policies.sampler import BatchSampler, Feed
-from steptool.training.mismatch import Mismatch, measure_mismatch
+from steptool.training.scores import Mismatch, measure_mismatch
 
 TEMPERATURE, WRONG_TEMPERATURE = 0.7, 0.8
 REQUESTS, PROMPT, TURN = 16, 12, 64
@@ -64,7 +63,7 @@ def play_transformers(folder: Path, prompts: Sequence[list[int]]) -> list[Sample
 
 def play_vllm(folder: Path, prompts: Sequence[list[int]]) -> list[Sampled]:
     """Turns of vLLM."""
-    from steptool.policies.vllm import VllmEngine
+    from steptool.policies.engine import VllmEngine
 
     engine = VllmEngine(str(folder), max_context=256, max_requests=REQUESTS)
     for number, prompt in enumerate(prompts):

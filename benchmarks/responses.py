@@ -24,7 +24,7 @@ from steptool.config import ToolBenchConfig, ToolsConfig
 from steptool.environments.base import ToolResult
 from steptool.environments.limits import LimitedEnvironment
 from steptool.environments.replay import Responses, call_key
-from steptool.environments.toolbench.environment import ToolBenchEnvironment
+from steptool.environments.toolbench import ToolBenchEnvironment
 from steptool.records import Query, Reference, StepStatus, ToolCall
 
 RECORDED, HITS, SERVER_CALLS, REPEATS = 50_000, 10_000, 500, 5

@@ -15,15 +15,15 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
+from steptool.chat.call_format import ParsedTurn
 from steptool.chat.codec import ChatCodec
-from steptool.chat.formats import ParsedTurn
 from steptool.config import RolloutConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.models.load import train_tokenizer
 from steptool.policies.local import LocalPolicy
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema
+from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding
 
 EPISODES, TURNS, NEW_TOKENS, CONTEXT = 64, 6, 24, 1024
 SENTENCE = "The parcel of order 17 left the warehouse in Lyon and waits for a courier who speaks with nobody. "

@@ -21,8 +21,8 @@ from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.local import LocalPolicy
 from steptool.records import Query, Trajectory
+from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding
 
 Played = Sequence[Trajectory]
 

@@ -27,7 +27,7 @@ from steptool.models.adapter import new_adapter
 from steptool.models.optimizer import adamw
 from steptool.training.algorithms.base import Selection
 from steptool.training.algorithms.step_ppo import StepPPO
-from steptool.training.plan import PassLimit
+from steptool.training.processes import PassLimit
 from steptool.training.scores import score
 from steptool.training.trainer import Settings, Trainer
 

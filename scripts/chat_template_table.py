@@ -16,9 +16,8 @@ import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from steptool.chat.calls import FINISH_SCHEMA
 from steptool.chat.codec import ChatCodec
-from steptool.chat.messages import call_message, tool_message
+from steptool.chat.messages import FINISH_SCHEMA, call_message, tool_message
 from steptool.records import Message, ToolCall
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"

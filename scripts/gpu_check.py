@@ -79,7 +79,7 @@ def _measure_update(
 
     from benchmarks.update import Size, make_actor, make_episodes, time_updates
     from steptool.models.load import device
-    from steptool.training.plan import PassLimit
+    from steptool.training.processes import PassLimit
 
     sizes = {
         "0.5B full": Size(896, 24, 14, 2, 4864, 151_936, sequences, 8192),
@@ -174,7 +174,7 @@ def measure_attention(small: bool) -> list[Row]:
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     import torch
 
-    from steptool.models.batch import attend
+    from steptool.models.actor import attend
 
     half = query.shape[2] // 2
     bounds = torch.tensor([0, half, 2 * half], dtype=torch.int32, device=query.device)

@@ -17,7 +17,7 @@ class Annotated(NamedTuple):
 @stage("annotate", cached=True)
 def annotate(trajectories: Parquet, config: Config, queries: Parquet) -> Annotated:
     """Score the steps of a file of trajectories by the configured annotator."""
-    from steptool.pipeline.rounds import score_file
+    from steptool.pipeline.episodes import score_file
 
     folder = score_file(download(trajectories), download(queries), config, -1, make_folder("annotate"))
     return Annotated(Parquet(str(folder / "rewards.parquet")), Parquet(str(folder / "costs.parquet")))
@@ -26,7 +26,7 @@ def annotate(trajectories: Parquet, config: Config, queries: Parquet) -> Annotat
 @stage("annotate", cached=True)
 def annotate_shard(shard: Shard, round_index: int, config: Config, queries: Parquet) -> Shard:
     """Score the steps of a shard of a round."""
-    from steptool.pipeline.rounds import EPISODES, score_file
+    from steptool.pipeline.episodes import EPISODES, score_file
 
     episodes = download(shard) / EPISODES
     return Shard(str(score_file(episodes, download(queries), config, round_index, make_folder("annotate"))))

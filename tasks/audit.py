@@ -39,7 +39,7 @@ def audit(
     round_index: int, config: Config, queries: Parquet, episode_shards: list[Shard], reward_shards: list[Shard]
 ) -> Audited:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
-    from steptool.pipeline.rounds import audit_round
+    from steptool.pipeline.episodes import audit_round
 
     audited = audit_round(
         download_all(episode_shards),
@@ -65,7 +65,7 @@ def review_rewards(
 ) -> Reviewed:
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
     from steptool.report.rewards_page import rewards_page, sentences
-    from steptool.rewards.audit_files import audit_files
+    from steptool.rewards.audit import audit_files
     from steptool.storage.publishing import deliver
 
     folder, rewards_file = make_folder("audit"), download(rewards)

@@ -45,7 +45,7 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
     Checks first that the run's folder can be written. Without training the folder is one for an evaluation.
     """
     from steptool.artifacts.lineage import EVALUATION, TRAINING
-    from steptool.data.inputs import fingerprint as digest
+    from steptool.data.ingest import fingerprint as digest
     from steptool.storage.publishing import check_target
 
     check_target(output, TRAINING if for_training else EVALUATION)
@@ -92,7 +92,7 @@ def deliver_ingested(
     import json
 
     from steptool.data import ingest as names
-    from steptool.data.ingest_log import IngestError, summarise
+    from steptool.data.parsing import IngestError, summarise
     from steptool.storage.publishing import deliver
 
     counted = json.loads(download(counts).read_text(encoding="utf-8"))

@@ -35,8 +35,8 @@ def ppo(
 
     `costs` are those of the episodes and of their rewards. The first round has no running scale to start from.
     """
+    from steptool.pipeline.episodes import AuditedRound
     from steptool.pipeline.learning import learn_round
-    from steptool.pipeline.rounds import AuditedRound
     from tasks.runtime.artifacts import Checkpoints
 
     checkpoints = Checkpoints("ppo")

@@ -54,8 +54,8 @@ def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, q
     from steptool.records.episodes import read_queries
     from steptool.records.tables import read_records
     from steptool.registry import Registry
-    from steptool.retraining.gate import categories, find_contaminated, read_trained_on
-    from steptool.retraining.gate import decide as decide_by_rule
+    from steptool.retraining.promotion import categories, find_contaminated, read_trained_on
+    from steptool.retraining.promotion import decide as decide_by_rule
 
     held_out = read_queries(download(queries), config.evaluation.split)
     trained_on = read_trained_on(Registry(registry).model_place(plan.champion)) if plan.champion else frozenset()
@@ -86,8 +86,7 @@ def promote(
     from steptool.records.episodes import read_queries
     from steptool.records.tables import read_records
     from steptool.registry import Registry
-    from steptool.retraining.gate import read_trained_on, write_trained_on
-    from steptool.retraining.promotion import copy_model, describe_version, settle
+    from steptool.retraining.promotion import copy_model, describe_version, read_trained_on, settle, write_trained_on
 
     store, folder = Registry(registry), make_folder("challenger")
     copy_model(download(model), folder)
@@ -101,16 +100,16 @@ def promote(
 def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, training: str) -> Outcome:
     """Write the page of the run, and the run into the registry."""
     from steptool.registry import Registry
-    from steptool.report.retraining_page import PAGE, retraining_page
+    from steptool.report.evaluation_page import RETRAINING_PAGE, retraining_page
     from steptool.retraining.promotion import describe_run
     from steptool.storage.publishing import deliver
 
-    page = make_folder("retraining_page") / PAGE
+    page = make_folder("retraining_page") / RETRAINING_PAGE
     page.write_text(retraining_page(plan, outcome, training), encoding="utf-8")
     Deck("retraining", page.read_text(encoding="utf-8"))
     folder = f"{output.rstrip('/')}/{plan.run_id}"
-    Registry(registry).record_run(plan.run_id, describe_run(plan, outcome, f"{folder}/{PAGE}"))
-    place = deliver(page, folder, PAGE)
+    Registry(registry).record_run(plan.run_id, describe_run(plan, outcome, f"{folder}/{RETRAINING_PAGE}"))
+    place = deliver(page, folder, RETRAINING_PAGE)
     say("retrain", f"{outcome.result}: {'; '.join(outcome.reasons)}")
     print(f"page: {place}", flush=True)
     return Outcome(outcome.result, outcome.version, FlyteFile(place))

@@ -45,7 +45,7 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     """
     watch = Stopwatch("prepare")
     from steptool.artifacts.lineage import sign
-    from steptool.environments.catalog import check_queries
+    from steptool.environments.base import check_queries
     from steptool.pipeline.learning import prepare as prepare_model
     from steptool.policies.catalog import open_environment_of
     from steptool.records import Metric, Query, Trajectory
@@ -83,7 +83,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
     from steptool.pipeline.tracking import track_updates
     from steptool.records import Metric, Trajectory
     from steptool.records.tables import read_records, write_records
-    from steptool.training.demonstrations import count_tokens
+    from steptool.training.warm_start import count_tokens
     from steptool.training.warm_start import warm_start as fine_tune
     from tasks.runtime.artifacts import Checkpoints
 

@@ -12,9 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from steptool.environments.desk.expert import Expert
 from steptool.environments.desk.goals import PROCEDURES
-from steptool.environments.desk.tasks import draw_query
+from steptool.environments.desk.tasks import Expert, draw_query
 from steptool.records import Query, Trajectory
 
 _ATTEMPTS = 8

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from steptool.chat import plain
-from steptool.chat.formats import FORMATS, LLAMA, REACT, ChatFormat, ParsedTurn
+from steptool.chat import turns
+from steptool.chat.call_format import ChatFormat, ParsedTurn
+from steptool.chat.formats import FORMATS, LLAMA, REACT
 from steptool.chat.messages import calls_of, text_of, tool_message
 from steptool.chat.template import DATE, PLAIN, ChatTemplate, StructureFilter
 from steptool.chat.turns import CALL_ID, PROBE, TurnRenderer, find_native_format
@@ -52,7 +53,7 @@ class ChatCodec:
     are the ones that the model's generation configuration names.
 
     `chat_format` is "auto" or the name of a format. Where the chat template does not write calls in that format, it is
-    given messages of plain text (`steptool.chat.plain`), and `native` is false. A tokenizer without a chat template
+    given messages of plain text (`steptool.chat.turns`), and `native` is false. A tokenizer without a chat template
     gets one for plain text, which is saved with it. `day` stands for today where the template prints the date.
 
     Raises ValueError where the chat template cannot be used: no template in another format than react, tools or tool
@@ -95,8 +96,8 @@ class ChatCodec:
         if self._turns.shows_tools:
             return self._encode(self._template.render(safe, safe_tools, prompt=True))
         role = self._turns.system_role
-        conversation = plain.with_tools(safe, safe_tools, self.format, role, answers=not self.native)
-        return self._encode(self._template.render(plain.alternating(conversation), prompt=True))
+        conversation = turns.with_tools(safe, safe_tools, self.format, role, answers=not self.native)
+        return self._encode(self._template.render(turns.alternating(conversation), prompt=True))
 
     def observation_ids(
         self, observation: str, tool_name: str, *, user_turn: str | None = None, closed: bool = True
@@ -185,14 +186,14 @@ class ChatCodec:
             raise ValueError("two assistant messages stand side by side; merge them or put the tool's answer between")
         safe = self._safe(messages)
         if not self.native:
-            safe = plain.alternating(safe)
+            safe = turns.alternating(safe)
         text = self._turns.between(safe, str(messages[0].get("name") or "tool"))
         return self._encode_after(self.end_token, text)
 
     def _safe(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template takes them, without text in them that would change their structure."""
         safe = [self._safe_message(message) for message in messages]
-        return safe if self.native else plain.to_text(safe, self.format)
+        return safe if self.native else turns.to_text(safe, self.format)
 
     def _safe_message(self, message: Message) -> Message:
         safe = {**message, "content": self._filter.clean(text_of(message))}

@@ -19,7 +19,7 @@ import httpx2
 import openai
 from openai.resources.chat.completions import AsyncCompletions
 
-from steptool.chat.calls import DEEPEST, model_schemas, nesting
+from steptool.chat.messages import DEEPEST, model_schemas, nesting
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
 from steptool.storage.redaction import Redactor

@@ -17,7 +17,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from steptool.chat.formats import Format
+from steptool.chat.call_format import Format
 from steptool.records import Message, ToolSchema
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from steptool.check.memory import ModelShape, read_shape
 from steptool.config import Config, EndpointConfig, PolicyConfig
-from steptool.data.inputs import list_files
+from steptool.data.ingest import list_files
 
 
 def describe_plan(config: Config) -> list[str]:

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from steptool.chat.calls import FINISH_SCHEMA
+from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config
-from steptool.data.ingest_log import IngestError, UnusableError
-from steptool.data.parsing import require, require_text
-from steptool.environments.catalog import ENVIRONMENTS, default_environment, expected_names, open_environment
+from steptool.data.parsing import IngestError, UnusableError, require, require_text
+from steptool.environments.base import ENVIRONMENTS, default_environment, expected_names, open_environment
 from steptool.environments.schema import SchemaError, check_tools
-from steptool.environments.toolbench.protocol import NAME_LIMIT
+from steptool.environments.virtual_protocol import NAME_LIMIT
 from steptool.records import FINISH, ToolSchema
 
 _TYPES = {

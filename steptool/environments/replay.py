@@ -12,7 +12,7 @@ from typing import Any, Self
 from steptool.config import ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.schema import check_arguments
-from steptool.environments.toolbench.protocol import NEVER_RECORDED, protocol_error, unknown_function
+from steptool.environments.virtual_protocol import NEVER_RECORDED, protocol_error, unknown_function
 from steptool.records import Query, StepStatus, ToolCall, Trajectory
 from steptool.storage.sqlite import open_database
 

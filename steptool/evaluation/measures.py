@@ -10,11 +10,10 @@ from steptool.config import ToolsConfig
 from steptool.environments.base import Environment
 from steptool.judge.verdicts import STATUS_SCORE, Status
 from steptool.records import Evaluation, Query, StepStatus, StopReason, Trajectory, Verdict, VerdictSource
-from steptool.rewards.farming import redundant_steps
 from steptool.rewards.observations import matches_reference
-from steptool.rollout.policy import Policy
-from steptool.rollout.runner import DEFAULT_LIMITS, Progress, roll_out
-from steptool.rollout.turns import Decoding, TurnCost
+from steptool.rewards.statistics import redundant_steps
+from steptool.rollout.episode import Decoding, TurnCost
+from steptool.rollout.runner import DEFAULT_LIMITS, Policy, Progress, roll_out
 
 _NO_COUNTS: Mapping[str, TurnCost] = {}
 _VALID = frozenset({StepStatus.OK, StepStatus.FINISH})

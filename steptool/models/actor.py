@@ -1,18 +1,208 @@
-"""The model that is trained: a policy, and a value head where the algorithm needs one."""
+"""The model that is trained, and the tensors of one forward pass.
+
+The model is a policy, with a value head where the algorithm needs one. The tensors are made of token sequences with
+spans, padded or packed end to end. Packed sequences go through torch's kernels for variable lengths on a GPU in
+bfloat16; elsewhere transformers derives a block-diagonal mask from position ids that start again at 0 with each
+sequence.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from steptool.models.batch import TokenBatch, enable_packing
 from steptool.models.logprobs import SMALL_VOCABULARY, TileWays, causal_lm, token_log_probs
+
+Indices = npt.NDArray[np.int64]
+
+
+class Spanned(Protocol):
+    """Tokens of which those inside the spans [start, end) are the model's own: a Trajectory, an encoded example."""
+
+    @property
+    def input_ids(self) -> Any:
+        """[L] token ids."""
+        ...
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """[start, end) of each assistant step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How sequences lie end to end in one row."""
+
+    position_ids_BL: Tensor
+    """Starts again at 0 with each sequence."""
+    bounds: Tensor
+    """Where each sequence starts and the last one ends, int32."""
+    longest: int
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The sequences of one forward pass and where the model acts in them."""
+
+    input_ids_BL: Tensor
+    """Padded on the right with token 0, which no action token can see under causal attention; or packed in one row."""
+    before_N: Tensor
+    """Place of the token just before each action token, counted through the rows of `input_ids_BL`."""
+    targets_N: Tensor
+    """The action tokens, sequence after sequence."""
+    packing: Packing | None = None
+    """None: one sequence per row."""
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The batch on a device."""
+        packing = self.packing and replace(
+            self.packing,
+            position_ids_BL=self.packing.position_ids_BL.to(device),
+            bounds=self.packing.bounds.to(device),
+        )
+        return TokenBatch(self.input_ids_BL.to(device), self.before_N.to(device), self.targets_N.to(device), packing)
+
+
+def action_places(row: Spanned) -> Indices:
+    """Places of the action tokens in a sequence. Raises ValueError for spans that cannot be."""
+    length, last = len(row.input_ids), 1  # the first token has nothing before it to be predicted from
+    for start, end in row.spans:
+        if not last <= start < end <= length:
+            raise ValueError(
+                f"span [{start}, {end}) of a sequence of {length} tokens: expected spans in order, not empty, "
+                f"within [{last}, {length}]"
+            )
+        last = end
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(start, end) for start, end in row.spans)])
+
+
+def collate(rows: Sequence[Spanned], packed: bool = False) -> TokenBatch:
+    """The sequences as rows of one tensor, padded to the length of the longest; or packed end to end in one row."""
+    lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
+    if packed:
+        starts = np.cumsum(lengths) - lengths
+        input_ids_BL = np.concatenate([np.asarray(row.input_ids, np.int64) for row in rows])[None]
+    else:
+        starts = np.arange(len(rows)) * lengths.max()
+        input_ids_BL = np.zeros((len(rows), lengths.max()), dtype=np.int64)
+        for ids_L, row in zip(input_ids_BL, rows, strict=True):
+            ids_L[: len(row.input_ids)] = row.input_ids
+    places_N = np.concatenate([start + action_places(row) for start, row in zip(starts, rows, strict=True)])
+    return TokenBatch(
+        torch.from_numpy(input_ids_BL),
+        torch.from_numpy(places_N - 1),
+        torch.from_numpy(input_ids_BL.reshape(-1)[places_N]),
+        _packing(lengths) if packed else None,
+    )
+
+
+def _packing(lengths: Indices) -> Packing:
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return Packing(torch.from_numpy(positions[None]), torch.from_numpy(bounds), int(lengths.max()))
+
+
+VARIABLE_LENGTH = "steptool_variable_length"
+"""Name of the attention under which transformers finds `attend`."""
+_ARGUMENTS = inspect.signature(varlen_attn).parameters
+_HAS_SCALE, _HAS_WINDOW, _HAS_GROUPS = (name in _ARGUMENTS for name in ("scale", "window_size", "enable_gqa"))
+"""torch's kernel has changed its arguments from one version to the next."""
+_PACKABLE = {"full_attention", "sliding_attention"}
+
+
+def enable_packing(policy: nn.Module, computed: torch.dtype | None = None) -> bool:
+    """Prepare a model for packed sequences; False where it is better, or necessary, to pad them.
+
+    `computed` is the precision in which it computes, if it is not that of its weights.
+
+    A CPU computes the whole block-diagonal mask, which costs more than padding. Models with a recurrent state, with
+    attention of their own or with a soft cap on its scores are padded.
+    """
+    lm = causal_lm(policy)
+    if lm.device.type != "cuda" or not can_pack(lm):
+        return False
+    if (computed or lm.dtype) == torch.bfloat16:
+        lm.set_attn_implementation(VARIABLE_LENGTH)
+    return True
+
+
+def can_pack(lm: PreTrainedModel) -> bool:
+    """Whether position ids and a block-diagonal mask are all that keeps packed sequences of this model apart."""
+    config: Any = lm.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or _PACKABLE)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return bool(lm._supports_attention_backend) and not lm._is_stateful and kinds <= _PACKABLE and not capped
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of one row of packed sequences: query [1, heads, L, D] to [1, L, heads, D].
+
+    `cu_seq_lens_q` [B + 1] holds where each sequence starts and ends; without it the row is one sequence.
+    """
+    if query.shape[0] != 1:
+        raise ValueError(f"packed sequences lie in one row, got {query.shape[0]} rows")
+    length = query.shape[2]
+    if cu_seq_lens_q is None or max_length_q is None or max_length_q == length:
+        if sliding_window is None or sliding_window >= length:
+            # one sequence: torch's attention without a mask is about twice as fast as that for variable lengths
+            grouped = query.shape[1] != key.shape[1]
+            out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+            return out.transpose(1, 2), None
+        cu_seq_lens_q, max_length_q = torch.tensor([0, length], dtype=torch.int32, device=query.device), length
+    out_LHD = _variable_length(query[0], key[0], value[0], cu_seq_lens_q, max_length_q, scaling, sliding_window)
+    return out_LHD[None], None
+
+
+def _variable_length(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None, window: int | None
+) -> Tensor:
+    options: dict[str, Any] = {}
+    if _HAS_SCALE:
+        options["scale"] = scale
+    elif scale is not None:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    if _HAS_WINDOW:
+        options["window_size"] = (window - 1 if window else -1, 0)
+    else:
+        options["is_causal"] = True
+    if query.shape[0] != key.shape[0]:
+        if _HAS_GROUPS:
+            options["enable_gqa"] = True
+        else:
+            groups = query.shape[0] // key.shape[0]
+            key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+    return cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest, **options))
+
+
+AttentionInterface.register(VARIABLE_LENGTH, attend)
+
 
 WIDTH = 128
 FILE = "training/value_head.safetensors"

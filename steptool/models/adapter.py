@@ -25,8 +25,7 @@ from transformers import PreTrainedModel
 
 from steptool.artifacts import lineage
 from steptool.config import PolicyConfig
-from steptool.models.load import ModelError, load_model, load_tokenizer
-from steptool.models.shared import LoadModel
+from steptool.models.load import LoadModel, ModelError, load_model, load_tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's names."""

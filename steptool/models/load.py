@@ -1,19 +1,25 @@
-"""Model folders: where a policy comes from and how it is loaded."""
+"""Model folders: where a policy comes from and how it is loaded.
+
+In one process sampling and training can also take turns on the same weights.
+"""
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -266,3 +272,44 @@ def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], wha
     if not any(any(path.glob(p)) for p in patterns):
         names = sorted(p.name for p in path.iterdir())[:8]
         raise ModelError(f"{folder}: no {what} ({' or '.join(patterns)}) in the folder, found {names}; {remedy}")
+
+
+LoadModel: TypeAlias = Callable[[str | os.PathLike[str]], PreTrainedModel]
+"""Gives the model of a folder, from its files or from memory."""
+
+
+class SharedModels:
+    """Models by their folder, each read from its files once.
+
+    Whoever asks for a model gets a module of its own over the weights that are there. So what one does to its module,
+    such as adapters, checkpointing or another attention, does not show in the others, but a weight that training
+    changes has changed for all.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, PreTrainedModel] = {}
+
+    def load(self, folder: str | os.PathLike[str]) -> PreTrainedModel:
+        """A module over the weights of a folder, all of which may be trained."""
+        place = os.path.realpath(folder)
+        if place not in self._models:
+            self._models[place] = load_model(folder)
+        return share_weights(self._models[place]).requires_grad_(True)
+
+    def move(self, folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+        """Training has changed the weights of a folder into those of another; unknown folders stay unknown."""
+        if model := self._models.pop(os.path.realpath(folder), None):
+            self._models[os.path.realpath(target)] = model
+
+    def hand_over(self) -> None:
+        """Give back what one side has left behind, such as keys and values, before the other side's turn."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def share_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a module that holds the same parameters and buffers."""
+    tensors: list[nn.Parameter | torch.Tensor] = [*model.parameters(), *model.buffers()]
+    shared: PreTrainedModel = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return shared

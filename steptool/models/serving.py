@@ -13,9 +13,9 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from steptool.chat.calls import FINISH_SCHEMA
+from steptool.chat.call_format import ChatFormat
 from steptool.chat.codec import AUTO
-from steptool.chat.formats import ChatFormat
+from steptool.chat.messages import FINISH_SCHEMA
 from steptool.chat.template import DATE
 from steptool.config import Config
 from steptool.models.load import ModelError, load_codec

@@ -28,8 +28,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from steptool.models.actor import Actor
-from steptool.models.batch import enable_packing
+from steptool.models.actor import Actor, enable_packing
 from steptool.models.load import ModelError, device, load_tokenizer, read_model_config
 from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import FILE, join_halves, local_part, split_halves

@@ -27,8 +27,7 @@ from steptool.records.episodes import read_queries
 from steptool.records.tables import concatenate, read_records, write_records
 from steptool.report.evaluation_page import evaluation_page, tabulate_judge_costs
 from steptool.report.run_inputs import read_run
-from steptool.report.run_page import build_report
-from steptool.report.summary import summary, table
+from steptool.report.run_page import build_report, summary, table
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 

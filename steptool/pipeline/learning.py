@@ -17,11 +17,10 @@ from steptool.check.memory import GIB, estimate, read_shape
 from steptool.config import Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.data.ingest import ingest
-from steptool.environments.catalog import check_queries
+from steptool.environments.base import check_queries
 from steptool.models.adapter import read_base_name
-from steptool.models.load import load_codec, load_model, prepare_base, read_model_config
-from steptool.models.shared import LoadModel
-from steptool.pipeline.rounds import AuditedRound
+from steptool.models.load import LoadModel, load_codec, load_model, prepare_base, read_model_config
+from steptool.pipeline.episodes import AuditedRound
 from steptool.pipeline.tracking import check_trackers, track_configuration, track_round
 from steptool.policies.catalog import open_environment_of
 from steptool.policies.trial import try_model
@@ -33,10 +32,9 @@ from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale, provenance
 from steptool.storage.remote import localize
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.checkpoints import OnCheckpoint
-from steptool.training.demonstrations import Lessons, encode_demonstrations, iterate_texts, select_fitting
-from steptool.training.plan import PassLimit
-from steptool.training.processes import processes
+from steptool.training.processes import PassLimit, processes
 from steptool.training.rounds import load_actor, score_round, train_round
+from steptool.training.warm_start import Lessons, encode_demonstrations, iterate_texts, select_fitting
 
 
 @dataclass(frozen=True)

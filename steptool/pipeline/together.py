@@ -15,10 +15,9 @@ from steptool.artifacts.lineage import COSTS, METRICS, of_round
 from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config
 from steptool.models.adapter import is_adapter
-from steptool.models.shared import SharedModels
-from steptool.pipeline.episodes import open_learner
+from steptool.models.load import SharedModels
+from steptool.pipeline.episodes import EPISODES, AuditedRound, audit_round, open_learner, play_shard, score_file
 from steptool.pipeline.learning import LearnedRound, learn_round
-from steptool.pipeline.rounds import EPISODES, AuditedRound, audit_round, play_shard, score_file
 from steptool.rollout.schedule import TaskSet
 from steptool.training.checkpoints import OnCheckpoint, last_checkpoint, seal
 

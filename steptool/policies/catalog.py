@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from steptool.chat.endpoint import Endpoint
 from steptool.config import Config, EvaluatedPolicy
-from steptool.environments.base import Environment
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import Environment, open_environment
 from steptool.policies.endpoint import EndpointPolicy
 from steptool.policies.scripted import ScriptedPolicy, has_reference_calls, recorded_calls, reference_calls
 from steptool.records import Query, ToolCall, Trajectory
-from steptool.rollout.policy import Policy
-from steptool.rollout.turns import Decoding
+from steptool.rollout.episode import Decoding
+from steptool.rollout.runner import Policy
 
 if TYPE_CHECKING:  # its imports take seconds
-    from steptool.models.shared import LoadModel
+    from steptool.models.load import LoadModel
 
 
 @contextmanager
@@ -83,9 +82,8 @@ def _make_endpoint(policy: EvaluatedPolicy, config: Config) -> Policy:
 def _make_local(policy: EvaluatedPolicy, config: Config, load: LoadModel | None) -> Policy:
     from steptool.models.adapter import load_joined, locate
     from steptool.models.load import EMBEDDED, load_codec, load_model
-    from steptool.policies.engine import EnginePolicy, PolicySettings
+    from steptool.policies.engine import EnginePolicy, PolicySettings, VllmEngine
     from steptool.policies.local import LocalPolicy
-    from steptool.policies.vllm import VllmEngine
 
     place = locate(EMBEDDED if policy.model == "embedded" else policy.model, policy.base)
     codec = load_codec(place.base, config.policy.chat_format, config.policy.chat_date)

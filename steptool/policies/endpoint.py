@@ -7,15 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from steptool.chat.calls import read_call, read_json
+from steptool.chat.call_format import THINK_CLOSE, THINK_OPEN, ParsedTurn
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused, Reply, RequestRefused, RequestTooLong
-from steptool.chat.formats import THINK_CLOSE, THINK_OPEN, ParsedTurn
-from steptool.chat.messages import reasoning_of
+from steptool.chat.messages import read_call, read_json, reasoning_of
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.records import Message, StopReason
-from steptool.rollout.episode import Episode, opening
-from steptool.rollout.policy import EndedTurn, Policy
-from steptool.rollout.turns import Decoding, Exchange, Refusal, Turn, TurnCost
+from steptool.rollout.episode import Decoding, Episode, Exchange, Refusal, Turn, TurnCost, opening
+from steptool.rollout.runner import EndedTurn, Policy
 
 
 class EndpointPolicy(Policy):

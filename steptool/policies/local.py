@@ -16,9 +16,8 @@ from steptool.chat.codec import ChatCodec
 from steptool.policies.engine import PolicySettings, Prompt, TokenPolicy
 from steptool.policies.kv_cache import Rows, check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
-from steptool.rollout.episode import Episode
-from steptool.rollout.policy import EndedTurn
-from steptool.rollout.turns import Decoding, Refusal
+from steptool.rollout.episode import Decoding, Episode, Refusal
+from steptool.rollout.runner import EndedTurn
 
 _WAITING_SHARE = 0.2
 """Share of the rows whose turns must have ended, or been answered, before they are handed back together."""

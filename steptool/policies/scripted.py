@@ -7,15 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from steptool.chat.calls import GIVE_ANSWER, GIVE_UP
-from steptool.chat.formats import ParsedTurn
+from steptool.chat.call_format import ParsedTurn
+from steptool.chat.messages import GIVE_ANSWER, GIVE_UP
 from steptool.config import ToolsConfig
 from steptool.environments.base import Environment
 from steptool.records import FINISH, Query, ToolCall, Trajectory
-from steptool.rollout.episode import Episode
-from steptool.rollout.policy import EndedTurn, Policy
-from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding, Turn
+from steptool.rollout.episode import Decoding, Episode, Turn
+from steptool.rollout.runner import EndedTurn, Policy, roll_out
 
 PLAYBACK = "playback"
 _CAPACITY = 128

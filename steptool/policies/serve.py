@@ -27,10 +27,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from transformers import PreTrainedModel
 
-from steptool.chat.calls import GIVE_ANSWER, model_schemas
+from steptool.chat.call_format import ParsedTurn
 from steptool.chat.codec import ChatCodec
-from steptool.chat.formats import ParsedTurn
-from steptool.chat.messages import call_message, calls_of, one_call_per_turn, text_of, tool_message
+from steptool.chat.messages import (
+    GIVE_ANSWER,
+    call_message,
+    calls_of,
+    model_schemas,
+    one_call_per_turn,
+    text_of,
+    tool_message,
+)
 from steptool.config import ConfigError
 from steptool.environments.schema import check_tools
 from steptool.models.load import load_codec, load_model

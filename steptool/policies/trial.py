@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config
-from steptool.models.actor import score_actions
-from steptool.models.batch import collate
+from steptool.models.actor import collate, score_actions
 from steptool.models.load import ModelError
 from steptool.models.logprobs import causal_lm
 from steptool.policies.kv_cache import check_context

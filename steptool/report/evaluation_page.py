@@ -1,5 +1,7 @@
-"""The page of an evaluation: its conclusions, its results drawn and as tables, the requests to a judge and
-their cost.
+"""The page of an evaluation, and the page of one run of retraining.
+
+The first has the conclusions, the results drawn and as tables, and the requests to a judge with their cost. The
+second says who was in service, what was new, the figures of the rule, and the decision.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from steptool.evaluation.results import Results
 from steptool.evaluation.tables import NOTE, text_tables
 from steptool.records import Cost
 from steptool.report.assets import asset, model_colours, templates
-from steptool.report.charts import Interval, differences, interval_bars
-from steptool.report.svg import percent, signed_points
+from steptool.report.charts import Interval, differences, interval_bars, percent, signed_points
 from steptool.report.viewer import LETTERS
+from steptool.retraining.plan import Decision, Result, RetrainingPlan, RunOutcome
 
 _LABELS = {
     "requests": "requests answered",
@@ -134,3 +136,43 @@ def evaluation_page(results: Results, settings: str, viewer: str = "", judge_cos
             script=asset("tables.js"),
         )
     )
+
+
+RETRAINING_PAGE = "retraining.html"
+_LISTED = 100
+"""Number of new files that the page lists."""
+_HEADLINES = {
+    Result.PROMOTED: "A better model is in service",
+    Result.REFUSED: "The model in service stays",
+    Result.SKIPPED: "Nothing new: nothing was trained",
+}
+
+
+def retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: str) -> str:
+    """One HTML file that needs no network. `training`: place of the training's report; empty without one."""
+    return (
+        templates()
+        .get_template("retraining.html.jinja")
+        .render(
+            plan=plan,
+            outcome=outcome,
+            headline=_HEADLINES[outcome.result],
+            in_service=plan.champion or f"{plan.base} (no champion yet)",
+            new=plan.new[:_LISTED],
+            more=max(0, len(plan.new) - _LISTED),
+            chart=Markup(_chart(outcome.decision)),
+            training=training,
+            css=asset("theme.css", "page.css"),
+            script=asset("tables.js"),
+        )
+    )
+
+
+def _chart(decision: Decision | None) -> str:
+    rows = [
+        Interval(c.name, "", c.mean, c.low, c.high, "c-good" if c.passed else "c-bad")
+        for c in (decision.criteria if decision else ())
+        if c.measured
+    ]
+    note = "Percentage points on the same tasks, with 95% intervals. Red: blocks the promotion."
+    return differences("Challenger less champion", rows, note=note, show=signed_points) if rows else ""

@@ -24,8 +24,8 @@ from steptool.records import StepReward, ToolSchema, Trajectory
 from steptool.records.columns import Row
 from steptool.records.tables import iterate_records, write_records
 from steptool.report.assets import asset, templates
-from steptool.report.episode_data import embed
-from steptool.storage.query_table import QueryTable
+from steptool.report.viewer import embed
+from steptool.storage.sqlite import QueryTable
 
 FORM, TABLES = "label.html", ("steps.csv", "steps.parquet")
 

@@ -9,13 +9,15 @@ from steptool.evaluation.bootstrap import wilson
 from steptool.records import Metric
 from steptool.report.charts import (
     Bubble,
+    Format,
     Series,
     bubbles,
     line_chart,
+    number,
+    percent,
 )
 from steptool.report.run_inputs import RoundSummary, mean
-from steptool.report.svg import Format, number, percent
-from steptool.rewards.farming import FarmingPoint, measure_farming
+from steptool.rewards.statistics import FarmingPoint, measure_farming
 
 SOLVED, UNSOLVED = "c-good", "c-bad"
 

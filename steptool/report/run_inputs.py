@@ -22,10 +22,10 @@ from steptool.evaluation.results import Results, compute_results
 from steptool.records import Advantage, Cost, Evaluation, Metric, Query, StepReward, StepStatus, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
+from steptool.rewards.audit import audit_files
 from steptool.rewards.audit_figures import Audit
-from steptool.rewards.audit_files import audit_files
 from steptool.rewards.compose import NO_REWARDS_SEEN, step_rewards
-from steptool.rewards.farming import FarmingPoint, Rewards, farming_points, idle_share
+from steptool.rewards.statistics import FarmingPoint, Rewards, farming_points, idle_share
 
 MODELS = ("base", "warm_start", "steptool")
 """Models of a report, in the order of their making."""

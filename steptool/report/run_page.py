@@ -1,23 +1,195 @@
-"""The report of a training run as one HTML file that needs no network: charts, tables and a viewer of episodes."""
+"""The report of a training run: one HTML file that needs no network, with charts, tables and a viewer of episodes.
+
+The figures of a run are also the content of metrics.json, a table for the terminal, and two sentences.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from markupsafe import Markup
 
 from steptool.config.training import HAVE_NO_ADVANTAGES
-from steptool.evaluation.compare import points
+from steptool.evaluation.bootstrap import MEASURES
+from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, Comparison, Difference, points
 from steptool.records import Cost
+from steptool.records.columns import Row
 from steptool.report import rewards_page, run_charts
 from steptool.report.assets import asset, templates
-from steptool.report.episode_data import embed, pair_data
+from steptool.report.charts import number, percent
 from steptool.report.evaluation_page import results_section, tabulate_judge_costs
 from steptool.report.run_inputs import MODELS, ReportInputs
-from steptool.report.summary import state_result, summary
-from steptool.report.svg import number, percent
+from steptool.report.viewer import embed, pair_data
+
+CELL = (*MEASURES, "low", "high", "tasks")
+"""Columns of a line of results that metrics.json keeps for each tier and model."""
+_STARTS = (("warm_start", "the warm start"), ("base", "the base model"))
+"""Models that the result is compared with, and what sentences call them."""
+
+
+def summary(inputs: ReportInputs) -> dict[str, Any]:
+    """The content of metrics.json: pass rates, paired difference, tiers, costs. Only numbers, strings and None.
+
+    pass_rate and sampled_pass_rate: {model: share}, without models that could not be measured; results: {model: greedy
+    pass_rate, low, high, tasks}; difference: steptool -
+    warm_start, greedy, paired over tasks, as {"mean", "low", "high", "n"} or None; base_difference: the same
+    of steptool - base; tiers: {tier: {model: cell}} with the greedy figures named in CELL and the sampled pass rate;
+    differences: the difference for each tier; comparisons: of each group and way of decoding, with p-values corrected
+    over all of them; left_out: what the figures leave out; seconds and tokens: {stage: sum, "total": sum}.
+    """
+    tiers = list(dict.fromkeys(r.tier for r in inputs.evaluations))
+    groups = {tier: (tier or "no tier") if len(tiers) > 1 else ALL for tier in tiers}
+    return {
+        "pass_rate": _pass_rates(inputs, GREEDY),
+        "sampled_pass_rate": _pass_rates(inputs, SAMPLED),
+        "results": {model: _result(line) for model in MODELS if (line := find_line(inputs, model))},
+        "difference": _plain(find_difference(inputs)),
+        "base_difference": _plain(find_difference(inputs, other="base")),
+        "tiers": {tier: _cells(inputs, group) for tier, group in groups.items()},
+        "comparisons": [_plain_comparison(c) for c in inputs.results.comparisons],
+        "differences": {tier: _plain(find_difference(inputs, group)) for tier, group in groups.items()},
+        "left_out": list(inputs.results.gaps),
+        "tasks": len({r.query_id for r in inputs.evaluations}),
+        "seconds": _total(inputs.costs, "seconds"),
+        "tokens": _total(inputs.costs, "tokens"),
+        "peak_memory_mb": max((c.peak_memory_mb for c in inputs.costs), default=0.0),
+    }
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures as a short aligned text for a terminal."""
+    models = [m for m in MODELS if m in figures["pass_rate"]]
+    head = ["pass rate, greedy", *models, "steptool - warm_start (95% interval)"]
+    body = [[ALL, *(_share(figures["pass_rate"].get(m)) for m in models), _format_difference(figures["difference"])]]
+    for tier, cells in figures["tiers"].items():
+        shares = [_share(cells.get(m, {}).get("pass_rate")) for m in models]
+        body.append([f"  {tier or 'no tier'}", *shares, _format_difference(figures["differences"][tier])])
+    body.append(["all, sampled", *(_share(figures["sampled_pass_rate"].get(m)) for m in models), ""])
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    lines = [
+        "  ".join(_pad(cell, w, i) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in [head, *body]
+    ]
+    seconds, tokens = figures["seconds"]["total"], figures["tokens"]["total"]
+    lines.append(f"{seconds:,.0f} s of work, {tokens:,} tokens, {figures['peak_memory_mb']:,.0f} MB at the peak")
+    return "\n".join(lines)
+
+
+def state_result(inputs: ReportInputs, name: str = "StepTool") -> list[str]:
+    """The result in one or two sentences, computed from the rows. They say plainly where nothing improved.
+
+    The first compares the result with the warm start, the second with the base model, each with its interval. Where the
+    result is below its base model, that comes first.
+    """
+    line = find_line(inputs, "steptool")
+    if line is None:
+        return [f"There is no result yet: the evaluation has no greedy episodes of {name}."]
+    tasks = line["tasks"]
+    kind = "validation" if _section(inputs, "evaluation").get("split") == "validation" else "held-out"
+    where = f"{tasks} {kind} task{'s' if tasks != 1 else ''}"
+    after = line["pass_rate"]
+    if after is None:
+        return [f"Pass rates on the {where} are not measurable: the tasks have neither a check nor a reference answer."]
+    if not any(_pass_rates(inputs, GREEDY).values()):
+        return [f"No model solved any of the {where}: there is no improvement to report."]
+    return _compare(inputs, f"{name} solves {percent(after) if after else 'none'} of {where}")
+
+
+def _compare(inputs: ReportInputs, opening: str) -> list[str]:
+    """The opening with the difference from the warm start or the base model, and a sentence on the other."""
+    pairs = [(find_difference(inputs, other=model), label) for model, label in _STARTS]
+    if pairs[1][0] is not None and pairs[1][0].mean < 0:
+        pairs.reverse()
+    differences = [_state_difference(difference, label) for difference, label in pairs if difference]
+    if not differences:
+        return [f"{opening}; there is no warm start to compare it with."]
+    return [f"{opening}, {differences[0]}", *(f"That is {other}" for other in differences[1:])]
+
+
+def _state_difference(d: Difference, other: str) -> str:
+    interval = f"95% interval {points(d.low)} to {points(d.high)}"
+    size = points(abs(d.mean))
+    amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than {other}"
+    if d.low > 0:
+        return f"{amount} ({interval})."
+    if d.high < 0:
+        return f"{amount} ({interval}): training made it worse."
+    if size == "0":
+        return f"as many as {other} ({interval}): no improvement is shown."
+    return f"{amount}, but the {interval} includes 0: no improvement is shown."
+
+
+def find_difference(inputs: ReportInputs, group: str = ALL, other: str = "warm_start") -> Difference | None:
+    """Greedy pass rate of the result less that of another model, over the tasks that both attempted; None if none.
+
+    Against the warm start and on all tasks it is that of the report's first sentence: it was chosen beforehand and
+    needs no correction for further comparisons.
+    """
+    key = (other, group, GREEDY)
+    matches = (c.difference for c in inputs.results.comparisons if (c.b, c.group, c.decoding) == key)
+    return next(matches, None)
+
+
+def find_line(inputs: ReportInputs, model: str, group: str = ALL, decoding: str = GREEDY) -> Row | None:
+    """The line of the results of a model; None where it has no episodes."""
+    key = (model, group, decoding)
+    lines = (r for r in inputs.results.lines if (r["model"], r["group"], r["decoding"]) == key)
+    return next(lines, None)
+
+
+def _pass_rates(inputs: ReportInputs, decoding: str, group: str = ALL) -> dict[str, float]:
+    lines = {model: find_line(inputs, model, group, decoding) for model in MODELS}
+    return {m: line["pass_rate"] for m, line in lines.items() if line and line["pass_rate"] is not None}
+
+
+def _result(line: Row) -> dict[str, Any]:
+    return {name: line[name] for name in ("pass_rate", "low", "high", "tasks")}
+
+
+def _cells(inputs: ReportInputs, group: str) -> dict[str, Any]:
+    sampled, cells = _pass_rates(inputs, SAMPLED, group), {}
+    for model in MODELS:
+        if line := find_line(inputs, model, group):
+            cells[model] = {**{name: line[name] for name in CELL}, "sampled_pass_rate": sampled.get(model)}
+    return cells
+
+
+def _total(costs: Sequence[Cost], field: str) -> dict[str, Any]:
+    sums: dict[str, Any] = {}
+    for cost in costs:
+        sums[cost.stage] = sums.get(cost.stage, 0) + getattr(cost, field)
+    return {**sums, "total": sum(sums.values())}
+
+
+def _section(inputs: ReportInputs, name: str) -> Mapping[str, Any]:
+    section = inputs.config.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _plain(d: Difference | None) -> dict[str, Any] | None:
+    return None if d is None else asdict(d)
+
+
+def _plain_comparison(c: Comparison) -> dict[str, Any]:
+    figures = {"group": c.group, "decoding": c.decoding, "p": c.p, "corrected": c.corrected, "shown": c.is_shown}
+    return {**figures, **asdict(c.difference)}
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value * 100:.1f}%"
+
+
+def _format_difference(d: Mapping[str, Any] | None) -> str:
+    if d is None:
+        return "-"
+    return f"{d['mean'] * 100:+.1f} points ({d['low'] * 100:+.1f} to {d['high'] * 100:+.1f})"
+
+
+def _pad(text: str, width: int, column: int) -> str:
+    return text.ljust(width) if column == 0 else text.rjust(width)
 
 
 def build_report(inputs: ReportInputs) -> str:

@@ -20,9 +20,8 @@ from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Tr
 from steptool.records.columns import Row
 from steptool.records.tables import contract_name, iterate_records, iterate_rows, read_rows, record_class
 from steptool.report.assets import asset, model_colours, templates
-from steptool.report.charts import Interval, Series, interval_bars, line_chart
+from steptool.report.charts import Interval, Series, figure, interval_bars, line_chart
 from steptool.report.run_charts import CURVES
-from steptool.report.svg import figure
 
 _LISTED = 8
 """Number of values of a list that the page shows."""

@@ -1,7 +1,8 @@
 """The viewer of any set of trajectories: HTML files that need no network and no server, one unless there are very many.
 
 A file holds an index, one small row for each trajectory, and the trajectories themselves in compressed chunks. The
-browser decodes the index when it opens the file, and a chunk when one of its trajectories is looked at.
+browser decodes the index when it opens the file, and a chunk when one of its trajectories is looked at. Episodes are
+plain data, alone or in pairs before and after training; steps.js renders them.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -19,13 +21,140 @@ from typing import Any
 from markupsafe import Markup
 
 from steptool.config import RewardConfig
-from steptool.records import FINISH, Query, StepStatus
+from steptool.records import FINISH, Advantage, Query, Step, StepReward, StepStatus, Trajectory
 from steptool.records.columns import Row, decode_value
 from steptool.records.tables import write_whole
 from steptool.report.assets import asset, model_colours, templates
-from steptool.report.episode_data import episode_data, finite
-from steptool.report.run_inputs import ScoredEpisode
+from steptool.report.run_inputs import EpisodePair, ScoredEpisode
 from steptool.report.viewer_pages import EpisodeFiles, PagePlan
+from steptool.rewards.compose import compose
+
+MAX_CHARACTERS = 6000
+"""Characters of an observation that a page keeps."""
+OUTCOMES = {
+    "fixed": "fixed: only after training",
+    "broken": "broken: only before training",
+    "both": "both: solved before and after",
+    "neither": "neither: solved neither before nor after",
+    "unknown": "unknown: no verdict",
+    "alone": "alone: one episode, no counterpart",
+}
+"""What training did to a task: a name, and its description on the page. The verdicts before and after decide."""
+
+
+def episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict[str, Any]:
+    """An episode with its steps and their scores. A score that is missing is None.
+
+    Without advantages the rewards are composed from the scores as `config` says (its section `rewards`), if it does.
+    """
+    trajectory = episode.trajectory
+    rewards = {r.step: r for r in episode.rewards if r.trajectory_id == trajectory.trajectory_id}
+    advantages = {a.step: a for a in episode.advantages if a.trajectory_id == trajectory.trajectory_id}
+    composed = {} if advantages else dict(enumerate(_compose(list(rewards.values()), trajectory.steps, config)))
+    texts = _texts(trajectory)
+    steps = [
+        {**_step(step, texts[i]), **_scores(rewards.get(i)), **_credit(advantages.get(i), composed.get(i))}
+        for i, step in enumerate(trajectory.steps)
+    ]
+    return {
+        "verdict": finite(episode.verdict),
+        "origin": f"training, round {trajectory.round}" if trajectory.round >= 0 else "evaluation",
+        "stop": str(trajectory.stop_reason),
+        "answer": trajectory.final_answer,
+        "tokens": trajectory.action_tokens,
+        "steps": steps,
+    }
+
+
+def pair_data(examples: Sequence[EpisodePair], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The examples as JSON-ready data, those that training changed first.
+
+    Where an episode was scored but not trained on, its rewards are composed as the run's configuration says.
+    """
+    tasks = [_task(e, config or {}) for e in examples]
+    order = list(OUTCOMES)
+    return {"outcomes": OUTCOMES, "tasks": sorted(tasks, key=lambda t: order.index(t["outcome"]))}
+
+
+def embed(data: Any) -> str:
+    """The data as JSON that is safe inside a script tag: no character of it can end the tag or open a comment."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def outcome(example: EpisodePair) -> str:
+    """The outcome of a pair, one of OUTCOMES. A verdict above one half counts as solved."""
+    if example.before is None or example.after is None:
+        return "alone"
+    before, after = example.before.verdict, example.after.verdict
+    if before is None or after is None:
+        return "unknown"
+    solved = before > 0.5, after > 0.5
+    return {(False, True): "fixed", (True, False): "broken", (True, True): "both"}.get(solved, "neither")
+
+
+def _task(example: EpisodePair, config: Mapping[str, Any]) -> dict[str, Any]:
+    answer = example.query.reference.answer
+    return {
+        "id": example.query.query_id,
+        "tier": example.query.tier,
+        "instruction": example.query.instruction,
+        "answer": answer if isinstance(answer, str) else None,
+        "outcome": outcome(example),
+        "before": episode_data(example.before, config) if example.before else None,
+        "after": episode_data(example.after, config) if example.after else None,
+    }
+
+
+def _compose(rewards: Sequence[StepReward], steps: Sequence[Step], config: Mapping[str, Any]) -> Sequence[float]:
+    if len(rewards) != len(steps) or "rewards" not in config:
+        return ()
+    reward = (config.get("ppo") or {}).get("reward", "step")
+    composed = compose(rewards, RewardConfig.model_validate(config["rewards"]), reward, steps)
+    return () if composed is None else composed.tolist()
+
+
+def _texts(trajectory: Trajectory) -> list[str]:
+    """The text that the model wrote beside the call of each step; the whole turn where no call could be read."""
+    turns = [str(m.get("content") or "") for m in trajectory.messages if m["role"] == "assistant"]
+    return turns if len(turns) == len(trajectory.steps) else [""] * len(trajectory.steps)
+
+
+def _step(step: Step, text: str) -> dict[str, Any]:
+    arguments = step.call.arguments if step.call else {}
+    return {
+        "call": step.call.name if step.call else None,
+        "arguments": [
+            [str(k), v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)] for k, v in arguments.items()
+        ],
+        "text": text[:MAX_CHARACTERS],
+        "status": str(step.status),
+        "observation": step.observation[:MAX_CHARACTERS],
+        "cut": max(0, len(step.observation) - MAX_CHARACTERS),
+    }
+
+
+def _scores(reward: StepReward | None) -> dict[str, Any]:
+    return {
+        "rationale": reward.rationale[:MAX_CHARACTERS] if reward else "",
+        "succ_calling": finite(reward and reward.succ_calling),
+        "contribution": finite(reward and reward.contribution),
+        "is_solved": finite(reward and reward.is_solved),
+    }
+
+
+def _credit(advantage: Advantage | None, composed: float | None) -> dict[str, float | None]:
+    """What the training made of a step; without a training its composed reward."""
+    if advantage is None:
+        return {"reward": finite(composed), "value": None, "advantage": None}
+    names = ("reward", "value", "advantage")
+    return {name: finite(getattr(advantage, name)) for name in names}
+
+
+def finite(value: Any) -> float | None:
+    """A number to four decimals; None for None, infinities and NaN."""
+    return round(float(value), 4) if value is not None and math.isfinite(value) else None
+
 
 PAGE_SIZE = 50_000
 """Trajectories of a page: it stays quick with so many, and making it needs half a gigabyte of memory."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from steptool.config import Config, EvaluatedPolicy
-from steptool.data.inputs import SourceFile, list_files
+from steptool.data.ingest import SourceFile, list_files
 
 if TYPE_CHECKING:
     from steptool.registry import Registry

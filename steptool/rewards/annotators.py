@@ -20,7 +20,7 @@ from steptool.judge.annotator import (
 from steptool.records import Query, Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.records.tables import iterate_records, write_records
 from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules
-from steptool.storage.query_table import QueryTable
+from steptool.storage.sqlite import QueryTable
 
 SUCCEEDED = frozenset({StepStatus.OK, StepStatus.FINISH})
 

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from steptool.records import Query, Step, StepReward, Trajectory
-from steptool.rewards.agreement import Estimate, chance_auroc
-from steptool.rewards.component_weights import ComponentWeights
-from steptool.rewards.compose import annotator_label
-from steptool.rewards.farming import Farming, Redundancy
+from steptool.rewards.compose import ComponentWeights, annotator_label
+from steptool.rewards.statistics import Estimate, Farming, Redundancy, chance_auroc
 
 COMPONENTS = ("succ_calling", "contribution", "is_solved")
 YES = 0.5

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from steptool.chat.calls import reads_only
+from steptool.chat.messages import reads_only
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
 from steptool.rewards.observations import leaves, mentions, normalise, parse, payload, text_of, values
 

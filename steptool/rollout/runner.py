@@ -1,21 +1,148 @@
-"""The one loop that plays episodes: a policy and an environment take turns until something ends each episode."""
+"""The protocol of a policy, and the one loop that plays episodes.
+
+A policy and an environment take turns until something ends each episode. The policy receives the episodes that wait
+for a turn and hands back turns as they end.
+
+DFSDT, the depth-first search of a decision tree (ToolLLM, arXiv 2307.16789), is an inference strategy beside the
+chain. A node is the conversation after some turns, a child one more turn. The search follows a path until it answers,
+gives up or meets a limit; then it goes back, gives the policy a hint with the calls tried at that node, and lets it
+make another turn. The order is that of ToolBench's search without a filter (DFS_woFilter), pre-order: the first
+answer ends it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from steptool.config import ToolsConfig
+from steptool.chat.messages import write_json
+from steptool.config import SearchConfig, ToolsConfig
 from steptool.environments.base import Environment
 from steptool.environments.limits import LimitedEnvironment
-from steptool.records import Query
-from steptool.rollout.episode import Episode
-from steptool.rollout.policy import EndedTurn, Policy
-from steptool.rollout.search import SearchEpisode
-from steptool.rollout.turns import Decoding, Exchange, PlayedEpisode, Refusal
+from steptool.records import Query, Step, StopReason
+from steptool.rollout.episode import Decoding, Episode, Exchange, PlayedEpisode, Refusal, Turn
+
+EndedTurn = tuple[Episode, Turn | Refusal]
+"""An episode that waited for a turn, and the turn; or why it gets none."""
+
+
+class Policy(Protocol):
+    """Makes turns for many episodes side by side. The runner calls it from one thread.
+
+    How turns are made is the policy's business: one batch on a GPU with a cache of its own, an engine that batches
+    continuously, requests over HTTP, or recorded calls. For each run the runner calls `begin` once, then `submit` and
+    `poll` in turn, and `release` for each episode that has ended.
+    """
+
+    name: str
+    """Name in trajectories and results."""
+    capacity: int
+    """Episodes that are played side by side, at most."""
+    max_steps: int | None
+    """Turns of an episode where its query sets no limit; None: episodes end by themselves."""
+    search: SearchConfig | None
+    """How episodes go back and try again; None: they are chains."""
+    patience: float
+    """Seconds that the runner gives the environment to answer the last turns before it asks for further ones. A policy
+    that decodes in batches has fuller ones if it waits a little, and with quick tools the same ones in every run."""
+
+    def temperature(self, decoding: Decoding) -> float:
+        """The temperature that trajectories carry."""
+        ...
+
+    def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> Sequence[Episode]:
+        """Take in a run's episodes and return them in the order in which they should start.
+
+        Raises ValueError, before anything is played, for an episode that cannot be.
+        """
+        ...
+
+    def submit(self, episodes: Sequence[Episode]) -> None:
+        """Take in episodes that wait for their next turn."""
+        ...
+
+    def poll(self, until: Collection[Future[Any]]) -> Sequence[EndedTurn]:
+        """Wait until a turn has ended and return all that have; or none, once one of the futures `until` is done.
+
+        An environment has answered then, and the runner continues with it.
+        """
+        ...
+
+    def release(self, episode: Episode) -> None:
+        """Forget an episode: it waits for no further turn."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the policy holds."""
+        ...
+
+
+_HINT = """You have tried this before, and it failed. From here you made these calls, with what the tools answered:
+{tried}
+Look at where you are now and at what was tried, then make a call that differs from all of these."""
+"""The hint at a node that has children: ToolBench's diversity prompt in other words."""
+
+
+class SearchEpisode(Episode):
+    """An episode that goes back where its path ends without an answer.
+
+    It ends with the path of the answer; without one, with the last path, which counts as any episode that stopped
+    without an answer (STEP_LIMIT where the budget ended it). `abandoned_turns` and `abandoned_tokens` of the trajectory
+    count what was made besides. With a beam of 1 it is the chain, sample by sample.
+
+    Sessions cannot be copied: to go back, an episode resets the environment and makes the calls of the path again, at
+    most `depth` calls for each branch. Where calls act on the real world, abandoned branches have acted on it, and the
+    repeated calls act again: play such environments with chains alone. The results of repeated calls are ignored.
+
+    The trajectory does not hold the hints, though turns were sampled after them: use it for evaluation, and never train
+    on its log-probabilities.
+    """
+
+    def __init__(self, *args: Any, search: SearchConfig, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._search = search
+        self._branches: list[list[Step]] = [[]]
+        """The turns made so far from each node of the path."""
+
+    def record(self, exchange: Exchange) -> None:
+        """Add a turn to the path, and go back if the path ends here without an answer."""
+        super().record(exchange)
+        self._branches[-1].append(exchange.step)
+        if self._turns >= self._search.max_turns:
+            self.stop = self.stop or StopReason.STEP_LIMIT
+        elif self.stop is None:
+            self._branches.append([])
+            self.hint = ""
+        elif self.stop not in (StopReason.FINISHED, StopReason.ENDED):
+            self._turn_back()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Go back: the policy makes no further turn on this path."""
+        super().refuse(refusal)
+        self._branches.pop()
+        self._turn_back()
+
+    def _turn_back(self) -> None:
+        """Go back to the node where the search goes on, if one is left."""
+        gave_up = self.stop is StopReason.GAVE_UP
+        depth = len(self._branches) - (self._search.give_up_levels if gave_up else 1)
+        while depth >= 0 and len(self._branches[depth]) >= self._search.beam:
+            depth -= 1
+        if depth < 0:
+            return
+        del self._branches[depth + 1 :]
+        self.back_to(depth)
+        self.hint = _hint(self._branches[-1]) if self._search.hints else ""
+
+
+def _hint(steps: Sequence[Step]) -> str:
+    """What was tried, in the steps that made a call; empty if none did."""
+    calls = [{"name": s.call.name, "arguments": s.call.arguments, "answer": s.observation} for s in steps if s.call]
+    return _HINT.format(tried=write_json(calls)) if calls else ""
+
 
 Progress = Callable[[int, int], None]
 """Called with the number of episodes that have ended and of all."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from steptool.artifacts.lineage import QUERIES
 from steptool.config import Config, EvaluationConfig
-from steptool.environments.catalog import environment_class
+from steptool.environments.base import environment_class
 from steptool.records import Query, Trajectory
 from steptool.records.columns import from_row
 from steptool.records.episodes import read_queries

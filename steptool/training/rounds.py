@@ -15,7 +15,7 @@ from steptool.artifacts.metrics import update_metrics
 from steptool.config import Config
 from steptool.models.actor import Actor, load_value_head, save_value_head
 from steptool.models.adapter import adapt, is_adapter, save_policy, weights_of
-from steptool.models.load import load_model
+from steptool.models.load import LoadModel, load_model
 from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import FILE, adamw, load_moments, save_moments
 from steptool.models.sharding import (
@@ -25,16 +25,13 @@ from steptool.models.sharding import (
     save_sharded_model,
     save_sharded_moments,
 )
-from steptool.models.shared import LoadModel
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
-from steptool.training.mismatch import check_mismatch, engine_log_probs, measure_mismatch
-from steptool.training.plan import PassLimit
-from steptool.training.processes import cuts_models, processes, share_folder
-from steptool.training.scores import Scores, fingerprint, score
+from steptool.training.processes import PassLimit, cuts_models, processes, share_folder
+from steptool.training.scores import Scores, check_mismatch, engine_log_probs, fingerprint, measure_mismatch, score
 from steptool.training.trainer import Settings, Trainer
 
 

@@ -1,4 +1,19 @@
-"""What the models say of the action tokens of a round before the first update."""
+"""What the models say of the action tokens of a round before the first update, and the mismatch with the engine.
+
+The engine that sampled a round and the model that is trained on it have the same weights, but not the same kernels,
+precision or batches, so the probabilities that the engine sampled by (mu) are not quite those that training computes
+(pi). For the action token i of a round, before the first update,
+
+    d_i = log pi_i - log mu_i,      w_i = exp(d_i)
+
+where log mu_i is stored in the trajectories and log pi_i is computed at the start of the round. The figures of d say
+whether the two are the same policy but for rounding. The importance weights w turn means over mu's tokens into means
+under pi.
+
+Two ratios stand side by side, as in decoupled PPO (Hilton et al. 2021, "Batch size-invariance for policy
+optimization"): the clipped ratio rho compares the policy with pi of the start of the round, never with mu, and w
+compares pi with mu. A loss is the mean over tokens of w_i * clipped_loss(rho_i, A_i).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +28,115 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from steptool.models.actor import Actor
-from steptool.models.batch import Spanned, action_places, collate
+from steptool.config import PPOConfig
+from steptool.models.actor import Actor, Spanned, action_places, collate
 from steptool.models.sharding import is_sharded
-from steptool.training.plan import PassLimit, forward_passes, packed_places, share_passes
-from steptool.training.processes import processes, sum_over_processes
+from steptool.records import Metric, Trajectory
+from steptool.training.processes import (
+    PassLimit,
+    forward_passes,
+    packed_places,
+    processes,
+    share_passes,
+    sum_over_processes,
+)
 
 Floats = npt.NDArray[np.floating]
+
+
+class MismatchError(ValueError):
+    """A round whose tokens were sampled from another distribution than the one that is trained."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Differences between the log-probabilities of training and of the engine, over the action tokens of a round."""
+
+    mean: float
+    """Mean of |d| (nats)."""
+    p99: float
+    """99% quantile of |d|."""
+    largest: float
+    k1: float
+    """Mean of -d: the estimate of KL(mu || pi) without bias; below 0 where chance has it so."""
+    k3: float
+    """Mean of w - 1 - d: the same with less variance, never below 0 (Schulman 2020, "Approximating KL divergence")."""
+    effective_share: float
+    """Effective sample size of the weights as a share of the tokens, (sum w)^2 / (N * sum w^2): 1 where all weights
+    are equal (Kong 1992)."""
+    beyond_cap: float
+    """Share of the tokens whose weight is above `ppo.importance_cap`."""
+
+    def metrics(self, stage: str, round_index: int) -> list[Metric]:
+        """The figures as metrics of the round's first update."""
+        names = {
+            "mismatch_mean": self.mean, "mismatch_p99": self.p99, "mismatch_max": self.largest,
+            "mismatch_k1": self.k1, "mismatch_k3": self.k3,
+            "effective_sample_share": self.effective_share, "beyond_importance_cap": self.beyond_cap,
+        }  # fmt: skip
+        return [Metric(stage, round_index, 0, name, value) for name, value in names.items()]
+
+
+def engine_log_probs(trajectories: Sequence[Trajectory]) -> Floats | None:
+    """The stored log-probabilities [N] of all action tokens, packed end to end; None where a trajectory has none."""
+    if any(len(t.logprobs) != t.action_tokens for t in trajectories):
+        return None
+    return np.concatenate([t.logprobs for t in trajectories])
+
+
+def measure_mismatch(log_probs_N: Floats, engine_N: Floats, importance_cap: float) -> Mismatch:
+    """The figures of a round, from the log-probabilities (nats) of training and of the engine."""
+    d_N = log_probs_N.astype(np.float64) - engine_N
+    w_N, away_N = np.exp(d_N), np.abs(d_N)
+    share_N = np.exp(d_N - d_N.max())
+    return Mismatch(
+        mean=float(away_N.mean()),
+        p99=float(np.quantile(away_N, 0.99)),
+        largest=float(away_N.max()),
+        k1=float(-d_N.mean()),
+        k3=float((w_N - 1.0 - d_N).mean()),
+        effective_share=float(share_N.sum() ** 2 / (len(share_N) * (share_N**2).sum())),
+        beyond_cap=float((w_N > importance_cap).mean()),
+    )
+
+
+def check_mismatch(mismatch: Mismatch, ppo: PPOConfig, round_index: int) -> None:
+    """Raise MismatchError where the mean difference is above `ppo.max_mismatch`."""
+    if ppo.max_mismatch and not mismatch.mean <= ppo.max_mismatch:
+        raise MismatchError(
+            f"round {round_index}: the log-probabilities stored by the engine differ from those of training by "
+            f"{mismatch.mean:.3g} nats per token on average (99%: {mismatch.p99:.3g}, largest: {mismatch.largest:.3g}, "
+            f"effective sample {mismatch.effective_share:.0%}); ppo.max_mismatch allows {ppo.max_mismatch:g}. Look "
+            "whether rollouts and training have the same weights, precision and rollout.temperature; ppo.importance "
+            "corrects what is left, and ppo.max_mismatch: 0 goes without this check"
+        )
+
+
+def importance_weights(log_probs_N: Floats, engine_N: Floats | None, ppo: PPOConfig) -> Floats:
+    """The factor [N] of each token's policy loss, by `ppo.importance` with the cap C of `ppo.importance_cap`.
+
+    none:       1
+    truncated:  min(w, C)            truncated importance sampling (TIS; Yao et al. 2025, "Your efficient RL framework
+                                     secretly brings you off-policy RL training"; Ionides 2008)
+    masked:     w where w <= C, else 0
+
+    verl, SkyRL and TRL implement both. The loss is still divided by the number of all tokens, so a token that is left
+    out makes no other token count more. Raises ValueError where weights are asked for and the engine's
+    log-probabilities are not known.
+    """
+    if ppo.importance == "none":
+        return np.ones(len(log_probs_N))
+    if engine_N is None:
+        raise ValueError(
+            f"ppo.importance is {ppo.importance}, but not every trajectory of the round has the log-probabilities of "
+            "its tokens; take trajectories that a rollout of this version has made, or set ppo.importance to none"
+        )
+    w_N: Floats = np.exp(log_probs_N.astype(np.float64) - engine_N)
+    if ppo.importance == "truncated":
+        return np.minimum(w_N, ppo.importance_cap)
+    return np.where(w_N <= ppo.importance_cap, w_N, 0.0)
+
+
 FILE = "scores.safetensors"
 """Its place beside the checkpoints of a round."""
 

@@ -16,13 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from steptool.models.actor import Actor
-from steptool.models.batch import Indices, Spanned, action_places, collate
+from steptool.models.actor import Actor, Indices, Spanned, action_places, collate
 from steptool.models.sharding import is_sharded
 from steptool.training.algorithms.base import ForwardPass, LossTerms, Objective
 from steptool.training.checkpoints import CheckpointFolder
-from steptool.training.plan import PassLimit, forward_passes, packed_places, share_passes
-from steptool.training.processes import max_over_processes, processes, sum_gradients, sum_over_processes
+from steptool.training.processes import (
+    PassLimit,
+    forward_passes,
+    max_over_processes,
+    packed_places,
+    processes,
+    share_passes,
+    sum_gradients,
+    sum_over_processes,
+)
 
 OnStep = Callable[[int, float], None]
 """Called after each optimizer step with the number of steps done and the loss."""

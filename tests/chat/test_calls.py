@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.calls import annotate_tool, model_schemas, reads_only
+from steptool.chat.messages import annotate_tool, model_schemas, reads_only
 
 
 def tool(**more: Any) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from steptool.chat import codec as codec_module
-from steptool.chat.calls import FINISH_SCHEMA
 from steptool.chat.codec import ChatCodec
-from steptool.chat.messages import call_message
+from steptool.chat.messages import FINISH_SCHEMA, call_message
 from steptool.records import Message, ToolCall
 
 OURS = Path(codec_module.__file__).parent / "templates"

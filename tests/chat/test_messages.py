@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT, Format
+from steptool.chat.call_format import Format
+from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT
 from steptool.chat.messages import (
     NO_CALL,
     call_message,
@@ -17,7 +18,7 @@ from steptool.chat.messages import (
     to_legacy,
     tool_message,
 )
-from steptool.chat.plain import alternating, describe, from_text, to_text, with_tools
+from steptool.chat.turns import alternating, describe, from_text, to_text, with_tools
 from steptool.records import Message, ToolCall
 
 EVERY = pytest.mark.parametrize("form", list(FORMATS.values()), ids=list(FORMATS))

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from steptool.chat.calls import FINISH_SCHEMA
+from steptool.chat.call_format import ChatFormat
 from steptool.chat.codec import ChatCodec, Encoded
-from steptool.chat.formats import ChatFormat
-from steptool.chat.messages import call_message, tool_message
-from steptool.chat.plain import describe
+from steptool.chat.messages import FINISH_SCHEMA, call_message, tool_message
+from steptool.chat.turns import describe
 from steptool.records import Message, ToolCall
 
 MARKS = (

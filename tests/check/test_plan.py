@@ -7,7 +7,7 @@ import pytest
 from steptool.check.memory import GIB, machine_of_profile, this_machine
 from steptool.check.plan import describe_plan, read_base_shape
 from steptool.config import Config
-from steptool.data.ingest_log import IngestError
+from steptool.data.parsing import IngestError
 
 
 def test_files_and_their_sizes_are_those_that_ingest_would_read(tmp_path: Path) -> None:

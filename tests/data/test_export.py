@@ -7,13 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.chat.calls import FINISH_SCHEMA
-from steptool.chat.messages import NO_CALL, call_message, tool_message
+from steptool.chat.messages import FINISH_SCHEMA, NO_CALL, call_message, tool_message
 from steptool.config import Config
 from steptool.data.export import Form, export
 from steptool.data.ingest import ingest
 from steptool.data.recordings.recording import RecordedTurn, make_trajectory
-from steptool.environments.toolbench.protocol import observation_status
+from steptool.environments.virtual_protocol import observation_status
 from steptool.records import FINISH, Query, Step, StepStatus, ToolCall, Trajectory
 from steptool.records.columns import ContractError, to_row
 from steptool.records.episodes import read_queries

@@ -9,7 +9,7 @@ import pytest
 
 from steptool.config import Config, load_config
 from steptool.data.ingest import ingest
-from steptool.data.ingest_log import IngestError
+from steptool.data.parsing import IngestError
 from steptool.data.splits import SPLITS, text_key
 from steptool.environments.base import ToolResult
 from steptool.environments.replay import ReplayEnvironment

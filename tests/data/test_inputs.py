@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steptool.config import Config
-from steptool.data.ingest import ingest
-from steptool.data.ingest_log import IngestError
-from steptool.data.inputs import list_files, only_first
+from steptool.data.ingest import ingest, list_files, only_first
+from steptool.data.parsing import IngestError
 from steptool.records.episodes import read_queries
 
 TIDES = {

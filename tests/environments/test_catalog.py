@@ -9,8 +9,7 @@ import pytest
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.config.data import ENVIRONMENT_NAMES
-from steptool.environments.base import Environment
-from steptool.environments.catalog import ENVIRONMENTS, check_queries, environment_class, open_environment
+from steptool.environments.base import ENVIRONMENTS, Environment, check_queries, environment_class, open_environment
 from steptool.records import Query, Reference, StepStatus, ToolCall
 
 ROOT = Path(__file__).parents[2]

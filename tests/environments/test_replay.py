@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from steptool.config import Config
-from steptool.environments.base import ToolResult
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import ToolResult, open_environment
 from steptool.environments.replay import ReplayEnvironment
 from steptool.records import Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 

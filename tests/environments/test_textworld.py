@@ -16,7 +16,7 @@ pytest.importorskip("textworld", reason="the package textworld is not installed:
 
 from benchmarks.annotators import add_disturbed_calls, agreement, play_tasks, separation
 from steptool.config import Config
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import open_environment
 from steptool.records import Query, Reference, StepStatus, StopReason, ToolCall
 from steptool.rewards.annotators import annotate, make_annotator
 

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.environments.schema import SchemaError, check_arguments, check_tools
-from steptool.environments.validators import CHECK_SECONDS, compile_pattern, validator_class
+from steptool.environments.schema import (
+    CHECK_SECONDS,
+    SchemaError,
+    check_arguments,
+    check_tools,
+    compile_pattern,
+    validator_class,
+)
 
 DRAFT_4, DRAFT_7 = "http://json-schema.org/draft-04/schema#", "http://json-schema.org/draft-07/schema#"
 

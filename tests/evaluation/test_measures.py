@@ -17,7 +17,7 @@ from steptool.records import (
     Verdict,
 )
 from steptool.records.tables import write_records
-from steptool.rollout.turns import TurnCost
+from steptool.rollout.episode import TurnCost
 
 FINISHED = Step(ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "7"}), StepStatus.FINISH, "")
 

@@ -9,8 +9,16 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from steptool.models import actor as actor_module
 from steptool.models import logprobs
-from steptool.models.actor import Actor, ValueHead, action_states, load_value_head, save_value_head
-from steptool.models.batch import VARIABLE_LENGTH, can_pack, collate
+from steptool.models.actor import (
+    VARIABLE_LENGTH,
+    Actor,
+    ValueHead,
+    action_states,
+    can_pack,
+    collate,
+    load_value_head,
+    save_value_head,
+)
 from steptool.models.load import load_model, tiny_model, train_tokenizer
 from steptool.models.logprobs import token_log_probs
 from steptool.models.optimizer import adamw

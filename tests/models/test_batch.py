@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from steptool.models.batch import action_places, collate
+from steptool.models.actor import action_places, collate
 
 
 def row(ids: list[int], *spans: tuple[int, int]) -> SimpleNamespace:

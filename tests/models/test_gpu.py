@@ -8,8 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from steptool.models import logprobs
-from steptool.models.actor import Actor
-from steptool.models.batch import VARIABLE_LENGTH, collate
+from steptool.models.actor import VARIABLE_LENGTH, Actor, collate
 from steptool.models.optimizer import adamw, join_halves
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -8,8 +8,8 @@ from steptool.environments.desk.tasks import desk_queries
 from steptool.policies.catalog import open_policy
 from steptool.policies.scripted import play_back, recorded_calls, reference_calls
 from steptool.records import Reference, ToolCall
+from steptool.rollout.episode import Decoding, TurnCost
 from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding, TurnCost
 
 SETTINGS = {"data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 2}, "rollout": {"max_steps": 16}}
 CONFIG = Config.model_validate(SETTINGS)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.calls import model_schemas
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
+from steptool.chat.messages import model_schemas
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig
 from steptool.environments.base import Environment
 from steptool.environments.desk.environment import DeskEnvironment
@@ -21,8 +21,8 @@ from steptool.policies.endpoint import EndpointPolicy
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.columns import from_row, to_row
 from steptool.records.tables import write_records
+from steptool.rollout.episode import Decoding, PlayedEpisode, TurnCost
 from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding, PlayedEpisode, TurnCost
 
 Message = dict[str, Any]
 Brain = Callable[[list[Message]], Message | str | int]

@@ -21,8 +21,8 @@ from steptool.environments.base import Environment
 from steptool.policies.catalog import open_policy
 from steptool.policies.engine import Completion, EnginePolicy, Sampling
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding
 
 MakeQuery = Callable[..., Query]
 ROLLOUT = RolloutConfig(max_steps=3, max_new_tokens=12, batch_size=3, temperature=1.0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.calls import FINISH_SCHEMA
+from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.desk.environment import DeskEnvironment

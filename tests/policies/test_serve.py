@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 
-from steptool.chat.calls import FINISH_SCHEMA
+from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
@@ -21,8 +21,8 @@ from steptool.models.load import EMBEDDED
 from steptool.models.serving import read_serving, write_serving
 from steptool.policies.catalog import open_policy
 from steptool.records import FINISH, Step, Trajectory
+from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding
 
 CONFIG = Config.model_validate({"rollout": {"temperature": 0.5}, "data": {"heldout_queries": 120}})
 QUERIES = [query for query in desk_queries(CONFIG) if query.split == "heldout"][60:70]

@@ -15,8 +15,8 @@ from steptool.models.adapter import new_adapter, save_adapter
 from steptool.models.load import EMBEDDED, load_model, load_tokenizer, tiny_model
 from steptool.policies.catalog import open_policy
 from steptool.records import Query, Trajectory
+from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding
 
 pytest.importorskip("vllm")
 SIZES = {"train_queries": 1, "validation_queries": 1, "heldout_queries": 4}

@@ -29,7 +29,7 @@ from steptool.records.tables import to_table
 from steptool.report.run_inputs import EpisodePair, ReportInputs, ScoredEpisode
 from steptool.rewards.audit import audit
 from steptool.rewards.audit_figures import Audit
-from steptool.rewards.farming import FarmingPoint
+from steptool.rewards.statistics import FarmingPoint
 
 Make = Callable[..., Any]
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & <b>"\' \u2028 ünï 数'

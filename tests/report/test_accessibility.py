@@ -16,9 +16,8 @@ from steptool.records import Cost, Evaluation, Trajectory
 from steptool.records.episodes import Query
 from steptool.records.tables import write_records
 from steptool.report.assets import asset
-from steptool.report.evaluation_page import evaluation_page, tabulate_judge_costs
+from steptool.report.evaluation_page import evaluation_page, retraining_page, tabulate_judge_costs
 from steptool.report.labelling import labelling_form
-from steptool.report.retraining_page import retraining_page
 from steptool.report.rewards_page import rewards_page
 from steptool.report.run_inputs import ReportInputs
 from steptool.report.run_page import build_report

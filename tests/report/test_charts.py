@@ -6,15 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.report.charts import (
+    WIDTH,
     Bubble,
     Interval,
+    Scale,
     Series,
     bubbles,
     differences,
     interval_bars,
     line_chart,
+    number,
+    percent,
+    ticks,
 )
-from steptool.report.svg import WIDTH, Scale, number, percent, ticks
 
 finite = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: round(v, 6))
 

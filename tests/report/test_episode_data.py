@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.config import RewardConfig
-from steptool.report.episode_data import MAX_CHARACTERS, embed, outcome, pair_data
 from steptool.report.run_inputs import EpisodePair, ScoredEpisode
+from steptool.report.viewer import MAX_CHARACTERS, embed, outcome, pair_data
 
 
 @given(st.text())

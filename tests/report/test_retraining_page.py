@@ -1,7 +1,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from steptool.report.retraining_page import retraining_page
+from steptool.report.evaluation_page import retraining_page
 from steptool.retraining.plan import Criterion, Decision, Result, RetrainingPlan, RunOutcome
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from steptool.report.run_charts import farming_verdict
 from steptool.report.run_inputs import summarise_round
-from steptool.rewards.farming import FarmingPoint
+from steptool.rewards.statistics import FarmingPoint
 
 
 def test_a_round_is_summarised_by_hand(trajectory, reward):

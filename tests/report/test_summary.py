@@ -9,8 +9,7 @@ from steptool.data.ingest import ingest
 from steptool.records import Cost, Query
 from steptool.records.episodes import read_queries
 from steptool.report.run_inputs import ReportInputs, _notes
-from steptool.report.run_page import build_report
-from steptool.report.summary import state_result, summary, table
+from steptool.report.run_page import build_report, state_result, summary, table
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
 

@@ -5,7 +5,7 @@ import pytest
 from evaluation_rows import make_evaluation
 from steptool.config import PromotionConfig
 from steptool.records import Query, Reference
-from steptool.retraining.gate import categories, decide, find_contaminated, read_trained_on, write_trained_on
+from steptool.retraining.promotion import categories, decide, find_contaminated, read_trained_on, write_trained_on
 
 GAIN, INVALID, TASKS = "gain in pass rate", "rise in invalid calls", "held-out tasks"
 

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from steptool.config import Config
-from steptool.data.ingest_log import IngestError
+from steptool.data.parsing import IngestError
 from steptool.retraining.plan import RunOutcome, add_champion_and_base, make_run_id, plan_run
 from steptool.retraining.promotion import describe_failure, describe_run
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.rewards.agreement import (
+from steptool.rewards.statistics import (
     auroc,
     by_size,
     chance_auroc,

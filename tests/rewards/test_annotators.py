@@ -9,7 +9,7 @@ from steptool.records.columns import to_row
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import ANNOTATORS, annotate, annotate_file, make_annotator
-from steptool.storage.query_table import QueryTable
+from steptool.storage.sqlite import QueryTable
 
 
 class Generous:

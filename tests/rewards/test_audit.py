@@ -6,8 +6,7 @@ import pytest
 from steptool.config import AuditConfig, RewardConfig
 from steptool.records import Reference, StepReward, StepStatus, ToolCall
 from steptool.rewards.annotators import annotate, make_annotator
-from steptool.rewards.audit import audit
-from steptool.rewards.audit_files import AuditError, check_thresholds
+from steptool.rewards.audit import AuditError, audit, check_thresholds
 
 CONFIG = RewardConfig(step_weight=1.0, alpha=0.5)
 

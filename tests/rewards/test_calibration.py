@@ -9,13 +9,13 @@ import pytest
 from steptool.config import ToolsConfig, load_config
 from steptool.data.ingest import ingest
 from steptool.environments.base import Environment
-from steptool.environments.bfcl.tasks import is_installed
+from steptool.environments.bfcl_tasks import is_installed
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import FINISH, Query, ToolCall
 from steptool.records.episodes import read_queries
-from steptool.rewards.agreement import confusion, kappa
 from steptool.rewards.annotators import annotate, make_annotator
+from steptool.rewards.statistics import confusion, kappa
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_rules_agree_with_the_shop_where_the_goal_is_an_order(tmp_path: Path, mo
 
 @pytest.mark.skipif(not is_installed(), reason="the package bfcl-eval is not installed: make bfcl")
 def test_rules_agree_with_bfcl_where_the_goal_is_a_state() -> None:
-    from steptool.environments.bfcl.environment import BfclEnvironment
-    from steptool.environments.bfcl.tasks import bfcl_queries
+    from steptool.environments.bfcl import BfclEnvironment
+    from steptool.environments.bfcl_tasks import bfcl_queries
 
     assert agreement(bfcl_queries()[:60], BfclEnvironment()) > 0.4

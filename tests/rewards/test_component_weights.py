@@ -5,8 +5,7 @@ import pytest
 from steptool.config import RewardConfig
 from steptool.records import StepReward, Trajectory
 from steptool.rewards.audit import audit
-from steptool.rewards.component_weights import ComponentWeights, moving_average, round_weights
-from steptool.rewards.compose import RunningScale, compose
+from steptool.rewards.compose import ComponentWeights, RunningScale, compose, moving_average, round_weights
 
 
 def episode(name: str, solved: float | None, *scores: tuple[float, float | None]) -> list[StepReward]:

@@ -1,6 +1,6 @@
 import pytest
 
-from steptool.chat.calls import annotate_tool
+from steptool.chat.messages import annotate_tool
 from steptool.records import Step, StepStatus, StopReason, ToolCall
 from steptool.rewards.data_flow import changes_state, tools_that_write
 from steptool.rewards.rules import DataFlowRules, OverlapRules

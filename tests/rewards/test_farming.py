@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.records import FINISH, Step, StepStatus, ToolCall
-from steptool.rewards.farming import (
+from steptool.rewards.statistics import (
     FarmingPoint,
     Redundancy,
     farming_points,

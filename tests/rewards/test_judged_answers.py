@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.judged import SHARED, read_answer, read_answers, separation, split_steps
-from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.parsing import Record, UnusableError
 from steptool.records import StopReason
 from steptool.rewards.rules import PublishedRules, unwrap
 

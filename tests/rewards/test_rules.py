@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.environments.desk.expert import Expert
-from steptool.environments.desk.tasks import TIERS, draw_query
+from steptool.environments.desk.tasks import TIERS, Expert, draw_query
 from steptool.records import Reference, Step, StepStatus, StopReason
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules, overlap

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steptool.chat.formats import ParsedTurn
+from steptool.chat.call_format import ParsedTurn
 from steptool.config import ToolsConfig
 from steptool.environments.base import Environment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.records import Query, StepStatus, StopReason, ToolCall
-from steptool.rollout.episode import Episode, episode_id
-from steptool.rollout.turns import Decoding, Refusal, Turn, TurnCost, TurnTokens
+from steptool.rollout.episode import Decoding, Episode, Refusal, Turn, TurnCost, TurnTokens, episode_id
 
 MakeQuery = Callable[..., Query]
 GET = ToolCall("get", {"key": "a"})

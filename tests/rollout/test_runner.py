@@ -14,8 +14,8 @@ from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.policies.scripted import ScriptedPolicy
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
+from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import make_episodes, roll_out
-from steptool.rollout.turns import Decoding
 
 MakeQuery = Callable[..., Query]
 FINISH_7 = ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"})

@@ -12,9 +12,8 @@ from play_fixtures import NoteCodec
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import render
 from steptool.config import RolloutConfig, SearchConfig
-from steptool.environments.desk.environment import DeskEnvironment, DeskSession
+from steptool.environments.desk.environment import TOOLS, DeskEnvironment, DeskSession
 from steptool.environments.desk.tasks import DONE, LONG, draw_query
-from steptool.environments.desk.tools import TOOLS
 from steptool.records import Query, StopReason, ToolCall, Trajectory
 from steptool.records.columns import from_row, to_row
 

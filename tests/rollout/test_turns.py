@@ -1,6 +1,6 @@
 import pytest
 
-from steptool.rollout.turns import TurnCost
+from steptool.rollout.episode import TurnCost
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import fsspec
 import pytest
 
 from steptool.config import Config
-from steptool.data.ingest_log import IngestError
-from steptool.data.inputs import fingerprint
+from steptool.data.ingest import fingerprint
+from steptool.data.parsing import IngestError
 from steptool.storage.remote import digest_content, fetch, list_inputs, localize
 
 

@@ -18,16 +18,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from steptool.chat.calls import FINISH_SCHEMA
+from steptool.chat.call_format import ParsedTurn
 from steptool.chat.codec import ChatCodec
-from steptool.chat.formats import ParsedTurn
+from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.models.load import train_tokenizer
 from steptool.policies.local import LocalPolicy
 from steptool.records import Query, Reference, StepStatus, ToolCall, ToolSchema, Trajectory
+from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
-from steptool.rollout.turns import Decoding
 
 GET = {
     "type": "function",

@@ -46,8 +46,7 @@ def train_on_logs(config: Config, folder: Path, steps: int) -> Path:
     from steptool.records import Trajectory
     from steptool.records.episodes import read_queries
     from steptool.records.tables import read_records
-    from steptool.training.demonstrations import encode_demonstrations
-    from steptool.training.warm_start import warm_start
+    from steptool.training.warm_start import encode_demonstrations, warm_start
 
     torch.set_num_threads(1)
     data = ingest(config, folder / "read")

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from steptool.models.actor import Actor
-from steptool.models.batch import collate
+from steptool.models.actor import Actor, collate
 from steptool.models.load import load_model
 from steptool.records import Trajectory
 

@@ -8,13 +8,12 @@ import pytest
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config, WarmStartConfig
 from steptool.data.ingest import ingest
-from steptool.environments.desk.expert import desk_demonstrations
-from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.desk.tasks import desk_demonstrations, desk_queries
 from steptool.models.load import EMBEDDED, load_tokenizer, train_tokenizer
 from steptool.records import Message, Query, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
-from steptool.training.demonstrations import (
+from steptool.training.warm_start import (
     TOO_LONG,
     UNENCODABLE,
     count_tokens,

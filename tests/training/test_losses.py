@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from steptool.training.losses import entropy_loss, kl_loss, policy_loss, preference_loss, step_ratio, value_loss
+from steptool.training.credit import entropy_loss, kl_loss, policy_loss, preference_loss, step_ratio, value_loss
 
 
 def test_policy_loss_by_hand() -> None:

@@ -11,20 +11,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steptool.config import PPOConfig
-from steptool.models.actor import Actor
-from steptool.models.batch import action_places, collate
+from steptool.models.actor import Actor, action_places, collate
 from steptool.models.load import load_model
 from steptool.records import Trajectory
 from steptool.training.algorithms.base import ForwardPass
 from steptool.training.algorithms.step_ppo import Experience, StepPPO
-from steptool.training.mismatch import (
+from steptool.training.rounds import train_round
+from steptool.training.scores import (
     MismatchError,
     check_mismatch,
     engine_log_probs,
     importance_weights,
     measure_mismatch,
 )
-from steptool.training.rounds import train_round
 
 TEMPERATURE = 0.7
 

@@ -2,13 +2,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.training import plan
+from steptool.training import processes
 
 
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 3))
 def test_every_pass_sees_every_sequence_once(count: int, size: int, epochs: int) -> None:
-    steps = plan.mini_batches(count, size, epochs, seed=3)
-    per_epoch = plan.updates_per_epoch(count, size)
+    steps = processes.mini_batches(count, size, epochs, seed=3)
+    per_epoch = processes.updates_per_epoch(count, size)
     assert len(steps) == epochs * per_epoch
     for e in range(epochs):
         positions = np.concatenate(steps[e * per_epoch : (e + 1) * per_epoch])
@@ -20,7 +20,7 @@ def test_every_pass_sees_every_sequence_once(count: int, size: int, epochs: int)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
 def test_forward_passes_share_out_a_mini_batch_by_length(lengths: list[int], size: int, processes: int) -> None:
     rows = np.arange(len(lengths))
-    groups = plan.forward_passes(rows, np.array(lengths), plan.PassLimit(size), processes)
+    groups = processes.forward_passes(rows, np.array(lengths), processes.PassLimit(size), processes)
     assert len(groups) == -(-len(lengths) // (size * processes)) * processes
     assert sorted(np.concatenate(groups)) == list(rows)
     assert max(map(len, groups)) <= size
@@ -31,7 +31,7 @@ def test_forward_passes_share_out_a_mini_batch_by_length(lengths: list[int], siz
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 900), st.booleans())
 def test_forward_passes_hold_as_many_tokens_as_they_may(lengths: list[int], tokens: int, packed: bool) -> None:
     rows, sizes = np.arange(len(lengths)), np.array(lengths)
-    groups = plan.forward_passes(rows, sizes, plan.PassLimit(1, tokens, packed))
+    groups = processes.forward_passes(rows, sizes, processes.PassLimit(1, tokens, packed))
     assert sorted(np.concatenate(groups)) == list(rows)
     for group in groups:
         held = sizes[group].sum() if packed else sizes[group].max() * len(group)
@@ -40,23 +40,23 @@ def test_forward_passes_hold_as_many_tokens_as_they_may(lengths: list[int], toke
 
 def test_forward_passes_by_hand() -> None:
     sizes = np.array([6, 2, 4, 3, 5])
-    padded = plan.forward_passes(np.arange(5), sizes, plan.PassLimit(1, 10))
+    padded = processes.forward_passes(np.arange(5), sizes, processes.PassLimit(1, 10))
     # from the longest on: 6 alone (2 * 6 > 10), 5 and 4 (2 * 5), 3 and 2 (2 * 3)
     assert [group.tolist() for group in padded] == [[0], [4, 2], [3, 1]]
-    packed = plan.forward_passes(np.arange(5), sizes, plan.PassLimit(1, 10, packed=True))
+    packed = processes.forward_passes(np.arange(5), sizes, processes.PassLimit(1, 10, packed=True))
     assert [group.tolist() for group in packed] == [[0, 2], [4, 3, 1]]  # 6 + 4, 5 + 3 + 2
 
 
 def test_places_of_packed_tokens() -> None:
-    assert [places.tolist() for places in plan.packed_places(np.array([2, 1, 3]))] == [[0, 1], [2], [3, 4, 5]]
+    assert [places.tolist() for places in processes.packed_places(np.array([2, 1, 3]))] == [[0, 1], [2], [3, 4, 5]]
 
 
 def test_grouped_batches_waste_little_padding_and_skip_nobody() -> None:
     lengths = np.random.default_rng(0).integers(50, 500, 400)
-    steps = plan.grouped_batches(lengths, 16, 25, seed=1)
+    steps = processes.grouped_batches(lengths, 16, 25, seed=1)
     assert sorted(np.concatenate(steps)) == list(range(400))
     padded = sum(len(rows) * lengths[rows].max() for rows in steps)
     assert padded / lengths.sum() < 1.15
-    again = plan.grouped_batches(lengths, 16, 30, seed=1)
+    again = processes.grouped_batches(lengths, 16, 30, seed=1)
     assert len(again) == 30
     assert all((a == b).all() for a, b in zip(steps, again[:25], strict=True))

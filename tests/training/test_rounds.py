@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from steptool.config import Config, PolicyConfig
-from steptool.models.actor import Actor
+from steptool.models.actor import Actor, collate
 from steptool.models.adapter import load_joined, locate, write_whole
-from steptool.models.batch import collate
 from steptool.models.load import load_model, prepare_base
 from steptool.training.rounds import train_round
 

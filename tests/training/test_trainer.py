@@ -9,7 +9,7 @@ from steptool.models.actor import Actor
 from steptool.models.load import load_model
 from steptool.models.optimizer import adamw
 from steptool.training.algorithms.base import Supervised
-from steptool.training.plan import PassLimit
+from steptool.training.processes import PassLimit
 from steptool.training.trainer import DivergedError, Settings, Trainer, warm_up_and_cosine
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from steptool.config import Config
-from steptool.environments.desk.expert import Expert
-from steptool.environments.desk.tasks import draw_query
+from steptool.environments.desk.tasks import Expert, draw_query
 from steptool.records import Cost, Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import annotate, make_annotator

@@ -11,7 +11,7 @@ import pytest
 from steptool.config import load_config
 from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
-from steptool.data.ingest_log import IngestError
+from steptool.data.parsing import IngestError
 from steptool.records import Cost, Evaluation, Trajectory, Verdict
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records, write_records

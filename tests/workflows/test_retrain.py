@@ -192,7 +192,7 @@ def test_four_nights(nights: Nights) -> None:
 def _tasks_keep_their_split(nights: Nights) -> None:
     """No task was trained on that was held out on any night, and each version knows what it was trained on."""
     from steptool.records.episodes import read_queries
-    from steptool.retraining.gate import find_contaminated, read_trained_on
+    from steptool.retraining.promotion import find_contaminated, read_trained_on
 
     splits: dict[str, str] = {}
     held_out: list[Query] = []

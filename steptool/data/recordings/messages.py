@@ -16,18 +16,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from steptool.chat.formats import (
-    CALL_CLOSE,
-    CALL_OPEN,
-    REACT,
-    THINK_CLOSE,
-    THINK_OPEN,
-)
+from steptool.chat.call_format import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN
+from steptool.chat.formats import REACT
 from steptool.chat.messages import call_message
-from steptool.data.ingest_log import UnusableError
-from steptool.data.parsing import as_text, excerpt, join_texts, parse_json, require
-from steptool.data.recordings.arguments import read_arguments
-from steptool.data.recordings.recording import ERROR_MARKS
+from steptool.data.parsing import UnusableError, as_text, excerpt, join_texts, parse_json, require
+from steptool.data.recordings.recording import ERROR_MARKS, read_arguments
 
 Fields = Mapping[str, Any]
 _ROLES = {

@@ -12,14 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steptool.chat.calls import GIVE_ANSWER
 from steptool.chat.formats import REACT
-from steptool.data.ingest_log import Record, UnusableError
-from steptool.data.parsing import as_text, excerpt, join_texts, parse_literal, require, require_text, unique
+from steptool.chat.messages import GIVE_ANSWER
+from steptool.data.parsing import (
+    Record,
+    UnusableError,
+    as_text,
+    excerpt,
+    join_texts,
+    parse_literal,
+    require,
+    require_text,
+    unique,
+)
 from steptool.data.recordings.conversation import read_turns
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
 from steptool.data.tools import check_and_close, toolbench_tools
-from steptool.environments.toolbench.protocol import NAME_LIMIT
+from steptool.environments.virtual_protocol import NAME_LIMIT
 from steptool.records import FINISH, ToolSchema
 
 Node = Mapping[str, Any]

@@ -16,10 +16,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import TypedDict
 
-from steptool.chat.calls import annotate_tool
+from steptool.chat.messages import annotate_tool
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult, VerdictError, describe_error
-from steptool.environments.catalog import import_object
+from steptool.environments.base import ToolResult, VerdictError, describe_error, import_object
 from steptool.records import StepStatus, ToolSchema
 
 F = TypeVar("F", bound=Callable[..., Any])

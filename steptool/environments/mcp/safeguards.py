@@ -15,7 +15,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCResponse
 from pydantic import ValidationError
 
-from steptool.chat.calls import annotate_tool
+from steptool.chat.messages import annotate_tool
 from steptool.environments.schema import SchemaError, check_tools
 from steptool.records import ToolSchema
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from steptool.config import Config
-from steptool.models.actor import Actor
-from steptool.models.batch import Indices, TokenBatch
+from steptool.models.actor import Actor, Indices, TokenBatch
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
-from steptool.training.plan import mini_batches
+from steptool.training.processes import mini_batches
 from steptool.training.scores import Scores
 
 

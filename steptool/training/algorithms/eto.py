@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from steptool.config import Config
-from steptool.models.actor import Actor
-from steptool.models.batch import Indices
+from steptool.models.actor import Actor, Indices
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
-from steptool.training import losses
+from steptool.training import credit
 from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection
-from steptool.training.plan import mini_batches
+from steptool.training.processes import mini_batches
 from steptool.training.scores import Scores
 
 Pair = tuple[Trajectory, Trajectory]
@@ -81,7 +80,7 @@ class ExplorationPreference(Algorithm):
         reference_N, rows_N = self._scores
         gains_B = _sum_by_row(actor(part.batch).log_probs_N - reference_N[part.places_n], rows_N[part.places_n])
         better_P, worse_P = gains_B[0::2], gains_B[1::2]  # a forward pass holds whole pairs, in their order
-        losses_P = losses.preference_loss(better_P, worse_P, self.config.ppo.dpo_beta)
+        losses_P = credit.preference_loss(better_P, worse_P, self.config.ppo.dpo_beta)
         pairs = len(torch.unique(rows_N[part.step_places_n])) // 2
         margin_P = (better_P - worse_P).detach()
         sums = {

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from steptool.config import Config
 from steptool.models.actor import ActionOutputs
-from steptool.training import credit, losses
+from steptool.training import credit
 from steptool.training.algorithms.base import Selection
 from steptool.training.algorithms.step_ppo import Experience, StepPPO
 from steptool.training.groups import group_trajectories
@@ -54,7 +54,7 @@ class GroupRelative(StepPPO):
 
     def penalty(self, ratio_N: Tensor, out: ActionOutputs, experience: Experience) -> Tensor | float:
         """The divergence from the reference, besides what StepPPO adds."""
-        kl = losses.kl_loss(out.log_probs_N, experience.reference_N).sum()
+        kl = credit.kl_loss(out.log_probs_N, experience.reference_N).sum()
         return super().penalty(ratio_N, out, experience) + self.config.ppo.kl_coef * kl
 
 

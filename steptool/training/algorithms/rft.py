@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steptool.models.batch import Indices
+from steptool.models.actor import Indices
 from steptool.records import Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
 from steptool.training.algorithms.base import Algorithm, Selection, Supervised, solved_ids
-from steptool.training.plan import grouped_batches, updates_per_epoch
+from steptool.training.processes import grouped_batches, updates_per_epoch
 
 
 class RejectionFineTuning(Supervised, Algorithm):

@@ -28,11 +28,10 @@ from steptool.config import Config
 from steptool.models.actor import ActionOutputs, Actor
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale, group_rows, step_rewards
-from steptool.training import credit, losses
+from steptool.training import credit
 from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection, solved_ids
 from steptool.training.groups import group_trajectories
-from steptool.training.mismatch import engine_log_probs, importance_weights
-from steptool.training.scores import Floats, Scores
+from steptool.training.scores import Floats, Scores, engine_log_probs, importance_weights
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Experience:
     value_mask_N: Tensor
     """1 where the value head learns, 0 elsewhere."""
     weights_N: Tensor
-    """Importance weights of the policy loss (steptool.training.mismatch)."""
+    """Importance weights of the policy loss (steptool.training.scores)."""
     solved_N: Tensor
     """1 for tokens of solved trajectories, 0 elsewhere."""
     steps_N: Tensor
@@ -152,10 +151,10 @@ class StepPPO(Algorithm):
         values_N = actor.values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
         ratio_N = torch.exp(out.log_probs_N - experience.old_log_probs_N)
         if ppo.ratio == "step":
-            ratio_N = losses.step_ratio(out.log_probs_N - experience.old_log_probs_N, experience.steps_N)
-        policy_N = experience.weights_N * losses.policy_loss(ratio_N, experience.advantages_N, ppo.clip, ppo.clip_high)
+            ratio_N = credit.step_ratio(out.log_probs_N - experience.old_log_probs_N, experience.steps_N)
+        policy_N = experience.weights_N * credit.policy_loss(ratio_N, experience.advantages_N, ppo.clip, ppo.clip_high)
         value_N = (
-            losses.value_loss(values_N, experience.old_values_N, experience.returns_N, ppo.clip_value)
+            credit.value_loss(values_N, experience.old_values_N, experience.returns_N, ppo.clip_value)
             * experience.value_mask_N
         )
         loss = ppo.value_coef * value_N.sum() / _count(self._experience.value_mask_N, part)
@@ -172,7 +171,7 @@ class StepPPO(Algorithm):
     def penalty(self, ratio_N: Tensor, out: ActionOutputs, experience: Experience) -> Tensor | float:
         """What is added to the policy loss of the tokens: minus the entropy bonus."""
         coef = self.config.ppo.entropy_coef
-        return coef * losses.entropy_loss(ratio_N, out.log_probs_N, out.entropy_N).sum() if coef else 0.0
+        return coef * credit.entropy_loss(ratio_N, out.log_probs_N, out.entropy_N).sum() if coef else 0.0
 
     def report(self, figures: Mapping[str, float]) -> dict[str, float]:
         """Means over the tokens of an optimizer step (docs/how-it-works.md)."""

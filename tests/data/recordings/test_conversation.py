@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.chat.calls import FINISH_SCHEMA
-from steptool.data.ingest_log import Record, UnusableError
+from steptool.chat.messages import FINISH_SCHEMA
+from steptool.data.parsing import Record, UnusableError
 from steptool.data.recordings.forms import read_recording
 from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.records import FINISH, StepStatus, StopReason, ToolCall

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from steptool.chat.calls import FINISH_SCHEMA
 from steptool.chat.formats import DEEPSEEK, GLM, LLAMA, MISTRAL, QWEN_XML
-from steptool.data.ingest_log import Record, UnusableError
+from steptool.chat.messages import FINISH_SCHEMA
+from steptool.data.parsing import Record, UnusableError
 from steptool.data.recordings.forms import read_recording
 from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.records import ToolCall, Trajectory

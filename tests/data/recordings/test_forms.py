@@ -3,7 +3,7 @@ import json
 import pytest
 
 from steptool.config import Config, EvaluatedPolicy
-from steptool.data.ingest_log import IngestError
+from steptool.data.parsing import IngestError
 from steptool.data.recordings.forms import policy_recordings
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import draw_query

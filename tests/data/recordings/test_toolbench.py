@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.chat.calls import FINISH_SCHEMA
+from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.data.ingest import ingest
-from steptool.data.ingest_log import IngestLog, Record, UnusableError
+from steptool.data.parsing import IngestLog, Record, UnusableError
 from steptool.data.recordings.forms import read_recording, read_recordings
 from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.data.recordings.toolbench import read_released
@@ -513,7 +513,7 @@ def test_nothing_in_a_cell_is_executed(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([cells]))
     program = (
         "import sys; from steptool.data.recordings.forms import read_recordings;"
-        "from steptool.data.ingest_log import IngestLog;"
+        "from steptool.data.parsing import IngestLog;"
         "log = IngestLog(); print(list(read_recordings([sys.argv[1]], 'f', tuple, log)), dict(log.counts))"
     )
     process = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.formats import DEEPSEEK, GLM, LLAMA, MISTRAL, QWEN_XML, Format
-from steptool.data.ingest_log import Record, UnusableError
+from steptool.chat.call_format import Format
+from steptool.chat.formats import DEEPSEEK, GLM, LLAMA, MISTRAL, QWEN_XML
+from steptool.data.parsing import Record, UnusableError
 from steptool.data.recordings.forms import read_recording
 from steptool.data.recordings.recording import make_query, make_trajectory
 from steptool.records import StepStatus, ToolCall, ToolSchema, Trajectory

@@ -9,8 +9,7 @@ import pytest
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.config.data import SOURCE_NAMES
-from steptool.data.ingest import ingest
-from steptool.data.inputs import fingerprint, list_files
+from steptool.data.ingest import fingerprint, ingest, list_files
 from steptool.data.sources.base import SOURCES, Source, open_source
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Trajectory
@@ -18,7 +17,7 @@ from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
 
 OWN = """
-from steptool.data.ingest_log import Record, UnusableError
+from steptool.data.parsing import Record, UnusableError
 from steptool.data.recordings.recording import RecordedTurn, make_recording
 from steptool.data.sources.base import Source
 from steptool.records import Query

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.chat.calls import FINISH_SCHEMA
+from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config
-from steptool.data.ingest_log import IngestError, IngestLog, UnusableError
+from steptool.data.parsing import IngestError, IngestLog, UnusableError
 from steptool.data.sources.base import SourceInputs
-from steptool.data.sources.toolbench import ToolBenchSource, make_tool_schemas, read_instruction
+from steptool.data.sources.builtin import ToolBenchSource, make_tool_schemas, read_instruction
 from steptool.data.tools import ToolCatalog
 from steptool.environments.schema import check_arguments, check_tools
-from steptool.environments.toolbench.protocol import avoid_reserved, endpoints, function_name
+from steptool.environments.virtual_protocol import avoid_reserved, endpoints, function_name
 from steptool.records import Reference
 
 FILE = Path("G9_weather.json")

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.calls import FINISH_SCHEMA
-from steptool.environments.bfcl.environment import BfclEnvironment
-from steptool.environments.bfcl.tasks import bfcl_queries, is_installed, schemas
+from steptool.chat.messages import FINISH_SCHEMA
+from steptool.environments.bfcl import BfclEnvironment
+from steptool.environments.bfcl_tasks import bfcl_queries, is_installed, schemas
 from steptool.records import Query, Reference
 
 Calls = Sequence[tuple[str, dict[str, Any]]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steptool.config import ToolsConfig
-from steptool.environments.bfcl.environment import BfclEnvironment
+from steptool.environments.bfcl import BfclEnvironment
 from steptool.policies.scripted import play_back, reference_calls, without_last_call
 from steptool.records import Query, StepStatus, ToolCall
 

@@ -8,9 +8,9 @@ import pytest
 
 from steptool.config import Config
 from steptool.config.base import ConfigError
-from steptool.environments.bfcl.environment import BfclEnvironment
-from steptool.environments.bfcl.tasks import CATEGORIES, bfcl_queries, parse_call
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import open_environment
+from steptool.environments.bfcl import BfclEnvironment
+from steptool.environments.bfcl_tasks import CATEGORIES, bfcl_queries, parse_call
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.records import FINISH, Query, ToolCall
 from steptool.records.episodes import read_queries

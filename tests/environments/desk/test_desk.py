@@ -8,16 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steptool.chat.calls import reads_only
+from steptool.chat.messages import reads_only
 from steptool.config import Config
 from steptool.environments.desk import tasks
-from steptool.environments.desk.database import make_database
-from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.errands import ERRANDS
-from steptool.environments.desk.expert import Expert, desk_demonstrations
-from steptool.environments.desk.goals import COMPOSITIONS, PROCEDURES, REFERENCES
-from steptool.environments.desk.tasks import DONE, ERRAND, LONG, SHORT, SINGLE, combination_split, draw_query
-from steptool.environments.desk.tools import TOOLS
+from steptool.environments.desk.environment import TOOLS, DeskEnvironment, make_database
+from steptool.environments.desk.goals import COMPOSITIONS, ERRANDS, PROCEDURES, REFERENCES
+from steptool.environments.desk.tasks import (
+    DONE,
+    ERRAND,
+    LONG,
+    SHORT,
+    SINGLE,
+    Expert,
+    combination_split,
+    desk_demonstrations,
+    draw_query,
+)
 from steptool.environments.schema import check_tools
 from steptool.models.load import load_tokenizer
 from steptool.records import StepStatus, ToolCall

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from steptool.chat.calls import reads_only
+from steptool.chat.messages import reads_only
 from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult, VerdictError
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import ToolResult, VerdictError, open_environment
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.records import Query, Reference, StepStatus, ToolCall

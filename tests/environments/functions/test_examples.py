@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from steptool.config import Config
-from steptool.data.ingest_log import IngestLog
+from steptool.data.parsing import IngestLog
 from steptool.data.sources.base import SourceInputs
-from steptool.data.sources.own_tasks import OwnTasksSource
+from steptool.data.sources.builtin import OwnTasksSource
 from steptool.data.tools import ToolCatalog
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import open_environment
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
 

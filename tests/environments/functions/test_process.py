@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from steptool.config import Config
-from steptool.environments.base import VerdictError
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import VerdictError, open_environment
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import Query, Reference, StepStatus, ToolCall
 

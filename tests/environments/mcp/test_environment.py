@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from steptool.chat.calls import reads_only
+from steptool.chat.messages import reads_only
 from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.environments.base import Environment, ToolResult, TransportError
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import Environment, ToolResult, TransportError, open_environment
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
+from steptool.environments.mcp.connection import MessageReader
 from steptool.environments.mcp.safeguards import LARGEST
-from steptool.environments.mcp.stdio import MessageReader
 from steptool.records import Query, StepStatus, ToolCall
 
 ROOT = Path(__file__).parents[3]
@@ -302,7 +301,7 @@ def test_all_episodes_may_share_one_server(world: Callable[..., World]) -> None:
 def test_no_server_outlives_a_program_that_ends_by_an_exception() -> None:
     program = f"""
 from steptool.config import Config, ToolsConfig
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import open_environment
 from steptool.records import Query, ToolCall
 tools = ToolsConfig.model_validate({{"timeout": 0.5, "mcp": {{"command": {ROUGH}}}}})
 environment = open_environment("mcp", Config(tools=tools))

@@ -7,11 +7,9 @@ import pytest
 
 from steptool.config import Config, ToolsConfig
 from steptool.data.ingest import ingest
-from steptool.environments.base import ToolResult
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import ToolResult, open_environment
 from steptool.environments.replay import Responses
-from steptool.environments.toolbench.cache import build, main, record
-from steptool.environments.toolbench.environment import ToolBenchEnvironment
+from steptool.environments.toolbench import ToolBenchEnvironment, build, main, record
 from steptool.records import Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.columns import ContractError
 from steptool.records.episodes import read_queries
@@ -114,7 +112,7 @@ def test_the_command_builds_a_cache(tmp_path, folder, query, capsys):
     command = [
         sys.executable,
         "-m",
-        "steptool.environments.toolbench.cache",
+        "steptool.environments.toolbench",
         "build",
         str(file),
         str(tmp_path / "missing"),

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from steptool.environments.base import ToolResult, TransportError
-from steptool.environments.toolbench.client import VirtualClient
+from steptool.environments.toolbench import VirtualClient
 from steptool.records import StepStatus
 
 API = ("Weather", "sky_watch", "forecast")

@@ -7,8 +7,7 @@ import pytest
 
 from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult
-from steptool.environments.catalog import open_environment
+from steptool.environments.base import ToolResult, open_environment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.records import StepStatus, ToolCall
 

@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from steptool.config import Config
-from steptool.models.actor import Actor
-from steptool.models.batch import collate
+from steptool.models.actor import Actor, collate
 from steptool.models.load import load_model
 from steptool.records import Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN

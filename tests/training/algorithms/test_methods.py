@@ -20,8 +20,8 @@ from steptool.pipeline.episodes import roll_out
 from steptool.pipeline.learning import annotate
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import Query, StepReward, Trajectory
-from steptool.training.demonstrations import encode_demonstrations
 from steptool.training.rounds import train_round
+from steptool.training.warm_start import encode_demonstrations
 
 METHODS = Path(__file__).parents[3] / "configs/methods"
 BASE = {

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from steptool.config import Config
-from steptool.models.actor import Actor, ValueHead, save_value_head
-from steptool.models.batch import collate
+from steptool.models.actor import Actor, ValueHead, collate, save_value_head
 from steptool.models.load import load_model, load_tokenizer
 from steptool.records import Advantage, Metric, Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.records.columns import to_row

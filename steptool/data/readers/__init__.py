@@ -1,1 +1,0 @@
-"""Files of every kind that holds records, read as a stream."""

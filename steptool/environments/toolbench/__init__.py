@@ -1,1 +1,0 @@
-"""Tools behind the `/virtual` protocol of StableToolBench and ToolBench."""
