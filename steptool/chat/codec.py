@@ -87,6 +87,8 @@ class ChatCodec:
             self.end_ids.add(int(tokenizer.convert_tokens_to_ids(_LLAMA_END)))
         self._knows_developer = "developer" in template.literals
         self._filter = StructureFilter(template, self.format)
+        self._heads: dict[str, list[int]] = {}
+        """Tokens of the texts after which turns and answers are encoded."""
         self._turns.check()
         self.assistant_ids(PROBE)
 
@@ -212,7 +214,9 @@ class ChatCodec:
 
     def _encode_after(self, before: str, text: str) -> list[int]:
         """Tokens of a text as they are after another: a tokenizer may put a space before what it begins with."""
-        head, whole = self._encode(before), self._encode(before + text)
+        if before not in self._heads:
+            self._heads[before] = self._encode(before)
+        head, whole = self._heads[before], self._encode(before + text)
         return whole[len(head) :] if whole[: len(head)] == head else self._encode(text)
 
     def _decode(self, ids: Sequence[int]) -> str:

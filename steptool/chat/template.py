@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -29,6 +30,8 @@ PLAIN = Path(__file__).parent / "templates" / "plain.jinja"
 """Template for tokenizers without one: text under the name of its role, the eos token after an assistant's turn."""
 RENDER_SECONDS = 5.0
 """Time in which a template has to render a conversation. Those of models take milliseconds."""
+WATCHDOG = "template watchdog"
+"""Name of the thread that ends renderings."""
 _TAG = re.compile(r"</?(?:tool|think|function|parameter|arg_|observation|response)[\w=-]*>|</?s>|\[/?[A-Z][A-Z_]*\]")
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 _MARK = "templateprobe"
@@ -66,7 +69,7 @@ class ChatTemplate:
         where it does not end in time.
         """
         try:
-            with _time_limit(RENDER_SECONDS):
+            with _WATCHDOG.limit(RENDER_SECONDS):
                 text: Any = self._tokenizer.apply_chat_template(
                     [_in_parts(message) for message in messages] if self._parts else list(messages),
                     tools=list(tools) or None,
@@ -115,29 +118,52 @@ class ChatTemplate:
         )
 
 
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise EndlessTemplateError in this thread where what runs in it takes longer.
+class _Watchdog:
+    """Ends renderings that take too long, with one thread for all of them, which ends when there are none.
 
     A rendered template is Python code without calls that wait, so an exception set from another thread ends it.
     """
-    caller, lock, is_done = threading.get_ident(), threading.Lock(), False
 
-    def interrupt() -> None:
-        with lock:
-            if not is_done:
-                _raise_in(caller, EndlessTemplateError)
+    _INTERVAL = 0.25
+    """Seconds between two looks at the deadlines."""
 
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with lock:
-            is_done = True
-            _raise_in(caller, None)
-        timer.cancel()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._deadlines: dict[int, float] = {}
+        """By thread, on the monotonic clock."""
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def limit(self, seconds: float) -> Iterator[None]:
+        """Raise EndlessTemplateError in this thread where what runs in it takes longer."""
+        caller = threading.get_ident()
+        with self._lock:
+            self._deadlines[caller] = time.monotonic() + seconds
+            if self._thread is None or not self._thread.is_alive():  # a forked process has no threads
+                self._thread = threading.Thread(target=self._watch, name=WATCHDOG, daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                # Taken back only where it was set: CPython 3.11 checks for it at every call and loop ever after.
+                if self._deadlines.pop(caller, None) is None:
+                    _raise_in(caller, None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self._INTERVAL)
+            with self._lock:
+                now = time.monotonic()
+                for caller in [thread for thread, deadline in self._deadlines.items() if deadline < now]:
+                    del self._deadlines[caller]
+                    _raise_in(caller, EndlessTemplateError)
+                if not self._deadlines:
+                    self._thread = None
+                    return
+
+
+_WATCHDOG = _Watchdog()
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

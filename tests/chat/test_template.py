@@ -1,5 +1,6 @@
 """Every chat template in TRL's package, and templates of other habits: what is played, and what stays text."""
 
+import cProfile
 import json
 import runpy
 import threading
@@ -203,6 +204,24 @@ def test_a_template_ends_in_time_in_a_thread_of_its_own(monkeypatch: pytest.Monk
     thread.start()
     thread.join(30)
     assert codecs == ["refused"]
+
+
+def test_renderings_share_one_watchdog_and_leave_nothing_behind_that_a_profiler_trips_over() -> None:
+    """An exception that is taken back although none was set makes CPython 3.11 look for it at every call from then on,
+    and a program that is profiled does not end."""
+    codec = make_codec(TEMPLATES["qwen3"])
+    threads: set[int] = set()
+
+    def render() -> None:
+        for _ in range(20):
+            codec.prompt_ids(TALK[:1], TOOLS)
+            threads.update(t.ident or 0 for t in threading.enumerate() if t.name == template_module.WATCHDOG)
+
+    render()
+    assert 1 <= len(threads) <= 5  # one that finds nothing to watch ends
+    profile = cProfile.Profile()
+    profile.runcall(sum, range(10))
+    assert profile.getstats()
 
 
 def test_a_template_that_wants_arguments_as_text_gets_them() -> None:
