@@ -121,6 +121,10 @@ READ_ONLY_HINT = "readOnlyHint"
 READ_ONLY_FIELD = "x-read-only"
 """Field of a schema's "function" that says the same where a task lists its tools itself."""
 
+REPORTS_FIELD = "x-reports"
+"""Field of a schema's "function" that says whether a call only tells the user what it quotes."""
+_HINTS = (ANNOTATIONS, READ_ONLY_FIELD, REPORTS_FIELD)
+
 
 def reads_only(tool: ToolSchema) -> bool | None:
     """Whether a call of the tool changes nothing; None where its schema does not say."""
@@ -128,6 +132,12 @@ def reads_only(tool: ToolSchema) -> bool | None:
     annotations = function.get(ANNOTATIONS)
     hint = annotations.get(READ_ONLY_HINT) if isinstance(annotations, dict) else None
     hint = function.get(READ_ONLY_FIELD, hint)
+    return hint if isinstance(hint, bool) else None
+
+
+def reports_only(tool: ToolSchema) -> bool | None:
+    """Whether a call of the tool only tells the user what it quotes; None where its schema does not say."""
+    hint = tool["function"].get(REPORTS_FIELD)
     return hint if isinstance(hint, bool) else None
 
 
@@ -145,9 +155,9 @@ def model_schemas(tools: Iterable[ToolSchema]) -> list[ToolSchema]:
 
 def _without_hints(tool: ToolSchema) -> ToolSchema:
     function = tool["function"]
-    if ANNOTATIONS not in function and READ_ONLY_FIELD not in function:
+    if not any(hint in function for hint in _HINTS):
         return tool
-    fields = {key: value for key, value in function.items() if key not in (ANNOTATIONS, READ_ONLY_FIELD)}
+    fields = {key: value for key, value in function.items() if key not in _HINTS}
     return {**tool, "function": fields}
 
 

@@ -15,7 +15,18 @@ from itertools import product
 
 from steptool.chat.messages import reads_only
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
-from steptool.rewards.observations import leaves, mentions, normalise, parse, payload, text_of, values
+from steptool.rewards.observations import (
+    LOOKS_LIKE_A_THING,
+    leaves,
+    mentions,
+    normalise,
+    parse,
+    payload,
+    text_of,
+    values,
+)
+from steptool.rewards.reports import back_reports, find_reports
+from steptool.rewards.requests import read_goals
 
 _READING = re.compile(
     r"analy[sz]e|browse|calculate|cat|check|compare|compute|convert|count|describe|detect|diff|"
@@ -94,8 +105,6 @@ def _says_reading(words: Sequence[str]) -> bool | None:
 
 _NAMES_A_THING = re.compile(r"(^|[^a-z])(ids?|uuids?|e-?mails?|usernames?|recipients?|skus?)$", re.I)
 """Names of arguments that say which thing is meant."""
-_LOOKS_LIKE_A_THING = re.compile(r"^\S*@\S+$|^(?=\S*\d)(?=\S*[a-z])[\w#]+[_#-][\w-]+$", re.I)
-"""Values that look like the name of a thing, such as addresses and ord_07. A date does not."""
 _DIGITS = re.compile(r"\d+")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _TOKEN = re.compile(r"[\w#][\w@.#-]*\w")
@@ -121,12 +130,16 @@ def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str])
 
     A value is new where neither the instruction nor the call itself holds it and no earlier call with an argument in
     common returned it: that a second order is "pending" too is news, the price of one product from two tools is not.
+    A state that the instruction names in a condition ("if it is pending") is news. Calls that tell the user something
+    are answers (`reports`): what they quote is used, and they are paid where it was observed and answers the request.
     Steps that failed contribute nothing, nor do repeats of a call that was already made and did not fail, nor anything
     in an episode that the model leaves without an answer, nor a change that the answer reports with values of its own.
     """
     steps, answer = trajectory.steps, trajectory.final_answer or ""
-    facts = _facts(query, trajectory, failures)
-    has_answer = trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
+    reports = find_reports(query, trajectory, failures)
+    facts = _facts(query, trajectory, failures, reports)
+    backed = back_reports(query, trajectory, failures, reports, facts.wrote, tools_that_write(query.tools))
+    has_answer = any(backed) or trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
     invents = _invents(answer, query, trajectory)
     sink = answer_text = "\n".join([normalise(answer), text_of(parse(answer))])
     acted_on = set[str]()
@@ -134,7 +147,11 @@ def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str])
     for place in reversed(range(len(steps))):
         call = steps[place].call
         things = values(call.arguments) if call else frozenset[str]()
-        if facts.wrote[place]:
+        if reports[place]:
+            use, invents = "told the user what was asked" if backed[place] else "", not backed[place]
+            answer_text = f"{answer_text}\n{text_of(call.arguments)}" if use and call else answer_text
+            things = frozenset()  # to name a thing to the user is not to act on it
+        elif facts.wrote[place]:
             reported = not invents or _is_reported(facts.news[place], answer_text)
             use = "changed what was asked about" if has_answer and facts.informed[place] and reported else ""
         else:
@@ -156,7 +173,7 @@ def _use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[
 
 def _is_reported(news: frozenset[str], answer: str) -> bool:
     """Whether an answer holds what a change returned to be told: the number of a booking, if there is one."""
-    names = [value for value in news if _LOOKS_LIKE_A_THING.match(value) or _NUMBER.fullmatch(value)]
+    names = [value for value in news if LOOKS_LIKE_A_THING.match(value) or _NUMBER.fullmatch(value)]
     return not names or any(mentions(answer, name) for name in names)
 
 
@@ -167,19 +184,20 @@ def _invents(answer: str, query: Query, trajectory: Trajectory) -> bool:
     """
     is_list = all(len(part.split()) <= _LIST_WORDS for part in _LIST_MARKS.split(answer))
     tokens = set(_TOKEN.findall(normalise(answer)))
-    names = [t for t in tokens if _LOOKS_LIKE_A_THING.match(t) or (is_list and _NUMBER.fullmatch(t))]
+    names = [t for t in tokens if LOOKS_LIKE_A_THING.match(t) or (is_list and _NUMBER.fullmatch(t))]
     calls = [step.call.arguments for step in trajectory.steps if step.call and step.call.name != FINISH]
     observations = [payload(step.observation) for step in trajectory.steps]
     sources = "\n".join([_user_text(query, trajectory), text_of(calls), text_of(observations)])
     return any(not mentions(sources, name) for name in names)
 
 
-def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> _Facts:
+def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str], reports: Sequence[bool]) -> _Facts:
     instruction, hints = normalise(query.instruction), tools_that_write(query.tools)
+    states = {branch.value for goal in read_goals(query.instruction) for branch in goal}
     texts = [_user_text(query, trajectory)]
     facts, calls, changes = set[tuple[str, str]](), set[str](), set[tuple[str, str]]()
     news, informed, wrote = [], [], []
-    for step, failed in zip(trajectory.steps, failures, strict=True):
+    for step, failed, is_report in zip(trajectory.steps, failures, reports, strict=True):
         key, response = _key(step), payload(step.observation)
         returned = values(response)
         arguments = {normalise(str(leaf)) for leaf in leaves(step.call.arguments)} if step.call else set()
@@ -189,8 +207,8 @@ def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> _Fa
         if first:
             calls.add(key)
             new = (value for value, pairs in about.items() if value not in arguments and not facts & pairs)
-            fresh = frozenset(value for value in new if not mentions(instruction, value))
-        wrote.append(not failed and changes_state(step, hints))
+            fresh = frozenset(value for value in new if value in states or not mentions(instruction, value))
+        wrote.append(not failed and not is_report and changes_state(step, hints))
         change = (key, _DIGITS.sub("0", normalise(step.observation)))
         informed.append(wrote[-1] and change not in changes and _is_informed(step, "\n".join(texts)))
         changes |= {change} if wrote[-1] else set()
@@ -215,7 +233,7 @@ def _things_in(arguments: Mapping[str, object]) -> set[str]:
     for name, value in arguments.items():
         for leaf in leaves(value):
             text = normalise(str(leaf))
-            if text and (_NAMES_A_THING.search(name) or _LOOKS_LIKE_A_THING.match(text)):
+            if text and (_NAMES_A_THING.search(name) or LOOKS_LIKE_A_THING.match(text)):
                 things.add(text)
     return things
 

@@ -51,6 +51,8 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DECIMALS = re.compile(r"(?<![\w.])\d+\.\d+(?!\w|\.\d)")
 _ENDS_INSIDE, _GOES_ON = re.compile(r"(\w|\d\.)\Z"), re.compile(r"\w|\.\d")
 """The end of a text, and the beginning of one, between which no value can stand as a whole."""
+LOOKS_LIKE_A_THING = re.compile(r"^\S*@\S+$|^(?=\S*\d)(?=\S*[a-z])[\w#]+[_#-][\w-]+$", re.I)
+"""Values that look like the name of a thing, such as addresses and ord_07. A date does not."""
 _PROSE_WORDS = 4
 """Words from which a string counts as prose, not as a value."""
 

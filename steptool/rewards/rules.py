@@ -4,7 +4,8 @@ SuccCalling   1 if the call is well formed and neither the status nor the observ
 Contribution  "rules":   1 if the step changed what the user asked about and knew what it changed, if it returned values
                          for the first time that the final answer or a later contributing call uses, or if such a call
                          acts on a thing that this step asked about (looking before acting: what was seen decided the
-                         branch). See `data_flow`.
+                         branch), or if it told the user what tools returned and the request asks for. See `data_flow`
+                         and `reports`.
               "lcs":     as released with StepTool (src/reward/annotation_by_rules.ipynb): 1 if LCS(response, Finish) /
                          |response| >= 0.3, over characters; the response without its {"error", "response"} envelope,
                          failed or not; Finish as the text of its arguments.
@@ -37,7 +38,7 @@ class DataFlowRules:
     """The rules with Contribution by changes, and by the way of values through the trajectory."""
 
     name = "rules"
-    version = "4"
+    version = "5"
     prompt_hash = ""
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:

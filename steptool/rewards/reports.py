@@ -1,0 +1,186 @@
+"""Calls that only tell the user something, and whether what they tell was observed and answers the request.
+
+Such a call takes the place of a final answer, or of a part of it: report(value="ref_12"). It changes nothing but what
+the user knows, so that it is worth what it quotes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from steptool.chat.messages import reports_only
+from steptool.records import FINISH, Query, Step, StepStatus, ToolSchema, Trajectory
+from steptool.rewards.observations import LOOKS_LIKE_A_THING, leaves, mentions, normalise, payload, values
+from steptool.rewards.requests import Goal, read_goals, requested_words, stems
+
+_NAME = re.compile(
+    r"(report|tell|inform|answer|respond|reply)(_?(to_?)?(user|customer|result|answer|value)s?)?|"
+    r"(final|give|submit|return)_?answer",
+    re.I,
+)
+"""Names of tools that tell the user something."""
+_DESCRIPTION = re.compile(
+    r"(tell|inform|answer|respond to|reply to|report to) the (user|customer|caller)\b(?!['’]s)|"
+    r"(report|submit|give|return|provide) (the|your|a) final (answer|result|outcome)\b",
+    re.I,
+)
+"""How descriptions of such tools begin."""
+_ADDRESS = re.compile(r"(^|[^a-z])(ids?|to|recipients?|receivers?|e-?mails?|channels?)$", re.I)
+"""Names of arguments that address somebody else, or a thing."""
+_IDENTIFYING = re.compile(r"\d")
+
+
+def find_reports(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> list[bool]:
+    """For each step [T], whether it told the user something and did nothing else.
+
+    The schema's hint decides. Without one it is the name or the description of the tool, where the call addresses
+    nothing and returned no more than a receipt: an id or a number in its observation says that it has made something.
+    """
+    schemas = {tool["function"]["name"]: tool for tool in query.tools if "function" in tool}
+    return [
+        not failed
+        and step.status is StepStatus.OK
+        and _is_report(step, schemas.get(step.call.name if step.call else ""))
+        for step, failed in zip(trajectory.steps, failures, strict=True)
+    ]
+
+
+def _is_report(step: Step, schema: ToolSchema | None) -> bool:
+    if step.call is None or schema is None or step.call.name == FINISH:
+        return False
+    hint = reports_only(schema)
+    if hint is not None:
+        return hint
+    description = str(schema["function"].get("description") or "").strip()
+    if not _NAME.fullmatch(step.call.name.rpartition(".")[2]) and not _DESCRIPTION.match(description):
+        return False
+    makes = any(map(_IDENTIFYING.search, values(payload(step.observation))))
+    return not makes and not any(map(_ADDRESS.search, step.call.arguments))
+
+
+@dataclass
+class _Stretch:
+    """What the steps since the last report brought."""
+
+    values: set[str] = field(default_factory=set)
+    fields: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    """Values that were read, each with the stems of its field's name."""
+    wrote: bool = False
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a value came from."""
+
+    words: frozenset[str]
+    """Stems of the tool's name and of the field's."""
+    own_words: frozenset[str]
+    """The same without the object in the tool's name: get_ticket says little of the ticket's author."""
+    arguments: frozenset[str]
+    """Values that the call worked on, normalised."""
+    wrote: bool
+
+
+def back_reports(
+    query: Query,
+    trajectory: Trajectory,
+    failures: Sequence[str],
+    reports: Sequence[bool],
+    wrote: Sequence[bool],
+    hints: Mapping[str, bool],
+) -> list[bool]:
+    """For each step [T], whether it is a report that holds what was requested, as far as words tell.
+
+    A tool has returned a value that it quotes, and every other value was named by the user. It tells nothing again that
+    no step has returned since. Each report belongs to one goal of the request where there are as many of both. Then a
+    value is no answer if (1) only a branch names it that a condition excludes, or (2) the goal names another value that
+    was read for this report, or (3) the goal names a change and none was made. `hints` says for the tools whose schemas
+    say so whether they change something.
+    """
+    goals = read_goals(query.instruction)
+    tellers = {step.call.name for step, tells in zip(trajectory.steps, reports, strict=True) if tells and step.call}
+    writers = {verb for name, writes in hints.items() if writes and name not in tellers for verb in _verb(name)}
+    aligned = len(goals) == sum(reports)
+    user_text = normalise("\n".join([query.instruction, *_user_turns(trajectory)]))
+    sources: dict[str, list[_Source]] = defaultdict(list)
+    stretch, backed, told = _Stretch(), list[bool](), set[str]()
+    for place, step in enumerate(trajectory.steps):
+        backed.append(False)
+        if step.call is None or failures[place]:
+            continue
+        if not reports[place]:
+            _observe(step, wrote[place], sources, stretch)
+            continue
+        quoted = values(step.call.arguments)
+        known = [value for value in quoted if value in sources]
+        goal = goals[sum(reports[:place])] if aligned else None
+        answers = any(_answers(value, sources, stretch, goal, writers) for value in known)
+        named = all(value in sources or mentions(user_text, value) for value in quoted)
+        is_news = not quoted <= told or bool(quoted & stretch.values)
+        backed[-1] = answers and named and is_news
+        told |= quoted
+        stretch = _Stretch()
+    return backed
+
+
+def _observe(step: Step, wrote: bool, sources: dict[str, list[_Source]], stretch: _Stretch) -> None:
+    """Note the values that a step returned."""
+    assert step.call is not None
+    tool = step.call.name.rpartition(".")[2]
+    verb, arguments = _verb(tool), frozenset(normalise(str(leaf)) for leaf in leaves(step.call.arguments))
+    for key, value in _fields(payload(step.observation)):
+        own = stems(key)
+        sources[value].append(_Source(own | stems(tool), own | verb, arguments, wrote))
+        stretch.values.add(value)
+        if not wrote:
+            stretch.fields.append((value, own))
+    stretch.wrote |= wrote
+
+
+def _answers(
+    value: str, sources: Mapping[str, Sequence[_Source]], stretch: _Stretch, goal: Goal | None, writers: set[str]
+) -> bool:
+    """Whether a value that a tool returned may be what is requested."""
+    if goal is None:
+        return True
+    requested, excluded = requested_words(goal, stretch.values)
+    origins = sources[value]
+    own_words = frozenset[str]().union(*(source.own_words for source in origins))
+    if own_words & excluded and not own_words & requested:
+        return False
+    if any(source.words & requested for source in origins):
+        return True
+    if any(source.wrote for source in origins):
+        return True
+    read = [other for other, words in stretch.fields if words & requested and not LOOKS_LIKE_A_THING.match(other)]
+    computed = any(other in source.arguments for source in origins for other in read)
+    return (not read or computed) and (stretch.wrote or not writers & requested)
+
+
+def _verb(name: str) -> frozenset[str]:
+    """The stem of the first word of a tool's name."""
+    first = re.match(r"[A-Z]?[a-z]+|[A-Z]+", name)
+    return stems(first[0]) if first else frozenset()
+
+
+def _fields(value: Any) -> Iterator[tuple[str, str]]:
+    """The values that a tool returned, normalised, each with the name of its field; without one for values in prose."""
+    stack, whole = [("", value)], set(values(value))
+    while stack:
+        key, top = stack.pop()
+        if isinstance(top, Mapping):
+            stack.extend((str(name), inner) for name, inner in top.items())
+        elif isinstance(top, list | tuple):
+            stack.extend((key, inner) for inner in top)
+        else:
+            text = normalise(str(top))
+            parts = {text} if text in whole else set(values(top))
+            yield from ((key, part) for part in parts)
+
+
+def _user_turns(trajectory: Trajectory) -> list[str]:
+    return [str(message.get("content") or "") for message in trajectory.messages if message["role"] == "user"]
