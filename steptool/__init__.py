@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from steptool.config import Config, ConfigError, EvaluatedPolicy, load_config
     from steptool.data.ingest import ingest
     from steptool.evaluation.compare import paired_bootstrap
+    from steptool.evaluation.scores import compare_scores
     from steptool.pipeline.episodes import evaluate, roll_out, view
     from steptool.pipeline.learning import annotate, compute_advantages, prepare
     from steptool.records import Advantage, Evaluation, Query, StepReward, Trajectory
@@ -33,6 +34,7 @@ _PLACES = {
     "steptool.records.tables": ("read_records", "write_records"),
     "steptool.data.ingest": ("ingest",),
     "steptool.evaluation.compare": ("paired_bootstrap",),
+    "steptool.evaluation.scores": ("compare_scores",),
     "steptool.pipeline.episodes": ("evaluate", "roll_out", "view"),
     "steptool.pipeline.learning": ("annotate", "compute_advantages", "prepare"),
     "steptool.records": ("Advantage", "Evaluation", "Query", "StepReward", "Trajectory"),
@@ -50,6 +52,7 @@ __all__ = [
     "StepReward",
     "Trajectory",
     "annotate",
+    "compare_scores",
     "compute_advantages",
     "evaluate",
     "ingest",

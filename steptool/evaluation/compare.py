@@ -95,7 +95,13 @@ def paired_bootstrap(
     what makes a query hard for both cancels out. The interval holds the middle `confidence` of the resamples.
     Raises ValueError unless both sides hold the same queries, and where no query has a value on both sides.
     """
-    of_a, of_b = _pair(a, b, measure)
+    return difference_over_resamples(*_pair(a, b, measure), resamples, seed, confidence)
+
+
+def difference_over_resamples(
+    of_a: bootstrap.PerQuery, of_b: bootstrap.PerQuery, resamples: int, seed: int, confidence: float
+) -> Difference:
+    """The difference of `paired_bootstrap`, between two sides that hold the same queries."""
     draws = [
         of_a.resample(counts) - of_b.resample(counts)
         for counts in bootstrap.resamples(len(of_a.queries), resamples, seed)
@@ -112,7 +118,11 @@ def permutation_p(
     The sides of each query are swapped by a coin; (1 + number of draws as extreme) / (1 + draws), never 0 (Phipson and
     Smyth 2010). Raises ValueError as `paired_bootstrap` does.
     """
-    of_a, of_b = _pair(a, b, measure)
+    return p_of_swaps(*_pair(a, b, measure), draws, seed)
+
+
+def p_of_swaps(of_a: bootstrap.PerQuery, of_b: bootstrap.PerQuery, draws: int, seed: int) -> float:
+    """The p-value of `permutation_p`, between two sides that hold the same queries."""
     observed = abs(of_a.ratio() - of_b.ratio())
     extreme = sum(
         int((np.abs(of_a.swap(of_b, coins) - of_b.swap(of_a, coins)) >= observed - 1e-12).sum())

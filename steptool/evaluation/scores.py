@@ -1,0 +1,90 @@
+"""Paired comparisons of models over any table of scores, whatever made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from steptool.evaluation import bootstrap
+from steptool.evaluation.compare import LEVEL, difference_over_resamples, holm, p_of_swaps
+
+COLUMNS = ("task", "model", "score")
+"""Columns that a table needs. Each further row of a task and a model is a repeat, whatever its other columns say."""
+RESULT = ("a", "b", "mean_a", "mean_b", "difference", "low", "high", "p", "corrected", "shown", "tasks", "left_out")
+"""Columns of the result."""
+
+
+def compare_scores(
+    scores: pd.DataFrame,
+    pairs: Iterable[tuple[str, str]] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+    confidence: float = bootstrap.CONFIDENCE,
+) -> pd.DataFrame:
+    """Differences between the mean scores of models on the same tasks, with intervals and corrected p-values.
+
+    `scores` has the columns of COLUMNS; scores are numbers of any size, and a missing one is left out. `pairs` names
+    (minuend, subtrahend); None: every later model minus every earlier one, in the order of their first rows. A row of
+    the result is a pair:
+
+    a, b: the two models. mean_a, mean_b: their means over the `tasks` that both have a score of; repeats of a task are
+    averaged first. difference, low, high: mean_a - mean_b, and its interval by the paired bootstrap over tasks
+    (percentiles, `draws` resamples). p: two-sided, of the paired permutation test over tasks. corrected: p by Holm's
+    method over all pairs. shown: whether `corrected` is below 0.05 and the interval leaves 0 out. left_out: tasks that
+    only one of the two has a score of.
+
+    Raises ValueError for a missing column, an infinite score, an unknown model, and two models without a common task.
+    """
+    means = _mean_by_task(scores)
+    chosen = [(a, b) for b, a in combinations(means.columns, 2)] if pairs is None else list(pairs)
+    table = pd.DataFrame([_compare_pair(means, a, b, draws, seed, confidence) for a, b in chosen])
+    if table.empty:
+        raise ValueError(f"a comparison needs two models, got {list(means.columns)}")
+    table["corrected"] = holm(table["p"].tolist())
+    table["shown"] = (table["corrected"] < LEVEL) & ((table["low"] > 0) | (table["high"] < 0))
+    return table[list(RESULT)]
+
+
+def _mean_by_task(scores: pd.DataFrame) -> pd.DataFrame:
+    """The mean score [tasks, models], NaN where a model has none."""
+    if missing := [name for name in COLUMNS if name not in scores.columns]:
+        raise ValueError(f"expected the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
+    values = pd.to_numeric(scores["score"])
+    if np.isinf(values).any():
+        raise ValueError("expected finite scores or missing ones, got an infinite one")
+    table = scores.assign(score=values).dropna(subset=["score"])
+    means = table.pivot_table(index="task", columns="model", values="score", aggfunc="mean")
+    return means[list(dict.fromkeys(table["model"]))]
+
+
+def _compare_pair(
+    means: pd.DataFrame, a: str, b: str, draws: int, seed: int, confidence: float
+) -> dict[str, str | float | int]:
+    if unknown := {a, b} - {*means.columns}:
+        raise ValueError(f"no scores of {', '.join(sorted(unknown))}: the table has {list(means.columns)}")
+    attempted = means[[a, b]].dropna(how="all")
+    common = attempted.dropna()
+    if common.empty:
+        raise ValueError(f"{a} and {b} have no task in common: score both on the same tasks")
+    of_a, of_b = (_per_task(common[model]) for model in (a, b))
+    difference = difference_over_resamples(of_a, of_b, draws, seed, confidence)
+    return {
+        "a": a,
+        "b": b,
+        "mean_a": of_a.ratio(),
+        "mean_b": of_b.ratio(),
+        "difference": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "p": p_of_swaps(of_a, of_b, draws, seed),
+        "tasks": difference.n,
+        "left_out": len(attempted) - len(common),
+    }
+
+
+def _per_task(column: pd.Series[float]) -> bootstrap.PerQuery:
+    values: bootstrap.Floats = np.asarray(column, dtype=np.float64)
+    return bootstrap.PerQuery(tuple(column.index.astype(str)), values, np.ones_like(values))
