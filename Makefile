@@ -25,7 +25,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm test-trackers test-pages smollm textworld check format docs seeds bench mistakes kills hostile million bfcl \
+.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm test-trackers test-pages test-logs smollm textworld check format docs seeds bench mistakes kills hostile million bfcl \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -81,6 +81,13 @@ test-pages: $(STAMP)  ## the tests of all pages in a browser, with axe-core, in 
 	.venv-pages/bin/python -m pip install --quiet --disable-pip-version-check PyQt6==6.11.0 PyQt6-WebEngine==6.11.0
 	npm install --silent --no-save --prefix .venv-pages axe-core@4.14.1
 	$(BIN)/python -m pytest tests/report
+
+test-logs: $(STAMP)  ## read logs of an evaluation by Inspect and lm-evaluation-harness, in an environment of their own, .venv-logs
+	$(PY) -m venv .venv-logs
+	.venv-logs/bin/python -m pip install --quiet --disable-pip-version-check inspect-ai==0.3.285
+	.venv-logs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lm-eval==0.4.13
+	.venv-logs/bin/python -m pip install --quiet --disable-pip-version-check jinja2 more-itertools numpy pytablewriter pyyaml
+	$(BIN)/python -m pytest tests/evaluation/test_logs.py
 
 test-vllm:  ## the tests against the real engine, in the environment of make vllm
 	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py tests/policies/test_vllm.py

@@ -22,6 +22,7 @@ from steptool import __version__
 from steptool.artifacts.metrics import describe_error, printable
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
+from steptool.evaluation.logs import LogForm
 from steptool.registry.command import app as registry_app
 from steptool.registry.hub import Kind
 
@@ -111,6 +112,19 @@ def export(
     first, *more = map(_parquet, trajectories)
     inputs = {"trajectories": first, "more_trajectories": more or None, "queries": _parquet(queries)}
     _run("export", **inputs, form=form, output=output)
+
+
+@app.command()
+def export_results(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of an evaluation or of a training run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the logs.")],
+    form: Annotated[LogForm, typer.Option(help="What to write.")] = LogForm.LM_EVAL,
+) -> None:
+    """Write an evaluation as results of lm-evaluation-harness, or as logs of Inspect."""
+    from steptool.evaluation.logs import write_logs
+
+    for file in write_logs(folder, output, form):
+        print(printable(str(file)))
 
 
 @app.command()

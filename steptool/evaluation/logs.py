@@ -73,7 +73,7 @@ class _Part:
 def write_logs(folder: Path, target: Path, form: LogForm) -> list[Path]:
     """Write the logs of the evaluations of a folder into the folder `target`. Returns the new files.
 
-    Raises FileNotFoundError if `folder` holds no evaluation. Times in names and logs are those of the rows' file, so
+    Raises ContractError if `folder` holds no evaluation. Times in names and logs are those of the rows' file, so
     that the same folder gives the same logs.
     """
     target.mkdir(parents=True, exist_ok=True)
@@ -82,10 +82,10 @@ def write_logs(folder: Path, target: Path, form: LogForm) -> list[Path]:
 
 def _parts(folder: Path) -> Iterator[_Part]:
     file = folder / lineage.EVALUATED
-    queries = {query.query_id: query for query in read_queries(folder / lineage.QUERIES)}
     groups: dict[tuple[str, str], list[Evaluation]] = defaultdict(list)
     for row in read_records(file, Evaluation):
         groups[row.model, row.decoding].append(row)
+    queries = {query.query_id: query for query in read_queries(folder / lineage.QUERIES)}
     time = datetime.fromtimestamp(math.floor(file.stat().st_mtime), UTC)
     for (model, decoding), rows in groups.items():
         name = model if decoding == GREEDY else f"{model}_{decoding}"

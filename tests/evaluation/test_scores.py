@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,3 +75,11 @@ def test_verdicts_give_what_the_comparison_of_an_evaluation_gives() -> None:
 def test_what_cannot_be_compared_is_refused(scores: pd.DataFrame, pairs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare_scores(scores, pairs)
+
+
+def test_the_example_of_the_documentation_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(program, {})
+    (promised,) = re.findall(r"^prints `(.*)`: four tasks", text, re.MULTILINE)
+    assert capsys.readouterr().out == f"{promised}\n"
