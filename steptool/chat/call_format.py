@@ -92,6 +92,13 @@ class ChatFormat(StrEnum):
     """Lines of "Action: name" and "Action Input: {...}", after a "Thought: ..."."""
 
 
+class NoCallError(ValueError):
+    """A turn that does not try to make a call."""
+
+    def __init__(self) -> None:
+        super().__init__("no tool call")
+
+
 @dataclass(frozen=True)
 class ParsedTurn:
     """The call of an assistant turn, or why the turn has no call."""
@@ -103,6 +110,18 @@ class ParsedTurn:
     """Why no call could be read, in few words for the model; empty when there is a call."""
     thought: str = ""
     """Text before the call, without white space around it; empty when there is no call."""
+    answer: str | None = None
+    """What a turn that does not try to make a call tells the user, its thinking left out; None for any other turn."""
+
+
+def write_answer(answer: str, thought: str) -> str:
+    """The answer after its thinking. Other words before it would become a part of it, and are left out."""
+    is_thinking = thought.startswith(THINK_OPEN) and thought.endswith(THINK_CLOSE)
+    return f"{thought}\n\n{answer}" if is_thinking else answer
+
+
+def _read_answer(text: str) -> str | None:
+    return text
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,12 @@ class Format:
     """The thought, from the text before the call."""
     textual: bool = False
     """Whether `read` gives every argument as its bare text, whose type the tool's schema decides."""
+    final_form: str = ""
+    """Words that say to a model how a turn without a call gives its answer, where text alone is not enough."""
+    write_answer: Callable[[str, str], str] = write_answer
+    """The text of a turn without a call, from its answer and the thought before it, unchecked."""
+    read_answer: Callable[[str], str | None] = _read_answer
+    """The answer in a turn without a call, from its text after its thinking; None where it gives none."""
 
     def render(self, call: ToolCall, thought: str = "", tools: Sequence[ToolSchema] = ()) -> str:
         """The text of a turn that makes a call after an optional thought; white space around the thought is lost.
@@ -140,15 +165,35 @@ class Format:
             )
         return text
 
+    def render_answer(self, answer: str, thought: str = "") -> str:
+        """The text of a turn that answers without a call. White space around the answer is lost.
+
+        Of the thought it keeps what is thinking between tags, or has a place of its own in the format. Raises
+        ValueError where the text would not be read back as this answer.
+        """
+        text = self.write_answer(answer.strip(), thought.strip())
+        turn = self.parse(text)
+        if turn.answer != answer.strip():
+            raise ValueError(
+                f"the format '{self.name}' cannot carry the answer {answer[:200]!r}: it would be read as "
+                f"{turn.call or turn.answer or turn.problem}"
+            )
+        return text
+
     def parse(self, text: str, tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
         """Read the one call of a turn. Any text is accepted: what cannot be read comes back with its problem.
 
         `tools` decide the types of arguments that the format writes as bare text.
         """
+        start = 0
         try:
-            begin, call = self.read(text, _end_of_thinking(text))
+            start = _end_of_thinking(text)
+            begin, call = self.read(text, start)
             if self.textual:
                 call = read_call({"name": call.name, "arguments": read_arguments(call, tools)})
+        except NoCallError as error:
+            answer = self.read_answer(text[start:])
+            return ParsedTurn(None, text, str(error), answer=None if answer is None else answer.strip())
         except ValueError as error:
             return ParsedTurn(None, text, str(error))
         return ParsedTurn(call, text, thought=self.thought(text[:begin].strip()))
@@ -156,6 +201,14 @@ class Format:
     def _holds_mark(self, call: ToolCall) -> bool:
         values = [value if isinstance(value, str) else write_json(value) for value in call.arguments.values()]
         return any(mark in text for mark in self.marks for text in (call.name, *call.arguments, *values))
+
+
+def strip_thinking(text: str) -> str:
+    """What a turn says after its thinking, without white space around it; empty where the thinking does not end."""
+    try:
+        return text[_end_of_thinking(text) :].strip()
+    except ValueError:
+        return ""
 
 
 def refuse_response(text: str) -> None:
@@ -167,7 +220,7 @@ def refuse_response(text: str) -> None:
 def read_bare_object(text: str, start: int) -> tuple[int, ToolCall]:
     """The call of a turn that is one JSON object, as some models leave the tags out. Raises ValueError."""
     if not text[start:].lstrip().startswith("{"):
-        raise ValueError("no tool call")
+        raise NoCallError
     return start, read_call(read_json(text[start:]))
 
 
@@ -175,7 +228,7 @@ def read_between_tags(text: str, start: int) -> tuple[int, str]:
     """Where the one <tool_call> of a turn begins, and the text in it. Raises ValueError unless it ends the turn."""
     begin = text.find(CALL_OPEN, start)
     if begin < 0 and CALL_CLOSE not in text[start:]:
-        raise ValueError("no tool call")
+        raise NoCallError
     if begin < 0 or CALL_CLOSE not in text[begin:]:
         raise ValueError("tool call not closed")
     refuse_response(text[start:begin])

@@ -115,6 +115,11 @@ class ChatCodec:
         ids = self._between(messages)
         return ids if closed else [self.end_id, *ids]
 
+    def user_ids(self, user_turn: str, *, closed: bool = True) -> list[int]:
+        """Tokens between the end of a turn without a call and the next turn, where the user speaks; as above."""
+        ids = self._between([{"role": "user", "content": user_turn}])
+        return ids if closed else [self.end_id, *ids]
+
     def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
         """Read the sampled tokens of one turn, end-of-turn token included or not.
 

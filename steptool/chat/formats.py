@@ -14,6 +14,7 @@ from steptool.chat.call_format import (
     RESPONSE,
     ChatFormat,
     Format,
+    NoCallError,
     read_bare_object,
     read_between_tags,
     refuse_response,
@@ -67,21 +68,38 @@ _QUOTED = re.compile(rf"^\\(?=\\*(?:{_KEYWORDS}):)", re.MULTILINE)
 
 
 def _write_react(call: ToolCall, thought: str) -> str:
-    opening = "Thought: " + _TO_QUOTE.sub(r"\\", thought) + "\n" if thought else ""
-    return f"{opening}Action: {call.name}\nAction Input: {write_json(dict(call.arguments))}"
+    return f"{_open_with(thought)}Action: {call.name}\nAction Input: {write_json(dict(call.arguments))}"
+
+
+def _open_with(thought: str) -> str:
+    return "Thought: " + _TO_QUOTE.sub(r"\\", thought) + "\n" if thought else ""
 
 
 def _read_react(text: str, start: int) -> tuple[int, ToolCall]:
     """Keywords count at the beginning of a line, and of the turn. The input is one JSON object up to the turn's end."""
     keyword = _KEYWORD.search(text, start)
     if not keyword:
-        raise ValueError("no tool call")
+        raise NoCallError
     if keyword[1] != "Action":
         raise ValueError(f"'{keyword[1]}:' before 'Action:'")
     action = _ACTION.fullmatch(text, keyword.start(1))
     if not action:
         raise ValueError("'Action:' without 'Action Input:' in the next line")
     return keyword.start(1), read_call({"name": action[1].strip(), "arguments": read_json(action[2])})
+
+
+FINAL_ANSWER = "Final Answer:"
+"""Begins the line with which ReAct's text ends a task. Without it a turn gives no answer."""
+_FINAL = re.compile(rf"(?:\A\s*|^){FINAL_ANSWER}(.*)", re.MULTILINE | re.DOTALL)
+
+
+def _write_react_answer(answer: str, thought: str) -> str:
+    return f"{_open_with(thought)}{FINAL_ANSWER} " + _TO_QUOTE.sub(r"\\", answer)
+
+
+def _read_react_answer(text: str) -> str | None:
+    match = _FINAL.search(text)
+    return _QUOTED.sub("", match[1]) if match else None
 
 
 def _read_react_thought(text: str) -> str:
@@ -96,6 +114,9 @@ REACT = Format(
     _write_react,
     _read_react,
     _read_react_thought,
+    final_form=f", in a line that begins with {FINAL_ANSWER}",
+    write_answer=_write_react_answer,
+    read_answer=_read_react_answer,
 )
 
 
@@ -116,7 +137,7 @@ def _write_deepseek(call: ToolCall, thought: str) -> str:
 def _read_deepseek(text: str, start: int) -> tuple[int, ToolCall]:
     begin = text.find(_CALL_BEGIN, start)
     if begin < 0:
-        raise ValueError("no tool call")
+        raise NoCallError
     body, end, rest = text[begin + len(_CALL_BEGIN) :].rpartition(_CALL_END)
     if not end:
         raise ValueError("tool call not closed")
@@ -191,6 +212,7 @@ _HARMONY_HEADER = re.compile(
     r"(?:<\|channel\|>\w+)?\s*(?:<\|constrain\|>)?\s*(?:json)?\s*"
 )
 """The header of a call. The recipient stands before the channel or behind it."""
+_HARMONY_NAMED = re.compile(rf"{re.escape(_HARMONY_CHANNEL)}(\w+)")
 _HARMONY_ANALYSIS = re.compile(
     rf"{re.escape(_HARMONY_CHANNEL)}analysis{re.escape(_HARMONY_MESSAGE)}(.*?){re.escape(_HARMONY_END)}", re.DOTALL
 )
@@ -213,11 +235,22 @@ def _read_gpt_oss(text: str, start: int) -> tuple[int, ToolCall]:
     if recipients > 1:
         raise ValueError("more than one tool call")
     if not header:
-        raise ValueError("text after the tool call" if recipients else "no tool call")
+        raise ValueError("text after the tool call") if recipients else NoCallError
     refuse_response(head)
     if f"{_HARMONY_START}functions." in head:
         raise ValueError("a tool's response before the tool call")
     return begin, read_call({"name": header[1], "arguments": read_json(body)})
+
+
+def _write_gpt_oss_answer(answer: str, thought: str) -> str:
+    return answer  # the chat template writes the channel
+
+
+def _read_gpt_oss_answer(text: str) -> str | None:
+    """The last message of the turn; None where it stands in another channel than the final one."""
+    header, message, body = text.rpartition(_HARMONY_MESSAGE)
+    channels = _HARMONY_NAMED.findall(header)
+    return None if message and channels[-1:] != ["final"] else body
 
 
 def _read_gpt_oss_thought(text: str) -> str:
@@ -232,6 +265,8 @@ GPT_OSS = Format(
     _write_gpt_oss,
     _read_gpt_oss,
     _read_gpt_oss_thought,
+    write_answer=_write_gpt_oss_answer,
+    read_answer=_read_gpt_oss_answer,
 )
 
 
@@ -273,7 +308,7 @@ def _write_mistral(call: ToolCall, thought: str) -> str:
 def _read_mistral(text: str, start: int) -> tuple[int, ToolCall]:
     begin = text.find(_CALLS, start)
     if begin < 0:
-        raise ValueError("no tool call")
+        raise NoCallError
     refuse_response(text[start:begin])
     body = text[begin + len(_CALLS) :]
     if _CALLS in body:

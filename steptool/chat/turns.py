@@ -15,7 +15,7 @@ from steptool.chat.call_format import THINK_CLOSE, THINK_OPEN, Format
 from steptool.chat.formats import FORMATS, REACT
 from steptool.chat.messages import NO_CALL, call_message, calls_of, one_call_per_turn, text_of, tool_message, write_json
 from steptool.chat.template import ChatTemplate
-from steptool.records import Message, ToolCall, ToolSchema
+from steptool.records import FINISH, Message, ToolCall, ToolSchema
 
 _ESCAPE = "\\"
 _GAP = "\n\n"
@@ -61,6 +61,8 @@ def describe(tools: Sequence[ToolSchema], form: Format, *, answers: bool = True)
         f"Solve the task with these tools, one call in each turn:\n{schemas}\n\n"
         f"End your turn with the call, in this form:\n{form.form}"
     )
+    if not any(tool["function"]["name"] == FINISH for tool in tools):
+        text += f"\n\nOnce the task is done, answer in a turn without a call{form.final_form}."
     response = f"\n\nThe next message brings what the tool answers, in this form:\n{before}<answer>{after}"
     return text + response if answers else text
 
@@ -177,7 +179,7 @@ class TurnRenderer:
 
     def between(self, messages: Sequence[Message], tool_name: str) -> str:
         """Text from the end of a turn to the beginning of the next one, where these messages stand between them."""
-        stub = self._stub(tool_name)
+        stub = self._stub(tool_name) if messages[0]["role"] == "tool" else _SPOKEN
         rest = self._rest(stub, self._template.render([_USER, stub, *messages], prompt=True))
         end = self._template.first_control_token(rest) if self._writes_end else ""
         return rest.partition(end)[2] if end else rest

@@ -5,7 +5,15 @@ from steptool.config.data import DataConfig, McpConfig, ToolBenchConfig, ToolsCo
 from steptool.config.evaluation import EvaluatedPolicy, EvaluationConfig, PromotionConfig, SearchConfig
 from steptool.config.rewards import AuditConfig, EndpointConfig, JudgeConfig, RewardConfig
 from steptool.config.run import Config, load_config
-from steptool.config.training import CreditConfig, PolicyConfig, PPOConfig, RolloutConfig, RoundsConfig, WarmStartConfig
+from steptool.config.training import (
+    CreditConfig,
+    FinishMode,
+    PolicyConfig,
+    PPOConfig,
+    RolloutConfig,
+    RoundsConfig,
+    WarmStartConfig,
+)
 
 __all__ = [
     "AuditConfig",
@@ -16,6 +24,7 @@ __all__ = [
     "EndpointConfig",
     "EvaluatedPolicy",
     "EvaluationConfig",
+    "FinishMode",
     "JudgeConfig",
     "McpConfig",
     "PPOConfig",

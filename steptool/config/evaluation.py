@@ -42,11 +42,9 @@ class EvaluatedPolicy(StrictModel):
     """The model that an adapter belongs to, named in the same way (kind model only); empty: what the adapter itself
     names."""
     endpoint: EndpointConfig = EndpointConfig()
-    instructions: str = (
-        "Solve the user's task with the tools: one call in each turn. When you are done, call Finish with your answer."
-    )
-    """System message of an endpoint's episodes; empty: none, which is how a model that was trained here learned (kind
-    endpoint only)."""
+    instructions: str | None = None
+    """System message of an endpoint's episodes; empty: none, which is how a model that was trained here learned; null:
+    a sentence that asks for one call in each turn and says how to answer (kind endpoint only)."""
     cache: str = ""
     """File of the endpoint's replies, asked before it and filled from it, so that an evaluation that is started again
     pays for no turn twice (kind endpoint only); empty: none."""

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, Field, model_validator
 from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel, refuse
 from steptool.config.rewards import RewardConfig
 
+FinishMode = Literal["tool", "text"]
+"""How an episode ends: with the tool Finish, or with an answer in text."""
+
 
 def _check_date(text: str) -> str:
     """The text, if it is a date. Raises ValueError otherwise."""
@@ -77,6 +80,9 @@ class RolloutConfig(StrictModel):
     """Tokens per assistant step."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
     """Sampling temperature; PPO improves the policy at this temperature."""
+    finish: FinishMode = "tool"
+    """How an episode ends. tool: with a call of the tool Finish; text: with the first turn without a call, whose text
+    is the answer, as agents in production do; the model then sees no Finish and cannot give up (docs/serve.md)."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What decodes, in rollouts and in evaluation. transformers: this package's own sampler, whose samples depend on
     the seed alone; vllm: vLLM in the process of the stage, faster on a GPU, from the extra gpu. Its samples depend on

@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Annotated, Any
 
+from steptool.chat.finish import offers_finish, to_text_answers
 from steptool.records import Message, Query, Trajectory
 from steptool.records.columns import JSON_LIST, Row, Stored, contract, decode_value
 from steptool.records.tables import iterate_rows, scratch_folder, write_rows, write_whole
@@ -144,7 +145,7 @@ def _make_conversations(episodes: Iterable[Row], database: Connection, counts: C
     for episode in episodes:
         tools = _find_tools(database, episode)
         if _is_finite(episode["messages"], tools, counts):
-            solved, messages = episode["solved"], with_ids(_read_messages(episode["messages"]))
+            solved, messages = episode["solved"], _read_messages(episode["messages"], tools)
             yield {
                 "id": episode["trajectory_id"],
                 "query_id": episode["query_id"],
@@ -162,7 +163,7 @@ def _make_sft_examples(episodes: Iterable[Row], database: Connection, counts: Co
         tools = _find_tools(database, episode)
         if _is_finite(episode["messages"], tools, counts):
             yield {
-                "messages": _to_texts(with_ids(_read_messages(episode["messages"]))),
+                "messages": _to_texts(_read_messages(episode["messages"], tools)),
                 "tools": tools,
                 "trajectory_id": episode["trajectory_id"],
             }
@@ -186,7 +187,7 @@ def _make_preference_pairs(episodes: Iterable[Row], database: Connection, counts
     if alone := samples.total() - 2 * paired:
         counts["left out: no partner"] += alone
     for chosen_id, rejected_id, chosen, rejected, tools in database.execute(_PAIRS):
-        good, bad = with_ids(_read_messages(chosen)), with_ids(_read_messages(rejected))
+        good, bad = _read_messages(chosen, tools), _read_messages(rejected, tools)
         begin = next((n for n, message in enumerate(good) if message["role"] == "assistant"), len(good))
         if good[:begin] != bad[:begin] or begin == len(good) or begin == len(bad):
             counts["left out: partners with different beginnings"] += 2
@@ -201,9 +202,10 @@ def _make_preference_pairs(episodes: Iterable[Row], database: Connection, counts
         }
 
 
-def _read_messages(text: str) -> list[Message]:
+def _read_messages(text: str, tools: str) -> list[Message]:
+    """The messages with ids. Where Finish is none of the tools, a task ends with an answer in text."""
     messages: list[Message] = decode_value(Trajectory, "messages", text)
-    return messages
+    return with_ids(messages if offers_finish(decode_value(Query, "tools", tools)) else to_text_answers(messages))
 
 
 def _is_finite(messages: str, tools: str, counts: Counter[str]) -> bool:

@@ -16,6 +16,7 @@ import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
 from steptool.artifacts.lineage import sha256
+from steptool.chat.finish import offered_tools
 from steptool.config import Config, DataConfig
 from steptool.data.files import SUFFIXES, content_suffix, find_files
 from steptool.data.parsing import IngestError, IngestLog
@@ -185,16 +186,22 @@ def _read(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Non
     """Put the tasks and recordings of the configuration into the staging database."""
     for query in source.read_queries(inputs):
         inputs.log.count("queries read")
-        staging.add_query(query)
+        staging.add_query(_offer(query, inputs.config))
     for recording in _read_recordings(source, inputs):
         inputs.log.count("demonstrations read")
         if not staging.has_query(recording.instruction):
             inputs.log.count("queries read")
-            staging.add_query(replace(make_query(recording), environment=inputs.catalog.environment()))
+            query = replace(make_query(recording), environment=inputs.catalog.environment())
+            staging.add_query(_offer(query, inputs.config))
         staging.add_recording(recording)
     if inputs.config.data.first:
         for text in _read_first_texts(source, inputs):
             staging.prefer(text)
+
+
+def _offer(query: Query, config: Config) -> Query:
+    """The query with the tools that a model of this configuration sees."""
+    return replace(query, tools=tuple(offered_tools(query.tools, config.rollout.finish)))
 
 
 def _read_recordings(source: Source, inputs: SourceInputs) -> Iterator[Recording]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from transformers import GenerationConfig
 
 from steptool.chat.call_format import ChatFormat
 from steptool.chat.codec import AUTO
+from steptool.chat.finish import offered_tools
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.chat.template import DATE
-from steptool.config import Config
+from steptool.config import Config, FinishMode
 from steptool.models.load import ModelError, load_codec
-from steptool.records import FINISH, ToolSchema
+from steptool.records import ToolSchema
 
 FILE = "serving.json"
 _PARSERS = {
@@ -55,15 +56,14 @@ class Serving:
     vllm: tuple[str, ...] = ()
     """Flags of `vllm serve`; without a parser of calls where the model writes them in a form that vLLM cannot read."""
 
-    def offer(self, tools: Iterable[ToolSchema]) -> list[ToolSchema]:
+    @property
+    def finish(self) -> FinishMode:
+        """How the model ends a task."""
+        return "text" if self.finish_tool is None else "tool"
+
+    def offer(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
         """The tools as the model saw them in training: with its Finish as the last one, unless they hold it already."""
-        offered = list(tools)
-        return offered if self.finish_tool is None or offers_finish(offered) else [*offered, self.finish_tool]
-
-
-def offers_finish(tools: Iterable[ToolSchema]) -> bool:
-    """Whether the tool Finish is among the tools."""
-    return any(tool["function"]["name"] == FINISH for tool in tools)
+        return list(tools) if self.finish_tool is None else offered_tools(tools, "tool")
 
 
 def write_serving(folder: str | os.PathLike[str], config: Config) -> Serving:
@@ -75,7 +75,7 @@ def write_serving(folder: str | os.PathLike[str], config: Config) -> Serving:
     parser = _PARSERS.get(codec.format.name) if codec.native else None
     calls = ("--enable-auto-tool-choice", "--tool-call-parser", parser) if parser else ()
     serving = Serving(
-        finish_tool=FINISH_SCHEMA,
+        finish_tool=FINISH_SCHEMA if config.rollout.finish == "tool" else None,
         chat_format=str(codec.format.name),
         chat_date=config.policy.chat_date,
         temperature=config.rollout.temperature,
@@ -89,13 +89,18 @@ def write_serving(folder: str | os.PathLike[str], config: Config) -> Serving:
     return serving
 
 
+def has_serving(folder: str | os.PathLike[str]) -> bool:
+    """Whether a run has written into the folder how its model was prompted."""
+    return (Path(folder) / FILE).is_file()
+
+
 def read_serving(folder: str | os.PathLike[str]) -> Serving:
     """How the model of a folder was prompted and decoded; the defaults for a folder without the file.
 
     Raises ModelError for a file with other fields.
     """
     path = Path(folder) / FILE
-    if not path.is_file():
+    if not has_serving(folder):
         return Serving()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

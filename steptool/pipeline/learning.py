@@ -63,7 +63,7 @@ def prepare(
     codec = load_codec(base, config.policy.chat_format, config.policy.chat_date)
     fitting = select_fitting(queries, codec, config)
     try_model(load_model(base), codec, fitting, config)
-    lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context)
+    lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context, config.rollout.finish)
     stages = estimate(read_shape(read_model_config(base), "auto"), config, has_gpu=torch.cuda.is_available())
     say("prepare", f"memory by estimate: {', '.join(f'{s.stage} {s.total / GIB:.1f} GiB' for s in stages)}")
     say("prepare", f"base model '{config.policy.base}', {len(fitting)} of {len(queries)} prompts fit its context")

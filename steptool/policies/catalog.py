@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from steptool.chat.call_format import Format
 from steptool.chat.endpoint import Endpoint
+from steptool.chat.formats import FORMATS
 from steptool.config import Config, EvaluatedPolicy
 from steptool.environments.base import Environment, open_environment
-from steptool.policies.endpoint import EndpointPolicy
+from steptool.policies.endpoint import INSTRUCTIONS, EndpointPolicy
 from steptool.policies.scripted import ScriptedPolicy, has_reference_calls, recorded_calls, reference_calls
 from steptool.records import Query, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding
@@ -60,23 +62,27 @@ def _make_policy(
         return _make_endpoint(policy, config)
     first = {t.query_id: t for t in reversed(list(recordings))}
     only_recorded = bool(policy.recordings)
-    return ScriptedPolicy(lambda query, _: _calls_of(query, first, only_recorded), policy.name)
+    return ScriptedPolicy(lambda query, _: _calls_of(query, first, only_recorded), policy.name, config.rollout.finish)
 
 
 def _make_endpoint(policy: EvaluatedPolicy, config: Config) -> Policy:
-    greedy, instructions = policy.endpoint, policy.instructions
+    greedy, rollout = policy.endpoint, config.rollout
+    form: Format | None = None
+    instructions = INSTRUCTIONS[rollout.finish] if policy.instructions is None else policy.instructions
     if policy.model:
-        from steptool.models.serving import read_serving
+        from steptool.models.serving import has_serving, read_serving
 
         serving = read_serving(policy.model)
         instructions = serving.system
+        form = next((form for form in FORMATS.values() if form.name == serving.chat_format), None)
         greedy = greedy.model_copy(update={"max_tokens": serving.max_tokens})
+        rollout = rollout.model_copy(update={"finish": serving.finish}) if has_serving(policy.model) else rollout
     sampled = greedy.model_copy(update={"temperature": config.rollout.temperature})
     endpoints = {
         Decoding.GREEDY: Endpoint(greedy, policy.cache),
         Decoding.SAMPLED: Endpoint(sampled, policy.cache),
     }
-    return EndpointPolicy(endpoints, name=policy.name, rollout=config.rollout, instructions=instructions)
+    return EndpointPolicy(endpoints, name=policy.name, rollout=rollout, instructions=instructions, form=form)
 
 
 def _make_local(policy: EvaluatedPolicy, config: Config, load: LoadModel | None) -> Policy:

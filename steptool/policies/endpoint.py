@@ -7,20 +7,28 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from steptool.chat.call_format import THINK_CLOSE, THINK_OPEN, ParsedTurn
+from steptool.chat.call_format import THINK_CLOSE, THINK_OPEN, Format, NoCallError, ParsedTurn, strip_thinking
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused, Reply, RequestRefused, RequestTooLong
 from steptool.chat.messages import read_call, read_json, reasoning_of
-from steptool.config import RolloutConfig, SearchConfig
-from steptool.records import Message, StopReason
+from steptool.config import FinishMode, RolloutConfig, SearchConfig
+from steptool.records import Message, StepStatus, StopReason
 from steptool.rollout.episode import Decoding, Episode, Exchange, Refusal, Turn, TurnCost, opening
 from steptool.rollout.runner import EndedTurn, Policy
+
+_SOLVE = "Solve the user's task with the tools: one call in each turn."
+INSTRUCTIONS: dict[FinishMode, str] = {
+    "tool": f"{_SOLVE} When you are done, call Finish with your answer.",
+    "text": f"{_SOLVE} When you are done, answer without a call.",
+}
+"""System message of an endpoint's episodes by how they end."""
 
 
 class EndpointPolicy(Policy):
     """A chat model behind one endpoint for greedy turns and one for sampled turns: the same server, two temperatures.
 
     A turn makes one call: of a reply with several calls the first counts, and later requests leave the others out. A
-    reply without a readable call is a malformed step, as it is for a local model. An episode that the endpoint refuses
+    reply without a readable call is a malformed step, or with `rollout.finish: text` the answer, as it is for a local
+    model. An episode that the endpoint refuses
     to continue ends as CONTEXT_LIMIT or REFUSED. `poll` raises EndpointError where the endpoint
     fails, since an episode that was never played is not a failed one, and EndpointRefused where it takes no request or
     none that begins an episode.
@@ -36,9 +44,15 @@ class EndpointPolicy(Policy):
         rollout: RolloutConfig,
         instructions: str = "",
         search: SearchConfig | None = None,
+        form: Format | None = None,
     ) -> None:
-        """`instructions` are the system message of every episode; without them an episode has no system message."""
-        self.name, self.max_steps, self.search = name, rollout.max_steps, search
+        """`instructions` are the system message of every episode; without them an episode has no system message.
+
+        `form` is the format in which the model writes calls, if it is known: a text that tries to make a call is no
+        answer.
+        """
+        self.name, self.max_steps, self.search, self.finish = name, rollout.max_steps, search, rollout.finish
+        self._form = form
         self.capacity = min(endpoint.config.concurrency for endpoint in endpoints.values())
         self._endpoints, self._instructions = endpoints, instructions
         self._pool = ThreadPoolExecutor(self.capacity)
@@ -61,7 +75,7 @@ class EndpointPolicy(Policy):
         for episode in episodes:
             chat = self._endpoints[episode.decoding].chat
             messages = _conversation(episode, self._instructions)
-            request = self._pool.submit(chat, messages, episode.query.tools, vote=episode.sample)
+            request = self._pool.submit(chat, messages, episode.tools, vote=episode.sample)
             self._requests[request] = episode
 
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
@@ -88,7 +102,7 @@ class EndpointPolicy(Policy):
             raise type(error)(f"query '{episode.query.query_id}': {error}") from error
         self._has_reply = True
         cost = self._price(episode, reply.prompt_tokens, reply.completion_tokens)
-        return episode, Turn(_parse(reply.message), cost, message=reply.message)
+        return episode, Turn(_parse(reply.message, self._form), cost, message=reply.message)
 
     def _refuse(self, episode: Episode, error: RequestRefused) -> Refusal:
         reason = f"query '{episode.query.query_id}': {error}"
@@ -104,15 +118,15 @@ class EndpointPolicy(Policy):
         return TurnCost(completion_tokens, prompt_tokens, money if config.price_in or config.price_out else None)
 
 
-def _parse(message: Message) -> ParsedTurn:
+def _parse(message: Message, form: Format | None) -> ParsedTurn:
     """The turn of a reply. Reasoning in a field of its own stands before the words, between <think> and </think>."""
     words, reasoning = _words(message), reasoning_of(message)
     thinking = f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n" if reasoning else ""
     text = f"{thinking}{words}".rstrip("\n") if thinking else words
+    first = _first_call(message)
+    if first is None:
+        return _read_answer(message, text, form)
     try:
-        first = _first_call(message)
-        if first is None:
-            raise ValueError("no tool call")
         arguments = first["function"].get("arguments") or "{}"
         parsed = arguments if isinstance(arguments, Mapping) else read_json(arguments)
         call = read_call({"name": first["function"].get("name"), "arguments": parsed})
@@ -121,6 +135,16 @@ def _parse(message: Message) -> ParsedTurn:
     except ValueError as error:
         return ParsedTurn(None, text, str(error))
     return ParsedTurn(call, text, thought=text)
+
+
+def _read_answer(message: Message, text: str, form: Format | None) -> ParsedTurn:
+    """A turn without a call: an answer, unless it tries to make one in the model's format."""
+    words = _words(message)
+    turn = form.parse(words) if form else ParsedTurn(None, words)
+    no_call = str(NoCallError())
+    if turn.call or turn.problem not in ("", no_call):
+        return ParsedTurn(None, text, turn.problem or no_call)
+    return ParsedTurn(None, text, no_call, answer=turn.answer or strip_thinking(words))
 
 
 def _words(message: Message) -> str:
@@ -155,6 +179,8 @@ def _retell(exchange: Exchange) -> list[Message]:
     """
     message, parsed, observation = exchange.turn.message or {}, exchange.turn.parsed, exchange.step.observation
     first = _first_call(message)
+    if exchange.step.status is StepStatus.FINISH and parsed.call is None:
+        return [{"role": "assistant", "content": _words(message)}]
     if parsed.call is None or first is None:
         text = _words(message) or (json.dumps(first, ensure_ascii=False) if first else "(no reply)")
         return [{"role": "assistant", "content": text}, {"role": "user", "content": observation}]

@@ -23,7 +23,7 @@ from steptool.chat.codec import ChatCodec
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.config.base import ConfigError
 from steptool.models.load import read_model_config
-from steptool.records import StopReason, ToolSchema
+from steptool.records import StepStatus, StopReason, ToolSchema
 from steptool.rollout.episode import Decoding, Episode, Refusal, Turn, TurnCost, TurnTokens, observed_name, opening
 from steptool.rollout.runner import EndedTurn, Policy
 
@@ -72,7 +72,7 @@ class Prompter:
         if not self._has_room(ids):
             return Refusal(StopReason.CONTEXT_LIMIT)
         hinted = [*path, *self._context_ids(episode, episode.hint)] if episode.hint else ids
-        return Prompt(hinted if self._has_room(hinted) else ids, context_ids, episode.query.tools)
+        return Prompt(hinted if self._has_room(hinted) else ids, context_ids, episode.tools)
 
     def turn(self, prompt: Prompt, ids: Sequence[int], logprobs: npt.NDArray[np.float32]) -> Turn:
         """The turn whose tokens were sampled after the prompt."""
@@ -92,6 +92,8 @@ class Prompter:
         if hint:
             user_turn = f"{user_turn}{_GAP}{hint}" if user_turn else hint
         closed = last.turn.tokens.ids[-1] in self._codec.end_ids
+        if user_turn is not None and last.step.status is StepStatus.FINISH and last.turn.parsed.call is None:
+            return self._codec.user_ids(user_turn, closed=closed)
         return self._codec.observation_ids(
             last.step.observation, observed_name(last.step), user_turn=user_turn, closed=closed
         )
@@ -101,7 +103,7 @@ class Prompter:
             return self._first_ids[episode]
         (first,) = opening(episode.query)
         content = f"{first['content']}{_GAP}{hint}" if hint else first["content"]
-        return self._codec.prompt_ids([{**first, "content": content}], episode.query.tools)
+        return self._codec.prompt_ids([{**first, "content": content}], episode.tools)
 
     def _has_room(self, ids: Sequence[int]) -> bool:
         return len(ids) + self._max_new <= self._max_context
@@ -176,7 +178,7 @@ class TokenPolicy(Policy):
     def __init__(self, codec: ChatCodec, **settings: Unpack[PolicySettings]) -> None:
         rollout = settings["rollout"]
         self.name, self.search = settings["name"], settings.get("search")
-        self.capacity, self.max_steps = rollout.batch_size, rollout.max_steps
+        self.capacity, self.max_steps, self.finish = rollout.batch_size, rollout.max_steps, rollout.finish
         self._codec, self._rollout, self._seed = codec, rollout, settings["seed"]
         self._prompter = Prompter(codec, settings["max_context"], rollout.max_new_tokens)
         self._refusals: list[EndedTurn] = []

@@ -8,8 +8,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from steptool.chat.call_format import ParsedTurn
+from steptool.chat.finish import answer_of
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP
-from steptool.config import ToolsConfig
+from steptool.config import FinishMode, ToolsConfig
 from steptool.environments.base import Environment
 from steptool.records import FINISH, Query, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding, Episode, Turn
@@ -28,8 +29,13 @@ class ScriptedPolicy(Policy):
 
     capacity, max_steps, search, patience = _CAPACITY, None, None, 0.0
 
-    def __init__(self, calls_of: Callable[[Query, int], Sequence[ToolCall]], name: str = PLAYBACK) -> None:
-        self.name, self._calls_of = name, calls_of
+    def __init__(
+        self,
+        calls_of: Callable[[Query, int], Sequence[ToolCall]],
+        name: str = PLAYBACK,
+        finish: FinishMode = "tool",
+    ) -> None:
+        self.name, self.finish, self._calls_of = name, finish, calls_of
         self._calls: dict[Episode, Iterator[ToolCall]] = {}
         self._waiting: list[Episode] = []
 
@@ -52,7 +58,7 @@ class ScriptedPolicy(Policy):
         if not self._waiting:
             wait(until, return_when=FIRST_COMPLETED)
         waiting, self._waiting = self._waiting, []
-        return [(episode, Turn(ParsedTurn(next(self._calls[episode], _GIVE_UP), ""))) for episode in waiting]
+        return [(episode, self._make_turn(next(self._calls[episode], _GIVE_UP))) for episode in waiting]
 
     def release(self, episode: Episode) -> None:
         """Forget the rest of the calls."""
@@ -60,6 +66,10 @@ class ScriptedPolicy(Policy):
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _make_turn(self, call: ToolCall) -> Turn:
+        answer = answer_of(call) if self.finish == "text" and call.name == FINISH else None
+        return Turn(ParsedTurn(call, "") if answer is None else ParsedTurn(None, answer, answer=answer))
 
 
 def play_back(

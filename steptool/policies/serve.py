@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,20 +30,19 @@ from transformers import PreTrainedModel
 
 from steptool.chat.call_format import ParsedTurn
 from steptool.chat.codec import ChatCodec
+from steptool.chat.finish import answer_of, offers_finish, to_finish_calls
 from steptool.chat.messages import (
     GIVE_ANSWER,
-    call_message,
     calls_of,
     model_schemas,
     one_call_per_turn,
     text_of,
-    tool_message,
 )
 from steptool.config import ConfigError
 from steptool.environments.schema import check_tools
 from steptool.models.load import load_codec, load_model
 from steptool.models.logprobs import causal_lm
-from steptool.models.serving import Serving, offers_finish, read_serving
+from steptool.models.serving import Serving, read_serving
 from steptool.policies.kv_cache import check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
 from steptool.records import FINISH, Message, ToolCall
@@ -134,9 +134,15 @@ class ServedModel:
             raise ValueError("messages: the last one is the assistant's; expected one of the user or of a tool")
         if self._serving.system and turns[0]["role"] not in ("system", "developer"):
             turns.insert(0, {"role": "system", "content": self._serving.system})
-        if not hides_finish:
-            return turns
-        return [part for turn in turns for part in (_as_finish(turn) if _is_answer(turn) else [turn])]
+        return to_finish_calls(turns) if hides_finish else [self._write_answer(turn) for turn in turns]
+
+    def _write_answer(self, message: Message) -> Message:
+        """An answer as the format writes it; a text that gives none stays as it is."""
+        if self._serving.finish == "tool" or message["role"] != "assistant" or message.get("tool_calls"):
+            return message
+        with suppress(ValueError):
+            return {**message, "content": self._codec.format.render_answer(text_of(message))}
+        return message
 
     def _find_sampled(self, messages: Sequence[Message]) -> dict[int, Sequence[int]]:
         """The tokens of the calls that were made here, by position, if they came back as they were."""
@@ -169,11 +175,13 @@ class ServedModel:
 
     def _message(self, turn: SampledTurn, parsed: ParsedTurn, hides_finish: bool) -> Message:
         call = parsed.call
+        if call is None and self._serving.finish == "text":
+            return {"role": "assistant", "content": parsed.text if parsed.answer is None else parsed.answer}
         if call is None:
             return {"role": "assistant", "content": parsed.text}
         if hides_finish and call.name == FINISH:
-            answer = call.arguments.get("final_answer")
-            if call.arguments.get("return_type") == GIVE_ANSWER and isinstance(answer, str):
+            answer = answer_of(call) if call.arguments.get("return_type") == GIVE_ANSWER else None
+            if answer is not None:
                 return {"role": "assistant", "content": answer}
             return {"role": "assistant", "content": None, "refusal": _GAVE_UP}
         call_id = f"call_{secrets.token_hex(12)}"
@@ -303,13 +311,3 @@ def _internal(message: Message) -> Message:
     text_of(message)
     calls_of(message)
     return message
-
-
-def _is_answer(message: Message) -> bool:
-    return message["role"] == "assistant" and not message.get("tool_calls")
-
-
-def _as_finish(message: Message) -> list[Message]:
-    """An answer as the call that gave it, and the empty observation after it."""
-    call = ToolCall(FINISH, {"return_type": GIVE_ANSWER, "final_answer": text_of(message)})
-    return [call_message(call), tool_message(FINISH, "")]

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from steptool.chat.codec import ChatCodec
-from steptool.config import Config
+from steptool.chat.finish import offered_tools
+from steptool.config import Config, FinishMode
 from steptool.models.actor import collate, score_actions
 from steptool.models.load import ModelError
 from steptool.models.logprobs import causal_lm
@@ -77,9 +78,8 @@ def _check_weights(model: PreTrainedModel) -> None:
 
 def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> list[_Row]:
     room, answer = config.rollout.max_new_tokens, codec.observation_ids("{}", "trial")
-    rows = [
-        _Row(ids) for ids in _prompts(codec, queries, config.policy.max_context - _TURNS * (room + len(answer) + 1))
-    ]
+    longest = config.policy.max_context - _TURNS * (room + len(answer) + 1)
+    rows = [_Row(ids) for ids in _prompts(codec, queries, config.rollout.finish, longest)]
     sampler = BatchSampler(model, len(rows), codec.end_ids, max_new_tokens=room, temperature=config.rollout.temperature)
     random = np.random.default_rng(0)
     for _ in range(_TURNS):
@@ -98,10 +98,11 @@ def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], co
     return rows
 
 
-def _prompts(codec: ChatCodec, queries: Sequence[Query], length: int) -> list[list[int]]:
+def _prompts(codec: ChatCodec, queries: Sequence[Query], finish: FinishMode, length: int) -> list[list[int]]:
     """The prompts of a short and of a long query, and one of `length` tokens if that is more."""
     by_size = sorted(queries, key=lambda query: len(query.instruction) + len(str(query.tools)))
-    prompts = [codec.prompt_ids(opening(query), query.tools) for query in (by_size[0], by_size[-1])]
+    extremes = (by_size[0], by_size[-1])
+    prompts = [codec.prompt_ids(opening(query), offered_tools(query.tools, finish)) for query in extremes]
     longest = prompts[-1]
     full = (longest * (max(0, length) // len(longest) + 1))[: max(0, length)]
     return [*prompts, full] if len(full) > len(longest) else prompts

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from steptool.chat.call_format import ParsedTurn
+from steptool.chat.finish import answer_of, make_finish, offered_tools
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, call_message, tool_message
+from steptool.config import FinishMode
 from steptool.environments.base import VerdictError
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
@@ -122,7 +124,8 @@ class Episode:
     The runner calls `begin`, then for each turn of the policy `answer` and `record` until `stop` says why the episode
     has ended, then `end` and `played`. A policy reads `query`, `exchanges` and `hint` to make the next turn.
 
-    `max_steps` holds where the query sets no limit of its own; with None there is no limit.
+    `max_steps` holds where the query sets no limit of its own; with None there is no limit. `finish` says whether the
+    policy ends it with the tool Finish or with an answer in text; `tools` are those that the policy sees.
     """
 
     def __init__(
@@ -133,15 +136,17 @@ class Episode:
         max_steps: int | None,
         round_index: int = -1,
         decoding: Decoding = Decoding.SAMPLED,
+        finish: FinishMode = "tool",
     ) -> None:
         self.query, self.sample, self.round_index, self.decoding = query, sample, round_index, decoding
+        self.finish_mode, self.tools = finish, offered_tools(query.tools, finish)
         self.stop: StopReason | None = None
         self.exchanges: list[Exchange] = []
         """The turns of the path, each with the answers to it."""
         self.hint = ""
         """A text for the next turn alone, from the search; it never becomes a part of the path."""
         self._max_steps = query.max_steps or max_steps
-        self._offered = {FINISH, *(tool["function"]["name"] for tool in query.tools)}
+        self._offered = {tool["function"]["name"] for tool in self.tools}
         self._cost, self._refusal = TurnCost(), ""
         self._turns = self._tokens = 0
         self._solved: float | None = None
@@ -268,10 +273,12 @@ class Episode:
 
     def _take(self, session: LimitedSession, turn: Turn) -> tuple[Step, bool]:
         """What becomes of a turn, and whether the environment ends the episode with it."""
-        call = turn.parsed.call
+        call, answer = turn.parsed.call, turn.parsed.answer
+        if call is None and answer is not None and self.finish_mode == "text":
+            return Step(make_finish(answer), StepStatus.FINISH, ""), False
         if call is None:
             return Step(None, StepStatus.MALFORMED, _error(turn.parsed.problem)), False
-        if call.name == FINISH:
+        if call.name == FINISH and self.finish_mode == "tool":
             return _finish(call), False
         if call.name not in self._offered and not session.offers(call.name):
             return Step(call, StepStatus.UNKNOWN_TOOL, _error(f"unknown tool {call.name}")), False
@@ -304,13 +311,13 @@ def opening(query: Query) -> list[Message]:
 
 
 def messages_of(query: Query, exchanges: list[Exchange]) -> list[Message]:
-    """The conversation in OpenAI's form. A Finish that ends the episode has no answer."""
+    """The conversation in OpenAI's form. A Finish that ends the episode has no response, an answer in text never."""
     messages = opening(query)
     for exchange in exchanges:
         parsed, step = exchange.turn.parsed, exchange.step
         plain: Message = {"role": "assistant", "content": parsed.text}
         messages.append(call_message(parsed.call, parsed.thought) if parsed.call else plain)
-        if step.status is not StepStatus.FINISH or exchange.user_turn is not None:
+        if step.status is not StepStatus.FINISH or (parsed.call and exchange.user_turn is not None):
             messages.append(tool_message(observed_name(step), step.observation))
         if exchange.user_turn is not None:
             messages.append({"role": "user", "content": exchange.user_turn})
@@ -323,13 +330,11 @@ def observed_name(step: Step) -> str:
 
 
 def _finish(call: ToolCall) -> Step:
-    kind, answer = call.arguments.get("return_type"), call.arguments.get("final_answer")
-    if not (isinstance(kind, str) and kind.startswith("give_up")):
-        if kind != GIVE_ANSWER:
-            return Step(call, StepStatus.INVALID_ARGUMENTS, _error(f"return_type must be {GIVE_ANSWER} or {GIVE_UP}"))
-        if not isinstance(answer, str):
-            return Step(call, StepStatus.INVALID_ARGUMENTS, _error("final_answer is missing"))
-    return Step(call, StepStatus.FINISH, "")
+    if answer_of(call) is not None:
+        return Step(call, StepStatus.FINISH, "")
+    if call.arguments.get("return_type") == GIVE_ANSWER:
+        return Step(call, StepStatus.INVALID_ARGUMENTS, _error("final_answer is missing"))
+    return Step(call, StepStatus.INVALID_ARGUMENTS, _error(f"return_type must be {GIVE_ANSWER} or {GIVE_UP}"))
 
 
 def _answer_of(step: Step) -> str | None:

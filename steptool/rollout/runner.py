@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from steptool.chat.messages import write_json
-from steptool.config import SearchConfig, ToolsConfig
+from steptool.config import FinishMode, SearchConfig, ToolsConfig
 from steptool.environments.base import Environment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.records import Query, Step, StopReason
@@ -43,6 +43,8 @@ class Policy(Protocol):
     """Episodes that are played side by side, at most."""
     max_steps: int | None
     """Turns of an episode where its query sets no limit; None: episodes end by themselves."""
+    finish: FinishMode = "tool"
+    """How it ends an episode: with the tool Finish, or with an answer in text."""
     search: SearchConfig | None
     """How episodes go back and try again; None: they are chains."""
     patience: float
@@ -188,7 +190,8 @@ def make_episodes(
     for query in queries:
         sample = first_sample + counts[query.query_id]
         counts[query.query_id] += 1
-        episodes.append(make(query, sample, max_steps=policy.max_steps, round_index=round_index, decoding=decoding))
+        settings: dict[str, Any] = {"max_steps": policy.max_steps, "finish": policy.finish}
+        episodes.append(make(query, sample, round_index=round_index, decoding=decoding, **settings))
     return episodes
 
 

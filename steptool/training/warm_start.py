@@ -18,14 +18,16 @@ from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
 from steptool.chat.codec import ChatCodec
-from steptool.config import Config, PolicyConfig, WarmStartConfig
+from steptool.chat.finish import offered_tools, to_text_answers
+from steptool.chat.messages import calls_of
+from steptool.config import Config, FinishMode, PolicyConfig, WarmStartConfig
 from steptool.data.sources.base import open_source
 from steptool.models.actor import Actor, Spanned
 from steptool.models.adapter import NOT_MERGED, merge_weights, name_base, new_adapter, save_adapter
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.optimizer import adamw
 from steptool.models.sharding import is_sharded, load_sharded_actor, save_sharded_model
-from steptool.records import Metric, Query, Trajectory
+from steptool.records import FINISH, Message, Metric, Query, StopReason, Trajectory
 from steptool.rollout.schedule import shard_positions
 from steptool.training.algorithms.base import Supervised
 from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
@@ -108,7 +110,8 @@ def select_fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -
     leave_out = open_source(config.data.source).may_leave_out_long_prompts
     fitting = []
     for query in queries:
-        tokens = len(codec.prompt_ids([{"role": "user", "content": query.instruction}], query.tools))
+        tools = offered_tools(query.tools, config.rollout.finish)
+        tokens = len(codec.prompt_ids([{"role": "user", "content": query.instruction}], tools))
         if tokens <= room:
             fitting.append(query)
         elif not leave_out:
@@ -128,20 +131,26 @@ def select_fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -
 
 
 def encode_demonstrations(
-    queries: Iterable[Query], demonstrations: Iterable[Trajectory], codec: ChatCodec, max_context: int
+    queries: Iterable[Query],
+    demonstrations: Iterable[Trajectory],
+    codec: ChatCodec,
+    max_context: int,
+    finish: FinishMode = "tool",
 ) -> Lessons:
     """Demonstrations of training queries with their tokens and spans, cut as a rollout would have made them.
 
-    One that the chat format cannot carry, or that has more than `max_context` tokens, is refused with its reason.
+    Where the model ends a task in text, a Finish becomes an answer in text. One that the chat format cannot carry, or
+    that has more than `max_context` tokens, is refused with its reason.
     Demonstrations of other queries are not for learning and are passed over.
     """
-    tools = {query.query_id: query.tools for query in queries if query.split == "train"}
+    tools = {q.query_id: offered_tools(q.tools, finish) for q in queries if q.split == "train"}
     lessons = Lessons([], [])
     for demonstration in demonstrations:
         if demonstration.query_id not in tools:
             continue
         try:
-            tokens = codec.encode(demonstration.messages, tools[demonstration.query_id])
+            messages = _end_in_text(demonstration, codec) if finish == "text" else demonstration.messages
+            tokens = codec.encode(messages, tools[demonstration.query_id])
         except ValueError as error:
             lessons.refused.append(Refusal(demonstration, UNENCODABLE, str(error)))
             continue
@@ -150,8 +159,20 @@ def encode_demonstrations(
             detail = f"{length} tokens, but policy.max_context = {max_context}"
             lessons.refused.append(Refusal(demonstration, TOO_LONG, detail))
         else:
-            lessons.encoded.append(replace(demonstration, input_ids=tokens.input_ids, spans=tokens.spans))
+            lessons.encoded.append(
+                replace(demonstration, messages=messages, input_ids=tokens.input_ids, spans=tokens.spans)
+            )
     return lessons
+
+
+def _end_in_text(demonstration: Trajectory, codec: ChatCodec) -> list[Message]:
+    """The messages with answers in place of calls of Finish. Raises ValueError for a Finish that gives none."""
+    if demonstration.stop_reason is StopReason.GAVE_UP:
+        raise ValueError("it gives up, which an answer in text cannot say")
+    messages = to_text_answers(demonstration.messages, codec.format.render_answer)
+    if any(call.name == FINISH for message in messages for call in calls_of(message)):
+        raise ValueError("a call of Finish gives no answer, and without the tool nobody can make it")
+    return messages
 
 
 def count_tokens(lessons: Sequence[Trajectory], config: WarmStartConfig) -> int:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from steptool.chat.call_format import Format
 from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT
 from steptool.chat.messages import (
+    FINISH_SCHEMA,
     NO_CALL,
     call_message,
     calls_of,
@@ -231,8 +232,10 @@ def test_the_description_shows_schema_form_and_answer() -> None:
         '{"name": "get", "description": "é", "parameters": {"type": "object"}}\n\n'
         "End your turn with the call, in this form:\n"
         "Thought: <what you know and what to do next>\nAction: <name of the tool>\nAction Input: <object>\n\n"
+        "Once the task is done, answer in a turn without a call, in a line that begins with Final Answer:.\n\n"
         "The next message brings what the tool answers, in this form:\nObservation: <answer>"
     )
+    assert "without a call" not in describe([tool, FINISH_SCHEMA], REACT)
     system: Message = {"role": "system", "content": "Be brief."}
     user: Message = {"role": "user", "content": "go"}
     assert with_tools([system, user], [], REACT, "system") == [system, user]

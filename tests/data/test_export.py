@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from steptool.chat.messages import FINISH_SCHEMA, NO_CALL, call_message, tool_message
 from steptool.config import Config
-from steptool.data.export import Form, export
+from steptool.data.export import Form, PreferencePair, SftExample, export
 from steptool.data.ingest import ingest
 from steptool.data.recordings.recording import RecordedTurn, make_trajectory
 from steptool.environments.virtual_protocol import observation_status
@@ -25,8 +25,8 @@ TIDES = {
 ANSWER = json.dumps({"return_type": "give_answer", "final_answer": "At nine. ☔"})
 
 
-def query(number=0):
-    return Query(f"q{number}", "train", "replay", f"When is high water {number}?", (TIDES, FINISH_SCHEMA))
+def query(number=0, tools=(TIDES, FINISH_SCHEMA)):
+    return Query(f"q{number}", "train", "replay", f"When is high water {number}?", tools)
 
 
 def demonstrate(task, sample=0, solved=None, answer=ANSWER):
@@ -238,3 +238,16 @@ def test_a_file_of_many_parts_is_one(export_all, tmp_path):
     result = export_all(Form.MESSAGES, trajectories, [query(n) for n in range(3000)])
     with Path(result.path).open(encoding="utf-8") as lines:
         assert [json.loads(line)["query_id"] for line in lines] == [f"q{n}" for n in range(3000)]
+
+
+@pytest.mark.parametrize("form", Form)
+def test_without_finish_among_the_tools_a_conversation_ends_in_text(export_all, form):
+    task = query(tools=(TIDES,))
+    result = export_all(form, [demonstrate(task, solved=1.0), demonstrate(task, 1, solved=0.0)], [task])
+    if form is Form.MESSAGES:
+        messages = json.loads(result.path.read_text("utf-8").splitlines()[0])["messages"]
+    else:
+        (row, *_) = read_records(result.path, SftExample if form is Form.SFT else PreferencePair)
+        messages = [json.loads(text) for text in (row.messages if form is Form.SFT else row.chosen)]
+    assert messages[-1] == {"role": "assistant", "content": "At nine. ☔"}
+    assert messages[-2]["tool_call_id"] == messages[-3]["tool_calls"][0]["id"] == "call00000"

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from steptool.chat.call_format import Format
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
+from steptool.chat.formats import HERMES
 from steptool.chat.messages import model_schemas
-from steptool.config import Config, EndpointConfig, EvaluatedPolicy, RolloutConfig
+from steptool.config import Config, EndpointConfig, EvaluatedPolicy, FinishMode, RolloutConfig
 from steptool.environments.base import Environment
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import DONE, desk_queries
@@ -35,12 +37,14 @@ def play(
     environment: Environment,
     max_steps: int = 8,
     instructions: str = "Go.",
+    finish: FinishMode = "tool",
+    form: Format | None = None,
     **settings: Any,
 ) -> list[PlayedEpisode]:
     """The episodes of an endpoint that samples as it is greedy."""
     endpoints = dict.fromkeys(Decoding, endpoint)
-    rollout = RolloutConfig(max_steps=max_steps)
-    policy = EndpointPolicy(endpoints, name="far", rollout=rollout, instructions=instructions)
+    rollout = RolloutConfig(max_steps=max_steps, finish=finish)
+    policy = EndpointPolicy(endpoints, name="far", rollout=rollout, instructions=instructions, form=form)
     return roll_out(policy, queries, environment, decoding=Decoding.GREEDY, **settings)
 
 
@@ -392,3 +396,25 @@ def test_reasoning_in_a_field_of_its_own_is_the_thought_and_is_not_sent_back(fie
     ]
     sent = [m["content"] for m in server.requests[-1]["messages"] if m["role"] == "assistant"]
     assert sent == ["I look.", "(no reply)"]
+
+
+def test_an_answer_in_text_ends_an_episode_or_brings_the_users_next_wish(serve, make_query, environment_that_talks):
+    words = {"role": "assistant", "content": "6", "reasoning_content": "hm"}
+    endpoint, server = serve(script(calls(("get", {"key": "a"})), words, {"role": "assistant", "content": "7"}))
+    (played,) = play(endpoint, [make_query("q", "go")], environment_that_talks, finish="text")
+    assert all([tool["function"]["name"] for tool in r["tools"]] == ["get"] for r in server.requests)
+    assert server.requests[-1]["messages"][-2:] == [
+        {"role": "assistant", "content": "6"}, {"role": "user", "content": "And now?"},
+    ]  # fmt: skip
+    t = played.trajectory
+    assert environment_that_talks.sessions[0].answers == ["6", "7"] and (t.final_answer, t.solved) == ("7", 1.0)
+    assert t.messages[3] == {"role": "assistant", "content": "<think>\nhm\n</think>\n6"}
+
+
+def test_a_call_that_the_server_did_not_read_is_no_answer(serve, make_query, environment):
+    turns = [{"role": "assistant", "content": text} for text in ("<tool_call>{", "<think>\n7?\n</think>\n7")]
+    endpoint, server = serve(script(*turns))
+    (played,) = play(endpoint, [make_query("q", "go")], environment, finish="text", form=HERMES)
+    assert [s.status for s in played.trajectory.steps] == [StepStatus.MALFORMED, StepStatus.FINISH]
+    assert server.requests[1]["messages"][-1]["content"] == '{"error": "tool call not closed"}'
+    assert (played.trajectory.final_answer, played.trajectory.solved) == ("7", 1.0)

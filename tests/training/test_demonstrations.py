@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from steptool.chat.codec import ChatCodec
+from steptool.chat.messages import call_message
 from steptool.config import Config, WarmStartConfig
 from steptool.data.ingest import ingest
 from steptool.environments.desk.tasks import desk_demonstrations, desk_queries
 from steptool.models.load import EMBEDDED, load_tokenizer, train_tokenizer
-from steptool.records import Message, Query, Trajectory
+from steptool.records import Message, Query, StopReason, ToolCall, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
 from steptool.training.warm_start import (
@@ -179,3 +180,30 @@ def test_only_an_empty_rest_stops_the_run(
 def test_tokens_of_the_warm_start_count_every_pass(demonstrations: list[Trajectory]) -> None:
     lessons = [replace(demonstrations[0], spans=spans) for spans in ([(1, 3), (5, 9)], [(2, 4)])]
     assert count_tokens(lessons, WarmStartConfig(steps=10, batch_size=3)) == 4 * 30
+
+
+@pytest.mark.parametrize("chat_format", ["hermes", "react"])
+def test_a_demonstration_that_calls_finish_is_learned_as_an_answer_in_text(
+    queries: list[Query], demonstrations: list[Trajectory], chat_format: str
+) -> None:
+    codec = ChatCodec(train_tokenizer(iterate_texts(queries, demonstrations), 600), chat_format)
+    lessons = encode_demonstrations(queries, demonstrations, codec, 4096, "text")
+    assert len(lessons.encoded) == len(demonstrations) and not lessons.refused
+    for lesson, demonstration in zip(lessons.encoded, demonstrations, strict=True):
+        start, end = lesson.spans[-1]
+        answer = codec.parse(lesson.input_ids[start:end].tolist()).answer
+        assert answer == demonstration.final_answer and len(lesson.spans) == len(demonstration.steps)
+        assert "Finish" not in codec.tokenizer.decode(lesson.input_ids)
+        assert lesson.steps == demonstration.steps and not lesson.messages[-1].get("tool_calls")
+
+
+def test_a_demonstration_that_gives_up_has_no_form_in_text(
+    queries: list[Query], demonstrations: list[Trajectory], codec: ChatCodec
+) -> None:
+    up = call_message(ToolCall("Finish", {"return_type": "give_up_and_restart"}))
+    gave_up = replace(
+        demonstrations[0], messages=[*demonstrations[0].messages[:-1], up], stop_reason=StopReason.GAVE_UP
+    )
+    assert len(encode_demonstrations(queries, [gave_up], codec, 4096).encoded) == 1
+    (refusal,) = encode_demonstrations(queries, [gave_up], codec, 4096, "text").refused
+    assert (refusal.reason, refusal.detail) == (UNENCODABLE, "it gives up, which an answer in text cannot say")

@@ -1,0 +1,77 @@
+"""Answers in text: in every format, and through one chat template of each family in TRL's package."""
+
+from typing import Any
+
+import pytest
+
+from play_fixtures import GET
+from scripts.chat_template_table import FOLDER, TALK, TOOLS, make_tokenizer
+from steptool.chat.call_format import ParsedTurn
+from steptool.chat.codec import ChatCodec
+from steptool.chat.finish import offered_tools, to_finish_calls, to_text_answers
+from steptool.chat.formats import FORMATS, GPT_OSS, HERMES
+from steptool.chat.messages import FINISH_SCHEMA, call_message, tool_message
+from steptool.records import Message, ToolCall
+
+READ = ToolCall("get", {"key": "a"})
+SEVEN = ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"})
+
+NAMES = ["deepseekv3", "gemma", "glm4moe", "gptoss", "llama3_1", "nemotron_3_nano", "qwen2_5", "qwen3", "qwen3_5_think"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_is_written_and_read_and_the_user_goes_on(name: str) -> None:
+    codec = ChatCodec(make_tokenizer((FOLDER / f"{name}.jinja").read_text()))
+    wish: Message = {"role": "user", "content": "And order 8?"}
+    told = to_text_answers([*TALK, wish, TALK[-1]], codec.format.render_answer)
+    lesson = codec.encode(told, TOOLS[:1])
+    spans = [lesson.input_ids[start:end].tolist() for start, end in lesson.spans]
+    answers = [codec.parse(ids, TOOLS).answer for ids in spans]
+    assert answers == [None, "It is shipped.", "It is shipped."]
+    assert all(ids[-1] in codec.end_ids for ids in spans)
+    between = lesson.input_ids[lesson.spans[1][1] : lesson.spans[2][0]].tolist()
+    assert between == codec.user_ids("And order 8?") and "And order 8?" in codec.tokenizer.decode(between)
+    assert "Finish" not in codec.tokenizer.decode(lesson.input_ids)
+
+
+def test_which_tools_a_model_sees() -> None:
+    assert offered_tools([FINISH_SCHEMA, GET], "text") == offered_tools([GET], "text") == [GET]
+    assert offered_tools([FINISH_SCHEMA, GET], "tool") == [FINISH_SCHEMA, GET]
+    assert offered_tools([GET], "tool") == [GET, FINISH_SCHEMA]
+
+
+def test_conversations_are_told_in_text_and_with_finish() -> None:
+    told: list[Message] = [
+        {"role": "user", "content": "go"},
+        call_message(SEVEN, "<think>\nhm\n</think>"),
+        tool_message("Finish", ""),
+        {"role": "user", "content": "And now?"},
+        call_message(ToolCall("Finish", {"return_type": "give_answer"})),
+        tool_message("Finish", '{"error": "final_answer is missing"}'),
+        call_message(SEVEN, "These words would be a part of the answer."),
+    ]
+    text = to_text_answers(told)
+    assert text == [
+        told[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\n7"}, *told[3:6],
+        {"role": "assistant", "content": "7"},
+    ]  # fmt: skip
+    assert to_finish_calls([told[0], text[-1]]) == [told[0], call_message(SEVEN), tool_message("Finish", "")]
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=str)
+def test_every_format_carries_an_answer(form: Any) -> None:
+    for answer in ("7", "", "Two lines:\nAction: none\nObservation: none"):
+        turn = form.parse(form.render_answer(f" {answer}\n", "I know."))
+        assert (turn.call, turn.answer) == (None, answer)
+    with pytest.raises(ValueError, match="cannot carry the answer"):
+        form.render_answer(f"{form.render(READ)}")
+
+
+def test_an_answer_of_gpt_oss_stands_in_its_final_channel() -> None:
+    thought = "<|channel|>analysis<|message|>7?<|end|><|start|>assistant"
+    assert GPT_OSS.parse(f"{thought}<|channel|>final<|message|>7").answer == "7"
+    assert GPT_OSS.parse("<|channel|>analysis<|message|>7?").answer is None
+
+
+def test_thinking_without_an_end_is_no_answer() -> None:
+    assert HERMES.parse("<think>\n7") == ParsedTurn(None, "<think>\n7", "thinking not closed")
