@@ -20,6 +20,7 @@ import typer
 
 from steptool import __version__
 from steptool.artifacts.metrics import describe_error, printable
+from steptool.check.tool_calls import CalledTools
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
 from steptool.evaluation.logs import LogForm
@@ -45,8 +46,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, as in ppo.rounds=4; may be repeated."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Read the data, start the tools, try the model; go no further.")
+    bool, typer.Option("--dry-run", help="Try data, tools and model, estimate time and cost; go no further.")
 ]
+CalledInDryRun = Annotated[CalledTools, typer.Option("--call-tools", help="Tools that get one real call in a dry run.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of torch. 1 is fastest for tiny models; 0: all cores.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder or url of the result.")]
 Trajectories = Annotated[Path, typer.Option(help="Parquet file of episodes or of demonstrations.")]
@@ -60,10 +62,15 @@ def train(
     output: Output = "runs/latest",
     overrides: Overrides = None,
     dry_run: DryRun = False,
+    call_tools: CalledInDryRun = CalledTools.READ_ONLY,
     threads: Threads = 0,
 ) -> None:
     """Improve a model on its own episodes, and report whether it got better."""
-    _run_or_rehearse("train", load_config(config, overrides or ()), output, dry_run, threads)
+    loaded = load_config(config, overrides or ())
+    if dry_run:
+        _rehearse(loaded, call_tools, for_training=True)
+    else:
+        _run("train", threads, config=loaded, output=output)
 
 
 @app.command()
@@ -72,13 +79,17 @@ def evaluate(
     output: Output = "runs/evaluation",
     overrides: Overrides = None,
     dry_run: DryRun = False,
+    call_tools: CalledInDryRun = CalledTools.READ_ONLY,
     threads: Threads = 0,
 ) -> None:
     """Compare any number of policies on the same tasks."""
     loaded = load_config(config, overrides or ())
     if not loaded.evaluation.policies:
         raise ConfigError(f"{config}: evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")
-    _run_or_rehearse("evaluate", loaded, output, dry_run, threads)
+    if dry_run:
+        _rehearse(loaded, call_tools, for_training=False)
+    else:
+        _run("evaluate", threads, config=loaded, output=output)
 
 
 @app.command()
@@ -245,15 +256,6 @@ def main() -> None:
         _end(FAILED, describe_error(error) + ("" if is_explained else f" (stack: {_keep_stack(error)})"))
 
 
-def _run_or_rehearse(workflow: str, config: Config, output: str, dry_run: bool, threads: int) -> None:
-    """Run a workflow; or only print its plan, and try what it needs."""
-    if not dry_run:
-        _run(workflow, threads, config=config, output=output)
-        return
-    _print_plan(config)
-    _rehearse(config, for_training=workflow == "train")
-
-
 def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:
     """Run a workflow of the checkout in this process. What it hands from stage to stage is removed if it succeeds."""
     if threads:
@@ -311,11 +313,13 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
     check_memory(stages, machines)
 
 
-def _rehearse(config: Config, *, for_training: bool) -> None:
-    from steptool.pipeline.learning import rehearse
+def _rehearse(config: Config, called: CalledTools, *, for_training: bool) -> None:
+    """Print the plan of a run, try what it needs, and estimate what it will take."""
+    from steptool.pipeline.rehearsal import rehearse
 
+    _print_plan(config)
     print(flush=True)
-    for line in rehearse(config, for_training=for_training):
+    for line in rehearse(config, for_training=for_training, called=called):
         print(printable(line), flush=True)
 
 

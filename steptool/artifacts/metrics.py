@@ -81,10 +81,10 @@ def format_line(stage: str, text: str, *, seconds: float | None = None, round_in
     come as long as this one.
     """
     place = f"round {round_index + 1:>{len(str(rounds))}} of {rounds}" if round_index >= 0 else ""
-    clock = "" if seconds is None else _duration(seconds)
+    clock = "" if seconds is None else format_duration(seconds)
     if seconds is not None and round_index >= 0:
         remaining = seconds * (rounds - round_index - 1)
-        clock = f"{_duration(seconds)} this round, {_duration(remaining)} left in rounds"
+        clock = f"{format_duration(seconds)} this round, {format_duration(remaining)} left in rounds"
     return "  ".join(part for part in (f"{stage:<10}", place, text, clock) if part)
 
 
@@ -128,7 +128,7 @@ class Ticker:
             return
         self._last = now
         remaining = (now - self._start) / done * (self._total - done)
-        say(self._stage, f"{done} of {self._total} {self._unit}, {_duration(remaining)} left here")
+        say(self._stage, f"{done} of {self._total} {self._unit}, {format_duration(remaining)} left here")
 
 
 def format_rate(values: Sequence[float | None]) -> str:
@@ -137,6 +137,7 @@ def format_rate(values: Sequence[float | None]) -> str:
     return f"pass rate {sum(verdicts) / len(verdicts):.3f}" if verdicts else "pass rate unknown"
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """A time for people: seconds below two minutes, else minutes and seconds."""
     whole = round(seconds)
     return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02d} s"

@@ -4,8 +4,7 @@ advantages.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +15,15 @@ from steptool.artifacts.metrics import Stopwatch, count_metrics, format_rate, sa
 from steptool.check.memory import GIB, estimate, read_shape
 from steptool.config import Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
-from steptool.data.ingest import ingest
-from steptool.environments.base import check_queries
 from steptool.models.adapter import read_base_name
 from steptool.models.load import LoadModel, load_codec, load_model, prepare_base, read_model_config
 from steptool.pipeline.episodes import AuditedRound
 from steptool.pipeline.tracking import check_trackers, track_configuration, track_round
-from steptool.policies.catalog import open_environment_of
 from steptool.policies.trial import try_model
 from steptool.records import Advantage, Cost, Metric, Query, StepReward, Trajectory
-from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records, write_records
 from steptool.rewards import annotators
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale, provenance
-from steptool.storage.remote import localize
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.checkpoints import OnCheckpoint
 from steptool.training.processes import PassLimit, processes
@@ -109,31 +103,6 @@ def compute_advantages(
     limit = PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed)
     scores = score_round(actor, reference, selection, limit, None, algorithm)
     return algorithm.prepare(selection, scores, processes().device)
-
-
-_FETCHED = ("data.paths", "data.recorded_answers", "policy.base", "tools.toolbench.cache")
-"""Fields that may name urls."""
-
-
-def rehearse(config: Config, *, for_training: bool) -> Iterator[str]:
-    """Do it in a temporary folder, and yield a line for each part that went well.
-
-    Raises what the stages of the run would raise: IngestError for data, ModelError and ValueError for the model and its
-    prompts, and errors of the environment.
-    """
-    with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
-        folder = Path(scratch)
-        config = localize(config, folder / "fetched", *_FETCHED)
-        data = ingest(config, folder / "data", for_training)
-        yield f"data        read: {data.counts['queries kept']} of {data.counts['queries read']} queries are kept"
-        queries = read_queries(data.queries_path)
-        recordings = read_records(data.demonstrations_path, Trajectory)
-        with open_environment_of(queries, config, recordings) as environment:
-            check_queries(environment, queries)
-            yield f"tools       {environment.name}: a session starts for each of {len(queries)} queries"
-        if for_training:
-            prepared = prepare(queries, recordings, config, folder / "base")
-            yield f"model       {config.policy.base}: loaded and tried, {len(prepared.queries)} prompts fit its context"
 
 
 @dataclass(frozen=True)
