@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.calls import FINISH_SCHEMA, annotate_tool
+from steptool.chat.messages import FINISH_SCHEMA, annotate_tool
 from steptool.check.tool_calls import CalledTools, try_tools
 from steptool.config import ConfigError, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult

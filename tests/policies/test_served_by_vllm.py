@@ -22,8 +22,7 @@ from steptool.pipeline.learning import prepare
 from steptool.records import Query, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
-from steptool.training.demonstrations import iterate_texts
-from steptool.training.warm_start import warm_start
+from steptool.training.warm_start import iterate_texts, warm_start
 
 pytest.importorskip("vllm")
 ROOT = Path(__file__).parents[2]
