@@ -25,7 +25,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate view test test-slow test-cluster vllm test-vllm test-trackers test-pages test-logs smollm textworld check format docs seeds bench mistakes kills hostile million bfcl \
+.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-pages test-logs smollm textworld check format docs seeds bench mistakes kills hostile million bfcl \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -44,14 +44,6 @@ evaluate: CONFIG := configs/evaluate.yaml
 evaluate: OUTPUT := runs/evaluation
 evaluate: $(STAMP)  ## compare policies on the same tasks and write runs/evaluation (CONFIG=... OUTPUT=... for others)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/evaluate.py evaluate --config $(CONFIG) --output $(OUTPUT)
-
-view: $(STAMP)  ## write the viewer of the held-out episodes before and after training of a run (OUTPUT=... for another run)
-	$(BIN)/pyflyte run workflows/view.py view --queries $(OUTPUT)/queries.parquet --output $(OUTPUT)/viewer.html \
-		--title "Held-out episodes before and after training" \
-		--trajectories $(OUTPUT)/evaluation_trajectories_warm_start_greedy.parquet \
-		--rewards $(OUTPUT)/evaluation_rewards_warm_start_greedy.parquet \
-		--trajectories_b $(OUTPUT)/evaluation_trajectories_steptool_greedy.parquet \
-		--rewards_b $(OUTPUT)/evaluation_rewards_steptool_greedy.parquet
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster and not gpu"

@@ -29,6 +29,11 @@ def of_round(kind: str, round_index: int) -> str:
     return f"{kind}_round_{round_index:02d}.parquet"
 
 
+def of_rounds(kind: str) -> str:
+    """Pattern of the names of the files of all rounds; kind as in `of_round`."""
+    return f"{kind}_round_*.parquet"
+
+
 def of_evaluation(kind: str, episodes: str) -> str:
     """Name of an evaluation's file; kind: trajectories or rewards; episodes: model and decoding, as in base_greedy."""
     return f"evaluation_{kind}_{episodes}.parquet"

@@ -26,7 +26,7 @@ from steptool.records import Cost, Evaluation, Metric, Preference, Trajectory, V
 from steptool.records.episodes import read_queries
 from steptool.records.tables import concatenate, read_records, write_records
 from steptool.report.evaluation_page import evaluation_page, tabulate_judge_costs
-from steptool.report.run_inputs import read_run
+from steptool.report.run_inputs import MODELS, read_run
 from steptool.report.run_page import build_report, summary, table
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
@@ -104,11 +104,25 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         own = write_records(Path(scratch) / lineage.COSTS, [cost()], Cost)
         concatenate([*files.costs, own], Cost, folder / lineage.COSTS)
+    write_viewer(folder / lineage.VIEWER, folder / lineage.QUERIES, _held_out_episodes(folder), "Held-out episodes")
     inputs = read_run(folder)
     figures, html = summary(inputs), build_report(inputs)
     (folder / lineage.REPORT).write_text(html, encoding="utf-8")
     (folder / lineage.FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return RunPages(html, table(figures))
+
+
+def _held_out_episodes(folder: Path) -> list[EpisodeFiles]:
+    """The greedy episodes of each model, with their scores where they were scored."""
+    sources = []
+    for model in MODELS:
+        episodes, rewards = (
+            folder / lineage.of_evaluation(kind, f"{model}_greedy") for kind in ("trajectories", "rewards")
+        )
+        if episodes.exists():
+            scored = rewards if rewards.exists() else None
+            sources.append(EpisodeFiles(episodes, scored, evaluations=folder / lineage.EVALUATED))
+    return sources
 
 
 def dump_config(config: Config) -> str:

@@ -102,8 +102,8 @@ class ReportInputs:
     """Counts of what ingestion read, kept and dropped; may be nested."""
     notes: Sequence[str] = ()
     """Plain sentences that a reader should see, such as warnings."""
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Files beside the report that it links to: path relative to the report, and what the file is."""
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Files and folders beside the report that it links to: what they are, and their paths relative to the report."""
 
     @cached_property
     def results(self) -> Results:
@@ -165,15 +165,23 @@ def _scores(trajectories: Sequence[Trajectory], rewards: Iterable[StepReward]) -
 S = TypeVar("S", StepReward, Advantage)
 
 FILES = {
-    names.CONFIG: "the complete configuration",
-    names.QUERIES: "the tasks",
-    names.EVALUATED: "one row for each held-out episode and model",
-    names.METRICS: "the figures of every update",
-    names.COSTS: "what each stage took",
-    f"{names.MODEL}/{CARD}": "card of the trained model",
-    f"{names.WARM_START}/{CARD}": "card of the model that training started from",
+    "all held-out episodes, to be searched and compared": names.VIEWER,
+    "the complete configuration": names.CONFIG,
+    "the trained model": f"{names.MODEL}/",
+    "its card": f"{names.MODEL}/{CARD}",
+    "the model that training started from": f"{names.WARM_START}/",
+    "the tasks": names.QUERIES,
+    "the demonstrations": names.DEMONSTRATIONS,
+    "one row for each held-out episode and model": names.EVALUATED,
+    "the held-out episodes": names.of_evaluation("trajectories", "*"),
+    "the scores of their steps": names.of_evaluation("rewards", "*"),
+    "the episodes of each round": names.of_rounds("trajectories"),
+    "the scores of their steps, by round": names.of_rounds("rewards"),
+    "what each step was worth to training, by round": names.of_rounds("advantages"),
+    "the figures of every update": names.METRICS,
+    "what each stage took": names.COSTS,
 }
-"""Files of a run that its report links to."""
+"""Files and folders of a run that its report links to: what they are, and a pattern of their names."""
 PAIRS = 8
 """Tasks of each tier that the report shows before and after training."""
 TRAINING_EPISODES = 4
@@ -200,8 +208,18 @@ def read_run(folder: Path) -> ReportInputs:
         examples=[*_pairs(folder, queries, evaluations), *_training_episodes(folder, queries, config.ppo.rounds - 1)],
         counts={stage: counts_of(metrics, stage) for stage in ("ingest", "prepare")},
         notes=list(_notes(folder, metrics, summaries)),
-        files={name: what for name, what in FILES.items() if (folder / name).exists()},
+        files=find_files(folder),
     )
+
+
+def find_files(folder: Path) -> dict[str, list[str]]:
+    """The files and folders of a run by what they are, as in FILES, without those that the folder does not hold."""
+    links = {}
+    for what, pattern in FILES.items():
+        ending = "/" if pattern.endswith("/") else ""
+        if paths := sorted(path.relative_to(folder).as_posix() + ending for path in folder.glob(pattern)):
+            links[what] = paths
+    return links
 
 
 def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:

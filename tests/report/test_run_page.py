@@ -167,8 +167,8 @@ def test_the_viewer_runs_in_a_browser(browser: Browser, full, tmp_path: Path):
 
 def test_the_page_links_to_the_files_beside_it():
     html = build_report(
-        ReportInputs("x", files={"config.yaml": "the complete configuration", "model/README.md": "card"})
+        ReportInputs("x", files={"the complete configuration": ["config.yaml"], "the models": ["model/", "a b/"]})
     )
-    assert re.findall(r'<a href="([^"#]+)">', html) == ["config.yaml", "model/README.md"]
+    assert re.findall(r'<a href="([^"#]+)">', html) == ["config.yaml", "model/", "a%20b/"]
     assert "the complete configuration" in html
     assert "Beside this page" not in build_report(ReportInputs("x"))

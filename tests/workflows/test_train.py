@@ -3,6 +3,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -62,6 +63,7 @@ def test_every_artifact_has_a_name_that_says_what_it_is(run: Path) -> None:
         "costs.parquet",
         "metrics.json",
         "report.html",
+        "viewer.html",
         "warm_start",
         "model",
     }
@@ -134,10 +136,12 @@ def test_figures_and_costs_cover_every_stage(run: Path) -> None:
 
 def test_the_report_is_one_page(run: Path) -> None:
     html = (run / "report.html").read_text()
+    links = [unquote(link) for link in re.findall(r'<a href="([^"#]+)"', html)]
+    assert {"viewer.html", "config.yaml", "model/", "trajectories_round_01.parquet"} <= {*links}
+    assert all((run / link).exists() for link in links)
+    assert "<title>Held-out episodes" in (run / "viewer.html").read_text()
     assert html.lstrip().lower().startswith("<!doctype html>")
     assert "StepTool" in html
-    links = re.findall(r'<a href="([^"#]+)">', html)
-    assert "config.yaml" in links and all((run / link).is_file() for link in links)
 
 
 def test_a_folder_of_something_else_is_left_alone(small: Config, tmp_path: Path) -> None:
