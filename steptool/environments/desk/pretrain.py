@@ -1,15 +1,17 @@
 """Pretraining of the embedded base model on logs of errands, in place of a model from a hub.
 
-    python -m steptool.environments.desk.pretrain
+    python -m steptool.environments.desk.pretrain         # the first three phases, from random weights
+    python -m steptool.environments.desk.pretrain --last  # the last phase, from the weights in base/
 
-The seeds are fixed, and it takes about ten minutes on one core. It writes `base/` beside this file. The logs hold
-errands (goals.py) carried out by an expert that seldom slips: first one goal, then two, at last two or three. No
-procedure of the desk is among them; learning those is left to the warm start and to reinforcement. The tokenizer has
-whole words of the desk, and bytes for any other text.
+The seeds are fixed. The two commands take about 10 and 25 minutes on one core. Each writes `base/` beside this file.
+The logs hold errands (goals.py) carried out by an expert that seldom slips: first one goal, then two, at last two or
+three. No procedure of the desk is among them; learning those is left to the warm start and to reinforcement. The
+tokenizer has whole words of the desk, and bytes for any other text.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import re
@@ -108,7 +110,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 FOLDER = Path(__file__).parent / "base"
-LOGS = 12_000
 SLIPS = 0.05
 BATCH = 16
 WARMUP = 50
@@ -121,12 +122,14 @@ class Phase:
     tiers: tuple[str, ...]
     steps: int
     learning_rate: float
+    logs: int = 12_000
 
 
 PHASES = (
     Phase((tasks.SINGLE,), 600, 3e-3),
     Phase((tasks.SINGLE, tasks.SHORT, tasks.PAIR), 900, 3e-3),
     Phase((tasks.SINGLE, tasks.LONG, tasks.LONG), 500, 2e-3),
+    Phase((tasks.SINGLE, tasks.LONG, tasks.LONG), 3000, 2e-3, logs=48_000),
 )
 
 
@@ -134,7 +137,7 @@ def clean_logs(codec: ChatCodec, phase: Phase, name: str) -> list[Encoded]:
     """Encoded demonstrations of errands of the phase's tiers."""
     rng = random.Random(name)
     logs = []
-    for number in range(LOGS):
+    for number in range(phase.logs):
         query = tasks.draw_query(tasks.ERRAND, phase.tiers[number % len(phase.tiers)], f"{name}.{number}")
         attempt = Expert(query, rng, SLIPS, shortcuts=0.0).attempt()
         logs.append(codec.encode(attempt.messages, query.tools))
@@ -176,16 +179,22 @@ def optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim
     ]
 
 
-def pretrain() -> None:
-    """Go through the phases and write `base/` (weights in half precision)."""
+def pretrain(last: bool = False) -> None:
+    """Go through the phases before the last from random weights, or through the last from the weights in `base/`.
+
+    Writes `base/` in half precision.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(FOLDER)
-    model = Qwen3ForCausalLM(_config(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id))
+    if last:
+        model = Qwen3ForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    else:
+        model = Qwen3ForCausalLM(_config(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id))
     model.train()
-    for number, phase in enumerate(PHASES):
-        _train(model, ChatCodec(load_tokenizer(FOLDER)), tokenizer.pad_token_id, phase, f"p{number}")
+    for number in (len(PHASES) - 1,) if last else range(len(PHASES) - 1):
+        _train(model, ChatCodec(load_tokenizer(FOLDER)), tokenizer.pad_token_id, PHASES[number], f"p{number}")
     model.half().save_pretrained(FOLDER)
 
 
@@ -224,4 +233,6 @@ def _config(vocabulary: int, pad: int, end: int) -> Qwen3Config:
 
 
 if __name__ == "__main__":
-    pretrain()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--last", action="store_true", help="go through the last phase")
+    pretrain(parser.parse_args().last)
