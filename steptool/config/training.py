@@ -56,9 +56,9 @@ class WarmStartConfig(StrictModel):
     """Trajectories per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Learning rate at its highest: it rises over the first tenth of the steps (50 at most) and decays after that."""
-    slips: Share = 0.2
+    slips: Share = 0.3
     """Chance per step that the scripted expert makes a useless or wrong call (desk only)."""
-    shortcuts: Share = 0.45
+    shortcuts: Share = 0.6
     """Chance per demonstration that the scripted expert cuts a corner (desk only)."""
 
 
