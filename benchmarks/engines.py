@@ -4,9 +4,9 @@
 
 FOLDER is the one that `make smollm` builds, runs/smollm-base, and a round of configs/smollm.yaml has 40 episodes, which
 are played side by side. The same model in bfloat16, the same tasks and greedy decoding for all three, so that they make
-the same episodes up to rounding. An episode has nine turns, as a long task of the desk. vLLM needs the environment of `make vllm`; where it is
-missing its lines are left out. Speeds are tokens sampled per second of processor time, so that they hardly depend on
-what else runs on the machine. Prints `NAME tokens/s: OURS OTHER RATIO`.
+the same episodes up to rounding. An episode has nine turns, as a long task of the desk. vLLM needs the environment of
+`make vllm`; where it is missing its lines are left out. Speeds are tokens sampled per second of processor time, so that
+they hardly depend on what else runs on the machine. Prints `NAME tokens/s: OURS OTHER RATIO`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """A PPO update in bfloat16 against the same in float32, on one thread: tokens per second and peak memory.
 
-Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` for two models. Each side runs in a
-process of its own, which scores the trajectories once and then makes updates; only these are timed.
+Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` for two models, and for the large
+vocabulary a last line against a float32 that makes a new gradient of the output layer in every forward pass, as a
+trainer does that leaves it to autograd. OURS has weights, moments (`ppo.moments`) and products in bfloat16. Each side
+runs in a process of its own, which scores the trajectories and then makes updates; only these are timed.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +27,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 from steptool.config import Config, PolicyConfig
 from steptool.models.actor import Actor, ValueHead
 from steptool.models.adapter import new_adapter
+from steptool.models.logprobs import SMALL_VOCABULARY
 from steptool.models.optimizer import adamw
 from steptool.training.algorithms.base import Selection
 from steptool.training.algorithms.step_ppo import StepPPO
@@ -75,6 +79,31 @@ SIZES = {
 
 
 @dataclass(frozen=True)
+class Side:
+    """How an update is made."""
+
+    dtype: torch.dtype
+    moments: Literal["float32", "bfloat16"] = "float32"
+    in_place: bool = True
+    """Whether gradients of the output layer add up in place."""
+
+
+OURS, OTHER, FORMER = "bfloat16", "float32", "float32 by autograd"
+SIDES = {
+    OURS: Side(torch.bfloat16, "bfloat16"),
+    OTHER: Side(torch.float32),
+    FORMER: Side(torch.float32, in_place=False),
+}
+
+
+class AutogradActor(Actor):
+    """Every gradient is made anew in every forward pass."""
+
+    def accumulate_gradients(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class Speed:
     """What was measured of the updates."""
 
@@ -117,15 +146,22 @@ def make_episodes(size: Size, shortest: float = 0.7) -> list[Episode]:
     return episodes
 
 
-def make_actor(size: Size, dtype: torch.dtype, device: torch.device) -> Actor:
+def make_actor(size: Size, dtype: torch.dtype, device: torch.device, kind: type[Actor] = Actor) -> Actor:
     """The policy, plain or with an adapter, and its value head."""
     model: nn.Module = make_model(size, dtype, device)
     if size.lora_rank:
         model = new_adapter(model, PolicyConfig(lora_rank=size.lora_rank), seed=0)
-    return Actor(model, ValueHead(size.hidden), temperature=0.7).to(device)
+    return kind(model, ValueHead(size.hidden), temperature=0.7).to(device)
 
 
-def time_updates(actor: Actor, size: Size, episodes: Sequence[Episode], limit: PassLimit, updates: int) -> Speed:
+def time_updates(
+    actor: Actor,
+    size: Size,
+    episodes: Sequence[Episode],
+    limit: PassLimit,
+    updates: int,
+    moments: Literal["float32", "bfloat16"] = "float32",
+) -> Speed:
     """Score the episodes, then make updates on all of them; the first, which warms up, is not timed if there are more.
 
     A policy with an adapter is its own reference; another is scored twice, which costs the same.
@@ -141,7 +177,7 @@ def time_updates(actor: Actor, size: Size, episodes: Sequence[Episode], limit: P
     scores = score(actor, reference, episodes, limit)
     scored = time.perf_counter() - start
     algorithm.prepare(selection, scores, device)
-    optimizer = adamw(actor.policy, 1e-5, actor.head, 1e-3)
+    optimizer = adamw(actor.policy, 1e-5, actor.head, 1e-3, moments=moments)
     ends = []
     trainer = Trainer(
         actor,
@@ -165,36 +201,43 @@ def peak_megabytes() -> float:
     return int(kilobytes) / 1024
 
 
-def run_side(size: Size, dtype: torch.dtype) -> dict[str, float]:
-    """Two updates in one precision, of which the second is timed."""
+def run_side(size: Size, side: Side) -> dict[str, float]:
+    """Two updates in one way, of which the second is timed."""
     torch.set_num_threads(1)
-    actor = make_actor(size, dtype, torch.device("cpu"))
-    speed = time_updates(actor, size, make_episodes(size), PassLimit(sequences=8), updates=2)
+    actor = make_actor(size, side.dtype, torch.device("cpu"), Actor if side.in_place else AutogradActor)
+    speed = time_updates(actor, size, make_episodes(size), PassLimit(sequences=8), updates=2, moments=side.moments)
     return {"tokens/s": speed.tokens, "peak MB": peak_megabytes()}
 
 
-def measure_side(name: str, dtype: str) -> dict[str, float]:
+def measure_side(name: str, side: str) -> dict[str, float]:
     """One side in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.update", "--side", dtype, "--size", name]
+    command = [sys.executable, "-m", "benchmarks.update", "--side", side, "--size", name]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     figures: dict[str, float] = json.loads(output.splitlines()[-1])
     return figures
 
 
+def compare(label: str, ours: float, other: float) -> None:
+    """Print one line of the result."""
+    print(f"update {label}: {ours:.0f} {other:.0f} {ours / other:.2f}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure both sides of every size, or one side of one."""
+    """Measure all sides of every size or of one, or one side of one."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--side", choices=["float32", "bfloat16"])
+    parser.add_argument("--side", choices=list(SIDES))
     parser.add_argument("--size", choices=list(SIZES))
     options = parser.parse_args(arguments)
     if options.side:
-        print(json.dumps(run_side(SIZES[options.size], getattr(torch, options.side))))
+        print(json.dumps(run_side(SIZES[options.size], SIDES[options.side])))
         return
-    for name in SIZES:
-        ours, other = measure_side(name, "bfloat16"), measure_side(name, "float32")
+    for name in [options.size] if options.size else SIZES:
+        ours, other = measure_side(name, OURS), measure_side(name, OTHER)
         for figure in ours:
-            ratio = ours[figure] / other[figure]
-            print(f"update {name} {figure}: {ours[figure]:.0f} {other[figure]:.0f} {ratio:.2f}", flush=True)
+            compare(f"{name} {figure}", ours[figure], other[figure])
+        if SIZES[name].vocabulary > SMALL_VOCABULARY:
+            former = measure_side(name, FORMER)["peak MB"]
+            compare(f"{name} peak MB against {FORMER}", ours["peak MB"], former)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
         folder,
         tokens_per_pass=config.ppo.tokens_per_pass,
         gradient_checkpointing=config.ppo.gradient_checkpointing,
+        moments=config.ppo.moments,
         sharding=config.ppo.sharding,
         on_step=ticker,
         checkpoints=checkpoints.folder,

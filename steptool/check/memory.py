@@ -168,7 +168,7 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, proces
     adapter = trained * _FLOAT32 if config.policy.lora_rank else 0.0
     has_adapter = config.policy.lora_rank > 0
     # an adapter and its moments; or all weights, moments and the lower halves of bfloat16 weights
-    saved = 12.0 * trained if has_adapter else model + 10.0 * trained
+    saved = 12.0 * trained if has_adapter else model + (2 * _moment_bytes(shape, config) + 2.0) * trained
     framework = _FRAMEWORK[has_gpu]
     episodes = -(-config.rollout.episodes // config.rollout.shards)
     ppo_tokens = config.ppo.tokens_per_pass or config.ppo.micro_batch_size * config.policy.max_context
@@ -250,10 +250,19 @@ def _whole_at_once(shape: ModelShape) -> float:
 
 
 def _optimizer_bytes(shape: ModelShape, config: Config) -> int:
-    """Bytes of gradient and optimizer for each trained weight: float32 gradient and two float32 moments, and for full
+    """Bytes of gradient and optimizer for each trained weight: float32 gradient and two moments, and for full
     fine-tuning in bfloat16 the lower half of the float32 weight."""
-    is_half = shape.bytes_per_weight == _BFLOAT16 and not config.policy.lora_rank
-    return 3 * _FLOAT32 + (2 if is_half else 0)
+    return _FLOAT32 + 2 * _moment_bytes(shape, config) + (2 if _trains_half(shape, config) else 0)
+
+
+def _trains_half(shape: ModelShape, config: Config) -> bool:
+    """Whether the weights that are trained are bfloat16."""
+    return shape.bytes_per_weight == _BFLOAT16 and not config.policy.lora_rank
+
+
+def _moment_bytes(shape: ModelShape, config: Config) -> int:
+    is_half = config.ppo.moments == "bfloat16" and config.ppo.sharding == "ddp" and _trains_half(shape, config)
+    return _BFLOAT16 if is_half else _FLOAT32
 
 
 def _activations(shape: ModelShape, config: Config, tokens: int) -> float:

@@ -168,6 +168,10 @@ class PPOConfig(StrictModel):
     """What several processes share. ddp: each holds the whole model; fsdp: each holds a part of every weight and of the
     optimizer's state (FSDP2), for models that do not fit one GPU; the processes need a disk in common. It holds for the
     warm start too. One process alone holds the whole model either way."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the optimizer keeps the two moments of weights that are trained in bfloat16; bfloat16 takes 4
+    bytes a weight less and rounds them. Adapters, float32 weights and models that fsdp cuts keep float32. It holds for
+    the warm start too."""
     compile: bool = False
     """Compile the layers of the model on a GPU: faster after a minute or so of compiling. It needs a C compiler."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 SMALL_VOCABULARY = 16384
 """Up to this many tokens the logits are held in memory (N = 8000 action tokens: 0.5 GB in float32)."""
-_TILE_NUMBERS = {"cpu": 12 << 20, "cuda": 128 << 20}
-"""Logits in a tile: 48 MB on a CPU, 512 MB on a GPU."""
+_TILE_NUMBERS = {"cpu": 6 << 20, "cuda": 128 << 20}
+"""Logits in a tile: 24 MB on a CPU, 512 MB on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,13 +27,21 @@ class SplitAdamW(torch.optim.Optimizer):
 
     A bfloat16 weight of the model is the upper half of a float32 weight, rounded; the lower half is kept in the state
     as `low`, so that updates too small for bfloat16 add up, and no weight is stored twice. Float32 weights are updated
-    as torch.optim.AdamW does, to the same bits.
+    as torch.optim.AdamW does, to the same bits. Moments of bfloat16 weights are kept in the precision `moments`: in
+    bfloat16 they are rounded after every step, to which a decay of .98 is coarse enough.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], weight_decay: float) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        betas: tuple[float, float],
+        weight_decay: float,
+        moments: torch.dtype = torch.float32,
+    ) -> None:
         for weight in (w for group in groups for w in group["params"] if w.dtype == torch.bfloat16):
             weight.grad_dtype = torch.float32  # gradients of several forward passes add up in float32
         super().__init__(groups, {"betas": betas, "eps": 1e-8, "weight_decay": weight_decay})
+        self._moments = moments
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -50,8 +58,9 @@ class SplitAdamW(torch.optim.Optimizer):
         state: dict[str, Tensor] = self.state[weight]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-            state["exp_avg"] = torch.zeros_like(local_part(weight), dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(local_part(weight), dtype=torch.float32)
+        dtype = self._moments if weight.dtype == torch.bfloat16 else torch.float32
+        for key in _MOMENTS:
+            state[key] = state[key].to(dtype) if key in state else torch.zeros_like(local_part(weight), dtype=dtype)
         if weight.dtype == torch.bfloat16 and "low" not in state:
             state["low"] = torch.zeros_like(weight, dtype=torch.int16)
         return state
@@ -82,12 +91,16 @@ def adamw(
     head: nn.Module | None = None,
     head_rate: float = 0.0,
     weight_decay: float = 0.0,
+    moments: Literal["float32", "bfloat16"] = "float32",
 ) -> SplitAdamW:
-    """AdamW (betas .9 and .98) over the trainable parameters of the policy and, at its own rate, of the value head."""
+    """AdamW (betas .9 and .98) over the trainable parameters of the policy and, at its own rate, of the value head.
+
+    `moments` is the precision of the moments of bfloat16 weights.
+    """
     groups = [{"params": [p for p in policy.parameters() if p.requires_grad], "lr": learning_rate}]
     if head is not None:
         groups.append({"params": list(head.parameters()), "lr": head_rate})
-    return SplitAdamW(groups, betas=(0.9, 0.98), weight_decay=weight_decay)
+    return SplitAdamW(groups, betas=(0.9, 0.98), weight_decay=weight_decay, moments=getattr(torch, moments))
 
 
 def save_moments(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path, *, half: bool = False) -> None:
@@ -146,11 +159,12 @@ def _parts(weight: Tensor, state: dict[str, Tensor]) -> Iterator[_Part]:
 
 def _update(parts: list[_Part], group: dict[str, Any]) -> None:
     full = [p.weight if p.low is None else join_halves(p.weight, p.low) for p in parts]
+    first, second = [p.exp_avg.float() for p in parts], [p.exp_avg_sq.float() for p in parts]
     update_weights(
         full,
         [p.gradient.float() for p in parts],
-        [p.exp_avg for p in parts],
-        [p.exp_avg_sq for p in parts],
+        first,
+        second,
         [],
         [p.step for p in parts],
         fused=True,
@@ -162,9 +176,11 @@ def _update(parts: list[_Part], group: dict[str, Any]) -> None:
         eps=group["eps"],
         maximize=False,
     )
-    for part, updated in zip(parts, full, strict=True):
+    for part, updated, exp_avg, exp_avg_sq in zip(parts, full, first, second, strict=True):
         if part.low is not None:
             split_halves(updated, part.weight, part.low)
+            part.exp_avg.copy_(exp_avg)  # the same tensor where the moments are float32
+            part.exp_avg_sq.copy_(exp_avg_sq)
 
 
 def _buckets(parts: list[_Part]) -> Iterator[list[_Part]]:

@@ -98,7 +98,7 @@ def train_round(
     )
     actor = load_actor(policy_dir, reference_dir, config, algorithm, load)
     ppo = config.ppo
-    optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate)
+    optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate, moments=ppo.moments)
     load_state(optimizer, actor, policy_dir)
     if not algorithm.trains_policy:
         actor.policy.requires_grad_(False)

@@ -205,6 +205,7 @@ def warm_start(
     tokens_per_pass: int = 0,
     gradient_checkpointing: bool = False,
     sharding: Literal["ddp", "fsdp"] = "ddp",
+    moments: Literal["float32", "bfloat16"] = "float32",
     on_step: OnStep | None = None,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 50,
@@ -216,8 +217,8 @@ def warm_start(
     a tenth of the steps (50 at most) to warm up, then a cosine down to a tenth of the learning rate. Examples beyond
     `policy.max_context` tokens are left out and counted (metric `left_out`). `out_dir` becomes a plain model folder;
     with LoRA the adapter is merged. With no steps the model is passed on as it is. `tokens_per_pass`,
-    `gradient_checkpointing` and `sharding` are those of the section `ppo`. `checkpoints`, a folder, and `on_checkpoint`
-    are those of `train_round`.
+    `gradient_checkpointing`, `sharding` and `moments` are those of the section `ppo`. `checkpoints`, a folder, and
+    `on_checkpoint` are those of `train_round`.
     Raises ValueError if there are steps and no example is left.
     """
     base_dir, out_dir = Path(base_dir), Path(out_dir)
@@ -240,7 +241,7 @@ def warm_start(
         actor = Actor(load_model(base_dir))
     if policy.lora_rank:
         actor.policy = new_adapter(actor.policy, policy, seed).eval()
-    optimizer = adamw(actor.policy, cfg.learning_rate, weight_decay=0.01)
+    optimizer = adamw(actor.policy, cfg.learning_rate, weight_decay=0.01, moments=moments)
     if gradient_checkpointing:
         actor.checkpoint_activations()
     limit = PassLimit(_MICRO_BATCH, tokens_per_pass, actor.packed)

@@ -1,6 +1,6 @@
 """The estimate of memory against what torch and peft really hold, for models that fit into a test."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -89,17 +89,20 @@ def test_lora_trains_as_many_weights_as_peft_makes() -> None:
     assert stage("ppo", estimate(shape, config)).optimizer == trained * 12
 
 
-def test_the_optimizer_of_bfloat16_weights_takes_fourteen_bytes_for_each() -> None:
+@pytest.mark.parametrize(("moments", "of_weight"), [("float32", 14), ("bfloat16", 10)])
+def test_the_optimizer_of_bfloat16_weights_takes_ten_or_fourteen_bytes_for_each(
+    moments: Literal["float32", "bfloat16"], of_weight: int
+) -> None:
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES)).bfloat16()
-    optimizer = adamw(model, 1e-3)
+    optimizer = adamw(model, 1e-3, moments=moments)
     model(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
     size = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     size += sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim)
     shape = read_shape(model.config, "bfloat16")
-    config = Config.model_validate({"policy": {"dtype": "bfloat16"}})
-    # before the first gradient: two moments, lower halves and the reference model, 12 bytes in all; then 14
-    assert stage("ppo", estimate(shape, config)).optimizer == size == shape.parameters * 14
+    config = Config.model_validate({"policy": {"dtype": "bfloat16"}, "ppo": {"moments": moments}})
+    # before the first gradient the reference model is there in place of it, 2 bytes and not 4
+    assert stage("ppo", estimate(shape, config)).optimizer == size == shape.parameters * of_weight
 
 
 def test_four_processes_share_weights_and_optimizer() -> None:

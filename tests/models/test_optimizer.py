@@ -1,5 +1,7 @@
 from pathlib import Path
+from typing import Literal
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +54,25 @@ def test_bfloat16_weights_have_float32_weights_behind_them() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(half.parameters(), start, strict=True))
 
 
+def test_bfloat16_moments_change_an_update_by_their_rounding() -> None:
+    """Moments have eight bits, so that a weight moves by what float32 moments give, to within a few percent."""
+    nets, moved = [model(torch.bfloat16), model(torch.bfloat16)], []
+    optimizers = [adamw(nets[0], 1e-3), adamw(nets[1], 1e-3, moments="bfloat16")]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        start = [p.float() for p in net.parameters()]
+        for step in range(50):
+            gradients([*net.parameters()], step)
+            optimizer.step()
+        full = [join_halves(p, optimizer.state[p]["low"]) for p in net.parameters()]
+        moved.append(torch.cat([(after - before).flatten() for after, before in zip(full, start, strict=True)]))
+    assert 0 < (moved[1] - moved[0]).norm() < 0.03 * moved[0].norm()
+    first = [next(net.parameters()) for net in nets]
+    assert [o.state[w]["exp_avg_sq"].dtype for o, w in zip(optimizers, first, strict=True)] == [
+        torch.float32,
+        torch.bfloat16,
+    ]
+
+
 @given(st.lists(st.floats(-(2.0**126), 2.0**126, width=32, allow_subnormal=False)))
 def test_halves_lose_nothing(numbers: list[float]) -> None:
     full = torch.tensor(numbers, dtype=torch.float32)
@@ -70,15 +91,16 @@ def test_gradients_of_bfloat16_weights_add_up_in_float32() -> None:
     assert net.weight.grad.item() == 1.0 + 2.0**-9
 
 
-def test_the_state_survives_the_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_the_state_survives_the_folder(tmp_path: Path, moments: Literal["float32", "bfloat16"]) -> None:
     net = model(torch.bfloat16)
-    optimizer = adamw(net, 1e-3)
+    optimizer = adamw(net, 1e-3, moments=moments)
     gradients([*net.parameters()], 0)
     optimizer.step()
     save_moments(optimizer, net, tmp_path)
     stored = load_file(tmp_path / "training/optimizer.safetensors")
     assert {key.split("/")[0] for key in stored} == {"step", "exp_avg", "exp_avg_sq", "low"}
-    again = adamw(net, 1e-3)
+    again = adamw(net, 1e-3, moments=moments)
     load_moments(again, net, tmp_path)
     for parameter in net.parameters():
         for key, value in optimizer.state[parameter].items():
