@@ -63,7 +63,7 @@ def play_transformers(folder: Path, prompts: Sequence[list[int]]) -> list[Sample
 
 def play_vllm(folder: Path, prompts: Sequence[list[int]]) -> list[Sampled]:
     """Turns of vLLM."""
-    from steptool.policies.engine import VllmEngine
+    from steptool.policies.vllm import VllmEngine
 
     engine = VllmEngine(str(folder), max_context=256, max_requests=REQUESTS)
     for number, prompt in enumerate(prompts):

@@ -33,6 +33,7 @@ from steptool.rollout.schedule import TaskSet
 
 if TYPE_CHECKING:
     from steptool.models.load import LoadModel
+    from steptool.policies.vllm import RestingEngine
 
 Place = str | os.PathLike[str]
 
@@ -57,14 +58,19 @@ def roll_out(
 
 @contextmanager
 def open_learner(
-    model: Place, base: Place, config: Config, round_index: int, load: LoadModel | None = None
+    model: Place,
+    base: Place,
+    config: Config,
+    round_index: int,
+    load: LoadModel | None = None,
+    resting: RestingEngine | None = None,
 ) -> Iterator[Policy]:
     """The policy of a round, ready to play; it is closed in the end.
 
-    `base` is the model of an adapter, as in `roll_out`. `load` gives the model of a folder, as in `open_policy`.
+    `base` is the model of an adapter, as in `roll_out`. `load` and `resting` are those of `open_policy`.
     """
     learner = EvaluatedPolicy(name=f"round_{round_index:02d}", model=os.fspath(model), base=os.fspath(base))
-    with open_policy(learner, config, load=load) as policy:
+    with open_policy(learner, config, load=load, resting=resting) as policy:
         yield policy
 
 

@@ -1,13 +1,15 @@
 """Several rounds in one process: each is played, scored, audited and learned from as in pods of its own.
 
-Sampling and training take turns on the same weights (`SharedModels`). After each round the state is kept, so that
-another attempt goes on behind it.
+Sampling and training take turns: our own sampler on the very weights that are trained (`SharedModels`), vLLM on weights
+of its own, which each round replaces in place (`RestingEngine`). After each round the state is kept, so that another
+attempt goes on behind it.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from steptool.models.adapter import is_adapter
 from steptool.models.load import SharedModels
 from steptool.pipeline.episodes import EPISODES, AuditedRound, audit_round, open_learner, play_shard, score_file
 from steptool.pipeline.learning import LearnedRound, learn_round
+from steptool.policies.vllm import RestingEngine
 from steptool.rollout.schedule import TaskSet
 from steptool.training.checkpoints import OnCheckpoint, last_checkpoint, seal
 
@@ -64,16 +67,31 @@ def play_and_learn(
     `on_checkpoint` is called after each. `show` takes name and content of the page of each round's audit. Raises
     AuditError where the rewards of a round are beyond a threshold; the rounds before it are kept.
     """
+    with closing(RestingEngine()) as resting:
+        return _make_rounds(inputs, range(first, first + count), policy, scale, folder, resting, on_checkpoint, show)
+
+
+def _make_rounds(
+    inputs: RoundInputs,
+    rounds: range,
+    policy: Path,
+    scale: Path | None,
+    folder: Path,
+    resting: RestingEngine,
+    on_checkpoint: OnCheckpoint | None,
+    show: Callable[[str, str], None],
+) -> list[FinishedRound]:
+    first = rounds.start
     models, checkpoint = SharedModels(), last_checkpoint(folder)
     results = _read_rounds(checkpoint, first) if checkpoint else []
     for round_index, result in enumerate(results, first):
         show(_page_name(round_index), result.page)
-    for round_index in range(first + len(results), first + count):
+    for round_index in rounds[len(results) :]:
         if results:
             policy, scale = results[-1].learned.model, results[-1].learned.scale
         work = folder / "work"
         shutil.rmtree(work, ignore_errors=True)
-        _make_round(inputs, round_index, policy, scale, work, models, show)
+        _make_round(inputs, round_index, policy, scale, work, models, resting, show)
         checkpoint = _keep(work, folder, checkpoint, round_index - first)
         results = _read_rounds(checkpoint, first)
         if not is_adapter(results[-1].learned.model):
@@ -90,12 +108,13 @@ def _make_round(
     scale: Path | None,
     work: Path,
     models: SharedModels,
+    resting: RestingEngine,
     show: Callable[[str, str], None],
 ) -> None:
     """Make one round in the folder `work`."""
     start, tasks, config, queries = inputs.start, inputs.tasks, inputs.config, inputs.queries
     watch, shards = Stopwatch("rollout", round_index), []
-    with open_learner(policy, start, config, round_index, models.load) as player:
+    with open_learner(policy, start, config, round_index, models.load, resting) as player:
         for shard in range(config.rollout.shards):
             target = _make(work, f"shard{shard}")
             shards.append(play_shard(player, tasks, config, round_index, shard, target, watch))

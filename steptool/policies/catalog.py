@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steptool.chat.call_format import Format
 from steptool.chat.endpoint import Endpoint
@@ -19,11 +19,16 @@ from steptool.rollout.runner import Policy
 
 if TYPE_CHECKING:  # its imports take seconds
     from steptool.models.load import LoadModel
+    from steptool.policies.vllm import RestingEngine
 
 
 @contextmanager
 def open_policy(
-    policy: EvaluatedPolicy, config: Config, recordings: Iterable[Trajectory] = (), load: LoadModel | None = None
+    policy: EvaluatedPolicy,
+    config: Config,
+    recordings: Iterable[Trajectory] = (),
+    load: LoadModel | None = None,
+    resting: RestingEngine | None = None,
 ) -> Iterator[Policy]:
     """The policy with everything of the configuration filled in; it is closed in the end.
 
@@ -31,9 +36,10 @@ def open_policy(
     `EvaluatedPolicy(name=..., model=folder)`. An endpoint is greedy at its own temperature and samples at that of the
     rollouts. A playback plays the reference solution of a query or else the first of the `recordings`, and
     these alone if it names some; its `begin` raises ValueError where a query has neither. `load` gives the model of a
-    folder to our own sampler; None: from its files.
+    folder to our own sampler; None: from its files. `resting` is a vLLM to play with, if the engine is vllm; None: one
+    is started and ended.
     """
-    with closing(_make_policy(policy, config, recordings, load)) as opened:
+    with closing(_make_policy(policy, config, recordings, load, resting)) as opened:
         yield opened
 
 
@@ -54,10 +60,14 @@ def open_environment_of(
 
 
 def _make_policy(
-    policy: EvaluatedPolicy, config: Config, recordings: Iterable[Trajectory], load: LoadModel | None
+    policy: EvaluatedPolicy,
+    config: Config,
+    recordings: Iterable[Trajectory],
+    load: LoadModel | None,
+    resting: RestingEngine | None,
 ) -> Policy:
     if policy.kind == "model":
-        return _make_local(policy, config, load)
+        return _make_local(policy, config, load, resting)
     if policy.kind == "endpoint":
         return _make_endpoint(policy, config)
     first = {t.query_id: t for t in reversed(list(recordings))}
@@ -85,11 +95,14 @@ def _make_endpoint(policy: EvaluatedPolicy, config: Config) -> Policy:
     return EndpointPolicy(endpoints, name=policy.name, rollout=rollout, instructions=instructions, form=form)
 
 
-def _make_local(policy: EvaluatedPolicy, config: Config, load: LoadModel | None) -> Policy:
+def _make_local(
+    policy: EvaluatedPolicy, config: Config, load: LoadModel | None, resting: RestingEngine | None
+) -> Policy:
     from steptool.models.adapter import load_joined, locate
     from steptool.models.load import EMBEDDED, load_codec, load_model
-    from steptool.policies.engine import EnginePolicy, PolicySettings, VllmEngine
+    from steptool.policies.engine import EnginePolicy, PolicySettings
     from steptool.policies.local import LocalPolicy
+    from steptool.policies.vllm import VllmEngine
 
     place = locate(EMBEDDED if policy.model == "embedded" else policy.model, policy.base)
     codec = load_codec(place.base, config.policy.chat_format, config.policy.chat_date)
@@ -101,8 +114,16 @@ def _make_local(policy: EvaluatedPolicy, config: Config, load: LoadModel | None)
         "search": config.evaluation.search if policy.strategy == "dfsdt" else None,
     }
     if config.rollout.engine == "vllm":
-        limits = {"max_context": config.policy.max_context, "max_requests": config.rollout.batch_size}
-        return EnginePolicy(VllmEngine(place.base, adapter=place.adapter, **limits), codec, **settings)
+        options: dict[str, Any] = {
+            "adapter": place.adapter,
+            "max_context": config.policy.max_context,
+            "max_requests": config.rollout.batch_size,
+        }
+        if resting:
+            engine = resting.open(place.base, lora_rank=config.policy.lora_rank, **options)
+        else:
+            engine = VllmEngine(place.base, **options)
+        return EnginePolicy(engine, codec, **settings)
     return LocalPolicy(load_joined(place, load or load_model), codec, **settings)
 
 
