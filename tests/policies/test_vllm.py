@@ -24,11 +24,11 @@ pytest.importorskip("vllm")
 SIZES = {"train_queries": 1, "validation_queries": 1, "heldout_queries": 4}
 
 
-def write_model(folder: Path, sharpness: float, seed: int = 0) -> EvaluatedPolicy:
+def write_model(folder: Path, sharpness: float) -> EvaluatedPolicy:
     """A model of random float32 weights. Without sharpness every token is about as probable as any other."""
     tokenizer = load_tokenizer(EMBEDDED)
     tokenizer.save_pretrained(folder)
-    model = tiny_model(tokenizer, 768, seed=seed, hidden=128)  # heads of 32: vLLM takes none of 24 on a CPU
+    model = tiny_model(tokenizer, 768, seed=0, hidden=128)  # heads of 32: vLLM takes none of 24 on a CPU
     model.model.embed_tokens.weight.data *= sharpness
     model.save_pretrained(folder)
     return EvaluatedPolicy(name="small", model=str(folder))
@@ -97,7 +97,7 @@ def test_an_adapter_is_played_over_its_base(tmp_path: Path) -> None:
 
 def test_a_resting_engine_goes_on_with_other_weights_and_adapters(tmp_path: Path) -> None:
     """As rounds placed together use it: every policy is played as by an engine of its own, which an adapter shares."""
-    first, second = write_model(tmp_path / "first", 20.0), write_model(tmp_path / "second", 20.0, seed=1)
+    first, second = write_model(tmp_path / "first", 20.0), write_model(tmp_path / "second", 3.0)
     policies = [first, write_adapter(tmp_path / "adapter", first), first, second]
     engines, played = [], []
     with closing(RestingEngine()) as resting:
