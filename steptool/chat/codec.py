@@ -94,7 +94,8 @@ class ChatCodec:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
         """Tokens up to the assistant's first one, for messages that the assistant has not answered yet."""
-        safe, safe_tools = self._safe(messages), self._safe_tools(tools)
+        safe = self._turns.place_systems(self._safe(messages), at_beginning=True)
+        safe_tools = self._safe_tools(tools)
         if self._turns.shows_tools:
             return self._encode(self._template.render(safe, safe_tools, prompt=True))
         role = self._turns.system_role
@@ -191,7 +192,7 @@ class ChatCodec:
     def _between(self, messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise ValueError("two assistant messages stand side by side; merge them or put the tool's answer between")
-        safe = self._safe(messages)
+        safe = self._turns.place_systems(self._safe(messages), at_beginning=False)
         if not self.native:
             safe = turns.alternating(safe)
         text = self._turns.between(safe, str(messages[0].get("name") or "tool"))

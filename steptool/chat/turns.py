@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import takewhile
 
 from steptool.chat.call_format import THINK_CLOSE, THINK_OPEN, Format
 from steptool.chat.formats import FORMATS, REACT
@@ -117,6 +119,7 @@ CALL_ID = "call00000"
 _MARK, _OTHER = "codecprobe", "probecodec"
 PROBE = call_message(ToolCall(_MARK, {"x": _MARK}))
 """A call that every usable template and format can carry."""
+_SYSTEMS = ("system", "developer")
 _USER: Message = {"role": "user", "content": "?"}
 _SPOKEN: Message = {"role": "assistant", "content": _MARK}
 _SYSTEM: Message = {"role": "system", "content": _MARK}
@@ -183,6 +186,44 @@ class TurnRenderer:
         rest = self._rest(stub, self._template.render([_USER, stub, *messages], prompt=True))
         end = self._template.first_control_token(rest) if self._writes_end else ""
         return rest.partition(end)[2] if end else rest
+
+    @cached_property
+    def _takes_several_systems(self) -> bool:
+        """Whether the template shows more than one system message at the beginning."""
+        text = self._template.try_render([_SYSTEM, {**_SYSTEM, "content": _OTHER}, _USER])
+        return _MARK in text and _OTHER in text
+
+    @cached_property
+    def _takes_late_systems(self) -> bool:
+        """Whether the template shows a system message in its place behind a turn, and not at the beginning."""
+        try:
+            return _OTHER in self.between([{**_SYSTEM, "content": _OTHER}, _USER], "")
+        except ValueError:
+            return False
+
+    def place_systems(self, messages: Sequence[Message], *, at_beginning: bool) -> list[Message]:
+        """The messages with those of the system and of developers as the template takes them.
+
+        Several at the beginning become one where it takes one alone. Where it takes none, the user says their text, in
+        one message with what the user says beside it.
+        """
+        head = list(takewhile(lambda message: message["role"] in _SYSTEMS, messages if at_beginning else ()))
+        rest = messages[len(head) :]
+        if len(head) > 1 and self.system_role == "system" and not self._takes_several_systems:
+            head = [{**head[0], "content": _GAP.join(text_of(message) for message in head)}]
+        placed: list[Message] = []
+        is_moved = False
+        for number, message in enumerate([*head, *rest]):
+            late, was_moved = number >= len(head), is_moved
+            is_moved = message["role"] in _SYSTEMS and (
+                not self._takes_late_systems if late else self.system_role == "user"
+            )
+            turn = {**message, "role": "user"} if is_moved else message
+            if placed and placed[-1]["role"] == turn["role"] == "user" and (is_moved or was_moved):
+                placed[-1] = {**placed[-1], "content": placed[-1]["content"] + _GAP + turn["content"]}
+            else:
+                placed.append(turn)
+        return placed
 
     def check(self) -> None:
         """Raise ValueError where the template leaves out or changes text, or what tools answer."""

@@ -86,7 +86,7 @@ CREATE TABLE queries (row INTEGER PRIMARY KEY, query_id TEXT NOT NULL UNIQUE, sp
     text BLOB NOT NULL, family BLOB NOT NULL, draw BLOB NOT NULL, kept INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX by_text ON queries (text);
 CREATE TABLE fields (row INTEGER PRIMARY KEY, environment TEXT, instruction TEXT, tools TEXT, reference TEXT,
-    source TEXT, tier TEXT, max_steps INTEGER);
+    source TEXT, tier TEXT, max_steps INTEGER, opening TEXT);
 CREATE TABLE recordings (row INTEGER PRIMARY KEY, text BLOB NOT NULL, turns TEXT, solved REAL, rewards TEXT);
 CREATE TABLE preferred (text BLOB PRIMARY KEY);
 """
@@ -125,7 +125,7 @@ FROM samples CROSS JOIN recordings ON recordings.row = samples.recording
     CROSS JOIN queries ON queries.row = samples.query CROSS JOIN fields ON fields.row = samples.query
 """
 _IN_ORDER = "ORDER BY samples.rowid"
-_FIELDS = ("environment", "instruction", "tools", "reference", "source", "tier", "max_steps")
+_FIELDS = ("environment", "instruction", "tools", "reference", "source", "tier", "max_steps", "opening")
 
 
 class StagingDatabase:
@@ -153,7 +153,7 @@ class StagingDatabase:
         numbers = (digest(key), digest(family), digest(f"draw {key}"))
         number = self._insert(query.query_id, query.split, *numbers)
         fields = [row[name] for name in _FIELDS]
-        self._db.execute("INSERT INTO fields VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (number, *fields))
+        self._db.execute("INSERT INTO fields VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (number, *fields))
 
     def _insert(self, query_id: str, *rest: str | bytes) -> int | None:
         """Insert a row under the id, or under the id with a number where the id is taken; the number of the row."""
@@ -262,11 +262,12 @@ class StagingDatabase:
 
     def demonstrations(self) -> Iterator[Trajectory]:
         """The recordings of the kept queries as trajectories, in the order of reading."""
-        columns = "query_id, environment, instruction, tier, sample, turns, solved"
-        for query_id, environment, instruction, tier, sample, turns, solved in self._db.execute(
+        columns = "query_id, environment, instruction, tier, opening, sample, turns, solved"
+        for query_id, environment, instruction, tier, opening, sample, turns, solved in self._db.execute(
             f"SELECT {columns} {_SAMPLES} {_IN_ORDER}"
         ):
-            query = Query(query_id, "", environment, instruction, (), tier=tier)
+            messages = tuple(json.loads(opening))
+            query = Query(query_id, "", environment, instruction, (), tier=tier, opening=messages)
             yield make_trajectory([RecordedTurn(*turn) for turn in json.loads(turns)], solved, query, sample)
 
     def step_rewards(self) -> Iterator[StepReward]:

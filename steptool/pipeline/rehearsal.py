@@ -28,7 +28,6 @@ from steptool.policies.sampler import BatchSampler, Feed
 from steptool.records import Query, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
-from steptool.rollout.episode import opening
 from steptool.storage.remote import localize
 from steptool.training.algorithms.base import Supervised
 from steptool.training.processes import PassLimit
@@ -116,7 +115,7 @@ def measure(folder: str | Path, queries: Sequence[Query], config: Config) -> Mea
     codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
     number = min(_ROWS, config.rollout.batch_size, config.rollout.episodes)
     played = list(islice(cycle(queries), number))
-    rows = [_Row(codec.prompt_ids(opening(q), offered_tools(q.tools, config.rollout.finish))) for q in played]
+    rows = [_Row(codec.prompt_ids(q.first_messages, offered_tools(q.tools, config.rollout.finish))) for q in played]
     prompt_tokens = sum(len(row.input_ids) for row in rows) / len(rows)
     prompt, sampled = _measure_turns(rows, codec.observation_ids("{}", "tool"), load_model(folder), config)
     return Measurement(prompt_tokens, Speeds(prompt, sampled, _measure_updates(rows, load_model(folder), config), 0.0))

@@ -12,7 +12,7 @@ from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused, Rep
 from steptool.chat.messages import read_call, read_json, reasoning_of
 from steptool.config import FinishMode, RolloutConfig, SearchConfig
 from steptool.records import Message, StepStatus, StopReason
-from steptool.rollout.episode import Decoding, Episode, Exchange, Refusal, Turn, TurnCost, opening
+from steptool.rollout.episode import Decoding, Episode, Exchange, Refusal, Turn, TurnCost
 from steptool.rollout.runner import EndedTurn, Policy
 
 _SOLVE = "Solve the user's task with the tools: one call in each turn."
@@ -163,8 +163,11 @@ def _first_call(message: Message) -> Message | None:
 
 def _conversation(episode: Episode, instructions: str) -> list[Message]:
     """The messages of the next request."""
-    system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
-    messages = [*system, *opening(episode.query)]
+    messages = episode.query.first_messages
+    if instructions and messages[0]["role"] == "system":
+        messages[0]["content"] = f"{instructions}\n\n{messages[0]['content']}"
+    elif instructions:
+        messages.insert(0, {"role": "system", "content": instructions})
     for exchange in episode.exchanges:
         messages += _retell(exchange)
         if exchange.user_turn is not None:

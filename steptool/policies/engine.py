@@ -14,7 +14,7 @@ import numpy.typing as npt
 from steptool.chat.codec import ChatCodec
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.records import StepStatus, StopReason, ToolSchema
-from steptool.rollout.episode import Decoding, Episode, Refusal, Turn, TurnCost, TurnTokens, observed_name, opening
+from steptool.rollout.episode import Decoding, Episode, Refusal, Turn, TurnCost, TurnTokens, observed_name
 from steptool.rollout.runner import EndedTurn, Policy
 
 _GAP = "\n\n"
@@ -91,9 +91,9 @@ class Prompter:
     def _opening_ids(self, episode: Episode, hint: str) -> list[int]:
         if not hint and episode in self._first_ids:
             return self._first_ids[episode]
-        (first,) = opening(episode.query)
-        content = f"{first['content']}{_GAP}{hint}" if hint else first["content"]
-        return self._codec.prompt_ids([{**first, "content": content}], episode.tools)
+        *others, last = episode.query.first_messages
+        content = f"{last['content']}{_GAP}{hint}" if hint else last["content"]
+        return self._codec.prompt_ids([*others, {**last, "content": content}], episode.tools)
 
     def _has_room(self, ids: Sequence[int]) -> bool:
         return len(ids) + self._max_new <= self._max_context

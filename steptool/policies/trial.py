@@ -18,7 +18,6 @@ from steptool.models.logprobs import causal_lm
 from steptool.policies.kv_cache import check_context
 from steptool.policies.sampler import BatchSampler, Feed
 from steptool.records import Query
-from steptool.rollout.episode import opening
 
 TOLERANCES = {torch.float32: 0.01, torch.bfloat16: 0.1}
 """Nats by which the log-probabilities of a turn may differ from those of the training path: rounding, and no more. The
@@ -102,7 +101,7 @@ def _prompts(codec: ChatCodec, queries: Sequence[Query], finish: FinishMode, len
     """The prompts of a short and of a long query, and one of `length` tokens if that is more."""
     by_size = sorted(queries, key=lambda query: len(query.instruction) + len(str(query.tools)))
     extremes = (by_size[0], by_size[-1])
-    prompts = [codec.prompt_ids(opening(query), offered_tools(query.tools, finish)) for query in extremes]
+    prompts = [codec.prompt_ids(query.first_messages, offered_tools(query.tools, finish)) for query in extremes]
     longest = prompts[-1]
     full = (longest * (max(0, length) // len(longest) + 1))[: max(0, length)]
     return [*prompts, full] if len(full) > len(longest) else prompts

@@ -206,6 +206,7 @@ def _reference_from_json(text: str) -> Reference:
 
 _MESSAGES = Stored(pa.string(), JSON_ARRAY.encode, _messages_from_json)
 _TOOLS = Stored(pa.string(), JSON_TUPLE.encode, _tools_from_json)
+_OPENING = Stored(pa.string(), JSON_TUPLE.encode, lambda text: tuple(_messages_from_json(text)))
 _SPANS = Stored(
     pa.list_(
         pa.struct(
@@ -241,7 +242,7 @@ _REFERENCE = Stored(
 )
 
 
-@contract("queries", version=1)
+@contract("queries", version=2)
 @dataclass(frozen=True)
 class Query:
     """A task: an instruction, the tools that may be used, and what is known of its solution."""
@@ -261,6 +262,17 @@ class Query:
     source: Annotated[str, "Where the task comes from; may be empty"] = ""
     tier: Annotated[str, "Group of difficulty or origin by which results are broken down; may be empty"] = ""
     max_steps: Annotated[Int32, "Steps allowed, Finish included; 0 leaves the limit to rollout.max_steps"] = 0
+    opening: Annotated[
+        tuple[Message, ...],
+        _OPENING,
+        "What the instruction consists of where others than the user speak in it: JSON array of OpenAI messages of the "
+        "roles system, developer and user; empty: the instruction, from the user",
+    ] = ()
+
+    @property
+    def first_messages(self) -> list[Message]:
+        """The messages that an episode begins with."""
+        return [dict(m) for m in self.opening] or [{"role": "user", "content": self.instruction}]
 
 
 @contract("trajectories", version=4)

@@ -305,14 +305,9 @@ def episode_id(policy: str, round_index: int, query_id: str, decoding: Decoding,
     return f"{policy}-r{round_index}-{query_id}-{decoding[0]}{sample}"
 
 
-def opening(query: Query) -> list[Message]:
-    """The messages that an episode begins with."""
-    return [{"role": "user", "content": query.instruction}]
-
-
 def messages_of(query: Query, exchanges: list[Exchange]) -> list[Message]:
     """The conversation in OpenAI's form. A Finish that ends the episode has no response, an answer in text never."""
-    messages = opening(query)
+    messages = query.first_messages
     for exchange in exchanges:
         parsed, step = exchange.turn.parsed, exchange.step
         plain: Message = {"role": "assistant", "content": parsed.text}

@@ -111,7 +111,7 @@ def select_fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -
     fitting = []
     for query in queries:
         tools = offered_tools(query.tools, config.rollout.finish)
-        tokens = len(codec.prompt_ids([{"role": "user", "content": query.instruction}], tools))
+        tokens = len(codec.prompt_ids(query.first_messages, tools))
         if tokens <= room:
             fitting.append(query)
         elif not leave_out:

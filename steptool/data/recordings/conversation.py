@@ -23,7 +23,7 @@ from steptool.data.parsing import Record, UnusableError, as_text, excerpt, join_
 from steptool.data.recordings.messages import find_tools_of_system, translate_messages
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording, marks_error
 from steptool.data.tools import check_and_close, openai_tools
-from steptool.records import FINISH, ToolCall, ToolSchema
+from steptool.records import FINISH, Message, ToolCall, ToolSchema
 
 _TAGS = re.compile(r"<tool_call>.*?</tool_call>", re.DOTALL)
 _DEEPSEEK = re.compile(r"<｜tool▁call▁begin｜>.*?<｜tool▁call▁end｜>", re.DOTALL)
@@ -150,7 +150,8 @@ _INSTRUCTING = ("system", "developer", "user")
 def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
     """A record with `messages`, and `tools` (or `functions`) and `solved` where it has them.
 
-    What the system and the user say before the assistant's first turn is the instruction. Where no tool is called
+    What the system and the user say before the assistant's first turn is the instruction, and the messages keep their
+    roles. What the system or a developer says later stands between the turns. Where no tool is called
     Finish, the assistant's words without a call are its answer, and become a Finish. Raises UnusableError naming the
     message or field.
     """
@@ -168,7 +169,11 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
     turns = read_turns(read_written_calls(messages[first:], tools), "messages", first)
     if FINISH not in declared:
         turns = [_with_finish(turn) for turn in turns]
-    return make_recording(record, _join_instruction(messages[:first]), tools, turns, _read_verdict(record.value))
+    opening = _read_opening(messages[:first])
+    instruction = join_texts([message["content"] for message in opening], _GAP)
+    if all(message["role"] == "user" for message in opening):
+        opening = []
+    return make_recording(record, instruction, tools, turns, _read_verdict(record.value), opening=opening)
 
 
 def read_turns(messages: Sequence[Any], where: str, first: int = 0) -> list[RecordedTurn]:
@@ -188,6 +193,8 @@ def read_turns(messages: Sequence[Any], where: str, first: int = 0) -> list[Reco
             reader.add_response(text, message.get("tool_call_id"), message.get("name"), at, marks_error(message))
         elif role == "user":
             reader.add_user(text)
+        elif role in _INSTRUCTING:
+            reader.add_note(role, text)
         else:
             raise UnusableError("a message of another role", f"{at}: expected user, assistant or tool, got {role!r}")
     return reader.finish()
@@ -235,13 +242,21 @@ class _TurnReader:
         return next(iter(matches or [n for n, call_name in zip(candidates, names, strict=True) if not call_name]), None)
 
     def add_user(self, text: str) -> None:
-        self._close_words(None)
-        if not self._turns:
+        if (turn := self._close_turn()) is None:
             return
-        turn = self._turns[-1]
-        if turn.name == FINISH:  # the user answers it
-            self._waiting = [(number, call_id) for number, call_id in self._waiting if number < len(self._turns) - 1]
         self._turns[-1] = turn._replace(user=text if turn.user is None else turn.user + _GAP + text)
+
+    def add_note(self, role: str, text: str) -> None:
+        """Add what the system or a developer says after the last turn."""
+        if (turn := self._close_turn()) is not None and text.strip():
+            self._turns[-1] = turn._replace(notes=(*turn.notes, (role, text)))
+
+    def _close_turn(self) -> RecordedTurn | None:
+        """The last turn, which somebody else than a tool follows; None where the assistant has not spoken yet."""
+        self._close_words(None)
+        if self._turns and self._turns[-1].name == FINISH:  # no response follows
+            self._waiting = [(number, call_id) for number, call_id in self._waiting if number < len(self._turns) - 1]
+        return self._turns[-1] if self._turns else None
 
     def finish(self) -> list[RecordedTurn]:
         self._close_words(None)
@@ -294,16 +309,21 @@ def read_content(message: dict[str, Any], where: str) -> str:
     return "".join(require(part, "text", str, f"{where}.content") for part in content)
 
 
-def _join_instruction(messages: Sequence[dict[str, Any]]) -> str:
-    texts = []
+def _read_opening(messages: Sequence[dict[str, Any]]) -> list[Message]:
+    """The messages before the assistant's first turn that say something, those of the user side by side as one."""
+    opening: list[Message] = []
     for number, message in enumerate(messages):
         if message["role"] not in _INSTRUCTING:
             detail = f"messages[{number}]: expected {', '.join(_INSTRUCTING)}, got {message['role']!r}"
             raise UnusableError("a message of another role", detail)
-        texts.append(read_content(message, f"messages[{number}]"))
-    if not any(text.strip() for text, m in zip(texts, messages, strict=True) if m["role"] == "user"):
+        role, text = message["role"], read_content(message, f"messages[{number}]")
+        if text.strip() and opening and opening[-1]["role"] == role == "user":
+            opening[-1]["content"] = join_texts([opening[-1]["content"], text], _GAP)
+        elif text.strip():
+            opening.append({"role": role, "content": text})
+    if not any(message["role"] == "user" for message in opening):
         raise UnusableError("no instruction", "the user says nothing before the assistant's first turn")
-    return join_texts([text for text in texts if text.strip()], _GAP)
+    return opening
 
 
 def _read_tools(value: dict[str, Any], default_tools: DefaultTools) -> tuple[tuple[ToolSchema, ...], set[str]]:

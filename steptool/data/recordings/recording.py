@@ -142,6 +142,8 @@ class RecordedTurn(NamedTuple):
     """What the user said next, if anything."""
     failed: bool = False
     """Whether the record says beside the response that the tool failed."""
+    notes: Sequence[tuple[str, str]] = ()
+    """What system and developer said after that, before the user: role and text."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ class Recording:
     """The verdict that was recorded with it, in [0, 1]."""
     rewards: tuple[float, ...] = ()
     """Recorded rewards, one per turn; empty without rewards."""
+    opening: tuple[Message, ...] = ()
+    """What the instruction consists of where others than the user speak in it."""
 
 
 def make_recording(
@@ -166,6 +170,7 @@ def make_recording(
     turns: Sequence[RecordedTurn],
     solved: float | None = None,
     rewards: Sequence[float] = (),
+    opening: Sequence[Message] = (),
 ) -> Recording:
     """The recording up to the call that ends it, with arguments that are strict JSON wherever they can be read.
 
@@ -178,7 +183,8 @@ def make_recording(
     for number, turn in enumerate(turns[:end]):
         if turn.observation is None and turn.name not in ("", FINISH):
             raise UnusableError("a call without a response", f"call {number} ({turn.name}) has no recorded response")
-    return Recording(record.file, record.row, instruction, tools, tuple(turns[:end]), solved, tuple(rewards[:end]))
+    path = tuple(turns[:end])
+    return Recording(record.file, record.row, instruction, tools, path, solved, tuple(rewards[:end]), tuple(opening))
 
 
 def _with_strict_arguments(turn: RecordedTurn, number: int) -> RecordedTurn:
@@ -194,7 +200,7 @@ def _with_strict_arguments(turn: RecordedTurn, number: int) -> RecordedTurn:
 
 
 def _ends(turn: RecordedTurn) -> bool:
-    return turn.user is None and turn.name == FINISH and _make_step(turn).status is StepStatus.FINISH
+    return turn.user is None and not turn.notes and turn.name == FINISH and _make_step(turn).status is StepStatus.FINISH
 
 
 def make_query(recording: Recording) -> Query:
@@ -212,6 +218,7 @@ def make_query(recording: Recording) -> Query:
         tools=recording.tools,
         source="recorded",
         tier=file.parent.name if recording.row is None else stem,
+        opening=recording.opening,
     )
 
 
@@ -222,7 +229,7 @@ def make_trajectory_id(query_id: str, sample: int) -> str:
 
 def make_trajectory(turns: Sequence[RecordedTurn], solved: float | None, query: Query, sample: int) -> Trajectory:
     """The turns of a recording as a trajectory of a query: messages and steps, no tokens."""
-    messages: list[Message] = [{"role": "user", "content": query.instruction}]
+    messages = query.first_messages
     steps: list[Step] = []
     for turn in turns:
         step = _make_step(turn)
@@ -326,8 +333,9 @@ def _make_messages(turn: RecordedTurn, step: Step) -> list[Message]:
     else:
         messages = [call_message(step.call, turn.thought)]
     finished, answered = step.status is StepStatus.FINISH, turn.name or turn.observation is not None
-    if turn.user is not None if finished else answered:
+    if turn.user is not None or turn.notes if finished else answered:
         messages.append(tool_message(turn.name or NO_CALL, step.observation))
+    messages += [{"role": role, "content": text} for role, text in turn.notes]
     if turn.user is not None:
         messages.append({"role": "user", "content": turn.user})
     return messages

@@ -328,7 +328,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
         ([call({}), message("Hello?", "user"), message("Yes.")], {}, "a call without a response", "call 0 (tides)"),
         ([call({}), response("a"), response("b")], {}, "a response without a call", "messages[3]"),
         ([response("a"), message("Nine.")], {}, "a message of another role", "messages[1]"),
-        ([message("Nine."), message("Be brief.", "system")], {}, "a message of another role", "messages[2]"),
+        ([message("Nine."), message("Be brief.", "critic")], {}, "a message of another role", "messages[2]"),
         ([], {}, "no recorded step", "assistant"),
         ([message(None)], {}, "no recorded step", "no words"),
         ([message("Nine.")], {"messages": [message("Nine.")]}, "no instruction", "user"),
@@ -386,3 +386,22 @@ def test_any_messages_are_read_or_refused(messages, fields):
     else:
         assert trajectory.steps and all(isinstance(s.status, StepStatus) for s in trajectory.steps)
         assert json.loads(json.dumps(trajectory.messages)) == trajectory.messages
+
+
+def test_system_and_developer_keep_their_roles_before_and_between_the_turns() -> None:
+    opening = [message("Be brief.", "system"), message("Use the tools.", "developer"), QUESTION]
+    turns = [call({}), response("9:12"), message("The user is in a hurry.", "system"), message("Well?", "user")]
+    recording = recording_of(messages=[*opening, *turns, message("At nine.")])
+    assert recording.instruction == "Be brief.\n\nUse the tools.\n\nWhen is high water?"
+    assert list(recording.opening) == opening
+    trajectory = make_trajectory(recording.turns, None, make_query(recording), 0)
+    assert trajectory.messages[:3] == opening
+    assert [(m["role"], m["content"]) for m in trajectory.messages[4:7]] == [
+        ("tool", "9:12"), ("system", "The user is in a hurry."), ("user", "Well?"),
+    ]  # fmt: skip
+    assert (len(trajectory.steps), trajectory.final_answer) == (2, "At nine.")
+
+
+def test_what_the_user_alone_says_needs_no_messages_of_its_own() -> None:
+    recording = recording_of(messages=[message("First,", "user"), message("then.", "user"), message("Done.")])
+    assert (recording.instruction, recording.opening) == ("First,\n\nthen.", ())
