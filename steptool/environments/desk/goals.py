@@ -6,8 +6,7 @@ compositions by which tasks are split: no composition of the held-out tasks occu
 
 An errand is a request whose wording says what to do. The base model is pretrained on errands. They stand for the
 general skill that a model from a hub brings: it reads schemas, finds entities by reference, copies ids from call to
-call, reports values and follows conditions that are spelled out. What the desk expects of "cancel" or "handle" is not
-among them.
+call and reports values. What the desk expects of "cancel" or "handle" is not among them.
 """
 
 from __future__ import annotations
