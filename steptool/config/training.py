@@ -50,15 +50,15 @@ class WarmStartConfig(StrictModel):
 
     demonstrations: Positive = 1500
     """Recorded or scripted trajectories to learn from, at most."""
-    steps: Natural = 200
+    steps: Natural = 130
     """Optimizer steps; 0 goes without a warm start."""
     batch_size: Positive = 16
     """Trajectories per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Learning rate at its highest: it rises over the first tenth of the steps (50 at most) and decays after that."""
-    slips: Share = 0.3
+    slips: Share = 0.2
     """Chance per step that the scripted expert makes a useless or wrong call (desk only)."""
-    shortcuts: Share = 0.6
+    shortcuts: Share = 0.45
     """Chance per demonstration that the scripted expert cuts a corner (desk only)."""
 
 
@@ -174,13 +174,13 @@ class PPOConfig(StrictModel):
     the warm start too."""
     compile: bool = False
     """Compile the layers of the model on a GPU: faster after a minute or so of compiling. It needs a C compiler."""
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Learning rate of the policy in the first round."""
     final_learning_rate: Share = 0.1
     """Share of the learning rate left in the last round (linear decay over rounds)."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate of the value head."""
-    value_warmup_rounds: Natural = 2
+    value_warmup_rounds: Natural = 1
     """First rounds in which only the value head learns."""
     detach_value: bool = True
     """Whether the value loss stays out of the backbone."""
