@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from steptool.chat.messages import FINISH_SCHEMA
+from steptool.chat.messages import FINISH_SCHEMA, annotate_tool, reads_only
 from steptool.config import Config
 from steptool.data.parsing import IngestError, UnusableError, require, require_text
-from steptool.environments.base import ENVIRONMENTS, default_environment, expected_names, open_environment
+from steptool.environments.base import (
+    ENVIRONMENTS,
+    default_environment,
+    environment_class,
+    expected_names,
+    open_environment,
+)
 from steptool.environments.schema import SchemaError, check_tools
 from steptool.environments.virtual_protocol import NAME_LIMIT
 from steptool.records import FINISH, ToolSchema
@@ -203,6 +209,14 @@ class ToolCatalog:
         """
         return self._tools(self.environment(environment))
 
+    def add_hints(self, tools: Iterable[ToolSchema], environment: str) -> tuple[ToolSchema, ...]:
+        """The tools that a task lists, with a hint on those of which the environment says that they only read."""
+        read_only = environment_class(self.environment(environment), self._config).read_only
+        return tuple(
+            annotate_tool(tool, True) if tool["function"]["name"] in read_only and reads_only(tool) is None else tool
+            for tool in tools
+        )
+
     def _list_tools(self, name: str) -> tuple[ToolSchema, ...]:
         environment = open_environment(name, self._config)
         try:
@@ -211,4 +225,4 @@ class ToolCatalog:
             raise UnusableError("missing field 'tools'", f"field 'tools' is missing, and {error}") from None
         finally:
             environment.close()
-        return check_and_close(tools, f"environment '{name}'")
+        return self.add_hints(check_and_close(tools, f"environment '{name}'"), name)

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,13 @@ class TransportError(Exception):
 
 class VerdictError(Exception):
     """The check of an episode failed, so that it has no verdict. The text names the check and says what failed."""
+
+
+class EpisodeEnd(Exception):
+    """Raised by a tool that ends the episode: a game that is over, say. Its text is what the model would read next.
+
+    The step counts as one that went well. The verdict is asked for afterwards, as at every end.
+    """
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,17 @@ def describe_error(error: BaseException) -> str:
 
 
 class Session(ABC):
-    """One episode of one query. Sessions share no state: what one changes, no other sees."""
+    """One episode of one query. Sessions share no state: what one changes, no other sees.
+
+    `call`, `solved`, `next_turn` and `close` may be coroutines (`async def call(...)`). They run in one event loop for
+    all sessions of the environment, and a coroutine that takes longer than `tools.timeout` is cancelled.
+    """
 
     @abstractmethod
     def call(self, call: ToolCall) -> ToolResult:
         """Execute one call. A failing tool is a result with its status. Raises TransportError where the call may be
-        tried again; any other exception is a failed step as well, with its text as the observation.
+        tried again, and EpisodeEnd where it ends the episode; any other exception is a failed step, with its text as
+        the observation.
         """
 
     def start(self) -> None:
@@ -139,6 +151,9 @@ class Environment(ABC):
     """Calls may wait for others or hang: they run in threads of their own, within a time limit."""
     needs_recordings: ClassVar[bool] = False
     """It answers from recorded trajectories alone, so reference solutions cannot be played in it."""
+    read_only: ClassVar[frozenset[str]] = frozenset()
+    """Names of tools that change nothing. It counts where a schema has no hint of its own, in tasks that list their
+    tools themselves too."""
 
     @classmethod
     def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
@@ -167,6 +182,14 @@ class Environment(ABC):
         Raises ValueError if it has no such list.
         """
         raise ValueError(f"the environment '{self.name}' has no tools of its own: give each task a list of tools")
+
+    def tasks(self) -> Iterable[Mapping[str, Any]]:
+        """Its own tasks, for `data.source: environment`, in the form of the lines of a file of tasks
+        (docs/bring-your-own-data.md): instruction, and perhaps id, split, tools, reference, tier and max_steps.
+
+        Raises ValueError if it has no tasks of its own.
+        """
+        raise ValueError(f"the environment '{self.name}' has no tasks of its own: name files of tasks in data.paths")
 
     def close(self) -> None:
         """Release what the environment holds."""

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
 from steptool.config import ToolsConfig
-from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError, describe_error
+from steptool.environments.base import (
+    Environment,
+    EpisodeEnd,
+    Session,
+    ToolResult,
+    TransportError,
+    VerdictError,
+    describe_error,
+)
 from steptool.records import Query, StepStatus, ToolCall
 
 _BACKOFF = 0.2
@@ -24,6 +35,9 @@ _CLOSING = 5.0
 _FAULTS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
 """Exceptions of a session that do not end the run. In a thread of its own KeyboardInterrupt is one of them: no key
 reaches that thread."""
+_MEANT = (TransportError, VerdictError, EpisodeEnd)
+"""What a session raises to say something."""
+_STARTING = threading.Lock()
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -59,8 +73,9 @@ class LimitedEnvironment:
 class LimitedSession(Session):
     """A session whose calls end in time, are tried again where that does no harm, and return a text of limited size.
 
-    A call that runs out of time is a failed step. It cannot be stopped, only left alone: a later call of the session
-    waits for it, within its own time, so that no two calls of a session ever run at once.
+    A call that runs out of time is a failed step. A coroutine is cancelled then. Other code cannot be stopped, only
+    left alone: a later call of the session waits for it, within its own time, so that no two calls of a session ever
+    run at once.
     """
 
     def __init__(self, session: Session, limits: ToolsConfig, blocking: bool) -> None:
@@ -98,14 +113,17 @@ class LimitedSession(Session):
             return self._within(self._limits.timeout, lambda: self._session.solved(final_answer))
         except _OutOfTime:
             raise VerdictError(f"'solved' gave no verdict within {self._limits.timeout:g} s") from None
-        except (_SessionError, TransportError) as error:
+        except (_SessionError, TransportError, EpisodeEnd) as error:
             raise VerdictError(f"'solved' failed: {error}") from error
 
     def next_turn(self, final_answer: str) -> str | None:
-        """What the user says next; None if it does not come in time. Raises RuntimeError where the session fails."""
+        """What the user says next; None if the session ends the episode, and if it does not answer in time.
+
+        Raises RuntimeError where the session fails.
+        """
         try:
             return self._within(self._limits.timeout, lambda: self._session.next_turn(final_answer))
-        except (_OutOfTime, TransportError):
+        except (_OutOfTime, TransportError, EpisodeEnd):
             return None
         except _SessionError as error:
             raise RuntimeError(f"'next_turn' of the environment's session failed: {error}") from error
@@ -114,26 +132,34 @@ class LimitedSession(Session):
         """Close the session, or leave it alone if that takes too long."""
         try:
             self._within(_CLOSING, self._session.close)
-        except (_OutOfTime, _SessionError, TransportError):
+        except (_OutOfTime, _SessionError, *_MEANT):
             return
         finally:
             if self._worker:
                 self._worker.end()
 
     def _attempt(self, call: ToolCall, deadline: float) -> ToolResult:
-        result = self._within(deadline - time.monotonic(), lambda: self._session.call(call))
+        try:
+            result = self._within(deadline - time.monotonic(), lambda: self._session.call(call))
+        except EpisodeEnd as end:
+            return ToolResult(StepStatus.OK, str(end), ends_episode=True)
         if not isinstance(result, ToolResult) or not isinstance(result.observation, str):
             kind = type(result).__name__
             raise _SessionError(f"the environment returned {kind} in place of a ToolResult with a text")
         return result
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T:
-        """What the work returns. Raises _OutOfTime, TransportError, VerdictError, and _SessionError for all else."""
+        """What the work returns, a coroutine awaited. Raises _OutOfTime, _MEANT, and _SessionError for all else."""
+
+        def finish() -> T:
+            result = work()
+            return _run_coroutine(result, seconds) if inspect.isawaitable(result) else result
+
         if self._worker:
-            return self._worker.run(work, seconds)
+            return self._worker.run(finish, seconds)
         try:
-            return work()
-        except (TransportError, VerdictError):
+            return finish()
+        except (_OutOfTime, *_MEANT):
             raise
         except _FAULTS as error:
             raise _SessionError(describe_error(error)) from error
@@ -152,6 +178,35 @@ class _OutOfTime(Exception):
 
 class _SessionError(Exception):
     """The session raised something; the text describes it."""
+
+
+def _run_coroutine(work: Awaitable[T], seconds: float) -> T:
+    """What `work` returns or raises. Raises _OutOfTime after that time, and cancels the work."""
+
+    async def finish() -> T:
+        return await work
+
+    future = asyncio.run_coroutine_threadsafe(finish(), _event_loop())
+    try:
+        return future.result(max(0.0, seconds))
+    except TimeoutError:
+        if future.done():  # the work itself has raised it
+            raise
+        future.cancel()
+        raise _OutOfTime from None
+
+
+@cache
+def _start_event_loop(process: int) -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The loop of all coroutines of this process, in a thread of its own that does not keep the program from ending."""
+    with _STARTING:
+        return _start_event_loop(os.getpid())
 
 
 class _Worker:
@@ -186,7 +241,7 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
         return
     try:
         future.set_result(work())
-    except (TransportError, VerdictError) as error:
+    except (_OutOfTime, *_MEANT) as error:
         future.set_exception(error)
     except BaseException as error:
         future.set_exception(_SessionError(describe_error(error)))

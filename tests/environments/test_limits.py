@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from steptool.config import ToolsConfig
-from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
+from steptool.environments.base import Environment, EpisodeEnd, Session, ToolResult, TransportError, VerdictError
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import Query, StepStatus, ToolCall
 
@@ -244,3 +244,80 @@ def test_a_result_that_ends_the_episode_still_does_after_a_cut() -> None:
 
     limited = LimitedSession(Over(lambda: "x" * 20), ToolsConfig(observation_limit=10), blocking=False)
     assert limited.call(CALL).ends_episode and limited.call(CALL).observation.startswith("xxxxxxxxxx...")
+
+
+class AsyncSession(Session):
+    """Counts its calls; a call of `wait` takes as many seconds as its argument says."""
+
+    def __init__(self) -> None:
+        self.calls, self.closed = 0, False
+
+    async def call(self, call: ToolCall) -> ToolResult:  # type: ignore[override]
+        self.calls += 1
+        await asyncio.sleep(call.arguments.get("seconds", 0))
+        if call.name == "end":
+            raise EpisodeEnd("it is over")
+        if call.name == "fail":
+            raise TimeoutError("of the tool itself")
+        return ToolResult(OK, f"call {self.calls}")
+
+    async def solved(self, final_answer: str | None) -> float | None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return float(self.calls)
+
+    async def next_turn(self, final_answer: str) -> str | None:  # type: ignore[override]
+        raise EpisodeEnd
+
+    async def close(self) -> None:  # type: ignore[override]
+        self.closed = True
+
+
+class AsyncEnvironment(Environment):
+    name = "async"
+
+    def __init__(self, blocking: bool) -> None:
+        self.blocking = blocking
+
+    def reset(self, query: Query) -> AsyncSession:
+        return AsyncSession()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_methods_of_a_session_may_be_coroutines(blocking: bool) -> None:
+    limited = LimitedEnvironment(AsyncEnvironment(blocking), ToolsConfig(timeout=0.5)).reset(QUERY)
+    assert limited.call(CALL) == ToolResult(OK, "call 1")
+    assert limited.call(ToolCall("end", {})) == ToolResult(OK, "it is over", ends_episode=True)
+    assert limited.call(ToolCall("fail", {})).observation == '{"error": "TimeoutError: of the tool itself"}'
+    assert (limited.solved("x"), limited.next_turn("x")) == (3.0, None)
+    inner = limited._session
+    assert isinstance(inner, AsyncSession)
+    limited.close()
+    assert inner.closed
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_coroutine_that_takes_too_long_is_cancelled_and_holds_up_no_later_call(blocking: bool) -> None:
+    limited = LimitedEnvironment(AsyncEnvironment(blocking), ToolsConfig(timeout=0.3)).reset(QUERY)
+    slow = limited.call(ToolCall("wait", {"seconds": 60}))
+    assert slow == ToolResult(StepStatus.TOOL_ERROR, '{"error": "no answer within 0.3 s"}')
+    assert limited.call(CALL) == ToolResult(OK, "call 2")
+
+
+def test_coroutines_of_several_sessions_run_side_by_side() -> None:
+    environment = LimitedEnvironment(AsyncEnvironment(blocking=True), ToolsConfig())
+    start = time.monotonic()
+    sessions = [environment.reset(QUERY) for _ in range(8)]
+    wait = ToolCall("wait", {"seconds": 0.4})
+    results = [future.result() for future in [environment.submit(session.call, wait) for session in sessions]]
+    assert {result.status for result in results} == {OK} and time.monotonic() - start < 2
+
+
+def test_a_session_ends_the_episode_by_an_exception() -> None:
+    def end() -> str:
+        raise EpisodeEnd("The lamp is lit.")
+
+    limited = session(end)
+    assert limited.call(CALL) == ToolResult(OK, "The lamp is lit.", ends_episode=True)
+    assert limited.next_turn("x") is None
+    with pytest.raises(VerdictError, match="'solved' failed: The lamp is lit"):
+        limited.solved("x")

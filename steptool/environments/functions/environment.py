@@ -102,7 +102,7 @@ class FunctionsEnvironment(Environment):
     def _episode_tools(self, state: Mapping[str, Any], reference: Mapping[str, Any]) -> Tools:
         if self._isolation == "process":
             return ProcessTools(self._named, state, reference, self._limit)
-        return EpisodeTools(self._toolbox, state, reference)
+        return EpisodeTools(self._toolbox, state, reference, self._limit)
 
 
 class FunctionsSession(Session):

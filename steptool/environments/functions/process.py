@@ -26,6 +26,8 @@ from steptool.records import StepStatus
 
 _LARGEST = 8 << 20
 """Bytes of a result that are taken."""
+_SHARE = 0.9
+"""Share of the time limit after which a coroutine is cancelled: early enough to keep the process and its state."""
 _ANEW = "the next call begins with a fresh object, which knows nothing of the calls before"
 _running: WeakSet[subprocess.Popen[bytes]] = WeakSet()
 
@@ -42,7 +44,12 @@ class ProcessTools:
     """
 
     def __init__(self, named: str, state: Mapping[str, Any], reference: Mapping[str, Any], seconds: float) -> None:
-        self._task = {"functions": named, "state": dict(state), "reference": dict(reference)}
+        self._task = {
+            "functions": named,
+            "state": dict(state),
+            "reference": dict(reference),
+            "seconds": _SHARE * seconds,
+        }
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
@@ -152,7 +159,7 @@ def _end_all() -> None:
 def serve(pipe: Connection) -> None:
     """Answer requests about one episode until the other side is gone."""
     task = json.loads(pipe.recv_bytes())
-    tools = EpisodeTools(load_toolbox(task["functions"]), task["state"], task["reference"])
+    tools = EpisodeTools(load_toolbox(task["functions"]), task["state"], task["reference"], task["seconds"])
     with suppress(EOFError, OSError):
         while request := json.loads(pipe.recv_bytes()):
             pipe.send_bytes(json.dumps(_reply(tools, request)).encode())

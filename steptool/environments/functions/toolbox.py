@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from steptool.chat.messages import annotate_tool
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult, VerdictError, describe_error, import_object
+from steptool.environments.base import EpisodeEnd, ToolResult, VerdictError, describe_error, import_object
 from steptool.records import StepStatus, ToolSchema
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -177,11 +177,17 @@ class EpisodeTools:
     """The object of one episode, made at the first call. Whatever its code raises is a failed step or no verdict.
 
     Arguments, state and reference are copied: a function may keep and change what it gets. Coroutines run in one event
-    loop, so that what one call opens another can use.
+    loop, so that what one call opens another can use; one that takes longer than `seconds` is cancelled.
     """
 
-    def __init__(self, toolbox: Toolbox, state: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-        self._toolbox, self._state, self._reference = toolbox, state, reference
+    def __init__(
+        self,
+        toolbox: Toolbox,
+        state: Mapping[str, Any],
+        reference: Mapping[str, Any],
+        seconds: float = float("inf"),
+    ) -> None:
+        self._toolbox, self._state, self._reference, self._seconds = toolbox, state, reference, seconds
         self._instance: Any = None
         self._loop: asyncio.Runner | None = None
 
@@ -204,6 +210,10 @@ class EpisodeTools:
         try:
             text = _text(self._run(getattr(self._object(), name), **converted))
             return ToolResult(StepStatus.OK, text, ends_episode=bool(self._run_optional(ENDED)))
+        except EpisodeEnd as end:
+            return ToolResult(StepStatus.OK, _text(str(end)), ends_episode=True)
+        except _OutOfTime as error:
+            return failed_result(StepStatus.TOOL_ERROR, str(error))
         except BaseException as error:  # KeyboardInterrupt and the like come from the tool: no key reaches this thread
             return failed_result(StepStatus.TOOL_ERROR, describe_error(error))
 
@@ -244,7 +254,7 @@ class EpisodeTools:
         if not inspect.isawaitable(result):
             return result
         self._loop = self._loop or asyncio.Runner()
-        return self._loop.run(_await(result))
+        return self._loop.run(_await(result, self._seconds))
 
 
 def failed_result(status: StepStatus, reason: str) -> ToolResult:
@@ -252,8 +262,18 @@ def failed_result(status: StepStatus, reason: str) -> ToolResult:
     return ToolResult(status, _text({"error": reason}))
 
 
-async def _await(result: Any) -> Any:
-    return await result
+async def _await(result: Any, seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await result
+    except TimeoutError:
+        if limit.expired():
+            raise _OutOfTime(f"no answer within {seconds:g} s") from None
+        raise
+
+
+class _OutOfTime(Exception):
+    """A coroutine took longer than it may, and was cancelled."""
 
 
 def _text(result: Any) -> str:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
-from steptool.environments.base import VerdictError, describe_error
+from steptool.environments.base import ToolResult, VerdictError, describe_error
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import Query, Reference, StepStatus, ToolCall
@@ -77,6 +78,7 @@ HOSTILE = '''
         def solved(self, final_answer, reference):
             return 1.0 if final_answer == "fine" else self.fail(final_answer)
 '''
+QUERY = Query("q", "train", "functions", "go", ())
 KINDS = {
     "key": "KeyboardInterrupt: ",
     "exit": "SystemExit: ",
@@ -272,3 +274,44 @@ def test_a_schema_stands_alone_and_has_no_titles(module: Callable[..., str]) -> 
             "required": ["value"],
         },
     }
+
+
+ENDING = '''
+    import asyncio
+    from steptool.environments.functions import EpisodeEnd
+
+    class Quiz:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        async def ask(self, seconds: float) -> str:
+            """Ask, and wait for an answer.
+
+            Args:
+                seconds: to wait
+            """
+            self.asked += 1
+            await asyncio.sleep(seconds)
+            return f"question {self.asked}"
+
+        def stop(self) -> str:
+            """Stop the quiz."""
+            raise EpisodeEnd(f"{self.asked} questions were asked")
+'''
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_tool_ends_the_episode_by_an_exception(module: Callable[..., str], isolation: Any) -> None:
+    environment = FunctionsEnvironment(f"{module(ENDING)}:Quiz", isolation, timeout=60)
+    with closing(LimitedEnvironment(environment, ToolsConfig()).reset(QUERY)) as session:
+        assert session.call(ToolCall("ask", {"seconds": 0})).observation == "question 1"
+        end = session.call(ToolCall("stop", {}))
+    assert end == ToolResult(StepStatus.OK, "1 questions were asked", ends_episode=True)
+
+
+def test_a_coroutine_that_takes_too_long_is_cancelled_and_the_object_stays(module: Callable[..., str]) -> None:
+    environment = FunctionsEnvironment(f"{module(ENDING)}:Quiz", timeout=1.0)
+    with closing(LimitedEnvironment(environment, ToolsConfig(timeout=1.0)).reset(QUERY)) as session:
+        slow = session.call(ToolCall("ask", {"seconds": 60}))
+        assert slow == ToolResult(StepStatus.TOOL_ERROR, '{"error": "no answer within 0.9 s"}')
+        assert session.call(ToolCall("ask", {"seconds": 0})).observation == "question 2"
