@@ -25,7 +25,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-pages test-logs smollm textworld check format docs seeds bench mistakes kills hostile million bfcl \
+.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format docs seeds bench mistakes kills hostile million bfcl \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -96,6 +96,18 @@ textworld:  ## an environment of its own, .venv-textworld, with TextWorld; plays
 	.venv-textworld/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-textworld/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest hypothesis textworld==1.7.0
 	.venv-textworld/bin/python -m pytest -s tests/environments/test_textworld.py
+
+test-environments:  ## the tests with environments of others, in environments of their own: verifiers, OpenEnv, NeMo Gym
+	for name in verifiers openenv nemo-gym; do $(PY) -m venv .venv-$$name; done
+	.venv-verifiers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-verifiers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[environments]" pytest verifiers==0.4.0
+	.venv-openenv/bin/python -m pip install --quiet --disable-pip-version-check openenv==0.10.0
+	.venv-nemo-gym/bin/python -m pip install --quiet --disable-pip-version-check --ignore-requires-python --no-deps \
+		nemo-gym==0.4.0
+	.venv-nemo-gym/bin/python -m pip install --quiet --disable-pip-version-check -r tests/environments/nemo_gym.txt
+	OPENENV_PYTHON=.venv-openenv/bin/python NEMO_GYM_PYTHON=.venv-nemo-gym/bin/python .venv-verifiers/bin/python -m pytest \
+		tests/environments/test_verifiers.py tests/environments/test_openenv.py tests/environments/test_nemo_gym.py \
+		tests/policies/test_serve_environment.py
 
 test-cluster: $(STAMP)  ## run the workflows as a cluster would, every task as its pod (10 minutes or so)
 	$(BIN)/python -m pytest -v -m cluster

@@ -179,6 +179,21 @@ def serve(
     run_server(model, host, port, name or model.resolve().name)
 
 
+@app.command("serve-env")
+def serve_environment(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one, which is printed.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address; one that others reach needs a key in STEPTOOL_API_KEY.")] = (
+        "127.0.0.1"
+    ),
+) -> None:
+    """Serve the environment and the tasks of a configuration, behind OpenEnv's protocol."""
+    from steptool.pipeline.episodes import serve_tasks
+
+    serve_tasks(load_config(config, overrides or ()), host, port)
+
+
 @app.command()
 def check(
     config: ConfigPath,

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from steptool.config.base import FreeMapping, Natural, Positive, Share, StrictModel, did_you_mean
 
-SOURCE_NAMES = ("desk", "toolbench", "jsonl", "recorded", "bfcl")
+SOURCE_NAMES = ("desk", "toolbench", "jsonl", "recorded", "bfcl", "environment")
 
 
 def _check_source(name: str) -> str:
@@ -21,7 +21,7 @@ def _check_source(name: str) -> str:
     return name
 
 
-ENVIRONMENT_NAMES = ("bfcl", "desk", "functions", "mcp", "replay", "toolbench")
+ENVIRONMENT_NAMES = ("bfcl", "desk", "functions", "mcp", "nemo_gym", "openenv", "replay", "toolbench", "verifiers")
 
 
 def _check_environment(name: str) -> str:
@@ -56,6 +56,7 @@ class DataConfig(StrictModel):
     source: Annotated[str, AfterValidator(_check_source)] = "desk"
     """desk: the embedded world; toolbench: instruction files of ToolBench and StableToolBench; jsonl: files of your own
     tasks; recorded: the tasks of recorded trajectories; bfcl: the multi-turn tasks of the installed package bfcl-eval;
+    environment: the tasks that the environment itself lists (docs/environments-of-others.md);
     path/to/file.py:Class or package.module:Class: a source of your own (docs/bring-your-own-data.md)."""
     paths: Places = Field(default_factory=list)
     """Files, folders or urls of the source; none for desk and bfcl."""
@@ -143,5 +144,6 @@ class ToolsConfig(StrictModel):
     mcp: McpConfig = McpConfig()
     toolbench: ToolBenchConfig = ToolBenchConfig()
     settings: FreeMapping = Field(default_factory=dict)
-    """Settings of the environment class of your own that data.environment names: the keyword arguments that it is made
-    with (docs/bring-your-own-tools.md)."""
+    """Settings of the environments verifiers, openenv and nemo_gym, and of an environment class of your own that
+    data.environment names: the keyword arguments that it is made with (docs/environments-of-others.md,
+    docs/bring-your-own-tools.md)."""

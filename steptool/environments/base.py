@@ -201,8 +201,11 @@ ENVIRONMENTS = {
     "desk": "steptool.environments.desk.environment:DeskEnvironment",
     "functions": "steptool.environments.functions.environment:FunctionsEnvironment",
     "mcp": "steptool.environments.mcp.environment:McpEnvironment",
+    "nemo_gym": "steptool.environments.nemo_gym:NemoGymEnvironment",
+    "openenv": "steptool.environments.openenv:OpenEnvEnvironment",
     "replay": "steptool.environments.replay:ReplayEnvironment",
     "toolbench": "steptool.environments.toolbench:ToolBenchEnvironment",
+    "verifiers": "steptool.environments.verifiers:VerifiersEnvironment",
 }
 """The environments of this package: their names and the places of their classes, imported when one is opened."""
 DEFAULT_ENVIRONMENT = "replay"

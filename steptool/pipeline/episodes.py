@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from steptool.artifacts import lineage
 from steptool.artifacts.metrics import Stopwatch, Ticker, format_rate, say
 from steptool.config import Config, EvaluatedPolicy
+from steptool.data.ingest import ingest
 from steptool.data.recordings.forms import policy_recordings
 from steptool.evaluation.measures import PolicyEvaluation, evaluate_policy
 from steptool.policies.catalog import open_environment_of, open_policy
 from steptool.records import Cost, Query, StepReward, Trajectory
-from steptool.records.tables import concatenate, write_records
+from steptool.records.episodes import read_queries
+from steptool.records.tables import concatenate, read_records, write_records
 from steptool.report.rewards_page import rewards_page
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
@@ -30,12 +32,15 @@ from steptool.rewards.audit import audit_files, check_thresholds
 from steptool.rollout import runner
 from steptool.rollout.runner import Policy
 from steptool.rollout.schedule import TaskSet
+from steptool.storage.remote import localize
 
 if TYPE_CHECKING:
     from steptool.models.load import LoadModel
     from steptool.policies.vllm import RestingEngine
 
 Place = str | os.PathLike[str]
+FETCHED = ("data.paths", "data.recorded_answers", "policy.base", "tools.toolbench.cache")
+"""Fields of a configuration that may name urls."""
 
 
 def roll_out(
@@ -138,6 +143,24 @@ def view(
         episodes = write_records(folder / "trajectories.parquet", trajectories, Trajectory)
         scores = write_records(folder / "rewards.parquet", rewards, StepReward) if rewards else None
         return write_viewer(target, queries_file, [EpisodeFiles(episodes, scores)], title)
+
+
+def serve_tasks(config: Config, host: str, port: int) -> None:
+    """Serve the environment and all tasks of a configuration behind OpenEnv's protocol, until the process ends.
+
+    Raises what reading the data and opening the environment raise, and ConfigError for an address that others reach
+    without a key.
+    """
+    from steptool.policies.serve_environment import ServedEnvironment, serve
+
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
+        folder = Path(scratch)
+        config = localize(config, folder / "fetched", *FETCHED)
+        data = ingest(config, folder / "data", for_training=False)
+        queries = read_queries(data.queries_path)
+        recordings = read_records(data.demonstrations_path, Trajectory)
+        with open_environment_of(queries, config, recordings) as environment:
+            serve(ServedEnvironment(environment, queries, config.tools, config.rollout.max_steps), host, port)
 
 
 def _report(result: PolicyEvaluation, name: str, queries: int) -> None:

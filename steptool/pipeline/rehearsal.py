@@ -22,6 +22,7 @@ from steptool.models.actor import Actor
 from steptool.models.adapter import new_adapter
 from steptool.models.load import EMBEDDED, load_codec, load_model
 from steptool.models.optimizer import adamw
+from steptool.pipeline.episodes import FETCHED
 from steptool.pipeline.learning import Preparation, prepare
 from steptool.policies.catalog import open_environment_of
 from steptool.policies.sampler import BatchSampler, Feed
@@ -33,8 +34,6 @@ from steptool.training.algorithms.base import Supervised
 from steptool.training.processes import PassLimit
 from steptool.training.trainer import Settings, Trainer
 
-_FETCHED = ("data.paths", "data.recorded_answers", "policy.base", "tools.toolbench.cache")
-"""Fields that may name urls."""
 _ROWS, _TOKENS = 16, 16
 """Episodes that are decoded together for the measurement, and tokens of each turn, at most."""
 _UPDATES = 3
@@ -51,7 +50,7 @@ def rehearse(config: Config, *, for_training: bool, called: CalledTools = Called
     """
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         folder = Path(scratch)
-        config = localize(config, folder / "fetched", *_FETCHED)
+        config = localize(config, folder / "fetched", *FETCHED)
         data = ingest(config, folder / "data", for_training)
         yield f"data        read: {data.counts['queries kept']} of {data.counts['queries read']} queries are kept"
         queries = read_queries(data.queries_path)

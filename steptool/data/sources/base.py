@@ -145,6 +145,7 @@ class Source:
 SOURCES = {
     "bfcl": "steptool.data.sources.builtin:BfclSource",
     "desk": "steptool.data.sources.builtin:DeskSource",
+    "environment": "steptool.data.sources.builtin:EnvironmentSource",
     "jsonl": "steptool.data.sources.builtin:OwnTasksSource",
     "recorded": "steptool.data.sources.builtin:RecordedSource",
     "toolbench": "steptool.data.sources.builtin:ToolBenchSource",

@@ -1,12 +1,13 @@
 """The sources that come with StepTool, each a class that a configuration names.
 
-They read own tasks, instruction files of ToolBench, the embedded world, the installed package bfcl-eval, and recorded
-trajectories.
+They read own tasks, those of an environment, instruction files of ToolBench, the embedded world, the installed package
+bfcl-eval, and recorded trajectories.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from steptool.data.tools import (
     toolbench_type,
     with_finish,
 )
+from steptool.environments.base import open_environment
 from steptool.environments.bfcl_tasks import bfcl_queries
 from steptool.environments.desk.tasks import desk_demonstrations, desk_queries
 from steptool.environments.virtual_protocol import REFERENCE, endpoint, function_name, parameter_name
@@ -59,6 +61,23 @@ class OwnTasksSource(Source):
                 yield query if query.query_id else replace(query, query_id=f"{content_stem(file)}-{record.row}")
 
 
+class EnvironmentSource(Source):
+    """The tasks that the environment `data.environment` itself lists, such as those of a taskset or of a server."""
+
+    def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
+        """The tasks. Raises IngestError for an environment without tasks, and for one that is not well formed."""
+        name = inputs.catalog.environment()
+        with closing(open_environment(name, inputs.config)) as environment:
+            try:
+                for number, task in enumerate(environment.tasks()):
+                    query = _parse(dict(task), inputs.catalog)
+                    yield replace(query, query_id=query.query_id or f"task-{number}", source=name)
+            except UnusableError as error:
+                raise IngestError(f"task {number} of the environment '{name}': {error.detail}") from None
+            except ValueError as error:
+                raise IngestError(f"data.source: {error}") from error
+
+
 def _describe_place(record: Record) -> str:
     return f"{record.file}" if record.row is None else f"{record.file}, line {record.row}"
 
@@ -78,7 +97,10 @@ def _parse(task: Any, catalog: ToolCatalog) -> Query:
         closest = did_you_mean(unknown[0], _FIELDS)
         raise UnusableError("unknown field", f"unknown field '{unknown[0]}'; known are {', '.join(_FIELDS)}{closest}")
     environment = _read_environment(optional(task, "environment", str, ""), catalog)
-    tools = check_and_close(require(task, "tools", list), "tools") if "tools" in task else catalog.tools(environment)
+    if "tools" in task:
+        tools = catalog.add_hints(check_and_close(require(task, "tools", list), "tools"), environment)
+    else:
+        tools = catalog.tools(environment)
     split = optional(task, "split", str, "")
     if split and split not in SPLITS:
         raise UnusableError(

@@ -133,7 +133,7 @@ class _ReconnectingClient:
             problem = self._connector.redactor.text(self._describe_failure(error, connection))
             return _fail(StepStatus.TOOL_ERROR, problem)
         self._unanswered = 0
-        text = self._connector.redactor.text(_answer_text(result))
+        text = self._connector.redactor.text(answer_text(result))
         return ToolResult(StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK, text)
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class _ReconnectingClient:
         return connection.end(seconds)
 
 
-def _answer_text(result: CallToolResult) -> str:
+def answer_text(result: CallToolResult) -> str:
     """The blocks of an answer, each on a line of its own, or its structured content if it has no blocks."""
     if not result.content and result.structured_content is not None:
         return json.dumps(result.structured_content, ensure_ascii=False)

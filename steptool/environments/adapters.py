@@ -1,0 +1,101 @@
+"""What the adapters to environments of other packages share: their prompts, tools, results and rewards in our form."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Self
+
+from steptool.config.base import ConfigError
+from steptool.environments.base import ToolResult, VerdictError
+from steptool.records import StepStatus, ToolSchema
+
+_SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "eval": "validation",
+}
+"""Our split by the names that others use; every other one is held out."""
+
+
+def import_package(name: str, environment: str, requirement: str) -> ModuleType:
+    """The module of an optional package. Raises ConfigError that says what to install."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"the environment '{environment}' needs a package that cannot be imported ({error}): "
+            f"pip install '{requirement}'"
+        ) from error
+
+
+def read_mapping(settings: Any, field: str) -> dict[str, Any]:
+    """A setting that has to be an object with texts as keys. Raises ConfigError naming the field."""
+    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f"tools.settings.{field}: expected an object of fields, got {settings!r}")
+    return dict(settings)
+
+
+def split_of(name: str) -> str:
+    """Our split for a split of another package, or of one of its tasks; empty for an empty name: it is drawn later."""
+    return _SPLITS.get(name.lower(), "heldout") if name else ""
+
+
+def join_texts(texts: Iterable[str | None]) -> str:
+    """The instruction that the messages of a prompt make: their texts with a blank line between them."""
+    return "\n\n".join(text.strip() for text in texts if text and text.strip())
+
+
+def content_text(content: Any) -> str:
+    """The text of a message's content: a text, or a list of parts of which some have a text."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else []
+    return "\n".join(str(part["text"]) for part in parts if isinstance(part, Mapping) and part.get("text"))
+
+
+def make_tool(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> ToolSchema:
+    """A tool in OpenAI's form."""
+    schema = {"type": "object", "properties": {}, **(parameters or {})}
+    return {"type": "function", "function": {"name": name, "description": description or "", "parameters": schema}}
+
+
+def write_value(value: Any) -> str:
+    """A result as the model reads it: a text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def fail(status: StepStatus, reason: str) -> ToolResult:
+    """A failed step that says why."""
+    return ToolResult(status, json.dumps({"error": reason}, ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class RewardRange:
+    """The rewards of an environment that mean not solved and solved."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @classmethod
+    def parse(cls, setting: Any) -> Self:
+        """The range of a setting [low, high]. Raises ConfigError for anything else."""
+        numbers = [float(n) for n in setting if isinstance(n, int | float)] if isinstance(setting, list | tuple) else []
+        if len(numbers) != 2 or numbers[0] >= numbers[1]:
+            raise ConfigError(f"tools.settings.reward_range: expected [low, high] with low below high, got {setting!r}")
+        return cls(*numbers)
+
+    def verdict(self, reward: float) -> float:
+        """The reward in [0, 1]. Raises VerdictError for one outside the range."""
+        share = (float(reward) - self.low) / (self.high - self.low)
+        if not -1e-6 <= share <= 1 + 1e-6:
+            raise VerdictError(
+                f"the reward {reward:g} lies outside [{self.low:g}, {self.high:g}]: set tools.settings.reward_range to "
+                "the rewards that the environment gives for a task that failed and for one that is solved"
+            )
+        return min(max(share, 0.0), 1.0)

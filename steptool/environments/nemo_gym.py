@@ -1,0 +1,251 @@
+"""Resource servers of NeMo Gym: tools as HTTP routes, and a verdict from /verify on the whole conversation.
+
+A row of a dataset is the task: it is sent to /seed_session at the beginning and to /verify at the end, with the turns
+in the form of OpenAI's responses. The server knows the episode by its cookies. A server that hands out an MCP session
+is called over MCP instead. Nothing of the package nemo-gym is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+
+from steptool.config import McpConfig, ToolsConfig
+from steptool.config.base import ConfigError
+from steptool.environments.adapters import (
+    RewardRange,
+    content_text,
+    fail,
+    join_texts,
+    make_tool,
+    read_mapping,
+    split_of,
+)
+from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
+from steptool.environments.mcp.environment import McpEnvironment
+from steptool.environments.schema import check_arguments
+from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
+
+_ROW = "row"
+"""Key of `Query.reference.environment` with the row of the dataset."""
+_PARAMETERS = "responses_create_params"
+"""Field of a row with the prompt and the tools, in the form of OpenAI's responses."""
+_STATUSES = {404: StepStatus.UNKNOWN_TOOL, 405: StepStatus.UNKNOWN_TOOL, 422: StepStatus.INVALID_ARGUMENTS}
+"""What an HTTP status says of a call."""
+
+
+class NemoGymEnvironment(Environment):
+    """The resource server at `url`. `timeout` is the limit on a call in seconds.
+
+    `datasets` are JSONL files of rows by the split that they belong to, or a list of files whose tasks are split later.
+    `reward_range` says which rewards mean not solved and solved. Raises ConfigError for a file that cannot be read.
+    """
+
+    name, blocking = "nemo_gym", True
+
+    @classmethod
+    def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
+        """The server that `tools.settings` names."""
+        return super().open(tools.model_copy(update={"settings": {"timeout": tools.timeout, **tools.settings}}))
+
+    def __init__(
+        self,
+        url: str,
+        datasets: Mapping[str, str] | Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
+        reward_range: Sequence[float] = (0.0, 1.0),
+        timeout: float = 30.0,
+    ) -> None:
+        self.url, self.headers, self.timeout = url.rstrip("/"), read_mapping(headers or {}, "headers"), 0.9 * timeout
+        self.range = RewardRange.parse(list(reward_range))
+        files = [("", file) for file in datasets] if not isinstance(datasets, Mapping) else list(datasets.items())
+        self._files = [(split, Path(file)) for split, file in files]
+
+    def tools(self) -> Sequence[ToolSchema]:
+        """Raises ValueError: each row lists its tools, or its session has them."""
+        raise ValueError("the tools of NeMo Gym stand in each row of its datasets: say data.source: environment")
+
+    def tasks(self) -> Iterator[Mapping[str, Any]]:
+        """The rows of the datasets. Where a row lists no tools, they are those of its MCP session.
+
+        Raises ConfigError for a row of another form, and for a server that cannot be reached.
+        """
+        for split, file in self._files:
+            for number, row in enumerate(_read_rows(file)):
+                where = f"{file}, row {number + 1}"
+                tools = _row_tools(row, where)
+                yield {
+                    "id": f"{file.stem}-{number}",
+                    "instruction": _row_instruction(row, where),
+                    "split": split_of(split),
+                    "tools": tools or self._session_tools(row),
+                    "reference": {_ROW: row},
+                }
+
+    def _session_tools(self, row: Mapping[str, Any]) -> list[ToolSchema]:
+        session = NemoGymSession(self, row)
+        try:
+            return list(session.mcp_tools())
+        except TransportError as error:
+            raise ConfigError(f"tools.settings.url: {error}") from error
+        finally:
+            session.close()
+
+    def reset(self, query: Query) -> NemoGymSession:
+        """A session that seeds at its first call. Raises ValueError for a query without a row."""
+        row = query.reference.environment.get(_ROW)
+        if not isinstance(row, Mapping) or not isinstance(row.get(_PARAMETERS), Mapping):
+            raise ValueError(f"field 'reference.{_ROW}': expected a row with {_PARAMETERS}, got {str(row)[:80]!r}")
+        return NemoGymSession(self, row)
+
+
+class NemoGymSession(Session):
+    """One rollout of one row."""
+
+    def __init__(self, environment: NemoGymEnvironment, row: Mapping[str, Any]) -> None:
+        self._environment, self._row = environment, row
+        self._client = httpx2.Client(base_url=environment.url, headers=environment.headers, timeout=environment.timeout)
+        self._output: list[dict[str, Any]] = []
+        self._mcp: McpEnvironment | None = None
+        self._mcp_session: Session | None = None
+        self._seeded = False
+
+    def start(self) -> None:
+        """Seed the session. Raises TransportError if the server cannot be reached, RuntimeError if it refuses."""
+        if self._seeded:
+            return
+        answer = self._post("seed_session", self._row)
+        if not answer.is_success:
+            raise RuntimeError(f"the server refuses to seed a session: {answer.status_code} {answer.text[:500]}")
+        self._seeded = True
+        if metadata := answer.json().get("mcp"):
+            address = f"{self._environment.url}/{metadata['url_path'].lstrip('/')}"
+            server = McpConfig(url=address, headers={**self._environment.headers, **metadata.get("headers", {})})
+            self._mcp = McpEnvironment(server, self._environment.timeout)
+            self._mcp_session = self._mcp.reset(_EMPTY_QUERY)
+
+    def mcp_tools(self) -> Sequence[ToolSchema]:
+        """The tools of the MCP session; none without one."""
+        self.start()
+        return self._mcp.tools() if self._mcp else ()
+
+    def call(self, call: ToolCall) -> ToolResult:
+        """Post a call to the route of its tool, or make it over MCP."""
+        self.start()
+        parameters = self._parameters.get(call.name)
+        if parameters and (problem := check_arguments(parameters, call.arguments)):
+            result = fail(StepStatus.INVALID_ARGUMENTS, problem)
+        elif self._mcp_session:
+            result = self._mcp_session.call(call)
+        elif parameters is None:
+            result = fail(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
+        else:
+            result = self._post_call(call)
+        self._record(call, result.observation)
+        return result
+
+    def solved(self, final_answer: str | None) -> float | None:
+        """The reward of /verify. Raises VerdictError where it gives none."""
+        self.start()
+        if final_answer is not None:
+            self._output.append(_answer_item(final_answer))
+        answer = self._post("verify", {**self._row, "response": self._response()})
+        try:
+            reward = answer.raise_for_status().json()["reward"]
+        except (httpx2.HTTPError, LookupError, TypeError, ValueError) as error:
+            raise VerdictError(f"/verify gave no reward: {error}: {answer.text[:500]}") from error
+        return self._environment.range.verdict(reward)
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._mcp_session:
+            self._mcp_session.close()
+        if self._mcp:
+            self._mcp.close()
+        self._client.close()
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        tools = _row_tools(self._row, "the row")
+        return {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
+        try:
+            return self._client.post(f"/{path}", json=dict(body))
+        except httpx2.ConnectError as error:
+            raise TransportError(f"{self._environment.url}/{path} cannot be reached: {error}") from error
+
+    def _post_call(self, call: ToolCall) -> ToolResult:
+        answer = self._post(call.name, call.arguments)
+        if answer.is_success:
+            return ToolResult(StepStatus.OK, answer.text)
+        return ToolResult(_STATUSES.get(answer.status_code, StepStatus.TOOL_ERROR), answer.text)
+
+    def _record(self, call: ToolCall, observation: str) -> None:
+        call_id = f"call_{len(self._output)}"
+        arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
+        made = {"type": "function_call", "call_id": call_id, "name": call.name, "arguments": arguments}
+        self._output += [
+            {**made, "id": f"fc_{call_id}", "status": "completed"},
+            {"type": "function_call_output", "call_id": call_id, "output": observation},
+        ]
+
+    def _response(self) -> dict[str, Any]:
+        """The episode as OpenAI's responses write it."""
+        parameters = self._row[_PARAMETERS]
+        return {
+            "id": "resp_steptool",
+            "created_at": time.time(),
+            "model": "steptool",
+            "object": "response",
+            "output": self._output,
+            "parallel_tool_calls": bool(parameters.get("parallel_tool_calls", False)),
+            "tool_choice": parameters.get("tool_choice") or "auto",
+            "tools": parameters.get("tools") or [],
+            "status": "completed",
+        }
+
+
+_EMPTY_QUERY = Query("", "", NemoGymEnvironment.name, "", ())
+
+
+def _answer_item(text: str) -> dict[str, Any]:
+    content = {"type": "output_text", "text": text, "annotations": []}
+    return {"type": "message", "id": "msg_final", "role": "assistant", "status": "completed", "content": [content]}
+
+
+def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for line in filter(str.strip, lines):
+                yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tools.settings.datasets: {file} cannot be read as JSONL: {error}") from error
+
+
+def _row_instruction(row: Mapping[str, Any], where: str) -> str:
+    """The texts of the prompt. Raises ConfigError for a row without any."""
+    parameters = row.get(_PARAMETERS)
+    prompt = parameters.get("input") if isinstance(parameters, Mapping) else None
+    items = [{"content": prompt}] if isinstance(prompt, str) else prompt
+    instructions = parameters.get("instructions") if isinstance(parameters, Mapping) else None
+    if isinstance(items, list) and (
+        text := join_texts([instructions, *(content_text(i.get("content")) for i in items)])
+    ):
+        return text
+    raise ConfigError(f"{where}: expected a prompt in {_PARAMETERS}.input, a text or messages with texts")
+
+
+def _row_tools(row: Mapping[str, Any], where: str) -> list[ToolSchema]:
+    """The functions of a row. Raises ConfigError for one without a name."""
+    listed = row[_PARAMETERS].get("tools") or [] if isinstance(row.get(_PARAMETERS), Mapping) else []
+    functions = [tool for tool in listed if tool.get("type", "function") == "function"]
+    if any(not tool.get("name") for tool in functions):
+        raise ConfigError(f"{where}: expected functions with a name in {_PARAMETERS}.tools")
+    return [make_tool(tool["name"], tool.get("description"), tool.get("parameters")) for tool in functions]

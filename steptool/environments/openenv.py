@@ -1,0 +1,331 @@
+"""Environments behind OpenEnv's protocol: one WebSocket for each episode, with the messages reset and step.
+
+An environment with tools takes calls of them. Any other one takes actions of one kind, which the model sees as one
+tool. Nothing of the package openenv is needed, which cannot be installed beside this one: the protocol is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import httpx2
+
+from steptool.chat.messages import GIVE_ANSWER, GIVE_UP
+from steptool.config import ToolsConfig
+from steptool.config.base import ConfigError
+from steptool.environments.adapters import (
+    RewardRange,
+    content_text,
+    fail,
+    import_package,
+    make_tool,
+    read_mapping,
+    split_of,
+    write_value,
+)
+from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
+from steptool.environments.schema import check_arguments
+from steptool.records import FINISH, Query, StepStatus, ToolCall, ToolSchema, Trajectory
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+_RESET = "reset"
+"""Key of `Query.reference.environment` with the arguments of the message reset."""
+_TOOL_ACTIONS = {"Action", "CallToolAction", "ListToolsAction"}
+"""Titles of the action schema of an environment with tools."""
+_ACT = "act"
+"""Name of the one tool of an environment with actions of one kind."""
+_TEXT_FIELDS = ("instruction", "prompt", "question", "problem", "task", "description", "text", "message")
+"""Fields of a task or of a first observation in which environments write what is to be done, the likeliest first."""
+_STATUSES = {"tool_not_found": StepStatus.UNKNOWN_TOOL, "invalid_args": StepStatus.INVALID_ARGUMENTS}
+_LARGEST = 16 << 20
+"""Bytes of an answer that are read."""
+
+
+class OpenEnvEnvironment(Environment):
+    """The environment of the server at `url`. `timeout` is the limit on a call in seconds.
+
+    `resets` are the arguments of reset for one task each, where the server lists no tasks. `answer` names the tool and
+    its argument that take the final answer, as in submit.answer. `reward` says whether the last reward of an episode
+    counts or their sum, and `reward_range` which rewards mean not solved and solved.
+    """
+
+    name, blocking = "openenv", True
+
+    @classmethod
+    def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
+        """The environment at `tools.settings.url`. Raises ConfigError if it cannot be reached."""
+        import_package("websockets.sync.client", cls.name, "steptool[environments]")
+        opened = super().open(tools.model_copy(update={"settings": {"timeout": tools.timeout, **tools.settings}}))
+        _ = opened.takes_calls
+        return opened
+
+    def __init__(
+        self,
+        url: str,
+        resets: Sequence[Mapping[str, Any]] = (),
+        answer: str = "",
+        reward: Literal["last", "sum"] = "last",
+        reward_range: Sequence[float] = (0.0, 1.0),
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        if reward not in ("last", "sum"):
+            raise ConfigError(f"tools.settings.reward: expected last or sum, got {reward!r}")
+        self.url, self.headers, self.timeout = url.rstrip("/"), read_mapping(headers or {}, "headers"), 0.9 * timeout
+        self.sums, self.range = reward == "sum", RewardRange.parse(list(reward_range))
+        self._resets = [read_mapping(arguments, "resets") for arguments in resets]
+        if answer and not answer.rpartition(".")[0]:
+            raise ConfigError(f"tools.settings.answer: expected TOOL.ARGUMENT, got '{answer}'")
+        self._answer = answer
+
+    @cached_property
+    def takes_calls(self) -> bool:
+        """Whether the environment has tools. Raises ConfigError if the server cannot be reached."""
+        return self._action.get("title") in _TOOL_ACTIONS
+
+    def answer_call(self, final_answer: str | None) -> ToolCall | None:
+        """The call that hands the final answer over, or gives up without one; None where no tool takes it."""
+        tool, _, argument = self._answer.rpartition(".")
+        if tool:
+            return None if final_answer is None else ToolCall(tool, {argument: final_answer})
+        if FINISH not in self.parameters:
+            return None
+        if final_answer is None:
+            return ToolCall(FINISH, {"return_type": GIVE_UP})
+        return ToolCall(FINISH, {"return_type": GIVE_ANSWER, "final_answer": final_answer})
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        """JSON schema of the arguments of each tool. It has our own Finish where the server plays one of our tasks."""
+        return {tool["function"]["name"]: tool["function"]["parameters"] for tool in self._tools}
+
+    def tools(self) -> Sequence[ToolSchema]:
+        """The tools that the server lists, or one that takes its actions."""
+        return self._tools
+
+    @cached_property
+    def _tools(self) -> list[ToolSchema]:
+        if not self.takes_calls:
+            fields = {name: field for name, field in self._action.get("properties", {}).items() if name != "metadata"}
+            parameters = {**self._action, "properties": fields}
+            return [make_tool(_ACT, str(self._action.get("description") or "Do something."), parameters)]
+        try:
+            with OpenEnvSession(self, {}) as session:
+                listed = session.ask("step", {"type": "list_tools"})["observation"]["tools"]
+        except (TransportError, LookupError, TypeError) as error:
+            raise ConfigError(f"tools.settings.url: {self.url} does not list its tools: {error}") from error
+        return [make_tool(tool["name"], tool.get("description"), tool.get("input_schema")) for tool in listed]
+
+    def tasks(self) -> Iterator[Mapping[str, Any]]:
+        """The tasks that the server lists, or one for each of the configured `resets`.
+
+        The instruction is what the task says, else what the first observation says.
+        """
+        for number, (task, arguments) in enumerate(self._list_tasks()):
+            text = _find_text(task)
+            if not text:
+                with OpenEnvSession(self, arguments) as session:
+                    text = _find_text(session.first_observation) or _observation_text(session.first_observation)
+            split = split_of(str(arguments.get("split", "")))
+            yield {
+                "id": str(task.get("id") or f"{split or 'task'}-{number}"),
+                "instruction": text,
+                "split": split,
+                "reference": {_RESET: arguments},
+            }
+
+    def _list_tasks(self) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+        """Each task with the arguments of its reset."""
+        if self._resets:
+            yield from (({}, arguments) for arguments in self._resets)
+            return
+        (name,) = self._get("/list_environments")
+        splits = self._get(f"/{name}/splits")
+        if splits is None:
+            yield {}, {}
+            return
+        for split in splits:
+            listed = self._get(f"/{name}/tasks", {"split": split["name"]}) or {"tasks": []}
+            for index, task in enumerate(listed["tasks"]):
+                yield task if isinstance(task, Mapping) else {}, {"split": split["name"], "index": index}
+
+    def reset(self, query: Query) -> OpenEnvSession:
+        """A session that connects at its first call. Raises ValueError for a `reference.reset` that is no object."""
+        arguments = query.reference.environment.get(_RESET, {})
+        if not isinstance(arguments, Mapping):
+            raise ValueError(f"field 'reference.{_RESET}': expected the arguments of reset, got {arguments!r}")
+        return OpenEnvSession(self, arguments)
+
+    @cached_property
+    def _action(self) -> Mapping[str, Any]:
+        schema: Mapping[str, Any] = (self._get("/schema") or {}).get("action", {})
+        return schema
+
+    def _get(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer to a GET, or to a POST with a body; None where the server has no such route."""
+        method = "GET" if body is None else "POST"
+        try:
+            answer = httpx2.request(method, self.url + path, json=body, headers=self.headers, timeout=self.timeout)
+            if answer.status_code in (404, 405, 501):
+                return None
+            return answer.raise_for_status().json()
+        except (httpx2.HTTPError, ValueError) as error:
+            raise ConfigError(f"tools.settings.url: {self.url}{path} gives no answer: {error}") from error
+
+
+class OpenEnvSession(Session):
+    """One episode over a connection of its own."""
+
+    def __init__(self, environment: OpenEnvEnvironment, arguments: Mapping[str, Any]) -> None:
+        self._environment, self._arguments = environment, arguments
+        self._connection: ClientConnection | None = None
+        self._rewards: list[float] = []
+        self._lost = self._answered = self._done = False
+        self._first: Mapping[str, Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def first_observation(self) -> Mapping[str, Any]:
+        """What the environment shows at the beginning."""
+        self.start()
+        assert self._first is not None
+        return self._first
+
+    def start(self) -> None:
+        """Connect and reset. Raises TransportError if the server cannot be reached, or has no room."""
+        if self._first is None:
+            self._first = self.ask("reset", dict(self._arguments)).get("observation", {})
+
+    def call(self, call: ToolCall) -> ToolResult:
+        """Send a call or an action; `done` ends the episode."""
+        self.start()
+        parameters = self._environment.parameters.get(call.name)
+        if parameters is None:
+            return fail(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
+        if problem := check_arguments(parameters, call.arguments):
+            return fail(StepStatus.INVALID_ARGUMENTS, problem)
+        if not self._environment.takes_calls:
+            return self._step(dict(call.arguments))
+        return self._step({"type": "call_tool", "tool_name": call.name, "arguments": dict(call.arguments)})
+
+    def next_turn(self, final_answer: str) -> str | None:
+        """Send the final answer to the tool that takes it, and return what the environment says if it goes on."""
+        return self._send_answer(final_answer)
+
+    def solved(self, final_answer: str | None) -> float | None:
+        """The verdict that the rewards make. Without any it is 0 for an episode that neither was done nor has an
+        answer, and None for others.
+        """
+        if self._lost:
+            raise VerdictError("the connection was lost during the episode, and its state with it")
+        if not self._answered:
+            self._send_answer(final_answer)
+        if not self._rewards:
+            return None if self._done or final_answer is not None else 0.0
+        return self._environment.range.verdict(sum(self._rewards) if self._environment.sums else self._rewards[-1])
+
+    def close(self) -> None:
+        """Close the connection, which ends the episode at the server."""
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def ask(self, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The data of the answer to one message. Raises TransportError where none comes, and _Refused for an error."""
+        from websockets.exceptions import WebSocketException
+
+        connection = self._connection or self._connect()
+        try:
+            connection.send(json.dumps({"type": kind, "data": data}))
+            answer = json.loads(connection.recv(timeout=self._environment.timeout))
+        except (WebSocketException, OSError, ValueError) as error:
+            self._lost = self._first is not None
+            self.close()
+            raise (RuntimeError if self._lost else TransportError)(f"the connection was lost: {error}") from error
+        content: dict[str, Any] = answer.get("data") or {}
+        if answer.get("type") == "error":
+            raise _Refused(str(content.get("code")), str(content.get("message") or content.get("errors")))
+        return content
+
+    def _connect(self) -> ClientConnection:
+        from websockets.exceptions import WebSocketException
+        from websockets.sync.client import connect
+
+        environment = self._environment
+        address = f"{environment.url.replace('http', 'ws', 1)}/ws"
+        try:
+            self._connection = connect(
+                address,
+                additional_headers=environment.headers,
+                open_timeout=environment.timeout,
+                max_size=_LARGEST,
+            )
+        except (WebSocketException, OSError) as error:
+            raise TransportError(f"{address} cannot be reached: {error}") from error
+        if self._lost:
+            raise RuntimeError("the connection was lost, and the state of the episode with it")
+        return self._connection
+
+    def _step(self, action: Mapping[str, Any]) -> ToolResult:
+        try:
+            answer = self.ask("step", action)
+        except _Refused as error:
+            invalid = error.code == "VALIDATION_ERROR"
+            return fail(StepStatus.INVALID_ARGUMENTS if invalid else StepStatus.TOOL_ERROR, str(error))
+        if answer.get("reward") is not None:
+            self._rewards.append(float(answer["reward"]))
+        self._done = bool(answer.get("done"))
+        observation = answer.get("observation") or {}
+        if "tool_name" in observation and (problem := observation.get("error")):
+            status = _STATUSES.get(problem.get("error_type"), StepStatus.TOOL_ERROR)
+            return replace(fail(status, str(problem.get("message"))), ends_episode=self._done)
+        result = observation.get("result")
+        failed = isinstance(result, Mapping) and bool(result.get("is_error") or result.get("isError"))
+        status = StepStatus.TOOL_ERROR if failed else StepStatus.OK
+        return ToolResult(status, _observation_text(observation), ends_episode=self._done)
+
+    def _send_answer(self, final_answer: str | None) -> str | None:
+        """Hand the answer over; None in its place gives up. Returns what the environment says unless it is done."""
+        if self._done or (call := self._environment.answer_call(final_answer)) is None:
+            return None
+        self.start()
+        action = {"type": "call_tool", "tool_name": call.name, "arguments": dict(call.arguments)}
+        result = self._step(action)
+        self._answered = self._done
+        goes_on = call.name == FINISH and not self._done and result.status is StepStatus.OK
+        return result.observation if goes_on else None
+
+
+class _Refused(Exception):
+    """The server has answered a message with an error."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def _find_text(fields: Mapping[str, Any]) -> str:
+    texts = (fields.get(name) for name in _TEXT_FIELDS)
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
+
+
+def _observation_text(observation: Mapping[str, Any]) -> str:
+    """What the model reads: the result of a call, a lone text, or the fields as JSON."""
+    if "tool_name" in observation:
+        result = observation.get("result")
+        if isinstance(result, Mapping) and isinstance(result.get("content"), list):
+            return content_text(result["content"]) or write_value(result.get("structured_content"))
+        return write_value(result)
+    shown = {name: value for name, value in observation.items() if name != "metadata" and value is not None}
+    return write_value(next(iter(shown.values())) if len(shown) == 1 else shown)

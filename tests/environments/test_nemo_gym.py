@@ -1,0 +1,192 @@
+"""Resource servers of NeMo Gym, by the real package: counters with state, and tools over MCP.
+
+The real package asks for Python 3.12 and for versions of its own: NEMO_GYM_PYTHON names an interpreter that has it
+(make test-environments). Without it a server written after the package's source is played.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steptool.config import Config, ConfigError
+from steptool.data.ingest import ingest
+from steptool.data.parsing import IngestError
+from steptool.environments.base import VerdictError, open_environment
+from steptool.environments.limits import LimitedEnvironment
+from steptool.environments.nemo_gym import NemoGymEnvironment
+from steptool.policies.scripted import play_back
+from steptool.records import FINISH, Query, Reference, StepStatus, ToolCall
+from steptool.records.episodes import read_queries
+
+HERE = Path(__file__).parent
+PYTHON = os.environ.get("NEMO_GYM_PYTHON", "")
+INTEGER = {"type": "object", "properties": {"count": {"type": "integer"}}, "required": ["count"]}
+TOOLS = [
+    {"type": "function", "name": "increment_counter", "parameters": INTEGER, "strict": True, "description": "Add."},
+    {
+        "type": "function",
+        "name": "get_counter_value",
+        "parameters": {"type": "object", "properties": {}},
+        "strict": True,
+    },
+]
+COUNTING = "resources_servers.example_session_state_mgmt.app:StatefulCounterResourcesServer"
+WEATHER = "resources_servers.example_mcp_weather.app:ExampleMCPWeatherResourcesServer"
+
+
+def make_row(start: int, expected: int, text: str) -> dict[str, Any]:
+    """A row in the form of the package's own examples."""
+    messages = [{"role": "system", "content": "You count."}, {"role": "user", "content": text}]
+    parameters = {"input": messages, "tools": TOOLS}
+    return {"responses_create_params": parameters, "initial_count": start, "expected_count": expected}
+
+
+@contextmanager
+def start_server(command: list[str]) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen([*command, str(port)]) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    package = [PYTHON, str(HERE / "nemo_gym_server.py"), COUNTING]
+    with start_server(package if PYTHON else [sys.executable, str(HERE / "nemo_gym_protocol.py")]) as address:
+        yield address
+
+
+@pytest.fixture
+def config(url: str, tmp_path: Path) -> Config:
+    rows = {
+        "train": [make_row(3, 6, "add 1 then add 2 then get the count"), make_row(0, 4, "add 4")],
+        "test": [make_row(6, 15, "add 9")],
+    }
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in rows}
+    for split, file in files.items():
+        Path(file).write_text("\n".join(map(json.dumps, rows[split])) + "\n", encoding="utf-8")
+    data = {"source": "environment", "environment": "nemo_gym"}
+    return Config.model_validate({"data": data, "tools": {"settings": {"url": url, "datasets": files}}})
+
+
+def read_tasks(config: Config, folder: Path) -> dict[str, Query]:
+    return {q.query_id: q for q in read_queries(ingest(config, folder, for_training=False).queries_path)}
+
+
+def add(count: Any) -> ToolCall:
+    return ToolCall("increment_counter", {"count": count})
+
+
+def finish(answer: str) -> ToolCall:
+    return ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
+
+
+def test_the_rows_of_datasets_are_tasks(config: Config, tmp_path: Path) -> None:
+    tasks = read_tasks(config, tmp_path / "data")
+    assert {name: query.split for name, query in tasks.items()} == {
+        "train-0": "train", "train-1": "train", "test-0": "heldout",
+    }  # fmt: skip
+    first = tasks["train-0"]
+    assert first.instruction == "You count.\n\nadd 1 then add 2 then get the count"
+    assert [tool["function"]["name"] for tool in first.tools] == ["increment_counter", "get_counter_value", FINISH]
+    assert first.tools[0]["function"]["parameters"] == INTEGER
+
+
+def test_each_episode_has_a_session_of_its_own_and_the_servers_verdict(config: Config, tmp_path: Path) -> None:
+    tasks = read_tasks(config, tmp_path / "data")
+    first, value = tasks["train-0"], ToolCall("get_counter_value", {})
+    played = [
+        (first, [add(1), add(2), value, finish("6")]),
+        (first, [add(1), value, finish("4")]),
+        (first, [add("one"), ToolCall("zap", {}), add(3)]),
+        (tasks["test-0"], [add(9), finish("15")]),
+    ]
+    with closing(open_environment("nemo_gym", config)) as environment:
+        episodes = play_back(played, environment, limits=config.tools)
+    assert [episode.solved for episode in episodes] == [1.0, 0.0, 1.0, 1.0]
+    assert json.loads(episodes[0].steps[2].observation) == {"count": 6}
+    assert json.loads(episodes[1].steps[1].observation) == {"count": 4}
+    statuses = [step.status for step in episodes[2].steps]
+    assert statuses[:3] == [StepStatus.INVALID_ARGUMENTS, StepStatus.UNKNOWN_TOOL, StepStatus.OK]
+
+
+def test_a_call_that_the_server_refuses_is_a_failed_step(config: Config, url: str) -> None:
+    row = make_row(0, 1, "add")
+    loose = {"type": "object", "properties": {"count": {}}}
+    row["responses_create_params"]["tools"] = [{**TOOLS[0], "parameters": loose}, {**TOOLS[1], "name": "missing"}]
+    query = Query("q", "train", "nemo_gym", "add", (), Reference(environment={"row": row}))
+    with closing(LimitedEnvironment(NemoGymEnvironment(url), config.tools).reset(query)) as session:
+        assert session.call(add("many")).status is StepStatus.INVALID_ARGUMENTS
+        assert session.call(ToolCall("missing", {})).status is StepStatus.UNKNOWN_TOOL
+        assert session.solved(None) == 0.0
+
+
+def test_a_reward_outside_the_range_and_a_server_that_is_away_are_told_apart(url: str, config: Config) -> None:
+    query = Query("q", "train", "nemo_gym", "add", (), Reference(environment={"row": make_row(1, 1, "nothing")}))
+    narrow = NemoGymEnvironment(url, reward_range=[0.0, 0.5])
+    with (
+        closing(LimitedEnvironment(narrow, config.tools).reset(query)) as session,
+        pytest.raises(VerdictError, match=r"the reward 1 lies outside \[0, 0.5\]: set tools.settings.reward_range"),
+    ):
+        session.solved("1")
+    away = NemoGymEnvironment("http://127.0.0.1:9", timeout=2.0)
+    limits = config.tools.model_copy(update={"retries": 0})
+    with closing(LimitedEnvironment(away, limits).reset(query)) as session:
+        assert "the tool cannot be reached" in session.call(add(1)).observation
+    with pytest.raises(ValueError, match="expected a row with responses_create_params, got 'None'"):
+        narrow.reset(Query("q", "train", "nemo_gym", "add", ()))
+
+
+def test_what_is_wrong_with_the_settings_is_said(config: Config, tmp_path: Path) -> None:
+    def with_settings(**settings: Any) -> Config:
+        tools = config.tools.model_copy(update={"settings": {**config.tools.settings, **settings}})
+        return config.model_copy(update={"tools": tools})
+
+    with pytest.raises(ConfigError, match=r"reward_range: expected \[low, high\] with low below high, got \[1, 0\]"):
+        open_environment("nemo_gym", with_settings(reward_range=[1, 0]))
+    (tmp_path / "bad.jsonl").write_text('{"responses_create_params": {}}\n', encoding="utf-8")
+    for name, problem in {"bad.jsonl": "row 1: expected a prompt", "none.jsonl": "cannot be read as JSONL"}.items():
+        with pytest.raises((ConfigError, IngestError), match=problem):
+            read_tasks(with_settings(datasets=[str(tmp_path / name)]), tmp_path / "data")
+
+
+@pytest.mark.skipif(not PYTHON, reason="NEMO_GYM_PYTHON names no interpreter with nemo-gym")
+def test_a_server_that_hands_out_an_mcp_session_is_called_over_mcp(tmp_path: Path) -> None:
+    row = {
+        "responses_create_params": {"input": "How is the weather in Oslo?", "tools": []},
+        "verifier_metadata": {"expected_city": "Oslo"},
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with start_server([PYTHON, str(HERE / "nemo_gym_server.py"), WEATHER]) as url:
+        settings = {"url": url, "datasets": [str(tmp_path / "rows.jsonl")]}
+        data = {"source": "environment", "environment": "nemo_gym"}
+        config = Config.model_validate({"data": data, "tools": {"settings": settings}})
+        (query,) = read_tasks(config, tmp_path / "data").values()
+        assert [tool["function"]["name"] for tool in query.tools] == ["get_weather", FINISH]
+        right, wrong = "The weather in Oslo is sunny and 72 F.", "It snows."
+        calls = [ToolCall("get_weather", {"city": "Oslo"})]
+        with closing(open_environment("nemo_gym", config)) as environment:
+            played = [(query, [*calls, finish(answer)]) for answer in (right, wrong)]
+            episodes = play_back(played, environment, limits=config.tools)
+    assert [episode.steps[0].observation for episode in episodes] == [right, right]
+    assert [episode.solved for episode in episodes] == [1.0, 0.0]

@@ -1,0 +1,130 @@
+"""Environments of the real package openenv, played over its protocol: one with tools, one with actions of one kind.
+
+The package cannot be installed beside ours: OPENENV_PYTHON names an interpreter that has it (make test-environments).
+tests/policies/test_serve_environment.py plays what we serve by the same adapter, without the package.
+"""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("websockets", reason="pip install 'steptool[environments]'")
+
+from steptool.config import Config, ConfigError, ToolsConfig
+from steptool.data.ingest import ingest
+from steptool.environments.base import open_environment
+from steptool.environments.openenv import OpenEnvEnvironment
+from steptool.policies.scripted import play_back
+from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall
+from steptool.records.episodes import read_queries
+
+PYTHON = os.environ.get("OPENENV_PYTHON", "")
+SERVER = Path(__file__).parents[2] / "examples" / "openenv" / "server.py"
+needs_package = pytest.mark.skipif(not PYTHON, reason="OPENENV_PYTHON names no interpreter with openenv")
+
+
+@contextmanager
+def start_server(kind: str) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen([PYTHON, str(SERVER), kind, str(port)]) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and process.poll() is None:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except OSError:
+                    time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def config_of(**settings: Any) -> Config:
+    data = {"source": "environment", "environment": "openenv"}
+    return Config.model_validate({"data": data, "tools": {"settings": settings}})
+
+
+def read_tasks(config: Config, folder: Path) -> dict[str, Query]:
+    return {q.query_id: q for q in read_queries(ingest(config, folder, for_training=False).queries_path)}
+
+
+def finish(answer: str) -> ToolCall:
+    return ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
+
+
+def sell(item: str, pieces: int) -> ToolCall:
+    return ToolCall("sell", {"item": item, "pieces": pieces})
+
+
+@needs_package
+def test_tasks_tools_and_rewards_of_an_environment_with_tools(tmp_path: Path) -> None:
+    with start_server("tools") as url:
+        config = config_of(url=url, answer="finish_day.note")
+        tasks = read_tasks(config, tmp_path)
+        assert {name: query.split for name, query in tasks.items()} == {
+            "train-0": "train", "train-1": "train", "test-0": "heldout",
+        }  # fmt: skip
+        first = tasks["train-0"]
+        assert first.instruction == "Sell every lamp, then end the day."
+        assert [tool["function"]["name"] for tool in first.tools] == ["stock", "sell", "finish_day", FINISH]
+        end = ToolCall("finish_day", {"note": "bye"})
+        played = [
+            (first, [ToolCall("stock", {"item": "lamp"}), sell("lamp", 2), finish("done")]),
+            (first, [sell("lamp", 1), end]),
+            (first, [ToolCall("stock", {"item": "moon"}), ToolCall("stock", {}), ToolCall("stock", {"item": "lamp"})]),
+            (tasks["test-0"], [sell("kettle", 7), end]),
+        ]
+        with closing(open_environment("openenv", config)) as environment:
+            episodes = play_back(played, environment, limits=config.tools)
+    assert [episode.solved for episode in episodes] == [1.0, 0.5, 0.0, 1.0]
+    ended = [StopReason.FINISHED, StopReason.ENDED, episodes[2].stop_reason, StopReason.ENDED]
+    assert [episode.stop_reason for episode in episodes] == ended
+    moon, missing, lamp = episodes[2].steps[:3]
+    assert (moon.status, missing.status) == (StepStatus.TOOL_ERROR, StepStatus.INVALID_ARGUMENTS)
+    assert "there is no moon" in moon.observation and lamp.observation == "2"
+
+
+@needs_package
+def test_actions_of_one_kind_are_one_tool_and_rewards_are_added_up(tmp_path: Path) -> None:
+    with start_server("guess") as url:
+        config = config_of(url=url, reward="sum", resets=[{"seed": 4}, {"seed": 6}])
+        tasks = read_tasks(config, tmp_path)
+        assert {query.instruction for query in tasks.values()} == {"Find the number from 1 to 8."}
+        (act,) = [tool["function"] for tool in tasks["task-0"].tools if tool["function"]["name"] != FINISH]
+        assert act["name"] == "act" and list(act["parameters"]["properties"]) == ["number"]
+        guesses = [[3, 5], [7], ["x", 1]]
+        played = [
+            (tasks[task], [ToolCall("act", {"number": n}) for n in numbers])
+            for task, numbers in zip(["task-0", "task-1", "task-1"], guesses, strict=True)
+        ]
+        with closing(open_environment("openenv", config)) as environment:
+            episodes = play_back(played[:2], environment, limits=config.tools)
+            assert [episode.solved for episode in episodes] == [0.875, 1.0]
+            assert {episode.stop_reason for episode in episodes} == {StopReason.ENDED}
+            (outside,) = play_back(played[2:], environment, limits=config.tools)
+        assert outside.steps[0].status is StepStatus.INVALID_ARGUMENTS
+        assert outside.solved is None and "lies outside [0, 1]" in outside.check_error
+
+
+def test_a_server_that_is_away_and_settings_of_another_form_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"127.0.0.1:9/schema gives no answer"):
+        open_environment("openenv", config_of(url="http://127.0.0.1:9"))
+    with pytest.raises(ConfigError, match=r"OpenEnvEnvironment: missing a required argument: 'url'"):
+        OpenEnvEnvironment.open(ToolsConfig())
+    for settings, problem in {
+        "reward": ("mean", "expected last or sum, got 'mean'"),
+        "answer": ("submit", "expected TOOL.ARGUMENT, got 'submit'"),
+        "resets": (["x"], "expected an object of fields, got 'x'"),
+    }.items():
+        with pytest.raises(ConfigError, match=problem[1]):
+            OpenEnvEnvironment("http://127.0.0.1:9", **{settings: problem[0]})  # type: ignore[arg-type]
