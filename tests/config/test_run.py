@@ -43,8 +43,8 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("data: {paths: [logs, ./logs/]}", "field 'data.paths': 'logs' is named twice: its records would"),
         (
             "data: {environment: function}",
-            "field 'data.environment': expected one of bfcl, desk, functions, mcp, replay, toolbench, or "
-            "package.module:Class for your own, got 'function'; did you mean 'functions'?",
+            "field 'data.environment': expected one of bfcl, desk, functions, mcp, nemo_gym, openenv, replay, "
+            "toolbench, verifiers, or package.module:Class for your own, got 'function'; did you mean 'functions'?",
         ),
         ("data: {paths: [logs/a, logs]}", "field 'data.paths': 'logs/a' lies in 'logs'"),
         ("evaluation: {verdicts: [judged, judged/]}", "field 'evaluation.verdicts': 'judged' is named"),
