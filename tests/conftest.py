@@ -1,6 +1,9 @@
 """A chat endpoint on loopback that answers, or fails, as a test says, an S3 store, and small trajectories."""
 
 import json
+import os
+import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -18,6 +21,15 @@ from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCa
 
 settings.register_profile("any machine", deadline=None)  # a loaded machine is not a fault
 settings.load_profile("any machine")
+
+# Temporary files of the tests and of their processes go to a folder of their own, which ends with the tests. It is made
+# here because flytekit makes a folder when it is imported, and other conftest files import it. tmp_path stays elsewhere.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+TEMPORARY = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="steptool-tests-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
 
 
 @dataclass
