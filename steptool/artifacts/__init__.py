@@ -1,1 +1,1 @@
-"""What a run writes: the names of its files, its queries, metrics, lineage, and lines for whoever waits."""
+"""What a run writes: the names of its files, metrics, lineage, and lines of progress."""

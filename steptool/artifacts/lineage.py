@@ -1,6 +1,4 @@
-"""The names of the files of a run, and where a model comes from: a card that names what every stage behind it was made
-of.
-"""
+"""The names of the files of a run, and where a model comes from."""
 
 from __future__ import annotations
 
@@ -126,7 +124,7 @@ def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None =
 
     `known` may hold `code_version`, `config` (the run's configuration as a tree), `results` (by model: `pass_rate`,
     `low`, `high`, `tasks`), `result` (the name among them of the card's own model), `licence` and `datasets` (ids of
-    the Hub); what else it holds does not stand on the card. The metadata have the form that the Hub reads.
+    the Hub); other entries do not stand on the card. The metadata have the form that the Hub reads.
     """
     known = known or {}
     made_by = {"code": known.get("code_version"), "configuration, SHA-256": _tree_digest(known.get("config"))}
@@ -143,7 +141,7 @@ def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None =
 
 
 def read(folder: str | os.PathLike[str]) -> list[Entry]:
-    """The stages behind a model folder, first to last; none where it was not made here."""
+    """The stages behind a model folder, first to last; empty for a model that was not made here."""
     path = Path(folder) / FILE
     entries: list[Entry] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return entries

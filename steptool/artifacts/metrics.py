@@ -1,4 +1,4 @@
-"""What stages measure and count, as records, and one line of progress for whoever waits."""
+"""What stages measure and count, as records, and lines of progress."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Stopwatch:
 
 
 def first_process() -> bool:
-    """Whether this is the process that speaks and writes for all, where torch's launcher started several."""
+    """Whether this process prints and writes for all of those that torch's launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -114,7 +114,7 @@ def _controls(character: str) -> bool:
 
 
 class Ticker:
-    """Says how far a long stage is, but seldom: a callback for whoever counts steps or episodes."""
+    """A callback that says, from time to time, how far a long stage is."""
 
     def __init__(self, stage: str, total: int, unit: str, every_seconds: float = 15.0) -> None:
         self._stage, self._total, self._unit = stage, total, unit

@@ -1,5 +1,4 @@
-"""What every chat format has in common: how a turn is read, the rules for what counts as a call, and arguments as bare
-text.
+"""What every chat format has in common: how a turn is read, what counts as a call, and arguments as bare text.
 
 A call ends its turn. Only white space may follow it, so that a call in quotation marks, brackets or fences does not
 count. A turn makes one call. Thinking (<think> to </think> at the beginning of the turn) is not searched for calls, and
@@ -51,7 +50,7 @@ def _read_value(text: str, schema: Any) -> Any:
 
 
 def _types(schema: Any) -> Iterator[str]:
-    """The JSON types that a schema allows, as far as it names them; none where it does not."""
+    """The JSON types that a schema allows, as far as it names them; empty where it names none."""
     if not isinstance(schema, Mapping):
         return
     declared = schema.get("type")

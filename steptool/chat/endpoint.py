@@ -1,4 +1,4 @@
-"""A chat model behind an endpoint of OpenAI's form: attempts, limits, a file of replies, and the count of it all."""
+"""A chat model behind an endpoint of OpenAI's form: attempts, limits, a file of replies, and counts of it all."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A tokenizer's chat template: rendering with clear errors, on one date, the text that it writes by itself, and text of
-users and tools, kept from changing the structure of a conversation.
+"""A tokenizer's chat template: it is rendered with clear errors, in bounded time and on one date.
+
+Text of users and tools cannot change the structure of a conversation.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ _WATCHDOG = _Watchdog()
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread; None takes one back that was not raised yet."""
+    """Raise an exception in a thread; None takes back one that was not raised yet."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
 
 

@@ -84,7 +84,7 @@ def with_tools(
 
 
 def alternating(messages: Sequence[Message]) -> list[Message]:
-    """The messages with those of the user that stand side by side made one, as many templates want it."""
+    """The messages, in which adjacent messages of the user are joined into one, as many templates want it."""
     turns: list[Message] = []
     for message in messages:
         if turns and turns[-1]["role"] == message["role"] == "user":
@@ -250,7 +250,7 @@ class TurnRenderer:
             )
 
     def _stub(self, name: str) -> Message:
-        """Some turn before the answer of the tool of that name."""
+        """A turn that stands before the answer of the tool of that name."""
         return _with_id(call_message(ToolCall(name, {"x": _MARK})), self._json_arguments) if self._native else _SPOKEN
 
     def _answer(self) -> Message:

@@ -1,1 +1,1 @@
-"""Data in: public formats to queries and recorded trajectories."""
+"""From the files of others to queries and recorded trajectories, and out again."""

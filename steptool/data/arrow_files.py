@@ -57,7 +57,7 @@ class _Flatbuffer:
         (self.root,) = struct.unpack_from("<I", data)
 
     def number(self, form: str, at: int) -> int:
-        """The number at a place; 0 at place 0, where a field is that is not there."""
+        """The number at a place; 0 at place 0, which stands for a field that the table lacks."""
         if at < 0:
             raise ValueError("a place before the beginning")
         return int(struct.unpack_from(form, self._data, at)[0]) if at else 0
@@ -104,7 +104,7 @@ def _compressed_buffers(message: _Flatbuffer) -> list[int]:
 
 
 def _read_size(stream: IO[bytes], at: int) -> int:
-    """The size that a compressed buffer has when it is decompressed; 0 if it is not compressed after all."""
+    """The size that a compressed buffer has when it is decompressed; 0 if it is not compressed."""
     stream.seek(at)
     return max(0, _read_number(stream, "<q"))
 

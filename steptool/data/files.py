@@ -144,7 +144,7 @@ def _read_element(
 ) -> tuple[str, int, Any]:
     """Read the element that begins at a place of the text. Returns the text, the end of the element, and the element.
 
-    An element that ends with the text may go on (as a number does), so one more character is wanted.
+    An element that ends with the text may go on (as a number does), so one more character is read.
     """
     while True:
         try:

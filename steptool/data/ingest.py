@@ -221,5 +221,5 @@ def _read_first_texts(source: Source, inputs: SourceInputs) -> Iterator[str]:
 
 
 def _iterate_demonstrations(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Iterator[Trajectory]:
-    """Those that were recorded, then those that the source makes of the training queries."""
+    """The recorded demonstrations, then those that the source makes of the training queries."""
     return chain(staging.demonstrations(), source.make_demonstrations(staging.training_queries(), inputs))

@@ -208,7 +208,7 @@ def optional(record: Any, name: str, kind: type, default: Any, where: str = "") 
 
 
 def as_text(value: Any) -> str:
-    """Text as it is, nothing as the empty text, other values as JSON."""
+    """Text as it is, None as the empty text, other values as JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -221,7 +221,7 @@ def excerpt(value: Any, limit: int = 80) -> str:
 
 
 def join_texts(texts: Sequence[str], gap: str = "\n") -> str:
-    """Texts one after the other, without those that say nothing."""
+    """Texts one after the other, without empty ones."""
     return gap.join(text for text in texts if text)
 
 

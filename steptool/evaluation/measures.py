@@ -27,7 +27,7 @@ def measure_episodes(
     repeat: int = 0,
     spent: Mapping[str, TurnCost] = _NO_COUNTS,
 ) -> list[Evaluation]:
-    """The evaluation of each trajectory. Raises ValueError for a trajectory whose query is not given.
+    """The evaluation of each trajectory. Raises ValueError for a trajectory whose query is not among the queries.
 
     passed: see `find_verdict`. recall: see `tool_recall`. calls: steps that are not a well-formed Finish.
     invalid_calls: the calls whose status is not OK, unreadable ones included. redundant_calls: see `redundant_steps`.

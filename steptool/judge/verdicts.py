@@ -96,7 +96,7 @@ def _score(status: str | None, unanswered: bool) -> float | None:
 
 
 def preference_by_query(preferences: Iterable[Preference]) -> dict[str, Choice | None]:
-    """The majority over all repeats and orders of one pair of models, by query; a tie where there is no majority.
+    """The majority over all repeats and orders of one pair of models, by query; a tie without a majority.
 
     None where every judgement is missing. Raises ValueError for rows of several pairs.
     """

@@ -78,7 +78,7 @@ class TokenBatch:
 
 
 def action_places(row: Spanned) -> Indices:
-    """Places of the action tokens in a sequence. Raises ValueError for spans that cannot be."""
+    """Places of the action tokens in a sequence. Raises ValueError for spans that are impossible."""
     length, last = len(row.input_ids), 1  # the first token has nothing before it to be predicted from
     for start, end in row.spans:
         if not last <= start < end <= length:

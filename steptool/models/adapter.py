@@ -34,7 +34,7 @@ TRAINING = "training"
 ADAPTER_COPY = f"{TRAINING}/adapter"
 """Place of the adapter in a model folder whose weights it was merged into."""
 NOT_MERGED = shutil.ignore_patterns("*.safetensors", TRAINING)
-"""What does not come from the base as it is."""
+"""Files of the base that a merged model does not take as they are."""
 _DIGEST = "sha256:"
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 """How PEFT names the two factors of a layer's update."""

@@ -244,7 +244,7 @@ def tiny_model(
 def explain_errors(folder: str | os.PathLike[str], part: str) -> Iterator[None]:
     """Turn what transformers raises for a part of a model into a ModelError that names the folder.
 
-    Whatever a folder holds comes from outside, and what it makes transformers raise is of any class.
+    The content of a folder comes from outside and can make transformers raise errors of any class.
     """
     try:
         yield

@@ -54,8 +54,10 @@ class TileWays:
     fused: bool = False
     """Compile the work on logits into few kernels (GPU)."""
     accumulate: bool = False
-    """Add the gradient of the output layer to its `.grad` tile by tile, in place of handing it to autograd: a tensor of
-    the size of the vocabulary less. For `backward` on a leaf alone, not for torch.autograd.grad."""
+    """Add the gradient of the output layer to its `.grad` tile by tile, in place of handing it to autograd.
+
+    This saves a tensor of the size of the vocabulary. It is for `backward` on a leaf, not for torch.autograd.grad.
+    """
 
 
 def token_log_probs(

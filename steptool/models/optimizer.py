@@ -23,7 +23,7 @@ _BUCKET = 1 << 23
 class SplitAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) whose arithmetic is float32 for bfloat16 weights too.
 
-    Of a weight that is cut over processes each updates its part; the state holds that part alone.
+    Where a weight is cut over processes, each process updates its part, and its state holds that part alone.
 
     A bfloat16 weight of the model is the upper half of a float32 weight, rounded; the lower half is kept in the state
     as `low`, so that updates too small for bfloat16 add up, and no weight is stored twice. Float32 weights are updated

@@ -32,7 +32,7 @@ _PARSERS = {
     ChatFormat.GPT_OSS: "openai",
     ChatFormat.MISTRAL: "mistral",
 }
-"""vLLM's parsers of calls. It has none for ReAct's text."""
+"""vLLM's parsers of calls. It cannot parse ReAct's text."""
 
 
 @dataclass(frozen=True)

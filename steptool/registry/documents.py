@@ -1,6 +1,4 @@
-"""What a registry keeps: JSON documents, the paths of its files, the errors that name them, and model folders to
-publish.
-"""
+"""What a registry keeps: JSON documents, the paths of its files, and model folders to publish."""
 
 from __future__ import annotations
 

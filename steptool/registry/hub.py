@@ -136,7 +136,7 @@ def _list_files(model: Path) -> dict[str, Path]:
 
 
 def _results(run: Path) -> dict[str, Any]:
-    """The results of a run's folder in the form of a card; nothing where it has none."""
+    """The results of a run's folder in the form of a card; empty without results."""
     figures = run / lineage.FIGURES
     if not figures.is_file():
         return {}

@@ -243,7 +243,7 @@ class Registry:
         return [parse_document(path, content, Champion) for path, content in contents.items()]
 
     def model_place(self, version_id: str) -> str:
-        """Folder or url of a version's model: a Hugging Face model folder. Raises RegistryError for an unknown one."""
+        """Folder or url of a version's model, in Hugging Face's layout. Raises RegistryError for an unknown version."""
         return self._store.place(f"{version_folder(self.version(version_id).version_id)}/{MODEL}")
 
     def record_run(self, run_id: str, document: Mapping[str, Any]) -> None:
@@ -288,7 +288,7 @@ class Registry:
         return [path for path in unfinished + partial if self._remove_if_stale(path, before)]
 
     def _remove_if_stale(self, path: str, before: datetime) -> bool:
-        """Remove a path in which nothing was written since; whether it was removed. A path may vanish meanwhile."""
+        """Remove a path in which nothing was written since, and say whether it was removed. It may vanish meanwhile."""
         try:
             stale = self._store.modification_time(path) < before
             if stale:

@@ -59,7 +59,7 @@ class Store:
         return str(self._fs.unstrip_protocol(self._full(path)))
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files and folders directly in a folder, sorted; none where there is no such folder."""
+        """Names of the files and folders directly in a folder, sorted; empty for a folder that does not exist."""
         try:
             paths = self._fs.ls(self._full(folder), detail=False)
         except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""The report of a run: one HTML file."""
+"""The pages that people read: of a run, an evaluation, a stage, the episodes, and the labelling of steps."""

@@ -56,7 +56,7 @@ class RoundSummary(TypedDict):
 
 @dataclass(frozen=True)
 class ScoredEpisode:
-    """A trajectory with the rewards by one annotator and the advantages that there are for its steps."""
+    """A trajectory with the rewards by one annotator, and the advantages of its steps if they are known."""
 
     trajectory: Trajectory
     rewards: Sequence[StepReward] = ()

@@ -123,7 +123,7 @@ def _state_difference(d: Difference, other: str) -> str:
 
 
 def find_difference(inputs: ReportInputs, group: str = ALL, other: str = "warm_start") -> Difference | None:
-    """Greedy pass rate of the result less that of another model, over the tasks that both attempted; None if none.
+    """Greedy pass rate of the result less that of another model, over the tasks that both attempted; None without any.
 
     Against the warm start and on all tasks it is that of the report's first sentence: it was chosen beforehand and
     needs no correction for further comparisons.

@@ -103,7 +103,7 @@ class PlayedEpisode:
 
     trajectory: Trajectory
     cost: TurnCost
-    """Of all turns, those on abandoned branches of a search included."""
+    """The cost of all turns, including those on abandoned branches of a search."""
     refusal: str = ""
     """The error of the endpoint that ended the episode; empty if none did."""
 

@@ -49,14 +49,14 @@ class Policy(Protocol):
     """How episodes go back and try again; None: they are chains."""
     patience: float
     """Seconds that the runner gives the environment to answer the last turns before it asks for further ones. A policy
-    that decodes in batches has fuller ones if it waits a little, and with quick tools the same ones in every run."""
+    that decodes in batches has fuller ones if it waits a little, and with quick tools they are always the same."""
 
     def temperature(self, decoding: Decoding) -> float:
         """The temperature that trajectories carry."""
         ...
 
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> Sequence[Episode]:
-        """Take in a run's episodes and return them in the order in which they should start.
+        """Take the episodes of a run and return them in the order in which they should start.
 
         Raises ValueError, before anything is played, for an episode that cannot be.
         """

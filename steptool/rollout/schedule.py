@@ -44,7 +44,7 @@ class TaskSet:
         return tasks
 
     def recordings(self) -> list[Trajectory]:
-        """The recorded trajectories; none where nothing needs them."""
+        """The recorded trajectories; empty where nothing needs them."""
         path = self.folder / _RECORDINGS
         return read_records(path, Trajectory) if path.exists() else []
 
@@ -79,8 +79,7 @@ def round_positions(total: int, episodes: int, round_index: int, seed: int) -> l
     """Positions in [0, total) of the queries of a round, one for each episode.
 
     Rounds read on in one endless sequence: all positions in a shuffled order, then all of them in another one, and so
-    on. No position comes a second time before every other has come once. Raises ValueError where there is nothing to
-    draw from.
+    on. No position comes a second time before every other has come once. Raises ValueError for an empty set.
     """
     if total < 1:
         raise ValueError("there is nothing to draw a round from: expected at least one training query")

@@ -69,7 +69,7 @@ def check_target(target: str, kind: str) -> None:
     """Raise TargetError unless a place can take a run of this kind: a new or empty one, or one with such a run.
 
     Tries that it can be written, by making, renaming and removing a folder or by writing and removing a file, and
-    restores what a publication that was interrupted has moved aside. No place is needed: an empty target is right.
+    restores what a publication that was interrupted has moved aside. An empty target is right and publishes nothing.
     """
     if not target:
         return
@@ -209,7 +209,7 @@ def _keep_files_of_the_user(former: Path, fresh: Path) -> None:
 
 
 def _restore(final: Path) -> None:
-    """Tidy up after a publication that was killed, under the lock: the new folder if it was whole, else the former."""
+    """Tidy up after a publication that was killed, under the lock: a whole new folder stays, else the former."""
     partial, former = (sorted(final.parent.glob(f"{_prefix(final)}*.{end}")) for end in ("partial", "former"))
     if not final.exists():
         whole = [folder for folder in partial if _read_manifest(*_open(str(folder)))]  # none while it is written
@@ -279,7 +279,7 @@ def find_leftovers(hours: float) -> list[Leftover]:
 
 
 def remove_leftovers(leftovers: Iterable[Leftover]) -> None:
-    """Remove them; what is gone already is no error."""
+    """Remove them. One that has vanished already is no error."""
     for leftover in leftovers:
         if leftover.path.is_dir():
             shutil.rmtree(leftover.path, ignore_errors=True)

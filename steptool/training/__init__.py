@@ -1,1 +1,1 @@
-"""Warm start, StepPPO and rejection fine-tuning."""
+"""Warm start and reinforcement: credit, algorithms, the training loop, checkpoints."""

@@ -134,7 +134,7 @@ def pack(folder: Path, target: Path) -> Path:
 
 
 def unpack(source: Path, folder: Path) -> bool:
-    """Put what was packed into an empty folder. False, and nothing is there, if the file is short or damaged."""
+    """Unpack a file into an empty folder. A file that is short or damaged gives False and leaves the folder empty."""
     try:
         with tarfile.open(source) as tar:
             tar.extractall(folder, filter="data")

@@ -100,7 +100,7 @@ def _states_by_calls(trajectory: Trajectory) -> Iterator[tuple[str, tuple[str, .
 
 
 def _call_key(step: Step) -> str:
-    """A call as text that does not depend on the order of its arguments; text that is no call is as good as none."""
+    """A call as text that does not depend on the order of its arguments; all texts that are no call are alike."""
     if step.call is None:
         return str(step.status)
     return json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True)

@@ -159,7 +159,7 @@ def max_over_processes(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over all processes. What has a gradient nowhere stays without one.
+    """Replace each gradient by its sum over all processes. A parameter without a gradient anywhere stays so.
 
     Gradients of weights that are cut over the processes have been added up already.
     """

@@ -79,8 +79,8 @@ def train_round(
     read from their files.
 
     With `checkpoints` (a folder), the state is kept there every `checkpoint_every` optimizer steps, and the same call
-    made again after an interruption goes on from there and ends with the same weights; `on_checkpoint` is told of each.
-    Runs under torch.distributed as well, each process with the same arguments.
+    made again after an interruption goes on from there and ends with the same weights. `on_checkpoint` is called after
+    each of these. Runs under torch.distributed as well, each process with the same arguments.
     """
     policy_dir, reference_dir, out_dir = Path(policy_dir), Path(reference_dir), Path(out_dir)
     algorithm = ALGORITHMS[config.ppo.algorithm](config, round_index)
@@ -147,7 +147,7 @@ def load_weights(folder: Path, algorithm: Algorithm, *, trained: bool, load: Loa
 
 
 def load_state(optimizer: torch.optim.Optimizer, actor: Actor, policy_dir: Path) -> None:
-    """The optimizer's state that a round before has left in the policy's folder, if it has."""
+    """The optimizer's state that a round before has left in the policy's folder, if any."""
     if is_sharded(actor) and (policy_dir / FILE).is_file():
         load_sharded_moments(optimizer, actor, (policy_dir / FILE).parent)
     elif not is_sharded(actor):
@@ -173,7 +173,7 @@ def save_actor(
 
 
 def compare_with_engine(selection: Selection, scores: Scores, algorithm: Algorithm) -> list[Metric]:
-    """Metrics of how far the engine's log-probabilities are from the scores; none where the trajectories have none.
+    """Metrics of how far the engine's log-probabilities are from the scores; empty where the trajectories hold none.
 
     Raises MismatchError where they are further apart than `ppo.max_mismatch`.
     """

@@ -58,7 +58,7 @@ class Mismatch:
     """99% quantile of |d|."""
     largest: float
     k1: float
-    """Mean of -d: the estimate of KL(mu || pi) without bias; below 0 where chance has it so."""
+    """Mean of -d: the estimate of KL(mu || pi) without bias; by chance it can be below 0."""
     k3: float
     """Mean of w - 1 - d: the same with less variance, never below 0 (Schulman 2020, "Approximating KL divergence")."""
     effective_share: float

@@ -1,1 +1,1 @@
-"""Recorded trajectories: one module for each form in which others write them."""
+"""Recorded trajectories, in the forms in which others write them."""

@@ -90,7 +90,7 @@ def _split_calls(written: Format, text: str) -> list[str]:
 
 
 def _split_list(call: str) -> list[str]:
-    """[TOOL_CALLS] with a list of calls, as one for each of them."""
+    """[TOOL_CALLS] with a list of calls, as one text for each call."""
     try:
         calls = json.loads(call.removeprefix("[TOOL_CALLS]"))
     except (ValueError, RecursionError):
@@ -99,7 +99,7 @@ def _split_list(call: str) -> list[str]:
 
 
 def _split_objects(text: str) -> Iterator[str]:
-    """JSON objects with nothing but semicolons and white space between them; nothing where the text holds more."""
+    """JSON objects with only semicolons and white space between them; empty where the text holds more."""
     objects: list[str] = []
     while text.strip():
         text = text.lstrip()
@@ -353,7 +353,7 @@ def _with_finish(turn: RecordedTurn) -> RecordedTurn:
 
 
 def _split_thinking(words: str) -> tuple[str, str]:
-    """What stands up to the last end of thinking, its tags included, and the rest."""
+    """The text up to the last end of thinking, its tags included, and the rest."""
     thought, close, answer = words.rpartition(THINK_CLOSE)
     return (thought + close).strip(), answer.strip() if close else answer
 

@@ -236,7 +236,7 @@ def read_recording(record: Record, default_tools: DefaultTools) -> Recording:
 def policy_recordings(
     policy: EvaluatedPolicy, queries: Sequence[Query], config: Config, folder: Path
 ) -> list[Trajectory]:
-    """The recordings that a playback policy names, fetched into the folder, one for each query; none if it names none.
+    """The recordings that a playback policy names, one for each query, fetched into the folder; empty if it names none.
 
     Raises IngestError where it names recordings and a query has none.
     """

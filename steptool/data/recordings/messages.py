@@ -6,7 +6,7 @@ Hermes            <tool_call>{...}</tool_call> in the assistant's text, <tool_re
 ReAct             "Action: ..." and "Action Input: ..." in the assistant's text, "Observation: ..." in answers
 MCP               {"content": [...], "isError": ...} as what a tool answered
 
-`written_calls` reads the calls that models wrote into their text in other forms.
+`conversation` reads the calls that models wrote into their text in other forms.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_t
 def translate_messages(messages: Sequence[Any]) -> list[Any]:
     """The messages with known roles, their text as content, and their calls under `tool_calls`.
 
-    Messages that are in OpenAI's form already stay as they are; so do those that are no messages.
+    Messages that are in OpenAI's form already stay as they are, and so do values that are no messages.
     """
     translated = [part for n, message in enumerate(messages) for part in _translate(message, f"messages[{n}]")]
     return _read_react(translated) if any(map(_is_observation, translated)) else translated
 
 
 def _is_observation(message: Any) -> bool:
-    """Whether a message tells, as ReAct does, what a tool answered."""
+    """Whether a message holds what a tool answered, in ReAct's form."""
     text = message.get("content") if isinstance(message, dict) and message.get("role") != "assistant" else None
     return isinstance(text, str) and text.lstrip().startswith(_OBSERVATION)
 
@@ -137,7 +137,7 @@ def _translate_item(item: Fields, where: str) -> Fields:
 
 
 def _marks_of(fields: Fields) -> Fields:
-    """The fields that say of an answer that the tool failed."""
+    """The fields in which an answer says that the tool failed."""
     return {name: fields[name] for name in ERROR_MARKS if name in fields}
 
 

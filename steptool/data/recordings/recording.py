@@ -46,7 +46,7 @@ _SUSPECT = re.compile(r"NaN|Infinity|[eE]\+?\d{2}|\d{300}")
 
 
 def is_strict_object(text: str) -> bool:
-    """Whether a text is an object in JSON as it has to be, so that there is nothing to mend."""
+    """Whether a text is a JSON object that needs no mending."""
     try:
         return isinstance(json.loads(text), dict) and not _SUSPECT.search(text)
     except (ValueError, RecursionError):

@@ -1,1 +1,1 @@
-"""Where tasks come from: one module for each source that a configuration may name."""
+"""Where tasks come from: the sources that a configuration may name."""

@@ -36,7 +36,7 @@ from steptool.records import Query, Reference, ToolSchema, Trajectory
 _FIELDS = ("instruction", "tools", "environment", "id", "split", "reference", "tier", "max_steps")
 
 _MOST_STEPS = 2**31 - 1
-"""What the column of queries holds."""
+"""The largest number that the column of queries holds."""
 
 
 class OwnTasksSource(Source):
@@ -211,7 +211,7 @@ def make_tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSche
 
 
 def _find_endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], ToolSchema]) -> dict[str, list[str]]:
-    """What a request names for each function; not for one of an API without a category."""
+    """What a request names for each function; functions of an API without a category are left out."""
     endpoints: dict[str, list[str]] = {}
     for api in api_list:
         key, category = (api["tool_name"], api["api_name"]), api.get("category_name")
@@ -221,7 +221,7 @@ def _find_endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], T
 
 
 def _make_schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
-    """The schema of an API; whatever the API holds, it is one."""
+    """The schema of an API. It is valid whatever the API holds."""
     required, others = _make_properties(api, "required", where), _make_properties(api, "optional", where)
     properties = {**required, **{key: schema for key, schema in others.items() if key not in required}}
     description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]

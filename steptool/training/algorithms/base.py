@@ -1,6 +1,4 @@
-"""What an algorithm is: what it takes of a round, its loss, what it reports; and supervised learning, which needs
-nothing else.
-"""
+"""What an algorithm is: what it takes of a round, its loss and what it reports; and supervised learning."""
 
 from __future__ import annotations
 

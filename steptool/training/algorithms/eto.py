@@ -30,7 +30,7 @@ from steptool.training.processes import mini_batches
 from steptool.training.scores import Scores
 
 Pair = tuple[Trajectory, Trajectory]
-"""The better and the worse one."""
+"""Positions of the better and the worse trajectory of a query."""
 
 
 class ExplorationPreference(Algorithm):
