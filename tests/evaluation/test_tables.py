@@ -102,7 +102,7 @@ def test_latex_escapes_what_means_something_to_it(results):
 def test_the_page_shows_the_same_and_trusts_no_name(results):
     html = evaluation_page(results, "seed: 0 </pre><script>")
     assert "&lt;x&gt; solves 50 points fewer than a_b|c on 12 tasks" in html
-    assert "<script" not in html and "<x>" not in html and "http" not in html.replace("http-equiv", "")
+    assert html.count("<script") == 1 and "<x>" not in html and "http" not in html.replace("http-equiv", "")
     assert html.count("<tr>") == 3 + 8 + 3 + 1
 
 
@@ -118,7 +118,7 @@ def test_what_nothing_can_check_is_not_measurable():
     assert (line["tasks"], line["measured_tasks"]) == (5, 0)
     assert [line[name] for name in ("pass_rate", "low", "high", "recall", "tokens_per_solved")] == [None] * 5
     assert results.comparisons == []
-    text, page = to_markdown(results), evaluation_page(results, "")
+    text, page = to_markdown(results), evaluation_page(results, "").partition("<script")[0]
     for text_or_page in (text, page):
         assert text_or_page.count("not measurable") == 3  # two models, and the sentence on what is left out
         assert "Tool recall" not in text_or_page  # a column in which nothing was measured
