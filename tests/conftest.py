@@ -23,7 +23,7 @@ settings.register_profile("any machine", deadline=None)  # a loaded machine is n
 settings.load_profile("any machine")
 
 # Temporary files of the tests and of their processes go to a folder of their own, which ends with the tests. It is made
-# here because flytekit makes a folder when it is imported, and other conftest files import it. tmp_path stays elsewhere.
+# here because flytekit makes a folder when it is imported, and other conftest files import it. tmp_path is elsewhere.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 TEMPORARY = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="steptool-tests-")
 
