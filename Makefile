@@ -144,7 +144,7 @@ seeds: $(STAMP)  ## train all methods with several seeds and compare them (hours
 		--output runs/seeds-$(SIZE)
 
 bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER ratio"
-	@set -e; for program in $(filter-out benchmarks/seeds.py benchmarks/million.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
+	@set -e; for program in $(filter-out benchmarks/contest.py benchmarks/seeds.py benchmarks/tuning.py benchmarks/million.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
 
 mistakes: $(STAMP)  ## make 40 typical mistakes through the real command line and print what it says
 	$(BIN)/python benchmarks/mistakes.py

@@ -1,29 +1,28 @@
-"""StepTool against its baselines over seeds: the whole pipeline for each method and seed, on the same tasks.
+"""StepTool against its baselines over seeds: every method from the same warm starts, on the same tasks.
 
     python -m benchmarks.seeds --size full --output runs/seeds --processes 2
-    python -m benchmarks.seeds --size trial --split validation --methods steptool rft grpo --output runs/trial
+    python -m benchmarks.seeds --size small --methods steptool rft grpo --output runs/some
 
-For one seed all methods have the same demonstrations, hence the same warm start, and draw as many episodes in as many
-rounds from the same training tasks; each has its own file in configs/methods/, to be tuned on validation tasks with
-seeds that --first-seed keeps apart. A run that is complete under --output is not repeated. Prints measures and
-comparisons for each tier and way of decoding, corrected as one family, and writes seeds.json.
+For one seed all methods have the same demonstrations, the same warm start, and draw as many episodes in as many rounds
+from the same training tasks; each has its own file in configs/methods/, tuned on validation tasks with another seed
+(benchmarks/tuning.py). What is complete under --output is not repeated. Prints measures and comparisons for each tier
+and way of decoding, corrected as one family, and writes seeds.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks.contest import BASE, EVALUATIONS, WARM_START, make_start, merge, run_folder, run_method, start_folder
 from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, points, probability
 from steptool.evaluation.over_seeds import (
     Seeded,
@@ -40,7 +39,7 @@ from steptool.records.tables import read_records
 METHODS = ("steptool", "ppo_final", "rft", "rft_sharp", "grpo", "gigpo", "eto", "archer")
 """The files of configs/methods/. The first is the one that the others are compared with."""
 MEASURES = ("pass_rate", "recall", "invalid_call_rate", "redundant_call_rate")
-STARTS = ("base", "warm_start")
+STARTS = (BASE, WARM_START)
 """Models that every run of a seed has in common."""
 
 
@@ -55,7 +54,14 @@ class Size:
 
 SIZES = {
     "full": Size(5, {"evaluation": {"sampled_repeats": 8}}),
-    "small": Size(3, {"ppo": {"rounds": 8}, "evaluation": {"sampled_repeats": 4}}),
+    "small": Size(
+        5,
+        {
+            "data": {"heldout_queries": 200},
+            "ppo": {"rounds": 8, "value_warmup_rounds": 1},
+            "evaluation": {"sampled_repeats": 4},
+        },
+    ),
     "trial": Size(
         1,
         {
@@ -69,41 +75,38 @@ SIZES = {
 }
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with the entries of another laid over it, section by section."""
-    both = dict(base)
-    for key, value in over.items():
-        both[key] = merge(both.get(key, {}), value) if isinstance(value, Mapping) else value
-    return both
+def read_method(method: str) -> dict[str, Any]:
+    """What differs from the configuration for a method."""
+    overlay: dict[str, Any] = yaml.safe_load(Path(f"configs/methods/{method}.yaml").read_text(encoding="utf-8"))
+    return overlay
 
 
-def run(config: Mapping[str, Any], method: str, seed: int, output: Path) -> None:
-    """One run of the pipeline into `output`/<method>-<seed>."""
-    name = f"{method}-{seed}"
-    if (output / name / "metrics.json").is_file():
-        return
-    overrides = yaml.safe_load(Path(f"configs/methods/{method}.yaml").read_text(encoding="utf-8"))
-    path = output / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**merge(config, overrides), "seed": seed}), encoding="utf-8")
-    pyflyte = str(Path(sys.executable).with_name("pyflyte"))
-    command = [pyflyte, "run", "workflows/train.py", "train", "--config", str(path), "--output", str(output / name)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (output / f"{name}.log").open("w", encoding="utf-8") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-    print(f"{name}: {'finished' if code == 0 else f'FAILED ({code}), see {output / name}.log'}", flush=True)
+def run_all(
+    config: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], output: Path, count: int
+) -> None:
+    """Make what is missing of the starts, then of the methods, in so many processes."""
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        _wait(pool, make_start, [(config, seed, output) for seed in seeds])
+        jobs = [(merge(config, overlay), name, seed, output) for seed in seeds for name, overlay in overlays.items()]
+        _wait(pool, run_method, jobs)
+
+
+def _wait(pool: ProcessPoolExecutor, work: Callable[..., None], jobs: Sequence[tuple[Any, ...]]) -> None:
+    for future in as_completed([pool.submit(work, *job) for job in jobs]):
+        future.result()
 
 
 def read_rows(output: Path, seeds: Sequence[int], methods: Sequence[str], decoding: str) -> dict[str, Seeded]:
-    """Evaluation rows by method and seed; those of base and warm start come from the first method's runs."""
-    models = {start: (methods[0], start) for start in STARTS} | {method: (method, "steptool") for method in methods}
-    by_method: dict[str, Seeded] = {}
-    for name, (method, model) in models.items():
+    """Evaluation rows by model and seed: base and warm start from the starts, and every method."""
+    by_model: dict[str, Seeded] = {}
+    for name in (*STARTS, *methods):
         own = {}
         for seed in seeds:
-            rows = read_records(output / f"{method}-{seed}" / "evaluations.parquet", Evaluation)
-            own[seed] = [row for row in rows if (row.model, row.decoding) == (model, decoding)]
-        by_method[name] = own
-    return by_method
+            folder = start_folder(output, seed) if name in STARTS else run_folder(output, name, seed)
+            rows = read_records(folder / EVALUATIONS, Evaluation)
+            own[seed] = [row for row in rows if (row.model, row.decoding) == (name, decoding)]
+        by_model[name] = own
+    return by_model
 
 
 def measure(rows: Seeded, draws: int) -> dict[str, Any]:
@@ -181,9 +184,7 @@ def main() -> None:
     config = merge(yaml.safe_load(Path(args.config).read_text(encoding="utf-8")), size.overlay)
     config = merge(config, {"evaluation": {"split": args.split}})
     seeds = range(args.first_seed, args.first_seed + (args.seeds or size.seeds))
-    with ThreadPoolExecutor(args.processes) as pool:
-        jobs = [(method, seed) for seed in seeds for method in args.methods]
-        list(pool.map(lambda job: run(config, job[0], job[1], args.output), jobs))
+    run_all(config, {name: read_method(name) for name in args.methods}, seeds, args.output, args.processes)
     tables = results(args.output, seeds, args.methods)
     (args.output / "seeds.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
     print(table(tables))

@@ -1,11 +1,14 @@
 """The program behind `make seeds`: every method and size is a configuration, and its table says what the rows say."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
-from benchmarks.seeds import METHODS, SIZES, merge, results, table
+from benchmarks.contest import merge
+from benchmarks.seeds import METHODS, SIZES, results, table
+from benchmarks.tuning import SIZE, measure, read_trials
 from evaluation_rows import make_evaluation
 from steptool.config import Config
 from steptool.records import Evaluation
@@ -41,14 +44,15 @@ def write_run(folder: Path, shares: dict[str, float]) -> None:
         for repeat in range(repeats)
         for i in range(40)
     ]  # fmt: skip
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     write_records(folder / "evaluations.parquet", rows, Evaluation)
 
 
 def test_the_table_by_hand(tmp_path: Path) -> None:
     for seed in (0, 1):
-        write_run(tmp_path / f"steptool-{seed}", {"base": 0.25, "warm_start": 0.5, "steptool": 0.9 + 0.05 * seed})
-        write_run(tmp_path / f"rft-{seed}", {"base": 0.25, "warm_start": 0.5, "steptool": 0.5})
+        write_run(tmp_path / f"start-{seed}", {"base": 0.25, "warm_start": 0.5})
+        write_run(tmp_path / f"steptool-{seed}", {"steptool": 0.9 + 0.05 * seed})
+        write_run(tmp_path / f"rft-{seed}", {"rft": 0.5})
     tables = results(tmp_path, [0, 1], ["steptool", "rft"], draws=500)
     assert list(tables) == ["all greedy", "all sampled"]
     greedy, sampled = (tables[f"all {decoding}"] for decoding in ("greedy", "sampled"))
@@ -65,3 +69,30 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     assert low < 0.4 and high > 0.45  # seeds differ by .05, and tasks are drawn as well
     text = table(tables)
     assert "steptool - rft" in text and "corrected [" in text and "over seeds too [" in text and ", shown" in text
+
+
+def test_every_method_has_as_many_trials_and_each_is_a_configuration() -> None:
+    laptop = yaml.safe_load((CONFIGS / "laptop.yaml").read_text(encoding="utf-8"))
+    trials = read_trials(kinds=("trials",))
+    assert len({trial.folder for trial in read_trials()}) == len(read_trials())
+    assert Counter(trial.method for trial in trials) == dict.fromkeys(METHODS, 2)
+    for trial in read_trials():
+        own = yaml.safe_load((CONFIGS / "methods" / f"{trial.method}.yaml").read_text(encoding="utf-8"))
+        Config.model_validate(merge(merge(merge(laptop, SIZE), own), trial.overlay))
+
+
+def test_a_trial_counts_by_both_ways_of_decoding() -> None:
+    """Greedily 1 of 2 tasks, sampled 1 of 4 tries; 2 of 12 calls repeat an earlier one."""
+    rows = [
+        make_evaluation("a", 1.0, tier="single", calls=2),
+        make_evaluation("b", 0.0, tier="long", calls=2, redundant_calls=2),
+        *(
+            make_evaluation(query, verdict, tier=tier, decoding="sampled", repeat=repeat, calls=2)
+            for query, tier, verdicts in (("a", "single", (1.0, 0.0)), ("b", "long", (0.0, 0.0)))
+            for repeat, verdict in enumerate(verdicts)
+        ),
+    ]
+    figures = measure(rows)
+    assert figures["mean"] == (0.5 + 0.25) / 2
+    assert (figures["single greedy"], figures["long greedy"], figures["single sampled"]) == (1.0, 0.0, 0.5)
+    assert figures["redundant"] == pytest.approx(2 / 12)
