@@ -35,6 +35,7 @@ from steptool.evaluation.over_seeds import (
 from steptool.evaluation.results import summarise
 from steptool.records import Evaluation
 from steptool.records.tables import read_records
+from steptool.report.charts import Interval, interval_bars
 
 METHODS = ("steptool", "ppo_final", "rft", "rft_sharp", "grpo", "gigpo", "eto", "archer")
 """The files of configs/methods/. The first is the one that the others are compared with."""
@@ -58,7 +59,7 @@ SIZES = {
         5,
         {
             "data": {"heldout_queries": 200},
-            "ppo": {"rounds": 8, "value_warmup_rounds": 1},
+            "ppo": {"rounds": 8, "value_warmup_rounds": 1, "epochs": 2},
             "evaluation": {"sampled_repeats": 4},
         },
     ),
@@ -162,6 +163,27 @@ def table(tables: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_STYLE = (
+    "text{font:11px sans-serif;fill:#222}.end{text-anchor:end}.middle{text-anchor:middle}.group{font-weight:bold}"
+    ".grid{stroke:#ddd}.bar{fill:#b8c4d0}.ours{fill:#2f6fb3}line,path{stroke:#444}"
+)
+
+
+def picture(tables: Mapping[str, Any], method: str) -> str:
+    """Pass rates by tier, way of decoding and model, with their intervals, as an SVG image; one method stands out."""
+    titles = [title for title in tables if not title.startswith(f"{ALL} ")] or list(tables)
+    rows = [
+        Interval(title, name.replace("_", " "), *figures["pass_rate"], "ours" if name == method else "other")
+        for title in titles
+        for name, figures in tables[title]["methods"].items()
+    ]
+    chart = interval_bars("Pass rate", rows)
+    image = chart[chart.index("<svg") : chart.index("</svg>")]
+    head, _, body = image.partition(">")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+    return f'{head}><style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{body}</svg>\n'
+
+
 def _interval(values: Sequence[float | None]) -> str:
     mean, low, high = values
     return "-" if mean is None else f"{mean:.3f} [{low:.3f} {high:.3f}]"
@@ -172,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/laptop.yaml")
     parser.add_argument("--output", default="runs/seeds", type=Path)
+    parser.add_argument("--chart", type=Path, help="file that receives the pass rates as an SVG image")
     parser.add_argument("--size", default="full", choices=SIZES)
     parser.add_argument("--split", default="heldout", choices=("validation", "heldout"))
     parser.add_argument("--seeds", type=int, help="number of seeds, in place of that of the size")
@@ -187,6 +210,8 @@ def main() -> None:
     run_all(config, {name: read_method(name) for name in args.methods}, seeds, args.output, args.processes)
     tables = results(args.output, seeds, args.methods)
     (args.output / "seeds.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
+    if args.chart:
+        args.chart.write_text(picture(tables, args.methods[0]), encoding="utf-8")
     print(table(tables))
 
 

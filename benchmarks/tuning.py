@@ -28,7 +28,7 @@ from steptool.records.tables import read_records
 TRIALS = Path(__file__).with_name("trials.yaml")
 SEED = 100
 SIZE: Mapping[str, Mapping[str, Any]] = {
-    "ppo": {"rounds": 6, "value_warmup_rounds": 1},
+    "ppo": {"rounds": 6, "value_warmup_rounds": 1, "epochs": 2},
     "evaluation": {"split": "validation", "sampled_repeats": 2},
 }
 """What differs from the configuration in all trials."""

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from benchmarks.contest import merge
-from benchmarks.seeds import METHODS, SIZES, results, table
+from benchmarks.seeds import METHODS, SIZES, picture, results, table
 from benchmarks.tuning import SIZE, measure, read_trials
 from evaluation_rows import make_evaluation
 from steptool.config import Config
@@ -96,3 +97,13 @@ def test_a_trial_counts_by_both_ways_of_decoding() -> None:
     assert figures["mean"] == (0.5 + 0.25) / 2
     assert (figures["single greedy"], figures["long greedy"], figures["single sampled"]) == (1.0, 0.0, 0.5)
     assert figures["redundant"] == pytest.approx(2 / 12)
+
+
+def test_the_picture_has_a_bar_for_each_model_and_way_of_decoding(tmp_path: Path) -> None:
+    write_run(tmp_path / "start-0", {"base": 0.25, "warm_start": 0.5})
+    write_run(tmp_path / "steptool-0", {"steptool": 0.9})
+    image = ElementTree.fromstring(picture(results(tmp_path, [0], ["steptool"], draws=50), "steptool"))
+    bars = [e for e in image.iter("{http://www.w3.org/2000/svg}rect") if "bar" in e.get("class", "")]
+    assert [bar.get("class") for bar in bars] == ["bar other", "bar other", "bar ours"] * 2
+    widths = [float(bar.get("width", 0)) for bar in bars[:3]]
+    assert widths[1] / widths[0] == pytest.approx(2, rel=0.01)
