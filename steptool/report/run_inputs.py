@@ -24,7 +24,7 @@ from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
 from steptool.rewards.audit import audit_files
 from steptool.rewards.audit_figures import Audit
-from steptool.rewards.compose import NO_REWARDS_SEEN, step_rewards
+from steptool.rewards.compose import NO_REWARDS_SEEN, compose_round
 from steptool.rewards.statistics import FarmingPoint, Rewards, farming_points, idle_share
 
 MODELS = ("base", "warm_start", "steptool")
@@ -227,10 +227,7 @@ def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int,
     for round_index in range(config.ppo.rounds):
         trajectories = read_records(folder / names.of_round("trajectories", round_index), Trajectory)
         rows = read_records(folder / names.of_round("rewards", round_index), StepReward)
-        composed = step_rewards(trajectories, rows, config.rewards, config.ppo.reward)
-        if config.rewards.normalisation == "running":
-            scale = scale.after(composed)
-            composed = scale.apply(composed)
+        scale, composed = compose_round(trajectories, rows, config.rewards, config.ppo.reward, scale)
         summaries.append(summarise_round(trajectories, rows, composed))
         farming[round_index] = farming_points(trajectories, composed)
     return summaries, farming

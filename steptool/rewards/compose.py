@@ -203,6 +203,27 @@ def step_rewards(
     return [compose(scores.get(t.trajectory_id, ()), config, reward, t.steps, weights) for t in trajectories]
 
 
+def compose_round(
+    trajectories: Sequence[Trajectory],
+    reward_rows: Sequence[StepReward],
+    config: RewardConfig,
+    reward: Literal["step", "final"],
+    scale: RunningScale,
+) -> tuple[RunningScale, list[npt.NDArray[np.float64] | None]]:
+    """The rewards of a round as training takes them, and the state after it: `step_rewards` with the calibrated weights
+    and the running normalisation where the configuration says so.
+
+    `scale` is the state after the rounds before.
+    """
+    if config.weights == "calibrated":
+        scale = scale.calibrated(list(group_rows(reward_rows).values()), config.calibration_rounds)
+    composed = step_rewards(trajectories, reward_rows, config, reward, scale.component_weights)
+    if config.normalisation == "running":
+        scale = scale.after(composed)
+        composed = scale.apply(composed)
+    return scale, composed
+
+
 def group_rows(reward_rows: Iterable[StepReward]) -> dict[str, list[StepReward]]:
     """The rows of each trajectory in the order of its steps, by its id."""
     scores: dict[str, list[StepReward]] = defaultdict(list)

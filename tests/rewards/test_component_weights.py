@@ -3,9 +3,17 @@ from collections.abc import Callable
 import pytest
 
 from steptool.config import RewardConfig
-from steptool.records import StepReward, Trajectory
+from steptool.records import Step, StepReward, Trajectory
 from steptool.rewards.audit import audit
-from steptool.rewards.compose import ComponentWeights, RunningScale, compose, moving_average, round_weights
+from steptool.rewards.compose import (
+    NO_REWARDS_SEEN,
+    ComponentWeights,
+    RunningScale,
+    compose,
+    compose_round,
+    moving_average,
+    round_weights,
+)
 
 
 def episode(name: str, solved: float | None, *scores: tuple[float, float | None]) -> list[StepReward]:
@@ -57,6 +65,22 @@ def test_weights_enter_the_composed_reward() -> None:
     # .2 * (.1 * .5 * 1 + .5 * 1)
     rewards = compose(ROUND[0], config, weights=ComponentWeights(0.1, 0.5))
     assert rewards is not None and rewards.tolist() == pytest.approx([0.11, 0.11, 1.0])
+
+
+def test_a_round_is_paid_by_the_weights_that_it_has_itself_determined(
+    make_step: Callable[..., Step], make_trajectory: Callable[..., Trajectory]
+) -> None:
+    """Its weights are 0 and 1, so the two calls of the first episode earn .2 * 1 each; the report pays the same."""
+    trajectory = make_trajectory([make_step("look", "x", a=1), make_step("look", "y", a=2)], "done", trajectory_id="a")
+    config = RewardConfig(alpha=0.5, step_weight=0.2, succ_calling="bonus", redundant_cost=0.0, weights="calibrated")
+    score_rows = [row for rows in ROUND for row in rows]
+    scale, (rewards,) = compose_round([trajectory], score_rows, config, "step", NO_REWARDS_SEEN)
+    assert rewards is not None and rewards.tolist() == pytest.approx([0.2, 0.2, 1.0])
+    assert scale.component_weights == ComponentWeights(0.0, 1.0)
+    fixed = config.model_copy(update={"weights": "fixed"})
+    scale, (rewards,) = compose_round([trajectory], score_rows, fixed, "step", NO_REWARDS_SEEN)
+    assert rewards is not None and rewards.tolist() == pytest.approx([0.3, 0.3, 1.0])
+    assert scale == NO_REWARDS_SEEN
 
 
 def test_the_audit_shows_what_calibration_does(

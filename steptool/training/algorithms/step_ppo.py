@@ -27,7 +27,7 @@ from torch import Tensor
 from steptool.config import Config
 from steptool.models.actor import ActionOutputs, Actor
 from steptool.records import Advantage, Metric, StepReward, Trajectory
-from steptool.rewards.compose import RunningScale, group_rows, step_rewards
+from steptool.rewards.compose import RunningScale, compose_round
 from steptool.training import credit
 from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection, solved_ids
 from steptool.training.groups import group_trajectories
@@ -81,17 +81,10 @@ class StepPPO(Algorithm):
 
         Raises ValueError if there is none, or if a trajectory has another number of rewards than of steps.
         """
-        settings, metrics = self.config.rewards, []
-        if settings.weights == "calibrated":
-            scale = scale.calibrated(list(group_rows(rewards).values()), settings.calibration_rounds)
-            metrics = [
-                Metric(self.stage, self.round_index, 0, f"weight_{name}", value)
-                for name, value in scale.weights.items()
-            ]
-        composed = step_rewards(trajectories, rewards, settings, self.config.ppo.reward, scale.component_weights)
-        if self.config.rewards.normalisation == "running":
-            scale = scale.after(composed)
-            composed = scale.apply(composed)
+        settings = self.config.rewards
+        scale, composed = compose_round(trajectories, rewards, settings, self.config.ppo.reward, scale)
+        weights = scale.weights if settings.weights == "calibrated" else {}
+        metrics = [Metric(self.stage, self.round_index, 0, f"weight_{name}", value) for name, value in weights.items()]
         pairs = [(t, r) for t, r in zip(trajectories, composed, strict=True) if r is not None and t.spans]
         for trajectory, reward_T in pairs:
             if len(reward_T) != len(trajectory.spans):
