@@ -59,7 +59,8 @@ SIZES = {
         5,
         {
             "data": {"heldout_queries": 200},
-            "ppo": {"rounds": 8, "value_warmup_rounds": 1, "epochs": 2},
+            "warm_start": {"steps": 130, "slips": 0.2, "shortcuts": 0.45},
+            "ppo": {"rounds": 6, "value_warmup_rounds": 1, "epochs": 2},
             "evaluation": {"sampled_repeats": 4},
         },
     ),
@@ -173,9 +174,10 @@ def picture(tables: Mapping[str, Any], method: str) -> str:
     """Pass rates by tier, way of decoding and model, with their intervals, as an SVG image; one method stands out."""
     titles = [title for title in tables if not title.startswith(f"{ALL} ")] or list(tables)
     rows = [
-        Interval(title, name.replace("_", " "), *figures["pass_rate"], "ours" if name == method else "other")
+        Interval(title, name.replace("_", " "), mean, low, high, "ours" if name == method else "other")
         for title in titles
         for name, figures in tables[title]["methods"].items()
+        for mean, low, high in [figures["pass_rate"]]
     ]
     chart = interval_bars("Pass rate", rows)
     image = chart[chart.index("<svg") : chart.index("</svg>")]
