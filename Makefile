@@ -17,6 +17,8 @@ FLYTE_CONFIG ?= flyte.config
 PROJECT ?= flytesnacks
 DOMAIN ?= development
 BUILD ?= build
+# Parts of the names of licences that a dependency may have: permissive ones, and the Mozilla Public License.
+LICENCES ?= MIT;BSD;Apache;ISC;PSF-2.0;Python Software Foundation;MPL-2.0;Mozilla Public License
 CPU_IMAGE = $(shell sed -n 's/^cpu *= *//p' flyte.config)
 GPU_IMAGE = $(shell sed -n 's/^gpu *= *//p' flyte.config)
 # Base of both images, by digest, so that every build starts from the same bytes.
@@ -25,7 +27,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format docs seeds bench mistakes kills hostile million bfcl \
+.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format docs seeds bench mistakes kills hostile million bfcl audit licences \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -178,6 +180,17 @@ lock: $(STAMP)  ## write images/*.hashes.txt, what the images install by digest 
 
 sbom: $(STAMP)  ## write build/sbom.json, a software bill of materials of the virtual environment (CycloneDX)
 	mkdir -p $(BUILD) && $(BIN)/python scripts/bill_of_materials.py > $(BUILD)/sbom.json
+
+audit:  ## ask for known vulnerabilities of the pinned packages (needs the package index; AUDIT=--dry-run only reads the pins)
+	$(PY) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt $(AUDIT)
+
+licences: $(STAMP)  ## list the licences of all installed packages; one that LICENCES does not name fails
+	$(PY) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-licenses==5.5.5
+	.venv-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --summary --order=count
+	.venv-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --partial-match --allow-only "$(LICENCES)" > /dev/null
 
 register: $(STAMP)  ## register all workflows and launch plans with the cluster of flyte.config (PROFILE=... PROJECT=... DOMAIN=...)
 	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.registration --cluster $(FLYTE_CONFIG)) && \
