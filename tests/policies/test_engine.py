@@ -114,7 +114,7 @@ def test_an_episode_whose_tool_answers_late_holds_nobody_up(
 ) -> None:
     queries = [make_query("slow", "go"), *(make_query(f"q{n}", "go") for n in range(4))]
     episodes, _ = play(
-        random_model, NoteCodec(codec.tokenizer), queries, GatedEnvironment(4), limits=ToolsConfig(timeout=60)
+        random_model, NoteCodec(codec.tokenizer), queries, GatedEnvironment(4), limits=ToolsConfig(timeout=600)
     )
     assert [t.stop_reason for t in episodes] == [StopReason.STEP_LIMIT] * 5
     assert {step.status for t in episodes for step in t.steps} == {StepStatus.OK}
