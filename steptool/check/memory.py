@@ -197,10 +197,12 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, proces
     rollout = StageMemory("rollout", model, cache=_cache(shape, config, episodes), framework=framework, disk=model)
     is_together = config.rounds.placement == "together"
     copied = model if has_adapter else 0.0  # the layers that the adapter is added to
+    is_vllm_at_rest = is_together and config.rollout.engine == "vllm" and not has_gpu
+    learning = replace(ppo, weights=ppo.weights + (model if is_vllm_at_rest else 0.0))
     return [
         StageMemory("prepare", model, framework=framework, disk=2 * model),
         *([warm_start] if config.warm_start.steps else []),
-        *([_take_turns(rollout, ppo, copied, ppo.disk + saved)] if is_together else [rollout, ppo]),
+        *([_take_turns(rollout, learning, copied, ppo.disk + saved)] if is_together else [rollout, ppo]),
         StageMemory("evaluate", model, cache=_cache(shape, config), framework=framework, disk=model),
     ]
 

@@ -301,6 +301,10 @@ class SharedModels:
         if model := self._models.pop(os.path.realpath(folder), None):
             self._models[os.path.realpath(target)] = model
 
+    def clear(self) -> None:
+        """Keep no weights, because an engine with weights of its own needs the room."""
+        self._models.clear()
+
     def hand_over(self) -> None:
         """Give back what one side has left behind, such as keys and values, before the other side's turn."""
         gc.collect()

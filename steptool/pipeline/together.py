@@ -131,6 +131,8 @@ def _make_round(
 
     audited = audit_round(shards, scores, queries, config, round_index, _make(work, _JOINED), show_page)
     learn_round(policy, start, audited, config, round_index, scale, work, load=models.load)
+    if config.rollout.engine == "vllm":
+        models.clear()
     models.hand_over()
     for part in (*shards, *scores):
         shutil.rmtree(part)

@@ -80,6 +80,21 @@ def test_rounds_together_take_what_the_larger_turn_takes() -> None:
         assert stage("rounds_together", together).total == pytest.approx(expected)
 
 
+def test_vllm_keeps_its_weights_in_main_memory_while_the_process_trains() -> None:
+    shape = read_base_shape(Config().policy)
+    assert shape is not None
+    settings: dict[str, Any] = {"rounds": {"placement": "together"}, "ppo": {"micro_batch_size": 64}}
+    for has_gpu, of_weight in ((False, 4), (True, 0)):
+        ours, vllm = (
+            estimate(
+                shape, Config.model_validate(settings | {"rollout": {"episodes": 1, "engine": engine}}), has_gpu=has_gpu
+            )
+            for engine in ("transformers", "vllm")
+        )
+        more = stage("rounds_together", vllm).total - stage("rounds_together", ours).total
+        assert more == pytest.approx(shape.parameters * of_weight)
+
+
 def test_lora_trains_as_many_weights_as_peft_makes() -> None:
     config = Config.model_validate({"policy": {"lora_rank": 4}})
     adapted = new_adapter(load_model(EMBEDDED), config.policy, 0)

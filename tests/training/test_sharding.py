@@ -24,7 +24,7 @@ def start(model: Path, folder: Path, *stages: str) -> subprocess.CompletedProces
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*launch, WORKER, model, folder, *stages], env=environment, capture_output=True, text=True, timeout=200
+        [*launch, WORKER, model, folder, *stages], env=environment, capture_output=True, text=True, timeout=900
     )
 
 
