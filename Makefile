@@ -27,7 +27,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format docs seeds bench mistakes kills hostile million bfcl audit licences \
+.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format docs seeds tune bench mistakes kills hostile million bfcl audit licences \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -144,6 +144,9 @@ docs: $(VENV)/.docs  ## build the documentation site into build/site, with API p
 seeds: $(STAMP)  ## train all methods with several seeds and compare them (hours; SIZE=small or trial, SPLIT=validation)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.seeds --config $(CONFIG) --size $(SIZE) --split $(SPLIT) \
 		--output runs/seeds-$(SIZE)
+
+tune: $(STAMP)  ## try the settings of benchmarks/trials.yaml for every method on validation tasks (an hour or so)
+	$(BIN)/python -m benchmarks.tuning --config $(CONFIG) --output runs/tuning
 
 bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER ratio"
 	@set -e; for program in $(filter-out benchmarks/contest.py benchmarks/seeds.py benchmarks/tuning.py benchmarks/million.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done

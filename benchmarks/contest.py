@@ -1,6 +1,6 @@
 """One method on one seed. What all methods of a seed have in common is made once: the start.
 
-A start is a folder with the tasks, the base model, the warm start, and the evaluations of both. A method adds rounds of
+A start is a folder with the tasks, the base model, the warm start and its evaluation. A method adds rounds of
 reinforcement from that warm start and the evaluation of what they end with. It is the pipeline of workflows/train.py,
 with its rounds in one process and without report and registry.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def make_start(config: Mapping[str, Any], seed: int, output: Path) -> None:
     settings = _open_folder(folder, config, seed)
     with (folder / "log.txt").open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log):
         _prepare(settings, folder)
-        _evaluate(settings, folder, folder, (BASE, WARM_START))
+        _evaluate(settings, folder, folder, WARM_START)
 
 
 def run_method(config: Mapping[str, Any], method: str, seed: int, output: Path) -> None:
@@ -65,7 +65,7 @@ def run_method(config: Mapping[str, Any], method: str, seed: int, output: Path) 
     settings, begin = _open_folder(folder, config, seed), time.process_time()
     with (folder / "log.txt").open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log):
         _learn(settings, start, folder / method, folder / "rounds")
-        rows = _evaluate(settings, start, folder, (method,))
+        rows = _evaluate(settings, start, folder, method)
     passed = [row.passed for row in rows if row.decoding == "greedy" and row.passed is not None]
     rate, seconds = sum(passed) / max(1, len(passed)), time.process_time() - begin
     print(f"{method}-{seed}: pass rate {rate:.3f}, {seconds:.0f} s of processor time", flush=True)
@@ -117,13 +117,12 @@ def _learn(config: Config, start: Path, model: Path, work: Path) -> None:
     shutil.rmtree(work)
 
 
-def _evaluate(config: Config, start: Path, folder: Path, names: Sequence[str]) -> list[Evaluation]:
-    """Play the tasks of the configured split with the models of these names in a folder, and write the rows."""
+def _evaluate(config: Config, start: Path, folder: Path, name: str) -> list[Evaluation]:
+    """Play the tasks of the configured split with the model of this name in a folder, and write the rows."""
     from steptool.pipeline.episodes import evaluate
 
     queries = TaskSet(start / "tasks").evaluation_queries(config.evaluation)
-    policies = [EvaluatedPolicy(name=name, model=str(folder / name)) for name in names]
-    rows = [row for policy in policies for row in evaluate(policy, queries, config).rows]
+    rows = evaluate(EvaluatedPolicy(name=name, model=str(folder / name)), queries, config).rows
     partial = write_records(folder / f"{EVALUATIONS}.partial", rows, Evaluation)
     partial.rename(folder / EVALUATIONS)
-    return rows
+    return list(rows)

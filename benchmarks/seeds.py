@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.contest import BASE, EVALUATIONS, WARM_START, make_start, merge, run_folder, run_method, start_folder
+from benchmarks.contest import EVALUATIONS, WARM_START, make_start, merge, run_folder, run_method, start_folder
 from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, points, probability
 from steptool.evaluation.over_seeds import (
     Seeded,
@@ -40,8 +40,6 @@ from steptool.report.charts import Interval, interval_bars
 METHODS = ("steptool", "ppo_final", "rft", "rft_sharp", "grpo", "gigpo", "eto", "archer")
 """The files of configs/methods/. The first is the one that the others are compared with."""
 MEASURES = ("pass_rate", "recall", "invalid_call_rate", "redundant_call_rate")
-STARTS = (BASE, WARM_START)
-"""Models that every run of a seed has in common."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +97,12 @@ def _wait(pool: ProcessPoolExecutor, work: Callable[..., None], jobs: Sequence[t
 
 
 def read_rows(output: Path, seeds: Sequence[int], methods: Sequence[str], decoding: str) -> dict[str, Seeded]:
-    """Evaluation rows by model and seed: base and warm start from the starts, and every method."""
+    """Evaluation rows by model and seed: the warm start and every method."""
     by_model: dict[str, Seeded] = {}
-    for name in (*STARTS, *methods):
+    for name in (WARM_START, *methods):
         own = {}
         for seed in seeds:
-            folder = start_folder(output, seed) if name in STARTS else run_folder(output, name, seed)
+            folder = start_folder(output, seed) if name == WARM_START else run_folder(output, name, seed)
             rows = read_records(folder / EVALUATIONS, Evaluation)
             own[seed] = [row for row in rows if (row.model, row.decoding) == (name, decoding)]
         by_model[name] = own

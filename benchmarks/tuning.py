@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.contest import BASE, EVALUATIONS, WARM_START, merge, run_folder, start_folder
+from benchmarks.contest import EVALUATIONS, WARM_START, merge, run_folder, start_folder
 from benchmarks.seeds import METHODS, read_method, run_all
 from steptool.evaluation.compare import ALL, GREEDY, SAMPLED
 from steptool.records import Evaluation
@@ -98,7 +98,7 @@ def main() -> None:
     overlays = {trial.folder: merge(read_method(trial.method), trial.overlay) for trial in trials}
     run_all(config, overlays, [SEED], args.output, args.processes)
     start = read_records(start_folder(args.output, SEED) / EVALUATIONS, Evaluation)
-    figures = {name: measure([row for row in start if row.model == name]) for name in (BASE, WARM_START)}
+    figures = {WARM_START: measure([row for row in start if row.model == WARM_START])}
     for trial in trials:
         rows = read_records(run_folder(args.output, trial.folder, SEED) / EVALUATIONS, Evaluation)
         figures[f"{trial.method}, {trial.name}"] = measure(rows)
