@@ -50,8 +50,8 @@ class Answer:
 
 
 def read_answers(folder: Path, skipped: Counter[str]) -> Iterator[Answer]:
-    """The answers of all JSON files below a folder. What cannot be read is counted by reason."""
-    for file in sorted(folder.rglob("*.json")):
+    """The answers of a file, or of all JSON files below a folder. What cannot be read is counted by reason."""
+    for file in sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]:
         for number, row in json.loads(file.read_text(encoding="utf-8")).items():
             try:
                 yield read_answer(Record(file, f"{file.parent.name}-{number}", row))

@@ -59,6 +59,7 @@ def compare(
     verdicts: Parquet,
     preferences: Parquet,
     judge_costs: Parquet,
+    ingest_metrics: Parquet,
 ) -> Comparison:
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
     from steptool.artifacts import lineage as names
@@ -74,6 +75,7 @@ def compare(
         download(verdicts),
         download(preferences),
         download(judge_costs),
+        download(ingest_metrics),
         config,
     )
     Deck("evaluation", pages.html)

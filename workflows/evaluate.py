@@ -44,4 +44,5 @@ def evaluate(config: Config, output: str = "") -> Comparison:
         verdicts=judgement.verdicts,
         preferences=judgement.preferences,
         judge_costs=judgement.costs,
+        ingest_metrics=ingested.metrics,
     )

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from steptool.records import Cost, Metric
@@ -30,6 +30,13 @@ def count_metrics(stage: str, counts: Mapping[str, Any], round_index: int = -1) 
 def counts_of(metrics: Iterable[Metric], stage: str) -> dict[str, int]:
     """The counts that `count_metrics` made of a stage."""
     return {m.name: int(m.value) for m in metrics if m.stage == stage and m.update == -1}
+
+
+def name_lost_groups(metrics: Iterable[Metric]) -> Iterator[str]:
+    """A sentence for each group of tasks of which ingest has kept none."""
+    for name, number in counts_of(metrics, "ingest").items():
+        if "which leaves no task of the group" in name:
+            yield f"{number} queries were dropped: {name.partition(': ')[2]}."
 
 
 def total_counts(costs: Iterable[Cost]) -> dict[str, float]:

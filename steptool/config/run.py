@@ -33,11 +33,40 @@ _LARGEST = 100_000
 """Values of a file with its aliases written out. A file of 500 bytes can stand for billions."""
 _LARGEST_FILE = 1 << 18
 """Bytes of a file. All fields with their documentation take a tenth of it."""
+_EXCERPT = 40
+"""Characters of a value in an error."""
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as its version 1.2 reads numbers: 1e-3 is one. PyYAML alone takes it for text."""
+    """YAML as its version 1.2 reads numbers, where 1e-3 is one, and keys, which are given once.
+
+    PyYAML alone takes 1e-3 for text, and the last value of a key that is given twice.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping that begins here. Raises ConstructorError for a key that is given twice."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                earlier_key, earlier = first.setdefault(key.value, (key, value))
+                if earlier_key is not key:
+                    raise yaml.constructor.ConstructorError(problem=_describe_repeat(earlier_key, earlier, key, value))
+        return node
+
+
+def _describe_repeat(first_key: yaml.Node, first: yaml.Node, key: yaml.Node, value: yaml.Node) -> str:
+    places = (f"in line {k.start_mark.line + 1} with {_excerpt(v)}" for k, v in ((first_key, first), (key, value)))
+    return f"'{key.value}' is given twice, {' and '.join(places)}; leave one of them"
+
+
+def _excerpt(node: yaml.Node) -> str:
+    """The value of a node in a few characters."""
+    if isinstance(node, yaml.ScalarNode):
+        text = str(node.value)
+        return f"'{text[:_EXCERPT]}{'...' if len(text) > _EXCERPT else ''}'"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a section"
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))

@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from steptool.data.arrow_files import read_arrow, read_parquet
-from steptool.data.parsing import IngestError, IngestLog, Record, UnusableError, parse_json, replace_half_pairs
+from steptool.data.parsing import (
+    IngestError,
+    IngestLog,
+    KeyCheck,
+    Record,
+    UnusableError,
+    parse_document,
+    parse_json,
+    replace_half_pairs,
+)
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 _PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".xz", ".lz4", ".lzma")
@@ -88,12 +97,12 @@ def read_json(file: Path, limit: int) -> Iterator[Record]:
     elif len(document) > limit:
         raise UnusableError("a record too large", f"a document of more than {limit} bytes; write a record a line")
     else:
-        yield from _read_members(file, parse_json(document.decode("utf-8-sig")))
+        yield from _read_members(file, parse_document(document.decode("utf-8-sig")))
 
 
 def _read_list(file: Path, limit: int) -> Iterator[Record]:
     with open_text(file, "utf-8-sig") as text:
-        yield from (Record(file, n, element) for n, element in enumerate(_iterate_elements(text, limit)))
+        yield from (Record(file, n, *element) for n, element in enumerate(_iterate_elements(text, limit)))
 
 
 def _begins_with_lines(start: bytes) -> bool:
@@ -114,9 +123,13 @@ def _read_members(file: Path, document: Any) -> Iterator[Record]:
         yield Record(file, None, document)
 
 
-def _iterate_elements(stream: IO[str], limit: int) -> Iterator[Any]:
+_Element = tuple[Any, UnusableError | None]
+"""The value of an element, and why it cannot be used."""
+
+
+def _iterate_elements(stream: IO[str], limit: int) -> Iterator[_Element]:
     """Elements of the JSON list that a stream holds, one at a time. Raises UnusableError for other text."""
-    decoder, text, at, number = JSONDecoder(), "", 0, 0
+    text, at, number = "", 0, 0
     marks, element_fits, is_last = "[", False, False
     while True:
         white = _WHITE.match(text, at)
@@ -131,7 +144,7 @@ def _iterate_elements(stream: IO[str], limit: int) -> Iterator[Any]:
             marks, element_fits, is_last = _AFTER[text[at]]
             at += 1
         elif element_fits:
-            text, at, element = _read_element(decoder, stream, text, at, limit, number)
+            text, at, element = _read_element(stream, text, at, limit, number)
             yield element
             marks, element_fits, number = ",]", False, number + 1
         else:
@@ -139,18 +152,17 @@ def _iterate_elements(stream: IO[str], limit: int) -> Iterator[Any]:
             raise UnusableError("not JSON", f"after {number} elements: expected {expected}, got {text[at : at + 80]!r}")
 
 
-def _read_element(
-    decoder: JSONDecoder, stream: IO[str], text: str, at: int, limit: int, number: int
-) -> tuple[str, int, Any]:
+def _read_element(stream: IO[str], text: str, at: int, limit: int, number: int) -> tuple[str, int, _Element]:
     """Read the element that begins at a place of the text. Returns the text, the end of the element, and the element.
 
     An element that ends with the text may go on (as a number does), so one more character is read.
     """
     while True:
+        keys = KeyCheck()
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = JSONDecoder(object_pairs_hook=keys.read_object).raw_decode(text, at)
             if end < len(text):
-                return text, end, replace_half_pairs(value, text[at:end])
+                return text, end, (replace_half_pairs(value, text[at:end]), keys.fault)
             problem = "the file ends within its list"
         except (ValueError, RecursionError) as error:
             problem = str(error)
@@ -181,7 +193,7 @@ def read_lines(file: Path, limit: int) -> Iterator[Record]:
 
 def _read_line(file: Path, number: int, line: bytes) -> Record:
     try:
-        return Record(file, number, parse_json(line.decode()))
+        return Record(file, number, parse_document(line.decode()))
     except UnicodeDecodeError as error:
         fault = UnusableError("not UTF-8 text", str(error))
     except UnusableError as error:

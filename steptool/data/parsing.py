@@ -130,12 +130,46 @@ def parse_json(text: str) -> Any:
         raise UnusableError("not JSON", str(error)) from None
 
 
+class KeyCheck:
+    """Reads the objects of a JSON text and notes each key that one of them gives twice."""
+
+    def __init__(self) -> None:
+        self.repeated: list[str] = []
+        """The keys, with their values."""
+
+    def read_object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object of these pairs, with the last value of a key: the hook of Python's JSON decoder."""
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+            values = " and ".join(excerpt(inner) for key, inner in pairs if key == twice)
+            self.repeated.append(f"'{twice}' with the values {values}")
+        return value
+
+    @property
+    def fault(self) -> UnusableError | None:
+        """The refusal of a text with such a key: nobody knows which value is meant."""
+        return UnusableError("a key given twice", "; ".join(self.repeated)) if self.repeated else None
+
+
+def parse_document(text: str) -> Any:
+    """As `parse_json`, for what people and their programs write: no object may give a key twice."""
+    keys = KeyCheck()
+    try:
+        document = replace_half_pairs(json.loads(text, object_pairs_hook=keys.read_object), text)
+    except (ValueError, RecursionError) as error:
+        raise UnusableError("not JSON", str(error)) from None
+    if keys.fault:
+        raise keys.fault
+    return document
+
+
 def parse_if_text(value: Any, where: str) -> Any:
     """A value that may be written as its JSON text."""
     if not isinstance(value, str):
         return value
     try:
-        return parse_json(value)
+        return parse_document(value)
     except UnusableError as error:
         raise UnusableError(error.reason, f"{where}: {error.detail}") from None
 

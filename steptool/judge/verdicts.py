@@ -189,12 +189,22 @@ def _stored_rows(file: Path) -> Iterator[Verdict]:
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{file}: expected an object of verdicts by query, got {type(document).__name__}")
     return document
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises ValueError for a query or a repeat that is given twice."""
+    for key, number in Counter(key for key, _ in pairs).items():
+        if number > 1:
+            raise ValueError(f"'{key}' is given {number} times in one object; it has one verdict")
+    return dict(pairs)
 
 
 def _repeat(text: str, file: Path, number: str) -> int:

@@ -8,13 +8,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from steptool.artifacts import lineage
-from steptool.artifacts.metrics import say
+from steptool.artifacts.metrics import name_lost_groups, say
 from steptool.config import Config
 from steptool.evaluation.measures import apply_verdicts
 from steptool.evaluation.results import Results, compute_results
@@ -175,11 +175,13 @@ def write_comparison(
     verdicts: Path,
     preferences: Path,
     judge_costs: Path,
+    ingest_metrics: Path,
     config: Config,
 ) -> ComparisonPages:
     """Collect what the policies have played in a folder, compare them, and write tables, page and viewer.
 
-    `parts` holds for each policy of the configuration the folder with its rows, its episodes and its costs.
+    `parts` holds for each policy of the configuration the folder with its rows, its episodes and its costs. The groups
+    of which ingest has kept no task are named among what the figures leave out.
     """
     files = {lineage.QUERIES: queries, lineage.VERDICTS: verdicts, lineage.PREFERENCES: preferences}
     files |= {file.name: file for part in parts for file in part.glob(lineage.of_policy("*"))}
@@ -187,6 +189,8 @@ def write_comparison(
         shutil.copyfile(file, folder / name)
     concatenate([*(part / lineage.COSTS for part in parts), judge_costs], Cost, folder / lineage.COSTS)
     results = _compute_results(folder, parts, config)
+    lost = name_lost_groups(read_records(ingest_metrics, Metric))
+    results = replace(results, gaps=[*results.gaps, *lost])
     return ComparisonPages(_write_pages(folder, results, config), to_markdown(results))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from steptool.artifacts import lineage
 from steptool.artifacts import lineage as names
 from steptool.artifacts.lineage import CARD
-from steptool.artifacts.metrics import counts_of
+from steptool.artifacts.metrics import counts_of, name_lost_groups
 from steptool.config import Config, load_config
 from steptool.evaluation.compare import GREEDY, SAMPLED
 from steptool.evaluation.results import Results, compute_results
@@ -281,9 +281,7 @@ def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: 
 
 def _notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
     yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
-    for name, number in counts_of(metrics, "ingest").items():
-        if "which leaves no task of the group" in name:
-            yield f"{number} queries were dropped: {name.partition(': ')[2]}."
+    yield from name_lost_groups(metrics)
     prepared = counts_of(metrics, "prepare")
     if left_out := prepared.get("left out", 0):
         yield f"{left_out} queries were left out: their prompts do not fit the model's context."

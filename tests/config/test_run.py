@@ -84,6 +84,41 @@ def test_settings_that_mean_nothing_together_are_refused(tmp_path: Path, text: s
     assert message in refusal(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "seed: 1\nppo:\n  rounds: 4\n  epochs: 2\n  rounds: 24\n",
+            "not YAML: 'rounds' is given twice, in line 3 with '4' and in line 5 with '24'; leave one of them",
+        ),
+        (
+            "ppo: {rounds: 4}\ndata: {}\nppo:\n  epochs: 2",
+            "'ppo' is given twice, in line 1 with a section and in line 3",
+        ),
+        ("data: {paths: [a], paths: [b]}", "'paths' is given twice, in line 1 with a list and in line 1 with a list"),
+        ("ppo: {'rounds': 4, rounds: 5}", "'rounds' is given twice"),
+        (
+            f"data: {{environment: {'x' * 50}, environment: b}}",
+            f"in line 1 with '{'x' * 40}...' and in line 1 with 'b'",
+        ),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_with_both_places(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as excinfo:
+        load_config(path)
+    assert str(excinfo.value).startswith(f"{path}: not YAML: '") and message in str(excinfo.value)
+
+
+def test_a_key_of_a_merged_section_may_be_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("ppo: &ppo {rounds: 4, epochs: 2}\n")
+    assert load_config(path, ["ppo={<<: {epochs: 5, rounds: 3}, rounds: 7}"]).ppo.rounds == 7
+    with pytest.raises(ConfigError, match=r"'ppo=\{rounds: 4, rounds: 5\}': not YAML: 'rounds' is given twice"):
+        load_config(path, ["ppo={rounds: 4, rounds: 5}"])
+
+
 def test_every_wrong_field_has_its_line_and_a_long_value_is_cut(tmp_path: Path) -> None:
     lines = refusal(tmp_path, f"seed: one\nppo: {{rounds: {'x' * 5000}}}\n").splitlines()
     assert [line.split("'")[1] for line in lines] == ["seed", "ppo.rounds"]

@@ -150,6 +150,7 @@ def test_stored_verdicts_become_rows_in_order(stored, tmp_path):
     ("document", "message"),
     [
         ("{", "not JSON"),
+        ('{"12": {"is_solved": {}}, "12": {"is_solved": {}}}', "'12' is given 2 times"),
         ([1], "an object of verdicts by query, got list"),
         ({"12": {"solved": 1}}, "query 12 has no object 'is_solved'"),
         ({"12": {"is_solved": {"a": "AnswerStatus.Solved"}}}, "the number of a repeat, got 'a'"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.judged import SHARED, read_answer, read_answers, separation, split_steps
+from benchmarks.judged_means import annotated_mean, pool, published_mean, read_table, recorded_mean, stored_mean
 from steptool.data.parsing import Record, UnusableError
 from steptool.records import StopReason
 from steptool.rewards.rules import PublishedRules, unwrap
@@ -106,3 +107,55 @@ def test_rules_separate_the_judged_answers() -> None:
     assert FOLDER
     area = separation(list(read_answers(FOLDER, Counter())), "rules")
     assert area and area.value == 1.0
+
+
+CUT = '{"return_type": "give_answer", "final_answer": "There are 13 kettles, na'
+RAW_NEWLINE = '{"return_type": "give_answer", "final_answer": "There are 13\nkettles"}'
+
+
+def test_the_mean_of_a_file_is_that_of_its_verdicts_however_the_answers_end(tmp_path: Path) -> None:
+    """Two of three repeats solved, one unsure, and an answer that was cut, one with a newline, and one without Finish."""
+    cut, newline = ([STEPS[0], {**STEPS[1], "arguments": finish}] for finish in (CUT, RAW_NEWLINE))
+    rows = {
+        "1": row(cut, ("Solved", "Solved", "Solved")),
+        "2": row(newline, ("Solved", "Unsure", "Unsolved")),
+        "3": row(STEPS[:1], ("Unsolved", "Solved", "Solved")),
+    }
+    file = tmp_path / "model" / "G1_tool_model.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(rows))
+    answers = list(read_answers(file, Counter()))
+    by_hand = 100 * (3 + 1.5 + 2) / 9
+    assert published_mean(file) == pytest.approx(by_hand)
+    assert stored_mean(file) == pytest.approx(by_hand)
+    assert recorded_mean(answers) == pytest.approx(by_hand)
+    assert annotated_mean(answers) == pytest.approx(by_hand)
+
+
+def test_the_table_of_a_readme_is_read_and_means_are_pooled_by_query(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "| **Backbone** | **Strategy** | **Method** | **I1. Pass** | Recall | **I2. Pass** | Recall | **I3. Pass** | R |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+        "| Llama | CoT | **StepTool** | **61.1±0.7** | 0.87 | 56.6±2.2 | 0.89 | 45.9±1.8 | 0.77 |\n"
+        "| Llama | DFSDT | PPO (Final Reward) | 59.6±1.1 | 0.8 | 54.0±1.6 | 0.8 | 39.9±0.8 | 0.7 |\n"
+    )
+    table = read_table(readme)
+    assert table["steptool_cot G1"] == 61.1 and table["baseline-ppo_dfs G3"] == 39.9 and len(table) == 6
+    pooled = pool(
+        {"m/G1_tool": 50.0, "m/G1_category": 80.0, "m/G2_tool": 10.0},
+        {"m/G1_tool": 1, "m/G1_category": 2, "m/G2_tool": 5},
+    )
+    assert pooled == pytest.approx({"m G1": 70.0, "m G2": 10.0})
+
+
+@pytest.mark.skipif(FOLDER is None, reason="the shared data are not here")
+def test_the_means_of_the_shared_example_are_the_published_ones() -> None:
+    assert FOLDER is not None
+    (file,) = FOLDER.rglob("*.json")
+    expected = 100 * 2 / 3  # 588 and 608 were judged Solved three times, 1073 Unsolved
+    assert [
+        published_mean(file),
+        stored_mean(file),
+        recorded_mean(list(read_answers(file, Counter()))),
+    ] == pytest.approx([expected] * 3)

@@ -1,5 +1,6 @@
 """Evaluation at the command line, in a real process."""
 
+import html
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steptool.config import load_config
+from steptool.config import Config, load_config
 from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
 from steptool.data.parsing import IngestError
@@ -71,6 +72,26 @@ def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     page = (out / "evaluation.html").read_text()
     assert figures["comparisons"][0]["conclusion"] in page and 'href="viewer.html#model=B">small</a>' in page
     assert "<title>Episodes of the evaluation</title>" in (out / "viewer.html").read_text()
+
+
+def test_a_group_that_ingest_dropped_whole_is_named_beside_the_tables(tmp_path: Path) -> None:
+    """Of two held-out tasks of two groups the limit keeps one."""
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+    tasks = [
+        {"instruction": f"Do {tier}", "tools": [tool], "tier": tier, "split": "heldout", "reference": {"answer": "1"}}
+        for tier in ("easy", "hard")
+    ]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    data = {"source": "jsonl", "paths": [str(tmp_path / "tasks.jsonl")], "heldout_queries": 1}
+    policies = [{"name": "small", "model": "embedded"}]
+    evaluation = {"policies": policies, "sampled_repeats": 0, "bootstrap": 50}
+    out = tmp_path / "out"
+    evaluate(config=Config.model_validate({"data": data, "evaluation": evaluation}), output=str(out))
+    (row,) = read_records(out / "evaluations.parquet", Evaluation)
+    lost = {"easy": "hard", "hard": "easy"}[row.tier]
+    gap = f"1 queries were dropped: more than data.heldout_queries, which leaves no task of the group '{lost}'."
+    assert json.loads((out / "metrics.json").read_text())["left_out"][-1] == gap
+    assert gap in (out / "table.md").read_text() and gap in html.unescape((out / "evaluation.html").read_text())
 
 
 def test_stored_verdicts_give_the_judged_pass_rate(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from steptool.data.files import SUFFIXES, find_files, parse_records
-from steptool.data.parsing import IngestError, IngestLog, UnusableError
+from steptool.data.files import SUFFIXES, find_files, parse_records, read_file
+from steptool.data.parsing import IngestError, IngestLog, UnusableError, parse_if_text, parse_json
 from steptool.records import Query, Reference
 from steptool.records.columns import from_row, to_row
 
@@ -67,10 +67,8 @@ def test_many_records_set_aside_are_all_written(tmp_path, write_file):
 
 
 def test_numbers_and_names_are_read_and_written_as_python_does(tmp_path, read_values, write_file):
-    text = (
-        '{"big": 123456789012345678901, "twice": 1, "twice": 2, "half": "\\ud83d", "whole": "\\ud83d\\ude00", "f": 1.0}'
-    )
-    expected = {"big": 123456789012345678901, "twice": 2, "half": "\ufffd", "whole": "😀", "f": 1.0}
+    text = '{"big": 123456789012345678901, "half": "\\ud83d", "whole": "\\ud83d\\ude00", "f": 1.0}'
+    expected = {"big": 123456789012345678901, "half": "\ufffd", "whole": "😀", "f": 1.0}
     for name, content in (("a.jsonl", text), ("a.json", f"[{text}]"), ("b.json", text)):
         (value,) = (value for _, value in read_values(write_file(tmp_path / name, content)))
         assert value == expected and type(value["f"]) is float
@@ -78,3 +76,32 @@ def test_numbers_and_names_are_read_and_written_as_python_does(tmp_path, read_va
         "q", "train", "replay", "x", ({"default": [value, float("inf"), True]},), Reference(environment={"n": value})
     )
     assert from_row(to_row(values), Query) == values
+
+
+TWICE = '{"instruction": "a", "reference": {"answer": "3", "answer": "4"}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("tasks.jsonl", f'{{"instruction": "b"}}\n{TWICE}\n{{"instruction": "c"}}\n', 2),
+        ("tasks.json", f'[{{"instruction": "b"}}, {TWICE}, {{"instruction": "c"}}]', 1),
+    ],
+)
+def test_a_record_with_a_key_given_twice_is_set_aside_alone(tmp_path, write_file, name, text, place):
+    path, log = write_file(tmp_path / name, text), IngestLog()
+    records = list(read_file(path))
+    assert [record.value.get("instruction") for record in records if not record.fault] == ["b", "c"]
+    (refused,) = (record for record in records if record.fault)
+    assert refused.row == place and refused.fault.reason == "a key given twice"
+    assert refused.fault.detail == ''''answer' with the values "3" and "4"'''
+    assert list(parse_records([path], lambda record: record.value["instruction"], "tasks", log)) == ["b", "c"]
+    assert log.counts["tasks dropped: a key given twice"] == 1
+
+
+def test_a_document_and_tools_as_text_with_a_key_given_twice_are_refused(tmp_path, write_file):
+    (record,) = read_file(write_file(tmp_path / "one.json", TWICE))
+    assert record.fault and record.fault.reason == "a key given twice"
+    with pytest.raises(UnusableError, match='tools: \'name\' with the values "f" and "g"'):
+        parse_if_text('[{"name": "f", "name": "g"}]', "tools")
+    assert parse_json('{"error": "", "error": "gone"}') == {"error": "gone"}  # what a tool said is as it is
