@@ -114,7 +114,7 @@ RAW_NEWLINE = '{"return_type": "give_answer", "final_answer": "There are 13\nket
 
 
 def test_the_mean_of_a_file_is_that_of_its_verdicts_however_the_answers_end(tmp_path: Path) -> None:
-    """Two of three repeats solved, one unsure, and an answer that was cut, one with a newline, and one without Finish."""
+    """An answer that was cut, one with a raw newline, and one without a Finish."""
     cut, newline = ([STEPS[0], {**STEPS[1], "arguments": finish}] for finish in (CUT, RAW_NEWLINE))
     rows = {
         "1": row(cut, ("Solved", "Solved", "Solved")),
@@ -135,7 +135,7 @@ def test_the_mean_of_a_file_is_that_of_its_verdicts_however_the_answers_end(tmp_
 def test_the_table_of_a_readme_is_read_and_means_are_pooled_by_query(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(
-        "| **Backbone** | **Strategy** | **Method** | **I1. Pass** | Recall | **I2. Pass** | Recall | **I3. Pass** | R |\n"
+        "| **Backbone** | Strategy | **Method** | **I1. Pass** | Recall | **I2. Pass** | Recall | I3. Pass | R |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
         "| Llama | CoT | **StepTool** | **61.1±0.7** | 0.87 | 56.6±2.2 | 0.89 | 45.9±1.8 | 0.77 |\n"
         "| Llama | DFSDT | PPO (Final Reward) | 59.6±1.1 | 0.8 | 54.0±1.6 | 0.8 | 39.9±0.8 | 0.7 |\n"
