@@ -194,6 +194,19 @@ def serve_environment(
     serve_tasks(load_config(config, overrides or ()), host, port)
 
 
+@app.command("write-serving")
+def write_serving(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    config: ConfigPath,
+    overrides: Overrides = None,
+) -> None:
+    """Write beside a model how its training prompted and decoded it, before it is served or published."""
+    from steptool.models import serving
+
+    written = serving.write_serving(model, load_config(config, overrides or ()))
+    print(printable(f"{model / serving.FILE}: chat format {written.chat_format}, ends with {written.finish}"))
+
+
 @app.command()
 def check(
     config: ConfigPath,

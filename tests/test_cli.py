@@ -79,6 +79,9 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
     assert "data        read: 12 of 12 queries are kept" in dry
     assert "tools       desk: a session starts for each of 12 queries" in dry
     assert "model       embedded: loaded and tried, 12 prompts fit its context" in dry
+    assert " tools answered a call, " in dry and "not called, since they do not say that they only read: " in dry
+    stages = [line.split()[0] for line in dry.splitlines()[-5:]]
+    assert stages == ["warm", "rollouts", "training", "evaluation", "in"]
     assert not output.exists()
     code, _, error = run("train", config, "--dry-run", "--set", "policy.max_context=50", "--set", "rollout.episodes=4")
     assert code == 1

@@ -21,6 +21,7 @@ from steptool.models.load import EMBEDDED
 from steptool.models.serving import read_serving, write_serving
 from steptool.policies.catalog import open_policy
 from steptool.records import FINISH, Step, Trajectory
+from steptool.registry import Registry
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
 
@@ -160,3 +161,17 @@ def test_the_folder_says_how_it_was_trained(folder: Path) -> None:
     decoding = json.loads((folder / "generation_config.json").read_text())
     assert (decoding["do_sample"], decoding["temperature"], decoding["top_k"]) == (True, 0.5, 0)
     assert (decoding["max_new_tokens"], decoding["eos_token_id"]) == (48, [6])
+
+
+def test_a_model_from_elsewhere_is_published_with_what_it_needs_to_be_served(tmp_path: Path) -> None:
+    model, place = tmp_path / "model", tmp_path / "registry"
+    shutil.copytree(EMBEDDED, model)
+    settings = ["--set", "rollout.finish=text", "--set", "rollout.max_new_tokens=32"]
+    for arguments in (
+        ["write-serving", model, "configs/laptop.yaml", *settings],
+        ["registry", "publish", model, "--registry", place],
+    ):
+        subprocess.run([sys.executable, "-m", "steptool.cli", *map(str, arguments)], check=True, timeout=300)
+    (version,) = Registry(place).versions()
+    serving = read_serving(Registry(place).model_place(version.version_id))
+    assert (serving.finish, serving.finish_tool, serving.max_tokens) == ("text", None, 32)

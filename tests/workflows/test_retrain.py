@@ -172,6 +172,7 @@ def test_four_nights(nights: Nights) -> None:
     assert rates(record).low > 0.1 and record["version"] == champion.version_id
     version = nights.registry.version(champion.version_id)
     assert [e["stage"] for e in version.lineage] == ["base", "warm_start", "step_ppo"]
+    assert "model/serving.json" in version.files
     assert version.metadata["results"]["challenger"]["pass_rate"] > 0.3
     assert version.metadata["results"]["champion"]["pass_rate"] < 0.3
 
