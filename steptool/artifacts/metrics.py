@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from steptool.records import Cost, Metric
+
+LOG_VARIABLE = "STEPTOOL_LOG"
+"""Environment variable that says how progress is printed: json, or lines for people."""
 
 
 def update_metrics(log: Iterable[Mapping[str, float]], stage: str, round_index: int) -> list[Metric]:
@@ -96,10 +101,28 @@ def format_line(stage: str, text: str, *, seconds: float | None = None, round_in
 
 
 def say(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> None:
-    """Print the line at once; where several processes do the same, the first alone."""
-    if first_process():
-        line = printable(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds))
-        print(line, flush=True)
+    """Print the line at once, or a JSON object where STEPTOOL_LOG is json; of several processes, the first alone."""
+    if not first_process():
+        return
+    if os.environ.get(LOG_VARIABLE) == "json":
+        place = {"round": round_index, "rounds": rounds} if round_index >= 0 else {}
+        print_record("info", stage, text, place | ({} if seconds is None else {"seconds": seconds}))
+    else:
+        print(printable(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds)), flush=True)
+
+
+def say_error(stage: str, text: str) -> None:
+    """Print why a stage failed, in the same form as its progress."""
+    if os.environ.get(LOG_VARIABLE) == "json":
+        print_record("error", stage, text, {})
+    else:
+        print(f"{stage}: {text}", flush=True)
+
+
+def print_record(level: str, stage: str, text: str, fields: Mapping[str, Any]) -> None:
+    """Print one line of a structured log: time (UTC), level, stage, message and what else is known."""
+    record = {"time": datetime.now(UTC).isoformat(), "level": level, "stage": stage, "message": text, **fields}
+    print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
 def printable(text: str) -> str:

@@ -19,6 +19,7 @@ import httpx2
 import openai
 from openai.resources.chat.completions import AsyncCompletions
 
+from steptool.artifacts.telemetry import count
 from steptool.chat.messages import DEEPEST, model_schemas, nesting
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
@@ -184,6 +185,7 @@ class Endpoint:
             body = await self._in_time(request, deadline)
         except EndpointError:
             self.usage.failed += 1
+            count("steptool.endpoint.failures", 1, {"gen_ai.request.model": self.config.model})
             raise
         else:
             self._count(body)
@@ -235,7 +237,13 @@ class Endpoint:
         self.usage.requests += 1
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += completion_tokens
-        self.usage.money += (prompt_tokens * self.config.price_in + completion_tokens * self.config.price_out) / 1e6
+        money = (prompt_tokens * self.config.price_in + completion_tokens * self.config.price_out) / 1e6
+        self.usage.money += money
+        model = {"gen_ai.request.model": self.config.model}
+        count("steptool.endpoint.requests", 1, model)
+        count("steptool.endpoint.tokens", prompt_tokens, {**model, "gen_ai.token.type": "input"})
+        count("steptool.endpoint.tokens", completion_tokens, {**model, "gen_ai.token.type": "output"})
+        count("steptool.endpoint.cost", money, model)
 
     def _name_problem(self, problem: str) -> str:
         return self._redactor.text(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]

@@ -145,8 +145,8 @@ class Environment(ABC):
     with. The environments of this package are opened in the same way (`steptool.environments.base`).
     """
 
-    name: str
-    """Its name in error messages."""
+    name: str = ""
+    """Its name in error messages and traces."""
     blocking: bool = False
     """Calls may wait for others or hang: they run in threads of their own, within a time limit."""
     needs_recordings: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from functools import cache
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
+from steptool.artifacts.telemetry import trace_call
 from steptool.config import ToolsConfig
 from steptool.environments.base import (
     Environment,
@@ -51,7 +52,8 @@ class LimitedEnvironment:
 
     def reset(self, query: Query) -> LimitedSession:
         """A session for the query."""
-        return LimitedSession(self._environment.reset(query), self._limits, self._environment.blocking)
+        environment = self._environment
+        return LimitedSession(environment.reset(query), self._limits, environment.blocking, environment.name)
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Do some work with a session of its own: in a thread where calls may block, else at once.
@@ -78,27 +80,35 @@ class LimitedSession(Session):
     run at once.
     """
 
-    def __init__(self, session: Session, limits: ToolsConfig, blocking: bool) -> None:
-        self._session, self._limits = session, limits
+    def __init__(self, session: Session, limits: ToolsConfig, blocking: bool, environment: str = "") -> None:
+        self._session, self._limits, self._environment = session, limits, environment
         self._worker = _Worker() if blocking else None
 
     def call(self, call: ToolCall) -> ToolResult:
         """The session's result, or a failed result that says which limit was exceeded or what was raised."""
+        with trace_call(call.name, self._environment) as outcome:
+            result, failure = self._try_call(call)
+            outcome |= {"status": result.status, "error": failure}
+        return self._cut(result)
+
+    def _try_call(self, call: ToolCall) -> tuple[ToolResult, str]:
+        """The result of the attempts, and the kind of failure; empty for a call that went well."""
         deadline = time.monotonic() + self._limits.timeout
         for attempt in range(self._limits.retries + 1):
             try:
-                return self._cut(self._attempt(call, deadline))
+                result = self._attempt(call, deadline)
+                return result, "" if result.status is StepStatus.OK else str(result.status)
             except _OutOfTime:
-                return _make_failure(f"no answer within {self._limits.timeout:g} s")
+                return _make_failure(f"no answer within {self._limits.timeout:g} s"), "timeout"
             except _SessionError as error:
-                return self._cut(_make_failure(str(error)))
+                return _make_failure(str(error)), "exception"
             except TransportError as error:
                 problem = str(error)
             wait = _BACKOFF * 2**attempt * random.uniform(0.5, 1.0)
             if attempt == self._limits.retries or time.monotonic() + wait > deadline:
                 break
             time.sleep(wait)
-        return self._cut(_make_failure(f"the tool cannot be reached: {problem}"))
+        return _make_failure(f"the tool cannot be reached: {problem}"), "unreachable"
 
     def offers(self, name: str) -> bool:
         """Whether the session takes calls of a tool that the query does not list."""

@@ -18,7 +18,7 @@ import click
 from flytekit.exceptions.base import FlyteException
 from flytekit.exceptions.user import FlyteRecoverableException
 
-from steptool.artifacts.metrics import describe_error
+from steptool.artifacts.metrics import describe_error, say_error
 from steptool.environments.base import TransportError
 from tasks.runtime.artifacts import runs_locally
 
@@ -69,9 +69,9 @@ def classify_errors(stage: str, retries: int) -> Iterator[None]:
             _fail_locally(stage, error)
         transient = is_transient(error)
         advice = f"Flyte tries it again, at most {retries} times" if transient else "it is not tried again"
-        line = f"{stage}: {describe_error(error)}; {advice}"
-        print(line, flush=True)
-        raise (FlyteRecoverableException if transient else StageFailed)(line) from error
+        text = f"{describe_error(error)}; {advice}"
+        say_error(stage, text)
+        raise (FlyteRecoverableException if transient else StageFailed)(f"{stage}: {text}") from error
 
 
 def is_transient(error: BaseException) -> bool:

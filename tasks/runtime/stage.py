@@ -10,7 +10,7 @@ import hashlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import cache, wraps
 from pathlib import Path
@@ -24,6 +24,7 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.metrics import Stopwatch, first_process
+from steptool.artifacts.telemetry import is_on, trace_stage
 from steptool.config.base import ConfigError, StrictModel
 from steptool.config.run import override, read_mapping
 from tasks.runtime.errors import classify_errors
@@ -114,13 +115,43 @@ def _with_errors(name: StageName, stage_profile: StageProfile, function: Callabl
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with classify_errors(name, stage_profile.retries):
+        with (
+            classify_errors(name, stage_profile.retries),
+            trace_stage(name, _name_run(kwargs), _describe_round(kwargs)) as attributes,
+        ):
             try:
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                attributes |= _count_rows(result) if is_on() else {}
+                return result
             finally:
                 _leave_process_group()
 
     return run
+
+
+def _name_run(inputs: Mapping[str, Any]) -> str:
+    """The run that a stage with these inputs belongs to, by the name that trackers know it by."""
+    if not is_on():
+        return ""
+    from steptool.config.run import TrackingConfig
+    from steptool.pipeline.tracking import run_id
+
+    tracking = getattr(inputs.get("config"), "tracking", None)
+    return run_id(tracking if isinstance(tracking, TrackingConfig) else TrackingConfig())
+
+
+def _describe_round(inputs: Mapping[str, Any]) -> dict[str, int]:
+    round_index = inputs.get("round_index")
+    return {"steptool.round": round_index} if isinstance(round_index, int) else {}
+
+
+def _count_rows(result: Any) -> dict[str, int]:
+    """The rows of the Parquet files that a stage returns, together."""
+    from pyarrow.parquet import read_metadata
+
+    outputs = result._asdict() if hasattr(result, "_asdict") else {"result": result}
+    files = [path for path in _with_local_paths(outputs).values() if isinstance(path, Path) and path.is_file()]
+    return {"steptool.rows": sum(read_metadata(file).num_rows for file in files if file.suffix == ".parquet")}
 
 
 def _with_page(name: StageName, function: Callable[P, R]) -> Callable[P, R]:

@@ -1,0 +1,156 @@
+"""Traces, counters and structured logs of a real stage, as a collector on this machine receives them."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install 'steptool[telemetry]'")
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+ROOT = Path(__file__).parents[2]
+PLAY = """
+import sys
+from contextlib import closing
+from steptool.artifacts.metrics import say
+from steptool.artifacts.telemetry import count, trace_stage
+from steptool.config import ToolsConfig
+from steptool.environments.functions.environment import FunctionsEnvironment
+from steptool.environments.limits import LimitedEnvironment
+from steptool.records import Query, Reference, ToolCall
+
+state = {"stock": {"kettle": 13}, "prices": {"kettle": 6}}
+environment = FunctionsEnvironment("examples/functions/tools.py:Shop")
+query = Query("q", "train", "functions", "?", (), Reference(environment={"state": state}))
+calls = [("count", "kettle"), ("count", "moon"), ("price", 7), ("zap", "")]
+with trace_stage("rollout", "night-7", {"steptool.round": 2}) as later:
+    with closing(LimitedEnvironment(environment, ToolsConfig()).reset(query)) as session:
+        for tool, item in calls:
+            session.call(ToolCall(tool, {"item": item}))
+    count("steptool.endpoint.tokens", 5, {"gen_ai.token.type": "input"})
+    later["steptool.rows"] = 4
+    say("rollout", "played", seconds=1.5, round_index=2, rounds=3)
+print("sdk" if "opentelemetry.sdk.trace" in sys.modules else "no sdk")
+try:
+    with trace_stage("ppo", "night-7", {}):
+        raise ValueError("broken")
+except ValueError:
+    pass
+"""
+
+
+class Collector:
+    """Keeps what is posted to it."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, Any] = {}
+        self.resources: list[dict[str, Any]] = []
+        self.sums: dict[tuple[str, tuple[tuple[str, Any], ...]], float] = {}
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
+                collector.receive(self.path, body)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def receive(self, path: str, body: bytes) -> None:
+        if path == "/v1/traces":
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                self.resources.append(read_attributes(resource.resource.attributes))
+                for scope in resource.scope_spans:
+                    self.spans |= {span.name: span for span in scope.spans}
+        elif path == "/v1/metrics":
+            for metrics in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+                for metric in (metric for scope in metrics.scope_metrics for metric in scope.metrics):
+                    for point in metric.sum.data_points:
+                        labels = tuple(sorted(read_attributes(point.attributes).items()))
+                        self.sums[metric.name, labels] = point.as_int or point.as_double
+
+
+def read_attributes(pairs: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    threading.Thread(target=collector.server.serve_forever, daemon=True).start()
+    yield collector
+    collector.server.shutdown()
+
+
+def play(**variables: str) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    command = [sys.executable, "-c", PLAY]
+    done = subprocess.run(
+        command, env={**environment, **variables}, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout.splitlines()
+
+
+def test_a_collector_receives_stages_calls_and_counters(collector: Collector) -> None:
+    assert play(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)[-1] == "sdk"
+    stage, failed = collector.spans["rollout"], collector.spans["ppo"]
+    assert read_attributes(stage.attributes) == {
+        "steptool.stage": "rollout", "steptool.run": "night-7", "steptool.round": 2, "steptool.rows": 4,
+    }  # fmt: skip
+    assert stage.trace_id == failed.trace_id  # of one run, whatever process or pod a stage runs in
+    assert read_attributes(failed.attributes)["error.type"] == "ValueError" and failed.status.code == 2
+    assert collector.resources[0]["service.name"] == "steptool"
+    calls = {name: span for name, span in collector.spans.items() if name.startswith("execute_tool")}
+    assert set(calls) == {"execute_tool count", "execute_tool price", "execute_tool zap"}
+    assert {span.parent_span_id for span in calls.values()} == {stage.span_id}
+    moon = read_attributes(calls["execute_tool count"].attributes)  # the later of two calls
+    assert moon == {
+        "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "count", "steptool.environment": "functions",
+        "steptool.status": "tool_error", "error.type": "tool_error",
+    }  # fmt: skip
+    assert all(span.end_time_unix_nano > span.start_time_unix_nano for span in calls.values())
+    failures = {
+        (dict(labels)["gen_ai.tool.name"], dict(labels)["error.type"]): value
+        for (name, labels), value in collector.sums.items()
+        if name == "steptool.tool.failures"
+    }
+    assert failures == {
+        ("count", "tool_error"): 1, ("price", "invalid_arguments"): 1, ("zap", "unknown_tool"): 1,
+    }  # fmt: skip
+    assert sum(value for (name, _), value in collector.sums.items() if name == "steptool.tool.calls") == 4
+    assert collector.sums["steptool.endpoint.tokens", (("gen_ai.token.type", "input"),)] == 5
+
+
+def test_a_parent_from_outside_is_taken(collector: Collector) -> None:
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    play(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, TRACEPARENT=f"00-{trace}-{parent}-01")
+    stage = collector.spans["rollout"]
+    assert (stage.trace_id.hex(), stage.parent_span_id.hex()) == (trace, parent)
+
+
+def test_without_a_collector_nothing_is_imported() -> None:
+    assert play()[-1] == "no sdk"
+
+
+def test_lines_of_progress_are_json_where_that_is_asked_for() -> None:
+    (line,) = [json.loads(line) for line in play(STEPTOOL_LOG="json") if line.startswith("{")]
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "info", "stage": "rollout", "message": "played", "round": 2, "rounds": 3, "seconds": 1.5,
+    }  # fmt: skip
