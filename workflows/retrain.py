@@ -1,4 +1,4 @@
-"""From what is new since the last run to a better model in service, or to the reasons why there is none.
+"""From what is new since the last run to a better model in service, or to the reasons why none was promoted.
 
 pyflyte run workflows/retrain.py retrain --config configs/retrain.yaml --registry runs/registry \
     --output runs/retraining --kickoff now

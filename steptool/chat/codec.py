@@ -173,7 +173,7 @@ class ChatCodec:
         """
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         if not turns:
-            raise ValueError("a conversation to learn from needs an assistant message, and there is none")
+            raise ValueError("a conversation to learn from needs an assistant message, and this one lacks it")
         ids = self.prompt_ids(messages[: turns[0]], tools)
         spans: list[tuple[int, int]] = []
         for number, turn in enumerate(turns):

@@ -76,8 +76,8 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
     def aim(self, rows: Tensor | None, positions_RM: Tensor, real_RM: Tensor | None, length: int) -> None:
         """Set where the next forward pass writes and how many slots it reads.
 
-        `rows` [R] are the rows of its batch (None: all of them, in order); `real_RM` leaves out padding (None: there
-        is none).
+        `rows` [R] are the rows of its batch (None: all of them, in order); `real_RM` leaves out padding (None: no
+        padding).
         """
         index = torch.arange(self._rows, device=positions_RM.device) if rows is None else rows
         row_RM = index[:, None].expand_as(positions_RM)

@@ -98,7 +98,7 @@ class Evaluation:
     invalid_calls: Annotated[Int32, "Calls whose status is not ok, unreadable ones included"]
     redundant_calls: Annotated[Int32, "Calls that repeat an earlier one and bring nothing new"]
     tokens: Annotated[Int64, "Tokens written by the model, abandoned branches included"]
-    prompt_tokens: Annotated[Int64 | None, "Tokens read by the model; null where nobody counted them"]
+    prompt_tokens: Annotated[Int64 | None, "Tokens read by the model; null where they were not counted"]
     money: Annotated[Float64 | None, "Price of the episode, in the currency of the configuration; null: not known"]
     seconds: Annotated[Float64, "Wall-clock seconds of the episode"]
     stop_reason: Annotated[str, f"Why the episode ended: {', '.join(StopReason)}"]
@@ -113,7 +113,7 @@ class Verdict:
     model: Annotated[str, "Model that answered"]
     repeat: JudgementIndex
     status: Annotated[str | None, "solved, unsure or unsolved; null: missing"]
-    judge: Annotated[str, "Model that judged; empty: nobody was asked, or it is not known"] = ""
+    judge: Annotated[str, "Model that judged; empty: no model was asked, or it is not known"] = ""
     prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"] = ""
     rationale: Rationale = ""
 
@@ -129,7 +129,7 @@ class Preference:
     repeat: JudgementIndex
     swapped: Annotated[bool, "Whether the judge saw the other's answer first"]
     preference: Annotated[str | None, "model, other or tie; null: missing"]
-    judge: Annotated[str, "Model that judged; empty: nobody was asked"] = ""
+    judge: Annotated[str, "Model that judged; empty: no model was asked"] = ""
     prompt_hash: Annotated[str, "SHA-256 of the prompt; empty without one"] = ""
     rationale: Rationale = ""
 

@@ -62,7 +62,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
 def _open_partial(parent: Path, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
     """Remove what former processes have left under the name; make a file or folder and hold its lock."""
     with ExitStack() as stack:
-        with _lock(parent, fcntl.LOCK_EX):  # nobody tidies up between the making and the lock
+        with _lock(parent, fcntl.LOCK_EX):  # no other process tidies up between the making and the lock
             for path in parent.glob(f".steptool-{name}-*.partial"):
                 with suppress(OSError), _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):  # locked: it is being written
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -210,7 +210,7 @@ class Registry:
         first = next(entry.sequence for entry in history if entry.version_id == current.version_id)
         former = [entry.version_id for entry in history[: first - 1]] if to is None else [to]
         if not former:
-            raise RegistryError(f"{current.version_id} was the first champion: there is none before it")
+            raise RegistryError(f"{current.version_id} was the first champion: no earlier one exists")
         if former[-1] not in {entry.version_id for entry in history}:
             names = ", ".join(dict.fromkeys(entry.version_id for entry in history))
             raise RegistryError(f"{former[-1]} never was a champion; there were {names}")

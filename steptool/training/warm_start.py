@@ -171,7 +171,7 @@ def _end_in_text(demonstration: Trajectory, codec: ChatCodec) -> list[Message]:
         raise ValueError("it gives up, which an answer in text cannot say")
     messages = to_text_answers(demonstration.messages, codec.format.render_answer)
     if any(call.name == FINISH for message in messages for call in calls_of(message)):
-        raise ValueError("a call of Finish gives no answer, and without the tool nobody can make it")
+        raise ValueError("a call of Finish gives no answer, and the task does not offer the tool")
     return messages
 
 

@@ -6,17 +6,15 @@ The real package asks for Python 3.12 and for versions of its own: NEMO_GYM_PYTH
 
 import json
 import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from servers import start_server
 from steptool.config import Config, ConfigError
 from steptool.data.ingest import ingest
 from steptool.data.parsing import IngestError
@@ -48,25 +46,6 @@ def make_row(start: int, expected: int, text: str) -> dict[str, Any]:
     messages = [{"role": "system", "content": "You count."}, {"role": "user", "content": text}]
     parameters = {"input": messages, "tools": TOOLS}
     return {"responses_create_params": parameters, "initial_count": start, "expected_count": expected}
-
-
-@contextmanager
-def start_server(command: list[str]) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen([*command, str(port)]) as process:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,7 @@ tests/policies/test_serve_environment.py plays what we serve by the same adapter
 """
 
 import os
-import socket
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import pytest
 
 pytest.importorskip("websockets", reason="pip install 'steptool[environments]'")
 
+from servers import start_server
 from steptool.config import Config, ConfigError, ToolsConfig
 from steptool.data.ingest import ingest
 from steptool.environments.base import open_environment
@@ -28,25 +25,6 @@ from steptool.records.episodes import read_queries
 PYTHON = os.environ.get("OPENENV_PYTHON", "")
 SERVER = Path(__file__).parents[2] / "examples" / "openenv" / "server.py"
 needs_package = pytest.mark.skipif(not PYTHON, reason="OPENENV_PYTHON names no interpreter with openenv")
-
-
-@contextmanager
-def start_server(kind: str) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen([PYTHON, str(SERVER), kind, str(port)]) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline and process.poll() is None:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
 
 
 def config_of(**settings: Any) -> Config:
@@ -68,7 +46,7 @@ def sell(item: str, pieces: int) -> ToolCall:
 
 @needs_package
 def test_tasks_tools_and_rewards_of_an_environment_with_tools(tmp_path: Path) -> None:
-    with start_server("tools") as url:
+    with start_server([PYTHON, str(SERVER), "tools"]) as url:
         config = config_of(url=url, answer="finish_day.note")
         tasks = read_tasks(config, tmp_path)
         assert {name: query.split for name, query in tasks.items()} == {
@@ -96,7 +74,7 @@ def test_tasks_tools_and_rewards_of_an_environment_with_tools(tmp_path: Path) ->
 
 @needs_package
 def test_actions_of_one_kind_are_one_tool_and_rewards_are_added_up(tmp_path: Path) -> None:
-    with start_server("guess") as url:
+    with start_server([PYTHON, str(SERVER), "guess"]) as url:
         config = config_of(url=url, reward="sum", resets=[{"seed": 4}, {"seed": 6}])
         tasks = read_tasks(config, tmp_path)
         assert {query.instruction for query in tasks.values()} == {"Find the number from 1 to 8."}

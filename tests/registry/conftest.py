@@ -1,15 +1,15 @@
 """Registries in folders and on a real S3 server, models to publish, and programs that use them at the same time."""
 
-import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+
+from servers import start_server
 
 # One request at a time: moto looks whether an object is there and writes it later, which S3 does in one act. Objects of
 # the bucket "careless" are overwritten whatever the request's If-None-Match says, as servers do that do not know it.
@@ -34,37 +34,20 @@ MakeModel = Callable[..., Path]
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """Url of a folder on an S3 server, which this process and its children reach; its bucket is empty at first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, str(port)]
     with (
         pytest.MonkeyPatch.context() as patch,
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server,
+        start_server([sys.executable, "-c", SERVER], quiet=True) as url,
     ):
-        for name, value in {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+        for name, value in {**ACCESS, "AWS_ENDPOINT_URL": url}.items():
             patch.setenv(name, value)
         store = fsspec.get_filesystem_class("s3")
         store.clear_instance_cache()
         try:
-            wait_for(port)
             for bucket in ("registries", "careless"):
                 store().mkdir(bucket)
             yield "s3://registries"
         finally:
             store.clear_instance_cache()
-            server.kill()
-
-
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except ConnectionRefusedError:
-            time.sleep(0.05)
-    raise TimeoutError("the S3 server took no connection")
 
 
 @pytest.fixture(params=["folder", "s3"])

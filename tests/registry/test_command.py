@@ -50,7 +50,10 @@ def test_from_the_first_champion_to_a_roll_back(tmp_path: Path, make_model: Make
 
     back = f"in service: {one}, number 3, since TIME UTC (wrong dates)\n"
     assert call(place, "roll-back", "--reason", "wrong dates") == (0, back)
-    assert call(place, "roll-back") == (1, f"steptool: {one} was the first champion: there is none before it\n")
+    assert call(place, "roll-back") == (
+        1,
+        f"steptool: {one} was the first champion: no earlier one exists\n",
+    )
     assert (
         call(place, "roll-back", "--to", two)[1]
         == f"in service: {two}, number 4, since TIME UTC (rolled back from {one})\n"

@@ -252,7 +252,7 @@ class _TurnReader:
             self._turns[-1] = turn._replace(notes=(*turn.notes, (role, text)))
 
     def _close_turn(self) -> RecordedTurn | None:
-        """The last turn, which somebody else than a tool follows; None where the assistant has not spoken yet."""
+        """The last turn, which a message of another role than `tool` follows; None before the assistant has spoken."""
         self._close_words(None)
         if self._turns and self._turns[-1].name == FINISH:  # no response follows
             self._waiting = [(number, call_id) for number, call_id in self._waiting if number < len(self._turns) - 1]

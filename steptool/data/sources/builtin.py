@@ -149,7 +149,7 @@ def _read_reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Ref
         if name not in tool_names:
             closest = did_you_mean(str(name), tool_names)
             raise UnusableError(
-                "unknown tool", f"field 'reference': {excerpt(name)} is none of the task's tools{closest}"
+                "unknown tool", f"field 'reference': {excerpt(name)} is not among the task's tools{closest}"
             )
     return Reference.from_json(reference)
 

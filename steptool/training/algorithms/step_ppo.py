@@ -79,7 +79,7 @@ class StepPPO(Algorithm):
     ) -> Selection:
         """The trajectories that have steps and complete rewards.
 
-        Raises ValueError if there is none, or if a trajectory has another number of rewards than of steps.
+        Raises ValueError without such a trajectory, or if a trajectory has another number of rewards than of steps.
         """
         settings = self.config.rewards
         scale, composed = compose_round(trajectories, rewards, settings, self.config.ppo.reward, scale)

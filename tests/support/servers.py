@@ -1,0 +1,34 @@
+"""Servers of tests: programs that are started on a free port of this machine."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+@contextmanager
+def start_server(command: Sequence[str], seconds: float = 120, quiet: bool = False) -> Iterator[str]:
+    """Start a program with a free port as its last argument; yields http://127.0.0.1:port once it takes connections."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen([*command, str(port)], stdout=output, stderr=output) as process:
+        try:
+            _wait_for(port, process, time.monotonic() + seconds)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], deadline: float) -> None:
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise TimeoutError(
+        f"{process.args!r} took no connection at port {port}; it has ended: {process.poll() is not None}"
+    )
