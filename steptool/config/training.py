@@ -150,9 +150,9 @@ class PPOConfig(StrictModel):
     steps, Q - V (docs/credit.md)."""
     reward: Literal["step", "final"] = "step"
     """step: StepTool's step rewards; final: only IsSolved, the PPO baseline."""
-    rounds: Positive = 24
+    rounds: Positive = 16
     """Rounds of rollout, annotation and training; each rolls out the policy of the one before."""
-    epochs: Positive = 3
+    epochs: Positive = 2
     """Passes over a round's trajectories."""
     batch_size: Positive = 24
     """Trajectories per optimizer step, over all processes."""
