@@ -47,4 +47,4 @@ def test_the_schema_refuses_what_the_configuration_refuses() -> None:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
     rounds = schema["$defs"]["PPOConfig"]["properties"]["rounds"]
-    assert rounds["description"].startswith("Rounds of rollout") and rounds["default"] == 24
+    assert rounds["description"].startswith("Rounds of rollout") and rounds["default"] == 16
