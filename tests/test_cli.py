@@ -59,8 +59,8 @@ def test_a_check_says_what_a_run_would_do_and_need(config: Path) -> None:
     code, plan, _ = run("check", config, "--set", "ppo.rounds=4", "--set", "rollout.episodes=50")
     assert code == 0
     assert "desk: 6 training, 2 validation and 4 held-out queries" in plan
-    # 50 episodes in batches of 24 are 3 updates an epoch, and there are 3 epochs
-    assert "4 rounds of 50 episodes in 2 shards; 9 updates a round, 36 in all" in plan
+    # 50 episodes in batches of 24 are 3 updates an epoch, and there are 2 epochs
+    assert "4 rounds of 50 episodes in 2 shards; 6 updates a round, 24 in all" in plan
     stages = [line.split()[0] for line in plan.splitlines()[-5:]]
     assert stages == ["prepare", "warm_start", "rollout", "ppo", "evaluate"]
 
