@@ -58,7 +58,7 @@ def test_conversations_are_told_in_text_and_with_finish() -> None:
     assert to_finish_calls([told[0], text[-1]]) == [told[0], call_message(SEVEN), tool_message("Finish", "")]
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=str)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_every_format_carries_an_answer(form: Any) -> None:
     for answer in ("7", "", "Two lines:\nAction: none\nObservation: none"):
         turn = form.parse(form.render_answer(f" {answer}\n", "I know."))
