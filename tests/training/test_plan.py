@@ -18,10 +18,10 @@ def test_every_pass_sees_every_sequence_once(count: int, size: int, epochs: int)
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
-def test_forward_passes_share_out_a_mini_batch_by_length(lengths: list[int], size: int, processes: int) -> None:
+def test_forward_passes_share_out_a_mini_batch_by_length(lengths: list[int], size: int, workers: int) -> None:
     rows = np.arange(len(lengths))
-    groups = processes.forward_passes(rows, np.array(lengths), processes.PassLimit(size), processes)
-    assert len(groups) == -(-len(lengths) // (size * processes)) * processes
+    groups = processes.forward_passes(rows, np.array(lengths), processes.PassLimit(size), workers)
+    assert len(groups) == -(-len(lengths) // (size * workers)) * workers
     assert sorted(np.concatenate(groups)) == list(rows)
     assert max(map(len, groups)) <= size
     by_length = [lengths[i] for group in groups for i in group]

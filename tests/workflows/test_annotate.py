@@ -54,12 +54,12 @@ def test_trajectories_are_scored_again_without_a_new_rollout(episodes_folder: Pa
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
-    assert "rules 4 scored" in process.stdout and "rules 4 and truth 1 agree on" in process.stdout
+    assert "rules 5 scored" in process.stdout and "rules 5 and truth 1 agree on" in process.stdout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         *("audit.html", "audit.json", "costs.parquet", "rewards.parquet")
     ]
     figures = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert (figures["annotator"], figures["others"]) == ("rules 4", ["lcs 4", "truth 1"])
+    assert (figures["annotator"], figures["others"]) == ("rules 5", ["lcs 4", "truth 1"])
     rows = read_records(tmp_path / "out" / "rewards.parquet", StepReward)
     assert {r.annotator for r in rows} == {"rules"} and len(rows) == figures["steps"]
     assert [c.stage for c in read_records(tmp_path / "out" / "costs.parquet", Cost)] == ["annotate"]
