@@ -1,7 +1,7 @@
-"""What a run will take: seconds of each stage from speeds that were measured here, and money by the prices given.
+"""An estimate of a run: seconds of each stage, from speeds measured on this machine, and money, from given prices.
 
-The figures are right to a factor of two or so. The model learns, and longer or shorter episodes change them; so do
-other machines and the starting of processes.
+The figures are right to within a factor of about two. They do not know how long episodes become while the model learns,
+how fast another machine is, and how long processes take to start.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from steptool.config import Config, EndpointConfig
 from steptool.records import Trajectory
 
 _SCORING = 2 / 3
-"""Forward passes of the policy and of its reference, in updates of the same tokens: one of the three passes each."""
+"""What the forward passes of the policy and of its reference cost, as a share of an update of the same tokens. An
+update costs as much as three forward passes."""
 _MODELS = 3
 """Models that a training evaluates: base, warm start and result."""
 _ANNOTATED = 2
@@ -28,7 +29,7 @@ class EpisodeShape:
     """How long an episode is, by demonstrations or by the limits of the configuration."""
 
     tokens: float
-    """Of prompt, turns and observations."""
+    """Tokens of prompt, turns and observations together."""
     turns: float
     turn_tokens: float
     source: str
@@ -52,13 +53,13 @@ class Speeds:
     """What was measured on this machine."""
 
     prompt_seconds: float
-    """To read the prompt of an episode, where several are read together."""
+    """Seconds to read the prompt of an episode, where several are read together."""
     sampled_per_second: float
-    """Tokens, of all episodes that are decoded together."""
+    """Tokens sampled in a second, in all episodes that are decoded together."""
     trained_per_second: float
-    """Tokens of whole episodes, forward and backward."""
+    """Tokens of whole episodes trained on in a second, forward and backward."""
     call_seconds: float
-    """Of a tool's answer."""
+    """Seconds until a tool answers."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class StageEstimate:
 
     stage: str
     seconds: float | None
-    """None: unknown, since others compute."""
+    """None: unknown, because an endpoint does the work."""
     money: float | None = None
     """None: it costs nothing, or no price is given."""
 
@@ -94,7 +95,8 @@ def estimate_training(config: Config, shape: EpisodeShape, speeds: Speeds, evalu
 def estimate_evaluation(
     config: Config, shape: EpisodeShape, speeds: Speeds | None, evaluated: int
 ) -> list[StageEstimate]:
-    """A line for each policy that an evaluation of `evaluated` queries compares; `speeds` None: of no model."""
+    """A line for each policy that an evaluation of `evaluated` queries compares; `speeds` is None if none of them is a
+    model."""
     stages = []
     for policy in config.evaluation.policies:
         repeats = 1 if policy.kind == "playback" else 1 + config.evaluation.sampled_repeats

@@ -1,8 +1,8 @@
 """How much memory and disk the stages of a run need, and what a process of a stage gets.
 
 The figures are those of one process. Processes that train together hold the whole model each, or with `ppo.sharding:
-fsdp` a part of it. Activations are counted for a decoder of the Llama kind; a test compares them with what torch keeps
-for tiny models; they are right to a fourth.
+fsdp` a part of it. Activations are computed for a decoder of the Llama kind. A test compares them with what torch keeps
+for tiny models: they are right to within a quarter.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Machine:
     """What one process of a stage gets."""
 
     memory: float
-    """Bytes: of the GPU if there is one."""
+    """Bytes of memory: of the GPU if there is one."""
     name: str
     has_gpu: bool = False
     processes: int = 1
@@ -57,7 +57,7 @@ def this_machine() -> Machine:
 
 
 def machine_of_profile(gpus: int, gpu_type: str, memory: str, processes: int) -> Machine | None:
-    """What a profile gives to one process of a stage; None if it does not say.
+    """What a profile gives to one process of a stage; None if the profile does not say.
 
     Args:
         gpus: on a node; each process has one.
@@ -82,20 +82,20 @@ _FLOAT32, _BFLOAT16 = 4, 2
 _FRAMEWORK = {False: 0.7 * GIB, True: 1.5 * GIB}
 """What Python and torch take in a process without and with a GPU."""
 _LOGITS = 0.6 * GIB
-"""Logits of the tokens that are looked at together, at most."""
+"""Largest size in bytes of the logits that are held at once."""
 _WARM_START_SEQUENCES = 16
 """Demonstrations in a forward pass of the warm start."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a causal language model counts for memory."""
+    """The sizes of a causal language model that its memory depends on."""
 
     parameters: int
     outside: int
     """Parameters that belong to no decoder layer: embedding, output layer, last norm."""
     linear_sizes: int
-    """Sum over the linear layers of all decoder layers of inputs plus outputs: LoRA has rank times as many weights."""
+    """Sum of inputs and outputs over the linear layers of all decoder layers. LoRA has rank times as many weights."""
     layers: int
     hidden: int
     intermediate: int
@@ -208,7 +208,7 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, proces
 
 
 def _take_turns(rollout: StageMemory, ppo: StageMemory, copied: float, disk: float) -> StageMemory:
-    """The stage that plays and trains in turn: what the larger of the two takes. Neither keeps anything but weights."""
+    """The stage that plays and trains in turn. It needs what the larger of the two needs: each keeps only weights."""
     playing = replace(rollout, weights=rollout.weights + copied)
     return replace(max(playing, ppo, key=lambda turn: turn.total), stage="rounds_together", disk=disk)
 
@@ -240,13 +240,14 @@ def _trained_parameters(shape: ModelShape, config: Config) -> float:
 
 
 def _sharded_weights(shape: ModelShape, config: Config, parts: int) -> float:
-    """The part of a process, float32 where it is trained, and what is put together while a layer computes."""
+    """Bytes of one process's part of the weights, float32 if they are trained, and of those that are whole at a
+    time."""
     of_weight = shape.bytes_per_weight if config.policy.lora_rank else _FLOAT32
     return shape.parameters * of_weight / parts + _whole_at_once(shape)
 
 
 def _whole_at_once(shape: ModelShape) -> float:
-    """Bytes of all that belongs to no layer, and of two layers: the one that computes and the next."""
+    """Bytes of the weights that are whole at a time: those outside the layers, the layer that computes and the next."""
     layer = (shape.parameters - shape.outside) / shape.layers
     return (shape.outside + 2 * layer) * shape.bytes_per_weight
 

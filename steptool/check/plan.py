@@ -1,4 +1,4 @@
-"""What a run would do, in a few lines, from its configuration and the files that this names."""
+"""What a run would do, in a few lines, from its configuration and the files that the configuration names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def describe_plan(config: Config) -> list[str]:
 
 
 def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
-    """The shape of the base model; None for one that is drawn later (scratch), behind a url or not to be had here.
+    """The shape of the base model; None if it is made later (scratch), lies behind a url or is not on this machine.
 
     Raises ModelError for a folder whose configuration cannot be used.
     """
@@ -36,7 +36,7 @@ def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
     except ModelError:
         if Path(place).exists():
             raise
-        return None  # a Hub id that is not fetched yet, or not without a network
+        return None  # a Hub id that is not on this machine, and no network to fetch it
     with explain_errors(place, "configuration"):
         return read_shape(model_config, policy.dtype)
 

@@ -21,21 +21,21 @@ class CalledTools(StrEnum):
     """Which tools get a call."""
 
     READ_ONLY = "read-only"
-    """Those that say that they only read, so that nothing changes in the world."""
+    """Tools whose schema says that they only read, so that the calls change nothing."""
     ALL = "all"
     NONE = "none"
 
 
 @dataclass
 class ToolTrial:
-    """What came of the calls, by the name of the tool."""
+    """The outcome of the calls, by the name of the tool."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """How long those took that answered."""
+    """Seconds of each call that was answered."""
     failures: dict[str, str] = field(default_factory=dict)
-    """What those said that failed."""
+    """Status and answer of each call that failed."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Why the others were not called."""
+    """Why a tool was not called."""
 
     @property
     def mean_seconds(self) -> float:
@@ -62,9 +62,9 @@ def try_tools(
 ) -> ToolTrial:
     """Call each tool of the queries once, in a session of its own.
 
-    The arguments are those of a reference solution or of a demonstration, of its first call where there is a choice,
-    since later ones may need what earlier ones did; a tool without required parameters is called without arguments.
-    Raises ConfigError where tools were called and none answered.
+    The arguments come from a reference solution or a demonstration. If these call a tool several times, the earliest
+    call counts, since later ones may need what earlier ones did. A tool without required parameters is called without
+    arguments if no solution shows any. Raises ConfigError if tools were called and none answered.
     """
     trial, samples = ToolTrial(), _find_samples(queries, demonstrations)
     limited = LimitedEnvironment(environment, limits)

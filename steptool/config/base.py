@@ -1,6 +1,4 @@
-"""What configurations are made of: strict sections of documented fields, and refusals that name the field and the
-remedy.
-"""
+"""The base of all sections of a configuration, and the texts of the errors for a wrong configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +15,8 @@ _EXPLAINED = 20
 
 
 def explain_refusal(error: ValidationError, model: type[BaseModel], example: str) -> str:
-    """What is wrong, a line for each field. `example` is the file that shows every field."""
+    """The text of the error: what is wrong, with a line for each field. `example` is the file that shows every
+    field."""
     errors = error.errors(include_url=False)
     problems = [_explain_field(details, model, example) for details in errors[:_EXPLAINED]]
     return refuse(problems + ([f"and {len(errors) - _EXPLAINED} more"] if len(errors) > _EXPLAINED else []))
@@ -78,7 +77,8 @@ def _find_quoted(text: str) -> list[str]:
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 FreeMapping = dict[Any, Any]
-"""Fields that are not known here, such as those of a request. flytekit would pickle a dict[str, Any]."""
+"""A mapping whose fields this package does not know, such as those of a request. Its keys are Any because flytekit
+would pickle a dict[str, Any]."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -90,7 +90,8 @@ class StrictModel(BaseModel):
     """A section of a configuration.
 
     Unknown fields are refused, values are not converted to another type, and infinite numbers are refused. The string
-    below a field is its documentation, from which the commented YAML file, the JSON schema and the page are made.
+    below a field documents it. The commented YAML file, the JSON schema and the page of all fields are made from these
+    strings.
     """
 
     model_config = ConfigDict(

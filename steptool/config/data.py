@@ -1,4 +1,5 @@
-"""The sections `data` and `tools`: where tasks and recordings come from, what answers the calls, and its limits."""
+"""The sections `data` and `tools`: where tasks and recordings come from, what executes the calls, and the limits on a
+call."""
 
 from __future__ import annotations
 
@@ -59,28 +60,29 @@ class DataConfig(StrictModel):
     environment: the tasks that the environment itself lists (docs/environments-of-others.md);
     path/to/file.py:Class or package.module:Class: a source of your own (docs/bring-your-own-data.md)."""
     paths: Places = Field(default_factory=list)
-    """Files, folders or urls of the source; none for desk and bfcl."""
+    """Files, folders or urls that the source reads. The sources desk and bfcl need none."""
     recorded_answers: Places = Field(default_factory=list)
     """Files, folders or urls of recorded trajectories, in any form: demonstrations for the warm start and responses for
-    the replay environment. Those of the source recorded need not be named again."""
+    the replay environment. The source 'recorded' adds its own paths by itself."""
     environment: Annotated[str, AfterValidator(_check_environment)] = ""
-    """What answers the calls of tasks from files that name no environment; empty: replay. It also gives the tools of
-    tasks and recordings that list none."""
+    """The environment that executes the calls of tasks from files that name none; empty: replay. It also provides the
+    tools for tasks and recordings that list none."""
     train_queries: Positive = 2400
-    """Training queries: drawn from the world, or kept at most from the source."""
+    """Number of training queries. The desk draws exactly this many; any other source provides at most this many."""
     validation_queries: Positive = 200
-    """Queries to tune settings on, which training never sees."""
+    """Number of queries to tune settings on. Training never sees them."""
     heldout_queries: Positive = 400
-    """Queries that the result is measured on, which training never sees."""
+    """Number of queries that the result is measured on. Training never sees them."""
     exact_splits: bool = True
-    """Whether tasks that name no split fill the splits exactly: as many of each as the numbers say, or in their
-    proportions where there are fewer tasks. Otherwise the text of a task alone decides, so that it stays in its split
-    whatever other tasks come and go; `workflows/retrain.py` always draws like that."""
+    """How tasks that name no split are distributed. true: each split gets exactly the number above, or its proportion
+    if there are fewer tasks. false: the text of a task alone decides, so that the task stays in its split whatever
+    other tasks come and go. `workflows/retrain.py` always uses false."""
     first: list[str] = Field(default_factory=list)
-    """SHA-256 digests of files whose tasks and recordings come first where one of the numbers above leaves some out;
-    workflows/retrain.py names the new ones."""
+    """SHA-256 digests of files. If the numbers above leave tasks or recordings out, those of these files are taken
+    first. `workflows/retrain.py` lists the new files here."""
     keep_failing_solutions: bool = False
-    """Whether reference solutions with a call that fails are demonstrations too. Ingest names each of them."""
+    """Whether a reference solution is used as a demonstration even if one of its calls fails. Ingest names each such
+    solution."""
     long_share: Share = 0.5
     """Share of queries with several goals (desk only)."""
 
@@ -101,13 +103,14 @@ class McpConfig(StrictModel):
     command: list[str] = Field(default_factory=list)
     """Program and arguments of a server that talks over its standard input and output."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of the program, besides PATH, HOME and the like. ${NAME} stands for a variable of ours."""
+    """Environment variables of the program, besides PATH, HOME and the like. ${NAME} stands for a variable of the run's
+    own environment."""
     url: str = ""
     """Address of a server that talks streamable HTTP, in place of a command."""
     headers: dict[str, str] = Field(default_factory=dict)
-    """Headers of every request to the url. ${NAME} stands for an environment variable of ours."""
+    """Headers of every request to the url. ${NAME} stands for a variable of the run's own environment."""
     shared: bool = False
-    """One process or connection for all episodes at once, instead of one for each."""
+    """Whether all episodes share one process or connection. Otherwise each episode has its own."""
 
 
 class ToolBenchConfig(StrictModel):
@@ -119,22 +122,23 @@ class ToolBenchConfig(StrictModel):
     key_variable: str = "TOOLBENCH_KEY"
     """Environment variable that holds the key for the server; it may be unset where the server needs none."""
     strip: Literal["", "truncate", "filter", "random"] = "truncate"
-    """How the server shortens what an API says, by ToolBench's names; StableToolBench's server ignores it."""
+    """How the server shortens the answers of an API, in ToolBench's terms; StableToolBench's server ignores it."""
     cache: str = ""
-    """File of recorded responses, asked before the server and filled from it; empty: none. A url is only read."""
+    """File of recorded responses. It is read before the server is asked, and the server's answers are added to it;
+    empty: no file. A file behind a url is only read."""
 
 
 class ToolsConfig(StrictModel):
-    """What answers the calls, and the limits on every call of a tool."""
+    """What executes the calls, and the limits on each call."""
 
     timeout: Annotated[float, Field(gt=0)] = 30.0
     """Seconds that a call may take, further attempts included. A call that takes longer is a failed step."""
     retries: Natural = 2
-    """Further attempts after a transport error, each after twice the wait of the one before."""
+    """Number of further attempts after a transport error. Each waits twice as long as the one before."""
     concurrency: Positive = 32
-    """Calls of different episodes that run at once, where calls may block."""
+    """Number of calls of different episodes that run at once, in an environment whose calls may block."""
     observation_limit: Positive = 8192
-    """Characters of an observation; a longer one is cut and says so."""
+    """Largest number of characters of an observation. A longer one is cut and says so."""
     functions: str = ""
     """Python tools for the environment functions: package.module:name or path/to/file.py:name of a class, whose public
     methods are the tools, or of a list of functions (docs/tools/functions.md)."""

@@ -16,11 +16,13 @@ class SearchConfig(StrictModel):
     steps."""
 
     beam: Positive = 2
-    """Turns made from one node, at most; 1: the chain. ToolLLM and StepTool evaluate with 2 (DFS_woFilter_w2)."""
+    """Largest number of turns made from one node; 1: a chain without branches. ToolLLM and StepTool evaluate with 2
+    (DFS_woFilter_w2)."""
     max_turns: Positive = 30
-    """Turns sampled in one search, at most (max_query_count); ToolBench's own evaluation allows 200."""
+    """Largest number of turns sampled in one search (max_query_count); ToolBench's own evaluation allows 200."""
     give_up_levels: Positive = 2
-    """Turns taken back when the model gives up (prune_back_length); after any other end of a path it is one."""
+    """Number of turns that the search takes back when the model gives up (prune_back_length). After any other end of a
+    path it takes back one."""
     hints: bool = True
     """Whether the model is told, as in ToolBench, what was tried before it makes another turn from a node. Such a
     message confuses small models; without it the search has to be sampled, because a greedy one repeats its turn."""
@@ -32,22 +34,23 @@ class EvaluatedPolicy(StrictModel):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     """Name in the results and in the names of files."""
     kind: Literal["model", "endpoint", "playback"] = "model"
-    """model: a causal language model; endpoint: a model behind an OpenAI-compatible endpoint; playback: the reference
-    solution of each query or, where it has none, the first recorded answer; with `recordings` what these hold."""
+    """model: a causal language model; endpoint: a model behind an OpenAI-compatible endpoint; playback: no model; it
+    plays the reference solution of each query, or the first recorded answer if there is no solution. With `recordings`
+    it plays those."""
     model: str = ""
-    """embedded, a model folder, the url of one or a Hugging Face id. It may be a LoRA adapter. Of the kind endpoint:
-    the folder or url of the model behind it, whose serving.json replaces instructions and endpoint.max_tokens
-    (docs/serve.md); empty: a model without one."""
+    """embedded, a model folder, the url of one or a Hugging Face id. It may be a LoRA adapter. For the kind endpoint:
+    the folder or url of the model behind it. Its serving.json replaces instructions and endpoint.max_tokens
+    (docs/serve.md); empty: there is no such file."""
     base: str = ""
-    """The model that an adapter belongs to, named in the same way (kind model only); empty: what the adapter itself
-    names."""
+    """The model that an adapter belongs to, named in the same way (kind model only); empty: the model that the adapter
+    itself names."""
     endpoint: EndpointConfig = EndpointConfig()
     instructions: str | None = None
-    """System message of an endpoint's episodes; empty: none, which is how a model that was trained here learned; null:
-    a sentence that asks for one call in each turn and says how to answer (kind endpoint only)."""
+    """System message of an endpoint's episodes (kind endpoint only). Empty: no system message, as in the training of
+    this package; null: a sentence that asks for one call in each turn and says how to answer."""
     cache: str = ""
-    """File of the endpoint's replies, asked before it and filled from it, so that an evaluation that is started again
-    pays for no turn twice (kind endpoint only); empty: none."""
+    """File that keeps the endpoint's replies. A reply that is in it is not requested again, so that an evaluation that
+    is started again pays for no turn twice (kind endpoint only); empty: no file."""
     recordings: Places = Field(default_factory=list)
     """Files, folders or urls of the recorded answers that this policy plays, in any form (kind playback only); empty:
     reference solutions and what `data.recorded_answers` holds."""
@@ -72,11 +75,12 @@ class EvaluatedPolicy(StrictModel):
 
 
 class EvaluationConfig(StrictModel):
-    """Held-out comparison: of base, warm start and result after training, of any policies in workflows/evaluate.py."""
+    """The comparison of models. Training compares base, warm start and result; workflows/evaluate.py compares any
+    policies."""
 
     split: Literal["validation", "heldout", "all"] = "heldout"
-    """heldout; validation: to tune settings without touching the held-out tasks; all: training queries too, in
-    workflows/evaluate.py only."""
+    """Which queries are played. heldout: the held-out ones; validation: those to tune settings on, so that the held-out
+    ones stay untouched; all: training queries too (workflows/evaluate.py only)."""
     sampled_repeats: Natural = 1
     """Sampled episodes per query besides the greedy one."""
     bootstrap: Positive = 10000
@@ -84,12 +88,12 @@ class EvaluationConfig(StrictModel):
     policies: list[EvaluatedPolicy] = Field(default_factory=list)
     """What workflows/evaluate.py compares (docs/evaluation.md); training ignores it."""
     recorded_only: bool = False
-    """Only queries with a recorded answer; in workflows/evaluate.py only."""
+    """Whether to play only queries with a recorded answer (workflows/evaluate.py only)."""
     verdicts: Places = Field(default_factory=list)
-    """Files or urls of stored verdicts on these policies by a judge, for the judged pass rate (docs/evaluation.md)."""
+    """Files or urls of a judge's stored verdicts on these policies, for the judged pass rate (docs/evaluation.md)."""
     judged: bool = False
-    """Whether workflows/evaluate.py asks the judge of rewards.judge for a verdict on each greedy episode and for the
-    better of each two."""
+    """Whether workflows/evaluate.py asks the judge of rewards.judge for a verdict on each greedy episode, and for the
+    better answer of each two policies."""
     search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
@@ -113,12 +117,12 @@ class PromotionConfig(StrictModel):
     min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """The paired 95% interval of the gain in pass rate has to lie above this."""
     max_category_loss: Share = 0.05
-    """Pass rate that a category of tools may lose; a loss that may have come by chance does not count."""
+    """Largest loss of pass rate that a category of tools may have. A loss that may be due to chance does not count."""
     max_invalid_rise: Share = 0.0
     """The paired 95% interval of the rise in the rate of invalid calls must not lie above this."""
     min_tasks: Positive = 30
-    """Held-out tasks below which nothing is promoted."""
+    """Number of held-out tasks that a decision needs. With fewer, no model is promoted."""
     approval: bool = False
     """Whether a person is asked before a model is promoted."""
     approval_hours: Annotated[float, Field(gt=0)] = 20.0
-    """Hours that the question waits; after that the run has failed."""
+    """Hours to wait for the person's answer. After that the run fails."""

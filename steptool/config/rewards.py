@@ -1,5 +1,5 @@
-"""The section `rewards`: who scores the steps, how scores become rewards, what is checked of them, and a model behind
-HTTP.
+"""The section `rewards`: who scores the steps, how scores become rewards, and how rewards are checked. It also defines
+the section of a chat model behind HTTP.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ class EndpointConfig(StrictModel):
     """Seconds that the server may stay silent. All attempts and the waits between them may take retries + 1 times as
     long."""
     retries: Natural = 4
-    """Further attempts after a lost connection, a 408, 409, 429 or 5xx, and an answer that is no chat completion."""
+    """Number of further attempts after a lost connection, an HTTP status 408, 409, 429 or 5xx, or an answer that is not
+    a chat completion."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature."""
     max_tokens: Positive = 1024
-    """Tokens of an answer, at most."""
+    """Largest number of tokens in an answer."""
     request: FreeMapping = Field(default_factory=dict)
-    """Further fields of every request, which replace those above; null removes one. A server that refuses max_tokens
-    takes {max_tokens: null, max_completion_tokens: 1024}."""
+    """Further fields of every request. They replace fields of the same name; null removes a field. For a server that
+    refuses max_tokens, write {max_tokens: null, max_completion_tokens: 1024}."""
     price_in: Annotated[float, Field(ge=0)] = 0.0
-    """Money per million tokens read, for the account of costs."""
+    """Price of a million input tokens, for the report of costs."""
     price_out: Annotated[float, Field(ge=0)] = 0.0
-    """Money per million tokens written, for the account of costs."""
+    """Price of a million output tokens, for the report of costs."""
 
 
 class JudgeConfig(StrictModel):
@@ -45,64 +46,69 @@ class JudgeConfig(StrictModel):
 
     endpoint: EndpointConfig = EndpointConfig()
     votes: Positive = 3
-    """Answers asked for each trajectory; a score is their mean."""
+    """Number of answers that the judge gives for each trajectory. A score is their mean."""
     attempts: Positive = 3
-    """Times that a vote is asked for until its answer can be used; after that it is missing."""
+    """Number of requests for one vote, as long as its answer cannot be used. After that the vote is missing."""
     deadline: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds for all votes of a stage; those that have not come by then are missing."""
+    """Seconds that all votes of a stage may take together. Votes that have not come by then are missing."""
     observation_limit: Positive = 2000
-    """Characters of a call's arguments, of an observation and of an answer that the judge sees; a cut is marked."""
+    """Largest number of characters that the judge sees of a call's arguments, of an observation and of an answer. A cut
+    is marked."""
     cache: str = ""
-    """File of the judge's replies, asked before the endpoint and filled from it, so that nothing is paid twice; empty:
-    none."""
+    """File that keeps the judge's replies. A reply that is in it is not requested again, so that nothing is paid twice;
+    empty: no file."""
 
 
 class AuditConfig(StrictModel):
-    """What is checked of a round's rewards before anything learns from them (docs/annotators.md). A run stops where a
-    threshold is crossed; a figure that the round does not determine crosses none."""
+    """Checks of a round's rewards before the model learns from them (docs/annotators.md). A run stops if a figure
+    crosses its threshold. A figure that cannot be computed for a round is not checked."""
 
     second: Literal["", "rules", "lcs", "overlap", "truth"] = "truth"
-    """Annotator whose opinion the rewards are compared with; empty: none."""
+    """Second annotator, whose scores are compared with those of rewards.annotator; empty: no comparison."""
     previous: str = ""
-    """File or url of the rewards of an earlier run, which drift is measured against; empty: none."""
+    """File or url of the rewards of an earlier run, to measure drift from it; empty: drift is not measured."""
     max_missing: Share = 0.5
-    """Share of the episodes, at most, that cannot be learned from: a score that their reward needs is missing."""
+    """Largest share of the episodes that may lack a score which their reward needs. The model cannot learn from such an
+    episode."""
     min_auroc: Share = 0.0
-    """Chance, at least, that a solved episode has a higher mean Contribution than one that was not solved; 0:
-    unchecked."""
+    """Smallest probability that a solved episode has a higher mean Contribution than one that was not solved; 0: not
+    checked."""
     min_kappa: Annotated[float, Field(ge=-1, le=1)] = -1.0
-    """Cohen's kappa, at least, with the second opinion on whether a step contributes; -1: unchecked."""
+    """Smallest Cohen's kappa of the two annotators on whether a step contributes; -1: not checked."""
     require_signal: bool = True
-    """Stop where step rewards carry no signal: every Contribution is 0 although solved episodes have successful calls,
-    or the mean Contribution ranks unsolved above solved episodes beyond chance (AUROC below .5)."""
+    """Whether to stop if step rewards carry no signal: every Contribution is 0 although solved episodes have successful
+    calls, or the mean Contribution ranks unsolved above solved episodes beyond chance (AUROC below .5)."""
     max_farming: Annotated[float, Field(ge=-1, le=1)] = 1.0
-    """Correlation, at most, of an episode's step rewards with its number of steps; 1: unchecked."""
+    """Largest correlation of an episode's step rewards with its number of steps; 1: not checked."""
 
 
 class RewardConfig(StrictModel):
-    """From components to one reward per step: r_t = step_weight * (alpha * succ_t + contribution_t) before the last
-    step, and IsSolved on the last."""
+    """How the components become one reward per step: r_t = step_weight * (alpha * succ_t + contribution_t) before the
+    last step, and IsSolved on the last."""
 
     annotator: Literal["rules", "lcs", "overlap", "truth", "judge"] = "rules"
-    """rules: from the text, by changes and the flow of values; lcs: the published rules; overlap: the same without
-    failed steps, against the answer alone; truth: what the environment knows; judge: a chat model."""
+    """Who scores the steps. rules: rules on the text, which follow changes and the flow of values; lcs: the published
+    rules; overlap: the published rules without failed steps, which look at the answer alone; truth: what the
+    environment knows; judge: a chat model."""
     alpha: Annotated[float, Field(ge=0)] = 0.1
-    """Weight of a successful call against its contribution."""
+    """Weight of SuccCalling relative to Contribution."""
     step_weight: Annotated[float, Field(ge=0)] = 0.3
-    """Weight of the steps before the last against IsSolved. Too much of it teaches to collect calls (see the farming
-    check)."""
+    """Weight of the steps before the last relative to IsSolved. Too large a weight teaches the model to collect calls
+    (see the farming check)."""
     succ_calling: Literal["bonus", "penalty"] = "penalty"
     """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
     contribution: Literal["score", "progress"] = "score"
     """score: each step earns its Contribution. progress: it earns the growth of a potential, the sum of the
     Contributions so far divided by progress_steps and at most 1; once that is reached, further steps earn nothing."""
     progress_steps: Positive = 8
-    """Contributing steps that a task needs; with contribution: progress each earns one part of so many."""
+    """Number of contributing steps that a task needs. With contribution: progress each of them earns 1 /
+    progress_steps."""
     redundant_cost: Annotated[float, Field(ge=0)] = 0.5
-    """Taken from the reward of a call that repeats an earlier one and gets the same result, times step_weight."""
+    """Amount that a call loses, times step_weight, if it repeats an earlier call and gets the same result."""
     weights: Literal["fixed", "calibrated"] = "fixed"
-    """calibrated: SuccCalling and Contribution are each multiplied by how well they told solved episodes over the last
-    rounds, max(0, 2 AUROC - 1), so that a component which says nothing of the outcome pays nothing."""
+    """fixed: the weights above. calibrated: SuccCalling and Contribution are each multiplied by max(0, 2 AUROC - 1),
+    where AUROC says how well the component separated solved from unsolved episodes in the last rounds. A component that
+    says nothing about the outcome then pays nothing."""
     calibration_rounds: Positive = 4
     """Rounds over which calibrated weights are averaged (a moving average)."""
     normalisation: Literal["none", "trajectory", "running"] = "none"

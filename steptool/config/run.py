@@ -1,6 +1,4 @@
-"""The whole configuration of a run: from YAML text and the overrides of a command line to one tree of
-checked fields.
-"""
+"""The whole configuration of a run, read from a YAML file and the overrides of a command line, and checked."""
 
 from __future__ import annotations
 
@@ -30,18 +28,19 @@ from steptool.config.training import (
 )
 
 _LARGEST = 100_000
-"""Values of a file with its aliases written out. A file of 500 bytes can stand for billions."""
+"""Largest number of values in a file with its aliases written out. Aliases let 500 bytes stand for billions of
+values."""
 _LARGEST_FILE = 1 << 18
-"""Bytes of a file. All fields with their documentation take a tenth of it."""
+"""Largest size of a file in bytes. All fields with their documentation take a tenth of it."""
 _EXCERPT = 40
-"""Characters of a value in an error."""
+"""Largest number of characters of a value in an error."""
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as its version 1.2 reads numbers, where 1e-3 is one, and keys, which are given once.
+    """A loader that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key that is given twice.
 
-    PyYAML alone takes 1e-3 for text, and the last value of a key that is given twice.
+    PyYAML alone reads 1e-3 as text, and takes the last value of a key that is given twice.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -100,7 +99,7 @@ def _read_text(path: Path) -> str:
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML text. Raises ConfigError, in one line, for what is no YAML, endless or too large."""
+    """The value of a YAML text. Raises ConfigError, in one line, for a text that is not YAML, endless or too large."""
     try:
         value = yaml.load(text, _Loader)
         size = _count_values(value, {})
@@ -182,13 +181,15 @@ class TrackingConfig(StrictModel):
     project: Annotated[str, Field(min_length=1)] = "steptool"
     """The project of wandb and trackio, and the experiment of mlflow."""
     run: str = ""
-    """The name of the run at the trackers. Empty: that of Flyte's execution; on this machine, a new one."""
+    """The name of the run at the trackers. Empty: the name of Flyte's execution on a cluster, a new name on this
+    machine."""
     folder: str = "runs/tracking"
     """Where TensorBoard and trackers without a server write. TensorBoard takes a url as well."""
     online: bool = False
-    """Whether wandb sends what it gets at once; else `wandb sync` does later. Its key comes from WANDB_API_KEY."""
+    """Whether wandb sends its data at once. Otherwise `wandb sync` sends them later. Its key comes from
+    WANDB_API_KEY."""
     mlflow_url: str = ""
-    """The address of an MLflow server, such as http://mlflow:5000. Empty: a folder."""
+    """The address of an MLflow server, such as http://mlflow:5000. Empty: MLflow writes to a folder."""
 
 
 class Config(StrictModel):

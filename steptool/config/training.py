@@ -1,4 +1,4 @@
-"""The sections `policy`, `warm_start`, `rollout`, `credit` and `ppo`: the model and how it learns."""
+"""The sections `policy`, `warm_start`, `rollout`, `credit`, `rounds` and `ppo`: the model and how it learns."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class PolicyConfig(StrictModel):
     """The model to improve."""
 
     base: str = "embedded"
-    """embedded: the small model shipped with the project; scratch: a tiny one from random weights, its tokenizer
+    """embedded: the small model shipped with the project; scratch: a tiny model with random weights, whose tokenizer is
     trained on the ingested text; otherwise a model folder, the url of one or a Hugging Face id."""
     chat_format: Literal["auto", "hermes", "llama", "qwen_xml", "glm", "deepseek", "gpt_oss", "mistral", "react"] = (
         "auto"
     )
-    """How calls stand in the model's text. auto: as the chat template writes them, and react where the template knows
-    no tools. A template that does not write the format named is given plain messages (docs/chat-formats.md)."""
+    """The form of calls in the model's text. auto: as the chat template writes them, or react if the template has no
+    tools. A template that does not write the chosen form gets plain messages (docs/chat-formats.md)."""
     chat_date: Annotated[str, AfterValidator(_check_date)] = "2026-01-01"
-    """The date that a chat template prints as today's (Llama 3, gpt-oss), so that no episode depends on the day. In
-    quotation marks, as in "2026-01-01"."""
+    """The date that a chat template prints as today's (Llama 3, gpt-oss), so that no episode depends on the day. Write
+    it in quotation marks, as in "2026-01-01"."""
     max_context: Positive = 768
     """Tokens of prompt, calls and observations together. A prompt that does not fit is refused before training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -42,16 +42,16 @@ class PolicyConfig(StrictModel):
     lora_rank: Natural = 0
     """0: full fine-tuning; otherwise LoRA of this rank on all linear layers."""
     lora_alpha: Positive = 16
-    """Scale of the LoRA update; it counts only with a lora_rank."""
+    """Scale of the LoRA update; it has an effect only with a lora_rank."""
 
 
 class WarmStartConfig(StrictModel):
     """Supervised fine-tuning before reinforcement."""
 
     demonstrations: Positive = 1500
-    """Recorded or scripted trajectories to learn from, at most."""
+    """Largest number of recorded or scripted trajectories to learn from."""
     steps: Natural = 130
-    """Optimizer steps; 0 goes without a warm start."""
+    """Optimizer steps; 0: no warm start."""
     batch_size: Positive = 16
     """Trajectories per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
@@ -69,15 +69,15 @@ class RolloutConfig(StrictModel):
     """Episodes in each round."""
     samples_per_query: Positive = 1
     """Episodes of each query in a round, played in the same shard. Algorithms that compare the tries at a query (grpo,
-    gigpo, eto, credit.value: group_mean) need 2 at least."""
+    gigpo, eto, credit.value: group_mean) need at least 2."""
     shards: Positive = 2
     """Map tasks that share a round's episodes."""
     batch_size: Positive = 128
     """Episodes decoded together."""
     max_steps: Positive = 12
-    """Assistant steps per episode, where the query sets no limit of its own."""
+    """Largest number of assistant steps in an episode, if the query sets no limit of its own."""
     max_new_tokens: Positive = 48
-    """Tokens per assistant step."""
+    """Largest number of tokens in an assistant step."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
     """Sampling temperature; PPO improves the policy at this temperature."""
     finish: FinishMode = "tool"
@@ -86,20 +86,20 @@ class RolloutConfig(StrictModel):
     engine: Literal["transformers", "vllm"] = "transformers"
     """What decodes, in rollouts and in evaluation. transformers: this package's own sampler, whose samples depend on
     the seed alone; vllm: vLLM in the process of the stage, faster on a GPU, from the extra gpu. Its samples depend on
-    the seed up to rounding, which depends on the episodes that are played side by side."""
+    the seed and on rounding, which changes with the episodes that are played side by side."""
 
 
 class CreditConfig(StrictModel):
-    """From rewards to advantages (generalised advantage estimation)."""
+    """How rewards become advantages (generalised advantage estimation)."""
 
     level: Literal["token", "step"] = "step"
     """token: over action tokens packed end to end; step: one value per step, its advantage on all its tokens."""
     gamma: Share = 0.95
     """Discount per step, or per token at the level token."""
     lam: Share = 1.0
-    """Weight of longer returns against the values (lambda)."""
+    """Weight of longer returns relative to the values (lambda)."""
     value_lam: Annotated[float, Field(ge=-1, le=1)] = -1.0
-    """Lambda of the returns that the value head learns from; -1: as lam."""
+    """Lambda of the returns that the value head learns from; -1: the same as lam."""
     value: Literal["head", "group_mean"] = "head"
     """Where the values of states come from. head: the value head; group_mean: the mean return of the steps that a round
     took in the same state, after the same calls for the same query."""
@@ -107,13 +107,13 @@ class CreditConfig(StrictModel):
     """When two steps of a query are in the same state. calls: after the same calls; observation: after the same
     observation, where the environment shows its whole state, as a game does (gigpo and group_mean only)."""
     state_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of a step's advantage in its state against that of its episode (gigpo only)."""
+    """Weight of a step's advantage within its state, relative to the advantage of its episode (gigpo only)."""
     group_scale: bool = True
     """Divide differences within a group by the deviation of the group (grpo and gigpo only)."""
     whiten: bool = True
     """Shift and scale a round's advantages to mean 0 and deviation 1."""
     whiten_by: Literal["token", "step"] = "token"
-    """What counts once in that mean and deviation."""
+    """What that mean and deviation are taken over: tokens, or steps, each of which counts once."""
     negative_weight: Share = 1.0
     """Factor of negative advantages; 0 learns from positive ones alone."""
     negative_min_probability: Share = 0.0
@@ -134,11 +134,11 @@ class RoundsConfig(StrictModel):
     """Where the stages of the rounds run."""
 
     placement: Literal["pods", "together"] = "pods"
-    """pods: a stage for each step of a round and for each shard, with a machine of its own kind; together: one stage
-    plays, annotates, audits and trains, so that a round starts nothing and loads no model anew. The result is the same
+    """pods: each step of a round and each shard is a stage with a machine of its own kind; together: one stage plays,
+    annotates, audits and trains, so that a round starts no stage and loads no model again. The result is the same
     (docs/run-on-a-cluster.md)."""
     per_stage: Positive = 8
-    """Rounds that one stage makes where they are placed together."""
+    """Number of rounds in one stage, with placement: together."""
 
 
 class PPOConfig(StrictModel):
@@ -160,7 +160,7 @@ class PPOConfig(StrictModel):
     """Trajectories per forward pass on one process. Lower it when memory runs out; the result stays the same."""
     tokens_per_pass: Natural = 0
     """Tokens per forward pass on one process, padding included, in place of micro_batch_size; it holds for the warm
-    start too. A longer trajectory goes alone. 0: micro_batch_size is the limit."""
+    start too. A longer trajectory gets a pass of its own. 0: micro_batch_size is the limit."""
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass instead of keeping them: less memory, a third more work.
     It holds for the warm start too."""
@@ -169,9 +169,9 @@ class PPOConfig(StrictModel):
     optimizer's state (FSDP2), for models that do not fit one GPU; the processes need a disk in common. It holds for the
     warm start too. One process alone holds the whole model either way."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """Precision in which the optimizer keeps the two moments of weights that are trained in bfloat16; bfloat16 takes 4
-    bytes a weight less and rounds them. Adapters, float32 weights and models that fsdp cuts keep float32. It holds for
-    the warm start too."""
+    """Precision in which the optimizer keeps the two moments of weights that are trained in bfloat16; bfloat16 saves 4
+    bytes per weight and rounds the moments. Adapters, float32 weights and models that fsdp splits keep float32. It
+    holds for the warm start too."""
     compile: bool = False
     """Compile the layers of the model on a GPU: faster after a minute or so of compiling. It needs a C compiler."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
@@ -187,11 +187,11 @@ class PPOConfig(StrictModel):
     value_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the value loss."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.005
-    """Penalty per token and nat for leaving the warm start."""
+    """Weight of the penalty for moving away from the warm start (KL divergence in nats per token)."""
     clip: Annotated[float, Field(gt=0)] = 0.2
     """Range of the probability ratio within which an update counts: 1 - clip to 1 + clip."""
     clip_high: Annotated[float, Field(ge=0)] = 0.0
-    """Upper end of that range, 1 + clip_high; 0: as clip."""
+    """Sets the upper end of that range to 1 + clip_high; 0: the same as clip."""
     ratio: Literal["token", "step"] = "token"
     """token: each token has its own probability ratio; step: tokens of a step share the geometric mean of theirs."""
     nll_coef: Annotated[float, Field(ge=0)] = 0.5
@@ -202,8 +202,8 @@ class PPOConfig(StrictModel):
     dpo_beta: Annotated[float, Field(gt=0)] = 0.1
     """How strongly eto holds the policy to where the round started (beta of DPO)."""
     rft_temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Temperature at which rft takes its likelihood; 0: that of the rollouts. Above it, every round sharpens the
-    policy."""
+    """Temperature at which rft takes its likelihood; 0: that of the rollouts. A temperature above that of the rollouts
+    sharpens the policy in every round."""
     clip_value: Annotated[float, Field(gt=0)] = 0.2
     """How far a value may move from its old one before its loss stops counting."""
     importance: Literal["none", "truncated", "masked"] = "none"
@@ -213,10 +213,10 @@ class PPOConfig(StrictModel):
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
     """Importance weight beyond which a token is cut or left out."""
     max_mismatch: Annotated[float, Field(ge=0)] = 0.1
-    """Nats per token, at most, by which the log-probabilities of engine and training may differ on average before a
-    round's first update; the run stops beyond. 0: unchecked."""
+    """Largest mean difference, in nats per token, between the log-probabilities of engine and training before a round's
+    first update. The run stops if it is larger. 0: not checked."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Norm of the gradient, at most; a larger gradient is scaled down to it."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
 
 
 _COMPARE_TRIES = ("grpo", "gigpo", "eto")
@@ -226,7 +226,7 @@ HAVE_NO_ADVANTAGES = ("rft", "eto")
 
 
 def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: CreditConfig, ppo: PPOConfig) -> None:
-    """Raise ConfigError, which names the fields, for settings of several sections that mean nothing together."""
+    """Raise ConfigError, which names the fields, for settings of several sections that contradict each other."""
     algorithm, tries = ppo.algorithm, rollout.samples_per_query
     comparing = algorithm if algorithm in _COMPARE_TRIES else "credit.value: group_mean"
     compares_states = algorithm == "gigpo" or credit.value == "group_mean"

@@ -1,4 +1,4 @@
-"""What the adapters to environments of other packages share: their prompts, tools, results and rewards in our form."""
+"""What the adapters to environments of other packages share: they turn prompts, tools and rewards into our form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPLITS = {
     "dev": "validation",
     "eval": "validation",
 }
-"""Our split by the names that others use; every other one is held out."""
+"""Our split for each name that other packages use. Any other name means held out."""
 
 
 def import_package(name: str, environment: str, requirement: str) -> ModuleType:

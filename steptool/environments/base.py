@@ -1,7 +1,7 @@
 """What an environment is, and the environments by name.
 
-An environment is a family of tasks whose tool calls can be executed, with one session for each episode. Those of this
-package stand in a table; a configuration can name a class of your own.
+An environment is a family of tasks whose tool calls can be executed, with one session for each episode. ENVIRONMENTS
+lists those of this package; a configuration can name a class of your own.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class VerdictError(Exception):
 
 
 class EpisodeEnd(Exception):
-    """Raised by a tool that ends the episode: a game that is over, say. Its text is what the model would read next.
+    """A tool raises this to end the episode, as when a game is over. Its text is what the model would read next.
 
-    The step counts as one that went well. The verdict is asked for afterwards, as at every end.
+    The step counts as a success. The session is asked for its verdict afterwards, as at the end of every episode.
     """
 
 
@@ -45,7 +45,7 @@ class ToolResult:
     status: StepStatus
     observation: str
     ends_episode: bool = False
-    """The environment has nothing more to offer after this call, such as a game that is over: no turn follows."""
+    """Whether the call ends the episode, as when a game is over. No turn follows then."""
 
 
 def describe_error(error: BaseException) -> str:
@@ -61,7 +61,7 @@ def describe_error(error: BaseException) -> str:
 
 
 class Session(ABC):
-    """One episode of one query. Sessions share no state: what one changes, no other sees.
+    """One episode of one query. Sessions share no state: a session never sees what another one changes.
 
     `call`, `solved`, `next_turn` and `close` may be coroutines (`async def call(...)`). They run in one event loop for
     all sessions of the environment, and a coroutine that takes longer than `tools.timeout` is cancelled.
@@ -75,17 +75,18 @@ class Session(ABC):
         """
 
     def start(self) -> None:
-        """Make what the first call would make, such as the object that holds the tools; nothing, as here, if there is
-        none. Raises what the making raises, so that a check before a run finds it.
+        """Prepare what the first call needs, such as the object that holds the tools. The default does nothing. Errors
+        are raised here, so that a check before a run finds them.
         """
         return
 
     def offers(self, name: str) -> bool:
-        """Whether a tool that the query does not list may be called by now: the user has brought it in a later turn."""
+        """Whether a tool that the query does not list may be called now, because the user has added it in a later
+        turn."""
         return False
 
     def solved(self, final_answer: str | None) -> float | None:
-        """The environment's verdict on the answer and the final state, in [0, 1]; None, as here, if it has none.
+        """The environment's verdict on the answer and the final state, in [0, 1]; None, the default, if it has none.
 
         An exception means that the check failed: the episode has no verdict, and the reference answer does not replace
         it.
@@ -93,7 +94,7 @@ class Session(ABC):
         return None
 
     def next_turn(self, final_answer: str) -> str | None:
-        """What the user says after the assistant has answered; None, as here, where the answer ends the episode."""
+        """What the user says after the assistant has answered; None, the default, if the answer ends the episode."""
         return None
 
     def close(self) -> None:
@@ -148,16 +149,16 @@ class Environment(ABC):
     name: str = ""
     """Its name in error messages and traces."""
     blocking: bool = False
-    """Calls may wait for others or hang: they run in threads of their own, within a time limit."""
+    """Whether calls may wait or hang. They then run in threads of their own, within a time limit."""
     needs_recordings: ClassVar[bool] = False
-    """It answers from recorded trajectories alone, so reference solutions cannot be played in it."""
+    """Whether it answers from recorded trajectories alone, so that reference solutions cannot be played in it."""
     read_only: ClassVar[frozenset[str]] = frozenset()
-    """Names of tools that change nothing. It counts where a schema has no hint of its own, in tasks that list their
-    tools themselves too."""
+    """Names of tools that change nothing. A hint in a tool's schema goes before this list. The list also holds for
+    tasks that bring their own tools."""
 
     @classmethod
     def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
-        """The environment of a configuration; as here, made with `tools.settings` as keyword arguments.
+        """The environment of a configuration. The default passes `tools.settings` to the class as keyword arguments.
 
         `recordings` are read only by an environment that needs them. Raises ConfigError for settings that do not fit.
         """
@@ -169,7 +170,7 @@ class Environment(ABC):
 
     @abstractmethod
     def reset(self, query: Query) -> Session:
-        """A fresh session for the query. It returns at once: what takes long waits for the first call.
+        """A fresh session for the query. It returns at once: slow work waits for the first call.
 
         Raises ValueError for a query that lacks what the environment needs, such as its state.
         """
@@ -264,8 +265,8 @@ def open_environment(name: str, config: Config, recordings: Iterable[Trajectory]
 def check_queries(environment: Environment, queries: Sequence[Query]) -> None:
     """Open and close a session for each query, start the first, and ask the environment for its tools.
 
-    It finds out before anything expensive what would end a run later. Raises ConfigError naming the first queries that
-    lack what the environment needs, such as their state, and for tools that cannot be reached.
+    This finds the errors that would end a run later, before anything expensive starts. Raises ConfigError naming the
+    first queries that lack what the environment needs, such as their state, and for tools that cannot be reached.
     """
     problems: list[str] = []
     for number, query in enumerate(queries):

@@ -22,11 +22,11 @@ from steptool.records import Query, StepStatus, ToolCall, ToolSchema
 
 _CONTAINERS = (dict, list, set)
 MAX_DIGITS = 1000
-"""Digits of precision."""
+"""Largest precision that a call may ask for, in digits."""
 MAX_BITS = 1 << 16
-"""Bits of a power of whole numbers."""
+"""Largest size of a power of whole numbers, in bits."""
 MAX_ENTRIES = 10_000
-"""Files and folders, each counted wherever it is seen, in a file system that takes another copy."""
+"""A file system with this many files and folders refuses `cp`. An entry counts once for each path that leads to it."""
 _DIGITS = {"logarithm": "precision", "square_root": "precision", "round_number": "decimal_places"}
 
 
@@ -127,7 +127,7 @@ def _render_result(result: Any) -> str:
 
 
 def _refusal(tool: Any, name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Why a call with valid arguments is not made: it would not return. None for nearly all calls."""
+    """Why a call with valid arguments is refused: it would take too long to return. None for nearly all calls."""
     if name in _DIGITS and abs(arguments.get(_DIGITS[name], 0)) > MAX_DIGITS:
         return f"{_DIGITS[name]} must be between -{MAX_DIGITS} and {MAX_DIGITS}"
     if name == "power" and _bits(arguments["base"], arguments["exponent"]) > MAX_BITS:
@@ -229,7 +229,7 @@ class BfclSession(Session):
         return (*self._turns, ())[self._turn]
 
     def _matches_reference(self) -> bool:
-        """The benchmark's criterion at the end of a turn. A turn that fails it cannot be made good later.
+        """The benchmark's criterion at the end of a turn. Later turns cannot make up for a turn that fails it.
 
         It applies to turns in which the reference makes calls. The policy must have made a call too, the public state
         of all tools must equal that of the reference, and the policy's results so far must contain the reference's

@@ -33,7 +33,7 @@ _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 
 
 def is_installed() -> bool:
-    """Whether the package is there."""
+    """Whether the package is installed."""
     return find_spec("bfcl_eval") is not None
 
 
@@ -192,7 +192,7 @@ def _split_call(text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:
 
 
 def _turn_text(turn: Sequence[Entry], tools: Sequence[ToolSchema]) -> str:
-    """What the user says in a turn. Where tools come later, it is their schemas and the benchmark's sentence."""
+    """What the user says in a turn. If the turn adds tools, these are their schemas and the benchmark's sentence."""
     if not tools:
         return _user_text(turn)
     sentence = import_module("bfcl_eval.constants.default_prompts").DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC

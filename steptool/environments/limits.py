@@ -37,7 +37,7 @@ _FAULTS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExc
 """Exceptions of a session that do not end the run. In a thread of its own KeyboardInterrupt is one of them: no key
 reaches that thread."""
 _MEANT = (TransportError, VerdictError, EpisodeEnd)
-"""What a session raises to say something."""
+"""Exceptions by which a session tells its runner something."""
 _STARTING = threading.Lock()
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -75,8 +75,8 @@ class LimitedEnvironment:
 class LimitedSession(Session):
     """A session whose calls end in time, are tried again where that does no harm, and return a text of limited size.
 
-    A call that runs out of time is a failed step. A coroutine is cancelled then. Other code cannot be stopped, only
-    left alone: a later call of the session waits for it, within its own time, so that no two calls of a session ever
+    A call that runs out of time is a failed step. A coroutine is cancelled then. Other code cannot be stopped. It runs
+    on, and a later call of the session waits for it, within its own time limit, so that two calls of a session never
     run at once.
     """
 
@@ -139,7 +139,7 @@ class LimitedSession(Session):
             raise RuntimeError(f"'next_turn' of the environment's session failed: {error}") from error
 
     def close(self) -> None:
-        """Close the session, or leave it alone if that takes too long."""
+        """Close the session, and stop waiting if that takes too long."""
         try:
             self._within(_CLOSING, self._session.close)
         except (_OutOfTime, _SessionError, *_MEANT):
@@ -159,7 +159,8 @@ class LimitedSession(Session):
         return result
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T:
-        """What the work returns, a coroutine awaited. Raises _OutOfTime, _MEANT, and _SessionError for all else."""
+        """What the work returns; a coroutine is awaited. Raises _OutOfTime, one of _SIGNALS, or _SessionError for other
+        errors."""
 
         def finish() -> T:
             result = work()

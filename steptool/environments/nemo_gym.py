@@ -2,7 +2,7 @@
 
 A row of a dataset is the task: it is sent to /seed_session at the beginning and to /verify at the end, with the turns
 in the form of OpenAI's responses. The server knows the episode by its cookies. A server that hands out an MCP session
-is called over MCP instead. Nothing of the package nemo-gym is needed.
+is called over MCP instead. The package nemo-gym is not needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ROW = "row"
 _PARAMETERS = "responses_create_params"
 """Field of a row with the prompt and the tools, in the form of OpenAI's responses."""
 _STATUSES = {404: StepStatus.UNKNOWN_TOOL, 405: StepStatus.UNKNOWN_TOOL, 422: StepStatus.INVALID_ARGUMENTS}
-"""What an HTTP status says of a call."""
+"""The status of a call by the HTTP status of its answer; any other error is a TOOL_ERROR."""
 
 
 class NemoGymEnvironment(Environment):

@@ -1,7 +1,7 @@
 """Environments behind OpenEnv's protocol: one WebSocket for each episode, with the messages reset and step.
 
-An environment with tools takes calls of them. Any other one takes actions of one kind, which the model sees as one
-tool. Nothing of the package openenv is needed, which cannot be installed beside this one: the protocol is JSON.
+An environment with tools takes calls. Any other one takes actions of one kind, which the model sees as one tool. The
+package openenv is not needed, since the protocol is JSON; it cannot be installed beside this one.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _LARGEST = 16 << 20
 class OpenEnvEnvironment(Environment):
     """The environment of the server at `url`. `timeout` is the limit on a call in seconds.
 
-    `resets` are the arguments of reset for one task each, where the server lists no tasks. `answer` names the tool and
-    its argument that take the final answer, as in submit.answer. `reward` says whether the last reward of an episode
-    counts or their sum, and `reward_range` which rewards mean not solved and solved.
+    `resets` lists the arguments of reset, one entry for each task, for a server that lists no tasks. `answer` names the
+    tool and its argument that take the final answer, as in submit.answer. `reward` says whether the last reward of an
+    episode counts or their sum, and `reward_range` which rewards mean not solved and solved.
     """
 
     name, blocking = "openenv", True
@@ -90,7 +90,7 @@ class OpenEnvEnvironment(Environment):
         return self._action.get("title") in _TOOL_ACTIONS
 
     def answer_call(self, final_answer: str | None) -> ToolCall | None:
-        """The call that hands the final answer over, or gives up without one; None where no tool takes it."""
+        """The call that submits the final answer, or gives up if there is none; None if no tool takes it."""
         tool, _, argument = self._answer.rpartition(".")
         if tool:
             return None if final_answer is None else ToolCall(tool, {argument: final_answer})
@@ -102,7 +102,8 @@ class OpenEnvEnvironment(Environment):
 
     @cached_property
     def parameters(self) -> Mapping[str, Mapping[str, Any]]:
-        """JSON schema of the arguments of each tool. It has our own Finish where the server plays one of our tasks."""
+        """JSON schema of the arguments of each tool. It includes our own Finish if the server plays one of our
+        tasks."""
         return {tool["function"]["name"]: tool["function"]["parameters"] for tool in self._tools}
 
     def tools(self) -> Sequence[ToolSchema]:
@@ -224,8 +225,8 @@ class OpenEnvSession(Session):
         return self._send_answer(final_answer)
 
     def solved(self, final_answer: str | None) -> float | None:
-        """The verdict that the rewards make. Without any it is 0 for an episode that neither was done nor has an
-        answer, and None for others.
+        """The verdict from the rewards. Without rewards it is 0 for an episode that the environment has not ended and
+        that has no answer, and None for any other.
         """
         if self._lost:
             raise VerdictError("the connection was lost during the episode, and its state with it")
@@ -296,7 +297,7 @@ class OpenEnvSession(Session):
         return ToolResult(status, _observation_text(observation), ends_episode=self._done)
 
     def _send_answer(self, final_answer: str | None) -> str | None:
-        """Hand the answer over; None in its place gives up. Returns what the environment says unless it is done."""
+        """Submit the answer; None gives up. Returns what the environment says if the episode goes on."""
         if self._done or (call := self._environment.answer_call(final_answer)) is None:
             return None
         self.start()

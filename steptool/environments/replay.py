@@ -39,13 +39,15 @@ def call_key(tool: Sequence[str], arguments: Mapping[str, Any]) -> str:
 
 
 class Responses:
-    """Recorded responses by call. A call that has several gets the most frequent, and of equals the first recorded.
+    """Recorded responses by call. A call with several responses gets the most frequent one, and among equally frequent
+    ones the first recorded.
 
-    Where a process is killed, what it was adding is there whole or not at all (`steptool.storage.sqlite`).
+    If a process is killed while it adds responses, the file has all of them or none (`steptool.storage.sqlite`).
     """
 
     def __init__(self, path: str | Path = "") -> None:
-        """Open the file, made if it is missing; without a path, memory. Raises sqlite3.Error if it is another file."""
+        """Open the file, or make it if it is missing; without a path, use memory. Raises sqlite3.Error for another
+        file."""
         self._database = open_database(path, _TABLE)
         self._lock = threading.Lock()
 

@@ -43,7 +43,7 @@ _PATTERN_PARTS = regex.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d+(?:,\d*)?\}
 _deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
 
 ValidatorClass = Any
-"""A class of `jsonschema`, which declares no type that has all of what its classes have."""
+"""A validator class of `jsonschema`. The library declares no type with all attributes of its classes."""
 Keyword = Callable[[Any, Any, Any, Any], Any]
 """What checks one keyword: (validator, value of the keyword, instance, schema) -> errors, or None."""
 
@@ -152,7 +152,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _bound(keyword: Keyword) -> Keyword:
-    """The same check, made only while there is time."""
+    """The same check, which raises CheckTimeout once the time is up."""
 
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
         if time.thread_time() > _deadline.get():
@@ -183,7 +183,7 @@ _APPLICATORS = {
     *("$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else"),
     *("dependentSchemas", "dependencies", "unevaluatedProperties"),
 }
-"""Keywords beside which `properties` is not the whole list of what a value may have."""
+"""Keywords that can allow further properties: `properties` is not the whole list in a schema with one of them."""
 _BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 """Keywords that hold schemas by name."""
 _VALUES = {"enum", "const", "default", "examples"}

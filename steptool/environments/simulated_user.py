@@ -25,7 +25,7 @@ Rules:
 class SimulatedUser:
     """One user in one conversation. The model sees the assistant's messages as those of its partner.
 
-    Replies are kept by the endpoint's file, if it has one, so that the same conversation gets the same user again.
+    The endpoint's file, if it has one, keeps the replies, so that the same conversation gets the same user again.
     """
 
     def __init__(self, endpoint: Endpoint, goal: str) -> None:

@@ -143,7 +143,7 @@ def _fail(reason: str) -> ToolResult:
 
 
 class ToolBenchEnvironment(Environment):
-    """Answers calls from recorded responses, from a server, or from recorded responses first.
+    """Answers calls from recorded responses, from a server, or from both, where recorded responses come first.
 
     Successes of the server are recorded. Failures, such as a rate limit, may be temporary and are not.
     """
@@ -238,11 +238,11 @@ def _recorded_responses(
 
 
 def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
-    """Add the recorded calls of folders: of runs, or of what an ingest wrote. All of them or, if one fails, none.
+    """Add the recorded calls in folders of runs or of ingests. If one folder fails, none is added.
 
-    Each folder holds a Parquet file of queries and any of their trajectories; first recorded is what comes first in
-    the order options, and in a folder in the order of the files' names. Returns the number of responses added and that
-    of the calls that the file then answers. Raises ContractError naming the folder that has no queries or trajectories.
+    Each folder holds a Parquet file of queries and any of their trajectories; They are recorded in the order of the
+    folders, and in a folder in the order of the files' names. Returns the number of responses added and the number of
+    calls that the file then answers. Raises ContractError naming the folder that has no queries or trajectories.
     """
     contents = [_contents(Path(folder)) for folder in folders]
     responses = Responses(file)

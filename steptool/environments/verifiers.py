@@ -41,7 +41,7 @@ _state: ContextVar[Any] = ContextVar("state")
 
 
 class VerifiersEnvironment(Environment):
-    """A taskset that plays one agent with tools.
+    """A taskset for one agent with tools.
 
     `taskset` is the id of an installed package or path/to/file.py:Class, `config` the fields of its configuration,
     `limit` the number of tasks that are taken (0: all), and `reward_range` the rewards of a task that failed and of one
@@ -133,7 +133,7 @@ class VerifiersSession(Session):
         return ToolResult(result.status, result.observation, ends_episode=await self._is_stopped())
 
     async def solved(self, final_answer: str | None) -> float | None:  # type: ignore[override]
-        """The reward of the trace, scored by the task. None if the task has no reward that could be had."""
+        """The reward of the trace, scored by the task. None if no reward could be computed."""
         await self._open()
         if final_answer is not None:
             self._add({"role": "assistant", "content": final_answer}, sampled=True)
@@ -180,7 +180,8 @@ class VerifiersSession(Session):
         nodes.append(MessageNode.model_validate(node))
 
     async def _is_stopped(self) -> bool:
-        """Whether one of the task's stops on the whole trace says so. Stops on requests to a model are not asked."""
+        """Whether one of the task's stop conditions on the whole trace holds. Those on requests to a model are left
+        out."""
         from verifiers.v1.session import call_hook, hook_boundary
         from verifiers.v1.trace import Trace
 
@@ -222,7 +223,7 @@ async def _pull_state() -> Any:
 
 
 async def _push_state(before: bytes) -> None:
-    """The state needs no way back: the tool has worked on that of the trace."""
+    """Do nothing: the tool has already changed the state of the trace."""
 
 
 async def _open_tools(task: Any, taskset: Any, stack: AsyncExitStack) -> list[_Tools]:

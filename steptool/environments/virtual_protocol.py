@@ -13,7 +13,8 @@ from steptool.records import Query, StepStatus
 
 NAME_LIMIT = 64
 REFERENCE = "toolbench"
-"""Key of `Query.reference.environment` that leads back: {function name: [category, tool name, API name]}."""
+"""Key of `Query.reference.environment` that names the API of each function: {function name: [category, tool name, API
+name]}."""
 Endpoint = tuple[str, str, str]
 """Category, tool name and API name, as a request writes them."""
 _RESERVED = frozenset({"from", "class", "return", "false", "true", "id", "and"})
@@ -30,7 +31,7 @@ def standard_name(text: str) -> str:
 
 
 def avoid_reserved(name: str) -> str:
-    """The name, with `is_` before it if ToolBench reserves it, as `id` and `from`."""
+    """The name, with `is_` before it if ToolBench reserves it, such as `id` and `from`."""
     return f"is_{name}" if name in _RESERVED else name
 
 

@@ -59,7 +59,7 @@ class PerQuery:
         return divide(counts_RQ @ self.top_Q, counts_RQ @ self.bottom_Q)
 
     def swap(self, other: PerQuery, coins_RQ: Floats) -> Floats:
-        """The measure [R] with the other's results in place of one's own where the coin shows 1."""
+        """The measure [R] if each query whose coin shows 1 has the results of `other` instead of its own."""
         top = self.top_Q.sum() + coins_RQ @ (other.top_Q - self.top_Q)
         return divide(top, self.bottom_Q.sum() + coins_RQ @ (other.bottom_Q - self.bottom_Q))
 

@@ -22,7 +22,7 @@ ALL = "all"
 GREEDY, SAMPLED = "greedy", "sampled"
 """The two ways of decoding."""
 LEVEL = 0.05
-"""A corrected p-value below this may be called a difference."""
+"""Significance level: a difference is shown only if its corrected p-value is below this."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Changes:
-    """Queries by whether `b` and `a` solve them, each in more than half of its repeats."""
+    """Numbers of queries by which policy solves them, which means in more than half of its repeats."""
 
     fixed: int
     """Only `a` solves them."""
@@ -56,7 +56,7 @@ class Comparison:
     group: str
     difference: Difference
     p: float
-    """Of the permutation test, two-sided."""
+    """Two-sided p-value of the permutation test."""
     corrected: float
     """The same after Holm's correction over `family` comparisons."""
     family: int = 1

@@ -1,7 +1,7 @@
 """Evaluations as logs that other tools read: results of lm-evaluation-harness, and logs of Inspect.
 
-Both are written from the folder of an evaluation or of a training run, without these packages. There is one log for
-each model and way of decoding.
+This module writes them from the folder of an evaluation or of a training run, and does not need these packages. There
+is one log for each model and way of decoding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from steptool.records.episodes import read_queries
 from steptool.records.tables import iterate_rows, read_records
 
 NAME = "steptool"
-"""Name of the task in the logs; with a tier behind it, of a part of the tasks."""
+"""Name of the task in the logs. With a tier appended it names the tasks of that tier."""
 _UNSAFE = re.compile(r"[^\w.-]+")
 _METADATA = (
     "trajectory_id",
@@ -150,7 +150,8 @@ def _lm_eval_metrics(name: str, rows: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def _standard_error(part: PerQuery) -> float | None:
-    """Of the mean over tasks, repeats of a task averaged first; None with fewer than two tasks."""
+    """The standard error of the mean over tasks; repeats of a task are averaged first. None with fewer than two
+    tasks."""
     n = len(part.queries)
     return float(part.top_Q.std(ddof=1)) / math.sqrt(n) if n > 1 else None
 

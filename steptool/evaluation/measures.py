@@ -139,7 +139,7 @@ class PolicyEvaluation:
 
     @property
     def check_errors(self) -> list[str]:
-        """Why the environment's check failed, of each episode where it did."""
+        """Why the environment's check failed, for each episode in which it failed."""
         return [t.check_error for t in (*self.greedy, *self.sampled) if t.check_error]
 
     @property

@@ -1,9 +1,10 @@
 """Methods that were trained with several seeds and evaluated on the same tasks.
 
 The paired bootstrap over tasks says how sure a difference is for these trained models on other tasks. It does not say
-whether the difference would come again with other seeds. Here seeds and tasks are both drawn with replacement, each on
-its own, and the same for both sides. Intervals of many comparisons at once are widened as Holm's method (1979) corrects
-their p-values: of m comparisons, the one with the i-th smallest p has an interval of confidence 1 - .05 / (m - i + 1).
+whether other seeds would give the difference again. This module draws both seeds and tasks with replacement,
+independently of each other, and the same ones for both sides. Intervals of many comparisons at once are widened as
+Holm's method (1979) corrects their p-values: of m comparisons, the one with the i-th smallest p has an interval of
+confidence 1 - .05 / (m - i + 1).
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class SeededComparison:
     decoding: str
     measure: str
     difference: Difference = _NOT_MEASURED
-    """Tasks resampled, the seeds of a task averaged; 95%, uncorrected."""
+    """The difference and its uncorrected 95% interval, with tasks resampled and the seeds of a task averaged."""
     over_seeds: Interval = (0.0, 0.0)
-    """Tasks and seeds resampled; 95%, uncorrected."""
+    """The uncorrected 95% interval with both tasks and seeds resampled."""
     p: float = 1.0
-    """Of the paired permutation test over tasks, two-sided."""
+    """Two-sided p-value of the paired permutation test over tasks."""
     corrected_p: float = 1.0
     """The same after Holm's correction over `family` comparisons."""
     corrected: Interval = (0.0, 0.0)

@@ -18,7 +18,7 @@ from steptool.records import Evaluation, Preference, Query, Verdict, VerdictSour
 
 @dataclass(frozen=True)
 class Results:
-    """What came out for any number of models on the same queries."""
+    """The results of any number of models on the same queries."""
 
     lines: Sequence[dict[str, Any]]
     """One for each group, decoding and model, in the columns of the CSV; None where a measure could not be taken."""
@@ -66,7 +66,7 @@ def _line(rows: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> dict[str, 
     low, high = (None, None) if rate is None else wilson(rate, measured)
     judged = judged_pass_rate(verdicts, queries, unanswered_queries(rows))
     tries = pass_rates_by_tries(rows) if rows[0].decoding == SAMPLED else {}
-    if len(tries) == 1:  # of one try it is the pass rate
+    if len(tries) == 1:  # pass@1 of one try is the pass rate
         tries = {}
     return {
         "tasks": len(queries),
@@ -197,8 +197,8 @@ def pass_hat_k(n: int, c: int, k: int) -> float:
 def pass_rates_by_tries(rows: Iterable[Evaluation]) -> dict[int, tuple[float, float]]:
     """pass@k and pass^k of one model's sampled rows, means over tasks: {k: (pass@k, pass^k)}; k is 1, 2, 4, ..., all.
 
-    A try solves its task if `passed` is 1: unsure is not enough here. Tries without a verdict are left out. The number
-    of tries is that of the task with the fewest. Empty without rows.
+    A try solves its task if `passed` is 1: a verdict of unsure does not count. Tries without a verdict are left out.
+    The number of tries is that of the task with the fewest. Empty without rows.
     """
     solved: dict[str, list[bool]] = defaultdict(list)
     for row in rows:

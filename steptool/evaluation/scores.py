@@ -1,4 +1,4 @@
-"""Paired comparisons of models over any table of scores, whatever made them."""
+"""Paired comparisons of models in a table of scores of any origin."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def to_frame(results: Results) -> pd.DataFrame:
 
 
 def to_csv(results: Results) -> str:
-    """The lines as CSV. A spreadsheet takes no name of a model or tier for a formula."""
+    """The lines as CSV. Names are quoted so that a spreadsheet does not take them for formulas."""
     return to_frame(results).map(quote_formula).to_csv(index=False)
 
 

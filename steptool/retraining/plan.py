@@ -1,4 +1,4 @@
-"""What a run of retraining starts with, the data that are new and the model in service, and what comes out of it."""
+"""The plan of a retraining run, with its new data and the model in service, and the outcome of the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Criterion(BaseModel):
-    """One part of the rule: challenger less champion, paired over tasks, and whether the challenger passes it."""
+    """One part of the rule, and whether the challenger passes it. Differences are challenger minus champion, paired
+    over tasks."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,7 +60,7 @@ class Result(StrEnum):
     PROMOTED = "promoted"
     """The challenger is in service."""
     REFUSED = "refused"
-    """The champion stays in service, for the reasons of the outcome."""
+    """The champion stays in service. The outcome gives the reasons."""
     SKIPPED = "skipped"
     """There was no new data."""
     FAILED = "failed"
@@ -119,7 +120,8 @@ class RetrainingPlan(BaseModel):
     def configure(self, config: Config) -> Config:
         """The configuration of the training: it starts from the model in service and takes new tasks first.
 
-        Each task stays in its split, whatever tasks come and go: none is held out that an earlier run has learned.
+        Each task stays in its split, whatever tasks come and go: no task is held out that an earlier run was trained
+        on.
         """
         first = [source.sha256 for source in self.new] if len(self.new) < self.files else []
         return config.model_copy(
@@ -133,8 +135,8 @@ class RetrainingPlan(BaseModel):
 def plan_run(config: Config, registry: Registry, run_id: str, kickoff: datetime, force: bool) -> RetrainingPlan:
     """Compare the sources with those that the registry's runs have seen, and look up the champion.
 
-    New is content that no finished run of this registry has seen. A renamed file is not new; a file that only a failed
-    run has seen is. Raises IngestError for sources that cannot be read.
+    Content is new if no finished run of this registry has seen it. A renamed file is not new; a file that only a failed
+    run has seen is new. Raises IngestError for sources that cannot be read.
     """
     present, champion = list_files(config.data), registry.champion()
     return RetrainingPlan(

@@ -1,6 +1,6 @@
 """The end of a run of retraining: the challenger is refused or put in service.
 
-A rule decides, from rows of held-out tasks, and gives its figures. The registry keeps what happened.
+A rule decides from the evaluations on held-out tasks, and gives its figures. The registry keeps the outcome.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ def _judge_categories(
     draws: int,
     seed: int,
 ) -> Iterator[Criterion]:
-    """One criterion for each category. A loss counts where its own interval and p-value show it.
+    """One criterion for each category. A loss counts if both its interval and its p-value show it.
 
-    A few tasks, whose results change by chance, can therefore not block a promotion alone: four tasks lost of four have
+    A few tasks whose results change by chance can therefore not block a promotion: a loss of four tasks out of four has
     a p-value of 1/8. The p-values are not corrected for the number of categories, since a correction would protect the
     challenger.
     """

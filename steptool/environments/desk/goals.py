@@ -6,7 +6,7 @@ compositions by which tasks are split: no composition of the held-out tasks occu
 
 An errand is a request whose wording says what to do. The base model is pretrained on errands. They stand for the
 general skill that a model from a hub brings: it reads schemas, finds entities by reference, copies ids from call to
-call and reports values. What the desk expects of "cancel" or "handle" is not among them.
+call and reports values. What "cancel" or "handle" means at the desk is not part of that skill.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Procedure:
     literal: str = ""
     """Kind of the literal that the query names besides: "city", "currency" or none."""
     tools: tuple[str, ...] = ()
-    """Tools to offer besides the needed ones, so that what is offered does not tell which branch to take."""
+    """Tools to offer besides the needed ones, so that the offered tools do not reveal which branch to take."""
 
 
 REFERENCES = {
@@ -323,11 +323,11 @@ _DESKS_OWN = {
     ("assign", "escalate"),
     ("supply", "level"),
 }
-"""Conditional errands that would be procedures of the desk or their contrary."""
+"""Pairs that would make a procedure of the desk, or its opposite, of a conditional errand. They are left out."""
 
 
 def _remember(call: Call) -> Call:
-    """The function, answering from memory what it has been asked before."""
+    """The same function, which answers a repeated call from memory."""
     answers: dict[tuple[object, ...], dict[str, str]] = {}
 
     def recall(name: str, /, **arguments: str | int) -> dict[str, str]:

@@ -5,7 +5,7 @@
 
 The seeds are fixed. The two commands take about 10 and 25 minutes on one core. Each writes `base/` beside this file.
 The logs hold errands (goals.py) carried out by an expert that seldom slips: first one goal, then two, at last two or
-three. No procedure of the desk is among them; learning those is left to the warm start and to reinforcement. The
+three. The logs contain no procedure of the desk: the model learns those in the warm start and by reinforcement. The
 tokenizer has whole words of the desk, and bytes for any other text.
 """
 

@@ -1,6 +1,6 @@
 """Tasks of the desk, drawn from seeds, and the scripted expert that solves them.
 
-A query has one goal or several. The expert solves it, or takes shortcuts and makes slips as in logs of people.
+A query has one goal or several. The expert solves it, or takes shortcuts and makes mistakes as people do.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Tier:
     """A group of queries of similar difficulty."""
 
     goals: tuple[int, ...]
-    """Numbers of goals."""
+    """Possible numbers of goals."""
     calls: range
-    """Numbers of calls needed."""
+    """Possible numbers of calls in the reference solution."""
     slack: int
     """Steps allowed beyond the needed calls and the Finish."""
 
@@ -63,7 +63,7 @@ TIERS = {
 }
 DISTRACTORS = 2
 CONDITIONAL_SHARE = 0.4
-"""Share of the conditional errands."""
+"""Share of the errands that have a condition."""
 DONE = "done"
 """Final answer of every episode: what was asked for has been reported by then."""
 ERRAND = "errand"
@@ -341,7 +341,7 @@ def conversation(instruction: str, steps: Sequence[Step]) -> list[Message]:
 
 
 def desk_demonstrations(config: Config, queries: Sequence[Query]) -> list[Trajectory]:
-    """Attempts of the hurried expert at the first training queries, as many as the warm start takes."""
+    """Attempts of the expert at training queries in random order, as many as the warm start takes."""
     train = [q for q in queries if q.split == "train"]
     rng = random.Random(f"expert/{config.seed}")
     chosen = [

@@ -55,9 +55,9 @@ class Tools(Protocol):
 class FunctionsEnvironment(Environment):
     """The class or the functions that `tools.functions` names.
 
-    Of a class each episode gets an object of its own, whose public methods are the tools; functions have no state. With
-    the isolation `process` the object lives in a process of its own, which is ended where a call takes longer than
-    `timeout` seconds. Raises ConfigError if what is named cannot be imported or described by a schema.
+    If it is a class, each episode gets an object of its own, whose public methods are the tools. Functions have no
+    state. With the isolation `process` the object lives in a process of its own, which is ended where a call takes
+    longer than `timeout` seconds. Raises ConfigError if what is named cannot be imported or described by a schema.
     """
 
     name, blocking = "functions", True

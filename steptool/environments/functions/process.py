@@ -25,7 +25,7 @@ from steptool.environments.functions.toolbox import EpisodeTools, failed_result,
 from steptool.records import StepStatus
 
 _LARGEST = 8 << 20
-"""Bytes of a result that are taken."""
+"""Largest size of a result in bytes."""
 _SHARE = 0.9
 """Share of the time limit after which a coroutine is cancelled: early enough to keep the process and its state."""
 _ANEW = "the next call begins with a fresh object, which knows nothing of the calls before"

@@ -1,4 +1,4 @@
-"""Python functions as tools: hints and docstrings become schemas, JSON values become what the hints say."""
+"""Python functions as tools: schemas from type hints and docstrings, and JSON values as the types of the hints."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def _first_line(error: BaseException) -> str:
 VERDICT = "solved"
 """Name of the function that judges an episode: solved(final_answer, reference) -> float | None."""
 NEXT_TURN = "next_turn"
-"""Name of the function that is the user: next_turn(final_answer, reference) -> str | None, what the user says next."""
+"""Name of the function that plays the user: next_turn(final_answer, reference) -> str | None, what the user says
+next."""
 ENDED = "ended"
 """Name of the function that is asked after each call whether the episode is over: ended() -> bool."""
 _NO_TOOLS = (VERDICT, NEXT_TURN, ENDED)

@@ -101,7 +101,7 @@ def _refuse(head: bytes) -> Item:
 async def open_stdio(
     command: Sequence[str], env: Mapping[str, str], error_output: TextIO
 ) -> AsyncIterator[tuple[MemoryObjectReceiveStream[Item], MemoryObjectSendStream[SessionMessage]]]:
-    """Start a server; the streams of its messages and of ours. In the end its process and their children end.
+    """Start a server and yield a stream of its messages and one for ours. On exit, end its process and its children.
 
     Raises OSError if the server cannot be started.
     """
@@ -120,7 +120,7 @@ async def open_stdio(
         try:
             yield read, write
         finally:
-            with anyio.CancelScope(shield=True):  # or a process would outlive us
+            with anyio.CancelScope(shield=True):  # otherwise the server would outlive this process
                 read.close()
                 write.close()
                 with anyio.move_on_after(_FLUSH):
@@ -149,7 +149,7 @@ async def _send(
     incoming: MemoryObjectSendStream[Item],
     flushed: anyio.Event,
 ) -> None:
-    """Write messages. A server that takes none has its connection ended, so that no request waits for it."""
+    """Write messages. End the connection to a server that takes none, so that no request waits for it."""
     assert process.stdin
     try:
         async with outgoing:
@@ -190,7 +190,7 @@ _PATIENCE = 0.5
 
 
 class Connector:
-    """Makes connections to the server of a configuration. Raises ConfigError if the configuration names none or two."""
+    """Makes connections to the server of a configuration. Raises ConfigError unless it names exactly one."""
 
     def __init__(self, server: McpConfig) -> None:
         if bool(server.command) == bool(server.url):
@@ -268,7 +268,7 @@ class Connector:
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[Any]:
-        """A transport without time limits of its own: a limit that it met would end the connection, not the request.
+        """A transport without time limits of its own: such a limit would end the whole connection, not one request.
 
         Each request has a TCP connection of its own. A server may close one that is kept for later requests at any
         time, and what is sent over it then is lost: the call may have been executed, so it could not be repeated.

@@ -36,7 +36,8 @@ class McpEnvironment(Environment):
     """The tools of an MCP server. `timeout` is the limit on a call in seconds.
 
     With `server.shared` all episodes use one connection; otherwise each has its own, which over stdio is a process. It
-    is opened at the first call. The server gives no verdict. Raises ConfigError unless there is one server to reach.
+    is opened at the first call. The server gives no verdict. Raises ConfigError unless the configuration names exactly
+    one server.
     """
 
     name, blocking = "mcp", True

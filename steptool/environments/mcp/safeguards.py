@@ -1,4 +1,4 @@
-"""Safeguards against bad servers: answers have a size limit, and a faulty tool in a list costs that tool alone."""
+"""Safeguards against bad servers: answers have a size limit, and only the faulty tools of a list are left out."""
 
 from __future__ import annotations
 
