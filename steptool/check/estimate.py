@@ -128,7 +128,7 @@ def describe_estimate(stages: Sequence[StageEstimate]) -> Iterator[str]:
     prices = [stage.money for stage in stages if stage.money is not None]
     whole = StageEstimate("in all", sum(known), sum(prices) if prices else None)
     for stage in (*stages, whole):
-        seconds = "as they answer" if stage.seconds is None else format_duration(stage.seconds)
+        seconds = "unknown" if stage.seconds is None else format_duration(stage.seconds)
         yield f"{stage.stage:<18}{seconds:>14}{'' if stage.money is None else f'{stage.money:.2f}':>12}"
 
 

@@ -16,8 +16,14 @@ def describe_plan(config: Config) -> list[str]:
 
     Raises IngestError for data that is not there.
     """
-    lines = [_data(config), _policy(config), _warm_start(config), *_rounds(config), _evaluation(config)]
-    lines += [line for endpoint, purpose in _endpoints(config) for line in _describe_endpoint(endpoint, purpose)]
+    lines = [
+        _describe_data(config),
+        _describe_policy(config),
+        _describe_warm_start(config),
+        *_describe_rounds(config),
+        _describe_evaluation(config),
+    ]
+    lines += [line for endpoint, purpose in _find_endpoints(config) for line in _describe_endpoint(endpoint, purpose)]
     return lines
 
 
@@ -41,7 +47,7 @@ def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
         return read_shape(model_config, policy.dtype)
 
 
-def _data(config: Config) -> str:
+def _describe_data(config: Config) -> str:
     data = config.data
     files = [file for file in list_files(data) if file.size]
     noun = "file" if len(files) == 1 else "files"
@@ -51,20 +57,20 @@ def _data(config: Config) -> str:
     return f"data        {data.source}: {most}{counts} queries{size}"
 
 
-def _policy(config: Config) -> str:
+def _describe_policy(config: Config) -> str:
     policy = config.policy
     tuning = f"LoRA of rank {policy.lora_rank}" if policy.lora_rank else "full fine-tuning"
     return f"policy      {policy.base}: {tuning}, {policy.max_context} tokens of context"
 
 
-def _warm_start(config: Config) -> str:
+def _describe_warm_start(config: Config) -> str:
     warm_start = config.warm_start
     if not warm_start.steps:
         return "warm start  none"
     return f"warm start  {warm_start.steps} steps on at most {warm_start.demonstrations} demonstrations"
 
 
-def _rounds(config: Config) -> Iterator[str]:
+def _describe_rounds(config: Config) -> Iterator[str]:
     ppo, rollout = config.ppo, config.rollout
     updates = ppo.epochs * -(-rollout.episodes // ppo.batch_size)
     tries = f", {rollout.samples_per_query} of each query," if rollout.samples_per_query > 1 else ""
@@ -75,7 +81,7 @@ def _rounds(config: Config) -> Iterator[str]:
     yield f"learning    {ppo.algorithm} on {ppo.reward} rewards by the annotator {config.rewards.annotator}"
 
 
-def _evaluation(config: Config) -> str:
+def _describe_evaluation(config: Config) -> str:
     evaluation = config.evaluation
     repeats = 1 + evaluation.sampled_repeats
     if not evaluation.policies:
@@ -84,7 +90,7 @@ def _evaluation(config: Config) -> str:
     return f"evaluation  {names} on the {evaluation.split} queries, {repeats} times each"
 
 
-def _endpoints(config: Config) -> Iterator[tuple[EndpointConfig, str]]:
+def _find_endpoints(config: Config) -> Iterator[tuple[EndpointConfig, str]]:
     """The endpoints that the run would call."""
     if config.rewards.annotator == "judge" or config.evaluation.judged:
         yield config.rewards.judge.endpoint, "judge"

@@ -10,16 +10,16 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-_EXPLAINED = 20
-"""Fields of a refused configuration that are explained."""
+_MOST_FIELDS = 20
+"""Largest number of wrong fields that an error explains."""
 
 
 def explain_refusal(error: ValidationError, model: type[BaseModel], example: str) -> str:
     """The text of the error: what is wrong, with a line for each field. `example` is the file that shows every
     field."""
     errors = error.errors(include_url=False)
-    problems = [_explain_field(details, model, example) for details in errors[:_EXPLAINED]]
-    return refuse(problems + ([f"and {len(errors) - _EXPLAINED} more"] if len(errors) > _EXPLAINED else []))
+    problems = [_explain_field(details, model, example) for details in errors[:_MOST_FIELDS]]
+    return refuse(problems + ([f"and {len(errors) - _MOST_FIELDS} more"] if len(errors) > _MOST_FIELDS else []))
 
 
 def refuse(problems: Iterable[str]) -> str:
@@ -38,7 +38,7 @@ def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) 
     field = ".".join(str(part) for part in location)
     if details["type"] == "extra_forbidden":
         suggestion = did_you_mean(str(location[-1]), _field_names(model, location[:-1]))
-        return f"unknown field '{field}': remove it or see {example} for the fields there are{suggestion}"
+        return f"unknown field '{field}': remove it, or see {example} for all fields{suggestion}"
     expected, value = details["msg"].removeprefix("Value error, "), details["input"]
     if details["type"] == "value_error" and (isinstance(value, dict | list) or repr(value) in expected):
         return f"field '{field}': {expected}" if field else expected

@@ -34,7 +34,7 @@ def _check_environment(name: str) -> str:
     return name
 
 
-def _are_distinct(places: list[str]) -> list[str]:
+def _check_distinct(places: list[str]) -> list[str]:
     """Refuse a place that another one of the list contains: its records would be read twice."""
     paths = [PurePath(place) for place in places]
     for index, path in enumerate(paths):
@@ -47,7 +47,7 @@ def _are_distinct(places: list[str]) -> list[str]:
     return places
 
 
-Places = Annotated[list[str], AfterValidator(_are_distinct)]
+Places = Annotated[list[str], AfterValidator(_check_distinct)]
 """Files, folders or urls, none within another."""
 
 
@@ -90,7 +90,7 @@ class DataConfig(StrictModel):
     def _check_places(self) -> Self:
         if self.source == "recorded":
             try:
-                _are_distinct([*self.paths, *self.recorded_answers])
+                _check_distinct([*self.paths, *self.recorded_answers])
             except ValueError as error:
                 expected = "expected other recordings in recorded_answers than in paths"
                 raise ValueError(f"{expected}, which the source 'recorded' reads already; {error}") from None

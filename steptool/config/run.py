@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 def _describe_repeat(first_key: yaml.Node, first: yaml.Node, key: yaml.Node, value: yaml.Node) -> str:
     places = (f"in line {k.start_mark.line + 1} with {_excerpt(v)}" for k, v in ((first_key, first), (key, value)))
-    return f"'{key.value}' is given twice, {' and '.join(places)}; leave one of them"
+    return f"'{key.value}' is given twice, {' and '.join(places)}; keep one of them"
 
 
 def _excerpt(node: yaml.Node) -> str:

@@ -233,7 +233,7 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
     outcome_alone = algorithm in HAVE_NO_ADVANTAGES or ppo.reward == "final"
     compares = algorithm in _COMPARE_TRIES or credit.value == "group_mean"
     problems = [
-        (rollout.episodes % tries > 0, f"rollout.episodes: {rollout.episodes} is no multiple of samples_per_query"),
+        (rollout.episodes % tries > 0, f"rollout.episodes: {rollout.episodes} is not a multiple of samples_per_query"),
         (compares and tries < 2, f"{comparing} compares tries at a query: set rollout.samples_per_query to 2 or more"),
         (algorithm in ("grpo", "gigpo") and credit.whiten, f"{algorithm} scales by group: set credit.whiten: false"),
         (algorithm in ("gigpo", "archer") and credit.level != "step", f"{algorithm} needs credit.level: step"),

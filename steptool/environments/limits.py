@@ -36,7 +36,7 @@ _CLOSING = 5.0
 _FAULTS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
 """Exceptions of a session that do not end the run. In a thread of its own KeyboardInterrupt is one of them: no key
 reaches that thread."""
-_MEANT = (TransportError, VerdictError, EpisodeEnd)
+_SIGNALS = (TransportError, VerdictError, EpisodeEnd)
 """Exceptions by which a session tells its runner something."""
 _STARTING = threading.Lock()
 T = TypeVar("T")
@@ -142,7 +142,7 @@ class LimitedSession(Session):
         """Close the session, and stop waiting if that takes too long."""
         try:
             self._within(_CLOSING, self._session.close)
-        except (_OutOfTime, _SessionError, *_MEANT):
+        except (_OutOfTime, _SessionError, *_SIGNALS):
             return
         finally:
             if self._worker:
@@ -170,7 +170,7 @@ class LimitedSession(Session):
             return self._worker.run(finish, seconds)
         try:
             return finish()
-        except (_OutOfTime, *_MEANT):
+        except (_OutOfTime, *_SIGNALS):
             raise
         except _FAULTS as error:
             raise _SessionError(describe_error(error)) from error
@@ -252,7 +252,7 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
         return
     try:
         future.set_result(work())
-    except (_OutOfTime, *_MEANT) as error:
+    except (_OutOfTime, *_SIGNALS) as error:
         future.set_exception(error)
     except BaseException as error:
         future.set_exception(_SessionError(describe_error(error)))

@@ -69,7 +69,7 @@ class NemoGymEnvironment(Environment):
 
     def tools(self) -> Sequence[ToolSchema]:
         """Raises ValueError: each row lists its tools, or its session has them."""
-        raise ValueError("the tools of NeMo Gym stand in each row of its datasets: say data.source: environment")
+        raise ValueError("each row of a NeMo Gym dataset lists its own tools: set data.source: environment")
 
     def tasks(self) -> Iterator[Mapping[str, Any]]:
         """The rows of the datasets. Where a row lists no tools, they are those of its MCP session.

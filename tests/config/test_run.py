@@ -21,11 +21,11 @@ def refusal(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ppo: {round: 3}", "'ppo.round': remove it or see configs/laptop.yaml for the fields there are; did you mean"),
-        ("plicy: {base: x}", "for the fields there are; did you mean 'policy'?"),
+        ("ppo: {round: 3}", "'ppo.round': remove it, or see configs/laptop.yaml for all fields; did you mean"),
+        ("plicy: {base: x}", "for all fields; did you mean 'policy'?"),
         ("rewards: {judge: {endpoint: {base-url: x}}}", "the fields there are; did you mean 'base_url'?"),
         ("evaluation: {policies: [{name: a, model: m, kin: model}]}", "the fields there are; did you mean 'kind'?"),
-        ("ppo: {zzz: 3}", "unknown field 'ppo.zzz': remove it or see configs/laptop.yaml for the fields there are"),
+        ("ppo: {zzz: 3}", "unknown field 'ppo.zzz': remove it, or see configs/laptop.yaml for all fields"),
         ("rewards: {annotator: rule}", "got 'rule' (str); did you mean 'rules'?"),
         ("ppo: {rounds: many}", "field 'ppo.rounds': input should be a valid integer, got 'many' (str)"),
         ("ppo: {rounds: 2.5}", "field 'ppo.rounds': input should be a valid integer, got 2.5 (float)"),
@@ -59,7 +59,7 @@ def test_a_wrong_field_is_refused_by_name(tmp_path: Path, text: str, message: st
     [
         (
             "rollout: {episodes: 95, samples_per_query: 4}",
-            "rollout.episodes: 95 is no multiple of samples_per_query",
+            "rollout.episodes: 95 is not a multiple of samples_per_query",
         ),
         ("ppo: {algorithm: eto}", "eto compares tries at a query: set rollout.samples_per_query to 2 or more"),
         ("credit: {value: group_mean}", "credit.value: group_mean compares tries at a query: set rollout.samples_per"),
@@ -89,7 +89,7 @@ def test_settings_that_mean_nothing_together_are_refused(tmp_path: Path, text: s
     [
         (
             "seed: 1\nppo:\n  rounds: 4\n  epochs: 2\n  rounds: 24\n",
-            "not YAML: 'rounds' is given twice, in line 3 with '4' and in line 5 with '24'; leave one of them",
+            "not YAML: 'rounds' is given twice, in line 3 with '4' and in line 5 with '24'; keep one of them",
         ),
         (
             "ppo: {rounds: 4}\ndata: {}\nppo:\n  epochs: 2",

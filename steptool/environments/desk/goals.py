@@ -316,7 +316,7 @@ _CONDITIONS = {
     "product": ("get_product", "product_id", "stock", ("low", "high")),
     "ticket": ("get_ticket", "ticket_id", "severity", ("minor", "major")),
 }
-_DESKS_OWN = {
+_EXCLUDED_PAIRS = {
     ("return", "refund"),
     ("refund", "return"),
     ("escalate", "assign"),
@@ -372,7 +372,7 @@ def _errands() -> dict[str, Procedure]:
             for value in _CONDITIONS[kind][3]:
                 for a, then in orders.items():
                     for b, other in orders.items():
-                        if a != b and (a, b) not in _DESKS_OWN:
+                        if a != b and (a, b) not in _EXCLUDED_PAIRS:
                             errands[f"{kind}:{value}:{a}:{b}"] = _conditional(kind, value, then, other)
     return errands
 

@@ -142,16 +142,16 @@ def draw_query(split: str, tier: str, seed: str) -> Query:
 
 def _draw_goals(rng: random.Random, split: str, count: int, database: Database) -> list[Goal] | None:
     if split == ERRAND:
-        return _apart([_draw_goal(_draw_errand(rng), database, rng) for _ in range(count)])
+        return _require_distinct([_draw_goal(_draw_errand(rng), database, rng) for _ in range(count)])
     if count == 1:
         return [_draw_goal(rng.choice(compositions(split)), database, rng)]
     combination = rng.sample(compositions("train"), count)
     if combination_split(combination) != split:
         return None
-    return _apart([_draw_goal(c, database, rng) for c in combination])
+    return _require_distinct([_draw_goal(c, database, rng) for c in combination])
 
 
-def _apart(goals: list[Goal]) -> list[Goal] | None:
+def _require_distinct(goals: list[Goal]) -> list[Goal] | None:
     return goals if len({g.start for g in goals}) == len(goals) else None
 
 
