@@ -1,7 +1,7 @@
-"""The command `steptool`: the workflows of a checkout, the registry of models, and a look at a configuration.
+"""The command `steptool`: it runs the workflows of a checkout, manages the registry of models, checks configurations.
 
-The workflows are no part of the installed library: they travel with a registration to a cluster. So the commands that
-run them stand in a checkout of the project.
+The installed library does not contain the workflows, because a registration sends them to a cluster. So the commands
+that run them have to start in a checkout of the project.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from steptool.check.memory import Machine
 
 REFUSED, FAILED = 2, 1
-"""Exit codes: for what was refused before anything ran, and for a run that failed."""
+"""Exit codes of a command that was refused before anything ran, and of a run that failed."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,13 +46,13 @@ Overrides = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, as in ppo.rounds=4; may be repeated."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Try data, tools and model, estimate time and cost; go no further.")
+    bool, typer.Option("--dry-run", help="Try data, tools and model, estimate time and cost, then stop.")
 ]
 CalledInDryRun = Annotated[CalledTools, typer.Option("--call-tools", help="Tools that get one real call in a dry run.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of torch. 1 is fastest for tiny models; 0: all cores.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder or url of the result.")]
 Trajectories = Annotated[Path, typer.Option(help="Parquet file of episodes or of demonstrations.")]
-Queries = Annotated[Path, typer.Option(help="Parquet file of the queries that they answer.")]
+Queries = Annotated[Path, typer.Option(help="Parquet file of the queries that the trajectories answer.")]
 OptionalFile = Annotated[Path | None, typer.Option()]
 
 
@@ -104,7 +104,9 @@ def annotate(
     trajectories: Trajectories,
     queries: Queries,
     output: Output,
-    compare: Annotated[str, typer.Option(help="Other rewards to compare with, or of an earlier run.")] = "",
+    compare: Annotated[
+        str, typer.Option(help="Rewards to compare with: of another annotator, or of an earlier run.")
+    ] = "",
     overrides: Overrides = None,
 ) -> None:
     """Score the steps of trajectories again, and audit the scores."""
@@ -167,11 +169,11 @@ def view(
 @app.command()
 def serve(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as runs/demo/model.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one, which is printed.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address; one that others reach needs a key in STEPTOOL_API_KEY.")] = (
-        "127.0.0.1"
-    ),
-    name: Annotated[str, typer.Option(help="Name of the model in requests; empty: that of the folder.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and prints it.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address; one that other machines reach needs a key in STEPTOOL_API_KEY.")
+    ] = ("127.0.0.1"),
+    name: Annotated[str, typer.Option(help="Name of the model in requests; empty: the name of the folder.")] = "",
 ) -> None:
     """Serve a model as it was trained, behind an API of OpenAI's form."""
     from steptool.policies.serve import serve as run_server
@@ -183,10 +185,10 @@ def serve(
 def serve_environment(
     config: ConfigPath,
     overrides: Overrides = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one, which is printed.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address; one that others reach needs a key in STEPTOOL_API_KEY.")] = (
-        "127.0.0.1"
-    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and prints it.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address; one that other machines reach needs a key in STEPTOOL_API_KEY.")
+    ] = ("127.0.0.1"),
 ) -> None:
     """Serve the environment and the tasks of a configuration, behind OpenEnv's protocol."""
     from steptool.pipeline.episodes import serve_tasks
@@ -200,7 +202,7 @@ def write_serving(
     config: ConfigPath,
     overrides: Overrides = None,
 ) -> None:
-    """Write beside a model how its training prompted and decoded it, before it is served or published."""
+    """Write into a model folder how its training prompted and decoded the model. Serving and publishing read it."""
     from steptool.models import serving
 
     written = serving.write_serving(model, load_config(config, overrides or ()))
@@ -215,7 +217,7 @@ def check(
 ) -> None:
     """Check a configuration and the files that it names, and say what a run would do and need.
 
-    Ends with 2 if the run cannot fit into the memory of this machine, or of those of a profile.
+    Exits with 2 if the run cannot fit into the memory of this machine, or of the machines of a profile.
     """
     _print_plan(load_config(config, overrides or ()), profile)
 
@@ -240,7 +242,7 @@ def push(
     for line in upload.describe():
         print(printable(line))
     if not licence:
-        print("the card names no licence: say --licence")
+        print("the card names no licence: give one with --licence")
     if dry_run:
         print(printable(f"\n{upload.card}"))
     else:
@@ -249,7 +251,7 @@ def push(
 
 @app.command()
 def clean(
-    hours: Annotated[float, typer.Option(min=0, help="Only what was not touched for so many hours.")] = 24.0,
+    hours: Annotated[float, typer.Option(min=0, help="Remove only what did not change for this many hours.")] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List it; remove nothing.")] = False,
 ) -> None:
     """Remove what former local runs have left in the temporary folder."""
@@ -274,7 +276,7 @@ def describe_program(
 
 
 def main() -> None:
-    """Run a command. An error ends it with one line, and with the stack in a file where the cause is not ours."""
+    """Run a command. On an error print one line and exit; the stack of an unexpected error goes into a file."""
     try:
         app()
     except ConfigError as error:
@@ -285,7 +287,7 @@ def main() -> None:
 
 
 def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:
-    """Run a workflow of the checkout in this process. What it hands from stage to stage is removed if it succeeds."""
+    """Run a workflow of the checkout in this process. If it succeeds, remove what its stages handed over."""
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     _scratch_folder()
@@ -323,7 +325,7 @@ def _scratch_folder() -> Path:
 
 
 def _print_plan(config: Config, profile: Path | None = None) -> None:
-    """Print what a run would do and the memory of each stage. Raises ConfigError if that is more than there is."""
+    """Print what a run would do and the memory of each stage. Raises ConfigError if there is not enough."""
     from steptool.check.memory import check_memory, describe_memory, estimate
     from steptool.check.plan import describe_plan, read_base_shape
 
@@ -352,7 +354,7 @@ def _rehearse(config: Config, called: CalledTools, *, for_training: bool) -> Non
 
 
 def _machines(profile: Path | None) -> dict[str, Machine]:
-    """What each stage gets, by its name: by the profile, or all of this machine."""
+    """The machine of each stage by its name: as the profile says, or without one this machine."""
     from steptool.check.memory import STAGES, machine_of_profile, this_machine
 
     if profile is None:

@@ -1,4 +1,4 @@
-"""Scores of every step."""
+"""The tasks that score the steps of trajectories."""
 
 from typing import NamedTuple
 

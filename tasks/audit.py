@@ -1,4 +1,4 @@
-"""Whether the rewards can be trusted, before anything learns from them."""
+"""The tasks that check rewards, before a model learns from them."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The held-out episodes of a model that was trained here, and of every policy that an evaluation names."""
+"""The tasks that evaluate a trained model, and every policy that an evaluation names."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +29,7 @@ class Evaluated(NamedTuple):
 def evaluate(name: str, config: Config, model: Model, base: Model, tasks: Tasks) -> Evaluated:
     """Play the held-out queries with a model, greedily once and sampled as often as configured.
 
-    `base` is that of the adapter, if the model is one.
+    `base` is the base model of an adapter, if `model` is an adapter.
     """
     watch = Stopwatch("evaluate")
     from steptool.pipeline.tracking import track_evaluation

@@ -1,4 +1,4 @@
-"""Trajectories out of the pipeline, in forms that other tools read."""
+"""The task that exports trajectories in forms that other tools read."""
 
 from flytekit.types.file import FlyteFile
 

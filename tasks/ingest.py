@@ -1,4 +1,4 @@
-"""From the source of the tasks to queries and demonstrations."""
+"""The tasks that read a data source into queries and demonstrations."""
 
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class Delivered(NamedTuple):
 
 @stage("fingerprint")
 def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
-    """Digest of what lies at the places that the configuration names: it changes where a file does, under its old name.
+    """Digest of the data that the configuration names. It changes if a file changes, even under the same name.
 
     Checks first that the run's folder can be written. Without training the folder is one for an evaluation.
     """
@@ -56,7 +56,7 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
 def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty: bool = False) -> Ingested:
     """Read or draw the tasks and check them. For training no split may stay empty.
 
-    `sources` is the fingerprint: with other data under the same names, what was read before does not count.
+    `sources` is the fingerprint. Because of it Flyte does not reuse a cached result if the data has changed.
     """
     watch = Stopwatch("ingest")
     from steptool.data.ingest import ingest as read_source

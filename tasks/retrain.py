@@ -38,7 +38,7 @@ def _begin(registry: str, kickoff: datetime) -> str:
 
 @stage("look")
 def look(config: Config, registry: str, kickoff: datetime, force: bool) -> RetrainingPlan:
-    """See what is new and who is in service."""
+    """Find out which data is new and which model is in service."""
     from steptool.registry import Registry
 
     plan = plan_run(config, Registry(registry), make_run_id(kickoff, _begin(registry, kickoff)), kickoff, force)

@@ -1,4 +1,4 @@
-"""Episodes of the current policy."""
+"""The task that samples episodes of the current policy."""
 
 from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config
@@ -9,7 +9,7 @@ from tasks.runtime.stage import stage
 
 @stage("rollout", cached=True)
 def rollout(shard: int, round_index: int, config: Config, model: Model, base: Model, tasks: Tasks) -> Shard:
-    """Sample a shard of a round's episodes. `base` is that of the adapter, if the model is one."""
+    """Sample a shard of a round's episodes. `base` is the model that an adapter belongs to."""
     watch = Stopwatch("rollout", round_index)
     from steptool.pipeline.episodes import open_learner, play_shard
     from steptool.rollout.schedule import TaskSet

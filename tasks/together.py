@@ -12,7 +12,7 @@ from tasks.runtime.stage import stage
 
 
 class Together(NamedTuple):
-    """The policy and the running scale after the last of the rounds, and by round what the stages of pods give."""
+    """The policy and the running scale after the last round, and for each round what stages in pods return."""
 
     model: Model
     scale: FlyteFile
@@ -55,7 +55,7 @@ def rounds_together(
         on_checkpoint=checkpoints.save,
         show=_show,
     )
-    checkpoints.remove(checkpoints.folder)  # the results lie in it
+    checkpoints.remove(checkpoints.folder)  # because the results are in it
     discard(download(policy), download(start))
     last = finished[-1].learned
     return Together(

@@ -31,7 +31,7 @@ def write_page(
     sources = [EpisodeFiles(download(t), r and download(r), a and download(a)) for t, r, a in files if t]
     folder, name = os.path.split(output)
     first = write_viewer(make_folder("viewer") / name, download(queries), sources, title, page_size)
-    for page in sorted(first.parent.iterdir(), key=lambda page: page == first):  # it links to the others
+    for page in sorted(first.parent.iterdir(), key=lambda page: page == first):  # last, because it links to the others
         place = deliver(page, folder or ".", page.name)
         say("view", f"{place}: {page.stat().st_size / 1e6:,.1f} MB")
     return FlyteFile(place)

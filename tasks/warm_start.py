@@ -13,7 +13,7 @@ from tasks.runtime.stage import stage
 
 
 class Prepared(NamedTuple):
-    """The base model and what it can take of the data.
+    """The base model and the part of the data that fits it.
 
     The tasks whose prompts fit its context, their queries, the demonstrations with their tokens, the quarantine with
     those that were left out, its counts as metrics, and what it cost.

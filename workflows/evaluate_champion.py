@@ -14,7 +14,7 @@ from workflows.evaluate import evaluate
 
 @stage("line_up", dynamic=True)
 def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Comparison:
-    """Look up who is in service, and evaluate."""
+    """Look up the model in service, and evaluate it."""
     from steptool.registry import Registry
     from steptool.retraining.plan import add_champion_and_base
 

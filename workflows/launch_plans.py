@@ -1,7 +1,7 @@
-"""What runs by itself on a cluster, and the plan by which a person starts the same.
+"""Launch plans: what runs by schedule on a cluster, and a plan that starts the same by hand.
 
-The section `launch_plans` of the profile says when, on what and who is told (configs/cluster.yaml); without it there is
-no plan. A plan that was registered sleeps until it is activated.
+The section `launch_plans` of the profile names times, data and the people to notify (configs/cluster.yaml); without it
+there is no plan. A registered plan does not run before it is activated.
 """
 
 from flytekit import CronSchedule, Email, LaunchPlan, PagerDuty, Slack

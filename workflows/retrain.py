@@ -30,7 +30,7 @@ def approval(decision: Decision, hours: float) -> bool:
 
 @stage("challenge", dynamic=True)
 def challenge(config: Config, registry: str, output: str, plan: RetrainingPlan) -> Outcome:
-    """Train a challenger where there is anything new, and let it take over if the rule and the person agree."""
+    """Train a challenger if there is new data, and let it take over if the rule and the person agree."""
     if not plan.due:
         return tell(registry=registry, output=output, plan=plan, outcome=plan.skip(), training="")
     trained = train(config=plan.configure(config), output=f"{output.rstrip('/')}/{plan.run_id}/training")

@@ -34,7 +34,7 @@ class Rounds(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What one round adds to that."""
+    """What one round adds to `Rounds`."""
 
     trajectories: Parquet
     rewards: Parquet

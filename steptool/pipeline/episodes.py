@@ -54,8 +54,8 @@ def roll_out(
 ) -> list[Trajectory]:
     """Sample an episode of each query with the model of a folder or Hub id, as a round of training does.
 
-    `base` is the model of an adapter, if `model` is an adapter folder. An environment that replays answers from the
-    `recordings`. Raises ValueError unless the queries name one environment.
+    `base` is the model of an adapter, if `model` is an adapter folder. A replaying environment takes its answers
+    from the `recordings`. Raises ValueError unless the queries name one environment.
     """
     with open_learner(model, base, config, round_index) as policy:
         return play(policy, queries, config, round_index=round_index, recordings=recordings)
@@ -70,7 +70,7 @@ def open_learner(
     load: LoadModel | None = None,
     resting: RestingEngine | None = None,
 ) -> Iterator[Policy]:
-    """The policy of a round, ready to play; it is closed in the end.
+    """Open the policy of a round, and close it in the end.
 
     `base` is the model of an adapter, as in `roll_out`. `load` and `resting` are those of `open_policy`.
     """
@@ -103,10 +103,10 @@ def evaluate(
     *,
     recordings: Sequence[Trajectory] = (),
 ) -> PolicyEvaluation:
-    """Play the queries greedily once, and sampled as often as configured; what is played back has nothing to sample.
+    """Play the queries once greedily, and as often sampled as configured. A playback plays them only once.
 
-    The policy is one of a configuration, or the folder or Hub id of a model. An environment that replays answers from
-    the `recordings`, and a policy that plays back plays them unless it names others.
+    `policy` is a policy of a configuration, or the folder or Hub id of a model. A replaying environment takes its
+    answers from the `recordings`. A playback plays the `recordings` too, unless it names others.
     """
     if not isinstance(policy, EvaluatedPolicy):
         policy = EvaluatedPolicy(name=Path(policy).name, model=os.fspath(policy))

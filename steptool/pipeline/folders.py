@@ -34,7 +34,7 @@ from steptool.report.viewer_pages import EpisodeFiles
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run has made, before it is put into one folder."""
+    """The files that a run has made, before they are put into one folder."""
 
     queries: Path
     demonstrations: Path
@@ -43,12 +43,12 @@ class RunFiles:
     recorded_rewards: Path
     quarantine: Path
     metrics: Sequence[Path]
-    """Of the stages, as the costs."""
+    """One file for each stage, as for the costs."""
     costs: Sequence[Path]
     models: Mapping[str, Path]
     """By the name of the folder. An adapter belongs to the model of the warm start, into which it is merged."""
     trajectories: Sequence[Path]
-    """By round, as rewards and advantages."""
+    """One file for each round, as for rewards and advantages."""
     rewards: Sequence[Path]
     advantages: Sequence[Path]
     evaluations: Sequence[Path]
@@ -180,8 +180,8 @@ def write_comparison(
 ) -> ComparisonPages:
     """Collect what the policies have played in a folder, compare them, and write tables, page and viewer.
 
-    `parts` holds for each policy of the configuration the folder with its rows, its episodes and its costs. The groups
-    of which ingest has kept no task are named among what the figures leave out.
+    `parts` holds for each policy of the configuration the folder with its rows, its episodes and its costs. The page
+    names the groups of which ingest has kept no task.
     """
     files = {lineage.QUERIES: queries, lineage.VERDICTS: verdicts, lineage.PREFERENCES: preferences}
     files |= {file.name: file for part in parts for file in part.glob(lineage.of_policy("*"))}

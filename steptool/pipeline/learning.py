@@ -1,5 +1,5 @@
-"""Learning: what is tried before anything expensive, what the base model can take of the data, scores and
-advantages.
+"""Learning: the trial before anything expensive, the choice of data that fits the base model, scores, advantages, and
+the training of a round.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from steptool.training.warm_start import Lessons, encode_demonstrations, iterate
 
 @dataclass(frozen=True)
 class Preparation:
-    """The base model in its folder, and what it can take of the data."""
+    """The base model in its folder, and the part of the data that fits it."""
 
     model: Path
     queries: list[Query]
@@ -114,7 +114,7 @@ class LearnedRound:
     advantages: Path
     metrics: Path
     costs: Path
-    """Of the whole round."""
+    """The costs of the whole round."""
     scale: Path
     """The running scale of rewards for the next round."""
 

@@ -1,4 +1,4 @@
-"""A rehearsal of a run: data, tools and model are tried, and what the run will take is estimated from a few turns."""
+"""A rehearsal of a run: it tries data, tools and model, and estimates time and money of the run from a few turns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from steptool.training.processes import PassLimit
 from steptool.training.trainer import Settings, Trainer
 
 _ROWS, _TOKENS = 16, 16
-"""Episodes that are decoded together for the measurement, and tokens of each turn, at most."""
+"""The measurement decodes at most so many episodes together, with so many tokens in each turn."""
 _UPDATES = 3
 """Optimizer steps that are measured; the first does not count."""
 _NO_CHANGE = 1e-12
@@ -43,7 +43,7 @@ _NO_CHANGE = 1e-12
 
 
 def rehearse(config: Config, *, for_training: bool, called: CalledTools = CalledTools.READ_ONLY) -> Iterator[str]:
-    """Do it in a temporary folder, and yield a line for each part that went well.
+    """Rehearse a run in a temporary folder, and yield a line for each part that succeeded.
 
     Raises what the stages of the run would raise: IngestError for data, ModelError and ValueError for the model and its
     prompts, and errors of the environment; and ConfigError where no tool answers.
@@ -90,14 +90,14 @@ def estimate(config: Config, queries: Sequence[Query], prepared: Preparation | N
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a few turns and updates have shown."""
+    """The figures that were measured on a few turns and updates."""
 
     prompt_tokens: float
-    """Of a prompt, on average."""
+    """Mean tokens of a prompt."""
     speeds: Speeds
 
     def with_tools(self, call_seconds: float) -> Speeds:
-        """The speeds with that of the tools."""
+        """The measured speeds, with the seconds that a tool call takes."""
         return replace(self.speeds, call_seconds=call_seconds)
 
 
@@ -121,7 +121,7 @@ def measure(folder: str | Path, queries: Sequence[Query], config: Config) -> Mea
 
 
 def _measure_first_model(queries: Sequence[Query], config: Config) -> Measurement | None:
-    """The speeds of the first model that an evaluation plays; None where it plays none that lies here."""
+    """The speeds of the first model that an evaluation plays; None if its model is not on this machine."""
     places = [policy.model for policy in config.evaluation.policies if policy.kind == "model" and not policy.base]
     folders = [EMBEDDED if place == "embedded" else Path(place) for place in places]
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)

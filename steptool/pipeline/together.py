@@ -2,7 +2,7 @@
 
 Sampling and training take turns: our own sampler on the very weights that are trained (`SharedModels`), vLLM on weights
 of its own, which each round replaces in place (`RestingEngine`). After each round the state is kept, so that another
-attempt goes on behind it.
+attempt continues from it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from steptool.rollout.schedule import TaskSet
 from steptool.training.checkpoints import OnCheckpoint, last_checkpoint, seal
 
 _JOINED, _FIGURES, _POLICY, _SCALE, _PAGE = "joined", "figures", "policy", "scale.json", "audit.html"
-"""What the folder of a finished round holds."""
+"""Names of the files and folders of a finished round."""
 
 
 @dataclass(frozen=True)
 class RoundInputs:
-    """What all rounds of a stage take."""
+    """The inputs of all rounds of a stage."""
 
     start: Path
-    """The model before the first round of all: the reference, and the base of adapters."""
+    """The model before the first round of the run. It is the reference, and the base of adapters."""
     tasks: TaskSet
     queries: Path
     config: Config
@@ -41,11 +41,11 @@ class RoundInputs:
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """What a round has made."""
+    """The results of a round."""
 
     audited: AuditedRound
     learned: LearnedRound
-    """Its model is there for the last of several rounds alone."""
+    """Of several rounds only the last one keeps its model."""
     page: str
     """The page of the audit."""
 

@@ -2,7 +2,7 @@
 
 All stages of a run write to one run of a tracker, in whatever pods they are, and so does a stage that is tried again.
 Figures of an optimizer step stand under the stage, as in ppo/policy_loss; those of a round under rounds/ with the round
-as step; those of the held-out tasks under evaluation/. A tracker that fails is named on the terminal and ends nothing.
+as step; those of the held-out tasks under evaluation/. If a tracker fails, the terminal names it and the run goes on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Entry:
 
 
 def check_trackers(config: TrackingConfig) -> None:
-    """Raises ConfigError that names the package to install for a tracker that is configured."""
+    """Raise ConfigError, with the package to install, if a configured tracker is not installed."""
     for name in config.trackers:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             package = "mlflow-skinny" if name == "mlflow" else _PACKAGES[name]
@@ -130,7 +130,7 @@ def _each_tracker(config: TrackingConfig, use: Callable[[Any], None]) -> None:
             finally:
                 tracker.finish()
         except Exception as error:  # a server that is down must not cost the training
-            say("tracking", f"{name} has not taken these figures: {describe_error(error)}")
+            say("tracking", f"{name} did not take these figures: {describe_error(error)}")
 
 
 def _open_tensorboard(config: TrackingConfig, run: str) -> Any:

@@ -1,4 +1,4 @@
-"""Policies as a configuration names them, ready to play, and the environment that queries name."""
+"""Opens the policies that a configuration names, and the environment that queries name."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def open_policy(
     load: LoadModel | None = None,
     resting: RestingEngine | None = None,
 ) -> Iterator[Policy]:
-    """The policy with everything of the configuration filled in; it is closed in the end.
+    """Open a policy with the settings of the configuration, and close it in the end.
 
-    `policy.model` is "embedded", a folder or a Hub id: fetch a url before. The model of a training stage is
-    `EvaluatedPolicy(name=..., model=folder)`. An endpoint is greedy at its own temperature and samples at that of the
-    rollouts. A playback plays the reference solution of a query or else the first of the `recordings`, and
-    these alone if it names some; its `begin` raises ValueError where a query has neither. `load` gives the model of a
-    folder to our own sampler; None: from its files. `resting` is a vLLM to play with, if the engine is vllm; None: one
-    is started and ended.
+    `policy.model` is "embedded", a folder or a Hub id; fetch a url before. For the model of a training stage give
+    `EvaluatedPolicy(name=..., model=folder)`. An endpoint plays greedy turns at its own temperature, and sampled turns
+    at the temperature of the rollouts. A playback plays the reference solution of a query, or else the first of the
+    `recordings`; a playback that names recordings plays only these. Its `begin` raises ValueError for a query with
+    nothing to play. `load` loads the model of a folder for our own sampler; None: from its files. `resting` is the vLLM
+    that plays if the engine is vllm; None: a new one is started and ended.
     """
     with closing(_make_policy(policy, config, recordings, load, resting)) as opened:
         yield opened
@@ -47,9 +47,9 @@ def open_policy(
 def open_environment_of(
     queries: Sequence[Query], config: Config, recordings: Iterable[Trajectory] = ()
 ) -> Iterator[Environment]:
-    """The environment that the queries name; it is closed in the end.
+    """Open the environment that the queries name, and close it in the end.
 
-    An environment that replays answers from the `recordings`. Raises ValueError unless the queries name one
+    A replaying environment takes its answers from the `recordings`. Raises ValueError unless the queries name one
     environment.
     """
     names = sorted({q.environment for q in queries})

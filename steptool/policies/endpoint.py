@@ -1,4 +1,4 @@
-"""A policy behind an OpenAI-compatible endpoint with function calling: text alone, no tokens."""
+"""A policy that plays through an OpenAI-compatible endpoint with function calling. It knows texts, but no tokens."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ INSTRUCTIONS: dict[FinishMode, str] = {
 class EndpointPolicy(Policy):
     """A chat model behind one endpoint for greedy turns and one for sampled turns: the same server, two temperatures.
 
-    A turn makes one call: of a reply with several calls the first counts, and later requests leave the others out. A
-    reply without a readable call is a malformed step, or with `rollout.finish: text` the answer, as it is for a local
-    model. An episode that the endpoint refuses
-    to continue ends as CONTEXT_LIMIT or REFUSED. `poll` raises EndpointError where the endpoint
-    fails, since an episode that was never played is not a failed one, and EndpointRefused where it takes no request or
-    none that begins an episode.
+    A turn makes one call. If a reply holds several calls, the first one counts, and later requests leave the others
+    out. A reply without a readable call is a malformed step; with `rollout.finish: text` it is the answer, as for a
+    local model. If the endpoint refuses to continue an episode, the episode ends as CONTEXT_LIMIT or REFUSED. `poll`
+    raises EndpointError if the endpoint fails, because an episode that was never played is not a failed one. It raises
+    EndpointRefused if the endpoint accepts no request, or none that begins an episode.
     """
 
     patience = 0.0
@@ -48,8 +47,8 @@ class EndpointPolicy(Policy):
     ) -> None:
         """`instructions` are the system message of every episode; without them an episode has no system message.
 
-        `form` is the format in which the model writes calls, if it is known: a text that tries to make a call is no
-        answer.
+        `form` is the format in which the model writes calls, if it is known. A text that tries to make a call in it
+        is not an answer.
         """
         self.name, self.max_steps, self.search, self.finish = name, rollout.max_steps, search, rollout.finish
         self._form = form
@@ -62,11 +61,11 @@ class EndpointPolicy(Policy):
         self._refusals: dict[Episode, str] = {}
 
     def temperature(self, decoding: Decoding) -> float:
-        """That of the endpoint for this decoding."""
+        """The temperature of the endpoint for this decoding."""
         return self._endpoints[decoding].config.temperature
 
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> Sequence[Episode]:
-        """Take the episodes as they come."""
+        """Return the episodes in the order in which they came."""
         self._episodes, self._has_reply, self._refusals = episodes, False, {}
         return episodes
 
@@ -148,7 +147,7 @@ def _read_answer(message: Message, text: str, form: Format | None) -> ParsedTurn
 
 
 def _words(message: Message) -> str:
-    """What the model says, or why it refuses; parts of text put together."""
+    """The text of the model, or of its refusal; parts of text are joined."""
     content = message.get("content")
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, Mapping)]

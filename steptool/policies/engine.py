@@ -1,4 +1,4 @@
-"""A policy over an engine that batches continuously: from episodes to token ids and back."""
+"""A policy that plays with an engine of continuous batching: it turns episodes into token ids and back."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _GAP = "\n\n"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the next turn of an episode is sampled after."""
+    """The tokens after which the next turn of an episode is sampled."""
 
     ids: Sequence[int]
     """All tokens, a hint included."""
     context_ids: Sequence[int]
-    """Those that the path gains before the turn: they answer the last turn, and never hold a hint."""
+    """The tokens that the path gains before the turn: the answer to the last turn, never a hint."""
     tools: Sequence[ToolSchema] = ()
     """The tools of the episode, whose schemas give the types of arguments in some chat formats."""
 
@@ -40,7 +40,7 @@ class Prompter:
         self._first_ids: dict[Episode, list[int]] = {}
 
     def begin(self, episodes: Sequence[Episode]) -> dict[Episode, int]:
-        """Render the first prompts and give their lengths. Raises ValueError if one leaves no room for a turn."""
+        """Render the first prompts and return their lengths. Raises ValueError if one leaves no room for a turn."""
         self._first_ids = {}
         for episode in episodes:
             self._first_ids[episode] = ids = self._context_ids(episode)
@@ -53,9 +53,9 @@ class Prompter:
         return {episode: len(ids) for episode, ids in self._first_ids.items()}
 
     def next(self, episode: Episode) -> Prompt | Refusal:
-        """The prompt of the next turn; a refusal where a whole turn has no room behind it.
+        """The prompt of the next turn, or a refusal if a whole turn does not fit behind it.
 
-        A hint is left out where there is room without it alone.
+        A hint is left out if the turn fits only without it.
         """
         path, context_ids = path_ids(episode), self._context_ids(episode)
         ids = [*path, *context_ids]
@@ -118,7 +118,7 @@ class Sampling:
     end_ids: tuple[int, ...]
     """Tokens that end the turn; the last token sampled is one of them, unless the turn was cut."""
     seed: int
-    """What the draws depend on, where the engine knows seeds for each request."""
+    """Seed of the random draws, for engines that take a seed with each request."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Samples any number of requests side by side, each from its own prompt. It keeps what prompts begin with."""
+    """Samples any number of requests side by side, each from its own prompt. It caches the beginnings of prompts."""
 
     def add(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         """Take in a request."""
@@ -163,7 +163,7 @@ class PolicySettings(TypedDict):
 
 
 class TokenPolicy(Policy):
-    """What policies have in common that sample tokens of a causal language model with a chat codec."""
+    """The common part of policies that sample tokens of a causal language model with a chat codec."""
 
     def __init__(self, codec: ChatCodec, **settings: Unpack[PolicySettings]) -> None:
         rollout = settings["rollout"]
@@ -174,7 +174,7 @@ class TokenPolicy(Policy):
         self._refusals: list[EndedTurn] = []
 
     def temperature(self, decoding: Decoding) -> float:
-        """That of the rollouts, whatever the decoding."""
+        """The temperature of the rollouts, for every decoding."""
         return self._rollout.temperature
 
 
@@ -197,7 +197,7 @@ class EnginePolicy(TokenPolicy):
         self._turns: dict[Episode, int] = {}
 
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
-        """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""
+        """Order episodes by the length of their prompts, longest first. Raises ValueError if a turn has no room."""
         self._engine.abort(self._requests.keys())
         self._requests, self._refusals, self._turns = {}, [], {}
         lengths = self._prompter.begin(episodes)
@@ -227,7 +227,7 @@ class EnginePolicy(TokenPolicy):
         return [self._end_turn(completion) for completion in completions]
 
     def release(self, episode: Episode) -> None:
-        """Forget the episode; the engine keeps what prompts begin with as it sees fit."""
+        """Forget the episode. The engine decides which beginnings of prompts it keeps."""
         self._turns.pop(episode, None)
 
     def close(self) -> None:

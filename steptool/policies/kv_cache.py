@@ -1,5 +1,5 @@
-"""The KV cache of many episodes in one batch: which tokens a layer sees, which row belongs to which episode, what to
-compute.
+"""The KV cache of many episodes in one batch: which tokens a layer sees, which row belongs to which episode,
+and which tokens to compute.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def layer_kinds(config: Any) -> list[str]:
 
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments that spare a forward pass the logits of all tokens but the last."""
+    """Arguments with which a forward pass computes the logits of the last token only."""
     accepted = inspect.signature(causal_lm(model).forward).parameters
     return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
 
 def check_context(model: PreTrainedModel, max_context: int) -> None:
-    """Raise ValueError if the model cannot read `max_context` tokens, or reads them differently bit by bit."""
+    """Raise ValueError if the model cannot read `max_context` tokens, or if their positions change as a text grows."""
     name, config = type(causal_lm(model)).__name__, causal_lm(model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_context > positions:
@@ -90,7 +90,7 @@ def check_context(model: PreTrainedModel, max_context: int) -> None:
     limit = _rope_limit(config)
     if limit is not None and max_context > limit:
         raise ValueError(
-            f"{name} turns its positions differently once a text has more than {limit} tokens, which a KV cache cannot "
+            f"{name} changes all its positions once a text has more than {limit} tokens, which a KV cache cannot "
             f"follow; policy.max_context is {max_context}: lower it to {limit}"
         )
 
@@ -128,8 +128,8 @@ def _check_runs(model: PreTrainedModel, kinds: list[str]) -> None:
 
 
 _SHARED = 128
-"""Tokens that two sequences must begin with together before one takes over what was computed for the other. Shorter
-prompts must be equal, as those of several tries at one task are."""
+"""Number of equal first tokens from which one sequence takes over what was computed for another. Shorter prompts must
+be equal as a whole, as in several attempts at one task."""
 
 
 class Copy(NamedTuple):
@@ -157,7 +157,7 @@ class Stage:
 
 
 class Rows:
-    """The rows of one run. A row keeps its tokens when its episode ends: the next one may begin alike."""
+    """The rows of one run. A row keeps its tokens when its episode ends, because the next one may begin with them."""
 
     def __init__(self, count: int) -> None:
         self._episodes: list[Episode | None] = [None] * count
@@ -228,7 +228,7 @@ class Rows:
 
 
 def _key(ids: npt.NDArray[np.int64]) -> bytes:
-    """What sequences have in common that share a prefix; empty for a row that holds nothing."""
+    """A key that is equal for sequences that share a prefix; empty for an empty row."""
     return ids[:_SHARED].tobytes()
 
 

@@ -27,7 +27,7 @@ _SHRINK_SHARE = 0.75
 
 @dataclass
 class _Seat:
-    """What a row's episode draws from, and the prompt of the turn that is being sampled."""
+    """The random numbers of a row's episode, and the prompt of the turn that is being sampled."""
 
     random: torch.Generator
     prompt: Prompt | None = None
@@ -55,7 +55,7 @@ class LocalPolicy(TokenPolicy):
         self._queue: list[tuple[Episode, Prompt]] = []
 
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
-        """The episodes with the longest prompts first. Raises ValueError if a prompt leaves no room for a turn."""
+        """Order episodes by the length of their prompts, longest first. Raises ValueError if a turn has no room."""
         lengths = self._prompter.begin(episodes)
         self._rows, self._seats = Rows(min(self.capacity, len(episodes))), {}
         self._to_come, self._queue, self._refusals = len(episodes), [], []

@@ -34,7 +34,7 @@ class PrefillLimits:
 
 CPU_LIMITS = PrefillLimits(padding=256, mask_cells=1 << 24)
 GPU_LIMITS = PrefillLimits(padding=32_768, mask_cells=1 << 28)
-"""A forward pass costs its launch time, whatever its size: prefills are cut into few."""
+"""On a GPU a forward pass costs its launch time, whatever its size, so a prefill has few parts."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         self.grow(length)
 
     def grow(self, length: int) -> int:
-        """Make room for so many slots and one more, and return the last slot: nothing that is written there is read."""
+        """Make room for `length` slots and one more. Return that last slot, which is written but never read."""
         if length >= self._slots:
             self._resize(-(-max(length + 1, self._slots * 3 // 2) // _CHUNK) * _CHUNK)
         return self._slots - 1
@@ -165,7 +165,7 @@ class BatchSampler:
         self._last = torch.zeros(rows, dtype=torch.long, device=self._device)
         self._position = torch.zeros_like(self._last)
         self._count = torch.zeros_like(self._last)
-        # A row that has ended its turn computes along idly; one column more than a turn has takes what it writes.
+        # A row whose turn has ended is still computed. Its tokens go into the additional column.
         self._ids = torch.zeros(rows, max_new_tokens + 1, dtype=torch.long, device=self._device)
         self._logprobs = torch.zeros(rows, max_new_tokens + 1, device=self._device)
         self._uniforms = torch.zeros(rows, max_new_tokens + 1, device=self._device)
@@ -200,7 +200,7 @@ class BatchSampler:
     def step(self) -> None:
         """Sample one more token in every row whose turn goes on."""
         self._length += 1
-        # A row that waits computes along idly, and may be longer than all that go on: it keeps what it holds.
+        # A waiting row is computed as well, and may be longer than the others. It writes to the spare slot.
         spare = self._cache.grow(self._length)
         position = torch.where(self._sampling, self._position, spare)
         self._cache.aim(None, position[:, None], None, self._length)

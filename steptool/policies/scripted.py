@@ -24,7 +24,7 @@ _GIVE_UP = ToolCall(FINISH, {"return_type": GIVE_UP})
 class ScriptedPolicy(Policy):
     """Makes the calls that `calls_of` gives for a query and the number of a sample, then gives up.
 
-    It plays them to their end: only a limit that the query itself sets cuts them short.
+    It plays all of them, unless a step limit of the query itself ends the episode earlier.
     """
 
     capacity, max_steps, search, patience = _CAPACITY, None, None, 0.0
@@ -65,7 +65,7 @@ class ScriptedPolicy(Policy):
         del self._calls[episode]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, because the policy holds no resources."""
 
     def _make_turn(self, call: ToolCall) -> Turn:
         answer = answer_of(call) if self.finish == "text" and call.name == FINISH else None
@@ -79,7 +79,7 @@ def play_back(
     limits: ToolsConfig,
     policy: str = PLAYBACK,
 ) -> list[Trajectory]:
-    """One episode per recording, in their order. The recordings of one query become its samples 0, 1, ...."""
+    """One episode per recording, in their order. The recordings of one query become its samples 0, 1 and so on."""
     queries, calls = [], defaultdict(list)
     for query, recorded in recordings:
         queries.append(query)
@@ -90,7 +90,7 @@ def play_back(
 
 
 def has_reference_calls(query: Query) -> bool:
-    """Whether the query has a reference solution; a solution without calls, which is to do nothing, is one as well."""
+    """Whether the query has a reference solution. An empty list of calls counts: the solution is to do nothing."""
     return query.reference.turns is not None or query.reference.calls is not None
 
 
@@ -114,6 +114,6 @@ def recorded_calls(trajectory: Trajectory) -> list[ToolCall]:
 
 
 def without_last_call(calls: Sequence[ToolCall]) -> list[ToolCall]:
-    """The same calls without the last one that is no Finish: what should no longer solve the task."""
+    """The calls without the last one before Finish. They should no longer solve the task."""
     numbers = [number for number, call in enumerate(calls) if call.name != FINISH]
     return [call for number, call in enumerate(calls) if number not in numbers[-1:]]

@@ -1,7 +1,7 @@
-"""A small server of OpenAI's form over one model: chat completions with tools, prompted as in training.
+"""A small server of one model with OpenAI's interface: chat completions with tools, prompted as in training.
 
-A client that does not know the tool `Finish` gets the answer of such a call as the text of the message. Turns are
-computed one after the other.
+A client that does not know the tool `Finish` gets the final answer as the text of the message. Turns are computed one
+after the other.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ from steptool.records import FINISH, Message, ToolCall
 LARGEST_REQUEST = 4 << 20
 """Bytes of a request, at most."""
 KEY_VARIABLE = "STEPTOOL_API_KEY"
-"""Environment variable of the key that requests need; unset: none."""
+"""Environment variable with the key that requests must send. If it is unset, they need no key."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _CONNECTIONS = 256
 """Connections at once; further ones are answered 503."""
 _REMEMBERED = 4096
-"""Turns with a call whose tokens are kept: a conversation that comes back gets the very tokens that were sampled."""
+"""Turns with a call whose sampled tokens are kept, so that a conversation that comes back gets the same tokens."""
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _GAVE_UP = "The model has given up the task."
 
 
 class ChatRequest(BaseModel):
-    """The fields of a chat completion that are followed. What would change the answer in another way is refused."""
+    """The supported fields of a chat completion. Other fields that would change the answer are refused."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     model: str
@@ -80,7 +80,7 @@ class ChatRequest(BaseModel):
 
 @dataclass(frozen=True)
 class _SampledCall:
-    """The tokens of a turn that made a call, and what of it a client sends back."""
+    """The tokens of a turn that made a call, and the part of the turn that a client sends back."""
 
     ids: Sequence[int]
     call: ToolCall
@@ -137,7 +137,7 @@ class ServedModel:
         return to_finish_calls(turns) if hides_finish else [self._write_answer(turn) for turn in turns]
 
     def _write_answer(self, message: Message) -> Message:
-        """An answer as the format writes it; a text that gives none stays as it is."""
+        """An answer in the notation of the format. A text without an answer stays as it is."""
         if self._serving.finish == "tool" or message["role"] != "assistant" or message.get("tool_calls"):
             return message
         with suppress(ValueError):
@@ -145,7 +145,7 @@ class ServedModel:
         return message
 
     def _find_sampled(self, messages: Sequence[Message]) -> dict[int, Sequence[int]]:
-        """The tokens of the calls that were made here, by position, if they came back as they were."""
+        """The sampled tokens of calls that this server made, by position, if the messages came back unchanged."""
         sampled: dict[int, Sequence[int]] = {}
         for position, message in enumerate(messages):
             for call in message.get("tool_calls") or []:
@@ -244,7 +244,9 @@ def serve(folder: Path, host: str, port: int, name: str) -> None:
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key and host not in _LOOPBACK:
-        raise ConfigError(f"--host {host} lets others in: set a key in {KEY_VARIABLE}, or serve on 127.0.0.1")
+        raise ConfigError(
+            f"--host {host} can be reached from other machines: set a key in {KEY_VARIABLE}, or serve on 127.0.0.1"
+        )
     app = make_app(load_served(folder, name), key)
     server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="warning", limit_concurrency=_CONNECTIONS))
     listener = server.config.bind_socket()
@@ -262,7 +264,7 @@ def _complete_schema(tool: Any) -> Any:
 
 
 class _TooLarge(Exception):
-    """A request that is larger than what is read."""
+    """A request is larger than the limit."""
 
 
 async def _read_body(request: Request) -> bytes:
@@ -275,7 +277,7 @@ async def _read_body(request: Request) -> bytes:
 
 
 def _refuse(request: Request, key: str) -> Response | None:
-    """An answer for a request without the key."""
+    """The answer to a request without the right key; None for a request that may pass."""
     sent = request.headers.get("authorization", "").removeprefix("Bearer ")
     if not key or secrets.compare_digest(sent.encode(), key.encode()):
         return None

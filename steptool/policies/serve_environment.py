@@ -33,14 +33,14 @@ from steptool.records import Query, StepStatus, ToolSchema
 from steptool.rollout.episode import Episode, Turn
 
 KEY_VARIABLE = "STEPTOOL_API_KEY"
-"""Environment variable of the key that clients need; unset: none."""
+"""Environment variable with the key that clients must send. If it is unset, they need no key."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _LARGEST = 4 << 20
 """Bytes of a message, at most."""
 _ERROR_TYPES = {StepStatus.UNKNOWN_TOOL: "tool_not_found", StepStatus.INVALID_ARGUMENTS: "invalid_args"}
-"""OpenEnv's names for what became of a call; every other failure is an execution_error."""
+"""OpenEnv's names of failures of a call; every other failure is an execution_error."""
 _SPLIT_TYPES = {"heldout": "test"}
-"""OpenEnv's types of our splits where they have other names."""
+"""OpenEnv's name of each of our splits that it calls by another name."""
 _ACTION_SCHEMA = {
     "title": "CallToolAction",
     "description": "Call a tool of the task; Finish ends the episode.",
@@ -88,13 +88,13 @@ class ServedEnvironment:
         if not isinstance(index, int) or not 0 <= index < len(queries):
             sizes = {name: len(tasks) for name, tasks in self.splits.items()}
             raise ProtocolError(
-                "EXECUTION_ERROR", f"no such task; there are {sizes} tasks by split, asked: {arguments}"
+                "EXECUTION_ERROR", f"no such task: the splits have {sizes} tasks, the request was {arguments}"
             )
         return queries[index]
 
 
 class Connection:
-    """What one client plays: one episode after the other."""
+    """The connection of one client, which plays one episode after the other."""
 
     def __init__(self, served: ServedEnvironment) -> None:
         self._served = served
@@ -130,8 +130,8 @@ class Connection:
         self.close()
         self._episode = Episode(query, max_steps=self._served.max_steps)
         self._episode.begin(self._served.environment)
-        shown = {"instruction": query.instruction, "tools": _list_tools(query.tools), "task_id": query.query_id}
-        return {"observation": shown, "reward": None, "done": False}
+        observation = {"instruction": query.instruction, "tools": _list_tools(query.tools), "task_id": query.query_id}
+        return {"observation": observation, "reward": None, "done": False}
 
     def _step(self, action: Mapping[str, Any]) -> dict[str, Any]:
         if action.get("type") == "list_tools":
@@ -238,11 +238,13 @@ def serve(served: ServedEnvironment, host: str, port: int) -> None:
     import_package("websockets", "serve-env", "steptool[environments]")
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key and host not in _LOOPBACK:
-        raise ConfigError(f"--host {host} lets others in: set a key in {KEY_VARIABLE}, or serve on 127.0.0.1")
+        raise ConfigError(
+            f"--host {host} can be reached from other machines: set a key in {KEY_VARIABLE}, or serve on 127.0.0.1"
+        )
     config = uvicorn.Config(make_app(served, key), host, port, log_level="warning", ws_max_size=_LARGEST)
     server = uvicorn.Server(config)
     listener = config.bind_socket()
-    listener.listen()  # who reads the line below may connect at once
+    listener.listen()  # a client may connect as soon as the next line is printed
     print(f"serving {_describe(served)} at http://{host}:{listener.getsockname()[1]}", flush=True)
     server.run([listener])
 

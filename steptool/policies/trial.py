@@ -1,4 +1,4 @@
-"""A trial before a run: the model plays turns, and their log-probabilities must be those that training computes."""
+"""A trial before a run: the model plays turns, and their log-probabilities must equal those of training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Row:
 def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> float:
     """Play two turns of the shortest and of the longest prompt, and of one that fills the context.
 
-    Gives the difference in nats between the log-probabilities of the rollouts and those of the training path. Where
+    Returns the difference in nats between the log-probabilities of the rollouts and those of the training path. Where
     another engine decodes, weights and context alone are checked.
     Raises ModelError, with the remedy, for a model that cannot be played or trained: weights that are no numbers, a
     context longer than its positions, layers that the sampler does not know, log-probabilities that differ.

@@ -24,12 +24,12 @@ _STEP_TOKENS = 4096
 class VllmEngine:
     """One model in vLLM, with its prefix cache and continuous batching, in the precision in which training loads it.
 
-    Log-probabilities are those at the temperature of sampling, of a greedy turn those at 1. Samples depend on the seed
-    of their request alone, up to rounding, which depends on what runs beside them. On a CPU prompts are computed whole:
-    after a part of a prompt vLLM turns the random numbers of its request back, which only those of a GPU can do.
+    Log-probabilities are taken at the temperature of sampling, and at 1 for a greedy turn. Samples depend only on the
+    seed of their request, up to rounding, which depends on the requests beside it. On a CPU prompts are computed whole:
+    after a part of a prompt vLLM turns the random numbers of its request back, and only a GPU's generator can do that.
 
-    An `adapter` folder is applied to the model of `folder` as it is, without merging it. `lora_rank` leaves room for an
-    adapter of a later `resume`. One that `rests` goes on living after `close`.
+    The LoRA weights in the folder `adapter` are applied without merging them. `lora_rank` reserves room for the adapter
+    of a later `resume`. With `rests` the engine lives on after `close`, until `shut_down`.
 
     Raises ConfigError if vLLM is not installed.
     """
@@ -98,7 +98,7 @@ class VllmEngine:
             self._engine.abort_request(list(request_ids))
 
     def close(self) -> None:
-        """Give back the memory of the engine; one that rests keeps its weights, on a GPU in main memory."""
+        """Give back the memory of the engine. A resting engine keeps its weights, on a GPU in main memory."""
         if not self._rests:
             self.shut_down()
             return
@@ -109,7 +109,7 @@ class VllmEngine:
     def resume(self, folder: str, adapter: str = "") -> None:
         """Go on after `close`, with another adapter or, on a GPU, with the weights of another folder of the same model.
 
-        Nothing is left of what the engine kept of earlier prompts.
+        The cache of earlier prompts is emptied.
         """
         if not torch.cuda.is_available():
             self._engine.collective_rpc(_restore_caches, args=(self._cache_sizes,))
@@ -172,7 +172,7 @@ def _restore_caches(worker: Any, sizes: list[int]) -> None:
 
 
 def _lora_options(adapter: str, lora_rank: int) -> dict[str, Any]:
-    """Room for one adapter, of the least rank that vLLM knows and that is enough."""
+    """Options that reserve room for one adapter, of the smallest rank of vLLM that is large enough."""
     rank = lora_rank
     if adapter:
         rank = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))["r"]
@@ -182,7 +182,7 @@ def _lora_options(adapter: str, lora_rank: int) -> dict[str, Any]:
 
 
 def _whole_prompts(max_context: int) -> dict[str, Any]:
-    """Compute a prompt in one step, and others beside it as far as there is room."""
+    """Options that compute a prompt in one step, with further prompts as far as there is room."""
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_STEP_TOKENS, max_context)}
 
 

@@ -1,4 +1,4 @@
-"""Tasks and episodes: what is asked, what was called, and what came of it; and the queries of a file."""
+"""Tasks and episodes: requests, calls and their results. `read_queries` reads the tasks of a file."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class StopReason(StrEnum):
     CONTEXT_LIMIT = "context_limit"
     MALFORMED = "malformed"
     REFUSED = "refused"
-    """The endpoint that plays would not go on: a filter of contents, a conversation that it does not take."""
+    """The endpoint refused to continue: by a content filter, or because it does not accept the conversation."""
     ENDED = "ended"
-    """The environment ended the episode after a call: a game that is over, say."""
+    """The environment ended the episode after a call, for example because a game is over."""
 
 
 class StepStatus(StrEnum):
-    """What became of one assistant step."""
+    """The result of one assistant step."""
 
     OK = "ok"
     """The tool ran and did not fail."""
@@ -63,7 +63,7 @@ class StepStatus(StrEnum):
     INVALID_ARGUMENTS = "invalid_arguments"
     """The arguments do not satisfy the tool's JSON schema."""
     UNKNOWN_TOOL = "unknown_tool"
-    """No such tool was offered."""
+    """The task offers no tool of this name."""
     MALFORMED = "malformed"
     """The text holds no call that can be read."""
     FINISH = "finish"
@@ -80,7 +80,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Step:
-    """One assistant step: the call that was read from its tokens, what became of it, and what came back."""
+    """One assistant step: the call that was read from its tokens, its status, and what the tool returned."""
 
     call: ToolCall | None
     status: StepStatus
@@ -90,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of the solution of a task. None is not known; an empty tuple or text is known to be empty."""
+    """What is known of the solution of a task. None: not known; an empty tuple or text: known to be empty."""
 
     answer: str | None = None
     calls: tuple[ToolCall, ...] | None = None
@@ -102,13 +102,13 @@ class Reference:
     family: str | None = None
     """Tasks of one family belong to one split."""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    """What the environment needs to know of the task, under names of its own."""
+    """Values that the environment needs for the task, by names that it chooses."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Reference:
-        """The reference of a JSON object; all other keys belong to the environment.
+        """The reference of a JSON object. Keys that are no field of this class go to the environment.
 
-        So do those of an object `environment`, the name by which the environment itself reads them.
+        The keys of an object `environment` go there as well.
         """
         calls, turns, tools = (document.get(name) for name in ("calls", "turns", "tools"))
         inner = document.get("environment", {})
@@ -123,7 +123,7 @@ class Reference:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object that `from_json` reads; what is not known has no key."""
+        """The JSON object that `from_json` reads. It has no key for what is not known."""
         fields = {
             "answer": self.answer,
             "calls": None if self.calls is None else _calls_to_json(self.calls),
@@ -173,7 +173,7 @@ def _call_from_row(row: Row) -> ToolCall | None:
 
 
 def _require(kind: type[T], value: Any, what: str) -> T:
-    """The value. Raises ValueError unless it is of a kind."""
+    """Return the value. Raises ValueError unless it is an instance of `kind`."""
     if not isinstance(value, kind):
         raise ValueError(f"{what}: expected {kind.__name__}, got {str(value)[:80]}")
     return value
@@ -225,7 +225,7 @@ _STEPS = Stored(
             [
                 describe_field("call_name", pa.string(), "Tool that was called; null if no call could be read", True),
                 describe_field("call_arguments", pa.string(), "JSON object; null if no call could be read", True),
-                describe_field("status", pa.string(), f"What became of the step: {', '.join(StepStatus)}"),
+                describe_field("status", pa.string(), f"Result of the step: {', '.join(StepStatus)}"),
                 describe_field("observation", pa.string(), "Text returned to the model; empty for a Finish"),
             ]
         )
@@ -256,8 +256,8 @@ class Query:
         Reference,
         _REFERENCE,
         "What is known of the solution: JSON object with answer (text), calls (array of name and arguments), turns "
-        "(array of such arrays), tools (array of names), family (text) and what the environment keeps; an absent key "
-        "is not known",
+        "(array of such arrays), tools (array of names), family (text) and values for the environment; an absent key "
+        "means not known",
     ] = field(default_factory=Reference)
     source: Annotated[str, "Where the task comes from; may be empty"] = ""
     tier: Annotated[str, "Group of difficulty or origin by which results are broken down; may be empty"] = ""
@@ -265,8 +265,8 @@ class Query:
     opening: Annotated[
         tuple[Message, ...],
         _OPENING,
-        "What the instruction consists of where others than the user speak in it: JSON array of OpenAI messages of the "
-        "roles system, developer and user; empty: the instruction, from the user",
+        "Messages of the instruction, where some of them are not the user's: JSON array of OpenAI messages of the "
+        "roles system, developer and user; empty: the instruction is one message of the user",
     ] = ()
 
     @property
@@ -278,10 +278,9 @@ class Query:
 @contract("trajectories", version=4)
 @dataclass(frozen=True)
 class Trajectory:
-    """One episode: exactly the tokens that were seen and sampled, and what they did.
+    """One episode: the exact tokens that the model read and sampled, its calls and their results.
 
-    The log-probabilities are natural logarithms of what was sampled from: at the temperature of the episode, at 1 if it
-    was played greedily.
+    Log-probabilities are natural logarithms at the temperature of the episode; of a greedy episode, at temperature 1.
     """
 
     trajectory_id: Annotated[str, "Unique in the file"]
@@ -327,7 +326,7 @@ class Trajectory:
 
 
 def read_queries(path: str | os.PathLike[str], split: str | None = None) -> list[Query]:
-    """Queries of a file, of one split if it is given. Raises ValueError if it holds no such query."""
+    """The queries of a file, or of one of its splits. Raises ValueError if there are none."""
     queries = [from_row(row, Query) for row in iterate_rows(path, Query) if split is None or row["split"] == split]
     if not queries:
         raise ValueError(f"{path}: the split '{split}' is empty; every stage needs at least one query")

@@ -1,4 +1,4 @@
-"""What is made of episodes: rewards, advantages, evaluations, verdicts, metrics and costs."""
+"""Records that are computed from episodes: rewards, advantages, evaluations, verdicts, metrics and costs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class VerdictSource(StrEnum):
 @contract("rewards", version=1)
 @dataclass(frozen=True)
 class StepReward:
-    """What one annotator said of one step. A score that could not be had is missing, never 0."""
+    """The scores of one step by one annotator. A missing score is null, never 0."""
 
     trajectory_id: EpisodeId
     step: StepIndex
@@ -58,14 +58,14 @@ class StepReward:
     is_solved: Annotated[
         Float32 | None, "0, 0.5 (unsure) or 1, on the last step alone; null: missing, or another step"
     ] = None
-    votes: Annotated[str, "What the scores were made of: JSON object"] = "{}"
+    votes: Annotated[str, "Votes behind the scores, and other details of the annotator: JSON object"] = "{}"
     rationale: Rationale = ""
 
 
 @contract("advantages", version=1)
 @dataclass(frozen=True)
 class Advantage:
-    """What one step was worth to the training."""
+    """The reward and the advantage of one step, as training used them."""
 
     trajectory_id: EpisodeId
     step: StepIndex
@@ -78,7 +78,7 @@ class Advantage:
 @contract("evaluations", version=3)
 @dataclass(frozen=True)
 class Evaluation:
-    """How one model did on one query in one repeat."""
+    """The result of one model on one query in one repeat."""
 
     query_id: Annotated[str, "Task that was played; in queries"]
     split: Annotated[str, "Split of the query"]
@@ -107,7 +107,7 @@ class Evaluation:
 @contract("verdicts", version=1)
 @dataclass(frozen=True)
 class Verdict:
-    """What one judgement said of one answer."""
+    """The status that one judgement gave to one answer."""
 
     query_id: Annotated[str, "Task that was answered"]
     model: Annotated[str, "Model that answered"]
@@ -149,7 +149,7 @@ class Metric:
 @contract("costs", version=1)
 @dataclass(frozen=True)
 class Cost:
-    """What one task of a stage took."""
+    """The time, tokens and memory that one task of a stage took."""
 
     stage: Annotated[str, "Stage, such as rollout"]
     round: RoundIndex = -1

@@ -1,8 +1,7 @@
 """Records in Parquet files: written whole or not at all, checked against their contract when written and when read.
 
-Files and folders in the making have names of their own and are locked by their process. A lock ends with its
-process, even one that is killed. So whoever writes to the same place later removes what is not locked any more, and
-never what another process is still writing.
+A process writes under a temporary name and locks that file or folder. The lock ends with the process, even if it is
+killed. A later writer to the same place removes leftovers without a lock, and leaves what another process still writes.
 
 Every file carries the contract's name and version in its metadata.
 """
@@ -38,7 +37,7 @@ from steptool.records.columns import (
 
 @contextmanager
 def write_whole(target: Path) -> Iterator[Path]:
-    """A path to write to, beside the target, whose name it gets at the end unless an error is raised."""
+    """Give a temporary path beside the target, and rename it to the target at the end unless an error is raised."""
     name = hashlib.sha256(target.name.encode()).hexdigest()[:12]
     with _open_partial(target.parent, name, Path.touch) as partial:
         try:
@@ -50,7 +49,7 @@ def write_whole(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """An empty folder in another one, which is removed at the end."""
+    """Make an empty folder in `parent`, and remove it at the end."""
     with _open_partial(parent, name, Path.mkdir) as folder:
         try:
             yield folder
@@ -62,9 +61,9 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
 def _open_partial(parent: Path, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
     """Remove what former processes have left under the name; make a file or folder and hold its lock."""
     with ExitStack() as stack:
-        with _lock(parent, fcntl.LOCK_EX):  # no other process tidies up between the making and the lock
+        with _lock(parent, fcntl.LOCK_EX):  # so that no other process removes it before it is locked
             for path in parent.glob(f".steptool-{name}-*.partial"):
-                with suppress(OSError), _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):  # locked: it is being written
+                with suppress(OSError), _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):  # a locked one is still written
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             partial = parent / f".steptool-{name}-{uuid.uuid4().hex}.partial"
             make(partial)
@@ -86,7 +85,7 @@ def _lock(path: Path, operation: int) -> Iterator[None]:
 R = TypeVar("R")
 Place = str | os.PathLike[str]
 _PART_ROWS, _PART_SIZE = 8192, 1 << 25
-"""Rows that are held in memory and written at once: at most so many, of about so many characters and list items."""
+"""Limits of what is held in memory and written at once: rows, and about how many characters and list items."""
 _FLAT_BATCH, _NESTED_BATCH = 1024, 64
 """Records that are read at once; those with lists, such as tokens, may be large."""
 _ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
@@ -101,7 +100,7 @@ def write_records(path: Place, records: Iterable[R], cls: type[R]) -> Path:
 
 
 def write_rows(path: Place, rows: Iterable[Mapping[str, Any]], cls: type) -> Path:
-    """Write records that are given as they lie in the file."""
+    """Write rows that have the form of the file already."""
     return _write_tables(path, _parts(rows, cls), contract_of(cls))
 
 
@@ -127,7 +126,7 @@ def iterate_records(path: Place, cls: type[R]) -> Iterator[R]:
 
 
 def read_rows(path: Place, cls: type) -> list[Row]:
-    """The records of a file as they lie in it."""
+    """The rows of a file in the form that it stores."""
     rows: list[Row] = read_table(path, cls).to_pylist()
     return rows
 
@@ -139,9 +138,9 @@ def iterate_rows(
     columns: Sequence[str] | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
 ) -> Iterator[Row]:
-    """The records of a file as they lie in it, streamed; of these columns alone if they are given.
+    """The rows of a file as a stream, in the form that it stores; with `columns`, only these columns.
 
-    `mask` [rows] selects rows; parts of the file without one are not read.
+    `mask` [rows] selects rows; row groups without a selected row are not read.
     """
     for batch in _batches(path, cls, batch_size, columns, mask):
         with _damage_named(path):
@@ -283,7 +282,7 @@ def _damage_named(path: Place) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk, not of the file's content
+            raise  # a fault of the disk, not of the file's content
         raise ContractError(f"{path}: damaged, encrypted or not a Parquet file ({error})") from error
 
 
@@ -300,7 +299,7 @@ def _check_metadata(path: Place, contract: Contract) -> None:
     if (name, version) != (contract.name, str(contract.version)):
         raise ContractError(
             f"{path}: expected contract '{contract.name}' version {contract.version}, found '{name}' "
-            f"version {version}; make the file anew with this version of steptool"
+            f"version {version}; write the file again with this version of steptool"
         )
 
 

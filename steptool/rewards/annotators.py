@@ -1,4 +1,4 @@
-"""Annotators by name, the environment's own truth among them, and annotation in memory and from file to file."""
+"""Makes annotators by name, and annotates trajectories in memory and in files. `Truth` asks the environment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The audit of rewards: whether they can be trusted, before anything learns from them.
 
 Step rewards of one or several annotators on the same trajectories become figures: what is missing, how far
-annotators agree, whether the reward tells solved episodes from others, whether length alone is paid for, what each
+annotators agree, whether the reward tells solved episodes from others, whether length alone earns rewards, what each
 tool earns, and how far the rewards have moved since an earlier run. The audit of files reads the rewards of a stage,
 those of a second annotator and of an earlier run, and applies the thresholds.
 """
@@ -128,7 +128,7 @@ def _missing(trajectories: Sequence[Trajectory], scores: Scores, component: str)
 
 
 def _missing_reasons(scores: Scores) -> Counter[str]:
-    """The problems that a judge kept in the votes of the last step of each episode."""
+    """The problems that a judge recorded in the votes of the last step of each episode."""
     reasons: Counter[str] = Counter()
     for rows in scores.values():
         votes = json.loads(rows[-1].votes)

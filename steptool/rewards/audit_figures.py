@@ -73,9 +73,9 @@ def scored_by_both(
 
 
 def find_disputes(
-    queries: Mapping[str, Query], trajectories: Sequence[Trajectory], by_annotator: Mapping[str, Scores], wanted: int
+    queries: Mapping[str, Query], trajectories: Sequence[Trajectory], by_annotator: Mapping[str, Scores], count: int
 ) -> list[Dispute]:
-    """The `wanted` widest differences between the first annotator and another; kinds and episodes take turns."""
+    """The `count` widest differences between the first annotator and another; kinds and episodes take turns."""
     main, *others = by_annotator
     cases = [
         (t, number, component, other, a - b)
@@ -92,7 +92,7 @@ def find_disputes(
         ranked.append((sum(turns[kind] for kind in kinds), -abs(gap), len(ranked), case))
         for kind in kinds:
             turns[kind] += 1
-    disputes = [case for *_, case in sorted(ranked, key=lambda r: r[:3])[:wanted]]
+    disputes = [case for *_, case in sorted(ranked, key=lambda r: r[:3])[:count]]
     return [
         _dispute(queries, t, number, component, {name: by_annotator[name] for name in (main, other)})
         for t, number, component, other, _ in disputes
@@ -158,7 +158,7 @@ class Separation:
     """Solved episodes among those of the AUROC."""
 
     def is_reversed(self) -> bool:
-        """Whether unsolved episodes have the higher figure, more clearly than chance would have it (5%, two-sided)."""
+        """Whether unsolved episodes have the higher figure, more clearly than chance explains (5%, two-sided)."""
         if self.auroc is None:
             return False
         return self.auroc.value < chance_auroc(self.solved, self.auroc.n - self.solved)[0]

@@ -128,7 +128,7 @@ class RunningScale:
         return deviation if deviation > _LEAST else 1.0
 
     def apply(self, rewards: Sequence[Rewards | None]) -> list[Rewards | None]:
-        """Rewards divided by the deviation. No mean is taken off: that would pay or fine every further step."""
+        """Rewards divided by the deviation. The mean stays: without it every further step would pay or cost."""
         return [None if r is None else r / self.deviation for r in rewards]
 
     def save(self, path: Path) -> Path:
@@ -161,8 +161,9 @@ def compose(
     succ_t is SuccCalling ("bonus") or SuccCalling - 1 ("penalty"). gain_t is Contribution ("score") or its progress
     phi_t - phi_{t-1} ("progress") with the potential phi_t = min(1, sum of Contribution up to t / progress_steps). The
     progress of a trajectory sums to at most 1, however many steps it has (potential-based shaping, Ng, Harada and
-    Russell 1999). redundant_t is 1 for a call that brings nothing new (`farming.redundant_steps` of `steps`, those of
-    the trajectory, which are needed where redundant_cost is not 0). k_s and k_c are the `weights` of the components.
+    Russell 1999). redundant_t is 1 for a call that brings nothing new (`statistics.redundant_steps` of `steps`, the
+    steps of the trajectory, which are needed if redundant_cost is not 0).
+    k_s and k_c are the `weights` of the components.
 
     With normalisation "trajectory" r_t is divided by T - 1, so that the steps of a trajectory weigh the same in sum
     however many they are (a step without effect then dilutes penalties as well as contributions). "running" is applied
@@ -252,7 +253,7 @@ def annotator_label(row: StepReward) -> str:
 
 
 def provenance(rows: Iterable[StepReward], config: RewardConfig) -> dict[str, Any]:
-    """What went into composed rewards: annotators and settings (of a judge its model and votes too).
+    """What went into composed rewards: annotators and settings (for a judge also its model and votes).
 
     {"annotators": labels, "prompts": whole hashes of their prompts, "settings": section `rewards` as plain data}.
     """

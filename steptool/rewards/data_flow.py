@@ -1,4 +1,4 @@
-"""Contribution by data flow: which calls change something, which values a step returned first, and what they served.
+"""Contribution by data flow: which calls change something, which values a step returned first, and what used them.
 
 A call that changes something serves the goal by itself if it was informed: the things that it changes were named by the
 user or seen before. A call that only reads serves through its values: in the answer, in the arguments of a later step
@@ -50,7 +50,7 @@ _WRITING_FIRST = re.compile(
     r"eat|exchange|fill|fund|give|go|issue|lock|mark|open|order|pay|place|post|prepare|press|push|put|"
     r"refund|release|replace|return|schedule|share|sell|slice|start|stop|swap|take|touch|transfer"
 )
-"""Such verbs that are nouns as well: they count where they begin the name and no noun of reading follows."""
+"""Those verbs that are nouns as well. They count if they begin the name and no noun of reading follows."""
 _READ_NOUN = re.compile(r"data|dates?|details?|history|info|information|list|prices?|rates?|stats|status")
 """Nouns by which a name says that it only reads."""
 _EFFECT = re.compile(r"\bsuccess(ful)?ly\b|\b(has|have) been (\w+ed|sent|set|made|bought|sold|paid)\b", re.I)
@@ -126,14 +126,14 @@ class _Facts:
 
 
 def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> list[str]:
-    """For each step [T], what it was good for; empty for a step that does not contribute.
+    """For each step [T], why it contributes; empty for a step that does not.
 
-    A value is new where neither the instruction nor the call itself holds it and no earlier call with an argument in
-    common returned it: that a second order is "pending" too is news, the price of one product from two tools is not.
-    A state that the instruction names in a condition ("if it is pending") is news. Calls that tell the user something
-    are answers (`reports`): what they quote is used, and they are paid where it was observed and answers the request.
-    Steps that failed contribute nothing, nor do repeats of a call that was already made and did not fail, nor anything
-    in an episode that the model leaves without an answer, nor a change that the answer reports with values of its own.
+    A value is new if neither the instruction nor the call itself holds it, and no earlier call with a common argument
+    returned it. So the state "pending" of a second order is new, and the price of one product from a second tool is
+    not. A state that the instruction names in a condition ("if it is pending") counts as new. Calls that tell the user
+    something count as answers (`reports`): they use the values that they quote, and contribute if those were observed
+    and answer the request. These contribute nothing: failed steps; repeats of a call that did not fail; every step of
+    an episode that the model leaves without an answer; a change that the answer reports with invented values.
     """
     steps, answer = trajectory.steps, trajectory.final_answer or ""
     reports = find_reports(query, trajectory, failures)
@@ -163,7 +163,7 @@ def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str])
 
 
 def _use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[str]) -> str:
-    """What a step that only reads was good for."""
+    """Why a step that only reads contributes; empty if it does not."""
     reached = sorted(value for value in news if mentions(sink, value))
     if reached:
         return f"used later: {', '.join(reached)}"
@@ -172,7 +172,7 @@ def _use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[
 
 
 def _is_reported(news: frozenset[str], answer: str) -> bool:
-    """Whether an answer holds what a change returned to be told: the number of a booking, if there is one."""
+    """Whether an answer holds an id or number that a change returned, such as that of a booking, if it returned one."""
     names = [value for value in news if LOOKS_LIKE_A_THING.match(value) or _NUMBER.fullmatch(value)]
     return not names or any(mentions(answer, name) for name in names)
 

@@ -1,6 +1,6 @@
-"""Reading what tools return, failures that hide in the text, and what a final answer is worth by rule.
+"""Reads what tools return, finds failures in the text, and scores final answers by rule.
 
-Observations are anything at all: JSON, Python's notation, prose, truncated or broken text. Nothing here raises.
+An observation can be anything: JSON, Python's notation, prose, truncated or broken text. No function here raises.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHORT = 200
 
 _BROKEN_ENVELOPE = re.compile(r"""^\{\s*["']error["']\s*:\s*(["'][^"'\s]|\{)""")
 _CUT_ENVELOPE = re.compile(r"""^\{\s*["']error["']\s*:\s*["']\s*["']\s*,\s*["']response["']\s*:\s*["']?""")
-"""What precedes the response in an envelope that was cut off, and says of itself that there is no error."""
+"""The part before the response in an envelope that was cut off and reports no error."""
 _OPENING = re.compile(
     r"^[\s*#>-]*((an? )?(\w+ )?(error|exception|traceback|time ?out|timed out|failed|failure|bad request|"
     r"unauthori[sz]ed)|the (input|request|parameter)s?( provided)? (is|are|do|does) (not|invalid))\b",
@@ -185,7 +185,7 @@ def values(value: Any) -> frozenset[str]:
     """The values that a later call or the answer could use, normalised.
 
     They are the leaves of structures, and the identifiers, numbers and names in prose. Truth values, null, single
-    letters and bare words of success are left out: they say nothing of their own.
+    letters and bare words of success are left out: they say nothing by themselves.
     """
     parts = map(normalise, (part for leaf in leaves(value) for part in _values_of(leaf)))
     return frozenset(v for v in parts if v not in _NO_VALUE and not (len(v) == 1 and v.isalpha()))
@@ -226,9 +226,9 @@ _ANSWER_OPENING = 120
 def is_solved(query: Query, trajectory: Trajectory) -> float:
     """IsSolved by rule, in {0, 0.5, 1}.
 
-    With a reference answer as `matches_reference` says. Without one the environment's verdict, where it has one.
-    Without either 0 without a Finish, after giving up, for an empty answer and for one that opens with an apology or a
-    refusal, else 0.5. An episode that the environment has ended needs no answer: 0.5.
+    With a reference answer it is `matches_reference`, else the environment's verdict if there is one. Without either it
+    is 0 for an episode without a Finish, for one that gave up, for an empty answer and for one that opens with an
+    apology or a refusal. It is 0.5 for other answers, and for an episode that the environment has ended.
     """
     matches = matches_reference(query, trajectory)
     if matches is not None:

@@ -1,7 +1,7 @@
 """Calls that only tell the user something, and whether what they tell was observed and answers the request.
 
 Such a call takes the place of a final answer, or of a part of it: report(value="ref_12"). It changes nothing but what
-the user knows, so that it is worth what it quotes.
+the user knows, so its worth depends on the values that it quotes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _is_report(step: Step, schema: ToolSchema | None) -> bool:
 
 @dataclass
 class _Stretch:
-    """What the steps since the last report brought."""
+    """The values that the steps since the last report returned."""
 
     values: set[str] = field(default_factory=set)
     fields: list[tuple[str, frozenset[str]]] = field(default_factory=list)
@@ -95,11 +95,11 @@ def back_reports(
 ) -> list[bool]:
     """For each step [T], whether it is a report that holds what was requested, as far as words tell.
 
-    A tool has returned a value that it quotes, and every other value was named by the user. It tells nothing again that
-    no step has returned since. Each report belongs to one goal of the request where there are as many of both. Then a
-    value is no answer if (1) only a branch names it that a condition excludes, or (2) the goal names another value that
-    was read for this report, or (3) the goal names a change and none was made. `hints` says for the tools whose schemas
-    say so whether they change something.
+    Such a report quotes a value that a tool returned and that answers the request; tools or the user have named all its
+    other values. It does not only repeat values that no step has returned since the last report. If there are as many
+    reports as goals in the request, each report belongs to one goal. Then a value is no answer if (1) it is named only
+    by a branch that a condition excludes, or (2) the goal names another value that was read for this report, or (3) the
+    goal names a change and none was made. `hints` holds, for tools whose schemas say so, whether they change something.
     """
     goals = read_goals(query.instruction)
     tellers = {step.call.name for step, tells in zip(trajectory.steps, reports, strict=True) if tells and step.call}
@@ -107,7 +107,7 @@ def back_reports(
     aligned = len(goals) == sum(reports)
     user_text = normalise("\n".join([query.instruction, *_user_turns(trajectory)]))
     sources: dict[str, list[_Source]] = defaultdict(list)
-    stretch, backed, told = _Stretch(), list[bool](), set[str]()
+    stretch, backed, earlier = _Stretch(), list[bool](), set[str]()
     for place, step in enumerate(trajectory.steps):
         backed.append(False)
         if step.call is None or failures[place]:
@@ -116,13 +116,13 @@ def back_reports(
             _observe(step, wrote[place], sources, stretch)
             continue
         quoted = values(step.call.arguments)
-        known = [value for value in quoted if value in sources]
+        observed = [value for value in quoted if value in sources]
         goal = goals[sum(reports[:place])] if aligned else None
-        answers = any(_answers(value, sources, stretch, goal, writers) for value in known)
+        answers = any(_answers(value, sources, stretch, goal, writers) for value in observed)
         named = all(value in sources or mentions(user_text, value) for value in quoted)
-        is_news = not quoted <= told or bool(quoted & stretch.values)
+        is_news = not quoted <= earlier or bool(quoted & stretch.values)
         backed[-1] = answers and named and is_news
-        told |= quoted
+        earlier |= quoted
         stretch = _Stretch()
     return backed
 

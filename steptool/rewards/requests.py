@@ -1,8 +1,8 @@
-"""What the words of a request ask for: its goals, and the branches of a goal that hangs on a condition.
+"""What the words of a request ask for: its goals, and the branches of a goal that depends on a condition.
 
 "Escalate tck_04 if it is major, otherwise name its author, then track the parcel of ord_07" holds two goals. The first
-has two branches; which of them is requested shows once somebody has looked. Only words are compared: a request that
-says "undo" for a tool named cancel_order names no tool, and then nothing is known of what it asks for.
+has two branches; which of them is requested depends on the state that a call observes. Only words are compared: a
+request that says "undo" for a tool named cancel_order names no tool, and then nothing is known of what it asks for.
 """
 
 from __future__ import annotations

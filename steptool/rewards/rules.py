@@ -13,8 +13,8 @@ Contribution  "rules":   1 if the step changed what the user asked about and kne
 IsSolved      0 without an answer, 1 or 0 against the reference's answer where there is one, else 0.5 (unsure).
 
 The two overlap rules suit long prose and fail on short structured observations, where the answer repeats little of the
-text ({"order_id": "ord_07"} and the answer "ref_12"). The first follows the values instead. It rewards each question
-about a thing once, needed or not; a policy can gain from asking more than it must, as far as the step limit lets it.
+text ({"order_id": "ord_07"} and the answer "ref_12"). The first follows the values instead. It rewards each first
+question about a thing, needed or not, so a policy can gain from asking more than necessary, up to the step limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OVERLAP = 0.3
 """Share of a text's characters from which the overlap rules count a step as contributing."""
 _OPENING = '{"error": "", "response": '
 _MARK = len('{"error": "')
-"""Characters by which an envelope is known, with an error or without."""
+"""Number of first characters that identify an envelope, with an error or without."""
 
 
 class DataFlowRules:

@@ -1,8 +1,8 @@
 """What the tasks hand to each other, where they keep it while they work, and the checkpoints of a training within a
 task.
 
-Flyte removes nothing that the stages of a local run hand to each other. What no later stage reads is removed here, or a
-run would end with the model and the checkpoints of every round; `steptool clean` removes the rest.
+Flyte removes nothing that the stages of a local run hand to each other. This module removes what no later stage
+reads; otherwise a run would end with the model and the checkpoints of every round. `steptool clean` removes the rest.
 
 Flyte offers only what the attempt just before has written, and raises where that attempt died before it wrote anything.
 So a checkpoint that was restored is stored again at once.
@@ -50,7 +50,7 @@ Parquet: TypeAlias = FlyteFile
 A FlyteFile with a format of its own could not be handed to the processes of a training.
 """
 Shard: TypeAlias = FlyteDirectory
-"""A folder with a Parquet file and what it cost: the one output that a task has which runs once for each shard."""
+"""A folder with a Parquet file and its costs: a task that runs once for each shard can have only one output."""
 Tasks: TypeAlias = FlyteDirectory
 """A folder that steptool.rollout.schedule.TaskSet reads: queries, and recordings where something answers from them."""
 Model: TypeAlias = FlyteDirectory

@@ -1,7 +1,7 @@
 """What each stage gets on a cluster: image, machine, processes, secrets. One YAML file, one tree of checked fields.
 
 The environment variable STEPTOOL_PROFILE names the file by its path below the project's root, so that it travels with
-the code into the pods. Unset, every stage has the defaults below: the laptop's profile.
+the code into the pods. If it is unset, every stage has the defaults below, which suit a laptop.
 """
 
 from __future__ import annotations

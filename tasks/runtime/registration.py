@@ -1,4 +1,4 @@
-"""What is done before a registration: reach the cluster, leave data here, and name the version by its content.
+"""Prepares a registration: it checks the cluster, leaves data here, and names the version by its content.
 
     python -m tasks.runtime.registration                         before `pyflyte package`
     python -m tasks.runtime.registration --cluster flyte.config  before `pyflyte register`

@@ -1,4 +1,4 @@
-"""How a function becomes a Flyte task, with what the profile says about its stage, and how its configuration is read.
+"""Makes a function a Flyte task with the profile of its stage, and makes pyflyte read configurations.
 
 flytekit answers a mistyped path with "should be a valid json object", and broken YAML with a stack. This module makes
 it read a configuration as `load_config` does. Overrides may follow the path: --config "my.yaml ppo.rounds=4 seed=1".

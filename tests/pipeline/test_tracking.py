@@ -172,7 +172,7 @@ def test_a_tracker_that_fails_is_named_and_ends_nothing(tmp_path: Path, capsys: 
     (tmp_path / "file").write_text("")
     config = make_config(tmp_path, "tensorboard", folder=str(tmp_path / "file"))
     track_results("table", {}, config)
-    assert "tensorboard has not taken these figures: " in capsys.readouterr().out
+    assert "tensorboard did not take these figures: " in capsys.readouterr().out
 
 
 def test_a_tracker_without_its_package_is_refused_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
