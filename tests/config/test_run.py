@@ -23,8 +23,8 @@ def refusal(tmp_path: Path, text: str) -> str:
     [
         ("ppo: {round: 3}", "'ppo.round': remove it, or see configs/laptop.yaml for all fields; did you mean"),
         ("plicy: {base: x}", "for all fields; did you mean 'policy'?"),
-        ("rewards: {judge: {endpoint: {base-url: x}}}", "the fields there are; did you mean 'base_url'?"),
-        ("evaluation: {policies: [{name: a, model: m, kin: model}]}", "the fields there are; did you mean 'kind'?"),
+        ("rewards: {judge: {endpoint: {base-url: x}}}", "all fields; did you mean 'base_url'?"),
+        ("evaluation: {policies: [{name: a, model: m, kin: model}]}", "all fields; did you mean 'kind'?"),
         ("ppo: {zzz: 3}", "unknown field 'ppo.zzz': remove it, or see configs/laptop.yaml for all fields"),
         ("rewards: {annotator: rule}", "got 'rule' (str); did you mean 'rules'?"),
         ("ppo: {rounds: many}", "field 'ppo.rounds': input should be a valid integer, got 'many' (str)"),

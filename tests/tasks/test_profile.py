@@ -109,7 +109,7 @@ def test_the_cluster_profile_documents_every_field_and_stage() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("defaults: {cpus: 2}", "unknown field 'defaults.cpus': remove it or see configs/cluster.yaml"),
+        ("defaults: {cpus: 2}", "unknown field 'defaults.cpus': remove it, or see configs/cluster.yaml"),
         ("stages: {ppo: {retries: '3'}}", "field 'stages.ppo.retries': input should be a valid integer, got '3'"),
         ("defaults: {requests: {memory: 4 gigs}}", "field 'defaults.requests.memory'"),
         ("defaults: {image: big}", "field 'defaults.image': input should be 'cpu' or 'gpu'"),
