@@ -122,7 +122,7 @@ def say_error(stage: str, text: str) -> None:
 def print_record(level: str, stage: str, text: str, fields: Mapping[str, Any]) -> None:
     """Print one line of a structured log: time (UTC), level, stage, message and what else is known."""
     record = {"time": datetime.now(UTC).isoformat(), "level": level, "stage": stage, "message": text, **fields}
-    print(json.dumps(record, ensure_ascii=False), flush=True)
+    print(json.dumps(record), flush=True)
 
 
 def printable(text: str) -> str:

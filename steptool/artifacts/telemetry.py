@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,8 +26,8 @@ _ENDPOINTS = (
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
 )
 _SCOPE = "steptool"
-_FLUSH_MILLISECONDS = 10_000
-"""Time that a stage waits at its end for the collector."""
+_PATIENCE = 5.0
+"""Seconds that the stages of a process wait at their ends for the collector, all together."""
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -106,6 +108,8 @@ class _Telemetry:
     stage: Any = None
     """Context of the span of the stage that runs, the parent of calls in whatever threads they are made."""
     counters: dict[str, Any] = field(default_factory=dict)
+    patience: float = _PATIENCE
+    """Seconds that are left to wait for the collector."""
 
     def parent_of(self, run: str) -> Any:
         """The context that a stage begins in: an outer stage's, that of TRACEPARENT, or the trace of the run."""
@@ -132,9 +136,21 @@ class _Telemetry:
         self.counters[name].add(value, dict(attributes))
 
     def flush(self) -> None:
-        """Send what was not sent yet."""
+        """Send what was not sent yet, and wait for it. Without patience the providers send it in the background.
+
+        The wait is a thread's because the provider of spans takes a limit of time and ignores it.
+        """
+        if self.patience <= 0:
+            return
+        start = time.monotonic()
+        sender = threading.Thread(target=self._send, daemon=True)
+        sender.start()
+        sender.join(self.patience)
+        self.patience -= time.monotonic() - start
+
+    def _send(self) -> None:
         for provider in self.providers:
-            provider.force_flush(_FLUSH_MILLISECONDS)
+            provider.force_flush()
 
 
 def _open() -> _Telemetry | None:

@@ -36,7 +36,8 @@ def compare_scores(
     method over all pairs. shown: whether `corrected` is below 0.05 and the interval leaves 0 out. left_out: tasks that
     only one of the two has a score of.
 
-    Raises ValueError for a missing column, an infinite score, an unknown model, and two models without a common task.
+    Raises ValueError for a missing column, a row without its task or model, an infinite score, an unknown model, a
+    model against itself, and two models without a common task.
     """
     means = _mean_by_task(scores)
     chosen = [(a, b) for b, a in combinations(means.columns, 2)] if pairs is None else list(pairs)
@@ -52,6 +53,9 @@ def _mean_by_task(scores: pd.DataFrame) -> pd.DataFrame:
     """The mean score [tasks, models], NaN where a model has none."""
     if missing := [name for name in COLUMNS if name not in scores.columns]:
         raise ValueError(f"expected the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
+    for name in ("task", "model"):
+        if rows := int(scores[name].isna().sum()):
+            raise ValueError(f"expected a {name} in every row, got {rows} rows without: name it or leave the rows out")
     values = pd.to_numeric(scores["score"])
     if np.isinf(values).any():
         raise ValueError("expected finite scores or missing ones, got an infinite one")
@@ -65,6 +69,8 @@ def _compare_pair(
 ) -> dict[str, str | float | int]:
     if unknown := {a, b} - {*means.columns}:
         raise ValueError(f"no scores of {', '.join(sorted(unknown))}: the table has {list(means.columns)}")
+    if a == b:
+        raise ValueError(f"expected two models in a pair, got {a} twice")
     attempted = means[[a, b]].dropna(how="all")
     common = attempted.dropna()
     if common.empty:

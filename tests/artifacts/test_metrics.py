@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from steptool.artifacts.metrics import (
@@ -95,3 +97,12 @@ def test_counts_come_back_flat_and_apart_from_metrics_of_training() -> None:
 def test_counts_of_shards_are_summed_by_name() -> None:
     shards = [Cost("annotate", 0, counts={"requests": 2, "money": 0.5}), Cost("annotate", 0, counts={"requests": 3})]
     assert total_counts([*shards, Cost("ppo", 0)]) == {"requests": 5, "money": 0.5}
+
+
+def test_a_structured_line_holds_any_text(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setenv("STEPTOOL_LOG", "json")
+    say("rollout", "caf\u00e9 \ud800 \u009b")  # half of a pair, as a tool may return it, and a control character
+    line = capfdbinary.readouterr().out
+    assert line.isascii() and json.loads(line)["message"] == "caf\u00e9 \ud800 \u009b"

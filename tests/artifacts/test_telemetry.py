@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -46,6 +47,16 @@ try:
         raise ValueError("broken")
 except ValueError:
     pass
+"""
+STAGES = """
+import time
+from steptool.artifacts.telemetry import count, trace_stage
+
+start = time.monotonic()
+for stage in ("rollout", "annotate", "audit", "ppo"):
+    with trace_stage(stage, "night-7", {}):
+        count("steptool.endpoint.tokens", 1, {})
+print(time.monotonic() - start)
 """
 
 
@@ -98,9 +109,9 @@ def collector() -> Iterator[Collector]:
     collector.server.shutdown()
 
 
-def play(**variables: str) -> list[str]:
+def play(program: str = PLAY, **variables: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    command = [sys.executable, "-c", PLAY]
+    command = [sys.executable, "-c", program]
     done = subprocess.run(
         command, env={**environment, **variables}, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
@@ -142,6 +153,14 @@ def test_a_parent_from_outside_is_taken(collector: Collector) -> None:
     play(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, TRACEPARENT=f"00-{trace}-{parent}-01")
     stage = collector.spans["rollout"]
     assert (stage.trace_id.hex(), stage.parent_span_id.hex()) == (trace, parent)
+
+
+def test_stages_wait_together_for_a_collector_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        # Traces and metrics would take two seconds each at the end of each of four stages.
+        seconds = float(play(program=STAGES, OTEL_EXPORTER_OTLP_ENDPOINT=url, OTEL_EXPORTER_OTLP_TIMEOUT="2")[-1])
+    assert 1 < seconds < 8
 
 
 def test_without_a_collector_nothing_is_imported() -> None:

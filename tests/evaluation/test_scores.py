@@ -16,7 +16,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-def table(rows: list[tuple[str, str, int, float | None]]) -> pd.DataFrame:
+def table(rows: list[tuple[str | None, str | None, int, float | None]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "model", "repeat", "score"])
 
 
@@ -67,6 +67,9 @@ def test_verdicts_give_what_the_comparison_of_an_evaluation_gives() -> None:
     [
         (table(ROWS).drop(columns="task"), None, "missing: task"),
         (table([("t", "a", 0, 1.0), ("t", "b", 0, float("inf"))]), None, "infinite"),
+        (table([("t", "a", 0, 1.0), (None, "b", 0, 1.0)]), None, "expected a task in every row, got 1 rows"),
+        (table([("t", "a", 0, 1.0), ("t", None, 0, 1.0)]), None, "expected a model in every row, got 1 rows"),
+        (table(ROWS), [("new", "new")], "two models in a pair, got new twice"),
         (table([("t", "a", 0, 1.0)]), None, r"two models, got \['a'\]"),
         (table([("t", "a", 0, 1.0), ("u", "b", 0, 1.0)]), None, "b and a have no task in common"),
         (table(ROWS), [("new", "gpt")], r"no scores of gpt: the table has \['old', 'new'\]"),
