@@ -20,7 +20,7 @@ import numpy.typing as npt
 from steptool.chat import turns
 from steptool.chat.call_format import ChatFormat, ParsedTurn
 from steptool.chat.formats import FORMATS, LLAMA, REACT
-from steptool.chat.messages import calls_of, text_of, tool_message
+from steptool.chat.messages import calls_of, model_schemas, text_of, tool_message
 from steptool.chat.template import DATE, PLAIN, ChatTemplate, StructureFilter
 from steptool.chat.turns import CALL_ID, PROBE, TurnRenderer, find_native_format
 from steptool.records import Message, ToolSchema
@@ -210,7 +210,8 @@ class ChatCodec:
         return {**safe, "tool_call_id": CALL_ID} if message["role"] == "tool" else safe
 
     def _safe_tools(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
-        schemas: list[ToolSchema] = json.loads(self._filter.clean(json.dumps(list(tools), ensure_ascii=False)))
+        text = json.dumps(model_schemas(tools), ensure_ascii=False)
+        schemas: list[ToolSchema] = json.loads(self._filter.clean(text))
         return schemas
 
     def _encode(self, text: str) -> list[int]:

@@ -10,7 +10,7 @@ from steptool.chat.call_format import ParsedTurn
 from steptool.chat.codec import ChatCodec
 from steptool.chat.finish import offered_tools, to_finish_calls, to_text_answers
 from steptool.chat.formats import FORMATS, GPT_OSS, HERMES
-from steptool.chat.messages import FINISH_SCHEMA, call_message, tool_message
+from steptool.chat.messages import FINISH_SCHEMA, annotate_tool, call_message, tool_message
 from steptool.records import Message, ToolCall
 
 READ = ToolCall("get", {"key": "a"})
@@ -75,3 +75,9 @@ def test_an_answer_of_gpt_oss_stands_in_its_final_channel() -> None:
 
 def test_thinking_without_an_end_is_no_answer() -> None:
     assert HERMES.parse("<think>\n7") == ParsedTurn(None, "<think>\n7", "thinking not closed")
+
+
+def test_a_prompt_holds_no_hints_since_a_served_model_gets_none() -> None:
+    codec = ChatCodec(make_tokenizer((FOLDER / "qwen2_5.jinja").read_text()))
+    user: Message = {"role": "user", "content": "go"}
+    assert codec.prompt_ids([user], [annotate_tool(GET, True)]) == codec.prompt_ids([user], [GET])
