@@ -129,7 +129,12 @@ def export(
 
 @app.command()
 def export_results(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of an evaluation or of a training run.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", exists=True, file_okay=False, help="Folder of an evaluation or of a training run."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the logs.")],
     form: Annotated[LogForm, typer.Option(help="What to write.")] = LogForm.LM_EVAL,
 ) -> None:

@@ -120,7 +120,7 @@ class ChatTemplate:
 
 
 class _Watchdog:
-    """Ends renderings that take too long, with one thread for all of them, which ends when there are none.
+    """Ends renderings that take too long, with one thread for all of them. The thread ends with the last rendering.
 
     A rendered template is Python code without calls that wait, so an exception set from another thread ends it.
     """

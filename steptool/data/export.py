@@ -203,7 +203,7 @@ def _make_preference_pairs(episodes: Iterable[Row], database: Connection, counts
 
 
 def _read_messages(text: str, tools: str) -> list[Message]:
-    """The messages with ids. Where Finish is none of the tools, a task ends with an answer in text."""
+    """The messages with ids. Without the tool Finish, a task ends with an answer in text."""
     messages: list[Message] = decode_value(Trajectory, "messages", text)
     return with_ids(messages if offers_finish(decode_value(Query, "tools", tools)) else to_text_answers(messages))
 

@@ -90,7 +90,7 @@ class OpenEnvEnvironment(Environment):
         return self._action.get("title") in _TOOL_ACTIONS
 
     def answer_call(self, final_answer: str | None) -> ToolCall | None:
-        """The call that submits the final answer, or gives up if there is none; None if no tool takes it."""
+        """The call that submits the final answer, or that gives up without one. None if no tool takes answers."""
         tool, _, argument = self._answer.rpartition(".")
         if tool:
             return None if final_answer is None else ToolCall(tool, {argument: final_answer})

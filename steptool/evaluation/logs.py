@@ -76,8 +76,9 @@ def write_logs(folder: Path, target: Path, form: LogForm) -> list[Path]:
     Raises ContractError if `folder` holds no evaluation. Times in names and logs are those of the rows' file, so
     that the same folder gives the same logs.
     """
+    parts = list(_parts(folder))
     target.mkdir(parents=True, exist_ok=True)
-    return [file for part in _parts(folder) for file in _WRITERS[form](part, target)]
+    return [file for part in parts for file in _WRITERS[form](part, target)]
 
 
 def _parts(folder: Path) -> Iterator[_Part]:

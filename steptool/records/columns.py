@@ -4,7 +4,7 @@
     @dataclass(frozen=True)
     class Metric:
         stage: Annotated[str, "Stage that measured it, such as ppo"]
-        value: Annotated[Float64 | None, "Measured value; null where there is none"]
+        value: Annotated[Float64 | None, "Measured value; null where nothing could be measured"]
 
 The order of the fields is the order of the columns, and `| None` makes a column nullable. The text travels in the
 metadata of the Parquet file and makes the reference page.

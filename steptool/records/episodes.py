@@ -326,7 +326,7 @@ class Trajectory:
 
 
 def read_queries(path: str | os.PathLike[str], split: str | None = None) -> list[Query]:
-    """The queries of a file, or of one of its splits. Raises ValueError if there are none."""
+    """The queries of a file, or of one of its splits. Raises ValueError if the file or split is empty."""
     queries = [from_row(row, Query) for row in iterate_rows(path, Query) if split is None or row["split"] == split]
     if not queries:
         raise ValueError(f"{path}: the split '{split}' is empty; every stage needs at least one query")

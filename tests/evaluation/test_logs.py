@@ -134,6 +134,7 @@ def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> N
 def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"evaluations\.parquet: no such file"):
         write_logs(tmp_path, tmp_path / "out", LogForm.INSPECT)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not READERS.exists(), reason="needs Inspect and lm-evaluation-harness: make test-logs")

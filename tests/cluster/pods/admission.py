@@ -75,7 +75,7 @@ def _name(resource: int) -> str:
 
 
 def quantity(text: str) -> float | None:
-    """A quantity of Kubernetes as a number; None if it is none."""
+    """A quantity of Kubernetes as a number; None for any other text."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)([a-zA-Z]*)", text)
     return float(match[1]) * UNITS[match[2]] if match and match[2] in UNITS else None
 

@@ -1,6 +1,7 @@
 """Tools in a process of their own: what hangs is ended, what exits costs a step."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,12 +101,12 @@ def test_an_episode_has_an_object_of_its_own_in_its_process(session: Callable[..
 
 
 def test_code_that_holds_the_interpreter_is_ended_at_the_limit(session: Callable[..., LimitedSession]) -> None:
-    playing = session(timeout=4.0)
+    playing = session(timeout=8.0)
     assert ask(playing, "add", number=1) == "6"
     start = time.monotonic()
     problem = json.loads(ask(playing, "hang"))["error"]
-    assert problem.startswith("no answer within 3.6 s, and the process of the tool was ended; the next call begins")
-    assert time.monotonic() - start < 8
+    assert problem.startswith("no answer within 7.2 s, and the process of the tool was ended; the next call begins")
+    assert time.monotonic() - start < 16
     assert ask(playing, "add", number=1) == "6"
     with pytest.raises(VerdictError, match="its state with it"):
         playing.solved("15")
@@ -124,7 +125,8 @@ def test_a_tool_that_closes_all_files_costs_a_step_and_prints_nothing(
     session: Callable[..., LimitedSession], capfd: pytest.CaptureFixture[str]
 ) -> None:
     playing = session()
-    assert "the process of the tool has ended with exit code 0" in ask(playing, "leave", how="close")
+    # it ends by itself, or is killed where that takes it longer than a second
+    assert re.search(r"the process of the tool has ended with exit code (0|-9);", ask(playing, "leave", how="close"))
     assert ask(playing, "add", number=1) == "6"
     assert capfd.readouterr().err == ""
 

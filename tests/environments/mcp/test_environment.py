@@ -31,7 +31,12 @@ def is_gone(pid: int) -> bool:
 def check_good(session: LimitedSession) -> None:
     assert observe(session, "add", a=2, b=3) == "5"
     assert observe(session, "blocks") == "a text\n[image image/png]\n[resource_link file:///more.txt]\nthe page"
-    assert ask(session, "fail", reason="x") == ToolResult(StepStatus.TOOL_ERROR, "Error executing tool fail")
+    failure = ask(session, "fail", reason="x")  # servers differ by version in what they tell
+    assert failure.status is StepStatus.TOOL_ERROR
+    assert failure.observation in (
+        "Error executing tool fail",
+        "Error executing tool fail: x",
+    )
     assert ask(session, "add", a=2, b="3").status is StepStatus.INVALID_ARGUMENTS
     assert ask(session, "subtract", a=2, b=3) == ToolResult(
         StepStatus.UNKNOWN_TOOL, '{"error": "the server has no tool named \'subtract\'"}'

@@ -4,8 +4,8 @@ import os
 import sys
 
 import anyio
-from mcp.server.mcpserver import Image, MCPServer
-from mcp.types import ContentBlock, EmbeddedResource, ResourceLink, TextContent, TextResourceContents
+from mcp.server.mcpserver import MCPServer
+from mcp.types import ContentBlock, EmbeddedResource, ImageContent, ResourceLink, TextContent, TextResourceContents
 
 server = MCPServer("good", log_level="WARNING")
 called_off: list[str] = []
@@ -47,12 +47,12 @@ def fail(reason: str) -> str:
 
 
 @server.tool()
-def blocks() -> list[ContentBlock | Image]:
+def blocks() -> list[ContentBlock]:
     """Content of every kind."""
     page = TextResourceContents(uri="file:///page.txt", text="the page")
     return [
         TextContent(text="a text"),
-        Image(data=b"\x89PNG", format="png"),
+        ImageContent(data="iVBORw==", mime_type="image/png"),
         ResourceLink(name="more", uri="file:///more.txt"),
         EmbeddedResource(resource=page),
     ]
