@@ -82,7 +82,7 @@ def _open_folder(folder: Path, config: Mapping[str, Any], seed: int) -> Config:
 
 def _prepare(config: Config, folder: Path) -> None:
     from steptool.data.ingest import ingest
-    from steptool.pipeline.learning import prepare
+    from steptool.pipeline.preparation import prepare
     from steptool.records.episodes import read_queries
     from steptool.training.warm_start import warm_start
 
@@ -108,7 +108,7 @@ def _prepare(config: Config, folder: Path) -> None:
 
 def _learn(config: Config, start: Path, model: Path, work: Path) -> None:
     """All rounds of a method; a call that was interrupted goes on behind the last complete round."""
-    from steptool.pipeline.together import RoundInputs, play_and_learn
+    from steptool.pipeline.learning import RoundInputs, play_and_learn
 
     work.mkdir(exist_ok=True)
     inputs = RoundInputs(start / WARM_START, TaskSet(start / "tasks"), start / _QUERIES, config)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from steptool.evaluation.compare import paired_bootstrap
     from steptool.evaluation.scores import compare_scores
     from steptool.pipeline.episodes import evaluate, roll_out, view
-    from steptool.pipeline.learning import annotate, compute_advantages, prepare
+    from steptool.pipeline.learning import annotate, compute_advantages
+    from steptool.pipeline.preparation import prepare
     from steptool.records import Advantage, Evaluation, Query, StepReward, Trajectory
     from steptool.records.episodes import read_queries
     from steptool.records.tables import read_records, write_records
@@ -36,7 +37,8 @@ _PLACES = {
     "steptool.evaluation.compare": ("paired_bootstrap",),
     "steptool.evaluation.scores": ("compare_scores",),
     "steptool.pipeline.episodes": ("evaluate", "roll_out", "view"),
-    "steptool.pipeline.learning": ("annotate", "compute_advantages", "prepare"),
+    "steptool.pipeline.learning": ("annotate", "compute_advantages"),
+    "steptool.pipeline.preparation": ("prepare",),
     "steptool.records": ("Advantage", "Evaluation", "Query", "StepReward", "Trajectory"),
     "steptool.training.rounds": ("train_round",),
 }

@@ -350,7 +350,7 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
 
 def _rehearse(config: Config, called: CalledTools, *, for_training: bool) -> None:
     """Print the plan of a run, try what it needs, and estimate what it will take."""
-    from steptool.pipeline.rehearsal import rehearse
+    from steptool.pipeline.preparation import rehearse
 
     _print_plan(config)
     print(flush=True)

@@ -46,7 +46,7 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     watch = Stopwatch("prepare")
     from steptool.artifacts.lineage import sign
     from steptool.environments.base import check_queries
-    from steptool.pipeline.learning import prepare as prepare_model
+    from steptool.pipeline.preparation import prepare as prepare_model
     from steptool.policies.catalog import open_environment_of
     from steptool.records import Metric, Query, Trajectory
     from steptool.records.episodes import read_queries

@@ -19,7 +19,7 @@ from steptool.environments.base import (
     open_environment,
 )
 from steptool.environments.schema import SchemaError, check_tools
-from steptool.environments.virtual_protocol import NAME_LIMIT
+from steptool.environments.toolbench import NAME_LIMIT
 from steptool.records import FINISH, ToolSchema
 
 _TYPES = {

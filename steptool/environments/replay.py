@@ -12,10 +12,11 @@ from typing import Any, Self
 from steptool.config import ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.schema import check_arguments
-from steptool.environments.virtual_protocol import NEVER_RECORDED, protocol_error, unknown_function
 from steptool.records import Query, StepStatus, ToolCall, Trajectory
 from steptool.storage.sqlite import open_database
 
+NEVER_RECORDED = "No response is recorded for this call."
+UNKNOWN_FUNCTION = "No such function name"
 _TABLE = """
 CREATE TABLE IF NOT EXISTS responses (
     id INTEGER PRIMARY KEY,  -- in the order of first recording
@@ -118,6 +119,11 @@ def fail_unrecorded(_: ToolCall) -> ToolResult:
     return ToolResult(StepStatus.TOOL_ERROR, protocol_error(NEVER_RECORDED))
 
 
+def protocol_error(message: str) -> str:
+    """The text of a failure in the `/virtual` protocol, in which recorded responses are kept."""
+    return json.dumps({"error": message, "response": ""}, ensure_ascii=False)
+
+
 class ReplaySession(Session):
     """One episode of one query. It has no state: the same call always gets the same response.
 
@@ -142,7 +148,7 @@ class ReplaySession(Session):
         A recorded response counts even where the arguments break the schema, since the real tool accepted them.
         """
         if call.name not in self._parameters:
-            return ToolResult(StepStatus.UNKNOWN_TOOL, unknown_function(call.name))
+            return ToolResult(StepStatus.UNKNOWN_TOOL, protocol_error(f"{UNKNOWN_FUNCTION}: {call.name}"))
         if (response := self._lookup(call)) is not None:
             return response
         if problem := check_arguments(self._parameters[call.name], call.arguments):

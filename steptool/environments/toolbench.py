@@ -1,7 +1,8 @@
 """The tools of ToolBench as an environment: recorded responses first, then a server if the configuration names one.
 
-The server speaks the `/virtual` protocol of StableToolBench and ToolBench. The command fills a file of recorded
-responses from recorded trajectories, so that runs work without a server:
+The server speaks the `/virtual` protocol of StableToolBench and ToolBench: names of APIs and functions, and the text of
+an answer with the status that it stands for. The command fills a file of recorded responses from recorded trajectories,
+so that runs work without a server:
 
     python -m steptool.environments.toolbench build responses.sqlite runs/first runs/second
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sqlite3
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,14 +26,14 @@ import httpx2
 from steptool.config import ToolBenchConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, ToolResult, TransportError
-from steptool.environments.replay import ReplaySession, Responses, answered_calls, call_key, fail_unrecorded
-from steptool.environments.virtual_protocol import (
-    BAD_REPLY,
-    TIMEOUT,
-    Endpoint,
-    endpoints,
-    from_server,
-    observation_status,
+from steptool.environments.replay import (
+    NEVER_RECORDED,
+    UNKNOWN_FUNCTION,
+    ReplaySession,
+    Responses,
+    answered_calls,
+    call_key,
+    fail_unrecorded,
     protocol_error,
 )
 from steptool.records import Query, StepStatus, ToolCall, Trajectory
@@ -40,12 +42,124 @@ from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records, record_class
 from steptool.storage.redaction import Redactor
 
+NAME_LIMIT = 64
+REFERENCE = "toolbench"
+"""Key of `Query.reference.environment` that names the API of each function: {function name: [category, tool name, API
+name]}."""
+Endpoint = tuple[str, str, str]
+"""Category, tool name and API name, as a request writes them."""
+_RESERVED = frozenset({"from", "class", "return", "false", "true", "id", "and"})
+TIMEOUT = "Timeout error..."
+BAD_REPLY = "request invalid, data error"
+"""ToolBench's own client gives these two in place of a server's answer."""
+_UNREADABLE = "Tool input parse error"
+_ERROR_FIELD = re.compile(r'\s*\{\s*"error"\s*:\s*"((?:[^"\\]|\\.)*)')
+_FAILURE = re.compile(
+    r"""["']?status(?:_?code)?["']?\s*:\s*["']?[45]\d\d\b|unauthori[sz]ed|authentication (?:failed|required|error)"""
+    r"|not subscribed|too many requests|rate limit|quota|timed? ?out|internal server error|bad gateway|page not found",
+    re.IGNORECASE,
+)
+_LONGEST_FAILURE = 400
+"""Characters. A longer response is content, whatever words it contains."""
 _LARGEST = 8 << 20
 """Bytes of a reply that are read."""
 _TRY_AGAIN = (429, 502, 503, 504)
 """HTTP statuses with which a server says that it did not take the request."""
 _KEPT_OPEN = 64
 """Idle connections kept for later calls."""
+
+
+@lru_cache(1 << 16)
+def standard_name(text: str) -> str:
+    """A tool's, API's or parameter's name as ToolBench writes it: lower case, one `_` for each run of other characters.
+
+    Chinese characters and `^` are kept, as in ToolBench's own rule.
+    """
+    name = re.sub(r"_+", "_", re.sub(r"[^a-zA-Z0-9^\u4e00-\u9fa5]", "_", text)).lower().strip("_")
+    return f"get_{name}" if name[:1].isdigit() else name
+
+
+def avoid_reserved(name: str) -> str:
+    """The name, with `is_` before it if ToolBench reserves it, such as `id` and `from`."""
+    return f"is_{name}" if name in _RESERVED else name
+
+
+@lru_cache(1 << 16)
+def parameter_name(name: str) -> str:
+    """A parameter's name in standard form, or unchanged if its standard form is empty."""
+    return avoid_reserved(standard_name(name)) or name
+
+
+@lru_cache(1 << 16)
+def function_name(api_name: str, tool_name: str) -> str:
+    """Name of the function for an API of a tool: the last 64 characters of `<api>_for_<tool>`."""
+    name = f"{avoid_reserved(standard_name(api_name))}_for_{standard_name(tool_name)}"
+    return re.sub(r"[^a-z0-9_]", "_", name)[-NAME_LIMIT:]
+
+
+def endpoint(category: str, tool_name: str, api_name: str) -> Endpoint:
+    """The names in a request of ToolBench's client: the category unchanged, tool and API in standard form."""
+    return category, standard_name(tool_name), avoid_reserved(standard_name(api_name))
+
+
+def endpoints(query: Query) -> dict[str, Endpoint]:
+    """The endpoint of each function of the query; empty where the query does not name them.
+
+    It cannot be derived from the name: `_for_` may be part of a tool's name, long names are cut, and no name has the
+    category. Raises ValueError if the query's reference is of another form.
+    """
+    return {
+        name: _endpoint(query.query_id, name, parts)
+        for name, parts in query.reference.environment.get(REFERENCE, {}).items()
+    }
+
+
+def _endpoint(query_id: str, name: str, parts: Any) -> Endpoint:
+    match parts:
+        case [str(category), str(tool_name), str(api_name)]:
+            return category, tool_name, api_name
+    raise ValueError(
+        f"query {query_id}: reference.{REFERENCE}.{name}: expected [category, tool name, API name], got {parts!r}"
+    )
+
+
+def observation_status(observation: str) -> StepStatus:
+    """The status of a call, read from the protocol's text, which may be cut off.
+
+    A non-empty `error` is a failure. So is a short response with an HTTP error status or the words of one.
+    """
+    document = _document(observation)
+    error = _text(document.get("error"))
+    if error.startswith(UNKNOWN_FUNCTION):
+        return StepStatus.UNKNOWN_TOOL
+    if error.startswith(_UNREADABLE):
+        return StepStatus.INVALID_ARGUMENTS
+    response = _text(document.get("response", document))
+    failed = error or (len(response) <= _LONGEST_FAILURE and _FAILURE.search(response))
+    return StepStatus.TOOL_ERROR if failed else StepStatus.OK
+
+
+def from_server(observation: str) -> bool:
+    """Whether the text comes from a server, and not from a client, a limit or a replay in its place."""
+    document = _document(observation)
+    error = _text(document.get("error"))
+    is_own_error = error in (NEVER_RECORDED, TIMEOUT) or error.startswith(BAD_REPLY)
+    return "response" in document and not is_own_error
+
+
+def _document(observation: str) -> dict[str, Any]:
+    try:
+        document = json.loads(observation)
+    except (ValueError, RecursionError):
+        match = _ERROR_FIELD.match(observation)
+        document = {"error": match.group(1) if match else "", "response": observation}
+    return document if isinstance(document, dict) else {"response": document}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 class VirtualClient:

@@ -1,28 +1,135 @@
 """Paired comparisons of policies over the same queries, and what may be concluded from them.
 
-The difference and its interval come from the paired bootstrap, which resamples queries (never the repeats of a query or
-of a judgement: they are averaged first). The p-value is that of a paired permutation test: if both policies were alike,
-each query's two results could be swapped. Holm's method corrects the p-values of all comparisons that are made at once.
-Queries without a verdict on one side are left out and counted.
+A measure is a ratio over queries. The difference of two and its interval come from the paired bootstrap, which
+resamples queries (never the repeats of a query or of a judgement: they are averaged first). The p-value is that of a
+paired permutation test: if both policies were alike, each query's two results could be swapped. Holm's method corrects
+the p-values of all comparisons that are made at once. Queries without a verdict on one side are left out and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 
-from steptool.evaluation import bootstrap
 from steptool.records import Evaluation
 
+Floats = npt.NDArray[np.float64]
+MEASURES: Mapping[str, tuple[str, str | None]] = {
+    "pass_rate": ("passed", None),
+    "recall": ("recall", None),
+    "invalid_call_rate": ("invalid_calls", "calls"),
+    "redundant_call_rate": ("redundant_calls", "calls"),
+    "steps": ("steps", None),
+    "tokens": ("tokens", None),
+}
+"""Each measure as (numerator, denominator) of columns of `evaluations`; None: per episode."""
+CONFIDENCE = 0.95
+_Z95 = 1.959964
+_CHUNK = 4_000_000
+"""Draws made at once."""
 ALL = "all"
 """Name of the group that holds every query."""
 GREEDY, SAMPLED = "greedy", "sampled"
 """The two ways of decoding."""
 LEVEL = 0.05
 """Significance level: a difference is shown only if its corrected p-value is below this."""
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """Numerators and denominators of a measure by query, repeats of a query averaged; `queries` are sorted.
+
+    Only queries with a value are in it. The measure is sum(top_Q) / sum(bottom_Q), and 0 where the denominators are 0.
+    """
+
+    queries: tuple[str, ...]
+    top_Q: Floats
+    bottom_Q: Floats
+
+    def ratio(self) -> float:
+        """The measure over all queries; 0 without queries."""
+        return float(divide(self.top_Q.sum(), self.bottom_Q.sum()))
+
+    def estimate(self) -> float | None:
+        """The measure over all queries; None where no query has a value, so that it cannot be measured."""
+        return self.ratio() if self.queries else None
+
+    def select(self, queries: Collection[str]) -> PerQuery:
+        """The same for some of the queries."""
+        places = [place for place, query in enumerate(self.queries) if query in queries]
+        return PerQuery(tuple(self.queries[place] for place in places), self.top_Q[places], self.bottom_Q[places])
+
+    def resample(self, counts_RQ: Floats) -> Floats:
+        """The measure [R] over each resample of the queries."""
+        return divide(counts_RQ @ self.top_Q, counts_RQ @ self.bottom_Q)
+
+    def swap(self, other: PerQuery, coins_RQ: Floats) -> Floats:
+        """The measure [R] if each query whose coin shows 1 has the results of `other` instead of its own."""
+        top = self.top_Q.sum() + coins_RQ @ (other.top_Q - self.top_Q)
+        return divide(top, self.bottom_Q.sum() + coins_RQ @ (other.bottom_Q - self.bottom_Q))
+
+
+def per_query(rows: Sequence[Evaluation], measure: str) -> PerQuery:
+    """A measure by query, over the rows that have a value. Raises ValueError for an unknown measure or no rows."""
+    if measure not in MEASURES:
+        raise ValueError(f"unknown measure '{measure}': expected one of {', '.join(MEASURES)}")
+    if not rows:
+        raise ValueError(f"{measure}: there are no evaluations to take it from")
+    top, bottom = MEASURES[measure]
+    repeats: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        value = getattr(row, top)
+        if value is not None:
+            repeats[row.query_id].append((value, 1.0 if bottom is None else getattr(row, bottom)))
+    queries = tuple(sorted(repeats))
+    means_Q2 = np.array([np.mean(repeats[q], axis=0) for q in queries], dtype=np.float64).reshape(-1, 2)
+    return PerQuery(queries, means_Q2[:, 0], means_Q2[:, 1])
+
+
+def divide(top: npt.ArrayLike, bottom: npt.ArrayLike) -> Floats:
+    """top / bottom, 0 where bottom is 0."""
+    top, bottom = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
+    quotient: Floats = np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
+    return quotient
+
+
+def resample_counts(queries: int, count: int, seed: int) -> Iterator[Floats]:
+    """How often each query is drawn [R, Q] in each of `count` resamples with replacement, in chunks of rows."""
+    rng = np.random.default_rng(seed)
+    size = max(1, _CHUNK // queries)
+    for start in range(0, count, size):
+        rows = min(size, count - start)
+        positions = rng.integers(queries, size=(rows, queries)) + queries * np.arange(rows)[:, None]
+        yield np.bincount(positions.ravel(), minlength=rows * queries).reshape(rows, queries).astype(np.float64)
+
+
+def coins(queries: int, count: int, seed: int) -> Iterator[Floats]:
+    """`count` rows of one toss for each query [R, Q], 0 or 1, in chunks of rows."""
+    rng = np.random.default_rng(seed)
+    size = max(1, _CHUNK // queries)
+    for start in range(0, count, size):
+        yield rng.integers(2, size=(min(size, count - start), queries)).astype(np.float64)
+
+
+def interval(estimates_R: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile interval that holds this share of the resampled estimates."""
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(estimates_R, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share among n; it is sensible at 0 and 1 too."""
+    centre = share + _Z95**2 / (2 * n)
+    reach = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
+    scale = 1 + _Z95**2 / n
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
 
 
 @dataclass(frozen=True)
@@ -87,9 +194,9 @@ def paired_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
     measure: str = "pass_rate",
-    confidence: float = bootstrap.CONFIDENCE,
+    confidence: float = CONFIDENCE,
 ) -> Difference:
-    """Difference a - b of a measure (see `bootstrap.MEASURES`) between two sets of evaluations.
+    """Difference a - b of a measure (see `MEASURES`) between two sets of evaluations.
 
     Repeats of a query are averaged first; then queries are drawn with replacement, the same for both sides, so that
     what makes a query hard for both cancels out. The interval holds the middle `confidence` of the resamples.
@@ -99,14 +206,13 @@ def paired_bootstrap(
 
 
 def difference_over_resamples(
-    of_a: bootstrap.PerQuery, of_b: bootstrap.PerQuery, resamples: int, seed: int, confidence: float
+    of_a: PerQuery, of_b: PerQuery, resamples: int, seed: int, confidence: float
 ) -> Difference:
     """The difference of `paired_bootstrap`, between two sides that hold the same queries."""
     draws = [
-        of_a.resample(counts) - of_b.resample(counts)
-        for counts in bootstrap.resamples(len(of_a.queries), resamples, seed)
+        of_a.resample(counts) - of_b.resample(counts) for counts in resample_counts(len(of_a.queries), resamples, seed)
     ]
-    low, high = bootstrap.interval(np.concatenate(draws), confidence)
+    low, high = interval(np.concatenate(draws), confidence)
     return Difference(of_a.ratio() - of_b.ratio(), low, high, len(of_a.queries))
 
 
@@ -121,19 +227,19 @@ def permutation_p(
     return p_of_swaps(*_pair(a, b, measure), draws, seed)
 
 
-def p_of_swaps(of_a: bootstrap.PerQuery, of_b: bootstrap.PerQuery, draws: int, seed: int) -> float:
+def p_of_swaps(of_a: PerQuery, of_b: PerQuery, draws: int, seed: int) -> float:
     """The p-value of `permutation_p`, between two sides that hold the same queries."""
     observed = abs(of_a.ratio() - of_b.ratio())
     extreme = sum(
         int((np.abs(of_a.swap(of_b, coins) - of_b.swap(of_a, coins)) >= observed - 1e-12).sum())
-        for coins in bootstrap.coins(len(of_a.queries), draws, seed)
+        for coins in coins(len(of_a.queries), draws, seed)
     )
     return (1 + extreme) / (1 + draws)
 
 
 def measurable_queries(a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str = "pass_rate") -> set[str]:
     """Queries that have a value of the measure on both sides; only they can be compared."""
-    column = bootstrap.MEASURES[measure][0]
+    column = MEASURES[measure][0]
     sides = ({row.query_id for row in rows if getattr(row, column) is not None} for rows in (a, b))
     return set.intersection(*sides)
 
@@ -188,7 +294,7 @@ def _compare_pair(
 
 
 def _changes(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> Changes:
-    pairs = list(zip(*(bootstrap.per_query(rows, "pass_rate").top_Q > 0.5 for rows in (b, a)), strict=True))
+    pairs = list(zip(*(per_query(rows, "pass_rate").top_Q > 0.5 for rows in (b, a)), strict=True))
     return Changes(*(pairs.count(pair) for pair in ((False, True), (True, False), (True, True), (False, False))))
 
 
@@ -212,13 +318,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return values
 
 
-def _pair(
-    a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str
-) -> tuple[bootstrap.PerQuery, bootstrap.PerQuery]:
+def _pair(a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str) -> tuple[PerQuery, PerQuery]:
     queries_a, queries_b = ({row.query_id for row in rows} for rows in (a, b))
     if queries_a != queries_b:
         raise ValueError(_mismatch(queries_a, queries_b))
-    of_a, of_b = bootstrap.per_query(a, measure), bootstrap.per_query(b, measure)
+    of_a, of_b = per_query(a, measure), per_query(b, measure)
     common = set(of_a.queries) & set(of_b.queries)
     if not common:
         raise ValueError(f"{measure}: none of the {len(queries_a)} queries has a value on both sides")

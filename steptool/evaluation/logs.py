@@ -21,8 +21,7 @@ from typing import Any
 from steptool import __version__
 from steptool.artifacts import lineage
 from steptool.data.export import with_ids
-from steptool.evaluation.bootstrap import MEASURES, PerQuery, per_query
-from steptool.evaluation.compare import GREEDY
+from steptool.evaluation.compare import GREEDY, MEASURES, PerQuery, per_query
 from steptool.records import Evaluation, Query, Trajectory
 from steptool.records.columns import Row, decode_value
 from steptool.records.episodes import read_queries

@@ -14,8 +14,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from steptool.evaluation import bootstrap
-from steptool.evaluation.compare import ALL, Difference, holm, paired_bootstrap, permutation_p
+from steptool.evaluation.compare import (
+    ALL,
+    CONFIDENCE,
+    Difference,
+    divide,
+    holm,
+    interval,
+    paired_bootstrap,
+    per_query,
+    permutation_p,
+    resample_counts,
+)
 from steptool.evaluation.results import pass_rates_by_tries
 from steptool.records import Evaluation
 
@@ -49,7 +59,7 @@ class SeededComparison:
     @property
     def is_shown(self) -> bool:
         """Whether a difference is shown after correction."""
-        return self.corrected_p < 1.0 - bootstrap.CONFIDENCE and (self.corrected[0] > 0 or self.corrected[1] < 0)
+        return self.corrected_p < 1.0 - CONFIDENCE and (self.corrected[0] > 0 or self.corrected[1] < 0)
 
 
 def join(rows: Seeded) -> list[Evaluation]:
@@ -70,24 +80,24 @@ def seed_interval(a: Seeded, b: Seeded, measure: str = "pass_rate", draws: int =
     """
     if a.keys() != b.keys():
         raise ValueError(f"expected the same seeds on both sides, got {sorted(a)} and {sorted(b)}")
-    parts = [[bootstrap.per_query(side[s], measure) for s in a] for side in (a, b)]
+    parts = [[per_query(side[s], measure) for s in a] for side in (a, b)]
     common = set.intersection(*(set(part.queries) for side in parts for part in side))
     if not common:
         raise ValueError(f"{measure}: no task has a value for every seed on both sides")
     common_parts = [[part.select(common) for part in side] for side in parts]
     tops_2SQ = np.array([[part.top_Q for part in side] for side in common_parts])
     bottoms_2SQ = np.array([[part.bottom_Q for part in side] for side in common_parts])
-    counts_RS = np.concatenate(list(bootstrap.resamples(len(a), draws, seed)))
+    counts_RS = np.concatenate(list(resample_counts(len(a), draws, seed)))
     estimates, start = [], 0
-    for counts_rQ in bootstrap.resamples(len(common), draws, seed + 1):
+    for counts_rQ in resample_counts(len(common), draws, seed + 1):
         counts_rS = counts_RS[start : start + len(counts_rQ)]
         start += len(counts_rQ)
-        ratios_2r = bootstrap.divide(
+        ratios_2r = divide(
             np.einsum("rs,ksq,rq->kr", counts_rS, tops_2SQ, counts_rQ, optimize=True),
             np.einsum("rs,ksq,rq->kr", counts_rS, bottoms_2SQ, counts_rQ, optimize=True),
         )
         estimates.append(ratios_2r[0] - ratios_2r[1])
-    return bootstrap.interval(np.concatenate(estimates))
+    return interval(np.concatenate(estimates))
 
 
 def compare_seeded(
@@ -137,7 +147,7 @@ def _correct(
     ranks = {place: rank for rank, place in enumerate(sorted(range(count), key=lambda i: comparisons[i].p))}
     corrected = []
     for place, (c, value) in enumerate(zip(comparisons, values, strict=True)):
-        confidence = 1 - (1 - bootstrap.CONFIDENCE) / (count - ranks[place])
+        confidence = 1 - (1 - CONFIDENCE) / (count - ranks[place])
         a, b = (join(select_group(methods[c.decoding][name], c.group)) for name in (c.a, c.b))
         wide = paired_bootstrap(a, b, draws, measure=c.measure, confidence=confidence)
         corrected.append(replace(c, corrected_p=value, corrected=(wide.low, wide.high), family=count))

@@ -8,8 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from steptool.evaluation import bootstrap
-from steptool.evaluation.compare import LEVEL, difference_over_resamples, holm, p_of_swaps
+from steptool.evaluation.compare import CONFIDENCE, LEVEL, Floats, PerQuery, difference_over_resamples, holm, p_of_swaps
 
 COLUMNS = ("task", "model", "score")
 """Columns that a table needs. Each further row of a task and a model is a repeat, whatever its other columns say."""
@@ -22,7 +21,7 @@ def compare_scores(
     pairs: Iterable[tuple[str, str]] | None = None,
     draws: int = 10_000,
     seed: int = 0,
-    confidence: float = bootstrap.CONFIDENCE,
+    confidence: float = CONFIDENCE,
 ) -> pd.DataFrame:
     """Differences between the mean scores of models on the same tasks, with intervals and corrected p-values.
 
@@ -91,6 +90,6 @@ def _compare_pair(
     }
 
 
-def _per_task(column: pd.Series[float]) -> bootstrap.PerQuery:
-    values: bootstrap.Floats = np.asarray(column, dtype=np.float64)
-    return bootstrap.PerQuery(tuple(column.index.astype(str)), values, np.ones_like(values))
+def _per_task(column: pd.Series[float]) -> PerQuery:
+    values: Floats = np.asarray(column, dtype=np.float64)
+    return PerQuery(tuple(column.index.astype(str)), values, np.ones_like(values))

@@ -17,8 +17,7 @@ from steptool.artifacts import lineage
 from steptool.artifacts.metrics import name_lost_groups, say
 from steptool.config import Config
 from steptool.evaluation.measures import apply_verdicts
-from steptool.evaluation.results import Results, compute_results
-from steptool.evaluation.tables import plain_figures, to_csv, to_latex, to_markdown
+from steptool.evaluation.results import Results, compute_results, plain_figures, to_csv, to_latex, to_markdown
 from steptool.judge.annotator import count_reasons
 from steptool.judge.outcome_judge import judge_outcomes
 from steptool.judge.verdicts import read_verdicts

@@ -14,8 +14,7 @@ from markupsafe import Markup
 
 from steptool.artifacts.metrics import total_counts
 from steptool.evaluation.compare import ALL, Comparison, conclusion
-from steptool.evaluation.results import Results
-from steptool.evaluation.tables import NOTE, text_tables
+from steptool.evaluation.results import NOTE, Results, text_tables
 from steptool.records import Cost
 from steptool.report.assets import asset, model_colours, templates
 from steptool.report.charts import Interval, differences, interval_bars, percent, signed_points

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from steptool.evaluation.bootstrap import wilson
+from steptool.evaluation.compare import wilson
 from steptool.records import Metric
 from steptool.report.charts import (
     Bubble,

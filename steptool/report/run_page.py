@@ -13,8 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from steptool.config.training import HAVE_NO_ADVANTAGES
-from steptool.evaluation.bootstrap import MEASURES
-from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, Comparison, Difference, points
+from steptool.evaluation.compare import ALL, GREEDY, MEASURES, SAMPLED, Comparison, Difference, points
 from steptool.records import Cost
 from steptool.records.columns import Row
 from steptool.report import rewards_page, run_charts

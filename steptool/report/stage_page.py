@@ -15,7 +15,7 @@ import yaml
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from steptool.evaluation.bootstrap import wilson
+from steptool.evaluation.compare import wilson
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from steptool.records.columns import Row
 from steptool.records.tables import contract_name, iterate_records, iterate_rows, read_rows, record_class

@@ -16,17 +16,18 @@ import fsspec  # type: ignore[import-untyped]
 
 from steptool.config import Config, PromotionConfig
 from steptool.data.splits import digest, text_key
-from steptool.environments.virtual_protocol import endpoints
-from steptool.evaluation.bootstrap import per_query, wilson
+from steptool.environments.toolbench import endpoints
 from steptool.evaluation.compare import (
     GREEDY,
     LEVEL,
     Difference,
     measurable_queries,
     paired_bootstrap,
+    per_query,
     permutation_p,
     points,
     probability,
+    wilson,
 )
 from steptool.records import Evaluation, Query
 from steptool.registry import Conflict, Registry

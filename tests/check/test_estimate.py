@@ -2,7 +2,7 @@
 
 import pytest
 
-from steptool.check.estimate import (
+from steptool.check.plan import (
     EpisodeShape,
     Speeds,
     StageEstimate,

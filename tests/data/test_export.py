@@ -12,7 +12,7 @@ from steptool.config import Config
 from steptool.data.export import Form, PreferencePair, SftExample, export
 from steptool.data.ingest import ingest
 from steptool.data.recordings.recording import RecordedTurn, make_trajectory
-from steptool.environments.virtual_protocol import observation_status
+from steptool.environments.toolbench import observation_status
 from steptool.records import FINISH, Query, Step, StepStatus, ToolCall, Trajectory
 from steptool.records.columns import ContractError, to_row
 from steptool.records.episodes import read_queries

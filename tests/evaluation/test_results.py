@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation_rows import make_evaluation
-from steptool.evaluation.bootstrap import wilson
-from steptool.evaluation.compare import groups
+from steptool.evaluation.compare import groups, wilson
 from steptool.evaluation.results import (
     CostPerSolved,
     cost_per_solved,

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from steptool.evaluation.results import compute_results
-from steptool.evaluation.tables import plain_figures, to_csv, to_latex, to_markdown
+from steptool.evaluation.results import compute_results, plain_figures, to_csv, to_latex, to_markdown
 from steptool.records import Evaluation, Preference, Query, Verdict
 from steptool.records.columns import from_row
 from steptool.records.tables import to_table

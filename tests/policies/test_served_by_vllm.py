@@ -18,7 +18,7 @@ from steptool.data.ingest import ingest
 from steptool.models.load import tiny_model, train_tokenizer
 from steptool.models.serving import read_serving, write_serving
 from steptool.pipeline.episodes import evaluate
-from steptool.pipeline.learning import prepare
+from steptool.pipeline.preparation import prepare
 from steptool.records import Query, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records

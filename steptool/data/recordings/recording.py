@@ -19,7 +19,7 @@ import numpy as np
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, call_message, tool_message
 from steptool.data.files import content_stem
 from steptool.data.parsing import Record, UnusableError, join_texts, parse_json, replace_half_pairs
-from steptool.environments.virtual_protocol import observation_status
+from steptool.environments.toolbench import observation_status
 from steptool.records import (
     FINISH,
     Message,

@@ -28,7 +28,7 @@ from steptool.data.parsing import (
 from steptool.data.recordings.conversation import read_turns
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
 from steptool.data.tools import check_and_close, toolbench_tools
-from steptool.environments.virtual_protocol import NAME_LIMIT
+from steptool.environments.toolbench import NAME_LIMIT
 from steptool.records import FINISH, ToolSchema
 
 Node = Mapping[str, Any]

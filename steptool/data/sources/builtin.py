@@ -30,7 +30,7 @@ from steptool.data.tools import (
 from steptool.environments.base import open_environment
 from steptool.environments.bfcl_tasks import bfcl_queries
 from steptool.environments.desk.tasks import desk_demonstrations, desk_queries
-from steptool.environments.virtual_protocol import REFERENCE, endpoint, function_name, parameter_name
+from steptool.environments.toolbench import REFERENCE, endpoint, function_name, parameter_name
 from steptool.records import Query, Reference, ToolSchema, Trajectory
 
 _FIELDS = ("instruction", "tools", "environment", "id", "split", "reference", "tier", "max_steps")

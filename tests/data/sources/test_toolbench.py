@@ -12,7 +12,7 @@ from steptool.data.sources.base import SourceInputs
 from steptool.data.sources.builtin import ToolBenchSource, make_tool_schemas, read_instruction
 from steptool.data.tools import ToolCatalog
 from steptool.environments.schema import check_arguments, check_tools
-from steptool.environments.virtual_protocol import avoid_reserved, endpoints, function_name
+from steptool.environments.toolbench import avoid_reserved, endpoints, function_name
 from steptool.records import Reference
 
 FILE = Path("G9_weather.json")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.environments.virtual_protocol import endpoint, endpoints, from_server, function_name, observation_status
+from steptool.environments.toolbench import endpoint, endpoints, from_server, function_name, observation_status
 from steptool.records import Query, Reference, StepStatus
 
 

@@ -14,8 +14,8 @@ from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config
 from steptool.data.ingest import ingest
 from steptool.pipeline.episodes import EPISODES, audit_round, open_learner, play_shard, score_file
-from steptool.pipeline.learning import learn_round, prepare
-from steptool.pipeline.together import FinishedRound, RoundInputs, play_and_learn
+from steptool.pipeline.learning import FinishedRound, RoundInputs, learn_round, play_and_learn
+from steptool.pipeline.preparation import prepare
 from steptool.records import Advantage, Metric, Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.audit import AuditError

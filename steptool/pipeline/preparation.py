@@ -1,0 +1,304 @@
+"""Before a run: the base model and the data that fits it, a trial of the model, and a rehearsal of the whole run.
+
+The trial plays turns, whose log-probabilities must equal those of training. The rehearsal tries data, tools and model,
+and estimates time and money of the run from a few turns.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from steptool.artifacts.metrics import say
+from steptool.chat.codec import ChatCodec
+from steptool.chat.finish import offered_tools
+from steptool.check.memory import GIB, read_shape
+from steptool.check.memory import estimate as estimate_memory
+from steptool.check.plan import EpisodeShape, Speeds, describe_estimate, estimate_evaluation, estimate_training
+from steptool.check.tool_calls import CalledTools, ToolTrial, try_tools
+from steptool.config import Config, FinishMode
+from steptool.data.ingest import ingest
+from steptool.environments.base import check_queries
+from steptool.models.actor import Actor, collate, score_actions
+from steptool.models.adapter import new_adapter
+from steptool.models.load import EMBEDDED, ModelError, load_codec, load_model, prepare_base, read_model_config
+from steptool.models.logprobs import causal_lm
+from steptool.models.optimizer import adamw
+from steptool.pipeline.episodes import FETCHED
+from steptool.pipeline.tracking import check_trackers, track_configuration
+from steptool.policies.catalog import open_environment_of
+from steptool.policies.kv_cache import check_context
+from steptool.policies.sampler import BatchSampler, Feed
+from steptool.records import Query, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
+from steptool.storage.remote import localize
+from steptool.training.algorithms.base import Supervised
+from steptool.training.processes import PassLimit
+from steptool.training.trainer import Settings, Trainer
+from steptool.training.warm_start import Lessons, encode_demonstrations, iterate_texts, select_fitting
+
+TOLERANCES = {torch.float32: 0.01, torch.bfloat16: 0.1}
+"""Nats by which the log-probabilities of a turn may differ from those of the training path: rounding, and no more. The
+largest difference of a token counts in float32, in bfloat16 the mean one."""
+_TURNS = 2
+
+_ROWS, _TOKENS = 16, 16
+"""The measurement decodes at most so many episodes together, with so many tokens in each turn."""
+_UPDATES = 3
+"""Optimizer steps that are measured; the first does not count."""
+_NO_CHANGE = 1e-12
+"""Learning rate of the measurement."""
+
+
+@dataclass
+class _Row:
+    """A conversation of the trial."""
+
+    input_ids: list[int]
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    cached: int = 0
+
+
+def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> float:
+    """Play two turns of the shortest and of the longest prompt, and of one that fills the context.
+
+    Returns the difference in nats between the log-probabilities of the rollouts and those of the training path. Where
+    another engine decodes, weights and context alone are checked.
+    Raises ModelError, with the remedy, for a model that cannot be played or trained: weights that are no numbers, a
+    context longer than its positions, layers that the sampler does not know, log-probabilities that differ.
+    """
+    name = type(causal_lm(model)).__name__
+    try:
+        _check_weights(model)
+        check_context(model, config.policy.max_context)
+        if config.rollout.engine != "transformers":
+            return 0.0
+        rows = _play(model, codec, queries, config)
+        differences = [_difference(model, row, config.rollout.temperature) for row in rows if row.spans]
+    except ValueError as error:
+        raise ModelError(f"policy.base: {error}") from error
+    except (RuntimeError, IndexError, TypeError, AttributeError, KeyError) as error:
+        raise ModelError(
+            f"policy.base: {name} cannot be played by our engine, a trial turn ended with {type(error).__name__}: "
+            f"{error}; choose a model of plain or sliding attention, set rollout.engine to vllm, or evaluate this one "
+            "behind an endpoint"
+        ) from error
+    worst, tolerance = max(differences), TOLERANCES[model.dtype]
+    if not worst <= tolerance:
+        raise ModelError(
+            f"policy.base: {name} samples turns whose log-probabilities differ from those of training by {worst:.3g} "
+            f"nats, {tolerance:g} are allowed: its attention is not what its configuration says. Choose another model, "
+            "or load this one with attn_implementation 'eager' and report it"
+        )
+    return worst
+
+
+def _check_weights(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"the weights '{name}' hold values that are no numbers; take an intact copy of the model")
+
+
+def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> list[_Row]:
+    room, answer = config.rollout.max_new_tokens, codec.observation_ids("{}", "trial")
+    longest = config.policy.max_context - _TURNS * (room + len(answer) + 1)
+    rows = [_Row(ids) for ids in _prompts(codec, queries, config.rollout.finish, longest)]
+    sampler = BatchSampler(model, len(rows), codec.end_ids, max_new_tokens=room, temperature=config.rollout.temperature)
+    random = np.random.default_rng(0)
+    for _ in range(_TURNS):
+        uniforms = random.random((len(rows), room), dtype=np.float32)
+        fits = [n for n, row in enumerate(rows) if len(row.input_ids) + room <= config.policy.max_context]
+        sampler.feed([Feed(n, rows[n].cached, rows[n].input_ids[rows[n].cached :], uniforms[n]) for n in fits])
+        while sampler.ended_count < len(fits):
+            sampler.step()
+        for turn in sampler.take():
+            row = rows[turn.row]
+            row.spans.append((len(row.input_ids), len(row.input_ids) + len(turn.ids)))
+            row.input_ids += turn.ids
+            row.logprobs += turn.logprobs.tolist()
+            row.cached = len(row.input_ids) - 1
+            row.input_ids += answer if turn.ids[-1] in codec.end_ids else [codec.end_id, *answer]
+    return rows
+
+
+def _prompts(codec: ChatCodec, queries: Sequence[Query], finish: FinishMode, length: int) -> list[list[int]]:
+    """The prompts of a short and of a long query, and one of `length` tokens if that is more."""
+    by_size = sorted(queries, key=lambda query: len(query.instruction) + len(str(query.tools)))
+    extremes = (by_size[0], by_size[-1])
+    prompts = [codec.prompt_ids(query.first_messages, offered_tools(query.tools, finish)) for query in extremes]
+    longest = prompts[-1]
+    full = (longest * (max(0, length) // len(longest) + 1))[: max(0, length)]
+    return [*prompts, full] if len(full) > len(longest) else prompts
+
+
+@torch.no_grad()
+def _difference(model: PreTrainedModel, row: _Row, temperature: float) -> float:
+    """How far the sampled log-probabilities of a row are from those of the training path."""
+    batch = collate([row]).to(model.device)
+    trained_N = score_actions(model, batch, temperature).log_probs_N.cpu().numpy()
+    differences_N = np.abs(trained_N - np.asarray(row.logprobs, dtype=np.float32))
+    return float(differences_N.max() if model.dtype is torch.float32 else differences_N.mean())
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The base model in its folder, and the part of the data that fits it."""
+
+    model: Path
+    queries: list[Query]
+    """Those whose prompts fit the context."""
+    lessons: Lessons
+    """The demonstrations with their tokens, and those that the model cannot learn from."""
+
+
+def prepare(
+    queries: Sequence[Query], demonstrations: Sequence[Trajectory], config: Config, out_dir: str | Path
+) -> Preparation:
+    """Put the base model into a folder, play a turn with it, check that prompts fit, and encode the demonstrations.
+
+    Raises ModelError for a model that cannot be used. Raises ValueError for a prompt that leaves no room for a step,
+    and where a warm start is configured but no demonstration can be learned from.
+    """
+    check_trackers(config.tracking)
+    track_configuration(config)
+    texts = iterate_texts(queries, demonstrations)
+    base = prepare_base(config.policy, texts, config.seed, out_dir)
+    codec = load_codec(base, config.policy.chat_format, config.policy.chat_date)
+    fitting = select_fitting(queries, codec, config)
+    try_model(load_model(base), codec, fitting, config)
+    lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context, config.rollout.finish)
+    stages = estimate_memory(read_shape(read_model_config(base), "auto"), config, has_gpu=torch.cuda.is_available())
+    say("prepare", f"memory by estimate: {', '.join(f'{s.stage} {s.total / GIB:.1f} GiB' for s in stages)}")
+    say("prepare", f"base model '{config.policy.base}', {len(fitting)} of {len(queries)} prompts fit its context")
+    for name, number in lessons.counts().items():
+        say("prepare", f"{name}: {number}")
+    lessons.check(config.warm_start)
+    return Preparation(base, fitting, lessons)
+
+
+def rehearse(config: Config, *, for_training: bool, called: CalledTools = CalledTools.READ_ONLY) -> Iterator[str]:
+    """Rehearse a run in a temporary folder, and yield a line for each part that succeeded.
+
+    Raises what the stages of the run would raise: IngestError for data, ModelError and ValueError for the model and its
+    prompts, and errors of the environment; and ConfigError where no tool answers.
+    """
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
+        folder = Path(scratch)
+        config = localize(config, folder / "fetched", *FETCHED)
+        data = ingest(config, folder / "data", for_training)
+        yield f"data        read: {data.counts['queries kept']} of {data.counts['queries read']} queries are kept"
+        queries = read_queries(data.queries_path)
+        recordings = read_records(data.demonstrations_path, Trajectory)
+        with open_environment_of(queries, config, recordings) as environment:
+            check_queries(environment, queries)
+            yield f"tools       {environment.name}: a session starts for each of {len(queries)} queries"
+            trial = try_tools(environment, queries, recordings, config.tools, called)
+        yield from (f"            {line}" for line in trial.describe())
+        prepared = None
+        if for_training:
+            prepared = prepare(queries, recordings, config, folder / "base")
+            yield f"model       {config.policy.base}: loaded and tried, {len(prepared.queries)} prompts fit its context"
+        yield ""
+        yield from estimate(config, queries, prepared, trial)
+
+
+def estimate(config: Config, queries: Sequence[Query], prepared: Preparation | None, trial: ToolTrial) -> Iterator[str]:
+    """A table of time and money by stage, for a training, or without a prepared model for an evaluation."""
+    evaluated = sum(query.split == config.evaluation.split or config.evaluation.split == "all" for query in queries)
+    lessons = prepared.lessons.encoded if prepared else []
+    measured = measure(prepared.model, prepared.queries, config) if prepared else _measure_first_model(queries, config)
+    prompt_tokens = measured.prompt_tokens if measured else config.policy.max_context / 2
+    shape = EpisodeShape.of(lessons, prompt_tokens, config)
+    yield f"episodes of {shape.turns:.1f} turns and {shape.tokens:.0f} tokens, by {shape.source}"
+    speeds = measured.with_tools(trial.mean_seconds) if measured else None
+    if speeds:
+        yield (
+            f"measured here: {speeds.sampled_per_second:,.0f} tokens a second are sampled, "
+            f"{speeds.trained_per_second:,.0f} trained"
+        )
+    if prepared and speeds:
+        yield from describe_estimate(estimate_training(config, shape, speeds, evaluated))
+    else:
+        yield from describe_estimate(estimate_evaluation(config, shape, speeds, evaluated))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The figures that were measured on a few turns and updates."""
+
+    prompt_tokens: float
+    """Mean tokens of a prompt."""
+    speeds: Speeds
+
+    def with_tools(self, call_seconds: float) -> Speeds:
+        """The measured speeds, with the seconds that a tool call takes."""
+        return replace(self.speeds, call_seconds=call_seconds)
+
+
+def measure(folder: str | Path, queries: Sequence[Query], config: Config) -> Measurement:
+    """Play two turns of a few episodes with our own sampler, and make three updates on them."""
+    codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
+    number = min(_ROWS, config.rollout.batch_size, config.rollout.episodes)
+    played = list(islice(cycle(queries), number))
+    rows = [_Row(codec.prompt_ids(q.first_messages, offered_tools(q.tools, config.rollout.finish))) for q in played]
+    prompt_tokens = sum(len(row.input_ids) for row in rows) / len(rows)
+    prompt, sampled = _measure_turns(rows, codec.observation_ids("{}", "tool"), load_model(folder), config)
+    return Measurement(prompt_tokens, Speeds(prompt, sampled, _measure_updates(rows, load_model(folder), config), 0.0))
+
+
+def _measure_first_model(queries: Sequence[Query], config: Config) -> Measurement | None:
+    """The speeds of the first model that an evaluation plays; None if its model is not on this machine."""
+    places = [policy.model for policy in config.evaluation.policies if policy.kind == "model" and not policy.base]
+    folders = [EMBEDDED if place == "embedded" else Path(place) for place in places]
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return measure(folder, queries, config) if folder else None
+
+
+def _measure_turns(
+    rows: Sequence[_Row], answer: list[int], model: PreTrainedModel, config: Config
+) -> tuple[float, float]:
+    """Seconds to read a prompt, and tokens sampled in a second: the first turn reads prompts, the second answers."""
+    room = min(_TOKENS, config.rollout.max_new_tokens)
+    sampler = BatchSampler(model.eval(), len(rows), set(), max_new_tokens=room, temperature=config.rollout.temperature)
+    random, seconds = np.random.default_rng(0), []
+    fed = [0] * len(rows)
+    for _ in range(2):
+        start = time.perf_counter()
+        uniforms = random.random((len(rows), room), dtype=np.float32)
+        sampler.feed([Feed(n, fed[n], row.input_ids[fed[n] :], uniforms[n]) for n, row in enumerate(rows)])
+        while sampler.ended_count < len(rows):
+            sampler.step()
+        for turn in sampler.take():
+            row = rows[turn.row]
+            row.spans.append((len(row.input_ids), len(row.input_ids) + len(turn.ids)))
+            fed[turn.row] = len(row.input_ids) + len(turn.ids) - 1
+            row.input_ids += [*turn.ids, *answer]
+        seconds.append(time.perf_counter() - start)
+    return max(0.0, seconds[0] - seconds[1]) / len(rows), len(rows) * room / seconds[1]
+
+
+def _measure_updates(rows: Sequence[_Row], model: PreTrainedModel, config: Config) -> float:
+    """Tokens of whole episodes, forward and backward, in a second."""
+    actor = Actor(model)
+    if config.policy.lora_rank:
+        actor.policy = new_adapter(actor.policy, config.policy, config.seed).eval()
+    if config.ppo.gradient_checkpointing:
+        actor.checkpoint_activations()
+    ends: list[float] = []
+    settings = Settings(PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed), 1.0)
+    optimizer = adamw(actor.policy, _NO_CHANGE)
+    trainer = Trainer(
+        actor, optimizer, Supervised(), rows, settings, on_step=lambda *_: ends.append(time.perf_counter())
+    )
+    trainer.train([np.arange(len(rows))] * _UPDATES)
+    return sum(len(row.input_ids) for row in rows) * (_UPDATES - 1) / (ends[-1] - ends[0])
