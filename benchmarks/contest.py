@@ -18,9 +18,9 @@ import yaml
 
 from steptool.artifacts.lineage import sign
 from steptool.config import Config, EvaluatedPolicy
+from steptool.pipeline.episodes import TaskSet
 from steptool.records import Evaluation, Query, Trajectory
 from steptool.records.tables import read_records, write_records
-from steptool.rollout.schedule import TaskSet
 
 BASE, WARM_START = "base", "warm_start"
 EVALUATIONS = "evaluations.parquet"

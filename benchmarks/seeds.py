@@ -35,7 +35,7 @@ from steptool.evaluation.over_seeds import (
 from steptool.evaluation.results import summarise
 from steptool.records import Evaluation
 from steptool.records.tables import read_records
-from steptool.report.charts import Interval, interval_bars
+from steptool.report.elements import Interval, interval_bars
 
 METHODS = ("steptool", "ppo_final", "rft", "rft_sharp", "grpo", "gigpo", "eto", "archer")
 """The files of configs/methods/. The first is the one that the others are compared with."""

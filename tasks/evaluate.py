@@ -73,8 +73,8 @@ def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory
 
 
 def _evaluate(policy: EvaluatedPolicy, config: Config, tasks: Tasks) -> "PolicyEvaluation":
+    from steptool.pipeline.episodes import TaskSet
     from steptool.pipeline.episodes import evaluate as play
-    from steptool.rollout.schedule import TaskSet
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     task_set = TaskSet(download(tasks))

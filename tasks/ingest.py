@@ -60,7 +60,7 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
     """
     watch = Stopwatch("ingest")
     from steptool.data.ingest import ingest as read_source
-    from steptool.rollout.schedule import TaskSet
+    from steptool.pipeline.episodes import TaskSet
 
     folder = make_folder("ingested")
     local_config = localize(config, make_folder("fetched"), "data.paths", "data.recorded_answers")

@@ -11,8 +11,7 @@ from tasks.runtime.stage import stage
 def rollout(shard: int, round_index: int, config: Config, model: Model, base: Model, tasks: Tasks) -> Shard:
     """Sample a shard of a round's episodes. `base` is the model that an adapter belongs to."""
     watch = Stopwatch("rollout", round_index)
-    from steptool.pipeline.episodes import open_learner, play_shard
-    from steptool.rollout.schedule import TaskSet
+    from steptool.pipeline.episodes import TaskSet, open_learner, play_shard
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     task_set = TaskSet(download(tasks))

@@ -39,8 +39,8 @@ def rounds_together(
     scale: FlyteFile | None,
 ) -> Together:
     """Play, annotate, audit and learn from `count` rounds, the first of which has the index `first`."""
+    from steptool.pipeline.episodes import TaskSet
     from steptool.pipeline.learning import RoundInputs, play_and_learn
-    from steptool.rollout.schedule import TaskSet
     from tasks.runtime.artifacts import Checkpoints
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache", "rewards.audit.previous")

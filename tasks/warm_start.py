@@ -46,12 +46,12 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     watch = Stopwatch("prepare")
     from steptool.artifacts.lineage import sign
     from steptool.environments.base import check_queries
+    from steptool.pipeline.episodes import TaskSet
     from steptool.pipeline.preparation import prepare as prepare_model
     from steptool.policies.catalog import open_environment_of
     from steptool.records import Metric, Query, Trajectory
     from steptool.records.episodes import read_queries
     from steptool.records.tables import read_records, write_records
-    from steptool.rollout.schedule import TaskSet
 
     local_config = localize(config, make_folder("fetched"), "policy.base", "tools.toolbench.cache")
     all_queries, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)

@@ -19,7 +19,7 @@ import httpx2
 import openai
 from openai.resources.chat.completions import AsyncCompletions
 
-from steptool.artifacts.telemetry import count
+from steptool.artifacts.metrics import count
 from steptool.chat.messages import DEEPEST, model_schemas, nesting
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema

@@ -2,14 +2,22 @@
 
 from steptool.config.base import ConfigError
 from steptool.config.data import DataConfig, McpConfig, ToolBenchConfig, ToolsConfig
-from steptool.config.evaluation import EvaluatedPolicy, EvaluationConfig, PromotionConfig, SearchConfig
-from steptool.config.rewards import AuditConfig, EndpointConfig, JudgeConfig, RewardConfig
+from steptool.config.evaluation import (
+    EndpointConfig,
+    EvaluatedPolicy,
+    EvaluationConfig,
+    JudgeConfig,
+    PromotionConfig,
+    SearchConfig,
+)
 from steptool.config.run import Config, load_config
 from steptool.config.training import (
+    AuditConfig,
     CreditConfig,
     FinishMode,
     PolicyConfig,
     PPOConfig,
+    RewardConfig,
     RolloutConfig,
     RoundsConfig,
     WarmStartConfig,

@@ -1,4 +1,6 @@
-"""The sections `evaluation` and `promotion`: what is compared, and when a retrained model takes over."""
+"""The sections `evaluation` and `promotion`: what is compared, who judges, and when a retrained model takes over. It
+also defines the sections of a chat model behind HTTP and of a judge, which `rewards` has as well.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,56 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel
+from steptool.config.base import ConfigError, FreeMapping, Natural, Positive, Share, StrictModel
 from steptool.config.data import Places
-from steptool.config.rewards import EndpointConfig
+
+
+class EndpointConfig(StrictModel):
+    """A chat model behind an HTTP endpoint of OpenAI's form."""
+
+    base_url: str = ""
+    """Address up to the version, such as https://api.openai.com/v1 or http://localhost:8000/v1."""
+    model: str = ""
+    """Name of the model there."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; it may be unset where the server needs none."""
+    concurrency: Positive = 16
+    """Requests in flight at once."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds that the server may stay silent. All attempts and the waits between them may take retries + 1 times as
+    long."""
+    retries: Natural = 4
+    """Number of further attempts after a lost connection, an HTTP status 408, 409, 429 or 5xx, or an answer that is not
+    a chat completion."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature."""
+    max_tokens: Positive = 1024
+    """Largest number of tokens in an answer."""
+    request: FreeMapping = Field(default_factory=dict)
+    """Further fields of every request. They replace fields of the same name; null removes a field. For a server that
+    refuses max_tokens, write {max_tokens: null, max_completion_tokens: 1024}."""
+    price_in: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million input tokens, for the report of costs."""
+    price_out: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million output tokens, for the report of costs."""
+
+
+class JudgeConfig(StrictModel):
+    """The chat model that scores steps, judges outcomes and compares answers (docs/judge.md)."""
+
+    endpoint: EndpointConfig = EndpointConfig()
+    votes: Positive = 3
+    """Number of answers that the judge gives for each trajectory. A score is their mean."""
+    attempts: Positive = 3
+    """Number of requests for one vote, as long as its answer cannot be used. After that the vote is missing."""
+    deadline: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds that all votes of a stage may take together. Votes that have not come by then are missing."""
+    observation_limit: Positive = 2000
+    """Largest number of characters that the judge sees of a call's arguments, of an observation and of an answer. A cut
+    is marked."""
+    cache: str = ""
+    """File that keeps the judge's replies. A reply that is in it is not requested again, so that nothing is paid twice;
+    empty: no file."""
 
 
 class SearchConfig(StrictModel):

@@ -16,11 +16,11 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from steptool.config.base import ConfigError, StrictModel, explain_refusal
 from steptool.config.data import DataConfig, ToolsConfig
 from steptool.config.evaluation import EvaluationConfig, PromotionConfig
-from steptool.config.rewards import RewardConfig
 from steptool.config.training import (
     CreditConfig,
     PolicyConfig,
     PPOConfig,
+    RewardConfig,
     RolloutConfig,
     RoundsConfig,
     WarmStartConfig,

@@ -1,4 +1,6 @@
-"""The sections `policy`, `warm_start`, `rollout`, `credit`, `rounds` and `ppo`: the model and how it learns."""
+"""The sections of the model and of how it learns: `policy`, `warm_start`, `rollout`, `rewards`, `credit`, `rounds` and
+`ppo`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel, refuse
-from steptool.config.rewards import RewardConfig
+from steptool.config.evaluation import JudgeConfig
 
 FinishMode = Literal["tool", "text"]
 """How an episode ends: with the tool Finish, or with an answer in text."""
@@ -87,6 +89,72 @@ class RolloutConfig(StrictModel):
     """What decodes, in rollouts and in evaluation. transformers: this package's own sampler, whose samples depend on
     the seed alone; vllm: vLLM in the process of the stage, faster on a GPU, from the extra gpu. Its samples depend on
     the seed and on rounding, which changes with the episodes that are played side by side."""
+
+
+class AuditConfig(StrictModel):
+    """Checks of a round's rewards before the model learns from them (docs/annotators.md). A run stops if a figure
+    crosses its threshold. A figure that cannot be computed for a round is not checked."""
+
+    second: Literal["", "rules", "lcs", "overlap", "truth"] = "truth"
+    """Second annotator, whose scores are compared with those of rewards.annotator; empty: no comparison."""
+    previous: str = ""
+    """File or url of the rewards of an earlier run, to measure drift from it; empty: drift is not measured."""
+    max_missing: Share = 0.5
+    """Largest share of the episodes that may lack a score which their reward needs. The model cannot learn from such an
+    episode."""
+    min_auroc: Share = 0.0
+    """Smallest probability that a solved episode has a higher mean Contribution than one that was not solved; 0: not
+    checked."""
+    min_kappa: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """Smallest Cohen's kappa of the two annotators on whether a step contributes; -1: not checked."""
+    require_signal: bool = True
+    """Whether to stop if step rewards carry no signal: every Contribution is 0 although solved episodes have successful
+    calls, or the mean Contribution ranks unsolved above solved episodes beyond chance (AUROC below .5)."""
+    max_farming: Annotated[float, Field(ge=-1, le=1)] = 1.0
+    """Largest correlation of an episode's step rewards with its number of steps; 1: not checked."""
+
+
+class RewardConfig(StrictModel):
+    """How the components become one reward per step: r_t = step_weight * (alpha * succ_t + contribution_t) before the
+    last step, and IsSolved on the last."""
+
+    annotator: Literal["rules", "lcs", "overlap", "truth", "judge"] = "rules"
+    """Who scores the steps. rules: rules on the text, which follow changes and the flow of values; lcs: the published
+    rules; overlap: the published rules without failed steps, which look at the answer alone; truth: what the
+    environment knows; judge: a chat model."""
+    alpha: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of SuccCalling relative to Contribution."""
+    step_weight: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the steps before the last relative to IsSolved. Too large a weight teaches the model to collect calls
+    (see the farming check)."""
+    succ_calling: Literal["bonus", "penalty"] = "penalty"
+    """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
+    contribution: Literal["score", "progress"] = "score"
+    """score: each step earns its Contribution. progress: it earns the growth of a potential, the sum of the
+    Contributions so far divided by progress_steps and at most 1; once that is reached, further steps earn nothing."""
+    progress_steps: Positive = 8
+    """Number of contributing steps that a task needs. With contribution: progress each of them earns 1 /
+    progress_steps."""
+    redundant_cost: Annotated[float, Field(ge=0)] = 0.5
+    """Amount that a call loses, times step_weight, if it repeats an earlier call and gets the same result."""
+    weights: Literal["fixed", "calibrated"] = "fixed"
+    """fixed: the weights above. calibrated: SuccCalling and Contribution are each multiplied by max(0, 2 AUROC - 1),
+    where AUROC says how well the component separated solved from unsolved episodes in the last rounds. A component that
+    says nothing about the outcome then pays nothing."""
+    calibration_rounds: Positive = 4
+    """Rounds over which calibrated weights are averaged (a moving average)."""
+    normalisation: Literal["none", "trajectory", "running"] = "none"
+    """trajectory: the step rewards before the last are divided by their number; running: all rewards of a round are
+    divided by their standard deviation over this round and those before it."""
+    judge: JudgeConfig = JudgeConfig()
+    audit: AuditConfig = AuditConfig()
+
+    @model_validator(mode="after")
+    def _has_judge(self) -> RewardConfig:
+        endpoint = self.judge.endpoint
+        if self.annotator == "judge" and not (endpoint.base_url and endpoint.model):
+            raise ValueError("the annotator judge needs rewards.judge.endpoint.base_url and .model")
+        return self
 
 
 class CreditConfig(StrictModel):

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Annotated, Any
 
-from steptool.chat.finish import offers_finish, to_text_answers
+from steptool.chat.call_format import offers_finish, to_text_answers
 from steptool.records import Message, Query, Trajectory
 from steptool.records.columns import JSON_LIST, Row, Stored, contract, decode_value
 from steptool.records.tables import iterate_rows, scratch_folder, write_rows, write_whole

@@ -16,7 +16,7 @@ import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
 from steptool.artifacts.lineage import sha256
-from steptool.chat.finish import offered_tools
+from steptool.chat.call_format import offered_tools
 from steptool.config import Config, DataConfig
 from steptool.data.files import SUFFIXES, content_suffix, find_files
 from steptool.data.parsing import IngestError, IngestLog

@@ -1,4 +1,4 @@
-"""Which queries are trained on, tuned on and held out.
+"""Which queries are trained on, tuned on and held out, and in which order rounds play the training queries.
 
 The text of a query decides its split, and the numbers are exact where the configuration asks for it. What is kept can
 be decided only when everything has been read. Until then it waits in a temporary database.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Mapping
 from itertools import permutations
 from pathlib import Path
@@ -276,3 +277,41 @@ class StagingDatabase:
             f"SELECT query_id, sample, rewards {_SAMPLES} WHERE rewards IS NOT NULL {_IN_ORDER}"
         ):
             yield from recorded_rewards(make_trajectory_id(query_id, sample), json.loads(rewards))
+
+
+def round_positions(total: int, episodes: int, round_index: int, seed: int) -> list[int]:
+    """Positions in [0, total) of the queries of a round, one for each episode.
+
+    Rounds read on in one endless sequence: all positions in a shuffled order, then all of them in another one, and so
+    on. No position comes a second time before every other has come once. Raises ValueError for an empty set.
+    """
+    if total < 1:
+        raise ValueError("there is nothing to draw a round from: expected at least one training query")
+    positions: list[int] = []
+    start = round_index * episodes
+    while len(positions) < episodes:
+        epoch, offset = divmod(start + len(positions), total)
+        positions += _shuffle(total, seed, epoch)[offset : offset + episodes - len(positions)]
+    return positions
+
+
+def shard_positions(total: int, episodes: int, round_index: int, seed: int, *, shard: int, shards: int) -> list[int]:
+    """The part of a round's positions that falls to one shard.
+
+    The shards of a round hold each of its positions once. A position that the round holds several times stays in one
+    shard, which can then number its samples. Raises ValueError for a shard that would stay empty.
+    """
+    if not 0 <= shard < shards:
+        raise ValueError(f"expected a shard from 0 to {shards - 1}, got {shard}")
+    positions = round_positions(total, episodes, round_index, seed)
+    of_shard = set(list(dict.fromkeys(positions))[shard::shards])
+    if not of_shard:
+        raise ValueError(
+            f"a round of {episodes} episodes on {total} training queries does not fill {shards} shards; "
+            "lower rollout.shards"
+        )
+    return [p for p in positions if p in of_shard]
+
+
+def _shuffle(total: int, seed: int, epoch: int) -> list[int]:
+    return random.Random(f"{seed}/{epoch}").sample(range(total), total)

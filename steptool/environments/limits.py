@@ -16,7 +16,7 @@ from functools import cache
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
-from steptool.artifacts.telemetry import trace_call
+from steptool.artifacts.metrics import trace_call
 from steptool.config import ToolsConfig
 from steptool.environments.base import (
     Environment,

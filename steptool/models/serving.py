@@ -13,9 +13,8 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from steptool.chat.call_format import ChatFormat
+from steptool.chat.call_format import ChatFormat, offered_tools
 from steptool.chat.codec import AUTO
-from steptool.chat.finish import offered_tools
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.chat.template import DATE
 from steptool.config import Config, FinishMode

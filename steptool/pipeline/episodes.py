@@ -1,12 +1,14 @@
-"""Episodes of the model that learns and of the policies that are evaluated, and a page to read them.
+"""Episodes of the model that learns and of policies that are evaluated: the tasks, the rounds, and a page to read them.
 
-A round of reinforcement works on files up to the learning: it plays the shards, scores them, joins and audits them;
-`learning.learn_round` follows. Pods call these functions one by one, and `together.play_and_learn` in turn.
+The queries of a shard follow from the configuration's seed, so that a shard that is run again draws the same. A round
+of reinforcement works on files up to the learning: it plays the shards, scores them, joins and audits them;
+`learning.learn_round` follows. Pods call these functions one by one, and `learning.play_and_learn` in turn.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from steptool.artifacts import lineage
 from steptool.artifacts.metrics import Stopwatch, Ticker, format_rate, say
-from steptool.config import Config, EvaluatedPolicy
+from steptool.config import Config, EvaluatedPolicy, EvaluationConfig
 from steptool.data.ingest import ingest
 from steptool.data.recordings.forms import policy_recordings
+from steptool.data.splits import shard_positions
+from steptool.environments.base import environment_class
 from steptool.evaluation.measures import PolicyEvaluation, evaluate_policy
 from steptool.policies.catalog import open_environment_of, open_policy
 from steptool.records import Cost, Query, StepReward, Trajectory
+from steptool.records.columns import from_row
 from steptool.records.episodes import read_queries
-from steptool.records.tables import concatenate, read_records, write_records
+from steptool.records.tables import concatenate, read_records, read_table, write_records
 from steptool.report.rewards_page import rewards_page
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
@@ -31,16 +39,78 @@ from steptool.rewards.annotators import annotate_file, annotator_counts, missing
 from steptool.rewards.audit import audit_files, check_thresholds
 from steptool.rollout import runner
 from steptool.rollout.runner import Policy
-from steptool.rollout.schedule import TaskSet
 from steptool.storage.remote import localize
 
 if TYPE_CHECKING:
     from steptool.models.load import LoadModel
     from steptool.policies.vllm import RestingEngine
 
+
+_RECORDINGS = "recordings.parquet"
 Place = str | os.PathLike[str]
 FETCHED = ("data.paths", "data.recorded_answers", "policy.base", "tools.toolbench.cache")
 """Fields of a configuration that may name urls."""
+
+
+class TaskSet:
+    """A folder with the queries that are played and, where something answers from them, with recorded trajectories.
+
+    An environment that replays, a policy that plays back and an evaluation of recorded queries alone need recordings.
+    Without any of these the folder holds the queries alone.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def write(cls, folder: str | Path, queries: Path, demonstrations: Path, config: Config) -> TaskSet:
+        """Copy the file of queries into a new folder and, if the configuration needs them, that of demonstrations."""
+        tasks = cls(folder)
+        tasks.folder.mkdir(parents=True)
+        shutil.copyfile(queries, tasks.folder / lineage.QUERIES)
+        if _needs_recordings(queries, config):
+            shutil.copyfile(demonstrations, tasks.folder / _RECORDINGS)
+        return tasks
+
+    def recordings(self) -> list[Trajectory]:
+        """The recorded trajectories; empty where nothing needs them."""
+        path = self.folder / _RECORDINGS
+        return read_records(path, Trajectory) if path.exists() else []
+
+    def evaluation_queries(self, settings: EvaluationConfig) -> list[Query]:
+        """The queries that an evaluation plays. Raises ValueError if no query is left."""
+        queries = read_queries(self.folder / lineage.QUERIES, None if settings.split == "all" else settings.split)
+        if settings.recorded_only:
+            recorded_ids = {t.query_id for t in self.recordings()}
+            queries = [q for q in queries if q.query_id in recorded_ids]
+        if not queries:
+            raise ValueError(
+                f"evaluation.recorded_only: no query of the split '{settings.split}' has a recorded answer; "
+                "name recordings in data.recorded_answers"
+            )
+        return queries
+
+    def round_queries(self, config: Config, round_index: int, shard: int) -> list[Query]:
+        """The training queries of one shard of a round, one for each episode. Only these are parsed.
+
+        With `rollout.samples_per_query` each query comes that many times in a row, all in one shard.
+        """
+        table = read_table(self.folder / lineage.QUERIES, Query)
+        train = table.filter(pc.equal(table["split"], "train"))
+        rollout, tries = config.rollout, config.rollout.samples_per_query
+        positions = shard_positions(
+            train.num_rows, rollout.episodes // tries, round_index, config.seed, shard=shard, shards=rollout.shards
+        )
+        return [query for row in train.take(positions).to_pylist() for query in [from_row(row, Query)] * tries]
+
+
+def _needs_recordings(queries: Path, config: Config) -> bool:
+    """Whether anything answers from recorded trajectories: an environment of the queries, or the evaluation."""
+    evaluation = config.evaluation
+    if evaluation.recorded_only or any(p.kind == "playback" and not p.recordings for p in evaluation.policies):
+        return True
+    names = pq.read_table(queries, columns=["environment"])["environment"].unique().to_pylist()
+    return any(environment_class(name, config).needs_recordings for name in names)
 
 
 def roll_out(

@@ -19,7 +19,7 @@ from steptool.config import Config
 from steptool.evaluation.measures import apply_verdicts
 from steptool.evaluation.results import Results, compute_results, plain_figures, to_csv, to_latex, to_markdown
 from steptool.judge.annotator import count_reasons
-from steptool.judge.outcome_judge import judge_outcomes
+from steptool.judge.judges import judge_outcomes
 from steptool.judge.verdicts import read_verdicts
 from steptool.records import Cost, Evaluation, Metric, Preference, Trajectory, Verdict
 from steptool.records.episodes import read_queries

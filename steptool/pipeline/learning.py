@@ -21,18 +21,25 @@ from steptool.config import Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.models.adapter import is_adapter, read_base_name
 from steptool.models.load import LoadModel, SharedModels, load_model
-from steptool.pipeline.episodes import EPISODES, AuditedRound, audit_round, open_learner, play_shard, score_file
+from steptool.pipeline.episodes import (
+    EPISODES,
+    AuditedRound,
+    TaskSet,
+    audit_round,
+    open_learner,
+    play_shard,
+    score_file,
+)
 from steptool.pipeline.tracking import track_round
 from steptool.policies.vllm import RestingEngine
 from steptool.records import Advantage, Cost, Metric, Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards import annotators
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale, provenance
-from steptool.rollout.schedule import TaskSet
 from steptool.training.algorithms import ALGORITHMS
-from steptool.training.checkpoints import OnCheckpoint, last_checkpoint, seal
 from steptool.training.processes import PassLimit, processes
 from steptool.training.rounds import load_actor, score_round, train_round
+from steptool.training.trainer import OnCheckpoint, last_checkpoint, seal
 
 _JOINED, _FIGURES, _POLICY, _SCALE, _PAGE = "joined", "figures", "policy", "scale.json", "audit.html"
 """Names of the files and folders of a finished round."""

@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedModel
 
 from steptool.artifacts.metrics import say
+from steptool.chat.call_format import offered_tools
 from steptool.chat.codec import ChatCodec
-from steptool.chat.finish import offered_tools
 from steptool.check.memory import GIB, read_shape
 from steptool.check.memory import estimate as estimate_memory
 from steptool.check.plan import EpisodeShape, Speeds, describe_estimate, estimate_evaluation, estimate_training

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from steptool.chat.call_format import ParsedTurn
-from steptool.chat.finish import answer_of
+from steptool.chat.call_format import ParsedTurn, answer_of
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP
 from steptool.config import FinishMode, ToolsConfig
 from steptool.environments.base import Environment

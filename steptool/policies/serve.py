@@ -28,9 +28,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from transformers import PreTrainedModel
 
-from steptool.chat.call_format import ParsedTurn
+from steptool.chat.call_format import ParsedTurn, answer_of, offers_finish, to_finish_calls
 from steptool.chat.codec import ChatCodec
-from steptool.chat.finish import answer_of, offers_finish, to_finish_calls
 from steptool.chat.messages import (
     GIVE_ANSWER,
     calls_of,

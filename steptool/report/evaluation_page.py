@@ -16,8 +16,16 @@ from steptool.artifacts.metrics import total_counts
 from steptool.evaluation.compare import ALL, Comparison, conclusion
 from steptool.evaluation.results import NOTE, Results, text_tables
 from steptool.records import Cost
-from steptool.report.assets import asset, model_colours, templates
-from steptool.report.charts import Interval, differences, interval_bars, percent, signed_points
+from steptool.report.elements import (
+    Interval,
+    asset,
+    differences,
+    interval_bars,
+    model_colours,
+    percent,
+    signed_points,
+    templates,
+)
 from steptool.report.viewer import LETTERS
 from steptool.retraining.plan import Decision, Result, RetrainingPlan, RunOutcome
 

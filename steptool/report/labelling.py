@@ -23,7 +23,7 @@ from steptool.judge.human_labels import LabelError, label_rows, label_table, rea
 from steptool.records import StepReward, ToolSchema, Trajectory
 from steptool.records.columns import Row
 from steptool.records.tables import iterate_records, write_records
-from steptool.report.assets import asset, templates
+from steptool.report.elements import asset, templates
 from steptool.report.viewer import embed
 from steptool.storage.sqlite import QueryTable
 

@@ -7,8 +7,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from steptool.report.assets import asset, templates
-from steptool.report.charts import Interval, Series, differences, interval_bars, line_chart, number, percent
+from steptool.report.elements import (
+    Interval,
+    Series,
+    asset,
+    differences,
+    interval_bars,
+    line_chart,
+    number,
+    percent,
+    templates,
+)
 from steptool.rewards.audit_figures import Agreement, Audit
 
 NAMES = {"succ_calling": "SuccCalling", "contribution": "Contribution", "is_solved": "IsSolved"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from steptool.evaluation.compare import wilson
 from steptool.records import Metric
-from steptool.report.charts import (
+from steptool.report.elements import (
     Bubble,
     Format,
     Series,

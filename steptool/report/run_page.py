@@ -17,8 +17,7 @@ from steptool.evaluation.compare import ALL, GREEDY, MEASURES, SAMPLED, Comparis
 from steptool.records import Cost
 from steptool.records.columns import Row
 from steptool.report import rewards_page, run_charts
-from steptool.report.assets import asset, templates
-from steptool.report.charts import number, percent
+from steptool.report.elements import asset, number, percent, templates
 from steptool.report.evaluation_page import results_section, tabulate_judge_costs
 from steptool.report.run_inputs import MODELS, ReportInputs
 from steptool.report.viewer import embed, pair_data

@@ -19,8 +19,16 @@ from steptool.evaluation.compare import wilson
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from steptool.records.columns import Row
 from steptool.records.tables import contract_name, iterate_records, iterate_rows, read_rows, record_class
-from steptool.report.assets import asset, model_colours, templates
-from steptool.report.charts import Interval, Series, figure, interval_bars, line_chart
+from steptool.report.elements import (
+    Interval,
+    Series,
+    asset,
+    figure,
+    interval_bars,
+    line_chart,
+    model_colours,
+    templates,
+)
 from steptool.report.run_charts import CURVES
 
 _LISTED = 8

@@ -24,7 +24,7 @@ from steptool.config import RewardConfig
 from steptool.records import FINISH, Advantage, Query, Step, StepReward, StepStatus, Trajectory
 from steptool.records.columns import Row, decode_value
 from steptool.records.tables import write_whole
-from steptool.report.assets import asset, model_colours, templates
+from steptool.report.elements import asset, model_colours, templates
 from steptool.report.run_inputs import EpisodePair, ScoredEpisode
 from steptool.report.viewer_pages import EpisodeFiles, PagePlan
 from steptool.rewards.compose import compose

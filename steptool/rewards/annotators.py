@@ -75,7 +75,7 @@ ANNOTATORS: Mapping[str, Callable[[], Annotator]] = {
 def make_annotator(name: str, judge: JudgeConfig | None = None) -> Annotator:
     """The annotator of this name. Raises ValueError for an unknown name, and for a judge without an endpoint."""
     if name == "judge":
-        from steptool.judge.step_judge import StepJudge  # its HTTP client takes half a second to import
+        from steptool.judge.judges import StepJudge  # its HTTP client takes half a second to import
 
         return StepJudge(judge or JudgeConfig())
     if name not in ANNOTATORS:

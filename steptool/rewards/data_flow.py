@@ -25,8 +25,7 @@ from steptool.rewards.observations import (
     text_of,
     values,
 )
-from steptool.rewards.reports import back_reports, find_reports
-from steptool.rewards.requests import read_goals
+from steptool.rewards.reports import back_reports, find_reports, read_goals
 
 _READING = re.compile(
     r"analy[sz]e|browse|calculate|cat|check|compare|compute|convert|count|describe|detect|diff|"

@@ -15,8 +15,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from steptool.chat.call_format import ParsedTurn
-from steptool.chat.finish import answer_of, make_finish, offered_tools
+from steptool.chat.call_format import ParsedTurn, answer_of, make_finish, offered_tools
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, call_message, tool_message
 from steptool.config import FinishMode
 from steptool.environments.base import VerdictError

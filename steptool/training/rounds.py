@@ -29,10 +29,9 @@ from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Selection
-from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.processes import PassLimit, cuts_models, processes, share_folder
 from steptool.training.scores import Scores, check_mismatch, engine_log_probs, fingerprint, measure_mismatch, score
-from steptool.training.trainer import Settings, Trainer
+from steptool.training.trainer import CheckpointFolder, OnCheckpoint, Settings, Trainer
 
 
 @dataclass(frozen=True)

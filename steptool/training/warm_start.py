@@ -17,23 +17,22 @@ from typing import Any, Literal
 from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
+from steptool.chat.call_format import offered_tools, to_text_answers
 from steptool.chat.codec import ChatCodec
-from steptool.chat.finish import offered_tools, to_text_answers
 from steptool.chat.messages import calls_of
 from steptool.config import Config, FinishMode, PolicyConfig, WarmStartConfig
 from steptool.data.sources.base import open_source
+from steptool.data.splits import shard_positions
 from steptool.models.actor import Actor, Spanned
 from steptool.models.adapter import NOT_MERGED, merge_weights, name_base, new_adapter, save_adapter
 from steptool.models.load import load_model, load_tokenizer
 from steptool.models.optimizer import adamw
 from steptool.models.sharding import is_sharded, load_sharded_actor, save_sharded_model
 from steptool.records import FINISH, Message, Metric, Query, StopReason, Trajectory
-from steptool.rollout.schedule import shard_positions
 from steptool.training.algorithms.base import Supervised
-from steptool.training.checkpoints import CheckpointFolder, OnCheckpoint
 from steptool.training.processes import PassLimit, cuts_models, grouped_batches, processes, share_folder
 from steptool.training.scores import fingerprint
-from steptool.training.trainer import OnStep, Settings, Trainer, warm_up_and_cosine
+from steptool.training.trainer import CheckpointFolder, OnCheckpoint, OnStep, Settings, Trainer, warm_up_and_cosine
 
 TOO_LONG = "longer than policy.max_context"
 UNENCODABLE = "the chat format cannot carry it"

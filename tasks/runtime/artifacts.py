@@ -52,7 +52,7 @@ A FlyteFile with a format of its own could not be handed to the processes of a t
 Shard: TypeAlias = FlyteDirectory
 """A folder with a Parquet file and its costs: a task that runs once for each shard can have only one output."""
 Tasks: TypeAlias = FlyteDirectory
-"""A folder that steptool.rollout.schedule.TaskSet reads: queries, and recordings where something answers from them."""
+"""A folder that steptool.pipeline.episodes.TaskSet reads: queries, and recordings where something answers from them."""
 Model: TypeAlias = FlyteDirectory
 """A model folder: weights, tokenizer, model card."""
 
@@ -121,7 +121,7 @@ class Checkpoints:
 
     def save(self) -> None:
         """Store the last complete checkpoint; it replaces the one before as a whole."""
-        from steptool.training.checkpoints import pack
+        from steptool.training.trainer import pack
 
         archive = pack(self.folder, make_folder("packed") / _ARCHIVE)
         self._store.save(archive)
@@ -137,7 +137,7 @@ class Checkpoints:
 
     def _restore(self) -> bool:
         """Whether a complete checkpoint of an earlier attempt is in the folder now."""
-        from steptool.training.checkpoints import unpack
+        from steptool.training.trainer import unpack
 
         try:
             stored = self._store.restore(make_folder("restored"))

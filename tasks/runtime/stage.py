@@ -23,8 +23,7 @@ from flytekit import dynamic as dynamic_task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.metrics import Stopwatch, first_process
-from steptool.artifacts.telemetry import is_on, trace_stage
+from steptool.artifacts.metrics import Stopwatch, first_process, is_on, trace_stage
 from steptool.config.base import ConfigError, StrictModel
 from steptool.config.run import override, read_mapping
 from tasks.runtime.errors import classify_errors

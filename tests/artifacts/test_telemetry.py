@@ -24,7 +24,7 @@ PLAY = """
 import sys
 from contextlib import closing
 from steptool.artifacts.metrics import say
-from steptool.artifacts.telemetry import count, trace_stage
+from steptool.artifacts.metrics import count, trace_stage
 from steptool.config import ToolsConfig
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.environments.limits import LimitedEnvironment
@@ -50,7 +50,7 @@ except ValueError:
 """
 STAGES = """
 import time
-from steptool.artifacts.telemetry import count, trace_stage
+from steptool.artifacts.metrics import count, trace_stage
 
 start = time.monotonic()
 for stage in ("rollout", "annotate", "audit", "ppo"):

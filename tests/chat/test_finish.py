@@ -6,9 +6,8 @@ import pytest
 
 from play_fixtures import GET
 from scripts.chat_template_table import FOLDER, TALK, TOOLS, make_tokenizer
-from steptool.chat.call_format import ParsedTurn
+from steptool.chat.call_format import ParsedTurn, offered_tools, to_finish_calls, to_text_answers
 from steptool.chat.codec import ChatCodec
-from steptool.chat.finish import offered_tools, to_finish_calls, to_text_answers
 from steptool.chat.formats import FORMATS, GPT_OSS, HERMES
 from steptool.chat.messages import FINISH_SCHEMA, annotate_tool, call_message, tool_message
 from steptool.records import Message, ToolCall

@@ -48,7 +48,7 @@ def test_the_tarball_holds_lazily_imported_modules_and_data(packaged: Callable[.
         names = set(archive.getnames())
     assert {
         "steptool/training/trainer.py",
-        "steptool/report/charts.py",
+        "steptool/report/elements.py",
         "steptool/environments/desk/base/model.safetensors",
         PROFILE,
     } <= names

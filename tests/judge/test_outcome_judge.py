@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from steptool.config import EndpointConfig, JudgeConfig
-from steptool.judge.outcome_judge import judge_outcomes
+from steptool.judge.judges import judge_outcomes
 from steptool.judge.verdicts import judged_pass_rate, win_rates
 from steptool.records import FINISH, Preference, Query, Step, StepStatus, StopReason, ToolCall, Trajectory, Verdict
 from steptool.records.columns import to_row

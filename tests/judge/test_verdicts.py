@@ -13,7 +13,7 @@ from evaluation_rows import make_evaluation
 from steptool.config import Config, EndpointConfig, JudgeConfig
 from steptool.data.ingest import ingest
 from steptool.evaluation.measures import measure_episodes
-from steptool.judge.outcome_judge import OutcomeJudge
+from steptool.judge.judges import OutcomeJudge
 from steptool.judge.verdicts import (
     Choice,
     JudgedRate,

@@ -13,13 +13,12 @@ from safetensors.torch import load_file
 from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config
 from steptool.data.ingest import ingest
-from steptool.pipeline.episodes import EPISODES, audit_round, open_learner, play_shard, score_file
+from steptool.pipeline.episodes import EPISODES, TaskSet, audit_round, open_learner, play_shard, score_file
 from steptool.pipeline.learning import FinishedRound, RoundInputs, learn_round, play_and_learn
 from steptool.pipeline.preparation import prepare
 from steptool.records import Advantage, Metric, Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.audit import AuditError
-from steptool.rollout.schedule import TaskSet
 
 torch.set_num_threads(1)
 ROUNDS = 3

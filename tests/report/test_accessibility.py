@@ -15,7 +15,7 @@ from steptool.judge.human_labels import label_table
 from steptool.records import Cost, Evaluation, Trajectory
 from steptool.records.episodes import Query
 from steptool.records.tables import write_records
-from steptool.report.assets import asset
+from steptool.report.elements import asset
 from steptool.report.evaluation_page import evaluation_page, retraining_page, tabulate_judge_costs
 from steptool.report.labelling import labelling_form
 from steptool.report.rewards_page import rewards_page

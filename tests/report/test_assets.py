@@ -3,7 +3,7 @@ from importlib.resources import files
 
 import pytest
 
-from steptool.report.assets import FURTHER, KNOWN, model_colours
+from steptool.report.elements import FURTHER, KNOWN, model_colours
 
 CSS = (files("steptool.report") / "static" / "theme.css").read_text(encoding="utf-8")
 LIGHT, DARK = (dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme)) for scheme in CSS.split("@media")[:2])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.report.charts import (
+from steptool.report.elements import (
     WIDTH,
     Bubble,
     Interval,

@@ -1,6 +1,6 @@
 import pytest
 
-from steptool.rewards.requests import Branch, read_goals, requested_words, stems
+from steptool.rewards.reports import Branch, read_goals, requested_words, stems
 
 
 def test_stems_leave_out_endings_and_function_words():

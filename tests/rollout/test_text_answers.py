@@ -8,8 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from play_fixtures import GET, ShelfEnvironment, TalkingEnvironment
+from steptool.chat.call_format import to_text_answers
 from steptool.chat.codec import ChatCodec
-from steptool.chat.finish import to_text_answers
 from steptool.chat.formats import HERMES, REACT
 from steptool.chat.messages import call_message, tool_message
 from steptool.config import RolloutConfig, ToolsConfig

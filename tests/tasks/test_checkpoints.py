@@ -17,7 +17,7 @@ import torch
 from flytekit.bin.entrypoint import setup_execution
 from safetensors.torch import load_file
 
-from steptool.training.checkpoints import unpack
+from steptool.training.trainer import unpack
 from tasks.ppo import Improved
 from tasks.runtime.artifacts import Checkpoints
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steptool.training.checkpoints import CheckpointFolder, complete_checkpoints, last_checkpoint, pack, unpack
 from steptool.training.rounds import train_round
 from steptool.training.scores import FILE, Scores
+from steptool.training.trainer import CheckpointFolder, complete_checkpoints, last_checkpoint, pack, unpack
 
 WORKER = Path(__file__).parent / "worker.py"
 SETTINGS = {"count": 10, "epochs": 30, "batch_size": 5, "micro_batch_size": 3}

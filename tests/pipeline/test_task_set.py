@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.config import Config, EvaluationConfig
+from steptool.data.splits import round_positions, shard_positions
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries, draw_query
+from steptool.pipeline.episodes import TaskSet
 from steptool.policies.scripted import play_back, reference_calls
 from steptool.records import Query, Trajectory
 from steptool.records.tables import write_records
-from steptool.rollout.schedule import TaskSet, round_positions, shard_positions
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(1, 6), st.integers(-3, 3))
