@@ -27,16 +27,15 @@ import torch
 
 from steptool.config import Config, RolloutConfig, ToolsConfig, load_config
 from steptool.data.parsing import IngestLog
-from steptool.data.sources.base import SourceInputs
-from steptool.data.sources.builtin import OwnTasksSource
+from steptool.data.sources import OwnTasksSource, SourceInputs
 from steptool.data.tools import ToolCatalog
 from steptool.environments.base import open_environment
 from steptool.environments.bfcl_tasks import is_installed
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import ERRAND, LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.models.load import load_codec, load_model, prepare_base
-from steptool.policies.local import LocalPolicy
-from steptool.policies.scripted import play_back, reference_calls
+from steptool.policies.text_policies import play_back, reference_calls
+from steptool.policies.token_policies import LocalPolicy
 from steptool.records import FINISH, Query, StepReward, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.statistics import auroc, confusion, kappa

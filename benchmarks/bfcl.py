@@ -19,7 +19,7 @@ from steptool.config.base import ConfigError
 from steptool.environments.bfcl import BfclEnvironment
 from steptool.environments.bfcl_tasks import CATEGORIES, bfcl_queries
 from steptool.environments.limits import LimitedEnvironment
-from steptool.policies.scripted import play_back, reference_calls, without_last_call
+from steptool.policies.text_policies import play_back, reference_calls, without_last_call
 from steptool.records import Query, ToolCall
 
 REPEATS = 3

@@ -27,8 +27,7 @@ from benchmarks import rollout
 from benchmarks.rollout import CONTEXT, NEW_TOKENS, Notebook, NoteCodec, make_queries, regenerate
 from steptool.config import RolloutConfig
 from steptool.models.load import load_model, load_tokenizer
-from steptool.policies.engine import EnginePolicy, PolicySettings
-from steptool.policies.local import LocalPolicy
+from steptool.policies.token_policies import EnginePolicy, LocalPolicy, PolicySettings
 from steptool.policies.vllm import VllmEngine
 from steptool.records import Query
 from steptool.rollout.episode import Decoding

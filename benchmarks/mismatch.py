@@ -20,8 +20,8 @@ import torch
 
 from steptool.models.actor import Actor, collate
 from steptool.models.load import load_model, tiny_model, train_tokenizer
-from steptool.policies.engine import Sampling
 from steptool.policies.sampler import BatchSampler, Feed
+from steptool.policies.token_policies import Sampling
 from steptool.training.scores import Mismatch, measure_mismatch
 
 TEMPERATURE, WRONG_TEMPERATURE = 0.7, 0.8

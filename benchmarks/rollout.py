@@ -20,7 +20,7 @@ from steptool.chat.codec import ChatCodec
 from steptool.config import RolloutConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.models.load import train_tokenizer
-from steptool.policies.local import LocalPolicy
+from steptool.policies.token_policies import LocalPolicy
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out

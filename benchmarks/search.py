@@ -19,7 +19,7 @@ from steptool.config import Config, SearchConfig
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import load_codec, load_model, prepare_base
-from steptool.policies.local import LocalPolicy
+from steptool.policies.token_policies import LocalPolicy
 from steptool.records import Query, Trajectory
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out

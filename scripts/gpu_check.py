@@ -251,7 +251,7 @@ def measure_rollout(small: bool) -> list[Row]:
     from benchmarks.update import Size, make_model
     from steptool.config import RolloutConfig
     from steptool.models.load import device, train_tokenizer
-    from steptool.policies.local import LocalPolicy
+    from steptool.policies.token_policies import LocalPolicy
     from steptool.rollout.runner import roll_out
 
     codec = NoteCodec(train_tokenizer([SENTENCE, str(NOTE)] * 4))

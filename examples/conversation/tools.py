@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steptool.environments.functions import read_only
-from steptool.environments.simulated_user import SimulatedUser
+from steptool.environments.functions.environment import SimulatedUser
 
 
 class Desk:

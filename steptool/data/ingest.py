@@ -22,7 +22,7 @@ from steptool.data.files import SUFFIXES, content_suffix, find_files
 from steptool.data.parsing import IngestError, IngestLog
 from steptool.data.recordings.forms import read_recordings
 from steptool.data.recordings.recording import Recording, make_query
-from steptool.data.sources.base import Source, SourceInputs, open_source
+from steptool.data.sources import Source, SourceInputs, open_source
 from steptool.data.splits import SPLITS, StagingDatabase, missing_split
 from steptool.data.tools import ToolCatalog
 from steptool.records import Query, StepReward, Trajectory

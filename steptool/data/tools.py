@@ -19,7 +19,7 @@ from steptool.environments.base import (
     open_environment,
 )
 from steptool.environments.schema import SchemaError, check_tools
-from steptool.environments.toolbench import NAME_LIMIT
+from steptool.environments.toolbench import NAME_LIMIT, function_name, parameter_name
 from steptool.records import FINISH, ToolSchema
 
 _TYPES = {
@@ -48,6 +48,8 @@ _SCHEMA_FIELDS = ("parameters", "input_schema", "inputSchema", "parametersJsonSc
 _DECLARATIONS = ("functionDeclarations", "function_declarations")
 _TOOL_FIELDS = {"type", "name", "description", "strict", "title", "return", "response", "annotations", "cache_control"}
 """Fields that a tool without parameters may have."""
+DESCRIPTION_LIMIT = 256
+"""Characters of a description that ToolBench shows to the model."""
 
 
 def check_and_close(tools: Sequence[Any], where: str) -> tuple[ToolSchema, ...]:
@@ -226,3 +228,49 @@ class ToolCatalog:
         finally:
             environment.close()
         return self.add_hints(check_and_close(tools, f"environment '{name}'"), name)
+
+
+def make_tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSchema]:
+    """Tool schemas of an `api_list` by (tool name, API name), in its order. Raises UnusableError naming the field."""
+    schemas: dict[tuple[str, str], ToolSchema] = {}
+    names: set[str] = set()
+    for number, api in enumerate(api_list):
+        where = f"api_list[{number}]"
+        key = (require_text(api, "tool_name", where), require_text(api, "api_name", where))
+        if key not in schemas:
+            name = distinct_name(function_name(key[1], key[0]), names)
+            names.add(name)
+            schemas[key] = _make_schema(name, api, where)
+    return schemas
+
+
+def _make_schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
+    """The schema of an API. It is valid whatever the API holds."""
+    required, others = _make_properties(api, "required", where), _make_properties(api, "optional", where)
+    properties = {**required, **{key: schema for key, schema in others.items() if key not in required}}
+    description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]
+    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(required))
+
+
+def _make_properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """JSON Schema's properties for the parameters of a kind; of those with one name the first."""
+    properties: dict[str, Any] = {}
+    keyword = "examples" if kind == "required" else "default"
+    for number, parameter in enumerate(require(api, f"{kind}_parameters", list, where)):
+        name = parameter.get("name") if isinstance(parameter, dict) else None
+        if not isinstance(name, str) or not name.strip():
+            require_text(parameter, "name", f"{where}.{kind}_parameters[{number}]")  # says what is wrong
+        key = parameter_name(name)
+        if key not in properties:
+            properties[key] = _make_property(parameter, keyword)
+    return properties
+
+
+def _make_property(parameter: Mapping[str, Any], keyword: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": toolbench_type(parameter.get("type"))}
+    if description := str(parameter.get("description") or "").strip()[:DESCRIPTION_LIMIT]:
+        schema["description"] = description
+    default = parameter.get("default")
+    if default not in ("", None):
+        schema[keyword] = [default] if keyword == "examples" else default
+    return schema

@@ -31,7 +31,6 @@ from steptool.evaluation.compare import (
     resample_counts,
     wilson,
 )
-from steptool.judge.human_labels import quote_formula
 from steptool.judge.verdicts import WinRate, judged_pass_rate, unanswered_queries, win_rates
 from steptool.records import Evaluation, Preference, Query, Verdict, VerdictSource
 from steptool.records.columns import Row
@@ -48,6 +47,8 @@ _SOURCES = {
 }
 """Sources of verdicts as a reader sees them."""
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a cell begins that a spreadsheet runs as a formula; or one that `quote_formula` has made from such a cell."""
 NOTE = (
     "Pass rate with its 95% interval over tasks, and where the verdicts come from; judged: mean ± standard deviation "
     "over repeated judgements; costs for each solved task; comparisons: paired over tasks, p-values of permutation "
@@ -277,6 +278,16 @@ def to_frame(results: Results) -> pd.DataFrame:
 def to_csv(results: Results) -> str:
     """The lines as CSV. Names are quoted so that a spreadsheet does not take them for formulas."""
     return to_frame(results).map(quote_formula).to_csv(index=False)
+
+
+def quote_formula(cell: Any) -> Any:
+    """A cell of a CSV file. An apostrophe goes before text that a spreadsheet would run as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def unquote_formula(cell: Any) -> Any:
+    """The inverse of `quote_formula`."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell[1:]) else cell
 
 
 def text_tables(results: Results, labels: Mapping[str, str] | None = None) -> list[tuple[str, pd.DataFrame]]:

@@ -11,8 +11,14 @@ from steptool.chat.endpoint import Endpoint
 from steptool.chat.formats import FORMATS
 from steptool.config import Config, EvaluatedPolicy
 from steptool.environments.base import Environment, open_environment
-from steptool.policies.endpoint import INSTRUCTIONS, EndpointPolicy
-from steptool.policies.scripted import ScriptedPolicy, has_reference_calls, recorded_calls, reference_calls
+from steptool.policies.text_policies import (
+    INSTRUCTIONS,
+    EndpointPolicy,
+    ScriptedPolicy,
+    has_reference_calls,
+    recorded_calls,
+    reference_calls,
+)
 from steptool.records import Query, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import Policy
@@ -100,8 +106,7 @@ def _make_local(
 ) -> Policy:
     from steptool.models.adapter import load_joined, locate
     from steptool.models.load import EMBEDDED, load_codec, load_model
-    from steptool.policies.engine import EnginePolicy, PolicySettings
-    from steptool.policies.local import LocalPolicy
+    from steptool.policies.token_policies import EnginePolicy, LocalPolicy, PolicySettings
     from steptool.policies.vllm import VllmEngine
 
     place = locate(EMBEDDED if policy.model == "embedded" else policy.model, policy.base)

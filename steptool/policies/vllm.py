@@ -14,7 +14,7 @@ import torch
 
 from steptool.config.base import ConfigError
 from steptool.models.load import read_model_config
-from steptool.policies.engine import Completion, Sampling
+from steptool.policies.token_policies import Completion, Sampling
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _STEP_TOKENS = 4096

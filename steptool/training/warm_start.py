@@ -21,7 +21,7 @@ from steptool.chat.call_format import offered_tools, to_text_answers
 from steptool.chat.codec import ChatCodec
 from steptool.chat.messages import calls_of
 from steptool.config import Config, FinishMode, PolicyConfig, WarmStartConfig
-from steptool.data.sources.base import open_source
+from steptool.data.sources import open_source
 from steptool.data.splits import shard_positions
 from steptool.models.actor import Actor, Spanned
 from steptool.models.adapter import NOT_MERGED, merge_weights, name_base, new_adapter, save_adapter

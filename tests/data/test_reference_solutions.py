@@ -6,7 +6,7 @@ import pytest
 from steptool.config import Config
 from steptool.data.ingest import ingest
 from steptool.data.parsing import IngestError, IngestLog
-from steptool.data.sources.base import play_reference_solutions
+from steptool.data.sources import play_reference_solutions
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Reference, StepStatus, StopReason, Trajectory
 from steptool.records.episodes import read_queries

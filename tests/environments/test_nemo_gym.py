@@ -21,7 +21,7 @@ from steptool.data.parsing import IngestError
 from steptool.environments.base import VerdictError, open_environment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.environments.nemo_gym import NemoGymEnvironment
-from steptool.policies.scripted import play_back
+from steptool.policies.text_policies import play_back
 from steptool.records import FINISH, Query, Reference, StepStatus, ToolCall
 from steptool.records.episodes import read_queries
 

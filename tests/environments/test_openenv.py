@@ -18,7 +18,7 @@ from steptool.config import Config, ConfigError, ToolsConfig
 from steptool.data.ingest import ingest
 from steptool.environments.base import open_environment
 from steptool.environments.openenv import OpenEnvEnvironment
-from steptool.policies.scripted import play_back
+from steptool.policies.text_policies import play_back
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall
 from steptool.records.episodes import read_queries
 

@@ -11,7 +11,7 @@ pytest.importorskip("verifiers.v1", reason="the package verifiers is not install
 from steptool.config import Config, ConfigError
 from steptool.data.ingest import ingest
 from steptool.environments.base import open_environment
-from steptool.policies.scripted import play_back
+from steptool.policies.text_policies import play_back
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall
 from steptool.records.episodes import read_queries
 

@@ -10,7 +10,7 @@ from steptool.data.splits import round_positions, shard_positions
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries, draw_query
 from steptool.pipeline.episodes import TaskSet
-from steptool.policies.scripted import play_back, reference_calls
+from steptool.policies.text_policies import play_back, reference_calls
 from steptool.records import Query, Trajectory
 from steptool.records.tables import write_records
 

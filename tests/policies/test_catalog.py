@@ -6,7 +6,7 @@ from steptool.config import Config, EvaluatedPolicy
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
 from steptool.policies.catalog import open_policy
-from steptool.policies.scripted import play_back, recorded_calls, reference_calls
+from steptool.policies.text_policies import play_back, recorded_calls, reference_calls
 from steptool.records import Reference, ToolCall
 from steptool.rollout.episode import Decoding, TurnCost
 from steptool.rollout.runner import roll_out

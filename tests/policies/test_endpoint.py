@@ -19,7 +19,7 @@ from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import DONE, desk_queries
 from steptool.evaluation.measures import measure_episodes
 from steptool.policies.catalog import open_policy
-from steptool.policies.endpoint import EndpointPolicy
+from steptool.policies.text_policies import EndpointPolicy
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.columns import from_row, to_row
 from steptool.records.tables import write_records

@@ -19,7 +19,7 @@ from steptool.config import Config, EvaluatedPolicy, RolloutConfig, SearchConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment
 from steptool.policies.catalog import open_policy
-from steptool.policies.engine import Completion, EnginePolicy, Sampling
+from steptool.policies.token_policies import Completion, EnginePolicy, Sampling
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out

@@ -12,7 +12,7 @@ from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, SINGLE, draw_query
 from steptool.evaluation.measures import measure_episodes
 from steptool.evaluation.results import summarise
-from steptool.policies.scripted import play_back, recorded_calls, reference_calls, without_last_call
+from steptool.policies.text_policies import play_back, recorded_calls, reference_calls, without_last_call
 from steptool.records import FINISH, Query, Reference, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import ANNOTATORS, annotate, make_annotator

@@ -24,8 +24,8 @@ from websockets.sync.client import ClientConnection, connect
 from steptool.config import Config
 from steptool.data.ingest import ingest
 from steptool.environments.base import open_environment
-from steptool.policies.scripted import play_back, reference_calls
 from steptool.policies.serve_environment import Connection, ServedEnvironment
+from steptool.policies.text_policies import play_back, reference_calls
 from steptool.records import StepStatus, StopReason, ToolCall
 from steptool.records.episodes import read_queries
 

@@ -11,13 +11,12 @@ from browser import AXE, Browser
 from evaluation_rows import make_evaluation
 from steptool.config import Config
 from steptool.evaluation.results import compute_results
-from steptool.judge.human_labels import label_table
 from steptool.records import Cost, Evaluation, Trajectory
 from steptool.records.episodes import Query
 from steptool.records.tables import write_records
 from steptool.report.elements import asset
 from steptool.report.evaluation_page import evaluation_page, retraining_page, tabulate_judge_costs
-from steptool.report.labelling import labelling_form
+from steptool.report.labelling import label_table, labelling_form
 from steptool.report.rewards_page import rewards_page
 from steptool.report.run_inputs import ReportInputs
 from steptool.report.run_page import build_report

@@ -11,7 +11,7 @@ from steptool.data.ingest import ingest
 from steptool.environments.base import Environment
 from steptool.environments.bfcl_tasks import is_installed
 from steptool.environments.functions.environment import FunctionsEnvironment
-from steptool.policies.scripted import play_back, reference_calls
+from steptool.policies.text_policies import play_back, reference_calls
 from steptool.records import FINISH, Query, ToolCall
 from steptool.records.episodes import read_queries
 from steptool.rewards.annotators import annotate, make_annotator

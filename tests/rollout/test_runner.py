@@ -12,7 +12,7 @@ from play_fixtures import GatedEnvironment, GatedSession, NoteCodec
 from steptool.chat.codec import ChatCodec
 from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
-from steptool.policies.scripted import ScriptedPolicy
+from steptool.policies.text_policies import ScriptedPolicy
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import make_episodes, roll_out

@@ -15,7 +15,7 @@ from steptool.chat.messages import call_message, tool_message
 from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment
 from steptool.environments.limits import LimitedEnvironment
-from steptool.policies.scripted import ScriptedPolicy
+from steptool.policies.text_policies import ScriptedPolicy
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.episode import Episode, Turn, TurnTokens
 from steptool.rollout.runner import roll_out

@@ -24,7 +24,7 @@ from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.models.load import train_tokenizer
-from steptool.policies.local import LocalPolicy
+from steptool.policies.token_policies import LocalPolicy
 from steptool.records import Query, Reference, StepStatus, ToolCall, ToolSchema, Trajectory
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out

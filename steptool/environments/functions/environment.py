@@ -1,31 +1,41 @@
-"""Python functions as tools: each episode has an object of its own, and what its code raises is a failed step."""
+"""Python functions as tools: each episode has an object of its own, and what its code raises is a failed step.
+
+`SimulatedUser` is for functions in which the user answers questions and has a goal of its own: a chat model plays it.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, Protocol, Self
 
-from steptool.config import ToolsConfig
+from steptool.chat.endpoint import Endpoint
+from steptool.config import EndpointConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.functions.process import ProcessTools
-from steptool.environments.functions.toolbox import (
-    EpisodeTools,
-    failed_result,
-    function_schema,
-    load_toolbox,
-)
+from steptool.environments.functions.toolbox import EpisodeTools, failed_result, function_schema, load_toolbox
 from steptool.environments.schema import SchemaError, arguments_check, check_tools
-from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
+from steptool.records import Message, Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
 STATE = "state"
 """Key of `Query.reference.environment` with the keyword arguments that an episode's object is made with."""
 _SHARE = 0.9
 """Share of the time limit after which a process is ended: early enough to say so before the call is given up."""
-
 Check = Callable[[Mapping[str, Any]], str | None]
 """Says what is wrong with the arguments of a call, if anything."""
+END = "[END]"
+"""What the model writes when the conversation is over."""
+_PROMPT = """You play the user of an assistant. You are not the assistant.
+
+Your goal:
+{goal}
+
+Rules:
+- Write one short message at a time, as a user would type it.
+- Give information only when the assistant asks for it, and invent nothing that your goal does not say.
+- When your goal is reached, or the assistant says that it cannot be reached, write {end} and nothing else."""
 
 
 class Tools(Protocol):
@@ -135,3 +145,35 @@ class FunctionsSession(Session):
     def close(self) -> None:
         """Release what the episode holds."""
         self._tools.close()
+
+
+class SimulatedUser:
+    """One user in one conversation. The model sees the assistant's messages as those of its partner.
+
+    The endpoint's file, if it has one, keeps the replies, so that the same conversation gets the same user again.
+    """
+
+    def __init__(self, endpoint: Endpoint, goal: str) -> None:
+        self._endpoint = endpoint
+        self._messages: list[Message] = [{"role": "system", "content": _PROMPT.format(goal=goal, end=END)}]
+
+    @classmethod
+    def connect(cls, base_url: str, model: str, goal: str, key_variable: str = "OPENAI_API_KEY") -> Self:
+        """A user behind an endpoint of OpenAI's form. All users of an endpoint share its connections."""
+        return cls(_shared_endpoint(base_url, model, key_variable), goal)
+
+    def reply(self, assistant: str) -> str | None:
+        """What the user says to a message of the assistant; None at the end of the conversation.
+
+        Raises EndpointError where the endpoint does not answer.
+        """
+        self._messages.append({"role": "user", "content": assistant})
+        answer = self._endpoint.chat(self._messages).message
+        text = str(answer.get("content") or "").strip()
+        self._messages.append({"role": "assistant", "content": text})
+        return None if not text or END in text else text
+
+
+@cache
+def _shared_endpoint(base_url: str, model: str, key_variable: str) -> Endpoint:
+    return Endpoint(EndpointConfig(base_url=base_url, model=model, key_variable=key_variable))

@@ -8,7 +8,7 @@ from steptool.data.recordings.forms import policy_recordings
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import draw_query
 from steptool.policies.catalog import open_policy
-from steptool.policies.scripted import reference_calls
+from steptool.policies.text_policies import reference_calls
 from steptool.records import FINISH, ToolCall
 from steptool.rollout.runner import roll_out
 

@@ -9,7 +9,7 @@ import pytest
 
 from steptool.config import ToolsConfig
 from steptool.environments.bfcl import BfclEnvironment
-from steptool.policies.scripted import play_back, reference_calls, without_last_call
+from steptool.policies.text_policies import play_back, reference_calls, without_last_call
 from steptool.records import Query, StepStatus, ToolCall
 
 MakeTask = Callable[..., Query]

@@ -14,7 +14,7 @@ from steptool.config import ToolsConfig
 from steptool.environments.base import ToolResult
 from steptool.environments.bfcl import BfclEnvironment, BfclSession
 from steptool.environments.bfcl_tasks import CLASSES, executable, schemas
-from steptool.policies.scripted import play_back, recorded_calls, reference_calls
+from steptool.policies.text_policies import play_back, recorded_calls, reference_calls
 from steptool.records import Query, StepStatus, StopReason, ToolCall
 from steptool.records.columns import from_row, to_row
 

@@ -8,11 +8,10 @@ import pytest
 
 from steptool.config import Config
 from steptool.data.parsing import IngestLog
-from steptool.data.sources.base import SourceInputs
-from steptool.data.sources.builtin import OwnTasksSource
+from steptool.data.sources import OwnTasksSource, SourceInputs
 from steptool.data.tools import ToolCatalog
 from steptool.environments.base import open_environment
-from steptool.policies.scripted import play_back, reference_calls
+from steptool.policies.text_policies import play_back, reference_calls
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
 
 ROOT = Path(__file__).parents[3]

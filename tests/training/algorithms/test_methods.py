@@ -18,7 +18,7 @@ from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import load_codec, prepare_base
 from steptool.pipeline.episodes import roll_out
 from steptool.pipeline.learning import annotate
-from steptool.policies.scripted import play_back, reference_calls
+from steptool.policies.text_policies import play_back, reference_calls
 from steptool.records import Query, StepReward, Trajectory
 from steptool.training.rounds import train_round
 from steptool.training.warm_start import encode_demonstrations

@@ -7,8 +7,7 @@ from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.data.parsing import IngestError, IngestLog
-from steptool.data.sources.base import SourceInputs
-from steptool.data.sources.builtin import OwnTasksSource
+from steptool.data.sources import OwnTasksSource, SourceInputs
 from steptool.data.tools import ToolCatalog
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.records import Reference, ToolCall

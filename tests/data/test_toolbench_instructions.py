@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.data.parsing import IngestError, IngestLog, UnusableError
-from steptool.data.sources.base import SourceInputs
-from steptool.data.sources.builtin import ToolBenchSource, make_tool_schemas, read_instruction
-from steptool.data.tools import ToolCatalog
+from steptool.data.sources import SourceInputs, ToolBenchSource, read_instruction
+from steptool.data.tools import ToolCatalog, make_tool_schemas
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.environments.toolbench import avoid_reserved, endpoints, function_name
 from steptool.records import Reference

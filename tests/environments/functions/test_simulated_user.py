@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from steptool.chat.endpoint import EndpointError
-from steptool.environments.simulated_user import END, SimulatedUser
+from steptool.environments.functions.environment import END, SimulatedUser
 
 
 def test_a_chat_model_plays_the_user_until_it_ends_the_conversation(chat: Any) -> None:

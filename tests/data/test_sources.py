@@ -10,7 +10,7 @@ from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.config.data import SOURCE_NAMES
 from steptool.data.ingest import fingerprint, ingest, list_files
-from steptool.data.sources.base import SOURCES, Source, open_source
+from steptool.data.sources import SOURCES, Source, open_source
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Trajectory
 from steptool.records.episodes import read_queries
@@ -19,7 +19,7 @@ from steptool.records.tables import read_records
 OWN = """
 from steptool.data.parsing import Record, UnusableError
 from steptool.data.recordings.recording import RecordedTurn, make_recording
-from steptool.data.sources.base import Source
+from steptool.data.sources import Source
 from steptool.records import Query
 
 
@@ -113,7 +113,7 @@ def test_a_class_that_is_no_source_is_refused(own: Path, tmp_path: Path) -> None
 
 def test_reference_solutions_of_an_own_source_become_demonstrations(tmp_path: Path) -> None:
     (tmp_path / "desk_tasks.py").write_text(
-        "from steptool.data.sources.base import Source\n"
+        "from steptool.data.sources import Source\n"
         "from steptool.environments.desk.tasks import draw_query\n\n\n"
         "class Few(Source):\n"
         "    def read_queries(self, inputs):\n"

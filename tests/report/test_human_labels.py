@@ -4,9 +4,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from steptool.judge.human_labels import LabelError, label_rows, label_table, read_labels, write_table
 from steptool.records import StepReward
 from steptool.records.tables import read_records, write_records
+from steptool.report.labelling import LabelError, label_rows, label_table, read_labels, write_table
 
 NASTY = '=1+1, "two"\nthree </script> ünï \ud800'
 

@@ -1,42 +1,169 @@
-"""The sources that come with StepTool, each a class that a configuration names.
+"""Sources of tasks and recordings: what a source is, the sources by name, and those that come with StepTool.
 
-They read own tasks, those of an environment, instruction files of ToolBench, the embedded world, the installed package
-bfcl-eval, and recorded trajectories.
+A configuration names a source of this module or a class of your own. Those of this module read own tasks, those of an
+environment, instruction files of ToolBench, the embedded world, the installed package bfcl-eval, and recorded
+trajectories. Where tasks have reference solutions and recordings are missing, the solutions are played in the
+environments of their tasks and become demonstrations.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from steptool.config.base import did_you_mean
-from steptool.data.files import SUFFIXES, content_stem, parse_records, read_file
-from steptool.data.parsing import IngestError, Record, UnusableError, excerpt, optional, require, require_text
+from steptool.config import Config
+from steptool.config.base import ConfigError, did_you_mean
+from steptool.data.files import SUFFIXES, content_stem, find_files, parse_records, read_file
+from steptool.data.parsing import (
+    IngestError,
+    IngestLog,
+    Record,
+    UnusableError,
+    excerpt,
+    optional,
+    require,
+    require_text,
+)
 from steptool.data.recordings.forms import read_recordings
 from steptool.data.recordings.recording import Recording
-from steptool.data.sources.base import Source, SourceInputs
 from steptool.data.splits import SPLITS
 from steptool.data.tools import (
     ToolCatalog,
     check_and_close,
-    distinct_name,
-    function_schema,
-    toolbench_type,
+    make_tool_schemas,
     with_finish,
 )
-from steptool.environments.base import open_environment
+from steptool.environments.base import environment_class, import_object, open_environment
 from steptool.environments.bfcl_tasks import bfcl_queries
 from steptool.environments.desk.tasks import desk_demonstrations, desk_queries
-from steptool.environments.toolbench import REFERENCE, endpoint, function_name, parameter_name
-from steptool.records import Query, Reference, ToolSchema, Trajectory
+from steptool.environments.toolbench import REFERENCE, endpoint
+from steptool.policies.text_policies import has_reference_calls, play_back, reference_calls
+from steptool.records import Query, Reference, StepStatus, StopReason, ToolSchema, Trajectory
 
+KIND = "reference solutions"
+"""The kind under which they are counted, apart from recorded demonstrations."""
+_TASKS = Path("queries.parquet")
+_SHOWN = 300
+"""Characters of a failing call's answer that an error shows."""
 _FIELDS = ("instruction", "tools", "environment", "id", "split", "reference", "tier", "max_steps")
-
 _MOST_STEPS = 2**31 - 1
 """The largest number that the column of queries holds."""
+
+
+def play_reference_solutions(queries: Iterable[Query], config: Config, log: IngestLog) -> Iterator[Trajectory]:
+    """The reference solutions of the first queries that have one, as many as the warm start takes.
+
+    Queries of an environment that knows only recordings are passed over. A solution is set aside if one of its calls
+    fails (unless `data.keep_failing_solutions`), if the query's own `max_steps` cuts it short, or if the environment
+    says that it does not solve its task. Raises IngestError where the environment's check fails.
+    """
+    solvable = (query for query in queries if _is_playable(query, config))
+    limit = config.warm_start.demonstrations if config.warm_start.steps else 0
+    for name, group in groupby(islice(solvable, limit), key=lambda query: query.environment):
+        recordings = [(query, reference_calls(query)) for query in group]
+        with closing(open_environment(name, config)) as environment:
+            episodes = play_back(recordings, environment, limits=config.tools, policy="reference")
+        _refuse_failed_checks(episodes)
+        for episode in episodes:
+            fault = _find_fault(episode, config.data.keep_failing_solutions)
+            if fault:
+                log.refuse(KIND, Record(_TASKS, episode.query_id, episode.messages), fault)
+                continue
+            log.count(f"{KIND} read")
+            log.count(f"{KIND} kept")
+            yield episode
+
+
+def _find_fault(episode: Trajectory, keep_failing: bool) -> UnusableError | None:
+    """Why a reference solution is no demonstration."""
+    query = f"query '{episode.query_id}'"
+    if episode.stop_reason is StopReason.STEP_LIMIT:
+        detail = f"{query}: its max_steps ends it after {len(episode.steps)} steps; raise max_steps"
+        return UnusableError("the reference solution takes more steps than its task's max_steps", detail)
+    if not keep_failing:
+        for number, step in enumerate(episode.steps):
+            if step.status not in (StepStatus.OK, StepStatus.FINISH):
+                call_text = f"{step.call.name}({json.dumps(dict(step.call.arguments))})" if step.call else "no call"
+                detail = f"{query}: call {number}, {call_text}: {step.status}: {step.observation[:_SHOWN]}"
+                return UnusableError("a call of the reference solution fails", detail)
+    if episode.solved is not None and episode.solved <= 0:
+        detail = f"{query}: the environment's verdict after the reference calls is {episode.solved}"
+        return UnusableError("the reference solution does not solve its task", detail)
+    return None
+
+
+def _refuse_failed_checks(episodes: Sequence[Trajectory]) -> None:
+    """Raise IngestError where the environment's check fails on a reference solution, since it would on others too."""
+    failed = [episode for episode in episodes if episode.check_error]
+    if failed:
+        raise IngestError(
+            f"the check of the task '{failed[0].query_id}' failed on its reference solution: {failed[0].check_error} "
+            f"({len(failed)} of {len(episodes)} reference solutions); mend the check, since its verdicts decide what "
+            "is learned and measured"
+        )
+
+
+def _is_playable(query: Query, config: Config) -> bool:
+    """Whether the query has a reference solution and an environment that can execute it."""
+    return has_reference_calls(query) and not environment_class(query.environment, config).needs_recordings
+
+
+@dataclass(frozen=True)
+class SourceInputs:
+    """What a source works with."""
+
+    config: Config
+    catalog: ToolCatalog
+    """The tools of environments, for tasks that list none."""
+    log: IngestLog
+    """Receives the records that cannot be used: `log.refuse("queries", record, error)`."""
+
+    def files(self, suffixes: tuple[str, ...]) -> Iterator[Path]:
+        """The files of `data.paths`, and those with one of the suffixes below its folders, in a fixed order."""
+        return find_files(self.config.data.paths, "data.paths", suffixes)
+
+
+class Source:
+    """Where tasks, recordings and demonstrations come from.
+
+    A subclass overrides what it has. This one reads a task from each text file:
+
+        class Notes(Source):
+            suffixes = (".txt",)
+
+            def read_queries(self, inputs):
+                environment, tools = inputs.catalog.environment(), inputs.catalog.tools()
+                for file in inputs.files(self.suffixes):
+                    yield Query(file.stem, "", environment, file.read_text(), tools)
+
+    `data.source: "notes.py:Notes"` names it. It is made without arguments.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Suffixes of the files that it reads below folders of `data.paths`; empty for a source without files."""
+    may_leave_out_long_prompts: ClassVar[bool] = False
+    """Whether tasks whose prompts do not fit the model's context are left out; else the first of them ends the run."""
+
+    def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
+        """The tasks in a fixed order; an empty split is drawn later. Ingest counts what is yielded as read."""
+        return iter(())
+
+    def read_recordings(self, inputs: SourceInputs) -> Iterator[Recording]:
+        """Recorded trajectories; each belongs to the task with its text, or brings its own task along."""
+        return iter(())
+
+    def make_demonstrations(self, queries: Iterable[Query], inputs: SourceInputs) -> Iterator[Trajectory]:
+        """Make demonstrations for the training queries that are kept, and count them in the log.
+
+        Without an override these are the reference solutions, played in the environments of their tasks.
+        """
+        return play_reference_solutions(queries, inputs.config, inputs.log)
 
 
 class OwnTasksSource(Source):
@@ -154,10 +281,6 @@ def _read_reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Ref
     return Reference.from_json(reference)
 
 
-DESCRIPTION_LIMIT = 256
-"""Characters of a description that ToolBench shows to the model."""
-
-
 class ToolBenchSource(Source):
     """Instruction files: JSON lists of tasks. Tasks that cannot be used are set aside."""
 
@@ -196,20 +319,6 @@ def read_instruction(record: Any, file: Path, row: int | str | None) -> Query:
     )
 
 
-def make_tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSchema]:
-    """Tool schemas of an `api_list` by (tool name, API name), in its order. Raises UnusableError naming the field."""
-    schemas: dict[tuple[str, str], ToolSchema] = {}
-    names: set[str] = set()
-    for number, api in enumerate(api_list):
-        where = f"api_list[{number}]"
-        key = (require_text(api, "tool_name", where), require_text(api, "api_name", where))
-        if key not in schemas:
-            name = distinct_name(function_name(key[1], key[0]), names)
-            names.add(name)
-            schemas[key] = _make_schema(name, api, where)
-    return schemas
-
-
 def _find_endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], ToolSchema]) -> dict[str, list[str]]:
     """What a request names for each function; functions of an API without a category are left out."""
     endpoints: dict[str, list[str]] = {}
@@ -218,38 +327,6 @@ def _find_endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], T
         if isinstance(category, str):
             endpoints.setdefault(schemas[key]["function"]["name"], list(endpoint(category, *key)))
     return endpoints
-
-
-def _make_schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
-    """The schema of an API. It is valid whatever the API holds."""
-    required, others = _make_properties(api, "required", where), _make_properties(api, "optional", where)
-    properties = {**required, **{key: schema for key, schema in others.items() if key not in required}}
-    description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]
-    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(required))
-
-
-def _make_properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
-    """JSON Schema's properties for the parameters of a kind; of those with one name the first."""
-    properties: dict[str, Any] = {}
-    keyword = "examples" if kind == "required" else "default"
-    for number, parameter in enumerate(require(api, f"{kind}_parameters", list, where)):
-        name = parameter.get("name") if isinstance(parameter, dict) else None
-        if not isinstance(name, str) or not name.strip():
-            require_text(parameter, "name", f"{where}.{kind}_parameters[{number}]")  # says what is wrong
-        key = parameter_name(name)
-        if key not in properties:
-            properties[key] = _make_property(parameter, keyword)
-    return properties
-
-
-def _make_property(parameter: Mapping[str, Any], keyword: str) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": toolbench_type(parameter.get("type"))}
-    if description := str(parameter.get("description") or "").strip()[:DESCRIPTION_LIMIT]:
-        schema["description"] = description
-    default = parameter.get("default")
-    if default not in ("", None):
-        schema[keyword] = [default] if keyword == "examples" else default
-    return schema
 
 
 class BfclSource(Source):
@@ -284,3 +361,25 @@ class RecordedSource(Source):
     def read_recordings(self, inputs: SourceInputs) -> Iterator[Recording]:
         """The recordings of `data.paths`."""
         return read_recordings(inputs.config.data.paths, "data.paths", inputs.catalog.tools, inputs.log)
+
+
+SOURCES: Mapping[str, type[Source]] = {
+    "bfcl": BfclSource,
+    "desk": DeskSource,
+    "environment": EnvironmentSource,
+    "jsonl": OwnTasksSource,
+    "recorded": RecordedSource,
+    "toolbench": ToolBenchSource,
+}
+"""The sources of this module by name."""
+
+
+def open_source(name: str) -> Source:
+    """The source of that name, or of the user's own class `package.module:Class` or `path/to/file.py:Class`.
+
+    Raises ConfigError if there is no such class, and if the class is no source.
+    """
+    source = SOURCES.get(name) or import_object(name, "data.source", "a class of sources")
+    if not (inspect.isclass(source) and issubclass(source, Source)):
+        raise ConfigError(f"data.source: expected a subclass of {Source.__module__}.Source, got {source!r}")
+    return source()

@@ -1,1 +1,0 @@
-"""Where tasks come from: the sources that a configuration may name."""
