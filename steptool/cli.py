@@ -12,6 +12,8 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from steptool.check.memory import Machine
 
 REFUSED, FAILED = 2, 1
-"""Exit codes of a command that was refused before anything ran, and of a run that failed."""
+"""Exit codes of a command that was refused before anything ran, and of a run that failed (docs/command-line.md)."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +55,7 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads of torch. 1 is fastes
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder or url of the result.")]
 Trajectories = Annotated[Path, typer.Option(help="Parquet file of episodes or of demonstrations.")]
 Queries = Annotated[Path, typer.Option(help="Parquet file of the queries that the trajectories answer.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as runs/demo/model.")]
 OptionalFile = Annotated[Path | None, typer.Option()]
 
 
@@ -173,7 +176,7 @@ def view(
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as runs/demo/model.")],
+    model: ModelFolder,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and prints it.")] = 8000,
     host: Annotated[
         str, typer.Option(help="Address; one that other machines reach needs a key in STEPTOOL_API_KEY.")
@@ -181,6 +184,7 @@ def serve(
     name: Annotated[str, typer.Option(help="Name of the model in requests; empty: the name of the folder.")] = "",
 ) -> None:
     """Serve a model as it was trained, behind an API of OpenAI's form."""
+    _require_folder(model)
     from steptool.policies.serve import serve as run_server
 
     run_server(model, host, port, name or model.resolve().name)
@@ -203,11 +207,12 @@ def serve_environment(
 
 @app.command("write-serving")
 def write_serving(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    model: ModelFolder,
     config: ConfigPath,
     overrides: Overrides = None,
 ) -> None:
     """Write into a model folder how its training prompted and decoded the model. Serving and publishing read it."""
+    _require_folder(model)
     from steptool.models import serving
 
     written = serving.write_serving(model, load_config(config, overrides or ()))
@@ -222,14 +227,19 @@ def check(
 ) -> None:
     """Check a configuration and the files that it names, and say what a run would do and need.
 
-    Exits with 2 if the run cannot fit into the memory of this machine, or of the machines of a profile.
+    Exits with 2 for what it finds: a file that is missing, a run that cannot fit into the memory of this machine or of
+    the machines of a profile. The tasks themselves are read by `train --dry-run`.
     """
-    _print_plan(load_config(config, overrides or ()), profile)
+    loaded = load_config(config, overrides or ())
+    with _refuse_by_findings():
+        _print_plan(loaded, profile)
 
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run, or of a model.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of a run, of a version of a registry, or of a model.")
+    ],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hub, such as my-team/my-model.")],
     kind: Annotated[Kind, typer.Option(help="A model or adapter; or tasks, episodes and rewards.")] = Kind.MODEL,
     licence: Annotated[str, typer.Option(help="Licence by the Hub's name, such as apache-2.0.")] = "",
@@ -238,12 +248,14 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files and the card; send nothing.")] = False,
 ) -> None:
     """Send a model, an adapter or the data of a run to the Hugging Face Hub, with its card."""
+    _require_folder(folder)
     from steptool.registry import hub
 
-    if kind is Kind.MODEL:
-        upload = hub.model_upload(folder, repo, licence, dataset or ())
-    else:
-        upload = hub.dataset_upload(folder, repo, licence)
+    with _refuse_by_findings():
+        if kind is Kind.MODEL:
+            upload = hub.model_upload(folder, repo, licence, dataset or ())
+        else:
+            upload = hub.dataset_upload(folder, repo, licence)
     for line in upload.describe():
         print(printable(line))
     if not licence:
@@ -283,12 +295,38 @@ def describe_program(
 def main() -> None:
     """Run a command. On an error print one line and exit; the stack of an unexpected error goes into a file."""
     try:
-        app()
+        app(prog_name="steptool")
     except ConfigError as error:
         _end(REFUSED, str(error))
     except Exception as error:
-        is_explained = type(error).__module__.startswith(("steptool.", "tasks."))
-        _end(FAILED, describe_error(error) + ("" if is_explained else f" (stack: {_keep_stack(error)})"))
+        _end(FAILED, _describe_with_stack(error))
+
+
+@contextmanager
+def _refuse_by_findings() -> Iterator[None]:
+    """Turn what a check or a dry run finds into a refusal, since nothing ran that could fail. Bugs stay as they are."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if _is_ours(error) or type(error) is ValueError:
+            raise ConfigError(_describe_with_stack(error)) from error
+        raise
+
+
+def _describe_with_stack(error: Exception) -> str:
+    """The error in one line, which names a file with the stack unless the error is one of ours."""
+    return describe_error(error) + ("" if _is_ours(error) else f" (stack: {_keep_stack(error)})")
+
+
+def _is_ours(error: Exception) -> bool:
+    return type(error).__module__.startswith(("steptool.", "tasks."))
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
 
 
 def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:
@@ -338,7 +376,7 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
         print(printable(line))
     shape = read_base_shape(config.policy)
     if shape is None:
-        print(printable(f"memory      unknown: the shape of {config.policy.base} is not known before it is fetched"))
+        print(printable(f"memory      {config.policy.base} is not on this machine yet: a dry run makes or fetches it"))
         return
     machines = _machines(profile)
     has_gpu = any(machine.has_gpu for machine in machines.values())
@@ -352,10 +390,11 @@ def _rehearse(config: Config, called: CalledTools, *, for_training: bool) -> Non
     """Print the plan of a run, try what it needs, and estimate what it will take."""
     from steptool.pipeline.preparation import rehearse
 
-    _print_plan(config)
-    print(flush=True)
-    for line in rehearse(config, for_training=for_training, called=called):
-        print(printable(line), flush=True)
+    with _refuse_by_findings():
+        _print_plan(config)
+        print(flush=True)
+        for line in rehearse(config, for_training=for_training, called=called):
+            print(printable(line), flush=True)
 
 
 def _machines(profile: Path | None) -> dict[str, Machine]:

@@ -1,8 +1,11 @@
 """The command `steptool`, in real processes: what it runs, what it refuses, and how it ends."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,7 +87,7 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
     assert stages == ["warm", "rollouts", "training", "evaluation", "in"]
     assert not output.exists()
     code, _, error = run("train", config, "--dry-run", "--set", "policy.max_context=50", "--set", "rollout.episodes=4")
-    assert code == 1
+    assert code == 2
     assert error.startswith("steptool: query '") and "policy.max_context = 50" in error
 
 
@@ -95,14 +98,74 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
         (["check", "configs/laptop.yaml", "--set", "ppo.rounds=x"], 2, "field 'ppo.rounds': input should be a valid"),
         (["check", "configs/laptop.yaml", "--set", "ppo.rounds"], 2, "'ppo.rounds' sets no field"),
         (["evaluate", "configs/laptop.yaml"], 2, "evaluation.policies is empty"),
-        (["check", "configs/laptop.yaml", "--set", "data.source=jsonl", "--set", "data.paths=[/no]"], 1, "'/no' does"),
+        (["check", "configs/laptop.yaml", "--set", "data.source=jsonl", "--set", "data.paths=[/no]"], 2, "'/no' does"),
         (["view", "--trajectories", "/no.parquet", "--queries", "/no.parquet"], 2, "/no.parquet: no such file"),
+        (["serve", "/no"], 2, "/no: no such folder"),
+        (["write-serving", "/no", "configs/laptop.yaml"], 2, "/no: no such folder"),
+        (["serve", "docs"], 1, "docs: "),
+        (["registry", "list", "--registry", "/no"], 1, "/no: there is no registry"),
     ],
 )
 def test_what_cannot_be_done_ends_with_one_cause(arguments: list[str], code: int, message: str) -> None:
     process, output, error = run(*arguments)
     assert (process, output) == (code, "")
     assert error.startswith("steptool: ") and message in error and "Traceback" not in error
+
+
+def test_data_that_a_dry_run_refuses_is_named_with_its_reasons(tmp_path: Path) -> None:
+    logs = tmp_path / "logs.jsonl"
+    call = {"id": "1", "type": "function", "function": {"name": "count", "arguments": "{}"}}
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    logs.write_text(json.dumps({"messages": messages}) + "\n")
+    overrides = f"data={{source: recorded, environment: functions, paths: [{logs}]}}"
+    tools = "tools.functions=examples/functions/tools.py:Shop"
+    code, _, error = run("train", "configs/laptop.yaml", "--dry-run", "--set", overrides, "--set", tools)
+    (cause,) = error.splitlines()
+    assert code == 2 and cause.startswith(f"steptool: {logs}: demonstrations: 1 read, 1 dropped: a call without a resp")
+    assert "No query is left" in cause and f"First record set aside: {logs}, row 1" in cause
+    assert "steptool-run-" not in cause  # no file of the temporary folder, which is gone
+
+
+@pytest.fixture(scope="module")
+def bash_complete(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """What an interactive bash offers after `steptool --install-completion`, by the words until the key TAB."""
+    home = tmp_path_factory.mktemp("home")
+    program = home / "bin" / "steptool"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m steptool.cli "$@"\n')
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT)}
+
+    def bash(script: str) -> str:
+        command = ["bash", "--rcfile", str(home / ".bashrc"), "-i", "-c", script]
+        process = subprocess.run(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        )
+        return process.stdout
+
+    assert "bash completion installed in" in bash("steptool --install-completion")
+
+    def complete(*words: str) -> list[str]:
+        listed = " ".join(map(shlex.quote, ["steptool", *words]))
+        return bash(
+            'function=$(complete -p steptool | sed "s/.* -F //; s/ .*//")\n'
+            f'COMP_WORDS=({listed}); COMP_CWORD={len(words)}; "$function" steptool\n'
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        ).split()
+
+    return complete
+
+
+def test_bash_completes_commands_options_and_choices(bash_complete: Callable[..., list[str]]) -> None:
+    assert bash_complete("tr") == ["train"]
+    assert bash_complete("registry", "ro") == ["roll-back"]
+    assert {"--set", "--dry-run", "--call-tools"} <= set(bash_complete("train", "--"))
+    assert bash_complete("train", "my.yaml", "--call-tools", "r") == ["read-only"]
+
+
+def test_bash_offers_files_for_a_configuration(bash_complete: Callable[..., list[str]]) -> None:
+    assert bash_complete("train", "configs/lap") == []  # none of ours, so that bash offers files (complete -o default)
 
 
 def test_outside_of_a_checkout_the_workflows_are_named_and_the_rest_works(tmp_path: Path, config: Path) -> None:

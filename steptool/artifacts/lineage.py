@@ -52,18 +52,20 @@ _CARD = """---
 
 # {title}
 
-A policy for multi-step tool use, trained by steptool. {how_to_load}
-`{file}` holds the table below for programs.
-
+{origin} {how_to_load}
+{lineage}{made_by}{results}"""
+_TRAINED_HERE = "A policy for multi-step tool use, trained by steptool."
+_OF_UNKNOWN_ORIGIN = "A model for tool use, whose folder says nothing of how it was made."
+_LINEAGE = f"""
 ## Lineage
 
 Each row is a stage, first to last; rounds that differ in their files alone share a row. A file stands with the first 12
-digits of its SHA-256.
+digits of its SHA-256. `{FILE}` holds the table for programs.
 
 | stage | round | made from | note |
 |---|---|---|---|
-{rows}
-{made_by}{results}"""
+{{rows}}
+"""
 _LOAD_MODEL = "Load it with `AutoModelForCausalLM.from_pretrained`; the tokenizer's chat template renders the tools."
 _LOAD_ADAPTER = (
     "It is a LoRA adapter over the model whose weights have the digest `{base}`, which has the tokenizer as well. Load "
@@ -131,10 +133,10 @@ def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None =
     results = [_result(name, figures) for name, figures in known.get("results", {}).items()]
     return _CARD.format(
         title=title,
-        file=FILE,
+        origin=_TRAINED_HERE if entries else _OF_UNKNOWN_ORIGIN,
         metadata=_metadata(entries, title, known, is_adapter=bool(base)),
         how_to_load=_LOAD_ADAPTER.format(base=base) if base else _LOAD_MODEL,
-        rows="\n".join(_row(group) for group in _group_rounds(entries)),
+        lineage=_section(_LINEAGE, [_row(group) for group in _group_rounds(entries)]),
         made_by=_section(_MADE_BY, [f"| {name} | {value} |" for name, value in made_by.items() if value]),
         results=_section(_RESULTS, results),
     )

@@ -138,7 +138,7 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
     Files are streamed: neither their number nor their size is limited by memory. What was read waits in a temporary
     folder beside `out_dir`. Raises IngestError for input that cannot be used. Raises it too if there is no query at all
     (unless `may_be_empty`) and, for training, if a split has no query or the evaluation is on training queries; then
-    the counts and the quarantine are written all the same.
+    the counts and the quarantine are written all the same, and the message holds the counts by reason.
     """
     if for_training and config.evaluation.split == "all":
         raise IngestError(
@@ -159,10 +159,10 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
         inputs.log.count("queries kept", sum(splits.values()))
         minimum = len(SPLITS) if for_training else 0 if may_be_empty else 1
         if problem := missing_split(splits, minimum):
-            quarantine_path, _ = _write_log(inputs.log, out)
+            _write_log(inputs.log, out)
             where, summary = ", ".join(config.data.paths) or config.data.source, inputs.log.summary()
             parts = (problem, summary) if any(splits.values()) else (summary, "No query is left")
-            raise IngestError(f"{where}: {'. '.join(parts)}. See {quarantine_path}")
+            raise IngestError(f"{where}: {'. '.join(parts)}")
         out.mkdir(exist_ok=True)
         demonstrations = map(to_row, _iterate_demonstrations(source, inputs, staging))
         demonstrations_path = write_rows(out / DEMONSTRATIONS_FILE, demonstrations, Trajectory)

@@ -103,7 +103,9 @@ class IngestLog:
     def summary(self) -> str:
         """What was read, kept and dropped of each kind, in one sentence for an error, and the first refusal."""
         text = summarise(self.counts)
-        return f"{text}. First record set aside: {self._first_refusal}" if self._first_refusal else text
+        if not self._first_refusal:
+            return text
+        return f"{text}. First record set aside: {self._first_refusal}. `steptool ingest` writes all of them to a file"
 
     def write(self, path: Path) -> Path:
         """Write the records set aside, one JSON object a line."""

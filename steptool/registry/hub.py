@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steptool.artifacts import lineage
-from steptool.registry.documents import RegistryError
+from steptool.registry.documents import MANIFEST, RegistryError
 
 _DATA = {
     "queries": (lineage.QUERIES, "Tasks with their tools and references."),
@@ -42,6 +42,10 @@ Load one with `datasets.load_dataset("{repo}", "trajectories")`.
 """
 
 
+class HubError(RegistryError):
+    """The Hub did not take an upload. The message says what to do."""
+
+
 class Kind(StrEnum):
     """What a repository of the Hub holds."""
 
@@ -65,17 +69,21 @@ class Upload:
 
 
 def model_upload(folder: Path, repo: str, licence: str, datasets: Sequence[str] = ()) -> Upload:
-    """The model or adapter of a run's folder, or of a model folder, with a card that names base, licence and results.
+    """The model or adapter of a run, of a version of a registry or of a model folder, with its card.
 
-    Raises RegistryError for a folder without a model.
+    The card names base, licence and results. A model that was not trained here keeps its own card, with the licence and
+    the datasets added. Raises RegistryError for a folder without a model.
     """
     model = folder / lineage.MODEL if (folder / lineage.MODEL).is_dir() else folder
     is_adapter = (model / "adapter_config.json").is_file()
     if not is_adapter and not (model / "config.json").is_file():
         raise RegistryError(f"{folder}: no model: expected the folder of a run, or a folder with config.json")
-    entries = lineage.read(model)
-    facts = {"licence": licence, "datasets": list(datasets), **_results(folder)}
-    card = lineage.card(entries, repo.rpartition("/")[2], facts, _adapter_base(model) if is_adapter else "")
+    entries, title = lineage.read(model), repo.rpartition("/")[2]
+    if not entries and (model / lineage.CARD).is_file():
+        card = _complete_card((model / lineage.CARD).read_text(encoding="utf-8"), licence, datasets)
+    else:
+        facts = {"licence": licence, "datasets": list(datasets), **_results(folder)}
+        card = lineage.card(entries, title, facts, _adapter_base(model) if is_adapter else "")
     return Upload(repo, Kind.MODEL, _list_files(model), card)
 
 
@@ -111,16 +119,52 @@ def dataset_upload(folder: Path, repo: str, licence: str) -> Upload:
 def push(upload: Upload, *, private: bool, message: str = "Upload by steptool") -> str:
     """Make the repository unless it exists, and send the files in one commit. Returns the commit's address.
 
-    Raises the errors of huggingface_hub for a server that refuses or is out of reach.
+    Raises HubError for a server that refuses or is out of reach, and where huggingface_hub is told to stay offline.
     """
+    from httpx2 import TransportError
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     api = HfApi()
-    api.create_repo(upload.repo, repo_type=upload.kind, private=private, exist_ok=True)
     operations = [CommitOperationAdd(path, str(file)) for path, file in upload.files.items()]
     operations.append(CommitOperationAdd(lineage.CARD, upload.card.encode()))
-    commit = api.create_commit(upload.repo, operations, repo_type=upload.kind, commit_message=message)
+    try:
+        api.create_repo(upload.repo, repo_type=upload.kind, private=private, exist_ok=True)
+        commit = api.create_commit(upload.repo, operations, repo_type=upload.kind, commit_message=message)
+    except OfflineModeIsEnabled as error:
+        raise HubError("huggingface_hub is offline: unset HF_HUB_OFFLINE to push") from error
+    except HfHubHTTPError as error:
+        raise HubError(_explain_refusal(error, api.endpoint)) from error
+    except HFValidationError as error:
+        raise HubError(f"'{upload.repo}' is no name of a repository: {error}") from error
+    except (TransportError, OSError) as error:
+        raise HubError(f"{api.endpoint} cannot be reached ({error}); HF_ENDPOINT names another server") from error
     return str(commit.commit_url)
+
+
+def _explain_refusal(error: Any, endpoint: str) -> str:
+    """What the server answered, and what helps where the key is missing or not allowed to write."""
+    from huggingface_hub import get_token
+
+    status = error.response.status_code
+    answer = " ".join((error.server_message or str(error)).split())
+    advice = ""
+    if status in (401, 403):
+        key = "its key may not write there" if get_token() else "there is no key"
+        advice = f"; {key}: set HF_TOKEN to one that may, or log in with `hf auth login`"
+    return f"{endpoint} refused with status {status}: {answer}{advice}"
+
+
+def _complete_card(text: str, licence: str, datasets: Sequence[str]) -> str:
+    """The card of a model that was not trained here, with licence and datasets where they are given."""
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(text)
+    if licence:
+        card.data["license"] = licence
+    if datasets:
+        card.data["datasets"] = list(datasets)
+    return str(card)
 
 
 def _list_files(model: Path) -> dict[str, Path]:
@@ -135,12 +179,18 @@ def _list_files(model: Path) -> dict[str, Path]:
     }
 
 
-def _results(run: Path) -> dict[str, Any]:
-    """The results of a run's folder in the form of a card; empty without results."""
-    figures = run / lineage.FIGURES
-    if not figures.is_file():
-        return {}
-    results = json.loads(figures.read_text(encoding="utf-8")).get("results", {})
+def _results(folder: Path) -> dict[str, Any]:
+    """The results of a run or of a version of a registry, in the form of a card; empty without results.
+
+    `folder` is the run, the version, or the folder `model` in one of them.
+    """
+    whole = folder.resolve().parent if folder.resolve().name == lineage.MODEL else folder
+    figures, manifest = whole / lineage.FIGURES, whole / MANIFEST
+    results: Mapping[str, Any] = {}
+    if figures.is_file():
+        results = json.loads(figures.read_text(encoding="utf-8")).get("results", {})
+    elif manifest.is_file():
+        results = json.loads(manifest.read_text(encoding="utf-8"))["metadata"].get("results", {})
     return {"results": results, "result": "steptool"} if results else {}
 
 

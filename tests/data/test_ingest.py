@@ -119,7 +119,7 @@ def test_where_everything_is_dropped_the_reason_comes_first(tmp_path, configured
     (tmp_path / "logs.jsonl").write_text(json.dumps(row))
     settings = configured("recorded", [tmp_path / "logs.jsonl"])
     expected = {"demonstrations read": 1, "demonstrations dropped: a call without a response": 1, "queries kept": 0}
-    message = r"logs\.jsonl: demonstrations: 1 read, 1 dropped: a call without a response; .*No query is left\. See"
+    message = r"logs\.jsonl: demonstrations: 1 read, 1 dropped: a call without a response; .*No query is left$"
     for for_training in (True, False):
         with pytest.raises(IngestError, match=message) as refusal:
             ingest(settings, tmp_path / "out", for_training=for_training)

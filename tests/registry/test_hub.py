@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from steptool.artifacts import lineage
 from steptool.records import Query, StepReward
 from steptool.records.tables import write_records
-from steptool.registry.documents import RegistryError
+from steptool.registry import Registry, RegistryError
 from steptool.registry.hub import dataset_upload, model_upload
 
 RESULTS = {
@@ -104,6 +104,8 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
         self.keys: set[str | None] = set()
+        self.status = 200
+        """Status of every answer; other than 200 it refuses."""
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -113,6 +115,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.keys.add(self.headers.get("Authorization"))
+        if self.server.status != 200:
+            return self.answer({"error": "no entry"}, self.server.status)
         if self.path == "/api/repos/create":
             self.server.created.append(json.loads(body))
             return self.answer({"url": f"{self.server.url}/team/desk"})
@@ -167,11 +171,34 @@ def hub() -> Iterator[Hub]:
         server.server_close()
 
 
-def push(hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
+def push(hub: Hub, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_key", "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-m", "steptool.cli", "push", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=120)
+
+
+def test_a_version_of_a_registry_is_pushed_with_its_results(run: Path, tmp_path: Path) -> None:
+    (run / "model" / "secret").unlink()
+    (run / "model" / "tokenizer_config.json").write_text("{}")
+    version = Registry(tmp_path / "registry").publish(run / "model", {"results": RESULTS})
+    folder = tmp_path / "registry" / "versions" / version.version_id
+    for place in (folder, folder / "model"):
+        card = ModelCard(model_upload(place, "team/desk", "mit").card)
+        (result,) = card.data.eval_results
+        assert (result.metric_value, card.data.base_model) == (0.64, "Qwen/Qwen3-0.6B")
+
+
+def test_a_model_from_elsewhere_keeps_its_own_card(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("---\nlicense: other\nbase_model: own/base\n---\n\n# Parrot\n")
+    done = push(hub, str(tmp_path), "team/parrot", "--licence", "apache-2.0")
+    assert done.returncode == 0, done.stderr
+    card = ModelCard(hub.files["README.md"].decode())
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", "own/base")
+    assert "# Parrot" in card.text and "steptool" not in card.content
+    (tmp_path / "README.md").unlink()
+    assert "trained by steptool" not in model_upload(tmp_path, "team/parrot", "").card
 
 
 def test_push_sends_model_and_card_to_a_private_repository(hub: Hub, run: Path) -> None:
@@ -200,8 +227,29 @@ def test_push_sends_data_and_a_dry_run_sends_nothing(hub: Hub, run: Path) -> Non
     assert hub.files["rewards/rewards_round_00.parquet"] == (run / "rewards_round_00.parquet").read_bytes()
 
 
-def test_a_server_that_is_out_of_reach_is_named_in_one_line(run: Path, hub: Hub) -> None:
-    hub.url = "http://127.0.0.1:9"
-    failed = push(hub, str(run), "team/desk")
-    assert failed.returncode == 1
-    assert len(failed.stderr.splitlines()) == 1 and "steptool: " in failed.stderr
+@pytest.mark.parametrize(
+    ("status", "variables", "words"),
+    [
+        (200, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached (["),
+        (200, {"HF_HUB_OFFLINE": "1"}, "huggingface_hub is offline: unset HF_HUB_OFFLINE to push"),
+        (401, {"HF_TOKEN": ""}, "refused with status 401: no entry; there is no key: set HF_TOKEN to one that may"),
+        (403, {}, "refused with status 403: no entry; its key may not write there: set HF_TOKEN"),
+        (400, {}, "refused with status 400: no entry"),
+    ],
+)
+def test_why_nothing_was_sent_is_one_line(
+    run: Path, hub: Hub, tmp_path: Path, status: int, variables: dict[str, str], words: str
+) -> None:
+    hub.status = status
+    failed = push(hub, str(run), "team/desk", **variables, HF_HOME=str(tmp_path))
+    (line,) = failed.stderr.splitlines()
+    assert failed.returncode == 1 and line.startswith("steptool: ") and words in line
+
+
+def test_a_folder_that_is_not_there_or_holds_no_model_is_refused_before_anything_is_sent(
+    run: Path, hub: Hub, tmp_path: Path
+) -> None:
+    for folder, words in ((tmp_path / "rum", "no such folder"), (tmp_path, "no model: expected the folder of a run")):
+        failed = push(hub, str(folder), "team/desk")
+        assert failed.returncode == 2 and failed.stderr.startswith(f"steptool: {folder}: {words}")
+    assert not hub.keys
