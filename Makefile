@@ -196,12 +196,12 @@ licences: $(STAMP)  ## list the licences of all installed packages; one that LIC
 	.venv-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --partial-match --allow-only "$(LICENCES)" > /dev/null
 
 register: $(STAMP)  ## register all workflows and launch plans with the cluster of flyte.config (PROFILE=... PROJECT=... DOMAIN=...)
-	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.registration --cluster $(FLYTE_CONFIG)) && \
+	export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m scripts.registration --cluster $(FLYTE_CONFIG)) && \
 		$(BIN)/pyflyte -c $(FLYTE_CONFIG) register --project $(PROJECT) --domain $(DOMAIN) --version $$version \
 		--copy all --destination-dir . workflows
 
 package: $(STAMP)  ## write build/steptool-<version>.tgz, which flytectl registers without this repository
-	mkdir -p $(BUILD) && export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m tasks.runtime.registration) && \
+	mkdir -p $(BUILD) && export STEPTOOL_PROFILE=$(PROFILE) && version=$$($(BIN)/python -m scripts.registration) && \
 		$(BIN)/pyflyte --pkgs workflows package --image cpu=$(CPU_IMAGE) --image gpu=$(GPU_IMAGE) \
 		--copy all --in-container-source-path . --force --output $(BUILD)/steptool-$$version.tgz
 

@@ -30,8 +30,7 @@ from steptool.data.parsing import Record, UnusableError
 from steptool.data.recordings.recording import RecordedTurn, make_query, make_recording, make_trajectory
 from steptool.judge.verdicts import STATUS_SCORE, Status
 from steptool.records import FINISH, Query, StopReason, Trajectory
-from steptool.rewards.annotators import annotate, make_annotator
-from steptool.rewards.rules import OVERLAP, PublishedRules, overlap, unwrap
+from steptool.rewards.annotators import OVERLAP, PublishedRules, annotate, make_annotator, overlap, unwrap
 from steptool.rewards.statistics import Estimate, auroc
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -42,7 +42,7 @@ from steptool.policies.serve import load_served, make_app
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import write_records, write_whole
 from steptool.registry import Registry
-from steptool.storage.publishing import check_target, publish
+from steptool.storage.transfer import check_target, publish
 from steptool.training.rounds import train_round
 
 EPISODES, STEPS = 12, 3

@@ -282,7 +282,7 @@ MISTAKES = (
     ),
     Mistake(
         "make register without a cluster",
-        (sys.executable, "-m", "tasks.runtime.registration", "--cluster", "DIR/flyte.config"),
+        (sys.executable, "-m", "scripts.registration", "--cluster", "DIR/flyte.config"),
         ["127.0.0.1:9", "flyte.config"],
         {"flyte.config": "[platform]\nurl = 127.0.0.1:9\ninsecure = True\n"},
     ),

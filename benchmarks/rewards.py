@@ -22,7 +22,7 @@ import numpy as np
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.columns import to_row
 from steptool.records.tables import write_rows
-from steptool.rewards.rules import overlap
+from steptool.rewards.annotators import overlap
 
 SAMPLE, FULL = 50_000, 1_000_000
 LIMIT_S, LIMIT_GIB = 600.0, 2.0

@@ -23,8 +23,7 @@ from typing import Any
 import yaml
 
 from benchmarks.contest import EVALUATIONS, WARM_START, make_start, merge, run_folder, run_method, start_folder
-from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, points, probability
-from steptool.evaluation.over_seeds import (
+from benchmarks.over_seeds import (
     Seeded,
     SeededComparison,
     compare_seeded,
@@ -32,6 +31,7 @@ from steptool.evaluation.over_seeds import (
     mean_pass_at_k,
     select_group,
 )
+from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, points, probability
 from steptool.evaluation.results import summarise
 from steptool.records import Evaluation
 from steptool.records.tables import read_records

@@ -213,10 +213,10 @@ def write_serving(
 ) -> None:
     """Write into a model folder how its training prompted and decoded the model. Serving and publishing read it."""
     _require_folder(model)
-    from steptool.models import serving
+    from steptool.models import load
 
-    written = serving.write_serving(model, load_config(config, overrides or ()))
-    print(printable(f"{model / serving.FILE}: chat format {written.chat_format}, ends with {written.finish}"))
+    written = load.write_serving(model, load_config(config, overrides or ()))
+    print(printable(f"{model / load.SERVING_FILE}: chat format {written.chat_format}, ends with {written.finish}"))
 
 
 @app.command()
@@ -272,7 +272,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List it; remove nothing.")] = False,
 ) -> None:
     """Remove what former local runs have left in the temporary folder."""
-    from steptool.storage.publishing import find_leftovers, remove_leftovers
+    from steptool.storage.transfer import find_leftovers, remove_leftovers
 
     leftovers = find_leftovers(hours)
     for leftover in leftovers:

@@ -10,7 +10,7 @@ from flytekit.types.file import FlyteFile
 from steptool.artifacts.lineage import COSTS
 from steptool.artifacts.metrics import say
 from steptool.config import Config
-from steptool.storage.remote import fetch, localize
+from steptool.storage.transfer import fetch, localize
 from tasks.runtime.artifacts import Parquet, Shard, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
@@ -66,7 +66,7 @@ def review_rewards(
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
     from steptool.report.rewards_page import rewards_page, sentences
     from steptool.rewards.audit import audit_files
-    from steptool.storage.publishing import deliver
+    from steptool.storage.transfer import deliver
 
     folder, rewards_file = make_folder("audit"), download(rewards)
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")

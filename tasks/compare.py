@@ -8,7 +8,7 @@ from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.metrics import Stopwatch, printable
 from steptool.config import Config
-from steptool.storage.remote import localize
+from steptool.storage.transfer import localize
 from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
@@ -65,7 +65,7 @@ def compare(
     from steptool.artifacts import lineage as names
     from steptool.pipeline.folders import write_comparison
     from steptool.pipeline.tracking import track_results
-    from steptool.storage.publishing import publish
+    from steptool.storage.transfer import publish
 
     folder = make_folder("evaluation")
     pages = write_comparison(

@@ -8,7 +8,7 @@ from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config, EvaluatedPolicy
 from steptool.records import Evaluation
 from steptool.records.tables import write_records
-from steptool.storage.remote import fetch, localize
+from steptool.storage.transfer import fetch, localize
 from tasks.runtime.artifacts import Model, Parquet, Tasks, download, download_policy, make_folder, write_costs
 from tasks.runtime.stage import stage
 

@@ -14,7 +14,7 @@ def export_trajectories(
 ) -> FlyteFile:
     """Write the trajectories of several files in a form and put the new file into a folder or url."""
     from steptool.data.export import export
-    from steptool.storage.publishing import deliver
+    from steptool.storage.transfer import deliver
 
     result = export(
         download_all([trajectories, *(more_trajectories or [])]), download(queries), form, make_folder("exported")

@@ -9,7 +9,7 @@ from steptool.artifacts.metrics import Stopwatch, count_metrics, say
 from steptool.config import Config
 from steptool.records import Metric
 from steptool.records.tables import write_records
-from steptool.storage.remote import localize
+from steptool.storage.transfer import localize
 from tasks.runtime.artifacts import Parquet, Tasks, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
@@ -46,7 +46,7 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
     """
     from steptool.artifacts.lineage import EVALUATION, TRAINING
     from steptool.data.ingest import fingerprint as digest
-    from steptool.storage.publishing import check_target
+    from steptool.storage.transfer import check_target
 
     check_target(output, TRAINING if for_training else EVALUATION)
     return digest(config)
@@ -93,7 +93,7 @@ def deliver_ingested(
 
     from steptool.data import ingest as names
     from steptool.data.parsing import IngestError, summarise
-    from steptool.storage.publishing import deliver
+    from steptool.storage.transfer import deliver
 
     counted = json.loads(download(counts).read_text(encoding="utf-8"))
     delivered = Delivered(

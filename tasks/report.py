@@ -53,7 +53,7 @@ def report(
     from steptool.artifacts import lineage as names
     from steptool.pipeline.folders import RunFiles, write_run
     from steptool.pipeline.tracking import track_results
-    from steptool.storage.publishing import publish
+    from steptool.storage.transfer import publish
 
     files = RunFiles(
         queries=download(queries),

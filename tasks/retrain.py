@@ -102,7 +102,7 @@ def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, 
     from steptool.registry import Registry
     from steptool.report.evaluation_page import RETRAINING_PAGE, retraining_page
     from steptool.retraining.promotion import describe_run
-    from steptool.storage.publishing import deliver
+    from steptool.storage.transfer import deliver
 
     page = make_folder("retraining_page") / RETRAINING_PAGE
     page.write_text(retraining_page(plan, outcome, training), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config
-from steptool.storage.remote import localize
+from steptool.storage.transfer import localize
 from tasks.runtime.artifacts import Model, Shard, Tasks, download, download_policy, make_folder
 from tasks.runtime.stage import stage
 

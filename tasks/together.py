@@ -6,7 +6,7 @@ from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
 from steptool.config import Config
-from steptool.storage.remote import localize
+from steptool.storage.transfer import localize
 from tasks.runtime.artifacts import Model, Parquet, Tasks, discard, download, make_folder
 from tasks.runtime.stage import stage
 

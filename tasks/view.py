@@ -25,7 +25,7 @@ def write_page(
     """Write the viewer for one set of trajectories, or for two beside each other, and put its pages in place."""
     from steptool.report.viewer import write_viewer
     from steptool.report.viewer_pages import EpisodeFiles
-    from steptool.storage.publishing import deliver
+    from steptool.storage.transfer import deliver
 
     files = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
     sources = [EpisodeFiles(download(t), r and download(r), a and download(a)) for t, r, a in files if t]

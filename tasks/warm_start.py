@@ -7,7 +7,7 @@ from flytekit.types.file import FlyteFile
 from steptool.artifacts.lineage import METRICS
 from steptool.artifacts.metrics import Stopwatch, Ticker, count_metrics, say
 from steptool.config import Config
-from steptool.storage.remote import localize
+from steptool.storage.transfer import localize
 from tasks.runtime.artifacts import Model, Parquet, Tasks, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 

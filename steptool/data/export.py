@@ -1,4 +1,7 @@
-"""Trajectories out again: as OpenAI's messages, and as data that TRL's trainers for SFT and preferences take."""
+"""Trajectories out again: as OpenAI's messages, and as data that TRL's trainers for SFT and preferences take.
+
+Cells of CSV files are written so that no spreadsheet runs them as formulas.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ UNSURE = 0.5
 """A verdict above it is solved, one below it is not."""
 _SUSPECT = re.compile(r"NaN|Infinity|\d[eE]\+?\d{3}")
 """What a text holds wherever its JSON holds a number beyond the range of floats."""
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a cell begins that a spreadsheet runs as a formula; or one that `quote_formula` has made from such a cell."""
 _READ = ("trajectory_id", "query_id", "messages", "solved")
 _TABLES = """
 CREATE TABLE queries (query_id TEXT PRIMARY KEY, tools TEXT NOT NULL);
@@ -270,3 +275,13 @@ _WRITERS: dict[Form, Callable[[Path, Iterable[Row]], Path]] = {
     Form.SFT: lambda out, rows: write_rows(out / "sft.parquet", rows, SftExample),
     Form.PREFERENCE: lambda out, rows: write_rows(out / "preference.parquet", rows, PreferencePair),
 }
+
+
+def quote_formula(cell: Any) -> Any:
+    """A cell of a CSV file. An apostrophe goes before text that a spreadsheet would run as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def unquote_formula(cell: Any) -> Any:
+    """The inverse of `quote_formula`."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell[1:]) else cell

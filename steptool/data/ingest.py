@@ -28,7 +28,7 @@ from steptool.data.tools import ToolCatalog
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.columns import to_row
 from steptool.records.tables import scratch_folder, write_records, write_rows
-from steptool.storage.remote import digest_content, list_inputs
+from steptool.storage.transfer import digest_content, list_inputs
 
 _Listing = tuple[Sequence[str], str, Sequence[str]]
 """Paths, the field of the configuration that names them, and the suffixes of files below a folder."""

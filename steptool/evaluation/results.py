@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from steptool.data.export import quote_formula
 from steptool.evaluation.compare import (
     GREEDY,
     MEASURES,
@@ -47,8 +48,6 @@ _SOURCES = {
 }
 """Sources of verdicts as a reader sees them."""
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How a cell begins that a spreadsheet runs as a formula; or one that `quote_formula` has made from such a cell."""
 NOTE = (
     "Pass rate with its 95% interval over tasks, and where the verdicts come from; judged: mean ± standard deviation "
     "over repeated judgements; costs for each solved task; comparisons: paired over tasks, p-values of permutation "
@@ -278,16 +277,6 @@ def to_frame(results: Results) -> pd.DataFrame:
 def to_csv(results: Results) -> str:
     """The lines as CSV. Names are quoted so that a spreadsheet does not take them for formulas."""
     return to_frame(results).map(quote_formula).to_csv(index=False)
-
-
-def quote_formula(cell: Any) -> Any:
-    """A cell of a CSV file. An apostrophe goes before text that a spreadsheet would run as a formula."""
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
-
-
-def unquote_formula(cell: Any) -> Any:
-    """The inverse of `quote_formula`."""
-    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell[1:]) else cell
 
 
 def text_tables(results: Results, labels: Mapping[str, str] | None = None) -> list[tuple[str, pd.DataFrame]]:

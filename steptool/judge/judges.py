@@ -23,9 +23,18 @@ from statistics import fmean
 from typing import Any
 
 from steptool.config import JudgeConfig
-from steptool.judge.annotator import StepScore, map_in_order, replace_surrogates
+from steptool.judge.annotator import (
+    PanelJudge,
+    Question,
+    StepScore,
+    Vote,
+    map_in_order,
+    prompt_hash,
+    replace_surrogates,
+    steps_to_judge,
+    transcript,
+)
 from steptool.judge.verdicts import STATUS_SCORE, Choice, Status
-from steptool.judge.votes import PanelJudge, Question, Vote, prompt_hash, steps_to_judge, transcript
 from steptool.records import Preference, Query, StopReason, ToolSchema, Trajectory, Verdict
 
 HIGHEST = 5

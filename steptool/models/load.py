@@ -1,25 +1,24 @@
-"""Model folders: where a policy comes from and how it is loaded.
+"""Model folders: where a policy comes from, how it is loaded, and what a server needs to prompt it as in training.
 
-In one process sampling and training can also take turns on the same weights.
+`write_serving` writes that into a file beside the weights, and the decoding of training into generation_config.json,
+which vLLM and transformers follow.
 """
 
 from __future__ import annotations
 
-import copy
-import gc
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,9 +33,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from steptool.chat.call_format import ChatFormat, offered_tools
 from steptool.chat.codec import AUTO, ChatCodec, give_template
+from steptool.chat.messages import FINISH_SCHEMA
 from steptool.chat.template import DATE
-from steptool.config import PolicyConfig
+from steptool.config import Config, FinishMode, PolicyConfig
+from steptool.records import ToolSchema
 
 EMBEDDED = Path(__file__).parents[1] / "environments" / "desk" / "base"
 """Folder of the small model shipped with the project."""
@@ -52,9 +54,18 @@ _LARGEST_COUNT = 2_000
 _LARGEST_GROWTH = 64
 """Times that a tokenizer may make a text longer. SentencePiece puts one character in place of a space."""
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
-
-
 transformers_logging.disable_progress_bar()  # one bar for every load would drown the pipeline's own progress
+SERVING_FILE = "serving.json"
+_PARSERS = {
+    ChatFormat.HERMES: "hermes",
+    ChatFormat.LLAMA: "llama3_json",
+    ChatFormat.QWEN_XML: "qwen3_coder",
+    ChatFormat.GLM: "glm45",
+    ChatFormat.DEEPSEEK: "deepseek_v3",
+    ChatFormat.GPT_OSS: "openai",
+    ChatFormat.MISTRAL: "mistral",
+}
+"""vLLM's parsers of calls. It cannot parse ReAct's text."""
 
 
 class ModelError(ValueError):
@@ -278,42 +289,95 @@ LoadModel: TypeAlias = Callable[[str | os.PathLike[str]], PreTrainedModel]
 """Gives the model of a folder, from its files or from memory."""
 
 
-class SharedModels:
-    """Models by their folder, each read from its files once.
+@dataclass(frozen=True)
+class Serving:
+    """How a model was prompted and decoded in training."""
 
-    Whoever asks for a model gets a module of its own over the weights that are there. So what one does to its module,
-    such as adapters, checkpointing or another attention, does not show in the others, but a weight that training
-    changes has changed for all.
+    system: str = ""
+    """System message of every conversation; empty: none."""
+    finish_tool: ToolSchema | None = None
+    """The tool with which the model ends a task; None: it ends with an answer without a call."""
+    chat_format: str = AUTO
+    """Format in which the model writes calls (docs/chat-formats.md)."""
+    chat_date: str = DATE
+    """The date that the chat template prints as today's."""
+    temperature: float = 1.0
+    """Sampling temperature of the rollouts."""
+    max_tokens: int = 1024
+    """Tokens of a turn, at most."""
+    max_context: int = 4096
+    """Tokens of prompt, calls and observations together."""
+    vllm: tuple[str, ...] = ()
+    """Flags of `vllm serve`; without a parser of calls where the model writes them in a form that vLLM cannot read."""
+
+    @property
+    def finish(self) -> FinishMode:
+        """How the model ends a task."""
+        return "text" if self.finish_tool is None else "tool"
+
+    def offer(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
+        """The tools as the model saw them in training: with its Finish as the last one, unless they hold it already."""
+        return list(tools) if self.finish_tool is None else offered_tools(tools, "tool")
+
+
+def write_serving(folder: str | os.PathLike[str], config: Config) -> Serving:
+    """Write into a model folder how the run of this configuration prompted and decoded the model.
+
+    Raises ModelError and ValueError where the folder's tokenizer or template cannot be used.
     """
-
-    def __init__(self) -> None:
-        self._models: dict[str, PreTrainedModel] = {}
-
-    def load(self, folder: str | os.PathLike[str]) -> PreTrainedModel:
-        """A module over the weights of a folder, all of which may be trained."""
-        place = os.path.realpath(folder)
-        if place not in self._models:
-            self._models[place] = load_model(folder)
-        return share_weights(self._models[place]).requires_grad_(True)
-
-    def move(self, folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-        """Training has changed the weights of a folder into those of another; unknown folders stay unknown."""
-        if model := self._models.pop(os.path.realpath(folder), None):
-            self._models[os.path.realpath(target)] = model
-
-    def clear(self) -> None:
-        """Keep no weights, because an engine with weights of its own needs the room."""
-        self._models.clear()
-
-    def hand_over(self) -> None:
-        """Give back what one side has left behind, such as keys and values, before the other side's turn."""
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
+    parser = _PARSERS.get(codec.format.name) if codec.native else None
+    calls = ("--enable-auto-tool-choice", "--tool-call-parser", parser) if parser else ()
+    serving = Serving(
+        finish_tool=FINISH_SCHEMA if config.rollout.finish == "tool" else None,
+        chat_format=str(codec.format.name),
+        chat_date=config.policy.chat_date,
+        temperature=config.rollout.temperature,
+        max_tokens=config.rollout.max_new_tokens,
+        max_context=config.policy.max_context,
+        vllm=("--max-model-len", str(config.policy.max_context), *calls),
+    )
+    text = json.dumps(asdict(serving), indent=1, ensure_ascii=False)
+    (Path(folder) / SERVING_FILE).write_text(text + "\n", encoding="utf-8")
+    _write_decoding(Path(folder), serving, codec.end_ids)
+    return serving
 
 
-def share_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a module that holds the same parameters and buffers."""
-    tensors: list[nn.Parameter | torch.Tensor] = [*model.parameters(), *model.buffers()]
-    shared: PreTrainedModel = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    return shared
+def has_serving(folder: str | os.PathLike[str]) -> bool:
+    """Whether a run has written into the folder how its model was prompted."""
+    return (Path(folder) / SERVING_FILE).is_file()
+
+
+def read_serving(folder: str | os.PathLike[str]) -> Serving:
+    """How the model of a folder was prompted and decoded; the defaults for a folder without the file.
+
+    Raises ModelError for a file with other fields.
+    """
+    path = Path(folder) / SERVING_FILE
+    if not has_serving(folder):
+        return Serving()
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if unknown := values.keys() - {field.name for field in fields(Serving)}:
+            raise ValueError(f"unknown fields {sorted(unknown)}")
+        return Serving(**{**values, "vllm": tuple(values.get("vllm", ()))})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: not the settings of a served model ({error}); train again or remove the file"
+        ) from error
+
+
+def _write_decoding(folder: Path, serving: Serving, end_ids: Iterable[int]) -> None:
+    try:
+        decoding = GenerationConfig.from_pretrained(folder)
+    except OSError:  # a folder needs no generation configuration
+        decoding = GenerationConfig()
+    decoding.update(
+        do_sample=True,
+        temperature=serving.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=serving.max_tokens,
+        eos_token_id=sorted(end_ids),
+    )
+    decoding.save_pretrained(folder)

@@ -39,7 +39,7 @@ from steptool.rewards.annotators import annotate_file, annotator_counts, missing
 from steptool.rewards.audit import audit_files, check_thresholds
 from steptool.rollout import runner
 from steptool.rollout.runner import Policy
-from steptool.storage.remote import localize
+from steptool.storage.transfer import localize
 
 if TYPE_CHECKING:
     from steptool.models.load import LoadModel

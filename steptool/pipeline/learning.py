@@ -8,11 +8,18 @@ it.
 
 from __future__ import annotations
 
+import copy
+import gc
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from steptool.artifacts import lineage
 from steptool.artifacts.lineage import COSTS, METRICS, of_round
@@ -20,7 +27,7 @@ from steptool.artifacts.metrics import Stopwatch, count_metrics, format_rate, sa
 from steptool.config import Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.models.adapter import is_adapter, read_base_name
-from steptool.models.load import LoadModel, SharedModels, load_model
+from steptool.models.load import LoadModel, load_model
 from steptool.pipeline.episodes import (
     EPISODES,
     AuditedRound,
@@ -161,6 +168,47 @@ def learn_round(
         write_records(figures / lineage.COSTS, spent, Cost),
         result.scale.save(figures / "scale.json"),
     )
+
+
+class SharedModels:
+    """Models by their folder, each read from its files once.
+
+    Whoever asks for a model gets a module of its own over the weights that are there. So what one does to its module,
+    such as adapters, checkpointing or another attention, does not show in the others, but a weight that training
+    changes has changed for all.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, PreTrainedModel] = {}
+
+    def load(self, folder: str | os.PathLike[str]) -> PreTrainedModel:
+        """A module over the weights of a folder, all of which may be trained."""
+        place = os.path.realpath(folder)
+        if place not in self._models:
+            self._models[place] = load_model(folder)
+        return share_weights(self._models[place]).requires_grad_(True)
+
+    def move(self, folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+        """Training has changed the weights of a folder into those of another; unknown folders stay unknown."""
+        if model := self._models.pop(os.path.realpath(folder), None):
+            self._models[os.path.realpath(target)] = model
+
+    def clear(self) -> None:
+        """Keep no weights, because an engine with weights of its own needs the room."""
+        self._models.clear()
+
+    def hand_over(self) -> None:
+        """Give back what one side has left behind, such as keys and values, before the other side's turn."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def share_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a module that holds the same parameters and buffers."""
+    tensors: list[nn.Parameter | torch.Tensor] = [*model.parameters(), *model.buffers()]
+    shared: PreTrainedModel = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return shared
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from steptool.policies.sampler import BatchSampler, Feed
 from steptool.records import Query, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
-from steptool.storage.remote import localize
+from steptool.storage.transfer import localize
 from steptool.training.algorithms.base import Supervised
 from steptool.training.processes import PassLimit
 from steptool.training.trainer import Settings, Trainer

@@ -39,9 +39,8 @@ from steptool.chat.messages import (
 )
 from steptool.config import ConfigError
 from steptool.environments.schema import check_tools
-from steptool.models.load import load_codec, load_model
+from steptool.models.load import Serving, load_codec, load_model, read_serving
 from steptool.models.logprobs import causal_lm
-from steptool.models.serving import Serving, read_serving
 from steptool.policies.kv_cache import check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
 from steptool.records import FINISH, Message, ToolCall

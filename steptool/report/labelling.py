@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from steptool.artifacts.metrics import describe_error
-from steptool.evaluation.results import quote_formula, unquote_formula
+from steptool.data.export import quote_formula, unquote_formula
 from steptool.records import Query, Step, StepReward, StepStatus, ToolSchema, Trajectory
 from steptool.records.columns import Row
 from steptool.records.tables import iterate_records, write_records

@@ -1,8 +1,8 @@
 import pytest
 
+from benchmarks.over_seeds import compare_seeded, join, mean_pass_at_k, seed_interval
 from evaluation_rows import make_evaluation
 from steptool.evaluation.compare import Difference, paired_bootstrap
-from steptool.evaluation.over_seeds import compare_seeded, join, mean_pass_at_k, seed_interval
 from steptool.records import Evaluation
 
 

@@ -34,7 +34,7 @@ def tasks(built: Path) -> list[TaskTemplate]:
 
 def test_a_package_is_named_by_its_content_and_holds_the_code(built: Path) -> None:
     command, variables = (
-        [sys.executable, "-m", "tasks.runtime.registration"],
+        [sys.executable, "-m", "scripts.registration"],
         {**os.environ, "STEPTOOL_PROFILE": "configs/cluster.yaml"},
     )
     process = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)

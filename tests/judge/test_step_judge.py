@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.judge.votes import JudgeError, transcript
+from steptool.judge.annotator import JudgeError, transcript
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import (

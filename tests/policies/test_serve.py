@@ -17,8 +17,7 @@ from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
-from steptool.models.load import EMBEDDED
-from steptool.models.serving import read_serving, write_serving
+from steptool.models.load import EMBEDDED, read_serving, write_serving
 from steptool.policies.catalog import open_policy
 from steptool.records import FINISH, Step, Trajectory
 from steptool.registry import Registry

@@ -2,8 +2,8 @@ import pytest
 
 from steptool.chat.messages import annotate_tool
 from steptool.records import Step, StepStatus, StopReason, ToolCall
+from steptool.rewards.annotators import DataFlowRules, OverlapRules
 from steptool.rewards.data_flow import changes_state, tools_that_write
-from steptool.rewards.rules import DataFlowRules, OverlapRules
 
 
 def contributions(query, trajectory, rules=None):

@@ -10,7 +10,7 @@ from benchmarks.judged import SHARED, read_answer, read_answers, separation, spl
 from benchmarks.judged_means import annotated_mean, pool, published_mean, read_table, recorded_mean, stored_mean
 from steptool.data.parsing import Record, UnusableError
 from steptool.records import StopReason
-from steptool.rewards.rules import PublishedRules, unwrap
+from steptool.rewards.annotators import PublishedRules, unwrap
 
 FOLDER = next(SHARED.glob("*/data_example/pass_rate_results"), None)
 RESPONSE = '{"error": "", "response": "a\nStep 3: {\'name\': no step"}'

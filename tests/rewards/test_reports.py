@@ -4,8 +4,8 @@ import pytest
 
 from steptool.chat.messages import model_schemas
 from steptool.records import StopReason
+from steptool.rewards.annotators import DataFlowRules
 from steptool.rewards.reports import find_reports
-from steptool.rewards.rules import DataFlowRules
 
 
 def schema(name, description="", **fields):

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from steptool.environments.desk.tasks import TIERS, Expert, draw_query
 from steptool.records import Reference, Step, StepStatus, StopReason
-from steptool.rewards.annotators import annotate, make_annotator
-from steptool.rewards.rules import DataFlowRules, OverlapRules, PublishedRules, overlap
+from steptool.rewards.annotators import DataFlowRules, OverlapRules, PublishedRules, annotate, make_annotator, overlap
 
 
 @pytest.mark.parametrize(

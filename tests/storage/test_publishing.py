@@ -14,8 +14,8 @@ import fsspec
 import pytest
 
 from steptool.artifacts.lineage import EVALUATION, TRAINING
-from steptool.storage import publishing
-from steptool.storage.publishing import MANIFEST, TargetError, check_target, deliver, publish
+from steptool.storage import transfer
+from steptool.storage.transfer import MANIFEST, TargetError, check_target, deliver, publish
 
 Contents = dict[str, str]
 ROOT = Path(__file__).parents[2]
@@ -132,10 +132,10 @@ def test_a_file_is_delivered_beside_others(place: str, tmp_path: Path) -> None:
 def test_a_delivery_that_was_killed_leaves_nothing_after_the_next_one(tmp_path: Path) -> None:
     page = built(tmp_path, "whole", "page.html") / "page.html"
     code = (
-        "import shutil, sys; from pathlib import Path; from steptool.storage import publishing\n"
+        "import shutil, sys; from pathlib import Path; from steptool.storage import transfer\n"
         "def stop(file, partial): Path(partial).write_text('half'); print('ready', flush=True); input()\n"
         "shutil.copyfile = stop\n"
-        "publishing.deliver(Path(sys.argv[1]), sys.argv[2], 'view.html')\n"
+        "transfer.deliver(Path(sys.argv[1]), sys.argv[2], 'view.html')\n"
     )
     place = tmp_path / "out"
     command = [sys.executable, "-c", code, str(page), str(place)]
@@ -200,7 +200,7 @@ def test_a_mount_point_receives_the_files_in_place(tmp_path: Path) -> None:
     mount, run = tmp_path / "mounted", built(tmp_path / "run", "1")
     mount.mkdir()
     program = (
-        "import sys; from pathlib import Path; from steptool.storage.publishing import check_target, publish\n"
+        "import sys; from pathlib import Path; from steptool.storage.transfer import check_target, publish\n"
         "run, target = sys.argv[1:]\n"
         "for _ in range(2): check_target(target, 'training'); publish(Path(run), target, 'training')\n"
         "print(sorted(p.relative_to(target).as_posix() for p in Path(target).rglob('*') if p.is_file()))\n"
@@ -223,7 +223,7 @@ def test_former_and_new_folders_that_a_kill_left_are_restored_and_tidied_up(tmp_
     publish(built(tmp_path / "run", "1"), str(final), TRAINING)
     publish(built(tmp_path / "run", "1"), str(other), TRAINING)
     process = subprocess.run(
-        [sys.executable, "-c", "import sys; from pathlib import Path; from steptool.storage import publishing as p; "
+        [sys.executable, "-c", "import sys; from pathlib import Path; from steptool.storage import transfer as p; "
          "print(p._beside(Path(sys.argv[1]), 'former'))", str(final)],
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -237,8 +237,8 @@ def test_former_and_new_folders_that_a_kill_left_are_restored_and_tidied_up(tmp_
 
 def test_a_new_folder_whose_manifest_was_half_written_does_not_count(tmp_path: Path) -> None:
     final = tmp_path / "demo"
-    fresh = built(publishing._beside(final, "partial"), "1")
-    (fresh / publishing.MANIFEST).write_text("")  # killed between opening the manifest and writing it
+    fresh = built(transfer._beside(final, "partial"), "1")
+    (fresh / transfer.MANIFEST).write_text("")  # killed between opening the manifest and writing it
     check_target(str(final), TRAINING)
     publish(built(tmp_path / "run", "2"), str(final), TRAINING)
     assert contents(str(final))["config.yaml"] == "2"
@@ -249,7 +249,7 @@ PUBLISHER = """
 import sys
 from itertools import count
 from pathlib import Path
-from steptool.storage.publishing import publish
+from steptool.storage.transfer import publish
 runs, target = sys.argv[1:]
 print("ready", flush=True)
 for number in count():

@@ -7,7 +7,7 @@ import pytest
 from steptool.config import Config
 from steptool.data.ingest import fingerprint
 from steptool.data.parsing import IngestError
-from steptool.storage.remote import digest_content, fetch, list_inputs, localize
+from steptool.storage.transfer import digest_content, fetch, list_inputs, localize
 
 
 def put(url: str, text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.runtime.registration import registered_version
+from scripts.registration import registered_version
 from tasks.runtime.stage import code_version
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_what_is_not_code_leaves_both_alone(project: Path, monkeypatch: pytest.M
 
 def test_the_version_to_register_is_printed() -> None:
     process = subprocess.run(
-        [sys.executable, "-m", "tasks.runtime.registration"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "scripts.registration"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert process.stdout == f"{registered_version()}\n"
 

@@ -20,7 +20,7 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from steptool.chat.endpoint import Endpoint
 from steptool.config import EndpointConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.storage.remote import fetch
+from steptool.storage.transfer import fetch
 from tasks.runtime.errors import StageFailed, classify_errors, is_transient
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from flytekit.tools.ignore import DockerIgnore, FlyteIgnore, GitIgnore, IgnoreGroup, StandardIgnore
 
-from tasks.runtime.registration import find_cluster_fault, leave_out_untracked
+from scripts.registration import find_cluster_fault, leave_out_untracked
 
 ROOT = Path(__file__).parents[2]
 

@@ -37,7 +37,7 @@ from steptool.data.recordings.toolbench import COLUMNS, read_converted_answer, r
 from steptool.data.splits import text_key
 from steptool.data.tools import ToolCatalog
 from steptool.records import Query, Trajectory
-from steptool.storage.remote import fetch
+from steptool.storage.transfer import fetch
 
 Fields = Mapping[str, Any]
 _GLAIVE_TURN = re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")

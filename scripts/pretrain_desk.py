@@ -1,12 +1,12 @@
 """Pretraining of the embedded base model on logs of errands, in place of a model from a hub.
 
-    python -m steptool.environments.desk.pretrain         # the first three phases, from random weights
-    python -m steptool.environments.desk.pretrain --last  # the last phase, from the weights in base/
+    python -m scripts.pretrain_desk         # the first three phases, from random weights
+    python -m scripts.pretrain_desk --last  # the last phase, from the weights in base/
 
-The seeds are fixed. The two commands take about 10 and 25 minutes on one core. Each writes `base/` beside this file.
-The logs hold errands (goals.py) carried out by an expert that seldom slips: first one goal, then two, at last two or
-three. The logs contain no procedure of the desk: the model learns those in the warm start and by reinforcement. The
-tokenizer has whole words of the desk, and bytes for any other text.
+The seeds are fixed. The two commands take about 10 and 25 minutes on one core. Each writes
+`steptool/environments/desk/base/`. The logs hold errands (`goals.py` there) carried out by an expert that seldom slips:
+first one goal, then two, at last two or three. The logs contain no procedure of the desk: the model learns those in the
+warm start and by reinforcement. The tokenizer has whole words of the desk, and bytes for any other text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -27,7 +26,7 @@ from steptool.chat.codec import ChatCodec, Encoded
 from steptool.environments.desk import tasks
 from steptool.environments.desk.environment import CITIES, CURRENCIES, IDS_PER_KIND, KINDS, NAMES
 from steptool.environments.desk.tasks import Expert
-from steptool.models.load import load_tokenizer
+from steptool.models.load import EMBEDDED, load_tokenizer
 
 _MARKS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>", "<tool_call>", "</tool_call>")
 _PAD, _UNKNOWN = "<pad>", "<unk>"
@@ -104,12 +103,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )
-    template = Path(__file__).parents[2] / "chat" / "templates" / "compact.jinja"
+    template = EMBEDDED.parents[2] / "chat" / "templates" / "compact.jinja"
     fast.chat_template = template.read_text(encoding="utf-8").replace("\n", "")
     return fast
 
 
-FOLDER = Path(__file__).parent / "base"
 SLIPS = 0.05
 BATCH = 16
 WARMUP = 50
@@ -187,15 +185,15 @@ def pretrain(last: bool = False) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(FOLDER)
+    tokenizer.save_pretrained(EMBEDDED)
     if last:
-        model = Qwen3ForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+        model = Qwen3ForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
     else:
         model = Qwen3ForCausalLM(_config(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id))
     model.train()
     for number in (len(PHASES) - 1,) if last else range(len(PHASES) - 1):
-        _train(model, ChatCodec(load_tokenizer(FOLDER)), tokenizer.pad_token_id, PHASES[number], f"p{number}")
-    model.half().save_pretrained(FOLDER)
+        _train(model, ChatCodec(load_tokenizer(EMBEDDED)), tokenizer.pad_token_id, PHASES[number], f"p{number}")
+    model.half().save_pretrained(EMBEDDED)
 
 
 def _train(model: Qwen3ForCausalLM, codec: ChatCodec, pad: int, phase: Phase, name: str) -> None:

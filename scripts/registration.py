@@ -1,7 +1,7 @@
 """Prepares a registration: it checks the cluster, leaves data here, and names the version by its content.
 
-    python -m tasks.runtime.registration                         before `pyflyte package`
-    python -m tasks.runtime.registration --cluster flyte.config  before `pyflyte register`
+    python -m scripts.registration                         before `pyflyte package`
+    python -m scripts.registration --cluster flyte.config  before `pyflyte register`
 
 pyflyte sends every file below the project's root that git does not ignore. Files that git does not track are often data
 of the user, so .flyteignore, which pyflyte obeys, is written with their names. The file travels.txt names those that a
