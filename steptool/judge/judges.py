@@ -15,7 +15,7 @@ Pass and preference follow ToolEval (arXiv 2307.16789) and StableToolBench (arXi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -154,32 +154,40 @@ def _question(steps: int) -> Question[Judgement]:
 
 
 def _judgement(arguments: Mapping[str, Any], steps: int) -> Judgement:
-    """The arguments of the call as a judgement. Raises ValueError saying what is wrong with them."""
-    try:
-        status = Status(str(arguments.get("status")))
-    except ValueError:
-        raise ValueError(f"status must be one of {', '.join(Status)}") from None
+    """The arguments of the call as a judgement. Raises ValueError saying all that is wrong with them."""
+    if faults := list(_find_faults(arguments, steps)):
+        raise ValueError("; ".join(faults))
+    entries = arguments["steps"]
+    return Judgement(
+        tuple(entry["success"] for entry in entries),
+        tuple(entry["contribution"] for entry in entries),
+        Status(str(arguments["status"])),
+        str(arguments.get("reason", "")),
+    )
+
+
+def _find_faults(arguments: Mapping[str, Any], steps: int) -> Iterator[str]:
+    """What is wrong with the arguments of the call: one sentence for each field, with the steps that it concerns."""
+    if str(arguments.get("status")) not in list(Status):
+        yield f"status must be one of {', '.join(Status)}"
     entries = arguments.get("steps")
     if not isinstance(entries, list) or len(entries) != steps:
         got = f"{len(entries)}" if isinstance(entries, list) else "no list"
-        raise ValueError(f"steps must list {steps} entries, one for each step; got {got}")
-    scores = [_entry_scores(entry, number) for number, entry in enumerate(entries, start=1)]
-    successes, contributions = tuple(s for s, _ in scores), tuple(c for _, c in scores)
-    return Judgement(successes, contributions, status, str(arguments.get("reason", "")))
+        yield f"steps must list {steps} entries, one for each step; got {got}"
+        return
+    numbered = list(enumerate(entries, start=1))
+    misplaced = [n for n, entry in numbered if not isinstance(entry, dict) or entry.get("step") != n]
+    for number in misplaced[:1]:
+        more = f", and so on for {len(misplaced)} entries" if len(misplaced) > 1 else ""
+        yield f"entry {number} of steps must be an object with the step {number}{more}"
+    for name, highest in (("success", 1), ("contribution", HIGHEST)):
+        wrong = [str(n) for n, e in numbered if isinstance(e, dict) and not _is_whole(e.get(name), highest)]
+        if wrong:
+            yield f"{name} of step {', '.join(wrong)} must be a whole number from 0 to {highest}"
 
 
-def _entry_scores(entry: object, number: int) -> tuple[int, int]:
-    """Success and contribution of one entry. Raises ValueError saying what is wrong with it."""
-    if not isinstance(entry, dict) or entry.get("step") != number:
-        raise ValueError(f"entry {number} of steps must be an object with the step {number}")
-    return _whole_number(entry, "success", 1, number), _whole_number(entry, "contribution", HIGHEST, number)
-
-
-def _whole_number(entry: Mapping[str, Any], name: str, highest: int, number: int) -> int:
-    value = entry.get(name)
-    if type(value) is not int or not 0 <= value <= highest:
-        raise ValueError(f"{name} of step {number} must be a whole number from 0 to {highest}")
-    return value
+def _is_whole(value: object, highest: int) -> bool:
+    return type(value) is int and 0 <= value <= highest
 
 
 def _scores(trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> list[StepScore]:

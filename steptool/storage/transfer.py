@@ -22,9 +22,10 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +98,8 @@ def _replace(section: S, names: list[str], folder: Path) -> S:
 
 
 def list_inputs(config: Config) -> list[str]:
-    """The places that a run reads besides its data: models, recordings, programs of tools."""
+    """The places that a run reads besides its data: models, recordings, programs of tools, and files of this machine
+    that `tools.settings` names."""
     places = [
         config.policy.base,
         _find_program(config.data.source),
@@ -110,7 +112,26 @@ def list_inputs(config: Config) -> list[str]:
         *(policy.model for policy in config.evaluation.policies),
         *(place for policy in config.evaluation.policies for place in policy.recordings),
     ]
-    return [place for place in places if is_remote(place) or (place and Path(place).exists())]
+    known = [place for place in places if is_remote(place) or (place and Path(place).exists())]
+    return known + [file for text in _find_texts(config.tools.settings) if (file := _find_file(text))]
+
+
+def _find_texts(value: Any) -> Iterator[str]:
+    """The texts in a value of JSON's types."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_find_texts, value.values()))
+    elif isinstance(value, Sequence):
+        yield from chain.from_iterable(map(_find_texts, value))
+
+
+def _find_file(text: str) -> str:
+    """The file that a setting names, such as data/train.jsonl or tasks.py:Tasks; empty if it names none."""
+    try:
+        return next((place for place in (text, text.rpartition(":")[0]) if place and Path(place).is_file()), "")
+    except OSError:  # too long for a path
+        return ""
 
 
 def _find_program(named: str) -> str:

@@ -169,6 +169,17 @@ def test_what_cannot_be_had_is_missing_counted_and_never_zero(chat, judging, mak
     assert len(server.requests) == 6  # useless answers are not paid twice either
 
 
+def test_all_that_is_wrong_with_an_answer_is_said_at_once(chat, judging, make_query, two_steps):
+    wrong = {"reason": "", "steps": [{"step": 1, "success": 2}, {"step": 3, "success": True, "contribution": 5}]}
+    server = chat.serve(lambda *_: chat.call(TOOL, wrong))
+    rows, _ = annotate_episode(make_query(), [two_steps], judging(server, votes=1, attempts=1))
+    assert rows[2].rationale == (
+        "missing: status must be one of solved, unsure, unsolved; entry 2 of steps must be an object with the step 2; "
+        "success of step 1, 2 must be a whole number from 0 to 1; contribution of step 1 must be a whole number from 0 "
+        "to 5"
+    )
+
+
 def test_one_valid_vote_of_three_is_enough(chat, judging, make_query, two_steps):
     useful, useless = chat.call(TOOL, scores([1, 0], [5, 0], "unsure")), chat.Answer({"content": "no"})
     server = chat.serve(lambda request, number: useful if number == 2 else useless)

@@ -104,3 +104,16 @@ def test_a_fingerprint_follows_every_place_that_a_run_reads(bucket: str, tmp_pat
     tasks.unlink()
     with pytest.raises(IngestError, match=str(tasks)):
         fingerprint(config)
+
+
+def test_a_file_that_the_settings_of_an_environment_name_changes_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("1")
+    (tmp_path / "library.py").write_text("1")
+    taskset = f"{tmp_path}/library.py:Tasks"
+    settings = {"datasets": {"train": [f"{tmp_path}/train.jsonl"]}, "taskset": taskset, "url": "http://127.0.0.1:9"}
+    config = Config.model_validate({"tools": {"settings": settings}})
+    digests = [fingerprint(config)]
+    for name in ("train.jsonl", "library.py", "other.jsonl"):
+        (tmp_path / name).write_text("2")
+        digests.append(fingerprint(config))
+    assert len(set(digests)) == 3 and digests[2] == digests[3]
