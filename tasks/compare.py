@@ -6,7 +6,7 @@ from flytekit import Deck
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.metrics import Stopwatch, printable
+from steptool.artifacts.metrics import Stopwatch, say_results
 from steptool.config import Config
 from steptool.storage.transfer import localize
 from tasks.runtime.artifacts import Parquet, download, make_folder, write_costs
@@ -81,7 +81,7 @@ def compare(
     Deck("evaluation", pages.html)
     place = publish(folder, output, names.EVALUATION)
     track_results(pages.table, {name: f"{place}/{name}" for name in (names.PAGE, names.FIGURES, names.VIEWER)}, config)
-    print(printable(f"\n{pages.table}\npage: {place}/{names.PAGE}"), flush=True)
+    say_results("compare", pages.table, {"page": f"{place}/{names.PAGE}"})
     return Comparison(
         FlyteFile(f"{place}/{names.PAGE}"),
         FlyteFile(f"{place}/{names.TABLE}"),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.metrics import Stopwatch, printable
+from steptool.artifacts.metrics import Stopwatch, say_results
 from steptool.config import Config
 from tasks.runtime.artifacts import Model, Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
@@ -75,8 +75,9 @@ def report(
     pages = write_run(folder, files, config, watch.cost)
     Deck("report", pages.html)
     place = publish(folder, output, names.TRAINING)
-    track_results(pages.table, {name: f"{place}/{name}" for name in (names.REPORT, names.FIGURES, names.MODEL)}, config)
-    print(printable(f"\n{pages.table}\n\nreport: {place}/{names.REPORT}"), flush=True)
+    linked = (names.REPORT, names.VIEWER, names.FIGURES, names.MODEL)
+    track_results(pages.table, {name: f"{place}/{name}" for name in linked}, config)
+    say_results("report", pages.table, {"report": f"{place}/{names.REPORT}"})
     return Evidence(
         FlyteFile(f"{place}/{names.REPORT}"),
         FlyteFile(f"{place}/{names.FIGURES}"),

@@ -111,7 +111,7 @@ def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, 
     Registry(registry).record_run(plan.run_id, describe_run(plan, outcome, f"{folder}/{RETRAINING_PAGE}"))
     place = deliver(page, folder, RETRAINING_PAGE)
     say("retrain", f"{outcome.result}: {'; '.join(outcome.reasons)}")
-    print(f"page: {place}", flush=True)
+    say("retrain", f"page: {place}")
     return Outcome(outcome.result, outcome.version, FlyteFile(place))
 
 

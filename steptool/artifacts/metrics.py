@@ -132,6 +132,15 @@ def say(stage: str, text: str, *, seconds: float | None = None, round_index: int
         print(printable(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds)), flush=True)
 
 
+def say_results(stage: str, table: str, places: Mapping[str, str]) -> None:
+    """Print the table of results and where the rest of them lies, or one JSON object where STEPTOOL_LOG is json."""
+    if os.environ.get(LOG_VARIABLE) == "json":
+        print_record("info", stage, "results", {"table": table, **places})
+    else:
+        lines = (f"{name}: {place}" for name, place in places.items())
+        print(printable("\n".join(["", table.rstrip("\n"), "", *lines])), flush=True)
+
+
 def say_error(stage: str, text: str) -> None:
     """Print why a stage failed, in the same form as its progress."""
     if os.environ.get(LOG_VARIABLE) == "json":
@@ -232,7 +241,8 @@ def trace_stage(stage: str, run: str, attributes: Attributes) -> Iterator[dict[s
 def trace_call(tool: str, environment: str) -> Iterator[dict[str, Any]]:
     """A span of one call of a tool, below the span of its stage, and the counters of calls and failures.
 
-    The dict takes `status`, what became of the call, and `error`, the kind of failure, where it failed.
+    The dict takes `status`, what became of the call, and `error`, the kind of failure, where it failed. An exception is
+    a failure too, and goes on.
     """
     outcome: dict[str, Any] = {}
     telemetry = _open()
@@ -241,17 +251,13 @@ def trace_call(tool: str, environment: str) -> Iterator[dict[str, Any]]:
         return
     known = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": tool, "steptool.environment": environment}
     with telemetry.tracer.start_as_current_span(f"execute_tool {tool}", telemetry.stage, attributes=known) as span:
-        yield outcome
-        status, error = str(outcome.get("status", "")), str(outcome.get("error", ""))
-        span.set_attribute("steptool.status", status)
-        labels = {"steptool.environment": environment, "gen_ai.tool.name": tool}
-        telemetry.add("steptool.tool.calls", 1, {**labels, "steptool.status": status})
-        if error:
-            from opentelemetry.trace import StatusCode
-
-            span.set_attribute("error.type", error)
-            span.set_status(StatusCode.ERROR, error)
-            telemetry.add("steptool.tool.failures", 1, {**labels, "error.type": error})
+        try:
+            yield outcome
+        except BaseException as error:
+            outcome["error"] = type(error).__name__
+            raise
+        finally:
+            telemetry.record_call(span, {"steptool.environment": environment, "gen_ai.tool.name": tool}, outcome)
 
 
 def count(name: str, value: float, attributes: Attributes) -> None:
@@ -297,6 +303,18 @@ class _Telemetry:
             self.counters[name] = self.meter.create_counter(name)
         self.counters[name].add(value, dict(attributes))
 
+    def record_call(self, span: Any, labels: Attributes, outcome: Mapping[str, Any]) -> None:
+        """Add what became of a call to its span and to the counters."""
+        status, error = str(outcome.get("status", "")), str(outcome.get("error", ""))
+        span.set_attribute("steptool.status", status)
+        self.add("steptool.tool.calls", 1, {**labels, "steptool.status": status})
+        if error:
+            from opentelemetry.trace import StatusCode
+
+            span.set_attribute("error.type", error)
+            span.set_status(StatusCode.ERROR, error)
+            self.add("steptool.tool.failures", 1, {**labels, "error.type": error})
+
     def flush(self) -> None:
         """Send what was not sent yet, and wait for it. Without patience the providers send it in the background.
 
@@ -321,17 +339,29 @@ def _open() -> _Telemetry | None:
 
 @cache
 def _make() -> _Telemetry | None:
+    """The telemetry of this process; None, with a line that says why, where it cannot be had."""
     try:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        for name in _ENDPOINTS:
+            if (url := os.environ.get(name, "")) and not url.startswith(("http://", "https://")):
+                raise ValueError(f"{name}: expected an address that begins with http:// or https://")
+        return _start_providers()
     except ImportError as error:
         say("telemetry", f"off: {error}; pip install 'steptool[telemetry]' for the collector that is configured")
-        return None
+    except ValueError as error:
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_")))
+        say("telemetry", f"off: {error}; see the variables {names}")
+    return None
+
+
+def _start_providers() -> _Telemetry:
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     name = os.environ.get("OTEL_SERVICE_NAME", _SCOPE)
     resource = Resource.create({"service.name": name, "service.version": version("steptool")})
     traces = TracerProvider(resource=resource)

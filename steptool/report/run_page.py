@@ -65,7 +65,8 @@ def table(figures: Mapping[str, Any]) -> str:
     for tier, cells in figures["tiers"].items():
         shares = [_share(cells.get(m, {}).get("pass_rate")) for m in models]
         body.append([f"  {tier or 'no tier'}", *shares, _format_difference(figures["differences"][tier])])
-    body.append(["all, sampled", *(_share(figures["sampled_pass_rate"].get(m)) for m in models), ""])
+    if sampled := figures["sampled_pass_rate"]:
+        body.append(["all, sampled", *(_share(sampled.get(m)) for m in models), ""])
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     lines = [
         "  ".join(_pad(cell, w, i) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()

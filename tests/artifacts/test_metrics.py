@@ -12,6 +12,7 @@ from steptool.artifacts.metrics import (
     format_rate,
     peak_memory_mb,
     say,
+    say_results,
     total_counts,
     update_metrics,
 )
@@ -106,3 +107,16 @@ def test_a_structured_line_holds_any_text(
     say("rollout", "caf\u00e9 \ud800 \u009b")  # half of a pair, as a tool may return it, and a control character
     line = capfdbinary.readouterr().out
     assert line.isascii() and json.loads(line)["message"] == "caf\u00e9 \ud800 \u009b"
+
+
+def test_results_are_a_table_or_one_line_of_a_structured_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_results("report", "all  50%\nlong  0%\n", {"report": "runs/demo/report.html"})
+    assert capsys.readouterr().out == "\nall  50%\nlong  0%\n\nreport: runs/demo/report.html\n"
+    monkeypatch.setenv("STEPTOOL_LOG", "json")
+    say_results("report", "all  50%\nlong  0%\n", {"report": "runs/demo/report.html"})
+    (line,) = capsys.readouterr().out.splitlines()
+    record = json.loads(line)
+    assert (record["stage"], record["message"], record["report"]) == ("report", "results", "runs/demo/report.html")
+    assert record["table"] == "all  50%\nlong  0%\n"

@@ -60,6 +60,18 @@ print(time.monotonic() - start)
 """
 
 
+RAISES = """
+from steptool.artifacts.metrics import trace_call, trace_stage
+
+with trace_stage("rollout", "night-7", {}):
+    try:
+        with trace_call("count", "functions"):
+            raise KeyError("kettle")
+    except KeyError:
+        print("went on")
+"""
+
+
 class Collector:
     """Keeps what is posted to it."""
 
@@ -146,6 +158,29 @@ def test_a_collector_receives_stages_calls_and_counters(collector: Collector) ->
     }  # fmt: skip
     assert sum(value for (name, _), value in collector.sums.items() if name == "steptool.tool.calls") == 4
     assert collector.sums["steptool.endpoint.tokens", (("gen_ai.token.type", "input"),)] == 5
+
+
+def test_a_call_that_raises_is_counted_as_a_failure(collector: Collector) -> None:
+    assert play(program=RAISES, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)[-1] == "went on"
+    labels = (("gen_ai.tool.name", "count"), ("steptool.environment", "functions"))
+    assert collector.sums["steptool.tool.failures", (("error.type", "KeyError"), *labels)] == 1
+    assert collector.sums["steptool.tool.calls", (*labels, ("steptool.status", ""))] == 1
+    span = collector.spans["execute_tool count"]
+    assert read_attributes(span.attributes)["error.type"] == "KeyError" and span.status.code == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"OTEL_BSP_SCHEDULE_DELAY": "-5"}, "see the variables OTEL_BSP_SCHEDULE_DELAY, OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "x"}, "off: OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "off: OTEL_EXPORTER_OTLP_ENDPOINT: expected an address"),
+    ],
+)
+def test_a_wrong_variable_is_named_and_the_stage_goes_on(variables: dict[str, str], words: str) -> None:
+    lines = play(**{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", **variables})
+    assert sum(line.startswith("telemetry") and words in line for line in lines) == 1
+    assert lines[-1] in ("sdk", "no sdk")
 
 
 def test_a_parent_from_outside_is_taken(collector: Collector) -> None:

@@ -128,6 +128,7 @@ def test_the_table_is_aligned(results):
     assert lines[2].split() == ["single", "0.0%", "25.0%", "100.0%", *lines[1].split()[4:]]
     assert len({len(line) for line in lines[:3]}) == 1
     assert lines[-1] == "61 s of work, 1,500 tokens, 0 MB at the peak"
+    assert not any(line.startswith("all, sampled") for line in lines)  # no task was sampled
 
 
 def test_a_run_whose_tasks_nothing_can_check_says_so(evaluation):
