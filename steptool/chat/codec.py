@@ -93,7 +93,12 @@ class ChatCodec:
         self.assistant_ids(PROBE)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
-        """Tokens up to the assistant's first one, for messages that the assistant has not answered yet."""
+        """Tokens up to the assistant's first one, for messages that the assistant has not answered yet.
+
+        Raises ValueError without any message.
+        """
+        if not messages:
+            raise ValueError("a conversation begins with the system or the user, and this one with the assistant")
         safe = self._turns.place_systems(self._safe(messages), at_beginning=True)
         safe_tools = self._safe_tools(tools)
         if self._turns.shows_tools:

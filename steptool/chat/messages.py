@@ -206,7 +206,11 @@ def calls_of(message: Message) -> list[ToolCall]:
 
     Raises ValueError naming the call that cannot be read.
     """
-    return [_read(call.get("function"), f"tool_calls[{n}]") for n, call in enumerate(message.get("tool_calls") or [])]
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list | tuple):
+        raise ValueError(f"tool_calls: expected a list of calls, got {str(calls)[:200]}")
+    functions = [call.get("function") if isinstance(call, dict) else call for call in calls]
+    return [_read(function, f"tool_calls[{n}]") for n, function in enumerate(functions)]
 
 
 def one_call_per_turn(messages: Sequence[Message]) -> list[Message]:

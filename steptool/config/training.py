@@ -80,8 +80,9 @@ class RolloutConfig(StrictModel):
     """Largest number of assistant steps in an episode, if the query sets no limit of its own."""
     max_new_tokens: Positive = 48
     """Largest number of tokens in an assistant step."""
-    temperature: Annotated[float, Field(gt=0)] = 0.7
-    """Sampling temperature; PPO improves the policy at this temperature."""
+    temperature: Annotated[float, Field(ge=0.01)] = 0.7
+    """Sampling temperature; PPO improves the policy at this temperature. Below 0.01 log-probabilities leave the range
+    of the numbers, and vLLM samples at 0.01."""
     finish: FinishMode = "tool"
     """How an episode ends. tool: with a call of the tool Finish; text: with the first turn without a call, whose text
     is the answer, as agents in production do; the model then sees no Finish and cannot give up (docs/serve.md)."""

@@ -7,7 +7,6 @@ after the other.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import threading
 import time
@@ -15,14 +14,14 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import uvicorn
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -37,25 +36,50 @@ from steptool.chat.messages import (
     one_call_per_turn,
     text_of,
 )
-from steptool.config import ConfigError
+from steptool.environments.base import describe_error
 from steptool.environments.schema import check_tools
 from steptool.models.load import Serving, load_codec, load_model, read_serving
 from steptool.models.logprobs import causal_lm
+from steptool.policies.http_server import TooLargeError, has_key, read_body, read_key, run_for_client, run_server
 from steptool.policies.kv_cache import check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
 from steptool.records import FINISH, Message, ToolCall
 
-LARGEST_REQUEST = 4 << 20
-"""Bytes of a request, at most."""
-KEY_VARIABLE = "STEPTOOL_API_KEY"
-"""Environment variable with the key that requests must send. If it is unset, they need no key."""
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_CONNECTIONS = 256
-"""Connections at once; further ones are answered 503."""
 _REMEMBERED = 4096
 """Turns with a call whose sampled tokens are kept, so that a conversation that comes back gets the same tokens."""
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_CLIENT_GONE = 499
+"""Status of an answer that nobody reads, by a custom of web servers."""
 _GAVE_UP = "The model has given up the task."
+
+
+_NEUTRAL: Mapping[str, Any] = {
+    "n": 1,
+    "top_p": 1,
+    "stop": [],
+    "logprobs": False,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+}
+"""Fields that are not followed, each with the one value that changes nothing."""
+_IGNORED = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "stream_options",
+        "user",
+    }
+)
+"""Fields that change no answer. A turn makes one call at most, so that calls are never parallel."""
+_COLDEST = 0.01
+"""Temperature below which the likeliest token is taken: there the quotients leave the range of the numbers."""
 
 
 class ChatRequest(BaseModel):
@@ -63,17 +87,28 @@ class ChatRequest(BaseModel):
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     model: str
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    tool_choice: Literal["auto", "none"] = "auto"
     temperature: float | None = Field(None, ge=0, le=2)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    n: Literal[1] | None = None
-    top_p: float | None = Field(None, ge=1, le=1)
-    stop: None = None
-    logprobs: Literal[False] | None = None
     stream: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral_fields(cls, request: Any) -> Any:
+        """The request without what changes nothing; null stands for a field that is left out."""
+        if not isinstance(request, dict):
+            return request
+        fields = {name: value for name, value in request.items() if value is not None and name not in _IGNORED}
+        for name in fields.keys() - cls.model_fields.keys():
+            value = fields.pop(name)
+            if name not in _NEUTRAL:
+                raise ValueError(f"{name[:100]}: this server does not know this field; leave it out")
+            if value != _NEUTRAL[name]:
+                raise ValueError(f"{name}: this server takes {_NEUTRAL[name]!r} alone, got {str(value)[:200]}")
+        return fields
 
 
 @dataclass(frozen=True)
@@ -85,6 +120,10 @@ class _SampledCall:
     thought: str
 
 
+class AbandonedError(Exception):
+    """The client of a request is gone."""
+
+
 class ServedModel:
     """A model with its codec that answers chat completions; any number of threads may call it."""
 
@@ -93,19 +132,26 @@ class ServedModel:
         positions = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
         self._max_context = min(serving.max_context, positions or serving.max_context)
         check_context(model, self._max_context)
+        self._longest_token = max(map(len, codec.tokenizer.get_vocab()))
         self._lock = threading.Lock()
         self._sampled: OrderedDict[str, _SampledCall] = OrderedDict()
 
-    def complete(self, request: ChatRequest) -> dict[str, Any]:
-        """The chat completion. Raises ValueError for messages or tools that cannot be used, and for a long prompt."""
-        tools = [] if request.tool_choice == "none" else [_complete_schema(tool) for tool in request.tools or []]
+    def complete(self, request: ChatRequest, abandoned: threading.Event) -> dict[str, Any]:
+        """The chat completion. Raises ValueError for messages or tools that cannot be used, and for a long prompt.
+
+        Once `abandoned` is set nobody waits for the answer: raises AbandonedError, so that others get theirs.
+        """
+        tools = [] if request.tool_choice == "none" else [_complete_schema(tool) for tool in request.tools]
         check_tools(tools, "the request")
         offered = model_schemas(self._serving.offer(tools))
         hides_finish = offers_finish(offered) and not offers_finish(tools)
         messages = self._as_trained(request.messages, hides_finish)
+        self._check_length(messages)
         with self._lock:
+            if abandoned.is_set():
+                raise AbandonedError
             prompt = self._codec.next_prompt_ids(messages, offered, self._find_sampled(messages))
-            turn = self._sample(prompt, request)
+            turn = self._sample(prompt, request, abandoned)
             message = self._message(turn, self._codec.parse(turn.ids, offered), hides_finish)
         is_cut = turn.ids[-1] not in self._codec.end_ids
         reason = "tool_calls" if message.get("tool_calls") else "length" if is_cut else "stop"
@@ -121,6 +167,15 @@ class ServedModel:
                 "total_tokens": len(prompt) + len(turn.ids),
             },
         }
+
+    def _check_length(self, messages: Sequence[Message]) -> None:
+        """Refuse messages that no prompt can hold, before they are tokenised, which takes long."""
+        characters = sum(len(text_of(message)) for message in messages)
+        if characters > self._max_context * self._longest_token:
+            raise ValueError(
+                f"the messages have {characters:,} characters, and the model's context length is {self._max_context} "
+                "tokens; shorten the messages"
+            )
 
     def _as_trained(self, messages: Sequence[Message], hides_finish: bool) -> list[Message]:
         """The messages in the internal form, with the system message of training unless they bring their own.
@@ -152,7 +207,7 @@ class ServedModel:
                     sampled[position] = turn.ids
         return sampled
 
-    def _sample(self, prompt: list[int], request: ChatRequest) -> SampledTurn:
+    def _sample(self, prompt: list[int], request: ChatRequest, abandoned: threading.Event) -> SampledTurn:
         wish = request.max_completion_tokens or request.max_tokens or self._serving.max_tokens
         limit = min(wish, self._serving.max_tokens)
         if len(prompt) + limit > self._max_context:
@@ -161,12 +216,14 @@ class ServedModel:
                 f"{self._max_context} tokens; shorten the messages or lower max_tokens"
             )
         temperature = self._serving.temperature if request.temperature is None else request.temperature
-        options = {"greedy": True} if temperature == 0 else {"temperature": temperature}
+        options = {"greedy": True} if temperature < _COLDEST else {"temperature": temperature}
         sampler = BatchSampler(self._model, 1, self._codec.end_ids, max_new_tokens=limit, **options)
         seed = secrets.randbits(63) if request.seed is None else request.seed
         uniforms = torch.rand(limit, generator=torch.Generator().manual_seed(seed)).numpy()
         sampler.feed([Feed(0, 0, prompt, uniforms)])
         while not sampler.ended_count:
+            if abandoned.is_set():
+                raise AbandonedError
             sampler.step()
         (turn,) = sampler.take()
         return turn
@@ -205,23 +262,31 @@ def make_app(served: ServedModel, key: str = "") -> Starlette:
         if refusal := _refuse(request, key):
             return refusal
         try:
-            chat = ChatRequest.model_validate_json(await _read_body(request))
+            chat = ChatRequest.model_validate_json(await read_body(request))
             if chat.model != served.name:
-                return _error(404, f"there is no model '{chat.model}' here; this server has '{served.name}'")
-            answer = await run_in_threadpool(served.complete, chat)
-        except _TooLarge:
-            return _error(413, f"the request has more than {LARGEST_REQUEST >> 20} MB")
+                return _error(404, f"there is no model '{chat.model[:200]}' here; this server has '{served.name}'")
+            answer = await run_for_client(request, partial(served.complete, chat))
+        except TooLargeError as error:
+            return _error(413, str(error))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the request"
-            return _error(400, f"{where}: {first['msg']}, got {str(first['input'])[:200]}")
+            return _error(400, _describe(error))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return _error(400, str(error))
+        except AbandonedError:
+            return Response(status_code=_CLIENT_GONE)
         return _stream(answer) if chat.stream else JSONResponse(answer)
 
+    model = {"id": served.name, "object": "model", "created": 0, "owned_by": "steptool"}
+
     async def models(request: Request) -> Response:
-        model = {"id": served.name, "object": "model", "created": 0, "owned_by": "steptool"}
         return _refuse(request, key) or JSONResponse({"object": "list", "data": [model]})
+
+    async def one_model(request: Request) -> Response:
+        if refusal := _refuse(request, key):
+            return refusal
+        if request.path_params["name"] != served.name:
+            return _error(404, f"there is no such model here; this server has '{served.name}'")
+        return JSONResponse(model)
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -230,8 +295,10 @@ def make_app(served: ServedModel, key: str = "") -> Starlette:
         routes=[
             Route("/v1/chat/completions", complete, methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", one_model),
             Route("/health", health),
-        ]
+        ],
+        exception_handlers={HTTPException: _answer_http_error, Exception: _answer_fault},
     )
 
 
@@ -240,16 +307,8 @@ def serve(folder: Path, host: str, port: int, name: str) -> None:
 
     Raises ModelError for a folder that cannot be used, and ConfigError for an address that others reach without a key.
     """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key and host not in _LOOPBACK:
-        raise ConfigError(
-            f"--host {host} can be reached from other machines: set a key in {KEY_VARIABLE}, or serve on 127.0.0.1"
-        )
-    app = make_app(load_served(folder, name), key)
-    server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="warning", limit_concurrency=_CONNECTIONS))
-    listener = server.config.bind_socket()
-    print(f"serving {name} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
-    server.run([listener])
+    key = read_key(host)
+    run_server(make_app(load_served(folder, name), key), host, port, name, path="/v1")
 
 
 def _complete_schema(tool: Any) -> Any:
@@ -257,35 +316,39 @@ def _complete_schema(tool: Any) -> Any:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict):
         return tool
+    given = {name: value for name, value in function.items() if value is not None}
     parameters = {"type": "object", "properties": {}}
-    return {**tool, "function": {"description": "", "parameters": parameters, **function}}
-
-
-class _TooLarge(Exception):
-    """A request is larger than the limit."""
-
-
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_REQUEST:
-            raise _TooLarge
-    return bytes(body)
+    return {**tool, "function": {"description": "", "parameters": parameters, **given}}
 
 
 def _refuse(request: Request, key: str) -> Response | None:
     """The answer to a request without the right key; None for a request that may pass."""
-    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not key or secrets.compare_digest(sent.encode(), key.encode()):
-        return None
-    return _error(401, "the key is missing or wrong; send it as the bearer token")
+    return None if has_key(request, key) else _error(401, "the key is missing or wrong; send it as the bearer token")
 
 
-def _error(status: int, message: str) -> Response:
-    kind = "invalid_request_error"
+def _describe(error: ValidationError) -> str:
+    """The first problem of a request, with the place where it stands."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    if first["type"] == "value_error":  # it names the field itself
+        return first["msg"].removeprefix("Value error, ")
+    where = ".".join(map(str, first["loc"])) or "the request"
+    return f"{where}: {first['msg']}, got {str(first['input'])[:200]}"
+
+
+def _error(status: int, message: str, kind: str = "invalid_request_error") -> Response:
     body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     return JSONResponse(body, status_code=status)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    place = f"{request.method} {request.url.path[:200]}"
+    return _error(error.status_code, f"{place}: {error.detail}; this server has POST /v1/chat/completions")
+
+
+async def _answer_fault(_: Request, error: Exception) -> Response:
+    """The answer to a request on which our own code has failed; the stack is in the server's log."""
+    return _error(500, f"the server has failed: {describe_error(error)}", "server_error")
 
 
 def _stream(answer: Mapping[str, Any]) -> Response:
@@ -308,6 +371,8 @@ def _internal(message: Message) -> Message:
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
             raise ValueError("messages: expected text as content, got parts of other kinds")
         message = {**message, "content": "".join(part["text"] for part in content)}
+    if message.get("function_call"):
+        raise ValueError("messages: expected calls in tool_calls, got one in function_call")
     text_of(message)
     calls_of(message)
     return message

@@ -1,42 +1,36 @@
 """Our environments and tasks behind OpenEnv's protocol, for any agent and trainer that speaks it.
 
 A client plays an episode over a WebSocket: `reset` begins a task, and `step` with a call of a tool makes a turn. The
-call of Finish ends the episode, and its reward is the verdict. Turns, limits and endings are those of our own rollouts.
+call of Finish ends the episode, and its reward is the verdict. Turns, limits and endings are those of our own rollouts,
+but for `rollout.finish: text`: the protocol knows calls alone, so that each task has Finish.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from threading import BoundedSemaphore
-from typing import Any
+from typing import Any, TypeVar
 
-import uvicorn
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import HTTPConnection, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from steptool import __version__
-from steptool.chat.call_format import ParsedTurn
-from steptool.chat.messages import read_call
-from steptool.config import ConfigError, ToolsConfig
+from steptool.chat.call_format import ParsedTurn, offered_tools
+from steptool.chat.messages import read_call, read_json
+from steptool.config import ToolsConfig
 from steptool.environments.adapters import import_package
 from steptool.environments.base import Environment, describe_error
 from steptool.environments.limits import LimitedEnvironment
-from steptool.records import Query, StepStatus, ToolSchema
+from steptool.policies.http_server import TooLargeError, has_key, read_body, read_key, run_server
+from steptool.records import Query, StepStatus
 from steptool.rollout.episode import Episode, Turn
 
-KEY_VARIABLE = "STEPTOOL_API_KEY"
-"""Environment variable with the key that clients must send. If it is unset, they need no key."""
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_LARGEST = 4 << 20
-"""Bytes of a message, at most."""
 _ERROR_TYPES = {StepStatus.UNKNOWN_TOOL: "tool_not_found", StepStatus.INVALID_ARGUMENTS: "invalid_args"}
 """OpenEnv's names of failures of a call; every other failure is an execution_error."""
 _SPLIT_TYPES = {"heldout": "test"}
@@ -54,6 +48,9 @@ _ACTION_SCHEMA = {
 }
 
 
+F = TypeVar("F", str, int)
+
+
 class ProtocolError(Exception):
     """A message that cannot be answered; `code` is one of OpenEnv's."""
 
@@ -66,7 +63,7 @@ class ServedEnvironment:
     """An environment with its tasks by split. Any number of threads may use it."""
 
     def __init__(self, environment: Environment, queries: Sequence[Query], limits: ToolsConfig, max_steps: int) -> None:
-        self.name, self.max_steps, self.room = environment.name, max_steps, BoundedSemaphore(limits.concurrency)
+        self.name, self.max_steps, self.concurrency = environment.name, max_steps, limits.concurrency
         self.environment = LimitedEnvironment(environment, limits)
         self.splits: dict[str, list[Query]] = {}
         for query in queries:
@@ -77,18 +74,19 @@ class ServedEnvironment:
 
         Raises ProtocolError for a task that is not there.
         """
-        task_id, split = arguments.get("task_id"), arguments.get("split") or next(iter(self.splits))
+        task_id = arguments.get("task_id")
         if task_id is not None:
             queries = [query for queries in self.splits.values() for query in queries if query.query_id == task_id]
-            index: Any = 0
+            index = 0
         else:
-            queries = self.splits.get(split, [])
-            index = arguments.get("index")
-            index = (arguments.get("seed") or 0) % max(1, len(queries)) if index is None else index
-        if not isinstance(index, int) or not 0 <= index < len(queries):
+            queries = self.splits.get(_field(arguments, "split", str, next(iter(self.splits))), [])
+            seed = _field(arguments, "seed", int, 0) % max(1, len(queries))
+            index = _field(arguments, "index", int, seed)
+        if not 0 <= index < len(queries):
             sizes = {name: len(tasks) for name, tasks in self.splits.items()}
+            request = str(dict(arguments))[:200]
             raise ProtocolError(
-                "EXECUTION_ERROR", f"no such task: the splits have {sizes} tasks, the request was {arguments}"
+                "EXECUTION_ERROR", f"no such task: the splits have {sizes} tasks, the request was {request}"
             )
         return queries[index]
 
@@ -100,7 +98,7 @@ class Connection:
         self._served = served
         self._episode: Episode | None = None
 
-    def answer(self, text: str) -> dict[str, Any] | None:
+    def answer(self, text: str | bytes) -> dict[str, Any] | None:
         """The answer to a message; None after close."""
         try:
             message = _read_message(text)
@@ -128,15 +126,17 @@ class Connection:
     def _reset(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         query = self._served.find(arguments)
         self.close()
-        self._episode = Episode(query, max_steps=self._served.max_steps)
-        self._episode.begin(self._served.environment)
-        observation = {"instruction": query.instruction, "tools": _list_tools(query.tools), "task_id": query.query_id}
+        self._episode = None
+        episode = Episode(query, max_steps=self._served.max_steps)
+        episode.begin(self._served.environment)
+        self._episode = episode
+        observation = {"instruction": query.instruction, "tools": _list_tools(query), "task_id": query.query_id}
         return {"observation": observation, "reward": None, "done": False}
 
     def _step(self, action: Mapping[str, Any]) -> dict[str, Any]:
         if action.get("type") == "list_tools":
             query = self._episode.query if self._episode else self._served.find({})
-            return {"observation": {"tools": _list_tools(query.tools)}, "reward": None, "done": False}
+            return {"observation": {"tools": _list_tools(query)}, "reward": None, "done": False}
         episode = self._episode
         if episode is None or episode.stop is not None:
             raise ProtocolError("EXECUTION_ERROR", "no episode is running: send reset first")
@@ -171,62 +171,76 @@ class Connection:
 def make_app(served: ServedEnvironment, key: str = "") -> Starlette:
     """The HTTP application. With a key every request but those of /health needs it as its bearer token."""
 
+    room, threads = BoundedSemaphore(served.concurrency), CapacityLimiter(served.concurrency)
+
     async def play(websocket: WebSocket) -> None:
-        if not _has_key(websocket, key):
+        if not has_key(websocket, key):
             await websocket.close(code=1008)
             return
         await websocket.accept()
-        if not served.room.acquire(blocking=False):
+        if not room.acquire(blocking=False):
             await websocket.send_json(_error("CAPACITY_REACHED", "all sessions are taken; raise tools.concurrency"))
             await websocket.close()
             return
         connection = Connection(served)
         try:
-            while answer := await run_in_threadpool(connection.answer, await websocket.receive_text()):
+            while answer := await run_sync(connection.answer, await _receive(websocket), limiter=threads):
                 await websocket.send_json(answer)
             await websocket.close()
         except WebSocketDisconnect:
             pass
         finally:
-            await run_in_threadpool(connection.close)
-            served.room.release()
+            await run_sync(connection.close, limiter=threads)
+            room.release()
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "healthy"})
 
-    def guard(answer: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]) -> Callable[[Request], Any]:
+    def guard(answer: Callable[[Mapping[str, Any]], Any]) -> Callable[[Request], Any]:
         async def handle(request: Request) -> Response:
-            if not _has_key(request, key):
-                return JSONResponse({"detail": "the key is missing or wrong"}, status_code=401)
+            if not has_key(request, key):
+                return _refuse(401, "the key is missing or wrong")
+            name = request.path_params.get("name", served.name)
+            if name.lower() != served.name.lower():
+                return _refuse(404, f"there is no environment '{name[:100]}' here; this server has '{served.name}'")
             try:
-                body = await request.json() if request.method == "POST" else {}
-                if request.path_params.get("name", served.name).lower() != served.name.lower():
-                    raise LookupError(f"there is no environment '{request.path_params['name']}'")
-                return JSONResponse(answer(body, request.path_params))
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                return JSONResponse({"detail": describe_error(error)}, status_code=400)
+                return JSONResponse(answer(_read_object(await read_body(request)) if request.method == "POST" else {}))
+            except TooLargeError as error:
+                return _refuse(413, str(error))
+            except ProtocolError as error:
+                return _refuse(400, str(error))
 
         return handle
 
     def tasks_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [{"id": q.query_id, "instruction": q.instruction, "tier": q.tier} for q in served.splits[body["split"]]]
+        queries = served.splits.get(_field(body, "split", str, ""))
+        if queries is None:
+            raise ProtocolError("EXECUTION_ERROR", f"split: expected one of {', '.join(served.splits)}")
+        return [{"id": q.query_id, "instruction": q.instruction, "tier": q.tier} for q in queries]
+
+    def task_of(body: Mapping[str, Any]) -> dict[str, Any]:
+        tasks, index = tasks_of(body), _field(body, "index", int, -1)
+        if not 0 <= index < len(tasks):
+            raise ProtocolError("EXECUTION_ERROR", f"index: expected a number below {len(tasks)}, got {index}")
+        return tasks[index]
 
     return Starlette(
         routes=[
             WebSocketRoute("/ws", play),
             Route("/health", health),
-            Route("/metadata", guard(lambda *_: {"name": served.name, "description": _describe(served)})),
-            Route("/schema", guard(lambda *_: {"action": _ACTION_SCHEMA, "observation": {}, "state": {}})),
-            Route("/list_environments", guard(lambda *_: [served.name])),
-            Route("/{name}/splits", guard(lambda *_: [_describe_split(name) for name in served.splits])),
+            Route("/metadata", guard(lambda _: {"name": served.name, "description": _describe(served)})),
+            Route("/schema", guard(lambda _: {"action": _ACTION_SCHEMA, "observation": {}, "state": {}})),
+            Route("/list_environments", guard(lambda _: [served.name])),
+            Route("/{name}/splits", guard(lambda _: [_describe_split(name) for name in served.splits])),
             Route(
                 "/{name}/tasks",
-                guard(lambda body, _: {"tasks": tasks_of(body), "env_name": served.name}),
+                guard(lambda body: {"tasks": tasks_of(body), "env_name": served.name}),
                 methods=["POST"],
             ),
-            Route("/{name}/num_tasks", guard(lambda body, _: {"num_tasks": len(tasks_of(body))}), methods=["POST"]),
-            Route("/{name}/task", guard(lambda body, _: {"task": tasks_of(body)[body["index"]]}), methods=["POST"]),
-        ]
+            Route("/{name}/num_tasks", guard(lambda body: {"num_tasks": len(tasks_of(body))}), methods=["POST"]),
+            Route("/{name}/task", guard(lambda body: {"task": task_of(body)}), methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: _answer_http_error},
     )
 
 
@@ -236,17 +250,8 @@ def serve(served: ServedEnvironment, host: str, port: int) -> None:
     Raises ConfigError for an address that others reach without a key, and without the package for WebSockets.
     """
     import_package("websockets", "serve-env", "steptool[environments]")
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key and host not in _LOOPBACK:
-        raise ConfigError(
-            f"--host {host} can be reached from other machines: set a key in {KEY_VARIABLE}, or serve on 127.0.0.1"
-        )
-    config = uvicorn.Config(make_app(served, key), host, port, log_level="warning", ws_max_size=_LARGEST)
-    server = uvicorn.Server(config)
-    listener = config.bind_socket()
-    listener.listen()  # a client may connect as soon as the next line is printed
-    print(f"serving {_describe(served)} at http://{host}:{listener.getsockname()[1]}", flush=True)
-    server.run([listener])
+    app = make_app(served, read_key(host))
+    run_server(app, host, port, _describe(served), sessions=served.concurrency)
 
 
 def _describe(served: ServedEnvironment) -> str:
@@ -258,26 +263,57 @@ def _describe_split(name: str) -> dict[str, str]:
     return {"name": name, "type": _SPLIT_TYPES.get(name, name)}
 
 
-def _list_tools(tools: Sequence[ToolSchema]) -> list[dict[str, Any]]:
-    functions = [tool["function"] for tool in tools]
+def _list_tools(query: Query) -> list[dict[str, Any]]:
+    functions = [tool["function"] for tool in offered_tools(query.tools, "tool")]
     return [
         {"name": f["name"], "description": f.get("description", ""), "input_schema": f["parameters"]} for f in functions
     ]
 
 
-def _read_message(text: str) -> dict[str, Any]:
-    message: Any = None
-    with suppress(ValueError, RecursionError):
-        message = json.loads(text)
-    if not isinstance(message, dict) or not isinstance(message.get("data") or {}, dict):
-        raise ProtocolError("INVALID_JSON", "expected an object with type and data")
-    return {"type": "", **message}
+def _read_message(text: str | bytes) -> dict[str, Any]:
+    message = {"type": "", "data": None, **_read_object(text)}
+    if not isinstance(message["type"], str) or not isinstance(message["data"] or {}, dict):
+        raise ProtocolError("INVALID_JSON", "expected a text as type and an object as data")
+    return message
+
+
+def _read_object(text: str | bytes) -> dict[str, Any]:
+    try:
+        value = read_json(text.decode() if isinstance(text, bytes) else text)
+    except ValueError as error:
+        raise ProtocolError("INVALID_JSON", f"expected an object in JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ProtocolError("INVALID_JSON", f"expected an object in JSON, got {str(value)[:100]}")
+    return value
+
+
+def _field(fields: Mapping[str, Any], name: str, kind: type[F], default: F) -> F:
+    """The field, or the default where it is missing or null. Raises ProtocolError for a value of another type."""
+    value = fields.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ProtocolError("VALIDATION_ERROR", f"{name}: expected a value of type {kind.__name__}, got {value!r:.100}")
+    return value
+
+
+async def _receive(websocket: WebSocket) -> str | bytes:
+    """The next message, of text or of bytes. Raises WebSocketDisconnect."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message["code"])
+    text, data = message.get("text"), message.get("bytes")
+    return data or b"" if text is None else text
+
+
+async def _answer_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _refuse(error.status_code, error.detail)
+
+
+def _refuse(status: int, text: str) -> Response:
+    return JSONResponse({"detail": text}, status_code=status)
 
 
 def _error(code: str, text: str) -> dict[str, Any]:
     return {"type": "error", "data": {"message": text, "code": code}}
-
-
-def _has_key(request: HTTPConnection, key: str) -> bool:
-    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-    return not key or secrets.compare_digest(sent.encode(), key.encode())

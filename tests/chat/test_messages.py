@@ -136,6 +136,15 @@ def test_arguments_may_be_missing_in_words() -> None:
         assert calls_of(message) == [ToolCall("look", {})]
 
 
+@pytest.mark.parametrize(
+    ("calls", "problem"),
+    [("look", "a list of calls"), ({"name": "look"}, "a list of calls"), (["look"], "not an object")],
+)
+def test_what_is_no_list_of_calls_is_refused(calls: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        calls_of({"role": "assistant", "tool_calls": calls})
+
+
 @given(conversations())
 def test_splitting_keeps_the_calls_and_is_done_once(messages: list[Message]) -> None:
     split = one_call_per_turn(messages)

@@ -33,6 +33,7 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("ppo: {learning_rate: .inf}", "field 'ppo.learning_rate': input should be a finite number, got inf (float)"),
         ("ppo: {kl_coef: .nan}", "field 'ppo.kl_coef': input should be a finite number, got nan (float)"),
         ("seed: 4294967296", "field 'seed': input should be less than 4294967296, got 4294967296 (int)"),
+        ("rollout: {temperature: 1.0e-5}", "field 'rollout.temperature': input should be greater than or equal"),
         ("seed: -1", "field 'seed': input should be greater than or equal to 0, got -1 (int)"),
         ("ppo: {rounds: 9223372036854775808}", "field 'ppo.rounds': input should be less than 2147483648"),
         (

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -19,6 +20,7 @@ from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import desk_queries
 from steptool.models.load import EMBEDDED, read_serving, write_serving
 from steptool.policies.catalog import open_policy
+from steptool.policies.serve import AbandonedError, ChatRequest, load_served
 from steptool.records import FINISH, Step, Trajectory
 from steptool.registry import Registry
 from steptool.rollout.episode import Decoding
@@ -27,6 +29,8 @@ from steptool.rollout.runner import roll_out
 CONFIG = Config.model_validate({"rollout": {"temperature": 0.5}, "data": {"heldout_queries": 120}})
 QUERIES = [query for query in desk_queries(CONFIG) if query.split == "heldout"][60:70]
 """Short tasks, of which the base solves some and fails others."""
+
+QUESTION: list[Any] = [{"role": "user", "content": "?"}]
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +119,56 @@ def test_a_seed_decides_what_is_sampled_and_usage_counts_tokens(client: openai.O
         ({"messages": [{"role": "user", "content": None}]}, 400, "needs text"),
         ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}, 400, "assistant"),
         ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "context length is 768"),
+        ({"messages": [{"role": "user", "content": "x" * 3_900_000}]}, 400, "3,900,000 characters"),
         ({"messages": [{"role": "user", "content": "x" * (5 << 20)}]}, 413, "4 MB"),
         ({"tools": [{"type": "function"}]}, 400, "tools[0]"),
         ({"temperature": -1}, 400, "temperature"),
-        ({"n": 2}, 400, "n: "),
-        ({"stop": ["x"]}, 400, "stop"),
+        ({"n": 2}, 400, "n: this server takes 1 alone, got 2"),
+        ({"stop": ["x"]}, 400, "stop: "),
+        ({"top_p": 0.5}, 400, "top_p: "),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format: "),
+        ({"functions": []}, 400, "functions: this server does not know this field"),
+        ({"messages": [*QUESTION, {"role": "assistant", "tool_calls": "look"}, *QUESTION]}, 400, "a list of calls"),
+        ({"messages": [*QUESTION, {"role": "assistant", "tool_calls": ["look"]}, *QUESTION]}, 400, "not an object"),
+        ({"messages": [*QUESTION, {"role": "assistant", "function_call": {"name": "look"}}]}, 400, "function_call"),
+        ({"messages": [{"role": "assistant", "content": "Hello"}, *QUESTION]}, 400, "begins with the system or the"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_its_reason(
     address: str, change: dict[str, Any], status: int, words: str
 ) -> None:
-    request = {"model": "desk-model", "messages": [{"role": "user", "content": "?"}], **change}
-    answer = httpx2.post(f"{address}/chat/completions", json=request)
+    answer = httpx2.post(f"{address}/chat/completions", json={"model": "desk-model", "messages": QUESTION, **change})
     assert answer.status_code == status and words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "completions", 404), ("GET", "chat/completions", 405), ("GET", "models/another", 404)],
+)
+def test_every_refusal_is_an_error_in_openais_form(address: str, method: str, path: str, status: int) -> None:
+    answer = httpx2.request(method, f"{address}/{path}")
+    assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stream": None, "stop": None, "tool_choice": None, "tools": None},
+        {"n": 1, "top_p": 1.0, "stop": [], "presence_penalty": 0.0, "logit_bias": {}, "user": "someone"},
+        {"temperature": 1e-300},
+        {"tools": [{"type": "function", "function": {"name": "look", "description": None, "parameters": None}}]},
+    ],
+)
+def test_what_changes_nothing_is_taken(address: str, change: dict[str, Any]) -> None:
+    body = {"model": "desk-model", "messages": QUESTION, "max_tokens": 2, **change}
+    assert httpx2.post(f"{address}/chat/completions", json=body).status_code == 200
+
+
+def test_a_request_of_nobody_is_not_computed(folder: Path) -> None:
+    served, abandoned = load_served(folder, "desk-model"), threading.Event()
+    abandoned.set()
+    with pytest.raises(AbandonedError):
+        served.complete(ChatRequest(model="desk-model", messages=QUESTION), abandoned)
 
 
 def test_a_tool_needs_neither_description_nor_parameters(address: str) -> None:
@@ -143,6 +184,7 @@ def test_a_tool_needs_neither_description_nor_parameters(address: str) -> None:
 
 def test_models_and_health(client: openai.OpenAI, address: str) -> None:
     assert [model.id for model in client.models.list()] == ["desk-model"]
+    assert client.models.retrieve("desk-model").id == "desk-model"
     assert httpx2.get(address.replace("/v1", "/health")).json() == {"status": "ok"}
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("websockets", reason="pip install 'steptool[environments]'")
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from steptool.config import Config
+from steptool.config import Config, load_config
 from steptool.data.ingest import ingest
 from steptool.environments.base import open_environment
 from steptool.policies.serve_environment import Connection, ServedEnvironment
@@ -108,11 +108,19 @@ def test_a_failed_call_names_what_failed(socket: ClientConnection) -> None:
         ('{"type": "reset", "data": []x}', "INVALID_JSON"),
         ('{"type": "reset", "data": {"task_id": "none"}}', "EXECUTION_ERROR"),
         ('{"type": "reset", "data": {"split": "train", "index": 99}}', "EXECUTION_ERROR"),
-        ('{"type": "reset", "data": {"split": "train", "index": "x"}}', "EXECUTION_ERROR"),
+        ('{"type": "reset", "data": {"split": "train", "index": "x"}}', "VALIDATION_ERROR"),
         ('{"type": "step", "data": {"type": "call_tool", "tool_name": "items"}}', "EXECUTION_ERROR"),
+        ('{"type": ["reset"]}', "INVALID_JSON"),
+        ('{"type": "reset", "data": {"split": ["train"]}}', "VALIDATION_ERROR"),
+        ('{"type": "reset", "data": {"seed": "x"}}', "VALIDATION_ERROR"),
+        ("[" * 100_000, "INVALID_JSON"),
+        (b"\xff\x00", "INVALID_JSON"),
+        (b'{"type": "dance"}', "UNKNOWN_TYPE"),
     ],
 )
-def test_a_message_that_cannot_be_answered_gets_a_code(socket: ClientConnection, message: str, code: str) -> None:
+def test_a_message_that_cannot_be_answered_gets_a_code(
+    socket: ClientConnection, message: str | bytes, code: str
+) -> None:
     socket.send(message)
     answer = json.loads(socket.recv(timeout=30))
     assert (answer["type"], answer["data"]["code"]) == ("error", code)
@@ -127,8 +135,38 @@ def test_tasks_are_listed_by_split(url: str) -> None:
     listed = httpx2.post(f"{url}/functions/tasks", json={"split": "validation"}).json()["tasks"]
     assert [task["id"] for task in listed] == ["shop-07", "shop-08", "shop-09"]
     assert httpx2.post(f"{url}/functions/num_tasks", json={"split": "train"}).json() == {"num_tasks": 6}
-    assert httpx2.post(f"{url}/functions/task", json={"split": "train", "index": 9}).status_code == 400
-    assert httpx2.get(f"{url}/other/splits").status_code == 400
+    assert httpx2.get(f"{url}/other/splits").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b'{"split": "train", "index": 9}', 400, "index: expected a number below 6, got 9"),
+        (b'{"split": "train", "index": -1}', 400, "index: "),
+        (b'{"split": ["train"]}', 400, "split: "),
+        (b'{"split": "exam"}', 400, "split: expected one of train"),
+        (b"[1]", 400, "an object in JSON"),
+        (b"[" * 100_000, 400, "nested too deeply"),
+        (b'"' + b"x" * (5 << 20) + b'"', 413, "4 MB"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_told_why(url: str, body: bytes, status: int, words: str) -> None:
+    answer = httpx2.post(f"{url}/functions/task", content=body)
+    assert answer.status_code == status and words in answer.json()["detail"]
+
+
+def test_tasks_have_finish_also_where_training_ends_with_text(tmp_path: Path) -> None:
+    """The protocol has no turns of text, so that without Finish no client could end an episode."""
+    config = load_config(ROOT / "configs/functions.yaml", ["rollout.finish=text"])
+    queries = read_queries(ingest(config, tmp_path, for_training=False).queries_path)
+    assert "Finish" not in [tool["function"]["name"] for tool in queries[0].tools]
+    with closing(open_environment("functions", config)) as environment:
+        connection = Connection(ServedEnvironment(environment, queries, config.tools, 10))
+        with closing(connection):
+            shown = connection.answer('{"type": "reset", "data": {"task_id": "shop-01"}}')
+            end = connection.answer(json.dumps({"type": "step", "data": {"tool_name": "Finish", "arguments": FINISH}}))
+    assert shown and shown["data"]["observation"]["tools"][-1]["name"] == "Finish"
+    assert end and (end["data"]["reward"], end["data"]["done"]) == (1.0, True)
 
 
 def test_our_own_adapter_plays_what_we_serve(url: str, tmp_path: Path) -> None:
