@@ -192,9 +192,11 @@ class Ticker:
 
 
 def format_rate(values: Sequence[float | None]) -> str:
-    """The mean of the known verdicts in words."""
+    """The mean of the known verdicts in words, or what a task needs for a verdict."""
     verdicts = [v for v in values if v is not None]
-    return f"pass rate {sum(verdicts) / len(verdicts):.3f}" if verdicts else "pass rate unknown"
+    if not verdicts:
+        return "pass rate unknown: the environment gives no verdict, and no task has a reference.answer"
+    return f"pass rate {sum(verdicts) / len(verdicts):.3f}"
 
 
 def format_duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ from steptool.data.ingest import ingest
 from steptool.data.recordings.forms import policy_recordings
 from steptool.data.splits import shard_positions
 from steptool.environments.base import environment_class
-from steptool.evaluation.measures import PolicyEvaluation, evaluate_policy
+from steptool.evaluation.measures import PolicyEvaluation, evaluate_policy, find_verdict
 from steptool.policies.catalog import open_environment_of, open_policy
 from steptool.records import Cost, Query, StepReward, Trajectory
 from steptool.records.columns import from_row
@@ -261,7 +261,9 @@ def play_shard(
     """Sample a shard of a round's episodes into a folder, with what `watch` says they cost; returns the folder."""
     queries, recordings = tasks.round_queries(config, round_index, shard), tasks.recordings()
     episodes = play(policy, queries, config, round_index=round_index, recordings=recordings)
-    result = f"shard {shard + 1} of {config.rollout.shards}, {format_rate([t.solved for t in episodes])}"
+    by_id = {query.query_id: query for query in queries}
+    verdicts = [find_verdict(by_id[episode.query_id], episode)[0] for episode in episodes]
+    result = f"shard {shard + 1} of {config.rollout.shards}, {format_rate(verdicts)}"
     say("rollout", result, round_index=round_index, rounds=config.ppo.rounds)
     if errors := [t.check_error for t in episodes if t.check_error]:
         failed = f"the check failed on {len(errors)} of {len(episodes)} episodes, first: {errors[0]}"

@@ -154,7 +154,7 @@ def learn_round(
     counts += count_metrics("annotate", total_counts(spent), round_index)
     say(
         "ppo",
-        format_rate([t.solved for t in episodes]),
+        describe_outcome(episodes, rewards),
         seconds=sum(cost.seconds for cost in spent),
         round_index=round_index,
         rounds=config.ppo.rounds,
@@ -168,6 +168,14 @@ def learn_round(
         write_records(figures / lineage.COSTS, spent, Cost),
         result.scale.save(figures / "scale.json"),
     )
+
+
+def describe_outcome(episodes: Sequence[Trajectory], rewards: Sequence[StepReward]) -> str:
+    """The pass rate by the environment's verdicts; where it gives none, how the annotator scored the outcomes."""
+    scores = [reward.is_solved for reward in rewards if reward.is_solved is not None]
+    if scores and all(episode.solved is None for episode in episodes):
+        return f"IsSolved {sum(scores) / len(scores):.3f} by the annotator {rewards[0].annotator}"
+    return format_rate([episode.solved for episode in episodes])
 
 
 class SharedModels:

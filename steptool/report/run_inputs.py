@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -18,6 +18,7 @@ from steptool.artifacts.lineage import CARD
 from steptool.artifacts.metrics import counts_of, name_lost_groups
 from steptool.config import Config, load_config
 from steptool.evaluation.compare import GREEDY, SAMPLED
+from steptool.evaluation.measures import find_verdict
 from steptool.evaluation.results import Results, compute_results
 from steptool.records import Advantage, Cost, Evaluation, Metric, Query, StepReward, StepStatus, Trajectory
 from steptool.records.episodes import read_queries
@@ -37,7 +38,7 @@ class RoundSummary(TypedDict):
     round: int
     episodes: int
     pass_rate: float | None
-    """Mean of the environment's verdicts."""
+    """Mean of the verdicts."""
     mean_steps: float | None
     """Assistant steps per episode, Finish included."""
     invalid_call_rate: float | None
@@ -194,7 +195,7 @@ def read_run(folder: Path) -> ReportInputs:
     queries = {q.query_id: q for q in read_queries(folder / names.QUERIES)}
     metrics = read_records(folder / names.METRICS, Metric)
     evaluations = read_records(folder / names.EVALUATED, Evaluation)
-    summaries, farming = _rounds(folder, config)
+    summaries, farming = _rounds(folder, queries, config)
     return ReportInputs(
         title=f"StepTool on {config.data.source}",
         config=config.model_dump(mode="json"),
@@ -222,12 +223,16 @@ def find_files(folder: Path) -> dict[str, list[str]]:
     return links
 
 
-def _rounds(folder: Path, config: Config) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:
+def _rounds(
+    folder: Path, queries: Mapping[str, Query], config: Config
+) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:
+    """Summary and farming points of each round, with the verdicts as the evaluation finds them."""
     summaries, farming, scale = [], {}, NO_REWARDS_SEEN
     for round_index in range(config.ppo.rounds):
         trajectories = read_records(folder / names.of_round("trajectories", round_index), Trajectory)
         rows = read_records(folder / names.of_round("rewards", round_index), StepReward)
         scale, composed = compose_round(trajectories, rows, config.rewards, config.ppo.reward, scale)
+        trajectories = [replace(t, solved=find_verdict(queries[t.query_id], t)[0]) for t in trajectories]
         summaries.append(summarise_round(trajectories, rows, composed))
         farming[round_index] = farming_points(trajectories, composed)
     return summaries, farming
