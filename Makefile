@@ -27,7 +27,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format docs seeds tune bench mistakes kills hostile million bfcl audit licences \
+.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format hooks docs seeds tune bench mistakes kills hostile million bfcl audit licences \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -114,9 +114,12 @@ test-environments:  ## the tests with environments of others, in environments of
 test-cluster: $(STAMP)  ## run the workflows as a cluster would, every task as its pod (10 minutes or so)
 	$(BIN)/python -m pytest -v -m cluster
 
-coverage: $(STAMP)  ## run the tests and print the lines that none of them reaches; build/coverage has pages
-	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster and not gpu" --cov --cov-report=term-missing:skip-covered \
-		--cov-report=html:$(BUILD)/coverage
+coverage: $(STAMP)  ## run the tests and print how much of each package they reach (%); build/coverage has the lines (TESTS="tests/judge ..." for a part)
+	status=0; $(BIN)/python -m pytest -n 2 -m "not slow and not cluster and not gpu" --cov --cov-report=html:$(BUILD)/coverage \
+		$(TESTS) || status=$$?; \
+	for package in steptool tasks workflows; do \
+		echo "$$package $$($(BIN)/coverage report --include="$$package/*" --format=total)%"; \
+	done; exit $$status
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -125,6 +128,12 @@ check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/python -m scripts.document_configuration --check
 	$(BIN)/python -m scripts.memory_table --check
 	$(BIN)/python -m scripts.document_artifacts --check
+
+hooks: $(STAMP)  ## run the hooks of .pre-commit-config.yaml on all files and install them for later commits (pre-commit in .venv-hooks)
+	$(PY) -m venv .venv-hooks
+	.venv-hooks/bin/python -m pip install --quiet --disable-pip-version-check pre-commit==4.7.0
+	.venv-hooks/bin/pre-commit run --all-files
+	.venv-hooks/bin/pre-commit install
 
 docs-config: $(STAMP)  ## write configs/laptop.yaml, the JSON schemas and docs/configuration.md from the fields' docstrings
 	$(BIN)/python -m scripts.document_configuration
