@@ -229,7 +229,7 @@ class PPOConfig(StrictModel):
     """Trajectories per forward pass on one process. Lower it when memory runs out; the result stays the same."""
     tokens_per_pass: Natural = 0
     """Tokens per forward pass on one process, padding included, in place of micro_batch_size; it holds for the warm
-    start too. A longer trajectory gets a pass of its own. 0: micro_batch_size is the limit."""
+    start too. A longer trajectory gets a pass of its own. 0: micro_batch_size is the limit, as it always is for eto."""
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass instead of keeping them: less memory, a third more work.
     It holds for the warm start too."""
@@ -315,6 +315,7 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
         (ppo.ratio == "step" and credit.level != "step", "ppo.ratio: step needs credit.level: step"),
         (rewards.weights == "calibrated" and outcome_alone, "rewards.weights: calibrated needs rewards of steps"),
         (ppo.rft_temperature > 0 and algorithm != "rft", "ppo.rft_temperature is for rft only"),
+        (ppo.sharding == "fsdp" and algorithm == "eto", "eto trains whole models through TRL: set ppo.sharding: ddp"),
     ]  # fmt: skip
     for field, is_set in _policy_options(credit, ppo).items():
         problems.append((is_set and algorithm in HAVE_NO_ADVANTAGES, f"{algorithm} has no advantages for {field}"))

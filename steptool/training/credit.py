@@ -3,7 +3,7 @@
 The tokens that a policy sampled are the only time steps. Prompt and observation tokens lie between them in the text
 but not in time: the last token of step t is followed by the first token of step t + 1. Every function here therefore
 works on packed arrays, from which prompt and observations are already gone; `step_lengths` leads from a trajectory's
-spans to them. Losses are per action token, or per pair of trajectories.
+spans to them. Losses are per action token.
 
 Letters of shapes: T steps of a trajectory; B trajectories with S steps and N action tokens in all.
 """
@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from steptool.config import CreditConfig
 from steptool.training.groups import Groups, relative_to_group, state_values
@@ -281,15 +280,6 @@ def kl_loss(log_probs_N: Tensor, reference_N: Tensor) -> Tensor:
     """r - log r - 1 with r = pi_ref / pi: GRPO's penalty for leaving the reference (arXiv 2402.03300, equation 4)."""
     log_r_N = reference_N - log_probs_N
     return torch.exp(log_r_N) - log_r_N - 1.0
-
-
-def preference_loss(better_P: Tensor, worse_P: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta * (better - worse)) for each pair, of log pi(tau) - log pi_ref(tau) of both trajectories.
-
-    DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7); on trajectories, over the tokens of the assistant, ETO
-    (Song et al. 2024, arXiv 2403.02502).
-    """
-    return -logsigmoid(beta * (better_P - worse_P))
 
 
 def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, clip: float) -> Tensor:

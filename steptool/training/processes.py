@@ -36,6 +36,23 @@ def mini_batches(count: int, batch_size: int, epochs: int, seed: int) -> list[In
     return [part for _ in range(epochs) for part in np.array_split(rng.permutation(count), parts)]
 
 
+def equal_steps(count: int, batch_size: int, pass_size: int, epochs: int, seed: int) -> list[Indices]:
+    """Pairs of each optimizer step: `epochs` shuffled passes over `count` pairs, in steps of the same size.
+
+    The size is at most `batch_size`, but for rounding up to whole forward passes of at most `pass_size` on every
+    process. TRL averages over these, so all of them have to be of one size. The last step of a pass over the pairs is
+    filled up from a further shuffled pass.
+    """
+    rng = np.random.default_rng(seed)
+    steps, number = updates_per_epoch(count, batch_size), processes().num_processes
+    share = math.ceil(count / (steps * number))
+    passes = math.ceil(share / pass_size)
+    size = math.ceil(share / passes) * passes * number
+    shuffles = math.ceil(steps * size / count)
+    orders = [np.concatenate([rng.permutation(count) for _ in range(shuffles)]) for _ in range(epochs)]
+    return [order[start : start + size] for order in orders for start in range(0, steps * size, size)]
+
+
 def grouped_batches(lengths: Indices, batch_size: int, steps: int, seed: int) -> list[Indices]:
     """Sequences of `steps` optimizer steps: shuffled passes, in batches of similar length and random order.
 

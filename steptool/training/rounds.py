@@ -15,7 +15,7 @@ from steptool.artifacts.metrics import update_metrics
 from steptool.config import Config
 from steptool.models.actor import Actor, load_value_head, save_value_head
 from steptool.models.adapter import adapt, is_adapter, save_policy, weights_of
-from steptool.models.load import LoadModel, load_model
+from steptool.models.load import LoadModel, load_model, load_tokenizer
 from steptool.models.logprobs import causal_lm
 from steptool.models.optimizer import FILE, adamw, load_moments, save_moments
 from steptool.models.sharding import (
@@ -28,7 +28,9 @@ from steptool.models.sharding import (
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
-from steptool.training.algorithms.base import Algorithm, Selection
+from steptool.training.algorithms.base import Algorithm, Objective, Selection
+from steptool.training.algorithms.eto import ExplorationPreference
+from steptool.training.preference import PreferenceTrainer
 from steptool.training.processes import PassLimit, cuts_models, processes, share_folder
 from steptool.training.scores import Scores, check_mismatch, engine_log_probs, fingerprint, measure_mismatch, score
 from steptool.training.trainer import CheckpointFolder, OnCheckpoint, Settings, Trainer
@@ -108,8 +110,15 @@ def train_round(
         scores = score_round(actor, reference_dir, selection, limit, checkpoint_folder, algorithm)
         mismatch = compare_with_engine(selection, scores, algorithm)
         advantages = algorithm.prepare(selection, scores, processes().device)
-    settings = Settings(limit, ppo.max_grad_norm)
-    trainer = Trainer(actor, optimizer, algorithm, selection.trajectories, settings, checkpoint_folder)
+    rows = selection.trajectories
+    trainer: Trainer | PreferenceTrainer
+    if isinstance(algorithm, Objective):
+        trainer = Trainer(actor, optimizer, algorithm, rows, Settings(limit, ppo.max_grad_norm), checkpoint_folder)
+    elif isinstance(algorithm, ExplorationPreference):
+        tokenizer = load_tokenizer(weights_of(policy_dir, reference_dir, config.policy))
+        trainer = PreferenceTrainer(actor, optimizer, algorithm, rows, tokenizer, checkpoint_folder)
+    else:
+        raise TypeError(f"{type(algorithm).__name__} has neither a loss (Objective) nor a trainer of its own")
     steps = algorithm.steps(trainer.lengths)
     log = trainer.train(steps)
     save_actor(actor, optimizer, policy_dir, reference_dir, out_dir)

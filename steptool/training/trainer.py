@@ -18,7 +18,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +218,7 @@ def warm_up_and_cosine(steps: int, warmup: int, lowest: float = 0.1) -> Callable
 
 
 class Trainer:
-    """Trains one model on token sequences, in units of as many as the objective takes together."""
+    """Trains one model on token sequences."""
 
     def __init__(
         self,
@@ -233,15 +233,12 @@ class Trainer:
         self.actor = actor
         self.optimizer = optimizer
         self.objective = objective
-        size = objective.unit
-        self.units = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        self.sequences = sequences
         self.settings = settings
         self.checkpoints = checkpoints
         self.on_step = on_step
-        lengths = [size * max(len(row.input_ids) for row in unit) for unit in self.units]  # padding included
-        self.lengths = np.array(lengths, dtype=np.int64)
-        tokens = [sum(len(action_places(row)) for row in unit) for unit in self.units]
-        self.action_tokens = np.array(tokens, dtype=np.int64)
+        self.lengths = np.array([len(row.input_ids) for row in sequences], dtype=np.int64)
+        self.action_tokens = np.array([len(action_places(row)) for row in sequences], dtype=np.int64)
         self._places = packed_places(self.action_tokens)
         actor.accumulate_gradients()
         self._together = is_sharded(actor)
@@ -286,10 +283,9 @@ class Trainer:
         state = processes()
         step_places = self._tensor(rows)
         limit = self.settings.limit
-        limit = replace(limit, sequences=max(1, limit.sequences // self.objective.unit))
         parts = forward_passes(rows, self.lengths, limit, state.num_processes)
         for part, counts in share_passes(parts, state.process_index, state.num_processes, together=self._together):
-            batch = collate([row for i in part for row in self.units[i]], limit.packed).to(state.device)
+            batch = collate([self.sequences[i] for i in part], limit.packed).to(state.device)
             yield ForwardPass(batch, self._tensor(part), step_places, counts)
 
     def _tensor(self, rows: Indices) -> Tensor:

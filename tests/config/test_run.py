@@ -63,6 +63,7 @@ def test_a_wrong_field_is_refused_by_name(tmp_path: Path, text: str, message: st
             "rollout.episodes: 95 is not a multiple of samples_per_query",
         ),
         ("ppo: {algorithm: eto}", "eto compares tries at a query: set rollout.samples_per_query to 2 or more"),
+        ("ppo: {algorithm: eto, sharding: fsdp}", "eto trains whole models through TRL: set ppo.sharding: ddp"),
         ("credit: {value: group_mean}", "credit.value: group_mean compares tries at a query: set rollout.samples_per"),
         ("ppo: {algorithm: grpo}", "grpo scales by group: set credit.whiten: false"),
         ("ppo: {algorithm: archer}\ncredit: {level: token}", "archer needs credit.level: step"),

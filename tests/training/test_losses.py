@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from steptool.training.credit import entropy_loss, kl_loss, policy_loss, preference_loss, step_ratio, value_loss
+from steptool.training.credit import entropy_loss, kl_loss, policy_loss, step_ratio, value_loss
 
 
 def test_policy_loss_by_hand() -> None:
@@ -57,9 +57,3 @@ def test_the_penalty_for_leaving_the_reference_by_hand() -> None:
     # pi_ref / pi = 2 and 1: 2 - log 2 - 1 and 0
     penalty = kl_loss(torch.tensor([0.0, -1.0]), torch.tensor([math.log(2), -1.0]))
     assert penalty.tolist() == pytest.approx([1 - math.log(2), 0.0])
-
-
-def test_preference_loss_by_hand() -> None:
-    # gap 3 at beta .5: log(1 + exp(-1.5)); no gap: log 2
-    loss = preference_loss(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.0]), beta=0.5)
-    assert loss.tolist() == pytest.approx([math.log(1 + math.exp(-1.5)), math.log(2)])

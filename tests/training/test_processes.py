@@ -45,7 +45,7 @@ def test_two_processes_give_the_result_of_one(
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
             *(WORKER, model_dir, tmp_path / "two", "-", file),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]
     rows = [replace(t, query_id=f"q{i % queries}") for i, t in enumerate(make.trajectories(COUNT))]

@@ -50,9 +50,6 @@ class Objective(ABC):
     sums: ClassVar[tuple[str, ...]] = ()
     """Names of the sums in its LossTerms."""
     maxima: ClassVar[tuple[str, ...]] = ()
-    unit: ClassVar[int] = 1
-    """Sequences that follow each other and go through the model together: 2 for a loss on pairs. An optimizer step is
-    made of whole units."""
 
     @abstractmethod
     def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
@@ -87,8 +84,8 @@ def solved_ids(rewards: Iterable[StepReward]) -> frozenset[str]:
     return frozenset(reward.trajectory_id for reward in rewards if reward.is_solved == 1.0)
 
 
-class Algorithm(Objective):
-    """One round of learning from episodes. A subclass says what it needs and how it learns."""
+class Algorithm(ABC):
+    """One round of learning from episodes. A subclass says what it needs and, as an Objective, its loss."""
 
     stage: ClassVar[str]
     """Stage of its metrics."""

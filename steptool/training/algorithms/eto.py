@@ -3,11 +3,8 @@
     L = mean over pairs of -log sigmoid(beta * (d_better - d_worse)),    d = log pi(tau) - log pi_ref(tau)
 
 log pi(tau) sums over the tokens that the policy sampled, observations left out. The reference is the policy at the
-round's start, whose tries are compared: each round is one iteration of exploration and learning.
-
-TRL's DPOTrainer has the same loss (a test compares them) and does not fit the rounds: its completion mask covers the
-observations, it tokenises text a second time, takes log-probabilities at temperature 1, and its loop has an optimizer,
-checkpoints and forward passes of its own, so that the moments would not go on from round to round.
+round's start, whose tries are compared: each round is one iteration of exploration and learning. TRL's DPOTrainer has
+the loss and makes the optimizer steps (steptool.training.preference).
 """
 
 from __future__ import annotations
@@ -18,15 +15,13 @@ from itertools import cycle, islice
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from steptool.config import Config
-from steptool.models.actor import Actor, Indices
+from steptool.models.actor import Indices
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
-from steptool.training import credit
-from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection
-from steptool.training.processes import mini_batches
+from steptool.training.algorithms.base import Algorithm, Selection
+from steptool.training.processes import equal_steps
 from steptool.training.scores import Scores
 
 Pair = tuple[Trajectory, Trajectory]
@@ -38,12 +33,16 @@ class ExplorationPreference(Algorithm):
 
     stage = "eto"
     needs_scores = True
-    sums = ("pairs", "preference", "margin", "correct")
-    unit = 2
 
     def __init__(self, config: Config, round_index: int) -> None:
         super().__init__(config, round_index)
-        self._scores: tuple[Tensor, Tensor] | None = None
+        self.references: list[float] = []
+        """log pi_ref of each trajectory: the sum over its action tokens (nats)."""
+
+    @property
+    def pairs_per_pass(self) -> int:
+        """Pairs in a forward pass on one process, at most."""
+        return max(1, self.config.ppo.micro_batch_size // 2)
 
     def select(
         self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], scale: RunningScale
@@ -64,41 +63,13 @@ class ExplorationPreference(Algorithm):
     def steps(self, lengths: Indices) -> list[Indices]:
         """Shuffled passes over the pairs."""
         ppo = self.config.ppo
-        return mini_batches(len(lengths), max(1, ppo.batch_size // 2), ppo.epochs, self.seed)
+        return equal_steps(len(lengths), max(1, ppo.batch_size // 2), self.pairs_per_pass, ppo.epochs, self.seed)
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
-        """Keep the log-probabilities at the round's start and the trajectory of each token; there are no advantages."""
-        tokens_B = [t.action_tokens for t in selection.trajectories]
-        rows_N = np.repeat(np.arange(len(tokens_B)), tokens_B)
-        self._scores = torch.from_numpy(scores.log_probs_N).to(device), torch.from_numpy(rows_N).to(device)
+        """Keep the log-probabilities at the round's start; there are no advantages."""
+        ends = np.cumsum([t.action_tokens for t in selection.trajectories])
+        self.references = [float(part.sum()) for part in np.split(scores.log_probs_N.astype(np.float64), ends[:-1])]
         return []
-
-    def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
-        """The pass's share of the mean over the pairs of an optimizer step."""
-        if self._scores is None:
-            raise RuntimeError("there is no reference to compare with yet: call prepare first")
-        reference_N, rows_N = self._scores
-        gains_B = _sum_by_row(actor(part.batch).log_probs_N - reference_N[part.places_n], rows_N[part.places_n])
-        better_P, worse_P = gains_B[0::2], gains_B[1::2]  # a forward pass holds whole pairs, in their order
-        losses_P = credit.preference_loss(better_P, worse_P, self.config.ppo.dpo_beta)
-        pairs = len(torch.unique(rows_N[part.step_places_n])) // 2
-        margin_P = (better_P - worse_P).detach()
-        sums = {
-            "pairs": torch.tensor(float(len(losses_P)), device=losses_P.device),
-            "preference": losses_P.detach().sum(),
-            "margin": margin_P.sum(),
-            "correct": (margin_P > 0).sum(),
-        }
-        return LossTerms(losses_P.sum() / pairs, sums)
-
-    def report(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Means over the pairs of an optimizer step."""
-        pairs = max(1.0, figures["pairs"])
-        return {
-            "preference_loss": figures["preference"] / pairs,
-            "margin": figures["margin"] / pairs,
-            "preferred": figures["correct"] / pairs,
-        }
 
 
 def _pair(tries: Sequence[Trajectory], outcomes: Mapping[str, float]) -> Iterator[Pair]:
@@ -108,9 +79,3 @@ def _pair(tries: Sequence[Trajectory], outcomes: Mapping[str, float]) -> Iterato
     worse = [t for t in tries if outcomes[t.trajectory_id] < best]
     count = max(len(better), len(worse)) if worse else 0
     yield from islice(zip(cycle(better), cycle(worse), strict=False), count)
-
-
-def _sum_by_row(values_N: Tensor, rows_N: Tensor) -> Tensor:
-    """Sum [B] over the tokens of each row, the rows in ascending order."""
-    rows, places_N = torch.unique(rows_N, return_inverse=True)
-    return torch.zeros(len(rows), dtype=values_N.dtype, device=values_N.device).index_add(0, places_N, values_N)

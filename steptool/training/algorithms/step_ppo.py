@@ -29,7 +29,7 @@ from steptool.models.actor import ActionOutputs, Actor
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale, compose_round
 from steptool.training import credit
-from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Selection, solved_ids
+from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Objective, Selection, solved_ids
 from steptool.training.groups import group_trajectories
 from steptool.training.scores import Floats, Scores, engine_log_probs, importance_weights
 
@@ -58,7 +58,7 @@ class Experience:
         return Experience(*(tensor[places_n] for tensor in vars(self).values()))
 
 
-class StepPPO(Algorithm):
+class StepPPO(Algorithm, Objective):
     """Learns from the composed rewards of every step."""
 
     stage = "ppo"

@@ -5,14 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
 
-from steptool.config import Config
+from steptool.config import Config, PolicyConfig
 from steptool.models.actor import Actor, collate
 from steptool.models.load import load_model
+from steptool.models.optimizer import adamw
 from steptool.records import Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN
 from steptool.training.algorithms.eto import ExplorationPreference
-from steptool.training.rounds import train_round
+from steptool.training.rounds import RoundResult, train_round
 
 CALLS = [Step(ToolCall("look", {}), StepStatus.OK, "")] * 2
 
@@ -33,9 +35,9 @@ def configure(make: SimpleNamespace, **ppo: object) -> Config:
     return make.config(rollout={"samples_per_query": 2}, algorithm="eto", **ppo)
 
 
-def log_prob(folder: Path, row: Trajectory) -> float:
+def log_prob(folder: Path, row: Trajectory, temperature: float = 1.0) -> float:
     with torch.no_grad():
-        return float(Actor(load_model(folder))(collate([row])).log_probs_N.sum())
+        return float(Actor(load_model(folder), temperature=temperature)(collate([row])).log_probs_N.sum())
 
 
 def figures(result: object, name: str) -> list[float]:
@@ -57,7 +59,7 @@ def test_the_better_try_gains_on_the_worse_one(model_dir: Path, tmp_path: Path, 
     result = train_round(
         model_dir, model_dir, rows, outcomes(rows, [1.0, 0.0, 0.0, 1.0]), config=config, round_index=0, out_dir=tmp_path
     )
-    assert figures(result, "preference_loss")[0] == pytest.approx(math.log(2), abs=1e-5)  # the policy is its reference
+    assert figures(result, "loss")[0] == pytest.approx(math.log(2), abs=1e-5)  # the policy is its reference
     assert figures(result, "preferred")[-1] == 1.0
     assert (result.left_out, result.advantages) == (0, [])
     assert result.tokens == 6 * sum(t.action_tokens for t in rows)
@@ -88,34 +90,73 @@ def test_no_pair_passes_the_policy_on(model_dir: Path, tmp_path: Path, make: Sim
     assert (tmp_path / "same/model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
 
 
-def test_the_loss_is_that_of_trl_where_its_mask_leaves_observations_out(
+def test_a_round_ends_with_the_weights_of_dpo_worked_out_here(
     model_dir: Path, tmp_path: Path, make: SimpleNamespace
 ) -> None:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    from steptool.models.load import load_tokenizer
-
-    rows = tries(make, "aa")
-    train_round(
-        model_dir, model_dir, rows, outcomes(rows, [1.0, 0.0]), round_index=0, out_dir=tmp_path / "moved",
-        config=configure(make, learning_rate=1e-2, dpo_beta=0.3),
+    """Two pairs in a step, two steps at the temperature of the rollouts: TRL's trainer against eight lines."""
+    rows, beta = tries(make, "aabb"), 0.3
+    config = make.config(
+        algorithm="eto", rollout={"samples_per_query": 2, "temperature": 0.7}, epochs=2, batch_size=4, dpo_beta=beta,
+        micro_batch_size=2, learning_rate=1e-3, final_learning_rate=1.0,
     )  # fmt: skip
-    data = Dataset.from_list([{"prompt": "order", "chosen": "cancel", "rejected": "find"}])
-    args = DPOConfig(str(tmp_path), beta=0.3, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True)
-    theirs = DPOTrainer(
-        load_model(tmp_path / "moved"), load_model(model_dir), args, train_dataset=data,
-        processing_class=load_tokenizer(model_dir),
+    scores = outcomes(rows, [1.0, 0.0, 1.0, 0.0])
+    result = train_round(model_dir, model_dir, rows, scores, config=config, round_index=0, out_dir=tmp_path)
+    actor = Actor(load_model(model_dir), temperature=0.7)
+    optimizer = adamw(actor.policy, 1e-3)
+    reference, losses = [log_prob(model_dir, t, 0.7) for t in rows], []
+    for _ in range(2):
+        gains = [actor(collate([t])).log_probs_N.sum() - ref for t, ref in zip(rows, reference, strict=True)]
+        loss = -logsigmoid(beta * (torch.stack(gains[0::2]) - torch.stack(gains[1::2]))).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(actor.policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert figures(result, "loss") == pytest.approx(losses, rel=1e-4)
+    start, end = load_file(model_dir / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    for name, weight in actor.policy.state_dict().items():
+        if name in end:
+            distance = (end[name] - start[name]).abs().max()
+            assert distance > 0 and (end[name] - weight).abs().max() < 0.02 * distance, name
+
+
+def test_an_interrupted_round_goes_on_to_the_same_weights(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace
+) -> None:
+    rows = tries(make, "aabbcc")
+    scores, config = outcomes(rows, [1.0, 0.0] * 3), configure(make, epochs=2, batch_size=4, micro_batch_size=2)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def train(out: str, **options: object) -> RoundResult:
+        return train_round(
+            model_dir, model_dir, rows, scores, config=config, round_index=0, out_dir=tmp_path / out, **options
+        )
+
+    options = {"checkpoints": tmp_path / "checkpoints", "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", **options, on_checkpoint=stop)
+    resumed, undisturbed = train("resumed", **options), train("undisturbed")
+    assert resumed == undisturbed and len(figures(resumed, "loss")) == 4
+    for file in ("model.safetensors", "training/optimizer.safetensors"):
+        actual, expected = load_file(tmp_path / "resumed" / file), load_file(tmp_path / "undisturbed" / file)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected), file
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_model_is_as_before_but_for_its_weights(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace, rank: int
+) -> None:
+    """TRL puts a forward pass and settings of its own on the model, with which the next round is played."""
+    rows, model = tries(make, "aabb"), load_model(model_dir)
+    before = model.config.to_dict(), model.generation_config.to_dict()
+    config = configure(make, batch_size=4).model_copy(update={"policy": PolicyConfig(lora_rank=rank)})
+    result = train_round(
+        model_dir, model_dir, rows, outcomes(rows, [1.0, 0.0] * 2), config=config, round_index=0, out_dir=tmp_path,
+        load=lambda folder: model,
     )  # fmt: skip
-    batch = collate(rows)
-    mask_BL = torch.zeros_like(batch.input_ids_BL)
-    for row, t in zip(mask_BL, rows, strict=True):
-        for start, end in t.spans:
-            row[start:end] = 1
-    lengths = torch.tensor([len(t.input_ids) for t in rows])
-    seen_BL = (torch.arange(mask_BL.shape[1]) < lengths[:, None]).long()
-    inputs = {"input_ids": batch.input_ids_BL, "attention_mask": seen_BL, "completion_mask": mask_BL}
-    expected = float(theirs.compute_loss(theirs.model, inputs).detach())
-    gains = [log_prob(tmp_path / "moved", t) - log_prob(model_dir, t) for t in rows]
-    assert expected == pytest.approx(math.log(1 + math.exp(-0.3 * (gains[0] - gains[1]))), rel=1e-4)
-    assert expected < 0.6
+    assert figures(result, "margin")[-1] > 0
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == before
+    assert "forward" not in vars(model) and not model.training
+    assert (tmp_path / "adapter_model.safetensors").exists() == bool(rank)
