@@ -22,7 +22,7 @@ import typer
 
 from steptool import __version__
 from steptool.artifacts.metrics import describe_error, printable
-from steptool.check.tool_calls import CalledTools
+from steptool.check.plan import CalledTools
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
 from steptool.evaluation.logs import LogForm

@@ -22,8 +22,16 @@ from steptool.chat.call_format import offered_tools
 from steptool.chat.codec import ChatCodec
 from steptool.check.memory import GIB, read_shape
 from steptool.check.memory import estimate as estimate_memory
-from steptool.check.plan import EpisodeShape, Speeds, describe_estimate, estimate_evaluation, estimate_training
-from steptool.check.tool_calls import CalledTools, ToolTrial, try_tools
+from steptool.check.plan import (
+    CalledTools,
+    EpisodeShape,
+    Speeds,
+    ToolTrial,
+    describe_estimate,
+    estimate_evaluation,
+    estimate_training,
+    try_tools,
+)
 from steptool.config import Config, FinishMode
 from steptool.data.ingest import ingest
 from steptool.environments.base import check_queries

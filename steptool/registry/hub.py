@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steptool.artifacts import lineage
-from steptool.registry.documents import MANIFEST, RegistryError
+from steptool.registry.store import MANIFEST, RegistryError
 
 _DATA = {
     "queries": (lineage.QUERIES, "Tasks with their tools and references."),

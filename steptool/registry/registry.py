@@ -16,30 +16,47 @@ from pathlib import Path
 from typing import Any
 
 from steptool.artifacts import lineage
-from steptool.registry.documents import (
+from steptool.registry.store import (
     CHAMPIONS,
     ENTRY_NAME,
     MANIFEST,
     MODEL,
+    PARTIAL,
     RUNS,
     VERSIONS,
     Champion,
     Claim,
-    Conflict,
     D,
     ModelFolder,
     RegistryError,
+    Store,
     Version,
     check_metadata,
     claim_path,
     encode_json,
     entry_path,
-    make_version_id,
     manifest_path,
+    open_store,
     parse_document,
     version_folder,
 )
-from steptool.registry.store import PARTIAL, Store, open_store
+
+
+class Conflict(RegistryError):
+    """Another model was promoted since the champion was looked up. Nothing was changed."""
+
+    def __init__(self, champion: Champion, after: int) -> None:
+        super().__init__(
+            f"number {after} is no longer the champion: {champion.version_id} was promoted as number "
+            f"{champion.sequence} at {champion.since:%Y-%m-%d %H:%M:%S} UTC ({champion.reason}); compare with that one"
+        )
+        self.champion = champion
+        """The entry in service now."""
+
+
+def make_version_id(created: datetime, digest: str) -> str:
+    """Name of a version. Names sort by time."""
+    return f"{created:%Y%m%dT%H%M%SZ}-{digest[:8]}"
 
 
 def find_faults(store: Store) -> list[str]:

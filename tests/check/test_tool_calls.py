@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from steptool.chat.messages import FINISH_SCHEMA, annotate_tool
-from steptool.check.tool_calls import CalledTools, try_tools
+from steptool.check.plan import CalledTools, try_tools
 from steptool.config import ConfigError, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.records import Query, Reference, Step, StepStatus, ToolCall, Trajectory

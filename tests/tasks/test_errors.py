@@ -21,7 +21,7 @@ from steptool.chat.endpoint import Endpoint
 from steptool.config import EndpointConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.storage.transfer import fetch
-from tasks.runtime.errors import StageFailed, classify_errors, is_transient
+from tasks.runtime.stage import StageFailed, classify_errors, is_transient
 
 ROOT = Path(__file__).parents[2]
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"

@@ -1,26 +1,55 @@
-"""MCP servers as tools: over the standard input and output of a process, or over streamable HTTP."""
+"""MCP servers as tools: over the standard input and output of a process, or over streamable HTTP.
+
+Each connection to a server is one task of an event loop that runs in a thread of its own.
+"""
 
 from __future__ import annotations
 
+import atexit
 import json
+import logging
+import math
+import os
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
 from typing import Any, Self
 
-from mcp import MCPError
+import anyio
+import httpx2
+from anyio.abc import TaskStatus
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from mcp import Client, MCPError, Tool
+from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, EmbeddedResource, TextContent
 
 from steptool.artifacts.metrics import printable
 from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult, TransportError
-from steptool.environments.mcp.connection import Connection, Connector
-from steptool.environments.mcp.safeguards import error_reason, tool_schema
+from steptool.environments.mcp.transport import (
+    CheckedStream,
+    LimitedTransport,
+    error_reason,
+    open_stdio,
+    tool_schema,
+    usable_tools,
+)
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
+from steptool.storage.redaction import Redactor
 
+_CHARACTERS = 300
+"""Characters of the end of a server's error output that are kept."""
+_PATIENCE = 0.5
+"""Seconds to wait for the last lines of a server that has ended."""
 _TIME_SHARE = 0.9
 """Share of the time limit after which a request is cancelled: early enough to say so before the call is given up."""
 _MAX_UNANSWERED = 2
@@ -30,6 +59,188 @@ _LOST = {CONNECTION_CLOSED: "Connection closed", INVALID_REQUEST: "Session termi
 _NEXT_CALL = "; the next call goes to a new server or session, which may know nothing of the calls before"
 _LAST_WORDS_WAIT = 1.0
 """Seconds that a lost server has to end and say why."""
+
+
+class Connector:
+    """Makes connections to the server of a configuration. Raises ConfigError unless it names exactly one."""
+
+    def __init__(self, server: McpConfig) -> None:
+        if bool(server.command) == bool(server.url):
+            raise ConfigError(
+                "the environment 'mcp' needs either tools.mcp.command or tools.mcp.url; see docs/tools/mcp.md"
+            )
+        self.address = server.url or " ".join(server.command)
+        self._server = server
+        secrets: set[str] = set()
+        self._env = _substitute(server.env, "env", secrets)
+        self._headers = _substitute(server.headers, "headers", secrets)
+        self.redactor = Redactor(secrets)
+        self._tls = httpx2.create_ssl_context() if server.url else None
+        # What the library finds wrong with a server becomes an observation; its log would repeat it with a traceback.
+        for logger in ("mcp", "client"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        self._thread = ExitStack()
+        self._portal: BlockingPortal = self._thread.enter_context(start_blocking_portal(name="mcp"))
+        atexit.register(self.close)
+
+    def connect(self, seconds: float) -> Connection:
+        """Start the server or call its address, shake hands and list its tools.
+
+        Raises TransportError, with the end of the server's error output, if that fails or takes longer. No tool has
+        been called then.
+        """
+        error_output = _ErrorOutput() if self._server.command else None
+        try:
+            end, (client, tools, faults, stop) = self._portal.start_task(
+                self._run_connection, error_output, max(0.0, seconds)
+            )
+        except Exception as error:
+            last_lines = error_output.take() if error_output else ""
+            raise TransportError(self.redactor.text(f"{self.address}: {error_reason(error)}{last_lines}")) from error
+        finally:
+            if error_output:
+                error_output.file.close()
+        return Connection(tools, faults, self._portal, client, stop, end, error_output)
+
+    def close(self) -> None:
+        """End every connection, and wait for the processes behind them."""
+        atexit.unregister(self.close)
+        with suppress(RuntimeError):  # it was closed before
+            self._portal.call(self._portal.stop, True)
+        self._thread.close()
+
+    async def _run_connection(
+        self, error_output: _ErrorOutput | None, seconds: float, *, task_status: TaskStatus[Any]
+    ) -> None:
+        """Open a connection and close it again, which have to happen in the same task."""
+        stop, faults = anyio.Event(), list[str]()
+        with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
+            try:
+                async with Client(self._check_lists(self._transport(error_output), faults), cache=None) as client:
+                    tools = await _list_tools(client, faults)
+                    scope.deadline = math.inf
+                    task_status.started((client, tools, faults, stop))
+                    await stop.wait()
+            except BaseExceptionGroup as group:  # anything but an Exception would end the loop
+                raise ConnectionError(error_reason(group)) from group
+        if scope.cancelled_caught:
+            raise TimeoutError(f"no connection within {seconds:.3g} s")
+
+    @asynccontextmanager
+    async def _check_lists(self, transport: AbstractAsyncContextManager[Any], faults: list[str]) -> AsyncIterator[Any]:
+        async with transport as (receive, write):
+            yield CheckedStream(receive, faults), write
+
+    def _transport(self, error_output: _ErrorOutput | None) -> AbstractAsyncContextManager[Any]:
+        if error_output is None:
+            return self._http()
+        program, *arguments = self._server.command
+        command = [sys.executable if program == "python" else program, *arguments]
+        return open_stdio(command, self._env, error_output.file)
+
+    @asynccontextmanager
+    async def _http(self) -> AsyncIterator[Any]:
+        """A transport without time limits of its own: such a limit would end the whole connection, not one request.
+
+        Each request has a TCP connection of its own. A server may close one that is kept for later requests at any
+        time, and what is sent over it then is lost: the call may have been executed, so it could not be repeated.
+        """
+        async with (
+            httpx2.AsyncClient(
+                headers=self._headers,
+                transport=LimitedTransport(
+                    verify=self._tls or True,
+                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+                ),
+                timeout=None,
+            ) as http,
+            streamable_http_client(self._server.url, http_client=http) as streams,
+        ):
+            yield streams
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An open connection to a server. Several threads may use it at once."""
+
+    tools: Mapping[str, Tool]
+    """The server's tools by the names that a model calls them by."""
+    faults: Sequence[str]
+    """What is wrong with the tools that were left out."""
+    _portal: BlockingPortal
+    _client: Client
+    _stop: anyio.Event
+    _ended: Future[None]
+    _error_output: _ErrorOutput | None
+
+    def ask(self, name: str, arguments: Mapping[str, Any], seconds: float) -> CallToolResult:
+        """The tool's answer. Raises TimeoutError, after the request was cancelled at the server, and whatever the
+        library raises."""
+        answer: CallToolResult = self._portal.call(self._ask, self.tools[name].name, dict(arguments), seconds)
+        return answer
+
+    async def _ask(self, name: str, arguments: dict[str, Any], seconds: float) -> CallToolResult:
+        with anyio.fail_after(max(0.0, seconds)):
+            return await self._client.call_tool(name, arguments)
+
+    def end(self, seconds: float | None = None) -> str:
+        """End the connection, and with it the process of a server over stdio, and wait so many seconds for it.
+
+        Returns the end of the server's error output, once it has ended.
+        """
+        with suppress(RuntimeError):  # the loop was closed, and the connection with it
+            self._portal.call(self._stop.set)
+        finished, _ = wait([self._ended], seconds)
+        return self._error_output.take() if finished and self._error_output else ""
+
+
+class _ErrorOutput:
+    """Takes what a server writes to its standard error, so that it does not get into ours, and keeps its end."""
+
+    def __init__(self) -> None:
+        read, write = os.pipe()
+        self.file = os.fdopen(write, "w")
+        self._text = ""
+        self._thread = threading.Thread(target=self._read, args=(read,), daemon=True)
+        self._thread.start()
+
+    def _read(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, "rb") as output:
+            while chunk := output.read1(1 << 12):
+                self._text = (self._text + chunk.decode("utf-8", "replace"))[-2 * _CHARACTERS :]
+
+    def take(self) -> str:
+        """The end of the output as the end of a sentence; empty without output."""
+        self.file.close()
+        self._thread.join(_PATIENCE)
+        text = " ".join(self._text.split())
+        return f" (it said: {text[-_CHARACTERS:]})" if text else ""
+
+
+async def _list_tools(client: Client, faults: list[str]) -> dict[str, Tool]:
+    """All pages of the server's tools, by the names that a model calls them by."""
+    page = await client.list_tools()
+    tools = list(page.tools)
+    while page.next_cursor:
+        page = await client.list_tools(cursor=page.next_cursor)
+        tools += page.tools
+    return usable_tools(tools, faults)
+
+
+def _substitute(values: Mapping[str, str], field: str, secrets: set[str]) -> dict[str, str]:
+    """The values with ${NAME} replaced by our own environment's variables, so that no file has to hold a secret.
+
+    The variables' values are added to `secrets`, unless they are paths of something that exists.
+    """
+    try:
+        for value in values.values():
+            values_used = {os.environ[name] for name in Template(value).get_identifiers()}
+            secrets |= {text for text in values_used if not (text.startswith("/") and Path(text).exists())}
+        return {name: Template(value).substitute(os.environ) for name, value in values.items()}
+    except KeyError as error:
+        raise ConfigError(f"tools.mcp.{field}: the environment variable {error} is not set") from None
+    except ValueError as error:
+        raise ConfigError(f"tools.mcp.{field}: {error}; write ${{NAME}} for a variable and $$ for a $") from None
 
 
 class McpEnvironment(Environment):

@@ -15,8 +15,7 @@ from steptool.config import Config, ToolsConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.environments.base import ToolResult, TransportError, open_environment
 from steptool.environments.limits import LimitedSession
-from steptool.environments.mcp.connection import MessageReader
-from steptool.environments.mcp.safeguards import LARGEST
+from steptool.environments.mcp.transport import LARGEST, MessageReader
 from steptool.records import StepStatus, ToolCall
 
 
