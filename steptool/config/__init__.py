@@ -1,16 +1,19 @@
 """The configuration of a run: one YAML file, one tree of checked fields."""
 
 from steptool.config.base import ConfigError
-from steptool.config.data import DataConfig, McpConfig, ToolBenchConfig, ToolsConfig
-from steptool.config.evaluation import (
+from steptool.config.run import Config, load_config
+from steptool.config.tasks import (
+    DataConfig,
     EndpointConfig,
     EvaluatedPolicy,
     EvaluationConfig,
     JudgeConfig,
+    McpConfig,
     PromotionConfig,
     SearchConfig,
+    ToolBenchConfig,
+    ToolsConfig,
 )
-from steptool.config.run import Config, load_config
 from steptool.config.training import (
     AuditConfig,
     CreditConfig,

@@ -14,8 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from steptool.config.base import ConfigError, StrictModel, explain_refusal
-from steptool.config.data import DataConfig, ToolsConfig
-from steptool.config.evaluation import EvaluationConfig, PromotionConfig
+from steptool.config.tasks import DataConfig, EvaluationConfig, PromotionConfig, ToolsConfig
 from steptool.config.training import (
     CreditConfig,
     PolicyConfig,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel, refuse
-from steptool.config.evaluation import JudgeConfig
+from steptool.config.tasks import JudgeConfig
 
 FinishMode = Literal["tool", "text"]
 """How an episode ends: with the tool Finish, or with an answer in text."""

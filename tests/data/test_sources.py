@@ -8,7 +8,7 @@ import pytest
 
 from steptool.config import Config
 from steptool.config.base import ConfigError
-from steptool.config.data import SOURCE_NAMES
+from steptool.config.tasks import SOURCE_NAMES
 from steptool.data.ingest import fingerprint, ingest, list_files
 from steptool.data.sources import SOURCES, Source, open_source
 from steptool.environments.desk.tasks import draw_query

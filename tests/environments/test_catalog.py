@@ -8,7 +8,7 @@ import pytest
 
 from steptool.config import Config
 from steptool.config.base import ConfigError
-from steptool.config.data import ENVIRONMENT_NAMES
+from steptool.config.tasks import ENVIRONMENT_NAMES
 from steptool.environments.base import ENVIRONMENTS, Environment, check_queries, environment_class, open_environment
 from steptool.records import Query, Reference, StepStatus, ToolCall
 
