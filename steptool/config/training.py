@@ -171,10 +171,11 @@ class CreditConfig(StrictModel):
     """Lambda of the returns that the value head learns from; -1: the same as lam."""
     value: Literal["head", "group_mean"] = "head"
     """Where the values of states come from. head: the value head; group_mean: the mean return of the steps that a round
-    took in the same state, after the same calls for the same query."""
-    state: Literal["calls", "observation"] = "calls"
-    """When two steps of a query are in the same state. calls: after the same calls; observation: after the same
-    observation, where the environment shows its whole state, as a game does (gigpo and group_mean only)."""
+    took in the same state (credit.state)."""
+    state: Literal["calls", "observation", "digest"] = "calls"
+    """When two steps of a query are in the same state (gigpo and group_mean only). calls: after the same calls;
+    observation: after the same observation, where the environment shows its whole state, as a game does; digest: where
+    the environment's own digest of its state is equal, which its session gives by the method state_digest."""
     state_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of a step's advantage within its state, relative to the advantage of its episode (gigpo only)."""
     group_scale: bool = True

@@ -63,8 +63,8 @@ def describe_error(error: BaseException) -> str:
 class Session(ABC):
     """One episode of one query. Sessions share no state: a session never sees what another one changes.
 
-    `call`, `solved`, `next_turn` and `close` may be coroutines (`async def call(...)`). They run in one event loop for
-    all sessions of the environment, and a coroutine that takes longer than `tools.timeout` is cancelled.
+    `call`, `state_digest`, `solved`, `next_turn` and `close` may be coroutines (`async def call(...)`). They run in one
+    event loop for all sessions of the environment, and a coroutine that takes longer than `tools.timeout` is cancelled.
     """
 
     @abstractmethod
@@ -84,6 +84,13 @@ class Session(ABC):
         """Whether a tool that the query does not list may be called now, because the user has added it in a later
         turn."""
         return False
+
+    def state_digest(self) -> str | None:
+        """A short text that is equal for two states of a task if later calls get equal answers in both; None, the
+        default, if the environment names no states. It is asked for before each step with `credit.state: digest`
+        alone.
+        """
+        return None
 
     def solved(self, final_answer: str | None) -> float | None:
         """The environment's verdict on the answer and the final state, in [0, 1]; None, the default, if it has none.

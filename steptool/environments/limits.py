@@ -117,6 +117,14 @@ class LimitedSession(Session):
         except _FAULTS:
             return False
 
+    def state_digest(self) -> str | None:
+        """The session's digest of its state; None if it has none. Raises RuntimeError where it cannot be had."""
+        try:
+            return self._within(self._limits.timeout, self._session.state_digest)
+        except (_OutOfTime, _SessionError, TransportError, EpisodeEnd) as error:
+            reason = str(error) or f"no answer within {self._limits.timeout:g} s"
+            raise RuntimeError(f"'state_digest' of the environment's session failed: {reason}") from error
+
     def solved(self, final_answer: str | None) -> float | None:
         """The session's verdict; None if it has none. Raises VerdictError, and nothing else, where its check fails."""
         try:

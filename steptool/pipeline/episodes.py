@@ -161,7 +161,13 @@ def play(
     ticker = Ticker("rollout", len(queries), "episodes")
     with open_environment_of(queries, config, recordings) as environment:
         played = runner.roll_out(
-            policy, queries, environment, round_index=round_index, limits=config.tools, progress=ticker
+            policy,
+            queries,
+            environment,
+            round_index=round_index,
+            limits=config.tools,
+            digests=config.credit.state == "digest",
+            progress=ticker,
         )
     return [episode.trajectory for episode in played]
 

@@ -86,6 +86,8 @@ class Step:
     status: StepStatus
     observation: str
     """Text returned to the model; empty for a Finish."""
+    state: str | None = None
+    """Digest of the environment's state before the step; None where `credit.state` does not ask for it."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +159,14 @@ def _steps_to_rows(steps: Sequence[Step]) -> list[Row]:
             "call_arguments": to_json(dict(step.call.arguments)) if step.call else None,
             "status": str(step.status),
             "observation": step.observation,
+            "state": step.state,
         }
         for step in steps
     ]
 
 
 def _steps_from_rows(rows: Sequence[Row]) -> list[Step]:
-    return [Step(_call_from_row(row), StepStatus(row["status"]), row["observation"]) for row in rows]
+    return [Step(_call_from_row(row), StepStatus(row["status"]), row["observation"], row["state"]) for row in rows]
 
 
 def _call_from_row(row: Row) -> ToolCall | None:
@@ -227,6 +230,12 @@ _STEPS = Stored(
                 describe_field("call_arguments", pa.string(), "JSON object; null if no call could be read", True),
                 describe_field("status", pa.string(), f"Result of the step: {', '.join(StepStatus)}"),
                 describe_field("observation", pa.string(), "Text returned to the model; empty for a Finish"),
+                describe_field(
+                    "state",
+                    pa.string(),
+                    "Digest of the environment's state before the step; null unless credit.state is digest",
+                    True,
+                ),
             ]
         )
     ),
@@ -275,7 +284,7 @@ class Query:
         return [dict(m) for m in self.opening] or [{"role": "user", "content": self.instruction}]
 
 
-@contract("trajectories", version=4)
+@contract("trajectories", version=5)
 @dataclass(frozen=True)
 class Trajectory:
     """One episode: the exact tokens that the model read and sampled, its calls and their results.

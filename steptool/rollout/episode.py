@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from steptool.chat.call_format import ParsedTurn, answer_of, make_finish, offered_tools
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, call_message, tool_message
 from steptool.config import FinishMode
+from steptool.config.base import ConfigError
 from steptool.environments.base import VerdictError
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
@@ -124,7 +125,8 @@ class Episode:
     has ended, then `end` and `played`. A policy reads `query`, `exchanges` and `hint` to make the next turn.
 
     `max_steps` holds where the query sets no limit of its own; with None there is no limit. `finish` says whether the
-    policy ends it with the tool Finish or with an answer in text; `tools` are those that the policy sees.
+    policy ends it with the tool Finish or with an answer in text; `tools` are those that the policy sees. With
+    `digests` each step holds the digest of the environment's state before it.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Episode:
         round_index: int = -1,
         decoding: Decoding = Decoding.SAMPLED,
         finish: FinishMode = "tool",
+        digests: bool = False,
     ) -> None:
         self.query, self.sample, self.round_index, self.decoding = query, sample, round_index, decoding
         self.finish_mode, self.tools = finish, offered_tools(query.tools, finish)
@@ -144,7 +147,7 @@ class Episode:
         """The turns of the path, each with the answers to it."""
         self.hint = ""
         """A text for the next turn alone, from the search; it never becomes a part of the path."""
-        self._max_steps = query.max_steps or max_steps
+        self._max_steps, self._digests = query.max_steps or max_steps, digests
         self._offered = {tool["function"]["name"] for tool in self.tools}
         self._cost, self._refusal = TurnCost(), ""
         self._turns = self._tokens = 0
@@ -172,7 +175,10 @@ class Episode:
         if self._abandoned_session:
             self._catch_up()
         session = self._open_session()
+        state = self._digest(session) if self._digests else None
         step, ends_episode = self._take(session, turn)
+        if state is not None:
+            step = replace(step, state=state)
         answer = _answer_of(step)
         return Exchange(turn, step, None if answer is None else session.next_turn(answer), ends_episode)
 
@@ -269,6 +275,16 @@ class Episode:
                 session.next_turn(answer)
             elif step.call and step.call.name != FINISH and step.status is not StepStatus.UNKNOWN_TOOL:
                 session.call(step.call)
+
+    def _digest(self, session: LimitedSession) -> str:
+        state = session.state_digest()
+        if state is None:
+            raise ConfigError(
+                f"credit.state: digest needs an environment that names its states, and '{self.query.environment}' does "
+                "not: give its session (or the object of your functions) a method `state_digest`, or set credit.state "
+                "to calls or observation"
+            )
+        return state
 
     def _take(self, session: LimitedSession, turn: Turn) -> tuple[Step, bool]:
         """What becomes of a turn, and whether the environment ends the episode with it."""

@@ -161,14 +161,17 @@ def roll_out(
     round_index: int = -1,
     sample: int = 0,
     limits: ToolsConfig = DEFAULT_LIMITS,
+    digests: bool = False,
     progress: Progress | None = None,
 ) -> list[PlayedEpisode]:
     """One episode per query, in the order of the queries. Calls keep to the `limits`.
 
+    With `digests` each step holds the digest of the environment's state before it; ConfigError where there is none.
+
     A query that comes several times gets the samples `sample`, `sample + 1`, .... Raises what the policy raises:
     ValueError, before anything is played, for an episode that cannot be; later, the failure of an endpoint.
     """
-    episodes = make_episodes(policy, queries, decoding, round_index, sample)
+    episodes = make_episodes(policy, queries, decoding, round_index, sample, digests=digests)
     limited = LimitedEnvironment(environment, limits)
     try:
         if episodes:
@@ -181,7 +184,13 @@ def roll_out(
 
 
 def make_episodes(
-    policy: Policy, queries: Sequence[Query], decoding: Decoding, round_index: int, first_sample: int
+    policy: Policy,
+    queries: Sequence[Query],
+    decoding: Decoding,
+    round_index: int,
+    first_sample: int,
+    *,
+    digests: bool = False,
 ) -> list[Episode]:
     """An episode for each query, chain or search; those of the same query are numbered."""
     make = partial(SearchEpisode, search=policy.search) if policy.search else Episode
@@ -190,7 +199,7 @@ def make_episodes(
     for query in queries:
         sample = first_sample + counts[query.query_id]
         counts[query.query_id] += 1
-        settings: dict[str, Any] = {"max_steps": policy.max_steps, "finish": policy.finish}
+        settings: dict[str, Any] = {"max_steps": policy.max_steps, "finish": policy.finish, "digests": digests}
         episodes.append(make(query, sample, round_index=round_index, decoding=decoding, **settings))
     return episodes
 

@@ -1,9 +1,10 @@
 """Groups: the tries at one query, the steps that were taken in one state, and statistics within them.
 
-Two steps of a round are in the same state where their queries are equal and, besides, either the calls so far or the
-last observation (`credit.state`). The calls name the state of any environment that does the same after the same calls.
-The last observation names it where the environment shows its whole state, as a game does, whatever led there: these are
-the anchor states of GiGPO (Feng et al. 2025, arXiv 2505.10978).
+Two steps of a round are in the same state where their queries are equal and, besides, what `credit.state` names. The
+calls so far name the state of any environment that does the same after the same calls. The last observation names it
+where the environment shows its whole state, as a game does, whatever led there: these are the anchor states of GiGPO
+(Feng et al. 2025, arXiv 2505.10978). The digest is the environment's own name of its state: it is equal after changes
+that commute, and calls that only read leave it as it is.
 
 Letters of shapes: B trajectories with S steps in all; X is either of them.
 """
@@ -11,7 +12,7 @@ Letters of shapes: B trajectories with S steps in all; X is either of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ from steptool.records import Step, Trajectory
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
+StateName = Literal["calls", "observation", "digest"]
 _EPS = 1e-6
 """Added to the deviation of a group, as in GRPO."""
 
@@ -38,9 +40,12 @@ class Groups:
     """The state before each step."""
 
 
-def group_trajectories(trajectories: Sequence[Trajectory], state: Literal["calls", "observation"] = "calls") -> Groups:
-    """Number the queries of trajectories and the states before their steps, named as `state` says."""
-    states = _states_by_calls if state == "calls" else _states_by_observation
+def group_trajectories(trajectories: Sequence[Trajectory], state: StateName = "calls") -> Groups:
+    """Number the queries of trajectories and the states before their steps, named as `state` says.
+
+    Raises ValueError for `digest` where a step has none.
+    """
+    states = _STATES[state]
     queries_B = _number(t.query_id for t in trajectories)
     steps_B = [len(t.steps) for t in trajectories]
     states_S = _number(key for t in trajectories for key in states(t))
@@ -97,6 +102,24 @@ def _states_by_calls(trajectory: Trajectory) -> Iterator[tuple[str, tuple[str, .
     for step in trajectory.steps:
         yield trajectory.query_id, tuple(calls)
         calls.append(_call_key(step))
+
+
+def _states_by_digest(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """The query and the environment's own digest, before each step."""
+    for number, step in enumerate(trajectory.steps, start=1):
+        if step.state is None:
+            raise ValueError(
+                f"credit.state: digest: step {number} of {trajectory.trajectory_id} has no digest of the environment's "
+                "state; play the round with this setting, or set credit.state to calls"
+            )
+        yield trajectory.query_id, step.state
+
+
+_STATES: dict[StateName, Callable[[Trajectory], Iterator[Hashable]]] = {
+    "calls": _states_by_calls,
+    "observation": _states_by_observation,
+    "digest": _states_by_digest,
+}
 
 
 def _call_key(step: Step) -> str:

@@ -3,7 +3,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from steptool.records import Step, StepStatus, ToolCall
+from steptool.environments.desk.environment import DeskEnvironment, make_database
+from steptool.policies.text_policies import ScriptedPolicy
+from steptool.records import Query, Reference, Step, StepStatus, ToolCall
+from steptool.rollout.runner import roll_out
 from steptool.training.groups import Groups, group_trajectories, relative_to_group, state_values
 
 
@@ -34,6 +37,25 @@ def test_states_are_equal_where_the_last_observation_is_if_so_configured(make: S
     groups = group_trajectories([one, two, other], "observation")
     # the start: 0; the hall, by any way and also a second time: 1; another query has states of its own
     assert groups.states_S.tolist() == [0, 1, 1, 0, 1, 2, 3]
+
+
+def test_two_orders_of_changes_that_commute_lead_to_one_state_of_the_desk(make: SimpleNamespace) -> None:
+    tables = make_database("d1").tables
+    restock = ToolCall("restock", {"product_id": next(iter(tables["product"]))})
+    escalate = ToolCall("escalate", {"ticket_id": next(iter(tables["ticket"]))})
+    look = ToolCall("get_order", {"order_id": next(iter(tables["order"]))})
+    desk = DeskEnvironment()
+    reference = Reference(environment={"database": "d1", "writes": []})
+    query = Query("q", "train", "desk", "go", tuple(desk.tools()), reference)
+    policy = ScriptedPolicy(lambda query, sample: [*((restock, escalate), (escalate, restock))[sample], look])
+    tries = [episode.trajectory for episode in roll_out(policy, [query] * 2, desk, digests=True)]
+    # restock, escalate, look, give up. The start: 0; restocked: 1; both: 2, also after the look; escalated: 3
+    assert group_trajectories(tries, "digest").states_S.tolist() == [0, 1, 2, 2, 0, 3, 2, 2]
+    assert group_trajectories(tries, "calls").states_S.tolist() == [0, 1, 2, 3, 0, 4, 5, 6]
+    without = [episode.trajectory for episode in roll_out(policy, [query] * 2, desk)]
+    assert {step.state for t in without for step in t.steps} == {None}
+    with pytest.raises(ValueError, match=r"credit.state: digest: step 1 of \S+ has no digest"):
+        group_trajectories(without, "digest")
 
 
 def test_relative_to_the_group_by_hand() -> None:

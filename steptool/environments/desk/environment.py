@@ -6,6 +6,7 @@ its own copy of the query's database.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -335,6 +336,11 @@ class DeskSession(Session):
             return ToolResult(StepStatus.OK, json.dumps(tool.run(self.database, **call.arguments)))
         except ToolFailure as failure:
             return _fail(StepStatus.TOOL_ERROR, str(failure))
+
+    def state_digest(self) -> str:
+        """Of the tables and of what was written, in whatever order: calls answer by these alone."""
+        state = [self.database.tables, sorted(self.database.journal)]
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
     def solved(self, final_answer: str | None) -> float:
         """1 if the episode ended with an answer, and exactly the right writes and reports were made."""

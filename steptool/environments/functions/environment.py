@@ -49,6 +49,10 @@ class Tools(Protocol):
         """The result of a function; a failed step for what it raises."""
         ...
 
+    def state_digest(self) -> str | None:
+        """What `state_digest` returns; None without such a function. Raises RuntimeError where it fails."""
+        ...
+
     def solved(self, final_answer: str | None) -> float | None:
         """The verdict of `solved`; None without one. Raises VerdictError where it fails."""
         ...
@@ -133,6 +137,10 @@ class FunctionsSession(Session):
         if problem := check(call.arguments):
             return failed_result(StepStatus.INVALID_ARGUMENTS, problem)
         return self._tools.call(call.name, call.arguments)
+
+    def state_digest(self) -> str | None:
+        """What `state_digest` returns; None without such a function. Raises RuntimeError where it fails."""
+        return self._tools.state_digest()
 
     def solved(self, final_answer: str | None) -> float | None:
         """What `solved` returns; None without such a function. Raises VerdictError where it fails."""

@@ -86,18 +86,13 @@ class ProcessTools:
         verdict: float | None = reply["verdict"]
         return verdict
 
+    def state_digest(self) -> str | None:
+        """What `state_digest` returns. Raises RuntimeError where it fails."""
+        return self._ask_text({"state_digest": True})
+
     def next_turn(self, final_answer: str) -> str | None:
         """What `next_turn` returns; None where the episode's state was lost. Raises RuntimeError where it fails."""
-        if self._state_lost:
-            return None
-        try:
-            reply = self._ask({"next_turn": final_answer})
-        except _Lost as error:
-            raise RuntimeError(str(error)) from None
-        if "problem" in reply:
-            raise RuntimeError(reply["problem"])
-        text: str | None = reply["text"]
-        return text
+        return None if self._state_lost else self._ask_text({"next_turn": final_answer})
 
     def close(self) -> None:
         """End the process and all that it has started."""
@@ -108,6 +103,16 @@ class ProcessTools:
         self._process.wait()
         self._pipe.close()
         self._process = self._pipe = None
+
+    def _ask_text(self, request: Mapping[str, Any]) -> str | None:
+        try:
+            reply = self._ask(request)
+        except _Lost as error:
+            raise RuntimeError(str(error)) from None
+        if "problem" in reply:
+            raise RuntimeError(reply["problem"])
+        text: str | None = reply["text"]
+        return text
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         deadline = time.monotonic() + self._seconds
@@ -177,6 +182,8 @@ def _reply(tools: EpisodeTools, request: Mapping[str, Any]) -> dict[str, Any]:
         if "start" in request:
             tools.start()
             return {}
+        if "state_digest" in request:
+            return {"text": tools.state_digest()}
         if "next_turn" in request:
             return {"text": tools.next_turn(request["next_turn"])}
         return {"verdict": tools.solved(request["solved"])}

@@ -134,7 +134,9 @@ NEXT_TURN = "next_turn"
 next."""
 ENDED = "ended"
 """Name of the function that is asked after each call whether the episode is over: ended() -> bool."""
-_NO_TOOLS = (VERDICT, NEXT_TURN, ENDED)
+STATE_DIGEST = "state_digest"
+"""Name of the function that names the state of the object: state_digest() -> str."""
+_NO_TOOLS = (VERDICT, NEXT_TURN, ENDED, STATE_DIGEST)
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,10 @@ class EpisodeTools:
         except BaseException as error:  # KeyboardInterrupt and the like come from the tool: no key reaches this thread
             return failed_result(StepStatus.TOOL_ERROR, describe_error(error))
 
+    def state_digest(self) -> str | None:
+        """What `state_digest` returns; None without such a function. Raises RuntimeError where it fails."""
+        return self._optional_text(STATE_DIGEST)
+
     def solved(self, final_answer: str | None) -> float | None:
         """What `solved` returns; None without such a function. Raises VerdictError where it fails, and nothing else."""
         try:
@@ -227,13 +233,7 @@ class EpisodeTools:
 
     def next_turn(self, final_answer: str) -> str | None:
         """What `next_turn` returns; None without such a function. Raises RuntimeError where it fails."""
-        try:
-            text = self._run_optional(NEXT_TURN, final_answer, copy.deepcopy(dict(self._reference)))
-            if text is not None and not isinstance(text, str):
-                raise TypeError(f"expected a text or None, got {text!r}")
-            return text
-        except BaseException as error:
-            raise RuntimeError(f"tools.functions: '{NEXT_TURN}' failed: {describe_error(error)}") from None
+        return self._optional_text(NEXT_TURN, final_answer, copy.deepcopy(dict(self._reference)))
 
     def close(self) -> None:
         """End the event loop, and with it what still runs there."""
@@ -244,6 +244,15 @@ class EpisodeTools:
         if self._instance is None:
             self._instance = self._toolbox.make(**copy.deepcopy(dict(self._state)))
         return self._instance
+
+    def _optional_text(self, name: str, *arguments: Any) -> str | None:
+        try:
+            text = self._run_optional(name, *arguments)
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"expected a text or None, got {text!r}")
+            return text
+        except BaseException as error:
+            raise RuntimeError(f"tools.functions: '{name}' failed: {describe_error(error)}") from None
 
     def _run_optional(self, name: str, *arguments: Any) -> Any:
         """What the function of this name returns; None without such a function."""

@@ -315,3 +315,41 @@ def test_a_coroutine_that_takes_too_long_is_cancelled_and_the_object_stays(modul
         slow = session.call(ToolCall("ask", {"seconds": 60}))
         assert slow == ToolResult(StepStatus.TOOL_ERROR, '{"error": "no answer within 0.9 s"}')
         assert session.call(ToolCall("ask", {"seconds": 0})).observation == "question 2"
+
+
+COUNTER = '''
+class Counter:
+    """Counts, by steps of its choice."""
+
+    count: int = 0
+
+    def add(self, by: int) -> int:
+        """Add to the count.
+
+        Args:
+            by: What to add.
+        """
+        self.count += by
+        return self.count
+
+    def state_digest(self) -> str:
+        return str(self.count) if self.count < 9 else self.count
+'''
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_functions_name_their_states(module: Callable[..., str], isolation: Any) -> None:
+    environment = FunctionsEnvironment(f"{module(COUNTER)}:Counter", isolation, timeout=60)
+    assert [tool["function"]["name"] for tool in environment.tools()] == ["add"]
+    with closing(LimitedEnvironment(environment, ToolsConfig()).reset(QUERY)) as session:
+        assert session.state_digest() == "0"
+        for by in (3, 2):
+            session.call(ToolCall("add", {"by": by}))
+        assert session.state_digest() == "5"
+        session.call(ToolCall("add", {"by": 4}))
+        with pytest.raises(RuntimeError, match="'state_digest' failed: TypeError: expected a text or None, got 9"):
+            session.state_digest()
+
+
+def test_functions_without_names_of_states_have_none(session: Callable[..., LimitedSession]) -> None:
+    assert session().state_digest() is None
