@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -56,43 +56,34 @@ Output = Annotated[str, typer.Option("--output", "-o", help="Folder or url of th
 Trajectories = Annotated[Path, typer.Option(help="Parquet file of episodes or of demonstrations.")]
 Queries = Annotated[Path, typer.Option(help="Parquet file of the queries that the trajectories answer.")]
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as runs/demo/model.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and prints it.")]
+Host = Annotated[str, typer.Option(help="Address; one that other machines reach needs a key in STEPTOOL_API_KEY.")]
 OptionalFile = Annotated[Path | None, typer.Option()]
 
 
-@app.command()
-def train(
-    config: ConfigPath,
-    output: Output = "runs/latest",
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    call_tools: CalledInDryRun = CalledTools.READ_ONLY,
-    threads: Threads = 0,
-) -> None:
-    """Improve a model on its own episodes, and report whether it got better."""
-    loaded = load_config(config, overrides or ())
-    if dry_run:
-        _rehearse(loaded, call_tools, for_training=True)
-    else:
-        _run("train", threads, config=loaded, output=output)
+def _add_run_command(workflow: Literal["train", "evaluate"], folder: str, description: str) -> None:
+    """Add the command that runs a workflow on a configuration, or with --dry-run tries what the workflow needs."""
+
+    @app.command(workflow, help=description)
+    def command(
+        config: ConfigPath,
+        output: Output = folder,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        call_tools: CalledInDryRun = CalledTools.READ_ONLY,
+        threads: Threads = 0,
+    ) -> None:
+        loaded = load_config(config, overrides or ())
+        if workflow == "evaluate":
+            loaded.evaluation.require_policies()
+        if dry_run:
+            _rehearse(loaded, call_tools, for_training=workflow == "train")
+        else:
+            _run(workflow, threads, config=loaded, output=output)
 
 
-@app.command()
-def evaluate(
-    config: ConfigPath,
-    output: Output = "runs/evaluation",
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    call_tools: CalledInDryRun = CalledTools.READ_ONLY,
-    threads: Threads = 0,
-) -> None:
-    """Compare any number of policies on the same tasks."""
-    loaded = load_config(config, overrides or ())
-    if not loaded.evaluation.policies:
-        raise ConfigError(f"{config}: evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")
-    if dry_run:
-        _rehearse(loaded, call_tools, for_training=False)
-    else:
-        _run("evaluate", threads, config=loaded, output=output)
+_add_run_command("train", "runs/latest", "Improve a model on its own episodes, and report whether it got better.")
+_add_run_command("evaluate", "runs/evaluation", "Compare any number of policies on the same tasks.")
 
 
 @app.command()
@@ -177,10 +168,8 @@ def view(
 @app.command()
 def serve(
     model: ModelFolder,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and prints it.")] = 8000,
-    host: Annotated[
-        str, typer.Option(help="Address; one that other machines reach needs a key in STEPTOOL_API_KEY.")
-    ] = ("127.0.0.1"),
+    port: Port = 8000,
+    host: Host = "127.0.0.1",
     name: Annotated[str, typer.Option(help="Name of the model in requests; empty: the name of the folder.")] = "",
 ) -> None:
     """Serve a model as it was trained, behind an API of OpenAI's form."""
@@ -194,10 +183,8 @@ def serve(
 def serve_environment(
     config: ConfigPath,
     overrides: Overrides = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and prints it.")] = 8000,
-    host: Annotated[
-        str, typer.Option(help="Address; one that other machines reach needs a key in STEPTOOL_API_KEY.")
-    ] = ("127.0.0.1"),
+    port: Port = 8000,
+    host: Host = "127.0.0.1",
 ) -> None:
     """Serve the environment and the tasks of a configuration, behind OpenEnv's protocol."""
     from steptool.pipeline.episodes import serve_tasks

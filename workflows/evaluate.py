@@ -20,7 +20,7 @@ from tasks.runtime.stage import stage, workflow
 def evaluate_policies(config: Config, tasks: Tasks) -> list[FlyteDirectory]:
     """Evaluate every policy of the configuration, each in a task of its own."""
     play = partial(evaluate_policy, config=config, tasks=tasks)
-    folders: list[FlyteDirectory] = map_task(play)(policy=list(range(config.evaluation.policy_count)))
+    folders: list[FlyteDirectory] = map_task(play)(policy=list(range(len(config.evaluation.require_policies()))))
     return folders
 
 

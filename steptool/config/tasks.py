@@ -297,12 +297,11 @@ class EvaluationConfig(StrictModel):
             raise ValueError(f"policies need names of their own, got {names}")
         return self
 
-    @property
-    def policy_count(self) -> int:
-        """Number of policies to compare. Raises ConfigError if no policy is named."""
+    def require_policies(self) -> list[EvaluatedPolicy]:
+        """The policies to compare. Raises ConfigError if none is named."""
         if not self.policies:
             raise ConfigError("evaluation.policies is empty: name the policies to compare (docs/evaluation.md)")
-        return len(self.policies)
+        return self.policies
 
 
 class PromotionConfig(StrictModel):

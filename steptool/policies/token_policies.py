@@ -6,6 +6,7 @@ Both turn episodes into token ids and back. The model in this process keeps its 
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -189,6 +190,28 @@ class TokenPolicy(Policy):
         """The temperature of the rollouts, for every decoding."""
         return self._rollout.temperature
 
+    def submit(self, episodes: Sequence[Episode]) -> None:
+        """Queue the prompts of the next turns. The next `poll` refuses a prompt that leaves no room for a turn."""
+        for episode in episodes:
+            prompt = self._prompter.next(episode)
+            if isinstance(prompt, Refusal):
+                self._refusals.append((episode, prompt))
+            else:
+                self._queue_prompt(episode, prompt)
+
+    @abstractmethod
+    def _queue_prompt(self, episode: Episode, prompt: Prompt) -> None:
+        """Take the prompt in. The turn is sampled in `poll`."""
+
+    def _order_by_length(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Order episodes by the length of their prompts, longest first. Raises ValueError if a turn has no room."""
+        lengths = self._prompter.begin(episodes)
+        return sorted(episodes, key=lengths.__getitem__, reverse=True)
+
+    def _take_refusals(self) -> list[EndedTurn]:
+        refusals, self._refusals = self._refusals, []
+        return refusals
+
 
 class EnginePolicy(TokenPolicy):
     """A causal language model in an engine; `rollout.batch_size` episodes are played side by side.
@@ -212,27 +235,15 @@ class EnginePolicy(TokenPolicy):
         """Order episodes by the length of their prompts, longest first. Raises ValueError if a turn has no room."""
         self._engine.abort(self._requests.keys())
         self._requests, self._refusals, self._turns = {}, [], {}
-        lengths = self._prompter.begin(episodes)
-        return sorted(episodes, key=lengths.__getitem__, reverse=True)
-
-    def submit(self, episodes: Sequence[Episode]) -> None:
-        """Hand the prompts of the next turns to the engine."""
-        for episode in episodes:
-            prompt = self._prompter.next(episode)
-            if isinstance(prompt, Refusal):
-                self._refusals.append((episode, prompt))
-                continue
-            request_id, self._request_count = str(self._request_count), self._request_count + 1
-            self._requests[request_id] = episode, prompt
-            self._engine.add(request_id, prompt.ids, self._sampling(episode))
+        return self._order_by_length(episodes)
 
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
         """Step the engine until a turn has ended or an environment has answered."""
-        if self._refusals or not self._requests:
-            refusals, self._refusals = self._refusals, []
-            if not refusals:
-                wait(until, return_when=FIRST_COMPLETED)
+        if refusals := self._take_refusals():
             return refusals
+        if not self._requests:
+            wait(until, return_when=FIRST_COMPLETED)
+            return []
         completions: list[Completion] = []
         while not completions and not any(future.done() for future in until):
             completions = self._engine.step()
@@ -245,6 +256,11 @@ class EnginePolicy(TokenPolicy):
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
+
+    def _queue_prompt(self, episode: Episode, prompt: Prompt) -> None:
+        request_id, self._request_count = str(self._request_count), self._request_count + 1
+        self._requests[request_id] = episode, prompt
+        self._engine.add(request_id, prompt.ids, self._sampling(episode))
 
     def _sampling(self, episode: Episode) -> Sampling:
         turn = self._turns[episode] = self._turns.get(episode, -1) + 1
@@ -292,7 +308,7 @@ class LocalPolicy(TokenPolicy):
 
     def begin(self, episodes: Sequence[Episode], decoding: Decoding) -> list[Episode]:
         """Order episodes by the length of their prompts, longest first. Raises ValueError if a turn has no room."""
-        lengths = self._prompter.begin(episodes)
+        ordered = self._order_by_length(episodes)
         self._rows, self._seats = Rows(min(self.capacity, len(episodes))), {}
         self._to_come, self._queue, self._refusals = len(episodes), [], []
         self._sampler = BatchSampler(
@@ -303,22 +319,11 @@ class LocalPolicy(TokenPolicy):
             temperature=self._rollout.temperature,
             greedy=decoding is Decoding.GREEDY,
         )
-        return sorted(episodes, key=lengths.__getitem__, reverse=True)
-
-    def submit(self, episodes: Sequence[Episode]) -> None:
-        """Queue the next prompts. Nothing is computed before `poll`."""
-        for episode in episodes:
-            prompt = self._prompter.next(episode)
-            if isinstance(prompt, Refusal):
-                self._refusals.append((episode, prompt))
-            else:
-                self._seat(episode)
-                self._queue.append((episode, prompt))
+        return ordered
 
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
         """Sample until a share of the rows has ended its turns or been answered."""
-        if self._refusals:
-            refusals, self._refusals = self._refusals, []
+        if refusals := self._take_refusals():
             return refusals
         self._feed()
         if not self._sampler.open:
@@ -337,6 +342,10 @@ class LocalPolicy(TokenPolicy):
     def close(self) -> None:
         """Put the model back in the mode it was in."""
         self._model.train(self._was_training)
+
+    def _queue_prompt(self, episode: Episode, prompt: Prompt) -> None:
+        self._seat(episode)
+        self._queue.append((episode, prompt))
 
     def _seat(self, episode: Episode) -> None:
         """Give the episode a row if it has none."""

@@ -136,7 +136,7 @@ def test_a_policy_that_is_not_whole_is_refused(tmp_path: Path, policies: list[ob
 
 @pytest.mark.parametrize("name", ["evaluate.yaml", "evaluate_toolbench.yaml"])
 def test_the_shipped_configurations_name_policies(name: str) -> None:
-    assert load_config(ROOT / "configs" / name).evaluation.policy_count > 0
+    assert load_config(ROOT / "configs" / name).evaluation.require_policies()
 
 
 def test_training_is_never_measured_on_training_queries(tmp_path: Path) -> None:
