@@ -93,7 +93,7 @@ def test_a_server_that_hangs_is_a_failed_step_in_time(serve, say):
     start = time.monotonic()
     result = client(server, timeout=0.1).ask(API, BERN)
     release.set()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 4  # the server would take 5 s
     assert result == ToolResult(StepStatus.TOOL_ERROR, '{"error": "Timeout error...", "response": ""}')
 
 
