@@ -42,7 +42,7 @@ def read_mapping(settings: Any, field: str) -> dict[str, Any]:
 
 
 def split_of(name: str) -> str:
-    """Our split for a split of another package, or of one of its tasks; empty for an empty name: it is drawn later."""
+    """Our split for a split of another package or of one of its tasks; an empty name stays empty, to be drawn later."""
     return _SPLITS.get(name.lower(), "heldout") if name else ""
 
 

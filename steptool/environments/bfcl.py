@@ -138,7 +138,7 @@ def _refusal(tool: Any, name: str, arguments: Mapping[str, Any]) -> str | None:
 
 
 def _bits(base: float, exponent: float) -> int:
-    """Bits of base ** exponent as a whole number; 0 where it is computed as a float, which is bounded by itself."""
+    """Bits of base ** exponent as a whole number; 0 where Python computes it as a float, which has a fixed size."""
     return base.bit_length() * exponent if isinstance(base, int) and isinstance(exponent, int) else 0
 
 

@@ -60,7 +60,7 @@ _FAILURE = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_FAILURE = 400
-"""Characters. A longer response is content, whatever words it contains."""
+"""Most characters of a response that can be a failure. A longer one is content, whatever words it contains."""
 _LARGEST = 8 << 20
 """Bytes of a reply that are read."""
 _TRY_AGAIN = (429, 502, 503, 504)
@@ -354,9 +354,9 @@ def _recorded_responses(
 def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
     """Add the recorded calls in folders of runs or of ingests. If one folder fails, none is added.
 
-    Each folder holds a Parquet file of queries and any of their trajectories; They are recorded in the order of the
-    folders, and in a folder in the order of the files' names. Returns the number of responses added and the number of
-    calls that the file then answers. Raises ContractError naming the folder that has no queries or trajectories.
+    Each folder holds a Parquet file of queries and files of their trajectories. Calls are recorded in the order of the
+    folders, and within a folder in the order of the files' names. Returns the number of responses added and the number
+    of calls that the file then answers. Raises ContractError naming the folder that has no queries or trajectories.
     """
     contents = [_contents(Path(folder)) for folder in folders]
     responses = Responses(file)

@@ -22,7 +22,7 @@ from steptool.records import Message, Query, Step, StepStatus, ToolSchema, Traje
 S = TypeVar("S")
 T = TypeVar("T")
 _AHEAD = 4
-"""Items, for each thread, that are taken before the result of the first of them was taken."""
+"""Items for each thread that are submitted before the first result is awaited."""
 
 
 def map_in_order(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:

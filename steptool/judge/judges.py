@@ -6,8 +6,9 @@ Unsolved for the whole. A vote that cannot be had is missing; a score without an
 Pass: the judge says solved, unsure or unsolved, as many times as it has votes. An episode without an answer (no Finish,
 or given up) is unsolved without asking. A verdict that cannot be had is null: missing, neither solved nor unsolved.
 
-Preference: which of two answers to a query is better. The judge is asked in both orders, since judges favour a place.
-An answer beats no answer without asking; two episodes without an answer tie. `preference_by_query` takes the majority.
+Preference: which of two answers to a query is better. The judge is asked in both orders, since judges favour one of the
+two places. An answer beats no answer without asking; two episodes without an answer tie. `preference_by_query` takes
+the majority.
 
 Pass and preference follow ToolEval (arXiv 2307.16789) and StableToolBench (arXiv 2403.07714); the prompts are our own.
 """

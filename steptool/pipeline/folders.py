@@ -134,7 +134,7 @@ class Judgement:
     """A judge's verdicts on the greedy episodes, its preferences between those of two policies, and what it cost."""
 
     verdicts: list[Verdict]
-    """The stored ones first."""
+    """Verdicts, the stored ones first."""
     preferences: list[Preference]
     counts: dict[str, float]
     """Requests, replies and money by name."""

@@ -197,7 +197,7 @@ class SharedModels:
         return share_weights(self._models[place]).requires_grad_(True)
 
     def move(self, folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-        """Training has changed the weights of a folder into those of another; unknown folders stay unknown."""
+        """Note that the weights of one folder have become those of another. Unknown folders stay unknown."""
         if model := self._models.pop(os.path.realpath(folder), None):
             self._models[os.path.realpath(target)] = model
 
@@ -206,7 +206,7 @@ class SharedModels:
         self._models.clear()
 
     def hand_over(self) -> None:
-        """Give back what one side has left behind, such as keys and values, before the other side's turn."""
+        """Free what one side has left behind, such as keys and values, before the other side's turn."""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

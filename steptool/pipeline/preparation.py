@@ -55,8 +55,8 @@ from steptool.training.trainer import Settings, Trainer
 from steptool.training.warm_start import Lessons, encode_demonstrations, iterate_texts, select_fitting
 
 TOLERANCES = {torch.float32: 0.01, torch.bfloat16: 0.1}
-"""Nats by which the log-probabilities of a turn may differ from those of the training path: rounding, and no more. The
-largest difference of a token counts in float32, in bfloat16 the mean one."""
+"""Nats by which the log-probabilities of a turn may differ from those of the training path: they allow for rounding
+alone. In float32 the largest difference of a token counts, in bfloat16 the mean."""
 _TURNS = 2
 
 _ROWS, _TOKENS = 16, 16

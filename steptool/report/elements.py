@@ -61,7 +61,7 @@ FURTHER = ("c-two", "c-three", "c-four", "c-five", "c-six")
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
-    """The CSS class of each model. Its name decides, and the next free class follows where two names meet."""
+    """The CSS class of each model. The name decides; of two names with the same class the later gets a free one."""
     colours: dict[str, str] = {model: KNOWN[model] for model in models if model in KNOWN}
     for model in sorted({*models} - KNOWN.keys()):
         first = hashlib.sha256(model.encode()).digest()[0]

@@ -29,7 +29,7 @@ from steptool.rewards.compose import NO_REWARDS_SEEN, compose_round
 from steptool.rewards.statistics import FarmingPoint, Rewards, farming_points, idle_share
 
 MODELS = ("base", "warm_start", "steptool")
-"""Models of a report, in the order of their making."""
+"""Models of a report, in the order in which a run makes them."""
 
 
 class RoundSummary(TypedDict):

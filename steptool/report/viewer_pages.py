@@ -41,7 +41,7 @@ INSERT INTO tasks (query_id, example) VALUES (?, ?)
 """
 _QUERY_COLUMNS = ("query_id", "split", "tier", "instruction", "reference")
 _NO_TASK = -1
-"""In place of a task's number: a row of a query or a trajectory that no page shows."""
+"""Stands in place of a task's number for a query or a trajectory that no page shows."""
 
 
 @dataclass(frozen=True)

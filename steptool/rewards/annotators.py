@@ -46,7 +46,7 @@ OVERLAP = 0.3
 """Share of a text's characters from which the overlap rules count a step as contributing."""
 _OPENING = '{"error": "", "response": '
 _MARK = len('{"error": "')
-"""Number of first characters that identify an envelope, with an error or without."""
+"""Number of characters at the beginning of an envelope that identify it, with an error or without."""
 SUCCEEDED = frozenset({StepStatus.OK, StepStatus.FINISH})
 
 

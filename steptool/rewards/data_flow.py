@@ -109,7 +109,7 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 _TOKEN = re.compile(r"[\w#][\w@.#-]*\w")
 _LIST_MARKS = re.compile(r"[;,\n]")
 _LIST_WORDS = 3
-"""Words of each part up to which an answer such as "19; ref_16" is a list of values. Longer ones are prose."""
+"""Most words of a part in an answer that lists values, such as "19; ref_16". A longer part makes it prose."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from steptool.records import Query, StopReason, Trajectory
 
 _MAX_DEPTH = 100
 _MAX_LITERAL = 200_000
-"""Characters up to which Python's notation is tried."""
+"""Most characters of a text that is tried as Python's notation."""
 _SHORT = 200
-"""Characters up to which a whole text can be nothing but an error message."""
+"""Most characters of a text that can be nothing but an error message."""
 
 _BROKEN_ENVELOPE = re.compile(r"""^\{\s*["']error["']\s*:\s*(["'][^"'\s]|\{)""")
 _CUT_ENVELOPE = re.compile(r"""^\{\s*["']error["']\s*:\s*["']\s*["']\s*,\s*["']response["']\s*:\s*["']?""")
@@ -54,7 +54,7 @@ _ENDS_INSIDE, _GOES_ON = re.compile(r"(\w|\d\.)\Z"), re.compile(r"\w|\.\d")
 LOOKS_LIKE_A_THING = re.compile(r"^\S*@\S+$|^(?=\S*\d)(?=\S*[a-z])[\w#]+[_#-][\w-]+$", re.I)
 """Values that look like the name of a thing, such as addresses and ord_07. A date does not."""
 _PROSE_WORDS = 4
-"""Words from which a string counts as prose, not as a value."""
+"""Fewest words of a string that counts as prose and not as a value."""
 
 
 def parse(text: str) -> Any:
@@ -220,7 +220,7 @@ _REFUSAL = re.compile(
     re.I,
 )
 _ANSWER_OPENING = 120
-"""Characters of an answer in which a refusal shows."""
+"""Characters at the beginning of an answer that are searched for a refusal."""
 
 
 def is_solved(query: Query, trajectory: Trajectory) -> float:

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 Z95 = 1.959964
 _DISTINCT = 10
-"""Distinct values up to which drift compares values, and bins of the reference above."""
+"""Most distinct values for which drift compares the values themselves. With more it compares bins of the reference."""
 _LEAST = 1e-4
 """Share that an empty bin counts as in the stability index."""
 
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def confusion(one_N: npt.ArrayLike, other_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """How often two raters gave each pair of verdicts: [2, 2], rows by the first, columns by the other, no first."""
+    """Counts [2, 2] of the verdicts of two raters: rows by the first rater, columns by the other, no before yes."""
     pairs_N = 2 * np.asarray(one_N, dtype=bool) + np.asarray(other_N, dtype=bool)
     return np.bincount(pairs_N, minlength=4).reshape(2, 2)
 
@@ -44,8 +44,9 @@ def confusion(one_N: npt.ArrayLike, other_N: npt.ArrayLike) -> npt.NDArray[np.in
 def kappa(table_22: npt.NDArray[np.int64]) -> Estimate | None:
     """Cohen's kappa of a confusion table: (observed - expected agreement) / (1 - expected).
 
-    1: the raters always agree; 0: as often as chance would have it. The interval takes Cohen's large-sample error,
-    sqrt(p_o (1 - p_o) / n) / (1 - p_e). None without observations and where both raters always say the same one thing.
+    It is 1 if the raters always agree, and 0 if they agree as often as by chance. The interval takes Cohen's
+    large-sample error, sqrt(p_o (1 - p_o) / n) / (1 - p_e). None without observations and where both raters always say
+    the same one thing.
     """
     n = int(table_22.sum())
     if n == 0:
@@ -82,7 +83,7 @@ def chance_auroc(positives: int, negatives: int) -> tuple[float, float]:
 
 
 def ranks(values_N: Floats) -> Floats:
-    """Ranks from 1, of equal values the mean of theirs."""
+    """Ranks from 1. Equal values get the mean of their ranks."""
     _, place_N, counts_V = np.unique(values_N, return_inverse=True, return_counts=True)
     return (np.cumsum(counts_V) - (counts_V - 1) / 2)[place_N]
 
@@ -110,8 +111,8 @@ def difference(before_N: npt.ArrayLike, after_M: npt.ArrayLike) -> Estimate | No
 def stability_index(before_N: npt.ArrayLike, after_M: npt.ArrayLike) -> float | None:
     """Population stability index: sum over bins of (a - b) ln(a / b), with b and a the shares before and after.
 
-    Bins are the values themselves where there are few, else the deciles of `before`. By custom under 0.1 is stable and
-    over 0.25 a shift. None where either is empty.
+    Bins are the values themselves where there are few, else the deciles of `before`. By custom a value under 0.1 is
+    stable, and one over 0.25 is a shift. None where either is empty.
     """
     before, after = np.asarray(before_N, dtype=np.float64), np.asarray(after_M, dtype=np.float64)
     if not len(before) or not len(after):

@@ -75,9 +75,9 @@ class PassLimit:
     """How much goes through the model in one forward pass on one process."""
 
     sequences: int
-    """Sequences, at most; not looked at where the tokens are limited."""
+    """Most sequences of a pass; ignored where the tokens are limited."""
     tokens: int = 0
-    """Tokens, padding included, at most; a longer sequence goes alone. 0: no limit of tokens."""
+    """Most tokens of a pass, padding included. A longer sequence has a pass of its own. 0: no limit."""
     packed: bool = False
     """Whether sequences are packed end to end, so that there is no padding."""
 
@@ -132,12 +132,12 @@ def processes() -> PartialState:
 
 
 def cuts_models(sharding: str) -> bool:
-    """Whether each process holds a part of a model alone; `sharding` is that of the section `ppo`."""
+    """Whether each process holds only a part of a model; `sharding` is the field of the section `ppo`."""
     return sharding == "fsdp" and processes().num_processes > 1
 
 
 def agree(choice: T) -> T:
-    """What the first process has chosen, in all of them."""
+    """The value that the first process has chosen, in all processes."""
     if processes().num_processes == 1:
         return choice
     choices: list[T] = broadcast_object_list([choice])

@@ -136,7 +136,7 @@ def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The latest complete checkpoint whose files have their digests. Damaged ones are named and passed over."""
+    """The latest complete checkpoint whose files match their digests. Damaged ones are named and skipped."""
     for checkpoint in reversed(complete_checkpoints(folder)):
         if _is_undamaged(checkpoint):
             return checkpoint

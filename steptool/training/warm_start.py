@@ -89,7 +89,7 @@ class Lessons:
 
 
 def iterate_texts(queries: Sequence[Query], demonstrations: Sequence[Trajectory]) -> Iterator[str]:
-    """All text that a tokenizer of one's own should know."""
+    """All texts that a tokenizer made for these data is trained on."""
     for query in queries:
         yield query.instruction
         yield json.dumps(query.tools, ensure_ascii=False)

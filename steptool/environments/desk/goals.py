@@ -323,7 +323,7 @@ _EXCLUDED_PAIRS = {
     ("assign", "escalate"),
     ("supply", "level"),
 }
-"""Pairs that would make a procedure of the desk, or its opposite, of a conditional errand. They are left out."""
+"""Pairs that would turn a conditional errand into a procedure of the desk, or its opposite. They are left out."""
 
 
 def _remember(call: Call) -> Call:

@@ -43,9 +43,9 @@ _EXIT_SECONDS = 2.0
 _FLUSH = 0.5
 """Seconds for the last messages to be written."""
 _POLL = 0.01
-"""Seconds between two looks at whether a process has ended."""
+"""Seconds between two checks of whether a process has ended."""
 _HEAD = 256
-"""Bytes of a message that is too long in which its id is looked for."""
+"""Bytes at the beginning of a message that is too long; they are searched for its id."""
 _ID = re.compile(rb'"id"\s*:\s*(\d{1,18})\b')
 _CLOSED = (anyio.ClosedResourceError, anyio.BrokenResourceError, OSError)
 

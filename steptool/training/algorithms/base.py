@@ -134,5 +134,5 @@ class Supervised(Objective):
     """Mean negative log-likelihood of the action tokens of an optimizer step (nats per token)."""
 
     def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
-        """The pass's share of it."""
+        """The pass's share of the mean."""
         return LossTerms(-actor(part.batch).log_probs_N.sum() / float(len(part.step_places_n)))

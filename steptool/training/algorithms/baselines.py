@@ -70,9 +70,10 @@ class RejectionFineTuning(Supervised, Algorithm):
 
     @property
     def temperature(self) -> float:
-        """That of the rollouts, so that the likelihood is that of the policy which was sampled from, or its own.
+        """The temperature of the rollouts, or `ppo.rft_temperature` if it is set.
 
-        Fitted at tau what was sampled at tau_0, logits grow by tau / tau_0: a higher temperature sharpens by itself.
+        At the temperature of the rollouts the likelihood is that of the policy that was sampled from. Logits that are
+        fitted at tau to tokens sampled at tau_0 grow by tau / tau_0, so a higher temperature makes the policy sharper.
         """
         return self.config.ppo.rft_temperature or super().temperature
 

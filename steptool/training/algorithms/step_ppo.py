@@ -54,7 +54,7 @@ class Experience:
     """Number of the step of each token, trajectory after trajectory; int64."""
 
     def take(self, places_n: Tensor) -> Experience:
-        """That of some of the tokens."""
+        """The experience of some of the tokens."""
         return Experience(*(tensor[places_n] for tensor in vars(self).values()))
 
 
