@@ -215,11 +215,9 @@ class Format:
 
 
 def strip_thinking(text: str) -> str:
-    """What a turn says after its thinking, without white space around it; empty where the thinking does not end."""
-    try:
-        return text[_end_of_thinking(text) :].strip()
-    except ValueError:
-        return ""
+    """What a turn says after its thinking, without white space around it. Raises ValueError if the thinking does not
+    end."""
+    return text[_end_of_thinking(text) :].strip()
 
 
 def refuse_response(text: str) -> None:
@@ -289,19 +287,27 @@ def answer_of(call: ToolCall) -> str | None:
 def to_text_answers(messages: Sequence[Message], write: WriteAnswer = write_answer) -> list[Message]:
     """A conversation whose calls of Finish are answers in text; the empty responses to them are left out.
 
-    `write` makes the text, as a chat format does. A Finish whose arguments do not fit it stays a call that fails.
+    `write` makes the text, as a chat format does. A Finish that ended nothing stays a call that failed: its arguments
+    do not fit it, or the assistant goes on without a word of the user, as where no Finish was offered.
     """
     turns: list[Message] = []
     follows_answer = False
-    for message in messages:
+    for position, message in enumerate(messages):
         call = next(iter(calls_of(message)), None)
         answer = answer_of(call) if call and call.name == FINISH else None
+        if answer is not None and _assistant_goes_on(messages[position + 1 :]):
+            answer = None
         if answer is not None:
             turns.append({"role": "assistant", "content": write(answer, text_of(message))})
         elif not (follows_answer and message["role"] == "tool"):
             turns.append(message)
         follows_answer = answer is not None
     return turns
+
+
+def _assistant_goes_on(following: Sequence[Message]) -> bool:
+    """Whether the next turn is the assistant's, after the answers of tools alone."""
+    return next((message["role"] for message in following if message["role"] != "tool"), "") == "assistant"
 
 
 def to_finish_calls(messages: Sequence[Message]) -> list[Message]:

@@ -77,6 +77,8 @@ class Reply:
     """Tokens written."""
     cached: bool
     """Whether it was there already, or came with the same request of another caller."""
+    is_cut: bool = False
+    """Whether the limit of tokens has ended the turn."""
 
 
 @dataclass
@@ -178,7 +180,8 @@ class Endpoint:
                 self._running[key] = asyncio.create_task(self._ask(key, request, deadline))
             body = await asyncio.shield(self._running[key])
         self.usage.cached += cached
-        return Reply(body["message"], body["prompt_tokens"], body["completion_tokens"], cached)
+        is_cut = body.get("is_cut", False)  # files of earlier versions do not say
+        return Reply(body["message"], body["prompt_tokens"], body["completion_tokens"], cached, is_cut)
 
     async def _ask(self, key: str, request: dict[str, Any], deadline: float) -> dict[str, Any]:
         try:
@@ -281,19 +284,20 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
 
 
 def _body(text: str, redactor: Redactor) -> dict[str, Any]:
-    """Message and numbers of tokens (0 where the endpoint counts none). Raises ValueError.
+    """Message, whether it is cut, and numbers of tokens (0 where the endpoint counts none). Raises ValueError.
 
     Halves of surrogate pairs, which no file can hold, become question marks.
     """
     try:
         answer = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
-        message, usage = answer["choices"][0]["message"], answer.get("usage") or {}
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        message, is_cut = choice["message"], choice.get("finish_reason") == "length"
         if not isinstance(message, dict):
             raise TypeError("a message is an object")
         if nesting(message) > DEEPEST:
             raise ValueError(f"a message nested more than {DEEPEST} levels deep")
         tokens = {name: _token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
-        return {"message": redactor.value(message), **tokens}
+        return {"message": redactor.value(message), "is_cut": is_cut, **tokens}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{redactor.text(text)[:200]!r} ({type(error).__name__})") from None
 

@@ -216,7 +216,7 @@ class EndpointPolicy(Policy):
             raise type(error)(f"query '{episode.query.query_id}': {error}") from error
         self._has_reply = True
         cost = self._price(episode, reply.prompt_tokens, reply.completion_tokens)
-        return episode, Turn(_parse(reply.message, self._form), cost, message=reply.message)
+        return episode, Turn(_parse(reply, self._form), cost, message=reply.message)
 
     def _refuse(self, episode: Episode, error: RequestRefused) -> Refusal:
         reason = f"query '{episode.query.query_id}': {error}"
@@ -232,14 +232,12 @@ class EndpointPolicy(Policy):
         return TurnCost(completion_tokens, prompt_tokens, money if config.price_in or config.price_out else None)
 
 
-def _parse(message: Message, form: Format | None) -> ParsedTurn:
+def _parse(reply: Reply, form: Format | None) -> ParsedTurn:
     """The turn of a reply. Reasoning in a field of its own stands before the words, between <think> and </think>."""
-    words, reasoning = _words(message), reasoning_of(message)
-    thinking = f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n" if reasoning else ""
-    text = f"{thinking}{words}".rstrip("\n") if thinking else words
+    message, text = reply.message, _text(reply)
     first = _first_call(message)
     if first is None:
-        return _read_answer(message, text, form)
+        return _read_answer(text, form)
     try:
         arguments = first["function"].get("arguments") or "{}"
         parsed = arguments if isinstance(arguments, Mapping) else read_json(arguments)
@@ -251,14 +249,29 @@ def _parse(message: Message, form: Format | None) -> ParsedTurn:
     return ParsedTurn(call, text, thought=text)
 
 
-def _read_answer(message: Message, text: str, form: Format | None) -> ParsedTurn:
-    """A turn without a call: an answer, unless it tries to make one in the model's format."""
-    words = _words(message)
-    turn = form.parse(words) if form else ParsedTurn(None, words)
+def _text(reply: Reply) -> str:
+    """The reply as a model writes it, with its thinking. A server may leave out <think>, which the prompt has opened.
+
+    Reasoning without words in a reply that is cut is thinking that does not end.
+    """
+    words, reasoning = _words(reply.message), reasoning_of(reply.message)
+    if reasoning and not words and reply.is_cut:
+        return f"{THINK_OPEN}\n{reasoning}"
+    if reasoning:
+        return f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n{words}".rstrip("\n")
+    return f"{THINK_OPEN}{words}" if THINK_CLOSE in words and THINK_OPEN not in words else words
+
+
+def _read_answer(text: str, form: Format | None) -> ParsedTurn:
+    """A turn without a call: an answer, unless it tries to make one in the model's format, or is still thinking."""
+    turn = form.parse(text) if form else ParsedTurn(None, text)
     no_call = str(NoCallError())
     if turn.call or turn.problem not in ("", no_call):
         return ParsedTurn(None, text, turn.problem or no_call)
-    return ParsedTurn(None, text, no_call, answer=turn.answer or strip_thinking(words))
+    try:
+        return ParsedTurn(None, text, no_call, answer=turn.answer or strip_thinking(text))
+    except ValueError as error:
+        return ParsedTurn(None, text, str(error))
 
 
 def _words(message: Message) -> str:

@@ -57,6 +57,14 @@ def test_conversations_are_told_in_text_and_with_finish() -> None:
     assert to_finish_calls([told[0], text[-1]]) == [told[0], call_message(SEVEN), tool_message("Finish", "")]
 
 
+def test_a_finish_after_which_the_assistant_goes_on_stays_a_call_that_failed() -> None:
+    """Without Finish among the tools a call of it is answered as that of any unknown tool."""
+    failed = [call_message(SEVEN), tool_message("Finish", '{"error": "unknown tool Finish"}')]
+    answer: Message = {"role": "assistant", "content": "7"}
+    assert to_text_answers([*failed, *failed, answer]) == [*failed, *failed, answer]
+    assert to_text_answers([*failed, call_message(SEVEN)]) == [*failed, answer]
+
+
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_every_format_carries_an_answer(form: Any) -> None:
     for answer in ("7", "", "Two lines:\nAction: none\nObservation: none"):

@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             200,
             {
                 "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
-                "choices": [{"index": 0, "finish_reason": "stop", "message": reply}],
+                "choices": [{"index": 0, "finish_reason": reply.get("finish_reason", "stop"), "message": reply}],
                 "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
             },
         )  # fmt: skip
@@ -418,3 +418,16 @@ def test_a_call_that_the_server_did_not_read_is_no_answer(serve, make_query, env
     assert [s.status for s in played.trajectory.steps] == [StepStatus.MALFORMED, StepStatus.FINISH]
     assert server.requests[1]["messages"][-1]["content"] == '{"error": "tool call not closed"}'
     assert (played.trajectory.final_answer, played.trajectory.solved) == ("7", 1.0)
+
+
+@pytest.mark.parametrize(
+    "cut", [{"content": "<think>\n7"}, {"content": None, "reasoning_content": "7"}, {"content": "", "reasoning": "7"}]
+)
+def test_thinking_that_is_cut_is_no_answer(cut, serve, make_query, environment):
+    """The same turn of a local model is malformed. A server may leave out the tag that the prompt has opened."""
+    message = {"role": "assistant", "finish_reason": "length", **cut}
+    endpoint, _ = serve(script(message, {"role": "assistant", "content": "hm, 7?</think>\n7"}))
+    (played,) = play(endpoint, [make_query("q", "go")], environment, finish="text")
+    assert [s.status for s in played.trajectory.steps] == [StepStatus.MALFORMED, StepStatus.FINISH]
+    assert played.trajectory.steps[0].observation == '{"error": "thinking not closed"}'
+    assert played.trajectory.final_answer == "7"
