@@ -132,7 +132,9 @@ class RewardConfig(StrictModel):
     """bonus: succ in {0, 1} as published; penalty: succ in {-1, 0}, the same order but nothing to farm."""
     contribution: Literal["score", "progress"] = "score"
     """score: each step earns its Contribution. progress: it earns the growth of a potential, the sum of the
-    Contributions so far divided by progress_steps and at most 1; once that is reached, further steps earn nothing."""
+    Contributions so far divided by progress_steps and at most 1; once that is reached, further steps earn nothing.
+    Where the environment names its states (state_digest), a step that leads back to an earlier state gives back what
+    the changes since then have earned."""
     progress_steps: Positive = 8
     """Number of contributing steps that a task needs. With contribution: progress each of them earns 1 /
     progress_steps."""

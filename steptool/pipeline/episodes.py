@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from steptool.artifacts import lineage
 from steptool.artifacts.metrics import Stopwatch, Ticker, format_rate, say
 from steptool.config import Config, EvaluatedPolicy, EvaluationConfig
+from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
 from steptool.data.recordings.forms import policy_recordings
 from steptool.data.splits import shard_positions
@@ -157,8 +158,12 @@ def play(
     round_index: int = 0,
     recordings: Sequence[Trajectory] = (),
 ) -> list[Trajectory]:
-    """Sample an episode of each query with an open policy; otherwise as `roll_out`."""
+    """Sample an episode of each query with an open policy; otherwise as `roll_out`.
+
+    Raises ConfigError where `credit.state: digest` needs the states of an environment that does not name them.
+    """
     ticker = Ticker("rollout", len(queries), "episodes")
+    compares_states = config.credit.state == "digest"
     with open_environment_of(queries, config, recordings) as environment:
         played = runner.roll_out(
             policy,
@@ -166,8 +171,14 @@ def play(
             environment,
             round_index=round_index,
             limits=config.tools,
-            digests=config.credit.state == "digest",
+            digests=compares_states or config.rewards.contribution == "progress",
             progress=ticker,
+        )
+    if compares_states and any(step.state is None for e in played for step in e.trajectory.steps):
+        raise ConfigError(
+            "credit.state: digest needs an environment that names its states, and that of the queries "
+            f"('{queries[0].environment}') does not: give its session, or the object of your functions, a method "
+            "`state_digest`, or set credit.state to calls or observation"
         )
     return [episode.trajectory for episode in played]
 

@@ -161,9 +161,10 @@ def compose(
     succ_t is SuccCalling ("bonus") or SuccCalling - 1 ("penalty"). gain_t is Contribution ("score") or its progress
     phi_t - phi_{t-1} ("progress") with the potential phi_t = min(1, sum of Contribution up to t / progress_steps). The
     progress of a trajectory sums to at most 1, however many steps it has (potential-based shaping, Ng, Harada and
-    Russell 1999). redundant_t is 1 for a call that brings nothing new (`statistics.redundant_steps` of `steps`, the
-    steps of the trajectory, which are needed if redundant_cost is not 0).
-    k_s and k_c are the `weights` of the components.
+    Russell 1999). Where the `steps` of the trajectory hold states and one leads back to an earlier state, the sum loses
+    what the changes since then have added. redundant_t is 1 for a call that brings nothing new
+    (`statistics.redundant_steps` of `steps`, which are needed if redundant_cost is not 0). k_s and k_c are the
+    `weights` of the components.
 
     With normalisation "trajectory" r_t is divided by T - 1, so that the steps of a trajectory weigh the same in sum
     however many they are (a step without effect then dilutes penalties as well as contributions). "running" is applied
@@ -182,7 +183,10 @@ def compose(
         if succ is None or contribution is None:
             return None
         baseline = 1.0 if config.succ_calling == "penalty" else 0.0
-        gain = _progress(contribution, config.progress_steps) if config.contribution == "progress" else contribution
+        gain = contribution
+        if config.contribution == "progress":
+            states = [step.state for step in steps] if len(steps) == len(rows) else []
+            gain = _progress(contribution, config.progress_steps, states)
         cost = config.redundant_cost * _redundant(steps, len(rows)) if config.redundant_cost else 0.0
         paid = weights.succ_calling * config.alpha * (succ - baseline) + weights.contribution * gain
         rewards_T[:-1] = config.step_weight * (paid - cost)
@@ -233,10 +237,25 @@ def group_rows(reward_rows: Iterable[StepReward]) -> dict[str, list[StepReward]]
     return {name: sorted(rows, key=lambda row: row.step) for name, rows in scores.items()}
 
 
-def _progress(contribution_T: npt.NDArray[np.float64], needed: int) -> npt.NDArray[np.float64]:
-    """The growth of the potential at each step before the last."""
-    potential_T = np.minimum(np.cumsum(contribution_T) / needed, 1.0)
-    return np.diff(potential_T, prepend=0.0)
+def _progress(
+    contribution_T: npt.NDArray[np.float64], needed: int, states: Sequence[str | None]
+) -> npt.NDArray[np.float64]:
+    """The growth of the potential at each step before the last.
+
+    `states` are digests of the environment's state before each step, the last one included; empty, or all None, where
+    they are not known. What a change has brought belongs to the state that it has reached first; what other steps have
+    brought stays.
+    """
+    by_state: dict[str | None, float] = {states[0] if states else None: 0.0}
+    others, sums = 0.0, []
+    for t, contribution in enumerate(contribution_T):
+        before, after = (states[t], states[t + 1]) if states else (None, None)
+        if after == before:
+            others += contribution
+        else:
+            by_state.setdefault(after, by_state[before] + contribution)
+        sums.append(others + by_state[after])
+    return np.diff(np.minimum(np.array(sums) / needed, 1.0), prepend=0.0)
 
 
 def _redundant(steps: Sequence[Step], count: int) -> npt.NDArray[np.float64]:

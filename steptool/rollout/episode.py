@@ -18,7 +18,6 @@ import numpy.typing as npt
 from steptool.chat.call_format import ParsedTurn, answer_of, make_finish, offered_tools
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, call_message, tool_message
 from steptool.config import FinishMode
-from steptool.config.base import ConfigError
 from steptool.environments.base import VerdictError
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import FINISH, Message, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
@@ -126,7 +125,7 @@ class Episode:
 
     `max_steps` holds where the query sets no limit of its own; with None there is no limit. `finish` says whether the
     policy ends it with the tool Finish or with an answer in text; `tools` are those that the policy sees. With
-    `digests` each step holds the digest of the environment's state before it.
+    `digests` each step holds the digest of the environment's state before it, where the environment has one.
     """
 
     def __init__(
@@ -175,7 +174,7 @@ class Episode:
         if self._abandoned_session:
             self._catch_up()
         session = self._open_session()
-        state = self._digest(session) if self._digests else None
+        state = session.state_digest() if self._digests else None
         step, ends_episode = self._take(session, turn)
         if state is not None:
             step = replace(step, state=state)
@@ -275,16 +274,6 @@ class Episode:
                 session.next_turn(answer)
             elif step.call and step.call.name != FINISH and step.status is not StepStatus.UNKNOWN_TOOL:
                 session.call(step.call)
-
-    def _digest(self, session: LimitedSession) -> str:
-        state = session.state_digest()
-        if state is None:
-            raise ConfigError(
-                f"credit.state: digest needs an environment that names its states, and '{self.query.environment}' does "
-                "not: give its session (or the object of your functions) a method `state_digest`, or set credit.state "
-                "to calls or observation"
-            )
-        return state
 
     def _take(self, session: LimitedSession, turn: Turn) -> tuple[Step, bool]:
         """What becomes of a turn, and whether the environment ends the episode with it."""

@@ -166,7 +166,7 @@ def roll_out(
 ) -> list[PlayedEpisode]:
     """One episode per query, in the order of the queries. Calls keep to the `limits`.
 
-    With `digests` each step holds the digest of the environment's state before it; ConfigError where there is none.
+    With `digests` each step holds the digest of the environment's state before it, where the environment has one.
 
     A query that comes several times gets the samples `sample`, `sample + 1`, .... Raises what the policy raises:
     ValueError, before anything is played, for an episode that cannot be; later, the failure of an endpoint.

@@ -1,14 +1,17 @@
 """What a round says of its episodes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from steptool.artifacts.metrics import Stopwatch
-from steptool.config import Config
+from steptool.config import Config, CreditConfig, RewardConfig
+from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
-from steptool.pipeline.episodes import EPISODES, REWARDS, TaskSet, play_shard, score_file
+from steptool.environments.desk.tasks import desk_queries
+from steptool.pipeline.episodes import EPISODES, REWARDS, TaskSet, play, play_shard, score_file
 from steptool.pipeline.learning import describe_outcome
 from steptool.policies.text_policies import ScriptedPolicy
 from steptool.records import StepReward, ToolCall, Trajectory
@@ -59,3 +62,19 @@ def test_answers_are_compared_with_references_where_the_tools_give_no_verdict(
     score_file(tmp_path / "shard" / EPISODES, read.queries_path, config, 0, tmp_path / "scores")
     episodes = read_records(tmp_path / "shard" / EPISODES, Trajectory)
     assert describe_outcome(episodes, read_records(tmp_path / "scores" / REWARDS, StepReward)) == outcome
+
+
+def test_states_are_stored_where_they_are_needed_and_an_environment_without_is_refused() -> None:
+    credit = {"state": "digest", "value": "group_mean"}
+    config = Config.model_validate({"credit": credit, "rollout": {"samples_per_query": 2}})
+    query = desk_queries(config)[0]
+    policy = ScriptedPolicy(lambda query, sample: [ToolCall("find_user", {"name": "nobody"})])
+    (episode,) = play(policy, [query], config)
+    assert [len(step.state or "") for step in episode.steps] == [16, 16]  # the call, and giving up
+    without = config.model_copy(update={"credit": CreditConfig()})
+    assert [step.state for step in play(policy, [query], without)[0].steps] == [None, None]
+    replayed = replace(query, environment="replay")
+    with pytest.raises(ConfigError, match=r"credit.state: digest needs an environment .* \('replay'\) does not"):
+        play(policy, [replayed], config)
+    progress = without.model_copy(update={"rewards": RewardConfig(contribution="progress")})
+    assert [step.state for step in play(policy, [replayed], progress)[0].steps] == [None, None]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.config import RewardConfig
-from steptool.records import Query, Step, StepReward, Trajectory
+from steptool.records import Query, Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
 from steptool.rewards.compose import RunningScale, compose, step_rewards
 
@@ -49,6 +49,33 @@ def test_progress_is_the_growth_of_a_potential_by_hand():
     episode = rows([1] * 6, [1, 0, 0.5, 1, 1, None], 1.0)
     config = plain_settings(alpha=0.0, step_weight=0.5, contribution="progress", progress_steps=2)
     np.testing.assert_allclose(compose(episode, config), [0.25, 0.0, 0.125, 0.125, 0.0, 1.0])
+
+
+def states(names: str) -> list[Step]:
+    """Steps before which the environment is in the states of these names."""
+    return [Step(ToolCall("act", {}), StepStatus.OK, "", state) for state in names]
+
+
+def test_a_step_that_undoes_gives_back_what_was_earned_by_hand():
+    """Two are needed: a change, a look, the change undone, a look, and the change made again."""
+    episode = rows([1] * 6, [1, 0.5, 1, 0, 1, None], 1.0)
+    config = plain_settings(alpha=0.0, step_weight=1.0, contribution="progress", progress_steps=2)
+    # sums that stand: 1, 1.5, .5 (the look stays, the undoing itself earns nothing), .5, 1.5
+    rewards = compose(episode, config, steps=states("abbaab"))
+    np.testing.assert_allclose(rewards, [0.5, 0.25, -0.5, 0.0, 0.5, 1.0])
+    unknown = compose(episode, config, steps=[replace(step, state=None) for step in states("abbaab")])
+    np.testing.assert_allclose(unknown, [0.5, 0.25, 0.25, 0.0, 0.0, 1.0])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1)), min_size=2, max_size=20), st.integers(1, 10))
+def test_a_way_that_ends_where_it_began_earns_what_its_looks_have_brought(way, needed):
+    """Progress telescopes: only steps that changed nothing are left of a round trip."""
+    names = "".join(name for name, _ in way) + way[0][0]
+    contributions = [contribution for _, contribution in way]
+    config = plain_settings(alpha=0.0, step_weight=1.0, contribution="progress", progress_steps=needed)
+    episode = rows([1] * len(names), [*contributions, None], 0.0)
+    looks = sum(c for c, before, after in zip(contributions, names, names[1:], strict=False) if before == after)
+    assert compose(episode, config, steps=states(names)).sum() == pytest.approx(min(1.0, looks / needed))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(1, 10))

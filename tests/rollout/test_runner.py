@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from play_fixtures import GatedEnvironment, GatedSession, NoteCodec
 from steptool.chat.codec import ChatCodec
 from steptool.config import RolloutConfig, ToolsConfig
-from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.policies.text_policies import ScriptedPolicy
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
@@ -123,9 +122,3 @@ def test_a_session_may_end_the_episode_itself(make_query: MakeQuery) -> None:
     assert (trajectory.stop_reason, trajectory.final_answer, trajectory.solved) == (StopReason.ENDED, None, 1.0)
     assert [step.observation for step in trajectory.steps] == ["move 1", "move 2", "move 3"]
     assert trajectory.messages[-1]["role"] == "tool"
-
-
-def test_an_environment_that_names_no_states_is_refused_where_they_are_needed(make_query: MakeQuery) -> None:
-    policy = ScriptedPolicy(lambda query, sample: [FINISH_7])
-    with pytest.raises(ConfigError, match=r"credit.state: digest needs .* 'shelf' does not: give its session"):
-        roll_out(policy, [make_query("q", "go")], GameEnvironment(), digests=True)
