@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any, Self
 
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult, VerdictError
-from steptool.records import StepStatus, ToolSchema
+from steptool.environments.base import VerdictError
+from steptool.records import ToolSchema
 
 _SPLITS = {
     "train": "train",
@@ -68,11 +68,6 @@ def make_tool(name: str, description: str | None, parameters: Mapping[str, Any] 
 def write_value(value: Any) -> str:
     """A result as the model reads it: a text as it is, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def fail(status: StepStatus, reason: str) -> ToolResult:
-    """A failed step that says why."""
-    return ToolResult(status, json.dumps({"error": reason}, ensure_ascii=False))
 
 
 @dataclass(frozen=True)

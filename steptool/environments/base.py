@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,11 @@ class ToolResult:
     observation: str
     ends_episode: bool = False
     """Whether the call ends the episode, as when a game is over. No turn follows then."""
+
+    @classmethod
+    def failure(cls, status: StepStatus, reason: str) -> Self:
+        """The result of a call that failed: an object that says why, as JSON."""
+        return cls(status, json.dumps({"error": reason}, ensure_ascii=False))
 
 
 def describe_error(error: BaseException) -> str:

@@ -59,7 +59,7 @@ class Toolbox:
                 copied[key] = copy.deepcopy(value)
         try:
             if reason := _refusal(tool, function, copied):
-                return ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": reason}))
+                return ToolResult.failure(StepStatus.TOOL_ERROR, reason)
             with _keep_precision() if owner == "MathAPI" else nullcontext():
                 result = getattr(tool, function)(**copied)
                 status = StepStatus.TOOL_ERROR if _reports_error(result) else StepStatus.OK
@@ -190,11 +190,11 @@ class BfclSession(Session):
     def call(self, call: ToolCall) -> ToolResult:
         """Check that the tool is offered and that the arguments fit its schema, and run it."""
         if not self.offers(call.name):
-            return _refuse(StepStatus.UNKNOWN_TOOL, f"unknown tool {call.name}")
+            return ToolResult.failure(StepStatus.UNKNOWN_TOOL, f"unknown tool {call.name}")
         self._made_call = True
         problem = self._tools.problem(call.name, call.arguments)
         if problem and call not in (self._reference.calls or ()):
-            return _refuse(StepStatus.INVALID_ARGUMENTS, problem)
+            return ToolResult.failure(StepStatus.INVALID_ARGUMENTS, problem)
         result = self._tools.run(call.name, call.arguments)
         self._results.append(result.observation)
         return result
@@ -246,7 +246,3 @@ class BfclSession(Session):
             and reference_results <= Counter(self._results)
             and self._tools.same_state(self._reference_tools)
         )
-
-
-def _refuse(status: StepStatus, reason: str) -> ToolResult:
-    return ToolResult(status, json.dumps({"error": reason}, ensure_ascii=False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import os
 import random
 import threading
@@ -99,16 +98,18 @@ class LimitedSession(Session):
                 result = self._attempt(call, deadline)
                 return result, "" if result.status is StepStatus.OK else str(result.status)
             except _OutOfTime:
-                return _make_failure(f"no answer within {self._limits.timeout:g} s"), "timeout"
+                return ToolResult.failure(
+                    StepStatus.TOOL_ERROR, f"no answer within {self._limits.timeout:g} s"
+                ), "timeout"
             except _SessionError as error:
-                return _make_failure(str(error)), "exception"
+                return ToolResult.failure(StepStatus.TOOL_ERROR, str(error)), "exception"
             except TransportError as error:
                 problem = str(error)
             wait = _BACKOFF * 2**attempt * random.uniform(0.5, 1.0)
             if attempt == self._limits.retries or time.monotonic() + wait > deadline:
                 break
             time.sleep(wait)
-        return _make_failure(f"the tool cannot be reached: {problem}"), "unreachable"
+        return ToolResult.failure(StepStatus.TOOL_ERROR, f"the tool cannot be reached: {problem}"), "unreachable"
 
     def offers(self, name: str) -> bool:
         """Whether the session takes calls of a tool that the query does not list."""
@@ -264,7 +265,3 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
         future.set_exception(error)
     except BaseException as error:
         future.set_exception(_SessionError(describe_error(error)))
-
-
-def _make_failure(reason: str) -> ToolResult:
-    return ToolResult(StepStatus.TOOL_ERROR, json.dumps({"error": reason}, ensure_ascii=False))

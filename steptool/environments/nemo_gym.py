@@ -21,7 +21,6 @@ from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
     RewardRange,
     content_text,
-    fail,
     join_texts,
     make_tool,
     read_mapping,
@@ -140,11 +139,11 @@ class NemoGymSession(Session):
         self.start()
         parameters = self._parameters.get(call.name)
         if parameters and (problem := check_arguments(parameters, call.arguments)):
-            result = fail(StepStatus.INVALID_ARGUMENTS, problem)
+            result = ToolResult.failure(StepStatus.INVALID_ARGUMENTS, problem)
         elif self._mcp_session:
             result = self._mcp_session.call(call)
         elif parameters is None:
-            result = fail(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
+            result = ToolResult.failure(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
         else:
             result = self._post_call(call)
         self._record(call, result.observation)

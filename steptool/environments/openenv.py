@@ -20,7 +20,6 @@ from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
     RewardRange,
     content_text,
-    fail,
     import_package,
     make_tool,
     read_mapping,
@@ -213,9 +212,9 @@ class OpenEnvSession(Session):
         self.start()
         parameters = self._environment.parameters.get(call.name)
         if parameters is None:
-            return fail(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
+            return ToolResult.failure(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
         if problem := check_arguments(parameters, call.arguments):
-            return fail(StepStatus.INVALID_ARGUMENTS, problem)
+            return ToolResult.failure(StepStatus.INVALID_ARGUMENTS, problem)
         if not self._environment.takes_calls:
             return self._step(dict(call.arguments))
         return self._step({"type": "call_tool", "tool_name": call.name, "arguments": dict(call.arguments)})
@@ -283,14 +282,14 @@ class OpenEnvSession(Session):
             answer = self.ask("step", action)
         except _Refused as error:
             invalid = error.code == "VALIDATION_ERROR"
-            return fail(StepStatus.INVALID_ARGUMENTS if invalid else StepStatus.TOOL_ERROR, str(error))
+            return ToolResult.failure(StepStatus.INVALID_ARGUMENTS if invalid else StepStatus.TOOL_ERROR, str(error))
         if answer.get("reward") is not None:
             self._rewards.append(float(answer["reward"]))
         self._done = bool(answer.get("done"))
         observation = answer.get("observation") or {}
         if "tool_name" in observation and (problem := observation.get("error")):
             status = _STATUSES.get(problem.get("error_type"), StepStatus.TOOL_ERROR)
-            return replace(fail(status, str(problem.get("message"))), ends_episode=self._done)
+            return replace(ToolResult.failure(status, str(problem.get("message"))), ends_episode=self._done)
         result = observation.get("result")
         failed = isinstance(result, Mapping) and bool(result.get("is_error") or result.get("isError"))
         status = StepStatus.TOOL_ERROR if failed else StepStatus.OK

@@ -22,7 +22,6 @@ from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
     RewardRange,
-    fail,
     import_package,
     join_texts,
     make_tool,
@@ -123,10 +122,10 @@ class VerifiersSession(Session):
         """Call a tool, and ask the task's own stops whether the episode is over."""
         tools = await self._open()
         if call.name not in tools:
-            return fail(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
+            return ToolResult.failure(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
         toolset, schema = tools[call.name]
         if problem := check_arguments(schema["function"]["parameters"], call.arguments):
-            result = fail(StepStatus.INVALID_ARGUMENTS, problem)
+            result = ToolResult.failure(StepStatus.INVALID_ARGUMENTS, problem)
         else:
             result = await toolset.call(call, self._trace.state)
         self._record(call, result.observation)
@@ -211,7 +210,7 @@ class _Tools:
         try:
             result: Any = await self._server.call_tool(call.name.removeprefix(self._prefix), dict(call.arguments))
         except ToolError as error:
-            return fail(StepStatus.TOOL_ERROR, describe_error(error.__cause__ or error))
+            return ToolResult.failure(StepStatus.TOOL_ERROR, describe_error(error.__cause__ or error))
         finally:
             _state.reset(token)
         status = StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK

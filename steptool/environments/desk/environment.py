@@ -328,14 +328,14 @@ class DeskSession(Session):
         """Check the arguments against the tool's schema and execute the call."""
         tool = TOOLS.get(call.name)
         if tool is None:
-            return _fail(StepStatus.UNKNOWN_TOOL, "no such tool")
+            return ToolResult.failure(StepStatus.UNKNOWN_TOOL, "no such tool")
         problem = check_arguments(tool.schema["function"]["parameters"], call.arguments)
         if problem:
-            return _fail(StepStatus.INVALID_ARGUMENTS, "bad arguments")
+            return ToolResult.failure(StepStatus.INVALID_ARGUMENTS, "bad arguments")
         try:
             return ToolResult(StepStatus.OK, json.dumps(tool.run(self.database, **call.arguments)))
         except ToolFailure as failure:
-            return _fail(StepStatus.TOOL_ERROR, str(failure))
+            return ToolResult.failure(StepStatus.TOOL_ERROR, str(failure))
 
     def state_digest(self) -> str:
         """Of the tables and of what was written, in whatever order: calls answer by these alone."""
@@ -346,10 +346,6 @@ class DeskSession(Session):
         """1 if the episode ended with an answer, and exactly the right writes and reports were made."""
         writes = sorted(map(list, self.database.journal))
         return float(final_answer is not None and writes == self._reference.environment["writes"])
-
-
-def _fail(status: StepStatus, reason: str) -> ToolResult:
-    return ToolResult(status, json.dumps({"error": reason}))
 
 
 class DeskEnvironment(Environment):

@@ -336,14 +336,14 @@ class _ReconnectingClient:
         connection = self._open_connection(deadline)
         tool = connection.tools.get(call.name)
         if tool is None:
-            return _fail(StepStatus.UNKNOWN_TOOL, f"the server has no tool named '{call.name}'")
+            return ToolResult.failure(StepStatus.UNKNOWN_TOOL, f"the server has no tool named '{call.name}'")
         if problem := check_arguments(tool.input_schema, call.arguments):
-            return _fail(StepStatus.INVALID_ARGUMENTS, problem)
+            return ToolResult.failure(StepStatus.INVALID_ARGUMENTS, problem)
         try:
             result = connection.ask(call.name, call.arguments, deadline - time.monotonic())
         except Exception as error:
             problem = self._connector.redactor.text(self._describe_failure(error, connection))
-            return _fail(StepStatus.TOOL_ERROR, problem)
+            return ToolResult.failure(StepStatus.TOOL_ERROR, problem)
         self._unanswered = 0
         text = self._connector.redactor.text(answer_text(result))
         return ToolResult(StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK, text)
@@ -395,7 +395,3 @@ def _block_text(block: Any) -> str:
         return f"[resource {block.resource.uri}]" if text is None else text
     about = getattr(block, "uri", None) or block.mime_type
     return f"[{block.type} {about}]"
-
-
-def _fail(status: StepStatus, reason: str) -> ToolResult:
-    return ToolResult(status, json.dumps({"error": reason}, ensure_ascii=False))
