@@ -63,7 +63,7 @@ def run_id(config: TrackingConfig) -> str:
 def track_configuration(config: Config) -> None:
     """Hand the fields of the configuration to the trackers, as hyperparameters."""
     fields = dict(_flatten(config.model_dump(mode="json")))
-    _each_tracker(config.tracking, lambda tracker: tracker.store_init_configuration(fields))
+    _each_tracker(config.tracking, lambda tracker: _log_configuration(tracker, fields))
 
 
 def track_updates(metrics: Sequence[Metric], config: Config) -> None:
@@ -187,6 +187,17 @@ _OPENERS: dict[str, Callable[[TrackingConfig, str], Any]] = {
 def _start(tracker: Any) -> Any:
     tracker.start()
     return tracker
+
+
+def _log_configuration(tracker: Any, fields: dict[str, str | float | bool]) -> None:
+    """Log hyperparameters. For TensorBoard accelerate would open a second run, and a folder on this machine."""
+    if tracker.name != "tensorboard":
+        tracker.store_init_configuration(fields)
+        return
+    from torch.utils.tensorboard.summary import hparams
+
+    for part in hparams(fields, {}):  # type: ignore[no-untyped-call]
+        tracker.writer.file_writer.add_summary(part)
 
 
 def _log_figures(tracker: Any, entry: Entry) -> None:

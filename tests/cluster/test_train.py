@@ -27,10 +27,11 @@ Make = Callable[..., Engine]
 
 
 @pytest.fixture(scope="module")
-def config() -> Config:
-    """One round with updates enough to be killed between."""
+def config(store: Store) -> Config:
+    """One round with updates enough to be killed between, tracked in the bucket."""
     updates = {"rounds": 1, "epochs": 10, "value_warmup_rounds": 0}
-    return Config.model_validate(SMALL_TRAINING | {"ppo": SMALL_TRAINING["ppo"] | updates})
+    tracking = {"trackers": ["tensorboard"], "folder": f"{store.root}/tracking"}
+    return Config.model_validate(SMALL_TRAINING | {"ppo": SMALL_TRAINING["ppo"] | updates, "tracking": tracking})
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,22 @@ def test_every_pod_ends_well_and_the_run_is_whole(undisturbed: Execution, store:
     assert {"report.html", "metrics.json", "model/model.safetensors", "trajectories_round_00.parquet"} <= names
     assert uri(undisturbed.outputs.literals["report"]) == f"{store.root}/undisturbed/report.html"
     assert len(weights(store, undisturbed)) > 10_000
+
+
+def test_all_pods_write_to_one_run_of_the_tracker(
+    undisturbed: Execution, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    (folder,) = {name.rpartition("/")[0] for name in store.names(f"{store.root}/tracking") if "tfevents" in name}
+    tags = EventAccumulator(folder).Reload().Tags()
+    expected = {"warm_start/loss", "ppo/kl", "ppo/clip_fraction", "ppo/value_loss", "ppo/entropy",
+                "rounds/scores/succ_calling", "rounds/ppo/mismatch_mean", "rounds/seconds",
+                "evaluation/base/greedy/all", "evaluation/steptool/greedy/all"}  # fmt: skip
+    assert expected <= set(tags["scalars"])
+    assert {"results/text_summary", "links/text_summary"} <= set(tags["tensors"])
 
 
 def test_every_stage_shows_its_page(undisturbed: Execution, store: Store) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 import pytest
 
 from steptool.config import Config, ConfigError
@@ -26,8 +27,13 @@ from steptool.pipeline.tracking import (
 )
 from steptool.records import Cost, Evaluation, Metric, StepReward, Trajectory
 
-UPDATES = [Metric("ppo", 1, 0, "kl", 0.25), Metric("ppo", 1, 1, "kl", 0.75)]
-"""The second round, of two updates."""
+UPDATES = [
+    Metric("ppo", 1, 0, "kl", 0.25),
+    Metric("ppo", 1, 1, "kl", 0.75),
+    Metric("ppo", 1, -1, "mismatch_mean", 0.01),
+    Metric("annotate", 1, -1, "money", 0.02),
+]
+"""The second round, of two updates, with what is known of the whole round."""
 
 
 def make_config(tmp_path: Path, tracker: str, **fields: Any) -> Config:
@@ -65,7 +71,7 @@ def track_a_run(config: Config) -> None:
 
 ROUND_FIGURES = {
     "rounds/ppo/kl": 0.5, "rounds/pass_rate": 0.5, "rounds/scores/succ_calling": 0.75, "rounds/seconds": 7.0,
-    "rounds/tokens": 15.0, "rounds/steps": 0.0,
+    "rounds/tokens": 15.0, "rounds/steps": 0.0, "rounds/ppo/mismatch_mean": 0.01, "rounds/annotate/money": 0.02,
 }  # fmt: skip
 EVALUATION_FIGURES = {
     "evaluation/base/greedy/all": 0.5, "evaluation/base/greedy/long": 1.0, "evaluation/base/greedy/single": 0.0,
@@ -86,11 +92,28 @@ def test_tensorboard_reads_the_figures_of_all_stages_as_one_run(tmp_path: Path) 
     assert series("warm_start/loss") == [(0, 2.0), (1, 1.0)]
     assert series("ppo/kl") == [(2, 0.25), (3, 0.75)]  # the second round of two updates
     for name, value in ROUND_FIGURES.items():
-        assert series(name) == [(1, value)], name
+        assert series(name) == [(1, pytest.approx(value))], name
     for name, value in EVALUATION_FIGURES.items():
         assert series(name) == [(0, value)], name
     text = events.Tensors("links/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "runs/demo/report.html" in text
+
+
+def test_tensorboard_writes_one_run_into_a_bucket_and_nothing_here(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    track_a_run(make_config(tmp_path, "tensorboard", folder=f"{bucket}/tracking"))
+    events = EventAccumulator(f"{bucket}/tracking/night-7").Reload()
+    assert [(e.step, e.value) for e in events.Scalars("ppo/kl")] == [(2, 0.25), (3, 0.75)]
+    assert events.PluginTagToContent("hparams").keys() >= {"_hparams_/session_start_info"}
+    store = fsspec.filesystem("s3")
+    runs = {Path(file).parent.name for file in store.find(f"{bucket}/tracking") if "tfevents" in file}
+    assert runs == {"night-7"}  # the hyperparameters have no run of their own
+    assert not list(tmp_path.iterdir())
 
 
 def check_mlflow(config: Config, uri: str) -> None:
@@ -105,7 +128,8 @@ def check_mlflow(config: Config, uri: str) -> None:
     assert run.info.run_name == "night-7"
     assert run.data.params["ppo.rounds"] == str(Config().ppo.rounds)
     assert {m.step: m.value for m in client.get_metric_history(run.info.run_id, "ppo/kl")} == {2: 0.25, 3: 0.75}
-    assert run.data.metrics.items() >= {**ROUND_FIGURES, **EVALUATION_FIGURES}.items()
+    figures = {**ROUND_FIGURES, **EVALUATION_FIGURES}
+    assert {name: run.data.metrics[name] for name in figures} == pytest.approx(figures)
     assert "runs/demo/report.html" in run.data.tags["steptool.links"]
 
 
