@@ -51,6 +51,7 @@ def section(audits: Mapping[int, Audit]) -> dict[str, Any]:
         "agreements": [a for a in first.agreements if a.steps],
         "names": NAMES,
         "tools": first.tools,
+        "options": first.options,
         "disputes": first.disputes,
     }
 

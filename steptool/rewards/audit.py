@@ -34,8 +34,10 @@ from steptool.rewards.audit_figures import (
     Scores,
     Separation,
     ToolScores,
+    decided_episodes,
     find_disputes,
     group_scores,
+    option_effects,
     scored_by_both,
     tool_name,
 )
@@ -102,6 +104,7 @@ def audit(
         disputes=find_disputes(queries, trajectories, by_annotator, disputes),
         drifts=list(_drifts(earlier, scores)),
         weights=weights,
+        options=list(option_effects(trajectories, scores, config)),
     )
 
 
@@ -176,8 +179,7 @@ def _separations(
     weights: ComponentWeights | None,
 ) -> Iterator[Separation]:
     """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
-    scored = [t for t in trajectories if scores.get(t.trajectory_id)]
-    own = not any(t.solved is not None for t in scored)
+    own, decided = decided_episodes(trajectories, scores)
     figures: dict[str, Callable[[Sequence[StepReward], Trajectory], float | None]] = {
         "contribution": lambda rows, _: _mean(r.contribution for r in rows),
         "steps": lambda rows, t: _before_last(rows, config, t.steps),
@@ -189,13 +191,7 @@ def _separations(
     for figure, of in figures.items():
         if own and figure == "is_solved":
             continue
-        points = [
-            (value, verdict > YES)
-            for t in scored
-            for rows in [scores[t.trajectory_id]]
-            for value, verdict in [(of(rows, t), rows[-1].is_solved if own else t.solved)]
-            if value is not None and verdict not in (None, YES)
-        ]
+        points = [(value, verdict) for t, rows, verdict in decided if (value := of(rows, t)) is not None]
         solved = [is_solved for _, is_solved in points]
         yield Separation(name, figure, auroc([value for value, _ in points], solved), sum(solved))
 

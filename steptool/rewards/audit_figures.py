@@ -6,10 +6,21 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from steptool.config import RewardConfig
 from steptool.records import Query, Step, StepReward, Trajectory
-from steptool.rewards.compose import ComponentWeights, annotator_label
-from steptool.rewards.statistics import Estimate, Farming, Redundancy, chance_auroc
+from steptool.rewards.compose import FIXED, ComponentWeights, annotator_label, compose, round_weights
+from steptool.rewards.statistics import (
+    Estimate,
+    Farming,
+    Redundancy,
+    auroc,
+    chance_auroc,
+    farming_points,
+    measure_farming,
+    measure_redundancy,
+)
 
 COMPONENTS = ("succ_calling", "contribution", "is_solved")
 YES = 0.5
@@ -165,6 +176,63 @@ class Separation:
 
 
 @dataclass(frozen=True)
+class OptionEffect:
+    """The step rewards of an audit's episodes, composed with one option set the other way."""
+
+    option: str
+    """What differs from the configuration; empty: nothing."""
+    separation: Estimate | None
+    """AUROC of their sum before the last step."""
+    length: Estimate | None
+    """Correlation of that sum with the number of steps."""
+    redundant: float | None
+    """Mean reward of a redundant call; None without such a call."""
+
+
+def decided_episodes(
+    trajectories: Sequence[Trajectory], scores: Scores
+) -> tuple[bool, list[tuple[Trajectory, Sequence[StepReward], bool]]]:
+    """The scored episodes with a clear verdict: their rows, and whether they are solved.
+
+    The verdict is the environment's. Without any, it is the annotator's own IsSolved, and the first value is true.
+    """
+    scored = [(t, scores[t.trajectory_id]) for t in trajectories if scores.get(t.trajectory_id)]
+    own = not any(t.solved is not None for t, _ in scored)
+    verdicts = [(t, rows, rows[-1].is_solved if own else t.solved) for t, rows in scored]
+    return own, [(t, rows, verdict > YES) for t, rows, verdict in verdicts if verdict is not None and verdict != YES]
+
+
+def option_effects(trajectories: Sequence[Trajectory], scores: Scores, config: RewardConfig) -> Iterator[OptionEffect]:
+    """What each option of the composition does to the step rewards: first all as configured, then one changed each."""
+    calibrated = ComponentWeights(**round_weights(list(scores.values())))
+    weights, others = (calibrated, FIXED) if config.weights == "calibrated" else (FIXED, calibrated)
+    changes: list[dict[str, Any]] = [
+        {"contribution": "score" if config.contribution == "progress" else "progress"},
+        {"redundant_cost": 0.0 if config.redundant_cost else RewardConfig().redundant_cost},
+    ]
+    variants = [("", config, weights)]
+    variants += [(_describe(change), config.model_copy(update=change), weights) for change in changes]
+    variants.append((f"weights: {'fixed' if others is FIXED else 'calibrated'}", config, others))
+    solved = {t.trajectory_id: verdict for t, _, verdict in decided_episodes(trajectories, scores)[1]}
+    for option, settings, factors in variants:
+        composed = [compose(scores.get(t.trajectory_id, ()), settings, "step", t.steps, factors) for t in trajectories]
+        sums = {
+            t.trajectory_id: float(r[:-1].sum()) for t, r in zip(trajectories, composed, strict=True) if r is not None
+        }
+        judged = [name for name in sums if name in solved]
+        yield OptionEffect(
+            option,
+            auroc([sums[name] for name in judged], [solved[name] for name in judged]),
+            measure_farming(farming_points(trajectories, composed))[0].correlation,
+            measure_redundancy(trajectories, composed).reward,
+        )
+
+
+def _describe(change: Mapping[str, Any]) -> str:
+    return ", ".join(f"{field}: {value}" for field, value in change.items())
+
+
+@dataclass(frozen=True)
 class ToolScores:
     """The scores of the calls of one tool. A mean over nothing is None."""
 
@@ -220,6 +288,8 @@ class Audit:
     drifts: Sequence[Drift]
     weights: ComponentWeights | None = None
     """Calibrated weights by these episodes alone; None where weights are fixed."""
+    options: Sequence[OptionEffect] = ()
+    """The step rewards as configured, and with each option of their composition set the other way."""
 
     def separation(self, figure: str) -> Estimate | None:
         """The AUROC of a figure of the annotator; None where it is not defined."""

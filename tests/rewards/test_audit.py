@@ -240,3 +240,21 @@ def test_the_farming_check_sees_calls_that_are_repeated_for_their_reward(make_st
     capped = check(redundant_cost=0.0, contribution="progress", progress_steps=1)  # the first look earns all there is
     assert capped.redundancy.reward == pytest.approx(0.0)
     assert capped.farming[0].correlation is None  # every episode earns 1, whatever its length
+
+
+def test_the_audit_shows_what_each_option_would_change_by_hand(make_step, make_trajectory):
+    """A solved episode of one look, and an unsolved one that looks twice; alpha 0 and weight 1, so a look is paid 1."""
+    look = make_step("look", "the same", x=1)
+    solved = make_trajectory([look], "x", trajectory_id="s", solved=1.0)
+    padded = make_trajectory([look, look], "x", trajectory_id="p", solved=0.0)
+    scores = [row("s", 0, 1, 1.0), row("s", 1, 1, None, 1.0)]
+    scores += [row("p", 0, 1, 1.0), row("p", 1, 1, 1.0), row("p", 2, 1, None, 0.0)]
+    config = RewardConfig(alpha=0.0, step_weight=1.0, redundant_cost=2.0, progress_steps=1)
+    options = audit({}, [solved, padded], scores, config).options
+    # sums: 1 against 1 + (1 - 2) = 0; progress: 1 against 1 + (0 - 2); no cost: 1 against 2; mean Contribution is 1
+    # for both, so calibrated weights are 0: 0 against -2
+    assert [o.option for o in options] == ["", "contribution: progress", "redundant_cost: 0.0", "weights: calibrated"]
+    assert [o.separation.value for o in options] == [1.0, 1.0, 0.0, 1.0]
+    assert [o.redundant for o in options] == [-1.0, -2.0, 1.0, -2.0]
+    back = audit({}, [solved, padded], scores, config.model_copy(update={"weights": "calibrated"})).options
+    assert [(o.option, o.redundant) for o in (back[0], back[-1])] == [("", -2.0), ("weights: fixed", -1.0)]
