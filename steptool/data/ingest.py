@@ -6,11 +6,13 @@ The files that a configuration makes a run read have digests, which change with 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
@@ -28,7 +30,7 @@ from steptool.data.tools import ToolCatalog
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.columns import to_row
 from steptool.records.tables import scratch_folder, write_records, write_rows
-from steptool.storage.transfer import digest_content, list_inputs
+from steptool.storage.transfer import digest_content, is_remote
 
 _Listing = tuple[Sequence[str], str, Sequence[str]]
 """Paths, the field of the configuration that names them, and the suffixes of files below a folder."""
@@ -76,6 +78,55 @@ def fingerprint(config: Config) -> str:
     files = [file.model_dump() for file in list_files(config.data)]
     others = {place: digest_content(place) for place in list_inputs(config)}
     return hashlib.sha256(json.dumps([files, others], sort_keys=True).encode()).hexdigest()
+
+
+def list_inputs(config: Config) -> list[str]:
+    """The places that a run reads besides its data: models, recordings, programs of tools, and files of this machine
+    that `tools.settings` names."""
+    places = [
+        config.policy.base,
+        _find_program(config.data.source),
+        _find_program(config.data.environment),
+        _find_program(config.tools.functions),
+        *config.tools.mcp.command,
+        config.tools.toolbench.cache,
+        config.rewards.audit.previous,
+        *config.evaluation.verdicts,
+        *(policy.model for policy in config.evaluation.policies),
+        *(place for policy in config.evaluation.policies for place in policy.recordings),
+    ]
+    known = [place for place in places if is_remote(place) or (place and Path(place).exists())]
+    return known + [file for text in _find_texts(config.tools.settings) if (file := _find_file(text))]
+
+
+def _find_texts(value: Any) -> Iterator[str]:
+    """The texts in a value of JSON's types."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_find_texts, value.values()))
+    elif isinstance(value, Sequence):
+        yield from chain.from_iterable(map(_find_texts, value))
+
+
+def _find_file(text: str) -> str:
+    """The file that a setting names, such as data/train.jsonl or tasks.py:Tasks; empty if it names none."""
+    try:
+        return next((place for place in (text, text.rpartition(":")[0]) if place and Path(place).is_file()), "")
+    except OSError:  # too long for a path
+        return ""
+
+
+def _find_program(named: str) -> str:
+    """The file behind `package.module:name` or `path/to/file.py:name`; empty without one."""
+    place, _, _ = named.rpartition(":")
+    if not place or place.endswith(".py"):
+        return place
+    try:
+        spec = importlib.util.find_spec(place)
+    except ImportError:
+        return ""
+    return (spec and spec.origin) or ""
 
 
 def _list_places(data: DataConfig) -> tuple[_Listing, _Listing]:

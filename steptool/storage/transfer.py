@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -22,10 +21,9 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,55 +93,6 @@ def _replace(section: S, names: list[str], folder: Path) -> S:
     else:
         value = fetch(value, folder)
     return section.model_copy(update={names[0]: value})
-
-
-def list_inputs(config: Config) -> list[str]:
-    """The places that a run reads besides its data: models, recordings, programs of tools, and files of this machine
-    that `tools.settings` names."""
-    places = [
-        config.policy.base,
-        _find_program(config.data.source),
-        _find_program(config.data.environment),
-        _find_program(config.tools.functions),
-        *config.tools.mcp.command,
-        config.tools.toolbench.cache,
-        config.rewards.audit.previous,
-        *config.evaluation.verdicts,
-        *(policy.model for policy in config.evaluation.policies),
-        *(place for policy in config.evaluation.policies for place in policy.recordings),
-    ]
-    known = [place for place in places if is_remote(place) or (place and Path(place).exists())]
-    return known + [file for text in _find_texts(config.tools.settings) if (file := _find_file(text))]
-
-
-def _find_texts(value: Any) -> Iterator[str]:
-    """The texts in a value of JSON's types."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from chain.from_iterable(map(_find_texts, value.values()))
-    elif isinstance(value, Sequence):
-        yield from chain.from_iterable(map(_find_texts, value))
-
-
-def _find_file(text: str) -> str:
-    """The file that a setting names, such as data/train.jsonl or tasks.py:Tasks; empty if it names none."""
-    try:
-        return next((place for place in (text, text.rpartition(":")[0]) if place and Path(place).is_file()), "")
-    except OSError:  # too long for a path
-        return ""
-
-
-def _find_program(named: str) -> str:
-    """The file behind `package.module:name` or `path/to/file.py:name`; empty without one."""
-    place, _, _ = named.rpartition(":")
-    if not place or place.endswith(".py"):
-        return place
-    try:
-        spec = importlib.util.find_spec(place)
-    except ImportError:
-        return ""
-    return (spec and spec.origin) or ""
 
 
 def digest_content(place: str) -> str:

@@ -5,9 +5,9 @@ import fsspec
 import pytest
 
 from steptool.config import Config
-from steptool.data.ingest import fingerprint
+from steptool.data.ingest import fingerprint, list_inputs
 from steptool.data.parsing import IngestError
-from steptool.storage.transfer import digest_content, fetch, list_inputs, localize
+from steptool.storage.transfer import digest_content, fetch, localize
 
 
 def put(url: str, text: str) -> str:
