@@ -121,20 +121,20 @@ def write_card(folder: str | os.PathLike[str], base: str = "") -> None:
     (Path(folder) / CARD).write_text(card(entries, title, base=base), encoding="utf-8")
 
 
-def card(entries: Sequence[Entry], title: str, known: Mapping[str, Any] | None = None, base: str = "") -> str:
+def card(entries: Sequence[Entry], title: str, facts: Mapping[str, Any] | None = None, base: str = "") -> str:
     """The model card of a model with this lineage, or of an adapter over the base of this name.
 
-    `known` may hold `code_version`, `config` (the run's configuration as a tree), `results` (by model: `pass_rate`,
+    `facts` may hold `code_version`, `config` (the run's configuration as a tree), `results` (by model: `pass_rate`,
     `low`, `high`, `tasks`), `result` (the name among them of the card's own model), `licence` and `datasets` (ids of
     the Hub); other entries do not stand on the card. The metadata have the form that the Hub reads.
     """
-    known = known or {}
-    made_by = {"code": known.get("code_version"), "configuration, SHA-256": _tree_digest(known.get("config"))}
-    results = [_result(name, figures) for name, figures in known.get("results", {}).items()]
+    facts = facts or {}
+    made_by = {"code": facts.get("code_version"), "configuration, SHA-256": _tree_digest(facts.get("config"))}
+    results = [_result(name, figures) for name, figures in facts.get("results", {}).items()]
     return _CARD.format(
         title=title,
         origin=_TRAINED_HERE if entries else _OF_UNKNOWN_ORIGIN,
-        metadata=_metadata(entries, title, known, is_adapter=bool(base)),
+        metadata=_metadata(entries, title, facts, is_adapter=bool(base)),
         how_to_load=_LOAD_ADAPTER.format(base=base) if base else _LOAD_MODEL,
         lineage=_section(_LINEAGE, [_row(group) for group in _group_rounds(entries)]),
         made_by=_section(_MADE_BY, [f"| {name} | {value} |" for name, value in made_by.items() if value]),

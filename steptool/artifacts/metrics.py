@@ -225,8 +225,8 @@ def trace_stage(stage: str, run: str, attributes: Attributes) -> Iterator[dict[s
         return
     from opentelemetry import trace
 
-    known = {"steptool.stage": stage, "steptool.run": run, **attributes}
-    with telemetry.tracer.start_as_current_span(stage, telemetry.parent_of(run), attributes=known) as span:
+    span_attributes = {"steptool.stage": stage, "steptool.run": run, **attributes}
+    with telemetry.tracer.start_as_current_span(stage, telemetry.parent_of(run), attributes=span_attributes) as span:
         outer, telemetry.stage = telemetry.stage, trace.set_span_in_context(span)
         try:
             yield later
@@ -251,15 +251,16 @@ def trace_call(tool: str, environment: str) -> Iterator[dict[str, Any]]:
     if telemetry is None:
         yield outcome
         return
-    known = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": tool, "steptool.environment": environment}
-    with telemetry.tracer.start_as_current_span(f"execute_tool {tool}", telemetry.stage, attributes=known) as span:
+    call = {"gen_ai.tool.name": tool, "steptool.environment": environment}
+    attributes = {"gen_ai.operation.name": "execute_tool", **call}
+    with telemetry.tracer.start_as_current_span(f"execute_tool {tool}", telemetry.stage, attributes=attributes) as span:
         try:
             yield outcome
         except BaseException as error:
             outcome["error"] = type(error).__name__
             raise
         finally:
-            telemetry.record_call(span, {"steptool.environment": environment, "gen_ai.tool.name": tool}, outcome)
+            telemetry.record_call(span, call, outcome)
 
 
 def count(name: str, value: float, attributes: Attributes) -> None:

@@ -161,7 +161,7 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, proces
     model = float(shape.parameters * shape.bytes_per_weight)
     trained = _trained_parameters(shape, config)
     parts = processes if config.ppo.sharding == "fsdp" else 1
-    held = model if parts == 1 else _sharded_weights(shape, config, parts)
+    weights = model if parts == 1 else _sharded_weights(shape, config, parts)
     state = trained * _optimizer_bytes(shape, config)
     if parts > 1 and not config.policy.lora_rank:
         state = trained * 3 * _FLOAT32 / parts + _whole_at_once(shape)  # gradients are whole until they are cut
@@ -177,7 +177,7 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, proces
     )
     warm_start = StageMemory(
         "warm_start",
-        held + adapter,
+        weights + adapter,
         state,
         _activations(shape, config, warm_tokens),
         0.0,
@@ -187,7 +187,7 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, proces
     moments_and_reference = state - _FLOAT32 * trained / parts + (0.0 if config.policy.lora_rank else model / parts)
     ppo = StageMemory(
         "ppo",
-        held + adapter,
+        weights + adapter,
         max(state, moments_and_reference),  # the reference model is gone before the first gradient
         _activations(shape, config, ppo_tokens),
         0.0,

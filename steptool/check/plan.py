@@ -212,8 +212,8 @@ def estimate_evaluation(
         if policy.kind == "model" and speeds:
             seconds = play_seconds(repeats * evaluated, shape, speeds, config)
         if policy.kind == "endpoint":
-            read = shape.tokens * shape.turns / 2
-            money = _price(policy.endpoint, repeats * evaluated, read, shape.turns * shape.turn_tokens)
+            tokens_in = shape.tokens * shape.turns / 2
+            money = _price(policy.endpoint, repeats * evaluated, tokens_in, shape.turns * shape.turn_tokens)
         stages.append(StageEstimate(policy.name, seconds, money))
     if config.evaluation.judged:
         judged = evaluated * len(config.evaluation.policies)
@@ -231,9 +231,9 @@ def play_seconds(episodes: int, shape: EpisodeShape, speeds: Speeds, config: Con
 def describe_estimate(stages: Sequence[StageEstimate]) -> Iterator[str]:
     """A table in text: time and money of each stage, and of all."""
     yield f"{'estimate':<18}{'time':>14}{'money':>12}"
-    known = [stage.seconds for stage in stages if stage.seconds is not None]
+    durations = [stage.seconds for stage in stages if stage.seconds is not None]
     prices = [stage.money for stage in stages if stage.money is not None]
-    whole = StageEstimate("in all", sum(known), sum(prices) if prices else None)
+    whole = StageEstimate("in all", sum(durations), sum(prices) if prices else None)
     for stage in (*stages, whole):
         seconds = "unknown" if stage.seconds is None else format_duration(stage.seconds)
         yield f"{stage.stage:<18}{seconds:>14}{'' if stage.money is None else f'{stage.money:.2f}':>12}"
@@ -244,11 +244,11 @@ def _price_of_judge(trajectories: int, shape: EpisodeShape, config: Config) -> f
     return _price(judge.endpoint, trajectories * judge.votes, _JUDGE_TOKENS + shape.tokens, _VERDICT_TOKENS)
 
 
-def _price(endpoint: EndpointConfig, requests: float, read: float, written: float) -> float | None:
+def _price(endpoint: EndpointConfig, requests: float, tokens_in: float, tokens_out: float) -> float | None:
     """Money of requests with so many tokens each; None where the configuration names no price."""
     if not endpoint.price_in and not endpoint.price_out:
         return None
-    return requests * (read * endpoint.price_in + written * endpoint.price_out) / 1e6
+    return requests * (tokens_in * endpoint.price_in + tokens_out * endpoint.price_out) / 1e6
 
 
 class CalledTools(StrEnum):

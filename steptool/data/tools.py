@@ -174,10 +174,10 @@ def toolbench_type(recorded: Any) -> str:
     return _TYPES.get(str(recorded).lower(), "string")
 
 
-def distinct_name(name: str, taken: Mapping[str, Any] | set[str]) -> str:
+def distinct_name(name: str, used_names: Mapping[str, Any] | set[str]) -> str:
     """The name, or where it is taken (long names can end alike) the name with a number in the same 64 characters."""
     number, candidate = 1, name
-    while candidate in taken:
+    while candidate in used_names:
         number += 1
         candidate = f"{name[: NAME_LIMIT - len(str(number)) - 1]}_{number}"
     return candidate

@@ -189,9 +189,9 @@ class NemoGymSession(Session):
     def _record(self, call: ToolCall, observation: str) -> None:
         call_id = f"call_{len(self._output)}"
         arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
-        made = {"type": "function_call", "call_id": call_id, "name": call.name, "arguments": arguments}
+        call_item = {"type": "function_call", "call_id": call_id, "name": call.name, "arguments": arguments}
         self._output += [
-            {**made, "id": f"fc_{call_id}", "status": "completed"},
+            {**call_item, "id": f"fc_{call_id}", "status": "completed"},
             {"type": "function_call_output", "call_id": call_id, "output": observation},
         ]
 

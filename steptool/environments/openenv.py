@@ -327,5 +327,5 @@ def _observation_text(observation: Mapping[str, Any]) -> str:
         if isinstance(result, Mapping) and isinstance(result.get("content"), list):
             return content_text(result["content"]) or write_value(result.get("structured_content"))
         return write_value(result)
-    shown = {name: value for name, value in observation.items() if name != "metadata" and value is not None}
-    return write_value(next(iter(shown.values())) if len(shown) == 1 else shown)
+    fields = {name: value for name, value in observation.items() if name != "metadata" and value is not None}
+    return write_value(next(iter(fields.values())) if len(fields) == 1 else fields)

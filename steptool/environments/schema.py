@@ -219,8 +219,8 @@ def check_tools(tools: Any, where: str) -> None:
 
 def _check_tool(tool: Any, where: str) -> str:
     if not isinstance(tool, Mapping) or tool.get("type") != "function":
-        got = tool.get("type") if isinstance(tool, Mapping) else tool
-        raise SchemaError(f'{where}.type: expected "function", got {_to_text(got)}; write tools in OpenAI\'s form')
+        kind = tool.get("type") if isinstance(tool, Mapping) else tool
+        raise SchemaError(f'{where}.type: expected "function", got {_to_text(kind)}; write tools in OpenAI\'s form')
     function = tool.get("function")
     if not isinstance(function, Mapping):
         raise SchemaError(f"{where}.function: expected an object, got {_to_text(function)}")

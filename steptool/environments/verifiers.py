@@ -167,8 +167,8 @@ class VerifiersSession(Session):
     def _record(self, call: ToolCall, observation: str) -> None:
         call_id = f"call_{len(self._trace.nodes)}"
         arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
-        made = {"id": call_id, "name": call.name, "arguments": arguments}
-        self._add({"role": "assistant", "tool_calls": [made]}, sampled=True)
+        tool_call = {"id": call_id, "name": call.name, "arguments": arguments}
+        self._add({"role": "assistant", "tool_calls": [tool_call]}, sampled=True)
         self._add({"role": "tool", "tool_call_id": call_id, "content": observation, "name": call.name})
 
     def _add(self, message: Mapping[str, Any], *, sampled: bool = False) -> None:

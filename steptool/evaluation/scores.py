@@ -39,8 +39,8 @@ def compare_scores(
     model against itself, and two models without a common task.
     """
     means = _mean_by_task(scores)
-    chosen = [(a, b) for b, a in combinations(means.columns, 2)] if pairs is None else list(pairs)
-    table = pd.DataFrame([_compare_pair(means, a, b, draws, seed, confidence) for a, b in chosen])
+    model_pairs = [(a, b) for b, a in combinations(means.columns, 2)] if pairs is None else list(pairs)
+    table = pd.DataFrame([_compare_pair(means, a, b, draws, seed, confidence) for a, b in model_pairs])
     if table.empty:
         raise ValueError(f"a comparison needs two models, got {list(means.columns)}")
     table["corrected"] = holm(table["p"].tolist())

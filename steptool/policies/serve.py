@@ -316,9 +316,9 @@ def _complete_schema(tool: Any) -> Any:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict):
         return tool
-    given = {name: value for name, value in function.items() if value is not None}
+    fields = {name: value for name, value in function.items() if value is not None}
     parameters = {"type": "object", "properties": {}}
-    return {**tool, "function": {"description": "", "parameters": parameters, **given}}
+    return {**tool, "function": {"description": "", "parameters": parameters, **fields}}
 
 
 def _refuse(request: Request, key: str) -> Response | None:

@@ -236,9 +236,9 @@ def _answers(
         return True
     if any(source.wrote for source in origins):
         return True
-    read = [other for other, words in stretch.fields if words & requested and not LOOKS_LIKE_A_THING.match(other)]
-    computed = any(other in source.arguments for source in origins for other in read)
-    return (not read or computed) and (stretch.wrote or not writers & requested)
+    related = [other for other, words in stretch.fields if words & requested and not LOOKS_LIKE_A_THING.match(other)]
+    computed = any(other in source.arguments for source in origins for other in related)
+    return (not related or computed) and (stretch.wrote or not writers & requested)
 
 
 def _verb(name: str) -> frozenset[str]:

@@ -146,14 +146,14 @@ def _make_row(pair: Sequence[Spanned], references: Sequence[float]) -> Row:
 def _lend(policy: torch.nn.Module) -> Iterator[PreTrainedModel]:
     """The model inside a policy; what TRL sets on it besides the weights is as before when the context ends."""
     model = causal_lm(policy)
-    held = [(part, dict(vars(part))) for part in (model.config, model.generation_config)]
+    former_settings = [(part, dict(vars(part))) for part in (model.config, model.generation_config)]
     attributes = set(vars(model))
     try:
         yield model
     finally:
         for name in set(vars(model)) - attributes:
             delattr(model, name)
-        for part, values in held:
+        for part, values in former_settings:
             vars(part).clear()
             vars(part).update(values)
         policy.eval()

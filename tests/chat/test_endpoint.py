@@ -74,8 +74,8 @@ def test_fields_of_the_configuration_are_merged_into_the_request_and_null_remove
     connect(server, request={**fields, **unknown_to_the_client}).chat(user("hi"), [], "auto")
     connect(server, request={"extra_body": {"top_k": 7}}).chat(user("hi"))
     first, second = server.requests
-    kept = {"max_completion_tokens": 9, "tool_choice": "required", **unknown_to_the_client}
-    assert first == {"model": "m", "messages": user("hi"), **kept}
+    request_fields = {"max_completion_tokens": 9, "tool_choice": "required", **unknown_to_the_client}
+    assert first == {"model": "m", "messages": user("hi"), **request_fields}
     assert second["top_k"] == 7 and second["max_tokens"] == 1024
 
 

@@ -22,8 +22,8 @@ NAMES = ["deepseekv3", "gemma", "glm4moe", "gptoss", "llama3_1", "nemotron_3_nan
 def test_an_answer_is_written_and_read_and_the_user_goes_on(name: str) -> None:
     codec = ChatCodec(make_tokenizer((FOLDER / f"{name}.jinja").read_text()))
     wish: Message = {"role": "user", "content": "And order 8?"}
-    told = to_text_answers([*TALK, wish, TALK[-1]], codec.format.render_answer)
-    lesson = codec.encode(told, TOOLS[:1])
+    in_text = to_text_answers([*TALK, wish, TALK[-1]], codec.format.render_answer)
+    lesson = codec.encode(in_text, TOOLS[:1])
     spans = [lesson.input_ids[start:end].tolist() for start, end in lesson.spans]
     answers = [codec.parse(ids, TOOLS).answer for ids in spans]
     assert answers == [None, "It is shipped.", "It is shipped."]
@@ -40,7 +40,7 @@ def test_which_tools_a_model_sees() -> None:
 
 
 def test_conversations_are_told_in_text_and_with_finish() -> None:
-    told: list[Message] = [
+    in_text: list[Message] = [
         {"role": "user", "content": "go"},
         call_message(SEVEN, "<think>\nhm\n</think>"),
         tool_message("Finish", ""),
@@ -49,12 +49,12 @@ def test_conversations_are_told_in_text_and_with_finish() -> None:
         tool_message("Finish", '{"error": "final_answer is missing"}'),
         call_message(SEVEN, "These words would be a part of the answer."),
     ]
-    text = to_text_answers(told)
+    text = to_text_answers(in_text)
     assert text == [
-        told[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\n7"}, *told[3:6],
+        in_text[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\n7"}, *in_text[3:6],
         {"role": "assistant", "content": "7"},
     ]  # fmt: skip
-    assert to_finish_calls([told[0], text[-1]]) == [told[0], call_message(SEVEN), tool_message("Finish", "")]
+    assert to_finish_calls([in_text[0], text[-1]]) == [in_text[0], call_message(SEVEN), tool_message("Finish", "")]
 
 
 def test_a_finish_after_which_the_assistant_goes_on_stays_a_call_that_failed() -> None:

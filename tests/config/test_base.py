@@ -83,7 +83,7 @@ def test_overrides_replace_single_fields_and_leave_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("ppo.rounds", "'ppo.rounds' sets no field: write it as section.field=value, such as ppo.rounds=4"),
         ("=4", "'=4' sets no field"),
@@ -91,10 +91,10 @@ def test_overrides_replace_single_fields_and_leave_the_rest() -> None:
         ("data.paths=[a", "'data.paths=[a': not YAML: expected ',' or ']'"),
     ],
 )
-def test_an_override_of_another_form_is_refused(text: str, said: str) -> None:
+def test_an_override_of_another_form_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as excinfo:
         override({}, [text])
-    assert str(excinfo.value).startswith(said)
+    assert str(excinfo.value).startswith(message)
 
 
 def test_a_file_that_is_too_large_for_a_configuration_is_not_parsed(tmp_path: Path) -> None:

@@ -147,14 +147,14 @@ def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(folder: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("dtype_name", "expected"),
     [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
 )
 @pytest.mark.parametrize("base", ["scratch", "embedded"])
 def test_the_base_is_saved_in_the_precision_of_the_policy(
-    tmp_path: Path, base: str, asked: str, expected: torch.dtype
+    tmp_path: Path, base: str, dtype_name: str, expected: torch.dtype
 ) -> None:
-    policy = PolicyConfig.model_validate({"base": base, "dtype": asked, "max_context": 512})
+    policy = PolicyConfig.model_validate({"base": base, "dtype": dtype_name, "max_context": 512})
     folder = prepare_base(policy, TEXTS, 0, tmp_path / "first")
     assert load_model(folder).dtype is expected
     again = prepare_base(PolicyConfig(base=str(folder)), [], 0, tmp_path / "second")

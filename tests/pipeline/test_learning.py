@@ -144,16 +144,16 @@ def test_an_interrupted_stage_goes_on_behind_its_last_round(
     class KilledError(Exception):
         pass
 
-    kept: list[str] = []
+    checkpoint_names: list[str] = []
 
     def keep_and_die() -> None:
-        kept.extend(path.name for path in (tmp_path / "state").glob("checkpoint-*"))
-        if len(kept) == 2:
+        checkpoint_names.extend(path.name for path in (tmp_path / "state").glob("checkpoint-*"))
+        if len(checkpoint_names) == 2:
             raise KilledError
 
     with pytest.raises(KilledError):
         play_and_learn(inputs, 0, ROUNDS, inputs.start, None, tmp_path / "state", on_checkpoint=keep_and_die)
-    assert kept == ["checkpoint-1", "checkpoint-2"]
+    assert checkpoint_names == ["checkpoint-1", "checkpoint-2"]
     assert len(list((tmp_path / "state").rglob("policy"))) == 1  # that of the last round alone
 
     capsys.readouterr()

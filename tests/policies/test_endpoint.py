@@ -313,8 +313,8 @@ def test_what_failed_on_the_way_is_taken_up_where_it_stopped(serve, environment,
     queries = [make_query(name, name) for name in "ab"]
 
     def play_again() -> list[StopReason]:
-        with closing(Endpoint(endpoint.config, tmp_path / "replies.sqlite")) as kept:
-            episodes = play(kept, queries, environment)
+        with closing(Endpoint(endpoint.config, tmp_path / "replies.sqlite")) as with_replies:
+            episodes = play(with_replies, queries, environment)
         assert [episode.cost.completion_tokens for episode in episodes] == [40, 40]
         return [episode.trajectory.stop_reason for episode in episodes]
 

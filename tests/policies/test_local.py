@@ -42,8 +42,8 @@ def test_an_episode_from_the_first_call_to_the_answer(
 ) -> None:
     turns = [A, "Hm. " + C, BAD, UNKNOWN, "who knows", NO_ANSWER, NO_TYPE, SEVEN]
     (t,) = run(parrot({"go": turns}), [make_query("q1", "go")])
-    tried = [S.OK, S.TOOL_ERROR, S.INVALID_ARGUMENTS, S.UNKNOWN_TOOL, S.MALFORMED]
-    assert [s.status for s in t.steps] == [*tried, S.INVALID_ARGUMENTS, S.INVALID_ARGUMENTS, S.FINISH]
+    statuses = [S.OK, S.TOOL_ERROR, S.INVALID_ARGUMENTS, S.UNKNOWN_TOOL, S.MALFORMED]
+    assert [s.status for s in t.steps] == [*statuses, S.INVALID_ARGUMENTS, S.INVALID_ARGUMENTS, S.FINISH]
     assert [s.observation for s in t.steps] == [
         '{"a": 7}',
         '{"error": "out of reach"}',

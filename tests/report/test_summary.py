@@ -184,8 +184,8 @@ def test_a_group_whose_tasks_ingest_dropped_is_named_in_the_notes(tmp_path):
     (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
     data = {"source": "jsonl", "paths": [str(tmp_path / "tasks.jsonl")], "heldout_queries": 1}
     read = ingest(Config.model_validate({"data": data}), tmp_path / "out", for_training=False)
-    (kept,) = read_queries(read.queries_path)
-    lost = "ab".replace(kept.tier, "")
+    (kept_query,) = read_queries(read.queries_path)
+    lost = "ab".replace(kept_query.tier, "")
     assert list(_notes(tmp_path, count_metrics("ingest", read.counts), [])) == [
         f"1 queries were dropped: more than data.heldout_queries, which leaves no task of the group '{lost}'."
     ]

@@ -98,8 +98,8 @@ def test_a_model_sees_no_finish_and_its_answer_is_trained_as_it_was_sampled(
     assert len(t.logprobs) == sum(end - start for start, end in t.spans) and (t.logprobs <= 0).all()
     assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.FINISHED, "7", 1.0)
     # A demonstration with the same calls, told with Finish, becomes the very tokens that were sampled.
-    told = [*t.messages[:-1], call_message(SEVEN)]
-    lesson = codec.encode(to_text_answers(told, codec.format.render_answer), [GET])
+    messages = [*t.messages[:-1], call_message(SEVEN)]
+    lesson = codec.encode(to_text_answers(messages, codec.format.render_answer), [GET])
     assert lesson.input_ids.tolist() == t.input_ids.tolist() and lesson.spans == t.spans
 
 

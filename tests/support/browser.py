@@ -38,7 +38,7 @@ class Browser:
     def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         lines = iter(self._process.stderr or ())
-        address = next(found for line in lines if (found := re.search(r"listening on ws://([^/]+)/", line)))
+        address = next(match for line in lines if (match := re.search(r"listening on ws://([^/]+)/", line)))
         with urlopen(f"http://{address.group(1)}/json/list", timeout=30) as response:
             target = next(target for target in json.load(response) if target["type"] == "page")
         self._socket = create_connection(target["webSocketDebuggerUrl"], suppress_origin=True, timeout=60)

@@ -46,20 +46,20 @@ def test_warm_start_is_a_function_of_its_seed(model_dir: Path, tmp_path: Path, m
 def test_an_interrupted_warm_start_goes_on_to_the_same_weights(
     model_dir: Path, tmp_path: Path, make: SimpleNamespace, lora_rank: int
 ) -> None:
-    rows, cfg, told = make.trajectories(12), WarmStartConfig(steps=9, batch_size=5), []
+    rows, cfg, saves = make.trajectories(12), WarmStartConfig(steps=9, batch_size=5), []
     arguments = (model_dir, rows, cfg, PolicyConfig(lora_rank=lora_rank), 0)
 
     def stop(step: int, _: float) -> None:
         if step == 6:
             raise KeyboardInterrupt
 
-    checkpointing = {"checkpoints": tmp_path / "kept", "checkpoint_every": 4, "on_checkpoint": lambda: told.append(1)}
+    checkpointing = {"checkpoints": tmp_path / "kept", "checkpoint_every": 4, "on_checkpoint": lambda: saves.append(1)}
     with pytest.raises(KeyboardInterrupt):
         warm_start(*arguments, tmp_path / "a", on_step=stop, **checkpointing)
-    assert len(told) == 1
+    assert len(saves) == 1
     steps: list[int] = []
     resumed = warm_start(*arguments, tmp_path / "a", on_step=lambda step, _: steps.append(step), **checkpointing)
-    assert steps == [5, 6, 7, 8, 9] and len(told) == 3
+    assert steps == [5, 6, 7, 8, 9] and len(saves) == 3
     assert resumed == warm_start(*arguments, tmp_path / "b")
     assert same_weights(tmp_path / "a", tmp_path / "b")
 

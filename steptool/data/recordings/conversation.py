@@ -45,7 +45,7 @@ def read_written_calls(messages: Sequence[Any], tools: Sequence[ToolSchema]) -> 
     types. Messages without such calls stay as they are.
     """
     names = {tool["function"]["name"] for tool in tools}
-    read: list[Any] = []
+    results: list[Any] = []
     for message, following in zip(messages, [*messages[1:], None], strict=True):
         message = _read_harmony(message)
         calls, thought = _read_written_calls(message, tools)
@@ -53,35 +53,35 @@ def read_written_calls(messages: Sequence[Any], tools: Sequence[ToolSchema]) -> 
         if calls and (answered or all(call.name in names for call in calls)):
             tool_calls = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in calls]
             message = {**message, "content": thought, "tool_calls": tool_calls}
-        read.append(message)
-    return read
+        results.append(message)
+    return results
 
 
 def _read_written_calls(message: Any, tools: Sequence[ToolSchema]) -> tuple[list[ToolCall], str]:
     """All calls in the text of an assistant's message without other calls, and the thought before them."""
     text = message.get("content") if isinstance(message, dict) and message.get("role") == "assistant" else None
     if isinstance(text, str) and not message.get("tool_calls") and not message.get("function_call"):
-        for written in (QWEN_XML, GLM, DEEPSEEK, MISTRAL, LLAMA):
-            if turns := [written.parse(part, tools) for part in _split_calls(written, text)]:
+        for chat_format in (QWEN_XML, GLM, DEEPSEEK, MISTRAL, LLAMA):
+            if turns := [chat_format.parse(part, tools) for part in _split_calls(chat_format, text)]:
                 calls = [turn.call for turn in turns if turn.call]
                 if len(calls) == len(turns):
                     return calls, turns[0].thought
     return [], ""
 
 
-def _split_calls(written: Format, text: str) -> list[str]:
+def _split_calls(chat_format: Format, text: str) -> list[str]:
     """The text as parts of one call each, the words before the first with it; whole where it makes one call or none."""
     parts: list[str] = []
     words = text
-    if written in (QWEN_XML, GLM):
+    if chat_format in (QWEN_XML, GLM):
         parts, words = _TAGS.findall(text), _TAGS.sub("", text)
-    elif written is DEEPSEEK:
+    elif chat_format is DEEPSEEK:
         text = _DEEPSEEK_ALL.sub("", text)
         parts, words = _DEEPSEEK.findall(text), _DEEPSEEK.sub("", text)
-    elif written is MISTRAL:
+    elif chat_format is MISTRAL:
         parts = [part for call in _MISTRAL.findall(text) for part in _split_list(call)]
         words = _MISTRAL.sub("", text)
-    elif written is LLAMA:
+    elif chat_format is LLAMA:
         head, tag, body = text.rpartition(_PYTHON_TAG)
         parts, words = list(_split_objects(body)), head + tag
     if len(parts) < 2 or not text.startswith(words.rstrip()):
@@ -131,10 +131,10 @@ def _read_harmony(message: Any) -> Any:
             thoughts.append(part["body"].strip())
         else:
             words.append(part["body"].strip())
-    read = [GPT_OSS.parse(call).call for call in calls]
-    if not all(read):
+    parsed_calls = [GPT_OSS.parse(call).call for call in calls]
+    if not all(parsed_calls):
         return message
-    tool_calls = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in read if call]
+    tool_calls = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in parsed_calls if call]
     reasoning = {"reasoning_content": join_texts(thoughts)} if thoughts else {}
     return {**message, "content": join_texts(words), **reasoning, **({"tool_calls": tool_calls} if tool_calls else {})}
 

@@ -66,20 +66,20 @@ def _is_observation(message: Any) -> bool:
 
 def _read_react(messages: Sequence[Any]) -> list[Any]:
     """The messages with the calls of ReAct's texts: those that an observation follows, and the final answer."""
-    read: list[Any] = []
+    results: list[Any] = []
     for message, following in zip(messages, [*messages[1:], None], strict=True):
         text = message.get("content") if isinstance(message, dict) else None
         if _is_observation(message):
-            read.append({"role": "tool", "content": message["content"].lstrip().removeprefix(_OBSERVATION).strip()})
+            results.append({"role": "tool", "content": message["content"].lstrip().removeprefix(_OBSERVATION).strip()})
         elif not isinstance(text, str) or message.get("role") != "assistant" or message.get("tool_calls"):
-            read.append(message)
+            results.append(message)
         elif _is_observation(following) and (turn := REACT.parse(text)).call:
-            read.append({**message, **call_message(turn.call, turn.thought)})
+            results.append({**message, **call_message(turn.call, turn.thought)})
         else:
             thought, answers, answer = text.rpartition(_FINAL_ANSWER)
             reasoning = {"reasoning_content": thought.strip().removeprefix("Thought:").strip()} if answers else {}
-            read.append({**message, "content": answer.strip() if answers else text, **reasoning})
-    return read
+            results.append({**message, "content": answer.strip() if answers else text, **reasoning})
+    return results
 
 
 def find_tools_of_system(messages: Sequence[Any]) -> tuple[list[Any], list[Any]] | None:

@@ -102,7 +102,7 @@ def make_database(seed: str) -> Database:
         },
         "flight": {f: {"seats": rng.choice(("free", "full"))} for f in flights},
     }
-    written = {
+    receipt_targets = {
         "refund": orders,
         "return": orders,
         "supply": products,
@@ -115,7 +115,7 @@ def make_database(seed: str) -> Database:
         tables,
         {c: rng.randrange(10, 40) for c in CITIES},
         {(a, b): rng.randrange(10, 100) for a in CURRENCIES for b in CURRENCIES},
-        {(k, key): i for k, keys in written.items() for key, i in zip(keys, ids(k, len(keys)), strict=True)},
+        {(k, key): i for k, keys in receipt_targets.items() for key, i in zip(keys, ids(k, len(keys)), strict=True)},
     )
 
 

@@ -344,7 +344,7 @@ def desk_demonstrations(config: Config, queries: Sequence[Query]) -> list[Trajec
     """Attempts of the expert at training queries in random order, as many as the warm start takes."""
     train = [q for q in queries if q.split == "train"]
     rng = random.Random(f"expert/{config.seed}")
-    chosen = [
+    drawn_queries = [
         train[i % len(train)] for i in rng.sample(range(len(train)), min(len(train), config.warm_start.demonstrations))
     ]
-    return [Expert(q, rng, config.warm_start.slips, config.warm_start.shortcuts).attempt() for q in chosen]
+    return [Expert(q, rng, config.warm_start.slips, config.warm_start.shortcuts).attempt() for q in drawn_queries]

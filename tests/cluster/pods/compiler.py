@@ -165,52 +165,52 @@ class _Check:
         elif sides[0] != sides[1]:
             yield f"{place}: a condition compares {_describe(sides[0])} with {_describe(sides[1])}"
 
-    def bindings(self, place: str, bindings: list[Binding], wanted: Types) -> Iterator[str]:
+    def bindings(self, place: str, bindings: list[Binding], target_types: Types) -> Iterator[str]:
         """What is wrong with the values that something gets."""
         names = [b.var for b in bindings]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"{place}: the input {name} is bound more than once"
-        for name in sorted(set(names) - set(wanted)):
+        for name in sorted(set(names) - set(target_types)):
             yield f"{place}: there is no input {name}"
-        for name, kind in sorted(wanted.items()):
+        for name, kind in sorted(target_types.items()):
             if name not in names and not optional(kind):
                 yield f"{place}: the input {name} is not bound"
         for binding in bindings:
-            if binding.var in wanted:
+            if binding.var in target_types:
                 try:
-                    self._fit(binding.binding, wanted[binding.var])
+                    self._fit(binding.binding, target_types[binding.var])
                 except Refused as fault:
                     yield f"{place}: the input {binding.var}: {fault}"
 
-    def _fit(self, data: BindingData, wanted: LiteralType) -> None:
+    def _fit(self, data: BindingData, target_type: LiteralType) -> None:
         """Check a binding against the type that is wanted.
 
         Raises:
             Refused: it does not fit.
         """
         match data.WhichOneof("value"):
-            case "collection" if wanted.HasField("collection_type"):
+            case "collection" if target_type.HasField("collection_type"):
                 for part in data.collection.bindings:
-                    self._fit(part, wanted.collection_type)
+                    self._fit(part, target_type.collection_type)
                 return
-            case "map" if wanted.HasField("map_value_type"):
+            case "map" if target_type.HasField("map_value_type"):
                 for part in data.map.bindings.values():
-                    self._fit(part, wanted.map_value_type)
+                    self._fit(part, target_type.map_value_type)
                 return
-            case "collection" | "map" if wanted.HasField("union_type"):
-                if sum(self._fits(data, variant) for variant in wanted.union_type.variants) != 1:
-                    raise Refused(f"expected a value for exactly one of {_describe(wanted)}")
+            case "collection" | "map" if target_type.HasField("union_type"):
+                if sum(self._fits(data, variant) for variant in target_type.union_type.variants) != 1:
+                    raise Refused(f"expected a value for exactly one of {_describe(target_type)}")
                 return
         kind = self._type(data)
-        if not castable(kind, wanted):
-            raise Refused(f"expected {_describe(wanted)}, got {_describe(kind)}")
-        allowed = wanted.enum_type.values
+        if not castable(kind, target_type):
+            raise Refused(f"expected {_describe(target_type)}, got {_describe(kind)}")
+        allowed = target_type.enum_type.values
         if allowed and data.HasField("scalar") and data.scalar.primitive.string_value not in allowed:
             raise Refused(f"expected one of {', '.join(allowed)}")
 
-    def _fits(self, data: BindingData, wanted: LiteralType) -> bool:
+    def _fits(self, data: BindingData, target_type: LiteralType) -> bool:
         try:
-            self._fit(data, wanted)
+            self._fit(data, target_type)
         except Refused:
             return False
         return True

@@ -57,9 +57,9 @@ def _castable(source: LiteralType, target: LiteralType) -> bool:
     return is_none(source) if is_none(target) else _same(source, target)
 
 
-def _inside(source: LiteralType, part: LiteralType, wanted: LiteralType, field: str) -> bool:
+def _inside(source: LiteralType, part: LiteralType, target_type: LiteralType, field: str) -> bool:
     """Whether lists or maps match: what is empty fits any."""
-    return source.HasField(field) and (is_none(part) or castable(part, wanted))
+    return source.HasField(field) and (is_none(part) or castable(part, target_type))
 
 
 def _chosen(source: LiteralType, target: UnionType) -> bool:
