@@ -1,10 +1,7 @@
 """Episodes through a real HTTP server that speaks OpenAI's chat completions and refuses what is not well formed."""
 
-import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,7 +10,7 @@ from steptool.chat.call_format import Format
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.chat.formats import HERMES
 from steptool.chat.messages import model_schemas
-from steptool.config import Config, EndpointConfig, EvaluatedPolicy, FinishMode, RolloutConfig
+from steptool.config import Config, EvaluatedPolicy, FinishMode, RolloutConfig
 from steptool.environments.base import Environment
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import DONE, desk_queries
@@ -25,10 +22,7 @@ from steptool.records.columns import from_row, to_row
 from steptool.records.tables import write_records
 from steptool.rollout.episode import Decoding, PlayedEpisode, TurnCost
 from steptool.rollout.runner import roll_out
-
-Message = dict[str, Any]
-Brain = Callable[[list[Message]], Message | str | int]
-"""What is said to a conversation: a message, the words of a 400, or the number of another failure."""
+from strict_chat_server import Message, calls, finish, script, turn_of
 
 
 def play(
@@ -46,110 +40,6 @@ def play(
     rollout = RolloutConfig(max_steps=max_steps, finish=finish)
     policy = EndpointPolicy(endpoints, name="far", rollout=rollout, instructions=instructions, form=form)
     return roll_out(policy, queries, environment, decoding=Decoding.GREEDY, **settings)
-
-
-def calls(*made: tuple[str, Any], text: str | None = None) -> Message:
-    """A reply with calls; arguments as an object, or as the text that the server writes."""
-    tool_calls = [
-        {
-            "id": f"call_{n}",
-            "type": "function",
-            "function": {"name": name, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)},
-        }
-        for n, (name, arguments) in enumerate(made)
-    ]
-    return {"role": "assistant", "content": text, "tool_calls": tool_calls}
-
-
-def finish(answer: str) -> Message:
-    return calls((FINISH, {"return_type": "give_answer", "final_answer": answer}))
-
-
-def fault(request: dict[str, Any]) -> str:
-    """What a strict server finds wrong with a request."""
-    messages = request["messages"]
-    user, *turns = messages[1:] if messages[0]["role"] == "system" else messages
-    if user["role"] != "user" or not all(t["type"] == "function" for t in request["tools"]):
-        return "expected system, user and tools"
-    if len(turns) % 3 == 0 and turns and turns[-1]["role"] == "user" and turns[-2]["role"] == "tool":
-        turns = turns[:-1]  # the user goes on
-    for turn, answer in zip(turns[::2], turns[1::2], strict=True):
-        for call in turn.get("tool_calls", []):
-            arguments = call["function"]["arguments"]
-            json.loads(arguments or "{}") if isinstance(arguments, str) else dict(arguments)
-            if (answer["role"], answer["tool_call_id"]) != ("tool", call["id"]) or len(turn["tool_calls"]) > 1:
-                return "each call needs its answer"
-        if "tool_calls" not in turn and not (turn["content"] and answer["role"] == "user"):
-            return "text needs a text"
-    return ""
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, brain: Brain) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.brain, self.requests = brain, []
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(request)
-        problem = "no such path" if self.path != "/v1/chat/completions" else fault(request)
-        reply = problem or self.server.brain(request["messages"])
-        if not isinstance(reply, dict):
-            status = reply if isinstance(reply, int) else 400
-            self.answer(status, {"error": {"message": str(reply)}})
-            return
-        self.answer(
-            200,
-            {
-                "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
-                "choices": [{"index": 0, "finish_reason": reply.get("finish_reason", "stop"), "message": reply}],
-                "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-            },
-        )  # fmt: skip
-
-    def answer(self, code: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., tuple[Endpoint, Server]]]:
-    """An endpoint of a server with that brain."""
-    opened: list[tuple[Endpoint, Server]] = []
-
-    def start(brain: Brain, **settings: Any) -> tuple[Endpoint, Server]:
-        server = Server(brain)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/v1"
-        config = EndpointConfig(base_url=address, model="scripted", key_variable="NO_KEY_HERE", retries=0, **settings)
-        opened.append((Endpoint(config), server))
-        return opened[-1]
-
-    yield start
-    for endpoint, server in opened:
-        with closing(endpoint), server:
-            server.shutdown()
-
-
-def turn_of(messages: list[Message]) -> int:
-    return sum(m["role"] == "assistant" for m in messages)
-
-
-def script(*turns: Message) -> Brain:
-    return lambda messages: turns[turn_of(messages)]
 
 
 def test_desk_tasks_are_solved_through_an_endpoint(serve):
