@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
-from steptool.models.actor import Actor, Indices, Spanned, action_places
+from steptool.models.actor import VARIABLE_LENGTH, Actor, Indices, Spanned, action_places
 from steptool.models.logprobs import causal_lm
 from steptool.training.algorithms.eto import ExplorationPreference
 from steptool.training.processes import processes
@@ -144,8 +144,13 @@ def _make_row(pair: Sequence[Spanned], references: Sequence[float]) -> Row:
 
 @contextmanager
 def _lend(policy: torch.nn.Module) -> Iterator[PreTrainedModel]:
-    """The model inside a policy; what TRL sets on it besides the weights is as before when the context ends."""
+    """The model inside a policy, with attention for padded sequences. What TRL sets on it besides the weights, and the
+    attention, are as before when the context ends.
+    """
     model = causal_lm(policy)
+    attention = model.config._attn_implementation
+    if attention == VARIABLE_LENGTH:
+        model.set_attn_implementation("sdpa")
     former_settings = [(part, dict(vars(part))) for part in (model.config, model.generation_config)]
     attributes = set(vars(model))
     try:
@@ -156,6 +161,7 @@ def _lend(policy: torch.nn.Module) -> Iterator[PreTrainedModel]:
         for part, values in former_settings:
             vars(part).clear()
             vars(part).update(values)
+        model.set_attn_implementation(attention)
         policy.eval()
 
 

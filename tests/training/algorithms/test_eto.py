@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
 from steptool.config import Config, PolicyConfig
-from steptool.models.actor import Actor, collate
+from steptool.models.actor import VARIABLE_LENGTH, Actor, collate
 from steptool.models.load import load_model
 from steptool.models.optimizer import adamw
 from steptool.records import Step, StepReward, StepStatus, ToolCall, Trajectory
@@ -144,19 +144,22 @@ def test_an_interrupted_round_goes_on_to_the_same_weights(
         assert all(torch.equal(actual[name], expected[name]) for name in expected), file
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize(("rank", "attention"), [(0, "sdpa"), (4, "sdpa"), (0, VARIABLE_LENGTH)])
 def test_a_model_is_as_before_but_for_its_weights(
-    model_dir: Path, tmp_path: Path, make: SimpleNamespace, rank: int
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace, rank: int, attention: str
 ) -> None:
     """TRL puts a forward pass and settings of its own on the model, with which the next round is played."""
     rows, model = tries(make, "aabb"), load_model(model_dir)
+    model.set_attn_implementation(attention)  # that for packed sequences, as on a GPU, takes one at a time
     before = model.config.to_dict(), model.generation_config.to_dict()
-    config = configure(make, batch_size=4).model_copy(update={"policy": PolicyConfig(lora_rank=rank)})
+    config = configure(make, batch_size=4, micro_batch_size=1)
+    config = config.model_copy(update={"policy": PolicyConfig(lora_rank=rank)})
     result = train_round(
         model_dir, model_dir, rows, outcomes(rows, [1.0, 0.0] * 2), config=config, round_index=0, out_dir=tmp_path,
         load=lambda folder: model,
     )  # fmt: skip
     assert figures(result, "margin")[-1] > 0
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
+    assert model.config._attn_implementation == attention
     assert "forward" not in vars(model) and not model.training
     assert (tmp_path / "adapter_model.safetensors").exists() == bool(rank)
