@@ -82,7 +82,8 @@ class ChatCodec:
         if form is None and not own:
             self._turns.check_that_react_fits()
         self.end_token, self.end_id = self._turns.end_token, int(tokenizer.convert_tokens_to_ids(self._turns.end_token))
-        self.end_ids = {self.end_id, *end_ids} | ({tokenizer.eos_token_id} - {None})
+        self._answer_end_id = int(tokenizer.convert_tokens_to_ids(self._turns.answer_end))
+        self.end_ids = {self.end_id, self._answer_end_id, *end_ids} | ({tokenizer.eos_token_id} - {None})
         if self.format is LLAMA and _LLAMA_END in tokenizer.get_added_vocab():
             self.end_ids.add(int(tokenizer.convert_tokens_to_ids(_LLAMA_END)))
         self._knows_developer = "developer" in template.literals
@@ -124,7 +125,7 @@ class ChatCodec:
     def user_ids(self, user_turn: str, *, closed: bool = True) -> list[int]:
         """Tokens between the end of a turn without a call and the next turn, where the user speaks; as above."""
         ids = self._between([{"role": "user", "content": user_turn}])
-        return ids if closed else [self.end_id, *ids]
+        return ids if closed else [self._answer_end_id, *ids]
 
     def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
         """Read the sampled tokens of one turn, end-of-turn token included or not.
@@ -162,8 +163,8 @@ class ChatCodec:
         if not turns:
             return self.prompt_ids(messages, tools)
         path = self.encode(messages, tools, sampled).input_ids.tolist()
-        closed = path[-1] in self.end_ids
-        return [*path, *([] if closed else [self.end_id]), *self._between(messages[turns[-1] + 1 :])]
+        following = messages[turns[-1] + 1 :]
+        return [*path, *self._missing_end(path, following), *self._between(following)]
 
     def encode(
         self,
@@ -183,8 +184,8 @@ class ChatCodec:
         spans: list[tuple[int, int]] = []
         for number, turn in enumerate(turns):
             if number:
-                ids += [] if ids[-1] in self.end_ids else [self.end_id]
-                ids += self._between(messages[turns[number - 1] + 1 : turn])
+                following = messages[turns[number - 1] + 1 : turn]
+                ids += [*self._missing_end(ids, following), *self._between(following)]
             start = len(ids)
             ids += sampled.get(turn) or self.assistant_ids(messages[turn], tools, first=not number)
             spans.append((start, len(ids)))
@@ -194,6 +195,12 @@ class ChatCodec:
         content_ids = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
         return self.format.parse(self._turns.read(self._decode(content_ids)), tools)
 
+    def _missing_end(self, ids: Sequence[int], following: Sequence[Message]) -> list[int]:
+        """The token that ends the last turn, where these messages follow it and it was cut off before that token."""
+        if ids[-1] in self.end_ids:
+            return []
+        return [self.end_id if following and following[0]["role"] == "tool" else self._answer_end_id]
+
     def _between(self, messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise ValueError("two assistant messages stand side by side; merge them or put the tool's answer between")
@@ -201,7 +208,8 @@ class ChatCodec:
         if not self.native:
             safe = turns.alternating(safe)
         text = self._turns.between(safe, str(messages[0].get("name") or "tool"))
-        return self._encode_after(self.end_token, text)
+        end = self.end_token if messages[0]["role"] == "tool" else self._turns.answer_end
+        return self._encode_after(end, text)
 
     def _safe(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template takes them, without text in them that would change their structure."""

@@ -150,6 +150,7 @@ class TurnRenderer:
         self.shows_tools = native and _MARK in template.try_render([_USER], [_TOOL])
         self.system_role = "system" if _MARK in template.try_render([_SYSTEM, _USER]) else "user"
         self.end_token, self._writes_end = self._find_end()
+        self.answer_end = self._find_answer_end()
         last = template.last_control_token(self._opening)
         self.prompt_tail = self._opening[self._opening.rindex(last) :] if last else self._opening
         self._lead = "" if native else self._body(_SPOKEN)[0].partition(_MARK)[0]
@@ -161,7 +162,7 @@ class TurnRenderer:
         turn = _with_id(message, self._json_arguments)
         if self._native:
             text, end = self._body(turn)
-            text += end or self.end_token
+            text += end or (self.end_token if calls_of(message) else self.answer_end)
         else:
             (turn,) = to_text([_with_id(message)], self._form, tools)
             text = self._lead + text_of(turn) + self.end_token
@@ -279,6 +280,14 @@ class TurnRenderer:
             f"the chat template must end an assistant turn with one special token, but ends it with {tail[-20:]!r} "
             f"(rendered: {text!r}); add that text to the tokenizer as one special token"
         )
+
+    def _find_answer_end(self) -> str:
+        """The token that ends a turn without a call: another one where turns end with what the next message begins
+        with, which is the user's then and not a tool's."""
+        if not (self._native and self._writes_end) or self._end_of(self._template.render([_USER, _SPOKEN]).rstrip()):
+            return self.end_token
+        following = self._template.try_render([_USER, _SPOKEN, {"role": "user", "content": _OTHER}])
+        return (following and self._template.first_control_token(self._rest(_SPOKEN, following))) or self.end_token
 
     def _end_of(self, text: str) -> str:
         """The control token at the end of a turn's text that is no part of a call or of thinking; empty without one."""

@@ -33,6 +33,19 @@ def test_an_answer_is_written_and_read_and_the_user_goes_on(name: str) -> None:
     assert "Finish" not in codec.tokenizer.decode(lesson.input_ids)
 
 
+def test_an_answer_of_glm_ends_where_the_user_begins_and_a_call_where_the_tool_does() -> None:
+    codec = ChatCodec(make_tokenizer((FOLDER / "glm4moe.jinja").read_text()))
+    wish: Message = {"role": "user", "content": "And order 8?"}
+    lesson = codec.encode(to_text_answers([*TALK, wish, TALK[-1]]), TOOLS[:1])
+    text = codec.tokenizer.decode(lesson.input_ids)
+    assert "</tool_call><|observation|>\n<tool_response>" in text
+    assert "It is shipped.<|user|>\nAnd order 8?<|assistant|>" in text and text.endswith("It is shipped.<|user|>")
+    ends = {codec.tokenizer.convert_tokens_to_ids(token) for token in ("<|user|>", "<|observation|>")}
+    assert ends <= codec.end_ids
+    cut_off = codec.user_ids("And order 8?", closed=False)
+    assert codec.tokenizer.decode(cut_off) == "<|user|>\nAnd order 8?<|assistant|>"
+
+
 def test_which_tools_a_model_sees() -> None:
     assert offered_tools([FINISH_SCHEMA, GET], "text") == offered_tools([GET], "text") == [GET]
     assert offered_tools([FINISH_SCHEMA, GET], "tool") == [FINISH_SCHEMA, GET]

@@ -5,9 +5,12 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from steptool.records.episodes import read_queries
 
 ROOT = Path(__file__).parents[2]
 PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
@@ -113,3 +116,14 @@ def test_overrides_follow_the_path(tmp_path: Path) -> None:
     result = run_train(f"{ROOT}/configs/laptop.yaml ppo.rounds=4 ppo.epoch=2", tmp_path / "out")
     assert result.returncode != 0
     assert "did you mean 'epochs'?" in text_of(result)
+
+
+def test_a_run_takes_the_overrides_behind_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "my small.yaml"
+    path.write_text("data: {train_queries: 6, validation_queries: 2, heldout_queries: 4}\n")
+    config = f"'{path}' data.train_queries=3 warm_start.demonstrations=2 rollout.finish=text"
+    result = call(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", config, "--output", f"{tmp_path}/out")
+    assert result.returncode == 0, text_of(result)
+    queries = read_queries(tmp_path / "out" / "queries.parquet")
+    assert Counter(query.split for query in queries) == {"train": 3, "validation": 2, "heldout": 4}
+    assert all(tool["function"]["name"] != "Finish" for query in queries for tool in query.tools)
