@@ -33,6 +33,7 @@ _ENDPOINTS = (
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
 )
+"""Environment variables that name a collector of OpenTelemetry."""
 _SCOPE = "steptool"
 _PATIENCE = 5.0
 """Seconds that the stages of a process wait at their ends for the collector, all together."""

@@ -54,7 +54,6 @@ _LARGEST_COUNT = 2_000
 _LARGEST_GROWTH = 64
 """Times that a tokenizer may make a text longer. SentencePiece puts one character in place of a space."""
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
-transformers_logging.disable_progress_bar()  # one bar for every load would drown the pipeline's own progress
 SERVING_FILE = "serving.json"
 _PARSERS = {
     ChatFormat.HERMES: "hermes",
@@ -66,6 +65,8 @@ _PARSERS = {
     ChatFormat.MISTRAL: "mistral",
 }
 """vLLM's parsers of calls. It cannot parse ReAct's text."""
+
+transformers_logging.disable_progress_bar()  # one bar for every load would drown the pipeline's own progress
 
 
 class ModelError(ValueError):
