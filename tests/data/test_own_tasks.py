@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from steptool.chat.messages import FINISH_SCHEMA
+from steptool.chat.messages import FINISH_SCHEMA, reads_only
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.data.parsing import IngestError, IngestLog
@@ -20,7 +20,27 @@ TIDES = {
         "parameters": {"type": "object", "properties": {"harbour": {"type": "string"}}, "required": ["harbour"]},
     },
 }
+
+
+def named(name, **hints):
+    return {"type": "function", "function": {**TIDES["function"], "name": name, **hints}}
+
+
 TASK = {"instruction": "When is high water in Bristol? 🌊\nToday.", "tools": [TIDES]}
+
+HARBOUR = f"""
+from steptool.environments.base import Environment
+
+
+class Harbour(Environment):
+    name, read_only = "harbour", frozenset({{"tides", "sail"}})
+
+    def reset(self, query):
+        raise NotImplementedError
+
+    def tools(self):
+        return {[TIDES, named("close")]!r}
+"""
 
 
 def read_tasks(paths, **sections):
@@ -70,6 +90,19 @@ def test_tools_may_be_those_of_the_environment(tasks):
     assert query.environment == "mcp" and query.tools == (TIDES, FINISH_SCHEMA)
     (query,) = read_tasks(tasks(TASK))
     assert query.environment == "replay"
+
+
+def test_an_environment_says_which_tools_only_read(tasks, tmp_path):
+    """Its names hold for its own tools and for those of a task; what a tool says of itself goes first."""
+    (tmp_path / "harbour.py").write_text(HARBOUR)
+    own = {"instruction": "When?", "tools": [TIDES, named("close"), named("sail", **{"x-read-only": False})]}
+    place = f"{tmp_path}/harbour.py:Harbour"
+    listed, bare = read_tasks(tasks(own, {"instruction": "When?"}), data={"environment": place})
+    hints = [{tool["function"]["name"]: reads_only(tool) for tool in query.tools} for query in (listed, bare)]
+    assert hints == [
+        {"tides": True, "close": None, "sail": False, "Finish": None},
+        {"tides": True, "close": None, "Finish": None},
+    ]
 
 
 def test_an_environment_that_is_not_set_up_is_refused(tasks):

@@ -42,6 +42,10 @@ OWN = """
         name = "incomplete"
 
 
+    class Loose(EchoEnvironment):
+        read_only = "look"
+
+
     class Lookalike:
         name = "lookalike"
 
@@ -145,6 +149,7 @@ def test_tools_that_cannot_be_reached_are_found_before_a_run() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("Loose", "Loose.read_only: expected a set of names, got 'look'"),
         ("Incomplete", "the class Incomplete lacks the methods reset"),
         ("Lookalike", r"expected a subclass of steptool\.environments\.base\.Environment, got <class '.*Lookalike'>"),
         ("function", r"expected a subclass of steptool\.environments\.base\.Environment, got <function"),

@@ -246,6 +246,11 @@ def test_a_result_that_ends_the_episode_still_does_after_a_cut() -> None:
     assert limited.call(CALL).ends_episode and limited.call(CALL).observation.startswith("xxxxxxxxxx...")
 
 
+ENDINGS = {"exit": SystemExit(3), "interrupt": KeyboardInterrupt()}
+RELEASED = threading.Event()
+"""Lets calls of `block` go on, which wait without letting other coroutines run."""
+
+
 class AsyncSession(Session):
     """Counts its calls; a call of `wait` takes as many seconds as its argument says."""
 
@@ -257,6 +262,16 @@ class AsyncSession(Session):
         await asyncio.sleep(call.arguments.get("seconds", 0))
         if call.name == "end":
             raise EpisodeEnd("it is over")
+        if call.name == "end in a group":
+            raise ExceptionGroup("of tasks", [ExceptionGroup("of tasks", [EpisodeEnd("it is over")])])
+        if call.name == "fail in a group":
+            raise ExceptionGroup("of tasks", [EpisodeEnd("it is over"), OSError("no disk")])
+        if call.name in ENDINGS:
+            raise ENDINGS[call.name]
+        if call.name == "stop":
+            asyncio.get_running_loop().stop()
+        if call.name == "block":
+            RELEASED.wait()
         if call.name == "fail":
             raise TimeoutError("of the tool itself")
         return ToolResult(OK, f"call {self.calls}")
@@ -301,6 +316,35 @@ def test_a_coroutine_that_takes_too_long_is_cancelled_and_holds_up_no_later_call
     slow = limited.call(ToolCall("wait", {"seconds": 60}))
     assert slow == ToolResult(StepStatus.TOOL_ERROR, '{"error": "no answer within 0.3 s"}')
     assert limited.call(CALL) == ToolResult(OK, "call 2")
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_coroutine_that_ends_or_stops_its_loop_ends_no_other(blocking: bool) -> None:
+    environment = LimitedEnvironment(AsyncEnvironment(blocking), ToolsConfig(timeout=5))
+    for name, problem in {"exit": "SystemExit: 3", "interrupt": "KeyboardInterrupt: "}.items():
+        assert environment.reset(QUERY).call(ToolCall(name, {})).observation == json.dumps({"error": problem})
+    environment.reset(QUERY).call(ToolCall("stop", {}))
+    assert environment.reset(QUERY).call(CALL) == ToolResult(OK, "call 1")
+
+
+def test_a_coroutine_that_never_lets_go_of_its_loop_holds_up_others_for_seconds_only() -> None:
+    environment = LimitedEnvironment(AsyncEnvironment(blocking=True), ToolsConfig(timeout=0.5))
+    try:
+        assert environment.reset(QUERY).call(ToolCall("block", {})).status is StepStatus.TOOL_ERROR
+        deadline = time.monotonic() + 30
+        while environment.reset(QUERY).call(CALL).status is not OK:
+            assert time.monotonic() < deadline, "the blocked loop was not replaced"
+    finally:
+        RELEASED.set()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_an_end_in_a_group_of_exceptions_ends_the_episode_unless_something_else_failed(blocking: bool) -> None:
+    environment = LimitedEnvironment(AsyncEnvironment(blocking), ToolsConfig())
+    ended = environment.reset(QUERY).call(ToolCall("end in a group", {}))
+    assert ended == ToolResult(OK, "it is over", ends_episode=True)
+    failed = environment.reset(QUERY).call(ToolCall("fail in a group", {}))
+    assert failed.status is StepStatus.TOOL_ERROR and "OSError: no disk" in failed.observation
 
 
 def test_coroutines_of_several_sessions_run_side_by_side() -> None:

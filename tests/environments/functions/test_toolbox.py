@@ -297,6 +297,17 @@ ENDING = '''
         def stop(self) -> str:
             """Stop the quiz."""
             raise EpisodeEnd(f"{self.asked} questions were asked")
+
+        async def stop_in_a_group(self) -> str:
+            """Stop the quiz from a task."""
+            async def stop():
+                self.stop()
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(stop())
+
+        async def solved(self, final_answer, reference):
+            await asyncio.sleep(60)
 '''
 
 
@@ -305,8 +316,8 @@ def test_a_tool_ends_the_episode_by_an_exception(module: Callable[..., str], iso
     environment = FunctionsEnvironment(f"{module(ENDING)}:Quiz", isolation, timeout=60)
     with closing(LimitedEnvironment(environment, ToolsConfig()).reset(QUERY)) as session:
         assert session.call(ToolCall("ask", {"seconds": 0})).observation == "question 1"
-        end = session.call(ToolCall("stop", {}))
-    assert end == ToolResult(StepStatus.OK, "1 questions were asked", ends_episode=True)
+        ends = [session.call(ToolCall(name, {})) for name in ("stop", "stop_in_a_group")]
+    assert ends == [ToolResult(StepStatus.OK, "1 questions were asked", ends_episode=True)] * 2
 
 
 def test_a_coroutine_that_takes_too_long_is_cancelled_and_the_object_stays(module: Callable[..., str]) -> None:
@@ -314,6 +325,17 @@ def test_a_coroutine_that_takes_too_long_is_cancelled_and_the_object_stays(modul
     with closing(LimitedEnvironment(environment, ToolsConfig(timeout=1.0)).reset(QUERY)) as session:
         slow = session.call(ToolCall("ask", {"seconds": 60}))
         assert slow == ToolResult(StepStatus.TOOL_ERROR, '{"error": "no answer within 0.9 s"}')
+        assert session.call(ToolCall("ask", {"seconds": 0})).observation == "question 2"
+        with pytest.raises(VerdictError, match=r"'solved' failed: no answer within 0\.9 s"):
+            session.solved(None)
+
+
+def test_the_start_of_the_process_counts_where_the_first_coroutine_takes_too_long(module: Callable[..., str]) -> None:
+    """It is cancelled before the process would be ended, so that the object stays."""
+    environment = FunctionsEnvironment(f"{module(ENDING)}:Quiz", "process", timeout=20.0)
+    with closing(environment.reset(QUERY)) as session:
+        slow = session.call(ToolCall("ask", {"seconds": 60}))
+        assert slow.status is StepStatus.TOOL_ERROR and "process" not in slow.observation
         assert session.call(ToolCall("ask", {"seconds": 0})).observation == "question 2"
 
 
