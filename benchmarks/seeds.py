@@ -52,7 +52,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(5, {"evaluation": {"sampled_repeats": 8}}),
+    "full": Size(5, {"data": {"heldout_queries": 200}, "evaluation": {"sampled_repeats": 8}}),
     "small": Size(
         5,
         {
