@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from benchmarks.contest import EVALUATIONS, WARM_START, merge, run_folder, start_folder
-from benchmarks.seeds import METHODS, read_method, run_all
+from benchmarks.seeds import METHODS, run_all
 from steptool.evaluation.compare import ALL, GREEDY, SAMPLED
 from steptool.records import Evaluation
 from steptool.records.tables import read_records
@@ -42,7 +42,7 @@ class Trial:
     method: str
     name: str
     overlay: Mapping[str, Any]
-    """What differs from the method's file."""
+    """What differs from the configuration."""
 
     @property
     def folder(self) -> str:
@@ -54,7 +54,7 @@ def read_trials(path: Path = TRIALS, kinds: tuple[str, ...] = ("trials", "ideas"
     """The trials of a file, in its order."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return [
-        Trial(method, name, overlay)
+        Trial(method, name, merge(content["start"][method], overlay))
         for kind in kinds
         for method, by_name in content[kind].items()
         for name, overlay in by_name.items()
@@ -95,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     config = merge(yaml.safe_load(Path(args.config).read_text(encoding="utf-8")), SIZE)
     trials = [trial for trial in read_trials() if trial.method in args.methods]
-    overlays = {trial.folder: merge(read_method(trial.method), trial.overlay) for trial in trials}
+    overlays = {trial.folder: trial.overlay for trial in trials}
     run_all(config, overlays, [SEED], args.output, args.processes)
     start = read_records(start_folder(args.output, SEED) / EVALUATIONS, Evaluation)
     figures = {WARM_START: measure([row for row in start if row.model == WARM_START])}

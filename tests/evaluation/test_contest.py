@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmarks.contest import merge
-from benchmarks.seeds import METHODS, SIZES, picture, results, table
+from benchmarks.seeds import METHODS, SIZES, picture, read_method, results, table
 from benchmarks.tuning import SIZE, measure, read_trials
 from evaluation_rows import make_evaluation
 from steptool.config import Config
@@ -76,10 +76,15 @@ def test_every_method_has_as_many_trials_and_each_is_a_configuration() -> None:
     laptop = yaml.safe_load((CONFIGS / "laptop.yaml").read_text(encoding="utf-8"))
     trials = read_trials(kinds=("trials",))
     assert len({trial.folder for trial in read_trials()}) == len(read_trials())
-    assert Counter(trial.method for trial in trials) == dict.fromkeys(METHODS, 2)
+    assert Counter(trial.method for trial in trials) == dict.fromkeys(METHODS, 5)
     for trial in read_trials():
-        own = yaml.safe_load((CONFIGS / "methods" / f"{trial.method}.yaml").read_text(encoding="utf-8"))
-        Config.model_validate(merge(merge(merge(laptop, SIZE), own), trial.overlay))
+        Config.model_validate(merge(merge(laptop, SIZE), trial.overlay))
+
+
+def test_the_settings_of_every_method_were_a_trial_of_its_own() -> None:
+    trials = read_trials(kinds=("trials",))
+    for method in METHODS:
+        assert read_method(method) in [trial.overlay for trial in trials if trial.method == method]
 
 
 def test_a_trial_counts_by_both_ways_of_decoding() -> None:
