@@ -17,6 +17,27 @@ def test_every_pass_sees_every_sequence_once(count: int, size: int, epochs: int)
     assert max(map(len, steps)) - min(map(len, steps)) <= 1
 
 
+@given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 8), st.integers(1, 3))
+def test_equal_steps_miss_no_pair_and_repeat_as_few_as_they_must(
+    count: int, batch_size: int, pass_size: int, epochs: int
+) -> None:
+    steps = processes.equal_steps(count, batch_size, pass_size, epochs, seed=3)
+    per_epoch = processes.updates_per_epoch(count, batch_size)
+    assert len(steps) == epochs * per_epoch
+    (size,) = {len(step) for step in steps}
+    assert any(size % part == 0 and size // part <= -(-batch_size // pass_size) for part in range(1, pass_size + 1))
+    for e in range(epochs):
+        order = np.concatenate(steps[e * per_epoch : (e + 1) * per_epoch])
+        assert sorted(order[:count]) == list(range(count))
+        assert len(order) - count < per_epoch * (1 + -(-batch_size // pass_size))
+
+
+def test_equal_steps_by_hand() -> None:
+    # 5 pairs in steps of 4 at most are 2 steps of 3; in passes of 2 a step has 2 passes, so 4 pairs
+    assert [len(step) for step in processes.equal_steps(5, 4, 4, 1, seed=0)] == [3, 3]
+    assert [len(step) for step in processes.equal_steps(5, 4, 2, 2, seed=0)] == [4, 4, 4, 4]
+
+
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
 def test_forward_passes_share_out_a_mini_batch_by_length(lengths: list[int], size: int, workers: int) -> None:
     rows = np.arange(len(lengths))

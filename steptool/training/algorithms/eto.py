@@ -25,7 +25,7 @@ from steptool.training.processes import equal_steps
 from steptool.training.scores import Scores
 
 Pair = tuple[Trajectory, Trajectory]
-"""Positions of the better and the worse trajectory of a query."""
+"""The better and the worse trajectory of a query."""
 
 
 class ExplorationPreference(Algorithm):

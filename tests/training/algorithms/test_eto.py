@@ -1,4 +1,5 @@
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,3 +164,15 @@ def test_a_model_is_as_before_but_for_its_weights(
     assert model.config._attn_implementation == attention
     assert "forward" not in vars(model) and not model.training
     assert (tmp_path / "adapter_model.safetensors").exists() == bool(rank)
+
+
+def test_a_machine_without_trl_says_what_to_install(
+    model_dir: Path, tmp_path: Path, make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    rows = tries(make, "aa")
+    with pytest.raises(ImportError, match=r"eto trains through TRL's DPOTrainer, .* install trl==1\.16\.0, or choose"):
+        train_round(
+            model_dir, model_dir, rows, outcomes(rows, [1.0, 0.0]), config=configure(make), round_index=0,
+            out_dir=tmp_path,
+        )  # fmt: skip
