@@ -34,7 +34,7 @@ from steptool.environments.bfcl_tasks import is_installed
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import ERRAND, LONG, PAIR, SHORT, SINGLE, draw_query
 from steptool.models.load import load_codec, load_model, prepare_base
-from steptool.policies.text_policies import play_back, reference_calls
+from steptool.policies.text_policies import list_reference_calls, play_back
 from steptool.policies.token_policies import LocalPolicy
 from steptool.records import FINISH, Query, StepReward, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
@@ -77,7 +77,7 @@ def play_textworld(games: Path) -> World:
 def play_tasks(config: Config, vary: Vary) -> tuple[Sequence[Query], Sequence[Trajectory]]:
     """The tasks of a configuration, and for each the episodes of the variations of its reference solution."""
     queries = list(OwnTasksSource().read_queries(SourceInputs(config, ToolCatalog(config), IngestLog())))
-    recordings = [(query, calls) for query in queries for calls in vary(reference_calls(query))]
+    recordings = [(query, calls) for query in queries for calls in vary(list_reference_calls(query))]
     with closing(open_environment(config.data.environment, config)) as environment:
         return queries, play_back(recordings, environment, limits=config.tools)
 
@@ -85,13 +85,13 @@ def play_tasks(config: Config, vary: Vary) -> tuple[Sequence[Query], Sequence[Tr
 def play_bfcl(tasks: int) -> World:
     """The first tasks of each category."""
     from steptool.environments.bfcl import BfclEnvironment
-    from steptool.environments.bfcl_tasks import bfcl_queries
+    from steptool.environments.bfcl_tasks import read_bfcl_queries
 
     by_category: dict[str, list[Query]] = defaultdict(list)
-    for query in bfcl_queries():
+    for query in read_bfcl_queries():
         by_category[query.tier].append(query)
     queries = [query for group in by_category.values() for query in group[:tasks]]
-    recordings = [(query, calls) for query in queries for calls in add_disturbed_calls(reference_calls(query))]
+    recordings = [(query, calls) for query in queries for calls in add_disturbed_calls(list_reference_calls(query))]
     return "bfcl", queries, play_back(recordings, BfclEnvironment(), limits=ToolsConfig())
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.bfcl import BfclEnvironment
-from steptool.environments.bfcl_tasks import CATEGORIES, bfcl_queries
+from steptool.environments.bfcl_tasks import CATEGORIES, read_bfcl_queries
 from steptool.environments.limits import LimitedEnvironment
-from steptool.policies.text_policies import play_back, reference_calls, without_last_call
+from steptool.policies.text_policies import drop_last_call, list_reference_calls, play_back
 from steptool.records import Query, ToolCall
 
 REPEATS = 3
@@ -29,7 +29,7 @@ Seconds = dict[str, float]
 
 def count_solved(queries: Sequence[Query], cut: Callable[[Sequence[ToolCall]], Sequence[ToolCall]]) -> Counter[str]:
     """The numbers of solved tasks by category."""
-    recordings = [(query, cut(reference_calls(query))) for query in queries]
+    recordings = [(query, cut(list_reference_calls(query))) for query in queries]
     trajectories = play_back(recordings, BfclEnvironment(), limits=ToolsConfig())
     return Counter(t.tier for t in trajectories if t.solved == 1)
 
@@ -119,11 +119,11 @@ def ratio_line(name: str, count: int, fast: float, slow: float) -> str:
 def main() -> None:
     """Count, then time."""
     try:
-        queries = bfcl_queries()
+        queries = read_bfcl_queries()
     except ConfigError as missing:
         print(f"bfcl: left out. {missing}")
         return
-    whole, cut = count_solved(queries, list), count_solved(queries, without_last_call)
+    whole, cut = count_solved(queries, list), count_solved(queries, drop_last_call)
     print(summarize("ground truth", whole, queries))
     print(summarize("last call dropped", cut, queries))
     calls = {c: sum(len(q.reference.calls or ()) for q in queries if q.tier == c) for c in CATEGORIES}

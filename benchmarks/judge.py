@@ -19,7 +19,7 @@ import numpy as np
 
 from steptool.config import EndpointConfig, JudgeConfig
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.rewards.annotators import annotate, annotator_counts, open_annotator
+from steptool.rewards.annotators import annotate, get_annotator_counts, open_annotator
 
 DELAY, IN_FLIGHT, MANY, FEW = 0.2, 64, 768, 24
 QUERY = Query("q", "train", "desk", "cancel the last order of mira chen", ())
@@ -103,7 +103,7 @@ def rate(url: str, episodes: Sequence[Trajectory], in_flight: int, cache: str = 
         began = time.perf_counter()
         rows = annotate([QUERY], episodes, judge)
         seconds = time.perf_counter() - began
-        assert annotator_counts(judge)["sent"] == (len(episodes) if sent is None else sent)
+        assert get_annotator_counts(judge)["sent"] == (len(episodes) if sent is None else sent)
     assert [row.contribution for row in rows] == [1.0, 0.6, 0.0, 1.0, None] * len(episodes)
     return len(episodes) / seconds
 

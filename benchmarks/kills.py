@@ -37,7 +37,7 @@ import uvicorn
 
 from steptool.config import Config
 from steptool.data.export import Form, export
-from steptool.models.load import EMBEDDED, tiny_model, train_tokenizer
+from steptool.models.load import EMBEDDED, make_tiny_model, train_tokenizer
 from steptool.policies.serve import load_served, make_app
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import write_records, write_whole
@@ -103,7 +103,7 @@ def make_material(work: Path) -> None:
     tokenizer = train_tokenizer(["Find the order and cancel it."] * 20, vocabulary=300)
     for folder, seed in (("first/model", 0), ("second/model", 1)):
         tokenizer.save_pretrained(work / folder)
-        tiny_model(tokenizer, max_context=128, seed=seed, hidden=32).save_pretrained(work / folder)
+        make_tiny_model(tokenizer, max_context=128, seed=seed, hidden=32).save_pretrained(work / folder)
         for number in range(60):
             (work / folder).with_name(f"{number}.parquet").write_text(f"{folder} {number}" * 5_000, encoding="utf-8")
     episodes = [make_episode(number) for number in range(EPISODES)]

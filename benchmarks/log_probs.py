@@ -25,13 +25,13 @@ _TILE = 32_768
 
 def tiled_log_probs(states_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Tensor:
     """The library."""
-    from steptool.models.logprobs import token_log_probs
+    from steptool.models.logprobs import compute_token_log_probs
 
     head = SimpleNamespace(weight=weight_VH, bias=None)
     lm: Any = SimpleNamespace(
         get_output_embeddings=lambda: head, config=SimpleNamespace(get_text_config=SimpleNamespace)
     )
-    return token_log_probs(lm, states_NH, targets_N)[0]
+    return compute_token_log_probs(lm, states_NH, targets_N)[0]
 
 
 def other(states_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from steptool.models.actor import Actor, collate
-from steptool.models.load import load_model, tiny_model, train_tokenizer
+from steptool.models.load import load_model, make_tiny_model, train_tokenizer
 from steptool.policies.sampler import BatchSampler, Feed
 from steptool.policies.token_policies import Sampling
 from steptool.training.scores import Mismatch, measure_mismatch
@@ -45,7 +45,7 @@ def make_folder(folder: Path, dtype: torch.dtype) -> None:
     """A model folder of 256 hidden units in heads of 64, which vLLM's kernels for CPUs know."""
     tokenizer = train_tokenizer(["Find the order and cancel it."], vocabulary=300)
     tokenizer.save_pretrained(folder)
-    model = tiny_model(tokenizer, max_context=256, seed=0, hidden=256)
+    model = make_tiny_model(tokenizer, max_context=256, seed=0, hidden=256)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(1.8)
     model.to(dtype).save_pretrained(folder)

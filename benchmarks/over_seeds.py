@@ -18,11 +18,11 @@ from steptool.evaluation.compare import (
     ALL,
     CONFIDENCE,
     Difference,
+    average_by_query,
+    compute_interval,
     divide,
     holm,
-    interval,
     paired_bootstrap,
-    per_query,
     permutation_p,
     resample_counts,
 )
@@ -80,7 +80,7 @@ def seed_interval(a: Seeded, b: Seeded, measure: str = "pass_rate", draws: int =
     """
     if a.keys() != b.keys():
         raise ValueError(f"expected the same seeds on both sides, got {sorted(a)} and {sorted(b)}")
-    parts = [[per_query(side[s], measure) for s in a] for side in (a, b)]
+    parts = [[average_by_query(side[s], measure) for s in a] for side in (a, b)]
     common = set.intersection(*(set(part.queries) for side in parts for part in side))
     if not common:
         raise ValueError(f"{measure}: no task has a value for every seed on both sides")
@@ -97,7 +97,7 @@ def seed_interval(a: Seeded, b: Seeded, measure: str = "pass_rate", draws: int =
             np.einsum("rs,ksq,rq->kr", counts_rS, bottoms_2SQ, counts_rQ, optimize=True),
         )
         estimates.append(ratios_2r[0] - ratios_2r[1])
-    return interval(np.concatenate(estimates))
+    return compute_interval(np.concatenate(estimates))
 
 
 def compare_seeded(

@@ -23,7 +23,7 @@ import numpy as np
 from steptool.config import ToolBenchConfig, ToolsConfig
 from steptool.environments.base import ToolResult
 from steptool.environments.limits import LimitedEnvironment
-from steptool.environments.replay import Responses, call_key
+from steptool.environments.replay import Responses, make_call_key
 from steptool.environments.toolbench import ToolBenchEnvironment
 from steptool.records import Query, Reference, StepStatus, ToolCall
 
@@ -124,7 +124,7 @@ def record(file: Path, calls: Sequence[ToolCall]) -> None:
     """Write the file."""
     start = time.perf_counter()
     with closing(Responses(file)) as responses:
-        responses.add((call_key(ENDPOINT, c.arguments), ToolResult(StepStatus.OK, observation(c))) for c in calls)
+        responses.add((make_call_key(ENDPOINT, c.arguments), ToolResult(StepStatus.OK, observation(c))) for c in calls)
     took = time.perf_counter() - start
     print(f"responses: {len(calls)} calls recorded in {took:.1f} s, {file.stat().st_size >> 20} MiB")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from steptool.config import Config, SearchConfig
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.desk.tasks import draw_desk_queries
 from steptool.models.load import load_codec, load_model, prepare_base
 from steptool.policies.token_policies import LocalPolicy
 from steptool.records import Query, Trajectory
@@ -91,7 +91,7 @@ def main() -> int:
     arguments = parser.parse_args()
     tasks = {"train_queries": 1, "validation_queries": 1, "heldout_queries": arguments.tasks}
     config = Config.model_validate({"data": tasks})
-    queries = [q for q in desk_queries(config) if q.split == "heldout"]
+    queries = [q for q in draw_desk_queries(config) if q.split == "heldout"]
     with tempfile.TemporaryDirectory() as folder:
         compare(arguments.model or str(prepare_base(config.policy, [], 0, folder)), config, queries)
     return 0

@@ -31,11 +31,11 @@ from benchmarks.over_seeds import (
     mean_pass_at_k,
     select_group,
 )
-from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, points, probability
+from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, format_p, format_points
 from steptool.evaluation.results import summarise
 from steptool.records import Evaluation
 from steptool.records.tables import read_records
-from steptool.report.elements import Interval, interval_bars
+from steptool.report.elements import Interval, draw_interval_bars
 
 METHODS = ("steptool", "ppo_final", "rft", "rft_sharp", "grpo", "gigpo", "eto", "archer")
 """The files of configs/methods/. The first is the one that the others are compared with."""
@@ -141,9 +141,10 @@ def describe(c: SeededComparison) -> str:
     """A comparison in one line, in points."""
     d, (low, high), (seeds_low, seeds_high) = c.difference, c.corrected, c.over_seeds
     return (
-        f"{c.a} - {c.b:10} {points(d.mean):>6} [{points(d.low)} {points(d.high)}], corrected [{points(low)} "
-        f"{points(high)}], over seeds too [{points(seeds_low)} {points(seeds_high)}], "
-        f"{probability(c.corrected_p)} of {c.family}{', shown' if c.is_shown else ''}"
+        f"{c.a} - {c.b:10} {format_points(d.mean):>6} [{format_points(d.low)} {format_points(d.high)}], "
+        f"corrected [{format_points(low)} {format_points(high)}], "
+        f"over seeds too [{format_points(seeds_low)} {format_points(seeds_high)}], "
+        f"{format_p(c.corrected_p)} of {c.family}{', shown' if c.is_shown else ''}"
     )
 
 
@@ -177,7 +178,7 @@ def picture(tables: Mapping[str, Any], method: str) -> str:
         for name, figures in tables[title]["methods"].items()
         for mean, low, high in [figures["pass_rate"]]
     ]
-    chart = interval_bars("Pass rate", rows)
+    chart = draw_interval_bars("Pass rate", rows)
     image = chart[chart.index("<svg") : chart.index("</svg>")]
     head, _, body = image.partition(">")
     head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')

@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from steptool.config import Config, PolicyConfig
 from steptool.models.actor import Actor, ValueHead
-from steptool.models.adapter import new_adapter
+from steptool.models.adapter import add_adapter
 from steptool.models.logprobs import SMALL_VOCABULARY
-from steptool.models.optimizer import adamw
+from steptool.models.optimizer import make_adamw
 from steptool.training.algorithms.base import Selection
 from steptool.training.algorithms.step_ppo import StepPPO
 from steptool.training.processes import PassLimit
@@ -150,7 +150,7 @@ def make_actor(size: Size, dtype: torch.dtype, device: torch.device, kind: type[
     """The policy, plain or with an adapter, and its value head."""
     model: nn.Module = make_model(size, dtype, device)
     if size.lora_rank:
-        model = new_adapter(model, PolicyConfig(lora_rank=size.lora_rank), seed=0)
+        model = add_adapter(model, PolicyConfig(lora_rank=size.lora_rank), seed=0)
     return kind(model, ValueHead(size.hidden), temperature=0.7).to(device)
 
 
@@ -177,7 +177,7 @@ def time_updates(
     scores = score(actor, reference, episodes, limit)
     scored = time.perf_counter() - start
     algorithm.prepare(selection, scores, device)
-    optimizer = adamw(actor.policy, 1e-5, actor.head, 1e-3, moments=moments)
+    optimizer = make_adamw(actor.policy, 1e-5, actor.head, 1e-3, moments=moments)
     ends = []
     trainer = Trainer(
         actor,

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from steptool.chat.codec import ChatCodec
-from steptool.chat.messages import FINISH_SCHEMA, call_message, tool_message
+from steptool.chat.messages import FINISH_SCHEMA, make_call_message, make_tool_message
 from steptool.records import Message, ToolCall
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -35,9 +35,9 @@ ORDER = ToolCall("get_order", {"id": "7"})
 FINISH = ToolCall("Finish", {"return_type": "give_answer", "final_answer": "It is shipped."})
 TALK: list[Message] = [
     {"role": "user", "content": "Where is order 7?"},
-    call_message(ORDER, "Look first."),
-    tool_message("get_order", '{"state": "shipped"}'),
-    call_message(FINISH),
+    make_call_message(ORDER, "Look first."),
+    make_tool_message("get_order", '{"state": "shipped"}'),
+    make_call_message(FINISH),
 ]
 TOOLS: list[dict[str, Any]] = [
     {

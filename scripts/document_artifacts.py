@@ -28,7 +28,7 @@ from steptool.records import (
     Trajectory,
     Verdict,
 )
-from steptool.records.columns import contract_of, description_of
+from steptool.records.columns import get_contract, get_description
 
 PAGE = Path(__file__).parents[1] / "docs" / "artifacts.md"
 HEADER = """\
@@ -138,7 +138,7 @@ def page() -> str:
 
 
 def _section(cls: type, files: str) -> str:
-    contract = contract_of(cls)
+    contract = get_contract(cls)
     rows = "\n".join(row for field in contract.schema for row in _rows(field, ""))
     return (
         f"## {contract.name}\n\n{inspect.getdoc(cls)}\n\nVersion {contract.version}, class `{cls.__name__}`. "
@@ -149,7 +149,7 @@ def _section(cls: type, files: str) -> str:
 def _rows(field: pa.Field, parent: str) -> Iterator[str]:
     """The row of a column, and one for each field of a nested column."""
     null = "yes" if field.nullable else ""
-    description = description_of(field).replace("|", "\\|")
+    description = get_description(field).replace("|", "\\|")
     kind = field.type.value_type if pa.types.is_list(field.type) else field.type
     nested = list(kind) if pa.types.is_struct(kind) else []
     kind_name = "list of structs" if nested else re.sub(r"\w+: ", "", str(field.type))

@@ -78,7 +78,7 @@ def _measure_update(
     import torch
 
     from benchmarks.update import Size, make_actor, make_episodes, time_updates
-    from steptool.models.load import device
+    from steptool.models.load import choose_device
     from steptool.training.processes import PassLimit
 
     sizes = {
@@ -92,8 +92,8 @@ def _measure_update(
         }
         tokens_per_pass //= 32
     size = sizes[name]
-    _say(f"building {name} on {device()}")
-    actor = make_actor(size, torch.bfloat16, device())
+    _say(f"building {name} on {choose_device()}")
+    actor = make_actor(size, torch.bfloat16, choose_device())
     if checkpointed:
         actor.checkpoint_activations()
     if compiled and not small:
@@ -147,17 +147,17 @@ def measure_attention(small: bool) -> list[Row]:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from steptool.models.load import device
+    from steptool.models.load import choose_device
 
     rows: list[Row] = []
     length = 128 if small else 8192
     for heads, key_value_heads, width in ((14, 2, 64), (28, 4, 128)):
         shapes = [(1, count, length, width) for count in (heads, key_value_heads, key_value_heads)]
         query, key, value = (
-            torch.randn(shape, device=device(), dtype=torch.bfloat16, requires_grad=True) for shape in shapes
+            torch.randn(shape, device=choose_device(), dtype=torch.bfloat16, requires_grad=True) for shape in shapes
         )
         ways = {"SDPA": partial(scaled_dot_product_attention, query, key, value, is_causal=True, enable_gqa=True)}
-        if device().type == "cuda":
+        if choose_device().type == "cuda":
             ways["variable length, two halves"] = partial(_attend, query, key, value)
         for name, way in ways.items():
             seconds = _seconds(partial(_gradients, way, [query, key, value]))
@@ -193,20 +193,20 @@ def measure_log_probs(small: bool) -> list[Row]:
     import torch
     from torch import nn
 
-    from steptool.models.load import device
-    from steptool.models.logprobs import TileWays, token_log_probs
+    from steptool.models.load import choose_device
+    from steptool.models.logprobs import TileWays, compute_token_log_probs
 
     count, hidden, vocabulary = (64, 64, 20_000) if small else (8192, 896, 151_936)
-    head = nn.Linear(hidden, vocabulary, bias=False).to(device(), torch.bfloat16)
-    states = torch.randn(count, hidden, device=device(), dtype=torch.bfloat16, requires_grad=True)
-    targets = torch.randint(0, vocabulary, (count,), device=device())
+    head = nn.Linear(hidden, vocabulary, bias=False).to(choose_device(), torch.bfloat16)
+    states = torch.randn(count, hidden, device=choose_device(), dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (count,), device=choose_device())
     lm: Any = _HeadOnly(head)
     ways: dict[str, Callable[[], Tensor]] = {
-        "tiles": lambda: token_log_probs(lm, states, targets)[0],
+        "tiles": lambda: compute_token_log_probs(lm, states, targets)[0],
         "all at once": lambda: head(states).float().log_softmax(-1).gather(-1, targets[:, None]),
     }
     if not small:
-        ways["tiles, compiled"] = lambda: token_log_probs(lm, states, targets, 1.0, TileWays(fused=True))[0]
+        ways["tiles, compiled"] = lambda: compute_token_log_probs(lm, states, targets, 1.0, TileWays(fused=True))[0]
     rows: list[Row] = []
     for name, way in ways.items():
         run = partial(_gradients, way, [states, head.weight])
@@ -250,7 +250,7 @@ def measure_rollout(small: bool) -> list[Row]:
     from benchmarks.rollout import NOTE, SENTENCE, Notebook, NoteCodec, make_queries
     from benchmarks.update import Size, make_model
     from steptool.config import RolloutConfig
-    from steptool.models.load import device, train_tokenizer
+    from steptool.models.load import choose_device, train_tokenizer
     from steptool.policies.token_policies import LocalPolicy
     from steptool.rollout.runner import roll_out
 
@@ -260,7 +260,7 @@ def measure_rollout(small: bool) -> list[Row]:
         sizes = {"tiny": Size(64, 2, 4, 2, 128, 4096, 1, 1)}
     rows: list[Row] = []
     for name, size in sizes.items():
-        model = make_model(size, torch.bfloat16, device())
+        model = make_model(size, torch.bfloat16, choose_device())
         model.get_output_embeddings().weight.data[len(codec.tokenizer) :] = 0.0
         queries = make_queries()[: 4 if small else 64]
         for episodes in (queries[:4], queries):

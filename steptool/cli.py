@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from steptool import __version__
-from steptool.artifacts.metrics import describe_error, printable
+from steptool.artifacts.metrics import describe_error, escape_controls
 from steptool.check.plan import CalledTools
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
@@ -136,7 +136,7 @@ def export_results(
     from steptool.evaluation.logs import write_logs
 
     for file in write_logs(folder, output, form):
-        print(printable(str(file)))
+        print(escape_controls(str(file)))
 
 
 @app.command()
@@ -203,7 +203,9 @@ def write_serving(
     from steptool.models import load
 
     written = load.write_serving(model, load_config(config, overrides or ()))
-    print(printable(f"{model / load.SERVING_FILE}: chat format {written.chat_format}, ends with {written.finish}"))
+    print(
+        escape_controls(f"{model / load.SERVING_FILE}: chat format {written.chat_format}, ends with {written.finish}")
+    )
 
 
 @app.command()
@@ -240,17 +242,17 @@ def push(
 
     with _refuse_by_findings():
         if kind is Kind.MODEL:
-            upload = hub.model_upload(folder, repo, licence, dataset or ())
+            upload = hub.prepare_model_upload(folder, repo, licence, dataset or ())
         else:
-            upload = hub.dataset_upload(folder, repo, licence)
+            upload = hub.prepare_dataset_upload(folder, repo, licence)
     for line in upload.describe():
-        print(printable(line))
+        print(escape_controls(line))
     if not licence:
         print("the card names no licence: give one with --licence")
     if dry_run:
-        print(printable(f"\n{upload.card}"))
+        print(escape_controls(f"\n{upload.card}"))
     else:
-        print(printable(hub.push(upload, private=not public)))
+        print(escape_controls(hub.push(upload, private=not public)))
 
 
 @app.command()
@@ -360,10 +362,14 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
     from steptool.check.plan import describe_plan, read_base_shape
 
     for line in describe_plan(config):
-        print(printable(line))
+        print(escape_controls(line))
     shape = read_base_shape(config.policy)
     if shape is None:
-        print(printable(f"memory      {config.policy.base} is not on this machine yet: a dry run makes or fetches it"))
+        print(
+            escape_controls(
+                f"memory      {config.policy.base} is not on this machine yet: a dry run makes or fetches it"
+            )
+        )
         return
     machines = _machines(profile)
     has_gpu = any(machine.has_gpu for machine in machines.values())
@@ -381,21 +387,21 @@ def _rehearse(config: Config, called: CalledTools, *, for_training: bool) -> Non
         _print_plan(config)
         print(flush=True)
         for line in rehearse(config, for_training=for_training, called=called):
-            print(printable(line), flush=True)
+            print(escape_controls(line), flush=True)
 
 
 def _machines(profile: Path | None) -> dict[str, Machine]:
     """The machine of each stage by its name: as the profile says, or without one this machine."""
-    from steptool.check.memory import STAGES, machine_of_profile, this_machine
+    from steptool.check.memory import STAGES, detect_machine, read_machine
 
     if profile is None:
-        return dict.fromkeys(STAGES, this_machine())
+        return dict.fromkeys(STAGES, detect_machine())
     loaded = _import_from_checkout("tasks.runtime.profile")
     stages = loaded.load_profile(profile)
     machines: dict[str, Machine] = {}
     for name in STAGES:
         resources = stages.of(loaded.StageName(name))
-        machine = machine_of_profile(resources.gpus, resources.gpu_type, resources.limits.memory, resources.processes)
+        machine = read_machine(resources.gpus, resources.gpu_type, resources.limits.memory, resources.processes)
         machines |= {name: machine} if machine else {}
     return machines
 
@@ -408,7 +414,7 @@ def _keep_stack(error: Exception) -> str:
 
 
 def _end(code: int, text: str) -> None:
-    print(printable(f"steptool: {text}"), file=sys.stderr)
+    print(escape_controls(f"steptool: {text}"), file=sys.stderr)
     if _scratch_folder.cache_info().currsize:
         print(f"steptool: unfinished work is in {_scratch_folder()}; steptool clean removes it", file=sys.stderr)
     sys.exit(code)

@@ -64,7 +64,7 @@ def review_rewards(
     compare: str,
 ) -> Reviewed:
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
-    from steptool.report.rewards_page import rewards_page, sentences
+    from steptool.report.rewards_page import build_rewards_page, write_sentences
     from steptool.rewards.audit import audit_files
     from steptool.storage.transfer import deliver
 
@@ -72,11 +72,11 @@ def review_rewards(
     config = localize(config, make_folder("fetched"), "rewards.audit.previous")
     other = fetch(compare, make_folder("compared")) if compare else None
     result = audit_files(download(queries), download(trajectories), rewards_file, config, other)
-    html = rewards_page(result, f"The rewards by {result.annotator}")
+    html = build_rewards_page(result, f"The rewards by {result.annotator}")
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / FIGURES).write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n", encoding="utf-8")
     Deck("rewards", html)
-    for sentence in sentences(result):
+    for sentence in write_sentences(result):
         say("audit", sentence)
     return Reviewed(
         Parquet(deliver(rewards_file, output, REWARDS_FILE)),

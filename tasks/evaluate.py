@@ -68,7 +68,7 @@ def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)
     write_costs(folder, watch.cost(result.tokens))
-    write_records(folder / names.of_policy(evaluated.name), [*result.greedy, *result.sampled], Trajectory)
+    write_records(folder / names.name_policy_file(evaluated.name), [*result.greedy, *result.sampled], Trajectory)
     return FlyteDirectory(str(folder))
 
 

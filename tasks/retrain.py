@@ -54,14 +54,14 @@ def decide(config: Config, registry: str, plan: RetrainingPlan, rows: Parquet, q
     from steptool.records.episodes import read_queries
     from steptool.records.tables import read_records
     from steptool.registry import Registry
-    from steptool.retraining.promotion import categories, find_contaminated, read_trained_on
     from steptool.retraining.promotion import decide as decide_by_rule
+    from steptool.retraining.promotion import find_contaminated, list_categories, read_trained_on
 
     held_out = read_queries(download(queries), config.evaluation.split)
     trained_on = read_trained_on(Registry(registry).model_place(plan.champion)) if plan.champion else frozenset()
     decision = decide_by_rule(
         read_records(download(rows), Evaluation),
-        {query.query_id: categories(query) for query in held_out},
+        {query.query_id: list_categories(query) for query in held_out},
         config.promotion,
         contaminated=find_contaminated(held_out, trained_on),
         seed=config.seed,
@@ -100,12 +100,12 @@ def promote(
 def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, training: str) -> Outcome:
     """Write the page of the run, and the run into the registry."""
     from steptool.registry import Registry
-    from steptool.report.evaluation_page import RETRAINING_PAGE, retraining_page
+    from steptool.report.evaluation_page import RETRAINING_PAGE, build_retraining_page
     from steptool.retraining.promotion import describe_run
     from steptool.storage.transfer import deliver
 
     page = make_folder("retraining_page") / RETRAINING_PAGE
-    page.write_text(retraining_page(plan, outcome, training), encoding="utf-8")
+    page.write_text(build_retraining_page(plan, outcome, training), encoding="utf-8")
     Deck("retraining", page.read_text(encoding="utf-8"))
     folder = f"{output.rstrip('/')}/{plan.run_id}"
     Registry(registry).record_run(plan.run_id, describe_run(plan, outcome, f"{folder}/{RETRAINING_PAGE}"))

@@ -22,22 +22,22 @@ TRAINING, EVALUATION = "training", "evaluation"
 """What is published into a folder; one kind does not take the place of the other."""
 
 
-def of_round(kind: str, round_index: int) -> str:
+def name_round_file(kind: str, round_index: int) -> str:
     """Name of a round's file; kind: trajectories, rewards or advantages."""
     return f"{kind}_round_{round_index:02d}.parquet"
 
 
-def of_rounds(kind: str) -> str:
-    """Pattern of the names of the files of all rounds; kind as in `of_round`."""
+def name_round_files(kind: str) -> str:
+    """Pattern of the names of the files of all rounds; kind as in `name_round_file`."""
     return f"{kind}_round_*.parquet"
 
 
-def of_evaluation(kind: str, episodes: str) -> str:
+def name_evaluation_file(kind: str, episodes: str) -> str:
     """Name of an evaluation's file; kind: trajectories or rewards; episodes: model and decoding, as in base_greedy."""
     return f"evaluation_{kind}_{episodes}.parquet"
 
 
-def of_policy(name: str) -> str:
+def name_policy_file(name: str) -> str:
     """Name of the file of the episodes of a policy in an evaluation."""
     return f"trajectories_{name}.parquet"
 
@@ -104,7 +104,7 @@ def sign(
     `files` are what the stage was made from; `rewards` says who scored it and how scores became rewards; `base` is the
     name of the base where the folder holds an adapter.
     """
-    entry = {"stage": stage, "round": round_index, "files": {Path(p).name: sha256(p) for p in files}, "note": note}
+    entry = {"stage": stage, "round": round_index, "files": {Path(p).name: hash_file(p) for p in files}, "note": note}
     entry |= {"rewards": rewards} if rewards else {}
     entries = [*(read(parent) if parent else []), entry]
     target = Path(folder)
@@ -118,10 +118,10 @@ def write_card(folder: str | os.PathLike[str], base: str = "") -> None:
         return
     stage, round_index = entries[-1]["stage"], entries[-1]["round"]
     title = f"{stage} of round {round_index + 1}" if round_index >= 0 else stage
-    (Path(folder) / CARD).write_text(card(entries, title, base=base), encoding="utf-8")
+    (Path(folder) / CARD).write_text(make_card(entries, title, base=base), encoding="utf-8")
 
 
-def card(entries: Sequence[Entry], title: str, facts: Mapping[str, Any] | None = None, base: str = "") -> str:
+def make_card(entries: Sequence[Entry], title: str, facts: Mapping[str, Any] | None = None, base: str = "") -> str:
     """The model card of a model with this lineage, or of an adapter over the base of this name.
 
     `facts` may hold `code_version`, `config` (the run's configuration as a tree), `results` (by model: `pass_rate`,
@@ -149,13 +149,13 @@ def read(folder: str | os.PathLike[str]) -> list[Entry]:
     return entries
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
+def hash_file(path: str | os.PathLike[str]) -> str:
     """Digest of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def base_on_hub(entries: Sequence[Entry]) -> str:
+def find_hub_base(entries: Sequence[Entry]) -> str:
     """The Hub id of the model that training began with; empty where it has none, such as a folder."""
     name = str(entries[0]["note"]) if entries and entries[0]["stage"] == "base" else ""
     return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists() else ""
@@ -178,7 +178,7 @@ def _metadata(entries: Sequence[Entry], title: str, facts: Mapping[str, Any], *,
         for _ in range(own.get("pass_rate") is not None)
     ]
     data = ModelCardData(
-        base_model=base_on_hub(entries) or None,
+        base_model=find_hub_base(entries) or None,
         datasets=facts.get("datasets") or None,
         eval_results=results or None,
         library_name="peft" if is_adapter else "transformers",

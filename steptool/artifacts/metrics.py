@@ -54,14 +54,14 @@ def count_metrics(stage: str, counts: Mapping[str, Any], round_index: int = -1) 
     return [Metric(stage, round_index, -1, name, float(value)) for name, value in _flatten(counts)]
 
 
-def counts_of(metrics: Iterable[Metric], stage: str) -> dict[str, int]:
+def select_counts(metrics: Iterable[Metric], stage: str) -> dict[str, int]:
     """The counts that `count_metrics` made of a stage."""
     return {m.name: int(m.value) for m in metrics if m.stage == stage and m.update == -1}
 
 
 def name_lost_groups(metrics: Iterable[Metric]) -> Iterator[str]:
     """A sentence for each group of tasks of which ingest has kept none."""
-    for name, number in counts_of(metrics, "ingest").items():
+    for name, number in select_counts(metrics, "ingest").items():
         if "which leaves no task of the group" in name:
             yield f"{number} queries were dropped: {name.partition(': ')[2]}."
 
@@ -94,15 +94,15 @@ class Stopwatch:
     def cost(self, tokens: int = 0, counts: Mapping[str, float] | None = None) -> Cost:
         """What the stage took until now."""
         seconds = time.perf_counter() - self._start
-        return Cost(self.stage, self.round_index, seconds, tokens, peak_memory_mb(), counts or {})
+        return Cost(self.stage, self.round_index, seconds, tokens, measure_peak_memory_mb(), counts or {})
 
 
-def first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this process prints and writes for all of those that torch's launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def peak_memory_mb() -> float:
+def measure_peak_memory_mb() -> float:
     """Peak resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
@@ -124,13 +124,16 @@ def format_line(stage: str, text: str, *, seconds: float | None = None, round_in
 
 def say(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> None:
     """Print the line at once, or a JSON object where STEPTOOL_LOG is json; of several processes, the first alone."""
-    if not first_process():
+    if not is_first_process():
         return
     if os.environ.get(LOG_VARIABLE) == "json":
         place = {"round": round_index, "rounds": rounds} if round_index >= 0 else {}
         print_record("info", stage, text, place | ({} if seconds is None else {"seconds": seconds}))
     else:
-        print(printable(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds)), flush=True)
+        print(
+            escape_controls(format_line(stage, text, seconds=seconds, round_index=round_index, rounds=rounds)),
+            flush=True,
+        )
 
 
 def say_results(stage: str, table: str, places: Mapping[str, str]) -> None:
@@ -139,7 +142,7 @@ def say_results(stage: str, table: str, places: Mapping[str, str]) -> None:
         print_record("info", stage, "results", {"table": table, **places})
     else:
         lines = (f"{name}: {place}" for name, place in places.items())
-        print(printable("\n".join(["", table.rstrip("\n"), "", *lines])), flush=True)
+        print(escape_controls("\n".join(["", table.rstrip("\n"), "", *lines])), flush=True)
 
 
 def say_error(stage: str, text: str) -> None:
@@ -156,7 +159,7 @@ def print_record(level: str, stage: str, text: str, fields: Mapping[str, Any]) -
     print(json.dumps(record), flush=True)
 
 
-def printable(text: str) -> str:
+def escape_controls(text: str) -> str:
     """The text with control characters written as escapes, so that no data, tool or server controls the terminal."""
     return "".join(c.encode("unicode_escape").decode() if _controls(c) else c for c in text)
 
@@ -165,7 +168,7 @@ def describe_error(error: BaseException, limit: int = 1000) -> str:
     """An error in one line that a terminal can show; with its class unless the text is one of ours and says enough."""
     if isinstance(error, SystemExit):
         return f"the code of the run called sys.exit({error.code!r})"
-    text = printable("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))[:limit]
+    text = escape_controls("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))[:limit]
     is_explained = type(error).__module__.startswith(("steptool.", "tasks.")) or type(error) is ValueError
     return text if is_explained and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 

@@ -15,12 +15,12 @@ from typing import Any
 from steptool.chat.messages import (
     FINISH_SCHEMA,
     GIVE_ANSWER,
-    call_message,
-    calls_of,
+    make_call_message,
+    make_tool_message,
     read_call,
+    read_calls,
     read_json,
-    text_of,
-    tool_message,
+    read_text,
     write_json,
 )
 from steptool.config import FinishMode
@@ -263,7 +263,7 @@ def offers_finish(tools: Iterable[ToolSchema]) -> bool:
     return any(tool["function"]["name"] == FINISH for tool in tools)
 
 
-def offered_tools(tools: Sequence[ToolSchema], mode: FinishMode) -> list[ToolSchema]:
+def offer_tools(tools: Sequence[ToolSchema], mode: FinishMode) -> list[ToolSchema]:
     """The tools that a model sees: with Finish (as the last one, where it is missing), or with text without it."""
     others = [tool for tool in tools if tool["function"]["name"] != FINISH]
     if mode == "text":
@@ -276,7 +276,7 @@ def make_finish(answer: str) -> ToolCall:
     return ToolCall(FINISH, {"return_type": GIVE_ANSWER, "final_answer": answer})
 
 
-def answer_of(call: ToolCall) -> str | None:
+def read_answer(call: ToolCall) -> str | None:
     """The answer in text that stands for a Finish: empty where it gives up, None where its arguments do not fit it."""
     kind, answer = call.arguments.get("return_type"), call.arguments.get("final_answer")
     if isinstance(kind, str) and kind.startswith("give_up"):
@@ -293,12 +293,12 @@ def to_text_answers(messages: Sequence[Message], write: WriteAnswer = write_answ
     turns: list[Message] = []
     follows_answer = False
     for position, message in enumerate(messages):
-        call = next(iter(calls_of(message)), None)
-        answer = answer_of(call) if call and call.name == FINISH else None
+        call = next(iter(read_calls(message)), None)
+        answer = read_answer(call) if call and call.name == FINISH else None
         if answer is not None and _assistant_goes_on(messages[position + 1 :]):
             answer = None
         if answer is not None:
-            turns.append({"role": "assistant", "content": write(answer, text_of(message))})
+            turns.append({"role": "assistant", "content": write(answer, read_text(message))})
         elif not (follows_answer and message["role"] == "tool"):
             turns.append(message)
         follows_answer = answer is not None
@@ -315,7 +315,7 @@ def to_finish_calls(messages: Sequence[Message]) -> list[Message]:
     turns: list[Message] = []
     for message in messages:
         if message["role"] == "assistant" and not message.get("tool_calls"):
-            turns += [call_message(make_finish(text_of(message))), tool_message(FINISH, "")]
+            turns += [make_call_message(make_finish(read_text(message))), make_tool_message(FINISH, "")]
         else:
             turns.append(message)
     return turns

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from steptool.chat import turns
 from steptool.chat.call_format import ChatFormat, ParsedTurn
 from steptool.chat.formats import FORMATS, LLAMA, REACT
-from steptool.chat.messages import calls_of, model_schemas, text_of, tool_message
+from steptool.chat.messages import make_tool_message, read_calls, read_text, strip_hints
 from steptool.chat.template import DATE, PLAIN, ChatTemplate, StructureFilter
 from steptool.chat.turns import CALL_ID, PROBE, TurnRenderer, find_native_format
 from steptool.records import Message, ToolSchema
@@ -106,7 +106,7 @@ class ChatCodec:
             return self._encode(self._template.render(safe, safe_tools, prompt=True))
         role = self._turns.system_role
         conversation = turns.with_tools(safe, safe_tools, self.format, role, answers=not self.native)
-        return self._encode(self._template.render(turns.alternating(conversation), prompt=True))
+        return self._encode(self._template.render(turns.join_user_messages(conversation), prompt=True))
 
     def observation_ids(
         self, observation: str, tool_name: str, *, user_turn: str | None = None, closed: bool = True
@@ -116,7 +116,7 @@ class ChatCodec:
         `user_turn` is what the user says after the observation, if anything. With `closed=False` (the model was cut off
         before its end-of-turn token) the end-of-turn token comes first.
         """
-        messages = [tool_message(tool_name, observation)]
+        messages = [make_tool_message(tool_name, observation)]
         if user_turn is not None:
             messages.append({"role": "user", "content": user_turn})
         ids = self._between(messages)
@@ -141,7 +141,7 @@ class ChatCodec:
         Raises ValueError where these tokens would not be read back as the message's call, or end the turn too early.
         """
         ids = self._encode_after(self._turns.prompt_tail, self._turns.write(message, tools, first=first))
-        calls, turn = calls_of(message), self._read(ids, tools)
+        calls, turn = read_calls(message), self._read(ids, tools)
         if self.end_ids.intersection(ids[:-1]):
             raise ValueError(f"an assistant message holds a token that ends its turn: {self._decode(ids)[:200]!r}")
         if calls != ([turn.call] if turn.call else []):
@@ -206,7 +206,7 @@ class ChatCodec:
             raise ValueError("two assistant messages stand side by side; merge them or put the tool's answer between")
         safe = self._turns.place_systems(self._safe(messages), at_beginning=False)
         if not self.native:
-            safe = turns.alternating(safe)
+            safe = turns.join_user_messages(safe)
         text = self._turns.between(safe, str(messages[0].get("name") or "tool"))
         end = self.end_token if messages[0]["role"] == "tool" else self._turns.answer_end
         return self._encode_after(end, text)
@@ -217,13 +217,13 @@ class ChatCodec:
         return safe if self.native else turns.to_text(safe, self.format)
 
     def _safe_message(self, message: Message) -> Message:
-        safe = {**message, "content": self._filter.clean(text_of(message))}
+        safe = {**message, "content": self._filter.clean(read_text(message))}
         if message["role"] == "developer" and not self._knows_developer:
             safe["role"] = "system"
         return {**safe, "tool_call_id": CALL_ID} if message["role"] == "tool" else safe
 
     def _safe_tools(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
-        text = json.dumps(model_schemas(tools), ensure_ascii=False)
+        text = json.dumps(strip_hints(tools), ensure_ascii=False)
         schemas: list[ToolSchema] = json.loads(self._filter.clean(text))
         return schemas
 

@@ -20,11 +20,11 @@ import openai
 from openai.resources.chat.completions import AsyncCompletions
 
 from steptool.artifacts.metrics import count
-from steptool.chat.messages import DEEPEST, model_schemas, nesting
+from steptool.chat.messages import DEEPEST, measure_nesting, strip_hints
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
 from steptool.storage.redaction import Redactor
-from steptool.storage.sqlite import Replies, request_key
+from steptool.storage.sqlite import Replies, make_request_key
 
 _REFUSING = frozenset({401, 403, 404})
 """Answers that every further request would get as well: a wrong key, address or model."""
@@ -157,7 +157,7 @@ class Endpoint:
             "max_tokens": self.config.max_tokens,
         }
         if tools:
-            request["tools"] = model_schemas(tools)
+            request["tools"] = strip_hints(tools)
         if tool_choice is not None:
             request["tool_choice"] = tool_choice
         request = {k: v for k, v in {**request, **self.config.request}.items() if v is not None}
@@ -172,7 +172,7 @@ class Endpoint:
         self._replies.close()
 
     async def _reply(self, request: dict[str, Any], vote: int, deadline: float) -> Reply:
-        key = request_key(request, vote)
+        key = make_request_key(request, vote)
         body = self._replies.get(key)
         cached = body is not None or key in self._running
         if body is None:
@@ -294,7 +294,7 @@ def _body(text: str, redactor: Redactor) -> dict[str, Any]:
         message, is_cut = choice["message"], choice.get("finish_reason") == "length"
         if not isinstance(message, dict):
             raise TypeError("a message is an object")
-        if nesting(message) > DEEPEST:
+        if measure_nesting(message) > DEEPEST:
             raise ValueError(f"a message nested more than {DEEPEST} levels deep")
         tokens = {name: _token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
         return {"message": redactor.value(message), "is_cut": is_cut, **tokens}

@@ -42,12 +42,12 @@ def read_first_json(text: str) -> tuple[Any, int]:
         raise ValueError(f"invalid JSON: {error.msg}") from None
     except RecursionError:
         raise ValueError("invalid JSON: nested too deeply") from None
-    if text.count("[", 0, end) + text.count("{", 0, end) > DEEPEST and nesting(value) > DEEPEST:
+    if text.count("[", 0, end) + text.count("{", 0, end) > DEEPEST and measure_nesting(value) > DEEPEST:
         raise ValueError("invalid JSON: nested too deeply")
     return value, end
 
 
-def nesting(value: Any) -> int:
+def measure_nesting(value: Any) -> int:
     """Levels of objects and lists in a value."""
     depth, level = 0, [value]
     while level := [inner for inner in level if isinstance(inner, dict | list)]:
@@ -148,7 +148,7 @@ def annotate_tool(tool: ToolSchema, read_only: bool | None) -> ToolSchema:
     return {**tool, "function": {**tool["function"], ANNOTATIONS: {READ_ONLY_HINT: read_only}}}
 
 
-def model_schemas(tools: Iterable[ToolSchema]) -> list[ToolSchema]:
+def strip_hints(tools: Iterable[ToolSchema]) -> list[ToolSchema]:
     """The schemas as a model sees them: without hints, which would cost tokens and which some endpoints refuse."""
     return [_without_hints(tool) for tool in tools]
 
@@ -169,18 +169,18 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields in which models that reason say what they think before they speak."""
 
 
-def call_message(call: ToolCall, thought: str = "") -> Message:
+def make_call_message(call: ToolCall, thought: str = "") -> Message:
     """An assistant message that makes one call."""
     function = {"name": call.name, "arguments": dict(call.arguments)}
     return {"role": "assistant", "content": thought, "tool_calls": [{"type": "function", "function": function}]}
 
 
-def tool_message(name: str, observation: str) -> Message:
+def make_tool_message(name: str, observation: str) -> Message:
     """The answer of the tool of that name."""
     return {"role": "tool", "name": name, "content": observation}
 
 
-def text_of(message: Message) -> str:
+def read_text(message: Message) -> str:
     """The content of a message; empty for an assistant that only calls. Raises ValueError where it is no text."""
     content = message.get("content")
     if content is None and message["role"] == "assistant":
@@ -190,7 +190,7 @@ def text_of(message: Message) -> str:
     return content
 
 
-def reasoning_of(message: Message) -> str:
+def read_reasoning(message: Message) -> str:
     """What a model has thought, from the field in which servers and recordings keep it; empty without one."""
     fields = [message[field] for field in _REASONING if isinstance(message.get(field), str)]
     if thought := next((text.strip() for text in fields if text.strip()), ""):
@@ -201,7 +201,7 @@ def reasoning_of(message: Message) -> str:
     return "\n".join(text for text in texts if text).strip()
 
 
-def calls_of(message: Message) -> list[ToolCall]:
+def read_calls(message: Message) -> list[ToolCall]:
     """The calls of a message. Arguments may be an object or its JSON text; an empty text and null mean none.
 
     Raises ValueError naming the call that cannot be read.
@@ -213,7 +213,7 @@ def calls_of(message: Message) -> list[ToolCall]:
     return [_read(function, f"tool_calls[{n}]") for n, function in enumerate(functions)]
 
 
-def one_call_per_turn(messages: Sequence[Message]) -> list[Message]:
+def split_calls(messages: Sequence[Message]) -> list[Message]:
     """The same conversation with one call in each assistant message, in the internal form.
 
     A message with several calls becomes as many, each followed by its answer; the text stands before the first. An
@@ -236,9 +236,9 @@ def one_call_per_turn(messages: Sequence[Message]) -> list[Message]:
 
 
 def _split(message: Message, answers: list[Message]) -> Iterator[Message]:
-    head, text = message, text_of(message)
-    for call, raw in zip(calls_of(message), message["tool_calls"], strict=True):
-        turn, call_id = call_message(call, text), raw.get("id")
+    head, text = message, read_text(message)
+    for call, raw in zip(read_calls(message), message["tool_calls"], strict=True):
+        turn, call_id = make_call_message(call, text), raw.get("id")
         if call_id is not None:
             turn["tool_calls"][0]["id"] = call_id
         yield {**head, **turn}
@@ -266,11 +266,11 @@ def to_legacy(messages: Sequence[Message]) -> list[Message]:
     Raises ValueError where a call cannot be read or has arguments that are not JSON.
     """
     legacy = []
-    for message in one_call_per_turn(messages):
+    for message in split_calls(messages):
         fields = {k: v for k, v in message.items() if k not in ("tool_calls", "tool_call_id")}
         if message["role"] == "tool":
             fields["role"] = "function"
-        for call in calls_of(message):
+        for call in read_calls(message):
             fields["function_call"] = {"name": call.name, "arguments": write_json(dict(call.arguments))}
         legacy.append(fields)
     return legacy
@@ -286,7 +286,7 @@ def from_legacy(messages: Sequence[Message]) -> list[Message]:
         fields = {k: v for k, v in message.items() if k != "function_call"}
         if message.get("function_call"):
             call = _read(message["function_call"], "function_call")
-            fields, tool_name = {**fields, **call_message(call, text_of(message))}, call.name
+            fields, tool_name = {**fields, **make_call_message(call, read_text(message))}, call.name
         elif message["role"] == "assistant":
             tool_name = NO_CALL
         elif message["role"] == "function":

@@ -172,7 +172,7 @@ def _raise_in(thread: int, error: type[BaseException] | None) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
 
 
-def structure_words(literals: str) -> tuple[set[str], set[str]]:
+def find_structure_words(literals: str) -> tuple[set[str], set[str]]:
     """Tags such as [INST], and role words such as User before a colon, that stand in a template's own text."""
     return set(_TAG.findall(literals)), {word.strip() for word in _ROLE_WORD.findall(literals)}
 
@@ -220,7 +220,7 @@ class StructureFilter:
     """
 
     def __init__(self, template: ChatTemplate, form: Format) -> None:
-        tags, roles = structure_words(template.literals)
+        tags, roles = find_structure_words(template.literals)
         tags |= {*template.control_tokens, *form.marks}
         tags |= {part.strip() for part in form.observation if part.strip().startswith("<")}
         longest_first = sorted((tag for tag in tags if len(tag.strip()) > 1), key=len, reverse=True)

@@ -15,7 +15,15 @@ from itertools import takewhile
 
 from steptool.chat.call_format import THINK_CLOSE, THINK_OPEN, Format
 from steptool.chat.formats import FORMATS, REACT
-from steptool.chat.messages import NO_CALL, call_message, calls_of, one_call_per_turn, text_of, tool_message, write_json
+from steptool.chat.messages import (
+    NO_CALL,
+    make_call_message,
+    make_tool_message,
+    read_calls,
+    read_text,
+    split_calls,
+    write_json,
+)
 from steptool.chat.template import ChatTemplate
 from steptool.records import FINISH, Message, ToolCall, ToolSchema
 
@@ -29,7 +37,7 @@ def to_text(messages: Sequence[Message], form: Format, tools: Sequence[ToolSchem
     A user's own message that looks like an answer of a tool gets a backslash before it. Raises ValueError where the
     format cannot carry a call or a thought, and where an assistant's text would be read as a call.
     """
-    return [_to_text(message, form, tools) for message in one_call_per_turn(messages)]
+    return [_to_text(message, form, tools) for message in split_calls(messages)]
 
 
 def from_text(messages: Sequence[Message], form: Format, tools: Sequence[ToolSchema] = ()) -> list[Message]:
@@ -40,15 +48,15 @@ def from_text(messages: Sequence[Message], form: Format, tools: Sequence[ToolSch
     turns, tool_name = [], NO_CALL
     before, after = form.observation
     for message in messages:
-        text = text_of(message)
+        text = read_text(message)
         if message["role"] == "assistant":
             turn = form.parse(text, tools)
             tool_name = turn.call.name if turn.call else NO_CALL
-            turns.append(call_message(turn.call, turn.thought) if turn.call else message)
+            turns.append(make_call_message(turn.call, turn.thought) if turn.call else message)
         elif message["role"] != "user":
             turns.append(message)
         elif text.startswith(before) and text.endswith(after) and len(text) >= len(before + after):
-            turns.append(tool_message(tool_name, text[len(before) : len(text) - len(after)]))
+            turns.append(make_tool_message(tool_name, text[len(before) : len(text) - len(after)]))
         else:
             escaped = text.startswith(_ESCAPE) and text.lstrip(_ESCAPE).startswith(before)
             turns.append({**message, "content": text[len(_ESCAPE) :] if escaped else text})
@@ -78,12 +86,12 @@ def with_tools(
     """
     parts = [describe(tools, form, answers=answers)] if tools else []
     if messages and messages[0]["role"] == "system":
-        parts.insert(0, text_of(messages[0]))
+        parts.insert(0, read_text(messages[0]))
         messages = messages[1:]
     return [{"role": role, "content": _GAP.join(parts)}, *messages] if parts else list(messages)
 
 
-def alternating(messages: Sequence[Message]) -> list[Message]:
+def join_user_messages(messages: Sequence[Message]) -> list[Message]:
     """The messages, in which adjacent messages of the user are joined into one, as many templates want it."""
     turns: list[Message] = []
     for message in messages:
@@ -95,9 +103,9 @@ def alternating(messages: Sequence[Message]) -> list[Message]:
 
 
 def _to_text(message: Message, form: Format, tools: Sequence[ToolSchema]) -> Message:
-    role, text, (before, after) = message["role"], text_of(message), form.observation
+    role, text, (before, after) = message["role"], read_text(message), form.observation
     if role == "assistant":
-        calls = calls_of(message)
+        calls = read_calls(message)
         return {"role": role, "content": form.render(calls[0], text, tools) if calls else _no_call(text, form)}
     if role == "tool":
         return {"role": "user", "content": f"{before}{text}{after}"}
@@ -117,13 +125,13 @@ def _no_call(text: str, form: Format) -> str:
 CALL_ID = "call00000"
 """Id of every call, since some templates ask for one. Answers follow their call."""
 _MARK, _OTHER = "codecprobe", "probecodec"
-PROBE = call_message(ToolCall(_MARK, {"x": _MARK}))
+PROBE = make_call_message(ToolCall(_MARK, {"x": _MARK}))
 """A call that every usable template and format can carry."""
 _SYSTEMS = ("system", "developer")
 _USER: Message = {"role": "user", "content": "?"}
 _SPOKEN: Message = {"role": "assistant", "content": _MARK}
 _SYSTEM: Message = {"role": "system", "content": _MARK}
-_ANSWER: Message = {**tool_message(_MARK, _OTHER), "tool_call_id": CALL_ID}
+_ANSWER: Message = {**make_tool_message(_MARK, _OTHER), "tool_call_id": CALL_ID}
 _EMPTY_THINKING = re.compile(rf"\s*{THINK_OPEN}\s*{THINK_CLOSE}\s*")
 _TOOL: ToolSchema = {
     "type": "function",
@@ -162,10 +170,10 @@ class TurnRenderer:
         turn = _with_id(message, self._json_arguments)
         if self._native:
             text, end = self._body(turn)
-            text += end or (self.end_token if calls_of(message) else self.answer_end)
+            text += end or (self.end_token if read_calls(message) else self.answer_end)
         else:
             (turn,) = to_text([_with_id(message)], self._form, tools)
-            text = self._lead + text_of(turn) + self.end_token
+            text = self._lead + read_text(turn) + self.end_token
         if self._thinks and not self._always_thinks and not first:
             return text.removeprefix(f"\n{THINK_CLOSE}\n\n")
         return text
@@ -211,7 +219,7 @@ class TurnRenderer:
         head = list(takewhile(lambda message: message["role"] in _SYSTEMS, messages if at_beginning else ()))
         rest = messages[len(head) :]
         if len(head) > 1 and self.system_role == "system" and not self._takes_several_systems:
-            head = [{**head[0], "content": _GAP.join(text_of(message) for message in head)}]
+            head = [{**head[0], "content": _GAP.join(read_text(message) for message in head)}]
         placed: list[Message] = []
         is_moved = False
         for number, message in enumerate([*head, *rest]):
@@ -233,8 +241,8 @@ class TurnRenderer:
             raise ValueError(f"the chat template does not render {what}; use the model's template for tool calling")
         if not self._native:
             (turn,) = to_text([PROBE], self._form)
-            if text_of(turn) not in self._template.render([_USER, turn]):
-                raise ValueError(f"the chat template changes the text of a turn, as in {text_of(turn)!r}")
+            if read_text(turn) not in self._template.render([_USER, turn]):
+                raise ValueError(f"the chat template changes the text of a turn, as in {read_text(turn)!r}")
 
     def check_that_react_fits(self) -> None:
         """Raise ValueError for a template with calls of its own that no format reads, or one that shows only tools."""
@@ -252,7 +260,9 @@ class TurnRenderer:
 
     def _stub(self, name: str) -> Message:
         """A turn that stands before the answer of the tool of that name."""
-        return _with_id(call_message(ToolCall(name, {"x": _MARK})), self._json_arguments) if self._native else _SPOKEN
+        return (
+            _with_id(make_call_message(ToolCall(name, {"x": _MARK})), self._json_arguments) if self._native else _SPOKEN
+        )
 
     def _answer(self) -> Message:
         return _ANSWER if self._native else to_text([_ANSWER], self._form)[0]
@@ -337,7 +347,7 @@ def find_native_format(template: ChatTemplate) -> tuple[Format | None, bool]:
         for form in (form for form in FORMATS.values() if form is not REACT):
             end = template.last_control_token(turn)
             call = form.parse(turn if end in form.marks else turn.removesuffix(end)).call
-            if calls_of(PROBE) == [call]:
+            if read_calls(PROBE) == [call]:
                 return form, json_arguments
     return None, False
 
@@ -348,12 +358,12 @@ def _opens_thinking(prompt: str) -> bool:
 
 def _with_id(message: Message, json_arguments: bool = False) -> Message:
     """The message with the id that some templates ask for, which ties a call to its answer."""
-    calls = calls_of(message)
+    calls = read_calls(message)
     if len(calls) > 1:
         raise ValueError(f"an assistant turn makes one call, got {len(calls)}; split it with one_call_per_turn")
     if not calls:
         return {k: v for k, v in message.items() if k != "tool_calls"}
-    turn = {**message, **call_message(calls[0], text_of(message))}
+    turn = {**message, **make_call_message(calls[0], read_text(message))}
     (call,) = turn["tool_calls"]
     if json_arguments:
         function = {**call["function"], "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}

@@ -46,7 +46,7 @@ class Machine:
     """Processes of the stage that work together."""
 
 
-def this_machine() -> Machine:
+def detect_machine() -> Machine:
     """The first GPU of this machine, or its memory on a machine without a GPU."""
     import torch
 
@@ -56,7 +56,7 @@ def this_machine() -> Machine:
     return Machine(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine")
 
 
-def machine_of_profile(gpus: int, gpu_type: str, memory: str, processes: int) -> Machine | None:
+def read_machine(gpus: int, gpu_type: str, memory: str, processes: int) -> Machine | None:
     """What a profile gives to one process of a stage; None if the profile does not say.
 
     Args:

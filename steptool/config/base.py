@@ -27,7 +27,7 @@ def refuse(problems: Iterable[str]) -> str:
     return "the configuration was refused: " + "\n  ".join(problems)
 
 
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+def suggest_spelling(word: str, candidates: Iterable[str]) -> str:
     """A question about the candidate that is closest to the word; empty if none is close."""
     close = get_close_matches(word, list(candidates), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
@@ -37,7 +37,7 @@ def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) 
     location = details["loc"]
     field = ".".join(str(part) for part in location)
     if details["type"] == "extra_forbidden":
-        suggestion = did_you_mean(str(location[-1]), _field_names(model, location[:-1]))
+        suggestion = suggest_spelling(str(location[-1]), _field_names(model, location[:-1]))
         return f"unknown field '{field}': remove it, or see {example} for all fields{suggestion}"
     expected, value = details["msg"].removeprefix("Value error, "), details["input"]
     if details["type"] == "value_error" and (isinstance(value, dict | list) or repr(value) in expected):
@@ -45,7 +45,7 @@ def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) 
     expected = expected[0].lower() + expected[1:]
     suggestion = ""
     if details["type"] in ("literal_error", "enum") and isinstance(value, str):
-        suggestion = did_you_mean(value, _find_quoted(str(details.get("ctx", {}).get("expected", ""))))
+        suggestion = suggest_spelling(value, _find_quoted(str(details.get("ctx", {}).get("expected", ""))))
     value_text = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
     return f"field '{field}': {expected}, got {value_text} ({type(value).__name__}){suggestion}"
 

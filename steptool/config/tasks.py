@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from steptool.config.base import ConfigError, FreeMapping, Natural, Positive, Share, StrictModel, did_you_mean
+from steptool.config.base import ConfigError, FreeMapping, Natural, Positive, Share, StrictModel, suggest_spelling
 
 SOURCE_NAMES = ("desk", "toolbench", "jsonl", "recorded", "bfcl", "environment")
 
@@ -21,7 +21,7 @@ def _check_source(name: str) -> str:
     if name not in SOURCE_NAMES and ":" not in name:
         raise ValueError(
             f"expected one of {', '.join(SOURCE_NAMES)}, or package.module:Class for a source of your own, got {name!r}"
-            + did_you_mean(name, SOURCE_NAMES)
+            + suggest_spelling(name, SOURCE_NAMES)
         )
     return name
 
@@ -33,7 +33,7 @@ def _check_environment(name: str) -> str:
     if name and name not in ENVIRONMENT_NAMES and ":" not in name:
         raise ValueError(
             f"expected one of {', '.join(ENVIRONMENT_NAMES)}, or package.module:Class for your own, got {name!r}"
-            + did_you_mean(name, ENVIRONMENT_NAMES)
+            + suggest_spelling(name, ENVIRONMENT_NAMES)
         )
     return name
 

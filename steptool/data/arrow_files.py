@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from steptool.data.parsing import Record, UnusableError, as_text, parse_json
+from steptool.data.parsing import Record, UnusableError, convert_to_text, parse_json
 
 _CONTINUES = -1
 """Stands before the length of the metadata, except in streams of old versions."""
@@ -31,7 +31,7 @@ _DICTIONARY_BATCH = 1
 """Field of a dictionary: the batch that holds its values."""
 
 
-def unfolded_sizes(file: Path) -> Iterator[int]:
+def measure_unfolded_sizes(file: Path) -> Iterator[int]:
     """Bytes that the compressed buffers of each part take when they are decompressed.
 
     Raises UnusableError for what is no Arrow stream.
@@ -176,7 +176,7 @@ def read_arrow(file: Path, limit: int) -> Iterator[Record]:
     """
     import pyarrow as pa
 
-    for size in unfolded_sizes(file):
+    for size in measure_unfolded_sizes(file):
         if size > 16 * limit:
             detail = (
                 f"a part takes {size} bytes when it is decompressed; save it in smaller parts or without compression"
@@ -260,7 +260,7 @@ def _plain(kind: Any) -> Callable[[Any], Any]:
         return lambda value: {name: inner[name](child) for name, child in value.items() if child is not None}
     if pa.types.is_map(kind):
         item = _plain(kind.item_type)
-        return lambda pairs: {as_text(key): None if child is None else item(child) for key, child in pairs}
+        return lambda pairs: {convert_to_text(key): None if child is None else item(child) for key, child in pairs}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         each = _plain(kind.value_type)
         return lambda value: [None if child is None else each(child) for child in value]

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from steptool.chat.call_format import offers_finish, to_text_answers
 from steptool.records import Message, Query, Trajectory
 from steptool.records.columns import JSON_LIST, Row, Stored, contract, decode_value
-from steptool.records.tables import iterate_rows, scratch_folder, write_rows, write_whole
+from steptool.records.tables import iterate_rows, open_scratch_folder, write_rows, write_whole
 from steptool.storage.sqlite import open_scratch_database
 
 UNSURE = 0.5
@@ -105,7 +105,7 @@ def export(trajectories: Place | Sequence[Place], queries: Place, form: Form, ou
     out, counts = Path(out_dir).absolute(), Counter[str]()
     out.mkdir(parents=True, exist_ok=True)
     with (
-        scratch_folder(out, "export") as folder,
+        open_scratch_folder(out, "export") as folder,
         closing(open_scratch_database(folder, _TABLES)) as database,
     ):
         tools = ((row["query_id"], row["tools"]) for row in iterate_rows(queries, Query))

@@ -38,7 +38,7 @@ _TEXT = (".json", ".jsonl", ".csv", ".tsv")
 """Suffixes of files that are read where they are compressed as a whole; Parquet and Arrow compress their own parts."""
 
 
-def content_suffix(file: Path) -> str:
+def find_content_suffix(file: Path) -> str:
     """The suffix that says what a file holds: `.jsonl` of `logs.jsonl.gz`; empty where it is compressed otherwise."""
     suffix = file.suffix.lower()
     if suffix not in COMPRESSED:
@@ -50,12 +50,12 @@ def content_suffix(file: Path) -> str:
 def is_packed(file: Path) -> bool:
     """Whether a file is an archive, or compressed in a way that is not read."""
     suffix = file.suffix.lower()
-    return suffix in _PACKED or (suffix in COMPRESSED and not content_suffix(file))
+    return suffix in _PACKED or (suffix in COMPRESSED and not find_content_suffix(file))
 
 
-def content_stem(file: Path) -> str:
+def strip_suffixes(file: Path) -> str:
     """The name of a file without the suffixes of its content and its compression: `logs` of `logs.jsonl.gz`."""
-    inner = content_suffix(file) if file.suffix.lower() in COMPRESSED else ""
+    inner = find_content_suffix(file) if file.suffix.lower() in COMPRESSED else ""
     return Path(file.stem).stem if inner else file.stem
 
 
@@ -294,7 +294,7 @@ def _files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
             names = _files_of_dataset(Path(here, _STATE))
         for name in sorted(names):
             file = Path(here, name)
-            is_data = content_suffix(file) in suffixes and name not in _ABOUT_DATASETS
+            is_data = find_content_suffix(file) in suffixes and name not in _ABOUT_DATASETS
             if (is_data or (is_packed(file) and suffixes == SUFFIXES)) and file.is_file():
                 yield file
 
@@ -328,7 +328,7 @@ def read_file(file: Path, limit: int = RECORD_LIMIT) -> Iterator[Record]:
     What cannot be read is a record with a fault, and reading goes on with the next where there is one. No record takes
     more than `limit` bytes; nothing else is held in memory but a part of a table.
     """
-    reader = _READERS.get(content_suffix(file), read_json)
+    reader = _READERS.get(find_content_suffix(file), read_json)
     if is_packed(file):
         yield Record(file, None, None, UnusableError("an archive", "files in archives are not read: unpack it"))
         return

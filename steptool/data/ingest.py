@@ -17,19 +17,19 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
-from steptool.artifacts.lineage import sha256
-from steptool.chat.call_format import offered_tools
+from steptool.artifacts.lineage import hash_file
+from steptool.chat.call_format import offer_tools
 from steptool.config import Config, DataConfig
-from steptool.data.files import SUFFIXES, content_suffix, find_files
+from steptool.data.files import SUFFIXES, find_content_suffix, find_files
 from steptool.data.parsing import IngestError, IngestLog
 from steptool.data.recordings.forms import read_recordings
 from steptool.data.recordings.recording import Recording, make_query
 from steptool.data.sources import Source, SourceInputs, open_source
-from steptool.data.splits import SPLITS, StagingDatabase, missing_split
+from steptool.data.splits import SPLITS, StagingDatabase, describe_missing_split
 from steptool.data.tools import ToolCatalog
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.columns import to_row
-from steptool.records.tables import scratch_folder, write_records, write_rows
+from steptool.records.tables import open_scratch_folder, write_records, write_rows
 from steptool.storage.transfer import digest_content, is_remote
 
 _Listing = tuple[Sequence[str], str, Sequence[str]]
@@ -61,11 +61,11 @@ def list_files(data: DataConfig) -> list[SourceFile]:
     return [SourceFile(place=data.source, size=0, sha256=hashlib.sha256(settings.encode()).hexdigest()), *files]
 
 
-def only_first(data: DataConfig) -> DataConfig:
+def keep_first_files(data: DataConfig) -> DataConfig:
     """The same section with only those of its files, on this machine, that `data.first` names."""
     first = set(data.first)
     paths, recorded = (
-        [str(file) for file in find_files(*listing) if sha256(file) in first] for listing in _list_places(data)
+        [str(file) for file in find_files(*listing) if hash_file(file) in first] for listing in _list_places(data)
     )
     return data.model_copy(update={"paths": paths, "recorded_answers": recorded})
 
@@ -144,12 +144,14 @@ def _describe(paths: Sequence[str], field: str, suffixes: Sequence[str]) -> Iter
             yield from _describe_url(path, field, suffixes)
         else:
             for file in find_files([path], field, suffixes):
-                yield SourceFile(place=str(file), size=file.stat().st_size, sha256=sha256(file))
+                yield SourceFile(place=str(file), size=file.stat().st_size, sha256=hash_file(file))
 
 
 def _describe_url(url: str, field: str, suffixes: Sequence[str]) -> Iterator[SourceFile]:
     fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    paths = [root] if fs.isfile(root) else [f for f in sorted(fs.find(root)) if content_suffix(Path(f)) in suffixes]
+    paths = (
+        [root] if fs.isfile(root) else [f for f in sorted(fs.find(root)) if find_content_suffix(Path(f)) in suffixes]
+    )
     if not paths:
         raise IngestError(f"{field}: '{url}' does not exist or has no {', '.join(suffixes)} file below it")
     for path in paths:
@@ -202,14 +204,14 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
         raise IngestError(f"data.paths: the source '{config.data.source}' needs at least one file or folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
-        scratch_folder(out.parent, "ingest") as folder,
+        open_scratch_folder(out.parent, "ingest") as folder,
         StagingDatabase(folder) as staging,
     ):
         _read(source, inputs, staging)
         splits = staging.draw(config.data, inputs.log)
         inputs.log.count("queries kept", sum(splits.values()))
         minimum = len(SPLITS) if for_training else 0 if may_be_empty else 1
-        if problem := missing_split(splits, minimum):
+        if problem := describe_missing_split(splits, minimum):
             _write_log(inputs.log, out)
             where, summary = ", ".join(config.data.paths) or config.data.source, inputs.log.summary()
             parts = (problem, summary) if any(splits.values()) else (summary, "No query is left")
@@ -252,7 +254,7 @@ def _read(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Non
 
 def _offer(query: Query, config: Config) -> Query:
     """The query with the tools that a model of this configuration sees."""
-    return replace(query, tools=tuple(offered_tools(query.tools, config.rollout.finish)))
+    return replace(query, tools=tuple(offer_tools(query.tools, config.rollout.finish)))
 
 
 def _read_recordings(source: Source, inputs: SourceInputs) -> Iterator[Recording]:
@@ -264,7 +266,7 @@ def _read_recordings(source: Source, inputs: SourceInputs) -> Iterator[Recording
 
 def _read_first_texts(source: Source, inputs: SourceInputs) -> Iterator[str]:
     """Texts of the tasks and recordings in the files that `data.first` names."""
-    config = inputs.config.model_copy(update={"data": only_first(inputs.config.data)})
+    config = inputs.config.model_copy(update={"data": keep_first_files(inputs.config.data)})
     first = SourceInputs(config, inputs.catalog, IngestLog())
     if config.data.paths:
         yield from (query.instruction for query in source.read_queries(first))

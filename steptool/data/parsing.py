@@ -144,7 +144,7 @@ class KeyCheck:
         value = dict(pairs)
         if len(value) < len(pairs):
             twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
-            values = " and ".join(excerpt(inner) for key, inner in pairs if key == twice)
+            values = " and ".join(cut_excerpt(inner) for key, inner in pairs if key == twice)
             self.repeated.append(f"'{twice}' with the values {values}")
         return value
 
@@ -203,9 +203,9 @@ def parse_literal(text: str, where: str) -> Any:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         if isinstance(error, SyntaxError) and _CUT_OFF.search(error.msg):
-            detail = f"'{where}': the text ends after {len(text)} characters, within {excerpt(text[-40:])}"
+            detail = f"'{where}': the text ends after {len(text)} characters, within {cut_excerpt(text[-40:])}"
             raise UnusableError("a text that was cut off", detail) from None
-        detail = f"'{where}': {type(error).__name__}: {error}; got {excerpt(text)}"
+        detail = f"'{where}': {type(error).__name__}: {error}; got {cut_excerpt(text)}"
         raise UnusableError("not a Python literal", detail) from None
 
 
@@ -220,12 +220,14 @@ def require(record: Any, name: str, kind: type | tuple[type, ...], where: str = 
 def _field_error(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> UnusableError:
     path = f"{where}.{name}" if where else name
     if not isinstance(record, dict):
-        return UnusableError("not an object", f"{where or 'the record'}: expected a JSON object, got {excerpt(record)}")
+        return UnusableError(
+            "not an object", f"{where or 'the record'}: expected a JSON object, got {cut_excerpt(record)}"
+        )
     if name not in record:
         return UnusableError(f"missing field '{name}'", f"field '{path}' is missing; there are {sorted(record)}")
     expected = " or ".join(k.__name__ for k in ((kind,) if isinstance(kind, type) else kind))
     return UnusableError(
-        f"ill-typed field '{name}'", f"field '{path}': expected {expected}, got {excerpt(record[name])}"
+        f"ill-typed field '{name}'", f"field '{path}': expected {expected}, got {cut_excerpt(record[name])}"
     )
 
 
@@ -238,19 +240,19 @@ def require_text(record: Any, name: str, where: str = "") -> str:
     return text
 
 
-def optional(record: Any, name: str, kind: type, default: Any, where: str = "") -> Any:
+def get_optional(record: Any, name: str, kind: type, default: Any, where: str = "") -> Any:
     """A field of a JSON object, or the default where the object does not have it."""
     return require(record, name, kind, where) if name in record else default
 
 
-def as_text(value: Any) -> str:
+def convert_to_text(value: Any) -> str:
     """Text as it is, None as the empty text, other values as JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def excerpt(value: Any, limit: int = 80) -> str:
+def cut_excerpt(value: Any, limit: int = 80) -> str:
     """The beginning of a value as JSON, for an error message."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[:limit] + "..."
@@ -261,6 +263,6 @@ def join_texts(texts: Sequence[str], gap: str = "\n") -> str:
     return gap.join(text for text in texts if text)
 
 
-def unique(names: Iterable[str]) -> list[str]:
+def drop_repeats(names: Iterable[str]) -> list[str]:
     """The same names in the same order, each once."""
     return list(dict.fromkeys(names))

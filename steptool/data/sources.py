@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from steptool.config import Config
-from steptool.config.base import ConfigError, did_you_mean
-from steptool.data.files import SUFFIXES, content_stem, find_files, parse_records, read_file
+from steptool.config.base import ConfigError, suggest_spelling
+from steptool.data.files import SUFFIXES, find_files, parse_records, read_file, strip_suffixes
 from steptool.data.parsing import (
     IngestError,
     IngestLog,
     Record,
     UnusableError,
-    excerpt,
-    optional,
+    cut_excerpt,
+    get_optional,
     require,
     require_text,
 )
@@ -39,11 +39,11 @@ from steptool.data.tools import (
     make_tool_schemas,
     with_finish,
 )
-from steptool.environments.base import environment_class, import_object, open_environment
-from steptool.environments.bfcl_tasks import bfcl_queries
-from steptool.environments.desk.tasks import desk_demonstrations, desk_queries
-from steptool.environments.toolbench import REFERENCE, endpoint
-from steptool.policies.text_policies import has_reference_calls, play_back, reference_calls
+from steptool.environments.base import find_environment_class, import_object, open_environment
+from steptool.environments.bfcl_tasks import read_bfcl_queries
+from steptool.environments.desk.tasks import draw_desk_queries, make_desk_demonstrations
+from steptool.environments.toolbench import REFERENCE, make_endpoint
+from steptool.policies.text_policies import has_reference_calls, list_reference_calls, play_back
 from steptool.records import Query, Reference, StepStatus, StopReason, ToolSchema, Trajectory
 
 KIND = "reference solutions"
@@ -66,7 +66,7 @@ def play_reference_solutions(queries: Iterable[Query], config: Config, log: Inge
     solvable = (query for query in queries if _is_playable(query, config))
     limit = config.warm_start.demonstrations if config.warm_start.steps else 0
     for name, group in groupby(islice(solvable, limit), key=lambda query: query.environment):
-        recordings = [(query, reference_calls(query)) for query in group]
+        recordings = [(query, list_reference_calls(query)) for query in group]
         with closing(open_environment(name, config)) as environment:
             episodes = play_back(recordings, environment, limits=config.tools, policy="reference")
         _refuse_failed_checks(episodes)
@@ -111,7 +111,7 @@ def _refuse_failed_checks(episodes: Sequence[Trajectory]) -> None:
 
 def _is_playable(query: Query, config: Config) -> bool:
     """Whether the query has a reference solution and an environment that can execute it."""
-    return has_reference_calls(query) and not environment_class(query.environment, config).needs_recordings
+    return has_reference_calls(query) and not find_environment_class(query.environment, config).needs_recordings
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class OwnTasksSource(Source):
                     first, line = places[query.query_id]
                     detail = f"'{query.query_id}' is also the id of {first}, line {line}"
                     raise IngestError(f"{_describe_place(record)}: field 'id': {detail}")
-                yield query if query.query_id else replace(query, query_id=f"{content_stem(file)}-{record.row}")
+                yield query if query.query_id else replace(query, query_id=f"{strip_suffixes(file)}-{record.row}")
 
 
 class EnvironmentSource(Source):
@@ -221,31 +221,31 @@ def _read_query(record: Record, catalog: ToolCatalog) -> Query:
 def _parse(task: Any, catalog: ToolCatalog) -> Query:
     instruction = require_text(task, "instruction")
     if unknown := [name for name in task if name not in _FIELDS]:
-        closest = did_you_mean(unknown[0], _FIELDS)
+        closest = suggest_spelling(unknown[0], _FIELDS)
         raise UnusableError("unknown field", f"unknown field '{unknown[0]}'; known are {', '.join(_FIELDS)}{closest}")
-    environment = _read_environment(optional(task, "environment", str, ""), catalog)
+    environment = _read_environment(get_optional(task, "environment", str, ""), catalog)
     if "tools" in task:
         tools = catalog.add_hints(check_and_close(require(task, "tools", list), "tools"), environment)
     else:
         tools = catalog.tools(environment)
-    split = optional(task, "split", str, "")
+    split = get_optional(task, "split", str, "")
     if split and split not in SPLITS:
         raise UnusableError(
-            "unknown split", f"field 'split': expected one of {', '.join(SPLITS)}, got {excerpt(split)}"
+            "unknown split", f"field 'split': expected one of {', '.join(SPLITS)}, got {cut_excerpt(split)}"
         )
-    max_steps = optional(task, "max_steps", int, 0)
+    max_steps = get_optional(task, "max_steps", int, 0)
     if isinstance(max_steps, bool) or not 0 <= max_steps <= _MOST_STEPS:
         expected = f"expected a number of steps from 0 to {_MOST_STEPS}"
-        raise UnusableError("ill-typed field", f"field 'max_steps': {expected}, got {excerpt(max_steps)}")
+        raise UnusableError("ill-typed field", f"field 'max_steps': {expected}, got {cut_excerpt(max_steps)}")
     return Query(
-        query_id=optional(task, "id", str, ""),
+        query_id=get_optional(task, "id", str, ""),
         split=split,
         environment=environment,
         instruction=instruction,
         tools=tools,
-        reference=_read_reference(optional(task, "reference", dict, {}), [t["function"]["name"] for t in tools]),
+        reference=_read_reference(get_optional(task, "reference", dict, {}), [t["function"]["name"] for t in tools]),
         source="jsonl",
-        tier=optional(task, "tier", str, ""),
+        tier=get_optional(task, "tier", str, ""),
         max_steps=max_steps,
     )
 
@@ -260,23 +260,23 @@ def _read_environment(name: str, catalog: ToolCatalog) -> str:
 def _read_call_names(fields: dict[str, Any], field: str, where: str) -> list[str]:
     """The names of the calls in a list, each with its arguments."""
     names = []
-    for number, call in enumerate(optional(fields, field, list, [], where)):
+    for number, call in enumerate(get_optional(fields, field, list, [], where)):
         names.append(require_text(call, "name", f"{where}.{field}[{number}]"))
         require(call, "arguments", dict, f"{where}.{field}[{number}]")
     return names
 
 
 def _read_reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Reference:
-    optional(reference, "answer", str, "")
-    optional(reference, "family", str, "")
-    mentioned = [*optional(reference, "tools", list, []), *_read_call_names(reference, "calls", "reference")]
-    for number, turn in enumerate(optional(reference, "turns", list, [])):
+    get_optional(reference, "answer", str, "")
+    get_optional(reference, "family", str, "")
+    mentioned = [*get_optional(reference, "tools", list, []), *_read_call_names(reference, "calls", "reference")]
+    for number, turn in enumerate(get_optional(reference, "turns", list, [])):
         mentioned += _read_call_names({"turn": turn}, "turn", f"reference.turns[{number}]")
     for name in mentioned:
         if name not in tool_names:
-            closest = did_you_mean(str(name), tool_names)
+            closest = suggest_spelling(str(name), tool_names)
             raise UnusableError(
-                "unknown tool", f"field 'reference': {excerpt(name)} is not among the task's tools{closest}"
+                "unknown tool", f"field 'reference': {cut_excerpt(name)} is not among the task's tools{closest}"
             )
     return Reference.from_json(reference)
 
@@ -295,7 +295,7 @@ class ToolBenchSource(Source):
 
 def _read_instruction(record: Record) -> Query:
     if record.row is None:
-        raise UnusableError("not a list of instructions", f"expected a list, got {excerpt(record.value)}")
+        raise UnusableError("not a list of instructions", f"expected a list, got {cut_excerpt(record.value)}")
     return read_instruction(record.value, record.file, record.row)
 
 
@@ -303,9 +303,9 @@ def read_instruction(record: Any, file: Path, row: int | str | None) -> Query:
     """A record of an instruction file as a query, without a split. Raises UnusableError naming the field."""
     instruction = require_text(record, "query")
     schemas = make_tool_schemas(require(record, "api_list", list))
-    relevant = optional(record, "relevant APIs", list, [])
+    relevant = get_optional(record, "relevant APIs", list, [])
     return Query(
-        query_id=f"{content_stem(file)}-{record.get('query_id', row)}",
+        query_id=f"{strip_suffixes(file)}-{record.get('query_id', row)}",
         split="",
         environment="replay",
         instruction=instruction,
@@ -315,7 +315,7 @@ def read_instruction(record: Any, file: Path, row: int | str | None) -> Query:
             environment={REFERENCE: _find_endpoints(record["api_list"], schemas)},
         ),
         source="toolbench",
-        tier=content_stem(file),
+        tier=strip_suffixes(file),
     )
 
 
@@ -325,7 +325,7 @@ def _find_endpoints(api_list: Sequence[Any], schemas: Mapping[tuple[str, str], T
     for api in api_list:
         key, category = (api["tool_name"], api["api_name"]), api.get("category_name")
         if isinstance(category, str):
-            endpoints.setdefault(schemas[key]["function"]["name"], list(endpoint(category, *key)))
+            endpoints.setdefault(schemas[key]["function"]["name"], list(make_endpoint(category, *key)))
     return endpoints
 
 
@@ -334,7 +334,7 @@ class BfclSource(Source):
 
     def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
         """The tasks, in the order of the package."""
-        return iter(bfcl_queries())
+        return iter(read_bfcl_queries())
 
 
 class DeskSource(Source):
@@ -342,11 +342,11 @@ class DeskSource(Source):
 
     def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
         """The tasks of all splits."""
-        return iter(desk_queries(inputs.config))
+        return iter(draw_desk_queries(inputs.config))
 
     def make_demonstrations(self, queries: Iterable[Query], inputs: SourceInputs) -> Iterator[Trajectory]:
         """The expert's attempts at training tasks, as many as the warm start takes."""
-        demonstrations = desk_demonstrations(inputs.config, list(queries))
+        demonstrations = make_desk_demonstrations(inputs.config, list(queries))
         for name in ("demonstrations read", "demonstrations kept"):
             inputs.log.count(name, len(demonstrations))
         return iter(demonstrations)

@@ -19,9 +19,9 @@ from steptool.data.parsing import IngestError, IngestLog
 from steptool.data.recordings.recording import (
     RecordedTurn,
     Recording,
+    collect_recorded_rewards,
     make_trajectory,
     make_trajectory_id,
-    recorded_rewards,
 )
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.columns import Row, from_row, to_row
@@ -30,7 +30,7 @@ from steptool.storage.sqlite import open_scratch_database
 SPLITS = ("train", "validation", "heldout")
 
 
-def text_key(instruction: str) -> str:
+def make_text_key(instruction: str) -> str:
     """What makes two instructions the same: the text without regard to white space."""
     return " ".join(instruction.split())
 
@@ -55,7 +55,7 @@ def draw_split(text: bytes, sizes: Mapping[str, int]) -> str:
     return SPLITS[-1]
 
 
-def target_sizes(sizes: Mapping[str, int], total: int) -> dict[str, int]:
+def compute_target_sizes(sizes: Mapping[str, int], total: int) -> dict[str, int]:
     """Exact numbers of tasks by split: the sizes, or where there are fewer tasks their proportions of the total.
 
     Each split gets the whole part of its share; what is left goes to the largest remainders, the first of equals first.
@@ -70,7 +70,7 @@ def target_sizes(sizes: Mapping[str, int], total: int) -> dict[str, int]:
     return targets
 
 
-def missing_split(counts: Mapping[str, int], needed: int) -> str:
+def describe_missing_split(counts: Mapping[str, int], needed: int) -> str:
     """What is wrong where fewer than `needed` of the splits have a query; empty where enough of them have."""
     numbers = {split: counts.get(split, 0) for split in SPLITS}
     empty = [split for split, number in numbers.items() if not number]
@@ -149,8 +149,8 @@ class StagingDatabase:
 
     def add_query(self, query: Query) -> None:
         """Add a query; an empty split is to be drawn. Queries of one `reference.family` share a split."""
-        row, key = to_row(query), text_key(query.instruction)
-        family = text_key(query.reference.family or key)
+        row, key = to_row(query), make_text_key(query.instruction)
+        family = make_text_key(query.reference.family or key)
         numbers = (digest(key), digest(family), digest(f"draw {key}"))
         number = self._insert(query.query_id, query.split, *numbers)
         fields = [row[name] for name in _FIELDS]
@@ -167,7 +167,7 @@ class StagingDatabase:
 
     def has_query(self, text: str) -> bool:
         """Whether a query of this text is there."""
-        row = self._db.execute("SELECT 1 FROM queries WHERE text = ?", (digest(text_key(text)),)).fetchone()
+        row = self._db.execute("SELECT 1 FROM queries WHERE text = ?", (digest(make_text_key(text)),)).fetchone()
         return row is not None
 
     def add_recording(self, recording: Recording) -> None:
@@ -176,12 +176,12 @@ class StagingDatabase:
         rewards = json.dumps(recording.rewards) if recording.rewards else None
         self._db.execute(
             "INSERT INTO recordings (text, turns, solved, rewards) VALUES (?, ?, ?, ?)",
-            (digest(text_key(recording.instruction)), turns, recording.solved, rewards),
+            (digest(make_text_key(recording.instruction)), turns, recording.solved, rewards),
         )
 
     def prefer(self, text: str) -> None:
         """Keep and write the queries of this text before others. Their split does not change."""
-        self._db.execute("INSERT OR IGNORE INTO preferred VALUES (?)", (digest(text_key(text)),))
+        self._db.execute("INSERT OR IGNORE INTO preferred VALUES (?)", (digest(make_text_key(text)),))
 
     def draw(self, data: DataConfig, log: IngestLog) -> dict[str, int]:
         """Decide what is kept, and count what is dropped. Returns the number of queries kept of each split.
@@ -212,7 +212,7 @@ class StagingDatabase:
     def _fill(self, sizes: Mapping[str, int]) -> None:
         """Move families out of splits that have too many queries into those that have too few."""
         counts = {split: self._count("SELECT count(*) FROM queries WHERE split = ?", split) for split in sizes}
-        targets = target_sizes(sizes, sum(counts.values()))
+        targets = compute_target_sizes(sizes, sum(counts.values()))
         for target, origin in permutations(sizes, 2):
             room = min(targets[target] - counts[target], counts[origin] - targets[origin])
             if room <= 0:
@@ -276,10 +276,10 @@ class StagingDatabase:
         for query_id, sample, rewards in self._db.execute(
             f"SELECT query_id, sample, rewards {_SAMPLES} WHERE rewards IS NOT NULL {_IN_ORDER}"
         ):
-            yield from recorded_rewards(make_trajectory_id(query_id, sample), json.loads(rewards))
+            yield from collect_recorded_rewards(make_trajectory_id(query_id, sample), json.loads(rewards))
 
 
-def round_positions(total: int, episodes: int, round_index: int, seed: int) -> list[int]:
+def draw_round_positions(total: int, episodes: int, round_index: int, seed: int) -> list[int]:
     """Positions in [0, total) of the queries of a round, one for each episode.
 
     Rounds read on in one endless sequence: all positions in a shuffled order, then all of them in another one, and so
@@ -295,7 +295,9 @@ def round_positions(total: int, episodes: int, round_index: int, seed: int) -> l
     return positions
 
 
-def shard_positions(total: int, episodes: int, round_index: int, seed: int, *, shard: int, shards: int) -> list[int]:
+def select_shard_positions(
+    total: int, episodes: int, round_index: int, seed: int, *, shard: int, shards: int
+) -> list[int]:
     """The part of a round's positions that falls to one shard.
 
     The shards of a round hold each of its positions once. A position that the round holds several times stays in one
@@ -303,7 +305,7 @@ def shard_positions(total: int, episodes: int, round_index: int, seed: int, *, s
     """
     if not 0 <= shard < shards:
         raise ValueError(f"expected a shard from 0 to {shards - 1}, got {shard}")
-    positions = round_positions(total, episodes, round_index, seed)
+    positions = draw_round_positions(total, episodes, round_index, seed)
     of_shard = set(list(dict.fromkeys(positions))[shard::shards])
     if not of_shard:
         raise ValueError(

@@ -13,13 +13,13 @@ from steptool.config import Config
 from steptool.data.parsing import IngestError, UnusableError, require, require_text
 from steptool.environments.base import (
     ENVIRONMENTS,
-    default_environment,
-    environment_class,
-    expected_names,
+    find_environment_class,
+    get_default_environment,
+    list_expected_names,
     open_environment,
 )
 from steptool.environments.schema import SchemaError, check_tools
-from steptool.environments.toolbench import NAME_LIMIT, function_name, parameter_name
+from steptool.environments.toolbench import NAME_LIMIT, make_function_name, standardise_parameter
 from steptool.records import FINISH, ToolSchema
 
 _TYPES = {
@@ -72,13 +72,15 @@ def with_finish(tools: Sequence[ToolSchema]) -> tuple[ToolSchema, ...]:
     return (*(t for t in tools if t["function"]["name"] != FINISH), FINISH_SCHEMA)
 
 
-def function_schema(name: str, description: str, properties: Mapping[str, Any], required: Sequence[str]) -> ToolSchema:
+def make_function_schema(
+    name: str, description: str, properties: Mapping[str, Any], required: Sequence[str]
+) -> ToolSchema:
     """A tool in OpenAI's form."""
     parameters = {"type": "object", "properties": dict(properties), "required": list(required)}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-def openai_tools(tools: Sequence[Any], field: str) -> list[Any]:
+def read_openai_tools(tools: Sequence[Any], field: str) -> list[Any]:
     """Tools in OpenAI's form, from those of other writers as well. What may be left out is filled in.
 
     It reads functions bare or wrapped, schemas named `input_schema` (Anthropic) or `inputSchema` (MCP), Gemini's lists
@@ -140,7 +142,7 @@ def _lower_types(node: Any) -> Any:
     return [_lower_types(child) for child in node] if isinstance(node, list) else node
 
 
-def toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSchema, ...]:
+def read_toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSchema, ...]:
     """Functions as ToolBench records them, bare or in OpenAI's form, as tool schemas.
 
     Raises UnusableError naming the field.
@@ -157,24 +159,24 @@ def toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSchema, .
         required_names = require(parameters, "required", list, where) if parameters.get("required") else []
         required = [key for key in properties if key in required_names]
         if name != FINISH:
-            name = distinct_name(name, schemas)
-            schemas[name] = function_schema(name, str(function.get("description") or ""), properties, required)
+            name = make_distinct_name(name, schemas)
+            schemas[name] = make_function_schema(name, str(function.get("description") or ""), properties, required)
     return check_and_close(list(schemas.values()), field)
 
 
 def _toolbench_property(recorded: Any) -> dict[str, Any]:
     schema = dict(recorded) if isinstance(recorded, dict) else {}
     example = schema.pop("example_value", None)
-    schema["type"] = toolbench_type(schema.get("type"))
+    schema["type"] = convert_toolbench_type(schema.get("type"))
     return schema if example in ("", None) else {**schema, "examples": [example]}
 
 
-def toolbench_type(recorded: Any) -> str:
+def convert_toolbench_type(recorded: Any) -> str:
     """JSON Schema's type for a type as ToolBench writes it."""
     return _TYPES.get(str(recorded).lower(), "string")
 
 
-def distinct_name(name: str, used_names: Mapping[str, Any] | set[str]) -> str:
+def make_distinct_name(name: str, used_names: Mapping[str, Any] | set[str]) -> str:
     """The name, or where it is taken (long names can end alike) the name with a number in the same 64 characters."""
     number, candidate = 1, name
     while candidate in used_names:
@@ -188,7 +190,7 @@ class ToolCatalog:
 
     def __init__(self, config: Config) -> None:
         """Raises IngestError if no environment has the name `data.environment`."""
-        self._default, self._config = default_environment(config), config
+        self._default, self._config = get_default_environment(config), config
         self._tools = cache(self._list_tools)
         try:
             self.environment(self._default)
@@ -200,7 +202,7 @@ class ToolCatalog:
         environment_name = name or self._default
         if environment_name not in ENVIRONMENTS and (environment_name != self._default or ":" not in environment_name):
             raise UnusableError(
-                "unknown environment", f"expected {expected_names(self._config)}, got '{environment_name}'"
+                "unknown environment", f"expected {list_expected_names(self._config)}, got '{environment_name}'"
             )
         return environment_name
 
@@ -213,7 +215,7 @@ class ToolCatalog:
 
     def add_hints(self, tools: Iterable[ToolSchema], environment: str) -> tuple[ToolSchema, ...]:
         """The tools that a task lists, with a hint on those of which the environment says that they only read."""
-        read_only = environment_class(self.environment(environment), self._config).read_only
+        read_only = find_environment_class(self.environment(environment), self._config).read_only
         return tuple(
             annotate_tool(tool, True) if tool["function"]["name"] in read_only and reads_only(tool) is None else tool
             for tool in tools
@@ -238,7 +240,7 @@ def make_tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSche
         where = f"api_list[{number}]"
         key = (require_text(api, "tool_name", where), require_text(api, "api_name", where))
         if key not in schemas:
-            name = distinct_name(function_name(key[1], key[0]), names)
+            name = make_distinct_name(make_function_name(key[1], key[0]), names)
             names.add(name)
             schemas[key] = _make_schema(name, api, where)
     return schemas
@@ -249,7 +251,9 @@ def _make_schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
     required, others = _make_properties(api, "required", where), _make_properties(api, "optional", where)
     properties = {**required, **{key: schema for key, schema in others.items() if key not in required}}
     description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]
-    return function_schema(name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(required))
+    return make_function_schema(
+        name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(required)
+    )
 
 
 def _make_properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
@@ -260,14 +264,14 @@ def _make_properties(api: Mapping[str, Any], kind: str, where: str) -> dict[str,
         name = parameter.get("name") if isinstance(parameter, dict) else None
         if not isinstance(name, str) or not name.strip():
             require_text(parameter, "name", f"{where}.{kind}_parameters[{number}]")  # says what is wrong
-        key = parameter_name(name)
+        key = standardise_parameter(name)
         if key not in properties:
             properties[key] = _make_property(parameter, keyword)
     return properties
 
 
 def _make_property(parameter: Mapping[str, Any], keyword: str) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": toolbench_type(parameter.get("type"))}
+    schema: dict[str, Any] = {"type": convert_toolbench_type(parameter.get("type"))}
     if description := str(parameter.get("description") or "").strip()[:DESCRIPTION_LIMIT]:
         schema["description"] = description
     default = parameter.get("default")

@@ -51,7 +51,7 @@ def join_texts(texts: Iterable[str | None]) -> str:
     return "\n\n".join(text.strip() for text in texts if text and text.strip())
 
 
-def content_text(content: Any) -> str:
+def read_content_text(content: Any) -> str:
     """The text of a message's content: a text, or a list of parts of which some have a text."""
     if isinstance(content, str):
         return content

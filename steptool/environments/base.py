@@ -229,12 +229,12 @@ _SHOWN = 3
 """Problems of queries that an error shows."""
 
 
-def default_environment(config: Config) -> str:
+def get_default_environment(config: Config) -> str:
     """Name of the environment of tasks that name none."""
     return config.data.environment or DEFAULT_ENVIRONMENT
 
 
-def environment_class(name: str, config: Config) -> type[Environment]:
+def find_environment_class(name: str, config: Config) -> type[Environment]:
     """The class of an environment: one of this package, or the class of your own that `data.environment` names.
 
     Only the configuration can name a class of your own: a name in a task or in a file of queries runs no code. Raises
@@ -245,7 +245,7 @@ def environment_class(name: str, config: Config) -> type[Environment]:
     elif ":" in name and name == config.data.environment:
         field, place = "data.environment", name
     else:
-        raise ConfigError(f"no environment is named '{name}'; expected {expected_names(config)}")
+        raise ConfigError(f"no environment is named '{name}'; expected {list_expected_names(config)}")
     cls = import_object(place, field, "a class of environments")
     if not (inspect.isclass(cls) and issubclass(cls, Environment)):
         raise ConfigError(f"{field}: expected a subclass of {Environment.__module__}.Environment, got {cls!r}")
@@ -254,7 +254,7 @@ def environment_class(name: str, config: Config) -> type[Environment]:
     return cls
 
 
-def expected_names(config: Config) -> str:
+def list_expected_names(config: Config) -> str:
     """The names that tasks may use, for error messages."""
     own = config.data.environment
     names = [*ENVIRONMENTS, own] if ":" in own else [*ENVIRONMENTS]
@@ -266,7 +266,7 @@ def open_environment(name: str, config: Config, recordings: Iterable[Trajectory]
 
     Raises ConfigError for a name that is not known and for an environment whose settings are missing or wrong.
     """
-    cls = environment_class(name, config)
+    cls = find_environment_class(name, config)
     try:
         return cls.open(config.tools, recordings)
     except ConfigError:

@@ -17,7 +17,14 @@ from typing import Any
 import mpmath
 
 from steptool.environments.base import Environment, Session, ToolResult
-from steptool.environments.bfcl_tasks import CLASSES, checks, data_folder, executable, parameters, schemas
+from steptool.environments.bfcl_tasks import (
+    CLASSES,
+    find_data_folder,
+    list_checks,
+    list_parameters,
+    list_schemas,
+    load_class,
+)
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema
 
 _CONTAINERS = (dict, list, set)
@@ -40,14 +47,14 @@ class Toolbox:
     def __init__(self, scenario: Mapping[str, Any]) -> None:
         config, padded = scenario["config"], scenario["long_context"]
         self._tools = {name: _make_tool(name, config.get(name, {}), padded) for name in scenario["classes"]}
-        self._owners = {function: name for name in self._tools for function in schemas(name)}
+        self._owners = {function: name for name in self._tools for function in list_schemas(name)}
 
     def __contains__(self, function: object) -> bool:
         return function in self._owners
 
     def problem(self, function: str, arguments: Mapping[str, Any]) -> str | None:
         """What is wrong with the arguments of a documented function by its schema; None if nothing is."""
-        return checks(self._owners[function])[function](arguments)
+        return list_checks(self._owners[function])[function](arguments)
 
     def run(self, function: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Call a function and write its result as the benchmark does. Raises KeyError if it is not documented."""
@@ -76,7 +83,7 @@ class Toolbox:
 
 
 def _make_tool(name: str, config: Mapping[str, Any], padded: bool) -> Any:
-    tool = executable(name)()
+    tool = load_class(name)()
     if hasattr(tool, "_load_scenario"):
         tool._load_scenario(copy.deepcopy(config), long_context=padded)
     if padded:  # the padding consists of objects of the benchmark's module, which must not be changed
@@ -88,7 +95,7 @@ def _make_tool(name: str, config: Mapping[str, Any], padded: bool) -> Any:
 @cache
 def _mutable_defaults(owner: str, function: str) -> dict[str, Any]:
     """Default values that a function could change, which would affect every later call; copies are passed instead."""
-    signature = parameters(owner, function)
+    signature = list_parameters(owner, function)
     return {name: copy.deepcopy(p.default) for name, p in signature.items() if isinstance(p.default, _CONTAINERS)}
 
 
@@ -157,7 +164,7 @@ class BfclEnvironment(Environment):
     name = "bfcl"
 
     def __init__(self) -> None:
-        data_folder()
+        find_data_folder()
 
     def reset(self, query: Query) -> BfclSession:
         """A session with the state that the query begins with."""
@@ -165,7 +172,7 @@ class BfclEnvironment(Environment):
 
     def tools(self) -> Sequence[ToolSchema]:
         """Schemas of all functions of all classes."""
-        return [schema for name in CLASSES for schema in schemas(name).values()]
+        return [schema for name in CLASSES for schema in list_schemas(name).values()]
 
 
 class BfclSession(Session):

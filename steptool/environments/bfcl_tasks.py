@@ -14,7 +14,7 @@ from typing import Any
 
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config.base import ConfigError
-from steptool.environments.schema import arguments_check
+from steptool.environments.schema import prepare_arguments_check
 from steptool.records import Query, Reference, ToolCall, ToolSchema
 
 CLASSES = (
@@ -37,7 +37,7 @@ def is_installed() -> bool:
     return find_spec("bfcl_eval") is not None
 
 
-def data_folder() -> Path:
+def find_data_folder() -> Path:
     """The folder of the benchmark's data. Raises ConfigError where the package is missing."""
     spec = find_spec("bfcl_eval")
     if spec is None or not spec.submodule_search_locations:
@@ -50,39 +50,41 @@ def data_folder() -> Path:
 
 def read_records(path: str) -> Iterator[dict[str, Any]]:
     """The objects of a JSON Lines file in the data folder."""
-    with (data_folder() / path).open(encoding="utf-8") as lines:
+    with (find_data_folder() / path).open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
 
 @cache
-def executable(name: str) -> type[Any]:
+def load_class(name: str) -> type[Any]:
     """A class of the benchmark. Raises ValueError for a name that is not in CLASSES."""
     if name not in CLASSES:
         raise ValueError(
             f"'{name}' is not a class of BFCL's multi-turn categories; expected one of {', '.join(CLASSES)}"
         )
-    data_folder()
+    find_data_folder()
     loaded: type[Any] = getattr(import_module(_constants("CLASS_FILE_PATH_MAPPING")[name]), name)
     return loaded
 
 
 @cache
-def schemas(name: str) -> Mapping[str, ToolSchema]:
+def list_schemas(name: str) -> Mapping[str, ToolSchema]:
     """Schemas of the documented functions of a class, by name. Its other methods cannot be called."""
     docs = read_records(f"multi_turn_func_doc/{_constants('MULTI_TURN_FUNC_DOC_FILE_MAPPING')[name]}")
     return {doc["name"]: _schema(doc) for doc in docs}
 
 
 @cache
-def checks(name: str) -> Mapping[str, Callable[[Mapping[str, Any]], str | None]]:
+def list_checks(name: str) -> Mapping[str, Callable[[Mapping[str, Any]], str | None]]:
     """For each documented function of a class, the check of its arguments: what is wrong with them, or None."""
-    return {key: arguments_check(schema["function"]["parameters"]) for key, schema in schemas(name).items()}
+    return {
+        key: prepare_arguments_check(schema["function"]["parameters"]) for key, schema in list_schemas(name).items()
+    }
 
 
 @cache
-def parameters(name: str, function: str) -> Mapping[str, inspect.Parameter]:
+def list_parameters(name: str, function: str) -> Mapping[str, inspect.Parameter]:
     """Parameters of a function of a class as Python has them, in their order."""
-    every = inspect.signature(getattr(executable(name), function)).parameters
+    every = inspect.signature(getattr(load_class(name), function)).parameters
     return {key: value for key, value in every.items() if key != "self"}
 
 
@@ -115,7 +117,7 @@ STEPS_PER_TURN = 20
 Entry = Mapping[str, Any]
 
 
-def bfcl_queries() -> list[Query]:
+def read_bfcl_queries() -> list[Query]:
     """All tasks of the four categories, without splits. Raises ConfigError where the package is missing.
 
     The family of a task is the text of the task that it varies. `reference.environment["bfcl"]` holds what the
@@ -135,7 +137,7 @@ def bfcl_queries() -> list[Query]:
 
 
 def _query(entry: Entry, solution: Sequence[Sequence[str]], category: str, family: str) -> Query:
-    tools = {name: schema for owner in entry["involved_classes"] for name, schema in schemas(owner).items()}
+    tools = {name: schema for owner in entry["involved_classes"] for name, schema in list_schemas(owner).items()}
     later = {turn: [tools.pop(name) for name in names] for turn, names in entry.get("missed_function", {}).items()}
     turns = [tuple(parse_call(text, entry["involved_classes"]) for text in turn) for turn in solution]
     user_turns = [_turn_text(turn, later.get(str(number), ())) for number, turn in enumerate(entry["question"])]
@@ -172,10 +174,10 @@ def parse_call(text: str, classes: Sequence[str]) -> ToolCall:
     Raises ValueError for other text, and for a function that none of the classes has.
     """
     name, positional, keywords = _split_call(text)
-    owner = next((c for c in classes if name in schemas(c)), None)
+    owner = next((c for c in classes if name in list_schemas(c)), None)
     if owner is None:
         raise ValueError(f"none of the classes {', '.join(classes)} has the function of {text!r}")
-    names = list(parameters(owner, name))[: len(positional)]
+    names = list(list_parameters(owner, name))[: len(positional)]
     values = dict(zip(names, positional, strict=True)) | keywords
     return ToolCall(name, {key: ast.literal_eval(value) for key, value in values.items()})
 

@@ -20,9 +20,9 @@ from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
     RewardRange,
-    content_text,
     join_texts,
     make_tool,
+    read_content_text,
     read_mapping,
     split_of,
 )
@@ -235,7 +235,7 @@ def _row_instruction(row: Mapping[str, Any], where: str) -> str:
     items = [{"content": prompt}] if isinstance(prompt, str) else prompt
     instructions = parameters.get("instructions") if isinstance(parameters, Mapping) else None
     if isinstance(items, list) and (
-        text := join_texts([instructions, *(content_text(i.get("content")) for i in items)])
+        text := join_texts([instructions, *(read_content_text(i.get("content")) for i in items)])
     ):
         return text
     raise ConfigError(f"{where}: expected a prompt in {_PARAMETERS}.input, a text or messages with texts")

@@ -19,9 +19,9 @@ from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
     RewardRange,
-    content_text,
     import_package,
     make_tool,
+    read_content_text,
     read_mapping,
     split_of,
     write_value,
@@ -325,7 +325,7 @@ def _observation_text(observation: Mapping[str, Any]) -> str:
     if "tool_name" in observation:
         result = observation.get("result")
         if isinstance(result, Mapping) and isinstance(result.get("content"), list):
-            return content_text(result["content"]) or write_value(result.get("structured_content"))
+            return read_content_text(result["content"]) or write_value(result.get("structured_content"))
         return write_value(result)
     fields = {name: value for name, value in observation.items() if name != "metadata" and value is not None}
     return write_value(next(iter(fields.values())) if len(fields) == 1 else fields)

@@ -33,7 +33,7 @@ ON CONFLICT (call, response) DO UPDATE SET times = times + 1"""
 _GET = "SELECT status, observation FROM responses WHERE call = ? ORDER BY times DESC, id LIMIT 1"
 
 
-def call_key(tool: Sequence[str], arguments: Mapping[str, Any]) -> str:
+def make_call_key(tool: Sequence[str], arguments: Mapping[str, Any]) -> str:
     """Key of a call: SHA-256, in hex, of the tool's names and the arguments as canonical JSON (keys sorted)."""
     text = json.dumps([*tool, dict(arguments)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
@@ -92,22 +92,22 @@ class ReplayEnvironment(Environment):
 
     def __init__(self, recordings: Iterable[Trajectory]) -> None:
         self._responses = Responses()
-        pairs = (pair for t in recordings for pair in answered_calls(t))
-        self._responses.add((call_key([call.name], call.arguments), result) for call, result in pairs)
+        pairs = (pair for t in recordings for pair in list_answered_calls(t))
+        self._responses.add((make_call_key([call.name], call.arguments), result) for call, result in pairs)
 
     def reset(self, query: Query) -> ReplaySession:
         """A session for the query."""
         return ReplaySession(query, self._lookup)
 
     def _lookup(self, call: ToolCall) -> ToolResult | None:
-        return self._responses.get(call_key([call.name], call.arguments))
+        return self._responses.get(make_call_key([call.name], call.arguments))
 
     def close(self) -> None:
         """Forget the responses."""
         self._responses.close()
 
 
-def answered_calls(trajectory: Trajectory) -> Iterator[tuple[ToolCall, ToolResult]]:
+def list_answered_calls(trajectory: Trajectory) -> Iterator[tuple[ToolCall, ToolResult]]:
     """The calls of a trajectory that a tool answered, with their results."""
     for step in trajectory.steps:
         if step.call and step.status in (StepStatus.OK, StepStatus.TOOL_ERROR):
@@ -116,10 +116,10 @@ def answered_calls(trajectory: Trajectory) -> Iterator[tuple[ToolCall, ToolResul
 
 def fail_unrecorded(_: ToolCall) -> ToolResult:
     """The answer to a call that was never recorded."""
-    return ToolResult(StepStatus.TOOL_ERROR, protocol_error(NEVER_RECORDED))
+    return ToolResult(StepStatus.TOOL_ERROR, write_protocol_error(NEVER_RECORDED))
 
 
-def protocol_error(message: str) -> str:
+def write_protocol_error(message: str) -> str:
     """The text of a failure in the `/virtual` protocol, in which recorded responses are kept."""
     return json.dumps({"error": message, "response": ""}, ensure_ascii=False)
 
@@ -148,9 +148,9 @@ class ReplaySession(Session):
         A recorded response counts even where the arguments break the schema, since the real tool accepted them.
         """
         if call.name not in self._parameters:
-            return ToolResult(StepStatus.UNKNOWN_TOOL, protocol_error(f"{UNKNOWN_FUNCTION}: {call.name}"))
+            return ToolResult(StepStatus.UNKNOWN_TOOL, write_protocol_error(f"{UNKNOWN_FUNCTION}: {call.name}"))
         if (response := self._lookup(call)) is not None:
             return response
         if problem := check_arguments(self._parameters[call.name], call.arguments):
-            return ToolResult(StepStatus.INVALID_ARGUMENTS, protocol_error(f"Invalid arguments: {problem}"))
+            return ToolResult(StepStatus.INVALID_ARGUMENTS, write_protocol_error(f"Invalid arguments: {problem}"))
         return self._fallback(call)

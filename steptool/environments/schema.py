@@ -53,7 +53,7 @@ class CheckTimeout(Exception):
 
 
 @contextmanager
-def time_limit(seconds: float = CHECK_SECONDS) -> Iterator[None]:
+def limit_time(seconds: float = CHECK_SECONDS) -> Iterator[None]:
     """Let the validators of this module raise CheckTimeout after so many seconds of CPU time of this thread."""
     token = _deadline.set(time.thread_time() + seconds)
     try:
@@ -62,7 +62,7 @@ def time_limit(seconds: float = CHECK_SECONDS) -> Iterator[None]:
         _deadline.reset(token)
 
 
-def validator_class(schema: Mapping[str, Any]) -> ValidatorClass:
+def choose_validator(schema: Mapping[str, Any]) -> ValidatorClass:
     """The validator of the draft that the schema declares; of draft 2020-12 if it declares none or an unknown one."""
     declared = schema.get("$schema")
     dialect = {"$schema": declared if isinstance(declared, str) else ""}
@@ -100,7 +100,7 @@ def _expanded_length(pattern: str) -> int:
     return sum(totals)
 
 
-def extra_properties(instance: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+def find_extra_properties(instance: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
     """Names of the properties that the schema neither lists nor has a pattern for."""
     properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     return [name for name in instance if name not in properties and not any(_matches(p, name) for p in patterns)]
@@ -129,7 +129,7 @@ def _pattern_properties(validator: Any, patterns: Any, instance: Any, _: Any) ->
 def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
     if not validator.is_type(instance, "object"):
         return
-    extras = extra_properties(instance, schema)
+    extras = find_extra_properties(instance, schema)
     if validator.is_type(allowed, "object"):
         for name in extras:
             yield from validator.descend(instance[name], allowed, path=name)
@@ -271,10 +271,10 @@ def _schema_problem(schema_json: str) -> str | None:
     """What is wrong with a schema, or None: it is read, its references are resolved, and it is tried out."""
     try:
         schema = json.loads(schema_json)
-        validators = validator_class(schema)
+        validators = choose_validator(schema)
         # The metaschema would ask Python's own engine for patterns, which knows fewer than ours.
         validators.check_schema(schema, format_checker=FormatChecker(()))
-        with time_limit(_READ_SECONDS):
+        with limit_time(_READ_SECONDS):
             return _fault(schema, validators)
     except _JsonSchemaError as error:
         path = "".join(f".{part}" for part in error.absolute_path)
@@ -334,15 +334,15 @@ def check_arguments(parameters: Mapping[str, Any], arguments: Mapping[str, Any])
     says otherwise (`additionalProperties`, `unevaluatedProperties`). Never raises: what cannot be checked, or not
     within CHECK_SECONDS, is a problem as well.
     """
-    return arguments_check(parameters)(arguments)
+    return prepare_arguments_check(parameters)(arguments)
 
 
-def arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], str | None]:
+def prepare_arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], str | None]:
     """`check_arguments` for one tool, made ready for many calls."""
 
     def check(arguments: Mapping[str, Any]) -> str | None:
         try:
-            with time_limit():
+            with limit_time():
                 error = best_match(_validator(key).iter_errors(arguments))
                 return None if error is None else _sentence(error)
         except Exception as error:
@@ -359,7 +359,7 @@ def _key(schema: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=1 << 14)
 def _validator(schema_json: str) -> Any:
     schema = json.loads(schema_json)
-    validators = validator_class(schema)
+    validators = choose_validator(schema)
     return validators(_close(_remove_drafts(schema), validators), registry=Registry())
 
 
@@ -385,7 +385,7 @@ def _sentence(error: ValidationError) -> str:
     if error.validator == "required":
         return f"missing required argument {_names(n for n in expected if n not in instance)}{inside}."
     if error.validator in ("additionalProperties", "unevaluatedProperties") and expected is False:
-        return f"unknown argument {_names(extra_properties(instance, schema))}{inside}."
+        return f"unknown argument {_names(find_extra_properties(instance, schema))}{inside}."
     if error.validator == "type":
         kinds = [expected] if isinstance(expected, str) else expected
         subject = f"argument '{path}'" if path else "the arguments"

@@ -31,15 +31,15 @@ from steptool.environments.replay import (
     UNKNOWN_FUNCTION,
     ReplaySession,
     Responses,
-    answered_calls,
-    call_key,
     fail_unrecorded,
-    protocol_error,
+    list_answered_calls,
+    make_call_key,
+    write_protocol_error,
 )
 from steptool.records import Query, StepStatus, ToolCall, Trajectory
 from steptool.records.columns import ContractError
 from steptool.records.episodes import read_queries
-from steptool.records.tables import read_records, record_class
+from steptool.records.tables import find_record_class, read_records
 from steptool.storage.redaction import Redactor
 
 NAME_LIMIT = 64
@@ -70,7 +70,7 @@ _KEPT_OPEN = 64
 
 
 @lru_cache(1 << 16)
-def standard_name(text: str) -> str:
+def standardise_name(text: str) -> str:
     """A tool's, API's or parameter's name as ToolBench writes it: lower case, one `_` for each run of other characters.
 
     Chinese characters and `^` are kept, as in ToolBench's own rule.
@@ -85,24 +85,24 @@ def avoid_reserved(name: str) -> str:
 
 
 @lru_cache(1 << 16)
-def parameter_name(name: str) -> str:
+def standardise_parameter(name: str) -> str:
     """A parameter's name in standard form, or unchanged if its standard form is empty."""
-    return avoid_reserved(standard_name(name)) or name
+    return avoid_reserved(standardise_name(name)) or name
 
 
 @lru_cache(1 << 16)
-def function_name(api_name: str, tool_name: str) -> str:
+def make_function_name(api_name: str, tool_name: str) -> str:
     """Name of the function for an API of a tool: the last 64 characters of `<api>_for_<tool>`."""
-    name = f"{avoid_reserved(standard_name(api_name))}_for_{standard_name(tool_name)}"
+    name = f"{avoid_reserved(standardise_name(api_name))}_for_{standardise_name(tool_name)}"
     return re.sub(r"[^a-z0-9_]", "_", name)[-NAME_LIMIT:]
 
 
-def endpoint(category: str, tool_name: str, api_name: str) -> Endpoint:
+def make_endpoint(category: str, tool_name: str, api_name: str) -> Endpoint:
     """The names in a request of ToolBench's client: the category unchanged, tool and API in standard form."""
-    return category, standard_name(tool_name), avoid_reserved(standard_name(api_name))
+    return category, standardise_name(tool_name), avoid_reserved(standardise_name(api_name))
 
 
-def endpoints(query: Query) -> dict[str, Endpoint]:
+def list_endpoints(query: Query) -> dict[str, Endpoint]:
     """The endpoint of each function of the query; empty where the query does not name them.
 
     It cannot be derived from the name: `_for_` may be part of a tool's name, long names are cut, and no name has the
@@ -123,7 +123,7 @@ def _endpoint(query_id: str, name: str, parts: Any) -> Endpoint:
     )
 
 
-def observation_status(observation: str) -> StepStatus:
+def read_status(observation: str) -> StepStatus:
     """The status of a call, read from the protocol's text, which may be cut off.
 
     A non-empty `error` is a failure. So is a short response with an HTTP error status or the words of one.
@@ -139,7 +139,7 @@ def observation_status(observation: str) -> StepStatus:
     return StepStatus.TOOL_ERROR if failed else StepStatus.OK
 
 
-def from_server(observation: str) -> bool:
+def is_from_server(observation: str) -> bool:
     """Whether the text comes from a server, and not from a client, a limit or a replay in its place."""
     document = _document(observation)
     error = _text(document.get("error"))
@@ -179,7 +179,7 @@ class VirtualClient:
         try:
             status, body = self._answer(self._request(endpoint, arguments))
         except httpx2.ReadTimeout:
-            return ToolResult(StepStatus.TOOL_ERROR, protocol_error(TIMEOUT))
+            return ToolResult(StepStatus.TOOL_ERROR, write_protocol_error(TIMEOUT))
         except httpx2.TransportError as error:
             raise TransportError(f"{type(error).__name__}: {error}") from error
         except httpx2.DecodingError as error:
@@ -188,7 +188,7 @@ class VirtualClient:
             raise TransportError(f"HTTP status {status}")
         if status != 200:
             invalid = StepStatus.INVALID_ARGUMENTS if status == 422 else StepStatus.TOOL_ERROR
-            return ToolResult(invalid, protocol_error(f"{BAD_REPLY}. status_code={status}"))
+            return ToolResult(invalid, write_protocol_error(f"{BAD_REPLY}. status_code={status}"))
         return self._result(body)
 
     def _request(self, endpoint: Endpoint, arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -235,7 +235,7 @@ class VirtualClient:
         if not isinstance(document, dict) or not {"error", "response"} <= document.keys():
             return _fail(f"{BAD_REPLY}: no object with the fields error and response")
         observation = json.dumps(self._redactor.value(document))
-        return ToolResult(observation_status(observation), observation)
+        return ToolResult(read_status(observation), observation)
 
     def close(self) -> None:
         """Close the connections."""
@@ -253,7 +253,7 @@ def _address(url: str) -> httpx2.URL:
 
 
 def _fail(reason: str) -> ToolResult:
-    return ToolResult(StepStatus.TOOL_ERROR, protocol_error(reason))
+    return ToolResult(StepStatus.TOOL_ERROR, write_protocol_error(reason))
 
 
 class ToolBenchEnvironment(Environment):
@@ -281,23 +281,23 @@ class ToolBenchEnvironment(Environment):
 
     def reset(self, query: Query) -> ReplaySession:
         """A session for the query."""
-        names = endpoints(query)
+        names = list_endpoints(query)
         return ReplaySession(query, partial(self._lookup, names), partial(self._ask, names))
 
     def _lookup(self, names: Mapping[str, Endpoint], call: ToolCall) -> ToolResult | None:
-        return None if self._responses is None else self._responses.get(response_key(names, call))
+        return None if self._responses is None else self._responses.get(make_response_key(names, call))
 
     def _ask(self, names: Mapping[str, Endpoint], call: ToolCall) -> ToolResult:
         if self._client is None:
             return fail_unrecorded(call)
         if call.name not in names:
             problem = f"The task does not say which API {call.name} is."
-            return ToolResult(StepStatus.TOOL_ERROR, protocol_error(problem))
+            return ToolResult(StepStatus.TOOL_ERROR, write_protocol_error(problem))
         result = self._client.ask(names[call.name], call.arguments)
         if self._responses is None or result.status is not StepStatus.OK:
             return result
-        self._responses.add([(response_key(names, call), result)])
-        return self._responses.get(response_key(names, call)) or result
+        self._responses.add([(make_response_key(names, call), result)])
+        return self._responses.get(make_response_key(names, call)) or result
 
     def close(self) -> None:
         """Close the connections and the file of recorded responses."""
@@ -307,9 +307,9 @@ class ToolBenchEnvironment(Environment):
             self._responses.close()
 
 
-def response_key(names: Mapping[str, Endpoint], call: ToolCall) -> str:
+def make_response_key(names: Mapping[str, Endpoint], call: ToolCall) -> str:
     """Key of a call in the recorded responses: category, tool and API, or the function's name if the query has none."""
-    return call_key(names.get(call.name, (call.name,)), call.arguments)
+    return make_call_key(names.get(call.name, (call.name,)), call.arguments)
 
 
 def _client(settings: ToolBenchConfig, timeout: float) -> VirtualClient | None:
@@ -344,11 +344,11 @@ def record(responses: Responses, queries: Iterable[Query], trajectories: Iterabl
 def _recorded_responses(
     queries: Iterable[Query], trajectories: Iterable[Trajectory]
 ) -> Iterator[tuple[str, ToolResult]]:
-    endpoints_of_query = {query.query_id: endpoints(query) for query in queries}
+    endpoints_of_query = {query.query_id: list_endpoints(query) for query in queries}
     for trajectory in trajectories:
-        for call, result in answered_calls(trajectory):
-            if trajectory.query_id in endpoints_of_query and from_server(result.observation):
-                yield response_key(endpoints_of_query[trajectory.query_id], call), result
+        for call, result in list_answered_calls(trajectory):
+            if trajectory.query_id in endpoints_of_query and is_from_server(result.observation):
+                yield make_response_key(endpoints_of_query[trajectory.query_id], call), result
 
 
 def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
@@ -370,7 +370,7 @@ def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
 
 
 def _contents(folder: Path) -> tuple[list[Query], Iterator[Trajectory]]:
-    files = [(path, record_class(path)) for path in sorted(folder.glob("*.parquet"))]
+    files = [(path, find_record_class(path)) for path in sorted(folder.glob("*.parquet"))]
     queries = [query for path, cls in files if cls is Query for query in read_queries(path)]
     trajectory_files = [path for path, cls in files if cls is Trajectory]
     if not queries or not trajectory_files:

@@ -29,7 +29,7 @@ from steptool.environments.adapters import (
     split_of,
 )
 from steptool.environments.base import Environment, Session, ToolResult, describe_error, import_object
-from steptool.environments.mcp.environment import answer_text
+from steptool.environments.mcp.environment import write_answer_text
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
@@ -214,7 +214,7 @@ class _Tools:
         finally:
             _state.reset(token)
         status = StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK
-        return ToolResult(status, answer_text(result))
+        return ToolResult(status, write_answer_text(result))
 
 
 async def _pull_state() -> Any:

@@ -75,7 +75,7 @@ class PerQuery:
         return divide(top, self.bottom_Q.sum() + coins_RQ @ (other.bottom_Q - self.bottom_Q))
 
 
-def per_query(rows: Sequence[Evaluation], measure: str) -> PerQuery:
+def average_by_query(rows: Sequence[Evaluation], measure: str) -> PerQuery:
     """A measure by query, over the rows that have a value. Raises ValueError for an unknown measure or no rows."""
     if measure not in MEASURES:
         raise ValueError(f"unknown measure '{measure}': expected one of {', '.join(MEASURES)}")
@@ -109,7 +109,7 @@ def resample_counts(queries: int, count: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(positions.ravel(), minlength=rows * queries).reshape(rows, queries).astype(np.float64)
 
 
-def coins(queries: int, count: int, seed: int) -> Iterator[Floats]:
+def toss_coins(queries: int, count: int, seed: int) -> Iterator[Floats]:
     """`count` rows of one toss for each query [R, Q], 0 or 1, in chunks of rows."""
     rng = np.random.default_rng(seed)
     size = max(1, _CHUNK // queries)
@@ -117,7 +117,7 @@ def coins(queries: int, count: int, seed: int) -> Iterator[Floats]:
         yield rng.integers(2, size=(min(size, count - start), queries)).astype(np.float64)
 
 
-def interval(estimates_R: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def compute_interval(estimates_R: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Percentile interval that holds this share of the resampled estimates."""
     tail = 50 * (1 - confidence)
     low, high = np.percentile(estimates_R, [tail, 100 - tail])
@@ -178,7 +178,7 @@ class Comparison:
         return self.corrected < LEVEL and (self.difference.low > 0 or self.difference.high < 0)
 
 
-def groups(rows: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+def split_groups(rows: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
     """The rows by group: all, then each split and each tier where there are several."""
     parts = {ALL: list(rows)} if rows else {}
     for column in ("split", "tier"):
@@ -202,17 +202,15 @@ def paired_bootstrap(
     what makes a query hard for both cancels out. The interval holds the middle `confidence` of the resamples.
     Raises ValueError unless both sides hold the same queries, and where no query has a value on both sides.
     """
-    return difference_over_resamples(*_pair(a, b, measure), resamples, seed, confidence)
+    return resample_difference(*_pair(a, b, measure), resamples, seed, confidence)
 
 
-def difference_over_resamples(
-    of_a: PerQuery, of_b: PerQuery, resamples: int, seed: int, confidence: float
-) -> Difference:
+def resample_difference(of_a: PerQuery, of_b: PerQuery, resamples: int, seed: int, confidence: float) -> Difference:
     """The difference of `paired_bootstrap`, between two sides that hold the same queries."""
     draws = [
         of_a.resample(counts) - of_b.resample(counts) for counts in resample_counts(len(of_a.queries), resamples, seed)
     ]
-    low, high = interval(np.concatenate(draws), confidence)
+    low, high = compute_interval(np.concatenate(draws), confidence)
     return Difference(of_a.ratio() - of_b.ratio(), low, high, len(of_a.queries))
 
 
@@ -224,20 +222,20 @@ def permutation_p(
     The sides of each query are swapped by a coin; (1 + number of draws as extreme) / (1 + draws), never 0 (Phipson and
     Smyth 2010). Raises ValueError as `paired_bootstrap` does.
     """
-    return p_of_swaps(*_pair(a, b, measure), draws, seed)
+    return swap_p(*_pair(a, b, measure), draws, seed)
 
 
-def p_of_swaps(of_a: PerQuery, of_b: PerQuery, draws: int, seed: int) -> float:
+def swap_p(of_a: PerQuery, of_b: PerQuery, draws: int, seed: int) -> float:
     """The p-value of `permutation_p`, between two sides that hold the same queries."""
     observed = abs(of_a.ratio() - of_b.ratio())
     extreme = sum(
         int((np.abs(of_a.swap(of_b, coins) - of_b.swap(of_a, coins)) >= observed - 1e-12).sum())
-        for coins in coins(len(of_a.queries), draws, seed)
+        for coins in toss_coins(len(of_a.queries), draws, seed)
     )
     return (1 + extreme) / (1 + draws)
 
 
-def measurable_queries(a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str = "pass_rate") -> set[str]:
+def find_measurable_queries(a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str = "pass_rate") -> set[str]:
     """Queries that have a value of the measure on both sides; only they can be compared."""
     column = MEASURES[measure][0]
     sides = ({row.query_id for row in rows if getattr(row, column) is not None} for rows in (a, b))
@@ -276,14 +274,14 @@ def _compare_pair(
     seed: int,
     decodings: Sequence[str],
 ) -> Iterator[Comparison]:
-    groups_a, groups_b = groups(of_a), groups(of_b)
+    groups_a, groups_b = split_groups(of_a), split_groups(of_b)
     for group, part in groups_a.items():
         for decoding in decodings:
             sides = [[r for r in rows if r.decoding == decoding] for rows in (part, groups_b.get(group, []))]
             attempted = [{r.query_id for r in rows} for rows in sides]
             if all(attempted) and not attempted[0] & attempted[1]:
                 raise ValueError(_mismatch(*attempted))
-            common = measurable_queries(sides[0], sides[1])
+            common = find_measurable_queries(sides[0], sides[1])
             if not common:
                 continue
             first, second = ([r for r in rows if r.query_id in common] for rows in sides)
@@ -294,7 +292,7 @@ def _compare_pair(
 
 
 def _changes(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> Changes:
-    pairs = list(zip(*(per_query(rows, "pass_rate").top_Q > 0.5 for rows in (b, a)), strict=True))
+    pairs = list(zip(*(average_by_query(rows, "pass_rate").top_Q > 0.5 for rows in (b, a)), strict=True))
     return Changes(*(pairs.count(pair) for pair in ((False, True), (True, False), (True, True), (False, False))))
 
 
@@ -322,7 +320,7 @@ def _pair(a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str) -> tup
     queries_a, queries_b = ({row.query_id for row in rows} for rows in (a, b))
     if queries_a != queries_b:
         raise ValueError(_mismatch(queries_a, queries_b))
-    of_a, of_b = per_query(a, measure), per_query(b, measure)
+    of_a, of_b = average_by_query(a, measure), average_by_query(b, measure)
     common = set(of_a.queries) & set(of_b.queries)
     if not common:
         raise ValueError(f"{measure}: none of the {len(queries_a)} queries has a value on both sides")
@@ -338,13 +336,13 @@ def _mismatch(a: set[str], b: set[str]) -> str:
     )
 
 
-def conclusion(c: Comparison) -> str:
+def write_conclusion(c: Comparison) -> str:
     """One sentence on a comparison of pass rates: what was seen, how sure it is, and what may be concluded."""
-    d, size = c.difference, points(abs(c.difference.mean))
+    d, size = c.difference, format_points(abs(c.difference.mean))
     where = f"{d.n} task{'' if d.n == 1 else 's'}" + ("" if c.group == ALL else f" of the group {c.group}")
     amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than {c.b}"
     sample_text = f"as many as {c.b}" if size == "0" else amount
-    sure = f"95% interval {points(d.low)} to {points(d.high)}, {probability(c.corrected)}{_family(c)}"
+    sure = f"95% interval {format_points(d.low)} to {format_points(d.high)}, {format_p(c.corrected)}{_family(c)}"
     return f"{c.a} solves {sample_text} on {where} ({sure}): {_verdict(c)}."
 
 
@@ -354,7 +352,7 @@ def _verdict(c: Comparison) -> str:
     if c.difference.low > 0 or c.difference.high < 0:
         why = f"among {c.family} comparisons" if c.family > 1 else "in so few tasks"
         return f"no difference is shown, as one like it may come by chance {why}"
-    reach = points(max(abs(c.difference.low), abs(c.difference.high)))
+    reach = format_points(max(abs(c.difference.low), abs(c.difference.high)))
     return "no difference is shown" + (
         f"; one of up to {reach} points may be there all the same" if reach != "0" else ""
     )
@@ -364,12 +362,12 @@ def _family(c: Comparison) -> str:
     return f" corrected for {c.family} comparisons" if c.family > 1 else ""
 
 
-def probability(p: float) -> str:
+def format_p(p: float) -> str:
     """A p-value as p = 0.02 or p < 0.001."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
 
 
-def points(difference: float) -> str:
+def format_points(difference: float) -> str:
     """A difference of shares in percentage points: 0.304 as 30, 0.013 as 1.3."""
     value = difference * 100
     text = f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.1f}".removesuffix(".0")

@@ -21,7 +21,7 @@ from typing import Any
 from steptool import __version__
 from steptool.artifacts import lineage
 from steptool.data.export import with_ids
-from steptool.evaluation.compare import GREEDY, MEASURES, PerQuery, per_query
+from steptool.evaluation.compare import GREEDY, MEASURES, PerQuery, average_by_query
 from steptool.records import Evaluation, Query, Trajectory
 from steptool.records.columns import Row, decode_value
 from steptool.records.episodes import read_queries
@@ -93,7 +93,7 @@ def _parts(folder: Path) -> Iterator[_Part]:
 
 
 def _read_episodes(folder: Path, model: str, decoding: str) -> dict[str, Row]:
-    names = (lineage.of_evaluation("trajectories", f"{model}_{decoding}"), lineage.of_policy(model))
+    names = (lineage.name_evaluation_file("trajectories", f"{model}_{decoding}"), lineage.name_policy_file(model))
     files = [folder / name for name in names if (folder / name).exists()]
     return {
         row["trajectory_id"]: row for file in files for row in iterate_rows(file, Trajectory, columns=_EPISODE_COLUMNS)
@@ -141,7 +141,7 @@ def _task_name(tier: str) -> str:
 def _lm_eval_metrics(name: str, rows: Sequence[Evaluation]) -> dict[str, Any]:
     metrics: dict[str, Any] = {"alias": name}
     for measure in MEASURES:
-        part = per_query(rows, measure)
+        part = average_by_query(rows, measure)
         if part.queries:
             metrics[f"{measure},none"] = part.ratio()
             error = _standard_error(part) if MEASURES[measure][1] is None else None
@@ -211,7 +211,7 @@ def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
 
 
 def _inspect_score(measure: str, rows: Sequence[Evaluation]) -> Row:
-    part = per_query(rows, measure)
+    part = average_by_query(rows, measure)
     missing = sum(getattr(row, MEASURES[measure][0]) is None for row in rows)
     figures = {"mean": part.estimate(), "stderr": _standard_error(part)}
     metrics = {name: {"name": name, "value": value} for name, value in figures.items() if value is not None}

@@ -11,7 +11,7 @@ from steptool.environments.base import Environment
 from steptool.judge.verdicts import STATUS_SCORE, Status
 from steptool.records import Evaluation, Query, StepStatus, StopReason, Trajectory, Verdict, VerdictSource
 from steptool.rewards.observations import matches_reference
-from steptool.rewards.statistics import redundant_steps
+from steptool.rewards.statistics import find_redundant_steps
 from steptool.rollout.episode import Decoding, TurnCost
 from steptool.rollout.runner import DEFAULT_LIMITS, Policy, Progress, roll_out
 
@@ -30,9 +30,9 @@ def measure_episodes(
     """The evaluation of each trajectory. Raises ValueError for a trajectory whose query is not among the queries.
 
     passed: see `find_verdict`. recall: see `tool_recall`. calls: steps that are not a well-formed Finish.
-    invalid_calls: the calls whose status is not OK, unreadable ones included. redundant_calls: see `redundant_steps`.
-    tokens: the sampled tokens, those on abandoned branches of a search included; for a trajectory in `spent` (by id)
-    the endpoint's own count, with the tokens that it read and the price.
+    invalid_calls: the calls whose status is not OK, unreadable ones included. redundant_calls: see
+    `find_redundant_steps`. tokens: the sampled tokens, those on abandoned branches of a search included; for a
+    trajectory in `spent` (by id) the endpoint's own count, with the tokens that it read and the price.
     """
     by_id = {q.query_id: q for q in queries}
     rows = []
@@ -65,7 +65,7 @@ def _measure(
         steps=len(statuses),
         calls=sum(status is not StepStatus.FINISH for status in statuses),
         invalid_calls=sum(status not in _VALID for status in statuses),
-        redundant_calls=sum(redundant_steps(trajectory.steps)),
+        redundant_calls=sum(find_redundant_steps(trajectory.steps)),
         tokens=trajectory.sampled_tokens if cost is None else cost.completion_tokens,
         prompt_tokens=None if cost is None else cost.prompt_tokens,
         money=None if cost is None else cost.money,

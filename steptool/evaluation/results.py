@@ -22,17 +22,17 @@ from steptool.evaluation.compare import (
     SAMPLED,
     Comparison,
     PerQuery,
+    average_by_query,
     compare,
-    conclusion,
-    groups,
-    interval,
-    per_query,
-    points,
-    probability,
+    compute_interval,
+    format_p,
+    format_points,
     resample_counts,
+    split_groups,
     wilson,
+    write_conclusion,
 )
-from steptool.judge.verdicts import WinRate, judged_pass_rate, unanswered_queries, win_rates
+from steptool.judge.verdicts import WinRate, compute_win_rates, find_unanswered_queries, judged_pass_rate
 from steptool.records import Evaluation, Preference, Query, Verdict, VerdictSource
 from steptool.records.columns import Row
 
@@ -86,24 +86,24 @@ def compute_results(
     models = list(dict.fromkeys(r.model for r in rows))
     by_model = {m: [r for r in rows if r.model == m] for m in models}
     lines = []
-    for group in groups(rows):
+    for group in split_groups(rows):
         for decoding in (GREEDY, SAMPLED):
             for model in models:
-                part = [r for r in groups(by_model[model]).get(group, ()) if r.decoding == decoding]
+                part = [r for r in split_groups(by_model[model]).get(group, ()) if r.decoding == decoding]
                 judged = [v for v in verdicts if v.model == model and decoding == GREEDY]
                 if part:
                     lines.append({"group": group, "model": model, "decoding": decoding, **_line(part, judged)})
     comparisons = compare(by_model, draws, seed, pairs, decodings)
-    return Results(lines, comparisons, win_rates(preferences), list(_gaps(rows, comparisons, queries)))
+    return Results(lines, comparisons, compute_win_rates(preferences), list(_gaps(rows, comparisons, queries)))
 
 
 def _line(rows: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    parts = {measure: per_query(rows, measure) for measure in MEASURES}
+    parts = {measure: average_by_query(rows, measure) for measure in MEASURES}
     estimates = {measure: part.estimate() for measure, part in parts.items()}
     queries = {r.query_id for r in rows}
     measured, rate = len(parts["pass_rate"].queries), estimates["pass_rate"]
     low, high = (None, None) if rate is None else wilson(rate, measured)
-    judged = judged_pass_rate(verdicts, queries, unanswered_queries(rows))
+    judged = judged_pass_rate(verdicts, queries, find_unanswered_queries(rows))
     tries = pass_rates_by_tries(rows) if rows[0].decoding == SAMPLED else {}
     if len(tries) == 1:  # pass@1 of one try is the pass rate
         tries = {}
@@ -175,11 +175,11 @@ def summarise(rows: Sequence[Evaluation], draws: int = 10_000, seed: int = 0) ->
     sources = sorted({(row.model, row.decoding) for row in rows})
     if len(sources) != 1:
         raise ValueError(f"a summary is of one model and one way of decoding; the {len(rows)} rows hold {sources}")
-    return {group: _summary(part, draws, seed) for group, part in groups(rows).items()}
+    return {group: _summary(part, draws, seed) for group, part in split_groups(rows).items()}
 
 
 def _summary(rows: Sequence[Evaluation], draws: int, seed: int) -> dict[str, Any]:
-    parts = {measure: per_query(rows, measure) for measure in MEASURES}
+    parts = {measure: average_by_query(rows, measure) for measure in MEASURES}
     return {
         **{measure: part.estimate() for measure, part in parts.items()},
         "n": len({row.query_id for row in rows}),
@@ -191,7 +191,7 @@ def _interval(part: PerQuery, draws: int, seed: int) -> list[float | None]:
     if not part.queries:
         return [None, None]
     chunks = [part.resample(counts) for counts in resample_counts(len(part.queries), draws, seed)]
-    return list(interval(np.concatenate(chunks)))
+    return list(compute_interval(np.concatenate(chunks)))
 
 
 class CostPerSolved(NamedTuple):
@@ -261,9 +261,9 @@ def _check_counts(n: int, c: int, k: int) -> None:
         raise ValueError(f"expected 0 <= c <= n and 1 <= k <= n, got n = {n} tries, c = {c} solved, k = {k}")
 
 
-def plain_figures(results: Results) -> dict[str, Any]:
+def make_plain_figures(results: Results) -> dict[str, Any]:
     """All figures as plain data for JSON."""
-    comparisons = [{**asdict(c), "shown": c.is_shown, "conclusion": conclusion(c)} for c in results.comparisons]
+    comparisons = [{**asdict(c), "shown": c.is_shown, "conclusion": write_conclusion(c)} for c in results.comparisons]
     wins = [asdict(w) for w in results.wins]
     lines = [dict(line) for line in results.lines]
     return {"results": lines, "comparisons": comparisons, "win_rates": wins, "left_out": list(results.gaps)}
@@ -279,7 +279,7 @@ def to_csv(results: Results) -> str:
     return to_frame(results).map(quote_formula).to_csv(index=False)
 
 
-def text_tables(results: Results, labels: Mapping[str, str] | None = None) -> list[tuple[str, pd.DataFrame]]:
+def write_text_tables(results: Results, labels: Mapping[str, str] | None = None) -> list[tuple[str, pd.DataFrame]]:
     """The tables for a reader under their titles; a table without a line is left out.
 
     `labels`: what a model is called in place of its name.
@@ -295,15 +295,15 @@ def text_tables(results: Results, labels: Mapping[str, str] | None = None) -> li
 
 def to_markdown(results: Results) -> str:
     """Tables, conclusions and what they leave out as Markdown."""
-    parts = [f"**{title}**\n\n{_markdown_table(table)}" for title, table in text_tables(results)]
-    conclusions = "\n".join(f"- {_escape(conclusion(c))}" for c in results.comparisons)
+    parts = [f"**{title}**\n\n{_markdown_table(table)}" for title, table in write_text_tables(results)]
+    conclusions = "\n".join(f"- {_escape(write_conclusion(c))}" for c in results.comparisons)
     gaps = "\n".join(f"- {_escape(gap)}" for gap in results.gaps)
     return "\n\n".join(part for part in (*parts, conclusions, gaps, NOTE) if part) + "\n"
 
 
 def to_latex(results: Results) -> str:
     """Tables as LaTeX; they need the package booktabs."""
-    tables = [t.map(_latex).rename(columns=_latex) for _, t in text_tables(results)]
+    tables = [t.map(_latex).rename(columns=_latex) for _, t in write_text_tables(results)]
     return "\n".join(t.to_latex(index=False, escape=False) for t in tables)
 
 
@@ -358,9 +358,9 @@ def _comparisons(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
             "Group": c.group,
             "Comparison": f"{labels.get(c.a, c.a)} − {labels.get(c.b, c.b)}",
             "Decoding": c.decoding,
-            "Points": ("+" if c.difference.mean > 0 else "") + points(c.difference.mean),
-            "95% interval": f"{points(c.difference.low)} to {points(c.difference.high)}",
-            "p (Holm)": probability(c.corrected).removeprefix("p ").removeprefix("= "),
+            "Points": ("+" if c.difference.mean > 0 else "") + format_points(c.difference.mean),
+            "95% interval": f"{format_points(c.difference.low)} to {format_points(c.difference.high)}",
+            "p (Holm)": format_p(c.corrected).removeprefix("p ").removeprefix("= "),
             "Difference shown": "yes" if c.is_shown else "no",
             "Tasks": str(c.difference.n),
             "Fixed": str(c.changes.fixed),

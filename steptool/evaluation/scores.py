@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from steptool.evaluation.compare import CONFIDENCE, LEVEL, Floats, PerQuery, difference_over_resamples, holm, p_of_swaps
+from steptool.evaluation.compare import CONFIDENCE, LEVEL, Floats, PerQuery, holm, resample_difference, swap_p
 
 COLUMNS = ("task", "model", "score")
 """Columns that a table needs. Each further row of a task and a model is a repeat, whatever its other columns say."""
@@ -75,7 +75,7 @@ def _compare_pair(
     if common.empty:
         raise ValueError(f"{a} and {b} have no task in common: score both on the same tasks")
     of_a, of_b = (_per_task(common[model]) for model in (a, b))
-    difference = difference_over_resamples(of_a, of_b, draws, seed, confidence)
+    difference = resample_difference(of_a, of_b, draws, seed, confidence)
     return {
         "a": a,
         "b": b,
@@ -84,7 +84,7 @@ def _compare_pair(
         "difference": difference.mean,
         "low": difference.low,
         "high": difference.high,
-        "p": p_of_swaps(of_a, of_b, draws, seed),
+        "p": swap_p(of_a, of_b, draws, seed),
         "tasks": difference.n,
         "left_out": len(attempted) - len(common),
     }

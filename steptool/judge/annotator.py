@@ -230,7 +230,7 @@ class PanelJudge:
         self._panel.close()
 
 
-def prompt_hash(question: Question[Any], *parts: object) -> str:
+def hash_prompt(question: Question[Any], *parts: object) -> str:
     """Short hash of everything in a prompt but the text that is judged; `parts`: what else shapes the prompt."""
     whole = json.dumps([question.instructions, question.function, _RETRY, *parts], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
@@ -270,18 +270,18 @@ def _arguments(message: Message, name: str) -> Mapping[str, Any]:
     return arguments
 
 
-def steps_to_judge(trajectory: Trajectory) -> Sequence[Step]:
+def select_judged_steps(trajectory: Trajectory) -> Sequence[Step]:
     """The steps before the final Finish; all steps where there is no Finish."""
     steps = trajectory.steps
     return steps[:-1] if steps and steps[-1].status is StepStatus.FINISH else steps
 
 
-def transcript(query: Query, trajectory: Trajectory, limit: int) -> str:
+def write_transcript(query: Query, trajectory: Trajectory, limit: int) -> str:
     """The task, the numbered steps and the final answer. Texts longer than `limit` characters are cut, with a mark.
 
     Texts by tools and models are written as JSON strings, so that they cannot pass for a part of the prompt.
     """
-    steps, user_turns = steps_to_judge(trajectory), _user_turns(trajectory)
+    steps, user_turns = select_judged_steps(trajectory), _user_turns(trajectory)
     parts = [
         f"Step {number}\n{_step(step, limit)}" + "".join(f"\nThe user goes on: {_quote(u, limit)}" for u in turns)
         for number, (step, turns) in enumerate(zip(steps, user_turns, strict=False), start=1)

@@ -7,7 +7,7 @@ Pass: the judge says solved, unsure or unsolved, as many times as it has votes. 
 or given up) is unsolved without asking. A verdict that cannot be had is null: missing, neither solved nor unsolved.
 
 Preference: which of two answers to a query is better. The judge is asked in both orders, since judges favour one of the
-two places. An answer beats no answer without asking; two episodes without an answer tie. `preference_by_query` takes
+two places. An answer beats no answer without asking; two episodes without an answer tie. `decide_preferences` takes
 the majority.
 
 Pass and preference follow ToolEval (arXiv 2307.16789) and StableToolBench (arXiv 2403.07714); the prompts are our own.
@@ -29,11 +29,11 @@ from steptool.judge.annotator import (
     Question,
     StepScore,
     Vote,
+    hash_prompt,
     map_in_order,
-    prompt_hash,
     replace_surrogates,
-    steps_to_judge,
-    transcript,
+    select_judged_steps,
+    write_transcript,
 )
 from steptool.judge.verdicts import STATUS_SCORE, Choice, Status
 from steptool.records import Preference, Query, StopReason, ToolSchema, Trajectory, Verdict
@@ -138,15 +138,15 @@ class StepJudge(PanelJudge):
         self._limit = config.observation_limit
         endpoint = config.endpoint
         self.version = f"1 {endpoint.model} votes={config.votes} temperature={endpoint.temperature:g}"
-        self.prompt_hash = prompt_hash(_question(0), self._limit)
+        self.prompt_hash = hash_prompt(_question(0), self._limit)
         self.concurrency = endpoint.concurrency
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step. Raises EndpointRefused if the endpoint takes no request at all."""
         if not trajectory.steps:
             return []
-        question = _question(len(steps_to_judge(trajectory)))
-        votes = self._panel.ask(question, transcript(query, trajectory, self._limit))
+        question = _question(len(select_judged_steps(trajectory)))
+        votes = self._panel.ask(question, write_transcript(query, trajectory, self._limit))
         return _scores(trajectory, votes)
 
 
@@ -193,7 +193,7 @@ def _is_whole(value: object, highest: int) -> bool:
 
 def _scores(trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> list[StepScore]:
     """The scores of all steps; a closing Finish succeeds if there is any vote."""
-    count = len(steps_to_judge(trajectory))
+    count = len(select_judged_steps(trajectory))
     scores = [_score(number, votes) for number in range(count)]
     if count < len(trajectory.steps):
         scores.append(StepScore(1.0 if _judgements(votes) else None, None))
@@ -328,12 +328,12 @@ class OutcomeJudge(PanelJudge):
         return [replace(d, value=names[d.value] if d.value else None) for d in decisions]
 
     def _ask(self, question: Question[tuple[str, str]], text: str) -> list[_Decision]:
-        judge, shape = self._config.endpoint.model, prompt_hash(question, self._config.observation_limit)
+        judge, shape = self._config.endpoint.model, hash_prompt(question, self._config.observation_limit)
         answers = [v.answer or (None, f"missing: {v.problem}") for v in self._panel.ask(question, text)]
         return [_Decision(value, reason, judge, shape) for value, reason in answers]
 
     def _text(self, query: Query, trajectory: Trajectory) -> str:
-        return transcript(query, trajectory, self._config.observation_limit)
+        return write_transcript(query, trajectory, self._config.observation_limit)
 
 
 @dataclass(frozen=True)

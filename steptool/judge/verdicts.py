@@ -62,7 +62,7 @@ class JudgedRate:
     """Missing verdicts over all repeats; the rate leaves them out."""
 
 
-def unanswered_queries(rows: Sequence[Evaluation]) -> set[str]:
+def find_unanswered_queries(rows: Sequence[Evaluation]) -> set[str]:
     """Queries of these evaluations whose episode ended without an answer: no Finish, or given up."""
     return {r.query_id for r in rows if r.stop_reason != StopReason.FINISHED}
 
@@ -95,7 +95,7 @@ def _score(status: str | None, unanswered: bool) -> float | None:
     return 0.0 if unanswered else None
 
 
-def preference_by_query(preferences: Iterable[Preference]) -> dict[str, Choice | None]:
+def decide_preferences(preferences: Iterable[Preference]) -> dict[str, Choice | None]:
     """The majority over all repeats and orders of one pair of models, by query; a tie without a majority.
 
     None where every judgement is missing. Raises ValueError for rows of several pairs.
@@ -132,7 +132,7 @@ class WinRate:
     """Queries without any judgement."""
 
 
-def win_rates(preferences: Sequence[Preference]) -> list[WinRate]:
+def compute_win_rates(preferences: Sequence[Preference]) -> list[WinRate]:
     """The win rate of each pair of models: for each query the majority over repeats and both orders."""
 
     def pair(row: Preference) -> tuple[str, str]:
@@ -142,7 +142,7 @@ def win_rates(preferences: Sequence[Preference]) -> list[WinRate]:
 
 
 def _win_rate(model: str, other: str, rows: Sequence[Preference]) -> WinRate:
-    choices = list(preference_by_query(rows).values())
+    choices = list(decide_preferences(rows).values())
     wins, ties, losses = (choices.count(p) for p in (Choice.MODEL, Choice.TIE, Choice.OTHER))
     decided = wins + ties + losses
     rate = (wins + ties / 2) / decided if decided else None

@@ -24,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from steptool.models.logprobs import SMALL_VOCABULARY, TileWays, causal_lm, token_log_probs
+from steptool.models.logprobs import SMALL_VOCABULARY, TileWays, compute_token_log_probs, unwrap_model
 
 Indices = npt.NDArray[np.int64]
 
@@ -77,7 +77,7 @@ class TokenBatch:
         return TokenBatch(self.input_ids_BL.to(device), self.before_N.to(device), self.targets_N.to(device), packing)
 
 
-def action_places(row: Spanned) -> Indices:
+def find_action_places(row: Spanned) -> Indices:
     """Places of the action tokens in a sequence. Raises ValueError for spans that are impossible."""
     length, last = len(row.input_ids), 1  # the first token has nothing before it to be predicted from
     for start, end in row.spans:
@@ -101,7 +101,7 @@ def collate(rows: Sequence[Spanned], packed: bool = False) -> TokenBatch:
         input_ids_BL = np.zeros((len(rows), lengths.max()), dtype=np.int64)
         for ids_L, row in zip(input_ids_BL, rows, strict=True):
             ids_L[: len(row.input_ids)] = row.input_ids
-    places_N = np.concatenate([start + action_places(row) for start, row in zip(starts, rows, strict=True)])
+    places_N = np.concatenate([start + find_action_places(row) for start, row in zip(starts, rows, strict=True)])
     return TokenBatch(
         torch.from_numpy(input_ids_BL),
         torch.from_numpy(places_N - 1),
@@ -132,7 +132,7 @@ def enable_packing(policy: nn.Module, computed: torch.dtype | None = None) -> bo
     A CPU computes the whole block-diagonal mask, which costs more than padding. Models with a recurrent state, with
     attention of their own or with a soft cap on its scores are padded.
     """
-    lm = causal_lm(policy)
+    lm = unwrap_model(policy)
     if lm.device.type != "cuda" or not can_pack(lm):
         return False
     if (computed or lm.dtype) == torch.bfloat16:
@@ -279,7 +279,7 @@ class Actor(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of each layer for the backward pass, which then computes the layer a second time."""
-        lm = causal_lm(self.policy)
+        lm = unwrap_model(self.policy)
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for module in lm.modules():
             if isinstance(module, GradientCheckpointingLayer):
@@ -287,7 +287,7 @@ class Actor(nn.Module):
 
     def accumulate_gradients(self) -> None:
         """Hold one gradient of the size of a large vocabulary and no copies; for training by `backward` alone."""
-        lm = causal_lm(self.policy)
+        lm = unwrap_model(self.policy)
         head: Any = lm.get_output_embeddings()
         if head.weight.shape[0] <= SMALL_VOCABULARY:
             return
@@ -299,7 +299,7 @@ class Actor(nn.Module):
     def compile_layers(self) -> None:
         """Compile each layer, and what is done to the logits of a large vocabulary, into fewer kernels."""
         self.ways = replace(self.ways, fused=True)
-        for module in causal_lm(self.policy).modules():
+        for module in unwrap_model(self.policy).modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.compile()
 
@@ -329,14 +329,16 @@ def score_actions(
     policy: nn.Module, batch: TokenBatch, temperature: float, ways: TileWays | None = None
 ) -> ActionOutputs:
     """Run a policy on a batch."""
-    states_NH = action_states(policy, batch)
-    log_probs_N, entropy_N = token_log_probs(causal_lm(policy), states_NH, batch.targets_N, temperature, ways)
+    states_NH = compute_action_states(policy, batch)
+    log_probs_N, entropy_N = compute_token_log_probs(
+        unwrap_model(policy), states_NH, batch.targets_N, temperature, ways
+    )
     return ActionOutputs(log_probs_N, entropy_N, states_NH)
 
 
-def action_states(policy: nn.Module, batch: TokenBatch) -> Tensor:
+def compute_action_states(policy: nn.Module, batch: TokenBatch) -> Tensor:
     """Last hidden states [N, H] just before each action token."""
-    lm = causal_lm(policy)
+    lm = unwrap_model(policy)
     options: dict[str, Any] = {}
     if batch.packing is not None:
         bounds, longest = batch.packing.bounds, batch.packing.longest

@@ -92,7 +92,7 @@ def load_joined(place: ModelPlace, load: LoadModel = load_model) -> PreTrainedMo
     return joined.eval()
 
 
-def new_adapter(model: nn.Module, config: PolicyConfig, seed: int) -> nn.Module:
+def add_adapter(model: nn.Module, config: PolicyConfig, seed: int) -> nn.Module:
     """The model with fresh low-rank adapters (no change yet) on all linear layers except the output layer."""
     from peft import LoraConfig, get_peft_model
 
@@ -109,7 +109,7 @@ def new_adapter(model: nn.Module, config: PolicyConfig, seed: int) -> nn.Module:
     return _leave_inputs(adapted)
 
 
-def weights_of(policy_dir: Path, reference_dir: Path, config: PolicyConfig) -> Path:
+def find_weights(policy_dir: Path, reference_dir: Path, config: PolicyConfig) -> Path:
     """The folder whose weights training loads: the policy's own, or with LoRA those of the reference.
 
     Raises ValueError if LoRA would have to start from weights that are not the reference.
@@ -127,7 +127,7 @@ def weights_of(policy_dir: Path, reference_dir: Path, config: PolicyConfig) -> P
 def adapt(model: nn.Module, policy_dir: Path, config: PolicyConfig, seed: int) -> nn.Module:
     """The model with the adapter of a policy, or with a fresh one where the policy has none."""
     if not is_adapter(policy_dir):
-        return new_adapter(model, config, seed)
+        return add_adapter(model, config, seed)
     from peft import PeftModel
 
     adapted: nn.Module = PeftModel.from_pretrained(model, policy_dir, is_trainable=True)
@@ -168,7 +168,7 @@ def read_base_name(folder: Place) -> str:
 
 def name_base(folder: Path) -> str:
     """The digest of a model's weights: SHA-256 over the names and digests of their files."""
-    lines = [f"{lineage.sha256(file)}  {file.name}\n" for file in sorted(folder.glob("*.safetensors"))]
+    lines = [f"{lineage.hash_file(file)}  {file.name}\n" for file in sorted(folder.glob("*.safetensors"))]
     return _DIGEST + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -224,7 +224,7 @@ def merge_weights(adapter: Path, base: Path, folder: Path) -> None:
 
 
 def _read_updates(adapter: Path) -> dict[str, _Update]:
-    """The update of each adapted weight by its name in the model, of an adapter that `new_adapter` has made."""
+    """The update of each adapted weight by its name in the model, of an adapter that `add_adapter` has made."""
     factors, config, updates = load_file(adapter / WEIGHTS), _read_config(adapter), {}
     for layer in (key.removesuffix(_DOWN) for key in factors if key.endswith(_DOWN)):
         down, up = factors[layer + _DOWN], factors[layer + _UP]

@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from steptool.chat.call_format import ChatFormat, offered_tools
+from steptool.chat.call_format import ChatFormat, offer_tools
 from steptool.chat.codec import AUTO, ChatCodec, give_template
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.chat.template import DATE
@@ -146,7 +146,7 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
         )
     if model.dtype != torch.bfloat16:
         model = model.float()
-    return model.to(device()).eval()
+    return model.to(choose_device()).eval()
 
 
 def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO, day: str = DATE) -> ChatCodec:
@@ -163,7 +163,7 @@ def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO, day: str
     return ChatCodec(tokenizer, chat_format, [end] if isinstance(end, int) else end or [], day)
 
 
-def device() -> torch.device:
+def choose_device() -> torch.device:
     """The GPU of this process, of those that torchrun started on this machine; the CPU on a machine without a GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -181,7 +181,7 @@ def prepare_base(policy: PolicyConfig, texts: Iterable[str], seed: int, out_dir:
     if policy.base == "scratch":
         tokenizer = train_tokenizer(texts)
         tokenizer.save_pretrained(target)
-        save_model(tiny_model(tokenizer, policy.max_context, seed), policy.dtype, target)
+        save_model(make_tiny_model(tokenizer, policy.max_context, seed), policy.dtype, target)
         return target
     base = EMBEDDED if policy.base == "embedded" else policy.base
     if policy.base == "embedded":
@@ -229,7 +229,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedT
     return tokenizer
 
 
-def tiny_model(
+def make_tiny_model(
     tokenizer: PreTrainedTokenizerBase, max_context: int, seed: int, hidden: int = 64, layers: int = 2
 ) -> Qwen3ForCausalLM:
     """A small Qwen3 with weights drawn by the seed, for the tokenizer's vocabulary."""
@@ -318,7 +318,7 @@ class Serving:
 
     def offer(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
         """The tools as the model saw them in training: with its Finish as the last one, unless they hold it already."""
-        return list(tools) if self.finish_tool is None else offered_tools(tools, "tool")
+        return list(tools) if self.finish_tool is None else offer_tools(tools, "tool")
 
 
 def write_serving(folder: str | os.PathLike[str], config: Config) -> Serving:

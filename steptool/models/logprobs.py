@@ -60,7 +60,7 @@ class TileWays:
     """
 
 
-def token_log_probs(
+def compute_token_log_probs(
     lm: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor, temperature: float = 1.0, ways: TileWays | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, both [N] in nats, float32.
@@ -70,7 +70,7 @@ def token_log_probs(
     for large vocabularies.
     """
     head: Any = lm.get_output_embeddings()
-    transform = logit_transform(lm, temperature)
+    transform = read_logit_transform(lm, temperature)
     if head.weight.shape[0] <= SMALL_VOCABULARY:
         bias = None if head.bias is None else head.bias.float()
         return _plain(functional.linear(hidden_NH.float(), head.weight.float(), bias), targets_N, transform)
@@ -80,7 +80,7 @@ def token_log_probs(
     return log_probs_N, entropy_N
 
 
-def logit_transform(lm: PreTrainedModel, temperature: float) -> LogitTransform:
+def read_logit_transform(lm: PreTrainedModel, temperature: float) -> LogitTransform:
     """Factor and soft cap that some architectures put between the output layer and the softmax."""
     config: Any = lm.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
@@ -94,7 +94,7 @@ def logit_transform(lm: PreTrainedModel, temperature: float) -> LogitTransform:
     return LogitTransform(1.0, cap, temperature)
 
 
-def causal_lm(policy: nn.Module) -> PreTrainedModel:
+def unwrap_model(policy: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside a policy that may be wrapped by peft (adapters stay where they are)."""
     lm: PreTrainedModel = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # type: ignore[operator]
     return lm

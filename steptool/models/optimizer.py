@@ -60,13 +60,13 @@ class SplitAdamW(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
         dtype = self._moments if weight.dtype == torch.bfloat16 else torch.float32
         for key in _MOMENTS:
-            state[key] = state[key].to(dtype) if key in state else torch.zeros_like(local_part(weight), dtype=dtype)
+            state[key] = state[key].to(dtype) if key in state else torch.zeros_like(get_local_part(weight), dtype=dtype)
         if weight.dtype == torch.bfloat16 and "low" not in state:
             state["low"] = torch.zeros_like(weight, dtype=torch.int16)
         return state
 
 
-def local_part(tensor: Tensor) -> Tensor:
+def get_local_part(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; the tensor itself if it is not cut over processes."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -85,7 +85,7 @@ def split_halves(full: Tensor, weight: Tensor, low: Tensor) -> None:
     low.copy_(bits - high.bitwise_left_shift_(16))
 
 
-def adamw(
+def make_adamw(
     policy: nn.Module,
     learning_rate: float,
     head: nn.Module | None = None,
@@ -147,7 +147,7 @@ def _parts(weight: Tensor, state: dict[str, Tensor]) -> Iterator[_Part]:
     """A float32 weight whole; a bfloat16 weight in parts, so that few float32 copies exist at once."""
     if weight.grad is None:
         return
-    part, gradient = local_part(weight), local_part(weight.grad)
+    part, gradient = get_local_part(weight), get_local_part(weight.grad)
     step, moments = state["step"], (state["exp_avg"], state["exp_avg_sq"])
     if "low" not in state:
         yield _Part(part, gradient.float(), step.clone(), *moments)

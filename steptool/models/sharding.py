@@ -29,9 +29,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steptool.models.actor import Actor, enable_packing
-from steptool.models.load import ModelError, device, load_tokenizer, read_model_config
-from steptool.models.logprobs import causal_lm
-from steptool.models.optimizer import FILE, join_halves, local_part, split_halves
+from steptool.models.load import ModelError, choose_device, load_tokenizer, read_model_config
+from steptool.models.logprobs import unwrap_model
+from steptool.models.optimizer import FILE, get_local_part, join_halves, split_halves
 
 MAX_FILE = 5 << 30
 """Bytes of weights in a file of a model folder, at most, if no tensor is larger."""
@@ -53,7 +53,7 @@ def load_sharded_actor(folder: Path, processes: int, *, trained: bool, **options
     model, saved = _make_empty(folder)
     model = model.float() if trained else model.requires_grad_(False)
     actor = Actor(model, **options)
-    mesh = init_device_mesh(device().type, (processes,))
+    mesh = init_device_mesh(choose_device().type, (processes,))
     precision = MixedPrecisionPolicy(param_dtype=saved if trained else None, reduce_dtype=torch.float32)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module, keep in [*((layer, False) for layer in layers), (actor, True)]:
@@ -81,7 +81,7 @@ def save_sharded_model(policy: nn.Module, policy_dir: Path, out_dir: Path) -> No
 
     The weights get the precision that the model was saved in. To be called by all processes with the same folder.
     """
-    lm = causal_lm(policy)
+    lm = unwrap_model(policy)
     half = _saved_dtype(lm.config) is torch.bfloat16
     weights = {n: _high_half(p) if half else p.detach() for n, p in lm.named_parameters()}
     files = _number_files(weights)
@@ -101,7 +101,7 @@ def save_sharded_moments(optimizer: torch.optim.Optimizer, actor: Actor, folder:
 
     To be called by all processes with the same folder.
     """
-    state, saved = moments(optimizer, actor), _saved_dtype(causal_lm(actor.policy).config)
+    state, saved = read_moments(optimizer, actor), _saved_dtype(unwrap_model(actor.policy).config)
     for name, parameter in actor.named_parameters():
         if saved is torch.bfloat16 and isinstance(parameter, DTensor) and parameter in optimizer.state:
             state[f"low/{name}"] = _low_half(parameter).view(torch.float16)  # torch joins no integers
@@ -113,7 +113,7 @@ def save_sharded_moments(optimizer: torch.optim.Optimizer, actor: Actor, folder:
         shutil.rmtree(joined)
 
 
-def moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def read_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state by the names of `save_moments`, cut as the weights are.
 
     Numbers of steps have one dimension, because torch does not join tensors without any.
@@ -142,9 +142,9 @@ def load_sharded_moments(optimizer: torch.optim.Optimizer, model: nn.Module, fol
     read_parts(state, folder)
     for entry, value in state.items():
         key, _, name = entry.partition("/")
-        part, parameter = local_part(value), parameters[name]
+        part, parameter = get_local_part(value), parameters[name]
         if key == "low":
-            weights = local_part(parameter)
+            weights = get_local_part(parameter)
             weights.copy_(join_halves(weights.bfloat16(), part.view(torch.int16)))
         else:
             optimizer.state[parameter][key] = part.reshape(()) if key == "step" else part.float()
@@ -191,7 +191,7 @@ def _make_empty(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
     model.tie_weights()
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else buffer.to(device())
+            module._buffers[name] = None if buffer is None else buffer.to(choose_device())
     return model.eval(), _saved_dtype(config)
 
 
@@ -210,7 +210,7 @@ def _empty_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for a tensor of the shape of a parameter, cut as it is."""
     if not isinstance(parameter, DTensor):
         return torch.empty_like(parameter, dtype=dtype)
-    return _cut_like(torch.empty(parameter.to_local().shape, dtype=dtype, device=device()), parameter)
+    return _cut_like(torch.empty(parameter.to_local().shape, dtype=dtype, device=choose_device()), parameter)
 
 
 def _cut_like(part: Tensor, whole: DTensor) -> DTensor:
@@ -232,7 +232,7 @@ def _low_half(parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _halves(parameter: Tensor) -> tuple[Tensor, Tensor]:
-    full = local_part(parameter).contiguous()
+    full = get_local_part(parameter).contiguous()
     high, low = full.bfloat16(), torch.empty_like(full, dtype=torch.int16)
     split_halves(full, high, low)
     if isinstance(parameter, DTensor):

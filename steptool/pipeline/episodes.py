@@ -24,19 +24,19 @@ from steptool.artifacts.metrics import Stopwatch, Ticker, format_rate, say
 from steptool.config import Config, EvaluatedPolicy, EvaluationConfig
 from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
-from steptool.data.recordings.forms import policy_recordings
-from steptool.data.splits import shard_positions
-from steptool.environments.base import environment_class
+from steptool.data.recordings.forms import find_policy_recordings
+from steptool.data.splits import select_shard_positions
+from steptool.environments.base import find_environment_class
 from steptool.evaluation.measures import PolicyEvaluation, evaluate_policy, find_verdict
 from steptool.policies.catalog import open_environment_of, open_policy
 from steptool.records import Cost, Query, StepReward, Trajectory
 from steptool.records.columns import from_row
 from steptool.records.episodes import read_queries
 from steptool.records.tables import concatenate, read_records, read_table, write_records
-from steptool.report.rewards_page import rewards_page
+from steptool.report.rewards_page import build_rewards_page
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
-from steptool.rewards.annotators import annotate_file, annotator_counts, missing_reasons, open_annotator
+from steptool.rewards.annotators import annotate_file, describe_missing_scores, get_annotator_counts, open_annotator
 from steptool.rewards.audit import audit_files, check_thresholds
 from steptool.rollout import runner
 from steptool.rollout.runner import Policy
@@ -99,7 +99,7 @@ class TaskSet:
         table = read_table(self.folder / lineage.QUERIES, Query)
         train = table.filter(pc.equal(table["split"], "train"))
         rollout, tries = config.rollout, config.rollout.samples_per_query
-        positions = shard_positions(
+        positions = select_shard_positions(
             train.num_rows, rollout.episodes // tries, round_index, config.seed, shard=shard, shards=rollout.shards
         )
         return [query for row in train.take(positions).to_pylist() for query in [from_row(row, Query)] * tries]
@@ -111,7 +111,7 @@ def _needs_recordings(queries: Path, config: Config) -> bool:
     if evaluation.recorded_only or any(p.kind == "playback" and not p.recordings for p in evaluation.policies):
         return True
     names = pq.read_table(queries, columns=["environment"])["environment"].unique().to_pylist()
-    return any(environment_class(name, config).needs_recordings for name in names)
+    return any(find_environment_class(name, config).needs_recordings for name in names)
 
 
 def roll_out(
@@ -198,7 +198,7 @@ def evaluate(
     if not isinstance(policy, EvaluatedPolicy):
         policy = EvaluatedPolicy(name=Path(policy).name, model=os.fspath(policy))
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as fetched:
-        own = policy_recordings(policy, queries, config, Path(fetched))
+        own = find_policy_recordings(policy, queries, config, Path(fetched))
     with (
         open_environment_of(queries, config, recordings) as environment,
         open_policy(policy, config, own or recordings) as opened,
@@ -295,8 +295,8 @@ def score_file(trajectories: Path, queries: Path, config: Config, round_index: i
     watch = Stopwatch("annotate", round_index)
     with open_annotator(config.rewards.annotator, config.rewards.judge) as annotator:
         annotate_file(queries, trajectories, annotator, folder / REWARDS)
-        write_costs(folder, watch.cost(counts=annotator_counts(annotator)))
-        if reasons := missing_reasons(annotator):
+        write_costs(folder, watch.cost(counts=get_annotator_counts(annotator)))
+        if reasons := describe_missing_scores(annotator):
             say("annotate", f"votes are missing: {reasons}", round_index=round_index)
     return folder
 
@@ -315,12 +315,16 @@ def audit_round(
     Raises AuditError where the rewards are beyond a threshold.
     """
     audited = AuditedRound(
-        concatenate([s / EPISODES for s in shards], Trajectory, folder / lineage.of_round("trajectories", round_index)),
-        concatenate([s / REWARDS for s in scores], StepReward, folder / lineage.of_round("rewards", round_index)),
+        concatenate(
+            [s / EPISODES for s in shards], Trajectory, folder / lineage.name_round_file("trajectories", round_index)
+        ),
+        concatenate(
+            [s / REWARDS for s in scores], StepReward, folder / lineage.name_round_file("rewards", round_index)
+        ),
         concatenate([s / lineage.COSTS for s in (*shards, *scores)], Cost, folder / lineage.COSTS),
     )
     result = audit_files(queries, audited.trajectories, audited.rewards, config)
-    show(rewards_page(result, f"The rewards of round {round_index + 1}"))
+    show(build_rewards_page(result, f"The rewards of round {round_index + 1}"))
     check_thresholds(result, config.rewards.audit, f"round {round_index + 1}")
     return audited
 

@@ -17,16 +17,16 @@ from steptool.artifacts import lineage
 from steptool.artifacts.metrics import name_lost_groups, say
 from steptool.config import Config
 from steptool.evaluation.measures import apply_verdicts
-from steptool.evaluation.results import Results, compute_results, plain_figures, to_csv, to_latex, to_markdown
+from steptool.evaluation.results import Results, compute_results, make_plain_figures, to_csv, to_latex, to_markdown
 from steptool.judge.annotator import count_reasons
 from steptool.judge.judges import judge_outcomes
 from steptool.judge.verdicts import read_verdicts
 from steptool.records import Cost, Evaluation, Metric, Preference, Trajectory, Verdict
 from steptool.records.episodes import read_queries
 from steptool.records.tables import concatenate, read_records, write_records
-from steptool.report.evaluation_page import evaluation_page, tabulate_judge_costs
+from steptool.report.evaluation_page import build_evaluation_page, tabulate_judge_costs
 from steptool.report.run_inputs import MODELS, read_run
-from steptool.report.run_page import build_report, summary, table
+from steptool.report.run_page import build_report, format_table, summarise_run
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 
@@ -68,10 +68,10 @@ class RunFiles:
         }
         of_rounds = {"trajectories": self.trajectories, "rewards": self.rewards, "advantages": self.advantages}
         for kind, files in of_rounds.items():
-            names |= {lineage.of_round(kind, round_index): file for round_index, file in enumerate(files)}
+            names |= {lineage.name_round_file(kind, round_index): file for round_index, file in enumerate(files)}
         of_models = {"trajectories": self.evaluation_trajectories, "rewards": self.evaluation_rewards}
         for kind, by_model in of_models.items():
-            names |= {lineage.of_evaluation(kind, model): file for model, file in by_model.items()}
+            names |= {lineage.name_evaluation_file(kind, model): file for model, file in by_model.items()}
         return names
 
 
@@ -105,10 +105,10 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
         concatenate([*files.costs, own], Cost, folder / lineage.COSTS)
     write_viewer(folder / lineage.VIEWER, folder / lineage.QUERIES, _held_out_episodes(folder), "Held-out episodes")
     inputs = read_run(folder)
-    figures, html = summary(inputs), build_report(inputs)
+    figures, html = summarise_run(inputs), build_report(inputs)
     (folder / lineage.REPORT).write_text(html, encoding="utf-8")
     (folder / lineage.FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return RunPages(html, table(figures))
+    return RunPages(html, format_table(figures))
 
 
 def _held_out_episodes(folder: Path) -> list[EpisodeFiles]:
@@ -116,7 +116,7 @@ def _held_out_episodes(folder: Path) -> list[EpisodeFiles]:
     sources = []
     for model in MODELS:
         episodes, rewards = (
-            folder / lineage.of_evaluation(kind, f"{model}_greedy") for kind in ("trajectories", "rewards")
+            folder / lineage.name_evaluation_file(kind, f"{model}_greedy") for kind in ("trajectories", "rewards")
         )
         if episodes.exists():
             scored = rewards if rewards.exists() else None
@@ -183,7 +183,7 @@ def write_comparison(
     names the groups of which ingest has kept no task.
     """
     files = {lineage.QUERIES: queries, lineage.VERDICTS: verdicts, lineage.PREFERENCES: preferences}
-    files |= {file.name: file for part in parts for file in part.glob(lineage.of_policy("*"))}
+    files |= {file.name: file for part in parts for file in part.glob(lineage.name_policy_file("*"))}
     for name, file in files.items():
         shutil.copyfile(file, folder / name)
     concatenate([*(part / lineage.COSTS for part in parts), judge_costs], Cost, folder / lineage.COSTS)
@@ -196,7 +196,7 @@ def write_comparison(
 def _read_greedy(part: Path, name: str) -> list[Trajectory]:
     rows = read_records(part / lineage.EVALUATED, Evaluation)
     greedy = {row.trajectory_id for row in rows if row.decoding == "greedy"}
-    return [t for t in read_records(part / lineage.of_policy(name), Trajectory) if t.trajectory_id in greedy]
+    return [t for t in read_records(part / lineage.name_policy_file(name), Trajectory) if t.trajectory_id in greedy]
 
 
 def _compute_results(folder: Path, parts: Sequence[Path], config: Config) -> Results:
@@ -214,19 +214,19 @@ def _write_pages(folder: Path, results: Results, config: Config) -> str:
     """Write configuration, tables, figures, page and viewer into the folder. Returns the page."""
     settings = dump_config(config)
     episodes = [
-        EpisodeFiles(folder / lineage.of_policy(policy.name), evaluations=folder / lineage.EVALUATED)
+        EpisodeFiles(folder / lineage.name_policy_file(policy.name), evaluations=folder / lineage.EVALUATED)
         for policy in config.evaluation.policies
     ]
     write_viewer(folder / lineage.VIEWER, folder / lineage.QUERIES, episodes, "Episodes of the evaluation")
     costs = [cost for cost in read_records(folder / lineage.COSTS, Cost) if cost.stage == "judge"]
     judge_costs = tabulate_judge_costs({"judge": costs})
-    html = evaluation_page(results, settings, lineage.VIEWER, judge_costs)
+    html = build_evaluation_page(results, settings, lineage.VIEWER, judge_costs)
     texts = {
         lineage.CONFIG: settings,
         lineage.TABLE: to_markdown(results),
         lineage.CSV: to_csv(results),
         lineage.LATEX: to_latex(results),
-        lineage.FIGURES: json.dumps(plain_figures(results), indent=1) + "\n",
+        lineage.FIGURES: json.dumps(make_plain_figures(results), indent=1) + "\n",
         lineage.PAGE: html,
     }
     for name, text in texts.items():

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from steptool.artifacts import lineage
-from steptool.artifacts.lineage import COSTS, METRICS, of_round
+from steptool.artifacts.lineage import COSTS, METRICS, name_round_file
 from steptool.artifacts.metrics import Stopwatch, count_metrics, format_rate, say, total_counts
 from steptool.config import Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
@@ -42,11 +42,11 @@ from steptool.policies.vllm import RestingEngine
 from steptool.records import Advantage, Cost, Metric, Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards import annotators
-from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale, provenance
+from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale, describe_provenance
 from steptool.training.algorithms import ALGORITHMS
-from steptool.training.processes import PassLimit, processes
+from steptool.training.processes import PassLimit, get_processes
 from steptool.training.rounds import load_actor, score_round, train_round
-from steptool.training.trainer import OnCheckpoint, last_checkpoint, seal
+from steptool.training.trainer import OnCheckpoint, find_last_checkpoint, seal
 
 _JOINED, _FIGURES, _POLICY, _SCALE, _PAGE = "joined", "figures", "policy", "scale.json", "audit.html"
 """Names of the files and folders of a finished round."""
@@ -87,7 +87,7 @@ def compute_advantages(
     actor = load_actor(policy, reference, config, algorithm)
     limit = PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed)
     scores = score_round(actor, reference, selection, limit, None, algorithm)
-    return algorithm.prepare(selection, scores, processes().device)
+    return algorithm.prepare(selection, scores, get_processes().device)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def learn_round(
         [audited.trajectories, audited.rewards],
         round_index,
         result.note,
-        provenance(rewards, config.rewards),
+        describe_provenance(rewards, config.rewards),
         read_base_name(model),
     )
     spent = [*read_records(audited.costs, Cost), watch.cost(result.tokens)]
@@ -163,7 +163,7 @@ def learn_round(
     track_round(episodes, rewards, metrics, spent, config)
     return LearnedRound(
         model,
-        write_records(figures / lineage.of_round("advantages", round_index), result.advantages, Advantage),
+        write_records(figures / lineage.name_round_file("advantages", round_index), result.advantages, Advantage),
         write_records(figures / lineage.METRICS, metrics, Metric),
         write_records(figures / lineage.COSTS, spent, Cost),
         result.scale.save(figures / "scale.json"),
@@ -273,7 +273,7 @@ def _make_rounds(
     show: Callable[[str, str], None],
 ) -> list[FinishedRound]:
     first = rounds.start
-    models, checkpoint = SharedModels(), last_checkpoint(folder)
+    models, checkpoint = SharedModels(), find_last_checkpoint(folder)
     results = _read_rounds(checkpoint, first) if checkpoint else []
     for round_index, result in enumerate(results, first):
         show(_page_name(round_index), result.page)
@@ -350,13 +350,13 @@ def _read_rounds(checkpoint: Path, first: int) -> list[FinishedRound]:
     return [
         FinishedRound(
             AuditedRound(
-                folder / _JOINED / of_round("trajectories", round_index),
-                folder / _JOINED / of_round("rewards", round_index),
+                folder / _JOINED / name_round_file("trajectories", round_index),
+                folder / _JOINED / name_round_file("rewards", round_index),
                 folder / _JOINED / COSTS,
             ),
             LearnedRound(
                 folder / _POLICY,
-                folder / _FIGURES / of_round("advantages", round_index),
+                folder / _FIGURES / name_round_file("advantages", round_index),
                 folder / _FIGURES / METRICS,
                 folder / _FIGURES / COSTS,
                 folder / _FIGURES / _SCALE,

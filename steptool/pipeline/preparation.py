@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from steptool.artifacts.metrics import say
-from steptool.chat.call_format import offered_tools
+from steptool.chat.call_format import offer_tools
 from steptool.chat.codec import ChatCodec
 from steptool.check.memory import GIB, read_shape
 from steptool.check.memory import estimate as estimate_memory
@@ -36,10 +36,10 @@ from steptool.config import Config, FinishMode
 from steptool.data.ingest import ingest
 from steptool.environments.base import check_queries
 from steptool.models.actor import Actor, collate, score_actions
-from steptool.models.adapter import new_adapter
+from steptool.models.adapter import add_adapter
 from steptool.models.load import EMBEDDED, ModelError, load_codec, load_model, prepare_base, read_model_config
-from steptool.models.logprobs import causal_lm
-from steptool.models.optimizer import adamw
+from steptool.models.logprobs import unwrap_model
+from steptool.models.optimizer import make_adamw
 from steptool.pipeline.episodes import FETCHED
 from steptool.pipeline.tracking import check_trackers, track_configuration
 from steptool.policies.catalog import open_environment_of
@@ -85,7 +85,7 @@ def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query]
     Raises ModelError, with the remedy, for a model that cannot be played or trained: weights that are no numbers, a
     context longer than its positions, layers that the sampler does not know, log-probabilities that differ.
     """
-    name = type(causal_lm(model)).__name__
+    name = type(unwrap_model(model)).__name__
     try:
         _check_weights(model)
         check_context(model, config.policy.max_context)
@@ -143,7 +143,7 @@ def _prompts(codec: ChatCodec, queries: Sequence[Query], finish: FinishMode, len
     """The prompts of a short and of a long query, and one of `length` tokens if that is more."""
     by_size = sorted(queries, key=lambda query: len(query.instruction) + len(str(query.tools)))
     extremes = (by_size[0], by_size[-1])
-    prompts = [codec.prompt_ids(query.first_messages, offered_tools(query.tools, finish)) for query in extremes]
+    prompts = [codec.prompt_ids(query.first_messages, offer_tools(query.tools, finish)) for query in extremes]
     longest = prompts[-1]
     full = (longest * (max(0, length) // len(longest) + 1))[: max(0, length)]
     return [*prompts, full] if len(full) > len(longest) else prompts
@@ -258,7 +258,7 @@ def measure(folder: str | Path, queries: Sequence[Query], config: Config) -> Mea
     codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
     number = min(_ROWS, config.rollout.batch_size, config.rollout.episodes)
     played = list(islice(cycle(queries), number))
-    rows = [_Row(codec.prompt_ids(q.first_messages, offered_tools(q.tools, config.rollout.finish))) for q in played]
+    rows = [_Row(codec.prompt_ids(q.first_messages, offer_tools(q.tools, config.rollout.finish))) for q in played]
     prompt_tokens = sum(len(row.input_ids) for row in rows) / len(rows)
     prompt, sampled = _measure_turns(rows, codec.observation_ids("{}", "tool"), load_model(folder), config)
     return Measurement(prompt_tokens, Speeds(prompt, sampled, _measure_updates(rows, load_model(folder), config), 0.0))
@@ -299,12 +299,12 @@ def _measure_updates(rows: Sequence[_Row], model: PreTrainedModel, config: Confi
     """Tokens of whole episodes, forward and backward, in a second."""
     actor = Actor(model)
     if config.policy.lora_rank:
-        actor.policy = new_adapter(actor.policy, config.policy, config.seed).eval()
+        actor.policy = add_adapter(actor.policy, config.policy, config.seed).eval()
     if config.ppo.gradient_checkpointing:
         actor.checkpoint_activations()
     ends: list[float] = []
     settings = Settings(PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed), 1.0)
-    optimizer = adamw(actor.policy, _NO_CHANGE)
+    optimizer = make_adamw(actor.policy, _NO_CHANGE)
     trainer = Trainer(
         actor, optimizer, Supervised(), rows, settings, on_step=lambda *_: ends.append(time.perf_counter())
     )

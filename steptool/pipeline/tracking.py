@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from steptool.artifacts.metrics import describe_error, first_process, say
+from steptool.artifacts.metrics import describe_error, is_first_process, say
 from steptool.config import Config, ConfigError
 from steptool.config.run import TrackingConfig
 from steptool.records import Cost, Evaluation, Metric, StepReward, Trajectory
@@ -117,7 +117,7 @@ def track(entries: Sequence[Entry], config: TrackingConfig) -> None:
 
 
 def _each_tracker(config: TrackingConfig, use: Callable[[Any], None]) -> None:
-    if not config.trackers or not first_process():
+    if not config.trackers or not is_first_process():
         return
     from accelerate import PartialState
 

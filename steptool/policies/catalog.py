@@ -16,8 +16,8 @@ from steptool.policies.text_policies import (
     EndpointPolicy,
     ScriptedPolicy,
     has_reference_calls,
-    recorded_calls,
-    reference_calls,
+    list_recorded_calls,
+    list_reference_calls,
 )
 from steptool.records import Query, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding
@@ -134,9 +134,9 @@ def _make_local(
 
 def _calls_of(query: Query, recorded: Mapping[str, Trajectory], only_recorded: bool) -> list[ToolCall]:
     if not only_recorded and has_reference_calls(query):
-        return reference_calls(query)
+        return list_reference_calls(query)
     if query.query_id in recorded:
-        return recorded_calls(recorded[query.query_id])
+        return list_recorded_calls(recorded[query.query_id])
     raise ValueError(
         f"query '{query.query_id}' has neither reference calls nor a recorded answer to play back: leave the kind "
         "playback out, or evaluate on queries that were recorded"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steptool.models.logprobs import causal_lm
+from steptool.models.logprobs import unwrap_model
 from steptool.rollout.episode import Episode
 
 _FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
@@ -35,8 +35,8 @@ class AttentionMasks:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._device, self._dtype = model.device, model.dtype
-        config: Any = causal_lm(model).config.get_text_config()
-        self._kinds = layer_kinds(config)
+        config: Any = unwrap_model(model).config.get_text_config()
+        self._kinds = list_layer_kinds(config)
         self._window = int(getattr(config, "sliding_window", None) or 0)
         self._chunk = int(getattr(config, "attention_chunk_size", None) or 0)
         _check_runs(model, self._kinds)
@@ -65,7 +65,7 @@ class AttentionMasks:
         return mask[:, None]
 
 
-def layer_kinds(config: Any) -> list[str]:
+def list_layer_kinds(config: Any) -> list[str]:
     """The kinds of a model's layers, each once, by the names that its configuration gives them."""
     kinds = getattr(config, "layer_types", None)
     if kinds:
@@ -73,15 +73,15 @@ def layer_kinds(config: Any) -> list[str]:
     return [_SLIDING if getattr(config, "sliding_window", None) else _FULL]
 
 
-def forward_options(model: PreTrainedModel) -> dict[str, Any]:
+def make_forward_options(model: PreTrainedModel) -> dict[str, Any]:
     """Arguments with which a forward pass computes the logits of the last token only."""
-    accepted = inspect.signature(causal_lm(model).forward).parameters
+    accepted = inspect.signature(unwrap_model(model).forward).parameters
     return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
 
 def check_context(model: PreTrainedModel, max_context: int) -> None:
     """Raise ValueError if the model cannot read `max_context` tokens, or if their positions change as a text grows."""
-    name, config = type(causal_lm(model)).__name__, causal_lm(model).config.get_text_config()
+    name, config = type(unwrap_model(model)).__name__, unwrap_model(model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_context > positions:
         raise ValueError(
@@ -107,7 +107,7 @@ def _rope_limit(config: Any) -> int | None:
 
 
 def _check_runs(model: PreTrainedModel, kinds: list[str]) -> None:
-    inner = causal_lm(model)
+    inner = unwrap_model(model)
     name = type(inner).__name__
     others = sorted(set(kinds) - {_FULL, _SLIDING, _CHUNKED})
     if others or getattr(inner, "_is_stateful", False) or "local" in getattr(inner.config, "attention_layers", ()):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from steptool.policies.kv_cache import AttentionMasks, forward_options
+from steptool.policies.kv_cache import AttentionMasks, make_forward_options
 
 _CHUNK = 64
 """The cache grows by half, to a multiple of this number of slots."""
@@ -156,7 +156,7 @@ class BatchSampler:
         temperature: float = 1.0,
         greedy: bool = False,
     ) -> None:
-        self._masks, self._options = AttentionMasks(model), forward_options(model)
+        self._masks, self._options = AttentionMasks(model), make_forward_options(model)
         self._model, self._device = model, model.device
         self._temperature, self._greedy, self._max_new = temperature, greedy, max_new_tokens
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)

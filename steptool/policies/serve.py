@@ -27,19 +27,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from transformers import PreTrainedModel
 
-from steptool.chat.call_format import ParsedTurn, answer_of, offers_finish, to_finish_calls
+from steptool.chat.call_format import ParsedTurn, offers_finish, read_answer, to_finish_calls
 from steptool.chat.codec import ChatCodec
 from steptool.chat.messages import (
     GIVE_ANSWER,
-    calls_of,
-    model_schemas,
-    one_call_per_turn,
-    text_of,
+    read_calls,
+    read_text,
+    split_calls,
+    strip_hints,
 )
 from steptool.environments.base import describe_error
 from steptool.environments.schema import check_tools
 from steptool.models.load import Serving, load_codec, load_model, read_serving
-from steptool.models.logprobs import causal_lm
+from steptool.models.logprobs import unwrap_model
 from steptool.policies.http_server import TooLargeError, has_key, read_body, read_key, run_for_client, run_server
 from steptool.policies.kv_cache import check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
@@ -129,7 +129,7 @@ class ServedModel:
 
     def __init__(self, model: PreTrainedModel, codec: ChatCodec, serving: Serving, name: str) -> None:
         self.name, self._model, self._codec, self._serving = name, model, codec, serving
-        positions = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(unwrap_model(model).config.get_text_config(), "max_position_embeddings", None)
         self._max_context = min(serving.max_context, positions or serving.max_context)
         check_context(model, self._max_context)
         self._longest_token = max(map(len, codec.tokenizer.get_vocab()))
@@ -143,7 +143,7 @@ class ServedModel:
         """
         tools = [] if request.tool_choice == "none" else [_complete_schema(tool) for tool in request.tools]
         check_tools(tools, "the request")
-        offered = model_schemas(self._serving.offer(tools))
+        offered = strip_hints(self._serving.offer(tools))
         hides_finish = offers_finish(offered) and not offers_finish(tools)
         messages = self._as_trained(request.messages, hides_finish)
         self._check_length(messages)
@@ -170,7 +170,7 @@ class ServedModel:
 
     def _check_length(self, messages: Sequence[Message]) -> None:
         """Refuse messages that no prompt can hold, before they are tokenised, which takes long."""
-        characters = sum(len(text_of(message)) for message in messages)
+        characters = sum(len(read_text(message)) for message in messages)
         if characters > self._max_context * self._longest_token:
             raise ValueError(
                 f"the messages have {characters:,} characters, and the model's context length is {self._max_context} "
@@ -182,7 +182,7 @@ class ServedModel:
 
         Where the client does not know Finish, the assistant's earlier answers are calls of it.
         """
-        turns = one_call_per_turn([_internal(message) for message in messages])
+        turns = split_calls([_internal(message) for message in messages])
         if turns[-1]["role"] == "assistant":
             raise ValueError("messages: the last one is the assistant's; expected one of the user or of a tool")
         if self._serving.system and turns[0]["role"] not in ("system", "developer"):
@@ -194,7 +194,7 @@ class ServedModel:
         if self._serving.finish == "tool" or message["role"] != "assistant" or message.get("tool_calls"):
             return message
         with suppress(ValueError):
-            return {**message, "content": self._codec.format.render_answer(text_of(message))}
+            return {**message, "content": self._codec.format.render_answer(read_text(message))}
         return message
 
     def _find_sampled(self, messages: Sequence[Message]) -> dict[int, Sequence[int]]:
@@ -203,7 +203,7 @@ class ServedModel:
         for position, message in enumerate(messages):
             for call in message.get("tool_calls") or []:
                 turn = self._sampled.get(str(call.get("id")))
-                if turn and [turn.call] == calls_of(message) and turn.thought == text_of(message):
+                if turn and [turn.call] == read_calls(message) and turn.thought == read_text(message):
                     sampled[position] = turn.ids
         return sampled
 
@@ -235,7 +235,7 @@ class ServedModel:
         if call is None:
             return {"role": "assistant", "content": parsed.text}
         if hides_finish and call.name == FINISH:
-            answer = answer_of(call) if call.arguments.get("return_type") == GIVE_ANSWER else None
+            answer = read_answer(call) if call.arguments.get("return_type") == GIVE_ANSWER else None
             if answer is not None:
                 return {"role": "assistant", "content": answer}
             return {"role": "assistant", "content": None, "refusal": _GAVE_UP}
@@ -373,6 +373,6 @@ def _internal(message: Message) -> Message:
         message = {**message, "content": "".join(part["text"] for part in content)}
     if message.get("function_call"):
         raise ValueError("messages: expected calls in tool_calls, got one in function_call")
-    text_of(message)
-    calls_of(message)
+    read_text(message)
+    read_calls(message)
     return message

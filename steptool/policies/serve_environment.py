@@ -21,7 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from steptool import __version__
-from steptool.chat.call_format import ParsedTurn, offered_tools
+from steptool.chat.call_format import ParsedTurn, offer_tools
 from steptool.chat.messages import read_call, read_json
 from steptool.config import ToolsConfig
 from steptool.environments.adapters import import_package
@@ -264,7 +264,7 @@ def _describe_split(name: str) -> dict[str, str]:
 
 
 def _list_tools(query: Query) -> list[dict[str, Any]]:
-    functions = [tool["function"] for tool in offered_tools(query.tools, "tool")]
+    functions = [tool["function"] for tool in offer_tools(query.tools, "tool")]
     return [
         {"name": f["name"], "description": f.get("description", ""), "input_schema": f["parameters"]} for f in functions
     ]

@@ -18,11 +18,11 @@ from steptool.chat.call_format import (
     Format,
     NoCallError,
     ParsedTurn,
-    answer_of,
+    read_answer,
     strip_thinking,
 )
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused, Reply, RequestRefused, RequestTooLong
-from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, read_call, read_json, reasoning_of
+from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, read_call, read_json, read_reasoning
 from steptool.config import FinishMode, RolloutConfig, SearchConfig, ToolsConfig
 from steptool.environments.base import Environment
 from steptool.records import FINISH, Message, Query, StepStatus, StopReason, ToolCall, Trajectory
@@ -87,7 +87,7 @@ class ScriptedPolicy(Policy):
         """Do nothing, because the policy holds no resources."""
 
     def _make_turn(self, call: ToolCall) -> Turn:
-        answer = answer_of(call) if self.finish == "text" and call.name == FINISH else None
+        answer = read_answer(call) if self.finish == "text" and call.name == FINISH else None
         return Turn(ParsedTurn(call, "") if answer is None else ParsedTurn(None, answer, answer=answer))
 
 
@@ -113,7 +113,7 @@ def has_reference_calls(query: Query) -> bool:
     return query.reference.turns is not None or query.reference.calls is not None
 
 
-def reference_calls(query: Query) -> list[ToolCall]:
+def list_reference_calls(query: Query) -> list[ToolCall]:
     """The calls of the reference solution, each turn of the user closed by a Finish with the reference's answer.
 
     `reference.turns` holds the calls of each turn, `reference.calls` those of the only one. Raises ValueError for a
@@ -127,12 +127,12 @@ def reference_calls(query: Query) -> list[ToolCall]:
     return [call for turn in turns for call in (*turn, finish)]
 
 
-def recorded_calls(trajectory: Trajectory) -> list[ToolCall]:
+def list_recorded_calls(trajectory: Trajectory) -> list[ToolCall]:
     """The calls of a trajectory, its Finish included; steps without a readable call are left out."""
     return [step.call for step in trajectory.steps if step.call]
 
 
-def without_last_call(calls: Sequence[ToolCall]) -> list[ToolCall]:
+def drop_last_call(calls: Sequence[ToolCall]) -> list[ToolCall]:
     """The calls without the last one before Finish. They should no longer solve the task."""
     numbers = [number for number, call in enumerate(calls) if call.name != FINISH]
     return [call for number, call in enumerate(calls) if number not in numbers[-1:]]
@@ -254,7 +254,7 @@ def _text(reply: Reply) -> str:
 
     Reasoning without words in a reply that is cut is thinking that does not end.
     """
-    words, reasoning = _words(reply.message), reasoning_of(reply.message)
+    words, reasoning = _words(reply.message), read_reasoning(reply.message)
     if reasoning and not words and reply.is_cut:
         return f"{THINK_OPEN}\n{reasoning}"
     if reasoning:

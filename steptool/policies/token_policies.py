@@ -23,7 +23,7 @@ from steptool.config import RolloutConfig, SearchConfig
 from steptool.policies.kv_cache import Rows, check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
 from steptool.records import StepStatus, StopReason, ToolSchema
-from steptool.rollout.episode import Decoding, Episode, Refusal, Turn, TurnCost, TurnTokens, observed_name
+from steptool.rollout.episode import Decoding, Episode, Refusal, Turn, TurnCost, TurnTokens, get_observed_name
 from steptool.rollout.runner import EndedTurn, Policy
 
 _GAP = "\n\n"
@@ -70,7 +70,7 @@ class Prompter:
 
         A hint is left out if the turn fits only without it.
         """
-        path, context_ids = path_ids(episode), self._context_ids(episode)
+        path, context_ids = join_path_ids(episode), self._context_ids(episode)
         ids = [*path, *context_ids]
         if not self._has_room(ids):
             return Refusal(StopReason.CONTEXT_LIMIT)
@@ -98,7 +98,7 @@ class Prompter:
         if user_turn is not None and last.step.status is StepStatus.FINISH and last.turn.parsed.call is None:
             return self._codec.user_ids(user_turn, closed=closed)
         return self._codec.observation_ids(
-            last.step.observation, observed_name(last.step), user_turn=user_turn, closed=closed
+            last.step.observation, get_observed_name(last.step), user_turn=user_turn, closed=closed
         )
 
     def _opening_ids(self, episode: Episode, hint: str) -> list[int]:
@@ -112,7 +112,7 @@ class Prompter:
         return len(ids) + self._max_new <= self._max_context
 
 
-def path_ids(episode: Episode) -> list[int]:
+def join_path_ids(episode: Episode) -> list[int]:
     """All tokens of the episode's path so far, up to the end of its last turn."""
     ids: list[int] = []
     for exchange in episode.exchanges:

@@ -103,13 +103,13 @@ def contract(name: str, version: int) -> Callable[[type[R]], type[R]]:
     return declare
 
 
-def declared_class(name: str) -> type | None:
+def find_class(name: str) -> type | None:
     """The dataclass that was declared under a contract's name, if there is one."""
     return next((cls for cls, (declared, _) in _DECLARED.items() if declared == name), None)
 
 
 @_cached
-def contract_of(cls: type) -> Contract:
+def get_contract(cls: type) -> Contract:
     """The contract of a dataclass that was declared by `contract`."""
     name, version = _DECLARED[cls]
     hints = get_type_hints(cls, include_extras=True)
@@ -117,9 +117,9 @@ def contract_of(cls: type) -> Contract:
     return Contract(name, version, columns, pa.schema([column.field for column in columns]))
 
 
-def schema_of(cls: type) -> pa.Schema:
+def get_schema(cls: type) -> pa.Schema:
     """The Arrow schema of a dataclass that was declared by `contract`, with the description of every column."""
-    return contract_of(cls).schema
+    return get_contract(cls).schema
 
 
 def describe_field(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
@@ -127,7 +127,7 @@ def describe_field(name: str, kind: pa.DataType, description: str, nullable: boo
     return pa.field(name, kind, nullable=nullable, metadata={DESCRIPTION: description.encode()})
 
 
-def description_of(field: pa.Field) -> str:
+def get_description(field: pa.Field) -> str:
     """The description that `describe_field` stored; empty for other fields."""
     text: bytes = (field.metadata or {}).get(DESCRIPTION, b"")
     return text.decode()
@@ -158,12 +158,12 @@ def _decode_all(cls: type, name: str, decode: Callable[[Any], Any], values: Iter
     try:
         return [None if value is None else decode(value) for value in values]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ContractError(f"{contract_of(cls)}: column '{name}' cannot be read: {error}") from error
+        raise ContractError(f"{get_contract(cls)}: column '{name}' cannot be read: {error}") from error
 
 
 def from_batch(batch: pa.RecordBatch, cls: type[R]) -> Iterator[R]:
     """The records of a part of a file, column by column. Raises ContractError naming the column that cannot be read."""
-    columns = [_values(cls, column, batch.column(column.name)) for column in contract_of(cls).columns]
+    columns = [_values(cls, column, batch.column(column.name)) for column in get_contract(cls).columns]
     return map(cls, *columns)
 
 
@@ -183,17 +183,17 @@ def _holds_numbers(kind: pa.DataType) -> bool:
 
 @_cached
 def _names(cls: type) -> tuple[str, ...]:
-    return tuple(column.name for column in contract_of(cls).columns)
+    return tuple(column.name for column in get_contract(cls).columns)
 
 
 @_cached
 def _encoders(cls: type) -> Sequence[tuple[str, Callable[[Any], Any]]]:
-    return [(c.name, c.stored.encode) for c in contract_of(cls).columns if c.stored.encode]
+    return [(c.name, c.stored.encode) for c in get_contract(cls).columns if c.stored.encode]
 
 
 @_cached
 def _decoders(cls: type) -> Sequence[tuple[str, Callable[[Any], Any]]]:
-    return [(c.name, c.stored.decode) for c in contract_of(cls).columns if c.stored.decode]
+    return [(c.name, c.stored.decode) for c in get_contract(cls).columns if c.stored.decode]
 
 
 def _column(name: str, hint: Any) -> Column:

@@ -28,9 +28,9 @@ from steptool.records.columns import (
     Contract,
     ContractError,
     Row,
-    contract_of,
-    declared_class,
+    find_class,
     from_batch,
+    get_contract,
     to_row,
 )
 
@@ -48,7 +48,7 @@ def write_whole(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+def open_scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     """Make an empty folder in `parent`, and remove it at the end."""
     with _open_partial(parent, name, Path.mkdir) as folder:
         try:
@@ -101,12 +101,12 @@ def write_records(path: Place, records: Iterable[R], cls: type[R]) -> Path:
 
 def write_rows(path: Place, rows: Iterable[Mapping[str, Any]], cls: type) -> Path:
     """Write rows that have the form of the file already."""
-    return _write_tables(path, _parts(rows, cls), contract_of(cls))
+    return _write_tables(path, _parts(rows, cls), get_contract(cls))
 
 
 def write_table(path: Place, table: pa.Table, cls: type) -> Path:
     """Write a table that already has the contract's schema."""
-    return _write_tables(path, [table], contract_of(cls))
+    return _write_tables(path, [table], get_contract(cls))
 
 
 def read_records(path: Place, cls: type[R]) -> list[R]:
@@ -116,7 +116,7 @@ def read_records(path: Place, cls: type[R]) -> list[R]:
 
 def iterate_records(path: Place, cls: type[R]) -> Iterator[R]:
     """The records of a file, a few at a time in memory."""
-    nested = any(pa.types.is_nested(field.type) for field in contract_of(cls).schema)
+    nested = any(pa.types.is_nested(field.type) for field in get_contract(cls).schema)
     for batch in _batches(path, cls, _NESTED_BATCH if nested else _FLAT_BATCH):
         try:
             records = from_batch(batch, cls)
@@ -155,7 +155,7 @@ def _batches(
     columns: Sequence[str] | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    contract = contract_of(cls)
+    contract = get_contract(cls)
     _check_metadata(path, contract)
     with _damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         _check_schema(file.schema_arrow, contract, str(path))
@@ -182,7 +182,7 @@ def _select_batches(
 
 def read_table(path: Place, cls: type) -> pa.Table:
     """A file as an Arrow table. Raises ContractError if it is not of this contract and version."""
-    contract = contract_of(cls)
+    contract = get_contract(cls)
     _check_metadata(path, contract)
     with _damage_named(path):
         table = pq.read_table(path, page_checksum_verification=True)
@@ -194,18 +194,18 @@ def read_table(path: Place, cls: type) -> pa.Table:
 def concatenate(paths: Sequence[Place], cls: type, target: Place) -> Path:
     """Join files of one contract into one."""
     if not paths:
-        raise ContractError(f"{contract_of(cls).name}: nothing to join into {target}")
-    return _write_tables(target, (read_table(path, cls) for path in paths), contract_of(cls))
+        raise ContractError(f"{get_contract(cls).name}: nothing to join into {target}")
+    return _write_tables(target, (read_table(path, cls) for path in paths), get_contract(cls))
 
 
-def contract_name(path: Place) -> str:
+def read_contract_name(path: Place) -> str:
     """Name of the contract that a Parquet file carries; "(none)" if it carries none."""
     return _metadata(path).get(b"steptool.contract", b"(none)").decode()
 
 
-def record_class(path: Place) -> type | None:
+def find_record_class(path: Place) -> type | None:
     """The class whose contract a Parquet file carries; None if it carries none that is known."""
-    return declared_class(contract_name(path))
+    return find_class(read_contract_name(path))
 
 
 def to_table(rows: Iterable[Mapping[str, Any]], cls: type, first: int = 0) -> pa.Table:
@@ -213,7 +213,7 @@ def to_table(rows: Iterable[Mapping[str, Any]], cls: type, first: int = 0) -> pa
 
     `first` is the number of the first row, for the message.
     """
-    row_list, contract = list(rows), contract_of(cls)
+    row_list, contract = list(rows), get_contract(cls)
     _check_fields(row_list, contract, first)
     try:
         text = [f.with_type(pa.list_(pa.string())) if f.type == JSON_LIST else f for f in contract.schema]
@@ -294,7 +294,7 @@ def _metadata(path: Place) -> dict[bytes, bytes]:
 def _check_metadata(path: Place, contract: Contract) -> None:
     if not Path(path).is_file():
         raise ContractError(f"{path}: no such file; expected a Parquet file of contract '{contract.name}'")
-    name = contract_name(path)
+    name = read_contract_name(path)
     version = _metadata(path).get(b"steptool.version", b"(none)").decode()
     if (name, version) != (contract.name, str(contract.version)):
         raise ContractError(

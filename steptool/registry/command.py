@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steptool.artifacts.metrics import printable
+from steptool.artifacts.metrics import escape_controls
 from steptool.registry import Champion, Registry, RegistryError, Version
 
 app = typer.Typer(no_args_is_help=True, help="Published models, and the one in service.")
@@ -123,7 +123,7 @@ def _end_with(faults: list[str]) -> None:
 
 
 def _print(text: str) -> None:
-    print(printable(text))
+    print(escape_controls(text))
 
 
 def _in_service(champion: Champion | None) -> str:

@@ -68,7 +68,7 @@ class Upload:
         return [*lines, f"{lineage.CARD}  {len(self.card.encode()) / 1e6:,.2f} MB"]
 
 
-def model_upload(folder: Path, repo: str, licence: str, datasets: Sequence[str] = ()) -> Upload:
+def prepare_model_upload(folder: Path, repo: str, licence: str, datasets: Sequence[str] = ()) -> Upload:
     """The model or adapter of a run, of a version of a registry or of a model folder, with its card.
 
     The card names base, licence and results. A model that was not trained here keeps its own card, with the licence and
@@ -83,11 +83,11 @@ def model_upload(folder: Path, repo: str, licence: str, datasets: Sequence[str] 
         card = _complete_card((model / lineage.CARD).read_text(encoding="utf-8"), licence, datasets)
     else:
         facts = {"licence": licence, "datasets": list(datasets), **_results(folder)}
-        card = lineage.card(entries, title, facts, _adapter_base(model) if is_adapter else "")
+        card = lineage.make_card(entries, title, facts, _adapter_base(model) if is_adapter else "")
     return Upload(repo, Kind.MODEL, _list_files(model), card)
 
 
-def dataset_upload(folder: Path, repo: str, licence: str) -> Upload:
+def prepare_dataset_upload(folder: Path, repo: str, licence: str) -> Upload:
     """The tasks, episodes and rewards of a run's folder, with a card that lets `datasets` load each kind.
 
     Raises RegistryError for a folder without such files.

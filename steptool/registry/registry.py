@@ -34,11 +34,11 @@ from steptool.registry.store import (
     check_metadata,
     claim_path,
     encode_json,
-    entry_path,
-    manifest_path,
+    locate_entry,
+    locate_manifest,
+    locate_version,
     open_store,
     parse_document,
-    version_folder,
 )
 
 
@@ -61,7 +61,7 @@ def make_version_id(created: datetime, digest: str) -> str:
 
 def find_faults(store: Store) -> list[str]:
     """All faults of a registry, one in each line. Reads every byte."""
-    manifests, faults = read_documents(store, manifest_paths(store), Version)
+    manifests, faults = read_documents(store, list_manifest_paths(store), Version)
     for path, version in manifests.items():
         faults += find_version_faults(store, version, path)
     return [*faults, *_find_log_faults(store, {path.split("/")[1] for path in manifests}), *_find_run_faults(store)]
@@ -69,8 +69,8 @@ def find_faults(store: Store) -> list[str]:
 
 def find_version_faults(store: Store, version: Version, path: str = "") -> list[str]:
     """Faults of one version, whose manifest lies at the path: its name, its claim, and its files with their digests."""
-    folder, path = version_folder(version.version_id), path or manifest_path(version.version_id)
-    if path != manifest_path(version.version_id):
+    folder, path = locate_version(version.version_id), path or locate_manifest(version.version_id)
+    if path != locate_manifest(version.version_id):
         return [f"{path}: names another version, {version.version_id}"]
     faults = [*_find_digest_faults(store, version, path)]
     if missing := find_missing_files(store, version):
@@ -86,7 +86,7 @@ def find_version_faults(store: Store, version: Version, path: str = "") -> list[
 
 def find_missing_files(store: Store, version: Version) -> list[str]:
     """Files of the manifest that are missing or have another size."""
-    folder = version_folder(version.version_id)
+    folder = locate_version(version.version_id)
     sizes = store.sizes(folder)
     return [
         f"{folder}/{name}: expected {file.size} bytes, found {sizes.get(name, 'no file')}"
@@ -95,12 +95,12 @@ def find_missing_files(store: Store, version: Version) -> list[str]:
     ]
 
 
-def manifest_paths(store: Store) -> list[str]:
+def list_manifest_paths(store: Store) -> list[str]:
     """Paths of the manifests of all versions. That of an unfinished version does not exist yet."""
-    return [manifest_path(name) for name in store.names(VERSIONS)]
+    return [locate_manifest(name) for name in store.names(VERSIONS)]
 
 
-def entry_paths(store: Store) -> list[str]:
+def list_entry_paths(store: Store) -> list[str]:
     """Paths of the entries of the log of champions, first to last."""
     return [f"{CHAMPIONS}/{name}" for name in store.names(CHAMPIONS) if ENTRY_NAME.fullmatch(name)]
 
@@ -131,15 +131,15 @@ def _find_digest_faults(store: Store, version: Version, path: str) -> Iterator[s
 
 
 def _find_log_faults(store: Store, versions: set[str]) -> list[str]:
-    entries, faults = read_documents(store, entry_paths(store), Champion)
+    entries, faults = read_documents(store, list_entry_paths(store), Champion)
     faults += [
         f"{path}: says that it is number {entry.sequence}"
         for path, entry in entries.items()
-        if path != entry_path(entry.sequence)
+        if path != locate_entry(entry.sequence)
     ]
-    numbers = [int(path.rpartition("/")[2].removesuffix(".json")) for path in entry_paths(store)]
+    numbers = [int(path.rpartition("/")[2].removesuffix(".json")) for path in list_entry_paths(store)]
     gaps = [number for expected, number in enumerate(numbers, 1) if number != expected]
-    faults += [f"{entry_path(number)}: the one before it is missing" for number in gaps[:1]]
+    faults += [f"{locate_entry(number)}: the one before it is missing" for number in gaps[:1]]
     unknown = {path: entry.version_id for path, entry in entries.items() if entry.version_id not in versions}
     return faults + [f"{path}: names {name}, which is no finished version" for path, name in unknown.items()]
 
@@ -176,7 +176,7 @@ class Registry:
     @property
     def promotions(self) -> int:
         """Number of entries in the log of champions, readable or not."""
-        return len(entry_paths(self._store))
+        return len(list_entry_paths(self._store))
 
     def publish(self, model_dir: Path, metadata: Mapping[str, Any]) -> Version:
         """Make a version of a model folder, or return the version that this content already has.
@@ -195,7 +195,7 @@ class Registry:
 
     def champion(self) -> Champion | None:
         """The model in service; None before the first promotion."""
-        paths = entry_paths(self._store)
+        paths = list_entry_paths(self._store)
         return self._read(paths[-1], Champion) if paths else None
 
     def promote(self, version_id: str, *, after: int, reason: str) -> Champion:
@@ -206,11 +206,11 @@ class Registry:
         """
         if faults := find_missing_files(self._store, self.version(version_id)):
             raise RegistryError(f"{version_id} cannot be promoted: {faults[0]}")
-        if after and not self._store.read([entry_path(after)]):
+        if after and not self._store.read([locate_entry(after)]):
             raise RegistryError(f"there is no champion number {after} to promote {version_id} after")
         entry = Champion(sequence=after + 1, version_id=version_id, since=datetime.now(UTC), reason=reason)
         try:
-            self._store.create(entry_path(entry.sequence), entry.encode())
+            self._store.create(locate_entry(entry.sequence), entry.encode())
         except FileExistsError:
             return self._standing_entry(entry)
         return entry
@@ -245,23 +245,23 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """Every version, oldest first. Versions that are unfinished or whose manifest is damaged are left out."""
-        versions, _ = read_documents(self._store, manifest_paths(self._store), Version)
+        versions, _ = read_documents(self._store, list_manifest_paths(self._store), Version)
         return sorted(versions.values(), key=lambda version: (version.created, version.version_id))
 
     def find_damage(self) -> list[str]:
         """One line for each manifest and each entry of the log that cannot be read."""
-        _, manifests = read_documents(self._store, manifest_paths(self._store), Version)
-        _, entries = read_documents(self._store, entry_paths(self._store), Champion)
+        _, manifests = read_documents(self._store, list_manifest_paths(self._store), Version)
+        _, entries = read_documents(self._store, list_entry_paths(self._store), Champion)
         return manifests + entries
 
     def history(self) -> list[Champion]:
         """Every promotion and roll-back, first to last. Raises RegistryError for an entry that is damaged."""
-        contents = self._store.read(entry_paths(self._store))
+        contents = self._store.read(list_entry_paths(self._store))
         return [parse_document(path, content, Champion) for path, content in contents.items()]
 
     def model_place(self, version_id: str) -> str:
         """Folder or url of a version's model, in Hugging Face's layout. Raises RegistryError for an unknown version."""
-        return self._store.place(f"{version_folder(self.version(version_id).version_id)}/{MODEL}")
+        return self._store.place(f"{locate_version(self.version(version_id).version_id)}/{MODEL}")
 
     def record_run(self, run_id: str, document: Mapping[str, Any]) -> None:
         """Keep how a run ended. Raises RegistryError if the run was recorded with another document."""
@@ -297,9 +297,9 @@ class Registry:
 
         A version that has a manifest or that a champion names is never removed. Returns the paths that were removed.
         """
-        finished = {path.split("/")[1] for path in self._store.read(manifest_paths(self._store))}
+        finished = {path.split("/")[1] for path in self._store.read(list_manifest_paths(self._store))}
         needed_ids = finished | {entry.version_id for entry in self.history()}
-        unfinished = [version_folder(name) for name in self._store.names(VERSIONS) if name not in needed_ids]
+        unfinished = [locate_version(name) for name in self._store.names(VERSIONS) if name not in needed_ids]
         partial = [f"{PARTIAL}/{name}" for name in self._store.names(PARTIAL)]
         before = datetime.now(UTC) - older_than
         return [path for path in unfinished + partial if self._remove_if_stale(path, before)]
@@ -326,7 +326,7 @@ class Registry:
 
     def _upload(self, model: ModelFolder, claim: Claim) -> Version:
         """Write the files and then the manifest. The bytes depend on the content and the claim alone."""
-        folder, card = version_folder(claim.version_id), model.make_card(claim)
+        folder, card = locate_version(claim.version_id), model.make_card(claim)
         for name in model.files.keys() - {lineage.CARD}:
             self._store.put(model.folder / name, f"{folder}/{MODEL}/{name}")
         self._store.write(f"{folder}/{MODEL}/{lineage.CARD}", card)
@@ -339,18 +339,18 @@ class Registry:
             files=model.version_files(card),
         )
         with suppress(FileExistsError):  # another attempt at the same content has written the same manifest
-            self._store.create(manifest_path(claim.version_id), version.encode())
+            self._store.create(locate_manifest(claim.version_id), version.encode())
         return version
 
     def _standing_entry(self, entry: Champion) -> Champion:
         """The entry that already has this number, if it is the same promotion. Raises Conflict if it is another."""
-        standing, champion = self._read(entry_path(entry.sequence), Champion), self.champion()
+        standing, champion = self._read(locate_entry(entry.sequence), Champion), self.champion()
         if standing.version_id != entry.version_id:
             raise Conflict(champion or standing, entry.sequence - 1)
         return standing
 
     def _find_version(self, version_id: str) -> Version | None:
-        path = manifest_path(version_id)
+        path = locate_manifest(version_id)
         return next((parse_document(path, content, Version) for content in self._store.read([path]).values()), None)
 
     def _read(self, path: str, kind: type[D]) -> D:

@@ -66,7 +66,7 @@ class StoredFile(Document):
     @classmethod
     def describe(cls, path: Path) -> Self:
         """The entry of a file on this machine."""
-        return cls(size=path.stat().st_size, sha256=lineage.sha256(path))
+        return cls(size=path.stat().st_size, sha256=lineage.hash_file(path))
 
 
 class PassRate(BaseModel):
@@ -126,14 +126,14 @@ class Champion(Document):
     reason: str
 
 
-def version_folder(version_id: str) -> str:
+def locate_version(version_id: str) -> str:
     """Path of a version's folder."""
     return f"{VERSIONS}/{version_id}"
 
 
-def manifest_path(version_id: str) -> str:
+def locate_manifest(version_id: str) -> str:
     """Path of a version's manifest."""
-    return f"{version_folder(version_id)}/{MANIFEST}"
+    return f"{locate_version(version_id)}/{MANIFEST}"
 
 
 def claim_path(digest: str) -> str:
@@ -141,7 +141,7 @@ def claim_path(digest: str) -> str:
     return f"{CONTENTS}/{digest}.json"
 
 
-def entry_path(sequence: int) -> str:
+def locate_entry(sequence: int) -> str:
     """Path of an entry of the log of champions."""
     return f"{CHAMPIONS}/{sequence:08}.json"
 
@@ -217,7 +217,7 @@ class ModelFolder:
         entries, card = lineage.read(self.folder), self.folder / lineage.CARD
         if not entries and card.is_file():
             return card.read_bytes()
-        return lineage.card(entries, claim.version_id, claim.metadata).encode()
+        return lineage.make_card(entries, claim.version_id, claim.metadata).encode()
 
 
 def _check_links(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from steptool.evaluation.compare import points
+from steptool.evaluation.compare import format_points
 
 DASH = "–"
 """Stands for a value that is missing."""
@@ -28,7 +28,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 46, 12, 40
 Format = Callable[[float], str]
 
 
-def templates(**formats: Callable[[Any], str]) -> Environment:
+def load_templates(**formats: Callable[[Any], str]) -> Environment:
     """Templates that escape every value and refuse a name without a value.
 
     Each of the `formats` becomes a filter of its name, which writes a dash for None.
@@ -44,7 +44,7 @@ def templates(**formats: Callable[[Any], str]) -> Environment:
     return environment
 
 
-def asset(*names: str) -> Markup:
+def read_asset(*names: str) -> Markup:
     """The text of these styles or scripts, one after the other."""
     folder = files("steptool.report") / "static"
     return Markup("".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names))
@@ -60,7 +60,7 @@ FURTHER = ("c-two", "c-three", "c-four", "c-five", "c-six")
 """Classes of all other models, and after these the known ones that a page does not need."""
 
 
-def model_colours(models: Sequence[str]) -> dict[str, str]:
+def choose_colours(models: Sequence[str]) -> dict[str, str]:
     """The CSS class of each model. The name decides; of two names with the same class the later gets a free one."""
     colours: dict[str, str] = {model: KNOWN[model] for model in models if model in KNOWN}
     for model in sorted({*models} - KNOWN.keys()):
@@ -85,7 +85,7 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 2)
 
 
-def percent(value: float) -> str:
+def format_percent(value: float) -> str:
     """0.714 as 71%. A share above 0 is never shown as 0%, and a share below 1 never as 100%."""
     if 0 < value < 0.01:
         return "<1%"
@@ -94,7 +94,7 @@ def percent(value: float) -> str:
     return f"{value * 100:.0f}%".replace("-", "−")
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A number with three significant digits."""
     if value == 0:
         return "0"
@@ -103,12 +103,12 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def signed_points(value: float) -> str:
+def format_signed_points(value: float) -> str:
     """0.05 as +5 (percentage points)."""
-    return ("+" if value > 0 else "") + points(value)
+    return ("+" if value > 0 else "") + format_points(value)
 
 
-def ticks(low: float, high: float, count: int = 4, smallest: float = 0.0) -> list[float]:
+def choose_ticks(low: float, high: float, count: int = 4, smallest: float = 0.0) -> list[float]:
     """Round numbers that cover [low, high] in about `count` steps, each at least `smallest`."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
@@ -119,7 +119,7 @@ def ticks(low: float, high: float, count: int = 4, smallest: float = 0.0) -> lis
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def figure(title: str, body: str, note: str = "", legend: Sequence[tuple[str, str]] = ()) -> str:
+def draw_figure(title: str, body: str, note: str = "", legend: Sequence[tuple[str, str]] = ()) -> str:
     """A chart under its title, with a note and a legend of (label, colour class)."""
     keys = "".join(f'<li class="{escape(colour)}">{escape(label)}</li>' for label, colour in legend)
     caption = f"<b>{escape(title)}</b>" + (f"<span>{escape(note)}</span>" if note else "")
@@ -127,12 +127,12 @@ def figure(title: str, body: str, note: str = "", legend: Sequence[tuple[str, st
     return f'<figure class="chart"><figcaption>{caption}</figcaption>{legend_list}{body}</figure>'
 
 
-def svg(title: str, height: float, parts: Sequence[str]) -> str:
+def draw_svg(title: str, height: float, parts: Sequence[str]) -> str:
     """An <svg> element of the common width."""
     return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
-def y_axis(y: Scale, marks: Sequence[float], show: Format, right: float = WIDTH - RIGHT) -> str:
+def draw_y_axis(y: Scale, marks: Sequence[float], show: Format, right: float = WIDTH - RIGHT) -> str:
     """Horizontal grid lines with their values to the left."""
     return "".join(
         f'<line class="{"base" if mark == 0 else "grid"}" x1="{LEFT}" x2="{right}" y1="{y(mark)}" y2="{y(mark)}"/>'
@@ -141,18 +141,19 @@ def y_axis(y: Scale, marks: Sequence[float], show: Format, right: float = WIDTH 
     )
 
 
-def x_axis(x: Scale, values: Sequence[float], label: str, bottom: float) -> str:
+def draw_x_axis(x: Scale, values: Sequence[float], label: str, bottom: float) -> str:
     """Values along the bottom, and the axis' label below them."""
     if len(values) > 10:
-        values = [t for t in ticks(values[0], values[-1], 6, 1.0) if values[0] <= t <= values[-1]]
+        values = [t for t in choose_ticks(values[0], values[-1], 6, 1.0) if values[0] <= t <= values[-1]]
     labels = "".join(
-        f'<text class="tick middle" x="{x(v)}" y="{bottom - BOTTOM + 17}">{escape(number(v))}</text>' for v in values
+        f'<text class="tick middle" x="{x(v)}" y="{bottom - BOTTOM + 17}">{escape(format_number(v))}</text>'
+        for v in values
     )
     middle = (x.start + x.end) / 2
     return labels + f'<text class="axis middle" x="{middle:g}" y="{bottom - 5}">{escape(label)}</text>'
 
 
-def integers(extent: tuple[float, float]) -> list[float]:
+def list_integers(extent: tuple[float, float]) -> list[float]:
     """The whole numbers of a range."""
     return [float(v) for v in range(math.ceil(extent[0]), math.floor(extent[1]) + 1)]
 
@@ -198,48 +199,48 @@ class Bubble:
     label: str
 
 
-def line_chart(
+def draw_lines(
     title: str,
     series: Sequence[Series],
     *,
     x_label: str = "round",
     note: str = "",
-    show: Format = number,
+    show: Format = format_number,
     floor: float | None = None,
     ceiling: float | None = None,
 ) -> str:
     """Lines over a common x axis. The y axis covers the data, and `floor` and `ceiling` where given."""
     lines = [s for s in series if any(y is not None for _, y in s.points)]
     if not lines:
-        return figure(title, '<p class="empty">Nothing was recorded.</p>', note)
+        return draw_figure(title, '<p class="empty">Nothing was recorded.</p>', note)
     xs = [x for s in lines for x, _ in s.points]
-    marks = ticks(*_extent(lines, floor, ceiling))
+    marks = choose_ticks(*_extent(lines, floor, ceiling))
     x = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y = Scale(marks[0], marks[-1], LINE_HEIGHT - BOTTOM, TOP)
-    parts = [y_axis(y, marks, show), x_axis(x, sorted(set(xs)), x_label, LINE_HEIGHT)]
+    parts = [draw_y_axis(y, marks, show), draw_x_axis(x, sorted(set(xs)), x_label, LINE_HEIGHT)]
     parts += [_band(s, x, y) for s in lines] + [_line(s, x, y, show) for s in lines]
     parts.append(_end_labels(lines, x, y, show))
     legend = [(s.label, s.colour) for s in lines] if len(lines) > 1 else []
-    return figure(title, svg(title, LINE_HEIGHT, parts), note, legend)
+    return draw_figure(title, draw_svg(title, LINE_HEIGHT, parts), note, legend)
 
 
-def interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
+def draw_interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = format_percent) -> str:
     """Horizontal bars from 0 to 1 with error intervals, one block of rows for each group."""
     x = Scale(0, 1, _start(rows), WIDTH - _VALUES)
     body, height = _rows(rows, x, [0, 0.25, 0.5, 0.75, 1], show, _bar)
-    return figure(title, svg(title, height, body), note)
+    return draw_figure(title, draw_svg(title, height, body), note)
 
 
-def differences(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = percent) -> str:
+def draw_differences(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = format_percent) -> str:
     """Points with intervals around a line at zero, one block of rows for each group."""
-    marks = ticks(min([0.0, *(r.low for r in rows)]), max([0.05, *(r.high for r in rows)]))
+    marks = choose_ticks(min([0.0, *(r.low for r in rows)]), max([0.05, *(r.high for r in rows)]))
     x = Scale(marks[0], marks[-1], _start(rows), WIDTH - _VALUES)
     body, height = _rows(rows, x, marks, show, _whisker)
     body.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 26}"/>')
-    return figure(title, svg(title, height, body), note)
+    return draw_figure(title, draw_svg(title, height, body), note)
 
 
-def bubbles(
+def draw_bubbles(
     title: str,
     points: Sequence[Bubble],
     line: Series,
@@ -253,20 +254,23 @@ def bubbles(
     legend: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Circles whose area is the count (`largest` fills the biggest one), and a line through them."""
-    marks = ticks(*y_range)
+    marks = choose_ticks(*y_range)
     height = LINE_HEIGHT + 30
     x = Scale(x_range[0] - 0.6, x_range[1] + 0.6, LEFT, WIDTH - 12)
     y = Scale(marks[0], marks[-1], height - BOTTOM, TOP + 12)
-    parts = [y_axis(y, marks, number, WIDTH - 12), f'<text class="axis" x="4" y="14">{escape(y_label)}</text>']
-    parts.append(x_axis(x, integers(x_range), x_label, height))
+    parts = [
+        draw_y_axis(y, marks, format_number, WIDTH - 12),
+        f'<text class="axis" x="4" y="14">{escape(y_label)}</text>',
+    ]
+    parts.append(draw_x_axis(x, list_integers(x_range), x_label, height))
     for p in sorted(points, key=lambda p: -p.count):
         radius = round(1.5 + 11 * math.sqrt(p.count / max(largest, 1)), 2)
         parts.append(
             f'<circle class="bubble {p.colour}" cx="{x(p.x)}" cy="{y(p.y)}" r="{radius}">'
             f"<title>{escape(p.label)}</title></circle>"
         )
-    parts.append(_line(line, x, y, number))
-    return figure(title, svg(title, height, parts), note, legend)
+    parts.append(_line(line, x, y, format_number))
+    return draw_figure(title, draw_svg(title, height, parts), note, legend)
 
 
 def _extent(series: Sequence[Series], floor: float | None, ceiling: float | None) -> tuple[float, float]:
@@ -298,7 +302,7 @@ def _line(series: Series, x: Scale, y: Scale, show: Format) -> str:
         parts.append(f'<path class="line {series.colour}" d="M{path}"/>')
         parts += [
             f'<circle class="dot {series.colour}" cx="{x(a)}" cy="{y(b)}" r="2.6">'
-            f"<title>{escape(f'{series.label}, {number(a)}: {show(b)}')}</title></circle>"
+            f"<title>{escape(f'{series.label}, {format_number(a)}: {show(b)}')}</title></circle>"
             for a, b in run
             if dots or len(run) == 1
         ]

@@ -13,18 +13,18 @@ from typing import Any
 from markupsafe import Markup
 
 from steptool.artifacts.metrics import total_counts
-from steptool.evaluation.compare import ALL, Comparison, conclusion
-from steptool.evaluation.results import NOTE, Results, text_tables
+from steptool.evaluation.compare import ALL, Comparison, write_conclusion
+from steptool.evaluation.results import NOTE, Results, write_text_tables
 from steptool.records import Cost
 from steptool.report.elements import (
     Interval,
-    asset,
-    differences,
-    interval_bars,
-    model_colours,
-    percent,
-    signed_points,
-    templates,
+    choose_colours,
+    draw_differences,
+    draw_interval_bars,
+    format_percent,
+    format_signed_points,
+    load_templates,
+    read_asset,
 )
 from steptool.report.viewer import LETTERS
 from steptool.retraining.plan import Decision, Result, RetrainingPlan, RunOutcome
@@ -73,14 +73,14 @@ def _format(count: float) -> str:
     return f"{count:,.0f}" if float(count).is_integer() else f"{count:,.4f}"
 
 
-def results_section(results: Results, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+def make_results_section(results: Results, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The values of the template `results.html.jinja`. `labels` are shown in place of the names of models."""
     models = list(dict.fromkeys(line["model"] for line in results.lines))
     names = {model: (labels or {}).get(model, model) for model in models}
-    classes = model_colours(models)
+    classes = choose_colours(models)
     return {
         "charts": [Markup(chart) for chart in (*_bars(results, names, classes), *_gains(results, names)) if chart],
-        "tables": [(title, list(t.columns), t.to_numpy().tolist()) for title, t in text_tables(results, labels)],
+        "tables": [(title, list(t.columns), t.to_numpy().tolist()) for title, t in write_text_tables(results, labels)],
         "swatches": {names[model]: classes[model] for model in models},
         "gaps": list(results.gaps),
         "note": NOTE,
@@ -96,7 +96,9 @@ def _bars(results: Results, names: Mapping[str, str], classes: Mapping[str, str]
             if r["decoding"] == decoding and r["pass_rate"] is not None
         ]
         if rows:
-            yield interval_bars(f"Tasks solved ({decoding})", rows, note="Thin lines: 95% intervals.", show=percent)
+            yield draw_interval_bars(
+                f"Tasks solved ({decoding})", rows, note="Thin lines: 95% intervals.", show=format_percent
+            )
 
 
 def _gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
@@ -111,7 +113,7 @@ def _gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
             if (c.a, c.b) == (a, b)
         ]
         note = "Percentage points on the same tasks, with 95% intervals. Coloured where a difference is shown."
-        yield differences(f"{names.get(a, a)} less {names.get(b, b)}", rows, note=note, show=signed_points)
+        yield draw_differences(f"{names.get(a, a)} less {names.get(b, b)}", rows, note=note, show=format_signed_points)
 
 
 def _colour(c: Comparison) -> str:
@@ -120,7 +122,9 @@ def _colour(c: Comparison) -> str:
     return "c-good" if c.difference.mean > 0 else "c-bad"
 
 
-def evaluation_page(results: Results, settings: str, viewer: str = "", judge_costs: JudgeCosts | None = None) -> str:
+def build_evaluation_page(
+    results: Results, settings: str, viewer: str = "", judge_costs: JudgeCosts | None = None
+) -> str:
     """One HTML file that needs no network.
 
     `settings` is the configuration as text, `viewer` the relative path of the viewer of the models' episodes, and
@@ -128,7 +132,7 @@ def evaluation_page(results: Results, settings: str, viewer: str = "", judge_cos
     """
     models = list(dict.fromkeys(line["model"] for line in results.lines))
     return (
-        templates()
+        load_templates()
         .get_template("evaluation.html.jinja")
         .render(
             models=models,
@@ -136,11 +140,11 @@ def evaluation_page(results: Results, settings: str, viewer: str = "", judge_cos
             letters=dict(zip(models, LETTERS, strict=False)),
             judge_costs=judge_costs,
             tasks=max((line["tasks"] for line in results.lines), default=0),
-            conclusions=[conclusion(c) for c in results.comparisons if c.group == ALL],
-            results=results_section(results),
+            conclusions=[write_conclusion(c) for c in results.comparisons if c.group == ALL],
+            results=make_results_section(results),
             settings=settings,
-            css=asset("theme.css", "page.css"),
-            script=asset("tables.js"),
+            css=read_asset("theme.css", "page.css"),
+            script=read_asset("tables.js"),
         )
     )
 
@@ -155,10 +159,10 @@ _HEADLINES = {
 }
 
 
-def retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: str) -> str:
+def build_retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: str) -> str:
     """One HTML file that needs no network. `training`: place of the training's report; empty without one."""
     return (
-        templates()
+        load_templates()
         .get_template("retraining.html.jinja")
         .render(
             plan=plan,
@@ -169,8 +173,8 @@ def retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: str) ->
             more=max(0, len(plan.new) - _LISTED),
             chart=Markup(_chart(outcome.decision)),
             training=training,
-            css=asset("theme.css", "page.css"),
-            script=asset("tables.js"),
+            css=read_asset("theme.css", "page.css"),
+            script=read_asset("tables.js"),
         )
     )
 
@@ -182,4 +186,4 @@ def _chart(decision: Decision | None) -> str:
         if c.measured
     ]
     note = "Percentage points on the same tasks, with 95% intervals. Red: blocks the promotion."
-    return differences("Challenger less champion", rows, note=note, show=signed_points) if rows else ""
+    return draw_differences("Challenger less champion", rows, note=note, show=format_signed_points) if rows else ""

@@ -29,7 +29,7 @@ from steptool.data.export import quote_formula, unquote_formula
 from steptool.records import Query, Step, StepReward, StepStatus, ToolSchema, Trajectory
 from steptool.records.columns import Row
 from steptool.records.tables import iterate_records, write_records
-from steptool.report.elements import asset, templates
+from steptool.report.elements import load_templates, read_asset
 from steptool.report.viewer import embed
 from steptool.storage.sqlite import QueryTable
 
@@ -191,7 +191,7 @@ def _row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> StepRewa
     )
 
 
-def labelling_form(
+def build_labelling_form(
     rows: Sequence[Row], title: str = "Label steps", tools: Mapping[str, Sequence[ToolSchema]] | None = None
 ) -> str:
     """The form for a table of steps: one HTML file. The browser keeps the labels until they are downloaded.
@@ -205,9 +205,9 @@ def labelling_form(
         "tools": list(by_text.values()),
         "tools_of": {name: numbers[json.dumps(schemas)] for name, schemas in (tools or {}).items()},
     }
-    page = templates().get_template("label.html.jinja")
-    script = asset("label.js")
-    return page.render(title=title, css=asset("theme.css", "label.css"), script=script, data=Markup(embed(data)))
+    page = load_templates().get_template("label.html.jinja")
+    script = read_asset("label.js")
+    return page.render(title=title, css=read_asset("theme.css", "label.css"), script=script, data=Markup(embed(data)))
 
 
 def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed: int = 0) -> int:
@@ -218,7 +218,9 @@ def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed:
     tools = {t.trajectory_id: table[t.query_id].tools for t in sample}
     for name in TABLES:
         write_table(rows, folder / name)
-    (folder / FORM).write_text(labelling_form(rows, f"Label steps of {trajectories.name}", tools), encoding="utf-8")
+    (folder / FORM).write_text(
+        build_labelling_form(rows, f"Label steps of {trajectories.name}", tools), encoding="utf-8"
+    )
     return len({row["trajectory_id"] for row in rows})
 
 

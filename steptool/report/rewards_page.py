@@ -10,13 +10,13 @@ from markupsafe import Markup
 from steptool.report.elements import (
     Interval,
     Series,
-    asset,
-    differences,
-    interval_bars,
-    line_chart,
-    number,
-    percent,
-    templates,
+    draw_differences,
+    draw_interval_bars,
+    draw_lines,
+    format_number,
+    format_percent,
+    load_templates,
+    read_asset,
 )
 from steptool.rewards.audit_figures import Agreement, Audit
 
@@ -34,19 +34,19 @@ _SHIFT = 0.25
 """Stability index from which a distribution has shifted, by custom."""
 
 
-def rewards_page(audit: Audit, title: str = "The rewards") -> str:
+def build_rewards_page(audit: Audit, title: str = "The rewards") -> str:
     """The audit as one HTML file that needs no network."""
-    environment = templates(percent=percent, number=number)
-    values = {"title": title, "css": asset("theme.css", "page.css"), "script": asset("tables.js")}
-    return environment.get_template("rewards.html.jinja").render(values, trust=section({0: audit}))
+    environment = load_templates(percent=format_percent, number=format_number)
+    values = {"title": title, "css": read_asset("theme.css", "page.css"), "script": read_asset("tables.js")}
+    return environment.get_template("rewards.html.jinja").render(values, trust=build_section({0: audit}))
 
 
-def section(audits: Mapping[int, Audit]) -> dict[str, Any]:
+def build_section(audits: Mapping[int, Audit]) -> dict[str, Any]:
     """The content of the section: the first round's audit, and charts of the figures that change with the policy."""
     first = audits[min(audits)]
     return {
         "audit": first,
-        "sentences": list(sentences(first)),
+        "sentences": list(write_sentences(first)),
         "charts": [Markup(chart) for chart in (*_charts(first), *_charts_over_rounds(audits)) if chart],
         "agreements": [a for a in first.agreements if a.steps],
         "names": NAMES,
@@ -56,11 +56,13 @@ def section(audits: Mapping[int, Audit]) -> dict[str, Any]:
     }
 
 
-def sentences(audit: Audit) -> Iterator[str]:
+def write_sentences(audit: Audit) -> Iterator[str]:
     """The audit in plain words."""
     worst = max(audit.missing.values(), default=0.0)
-    absent = "no score is missing" if worst == 0 else f"up to {percent(worst)} of the scores of a kind are missing"
-    out = f", and {percent(audit.left_out)} of the episodes cannot be learned from" if audit.left_out else ""
+    absent = (
+        "no score is missing" if worst == 0 else f"up to {format_percent(worst)} of the scores of a kind are missing"
+    )
+    out = f", and {format_percent(audit.left_out)} of the episodes cannot be learned from" if audit.left_out else ""
     yield f"{audit.annotator} scored {audit.steps:,} steps of {audit.episodes:,} episodes; {absent}{out}."
     for agreement in audit.agreements:
         if agreement.component == "contribution" and agreement.steps:
@@ -73,14 +75,14 @@ def sentences(audit: Audit) -> Iterator[str]:
 
 
 def _state_agreement(a: Agreement) -> str:
-    opening = f"{a.one} and {a.other} agree on {percent(a.same)} of {a.steps:,} steps whether they contribute"
+    opening = f"{a.one} and {a.other} agree on {format_percent(a.same)} of {a.steps:,} steps whether they contribute"
     if a.kappa is None:
         return f"{opening}; kappa is not defined, since one of them gives every step the same score."
     word = next(word for bound, word in _WORDS if a.kappa.value < bound)
     (_, praised), (blamed, _) = a.table
     return (
-        f"{opening}: beyond chance they agree {word} (kappa {number(round(a.kappa.value, 2))}). {a.one} alone says yes "
-        f"{blamed:,} times, {a.other} alone {praised:,} times."
+        f"{opening}: beyond chance they agree {word} (kappa {format_number(round(a.kappa.value, 2))}). "
+        f"{a.one} alone says yes {blamed:,} times, {a.other} alone {praised:,} times."
     )
 
 
@@ -92,8 +94,8 @@ def _state_separation(audit: Audit) -> Iterator[str]:
     else:
         yield (
             f"Of a solved and an unsolved episode (by {whose}) the solved one has the higher mean Contribution in "
-            f"{percent(area.value)} of the pairs (AUROC, 95% interval {number(round(area.low, 2))} to "
-            f"{number(round(area.high, 2))}; chance would have 50%)."
+            f"{format_percent(area.value)} of the pairs (AUROC, 95% interval {format_number(round(area.low, 2))} to "
+            f"{format_number(round(area.high, 2))}; chance would have 50%)."
         )
 
 
@@ -105,7 +107,7 @@ def _state_calibration(audit: Audit) -> Iterator[str]:
     if fixed and calibrated:
         effect = (
             f"; the sum of an episode's step rewards then ranks a solved above an unsolved one in "
-            f"{percent(calibrated.value)} of the pairs, in place of {percent(fixed.value)}"
+            f"{format_percent(calibrated.value)} of the pairs, in place of {format_percent(fixed.value)}"
         )
     yield f"By these episodes alone, calibrated weights are {audit.weights}{effect}."
 
@@ -114,16 +116,16 @@ def _state_slope(audit: Audit) -> Iterator[str]:
     steps = audit.farming[0]
     if steps.correlation and steps.slope is not None:
         yield (
-            f"A further step comes with {number(round(steps.slope, 3))} of step reward on average (correlation "
-            f"{number(round(steps.correlation.value, 2))}). Longer tasks need more steps, so some of that is due; "
-            "steep is a reward that can be farmed."
+            f"A further step comes with {format_number(round(steps.slope, 3))} of step reward on average (correlation "
+            f"{format_number(round(steps.correlation.value, 2))}). Longer tasks need more steps, so some of that is "
+            "due. A policy can farm a reward that rises steeply."
         )
 
 
 def _state_redundancy(audit: Audit) -> Iterator[str]:
     repeats = audit.redundancy
     if repeats.redundant:
-        earned = "" if repeats.reward is None else f"; each earns {number(round(repeats.reward, 3))} on average"
+        earned = "" if repeats.reward is None else f"; each earns {format_number(round(repeats.reward, 3))} on average"
         yield (
             f"{repeats.redundant:,} of {repeats.calls:,} calls repeat an earlier one and bring nothing new{earned}. "
             "rewards.redundant_cost makes them cost something."
@@ -146,7 +148,7 @@ def _charts(audit: Audit) -> Iterator[str]:
     ]
     if agreements:
         note = "Cohen's kappa, 95% interval. 0: as chance would have it, 1: always."
-        yield differences("Do annotators agree?", agreements, note=note, show=_two_decimals)
+        yield draw_differences("Do annotators agree?", agreements, note=note, show=_two_decimals)
     separations = [
         Interval(s.annotator, FIGURES[s.figure], s.auroc.value, s.auroc.low, s.auroc.high, "c-one")
         for s in audit.separations
@@ -154,21 +156,21 @@ def _charts(audit: Audit) -> Iterator[str]:
     ]
     if separations:
         note = "AUROC, 95% interval. .5: the figure does not tell, 1: it always does."
-        yield interval_bars("Does it tell solved episodes?", separations, note=note, show=_two_decimals)
+        yield draw_interval_bars("Does it tell solved episodes?", separations, note=note, show=_two_decimals)
     for farming in audit.farming:
         band = [(b.reward.low, b.reward.high) for b in farming.bins]
         line = Series("step reward", [(round(b.size), b.reward.value) for b in farming.bins], "c-three", band)
         title = f"Reward by number of {farming.size}"
         if len(farming.bins) > 1:
             note = "Mean of the rewards before the last step, 95% interval."
-            yield line_chart(title, [line], x_label=f"{farming.size} of the episode", floor=0, note=note)
+            yield draw_lines(title, [line], x_label=f"{farming.size} of the episode", floor=0, note=note)
     drifts = [
         Interval("", NAMES[d.component], d.change.value, d.change.low, d.change.high, "c-two")
         for d in audit.drifts
         if d.change
     ]
     if drifts:
-        yield differences("Change since the earlier run", drifts, note="Means, 95% interval.", show=_two_decimals)
+        yield draw_differences("Change since the earlier run", drifts, note="Means, 95% interval.", show=_two_decimals)
 
 
 def _charts_over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
@@ -182,8 +184,8 @@ def _charts_over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
         if any(estimate for _, estimate in estimates):
             points = [(float(index), e.value if e else None) for index, e in estimates]
             band = [(e.low, e.high) if e else None for _, e in estimates]
-            yield line_chart(title, [Series(title, points, colour, band)], floor=0, ceiling=1, note=note)
+            yield draw_lines(title, [Series(title, points, colour, band)], floor=0, ceiling=1, note=note)
 
 
 def _two_decimals(value: float) -> str:
-    return number(round(value, 2))
+    return format_number(round(value, 2))

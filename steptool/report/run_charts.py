@@ -11,10 +11,10 @@ from steptool.report.elements import (
     Bubble,
     Format,
     Series,
-    bubbles,
-    line_chart,
-    number,
-    percent,
+    draw_bubbles,
+    draw_lines,
+    format_number,
+    format_percent,
 )
 from steptool.report.run_inputs import RoundSummary, mean
 from steptool.rewards.statistics import FarmingPoint, measure_farming
@@ -28,7 +28,7 @@ class Curve:
 
     title: str
     note: str
-    show: Format = number
+    show: Format = format_number
     floor: float | None = 0.0
 
 
@@ -41,7 +41,7 @@ CURVES: Mapping[str, Curve] = {
         "Value: explained variance", "1: the value head predicts the returns; 0: no better than their mean.", floor=None
     ),
     "value_loss": Curve("Value loss", "Error of the predicted returns."),
-    "clip_fraction": Curve("Clipped share", "Share of the tokens whose update was held back.", percent),
+    "clip_fraction": Curve("Clipped share", "Share of the tokens whose update was held back.", format_percent),
     "mismatch_mean": Curve(
         "Engine against training: difference",
         "Mean distance of a token's log-probability from what training computes, before the first update (nats).",
@@ -49,14 +49,14 @@ CURVES: Mapping[str, Curve] = {
     "effective_sample_share": Curve(
         "Engine against training: effective sample",
         "Share of the tokens that count once each is weighed by its importance; 1: the engine samples the policy.",
-        percent,
+        format_percent,
     ),
     "mismatch_p99": Curve("Engine against training: 99% quantile", "Nats; one token in a hundred differs by more."),
     "mismatch_max": Curve("Engine against training: largest difference", "Nats, of one token."),
     "mismatch_k1": Curve("Engine against training: KL, k1", "Mean of log mu - log pi (nats).", floor=None),
     "mismatch_k3": Curve("Engine against training: KL, k3", "The same divergence with less variance (nats)."),
     "beyond_importance_cap": Curve(
-        "Tokens beyond the importance cap", "Those that ppo.importance cuts or leaves out.", percent
+        "Tokens beyond the importance cap", "Those that ppo.importance cuts or leaves out.", format_percent
     ),
     "policy_loss": Curve("Policy loss", "The clipped objective; its level means little.", floor=None),
     "loss": Curve("Loss", "What the optimizer minimised.", floor=None),
@@ -67,20 +67,22 @@ MAIN_CURVES = (
 )  # fmt: skip
 
 
-def rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
+def draw_rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     """Curves of the training episodes over rounds."""
     band = [None if r["pass_rate"] is None else wilson(r["pass_rate"], r["episodes"]) for r in rounds]
     solved = Series("solved", _points(rounds, "pass_rate"), "c-steptool", band)
     failed = Series("failed", _points(rounds, "invalid_call_rate"), "c-bad")
     steps = Series("steps", _points(rounds, "mean_steps"), "c-one")
     return [
-        line_chart("Training tasks solved", [solved], show=percent, floor=0, note="Sampled episodes, 95% interval."),
-        line_chart("Failed calls", [failed], show=percent, floor=0, note="Share of all calls."),
-        line_chart("Steps per episode", [steps], floor=0, note="Calls until the answer, Finish included."),
+        draw_lines(
+            "Training tasks solved", [solved], show=format_percent, floor=0, note="Sampled episodes, 95% interval."
+        ),
+        draw_lines("Failed calls", [failed], show=format_percent, floor=0, note="Share of all calls."),
+        draw_lines("Steps per episode", [steps], floor=0, note="Calls until the answer, Finish included."),
     ]
 
 
-def reward_curves(rounds: Sequence[RoundSummary]) -> list[str]:
+def draw_reward_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     """Reward components, the composed reward and the calls that added nothing, over rounds."""
     components = [
         Series("SuccCalling", _points(rounds, "succ_calling"), "c-one"),
@@ -90,9 +92,11 @@ def reward_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     total = Series("reward", _points(rounds, "mean_reward"), "c-one")
     idle = Series("added nothing", _points(rounds, "idle_call_rate"), "c-one")
     return [
-        line_chart("Reward components", components, floor=0, note="Means over the scored steps."),
-        line_chart("Reward per episode", [total], floor=0, note="Sum over its steps."),
-        line_chart("Calls that added nothing", [idle], show=percent, floor=0, note="Share with a Contribution of 0."),
+        draw_lines("Reward components", components, floor=0, note="Means over the scored steps."),
+        draw_lines("Reward per episode", [total], floor=0, note="Sum over its steps."),
+        draw_lines(
+            "Calls that added nothing", [idle], show=format_percent, floor=0, note="Share with a Contribution of 0."
+        ),
     ]
 
 
@@ -100,7 +104,7 @@ def _points(rounds: Sequence[RoundSummary], field: str) -> list[tuple[float, flo
     return [(float(r["round"]), r.get(field)) for r in rounds]  # type: ignore[misc]
 
 
-def training_curves(metrics: Sequence[Metric]) -> tuple[list[str], list[str]]:
+def draw_training_curves(metrics: Sequence[Metric]) -> tuple[list[str], list[str]]:
     """Curves of the rounds' training metrics (means over the round's updates): the main ones, and all others."""
     rows = [r for r in metrics if r.stage != "warm_start"]
     names = dict.fromkeys([*CURVES, *sorted({r.name for r in rows})])
@@ -116,20 +120,20 @@ def _training_curve(name: str, rows: Sequence[Metric]) -> str:
     curve = CURVES.get(name, Curve(name.replace("_", " "), "", floor=None))
     data = [(float(i), mean(r.value for r in rows if r.round == i)) for i in rounds]
     series = [Series(curve.title, data, "c-one")]
-    return line_chart(curve.title, series, show=curve.show, floor=curve.floor, note=curve.note)
+    return draw_lines(curve.title, series, show=curve.show, floor=curve.floor, note=curve.note)
 
 
-def warm_start_curve(metrics: Sequence[Metric]) -> str:
+def draw_warm_start_curve(metrics: Sequence[Metric]) -> str:
     """Loss of the warm start over its updates."""
     rows = sorted((r for r in metrics if r.stage == "warm_start" and r.name == "loss"), key=lambda r: r.update)
     if not rows:
         return ""
     series = Series("loss", [(float(r.update), mean([r.value])) for r in rows], "c-warm_start")
     note = "Error on the recorded examples, token by token."
-    return line_chart("Warm start: loss", [series], x_label="update", floor=0, note=note)
+    return draw_lines("Warm start: loss", [series], x_label="update", floor=0, note=note)
 
 
-def farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[str]:
+def draw_farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[str]:
     """Step reward against number of steps, in the first and the last round, on the same axes."""
     rounds = [i for i in dict.fromkeys((min(farming), max(farming))) if farming[i]] if farming else []
     every = [p for i in rounds for p in farming[i]]
@@ -141,7 +145,7 @@ def farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[str]:
     largest = max(b.count for bubbles_of_round in binned.values() for b in bubbles_of_round)
     steps = [p.steps for p in every]
     return [
-        bubbles(
+        draw_bubbles(
             f"Round {i}",
             binned[i],
             _mean_line(farming[i]),
@@ -157,14 +161,14 @@ def farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[str]:
     ]
 
 
-def correlation_curve(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
+def draw_correlation_curve(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     """Correlation of length and step reward over rounds; empty with less than three rounds."""
     data = [(float(i), _correlation(farming[i])) for i in sorted(farming)]
     if len(data) < 3:
         return ""
     series = Series("correlation", data, "c-one")
     note = "Length against step reward; a steep rise asks for a look."
-    return line_chart("Do longer episodes earn more?", [series], floor=0, ceiling=1, note=note)
+    return draw_lines("Do longer episodes earn more?", [series], floor=0, ceiling=1, note=note)
 
 
 def _bin(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[Bubble]:
@@ -196,7 +200,7 @@ def _correlation(episodes: Sequence[FarmingPoint]) -> float | None:
     return estimate.value if estimate else None
 
 
-def farming_verdict(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
+def judge_farming(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     """Whether episodes grew longer and were paid for it without solving more."""
     if len(farming) < 2 or not farming[min(farming)] or not farming[max(farming)]:
         return "Two rounds are needed to tell whether the policy learned to collect step rewards."
@@ -208,8 +212,9 @@ def farming_verdict(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     longer, paid = steps_1 > 1.1 * steps_0, last_correlation is not None and last_correlation > 0.2
     facts = (
         f"From the first to the last round the mean length went from {steps_0:.1f} to {steps_1:.1f} steps and the "
-        f"share solved from {percent(solved_0)} to {percent(solved_1)}; in the last round the correlation of length "
-        f"and step reward is {'not defined' if last_correlation is None else number(round(last_correlation, 2))}."
+        f"share solved from {format_percent(solved_0)} to {format_percent(solved_1)}; "
+        f"in the last round the correlation of length and step reward is "
+        f"{'not defined' if last_correlation is None else format_number(round(last_correlation, 2))}."
     )
     if longer and paid and solved_1 <= solved_0 + 0.02:
         return (

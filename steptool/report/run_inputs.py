@@ -15,7 +15,7 @@ import numpy as np
 from steptool.artifacts import lineage
 from steptool.artifacts import lineage as names
 from steptool.artifacts.lineage import CARD
-from steptool.artifacts.metrics import counts_of, name_lost_groups
+from steptool.artifacts.metrics import name_lost_groups, select_counts
 from steptool.config import Config, load_config
 from steptool.evaluation.compare import GREEDY, SAMPLED
 from steptool.evaluation.measures import find_verdict
@@ -26,7 +26,7 @@ from steptool.records.tables import read_records
 from steptool.rewards.audit import audit_files
 from steptool.rewards.audit_figures import Audit
 from steptool.rewards.compose import NO_REWARDS_SEEN, compose_round
-from steptool.rewards.statistics import FarmingPoint, Rewards, farming_points, idle_share
+from steptool.rewards.statistics import FarmingPoint, Rewards, collect_farming_points, idle_share
 
 MODELS = ("base", "warm_start", "steptool")
 """Models of a report, in the order in which a run makes them."""
@@ -174,11 +174,11 @@ FILES = {
     "the tasks": names.QUERIES,
     "the demonstrations": names.DEMONSTRATIONS,
     "one row for each held-out episode and model": names.EVALUATED,
-    "the held-out episodes": names.of_evaluation("trajectories", "*"),
-    "the scores of their steps": names.of_evaluation("rewards", "*"),
-    "the episodes of each round": names.of_rounds("trajectories"),
-    "the scores of their steps, by round": names.of_rounds("rewards"),
-    "what each step was worth to training, by round": names.of_rounds("advantages"),
+    "the held-out episodes": names.name_evaluation_file("trajectories", "*"),
+    "the scores of their steps": names.name_evaluation_file("rewards", "*"),
+    "the episodes of each round": names.name_round_files("trajectories"),
+    "the scores of their steps, by round": names.name_round_files("rewards"),
+    "what each step was worth to training, by round": names.name_round_files("advantages"),
     "the figures of every update": names.METRICS,
     "what each stage took": names.COSTS,
 }
@@ -207,7 +207,7 @@ def read_run(folder: Path) -> ReportInputs:
         audits={index: _audit(folder, config, index) for index in range(config.ppo.rounds)},
         costs=read_records(folder / names.COSTS, Cost),
         examples=[*_pairs(folder, queries, evaluations), *_training_episodes(folder, queries, config.ppo.rounds - 1)],
-        counts={stage: counts_of(metrics, stage) for stage in ("ingest", "prepare")},
+        counts={stage: select_counts(metrics, stage) for stage in ("ingest", "prepare")},
         notes=list(_notes(folder, metrics, summaries)),
         files=find_files(folder),
     )
@@ -229,17 +229,17 @@ def _rounds(
     """Summary and farming points of each round, with the verdicts as the evaluation finds them."""
     summaries, farming, scale = [], {}, NO_REWARDS_SEEN
     for round_index in range(config.ppo.rounds):
-        trajectories = read_records(folder / names.of_round("trajectories", round_index), Trajectory)
-        rows = read_records(folder / names.of_round("rewards", round_index), StepReward)
+        trajectories = read_records(folder / names.name_round_file("trajectories", round_index), Trajectory)
+        rows = read_records(folder / names.name_round_file("rewards", round_index), StepReward)
         scale, composed = compose_round(trajectories, rows, config.rewards, config.ppo.reward, scale)
         trajectories = [replace(t, solved=find_verdict(queries[t.query_id], t)[0]) for t in trajectories]
         summaries.append(summarise_round(trajectories, rows, composed))
-        farming[round_index] = farming_points(trajectories, composed)
+        farming[round_index] = collect_farming_points(trajectories, composed)
     return summaries, farming
 
 
 def _audit(folder: Path, config: Config, round_index: int) -> Audit:
-    episodes, rewards = (folder / names.of_round(kind, round_index) for kind in ("trajectories", "rewards"))
+    episodes, rewards = (folder / names.name_round_file(kind, round_index) for kind in ("trajectories", "rewards"))
     return audit_files(folder / names.QUERIES, episodes, rewards, config)
 
 
@@ -262,20 +262,24 @@ def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Eva
 def _evaluated_episodes(
     folder: Path, model: str, passed: Mapping[tuple[str, str], float | None]
 ) -> dict[str, ScoredEpisode]:
-    rows = _group_by_trajectory(read_records(folder / names.of_evaluation("rewards", f"{model}_greedy"), StepReward))
+    rows = _group_by_trajectory(
+        read_records(folder / names.name_evaluation_file("rewards", f"{model}_greedy"), StepReward)
+    )
     return {
         t.query_id: ScoredEpisode(t, rows[t.trajectory_id], passed=passed.get((model, t.query_id)))
-        for t in read_records(folder / names.of_evaluation("trajectories", f"{model}_greedy"), Trajectory)
+        for t in read_records(folder / names.name_evaluation_file("trajectories", f"{model}_greedy"), Trajectory)
     }
 
 
 def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: int) -> Iterator[EpisodePair]:
     """Episodes of a round with the advantages that the policy learned from, solved and unsolved ones."""
-    rewards = _group_by_trajectory(read_records(folder / names.of_round("rewards", round_index), StepReward))
-    advantages = _group_by_trajectory(read_records(folder / names.of_round("advantages", round_index), Advantage))
+    rewards = _group_by_trajectory(read_records(folder / names.name_round_file("rewards", round_index), StepReward))
+    advantages = _group_by_trajectory(
+        read_records(folder / names.name_round_file("advantages", round_index), Advantage)
+    )
     episodes = [
         ScoredEpisode(t, rewards[t.trajectory_id], advantages[t.trajectory_id])
-        for t in read_records(folder / names.of_round("trajectories", round_index), Trajectory)
+        for t in read_records(folder / names.name_round_file("trajectories", round_index), Trajectory)
         if advantages[t.trajectory_id]
     ]
     ranked = sorted(episodes, key=lambda e: e.verdict or 0.0)
@@ -287,7 +291,7 @@ def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: 
 def _notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
     yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
     yield from name_lost_groups(metrics)
-    prepared = counts_of(metrics, "prepare")
+    prepared = select_counts(metrics, "prepare")
     if left_out := prepared.get("left out", 0):
         yield f"{left_out} queries were left out: their prompts do not fit the model's context."
     for name, number in prepared.items():

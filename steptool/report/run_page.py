@@ -13,14 +13,14 @@ from typing import Any
 from markupsafe import Markup
 
 from steptool.config.training import HAVE_NO_ADVANTAGES
-from steptool.evaluation.compare import ALL, GREEDY, MEASURES, SAMPLED, Comparison, Difference, points
+from steptool.evaluation.compare import ALL, GREEDY, MEASURES, SAMPLED, Comparison, Difference, format_points
 from steptool.records import Cost
 from steptool.records.columns import Row
 from steptool.report import rewards_page, run_charts
-from steptool.report.elements import asset, number, percent, templates
-from steptool.report.evaluation_page import results_section, tabulate_judge_costs
+from steptool.report.elements import format_number, format_percent, load_templates, read_asset
+from steptool.report.evaluation_page import make_results_section, tabulate_judge_costs
 from steptool.report.run_inputs import MODELS, ReportInputs
-from steptool.report.viewer import embed, pair_data
+from steptool.report.viewer import embed, make_pair_data
 
 CELL = (*MEASURES, "low", "high", "tasks")
 """Columns of a line of results that metrics.json keeps for each tier and model."""
@@ -28,7 +28,7 @@ _STARTS = (("warm_start", "the warm start"), ("base", "the base model"))
 """Models that the result is compared with, and what sentences call them."""
 
 
-def summary(inputs: ReportInputs) -> dict[str, Any]:
+def summarise_run(inputs: ReportInputs) -> dict[str, Any]:
     """The content of metrics.json: pass rates, paired difference, tiers, costs. Only numbers, strings and None.
 
     pass_rate and sampled_pass_rate: {model: share}, without models that could not be measured; results: {model: greedy
@@ -57,7 +57,7 @@ def summary(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def table(figures: Mapping[str, Any]) -> str:
+def format_table(figures: Mapping[str, Any]) -> str:
     """The figures as a short aligned text for a terminal."""
     models = [m for m in MODELS if m in figures["pass_rate"]]
     head = ["pass rate, greedy", *models, "steptool - warm_start (95% interval)"]
@@ -94,7 +94,7 @@ def state_result(inputs: ReportInputs, name: str = "StepTool") -> list[str]:
         return [f"Pass rates on the {where} are not measurable: the tasks have neither a check nor a reference answer."]
     if not any(_pass_rates(inputs, GREEDY).values()):
         return [f"No model solved any of the {where}: there is no improvement to report."]
-    return _compare(inputs, f"{name} solves {percent(after) if after else 'none'} of {where}")
+    return _compare(inputs, f"{name} solves {format_percent(after) if after else 'none'} of {where}")
 
 
 def _compare(inputs: ReportInputs, opening: str) -> list[str]:
@@ -109,8 +109,8 @@ def _compare(inputs: ReportInputs, opening: str) -> list[str]:
 
 
 def _state_difference(d: Difference, other: str) -> str:
-    interval = f"95% interval {points(d.low)} to {points(d.high)}"
-    size = points(abs(d.mean))
+    interval = f"95% interval {format_points(d.low)} to {format_points(d.high)}"
+    size = format_points(abs(d.mean))
     amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than {other}"
     if d.low > 0:
         return f"{amount} ({interval})."
@@ -193,7 +193,9 @@ def _pad(text: str, width: int, column: int) -> str:
 
 def build_report(inputs: ReportInputs) -> str:
     """The whole page. It says which parts of the inputs are empty."""
-    environment = templates(percent=percent, number=number, points=points, decimal="{:.1f}".format)
+    environment = load_templates(
+        percent=format_percent, number=format_number, points=format_points, decimal="{:.1f}".format
+    )
     return environment.get_template("run.html.jinja").render(**_context(inputs))
 
 
@@ -240,34 +242,36 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
     evaluated = {line["model"] for line in inputs.results.lines}
     models = {m: labels[m] for m in MODELS if m in evaluated}
     rounds = sorted(inputs.rollouts, key=lambda r: r["round"])
-    main, others = run_charts.training_curves(inputs.metrics)
+    main, others = run_charts.draw_training_curves(inputs.metrics)
     return {
         "title": inputs.title,
         "sentences": state_result(inputs, name),
         "method": name,
         "explanation": explanation,
         "notes": inputs.notes,
-        "figures": summary(inputs),
+        "figures": summarise_run(inputs),
         "models": models,
-        "results": results_section(inputs.results, labels),
+        "results": make_results_section(inputs.results, labels),
         "rounds": rounds,
-        "rollout_curves": _markups(run_charts.rollout_curves(rounds) if rounds else []),
-        "main_curves": _markups([*main, run_charts.warm_start_curve(inputs.metrics)]),
+        "rollout_curves": _markups(run_charts.draw_rollout_curves(rounds) if rounds else []),
+        "main_curves": _markups([*main, run_charts.draw_warm_start_curve(inputs.metrics)]),
         "other_curves": _markups(others),
-        "reward_curves": _markups(run_charts.reward_curves(rounds) if rounds else []),
+        "reward_curves": _markups(run_charts.draw_reward_curves(rounds) if rounds else []),
         "formula": _formula(inputs.config),
-        "farming": _markups([*run_charts.farming_charts(inputs.farming), run_charts.correlation_curve(inputs.farming)]),
-        "farming_verdict": run_charts.farming_verdict(inputs.farming),
-        "trust": rewards_page.section(inputs.audits) if inputs.audits else None,
+        "farming": _markups(
+            [*run_charts.draw_farming_charts(inputs.farming), run_charts.draw_correlation_curve(inputs.farming)]
+        ),
+        "farming_verdict": run_charts.judge_farming(inputs.farming),
+        "trust": rewards_page.build_section(inputs.audits) if inputs.audits else None,
         "costs": _costs(inputs.costs),
         "judge_costs": tabulate_judge_costs(_costs_of_judge(inputs.costs)),
         "counts": list(_flatten(inputs.counts)),
         "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
         "files": inputs.files,
         "examples": len(inputs.examples),
-        "data": Markup(embed(pair_data(inputs.examples, inputs.config))),
-        "css": asset("theme.css", "steps.css", "page.css"),
-        "script": asset("steps.js", "run.js", "tables.js"),
+        "data": Markup(embed(make_pair_data(inputs.examples, inputs.config))),
+        "css": read_asset("theme.css", "steps.css", "page.css"),
+        "script": read_asset("steps.js", "run.js", "tables.js"),
     }
 
 

@@ -18,16 +18,16 @@ from pydantic import BaseModel
 from steptool.evaluation.compare import wilson
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward, Trajectory
 from steptool.records.columns import Row
-from steptool.records.tables import contract_name, iterate_records, iterate_rows, read_rows, record_class
+from steptool.records.tables import find_record_class, iterate_records, iterate_rows, read_contract_name, read_rows
 from steptool.report.elements import (
     Interval,
     Series,
-    asset,
-    figure,
-    interval_bars,
-    line_chart,
-    model_colours,
-    templates,
+    choose_colours,
+    draw_figure,
+    draw_interval_bars,
+    draw_lines,
+    load_templates,
+    read_asset,
 )
 from steptool.report.run_charts import CURVES
 
@@ -46,14 +46,14 @@ class Line:
     """The whole value as text, folded away on the page."""
 
 
-def stage_page(stage: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], cost: Cost) -> str:
+def build_stage_page(stage: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], cost: Cost) -> str:
     """A page that needs no network. Values are plain ones, configurations, and paths of files and folders.
 
     `cost` holds seconds and memory of the stage. Its tokens and counts are read from the output files.
     """
     files = [(name, file) for name, value in outputs.items() for file in _files(value)]
     return (
-        templates()
+        load_templates()
         .get_template("stage.html.jinja")
         .render(
             stage=stage.replace("_", " "),
@@ -62,7 +62,7 @@ def stage_page(stage: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
             charts=Markup("".join(chart for name, file in files for chart in _charts(file, stage, name))),
             cost=cost,
             spent=_read_cost(stage, [file for _, file in files]),
-            css=asset("theme.css", "page.css"),
+            css=read_asset("theme.css", "page.css"),
         )
     )
 
@@ -87,7 +87,7 @@ def _describe(path: Path) -> str:
         files = [f for f in path.rglob("*") if f.is_file()]
         return f"folder of {len(files)} files, {_size(sum(f.stat().st_size for f in files))}"
     if path.suffix == ".parquet":
-        return f"{contract_name(path)}, {pq.read_metadata(path).num_rows:,} rows, {_size(path.stat().st_size)}"
+        return f"{read_contract_name(path)}, {pq.read_metadata(path).num_rows:,} rows, {_size(path.stat().st_size)}"
     return f"{path.name}, {_size(path.stat().st_size)}"
 
 
@@ -108,14 +108,14 @@ def _files(value: Any) -> Iterator[Path]:
 
 def _read_cost(stage: str, files: Sequence[Path]) -> Cost:
     """The cost of this stage as the files record it; of several records the last."""
-    records = [cost for file in files if record_class(file) is Cost for cost in iterate_records(file, Cost)]
+    records = [cost for file in files if find_record_class(file) is Cost for cost in iterate_records(file, Cost)]
     costs = [cost for cost in records if cost.stage == stage]
     return costs[-1] if costs else Cost(stage)
 
 
 def _charts(file: Path, stage: str, name: str) -> Iterator[str]:
     """Charts of an output file, by its contract."""
-    cls = record_class(file)
+    cls = find_record_class(file)
     draw = cls and _CHARTS.get(cls)
     if draw and pq.read_metadata(file).num_rows:
         yield from draw(file, stage, name)
@@ -127,7 +127,7 @@ def _trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
     bars = [_interval("ended", end.replace("_", " "), [1.0] * count, len(rows)) for end, count in ends]
     if verdicts := _present_values(rows, "solved"):
         bars.append(_interval("verdict", "solved", verdicts))
-    yield interval_bars(f"Episodes ({name})", bars, note="95% intervals.")
+    yield draw_interval_bars(f"Episodes ({name})", bars, note="95% intervals.")
 
 
 def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
@@ -137,7 +137,7 @@ def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
         _interval("", label, present) for score, label in scores.items() if (present := _present_values(rows, score))
     ]
     if bars:
-        yield interval_bars("Mean scores", bars, note="Over the steps that have one.")
+        yield draw_interval_bars("Mean scores", bars, note="Over the steps that have one.")
 
 
 def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
@@ -145,13 +145,13 @@ def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
     for row in read_rows(file, Evaluation):
         if row["passed"] is not None:
             passed.setdefault((row["model"], row["decoding"]), []).append(row["passed"])
-    colours = model_colours([model for model, _ in passed])
+    colours = choose_colours([model for model, _ in passed])
     rows = [
         replace(_interval(model, decoding, values), colour=colours[model])
         for (model, decoding), values in passed.items()
     ]
     if rows:
-        yield interval_bars("Tasks solved", rows, note="95% intervals.")
+        yield draw_interval_bars("Tasks solved", rows, note="95% intervals.")
 
 
 def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
@@ -162,7 +162,7 @@ def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
         Series(what, [(float(i), fmean(getattr(a, what) for a in step)) for i, step in sorted(by_step.items())], colour)
         for what, colour in (("reward", "c-one"), ("advantage", "c-two"))
     ]
-    yield line_chart("By step", lines, x_label="step", note="Means over the episodes.")
+    yield draw_lines("By step", lines, x_label="step", note="Means over the episodes.")
 
 
 def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
@@ -175,9 +175,9 @@ def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
             single.append((curve.title, curve.show(points[0][1])))
         elif points:
             line = Series(metric, points, "c-one")
-            yield line_chart(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
+            yield draw_lines(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
     if single:
-        yield figure("Once in the round", _table(single))
+        yield draw_figure("Once in the round", _table(single))
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

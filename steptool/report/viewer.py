@@ -24,7 +24,7 @@ from steptool.config import RewardConfig
 from steptool.records import FINISH, Advantage, Query, Step, StepReward, StepStatus, Trajectory
 from steptool.records.columns import Row, decode_value
 from steptool.records.tables import write_whole
-from steptool.report.elements import asset, model_colours, templates
+from steptool.report.elements import choose_colours, load_templates, read_asset
 from steptool.report.run_inputs import EpisodePair, ScoredEpisode
 from steptool.report.viewer_pages import EpisodeFiles, PagePlan
 from steptool.rewards.compose import compose
@@ -42,7 +42,7 @@ OUTCOMES = {
 """What training did to a task: a name, and its description on the page. The verdicts before and after decide."""
 
 
-def episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict[str, Any]:
+def make_episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict[str, Any]:
     """An episode with its steps and their scores. A score that is missing is None.
 
     Without advantages the rewards are composed from the scores as `config` says (its section `rewards`), if it does.
@@ -57,7 +57,7 @@ def episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict[str,
         for i, step in enumerate(trajectory.steps)
     ]
     return {
-        "verdict": finite(episode.verdict),
+        "verdict": round_finite(episode.verdict),
         "origin": f"training, round {trajectory.round}" if trajectory.round >= 0 else "evaluation",
         "stop": str(trajectory.stop_reason),
         "answer": trajectory.final_answer,
@@ -66,7 +66,7 @@ def episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict[str,
     }
 
 
-def pair_data(examples: Sequence[EpisodePair], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def make_pair_data(examples: Sequence[EpisodePair], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The examples as JSON-ready data, those that training changed first.
 
     Where an episode was scored but not trained on, its rewards are composed as the run's configuration says.
@@ -82,7 +82,7 @@ def embed(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def outcome(example: EpisodePair) -> str:
+def classify_pair(example: EpisodePair) -> str:
     """The outcome of a pair, one of OUTCOMES. A verdict above one half counts as solved."""
     if example.before is None or example.after is None:
         return "alone"
@@ -100,9 +100,9 @@ def _task(example: EpisodePair, config: Mapping[str, Any]) -> dict[str, Any]:
         "tier": example.query.tier,
         "instruction": example.query.instruction,
         "answer": answer if isinstance(answer, str) else None,
-        "outcome": outcome(example),
-        "before": episode_data(example.before, config) if example.before else None,
-        "after": episode_data(example.after, config) if example.after else None,
+        "outcome": classify_pair(example),
+        "before": make_episode_data(example.before, config) if example.before else None,
+        "after": make_episode_data(example.after, config) if example.after else None,
     }
 
 
@@ -137,21 +137,21 @@ def _step(step: Step, text: str) -> dict[str, Any]:
 def _scores(reward: StepReward | None) -> dict[str, Any]:
     return {
         "rationale": reward.rationale[:MAX_CHARACTERS] if reward else "",
-        "succ_calling": finite(reward and reward.succ_calling),
-        "contribution": finite(reward and reward.contribution),
-        "is_solved": finite(reward and reward.is_solved),
+        "succ_calling": round_finite(reward and reward.succ_calling),
+        "contribution": round_finite(reward and reward.contribution),
+        "is_solved": round_finite(reward and reward.is_solved),
     }
 
 
 def _credit(advantage: Advantage | None, composed: float | None) -> dict[str, float | None]:
     """What the training made of a step; without a training its composed reward."""
     if advantage is None:
-        return {"reward": finite(composed), "value": None, "advantage": None}
+        return {"reward": round_finite(composed), "value": None, "advantage": None}
     names = ("reward", "value", "advantage")
-    return {name: finite(getattr(advantage, name)) for name in names}
+    return {name: round_finite(getattr(advantage, name)) for name in names}
 
 
-def finite(value: Any) -> float | None:
+def round_finite(value: Any) -> float | None:
     """A number to four decimals; None for None, infinities and NaN."""
     return round(float(value), 4) if value is not None and math.isfinite(value) else None
 
@@ -194,9 +194,9 @@ def write_viewer(
 
 def _write_page(target: Path, archive: Archive, title: str, names: Sequence[str]) -> None:
     """Write one page. `names` are the files of all pages."""
-    css, script = asset("theme.css", "steps.css", "viewer.css"), asset("steps.js", "viewer.js")
+    css, script = read_asset("theme.css", "steps.css", "viewer.css"), read_asset("steps.js", "viewer.js")
     stream = (
-        templates()
+        load_templates()
         .get_template("viewer.html.jinja")
         .stream(
             title=title,
@@ -243,7 +243,7 @@ class Archive:
     def index(self) -> Markup:
         """Models, tools, queries and one row for each trajectory, compressed."""
         names = [_name(sorted(policies)) for policies in self._policies]
-        colours = model_colours(names)
+        colours = choose_colours(names)
         index = {
             "models": [f"{LETTERS[i]}: {name}" if len(names) > 1 else name for i, name in enumerate(names)],
             "colours": [colours[name] for name in names],
@@ -271,7 +271,7 @@ class Archive:
             "instruction": query["instruction"],
             "answer": answer,
             "policy": trajectory.policy,
-            "episode": episode_data(episode, {"rewards": RewardConfig().model_dump()}),
+            "episode": make_episode_data(episode, {"rewards": RewardConfig().model_dump()}),
         }
 
     def _row(self, episode: ScoredEpisode, data: Row, model: int) -> Row:
@@ -290,7 +290,7 @@ class Archive:
             "sample": trajectory.sample,
             "stop": str(trajectory.stop_reason),
             "verdict": data["verdict"],
-            "reward": None if None in rewards else finite(sum(rewards)),
+            "reward": None if None in rewards else round_finite(sum(rewards)),
             "failed": sum(s.status is not StepStatus.OK for s in calls),
             "tools": [self._tools.setdefault(t, len(self._tools)) for t in sorted(tools)],
             "heat": heat,

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steptool.records import Advantage, Evaluation, Query, StepReward, Trajectory
-from steptool.records.columns import Row, from_row, schema_of
+from steptool.records.columns import Row, from_row, get_schema
 from steptool.records.tables import iterate_rows
 from steptool.report.run_inputs import ScoredEpisode
 from steptool.storage.sqlite import open_scratch_database
@@ -85,7 +85,7 @@ class _PagedSource:
             _by_trajectory(self.advantages, Advantage, page),
         )
         verdicts = _read_verdicts(self.evaluations, page)
-        columns = [n for n in schema_of(Trajectory).names if n not in {"input_ids", "logprobs"}]
+        columns = [n for n in get_schema(Trajectory).names if n not in {"input_ids", "logprobs"}]
         file = self.trajectories
         for row in iterate_rows(file.path, Trajectory, batch_size=256, columns=columns, mask=file.select(page)):
             trajectory = from_row({**row, "input_ids": (), "logprobs": ()}, Trajectory)

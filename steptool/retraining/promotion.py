@@ -15,18 +15,18 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 
 from steptool.config import Config, PromotionConfig
-from steptool.data.splits import digest, text_key
-from steptool.environments.toolbench import endpoints
+from steptool.data.splits import digest, make_text_key
+from steptool.environments.toolbench import list_endpoints
 from steptool.evaluation.compare import (
     GREEDY,
     LEVEL,
     Difference,
-    measurable_queries,
+    average_by_query,
+    find_measurable_queries,
+    format_p,
+    format_points,
     paired_bootstrap,
-    per_query,
     permutation_p,
-    points,
-    probability,
     wilson,
 )
 from steptool.records import Evaluation, Query
@@ -56,7 +56,7 @@ def find_contaminated(queries: Iterable[Query], trained_on: frozenset[str]) -> s
 
 
 def _digest(query: Query) -> str:
-    return digest(text_key(query.instruction)).hex()
+    return digest(make_text_key(query.instruction)).hex()
 
 
 CHAMPION, CHALLENGER = "base", "steptool"
@@ -65,14 +65,14 @@ _TOLERANCE = 1e-9
 """Differences up to this size are rounding errors."""
 
 
-def categories(query: Query) -> tuple[str, ...]:
+def list_categories(query: Query) -> tuple[str, ...]:
     """The groups that a task counts in, sorted. A challenger must not become worse in any of them.
 
     These are ToolBench's categories of the tools that the task offers. A task without such tools has its tier as its
     only category, and without a tier its environment. Raises ValueError for a reference that names ToolBench's
     categories in another form.
     """
-    names = {category for category, _, _ in endpoints(query).values()}
+    names = {category for category, _, _ in list_endpoints(query).values()}
     return tuple(sorted(names)) or (query.tier or query.environment,)
 
 
@@ -93,7 +93,7 @@ def decide(
     greedy = [row for row in rows if row.decoding == GREEDY]
     counted = [row for row in greedy if row.query_id not in contaminated]
     champion, challenger = ([row for row in counted if row.model == model] for model in (CHAMPION, CHALLENGER))
-    measurable = measurable_queries(challenger, champion)
+    measurable = find_measurable_queries(challenger, champion)
     unmeasurable = {row.query_id for row in counted} - measurable
     criteria = [_judge_tasks(len(measurable), len(unmeasurable), rule)]
     if measurable:
@@ -113,7 +113,7 @@ def _judge_tasks(tasks: int, unmeasurable: int, rule: PromotionConfig) -> Criter
 
 
 def _judge_gain(gain: Difference, rule: PromotionConfig) -> Criterion:
-    statement = f"{_describe(gain)}; its lower end has to be above {points(rule.min_gain)}"
+    statement = f"{_describe(gain)}; its lower end has to be above {format_points(rule.min_gain)}"
     return _criterion("gain in pass rate", gain, gain.low > rule.min_gain + _TOLERANCE, statement)
 
 
@@ -133,18 +133,18 @@ def _judge_categories(
     """
     for name in sorted({c for row in challenger for c in categories[row.query_id]}):
         new, old = ([row for row in side if name in categories[row.query_id]] for side in (challenger, champion))
-        if not measurable_queries(new, old):
+        if not find_measurable_queries(new, old):
             statement = "not measurable: no task has a verdict on both sides"
             yield Criterion(name=f"category {name}", passed=True, statement=statement, tasks=0)
             continue
         change, p = paired_bootstrap(new, old, draws, seed), permutation_p(new, old, draws, seed)
         is_worse = change.mean < -rule.max_category_loss - _TOLERANCE and change.high < 0 and p < LEVEL
-        bound = f"a loss of more than {points(rule.max_category_loss)} that is shown is too much"
-        yield _criterion(f"category {name}", change, not is_worse, f"{_describe(change)}, {probability(p)}; {bound}")
+        bound = f"a loss of more than {format_points(rule.max_category_loss)} that is shown is too much"
+        yield _criterion(f"category {name}", change, not is_worse, f"{_describe(change)}, {format_p(p)}; {bound}")
 
 
 def _judge_invalid_calls(rise: Difference, rule: PromotionConfig) -> Criterion:
-    statement = f"{_describe(rise)}; its lower end must not be above {points(rule.max_invalid_rise)}"
+    statement = f"{_describe(rise)}; its lower end must not be above {format_points(rule.max_invalid_rise)}"
     return _criterion("rise in invalid calls", rise, rise.low <= rule.max_invalid_rise + _TOLERANCE, statement)
 
 
@@ -155,7 +155,8 @@ def _criterion(name: str, change: Difference, passed: bool, statement: str) -> C
 
 def _describe(change: Difference) -> str:
     tasks = f"{change.n} task{'' if change.n == 1 else 's'}"
-    return f"{points(change.mean)} points on {tasks} (95% interval {points(change.low)} to {points(change.high)})"
+    interval = f"95% interval {format_points(change.low)} to {format_points(change.high)}"
+    return f"{format_points(change.mean)} points on {tasks} ({interval})"
 
 
 _NO_CAUSE = "the error has no message"
@@ -237,7 +238,7 @@ def find_cause(message: str) -> str:
 
 def _pass_rate(rows: Sequence[Evaluation]) -> dict[str, float | None]:
     """The pass rate over the tasks with a verdict, with Wilson's 95% interval; None where no task has one."""
-    passed = per_query(rows, "pass_rate")
+    passed = average_by_query(rows, "pass_rate")
     rate, tasks = passed.estimate(), len(passed.queries)
     low, high = (None, None) if rate is None else wilson(rate, tasks)
     return {"pass_rate": rate, "low": low, "high": high, "tasks": tasks}

@@ -38,8 +38,8 @@ from steptool.judge.annotator import (
 )
 from steptool.records import FINISH, Query, Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.records.tables import iterate_records, write_records
-from steptool.rewards.data_flow import contributions
-from steptool.rewards.observations import failure, is_solved
+from steptool.rewards.data_flow import find_contributions
+from steptool.rewards.observations import find_failure, is_solved
 from steptool.storage.sqlite import QueryTable
 
 OVERLAP = 0.3
@@ -59,8 +59,8 @@ class DataFlowRules:
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
-        failures = [step_failure(step) for step in trajectory.steps]
-        uses = contributions(query, trajectory, failures)
+        failures = [find_step_failure(step) for step in trajectory.steps]
+        uses = find_contributions(query, trajectory, failures)
         return _scores(query, trajectory, failures, [float(use != "") for use in uses], uses)
 
 
@@ -73,8 +73,8 @@ class PublishedRules:
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
-        failures = [step_failure(step) for step in trajectory.steps]
-        finish = finish_arguments(trajectory)
+        failures = [find_step_failure(step) for step in trajectory.steps]
+        finish = read_finish_arguments(trajectory)
         shares = [overlap(unwrap(step.observation), finish) for step in trajectory.steps]
         notes = [f"overlap {share:.3f}" for share in shares]
         return _scores(query, trajectory, failures, [float(share >= OVERLAP) for share in shares], notes)
@@ -89,7 +89,7 @@ class OverlapRules:
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
-        failures = [step_failure(step) for step in trajectory.steps]
+        failures = [find_step_failure(step) for step in trajectory.steps]
         answer = trajectory.final_answer or ""
         shares = [
             0.0 if failed else overlap(step.observation, answer)
@@ -119,13 +119,13 @@ def _scores(
     ]
 
 
-def step_failure(step: Step) -> str:
+def find_step_failure(step: Step) -> str:
     """Why a step failed, from its status and its observation's text; empty if it did not."""
     if step.status is StepStatus.FINISH:
         return ""
     if step.call is None or step.status is not StepStatus.OK:
         return str(step.status)
-    return failure(step.observation)
+    return find_failure(step.observation)
 
 
 def overlap(observation: str, answer: str) -> float:
@@ -135,7 +135,7 @@ def overlap(observation: str, answer: str) -> float:
     return LCSseq.similarity(observation, answer) / len(observation) if observation else 0.0
 
 
-def finish_arguments(trajectory: Trajectory) -> str:
+def read_finish_arguments(trajectory: Trajectory) -> str:
     """The arguments of the Finish that ends the trajectory, as ToolBench's models write JSON; empty without one."""
     call = trajectory.steps[-1].call if trajectory.steps else None
     return json.dumps(dict(call.arguments), ensure_ascii=False, indent=2) if call and call.name == FINISH else ""
@@ -222,12 +222,12 @@ def open_annotator(name: str, judge: JudgeConfig | None = None) -> Iterator[Anno
             annotator.close()
 
 
-def annotator_counts(annotator: Annotator) -> dict[str, float]:
+def get_annotator_counts(annotator: Annotator) -> dict[str, float]:
     """Requests, replies and costs of an annotator until now; empty for an annotator that sends no requests."""
     return annotator.counts() if isinstance(annotator, RemoteAnnotator) else {}
 
 
-def missing_reasons(annotator: Annotator) -> str:
+def describe_missing_scores(annotator: Annotator) -> str:
     """Why scores are missing, counted by reason, in one line; empty if none are."""
     reasons = annotator.missing_reasons() if isinstance(annotator, RemoteAnnotator) else {}
     return count_reasons(reasons)

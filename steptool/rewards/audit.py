@@ -36,17 +36,17 @@ from steptool.rewards.audit_figures import (
     ToolScores,
     decided_episodes,
     find_disputes,
+    get_tool_name,
     group_scores,
     option_effects,
-    scored_by_both,
-    tool_name,
+    pair_scores,
 )
-from steptool.rewards.compose import FIXED, ComponentWeights, component_mean, compose, round_weights
+from steptool.rewards.compose import FIXED, ComponentWeights, component_mean, compose, compute_round_weights
 from steptool.rewards.statistics import (
     auroc,
+    collect_farming_points,
     confusion,
     difference,
-    farming_points,
     idle_share,
     kappa,
     measure_farming,
@@ -77,7 +77,9 @@ def audit(
     if not by_annotator:
         raise ValueError(f"no row of the rewards is about one of the {len(trajectories)} trajectories given")
     (main, scores), *_ = by_annotator.items()
-    weights = ComponentWeights(**round_weights(list(scores.values()))) if config.weights == "calibrated" else None
+    weights = (
+        ComponentWeights(**compute_round_weights(list(scores.values()))) if config.weights == "calibrated" else None
+    )
     learned = [compose(scores.get(t.trajectory_id, ()), config, reward, t.steps) for t in trajectories]
     step_rewards = [compose(scores.get(t.trajectory_id, ()), config, steps=t.steps) for t in trajectories]
     return Audit(
@@ -98,7 +100,7 @@ def audit(
         separations=[
             s for name, own in by_annotator.items() for s in _separations(trajectories, name, own, config, weights)
         ],
-        farming=measure_farming(farming_points(trajectories, step_rewards)),
+        farming=measure_farming(collect_farming_points(trajectories, step_rewards)),
         redundancy=measure_redundancy(trajectories, step_rewards),
         tools=_tools(trajectories, scores),
         disputes=find_disputes(queries, trajectories, by_annotator, disputes),
@@ -164,7 +166,7 @@ def _agreements(
     trajectories: Sequence[Trajectory], by_annotator: Mapping[str, Scores], one: str, other: str
 ) -> Iterator[Agreement]:
     for component in COMPONENTS:
-        pairs = [(a, b) for *_, a, b in scored_by_both(trajectories, by_annotator[one], by_annotator[other], component)]
+        pairs = [(a, b) for *_, a, b in pair_scores(trajectories, by_annotator[one], by_annotator[other], component)]
         yes = np.array(pairs, dtype=np.float64).reshape(-1, 2) >= YES
         table = confusion(yes[:, 0], yes[:, 1])
         (a, b), (c, d) = table.tolist()
@@ -202,7 +204,7 @@ def _tools(trajectories: Sequence[Trajectory], scores: Scores) -> list[ToolScore
     for t in trajectories:
         for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
             if step.status is not StepStatus.FINISH:
-                rows[tool_name(step)].append(row)
+                rows[get_tool_name(step)].append(row)
     return [_tool_scores(tool, own) for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from steptool.config import RewardConfig
 from steptool.records import Query, Step, StepReward, Trajectory
-from steptool.rewards.compose import FIXED, ComponentWeights, annotator_label, compose, round_weights
+from steptool.rewards.compose import FIXED, ComponentWeights, compose, compute_round_weights, label_annotator
 from steptool.rewards.statistics import (
     Estimate,
     Farming,
     Redundancy,
     auroc,
     chance_auroc,
-    farming_points,
+    collect_farming_points,
     measure_farming,
     measure_redundancy,
 )
@@ -64,14 +64,14 @@ def group_scores(
     groups: dict[str, dict[str, list[StepReward]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row.step < lengths.get(row.trajectory_id, 0):
-            groups[annotator_label(row)][row.trajectory_id].append(row)
+            groups[label_annotator(row)][row.trajectory_id].append(row)
     return {
         name: {t: sorted(own, key=lambda r: r.step) for t, own in scores.items() if len(own) == lengths[t]}
         for name, scores in groups.items()
     }
 
 
-def scored_by_both(
+def pair_scores(
     trajectories: Sequence[Trajectory], one: Scores, other: Scores, component: str
 ) -> Iterator[tuple[Trajectory, int, float, float]]:
     """The steps that both annotators scored, with both scores. Unsure verdicts are left out."""
@@ -92,14 +92,14 @@ def find_disputes(
         (t, number, component, other, a - b)
         for other in others
         for component in COMPONENTS
-        for t, number, a, b in scored_by_both(trajectories, by_annotator[main], by_annotator[other], component)
+        for t, number, a, b in pair_scores(trajectories, by_annotator[main], by_annotator[other], component)
         if a != b
     ]
     turns: dict[object, int] = defaultdict(int)
     ranked: list[tuple[int, float, int, _Case]] = []
     for case in sorted(cases, key=lambda case: -abs(case[-1])):
         t, number, component, _, gap = case
-        kinds = (tool_name(t.steps[number]), component, gap > 0), t.trajectory_id
+        kinds = (get_tool_name(t.steps[number]), component, gap > 0), t.trajectory_id
         ranked.append((sum(turns[kind] for kind in kinds), -abs(gap), len(ranked), case))
         for kind in kinds:
             turns[kind] += 1
@@ -120,7 +120,7 @@ def _dispute(
         step=number,
         component=component,
         instruction=query.instruction if query else "",
-        tool=tool_name(step),
+        tool=get_tool_name(step),
         arguments=json.dumps(dict(step.call.arguments), ensure_ascii=False) if step.call else "",
         observation=step.observation[:SHOWN],
         answer=t.final_answer or "",
@@ -129,7 +129,7 @@ def _dispute(
     )
 
 
-def tool_name(step: Step) -> str:
+def get_tool_name(step: Step) -> str:
     """Name of the called tool; a mark where no call could be read."""
     return step.call.name if step.call else NO_CALL
 
@@ -204,7 +204,7 @@ def decided_episodes(
 
 def option_effects(trajectories: Sequence[Trajectory], scores: Scores, config: RewardConfig) -> Iterator[OptionEffect]:
     """What each option of the composition does to the step rewards: first all as configured, then one changed each."""
-    calibrated = ComponentWeights(**round_weights(list(scores.values())))
+    calibrated = ComponentWeights(**compute_round_weights(list(scores.values())))
     weights, others = (calibrated, FIXED) if config.weights == "calibrated" else (FIXED, calibrated)
     changes: list[dict[str, Any]] = [
         {"contribution": "score" if config.contribution == "progress" else "progress"},
@@ -223,7 +223,7 @@ def option_effects(trajectories: Sequence[Trajectory], scores: Scores, config: R
         yield OptionEffect(
             option,
             auroc([sums[name] for name in judged], [solved[name] for name in judged]),
-            measure_farming(farming_points(trajectories, composed))[0].correlation,
+            measure_farming(collect_farming_points(trajectories, composed))[0].correlation,
             measure_redundancy(trajectories, composed).reward,
         )
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from steptool.config import RewardConfig
 from steptool.records import Step, StepReward, Trajectory
-from steptool.rewards.statistics import Estimate, auroc, redundant_steps
+from steptool.rewards.statistics import Estimate, auroc, find_redundant_steps
 
 COMPONENTS = ("succ_calling", "contribution")
 """Components that steps before the last are paid for."""
@@ -66,7 +66,7 @@ def component_auroc(episodes: Iterable[Sequence[StepReward]], component: str) ->
     return auroc([mean for mean, _ in points], [solved for _, solved in points])
 
 
-def round_weights(episodes: Sequence[Sequence[StepReward]]) -> dict[str, float]:
+def compute_round_weights(episodes: Sequence[Sequence[StepReward]]) -> dict[str, float]:
     """The weight of each component by the episodes of a round; without those that the round does not determine."""
     estimates = {component: component_auroc(episodes, component) for component in COMPONENTS}
     return {name: max(0.0, 2.0 * estimate.value - 1.0) for name, estimate in estimates.items() if estimate}
@@ -114,7 +114,7 @@ class RunningScale:
 
     def calibrated(self, episodes: Sequence[Sequence[StepReward]], rounds: int) -> RunningScale:
         """The state with the weights after a round, whose episodes are given by their rows in order."""
-        return replace(self, weights=moving_average(self.weights, round_weights(episodes), rounds))
+        return replace(self, weights=moving_average(self.weights, compute_round_weights(episodes), rounds))
 
     @property
     def component_weights(self) -> ComponentWeights:
@@ -163,7 +163,7 @@ def compose(
     progress of a trajectory sums to at most 1, however many steps it has (potential-based shaping, Ng, Harada and
     Russell 1999). Where the `steps` of the trajectory hold states and one leads back to an earlier state, the sum loses
     what the changes since then have added. redundant_t is 1 for a call that brings nothing new
-    (`statistics.redundant_steps` of `steps`, which are needed if redundant_cost is not 0). k_s and k_c are the
+    (`statistics.find_redundant_steps` of `steps`, which are needed if redundant_cost is not 0). k_s and k_c are the
     `weights` of the components.
 
     With normalisation "trajectory" r_t is divided by T - 1, so that the steps of a trajectory weigh the same in sum
@@ -196,7 +196,7 @@ def compose(
     return rewards_T
 
 
-def step_rewards(
+def compose_steps(
     trajectories: Sequence[Trajectory],
     reward_rows: Iterable[StepReward],
     config: RewardConfig,
@@ -215,14 +215,14 @@ def compose_round(
     reward: Literal["step", "final"],
     scale: RunningScale,
 ) -> tuple[RunningScale, list[npt.NDArray[np.float64] | None]]:
-    """The rewards of a round as training takes them, and the state after it: `step_rewards` with the calibrated weights
-    and the running normalisation where the configuration says so.
+    """The rewards of a round as training takes them, and the state after it.
 
-    `scale` is the state after the rounds before.
+    They are those of `compose_steps`, with calibrated weights and the running normalisation as configured. `scale` is
+    the state after the rounds before.
     """
     if config.weights == "calibrated":
         scale = scale.calibrated(list(group_rows(reward_rows).values()), config.calibration_rounds)
-    composed = step_rewards(trajectories, reward_rows, config, reward, scale.component_weights)
+    composed = compose_steps(trajectories, reward_rows, config, reward, scale.component_weights)
     if config.normalisation == "running":
         scale = scale.after(composed)
         composed = scale.apply(composed)
@@ -262,21 +262,21 @@ def _redundant(steps: Sequence[Step], count: int) -> npt.NDArray[np.float64]:
     """1 for each redundant step before the last, else 0."""
     if len(steps) != count:
         raise ValueError(f"rewards.redundant_cost needs the {count} steps of the trajectory, got {len(steps)}")
-    return np.array(redundant_steps(steps)[:-1], dtype=np.float64)
+    return np.array(find_redundant_steps(steps)[:-1], dtype=np.float64)
 
 
-def annotator_label(row: StepReward) -> str:
+def label_annotator(row: StepReward) -> str:
     """Who gave a score: name and version, and the prompt where there was one."""
     prompt = f" ({row.prompt_hash[:8]})" if row.prompt_hash else ""
     return f"{row.annotator} {row.annotator_version}{prompt}"
 
 
-def provenance(rows: Iterable[StepReward], config: RewardConfig) -> dict[str, Any]:
+def describe_provenance(rows: Iterable[StepReward], config: RewardConfig) -> dict[str, Any]:
     """What went into composed rewards: annotators and settings (for a judge also its model and votes).
 
     {"annotators": labels, "prompts": whole hashes of their prompts, "settings": section `rewards` as plain data}.
     """
-    sources = {annotator_label(row): row.prompt_hash for row in rows}
+    sources = {label_annotator(row): row.prompt_hash for row in rows}
     prompts = {name: prompt for name, prompt in sources.items() if prompt}
     return {"annotators": sorted(sources), "prompts": prompts, "settings": config.model_dump(mode="json")}
 

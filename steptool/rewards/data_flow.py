@@ -17,15 +17,15 @@ from steptool.chat.messages import reads_only
 from steptool.records import FINISH, Query, Step, StepStatus, StopReason, ToolCall, ToolSchema, Trajectory
 from steptool.rewards.observations import (
     LOOKS_LIKE_A_THING,
-    leaves,
+    find_values,
+    flatten_text,
+    iterate_leaves,
     mentions,
     normalise,
     parse,
-    payload,
-    text_of,
-    values,
+    read_payload,
 )
-from steptool.rewards.reports import back_reports, find_reports, read_goals
+from steptool.rewards.reports import check_reports, find_reports, read_goals
 
 _READING = re.compile(
     r"analy[sz]e|browse|calculate|cat|check|compare|compute|convert|count|describe|detect|diff|"
@@ -59,7 +59,7 @@ _REPORT = 200
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
-def tools_that_write(tools: Iterable[ToolSchema]) -> dict[str, bool]:
+def find_writing_tools(tools: Iterable[ToolSchema]) -> dict[str, bool]:
     """Whether a call of each tool changes something, by name, for the tools whose schemas say so."""
     hints = {tool["function"]["name"]: reads_only(tool) for tool in tools if "function" in tool}
     return {name: not reading for name, reading in hints.items() if reading is not None}
@@ -124,7 +124,7 @@ class _Facts:
     """Whether a step changed something."""
 
 
-def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> list[str]:
+def find_contributions(query: Query, trajectory: Trajectory, failures: Sequence[str]) -> list[str]:
     """For each step [T], why it contributes; empty for a step that does not.
 
     A value is new if neither the instruction nor the call itself holds it, and no earlier call with a common argument
@@ -137,18 +137,18 @@ def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str])
     steps, answer = trajectory.steps, trajectory.final_answer or ""
     reports = find_reports(query, trajectory, failures)
     facts = _facts(query, trajectory, failures, reports)
-    backed = back_reports(query, trajectory, failures, reports, facts.wrote, tools_that_write(query.tools))
+    backed = check_reports(query, trajectory, failures, reports, facts.wrote, find_writing_tools(query.tools))
     has_answer = any(backed) or trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
     invents = _invents(answer, query, trajectory)
-    sink = answer_text = "\n".join([normalise(answer), text_of(parse(answer))])
+    sink = answer_text = "\n".join([normalise(answer), flatten_text(parse(answer))])
     acted_on = set[str]()
     uses: list[str] = []
     for place in reversed(range(len(steps))):
         call = steps[place].call
-        things = values(call.arguments) if call else frozenset[str]()
+        things = find_values(call.arguments) if call else frozenset[str]()
         if reports[place]:
             use, invents = "told the user what was asked" if backed[place] else "", not backed[place]
-            answer_text = f"{answer_text}\n{text_of(call.arguments)}" if use and call else answer_text
+            answer_text = f"{answer_text}\n{flatten_text(call.arguments)}" if use and call else answer_text
             things = frozenset()  # to name a thing to the user is not to act on it
         elif facts.wrote[place]:
             reported = not invents or _is_reported(facts.news[place], answer_text)
@@ -157,7 +157,7 @@ def contributions(query: Query, trajectory: Trajectory, failures: Sequence[str])
             use = _use(facts.news[place], things, sink, acted_on)
         uses.append(use)
         if use:
-            sink, acted_on = f"{sink}\n{text_of(call.arguments) if call else ''}", acted_on | things
+            sink, acted_on = f"{sink}\n{flatten_text(call.arguments) if call else ''}", acted_on | things
     return uses[::-1]
 
 
@@ -185,21 +185,21 @@ def _invents(answer: str, query: Query, trajectory: Trajectory) -> bool:
     tokens = set(_TOKEN.findall(normalise(answer)))
     names = [t for t in tokens if LOOKS_LIKE_A_THING.match(t) or (is_list and _NUMBER.fullmatch(t))]
     calls = [step.call.arguments for step in trajectory.steps if step.call and step.call.name != FINISH]
-    observations = [payload(step.observation) for step in trajectory.steps]
-    sources = "\n".join([_user_text(query, trajectory), text_of(calls), text_of(observations)])
+    observations = [read_payload(step.observation) for step in trajectory.steps]
+    sources = "\n".join([_user_text(query, trajectory), flatten_text(calls), flatten_text(observations)])
     return any(not mentions(sources, name) for name in names)
 
 
 def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str], reports: Sequence[bool]) -> _Facts:
-    instruction, hints = normalise(query.instruction), tools_that_write(query.tools)
+    instruction, hints = normalise(query.instruction), find_writing_tools(query.tools)
     states = {branch.value for goal in read_goals(query.instruction) for branch in goal}
     texts = [_user_text(query, trajectory)]
     facts, calls, changes = set[tuple[str, str]](), set[str](), set[tuple[str, str]]()
     news, informed, wrote = [], [], []
     for step, failed, is_report in zip(trajectory.steps, failures, reports, strict=True):
-        key, response = _key(step), payload(step.observation)
-        returned = values(response)
-        arguments = {normalise(str(leaf)) for leaf in leaves(step.call.arguments)} if step.call else set()
+        key, response = _key(step), read_payload(step.observation)
+        returned = find_values(response)
+        arguments = {normalise(str(leaf)) for leaf in iterate_leaves(step.call.arguments)} if step.call else set()
         about = {value: set(product(arguments or {""}, [value])) for value in returned}
         first = not failed and key not in calls
         fresh = frozenset[str]()
@@ -214,9 +214,9 @@ def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str], report
         news.append(fresh)
         facts.update(*about.values())
         if not failed and step.call:
-            texts.append(text_of(response))
+            texts.append(flatten_text(response))
             if not wrote[-1]:
-                texts.append(text_of(step.call.arguments))
+                texts.append(flatten_text(step.call.arguments))
     return _Facts(news, informed, wrote)
 
 
@@ -230,7 +230,7 @@ def _things_in(arguments: Mapping[str, object]) -> set[str]:
     """Values of arguments that name a thing: ids, addresses, and what looks like them; normalised."""
     things = set[str]()
     for name, value in arguments.items():
-        for leaf in leaves(value):
+        for leaf in iterate_leaves(value):
             text = normalise(str(leaf))
             if text and (_NAMES_A_THING.search(name) or LOOKS_LIKE_A_THING.match(text)):
                 things.add(text)

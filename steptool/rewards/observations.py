@@ -89,7 +89,7 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def payload(observation: str) -> Any:
+def read_payload(observation: str) -> Any:
     """What the tool returned: the observation parsed, taken out of a {"error", "response"} envelope if it is in one."""
     value = parse(observation)
     if isinstance(value, dict) and set(value) == {"error", "response"}:
@@ -98,11 +98,11 @@ def payload(observation: str) -> Any:
     return value
 
 
-def failure(observation: str) -> str:
+def find_failure(observation: str) -> str:
     """Why the text says that the tool failed, although it may have reported success; empty if it does not say so."""
     value = parse(observation)
     if isinstance(value, Mapping):
-        return _failure_in(value) or _failure_inside(payload(observation), value)
+        return _failure_in(value) or _failure_inside(read_payload(observation), value)
     return _failure_of_text(value) if isinstance(value, str) else ""
 
 
@@ -163,7 +163,7 @@ _normalise_short = lru_cache(4096)(_normalise)
 """Values come up again in every step of an episode."""
 
 
-def leaves(value: Any) -> Iterator[Any]:
+def iterate_leaves(value: Any) -> Iterator[Any]:
     """Strings, numbers and other leaves of a nested value, in order."""
     stack = [value]
     while stack:
@@ -176,18 +176,18 @@ def leaves(value: Any) -> Iterator[Any]:
             yield top
 
 
-def text_of(value: Any) -> str:
+def flatten_text(value: Any) -> str:
     """All leaves of a value as one normalised text, one leaf per line."""
-    return "\n".join(normalise(str(leaf)) for leaf in leaves(value))
+    return "\n".join(normalise(str(leaf)) for leaf in iterate_leaves(value))
 
 
-def values(value: Any) -> frozenset[str]:
+def find_values(value: Any) -> frozenset[str]:
     """The values that a later call or the answer could use, normalised.
 
     They are the leaves of structures, and the identifiers, numbers and names in prose. Truth values, null, single
     letters and bare words of success are left out: they say nothing by themselves.
     """
-    parts = map(normalise, (part for leaf in leaves(value) for part in _values_of(leaf)))
+    parts = map(normalise, (part for leaf in iterate_leaves(value) for part in _values_of(leaf)))
     return frozenset(v for v in parts if v not in _NO_VALUE and not (len(v) == 1 and v.isalpha()))
 
 
@@ -253,15 +253,15 @@ def matches_reference(query: Query, trajectory: Trajectory) -> float | None:
     answer = _given_answer(trajectory)
     if not answer:
         return 0.0
-    return float(_plain(answer) == _plain(expected) or same_json(parse(answer), parse(expected)))
+    return float(_plain(answer) == _plain(expected) or is_same_json(parse(answer), parse(expected)))
 
 
-def same_json(one: object, other: object) -> bool:
+def is_same_json(one: object, other: object) -> bool:
     """Whether two parsed JSON values are equal in value and type; an integer equals the same number with a point."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same_json(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(is_same_json(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(same_json(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(is_same_json(a, b) for a, b in zip(one, other, strict=True))
     return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 

@@ -18,7 +18,14 @@ from typing import Any
 
 from steptool.chat.messages import reports_only
 from steptool.records import FINISH, Query, Step, StepStatus, ToolSchema, Trajectory
-from steptool.rewards.observations import LOOKS_LIKE_A_THING, leaves, mentions, normalise, payload, values
+from steptool.rewards.observations import (
+    LOOKS_LIKE_A_THING,
+    find_values,
+    iterate_leaves,
+    mentions,
+    normalise,
+    read_payload,
+)
 
 _GOAL = re.compile(r"[.;!?]\s+|,? (?:and also|and then|then|and) ")
 _CLAUSE = re.compile(r",\s+|\s+(?=(?:otherwise|else)\b)")
@@ -71,7 +78,7 @@ class Branch:
 Goal = tuple[Branch, ...]
 
 
-def stems(text: str) -> frozenset[str]:
+def stem_words(text: str) -> frozenset[str]:
     """The stems of the words of a text or of a name such as getOrder or refund_id, without function words."""
     return frozenset(_stem(word) for word in map(str.lower, _WORD.findall(text)) if not _FUNCTION_WORD.fullmatch(word))
 
@@ -91,22 +98,24 @@ def _read_branches(text: str) -> Iterator[Branch]:
     opens = False  # whether the condition stands before what it is about
     for clause in _CLAUSE.split(text.strip()):
         if match := _OTHERWISE.fullmatch(clause):
-            yield Branch(stems(match["do"]), condition.value, not condition.affirmed)
+            yield Branch(stem_words(match["do"]), condition.value, not condition.affirmed)
         elif match := _IF_DO.fullmatch(clause):
             condition, opens = _read_condition(match, ""), True
         elif match := _DO_IF.fullmatch(clause):
             condition = _read_condition(match, match["do"])
             yield condition
         else:
-            yield Branch(stems(clause), condition.value, condition.affirmed) if opens else Branch(stems(clause))
+            yield (
+                Branch(stem_words(clause), condition.value, condition.affirmed) if opens else Branch(stem_words(clause))
+            )
             opens = False
 
 
 def _read_condition(match: re.Match[str], do: str) -> Branch:
-    return Branch(stems(do), match["value"], (match["no"] is None) == (match["if"] != "unless"))
+    return Branch(stem_words(do), match["value"], (match["no"] is None) == (match["if"] != "unless"))
 
 
-def requested_words(goal: Goal, observed: Collection[str]) -> tuple[set[str], set[str]]:
+def collect_requested_words(goal: Goal, observed: Collection[str]) -> tuple[set[str], set[str]]:
     """The stems of what is requested, and of what a condition excludes, by the values that were observed."""
     requested, excluded = set[str](), set[str]()
     for branch in goal:
@@ -138,7 +147,7 @@ def _is_report(step: Step, schema: ToolSchema | None) -> bool:
     description = str(schema["function"].get("description") or "").strip()
     if not _NAME.fullmatch(step.call.name.rpartition(".")[2]) and not _DESCRIPTION.match(description):
         return False
-    makes = any(map(_IDENTIFYING.search, values(payload(step.observation))))
+    makes = any(map(_IDENTIFYING.search, find_values(read_payload(step.observation))))
     return not makes and not any(map(_ADDRESS.search, step.call.arguments))
 
 
@@ -165,7 +174,7 @@ class _Source:
     wrote: bool
 
 
-def back_reports(
+def check_reports(
     query: Query,
     trajectory: Trajectory,
     failures: Sequence[str],
@@ -195,7 +204,7 @@ def back_reports(
         if not reports[place]:
             _observe(step, wrote[place], sources, stretch)
             continue
-        quoted = values(step.call.arguments)
+        quoted = find_values(step.call.arguments)
         observed = [value for value in quoted if value in sources]
         goal = goals[sum(reports[:place])] if aligned else None
         answers = any(_answers(value, sources, stretch, goal, writers) for value in observed)
@@ -211,10 +220,10 @@ def _observe(step: Step, wrote: bool, sources: dict[str, list[_Source]], stretch
     """Note the values that a step returned."""
     assert step.call is not None
     tool = step.call.name.rpartition(".")[2]
-    verb, arguments = _verb(tool), frozenset(normalise(str(leaf)) for leaf in leaves(step.call.arguments))
-    for key, value in _fields(payload(step.observation)):
-        own = stems(key)
-        sources[value].append(_Source(own | stems(tool), own | verb, arguments, wrote))
+    verb, arguments = _verb(tool), frozenset(normalise(str(leaf)) for leaf in iterate_leaves(step.call.arguments))
+    for key, value in _fields(read_payload(step.observation)):
+        own = stem_words(key)
+        sources[value].append(_Source(own | stem_words(tool), own | verb, arguments, wrote))
         stretch.values.add(value)
         if not wrote:
             stretch.fields.append((value, own))
@@ -227,7 +236,7 @@ def _answers(
     """Whether a value that a tool returned may be what is requested."""
     if goal is None:
         return True
-    requested, excluded = requested_words(goal, stretch.values)
+    requested, excluded = collect_requested_words(goal, stretch.values)
     origins = sources[value]
     own_words = frozenset[str]().union(*(source.own_words for source in origins))
     if own_words & excluded and not own_words & requested:
@@ -244,12 +253,12 @@ def _answers(
 def _verb(name: str) -> frozenset[str]:
     """The stem of the first word of a tool's name."""
     first = re.match(r"[A-Z]?[a-z]+|[A-Z]+", name)
-    return stems(first[0]) if first else frozenset()
+    return stem_words(first[0]) if first else frozenset()
 
 
 def _fields(value: Any) -> Iterator[tuple[str, str]]:
     """The values that a tool returned, normalised, each with the name of its field; without one for values in prose."""
-    stack, whole = [("", value)], set(values(value))
+    stack, whole = [("", value)], set(find_values(value))
     while stack:
         key, top = stack.pop()
         if isinstance(top, Mapping):
@@ -258,7 +267,7 @@ def _fields(value: Any) -> Iterator[tuple[str, str]]:
             stack.extend((key, inner) for inner in top)
         else:
             text = normalise(str(top))
-            parts = {text} if text in whole else set(values(top))
+            parts = {text} if text in whole else set(find_values(top))
             yield from ((key, part) for part in parts)
 
 

@@ -140,7 +140,7 @@ class Bin:
     reward: Estimate
 
 
-def by_size(sizes_N: Sequence[float], rewards_N: Sequence[float], bins: int = 8) -> list[Bin]:
+def bin_by_size(sizes_N: Sequence[float], rewards_N: Sequence[float], bins: int = 8) -> list[Bin]:
     """Mean reward of episodes in bins of like size: one size each where there are few sizes, else as many episodes."""
     sizes, rewards = np.asarray(sizes_N, dtype=np.float64), np.asarray(rewards_N, dtype=np.float64)
     values = np.unique(sizes)
@@ -205,7 +205,7 @@ class Redundancy:
     """Mean composed reward of a redundant call before the last step; None without such calls."""
 
 
-def redundant_steps(steps: Sequence[Step]) -> list[bool]:
+def find_redundant_steps(steps: Sequence[Step]) -> list[bool]:
     """Whether each step [T] repeats an earlier call and brings nothing new.
 
     A call is redundant if an equal call (same tool, same arguments as JSON values) succeeded before and the last such
@@ -231,14 +231,16 @@ def measure_redundancy(trajectories: Sequence[Trajectory], step_rewards: Sequenc
     earned: list[float] = []
     for t, rewards in zip(trajectories, step_rewards, strict=True):
         if rewards is not None:
-            repeats = redundant_steps(t.steps)
+            repeats = find_redundant_steps(t.steps)
             calls += sum(step.status is not StepStatus.FINISH for step in t.steps)
             redundant += sum(repeats)
             earned += [float(r) for r, repeat in zip(rewards[:-1], repeats, strict=False) if repeat]
     return Redundancy(calls, redundant, sum(earned) / len(earned) if earned else None)
 
 
-def farming_points(trajectories: Sequence[Trajectory], step_rewards: Sequence[Rewards | None]) -> list[FarmingPoint]:
+def collect_farming_points(
+    trajectories: Sequence[Trajectory], step_rewards: Sequence[Rewards | None]
+) -> list[FarmingPoint]:
     """One point for each episode that has a composed reward. Raises ValueError if the lengths differ."""
     return [
         FarmingPoint(len(t.steps), t.action_tokens, float(np.sum(r[:-1])), t.solved)
@@ -252,7 +254,7 @@ def measure_farming(points: Sequence[FarmingPoint]) -> list[Farming]:
     rewards = [p.reward for p in points]
     sizes = {"steps": [float(p.steps) for p in points], "tokens": [float(p.tokens) for p in points]}
     return [
-        Farming(name, correlation(values, rewards), slope(values, rewards), by_size(values, rewards))
+        Farming(name, correlation(values, rewards), slope(values, rewards), bin_by_size(values, rewards))
         for name, values in sizes.items()
     ]
 

@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from steptool.chat.call_format import ParsedTurn, answer_of, make_finish, offered_tools
-from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, call_message, tool_message
+from steptool.chat.call_format import ParsedTurn, make_finish, offer_tools, read_answer
+from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, make_call_message, make_tool_message
 from steptool.config import FinishMode
 from steptool.environments.base import VerdictError
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
@@ -140,7 +140,7 @@ class Episode:
         digests: bool = False,
     ) -> None:
         self.query, self.sample, self.round_index, self.decoding = query, sample, round_index, decoding
-        self.finish_mode, self.tools = finish, offered_tools(query.tools, finish)
+        self.finish_mode, self.tools = finish, offer_tools(query.tools, finish)
         self.stop: StopReason | None = None
         self.exchanges: list[Exchange] = []
         """The turns of the path, each with the answers to it."""
@@ -235,7 +235,7 @@ class Episode:
             ids += part.ids
             logprobs.append(part.logprobs)
         trajectory = Trajectory(
-            trajectory_id=episode_id(policy, self.round_index, self.query.query_id, self.decoding, self.sample),
+            trajectory_id=make_episode_id(policy, self.round_index, self.query.query_id, self.decoding, self.sample),
             query_id=self.query.query_id,
             environment=self.query.environment,
             tier=self.query.tier,
@@ -243,7 +243,7 @@ class Episode:
             round=self.round_index,
             sample=self.sample,
             temperature=temperature,
-            messages=messages_of(self.query, self.exchanges),
+            messages=write_messages(self.query, self.exchanges),
             input_ids=np.asarray(ids, dtype=np.int32),
             spans=tuple(spans),
             logprobs=np.concatenate(logprobs),
@@ -304,32 +304,32 @@ class Episode:
         return StopReason.STEP_LIMIT if self._max_steps and len(self.exchanges) >= self._max_steps else None
 
 
-def episode_id(policy: str, round_index: int, query_id: str, decoding: Decoding, sample: int) -> str:
+def make_episode_id(policy: str, round_index: int, query_id: str, decoding: Decoding, sample: int) -> str:
     """The id of an episode: no other that a policy plays in the same round, greedily or sampled, has it."""
     return f"{policy}-r{round_index}-{query_id}-{decoding[0]}{sample}"
 
 
-def messages_of(query: Query, exchanges: list[Exchange]) -> list[Message]:
+def write_messages(query: Query, exchanges: list[Exchange]) -> list[Message]:
     """The conversation in OpenAI's form. A Finish that ends the episode has no response, an answer in text never."""
     messages = query.first_messages
     for exchange in exchanges:
         parsed, step = exchange.turn.parsed, exchange.step
         plain: Message = {"role": "assistant", "content": parsed.text}
-        messages.append(call_message(parsed.call, parsed.thought) if parsed.call else plain)
+        messages.append(make_call_message(parsed.call, parsed.thought) if parsed.call else plain)
         if step.status is not StepStatus.FINISH or (parsed.call and exchange.user_turn is not None):
-            messages.append(tool_message(observed_name(step), step.observation))
+            messages.append(make_tool_message(get_observed_name(step), step.observation))
         if exchange.user_turn is not None:
             messages.append({"role": "user", "content": exchange.user_turn})
     return messages
 
 
-def observed_name(step: Step) -> str:
+def get_observed_name(step: Step) -> str:
     """Name under which a step's observation is shown to the model."""
     return step.call.name if step.call else NO_CALL
 
 
 def _finish(call: ToolCall) -> Step:
-    if answer_of(call) is not None:
+    if read_answer(call) is not None:
         return Step(call, StepStatus.FINISH, "")
     if call.arguments.get("return_type") == GIVE_ANSWER:
         return Step(call, StepStatus.INVALID_ARGUMENTS, _error("final_answer is missing"))

@@ -80,7 +80,7 @@ CREATE TABLE IF NOT EXISTS replies (
 ) WITHOUT ROWID"""
 
 
-def request_key(request: Mapping[str, Any], vote: int) -> str:
+def make_request_key(request: Mapping[str, Any], vote: int) -> str:
     """Key of a request: SHA-256, in hex, of its fields and the number of the vote as canonical JSON (keys sorted)."""
     text = json.dumps([dict(request), vote], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel
 
-from steptool.artifacts.lineage import sha256
+from steptool.artifacts.lineage import hash_file
 from steptool.config import Config
 from steptool.records.tables import write_whole
 
@@ -105,7 +105,7 @@ def digest_content(place: str) -> str:
 
 def _list_local(place: Path) -> Iterator[tuple[str, int, str]]:
     for file in sorted(f for f in (place.rglob("*") if place.is_dir() else [place]) if f.is_file()):
-        yield file.relative_to(place).as_posix(), file.stat().st_size, sha256(file)
+        yield file.relative_to(place).as_posix(), file.stat().st_size, hash_file(file)
 
 
 def _list_remote(place: str) -> Iterator[tuple[str, int, str]]:

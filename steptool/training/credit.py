@@ -2,8 +2,8 @@
 
 The tokens that a policy sampled are the only time steps. Prompt and observation tokens lie between them in the text
 but not in time: the last token of step t is followed by the first token of step t + 1. Every function here therefore
-works on packed arrays, from which prompt and observations are already gone; `step_lengths` leads from a trajectory's
-spans to them. Losses are per action token.
+works on packed arrays, from which prompt and observations are already gone; `count_step_tokens` leads from the spans of
+a trajectory to them. Losses are per action token.
 
 Letters of shapes: T steps of a trajectory; B trajectories with S steps and N action tokens in all.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from steptool.config import CreditConfig
-from steptool.training.groups import Groups, relative_to_group, state_values
+from steptool.training.groups import Groups, compare_with_group, state_values
 
 Floats = npt.NDArray[np.floating]
 """Real numbers of any precision; results are float64."""
@@ -47,7 +47,7 @@ class Credit:
     """The values that the advantages are measured against."""
 
 
-def step_lengths(spans: Spans) -> Ints:
+def count_step_tokens(spans: Spans) -> Ints:
     """Action tokens of each step [T], from its span [start, end).
 
     Raises ValueError if a span is empty or the spans are out of order.
@@ -64,13 +64,13 @@ def sum_by_step(packed_N: Floats, lengths_T: Ints) -> Floats:
     """Sum [T] of a packed quantity over the tokens of each step."""
     if len(lengths_T) == 0:
         return np.zeros(0)
-    sums_T: Floats = np.add.reduceat(packed_N.astype(np.float64), first_tokens(lengths_T))
+    sums_T: Floats = np.add.reduceat(packed_N.astype(np.float64), find_first_tokens(lengths_T))
     return sums_T
 
 
-def first_of_step(packed_N: Floats, lengths_T: Ints) -> Floats:
+def take_first_of_step(packed_N: Floats, lengths_T: Ints) -> Floats:
     """A packed quantity [T] at the first token of each step."""
-    return packed_N[first_tokens(lengths_T)]
+    return packed_N[find_first_tokens(lengths_T)]
 
 
 def token_rewards(step_rewards_T: Floats, lengths_T: Ints, kl_N: Floats, kl_coef: float) -> Floats:
@@ -128,12 +128,12 @@ def assign(
         return Credit(adv_N, returns_N, np.ones(len(adv_N), dtype=np.bool_), values_N)
     # One time step per assistant step: its value stands at its first token, its reward holds its tokens' KL penalties.
     steps_B = np.array([len(x) for x in step_lengths], dtype=np.int64)
-    rewards_S, values_S = sum_by_step(rewards_N, lengths_S), first_of_step(values_N, lengths_S)
+    rewards_S, values_S = sum_by_step(rewards_N, lengths_S), take_first_of_step(values_N, lengths_S)
     mask_N = np.zeros(len(values_N), dtype=np.bool_)
     if config.value == "group_mean":
         values_S = state_values(discounted_returns(rewards_S, steps_B, config.gamma), _expect_groups(groups, lengths_S))
     else:
-        mask_N[first_tokens(lengths_S)] = True
+        mask_N[find_first_tokens(lengths_S)] = True
     adv_S, returns_S = _advantages_and_returns(rewards_S, values_S, steps_B, config)
     adv_N, returns_N, values_N = (np.repeat(x_S, lengths_S) for x_S in (adv_S, returns_S, values_S))
     return Credit(adv_N, returns_N, mask_N, values_N)
@@ -148,11 +148,11 @@ def episode_advantages(step_rewards: Sequence[Floats], groups: Groups, scale: bo
     """Advantage [S] of each step by its episode: the sum of its rewards relative to the tries at the same query.
 
     A_b = (R_b - mean R) / (std R + 1e-6) over the group; all steps of a trajectory share it (GRPO with the reward of
-    outcomes, see `groups.relative_to_group`).
+    outcomes, see `groups.compare_with_group`).
     """
     sums_B = np.array([float(rewards_T.sum()) for rewards_T in step_rewards])
     steps_B = [len(rewards_T) for rewards_T in step_rewards]
-    return np.repeat(relative_to_group(sums_B, groups.queries_B, scale), steps_B)
+    return np.repeat(compare_with_group(sums_B, groups.queries_B, scale), steps_B)
 
 
 def state_advantages(step_rewards: Sequence[Floats], groups: Groups, gamma: float, scale: bool) -> Floats:
@@ -163,7 +163,7 @@ def state_advantages(step_rewards: Sequence[Floats], groups: Groups, gamma: floa
     """
     steps_B = np.array([len(rewards_T) for rewards_T in step_rewards], dtype=np.int64)
     returns_S = discounted_returns(np.concatenate([np.zeros(0), *step_rewards]), steps_B, gamma)
-    return relative_to_group(returns_S, groups.states_S, scale)
+    return compare_with_group(returns_S, groups.states_S, scale)
 
 
 def shape(advantages_N: Floats, lengths_S: Ints, log_probs_N: Floats, config: CreditConfig) -> Floats:
@@ -175,7 +175,7 @@ def shape(advantages_N: Floats, lengths_S: Ints, log_probs_N: Floats, config: Cr
     such a token is the largest there is and pushes all others up at random (Yang et al. 2025, arXiv 2505.12929).
     """
     if config.whiten:
-        counted = first_of_step(advantages_N, lengths_S) if config.whiten_by == "step" else None
+        counted = take_first_of_step(advantages_N, lengths_S) if config.whiten_by == "step" else None
         advantages_N = whiten(advantages_N, counted)
     if config.negative_weight < 1:
         advantages_N = np.where(advantages_N < 0, config.negative_weight * advantages_N, advantages_N)
@@ -211,7 +211,7 @@ def _expect_groups(groups: Groups | None, lengths_S: Ints) -> Groups:
     return groups
 
 
-def first_tokens(lengths_T: Ints) -> Ints:
+def find_first_tokens(lengths_T: Ints) -> Ints:
     """Place [T] of the first token of each step."""
     starts: Ints = np.cumsum(lengths_T) - lengths_T
     return starts

@@ -52,29 +52,29 @@ def group_trajectories(trajectories: Sequence[Trajectory], state: StateName = "c
     return Groups(queries_B, np.repeat(queries_B, steps_B), states_S)
 
 
-def group_means(values_X: Floats, groups_X: Ints) -> Floats:
+def compute_group_means(values_X: Floats, groups_X: Ints) -> Floats:
     """The mean of its group, for each value."""
     counts = np.bincount(groups_X)
     means: Floats = np.bincount(groups_X, weights=values_X)[groups_X] / counts[groups_X]
     return means
 
 
-def group_sizes(groups_X: Ints) -> Ints:
+def count_group_sizes(groups_X: Ints) -> Ints:
     """The number of values in its group, for each value."""
     sizes: Ints = np.bincount(groups_X)[groups_X]
     return sizes
 
 
-def relative_to_group(values_X: Floats, groups_X: Ints, scale: bool) -> Floats:
+def compare_with_group(values_X: Floats, groups_X: Ints, scale: bool) -> Floats:
     """x - mean of the group and, with `scale`, that divided by the deviation of the group (1e-6 added).
 
     GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2); without the division Dr. GRPO (Liu et al.
     2025, arXiv 2503.20783). A value alone in its group, or equal to all others of it, gets 0.
     """
-    gaps_X = values_X - group_means(values_X, groups_X)
+    gaps_X = values_X - compute_group_means(values_X, groups_X)
     if not scale:
         return gaps_X
-    deviations_X = np.sqrt(group_means(gaps_X**2, groups_X))
+    deviations_X = np.sqrt(compute_group_means(gaps_X**2, groups_X))
     scaled: Floats = gaps_X / (deviations_X + _EPS)
     return scaled
 
@@ -85,8 +85,8 @@ def state_values(returns_S: Floats, groups: Groups) -> Floats:
     A state in which one step alone was taken would explain its own return; it gets the mean over all steps of its
     query.
     """
-    by_state_S, by_query_S = (group_means(returns_S, g) for g in (groups.states_S, groups.query_of_S))
-    values_S: Floats = np.where(group_sizes(groups.states_S) > 1, by_state_S, by_query_S)
+    by_state_S, by_query_S = (compute_group_means(returns_S, g) for g in (groups.states_S, groups.query_of_S))
+    values_S: Floats = np.where(count_group_sizes(groups.states_S) > 1, by_state_S, by_query_S)
     return values_S
 
 

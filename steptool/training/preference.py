@@ -19,10 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
-from steptool.models.actor import VARIABLE_LENGTH, Actor, Indices, Spanned, action_places
-from steptool.models.logprobs import causal_lm
+from steptool.models.actor import VARIABLE_LENGTH, Actor, Indices, Spanned, find_action_places
+from steptool.models.logprobs import unwrap_model
 from steptool.training.algorithms.eto import ExplorationPreference
-from steptool.training.processes import processes
+from steptool.training.processes import get_processes
 from steptool.training.trainer import CheckpointFolder, Figures, check_finite
 
 Row = dict[str, list[Any]]
@@ -85,7 +85,7 @@ class PreferenceTrainer:
             def _precompute_ref_logps(self, dataset: Dataset, *_: object) -> Dataset:
                 return dataset
 
-        algorithm, ppo, share = self.algorithm, self.algorithm.config.ppo, step_size // processes().num_processes
+        algorithm, ppo, share = self.algorithm, self.algorithm.config.ppo, step_size // get_processes().num_processes
         pass_size = max(size for size in range(1, algorithm.pairs_per_pass + 1) if share % size == 0)
         on_cpu, mixed = not torch.cuda.is_available(), model.dtype == torch.bfloat16 and model is not self.actor.policy
         config = DPOConfig(
@@ -134,7 +134,7 @@ def collate_pairs(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 def _make_row(pair: Sequence[Spanned], references: Sequence[float]) -> Row:
     """The tokens of both sequences, 1 where a token is the policy's own, and log pi_ref."""
-    masks = [np.isin(np.arange(len(sequence.input_ids)), action_places(sequence)).astype(int) for sequence in pair]
+    masks = [np.isin(np.arange(len(sequence.input_ids)), find_action_places(sequence)).astype(int) for sequence in pair]
     return {
         "input_ids": [list(map(int, sequence.input_ids)) for sequence in pair],
         "masks": [mask.tolist() for mask in masks],
@@ -147,7 +147,7 @@ def _lend(policy: torch.nn.Module) -> Iterator[PreTrainedModel]:
     """The model inside a policy, with attention for padded sequences. What TRL sets on it besides the weights, and the
     attention, are as before when the context ends.
     """
-    model = causal_lm(policy)
+    model = unwrap_model(policy)
     attention = model.config._attn_implementation
     if attention == VARIABLE_LENGTH:
         model.set_attn_implementation("sdpa")

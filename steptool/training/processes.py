@@ -24,19 +24,19 @@ from torch.distributed.tensor import DTensor
 from steptool.models.actor import Indices
 
 
-def updates_per_epoch(count: int, batch_size: int) -> int:
+def count_updates(count: int, batch_size: int) -> int:
     """Optimizer steps for one pass over `count` sequences."""
     return math.ceil(count / batch_size)
 
 
-def mini_batches(count: int, batch_size: int, epochs: int, seed: int) -> list[Indices]:
+def draw_mini_batches(count: int, batch_size: int, epochs: int, seed: int) -> list[Indices]:
     """Sequences of each optimizer step: `epochs` shuffled passes, cut into equal parts of at most `batch_size`."""
     rng = np.random.default_rng(seed)
-    parts = updates_per_epoch(count, batch_size)
+    parts = count_updates(count, batch_size)
     return [part for _ in range(epochs) for part in np.array_split(rng.permutation(count), parts)]
 
 
-def equal_steps(count: int, batch_size: int, pass_size: int, epochs: int, seed: int) -> list[Indices]:
+def draw_equal_steps(count: int, batch_size: int, pass_size: int, epochs: int, seed: int) -> list[Indices]:
     """Pairs of each optimizer step: `epochs` shuffled passes over `count` pairs, in steps of the same size.
 
     The size is at most `batch_size`, but for rounding up to whole forward passes of at most `pass_size` on every
@@ -44,7 +44,7 @@ def equal_steps(count: int, batch_size: int, pass_size: int, epochs: int, seed: 
     filled up from a further shuffled pass.
     """
     rng = np.random.default_rng(seed)
-    steps, number = updates_per_epoch(count, batch_size), processes().num_processes
+    steps, number = count_updates(count, batch_size), get_processes().num_processes
     share = math.ceil(count / (steps * number))
     passes = math.ceil(share / pass_size)
     size = math.ceil(share / passes) * passes * number
@@ -53,13 +53,13 @@ def equal_steps(count: int, batch_size: int, pass_size: int, epochs: int, seed: 
     return [order[start : start + size] for order in orders for start in range(0, steps * size, size)]
 
 
-def grouped_batches(lengths: Indices, batch_size: int, steps: int, seed: int) -> list[Indices]:
+def draw_grouped_batches(lengths: Indices, batch_size: int, steps: int, seed: int) -> list[Indices]:
     """Sequences of `steps` optimizer steps: shuffled passes, in batches of similar length and random order.
 
     Lengths are compared within windows of 8 batches, so that a batch is not the same in every pass.
     """
     rng = np.random.default_rng(seed)
-    parts, window = updates_per_epoch(len(lengths), batch_size), 8 * batch_size
+    parts, window = count_updates(len(lengths), batch_size), 8 * batch_size
     batches: list[Indices] = []
     while len(batches) < steps:
         order = rng.permutation(len(lengths))
@@ -82,7 +82,7 @@ class PassLimit:
     """Whether sequences are packed end to end, so that there is no padding."""
 
 
-def forward_passes(batch: Indices, lengths: Indices, limit: PassLimit, processes: int = 1) -> list[Indices]:
+def cut_forward_passes(batch: Indices, lengths: Indices, limit: PassLimit, processes: int = 1) -> list[Indices]:
     """Cut a mini-batch into forward passes of sequences of similar length; process i takes every passes[i::processes].
 
     Some of them may be empty where there are fewer sequences than processes.
@@ -116,7 +116,7 @@ def share_passes(passes: list[Indices], index: int, count: int, *, together: boo
         yield from [(spare, False)] * (math.ceil(len(passes) / count) - sum(map(bool, map(len, own))))
 
 
-def packed_places(counts: Indices) -> list[Indices]:
+def find_packed_places(counts: Indices) -> list[Indices]:
     """Places of each sequence's action tokens among those of all sequences, packed end to end."""
     return np.split(np.arange(counts.sum()), np.cumsum(counts)[:-1])
 
@@ -126,19 +126,19 @@ _BUCKET = 1 << 24
 """Numbers that are added up in one call."""
 
 
-def processes() -> PartialState:
+def get_processes() -> PartialState:
     """The processes that torchrun started, or this one alone: gloo between CPUs, nccl between GPUs."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def cuts_models(sharding: str) -> bool:
     """Whether each process holds only a part of a model; `sharding` is the field of the section `ppo`."""
-    return sharding == "fsdp" and processes().num_processes > 1
+    return sharding == "fsdp" and get_processes().num_processes > 1
 
 
 def agree(choice: T) -> T:
     """The value that the first process has chosen, in all processes."""
-    if processes().num_processes == 1:
+    if get_processes().num_processes == 1:
         return choice
     choices: list[T] = broadcast_object_list([choice])
     return choices[0]
@@ -147,9 +147,9 @@ def agree(choice: T) -> T:
 def share_folder(folder: Path) -> Path:
     """The folder of the first process, which all processes write into. Raises ValueError where one does not see it."""
     shared = agree(folder)
-    if processes().is_main_process:
+    if get_processes().is_main_process:
         shared.mkdir(parents=True, exist_ok=True)
-    processes().wait_for_everyone()
+    get_processes().wait_for_everyone()
     if not shared.is_dir():
         raise ValueError(
             f"{shared}: this process does not see the folder that the first one has made; ppo.sharding: fsdp needs a "
@@ -160,15 +160,15 @@ def share_folder(folder: Path) -> Path:
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all processes; the tensor itself where there is one process."""
-    if processes().num_processes == 1:
+    if get_processes().num_processes == 1:
         return tensor
     total: Tensor = reduce(tensor, "sum")
     return total
 
 
-def max_over_processes(tensor: Tensor) -> Tensor:
+def take_maxima(tensor: Tensor) -> Tensor:
     """The largest of each entry over all processes."""
-    if processes().num_processes == 1:
+    if get_processes().num_processes == 1:
         return tensor
     largest: Tensor = reduce(tensor, "max")
     return largest
@@ -180,7 +180,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     Gradients of weights that are cut over the processes have been added up already.
     """
-    state = processes()
+    state = get_processes()
     if state.num_processes == 1:
         return
     trained = [p for p in parameters if p.requires_grad and not isinstance(p, DTensor)]

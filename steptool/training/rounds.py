@@ -14,10 +14,10 @@ from peft import PeftModel
 from steptool.artifacts.metrics import update_metrics
 from steptool.config import Config
 from steptool.models.actor import Actor, load_value_head, save_value_head
-from steptool.models.adapter import adapt, is_adapter, save_policy, weights_of
+from steptool.models.adapter import adapt, find_weights, is_adapter, save_policy
 from steptool.models.load import LoadModel, load_model, load_tokenizer
-from steptool.models.logprobs import causal_lm
-from steptool.models.optimizer import FILE, adamw, load_moments, save_moments
+from steptool.models.logprobs import unwrap_model
+from steptool.models.optimizer import FILE, load_moments, make_adamw, save_moments
 from steptool.models.sharding import (
     is_sharded,
     load_sharded_actor,
@@ -31,8 +31,8 @@ from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Objective, Selection
 from steptool.training.algorithms.eto import ExplorationPreference
 from steptool.training.preference import PreferenceTrainer
-from steptool.training.processes import PassLimit, cuts_models, processes, share_folder
-from steptool.training.scores import Scores, check_mismatch, engine_log_probs, fingerprint, measure_mismatch, score
+from steptool.training.processes import PassLimit, cuts_models, get_processes, share_folder
+from steptool.training.scores import Scores, check_mismatch, fingerprint, measure_mismatch, read_engine_log_probs, score
 from steptool.training.trainer import CheckpointFolder, OnCheckpoint, Settings, Trainer
 
 
@@ -99,7 +99,9 @@ def train_round(
     )
     actor = load_actor(policy_dir, reference_dir, config, algorithm, load)
     ppo = config.ppo
-    optimizer = adamw(actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate, moments=ppo.moments)
+    optimizer = make_adamw(
+        actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate, moments=ppo.moments
+    )
     load_state(optimizer, actor, policy_dir)
     if not algorithm.trains_policy:
         actor.policy.requires_grad_(False)
@@ -109,13 +111,13 @@ def train_round(
     if algorithm.needs_scores:
         scores = score_round(actor, reference_dir, selection, limit, checkpoint_folder, algorithm)
         mismatch = compare_with_engine(selection, scores, algorithm)
-        advantages = algorithm.prepare(selection, scores, processes().device)
+        advantages = algorithm.prepare(selection, scores, get_processes().device)
     rows = selection.trajectories
     trainer: Trainer | PreferenceTrainer
     if isinstance(algorithm, Objective):
         trainer = Trainer(actor, optimizer, algorithm, rows, Settings(limit, ppo.max_grad_norm), checkpoint_folder)
     elif isinstance(algorithm, ExplorationPreference):
-        tokenizer = load_tokenizer(weights_of(policy_dir, reference_dir, config.policy))
+        tokenizer = load_tokenizer(find_weights(policy_dir, reference_dir, config.policy))
         trainer = PreferenceTrainer(actor, optimizer, algorithm, rows, tokenizer, checkpoint_folder)
     else:
         raise TypeError(f"{type(algorithm).__name__} has neither a loss (Objective) nor a trainer of its own")
@@ -131,13 +133,13 @@ def load_actor(
     policy_dir: Path, reference_dir: Path, config: Config, algorithm: Algorithm, load: LoadModel = load_model
 ) -> Actor:
     """The policy of a model folder, with its value head where the algorithm needs one."""
-    folder = weights_of(policy_dir, reference_dir, config.policy)
+    folder = find_weights(policy_dir, reference_dir, config.policy)
     actor = load_weights(folder, algorithm, trained=not config.policy.lora_rank, load=load)
     if config.policy.lora_rank:
         actor.policy = adapt(actor.policy, policy_dir, config.policy, config.seed).eval()
     if algorithm.needs_value_head:
-        hidden_size = causal_lm(actor.policy).config.get_text_config().hidden_size
-        actor.head = load_value_head(policy_dir, hidden_size, config.seed).to(processes().device)
+        hidden_size = unwrap_model(actor.policy).config.get_text_config().hidden_size
+        actor.head = load_value_head(policy_dir, hidden_size, config.seed).to(get_processes().device)
     if config.ppo.gradient_checkpointing:
         actor.checkpoint_activations()
     if config.ppo.compile:
@@ -150,7 +152,7 @@ def load_weights(folder: Path, algorithm: Algorithm, *, trained: bool, load: Loa
     ppo = algorithm.config.ppo
     options: dict[str, Any] = {"detach_value": ppo.detach_value, "temperature": algorithm.temperature}
     if cuts_models(ppo.sharding):
-        return load_sharded_actor(folder, processes().num_processes, trained=trained, **options)
+        return load_sharded_actor(folder, get_processes().num_processes, trained=trained, **options)
     return Actor(load(folder), **options)
 
 
@@ -172,12 +174,12 @@ def save_actor(
     if is_sharded(actor) and not isinstance(actor.policy, PeftModel):
         save_sharded_model(actor.policy, policy_dir, out_dir)
         save_sharded_moments(optimizer, actor, out_dir)
-    elif processes().is_main_process:
+    elif get_processes().is_main_process:
         save_policy(actor.policy, policy_dir, reference_dir, out_dir)
         save_moments(optimizer, actor, out_dir, half=is_adapter(out_dir))
-    if actor.head is not None and processes().is_main_process:
+    if actor.head is not None and get_processes().is_main_process:
         save_value_head(actor.head, out_dir)
-    processes().wait_for_everyone()
+    get_processes().wait_for_everyone()
 
 
 def compare_with_engine(selection: Selection, scores: Scores, algorithm: Algorithm) -> list[Metric]:
@@ -185,7 +187,7 @@ def compare_with_engine(selection: Selection, scores: Scores, algorithm: Algorit
 
     Raises MismatchError where they are further apart than `ppo.max_mismatch`.
     """
-    ppo, engine_N = algorithm.config.ppo, engine_log_probs(selection.trajectories)
+    ppo, engine_N = algorithm.config.ppo, read_engine_log_probs(selection.trajectories)
     if engine_N is None:
         return []
     mismatch = measure_mismatch(scores.log_probs_N, engine_N, ppo.importance_cap)
@@ -208,7 +210,7 @@ def score_round(
     adapted = isinstance(actor.policy, PeftModel)
     reference = None if adapted else load_weights(reference_dir, algorithm, trained=False)
     scores = score(actor, reference, selection.trajectories, limit)
-    if checkpoints and processes().is_main_process:
+    if checkpoints and get_processes().is_main_process:
         scores.save(checkpoints.path, checkpoints.fingerprint)
-    processes().wait_for_everyone()
+    get_processes().wait_for_everyone()
     return scores

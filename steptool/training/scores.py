@@ -29,14 +29,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from steptool.config import PPOConfig
-from steptool.models.actor import Actor, Spanned, action_places, collate
+from steptool.models.actor import Actor, Spanned, collate, find_action_places
 from steptool.models.sharding import is_sharded
 from steptool.records import Metric, Trajectory
 from steptool.training.processes import (
     PassLimit,
-    forward_passes,
-    packed_places,
-    processes,
+    cut_forward_passes,
+    find_packed_places,
+    get_processes,
     share_passes,
     sum_over_processes,
 )
@@ -77,7 +77,7 @@ class Mismatch:
         return [Metric(stage, round_index, 0, name, value) for name, value in names.items()]
 
 
-def engine_log_probs(trajectories: Sequence[Trajectory]) -> Floats | None:
+def read_engine_log_probs(trajectories: Sequence[Trajectory]) -> Floats | None:
     """The stored log-probabilities [N] of all action tokens, packed end to end; None where a trajectory has none."""
     if any(len(t.logprobs) != t.action_tokens for t in trajectories):
         return None
@@ -112,7 +112,7 @@ def check_mismatch(mismatch: Mismatch, ppo: PPOConfig, round_index: int) -> None
         )
 
 
-def importance_weights(log_probs_N: Floats, engine_N: Floats | None, ppo: PPOConfig) -> Floats:
+def compute_importance_weights(log_probs_N: Floats, engine_N: Floats | None, ppo: PPOConfig) -> Floats:
     """The factor [N] of each token's policy loss, by `ppo.importance` with the cap C of `ppo.importance_cap`.
 
     none:       1
@@ -210,12 +210,12 @@ def score(actor: Actor, reference: Actor | None, sequences: Sequence[Spanned], l
 
     `reference` is the model that the policy is held to; None: the policy itself with its adapter switched off.
     """
-    state = processes()
-    counts = np.array([len(action_places(row)) for row in sequences], dtype=np.int64)
+    state = get_processes()
+    counts = np.array([len(find_action_places(row)) for row in sequences], dtype=np.int64)
     lengths = np.array([len(row.input_ids) for row in sequences], dtype=np.int64)
-    places = packed_places(counts)
+    places = find_packed_places(counts)
     scores_3N = torch.zeros(3, int(counts.sum()), device=state.device)
-    passes = forward_passes(np.arange(len(sequences)), lengths, limit, state.num_processes)
+    passes = cut_forward_passes(np.arange(len(sequences)), lengths, limit, state.num_processes)
     shares = share_passes(passes, state.process_index, state.num_processes, together=is_sharded(actor))
     for rows, valid in shares:
         batch = collate([sequences[i] for i in rows], limit.packed).to(state.device)

@@ -27,23 +27,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from steptool.artifacts.lineage import sha256
+from steptool.artifacts.lineage import hash_file
 from steptool.artifacts.metrics import say
-from steptool.models.actor import Actor, Indices, Spanned, action_places, collate
+from steptool.models.actor import Actor, Indices, Spanned, collate, find_action_places
 from steptool.models.optimizer import load_moments, save_moments
-from steptool.models.sharding import is_sharded, load_sharded_moments, moments, read_parts, write_parts
+from steptool.models.sharding import is_sharded, load_sharded_moments, read_moments, read_parts, write_parts
 from steptool.training import scores
 from steptool.training.algorithms.base import ForwardPass, LossTerms, Objective
 from steptool.training.processes import (
     PassLimit,
     agree,
-    forward_passes,
-    max_over_processes,
-    packed_places,
-    processes,
+    cut_forward_passes,
+    find_packed_places,
+    get_processes,
     share_passes,
     sum_gradients,
     sum_over_processes,
+    take_maxima,
 )
 
 COMPLETE = "complete"
@@ -80,21 +80,21 @@ class CheckpointFolder:
 
         To be called by all processes. The first one writes, and the others their parts of a model that is cut.
         """
-        folder, first, cut = self.path / f"checkpoint-{len(log)}", processes().is_main_process, is_sharded(model)
+        folder, first, cut = self.path / f"checkpoint-{len(log)}", get_processes().is_main_process, is_sharded(model)
         if first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         if cut:
-            processes().wait_for_everyone()
-            write_parts({**trained, **moments(optimizer, model)}, folder / _PARTS)
+            get_processes().wait_for_everyone()
+            write_parts({**trained, **read_moments(optimizer, model)}, folder / _PARTS)
         elif first:
             save_file({n: p.cpu().contiguous() for n, p in trained.items()}, folder / _TRAINED)
             save_moments(optimizer, model, folder)
         if first:
             self._complete(folder, log)
         if cut:
-            processes().wait_for_everyone()
+            get_processes().wait_for_everyone()
 
     def _complete(self, folder: Path, log: list[dict[str, float]]) -> None:
         progress = {"fingerprint": self.fingerprint, "log": log}
@@ -111,7 +111,7 @@ class CheckpointFolder:
         Raises ValueError if it belongs to other training data.
         """
         cut = is_sharded(model)
-        last = agree(last_checkpoint(self.path)) if cut else last_checkpoint(self.path)
+        last = agree(find_last_checkpoint(self.path)) if cut else find_last_checkpoint(self.path)
         if last is None:
             return []
         progress = json.loads((last / _PROGRESS).read_text(encoding="utf-8"))
@@ -135,7 +135,7 @@ def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
-def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+def find_last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     """The latest complete checkpoint whose files match their digests. Damaged ones are named and skipped."""
     for checkpoint in reversed(complete_checkpoints(folder)):
         if _is_undamaged(checkpoint):
@@ -163,7 +163,7 @@ def unpack(source: Path, folder: Path) -> bool:
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, OSError, ValueError):  # a damaged header may name any size, time or path
         pass
-    if last_checkpoint(folder):
+    if find_last_checkpoint(folder):
         return True
     shutil.rmtree(folder)
     folder.mkdir()
@@ -187,7 +187,7 @@ def _is_undamaged(checkpoint: Path) -> bool:
 def _digests(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint but the mark itself."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(COMPLETE))
-    return {file.relative_to(checkpoint).as_posix(): sha256(file) for file in files}
+    return {file.relative_to(checkpoint).as_posix(): hash_file(file) for file in files}
 
 
 class DivergedError(RuntimeError):
@@ -238,8 +238,8 @@ class Trainer:
         self.checkpoints = checkpoints
         self.on_step = on_step
         self.lengths = np.array([len(row.input_ids) for row in sequences], dtype=np.int64)
-        self.action_tokens = np.array([len(action_places(row)) for row in sequences], dtype=np.int64)
-        self._places = packed_places(self.action_tokens)
+        self.action_tokens = np.array([len(find_action_places(row)) for row in sequences], dtype=np.int64)
+        self._places = find_packed_places(self.action_tokens)
         actor.accumulate_gradients()
         self._together = is_sharded(actor)
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -280,16 +280,16 @@ class Trainer:
 
     def _passes(self, rows: Indices) -> Iterator[ForwardPass]:
         """The forward passes of an optimizer step that fall to this process."""
-        state = processes()
+        state = get_processes()
         step_places = self._tensor(rows)
         limit = self.settings.limit
-        parts = forward_passes(rows, self.lengths, limit, state.num_processes)
+        parts = cut_forward_passes(rows, self.lengths, limit, state.num_processes)
         for part, counts in share_passes(parts, state.process_index, state.num_processes, together=self._together):
             batch = collate([self.sequences[i] for i in part], limit.packed).to(state.device)
             yield ForwardPass(batch, self._tensor(part), step_places, counts)
 
     def _tensor(self, rows: Indices) -> Tensor:
-        return torch.from_numpy(np.concatenate([self._places[i] for i in rows])).to(processes().device)
+        return torch.from_numpy(np.concatenate([self._places[i] for i in rows])).to(get_processes().device)
 
     def _clip(self) -> float:
         """Clip the gradients; returns the norm of the policy's before that."""
@@ -303,7 +303,7 @@ class Meter:
     """Adds up the figures of an optimizer step over its forward passes and processes."""
 
     def __init__(self, objective: Objective) -> None:
-        device = processes().device
+        device = get_processes().device
         self._names = ("loss", *objective.sums), objective.maxima
         self._sums = torch.zeros(len(self._names[0]), dtype=torch.float64, device=device)
         self._maxima = torch.zeros(len(self._names[1]), dtype=torch.float64, device=device)
@@ -318,7 +318,7 @@ class Meter:
 
     def read(self) -> Figures:
         """The figures over all processes."""
-        sums, maxima = sum_over_processes(self._sums), max_over_processes(self._maxima)
+        sums, maxima = sum_over_processes(self._sums), take_maxima(self._maxima)
         return dict(zip((*self._names[0], *self._names[1]), [*sums.tolist(), *maxima.tolist()], strict=True))
 
 

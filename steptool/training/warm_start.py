@@ -17,20 +17,20 @@ from typing import Any, Literal
 from peft import PeftModel
 
 from steptool.artifacts.metrics import update_metrics
-from steptool.chat.call_format import offered_tools, to_text_answers
+from steptool.chat.call_format import offer_tools, to_text_answers
 from steptool.chat.codec import ChatCodec
-from steptool.chat.messages import calls_of
+from steptool.chat.messages import read_calls
 from steptool.config import Config, FinishMode, PolicyConfig, WarmStartConfig
 from steptool.data.sources import open_source
-from steptool.data.splits import shard_positions
+from steptool.data.splits import select_shard_positions
 from steptool.models.actor import Actor, Spanned
-from steptool.models.adapter import NOT_MERGED, merge_weights, name_base, new_adapter, save_adapter
+from steptool.models.adapter import NOT_MERGED, add_adapter, merge_weights, name_base, save_adapter
 from steptool.models.load import load_model, load_tokenizer
-from steptool.models.optimizer import adamw
+from steptool.models.optimizer import make_adamw
 from steptool.models.sharding import is_sharded, load_sharded_actor, save_sharded_model
 from steptool.records import FINISH, Message, Metric, Query, StopReason, Trajectory
 from steptool.training.algorithms.base import Supervised
-from steptool.training.processes import PassLimit, cuts_models, grouped_batches, processes, share_folder
+from steptool.training.processes import PassLimit, cuts_models, draw_grouped_batches, get_processes, share_folder
 from steptool.training.scores import fingerprint
 from steptool.training.trainer import CheckpointFolder, OnCheckpoint, OnStep, Settings, Trainer, warm_up_and_cosine
 
@@ -109,7 +109,7 @@ def select_fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -
     leave_out = open_source(config.data.source).may_leave_out_long_prompts
     fitting = []
     for query in queries:
-        tools = offered_tools(query.tools, config.rollout.finish)
+        tools = offer_tools(query.tools, config.rollout.finish)
         tokens = len(codec.prompt_ids(query.first_messages, tools))
         if tokens <= room:
             fitting.append(query)
@@ -142,7 +142,7 @@ def encode_demonstrations(
     that has more than `max_context` tokens, is refused with its reason.
     Demonstrations of other queries are not for learning and are passed over.
     """
-    tools = {q.query_id: offered_tools(q.tools, finish) for q in queries if q.split == "train"}
+    tools = {q.query_id: offer_tools(q.tools, finish) for q in queries if q.split == "train"}
     lessons = Lessons([], [])
     for demonstration in demonstrations:
         if demonstration.query_id not in tools:
@@ -169,7 +169,7 @@ def _end_in_text(demonstration: Trajectory, codec: ChatCodec) -> list[Message]:
     if demonstration.stop_reason is StopReason.GAVE_UP:
         raise ValueError("it gives up, which an answer in text cannot say")
     messages = to_text_answers(demonstration.messages, codec.format.render_answer)
-    if any(call.name == FINISH for message in messages for call in calls_of(message)):
+    if any(call.name == FINISH for message in messages for call in read_calls(message)):
         raise ValueError("a call of Finish gives no answer, and the task does not offer the tool")
     return messages
 
@@ -186,7 +186,7 @@ def _check_shards(train: int, config: Config) -> None:
     if 2 * shards <= min(queries, train):
         return  # at least half of a round's queries are distinct, even where it ends one pass and begins another
     for round_index in range(config.ppo.rounds):
-        shard_positions(train, queries, round_index, config.seed, shard=shards - 1, shards=shards)
+        select_shard_positions(train, queries, round_index, config.seed, shard=shards - 1, shards=shards)
 
 
 _MICRO_BATCH = 16
@@ -235,12 +235,12 @@ def warm_start(
     if cut:
         out_dir = share_folder(out_dir)
         checkpoints = share_folder(Path(checkpoints)) if checkpoints else None
-        actor = load_sharded_actor(base_dir, processes().num_processes, trained=not policy.lora_rank)
+        actor = load_sharded_actor(base_dir, get_processes().num_processes, trained=not policy.lora_rank)
     else:
         actor = Actor(load_model(base_dir))
     if policy.lora_rank:
-        actor.policy = new_adapter(actor.policy, policy, seed).eval()
-    optimizer = adamw(actor.policy, cfg.learning_rate, weight_decay=0.01, moments=moments)
+        actor.policy = add_adapter(actor.policy, policy, seed).eval()
+    optimizer = make_adamw(actor.policy, cfg.learning_rate, weight_decay=0.01, moments=moments)
     if gradient_checkpointing:
         actor.checkpoint_activations()
     limit = PassLimit(_MICRO_BATCH, tokens_per_pass, actor.packed)
@@ -249,7 +249,7 @@ def warm_start(
     if checkpoints:
         checkpoint_folder = CheckpointFolder(Path(checkpoints), checkpoint_every, fingerprint(fitting), on_checkpoint)
     trainer = Trainer(actor, optimizer, Supervised(), fitting, settings, checkpoint_folder, on_step)
-    log = trainer.train(grouped_batches(trainer.lengths, cfg.batch_size, cfg.steps, seed))
+    log = trainer.train(draw_grouped_batches(trainer.lengths, cfg.batch_size, cfg.steps, seed))
     save_warm_start(actor, base_dir, out_dir)
     metrics = update_metrics(log, "warm_start", -1)
     left_out = float(len(examples) - len(fitting))
@@ -261,13 +261,13 @@ def save_warm_start(actor: Actor, base_dir: Path, out_dir: Path) -> None:
     adapted = isinstance(actor.policy, PeftModel)
     if is_sharded(actor) and not adapted:
         save_sharded_model(actor.policy, base_dir, out_dir)
-    elif processes().is_main_process and is_sharded(actor):
+    elif get_processes().is_main_process and is_sharded(actor):
         with TemporaryDirectory() as adapter:
             save_adapter(actor.policy, name_base(base_dir), Path(adapter))
             shutil.copytree(base_dir, out_dir, ignore=NOT_MERGED, dirs_exist_ok=True)
             merge_weights(Path(adapter), base_dir, out_dir)
-    elif processes().is_main_process:
+    elif get_processes().is_main_process:
         merged: Any = actor.policy.merge_and_unload() if adapted else actor.policy  # type: ignore[operator]
         merged.save_pretrained(out_dir)
         load_tokenizer(base_dir).save_pretrained(out_dir)
-    processes().wait_for_everyone()
+    get_processes().wait_for_everyone()

@@ -23,7 +23,7 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.lineage import COSTS
-from steptool.artifacts.metrics import first_process, say
+from steptool.artifacts.metrics import is_first_process, say
 from steptool.records import Cost
 from steptool.records.tables import write_records
 
@@ -116,7 +116,7 @@ class Checkpoints:
         self._store = current_context().checkpoint
         if self._restore():
             say(stage, "going on from the checkpoint of an earlier attempt")
-            if first_process():
+            if is_first_process():
                 self.save()
 
     def save(self) -> None:

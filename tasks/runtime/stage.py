@@ -33,7 +33,7 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.metrics import Stopwatch, describe_error, first_process, is_on, say_error, trace_stage
+from steptool.artifacts.metrics import Stopwatch, describe_error, is_first_process, is_on, say_error, trace_stage
 from steptool.config.base import ConfigError, StrictModel
 from steptool.config.run import override, read_mapping
 from steptool.environments.base import TransportError
@@ -276,11 +276,11 @@ def _with_page(name: StageName, function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         watch = Stopwatch(name)
         result = function(*args, **kwargs)
-        if first_process():
-            from steptool.report.stage_page import stage_page
+        if is_first_process():
+            from steptool.report.stage_page import build_stage_page
 
             outputs = result._asdict() if hasattr(result, "_asdict") else {"result": result}
-            Deck(name, stage_page(name, _with_local_paths(kwargs), _with_local_paths(outputs), watch.cost()))
+            Deck(name, build_stage_page(name, _with_local_paths(kwargs), _with_local_paths(outputs), watch.cost()))
         return result
 
     return run

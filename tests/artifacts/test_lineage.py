@@ -39,6 +39,6 @@ def test_a_folder_from_elsewhere_has_no_lineage(tmp_path: Path) -> None:
 def test_a_card_says_which_results_are_not_measurable() -> None:
     unknown = {"pass_rate": None, "low": None, "high": None, "tasks": 0}
     half = {"pass_rate": 0.5, "low": 0.2, "high": 0.8, "tasks": 4}
-    card = lineage.card([], "a model", {"results": {"champion": unknown, "challenger": half}})
+    card = lineage.make_card([], "a model", {"results": {"champion": unknown, "challenger": half}})
     assert "| champion | not measurable | | 0 |" in card
     assert "| challenger | 50.0% | 20.0% to 80.0% | 4 |" in card

@@ -6,13 +6,13 @@ from steptool.artifacts.metrics import (
     Stopwatch,
     Ticker,
     count_metrics,
-    counts_of,
     describe_error,
     format_line,
     format_rate,
-    peak_memory_mb,
+    measure_peak_memory_mb,
     say,
     say_results,
+    select_counts,
     total_counts,
     update_metrics,
 )
@@ -52,7 +52,7 @@ def test_a_stopwatch_measures_time_and_memory() -> None:
     cost = watch.cost(tokens=7)
     assert (cost.stage, cost.round, cost.tokens) == ("ppo", 3, 7)
     assert 0 <= cost.seconds < 5
-    assert 10 < cost.peak_memory_mb <= peak_memory_mb() < 100_000
+    assert 10 < cost.peak_memory_mb <= measure_peak_memory_mb() < 100_000
 
 
 def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +91,8 @@ def test_figures_of_optimizer_steps_are_numbered_from_0() -> None:
 def test_counts_come_back_flat_and_apart_from_metrics_of_training() -> None:
     counts = count_metrics("warm_start", {"kept": {"train": 3, "heldout": 2}, "dropped": 1})
     metrics = [*counts, Metric("warm_start", -1, 0, "loss", 2.5)]
-    assert counts_of(metrics, "warm_start") == {"kept/train": 3, "kept/heldout": 2, "dropped": 1}
-    assert counts_of(metrics, "ingest") == {}
+    assert select_counts(metrics, "warm_start") == {"kept/train": 3, "kept/heldout": 2, "dropped": 1}
+    assert select_counts(metrics, "ingest") == {}
 
 
 def test_counts_of_shards_are_summed_by_name() -> None:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from steptool.chat.messages import annotate_tool, model_schemas, reads_only
+from steptool.chat.messages import annotate_tool, reads_only, strip_hints
 
 
 def tool(**more: Any) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def tool(**more: Any) -> dict[str, Any]:
 )
 def test_a_schema_says_whether_its_tool_only_reads(more: dict[str, Any], expected: bool | None) -> None:
     assert reads_only(tool(**more)) is expected
-    assert model_schemas([tool(**more)]) == [tool()]
+    assert strip_hints([tool(**more)]) == [tool()]
 
 
 def test_a_hint_is_added_to_a_copy() -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from steptool.chat import codec as codec_module
 from steptool.chat.codec import ChatCodec
-from steptool.chat.messages import FINISH_SCHEMA, call_message
+from steptool.chat.messages import FINISH_SCHEMA, make_call_message
 from steptool.records import Message, ToolCall
 
 OURS = Path(codec_module.__file__).parent / "templates"
@@ -43,9 +43,9 @@ def template(name: str) -> str:
 HERMES = template("hermes")
 TALK: list[Message] = [
     {"role": "user", "content": "where is order 7?"},
-    call_message(ToolCall("get_order", {"id": 7}), "let me see"),
+    make_call_message(ToolCall("get_order", {"id": 7}), "let me see"),
     {"role": "tool", "name": "get_order", "content": '{"state": "shipped"}'},
-    call_message(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "shipped é"})),
+    make_call_message(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "shipped é"})),
 ]
 RESPONSE = (
     '\n<|im_start|>user\n<tool_response>\n{"state": "shipped"}\n</tool_response><|im_end|>\n<|im_start|>assistant\n'
@@ -127,7 +127,7 @@ def test_a_developer_keeps_its_role_where_the_template_knows_it() -> None:
 
 def test_the_next_prompt_goes_on_from_the_tokens_that_were_sampled() -> None:
     codec = ChatCodec(tokenizer(HERMES))
-    call = call_message(ToolCall("get", {"key": "a"}))
+    call = make_call_message(ToolCall("get", {"key": "a"}))
     talk: list[Message] = [{"role": "user", "content": "go"}, call, {"role": "tool", "name": "get", "content": "7"}]
     spaced = codec.tokenizer.encode('<tool_call> {"name": "get", "arguments": {"key": "a"}}</tool_call><|im_end|>')
     assert codec.parse(spaced).call == ToolCall("get", {"key": "a"})

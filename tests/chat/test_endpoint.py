@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.config import EndpointConfig
-from steptool.storage.sqlite import Replies, request_key
+from steptool.storage.sqlite import Replies, make_request_key
 
 KEY = "sk-very-secret-key"
 ASKER = """
@@ -214,7 +214,7 @@ def test_after_a_kill_exactly_the_missing_requests_are_asked(chat, tmp_path):
     replies = Replies(tmp_path / "replies.sqlite")
     fields = {"model": "m", "temperature": 0.0, "max_tokens": 1024}
     answered_numbers = {
-        n for n in range(40) if replies.get(request_key({**fields, "messages": user(f"question {n}")}, 0))
+        n for n in range(40) if replies.get(make_request_key({**fields, "messages": user(f"question {n}")}, 0))
     }
     replies.close()
     assert set(numbers) <= answered_numbers and len(answered_numbers) < 40
@@ -233,7 +233,7 @@ JSON = st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.text(
 @given(JSON, JSON, st.integers(0, 3), st.integers(0, 3))
 def test_keys_are_equal_where_the_request_and_the_vote_are(one, other, vote, second):
     same = json.dumps([one, vote], sort_keys=True) == json.dumps([other, second], sort_keys=True)
-    assert (request_key(one, vote) == request_key(other, second)) == same
+    assert (make_request_key(one, vote) == make_request_key(other, second)) == same
 
 
 @given(st.text())

@@ -6,10 +6,10 @@ import pytest
 
 from play_fixtures import GET
 from scripts.chat_template_table import FOLDER, TALK, TOOLS, make_tokenizer
-from steptool.chat.call_format import ParsedTurn, offered_tools, to_finish_calls, to_text_answers
+from steptool.chat.call_format import ParsedTurn, offer_tools, to_finish_calls, to_text_answers
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import FORMATS, GPT_OSS, HERMES
-from steptool.chat.messages import FINISH_SCHEMA, annotate_tool, call_message, tool_message
+from steptool.chat.messages import FINISH_SCHEMA, annotate_tool, make_call_message, make_tool_message
 from steptool.records import Message, ToolCall
 
 READ = ToolCall("get", {"key": "a"})
@@ -47,35 +47,39 @@ def test_an_answer_of_glm_ends_where_the_user_begins_and_a_call_where_the_tool_d
 
 
 def test_which_tools_a_model_sees() -> None:
-    assert offered_tools([FINISH_SCHEMA, GET], "text") == offered_tools([GET], "text") == [GET]
-    assert offered_tools([FINISH_SCHEMA, GET], "tool") == [FINISH_SCHEMA, GET]
-    assert offered_tools([GET], "tool") == [GET, FINISH_SCHEMA]
+    assert offer_tools([FINISH_SCHEMA, GET], "text") == offer_tools([GET], "text") == [GET]
+    assert offer_tools([FINISH_SCHEMA, GET], "tool") == [FINISH_SCHEMA, GET]
+    assert offer_tools([GET], "tool") == [GET, FINISH_SCHEMA]
 
 
 def test_conversations_are_told_in_text_and_with_finish() -> None:
     in_text: list[Message] = [
         {"role": "user", "content": "go"},
-        call_message(SEVEN, "<think>\nhm\n</think>"),
-        tool_message("Finish", ""),
+        make_call_message(SEVEN, "<think>\nhm\n</think>"),
+        make_tool_message("Finish", ""),
         {"role": "user", "content": "And now?"},
-        call_message(ToolCall("Finish", {"return_type": "give_answer"})),
-        tool_message("Finish", '{"error": "final_answer is missing"}'),
-        call_message(SEVEN, "These words would be a part of the answer."),
+        make_call_message(ToolCall("Finish", {"return_type": "give_answer"})),
+        make_tool_message("Finish", '{"error": "final_answer is missing"}'),
+        make_call_message(SEVEN, "These words would be a part of the answer."),
     ]
     text = to_text_answers(in_text)
     assert text == [
         in_text[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\n7"}, *in_text[3:6],
         {"role": "assistant", "content": "7"},
     ]  # fmt: skip
-    assert to_finish_calls([in_text[0], text[-1]]) == [in_text[0], call_message(SEVEN), tool_message("Finish", "")]
+    assert to_finish_calls([in_text[0], text[-1]]) == [
+        in_text[0],
+        make_call_message(SEVEN),
+        make_tool_message("Finish", ""),
+    ]
 
 
 def test_a_finish_after_which_the_assistant_goes_on_stays_a_call_that_failed() -> None:
     """Without Finish among the tools a call of it is answered as that of any unknown tool."""
-    failed = [call_message(SEVEN), tool_message("Finish", '{"error": "unknown tool Finish"}')]
+    failed = [make_call_message(SEVEN), make_tool_message("Finish", '{"error": "unknown tool Finish"}')]
     answer: Message = {"role": "assistant", "content": "7"}
     assert to_text_answers([*failed, *failed, answer]) == [*failed, *failed, answer]
-    assert to_text_answers([*failed, call_message(SEVEN)]) == [*failed, answer]
+    assert to_text_answers([*failed, make_call_message(SEVEN)]) == [*failed, answer]
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)

@@ -12,14 +12,14 @@ from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT
 from steptool.chat.messages import (
     FINISH_SCHEMA,
     NO_CALL,
-    call_message,
-    calls_of,
     from_legacy,
-    one_call_per_turn,
+    make_call_message,
+    make_tool_message,
+    read_calls,
+    split_calls,
     to_legacy,
-    tool_message,
 )
-from steptool.chat.turns import alternating, describe, from_text, to_text, with_tools
+from steptool.chat.turns import describe, from_text, join_user_messages, to_text, with_tools
 from steptool.records import Message, ToolCall
 
 EVERY = pytest.mark.parametrize("form", list(FORMATS.values()), ids=list(FORMATS))
@@ -50,13 +50,13 @@ def turns(draw: st.DrawFn, thoughts: st.SearchStrategy[str] = NASTY, most: int =
     calls = draw(st.lists(CALLS, max_size=most))
     if not calls:
         spoken: Message = {"role": "assistant", "content": draw(NASTY)}
-        return [spoken, tool_message(NO_CALL, draw(NASTY))] if draw(st.booleans()) else [spoken]
-    message = call_message(calls[0], draw(thoughts))
+        return [spoken, make_tool_message(NO_CALL, draw(NASTY))] if draw(st.booleans()) else [spoken]
+    message = make_call_message(calls[0], draw(thoughts))
     message["tool_calls"] = [
         {"type": "function", "id": f"call{n}", "function": {"name": c.name, "arguments": dict(c.arguments)}}
         for n, c in enumerate(calls)
     ]
-    answers = [{**tool_message(c.name, draw(NASTY)), "tool_call_id": f"call{n}"} for n, c in enumerate(calls)]
+    answers = [{**make_tool_message(c.name, draw(NASTY)), "tool_call_id": f"call{n}"} for n, c in enumerate(calls)]
     return [message, *draw(st.permutations(answers))]
 
 
@@ -68,21 +68,21 @@ def conversations(thoughts: st.SearchStrategy[str] = NASTY, most: int = 3) -> st
 
 
 def calls_in(messages: list[Message]) -> list[ToolCall]:
-    return [call for message in messages for call in calls_of(message)]
+    return [call for message in messages for call in read_calls(message)]
 
 
 def plainly(messages: list[Message]) -> list[Message]:
     """One call in each turn, without ids, and thoughts without white space around them."""
     plain_messages = []
-    for message in one_call_per_turn(messages):
+    for message in split_calls(messages):
         fields = {k: v for k, v in message.items() if k != "tool_call_id"}
-        calls = calls_of(message)
-        plain_messages.append(call_message(calls[0], message["content"].strip()) if calls else fields)
+        calls = read_calls(message)
+        plain_messages.append(make_call_message(calls[0], message["content"].strip()) if calls else fields)
     return plain_messages
 
 
 def test_several_calls_become_as_many_turns_each_with_its_answer() -> None:
-    message = call_message(GET, "both")
+    message = make_call_message(GET, "both")
     message["tool_calls"] = [
         {"type": "function", "id": "1", "function": {"name": "get", "arguments": '{"key": "a"}'}},
         {"type": "function", "id": "2", "function": {"name": "set", "arguments": {"key": "b", "to": 3}}},
@@ -93,9 +93,9 @@ def test_several_calls_become_as_many_turns_each_with_its_answer() -> None:
         {"role": "tool", "tool_call_id": "9", "name": "lost", "content": "?"},
         {"role": "tool", "tool_call_id": "1", "content": "7"},
     ]
-    first, second = call_message(GET, "both"), call_message(SET)
+    first, second = make_call_message(GET, "both"), make_call_message(SET)
     first["tool_calls"][0]["id"], second["tool_calls"][0]["id"] = "1", "2"
-    assert one_call_per_turn([user, message, *answers, user]) == [
+    assert split_calls([user, message, *answers, user]) == [
         user,
         first,
         {"role": "tool", "tool_call_id": "1", "name": "get", "content": "7"},
@@ -107,33 +107,33 @@ def test_several_calls_become_as_many_turns_each_with_its_answer() -> None:
 
 
 def test_without_ids_answers_follow_in_their_order() -> None:
-    message = {**call_message(GET), "content": None, "reasoning": "kept"}
-    message["tool_calls"] = message["tool_calls"] + call_message(SET)["tool_calls"]
-    turns = one_call_per_turn([message, tool_message("get", "7"), tool_message("set", "done")])
+    message = {**make_call_message(GET), "content": None, "reasoning": "kept"}
+    message["tool_calls"] = message["tool_calls"] + make_call_message(SET)["tool_calls"]
+    turns = split_calls([message, make_tool_message("get", "7"), make_tool_message("set", "done")])
     assert turns == [
-        {**call_message(GET), "reasoning": "kept"},
-        tool_message("get", "7"),
-        call_message(SET),
-        tool_message("set", "done"),
+        {**make_call_message(GET), "reasoning": "kept"},
+        make_tool_message("get", "7"),
+        make_call_message(SET),
+        make_tool_message("set", "done"),
     ]
-    assert one_call_per_turn([message]) == [turns[0], turns[2]], "what was not answered stays without an answer"
+    assert split_calls([message]) == [turns[0], turns[2]], "what was not answered stays without an answer"
 
 
 def test_without_ids_answers_in_another_order_follow_the_call_of_their_name() -> None:
-    message = call_message(GET)
-    message["tool_calls"] = message["tool_calls"] + call_message(SET)["tool_calls"]
-    swapped = [tool_message("set", "done"), tool_message("get", "7")]
-    assert one_call_per_turn([message, *swapped]) == [
-        call_message(GET), tool_message("get", "7"), call_message(SET), tool_message("set", "done"),
+    message = make_call_message(GET)
+    message["tool_calls"] = message["tool_calls"] + make_call_message(SET)["tool_calls"]
+    swapped = [make_tool_message("set", "done"), make_tool_message("get", "7")]
+    assert split_calls([message, *swapped]) == [
+        make_call_message(GET), make_tool_message("get", "7"), make_call_message(SET), make_tool_message("set", "done"),
     ]  # fmt: skip
-    other = tool_message("look", "nothing")
-    assert one_call_per_turn([message, other]) == [call_message(GET), call_message(SET), other]
+    other = make_tool_message("look", "nothing")
+    assert split_calls([message, other]) == [make_call_message(GET), make_call_message(SET), other]
 
 
 def test_arguments_may_be_missing_in_words() -> None:
     for arguments in ("", " ", "null"):
         message = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": arguments}}]}
-        assert calls_of(message) == [ToolCall("look", {})]
+        assert read_calls(message) == [ToolCall("look", {})]
 
 
 @pytest.mark.parametrize(
@@ -142,22 +142,24 @@ def test_arguments_may_be_missing_in_words() -> None:
 )
 def test_what_is_no_list_of_calls_is_refused(calls: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        calls_of({"role": "assistant", "tool_calls": calls})
+        read_calls({"role": "assistant", "tool_calls": calls})
 
 
 @given(conversations())
 def test_splitting_keeps_the_calls_and_is_done_once(messages: list[Message]) -> None:
-    split = one_call_per_turn(messages)
+    split = split_calls(messages)
     assert calls_in(split) == calls_in(messages)
-    assert all(len(calls_of(m)) <= 1 for m in split)
-    assert one_call_per_turn(split) == split
+    assert all(len(read_calls(m)) <= 1 for m in split)
+    assert split_calls(split) == split
     for turn, answer in pairwise(split):
         if turn.get("tool_calls"):
             assert answer["tool_call_id"] == turn["tool_calls"][0]["id"]
 
 
 def test_the_older_form() -> None:
-    assert to_legacy([{"role": "user", "content": "go"}, call_message(SET, "so"), tool_message("set", "done")]) == [
+    assert to_legacy(
+        [{"role": "user", "content": "go"}, make_call_message(SET, "so"), make_tool_message("set", "done")]
+    ) == [
         {"role": "user", "content": "go"},
         {"role": "assistant", "content": "so", "function_call": {"name": "set", "arguments": '{"key": "b", "to": 3}'}},
         {"role": "function", "name": "set", "content": "done"},
@@ -168,8 +170,8 @@ def test_the_older_form() -> None:
         {"role": "assistant", "content": "hm", "function_call": None},
     ]
     assert from_legacy(recorded) == [
-        call_message(ToolCall("look", {})),
-        tool_message("look", "nothing"),
+        make_call_message(ToolCall("look", {})),
+        make_tool_message("look", "nothing"),
         {"role": "assistant", "content": "hm"},
     ]
 
@@ -216,7 +218,7 @@ def test_any_conversation_is_carried_or_refused(form: Format, messages: list[Mes
 def test_any_text_can_be_read_and_written_again(form: Format, messages: list[tuple[str, str]]) -> None:
     data = from_text([{"role": role, "content": text} for role, text in messages], form)
     for (_, text), message in zip(messages, data, strict=True):
-        assert calls_of(message) == ([form.parse(text).call] if message.get("tool_calls") else [])
+        assert read_calls(message) == ([form.parse(text).call] if message.get("tool_calls") else [])
     assert from_text(to_text(data, form), form) == data
 
 
@@ -225,13 +227,13 @@ def test_a_user_who_writes_an_observation_is_not_taken_for_a_tool() -> None:
         {"role": "user", "content": "Observation: x"},
         {"role": "user", "content": "\\Observation: x"},
     ]
-    text = to_text([*messages, tool_message(NO_CALL, "Action: f")], REACT)
+    text = to_text([*messages, make_tool_message(NO_CALL, "Action: f")], REACT)
     assert [m["content"] for m in text] == [
         "\\Observation: x",
         "\\\\Observation: x",
         "Observation: Action: f",
     ]
-    assert from_text(text, REACT) == [*messages, tool_message(NO_CALL, "Action: f")]
+    assert from_text(text, REACT) == [*messages, make_tool_message(NO_CALL, "Action: f")]
 
 
 def test_the_description_shows_schema_form_and_answer() -> None:
@@ -251,7 +253,7 @@ def test_the_description_shows_schema_form_and_answer() -> None:
     assert with_tools([user], [], REACT, "system") == [user]
     (description, _) = with_tools([system, user], [tool], HERMES, "user")
     assert description == {"role": "user", "content": f"Be brief.\n\n{describe([tool], HERMES)}"}
-    assert alternating([description, user]) == [{"role": "user", "content": description["content"] + "\n\ngo"}]
+    assert join_user_messages([description, user]) == [{"role": "user", "content": description["content"] + "\n\ngo"}]
 
 
 @pytest.mark.parametrize(

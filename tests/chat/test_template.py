@@ -142,7 +142,7 @@ def make_metaspace(prepend: str, template: str | None) -> PreTrainedTokenizerFas
 def flatten(codec: ChatCodec, talk: list[Message]) -> list[Message]:
     """The conversation as the template gets it in plain messages."""
     messages = turns.to_text(talk, codec.format)
-    return turns.alternating(turns.with_tools(messages, TOOLS, codec.format, codec._turns.system_role))
+    return turns.join_user_messages(turns.with_tools(messages, TOOLS, codec.format, codec._turns.system_role))
 
 
 LLAMA_2 = (

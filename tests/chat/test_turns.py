@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from steptool.chat.call_format import ChatFormat
 from steptool.chat.codec import ChatCodec, Encoded
-from steptool.chat.messages import FINISH_SCHEMA, call_message, tool_message
+from steptool.chat.messages import FINISH_SCHEMA, make_call_message, make_tool_message
 from steptool.chat.turns import describe
 from steptool.records import Message, ToolCall
 
@@ -32,12 +32,12 @@ TOOLS = [GET, FINISH_SCHEMA]
 DONE = ToolCall("Finish", {"return_type": "give_answer", "final_answer": "é"})
 TALK: list[Message] = [
     {"role": "user", "content": "go"},
-    call_message(ToolCall("get", {"key": "a"}), "Look first."),
-    tool_message("get", "7"),
+    make_call_message(ToolCall("get", {"key": "a"}), "Look first."),
+    make_tool_message("get", "7"),
     {"role": "user", "content": "And b?"},
     {"role": "assistant", "content": "Hm."},
-    tool_message("error", "no tool call"),
-    call_message(DONE),
+    make_tool_message("error", "no tool call"),
+    make_call_message(DONE),
 ]
 
 
@@ -159,17 +159,17 @@ def test_what_cannot_be_played_is_refused(template: str, chat_format: str, compl
 @pytest.mark.parametrize(
     ("template", "message", "complaint"),
     [
-        (QWEN, call_message(DONE, "I say <|im_end|> now"), "ends its turn"),
-        (QWEN, call_message(ToolCall("get", {"key": "<|im_end|>"})), "ends its turn"),
-        (QWEN, call_message(ToolCall('g"', {})), "would be read as invalid JSON"),
-        (QWEN, call_message(DONE, "I write <tool_call>"), "would be read as invalid JSON"),
+        (QWEN, make_call_message(DONE, "I say <|im_end|> now"), "ends its turn"),
+        (QWEN, make_call_message(ToolCall("get", {"key": "<|im_end|>"})), "ends its turn"),
+        (QWEN, make_call_message(ToolCall('g"', {})), "would be read as invalid JSON"),
+        (QWEN, make_call_message(DONE, "I write <tool_call>"), "would be read as invalid JSON"),
         (
             QWEN,
             {"role": "assistant", "content": '<tool_call>{"name": "f", "arguments": {}}</tool_call>'},
             "no call would",
         ),
         (PLAIN, {"role": "assistant", "content": "Action: f\nAction Input: {}"}, "without tool_calls would be read"),
-        (PLAIN, call_message(ToolCall("a\nb", {})), "cannot carry"),
+        (PLAIN, make_call_message(ToolCall("a\nb", {})), "cannot carry"),
         (
             PLAIN,
             {**TALK[1], "tool_calls": TALK[1]["tool_calls"] * 2},
@@ -212,7 +212,7 @@ def test_what_is_taught_is_read_back_or_refused(template: str, thought: str, val
     codec = ChatCodec(tokenizer(template))
     call = ToolCall("get", {"key": value})
     try:
-        ids = codec.assistant_ids(call_message(call, thought))
+        ids = codec.assistant_ids(make_call_message(call, thought))
     except ValueError:
         assert any(mark in thought + value for mark in MARKS)
     else:

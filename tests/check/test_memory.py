@@ -9,9 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 from steptool.check.memory import GIB, Machine, StageMemory, check_memory, estimate, read_shape
 from steptool.check.plan import read_base_shape
 from steptool.config import Config, ConfigError
-from steptool.models.adapter import new_adapter
+from steptool.models.adapter import add_adapter
 from steptool.models.load import EMBEDDED, load_model
-from steptool.models.optimizer import adamw
+from steptool.models.optimizer import make_adamw
 
 SIZES: dict[str, Any] = {
     "vocab_size": 256, "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4,
@@ -97,7 +97,7 @@ def test_vllm_keeps_its_weights_in_main_memory_while_the_process_trains() -> Non
 
 def test_lora_trains_as_many_weights_as_peft_makes() -> None:
     config = Config.model_validate({"policy": {"lora_rank": 4}})
-    adapted = new_adapter(load_model(EMBEDDED), config.policy, 0)
+    adapted = add_adapter(load_model(EMBEDDED), config.policy, 0)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     shape = read_base_shape(config.policy)
     assert shape is not None
@@ -109,7 +109,7 @@ def test_the_optimizer_of_bfloat16_weights_takes_ten_or_fourteen_bytes_for_each(
     moments: Literal["float32", "bfloat16"], of_weight: int
 ) -> None:
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES)).bfloat16()
-    optimizer = adamw(model, 1e-3, moments=moments)
+    optimizer = make_adamw(model, 1e-3, moments=moments)
     model(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
     size = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)

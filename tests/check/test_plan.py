@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from steptool.check.memory import GIB, machine_of_profile, this_machine
+from steptool.check.memory import GIB, detect_machine, read_machine
 from steptool.check.plan import describe_plan, read_base_shape
 from steptool.config import Config
 from steptool.data.parsing import IngestError
@@ -61,10 +61,10 @@ def test_a_model_that_is_not_here_has_no_shape(base: str) -> None:
 def test_a_process_gets_what_the_profile_says(
     gpus: int, gpu_type: str, memory: str, processes: int, expected: float | None
 ) -> None:
-    machine = machine_of_profile(gpus, gpu_type, memory, processes)
+    machine = read_machine(gpus, gpu_type, memory, processes)
     assert (machine.memory if machine else None) == expected
     assert machine is None or machine.has_gpu == bool(gpus)
 
 
 def test_this_machine_has_some_memory() -> None:
-    assert this_machine().memory > GIB / 4
+    assert detect_machine().memory > GIB / 4

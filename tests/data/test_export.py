@@ -7,12 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steptool.chat.messages import FINISH_SCHEMA, NO_CALL, call_message, tool_message
+from steptool.chat.messages import FINISH_SCHEMA, NO_CALL, make_call_message, make_tool_message
 from steptool.config import Config
 from steptool.data.export import Form, PreferencePair, SftExample, export
 from steptool.data.ingest import ingest
 from steptool.data.recordings.recording import RecordedTurn, make_trajectory
-from steptool.environments.toolbench import observation_status
+from steptool.environments.toolbench import read_status
 from steptool.records import FINISH, Query, Step, StepStatus, ToolCall, Trajectory
 from steptool.records.columns import ContractError, to_row
 from steptool.records.episodes import read_queries
@@ -81,7 +81,7 @@ def test_messages_are_those_of_openai(export_all):
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 WORDS = TEXT.filter(str.strip)
 ARGUMENTS = st.dictionaries(TEXT, st.integers() | TEXT | st.lists(st.booleans(), max_size=2), max_size=3)
-CALLED = st.builds(lambda a, o, t: (ToolCall("tides", a), t, observation_status(o), o), ARGUMENTS, TEXT, TEXT)
+CALLED = st.builds(lambda a, o, t: (ToolCall("tides", a), t, read_status(o), o), ARGUMENTS, TEXT, TEXT)
 MALFORMED = st.builds(lambda w, o: (None, w, StepStatus.MALFORMED, o), WORDS, TEXT)
 
 
@@ -91,16 +91,20 @@ def episodes(draw):
     messages, steps = [], []
     for number, (call, text, status, observation) in enumerate(draw(st.lists(CALLED | MALFORMED, max_size=4))):
         steps.append(Step(call, status, observation))
-        messages += [call_message(call, text) if call else {"role": "assistant", "content": text}]
-        messages += [tool_message(call.name if call else NO_CALL, observation)]
+        messages += [make_call_message(call, text) if call else {"role": "assistant", "content": text}]
+        messages += [make_tool_message(call.name if call else NO_CALL, observation)]
         if draw(st.booleans()):
             finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": draw(TEXT)})
             steps.append(Step(finish, StepStatus.FINISH, ""))
-            messages += [call_message(finish), tool_message(FINISH, ""), {"role": "user", "content": f"And {number}?"}]
+            messages += [
+                make_call_message(finish),
+                make_tool_message(FINISH, ""),
+                {"role": "user", "content": f"And {number}?"},
+            ]
     if not steps or draw(st.booleans()):
         finish = ToolCall(FINISH, {"return_type": draw(st.sampled_from(["give_answer", "give_up_and_restart"]))})
         steps.append(Step(finish, StepStatus.FINISH, ""))
-        messages.append(call_message(finish, draw(TEXT)))
+        messages.append(make_call_message(finish, draw(TEXT)))
     return messages, steps
 
 
@@ -201,7 +205,7 @@ def test_an_empty_file_is_refused_with_its_counts(export_all, tmp_path, form, so
 @pytest.mark.parametrize("form", Form)
 def test_numbers_that_json_cannot_write_are_left_out(export_all, form, number):
     good = [demonstrate(query(), 0, 1.0), demonstrate(query(), 1, 0.0)]
-    call = call_message(ToolCall("tides", {"at": [{"n": number}]}))
+    call = make_call_message(ToolCall("tides", {"at": [{"n": number}]}))
     bad = [replace(one, messages=[one.messages[0], call, *one.messages[2:]]) for one in good]
     result = export_all(form, [*bad, *good], [query()])
     assert result.counts["left out: a number that JSON cannot write"] == (1 if form is Form.SFT else 2)

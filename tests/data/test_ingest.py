@@ -10,7 +10,7 @@ import pytest
 from steptool.config import Config, load_config
 from steptool.data.ingest import ingest
 from steptool.data.parsing import IngestError
-from steptool.data.splits import SPLITS, text_key
+from steptool.data.splits import SPLITS, make_text_key
 from steptool.environments.base import ToolResult
 from steptool.environments.replay import ReplayEnvironment
 from steptool.records import Query, StepStatus, Trajectory
@@ -276,7 +276,7 @@ def test_real_data_as_a_whole(tmp_path, real_data, configured):
     assert len({q.query_id for q in queries}) == len(queries)
     splits = {}
     for q in queries:
-        assert splits.setdefault(text_key(q.instruction), q.split) == q.split
+        assert splits.setdefault(make_text_key(q.instruction), q.split) == q.split
     assert len(read_records(result.demonstrations_path, Trajectory)) == 13
     aside = [json.loads(line) for line in result.quarantine_path.read_text("utf-8").splitlines()]
     # two demonstrations of ToolBench's command line, which name APIs without describing them

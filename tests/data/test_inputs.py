@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steptool.config import Config
-from steptool.data.ingest import ingest, list_files, only_first
+from steptool.data.ingest import ingest, keep_first_files, list_files
 from steptool.data.parsing import IngestError
 from steptool.records.episodes import read_queries
 
@@ -66,7 +66,7 @@ def test_a_source_without_files_is_what_its_section_says() -> None:
 def test_files_that_come_first_are_found_by_their_content(tmp_path: Path) -> None:
     write_tasks(tmp_path / "a.jsonl", ["old"])
     digest = write_tasks(tmp_path / "b.jsonl", ["new"])
-    assert only_first(config(tmp_path, first=[digest, "f" * 64]).data).paths == [str(tmp_path / "b.jsonl")]
+    assert keep_first_files(config(tmp_path, first=[digest, "f" * 64]).data).paths == [str(tmp_path / "b.jsonl")]
 
 
 def split_of(settings: Config, out: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from steptool.config import DataConfig
 from steptool.data.parsing import IngestError, IngestLog
 from steptool.data.recordings.recording import RecordedTurn, Recording
-from steptool.data.splits import SPLITS, StagingDatabase, text_key
+from steptool.data.splits import SPLITS, StagingDatabase, make_text_key
 from steptool.records import Query, Reference
 
 
@@ -35,7 +35,7 @@ def draw(queries, sizes, recorded=(), log=None):
         return {row["query_id"]: row["split"] for row in staging.query_rows()}
 
 
-texts = st.lists(st.text(min_size=1).filter(str.strip), unique_by=text_key, max_size=30)
+texts = st.lists(st.text(min_size=1).filter(str.strip), unique_by=make_text_key, max_size=30)
 
 
 @settings(max_examples=50)

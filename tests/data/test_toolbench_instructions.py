@@ -11,7 +11,7 @@ from steptool.data.parsing import IngestError, IngestLog, UnusableError
 from steptool.data.sources import SourceInputs, ToolBenchSource, read_instruction
 from steptool.data.tools import ToolCatalog, make_tool_schemas
 from steptool.environments.schema import check_arguments, check_tools
-from steptool.environments.toolbench import avoid_reserved, endpoints, function_name
+from steptool.environments.toolbench import avoid_reserved, list_endpoints, make_function_name
 from steptool.records import Reference
 
 FILE = Path("G9_weather.json")
@@ -83,20 +83,20 @@ def test_long_names_that_end_alike_stay_apart(instruction):
     first["api_name"], second["api_name"] = "today " + "y" * 70, "tomorrow " + "y" * 70
     names = [t["function"]["name"] for t in make_tool_schemas(instruction["api_list"]).values()]
     assert len(set(names)) == 2 and all(len(n) == 64 for n in names)
-    assert names[0] == function_name(first["api_name"], first["tool_name"])
+    assert names[0] == make_function_name(first["api_name"], first["tool_name"])
 
 
 def test_long_names_that_end_alike_lead_back_to_their_own_apis(instruction):
     first, second = instruction["api_list"]
     first["api_name"], second["api_name"] = "today " + "y" * 70, "tomorrow " + "y" * 70
-    apis = endpoints(read_instruction(instruction, FILE, 0))
+    apis = list_endpoints(read_instruction(instruction, FILE, 0))
     assert [api for _, _, api in apis.values()] == ["today_" + "y" * 70, "tomorrow_" + "y" * 70]
 
 
 def test_an_api_without_a_category_has_no_way_back(instruction):
     del instruction["api_list"][0]["category_name"]
     query = read_instruction(instruction, FILE, 0)
-    assert len(query.tools) == 3 and list(endpoints(query)) == ["warnings_for_sky_watch"]
+    assert len(query.tools) == 3 and list(list_endpoints(query)) == ["warnings_for_sky_watch"]
 
 
 def test_the_same_api_twice_is_one_tool(instruction):
@@ -213,10 +213,10 @@ def test_every_real_function_leads_back_to_its_api(real_data):
     queries = read_instructions([str(real_data / folder) for folder in folders])
     named = 0
     for query in queries:
-        apis = endpoints(query)
+        apis = list_endpoints(query)
         assert set(apis) == {t["function"]["name"] for t in query.tools} - {"Finish"}
         for name, (_, tool, api) in apis.items():
-            forward = function_name(api, tool)
+            forward = make_function_name(api, tool)
             assert name in (forward, *(f"{forward[:62]}_{number}" for number in range(2, 10)))
             named += 1
     assert named > 4000
@@ -240,6 +240,6 @@ def test_real_function_names_of_all_recorded_answers_keep_the_rules(real_data):
         for function in json.loads(file.read_text("utf-8"))["answer_generation"]["function"]:
             if function["name"] != "Finish":
                 api, _, tool = function["name"].rpartition("_for_")
-                assert function_name(api, tool) == function["name"]
+                assert make_function_name(api, tool) == function["name"]
                 for name in function["parameters"]["properties"]:
                     assert avoid_reserved(name) == name

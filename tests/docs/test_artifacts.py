@@ -20,7 +20,7 @@ from steptool.records import (
     ToolCall,
     Trajectory,
 )
-from steptool.records.columns import schema_of
+from steptool.records.columns import get_schema
 from steptool.records.tables import write_records
 
 OK, FAILED = Step(ToolCall("look", {}), StepStatus.OK, "1"), Step(ToolCall("book", {}), StepStatus.TOOL_ERROR, "no")
@@ -29,7 +29,7 @@ END = Step(ToolCall(FINISH, {}), StepStatus.FINISH, "")
 
 def test_the_page_is_what_the_records_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run make docs-artifacts"
-    assert all(f"| {name} |" in page() for cls in RECORDS for name in schema_of(cls).names)
+    assert all(f"| {name} |" in page() for cls in RECORDS for name in get_schema(cls).names)
 
 
 def episode(name: str, query: str, steps: list[Step], solved: float | None, round_index: int = -1) -> Trajectory:
@@ -40,7 +40,7 @@ def episode(name: str, query: str, steps: list[Step], solved: float | None, roun
 
 
 def evaluation(query: str, model: str, passed: float) -> Evaluation:
-    fields: dict[str, Any] = dict.fromkeys(schema_of(Evaluation).names, 0)
+    fields: dict[str, Any] = dict.fromkeys(get_schema(Evaluation).names, 0)
     texts = {
         "query_id": query,
         "model": model,
@@ -50,7 +50,7 @@ def evaluation(query: str, model: str, passed: float) -> Evaluation:
         "split": "heldout",
         "decoding": "greedy",
     }
-    other = {name: "" for name in fields if schema_of(Evaluation).field(name).type == "string"}
+    other = {name: "" for name in fields if get_schema(Evaluation).field(name).type == "string"}
     return Evaluation(**{**fields, **other, **texts})
 
 

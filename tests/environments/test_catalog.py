@@ -9,7 +9,13 @@ import pytest
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.config.tasks import ENVIRONMENT_NAMES
-from steptool.environments.base import ENVIRONMENTS, Environment, check_queries, environment_class, open_environment
+from steptool.environments.base import (
+    ENVIRONMENTS,
+    Environment,
+    check_queries,
+    find_environment_class,
+    open_environment,
+)
 from steptool.records import Query, Reference, StepStatus, ToolCall
 
 ROOT = Path(__file__).parents[2]
@@ -182,7 +188,7 @@ def test_the_configuration_knows_the_environments_of_this_package():
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_every_environment_of_the_table_has_the_name_it_is_found_by(name: str) -> None:
-    environment = environment_class(name, Config())
+    environment = find_environment_class(name, Config())
     assert issubclass(environment, Environment) and environment.name == name
     assert environment.needs_recordings is (name == "replay")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.environments.base import ToolResult
-from steptool.environments.replay import Responses, call_key
+from steptool.environments.replay import Responses, make_call_key
 from steptool.records import StepStatus
 
 OK, FAILED = StepStatus.OK, StepStatus.TOOL_ERROR
@@ -126,10 +126,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 def test_the_key_is_the_digest_of_canonical_json():
     # printf '["a","b",{"x":[1,"\\u00e9"],"y":null}]' | sha256sum
     key = "c223710a488ea9a5f09f5422992b950f8dad27efa9c2bf7d795037d57482fcf0"
-    assert call_key(["a", "b"], {"y": None, "x": [1, "é"]}) == key
-    assert len({call_key(["a"], {"x": v}) for v in (1, "1", True, None, [1], 1.5)}) == 6
-    assert call_key(["a", "b"], {}) != call_key(["ab"], {}) != call_key(["b", "a"], {})
-    assert call_key(["a"], {"x": "\ud83d"})  # half a surrogate pair, as a model may write it
+    assert make_call_key(["a", "b"], {"y": None, "x": [1, "é"]}) == key
+    assert len({make_call_key(["a"], {"x": v}) for v in (1, "1", True, None, [1], 1.5)}) == 6
+    assert make_call_key(["a", "b"], {}) != make_call_key(["ab"], {}) != make_call_key(["b", "a"], {})
+    assert make_call_key(["a"], {"x": "\ud83d"})  # half a surrogate pair, as a model may write it
 
 
 @given(ARGUMENTS, ARGUMENTS)
@@ -139,9 +139,9 @@ def test_keys_are_equal_where_the_json_is(one, other):
             return {k: reversed_order(node[k]) for k in reversed(node)}
         return [reversed_order(n) for n in node] if isinstance(node, list) else node
 
-    assert call_key(["t"], one) == call_key(["t"], reversed_order(one))
+    assert make_call_key(["t"], one) == make_call_key(["t"], reversed_order(one))
     alike = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-    assert (call_key(["t"], one) == call_key(["t"], other)) == alike
+    assert (make_call_key(["t"], one) == make_call_key(["t"], other)) == alike
 
 
 def test_processes_and_threads_fill_one_file_at_once(tmp_path):

@@ -12,8 +12,8 @@ from steptool.environments.schema import (
     SchemaError,
     check_arguments,
     check_tools,
+    choose_validator,
     compile_pattern,
-    validator_class,
 )
 
 DRAFT_4, DRAFT_7 = "http://json-schema.org/draft-04/schema#", "http://json-schema.org/draft-07/schema#"
@@ -155,7 +155,7 @@ def test_an_inner_draft_does_not_bring_back_an_unbounded_validator() -> None:
     "declared", [None, "", "https://example.org/draft", 7, "http://json-schema.org/draft-03/schema#"]
 )
 def test_an_unknown_draft_is_read_as_the_newest(declared: Any) -> None:
-    assert validator_class({"$schema": declared}) is validator_class({})
+    assert choose_validator({"$schema": declared}) is choose_validator({})
 
 
 def test_patterns_of_other_engines_are_read() -> None:

@@ -10,12 +10,12 @@ from steptool.evaluation.compare import (
     Comparison,
     Difference,
     compare,
-    conclusion,
+    format_p,
+    format_points,
     holm,
     paired_bootstrap,
     permutation_p,
-    points,
-    probability,
+    write_conclusion,
 )
 
 
@@ -218,9 +218,9 @@ def comparison(mean, low, high, p, family=1, group="all"):
     ],
 )
 def test_the_conclusion_in_words(compared, sentence):
-    assert conclusion(compared) == sentence
+    assert write_conclusion(compared) == sentence
 
 
 def test_points_and_probabilities():
-    assert [points(x) for x in (0.304, 0.0132, -0.1, 0.0, -0.0001, 0.05)] == ["30", "1.3", "−10", "0", "0", "5"]
-    assert [probability(p) for p in (0.0004, 0.04, 0.2)] == ["p < 0.001", "p = 0.040", "p = 0.20"]
+    assert [format_points(x) for x in (0.304, 0.0132, -0.1, 0.0, -0.0001, 0.05)] == ["30", "1.3", "−10", "0", "0", "5"]
+    assert [format_p(p) for p in (0.0004, 0.04, 0.2)] == ["p < 0.001", "p = 0.040", "p = 0.20"]

@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
     ]
     episodes = [_episode(row) for row in rows if row.model == "new"]
     write_records(tmp_path / lineage.QUERIES, queries, Query)
-    write_records(tmp_path / lineage.of_policy("new"), episodes, Trajectory)
+    write_records(tmp_path / lineage.name_policy_file("new"), episodes, Trajectory)
     os.utime(write_records(tmp_path / lineage.EVALUATED, rows, Evaluation), (TIME, TIME))
     return tmp_path
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation_rows import make_evaluation
-from steptool.evaluation.compare import groups, wilson
+from steptool.evaluation.compare import split_groups, wilson
 from steptool.evaluation.results import (
     CostPerSolved,
     cost_per_solved,
@@ -131,15 +131,15 @@ def test_intervals_are_those_of_a_binomial_where_they_should_be():
 
 def test_groups_are_splits_and_tiers_where_there_are_several():
     rows = [row("a", 1.0), row("b", 1.0, tier="", split="train"), row("c", 0.0)]
-    assert {name: [r.query_id for r in part] for name, part in groups(rows).items()} == {
+    assert {name: [r.query_id for r in part] for name, part in split_groups(rows).items()} == {
         "all": ["a", "b", "c"],
         "heldout": ["a", "c"],
         "train": ["b"],
         "single": ["a", "c"],
         "no tier": ["b"],
     }
-    assert list(groups([row("a", 1.0, tier="")])) == ["all"]
-    assert groups([]) == {}
+    assert list(split_groups([row("a", 1.0, tier="")])) == ["all"]
+    assert split_groups([]) == {}
 
 
 def test_nothing_or_a_mixture_cannot_be_summarised():

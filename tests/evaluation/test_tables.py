@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from steptool.evaluation.results import compute_results, plain_figures, to_csv, to_latex, to_markdown
+from steptool.evaluation.results import compute_results, make_plain_figures, to_csv, to_latex, to_markdown
 from steptool.records import Evaluation, Preference, Query, Verdict
 from steptool.records.columns import from_row
 from steptool.records.tables import to_table
-from steptool.report.evaluation_page import evaluation_page
+from steptool.report.evaluation_page import build_evaluation_page
 
 
 def row(query, model, passed, tier="single", **other):
@@ -55,7 +55,7 @@ def test_the_lines_by_hand(results):
 
 
 def test_the_figures_are_plain_json(results):
-    figures = json.loads(json.dumps(plain_figures(results), allow_nan=False))
+    figures = json.loads(json.dumps(make_plain_figures(results), allow_nan=False))
     assert [c["group"] for c in figures["comparisons"]] == ["all", "single", "long"]
     single = figures["comparisons"][1]
     assert (single["a"], single["b"], single["difference"]["mean"], single["family"]) == ("<x>", "a_b|c", -1.0, 3)
@@ -99,7 +99,7 @@ def test_latex_escapes_what_means_something_to_it(results):
 
 
 def test_the_page_shows_the_same_and_trusts_no_name(results):
-    html = evaluation_page(results, "seed: 0 </pre><script>")
+    html = build_evaluation_page(results, "seed: 0 </pre><script>")
     assert "&lt;x&gt; solves 50 points fewer than a_b|c on 12 tasks" in html
     assert html.count("<script") == 1 and "<x>" not in html and "http" not in html.replace("http-equiv", "")
     assert html.count("<tr>") == 3 + 8 + 3 + 1
@@ -117,7 +117,7 @@ def test_what_nothing_can_check_is_not_measurable():
     assert (line["tasks"], line["measured_tasks"]) == (5, 0)
     assert [line[name] for name in ("pass_rate", "low", "high", "recall", "tokens_per_solved")] == [None] * 5
     assert results.comparisons == []
-    text, page = to_markdown(results), evaluation_page(results, "").partition("<script")[0]
+    text, page = to_markdown(results), build_evaluation_page(results, "").partition("<script")[0]
     for text_or_page in (text, page):
         assert text_or_page.count("not measurable") == 3  # two models, and the sentence on what is left out
         assert "Tool recall" not in text_or_page  # a column in which nothing was measured
@@ -151,7 +151,7 @@ def test_a_group_that_was_not_evaluated_is_named():
     )]  # fmt: skip
     results = compute_results([row("q0", "m", 1.0)], queries=queries, draws=10)
     gap = "No task of the group 'long' was evaluated: the split heldout has none (2 in train, 1 in validation)."
-    assert results.gaps == [gap] and gap in evaluation_page(results, "").replace("&#39;", "'")
+    assert results.gaps == [gap] and gap in build_evaluation_page(results, "").replace("&#39;", "'")
 
 
 def test_episodes_whose_check_failed_are_counted():

@@ -10,7 +10,7 @@ import pytest
 
 from steptool.config import EndpointConfig, JudgeConfig
 from steptool.judge.judges import judge_outcomes
-from steptool.judge.verdicts import judged_pass_rate, win_rates
+from steptool.judge.verdicts import compute_win_rates, judged_pass_rate
 from steptool.records import FINISH, Preference, Query, Step, StepStatus, StopReason, ToolCall, Trajectory, Verdict
 from steptool.records.columns import to_row
 from steptool.records.tables import to_table
@@ -73,5 +73,5 @@ def test_every_model_is_judged_and_every_two_are_compared(judge: JudgeConfig) ->
     # Five answers, and two pairs of answers in two orders, twice each; equal texts are asked about once.
     counts = outcomes.counts
     assert counts["requests"] + counts["cached"] == 2 * 5 + 2 * 2 * 2 and counts["votes missing"] == 0
-    (wins,) = win_rates(outcomes.preferences)
+    (wins,) = compute_win_rates(outcomes.preferences)
     assert (wins.model, wins.other, wins.wins, wins.ties, wins.losses) == ("b", "a", 1, 1, 1)

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from steptool.chat.endpoint import EndpointRefused
 from steptool.config import EndpointConfig, JudgeConfig, RewardConfig, load_config
 from steptool.config.base import ConfigError
-from steptool.judge.annotator import JudgeError, transcript
+from steptool.judge.annotator import JudgeError, write_transcript
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import (
     annotate,
     annotate_file,
-    annotator_counts,
+    describe_missing_scores,
+    get_annotator_counts,
     make_annotator,
-    missing_reasons,
     open_annotator,
 )
 from steptool.rewards.compose import compose
@@ -63,7 +63,7 @@ def two_steps(make_step, make_trajectory):
 
 def annotate_episode(query, trajectories, config):
     with open_annotator("judge", config) as judge:
-        return annotate([query], trajectories, judge), annotator_counts(judge)
+        return annotate([query], trajectories, judge), get_annotator_counts(judge)
 
 
 def column(rows, name):
@@ -111,7 +111,7 @@ def test_the_request_names_the_function_and_shows_task_steps_and_answer(chat, ju
 def test_the_judge_sees_what_the_user_says_after_an_answer(make_query, make_step, make_trajectory):
     turns = [("assistant", ""), ("tool", "x"), ("assistant", ""), ("user", "And \nStep 9?"), ("assistant", "")]
     messages = [{"role": role, "content": text} for role, text in [("user", "do it"), *turns]]
-    text = transcript(
+    text = write_transcript(
         make_query(), make_trajectory([make_step("f", "x"), make_step("Finish", "")], "2", messages=messages), 99
     )
     assert text.count("The user goes on") == 1
@@ -208,9 +208,9 @@ def test_a_finish_alone_is_asked_about_without_steps(chat, judging, make_query, 
 
 def test_long_texts_are_cut_and_say_so(make_query, make_step, make_trajectory):
     trajectory = make_trajectory([make_step("f", "y" * 5000, q="x" * 5000)], "z" * 5000)
-    text = transcript(make_query(), trajectory, 100)
+    text = write_transcript(make_query(), trajectory, 100)
     assert text.count("... [cut: 100 of 500") == 3 and len(text) < 1000
-    assert transcript(make_query(), trajectory, 6000).count("cut") == 0
+    assert write_transcript(make_query(), trajectory, 6000).count("cut") == 0
 
 
 @given(st.text())
@@ -221,7 +221,7 @@ def test_what_tools_and_models_write_cannot_pass_for_a_step(text):
     spoken = Trajectory(
         "t", "q", "e", "", "p", 0, 0, 1.0, [], none, [], none, steps, StopReason.FINISHED, instruction, None, 0.0
     )
-    text_of_transcript = transcript(Query("q", "train", "e", instruction, ()), spoken, 10**6)
+    text_of_transcript = write_transcript(Query("q", "train", "e", instruction, ()), spoken, 10**6)
     assert [line for line in text_of_transcript.split("\n") if line.startswith("Step ")] == ["Step 1"]
     text_of_transcript.encode("utf-8")
 
@@ -275,7 +275,7 @@ def test_a_judge_that_gives_no_vote_at_all_fails_with_the_reasons_counted(
     server = chat.serve(lambda request, number: useful if number == 1 else chat.Answer(status=500))
     with open_annotator("judge", judging(server, votes=2, concurrency=1)) as judge:
         annotate_file(*files, judge, target)
-        assert missing_reasons(judge).startswith("2 × ") and "answered 500" in missing_reasons(judge)
+        assert describe_missing_scores(judge).startswith("2 × ") and "answered 500" in describe_missing_scores(judge)
     assert [r.contribution for r in read_records(target, StepReward)] == [1.0, 0.0, None] * 2
 
 

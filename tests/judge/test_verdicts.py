@@ -18,12 +18,12 @@ from steptool.judge.verdicts import (
     Choice,
     JudgedRate,
     WinRate,
+    compute_win_rates,
+    decide_preferences,
+    find_unanswered_queries,
     judged_pass_rate,
-    preference_by_query,
     read_stabletoolbench,
     read_verdicts,
-    unanswered_queries,
-    win_rates,
 )
 from steptool.records import FINISH, Preference, Query, Step, StepStatus, StopReason, ToolCall, Trajectory, Verdict
 from steptool.records.episodes import read_queries
@@ -89,7 +89,7 @@ def test_preferences_are_asked_in_both_orders_and_named_by_model(chat, tmp_path)
     assert [(r.swapped, r.repeat, r.preference) for r in rows] == expected
     texts = server.texts()
     assert texts[0].index('"good"') < texts[0].index('"bad"') and texts[2].index('"bad"') < texts[2].index('"good"')
-    assert preference_by_query(rows) == {"q1": Choice.MODEL}
+    assert decide_preferences(rows) == {"q1": Choice.MODEL}
     assert read_records(write_records(tmp_path / "p.parquet", rows, Preference), Preference) == rows
 
 
@@ -98,7 +98,7 @@ def test_a_judge_that_always_likes_the_first_prefers_neither(chat):
     with judge(server) as outcome_judge:
         rows = outcome_judge.preferences("ours", "base", [(QUERY, episode("a"), episode("b"))])
     assert [r.preference for r in rows] == ["model", "model", "other", "other"]
-    assert preference_by_query(rows) == {"q1": Choice.TIE}
+    assert decide_preferences(rows) == {"q1": Choice.TIE}
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def ballot(query, *choices, other="base"):
 
 def test_the_majority_counts_ties_and_missing_for_nobody():
     rows = ballot("q1", "other", "tie", "tie", None) + ballot("q2", "model", "other") + ballot("q3", None, None)
-    assert preference_by_query(rows) == {"q1": Choice.OTHER, "q2": Choice.TIE, "q3": None}
+    assert decide_preferences(rows) == {"q1": Choice.OTHER, "q2": Choice.TIE, "q3": None}
     with pytest.raises(ValueError, match="one pair of models"):
-        preference_by_query(rows + ballot("q1", "model", other="third"))
+        decide_preferences(rows + ballot("q1", "model", other="third"))
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_a_stored_verdict_is_the_verdict_and_without_one_an_episode_without_an_a
     assert judged_pass_rate(rows, {"a", "b"}, {"b"}) == JudgedRate(1.0, 0.0, 1, 2, 0)
     assert judged_pass_rate(rows, {"a", "b", "never asked"}, {"never asked"}).mean == pytest.approx(2 / 3)
     ended = [make_evaluation(n, None, stop_reason=n) for n in ("finished", "gave_up", "step_limit", "malformed")]
-    assert unanswered_queries(ended) == {"gave_up", "step_limit", "malformed"}
+    assert find_unanswered_queries(ended) == {"gave_up", "step_limit", "malformed"}
 
 
 def test_a_missing_verdict_is_left_out_and_counted():
@@ -247,8 +247,8 @@ def test_the_win_rate_by_hand():
         "x", "y",
         a=["model", "model", "other", None], b=["model", "other"], c=["tie", "other"], d=[None, None],
     )  # fmt: skip
-    assert win_rates(rows) == [WinRate("x", "y", 0.5, 1, 1, 1, 1)]
-    both = win_rates([*preferences("z", "x", a=["model"]), *reversed(rows)])
+    assert compute_win_rates(rows) == [WinRate("x", "y", 0.5, 1, 1, 1, 1)]
+    both = compute_win_rates([*preferences("z", "x", a=["model"]), *reversed(rows)])
     assert [(w.model, w.other, w.rate) for w in both] == [("x", "y", 0.5), ("z", "x", 1.0)]
 
 
@@ -257,14 +257,14 @@ def test_the_other_sides_win_rate_is_the_rest(votes):
     turned = {"model": "other", "other": "model"}
     back = {q: [turned.get(p, p) for p in query_votes] for q, query_votes in votes.items()}
     for one, two in zip(
-        win_rates(preferences("x", "y", **votes)), win_rates(preferences("y", "x", **back)), strict=True
+        compute_win_rates(preferences("x", "y", **votes)), compute_win_rates(preferences("y", "x", **back)), strict=True
     ):
         assert one.ties == two.ties and (one.rate is None) == (two.rate is None)
         assert one.rate is None or one.rate + two.rate == pytest.approx(1.0)
 
 
 def test_a_win_rate_over_nothing_is_missing():
-    (wins,) = win_rates(preferences("x", "y", a=[None, None]))
+    (wins,) = compute_win_rates(preferences("x", "y", a=[None, None]))
     assert (wins.rate, wins.missing) == (None, 1)
 
 
@@ -286,9 +286,9 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
     rows = measure_episodes(read_queries(result.queries_path), answers, "virtual_chatgpt_cot", "greedy")
     queries = {r.query_id for r in rows}
     assert queries == {"G1_instruction-588", "G1_instruction-608", "G1_instruction-1073"}
-    assert unanswered_queries(rows) == {"G1_instruction-588"}
+    assert find_unanswered_queries(rows) == {"G1_instruction-588"}
     expected = JudgedRate(pytest.approx(2 / 3), pytest.approx(0.0), 3, 3, 0)
-    assert judged_pass_rate(read_verdicts([REAL / JUDGED]), queries, unanswered_queries(rows)) == expected
+    assert judged_pass_rate(read_verdicts([REAL / JUDGED]), queries, find_unanswered_queries(rows)) == expected
 
     generous = tmp_path / "results"
     shutil.copytree(REAL / JUDGED, generous)
@@ -297,7 +297,7 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
     judged["588"]["is_solved"] = dict.fromkeys("012", "AnswerStatus.Solved")
     judged["608"]["is_solved"] = {"0": "AnswerStatus.Unsure", "1": "AnswerStatus.Solved", "2": "AnswerStatus.Unsolved"}
     file.write_text(json.dumps(judged))
-    got = judged_pass_rate(read_verdicts([generous]), queries, unanswered_queries(rows))
+    got = judged_pass_rate(read_verdicts([generous]), queries, find_unanswered_queries(rows))
     # repeats (1 + .5 + 1)/3, (1 + 1 + 1)/3, (1 + 0 + 1)/3: mean 5/6, deviation sqrt(2/3)/6
     assert got.mean == pytest.approx(5 / 6) and got.deviation == pytest.approx((2 / 3) ** 0.5 / 6)
 

@@ -13,15 +13,15 @@ from steptool.models.actor import (
     VARIABLE_LENGTH,
     Actor,
     ValueHead,
-    action_states,
     can_pack,
     collate,
+    compute_action_states,
     load_value_head,
     save_value_head,
 )
-from steptool.models.load import load_model, tiny_model, train_tokenizer
-from steptool.models.logprobs import token_log_probs
-from steptool.models.optimizer import adamw
+from steptool.models.load import load_model, make_tiny_model, train_tokenizer
+from steptool.models.logprobs import compute_token_log_probs
+from steptool.models.optimizer import make_adamw
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer(["Find the order and cancel it."] * 20, vocabulary=300)
     tokenizer.save_pretrained(folder)
-    tiny_model(tokenizer, max_context=128, seed=0, hidden=32).save_pretrained(folder)
+    make_tiny_model(tokenizer, max_context=128, seed=0, hidden=32).save_pretrained(folder)
     return folder
 
 
@@ -158,7 +158,7 @@ def test_the_tiles_of_a_large_vocabulary_join_without_a_seam(monkeypatch: pytest
         states = hidden.clone().requires_grad_()
         config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(final_logit_softcapping=5.0, logit_scale=0.5))
         lm = SimpleNamespace(get_output_embeddings=lambda head=head: head, config=config)
-        log_probs_N, entropy_N = token_log_probs(lm, states, targets, 0.7)  # type: ignore[arg-type]
+        log_probs_N, entropy_N = compute_token_log_probs(lm, states, targets, 0.7)  # type: ignore[arg-type]
         (log_probs_N * torch.arange(1.0, 6.0)).sum().backward()
         results.append([log_probs_N.detach(), entropy_N, states.grad, head.weight.grad, head.bias.grad])
     for plain, tiled in zip(*results, strict=True):
@@ -179,7 +179,7 @@ def test_gradients_that_add_up_in_place_are_those_of_autograd(
         torch.manual_seed(0)
         config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=tied)
         actor = Actor(LlamaForCausalLM(config).to(dtype))
-        adamw(actor.policy, 1e-3)  # makes gradients of bfloat16 weights float32
+        make_adamw(actor.policy, 1e-3)  # makes gradients of bfloat16 weights float32
         if in_place:
             actor.accumulate_gradients()
         for rows in (sequences()[:2], sequences()[2:]):
@@ -243,7 +243,7 @@ def test_states_are_those_just_before_the_action(model_dir: Path) -> None:
     (row, *_) = sequences()
     batch = collate([row])
     everything = model.base_model(input_ids=batch.input_ids_BL).last_hidden_state[0]
-    torch.testing.assert_close(action_states(model, batch), everything[[2, 3, 4, 8, 9, 10]])
+    torch.testing.assert_close(compute_action_states(model, batch), everything[[2, 3, 4, 8, 9, 10]])
     assert batch.targets_N.tolist() == row.input_ids[[3, 4, 5, 9, 10, 11]].tolist()
 
 
@@ -258,7 +258,7 @@ def test_log_probs_are_those_of_the_rollouts_temperature() -> None:
         get_output_embeddings=lambda: SimpleNamespace(weight=torch.eye(2), bias=None),
         config=SimpleNamespace(get_text_config=SimpleNamespace),
     )
-    log_probs_N, entropy_N = token_log_probs(model, hidden_NH, torch.tensor([0, 0]), 0.5)  # type: ignore[arg-type]
+    log_probs_N, entropy_N = compute_token_log_probs(model, hidden_NH, torch.tensor([0, 0]), 0.5)  # type: ignore[arg-type]
     # logits / 0.5 = (2, 0) and (0, 4): p = 1 / (1 + e^-2) and 1 / (1 + e^4)
     assert log_probs_N.tolist() == pytest.approx([-0.126928, -4.018150], abs=1e-5)
     p = 0.880797

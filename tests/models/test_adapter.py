@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 from steptool.artifacts import lineage
 from steptool.config import PolicyConfig
 from steptool.models import adapter
-from steptool.models.load import ModelError, load_model, load_tokenizer, tiny_model, train_tokenizer
+from steptool.models.load import ModelError, load_model, load_tokenizer, make_tiny_model, train_tokenizer
 
 LORA = PolicyConfig(lora_rank=2, lora_alpha=8)
 
@@ -31,12 +31,12 @@ def save(model: PreTrainedModel, folder: Path, shard: str = "1GB") -> Path:
 def base(tmp_path: Path) -> Path:
     """A tiny model in several files."""
     tokenizer = train_tokenizer(["find the order of mira chen"], vocabulary=300)
-    return save(tiny_model(tokenizer, 64, seed=1, hidden=16, layers=2), tmp_path / "base", "8KB")
+    return save(make_tiny_model(tokenizer, 64, seed=1, hidden=16, layers=2), tmp_path / "base", "8KB")
 
 
 def make_adapter(base: Path, folder: Path, seed: int = 0) -> nn.Module:
     """An adapter over the model of a folder that changes it clearly, and the model with it."""
-    policy = adapter.new_adapter(load_model(base), LORA, seed)
+    policy = adapter.add_adapter(load_model(base), LORA, seed)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():

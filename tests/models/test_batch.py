@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from steptool.models.actor import action_places, collate
+from steptool.models.actor import collate, find_action_places
 
 
 def row(ids: list[int], *spans: tuple[int, int]) -> SimpleNamespace:
@@ -31,4 +31,4 @@ def test_packed_sequences_lie_end_to_end() -> None:
 @pytest.mark.parametrize("spans", [[(0, 1)], [(1, 1)], [(2, 4), (1, 3)], [(1, 3), (2, 4)], [(1, 5)]])
 def test_impossible_spans_are_refused(spans: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match="a sequence of 4 tokens"):
-        action_places(row([1, 2, 3, 4], *spans))
+        find_action_places(row([1, 2, 3, 4], *spans))

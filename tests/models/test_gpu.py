@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from steptool.models import logprobs
 from steptool.models.actor import VARIABLE_LENGTH, Actor, collate
-from steptool.models.optimizer import adamw, join_halves
+from steptool.models.optimizer import join_halves, make_adamw
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SIZES = {
@@ -79,7 +79,7 @@ def test_tiles_of_logits_are_float32_products_of_bfloat16() -> None:
     lm = SimpleNamespace(get_output_embeddings=lambda: head, config=config)
     expected = (states.double() @ head.weight.double().T).log_softmax(-1)
     for fused in (False, True):
-        log_probs_N, entropy_N = logprobs.token_log_probs(lm, states, targets, 1.0, logprobs.TileWays(fused))  # type: ignore[arg-type]
+        log_probs_N, entropy_N = logprobs.compute_token_log_probs(lm, states, targets, 1.0, logprobs.TileWays(fused))  # type: ignore[arg-type]
         target_logits = expected.gather(1, targets[:, None])[:, 0]
         torch.testing.assert_close(log_probs_N.double(), target_logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(entropy_N.double(), -(expected.exp() * expected).sum(1), atol=1e-3, rtol=1e-3)
@@ -89,7 +89,7 @@ def test_weights_in_halves_follow_float32_ones() -> None:
     half = torch.nn.Linear(64, 64).to("cuda", torch.bfloat16)
     full = torch.nn.Linear(64, 64).cuda()
     full.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
-    optimizer = adamw(half, 1e-4)
+    optimizer = make_adamw(half, 1e-4)
     reference = torch.optim.AdamW(full.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     for step in range(20):
         for a, b in zip(half.parameters(), full.parameters(), strict=True):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from steptool.models.optimizer import adamw, join_halves, load_moments, save_moments, split_halves
+from steptool.models.optimizer import join_halves, load_moments, make_adamw, save_moments, split_halves
 
 
 def model(dtype: torch.dtype) -> nn.Module:
@@ -25,7 +25,7 @@ def gradients(parameters: list[nn.Parameter], step: int) -> None:
 
 def test_float32_weights_are_updated_as_by_torch() -> None:
     actual, expected = model(torch.float32), model(torch.float32)
-    optimizer = adamw(actual, 1e-2, weight_decay=0.01)
+    optimizer = make_adamw(actual, 1e-2, weight_decay=0.01)
     reference = torch.optim.AdamW(expected.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     for step in range(5):
         for net, adam in ((actual, optimizer), (expected, reference)):
@@ -39,7 +39,7 @@ def test_bfloat16_weights_have_float32_weights_behind_them() -> None:
     """Updates of a thousandth of a weight, which bfloat16 alone would lose, add up to what float32 gives."""
     half = model(torch.bfloat16)
     full = model(torch.bfloat16).float()
-    optimizer = adamw(half, 1e-5)
+    optimizer = make_adamw(half, 1e-5)
     reference = torch.optim.AdamW(full.parameters(), lr=1e-5, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     start = [p.clone() for p in half.parameters()]
     for step in range(50):
@@ -57,7 +57,7 @@ def test_bfloat16_weights_have_float32_weights_behind_them() -> None:
 def test_bfloat16_moments_change_an_update_by_their_rounding() -> None:
     """Moments have eight bits, so that a weight moves by what float32 moments give, to within a few percent."""
     nets, moved = [model(torch.bfloat16), model(torch.bfloat16)], []
-    optimizers = [adamw(nets[0], 1e-3), adamw(nets[1], 1e-3, moments="bfloat16")]
+    optimizers = [make_adamw(nets[0], 1e-3), make_adamw(nets[1], 1e-3, moments="bfloat16")]
     for net, optimizer in zip(nets, optimizers, strict=True):
         start = [p.float() for p in net.parameters()]
         for step in range(50):
@@ -84,7 +84,7 @@ def test_halves_lose_nothing(numbers: list[float]) -> None:
 
 def test_gradients_of_bfloat16_weights_add_up_in_float32() -> None:
     net = nn.Linear(1, 1, bias=False).bfloat16()
-    adamw(net, 1e-3)
+    make_adamw(net, 1e-3)
     for number in (1.0, 2.0**-9):  # the sum needs ten bits; bfloat16 has eight
         (net.weight * number).sum().backward()
     assert net.weight.grad is not None
@@ -94,13 +94,13 @@ def test_gradients_of_bfloat16_weights_add_up_in_float32() -> None:
 @pytest.mark.parametrize("moments", ["float32", "bfloat16"])
 def test_the_state_survives_the_folder(tmp_path: Path, moments: Literal["float32", "bfloat16"]) -> None:
     net = model(torch.bfloat16)
-    optimizer = adamw(net, 1e-3, moments=moments)
+    optimizer = make_adamw(net, 1e-3, moments=moments)
     gradients([*net.parameters()], 0)
     optimizer.step()
     save_moments(optimizer, net, tmp_path)
     stored = load_file(tmp_path / "training/optimizer.safetensors")
     assert {key.split("/")[0] for key in stored} == {"step", "exp_avg", "exp_avg_sq", "low"}
-    again = adamw(net, 1e-3, moments=moments)
+    again = make_adamw(net, 1e-3, moments=moments)
     load_moments(again, net, tmp_path)
     for parameter in net.parameters():
         for key, value in optimizer.state[parameter].items():

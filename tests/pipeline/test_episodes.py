@@ -10,7 +10,7 @@ from steptool.artifacts.metrics import Stopwatch
 from steptool.config import Config, CreditConfig, RewardConfig
 from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
-from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.desk.tasks import draw_desk_queries
 from steptool.pipeline.episodes import EPISODES, REWARDS, TaskSet, play, play_shard, score_file
 from steptool.pipeline.learning import describe_outcome
 from steptool.policies.text_policies import ScriptedPolicy
@@ -67,7 +67,7 @@ def test_answers_are_compared_with_references_where_the_tools_give_no_verdict(
 def test_states_are_stored_where_they_are_needed_and_an_environment_without_is_refused() -> None:
     credit = {"state": "digest", "value": "group_mean"}
     config = Config.model_validate({"credit": credit, "rollout": {"samples_per_query": 2}})
-    query = desk_queries(config)[0]
+    query = draw_desk_queries(config)[0]
     policy = ScriptedPolicy(lambda query, sample: [ToolCall("find_user", {"name": "nobody"})])
     (episode,) = play(policy, [query], config)
     assert [len(step.state or "") for step in episode.steps] == [16, 16]  # the call, and giving up

@@ -4,9 +4,9 @@ import pytest
 
 from steptool.config import Config, EvaluatedPolicy
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.desk.tasks import draw_desk_queries
 from steptool.policies.catalog import open_policy
-from steptool.policies.text_policies import play_back, recorded_calls, reference_calls
+from steptool.policies.text_policies import list_recorded_calls, list_reference_calls, play_back
 from steptool.records import Reference, ToolCall
 from steptool.rollout.episode import Decoding, TurnCost
 from steptool.rollout.runner import roll_out
@@ -17,13 +17,13 @@ CONFIG = Config.model_validate(SETTINGS)
 
 @pytest.fixture
 def queries():
-    return [q for q in desk_queries(CONFIG) if q.split == "heldout"]
+    return [q for q in draw_desk_queries(CONFIG) if q.split == "heldout"]
 
 
 @pytest.fixture
 def recordings(queries):
     """Two recordings of the first query: one call, then the whole solution."""
-    calls = reference_calls(queries[0])
+    calls = list_reference_calls(queries[0])
     return play_back([(queries[0], calls[:1]), (queries[0], calls)], DeskEnvironment(), limits=CONFIG.tools)
 
 
@@ -61,8 +61,8 @@ def test_playback_takes_the_reference_and_else_the_first_recording(queries, reco
         with pytest.raises(ValueError, match="neither reference calls nor a recorded answer"):
             roll_out(policy, [bare], DeskEnvironment())
     give_up = ToolCall("Finish", {"return_type": "give_up_and_restart"})
-    assert recorded_calls(first) == [*reference_calls(queries[0])[:1], give_up] and first.solved == 0.0
-    assert recorded_calls(second) == reference_calls(queries[1]) and second.solved == 1.0
+    assert list_recorded_calls(first) == [*list_reference_calls(queries[0])[:1], give_up] and first.solved == 0.0
+    assert list_recorded_calls(second) == list_reference_calls(queries[1]) and second.solved == 1.0
 
 
 def test_doing_nothing_is_a_reference_solution(queries):

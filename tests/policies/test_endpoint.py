@@ -9,11 +9,11 @@ import pytest
 from steptool.chat.call_format import Format
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused
 from steptool.chat.formats import HERMES
-from steptool.chat.messages import model_schemas
+from steptool.chat.messages import strip_hints
 from steptool.config import Config, EvaluatedPolicy, FinishMode, RolloutConfig
 from steptool.environments.base import Environment
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import DONE, desk_queries
+from steptool.environments.desk.tasks import DONE, draw_desk_queries
 from steptool.evaluation.measures import measure_episodes
 from steptool.policies.catalog import open_policy
 from steptool.policies.text_policies import EndpointPolicy
@@ -44,7 +44,7 @@ def play(
 
 def test_desk_tasks_are_solved_through_an_endpoint(serve):
     config = Config.model_validate({"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 4}})
-    queries = [q for q in desk_queries(config) if q.split == "heldout"]
+    queries = [q for q in draw_desk_queries(config) if q.split == "heldout"]
     references = {q.instruction: q.reference for q in queries}
 
     def expert(messages: list[Message]) -> Message:
@@ -69,7 +69,7 @@ def test_desk_tasks_are_solved_through_an_endpoint(serve):
     assert episodes[0].cost == TurnCost(10 * turns, 100 * turns, pytest.approx((200 * turns + 50 * turns) / 1e6))
     assert len(server.requests) == sum(len(q.reference.calls) + 1 for q in queries)
     its_own = next(r for r in server.requests if r["messages"][1]["content"] == queries[0].instruction)
-    assert its_own["tools"] == model_schemas(queries[0].tools)
+    assert its_own["tools"] == strip_hints(queries[0].tools)
     row = measure_episodes(queries, trajectories, "far", "greedy", spent={first.trajectory_id: episodes[0].cost})[0]
     assert (row.passed, row.recall, row.tokens, row.redundant_calls) == (1.0, 1.0, 10 * turns, 0)
 
@@ -238,7 +238,7 @@ def test_an_odd_reply_is_a_malformed_step_that_can_be_written(serve, environment
 
 def test_an_endpoint_is_greedy_at_its_own_temperature_and_samples_at_that_of_the_rollouts(serve):
     config = Config.model_validate({"data": {"train_queries": 1, "validation_queries": 1, "heldout_queries": 2}})
-    queries = [q for q in desk_queries(config) if q.split == "heldout"]
+    queries = [q for q in draw_desk_queries(config) if q.split == "heldout"]
     endpoint, server = serve(lambda messages: finish("?"), temperature=0.25)
     settings = EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint.config)
     with open_policy(settings, config) as policy:

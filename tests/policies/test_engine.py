@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from play_fixtures import GatedEnvironment, NoteCodec
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import HERMES, REACT
-from steptool.chat.messages import call_message, tool_message
+from steptool.chat.messages import make_call_message, make_tool_message
 from steptool.config import Config, EvaluatedPolicy, RolloutConfig, SearchConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment
@@ -182,15 +182,15 @@ def test_an_episode_in_react(
     assert len(t.logprobs) == t.action_tokens
     assert t.messages == [
         {"role": "user", "content": "go"},
-        call_message(GET, "Look at a.\nAction: first"),
-        tool_message("get", '{"a": 7}'),
-        call_message(LOST),
-        tool_message("get", '{"error": "out of reach"}'),
+        make_call_message(GET, "Look at a.\nAction: first"),
+        make_tool_message("get", '{"a": 7}'),
+        make_call_message(LOST),
+        make_tool_message("get", '{"error": "out of reach"}'),
         {"role": "assistant", "content": turns[2]},
-        tool_message("error", '{"error": "no tool call"}'),
+        make_tool_message("error", '{"error": "no tool call"}'),
         {"role": "assistant", "content": "who knows"},
-        tool_message("error", '{"error": "no tool call"}'),
-        call_message(SEVEN, "So it is 7."),
+        make_tool_message("error", '{"error": "no tool call"}'),
+        make_call_message(SEVEN, "So it is 7."),
     ]
 
 

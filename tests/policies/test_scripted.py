@@ -12,7 +12,7 @@ from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, SINGLE, draw_query
 from steptool.evaluation.measures import measure_episodes
 from steptool.evaluation.results import summarise
-from steptool.policies.text_policies import play_back, recorded_calls, reference_calls, without_last_call
+from steptool.policies.text_policies import drop_last_call, list_recorded_calls, list_reference_calls, play_back
 from steptool.records import FINISH, Query, Reference, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import ANNOTATORS, annotate, make_annotator
@@ -106,21 +106,21 @@ def play(jar: JarEnvironment) -> Callable[..., list[Trajectory]]:
 
 
 def test_each_turn_of_a_reference_ends_with_an_answer() -> None:
-    assert reference_calls(TWO_TURNS) == [put(1), put(2), answer("done"), ToolCall("take", {}), answer("done")]
+    assert list_reference_calls(TWO_TURNS) == [put(1), put(2), answer("done"), ToolCall("take", {}), answer("done")]
     flat = Query("q", "train", "jar", "", (), Reference(calls=(ToolCall("put", {"number": 3}),)))
-    assert reference_calls(flat) == [put(3), answer("")]
+    assert list_reference_calls(flat) == [put(3), answer("")]
     with pytest.raises(ValueError, match="query 'q' has no reference"):
-        reference_calls(Query("q", "train", "jar", "", (), Reference("3")))
+        list_reference_calls(Query("q", "train", "jar", "", (), Reference("3")))
 
 
 def test_the_last_call_is_the_last_one_that_is_no_finish() -> None:
-    assert without_last_call([put(1), put(2), answer("a"), answer("b")]) == [put(1), answer("a"), answer("b")]
-    assert without_last_call([put(1), answer("a"), put(2)]) == [put(1), answer("a")]
-    assert without_last_call([answer("a")]) == [answer("a")]
+    assert drop_last_call([put(1), put(2), answer("a"), answer("b")]) == [put(1), answer("a"), answer("b")]
+    assert drop_last_call([put(1), answer("a"), put(2)]) == [put(1), answer("a")]
+    assert drop_last_call([answer("a")]) == [answer("a")]
 
 
 def test_a_conversation_of_two_turns(play: Any, jar: JarEnvironment) -> None:
-    (t,) = play([(TWO_TURNS, reference_calls(TWO_TURNS))])
+    (t,) = play([(TWO_TURNS, list_reference_calls(TWO_TURNS))])
     assert [(s.status, s.observation) for s in t.steps] == [
         (OK, "[1]"), (OK, "[1, 2]"), (StepStatus.FINISH, ""), (OK, "[1]"), (StepStatus.FINISH, ""),
     ]  # fmt: skip
@@ -135,13 +135,13 @@ def test_a_conversation_of_two_turns(play: Any, jar: JarEnvironment) -> None:
 
 def test_a_tool_that_comes_late_is_taken_then_and_not_before(play: Any) -> None:
     take = ToolCall("take", {})
-    (t,) = play([(TWO_TURNS, [take, *reference_calls(TWO_TURNS)])])
+    (t,) = play([(TWO_TURNS, [take, *list_reference_calls(TWO_TURNS)])])
     assert [s.status for s in t.steps if s.call == take] == [UNKNOWN, OK]
     assert t.steps[0].observation == '{"error": "unknown tool take"}'
 
 
 def test_without_its_last_call_the_task_is_not_solved(play: Any) -> None:
-    (t,) = play([(TWO_TURNS, without_last_call(reference_calls(TWO_TURNS)))])
+    (t,) = play([(TWO_TURNS, drop_last_call(list_reference_calls(TWO_TURNS)))])
     assert (t.solved, len(t.steps)) == (0.0, 4)
 
 
@@ -177,8 +177,8 @@ def test_interleaved_runs_are_alike(play: Any) -> None:
 
 
 def test_a_recorded_episode_plays_again(play: Any) -> None:
-    (first,) = play([(TWO_TURNS, reference_calls(TWO_TURNS))])
-    (again,) = play([(TWO_TURNS, recorded_calls(first))])
+    (first,) = play([(TWO_TURNS, list_reference_calls(TWO_TURNS))])
+    (again,) = play([(TWO_TURNS, list_recorded_calls(first))])
     assert (again.steps, again.messages, again.solved) == (first.steps, first.messages, first.solved)
 
 
@@ -208,7 +208,7 @@ class MeetingEnvironment(Environment):
 
 def test_calls_that_may_block_run_side_by_side(play: Any) -> None:
     queries = [jar_query([n], turns=[[put(n)]]) for n in range(3)]
-    assert [t.solved for t in play([(q, reference_calls(q)) for q in queries], MeetingEnvironment())] == [1.0] * 3
+    assert [t.solved for t in play([(q, list_reference_calls(q)) for q in queries], MeetingEnvironment())] == [1.0] * 3
 
 
 # The embedded world: what is played goes through evaluation, annotation and the file.
@@ -220,7 +220,7 @@ def desk_tasks() -> list[Query]:
 
 
 def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query], tmp_path: Path) -> None:
-    episodes = play([(query, reference_calls(query)) for query in desk_tasks], DeskEnvironment())
+    episodes = play([(query, list_reference_calls(query)) for query in desk_tasks], DeskEnvironment())
     rows = measure_episodes(desk_tasks, episodes, "playback", "greedy")
     assert [(r.passed, r.recall, r.invalid_calls, r.tokens) for r in rows] == [(1.0, 1.0, 0, 0)] * 12
     assert summarise(rows, draws=50)["all"]["pass_rate"] == 1.0
@@ -234,7 +234,7 @@ def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query]
 
 def test_the_desk_is_not_solved_by_half_a_reference(play: Any, desk_tasks: list[Query]) -> None:
     long = [query for query in desk_tasks if query.tier == LONG and query.reference.environment["writes"]]
-    halves = [(query, reference_calls(query)[: len(query.reference.calls) // 2]) for query in long]
+    halves = [(query, list_reference_calls(query)[: len(query.reference.calls) // 2]) for query in long]
     episodes = play(halves, DeskEnvironment())
     assert [(t.stop_reason, t.solved) for t in episodes] == [(StopReason.GAVE_UP, 0.0)] * len(long)
     assert len(long) > 3

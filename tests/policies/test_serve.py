@@ -17,7 +17,7 @@ import pytest
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.desk.tasks import draw_desk_queries
 from steptool.models.load import EMBEDDED, read_serving, write_serving
 from steptool.policies.catalog import open_policy
 from steptool.policies.serve import AbandonedError, ChatRequest, load_served
@@ -27,7 +27,7 @@ from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
 
 CONFIG = Config.model_validate({"rollout": {"temperature": 0.5}, "data": {"heldout_queries": 120}})
-QUERIES = [query for query in desk_queries(CONFIG) if query.split == "heldout"][60:70]
+QUERIES = [query for query in draw_desk_queries(CONFIG) if query.split == "heldout"][60:70]
 """Short tasks, of which the base solves some and fails others."""
 
 QUESTION: list[Any] = [{"role": "user", "content": "?"}]

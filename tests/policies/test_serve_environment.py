@@ -25,7 +25,7 @@ from steptool.config import Config, load_config
 from steptool.data.ingest import ingest
 from steptool.environments.base import open_environment
 from steptool.policies.serve_environment import Connection, ServedEnvironment
-from steptool.policies.text_policies import play_back, reference_calls
+from steptool.policies.text_policies import list_reference_calls, play_back
 from steptool.records import StepStatus, StopReason, ToolCall
 from steptool.records.episodes import read_queries
 
@@ -189,8 +189,10 @@ def test_our_own_adapter_plays_what_we_serve(url: str, tmp_path: Path) -> None:
     assert {q.query_id: (q.split, q.instruction) for q in original} == {
         name: (query.split, query.instruction) for name, query in queries.items()
     }
-    played = [(queries[query.query_id], reference_calls(query)) for query in original]
-    played.append((queries["shop-02"], [ToolCall("zap", {}), ToolCall("price", {}), *reference_calls(original[1])]))
+    played = [(queries[query.query_id], list_reference_calls(query)) for query in original]
+    played.append(
+        (queries["shop-02"], [ToolCall("zap", {}), ToolCall("price", {}), *list_reference_calls(original[1])])
+    )
     played.append((queries["shop-02"], [ToolCall("items", {})]))
     with closing(open_environment("openenv", config)) as environment:
         episodes = play_back(played, environment, limits=config.tools)

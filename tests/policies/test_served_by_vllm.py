@@ -15,7 +15,7 @@ import torch
 
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, FinishMode, load_config
 from steptool.data.ingest import ingest
-from steptool.models.load import read_serving, tiny_model, train_tokenizer, write_serving
+from steptool.models.load import make_tiny_model, read_serving, train_tokenizer, write_serving
 from steptool.pipeline.episodes import evaluate
 from steptool.pipeline.preparation import prepare
 from steptool.records import Query, Trajectory
@@ -46,7 +46,7 @@ def trained(
     queries, recordings = read_queries(data.queries_path), read_records(data.demonstrations_path, Trajectory)
     tokenizer = train_tokenizer(iterate_texts(queries, recordings))
     tokenizer.save_pretrained(folder / "base")
-    tiny_model(tokenizer, config.policy.max_context, seed=0, hidden=128).save_pretrained(folder / "base")
+    make_tiny_model(tokenizer, config.policy.max_context, seed=0, hidden=128).save_pretrained(folder / "base")
     prepared = prepare(queries, recordings, config, folder / "prepared")
     settings = config.warm_start.model_copy(update={"steps": _STEPS})
     model = folder / "model"

@@ -11,9 +11,9 @@ import torch
 
 from steptool.config import Config, EvaluatedPolicy
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import desk_queries
-from steptool.models.adapter import new_adapter, save_adapter
-from steptool.models.load import EMBEDDED, load_model, load_tokenizer, tiny_model
+from steptool.environments.desk.tasks import draw_desk_queries
+from steptool.models.adapter import add_adapter, save_adapter
+from steptool.models.load import EMBEDDED, load_model, load_tokenizer, make_tiny_model
 from steptool.policies.catalog import open_policy
 from steptool.policies.vllm import RestingEngine
 from steptool.records import Query, Trajectory
@@ -28,7 +28,7 @@ def write_model(folder: Path, sharpness: float) -> EvaluatedPolicy:
     """A model of random float32 weights. Without sharpness every token is about as probable as any other."""
     tokenizer = load_tokenizer(EMBEDDED)
     tokenizer.save_pretrained(folder)
-    model = tiny_model(tokenizer, 768, seed=0, hidden=128)  # heads of 32: vLLM takes none of 24 on a CPU
+    model = make_tiny_model(tokenizer, 768, seed=0, hidden=128)  # heads of 32: vLLM takes none of 24 on a CPU
     model.model.embed_tokens.weight.data *= sharpness
     model.save_pretrained(folder)
     return EvaluatedPolicy(name="small", model=str(folder))
@@ -47,7 +47,7 @@ def play(
 
 
 def heldout() -> list[Query]:
-    return [q for q in desk_queries(Config.model_validate({"data": SIZES})) if q.split == "heldout"]
+    return [q for q in draw_desk_queries(Config.model_validate({"data": SIZES})) if q.split == "heldout"]
 
 
 def expect_alike(ours: Sequence[Trajectory], theirs: Sequence[Trajectory]) -> None:
@@ -75,7 +75,7 @@ def test_samples_depend_on_round_query_and_sample_alone(tmp_path: Path) -> None:
 def write_adapter(folder: Path, policy: EvaluatedPolicy) -> EvaluatedPolicy:
     """An adapter of random weights over the model of a policy."""
     config = Config.model_validate({"policy": {"lora_rank": 4}}).policy
-    adapted = new_adapter(load_model(policy.model), config, seed=0)
+    adapted = add_adapter(load_model(policy.model), config, seed=0)
     torch.manual_seed(0)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:

@@ -29,11 +29,11 @@ from steptool.records.columns import (
     Int32,
     Int32Array,
     contract,
-    contract_of,
-    declared_class,
-    description_of,
+    find_class,
     from_row,
-    schema_of,
+    get_contract,
+    get_description,
+    get_schema,
     to_row,
 )
 from steptool.records.tables import write_records
@@ -57,8 +57,8 @@ class Thing:
 
 
 def test_types_nullability_and_descriptions_follow_from_the_fields() -> None:
-    assert (contract_of(Thing).name, contract_of(Thing).version) == ("tests/things", 3)
-    fields = [(f.name, f.type, f.nullable, description_of(f)) for f in schema_of(Thing)]
+    assert (get_contract(Thing).name, get_contract(Thing).version) == ("tests/things", 3)
+    fields = [(f.name, f.type, f.nullable, get_description(f)) for f in get_schema(Thing)]
     assert fields == [
         ("name", pa.string(), False, "Its name"),
         ("weight", pa.float32(), True, "In kg; null: not weighed"),
@@ -67,7 +67,7 @@ def test_types_nullability_and_descriptions_follow_from_the_fields() -> None:
         ("notes", pa.string(), False, "Counts by name"),
         ("size", pa.int32(), False, "In cm"),
     ]
-    assert declared_class("tests/things") is Thing and declared_class("unknown") is None
+    assert find_class("tests/things") is Thing and find_class("unknown") is None
 
 
 def test_a_record_lies_in_the_file_as_text_and_numbers_and_comes_back() -> None:
@@ -90,24 +90,24 @@ def test_a_field_without_a_description_or_a_width_is_refused() -> None:
         count: Annotated[int, "An int of which width?"]
 
     with pytest.raises(TypeError, match="field 'count': expected Annotated with a description and an Arrow type"):
-        contract_of(Bare)
+        get_contract(Bare)
 
 
 @pytest.mark.parametrize("cls", RECORDS)
 def test_every_column_says_what_it_holds_in_the_file(cls: type, tmp_path: Path) -> None:
     schema = pq.read_schema(write_records(tmp_path / "x.parquet", [], cls))
-    assert schema.names == list(schema_of(cls).names)
+    assert schema.names == list(get_schema(cls).names)
     for field in schema:
-        assert len(description_of(field)) > 4, field.name
+        assert len(get_description(field)) > 4, field.name
         if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type):
-            assert all(len(description_of(inner)) > 4 for inner in field.type.value_type)
+            assert all(len(get_description(inner)) > 4 for inner in field.type.value_type)
 
 
 def test_the_columns_of_the_closed_sets_name_their_values() -> None:
-    stop = description_of(schema_of(Trajectory).field("stop_reason"))
-    steps = schema_of(Trajectory).field("steps").type.value_type
+    stop = get_description(get_schema(Trajectory).field("stop_reason"))
+    steps = get_schema(Trajectory).field("steps").type.value_type
     assert all(reason in stop for reason in StopReason)
-    assert all(status in description_of(steps.field("status")) for status in StepStatus)
+    assert all(status in get_description(steps.field("status")) for status in StepStatus)
 
 
 def test_what_is_absent_in_a_reference_is_none_and_what_is_empty_stays_empty() -> None:

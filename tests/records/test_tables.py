@@ -14,15 +14,15 @@ import pyarrow.parquet.encryption as pe
 import pytest
 
 from steptool.records import Cost, Metric, Query, StepReward, Trajectory
-from steptool.records.columns import ContractError, schema_of, to_row
+from steptool.records.columns import ContractError, get_schema, to_row
 from steptool.records.tables import (
     concatenate,
-    contract_name,
+    find_record_class,
     iterate_rows,
+    open_scratch_folder,
+    read_contract_name,
     read_records,
     read_table,
-    record_class,
-    scratch_folder,
     to_table,
     write_records,
     write_rows,
@@ -36,7 +36,7 @@ LOSS, COUNT = Metric("ppo", 0, 3, "loss", 0.5), Metric("ppo", 0, -1, "episodes",
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     file = write_records(tmp_path / "deep" / "m.parquet", [LOSS, COUNT], Metric)
     assert read_records(file, Metric) == [LOSS, COUNT]
-    assert (contract_name(file), record_class(file)) == ("metrics", Metric)
+    assert (read_contract_name(file), find_record_class(file)) == ("metrics", Metric)
     assert list(iterate_rows(file, Metric, columns=["name"])) == [{"name": "loss"}, {"name": "episodes"}]
     cost = Cost("annotate", 1, 2.0, counts={"requests": 3, "money": 0.25})
     assert read_records(write_records(tmp_path / "c.parquet", [cost], Cost), Cost) == [cost]
@@ -62,7 +62,7 @@ def test_files_are_joined_in_their_order(tmp_path: Path) -> None:
 
 
 def test_a_file_without_descriptions_of_its_columns_is_joined_with_others(tmp_path: Path) -> None:
-    bare = pa.schema([field.remove_metadata() for field in schema_of(Metric)])
+    bare = pa.schema([field.remove_metadata() for field in get_schema(Metric)])
     metadata = {"steptool.contract": "metrics", "steptool.version": "1"}
     pq.write_table(pa.Table.from_pylist([to_row(LOSS)], schema=bare.with_metadata(metadata)), tmp_path / "old.parquet")
     files = [tmp_path / "old.parquet", write_records(tmp_path / "new.parquet", [COUNT], Metric)]
@@ -155,14 +155,14 @@ def test_an_encrypted_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def episode(**columns: object) -> dict[str, object]:
-    texts = dict.fromkeys(schema_of(Trajectory).names, "") | {"messages": "[]", "stop_reason": "finished"}
+    texts = dict.fromkeys(get_schema(Trajectory).names, "") | {"messages": "[]", "stop_reason": "finished"}
     counts = ("round", "sample", "temperature", "seconds", "abandoned_turns", "abandoned_tokens")
     empty = {"input_ids": [], "spans": [], "logprobs": [], "steps": [], "solved": None}
     return {**texts, **dict.fromkeys(counts, 0), **empty, **columns}
 
 
 def query(**columns: object) -> dict[str, object]:
-    texts = dict.fromkeys(schema_of(Query).names, "") | {"tools": "[]", "reference": "{}"}
+    texts = dict.fromkeys(get_schema(Query).names, "") | {"tools": "[]", "reference": "{}"}
     return {**texts, "max_steps": 0, **columns}
 
 
@@ -211,10 +211,10 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys, time
 from pathlib import Path
-from steptool.records.tables import scratch_folder, write_whole
+from steptool.records.tables import open_scratch_folder, write_whole
 
 place = Path(sys.argv[1])
-with scratch_folder(place, "export") as folder, write_whole(place / "rows.jsonl") as partial:
+with open_scratch_folder(place, "export") as folder, write_whole(place / "rows.jsonl") as partial:
     (folder / "scratch.sqlite").write_text("much")
     partial.write_text("half")
     print("writing", flush=True)
@@ -234,7 +234,7 @@ def start_writer(place: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def write(place: Path, text: str) -> None:
-    with scratch_folder(place, "export"), write_whole(place / "rows.jsonl") as partial:
+    with open_scratch_folder(place, "export"), write_whole(place / "rows.jsonl") as partial:
         partial.write_text(text)
 
 
@@ -258,7 +258,7 @@ def test_an_error_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> Non
     write(tmp_path, "former")
     with (
         pytest.raises(ZeroDivisionError),
-        scratch_folder(tmp_path, "x"),
+        open_scratch_folder(tmp_path, "x"),
         write_whole(tmp_path / "rows.jsonl") as partial,
     ):
         partial.write_text("half")

@@ -45,7 +45,7 @@ def test_from_the_first_champion_to_a_roll_back(tmp_path: Path, make_model: Make
     )
     output = call(place, "show")[1]
     assert f"{two}, 0.0 MB, at PLACE/versions/{two}/model\n  champion number 2 from TIME UTC: first night\n" in output
-    assert f"  step_ppo of round 2: known.json {lineage.sha256(metadata)[:12]}\n" in output
+    assert f"  step_ppo of round 2: known.json {lineage.hash_file(metadata)[:12]}\n" in output
     assert json.loads(output[output.index("{") :]) == {"results": results}
 
     back = f"in service: {one}, number 3, since TIME UTC (wrong dates)\n"

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steptool.artifacts import lineage
 from steptool.models import actor, adapter, optimizer
-from steptool.models.load import tiny_model, train_tokenizer
+from steptool.models.load import make_tiny_model, train_tokenizer
 from steptool.registry import Registry
 
 RESULTS = {
@@ -23,11 +23,11 @@ def trained(tmp_path: Path) -> Path:
     """A model folder as a round of training leaves it."""
     folder, data = tmp_path / "trained", tmp_path / "trajectories.parquet"
     tokenizer = train_tokenizer(["find the order of mira chen"], vocabulary=300)
-    model = tiny_model(tokenizer, 64, seed=1, hidden=16, layers=1)
+    model = make_tiny_model(tokenizer, 64, seed=1, hidden=16, layers=1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     actor.save_value_head(actor.ValueHead(16), folder)
-    adam = optimizer.adamw(model, 1e-3)
+    adam = optimizer.make_adamw(model, 1e-3)
     model(torch.tensor([[1, 2]])).logits.sum().backward()
     adam.step()
     optimizer.save_moments(adam, model, folder)
@@ -67,7 +67,7 @@ def test_the_model_card_tells_lineage_results_configuration_and_code(tmp_path: P
     card = (Path(registry.model_place(version.version_id)) / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert f"\n# {version.version_id}\n" in card
-    data = lineage.sha256(tmp_path / "trajectories.parquet")[:12]
+    data = lineage.hash_file(tmp_path / "trajectories.parquet")[:12]
     assert f"| step_ppo | 3 | trajectories.parquet {data} | scored by judge 3 |\n" in card
     assert "| base | 50.0% | 40.0% to 60.0% | 100 |\n| steptool | 62.5% | 52.7% to 71.4% | 100 |\n" in card
     # printf '%s' '{"ppo": {"rounds": 3}, "seed": 1}' | sha256sum

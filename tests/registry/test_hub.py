@@ -21,7 +21,7 @@ from steptool.artifacts import lineage
 from steptool.records import Query, StepReward
 from steptool.records.tables import write_records
 from steptool.registry import Registry, RegistryError
-from steptool.registry.hub import dataset_upload, model_upload
+from steptool.registry.hub import prepare_dataset_upload, prepare_model_upload
 
 RESULTS = {
     "steptool": {"pass_rate": 0.64, "low": 0.59, "high": 0.69, "tasks": 400},
@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_model_card_has_what_the_hub_reads(run: Path) -> None:
-    upload = model_upload(run, "team/desk", "apache-2.0", ["team/desk-data"])
+    upload = prepare_model_upload(run, "team/desk", "apache-2.0", ["team/desk-data"])
     data = ModelCard(upload.card).data
     assert (data.base_model, data.license, data.datasets) == ("Qwen/Qwen3-0.6B", "apache-2.0", ["team/desk-data"])
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
@@ -66,18 +66,18 @@ def test_an_adapters_card_names_its_library_and_base(run: Path) -> None:
     model = run / "model"
     (model / "config.json").unlink()
     (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "sha256:123"}))
-    card = ModelCard(model_upload(run, "team/desk-lora", "mit").card)
+    card = ModelCard(prepare_model_upload(run, "team/desk-lora", "mit").card)
     assert (card.data.library_name, card.data.base_model) == ("peft", "Qwen/Qwen3-0.6B")
     assert "digest `sha256:123`" in card.text
 
 
 def test_a_base_that_is_a_folder_is_not_named_as_a_model_of_the_hub(tmp_path: Path) -> None:
     for note in ("embedded", "/models/base", "../base", "models/own/base"):
-        assert lineage.base_on_hub([{"stage": "base", "note": note}]) == ""
+        assert lineage.find_hub_base([{"stage": "base", "note": note}]) == ""
 
 
 def test_a_dataset_card_counts_rows_and_names_the_files_of_each_configuration(run: Path) -> None:
-    upload = dataset_upload(run, "team/desk-data", "cc-by-4.0")
+    upload = prepare_dataset_upload(run, "team/desk-data", "cc-by-4.0")
     data = DatasetCard(upload.card).data
     assert data.license == "cc-by-4.0"
     assert data.configs == [
@@ -89,9 +89,9 @@ def test_a_dataset_card_counts_rows_and_names_the_files_of_each_configuration(ru
 
 def test_a_folder_without_a_model_or_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="no model: expected the folder of a run"):
-        model_upload(tmp_path, "team/x", "")
+        prepare_model_upload(tmp_path, "team/x", "")
     with pytest.raises(RegistryError, match=r"no data of a run: expected queries\.parquet"):
-        dataset_upload(tmp_path, "team/x", "")
+        prepare_dataset_upload(tmp_path, "team/x", "")
 
 
 class Hub(ThreadingHTTPServer):
@@ -184,7 +184,7 @@ def test_a_version_of_a_registry_is_pushed_with_its_results(run: Path, tmp_path:
     version = Registry(tmp_path / "registry").publish(run / "model", {"results": RESULTS})
     folder = tmp_path / "registry" / "versions" / version.version_id
     for place in (folder, folder / "model"):
-        card = ModelCard(model_upload(place, "team/desk", "mit").card)
+        card = ModelCard(prepare_model_upload(place, "team/desk", "mit").card)
         (result,) = card.data.eval_results
         assert (result.metric_value, card.data.base_model) == (0.64, "Qwen/Qwen3-0.6B")
 
@@ -198,7 +198,7 @@ def test_a_model_from_elsewhere_keeps_its_own_card(hub: Hub, tmp_path: Path) -> 
     assert (card.data.license, card.data.base_model) == ("apache-2.0", "own/base")
     assert "# Parrot" in card.text and "steptool" not in card.content
     (tmp_path / "README.md").unlink()
-    assert "trained by steptool" not in model_upload(tmp_path, "team/parrot", "").card
+    assert "trained by steptool" not in prepare_model_upload(tmp_path, "team/parrot", "").card
 
 
 def test_push_sends_model_and_card_to_a_private_repository(hub: Hub, run: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_version_holds_the_model_and_what_is_known_of_it(place: str, make_mode
     names = ["README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer_config.json"]
     assert sorted(version.files) == [f"model/{name}" for name in names]
     weights = version.files["model/model.safetensors"]
-    assert (weights.size, weights.sha256) == (7, lineage.sha256(folder / "model.safetensors"))
+    assert (weights.size, weights.sha256) == (7, lineage.hash_file(folder / "model.safetensors"))
 
     model = registry.model_place(version.version_id)
     assert model == f"{place}/versions/{version.version_id}/model"

@@ -14,13 +14,13 @@ from steptool.evaluation.results import compute_results
 from steptool.records import Cost, Evaluation, Trajectory
 from steptool.records.episodes import Query
 from steptool.records.tables import write_records
-from steptool.report.elements import asset
-from steptool.report.evaluation_page import evaluation_page, retraining_page, tabulate_judge_costs
-from steptool.report.labelling import label_table, labelling_form
-from steptool.report.rewards_page import rewards_page
+from steptool.report.elements import read_asset
+from steptool.report.evaluation_page import build_evaluation_page, build_retraining_page, tabulate_judge_costs
+from steptool.report.labelling import build_labelling_form, label_table
+from steptool.report.rewards_page import build_rewards_page
 from steptool.report.run_inputs import ReportInputs
 from steptool.report.run_page import build_report
-from steptool.report.stage_page import stage_page
+from steptool.report.stage_page import build_stage_page
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 from steptool.retraining.plan import Criterion, Decision, Result, RetrainingPlan, RunOutcome
@@ -49,9 +49,9 @@ TABLE = """<div class="scroll"><table><thead><tr><th scope="col">Name</th><th sc
 CELLS = zip("abcde", ("9.5% (8 to 11)", "1,000%", "10%", "\u22122%", "\u2013"), strict=True)
 SORTED = """<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width">
     <style>{}</style><main class=report>{}</main><script>{}</script>""".format(
-    asset("theme.css", "page.css"),
+    read_asset("theme.css", "page.css"),
     TABLE.format("".join(f'<tr><th scope="row">{name}</th><td>{share}</td></tr>' for name, share in CELLS)),
-    asset("tables.js"),
+    read_asset("tables.js"),
 )
 
 
@@ -78,12 +78,14 @@ def pages(tmp_path: Path, full: ReportInputs, audited: Audit, trajectory: Make, 
     write_viewer(tmp_path / "viewer.html", write_records(tmp_path / "queries.parquet", queries, Query), sources)
     texts = {
         "report": build_report(replace(full, audits={0: audited}, costs=[*full.costs, *costs])),
-        "evaluation": evaluation_page(compute_results(rows, draws=200), "seed: 0", "viewer.html", judged),
-        "label": labelling_form(list(label_table({q.query_id: q for q in queries}, episodes)), tools={"t0": TOOLS}),
-        "retraining": retraining_page(_plan(), _refusal(), "training/report.html"),
-        "rewards": rewards_page(audited),
+        "evaluation": build_evaluation_page(compute_results(rows, draws=200), "seed: 0", "viewer.html", judged),
+        "label": build_labelling_form([*label_table({q.query_id: q for q in queries}, episodes)], tools={"t0": TOOLS}),
+        "retraining": build_retraining_page(_plan(), _refusal(), "training/report.html"),
+        "rewards": build_rewards_page(audited),
         "stage": DECK.format(
-            stage_page("evaluate", {"config": Config(), "far": "s3://" + "deep/" * 50}, {"rows": evaluations}, costs[0])
+            build_stage_page(
+                "evaluate", {"config": Config(), "far": "s3://" + "deep/" * 50}, {"rows": evaluations}, costs[0]
+            )
         ),
     }  # fmt: skip
     for name, text in texts.items():

@@ -3,7 +3,7 @@ from importlib.resources import files
 
 import pytest
 
-from steptool.report.elements import FURTHER, KNOWN, model_colours
+from steptool.report.elements import FURTHER, KNOWN, choose_colours
 
 CSS = (files("steptool.report") / "static" / "theme.css").read_text(encoding="utf-8")
 LIGHT, DARK = (dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme)) for scheme in CSS.split("@media")[:2])
@@ -69,13 +69,13 @@ def test_no_text_is_made_fainter_by_opacity() -> None:
 
 def test_a_model_has_the_same_colour_whatever_it_is_compared_with() -> None:
     for models in (["steptool", "base"], ["gpt", "base", "warm_start", "steptool"]):
-        colours = model_colours(models)
+        colours = choose_colours(models)
         assert list(colours) == models
         assert colours["base"] == KNOWN["base"] and colours["steptool"] == KNOWN["steptool"]
-    assert model_colours(["gpt", "base"])["gpt"] == model_colours(["gpt", "champion"])["gpt"]
+    assert choose_colours(["gpt", "base"])["gpt"] == choose_colours(["gpt", "champion"])["gpt"]
 
 
 def test_models_of_a_page_have_different_colours_as_long_as_there_are_any() -> None:
     models = [f"policy {number}" for number in range(len(FURTHER) + len(KNOWN))]
-    assert len({*model_colours(models).values()}) == len(models)
-    assert len(model_colours([*models, "one more"])) == len(models) + 1
+    assert len({*choose_colours(models).values()}) == len(models)
+    assert len(choose_colours([*models, "one more"])) == len(models) + 1

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from steptool.config import RewardConfig
 from steptool.report.run_inputs import EpisodePair, ScoredEpisode
-from steptool.report.viewer import MAX_CHARACTERS, embed, outcome, pair_data
+from steptool.report.viewer import MAX_CHARACTERS, classify_pair, embed, make_pair_data
 
 
 @given(st.text())
@@ -35,12 +35,12 @@ def test_outcomes(query, trajectory, before, after, expected):
     example = EpisodePair(
         query(), ScoredEpisode(trajectory("a", ["finish"], before)), ScoredEpisode(trajectory("b", ["finish"], after))
     )
-    assert outcome(example) == expected
+    assert classify_pair(example) == expected
 
 
 def test_an_episode_without_a_counterpart_stands_alone(query, trajectory):
     example = EpisodePair(query(), None, ScoredEpisode(trajectory("b", ["finish"], 1.0)))
-    (task,) = pair_data([example])["tasks"]
+    (task,) = make_pair_data([example])["tasks"]
     assert task["before"] is None and task["outcome"] == "alone" and task["after"]["verdict"] == 1.0
 
 
@@ -48,24 +48,24 @@ def test_rewards_of_an_evaluated_episode_are_composed_as_configured(query, traje
     t = trajectory("a", ["ok", "tool_error", "finish"], 1.0)
     rows = [reward("a", 0, 1, 0.5), reward("a", 1, 0, 0.0), reward("a", 2, 1, None, 1.0)]
     config = {"rewards": RewardConfig(step_weight=0.3, alpha=0.3).model_dump()}
-    (task,) = pair_data([EpisodePair(query(), ScoredEpisode(t, rows), None)], config)["tasks"]
+    (task,) = make_pair_data([EpisodePair(query(), ScoredEpisode(t, rows), None)], config)["tasks"]
     # .3 * (.3 * (succ - 1) + contribution), and IsSolved
     assert [s["reward"] for s in task["before"]["steps"]] == [0.15, -0.09, 1.0]
     assert [s["advantage"] for s in task["before"]["steps"]] == [None] * 3
-    (task,) = pair_data([EpisodePair(query(), ScoredEpisode(t, rows[:2]), None)], config)["tasks"]
+    (task,) = make_pair_data([EpisodePair(query(), ScoredEpisode(t, rows[:2]), None)], config)["tasks"]
     assert [s["reward"] for s in task["before"]["steps"]] == [None] * 3
 
 
 def test_a_verdict_of_the_evaluation_goes_before_the_environment(query, trajectory):
     before, after = (ScoredEpisode(trajectory(n, ["finish"], None), passed=p) for n, p in (("a", 0.0), ("b", 1.0)))
-    assert outcome(EpisodePair(query(), before, after)) == "fixed"
+    assert classify_pair(EpisodePair(query(), before, after)) == "fixed"
 
 
 def test_steps_carry_their_scores_and_missing_ones_stay_missing(query, trajectory, reward, advantage):
     t = trajectory("a", ["ok", "malformed", "finish"], 1.0, round=2)
     rows = [reward("a", 0, 1, 0.6), reward("a", 2, 1, None, 1.0), reward("other", 1, 1, 1.0)]
     episode = ScoredEpisode(t, rows, [advantage("a", 0, 0.18, -0.25)])
-    (task,) = pair_data([EpisodePair(query(), episode, None)])["tasks"]
+    (task,) = make_pair_data([EpisodePair(query(), episode, None)])["tasks"]
     first, second, last = task["before"]["steps"]
 
     assert task["before"]["tokens"] == 12 and task["before"]["origin"] == "training, round 2"
@@ -78,7 +78,7 @@ def test_steps_carry_their_scores_and_missing_ones_stay_missing(query, trajector
 
 def test_a_long_observation_is_cut_and_says_by_how_much(query, trajectory):
     t = trajectory("a", ["ok"], observation="x" * (MAX_CHARACTERS + 7))
-    (task,) = pair_data([EpisodePair(query(), ScoredEpisode(t), None)])["tasks"]
+    (task,) = make_pair_data([EpisodePair(query(), ScoredEpisode(t), None)])["tasks"]
     assert len(task["before"]["steps"][0]["observation"]) == MAX_CHARACTERS and task["before"]["steps"][0]["cut"] == 7
 
 
@@ -91,4 +91,4 @@ def test_what_training_changed_comes_first(query, trajectory):
         )
 
     examples = [example("neither", 0, 0), example("both", 1, 1), example("broken", 1, 0), example("fixed", 0, 1)]
-    assert [t["id"] for t in pair_data(examples)["tasks"]] == ["fixed", "broken", "both", "neither"]
+    assert [t["id"] for t in make_pair_data(examples)["tasks"]] == ["fixed", "broken", "both", "neither"]

@@ -1,6 +1,6 @@
 from steptool.evaluation.results import Results
 from steptool.records import Cost
-from steptool.report.evaluation_page import evaluation_page, tabulate_judge_costs
+from steptool.report.evaluation_page import build_evaluation_page, tabulate_judge_costs
 from steptool.report.run_inputs import ReportInputs
 from steptool.report.run_page import build_report
 
@@ -35,7 +35,7 @@ def test_the_report_of_a_run_and_that_of_an_evaluation_show_what_the_judge_was_a
     ]
     for html in (
         build_report(ReportInputs("x", costs=costs)),
-        evaluation_page(Results([]), "", judge_costs=tabulate_judge_costs({"judge": costs[:1]})),
+        build_evaluation_page(Results([]), "", judge_costs=tabulate_judge_costs({"judge": costs[:1]})),
     ):
         assert "Requests to the judge" in html and "61,500" in html and ">41<" in html
     assert ">43<" in build_report(ReportInputs("x", costs=costs))

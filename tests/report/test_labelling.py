@@ -11,7 +11,7 @@ import pytest
 from browser import Browser
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
-from steptool.report.labelling import FORM, labelling_form, main
+from steptool.report.labelling import FORM, build_labelling_form, main
 
 HOSTILE = '</script><script>document.title="owned"</script>'
 Make = Callable[..., Any]
@@ -98,7 +98,7 @@ def test_the_form_shows_the_tools_of_a_task(browser: Browser, trajectory: Make, 
     rows = [{"trajectory_id": "t0", "step": 0, "instruction": "where is it?", "tool": "get_order", "arguments": "{}",
              "observation": "", "answer": "", "asked": "succ_calling"}]  # fmt: skip
     page = tmp_path / FORM
-    page.write_text(labelling_form(rows, tools={"t0": tools}), encoding="utf-8")
+    page.write_text(build_labelling_form(rows, tools={"t0": tools}), encoding="utf-8")
     browser.open(page)
     browser.js("document.querySelector('.tools').open = true")
     words = browser.js("document.querySelector('.tools').innerText")

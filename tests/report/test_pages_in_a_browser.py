@@ -15,7 +15,7 @@ from evaluation_rows import make_evaluation
 from steptool.evaluation.results import compute_results
 from steptool.records import Advantage, Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import write_records
-from steptool.report.evaluation_page import evaluation_page
+from steptool.report.evaluation_page import build_evaluation_page
 from steptool.report.viewer import write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 
@@ -222,7 +222,7 @@ def test_the_page_of_an_evaluation_leads_to_its_episodes(browser, write, tmp_pat
     )
     rows = [make_evaluation("q0", 0.0, model=name) for name in names]
     page = tmp_path / "evaluation.html"
-    page.write_text(evaluation_page(compute_results(rows, draws=100), "", "viewer.html"), encoding="utf-8")
+    page.write_text(build_evaluation_page(compute_results(rows, draws=100), "", "viewer.html"), encoding="utf-8")
     browser.command("Page.navigate", url=page.as_uri())
     browser.until("document.readyState === 'complete' && document.querySelector('#episodes')")
     link = browser.js("[...document.querySelectorAll('#episodes a')].find((a) => a.innerText === 'c-d').href")

@@ -1,7 +1,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from steptool.report.evaluation_page import retraining_page
+from steptool.report.evaluation_page import build_retraining_page
 from steptool.retraining.plan import Criterion, Decision, Result, RetrainingPlan, RunOutcome
 
 
@@ -27,7 +27,7 @@ def test_the_page_of_a_refusal_shows_each_part_of_the_rule() -> None:
     tasks = Criterion(name="held-out tasks", passed=True, statement="60 in the comparison", tasks=60)
     decision = Decision(criteria=[tasks, gain], left_out=3)
     outcome = RunOutcome(result=Result.REFUSED, reasons=decision.reasons, decision=decision)
-    html = retraining_page(make_plan(champion="20261120T020000Z-11111111"), outcome, "training/report.html")
+    html = build_retraining_page(make_plan(champion="20261120T020000Z-11111111"), outcome, "training/report.html")
     for text in (
         "The model in service stays",
         "20261120T020000Z-11111111",
@@ -46,11 +46,11 @@ def test_the_page_of_a_refusal_shows_each_part_of_the_rule() -> None:
 
 def test_the_page_of_a_skip_has_no_figures() -> None:
     idle = make_plan(new=[])
-    html = retraining_page(idle, idle.skip(), "")
+    html = build_retraining_page(idle, idle.skip(), "")
     assert "Nothing new: nothing was trained" in html and "embedded (no champion yet)" in html
     assert "<svg" not in html and "report of the training" not in html
 
 
 def test_names_of_files_are_only_text_on_the_page() -> None:
     odd = make_plan(new=[{"place": "<script>x</script>", "size": 1, "sha256": "0" * 64}])
-    assert "<script>x" not in retraining_page(odd, odd.skip(), "")
+    assert "<script>x" not in build_retraining_page(odd, odd.skip(), "")

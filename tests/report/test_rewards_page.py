@@ -1,11 +1,11 @@
 """The section on trust and the page of its own, from real rules on real episodes."""
 
-from steptool.report.rewards_page import rewards_page, section, sentences
+from steptool.report.rewards_page import build_rewards_page, build_section, write_sentences
 from steptool.rewards.audit_figures import Audit
 
 
 def test_the_figures_are_said_in_plain_words(audited: Audit) -> None:
-    text = " ".join(sentences(audited))
+    text = " ".join(write_sentences(audited))
     assert text.startswith("rules 1 scored 36 steps of 12 episodes; no score is missing.")
     assert "rules 1 and judge 1 agree on 75% of 24 steps" in text
     assert "the solved one has the higher mean Contribution in 100% of the pairs" in text
@@ -13,7 +13,7 @@ def test_the_figures_are_said_in_plain_words(audited: Audit) -> None:
 
 
 def test_the_page_stands_alone_and_hostile_text_stays_text(audited: Audit) -> None:
-    html = rewards_page(audited)
+    html = build_rewards_page(audited)
     assert html.startswith("<!doctype html>") and html.count("<script") == 1
     assert "&lt;/script&gt;&lt;script&gt;" in html
     assert "https://" not in html and html.count("<svg") >= 4
@@ -22,6 +22,6 @@ def test_the_page_stands_alone_and_hostile_text_stays_text(audited: Audit) -> No
 
 
 def test_later_rounds_show_as_curves(audited: Audit) -> None:
-    alone, several = (section(dict.fromkeys(range(n), audited)) for n in (1, 3))
+    alone, several = (build_section(dict.fromkeys(range(n), audited)) for n in (1, 3))
     assert len(several["charts"]) == len(alone["charts"]) + 2
     assert "Agreement over rounds" in "".join(several["charts"])

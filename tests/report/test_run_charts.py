@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from steptool.report.run_charts import farming_verdict
+from steptool.report.run_charts import judge_farming
 from steptool.report.run_inputs import summarise_round
 from steptool.rewards.statistics import FarmingPoint
 
@@ -59,7 +59,7 @@ def _round(steps: list[int], paid: float, solved: float) -> list[FarmingPoint]:
 
 
 def test_longer_paid_and_not_better_is_farming():
-    verdict = farming_verdict({0: _round([3, 4, 5, 4], 0.1, 0.0), 4: _round([8, 9, 10, 9], 0.1, 0.0)})
+    verdict = judge_farming({0: _round([3, 4, 5, 4], 0.1, 0.0), 4: _round([8, 9, 10, 9], 0.1, 0.0)})
     assert verdict.startswith("This looks like farming")
     assert "from 4.0 to 9.0 steps" in verdict and "correlation of length and step reward is 1." in verdict
 
@@ -73,9 +73,9 @@ def test_longer_paid_and_not_better_is_farming():
     ],
 )
 def test_other_rounds_are_not_called_farming(last, opening):
-    assert farming_verdict({0: _round([3, 4, 5, 4], 0.1, 0.0), 1: last}).startswith(opening)
+    assert judge_farming({0: _round([3, 4, 5, 4], 0.1, 0.0), 1: last}).startswith(opening)
 
 
 def test_one_round_cannot_tell():
-    assert "Two rounds are needed" in farming_verdict({0: _round([3], 0.1, 0.0)})
-    assert "Two rounds are needed" in farming_verdict({})
+    assert "Two rounds are needed" in judge_farming({0: _round([3], 0.1, 0.0)})
+    assert "Two rounds are needed" in judge_farming({})

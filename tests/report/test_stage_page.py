@@ -5,7 +5,7 @@ from evaluation_rows import make_evaluation
 from steptool.config import Config
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward
 from steptool.records.tables import write_records
-from steptool.report.stage_page import stage_page
+from steptool.report.stage_page import build_stage_page
 
 COST = Cost("ppo", seconds=12.34, peak_memory_mb=512.0)
 
@@ -44,7 +44,7 @@ def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> N
     (model / "deep").mkdir(parents=True)
     (model / "model.safetensors").write_bytes(b"x" * 3_000_000)
     (model / "deep" / "config.json").write_bytes(b"x" * 10_000)
-    html = stage_page(
+    html = build_stage_page(
         "ppo",
         {
             "round": 1,
@@ -67,7 +67,7 @@ def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> N
 
 
 def test_the_last_round_of_the_stage_is_drawn(tmp_path: Path) -> None:
-    html = stage_page("ppo", {}, {"metrics": metrics(tmp_path)}, COST)
+    html = build_stage_page("ppo", {}, {"metrics": metrics(tmp_path)}, COST)
     assert "loss, 1: 0.75" in html and "loss, 2: 0.25" in html
     assert "loss, 1: 8" not in html and "loss, 1: 9" not in html and "loss, 0: 4" not in html
 
@@ -89,7 +89,7 @@ def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
         "advantages": write_records(tmp_path / "advantages.parquet", steps, Advantage),
         "none": write_records(tmp_path / "none.parquet", [], StepReward),
     }
-    html = stage_page("audit", {}, out, COST)
+    html = build_stage_page("audit", {}, out, COST)
     assert ", succeeded: 50%" in html and ", contributes: 50%" in html and ", solved: 100%" in html
     assert "base, greedy: 50%" in html and "base, sampled: 0%" in html
     assert "reward, 0: 2" in html and "reward, 1: 5" in html and "advantage, 0: −2" in html
@@ -97,5 +97,5 @@ def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
 
 
 def test_names_and_values_are_escaped() -> None:
-    html = stage_page("ingest", {"<b>": "<script>"}, {}, COST)
+    html = build_stage_page("ingest", {"<b>": "<script>"}, {}, COST)
     assert "<script>" not in html and "&lt;script&gt;" in html and "<b>" not in html

@@ -9,7 +9,7 @@ from steptool.data.ingest import ingest
 from steptool.records import Cost, Query
 from steptool.records.episodes import read_queries
 from steptool.report.run_inputs import ReportInputs, _notes
-from steptool.report.run_page import build_report, state_result, summary, table
+from steptool.report.run_page import build_report, format_table, state_result, summarise_run
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
 
@@ -36,7 +36,7 @@ def test_the_figures_by_hand(evaluation):
         evaluation("q1", "steptool", 1.0, decoding="sampled", repeat=1, tier="long"),
     ]
     costs = [Cost("rollout", 0, 2.0, 100, 300.0), Cost("rollout", 1, 3.0, 150, 400.0), Cost("ppo", 0, 5.0, 0, 350.0)]
-    figures = summary(_inputs(rows, costs=costs))
+    figures = summarise_run(_inputs(rows, costs=costs))
 
     assert figures["pass_rate"] == {"base": 0.0, "warm_start": 0.5, "steptool": 1.0}
     assert figures["sampled_pass_rate"] == {"steptool": 0.75}
@@ -58,7 +58,7 @@ def test_the_comparisons_of_a_report_are_one_family(results):
     """All greedy tasks and both tiers: three comparisons; 12 of 12 in one tier, p = 2/4096, none in the other."""
     rows = results(warm_start="0" * 24, steptool="1" * 12 + "0" * 12)
     rows = [replace(r, tier="single" if int(r.query_id[1:]) < 12 else "long") for r in rows]
-    figures = {c["group"]: c for c in summary(_inputs(rows))["comparisons"]}
+    figures = {c["group"]: c for c in summarise_run(_inputs(rows))["comparisons"]}
     assert list(figures) == ["all", "single", "long"]
     assert figures["single"]["corrected"] == pytest.approx(3 * figures["single"]["p"]) and figures["single"]["shown"]
     assert figures["single"]["mean"] == 1.0 and figures["all"]["shown"]
@@ -67,14 +67,14 @@ def test_the_comparisons_of_a_report_are_one_family(results):
 
 def test_the_difference_is_over_the_common_tasks(results):
     rows = results(warm_start="0101", steptool="11")
-    assert summary(_inputs(rows))["difference"]["n"] == 2
-    assert summary(_inputs(rows))["difference"]["mean"] == 0.5
+    assert summarise_run(_inputs(rows))["difference"]["n"] == 2
+    assert summarise_run(_inputs(rows))["difference"]["mean"] == 0.5
 
 
 def test_nothing_at_all():
-    figures = summary(ReportInputs("empty"))
+    figures = summarise_run(ReportInputs("empty"))
     assert figures["difference"] is None and figures["pass_rate"] == {} and figures["seconds"] == {"total": 0}
-    assert "0 s of work" in table(figures)
+    assert "0 s of work" in format_table(figures)
 
 
 def test_headline_of_a_gain(results):
@@ -119,10 +119,10 @@ def test_headline_names_the_split_and_what_is_missing(results):
 
 
 def test_the_table_is_aligned(results):
-    figures = summary(
+    figures = summarise_run(
         _inputs(results(base="0000", warm_start="1000", steptool="1111"), costs=[Cost("ppo", 0, 61.4, 1500)])
     )
-    lines = table(figures).splitlines()
+    lines = format_table(figures).splitlines()
     assert lines[0].split()[:3] == ["pass", "rate,", "greedy"]
     assert "0.0%" in lines[1] and "25.0%" in lines[1] and "100.0%" in lines[1] and "+75.0 points" in lines[1]
     assert lines[2].split() == ["single", "0.0%", "25.0%", "100.0%", *lines[1].split()[4:]]
@@ -137,7 +137,7 @@ def test_a_run_whose_tasks_nothing_can_check_says_so(evaluation):
         for model in ("base", "warm_start", "steptool")
         for i in range(4)
     ]
-    figures = summary(_inputs(rows))
+    figures = summarise_run(_inputs(rows))
     assert (
         figures["pass_rate"] == {}
         and figures["difference"] is None
@@ -162,7 +162,7 @@ def test_a_result_below_its_base_says_so_first(results):
     """10 of 40 tasks lost against the base: -25 points."""
     rows = results(base="1" * 40, warm_start="0" * 40, steptool="1" * 30 + "0" * 10)
     inputs = _inputs(rows)
-    assert summary(inputs)["base_difference"]["mean"] == -0.25
+    assert summarise_run(inputs)["base_difference"]["mean"] == -0.25
     first, second = state_result(inputs)
     assert first.startswith("StepTool solves 75% of 40 held-out tasks, 25 points fewer than the base model (95% inter")
     assert first.endswith("training made it worse.")
@@ -173,7 +173,7 @@ def test_a_group_that_a_run_did_not_evaluate_is_named_beside_its_table(results):
     queries = [Query("q0", "heldout", "e", "do it", (), tier="single"), Query("q1", "train", "e", "", (), tier="long")]
     inputs = _inputs(results(warm_start="0", steptool="1"), queries=queries)
     gap = "No task of the group 'long' was evaluated: the split heldout has none (1 in train)."
-    assert summary(inputs)["left_out"] == [gap]
+    assert summarise_run(inputs)["left_out"] == [gap]
     assert gap in build_report(inputs).replace("&#39;", "'")
 
 

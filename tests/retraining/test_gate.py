@@ -5,7 +5,7 @@ import pytest
 from evaluation_rows import make_evaluation
 from steptool.config import PromotionConfig
 from steptool.records import Query, Reference
-from steptool.retraining.promotion import categories, decide, find_contaminated, read_trained_on, write_trained_on
+from steptool.retraining.promotion import decide, find_contaminated, list_categories, read_trained_on, write_trained_on
 
 GAIN, INVALID, TASKS = "gain in pass rate", "rise in invalid calls", "held-out tasks"
 
@@ -154,9 +154,9 @@ def test_both_models_need_the_same_tasks():
 def test_categories_are_those_of_toolbench_else_tier_else_environment():
     apis = {"rain_for_sky": ["Weather", "sky", "rain"], "rate_for_money": ["Finance", "money", "rate"]}
     query = Query("q", "heldout", "replay", "Go.", (), Reference(environment={"toolbench": apis}), tier="G1")
-    assert categories(query) == ("Finance", "Weather")
-    assert categories(Query("q", "heldout", "desk", "Go.", (), tier="long")) == ("long",)
-    assert categories(Query("q", "heldout", "desk", "Go.", ())) == ("desk",)
+    assert list_categories(query) == ("Finance", "Weather")
+    assert list_categories(Query("q", "heldout", "desk", "Go.", (), tier="long")) == ("long",)
+    assert list_categories(Query("q", "heldout", "desk", "Go.", ())) == ("desk",)
 
 
 def test_tasks_without_a_verdict_are_not_measurable_and_promote_nobody():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steptool.rewards.statistics import (
     auroc,
-    by_size,
+    bin_by_size,
     chance_auroc,
     confusion,
     correlation,
@@ -85,9 +85,9 @@ def test_stability_index_by_hand() -> None:
 
 
 def test_bins_are_single_sizes_or_like_numbers() -> None:
-    few = by_size([2, 2, 3], [0.0, 1.0, 4.0])
+    few = bin_by_size([2, 2, 3], [0.0, 1.0, 4.0])
     assert [(b.low, b.high, b.reward.value, b.reward.n) for b in few] == [(2, 2, 0.5, 2), (3, 3, 4.0, 1)]
-    many = by_size(list(range(100)), [1.0] * 100, bins=4)
+    many = bin_by_size(list(range(100)), [1.0] * 100, bins=4)
     assert [(b.low, b.high, b.reward.n) for b in many] == [(0, 24, 25), (25, 49, 25), (50, 74, 25), (75, 99, 25)]
 
 

@@ -11,7 +11,7 @@ from steptool.data.ingest import ingest
 from steptool.environments.base import Environment
 from steptool.environments.bfcl_tasks import is_installed
 from steptool.environments.functions.environment import FunctionsEnvironment
-from steptool.policies.text_policies import play_back, reference_calls
+from steptool.policies.text_policies import list_reference_calls, play_back
 from steptool.records import FINISH, Query, ToolCall
 from steptool.records.episodes import read_queries
 from steptool.rewards.annotators import annotate, make_annotator
@@ -30,7 +30,7 @@ def disturb(calls: Sequence[ToolCall]) -> list[list[ToolCall]]:
 
 def agreement(queries: Sequence[Query], environment: Environment) -> float:
     """Cohen's kappa of rules and truth on whether a step contributes."""
-    recordings = [(query, calls) for query in queries for calls in disturb(reference_calls(query))]
+    recordings = [(query, calls) for query in queries for calls in disturb(list_reference_calls(query))]
     episodes = play_back(recordings, environment, limits=ToolsConfig())
     actual, truth = (annotate(queries, episodes, make_annotator(name)) for name in ("rules", "truth"))
     pairs = [
@@ -53,6 +53,6 @@ def test_rules_agree_with_the_shop_where_the_goal_is_an_order(tmp_path: Path, mo
 @pytest.mark.skipif(not is_installed(), reason="the package bfcl-eval is not installed: make bfcl")
 def test_rules_agree_with_bfcl_where_the_goal_is_a_state() -> None:
     from steptool.environments.bfcl import BfclEnvironment
-    from steptool.environments.bfcl_tasks import bfcl_queries
+    from steptool.environments.bfcl_tasks import read_bfcl_queries
 
-    assert agreement(bfcl_queries()[:60], BfclEnvironment()) > 0.4
+    assert agreement(read_bfcl_queries()[:60], BfclEnvironment()) > 0.4

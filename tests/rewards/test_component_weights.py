@@ -11,8 +11,8 @@ from steptool.rewards.compose import (
     RunningScale,
     compose,
     compose_round,
+    compute_round_weights,
     moving_average,
-    round_weights,
 )
 
 
@@ -38,11 +38,11 @@ ROUND = [
 
 
 def test_a_component_counts_as_far_as_it_goes_with_the_outcome() -> None:
-    assert round_weights(ROUND) == {"succ_calling": 0.0, "contribution": 1.0}  # 2 * .25 - 1 is below 0
+    assert compute_round_weights(ROUND) == {"succ_calling": 0.0, "contribution": 1.0}  # 2 * .25 - 1 is below 0
     lifted = [*ROUND[:2], episode("c", 0.0, (1, 1.0)), episode("d", 0.0, (0, 0.0))]
     # Contribution: 1 and .5 against 1 and 0: (.5 + 1 + 0 + 1) / 4 = .625; SuccCalling: 1, .5 against 1, 0: the same
-    assert round_weights(lifted) == {"succ_calling": 0.25, "contribution": 0.25}
-    assert round_weights(ROUND[:2]) == {}  # nothing unsolved to compare with
+    assert compute_round_weights(lifted) == {"succ_calling": 0.25, "contribution": 0.25}
+    assert compute_round_weights(ROUND[:2]) == {}  # nothing unsolved to compare with
 
 
 def test_weights_move_over_the_last_rounds() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from steptool.config import RewardConfig
 from steptool.records import Query, Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
-from steptool.rewards.compose import RunningScale, compose, step_rewards
+from steptool.rewards.compose import RunningScale, compose, compose_steps
 
 
 def plain_settings(**fields: object) -> RewardConfig:
@@ -94,7 +94,7 @@ def test_a_redundant_call_costs_by_hand(make_step, make_trajectory):
     scores = rows([1, 1, 1], [1, 0, None], 1.0)
     config = plain_settings(alpha=0.4, step_weight=0.5, redundant_cost=0.6)
     np.testing.assert_allclose(compose(scores, config, steps=episode.steps), [0.5, -0.3, 1.0])
-    np.testing.assert_allclose(step_rewards([episode], scores, config)[0], [0.5, -0.3, 1.0])
+    np.testing.assert_allclose(compose_steps([episode], scores, config)[0], [0.5, -0.3, 1.0])
     assert compose(scores, config, "final", episode.steps).tolist() == [0, 0, 1]
     with pytest.raises(ValueError, match="needs the 3 steps of the trajectory, got 0"):
         compose(scores, config)
@@ -174,9 +174,9 @@ def test_rewards_follow_the_order_of_the_trajectories_and_missing_ones_stay_miss
     long = make_trajectory([call, call], "4711", trajectory_id="long", solved=0.0)
     unscored = replace(long, trajectory_id="unscored")
     rows = annotate([make_query()], [short, long], make_annotator("rules"))
-    rewards = step_rewards([long, unscored, short], rows[::-1], plain_settings())
+    rewards = compose_steps([long, unscored, short], rows[::-1], plain_settings())
     assert [None if r is None else len(r) for r in rewards] == [3, None, 1]
-    final = step_rewards([long, short], rows, plain_settings(), "final")
+    final = compose_steps([long, short], rows, plain_settings(), "final")
     np.testing.assert_array_equal(final[0][:-1], [0.0, 0.0])
 
 

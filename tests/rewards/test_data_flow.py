@@ -3,7 +3,7 @@ import pytest
 from steptool.chat.messages import annotate_tool
 from steptool.records import Step, StepStatus, StopReason, ToolCall
 from steptool.rewards.annotators import DataFlowRules, OverlapRules
-from steptool.rewards.data_flow import changes_state, tools_that_write
+from steptool.rewards.data_flow import changes_state, find_writing_tools
 
 
 def contributions(query, trajectory, rules=None):
@@ -209,7 +209,7 @@ def test_what_the_schema_says_goes_before_the_name():
         annotate_tool({"type": "function", "function": {"name": name, "parameters": {}}}, hint)
         for name, hint in (("delete_draft", True), ("get_ready", False), ("get_mail", None))
     ]
-    hints = tools_that_write(tools)
+    hints = find_writing_tools(tools)
     assert hints == {"delete_draft": False, "get_ready": True}
     steps = [Step(ToolCall(name, {}), StepStatus.OK, "") for name in ("delete_draft", "get_ready", "get_mail")]
     assert [changes_state(step, hints) for step in steps] == [False, True, False]

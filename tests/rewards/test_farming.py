@@ -7,11 +7,11 @@ from steptool.records import FINISH, Step, StepStatus, ToolCall
 from steptool.rewards.statistics import (
     FarmingPoint,
     Redundancy,
-    farming_points,
+    collect_farming_points,
+    find_redundant_steps,
     idle_share,
     measure_farming,
     measure_redundancy,
-    redundant_steps,
 )
 
 
@@ -19,7 +19,7 @@ def test_points_leave_out_the_last_step_and_missing_rewards(make_step, make_traj
     call = make_step("f", "x")
     a = make_trajectory([call, call], "done", solved=1.0, spans=[(2, 5), (7, 9), (9, 10)])
     b = make_trajectory([], "done", solved=0.0)
-    points = farming_points([a, b, b], [np.array([0.25, 0.5, 1.0]), np.array([0.0]), None])
+    points = collect_farming_points([a, b, b], [np.array([0.25, 0.5, 1.0]), np.array([0.0]), None])
     assert points == [FarmingPoint(3, 6, 0.75, 1.0), FarmingPoint(1, 0, 0.0, 0.0)]
 
 
@@ -66,15 +66,15 @@ def saw(observation: str, status: StepStatus = StepStatus.OK, name: str = "get",
     ],
 )
 def test_redundant_steps_by_hand(steps, redundant):
-    assert sum(redundant_steps(steps)) == redundant
+    assert sum(find_redundant_steps(steps)) == redundant
 
 
 @given(st.lists(st.tuples(st.sampled_from("fg"), st.sampled_from("12"), st.sampled_from(["ok", "tool_error"]))))
 def test_the_first_successful_call_of_each_kind_is_never_redundant(made):
     steps = [saw(observation, StepStatus(status), name=name) for name, observation, status in made]
     succeeded = [name for name, _, status in made if status == "ok"]
-    assert 0 <= sum(redundant_steps(steps)) <= len(succeeded) - len(set(succeeded))
-    assert sum(redundant_steps([*steps, *steps[-1:]])) == sum(redundant_steps(steps)) + sum(
+    assert 0 <= sum(find_redundant_steps(steps)) <= len(succeeded) - len(set(succeeded))
+    assert sum(find_redundant_steps([*steps, *steps[-1:]])) == sum(find_redundant_steps(steps)) + sum(
         m[2] == "ok" for m in made[-1:]
     )
 

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from steptool.records import Reference, StopReason
 from steptool.rewards.observations import (
-    failure,
+    find_failure,
+    find_values,
+    flatten_text,
     is_solved,
     matches_reference,
     mentions,
     normalise,
     parse,
-    payload,
-    text_of,
-    values,
+    read_payload,
 )
 
 
@@ -47,7 +47,7 @@ from steptool.rewards.observations import (
     ],
 )
 def test_failures_that_hide_in_the_text_are_found(text):
-    assert failure(text)
+    assert find_failure(text)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_failures_that_hide_in_the_text_are_found(text):
     ],
 )
 def test_results_are_not_taken_for_failures(text):
-    assert failure(text) == ""
+    assert find_failure(text) == ""
 
 
 def test_json_python_notation_and_prose_are_read_for_what_they_are():
@@ -77,19 +77,19 @@ def test_json_python_notation_and_prose_are_read_for_what_they_are():
     assert parse("{'a': (1, None), 'b': True}") == {"a": (1, None), "b": True}
     assert parse("12 monkeys") == "12 monkeys"
     assert parse("-3.5") == -3.5
-    assert payload('{"error": "", "response": "{\'cep\': \'75094080\'}"}') == {"cep": "75094080"}
-    assert payload('{"error": "", "response": "plain words"}') == "plain words"
-    assert payload('{"error": "x", "other": 1}') == {"error": "x", "other": 1}
+    assert read_payload('{"error": "", "response": "{\'cep\': \'75094080\'}"}') == {"cep": "75094080"}
+    assert read_payload('{"error": "", "response": "plain words"}') == "plain words"
+    assert read_payload('{"error": "x", "other": 1}') == {"error": "x", "other": 1}
 
 
 def test_values_of_structures_are_leaves_and_of_prose_what_identifies():
-    assert values({"id": "ord_07", "n": 3, "ok": True, "none": None, "more": [{"city": "Oslo"}, "x"]}) == {
+    assert find_values({"id": "ord_07", "n": 3, "ok": True, "none": None, "more": [{"city": "Oslo"}, "x"]}) == {
         "ord_07",
         "3",
         "oslo",
     }
     prose = "The parcel par_04 of Anna Kovacs left on 2024-05-01. It weighs 3.50 kg; mail a@b.org."
-    assert values(prose) == {"par_04", "anna", "kovacs", "2024-05-01", "3.5", "a@b.org"}
+    assert find_values(prose) == {"par_04", "anna", "kovacs", "2024-05-01", "3.5", "a@b.org"}
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_numbers_are_compared_by_what_they_say():
     assert normalise("  Total:\n1,200.50 EUR ") == "total: 1200.5 eur"
     assert normalise("3.00") == normalise("3") == "3"
     assert normalise("1.2.3") == "1.2.3"
-    assert text_of({"a": 3.0, "b": ["X Y", None]}) == "3\nx y\nnone"
+    assert flatten_text({"a": 3.0, "b": ["X Y", None]}) == "3\nx y\nnone"
 
 
 @given(st.one_of(st.text(), st.text(alphabet="{}[]()'\":,\\-+.0123456789eE \n\x00nutrflsa", max_size=60)))
 def test_anything_at_all_can_be_read(text):
-    assert isinstance(failure(text), str)
-    for value in values(payload(text)):
+    assert isinstance(find_failure(text), str)
+    for value in find_values(read_payload(text)):
         mentions(normalise(text), value)
 
 
@@ -145,8 +145,8 @@ def test_anything_at_all_can_be_read(text):
 )
 def test_hostile_text_neither_raises_nor_takes_long(text):
     start = time.perf_counter()
-    assert failure(text) == ""
-    values(payload(text))
+    assert find_failure(text) == ""
+    find_values(read_payload(text))
     normalise(text)
     assert time.perf_counter() - start < 5
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steptool.chat.messages import model_schemas
+from steptool.chat.messages import strip_hints
 from steptool.records import StopReason
 from steptool.rewards.annotators import DataFlowRules
 from steptool.rewards.reports import find_reports
@@ -125,4 +125,4 @@ def test_the_schema_or_words_and_effects_say_which_calls_report(
 
 
 def test_models_do_not_see_the_hint():
-    assert model_schemas([schema("notify", **{"x-reports": True})]) == [schema("notify")]
+    assert strip_hints([schema("notify", **{"x-reports": True})]) == [schema("notify")]

@@ -1,13 +1,13 @@
 import pytest
 
-from steptool.rewards.reports import Branch, read_goals, requested_words, stems
+from steptool.rewards.reports import Branch, collect_requested_words, read_goals, stem_words
 
 
 def test_stems_leave_out_endings_and_function_words():
-    assert stems("get the prices of orders") == {"pric", "order"}
-    assert stems("trackParcel") == {"track", "parcel"}
-    assert stems("refund_id") == {"refund"}
-    assert stems("the bus is red") == {"bus", "red"}  # three letters stay
+    assert stem_words("get the prices of orders") == {"pric", "order"}
+    assert stem_words("trackParcel") == {"track", "parcel"}
+    assert stem_words("refund_id") == {"refund"}
+    assert stem_words("the bus is red") == {"bus", "red"}  # three letters stay
 
 
 def test_the_goals_of_a_request_are_read_in_order():
@@ -35,12 +35,15 @@ def test_a_condition_says_which_branch_is_requested(text):
     cancel, turn_back = (next(b for b in goal if verb in b.words) for verb in ("cancel", "return"))
     assert cancel.is_requested({"pending", "19"}) and not cancel.is_requested({"shipped"})
     assert turn_back.is_requested({"shipped"}) and not turn_back.is_requested({"pending"})
-    assert requested_words(goal, {"pending"})[0] >= {"cancel"} and "return" in requested_words(goal, {"pending"})[1]
+    assert (
+        collect_requested_words(goal, {"pending"})[0] >= {"cancel"}
+        and "return" in collect_requested_words(goal, {"pending"})[1]
+    )
 
 
 def test_without_a_condition_everything_is_requested():
     (goal,) = read_goals("say where ord_07 is now")
-    assert requested_words(goal, set()) == (set(goal[0].words), set())
+    assert collect_requested_words(goal, set()) == (set(goal[0].words), set())
     assert goal[0].value == ""
     assert read_goals("") == []
     assert Branch(frozenset()).is_requested(())

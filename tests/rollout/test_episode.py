@@ -11,7 +11,7 @@ from steptool.config import ToolsConfig
 from steptool.environments.base import Environment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.records import Query, StepStatus, StopReason, ToolCall
-from steptool.rollout.episode import Decoding, Episode, Refusal, Turn, TurnCost, TurnTokens, episode_id
+from steptool.rollout.episode import Decoding, Episode, Refusal, Turn, TurnCost, TurnTokens, make_episode_id
 
 MakeQuery = Callable[..., Query]
 GET = ToolCall("get", {"key": "a"})
@@ -83,5 +83,5 @@ def test_without_a_limit_an_episode_goes_on(begin: Any, environment: Environment
 
 
 def test_no_two_episodes_of_a_policy_and_round_have_the_same_id() -> None:
-    ids = [episode_id("p", 0, query, d, sample) for query in "ab" for d in Decoding for sample in range(3)]
+    ids = [make_episode_id("p", 0, query, d, sample) for query in "ab" for d in Decoding for sample in range(3)]
     assert len(set(ids)) == 12 and ids[0] == "p-r0-a-g0"

@@ -11,7 +11,7 @@ from play_fixtures import GET, ShelfEnvironment, TalkingEnvironment
 from steptool.chat.call_format import to_text_answers
 from steptool.chat.codec import ChatCodec
 from steptool.chat.formats import HERMES, REACT
-from steptool.chat.messages import call_message, tool_message
+from steptool.chat.messages import make_call_message, make_tool_message
 from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment
 from steptool.environments.limits import LimitedEnvironment
@@ -56,8 +56,8 @@ def test_a_turn_without_a_call_is_the_finish(play: Any, environment: Environment
     assert t.logprobs.tolist() == [-1, -2, -1, -2]
     assert t.messages == [
         {"role": "user", "content": "go"},
-        call_message(READ),
-        tool_message("get", '{"a": 7}'),
+        make_call_message(READ),
+        make_tool_message("get", '{"a": 7}'),
         {"role": "assistant", "content": f"{thought}\n\n7"},
     ]
 
@@ -67,7 +67,7 @@ def test_a_call_gone_wrong_is_no_answer_and_finish_is_an_unknown_tool(play: Any,
     t = play(turns, environment)
     assert [s.status for s in t.steps] == [StepStatus.MALFORMED, StepStatus.UNKNOWN_TOOL, StepStatus.FINISH]
     assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.FINISHED, "8", 0.0)
-    assert t.messages[2] == tool_message("error", '{"error": "tool call not closed"}')
+    assert t.messages[2] == make_tool_message("error", '{"error": "tool call not closed"}')
 
 
 def test_an_empty_answer_is_an_answer_on_which_the_verdict_decides(play: Any, environment: Environment) -> None:
@@ -87,7 +87,7 @@ def test_the_user_goes_on_after_an_answer(play: Any, environment_that_talks: Tal
 def test_a_model_sees_no_finish_and_its_answer_is_trained_as_it_was_sampled(
     parrot: Any, codec: ChatCodec, play_locally: Any, make_query: MakeQuery, environment: ShelfEnvironment
 ) -> None:
-    call = codec.tokenizer.decode(codec.assistant_ids(call_message(READ))[:-1])
+    call = codec.tokenizer.decode(codec.assistant_ids(make_call_message(READ))[:-1])
     (t,) = play_locally(
         parrot({"go": [call, "7"]}), codec, [make_query("q", "go")], environment, rollout=ROLLOUT, max_context=2000
     )
@@ -98,7 +98,7 @@ def test_a_model_sees_no_finish_and_its_answer_is_trained_as_it_was_sampled(
     assert len(t.logprobs) == sum(end - start for start, end in t.spans) and (t.logprobs <= 0).all()
     assert (t.stop_reason, t.final_answer, t.solved) == (StopReason.FINISHED, "7", 1.0)
     # A demonstration with the same calls, told with Finish, becomes the very tokens that were sampled.
-    messages = [*t.messages[:-1], call_message(SEVEN)]
+    messages = [*t.messages[:-1], make_call_message(SEVEN)]
     lesson = codec.encode(to_text_answers(messages, codec.format.render_answer), [GET])
     assert lesson.input_ids.tolist() == t.input_ids.tolist() and lesson.spans == t.spans
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from steptool.config import Config
-from steptool.models.load import tiny_model, train_tokenizer
+from steptool.models.load import make_tiny_model, train_tokenizer
 from steptool.records import Step, StepReward, StepStatus, StopReason, Trajectory
 
 torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer(TEXTS, vocabulary=300)
     tokenizer.save_pretrained(folder)
-    tiny_model(tokenizer, max_context=128, seed=0, hidden=32).save_pretrained(folder)
+    make_tiny_model(tokenizer, max_context=128, seed=0, hidden=32).save_pretrained(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ from torch import distributed
 from steptool.config import PolicyConfig, WarmStartConfig
 from steptool.models import logprobs, sharding
 from steptool.models.load import load_model
-from steptool.models.optimizer import local_part
+from steptool.models.optimizer import get_local_part
 from steptool.models.sharding import load_sharded_actor
 from steptool.training.rounds import train_round
 from steptool.training.warm_start import warm_start
@@ -61,7 +61,7 @@ def demonstrate(model: Path, out: Path, sharding: str, rank: int = 0, **options:
 def check_parts(model: Path) -> None:
     """Each process holds about half of the numbers, and together they hold those of the folder."""
     actor, whole = load_sharded_actor(model, 2, trained=True), load_model(model)
-    own = sum(local_part(p).numel() for p in actor.parameters())
+    own = sum(get_local_part(p).numel() for p in actor.parameters())
     assert own < 0.52 * sum(p.numel() for p in whole.parameters())
     for name, parameter in actor.policy.named_parameters():
         assert torch.equal(parameter.full_tensor(), whole.get_parameter(name)), name

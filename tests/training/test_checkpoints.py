@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from steptool.training.rounds import train_round
 from steptool.training.scores import FILE, Scores
-from steptool.training.trainer import CheckpointFolder, complete_checkpoints, last_checkpoint, pack, unpack
+from steptool.training.trainer import CheckpointFolder, complete_checkpoints, find_last_checkpoint, pack, unpack
 
 WORKER = Path(__file__).parent / "worker.py"
 SETTINGS = {"count": 10, "epochs": 30, "batch_size": 5, "micro_batch_size": 3}
@@ -118,7 +118,7 @@ def test_one_flipped_bit_of_a_checkpoint_brings_back_the_one_before(tmp_path: Pa
         shutil.copytree(tmp_path / "whole", folder)
         file = draw.choice(sorted(path for path in (folder / "checkpoint-2").rglob("*") if path.is_file()))
         flip(file, draw.randrange(8 * file.stat().st_size))
-        assert last_checkpoint(folder) == folder / "checkpoint-1", file
+        assert find_last_checkpoint(folder) == folder / "checkpoint-1", file
     assert capsys.readouterr().out.count("checkpoint-2 is damaged and is passed over") == 150
     model = torch.nn.Linear(4, 4)
     checkpoints = CheckpointFolder(folder, every=1, fingerprint="data")
@@ -162,4 +162,4 @@ def test_a_checkpoint_is_complete_with_its_digests_only(tmp_path: Path) -> None:
     save_two(tmp_path)
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
     (tmp_path / "checkpoint-2" / "complete").write_bytes(b"")
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"

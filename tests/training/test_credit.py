@@ -25,13 +25,13 @@ def plain_gae(rewards, values, gamma, lam):
 
 
 def test_spans_lead_to_step_lengths():
-    assert credit.step_lengths([(3, 5), (9, 10), (12, 15)]).tolist() == [2, 1, 3]
+    assert credit.count_step_tokens([(3, 5), (9, 10), (12, 15)]).tolist() == [2, 1, 3]
 
 
 @pytest.mark.parametrize("spans", [[(3, 3)], [(5, 4)], [(0, 3), (2, 4)], [(4, 6), (0, 2)], [(-1, 2)]])
 def test_spans_that_are_empty_or_out_of_order_are_refused(spans):
     with pytest.raises(ValueError, match="ascending, disjoint"):
-        credit.step_lengths(spans)
+        credit.count_step_tokens(spans)
 
 
 def test_step_rewards_sit_on_last_tokens_and_every_token_pays_for_its_kl():
@@ -61,7 +61,7 @@ def test_time_does_not_pass_while_the_model_reads():
     """Two steps of 20 tokens around an observation of 100, reward 1 at the end, gamma .99, lambda .95."""
     spans = [(50, 70), (170, 190)]
     config = CreditConfig(level="token", gamma=0.99, lam=0.95)
-    got = credit.assign([array(0, 1)], [credit.step_lengths(spans)], np.zeros(40), np.zeros(40), 0.1, config)
+    got = credit.assign([array(0, 1)], [credit.count_step_tokens(spans)], np.zeros(40), np.zeros(40), 0.1, config)
     at_end_of_step_1 = got.advantages_N[19]
     assert at_end_of_step_1 == pytest.approx((0.99 * 0.95) ** 20)
     assert round(at_end_of_step_1, 3) == 0.293
@@ -93,7 +93,7 @@ def test_inserting_observation_tokens_changes_no_advantage(layout, level, seed):
         for gap, length in zip(gaps, lengths, strict=False):
             spans.append((position + gap, position + gap + length))
             position += gap + length
-        return credit.assign([rewards], [credit.step_lengths(spans)], values, kl, 0.1, config)
+        return credit.assign([rewards], [credit.count_step_tokens(spans)], values, kl, 0.1, config)
 
     before, after = advantages(gaps), advantages([g + i for g, i in zip(gaps, inserted, strict=True)])
     assert np.array_equal(before.advantages_N, after.advantages_N)
@@ -148,7 +148,7 @@ def test_a_batch_gives_each_trajectory_what_it_gets_alone(level):
 def test_quantities_by_step():
     packed, lengths = array(1, 2, 3, 4, 5, 6), np.array([1, 3, 2])
     assert credit.sum_by_step(packed, lengths).tolist() == [1, 9, 11]
-    assert credit.first_of_step(packed, lengths).tolist() == [1, 2, 5]
+    assert credit.take_first_of_step(packed, lengths).tolist() == [1, 2, 5]
 
 
 def test_whitening_by_hand():

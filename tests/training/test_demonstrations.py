@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from steptool.chat.codec import ChatCodec
-from steptool.chat.messages import call_message
+from steptool.chat.messages import make_call_message
 from steptool.config import Config, WarmStartConfig
 from steptool.data.ingest import ingest
-from steptool.environments.desk.tasks import desk_demonstrations, desk_queries
+from steptool.environments.desk.tasks import draw_desk_queries, make_desk_demonstrations
 from steptool.models.load import EMBEDDED, load_tokenizer, train_tokenizer
 from steptool.records import Message, Query, StopReason, ToolCall, Trajectory
 from steptool.records.episodes import read_queries
@@ -36,12 +36,12 @@ def config(source: str = "desk", max_context: int = 4096) -> Config:
 
 @pytest.fixture(scope="module")
 def queries() -> list[Query]:
-    return desk_queries(config())
+    return draw_desk_queries(config())
 
 
 @pytest.fixture(scope="module")
 def demonstrations(queries: list[Query]) -> list[Trajectory]:
-    return desk_demonstrations(config(), queries)
+    return make_desk_demonstrations(config(), queries)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_a_demonstration_that_calls_finish_is_learned_as_an_answer_in_text(
 def test_a_demonstration_that_gives_up_has_no_form_in_text(
     queries: list[Query], demonstrations: list[Trajectory], codec: ChatCodec
 ) -> None:
-    up = call_message(ToolCall("Finish", {"return_type": "give_up_and_restart"}))
+    up = make_call_message(ToolCall("Finish", {"return_type": "give_up_and_restart"}))
     gave_up = replace(
         demonstrations[0], messages=[*demonstrations[0].messages[:-1], up], stop_reason=StopReason.GAVE_UP
     )

@@ -7,7 +7,7 @@ from steptool.environments.desk.environment import DeskEnvironment, make_databas
 from steptool.policies.text_policies import ScriptedPolicy
 from steptool.records import Query, Reference, Step, StepStatus, ToolCall
 from steptool.rollout.runner import roll_out
-from steptool.training.groups import Groups, group_trajectories, relative_to_group, state_values
+from steptool.training.groups import Groups, compare_with_group, group_trajectories, state_values
 
 
 def call(name: str, **arguments: object) -> Step:
@@ -63,9 +63,9 @@ def test_relative_to_the_group_by_hand() -> None:
     # group 0: mean 2, deviation sqrt((1 + 1 + 0) / 3); groups 1 and 2 have one value each
     deviation = (2 / 3) ** 0.5
     expected = [-1 / deviation, 0, 1 / deviation, 0, 0]
-    assert relative_to_group(values, groups, scale=True) == pytest.approx(expected, rel=1e-5)
-    assert relative_to_group(values, groups, scale=False).tolist() == [-1, 0, 1, 0, 0]
-    assert relative_to_group(np.ones(3), np.zeros(3, dtype=np.int64), scale=True).tolist() == [0, 0, 0]
+    assert compare_with_group(values, groups, scale=True) == pytest.approx(expected, rel=1e-5)
+    assert compare_with_group(values, groups, scale=False).tolist() == [-1, 0, 1, 0, 0]
+    assert compare_with_group(np.ones(3), np.zeros(3, dtype=np.int64), scale=True).tolist() == [0, 0, 0]
 
 
 def test_a_state_is_worth_the_mean_return_of_the_steps_taken_in_it() -> None:

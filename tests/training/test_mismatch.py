@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steptool.config import PPOConfig
-from steptool.models.actor import Actor, action_places, collate
+from steptool.models.actor import Actor, collate, find_action_places
 from steptool.models.load import load_model
 from steptool.records import Trajectory
 from steptool.training.algorithms.base import ForwardPass
@@ -20,9 +20,9 @@ from steptool.training.rounds import train_round
 from steptool.training.scores import (
     MismatchError,
     check_mismatch,
-    engine_log_probs,
-    importance_weights,
+    compute_importance_weights,
     measure_mismatch,
+    read_engine_log_probs,
 )
 
 TEMPERATURE = 0.7
@@ -55,16 +55,16 @@ def test_k1_and_k3_estimate_the_divergence() -> None:
 def test_weights_worked_out_by_hand(importance: str, expected: list[float]) -> None:
     """Training gives the tokens .2, .5, .8 and .9, the engine gave .4, .5, .4 and .1: weights 1/2, 1, 2 and 9."""
     ppo = PPOConfig.model_validate({"importance": importance, "importance_cap": 2.0})
-    weights = importance_weights(np.log([0.2, 0.5, 0.8, 0.9]), np.log([0.4, 0.5, 0.4, 0.1 - 1e-9]), ppo)
+    weights = compute_importance_weights(np.log([0.2, 0.5, 0.8, 0.9]), np.log([0.4, 0.5, 0.4, 0.1 - 1e-9]), ppo)
     assert weights == pytest.approx(expected)
 
 
 def test_tokens_without_log_probabilities_cannot_be_weighed(make: SimpleNamespace) -> None:
     rows = [replace(t, logprobs=np.zeros(0, np.float32)) for t in make.trajectories(2)]
-    assert engine_log_probs(rows) is None
+    assert read_engine_log_probs(rows) is None
     with pytest.raises(ValueError, match="not every trajectory of the round has the log-probabilities"):
-        importance_weights(np.zeros(3), None, PPOConfig(importance="masked"))
-    assert importance_weights(np.zeros(3), None, PPOConfig()).tolist() == [1.0, 1.0, 1.0]
+        compute_importance_weights(np.zeros(3), None, PPOConfig(importance="masked"))
+    assert compute_importance_weights(np.zeros(3), None, PPOConfig()).tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def policy_gradient(
     own_V = log_distribution(model, PROMPT)
     algorithm = StepPPO(config, 0)
     zeros, ones = torch.zeros(count), torch.ones(count)
-    weights = torch.from_numpy(importance_weights(own_V.numpy(), engine_V.numpy(), config.ppo)).float()
+    weights = torch.from_numpy(compute_importance_weights(own_V.numpy(), engine_V.numpy(), config.ppo)).float()
     places = torch.arange(count)
     advantages = count * engine_V.exp() * advantages_V
     algorithm._experience = Experience(own_V, own_V, zeros, advantages, zeros, ones, weights, zeros, places)
@@ -157,7 +157,7 @@ def with_own_log_probs(model: PreTrainedModel, rows: Sequence[Trajectory], tempe
     """The trajectories with the log-probabilities that an engine of this model stores at a temperature."""
     with torch.no_grad():
         log_probs_N = Actor(model, temperature=temperature)(collate(rows)).log_probs_N.numpy()
-    ends = np.cumsum([len(action_places(row)) for row in rows])[:-1]
+    ends = np.cumsum([len(find_action_places(row)) for row in rows])[:-1]
     return [replace(row, logprobs=own) for row, own in zip(rows, np.split(log_probs_N, ends), strict=True)]
 
 

@@ -7,7 +7,7 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 
 from steptool.models.actor import Actor
 from steptool.models.load import load_model
-from steptool.models.optimizer import adamw
+from steptool.models.optimizer import make_adamw
 from steptool.training.algorithms.base import Supervised
 from steptool.training.processes import PassLimit
 from steptool.training.trainer import DivergedError, Settings, Trainer, warm_up_and_cosine
@@ -30,7 +30,7 @@ def test_a_training_that_diverges_stops_at_the_update(model_dir: Path, make: Sim
     actor, rows, losses = Actor(load_model(model_dir)), make.trajectories(4), []
     trainer = Trainer(
         actor,
-        adamw(actor.policy, 1e30),
+        make_adamw(actor.policy, 1e30),
         Supervised(),
         rows,
         Settings(PassLimit(4), max_grad_norm=1.0),

@@ -115,7 +115,7 @@ def test_the_model_was_trained_and_tells_where_it_comes_from(run: Path) -> None:
     stages = [(e["stage"], e["round"]) for e in lineage.read(run / "model")]
     assert stages == [("base", -1), ("warm_start", -1), ("step_ppo", 0), ("step_ppo", 1)]
     for entry in lineage.read(run / "model"):
-        assert all(digest == lineage.sha256(run / name) for name, digest in entry["files"].items())
+        assert all(digest == lineage.hash_file(run / name) for name, digest in entry["files"].items())
     card = (run / "model" / "README.md").read_text()
     assert "| step_ppo | 1 to 2 | 4 files, named in lineage.json |" in card
 

@@ -18,11 +18,19 @@ from typing import Any
 
 from steptool.chat.call_format import THINK_CLOSE, THINK_OPEN, Format
 from steptool.chat.formats import DEEPSEEK, GLM, GPT_OSS, LLAMA, MISTRAL, QWEN_XML
-from steptool.chat.messages import GIVE_ANSWER, read_first_json, reasoning_of
-from steptool.data.parsing import Record, UnusableError, as_text, excerpt, join_texts, parse_if_text, require
+from steptool.chat.messages import GIVE_ANSWER, read_first_json, read_reasoning
+from steptool.data.parsing import (
+    Record,
+    UnusableError,
+    convert_to_text,
+    cut_excerpt,
+    join_texts,
+    parse_if_text,
+    require,
+)
 from steptool.data.recordings.messages import find_tools_of_system, translate_messages
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording, marks_error
-from steptool.data.tools import check_and_close, openai_tools
+from steptool.data.tools import check_and_close, read_openai_tools
 from steptool.records import FINISH, Message, ToolCall, ToolSchema
 
 _TAGS = re.compile(r"<tool_call>.*?</tool_call>", re.DOTALL)
@@ -157,7 +165,9 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
     """
     messages = parse_if_text(require(record.value, "messages", (list, str)), "messages")
     if not isinstance(messages, list):
-        raise UnusableError("ill-typed field 'messages'", f"field 'messages': expected a list, got {excerpt(messages)}")
+        raise UnusableError(
+            "ill-typed field 'messages'", f"field 'messages': expected a list, got {cut_excerpt(messages)}"
+        )
     messages = translate_messages([parse_if_text(message, f"messages[{n}]") for n, message in enumerate(messages)])
     fields = record.value
     if fields.get("tools") is None and (system_tools := find_tools_of_system(messages)):
@@ -288,12 +298,12 @@ def _read_calls(message: dict[str, Any], where: str) -> list[_Call]:
 
 def _read_function(call: dict[str, Any], where: str) -> tuple[str, str]:
     """Name and arguments. An empty name calls no tool: the call becomes a malformed step."""
-    return require(call, "name", str, where).strip(), as_text(call.get("arguments"))
+    return require(call, "name", str, where).strip(), convert_to_text(call.get("arguments"))
 
 
 def _with_reasoning(message: dict[str, Any], text: str) -> str:
     """The words of the assistant, after what it reasoned in a field of its own."""
-    reasoning = reasoning_of(message)
+    reasoning = read_reasoning(message)
     return join_texts([f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}" if reasoning else "", text])
 
 
@@ -303,9 +313,9 @@ def read_content(message: dict[str, Any], where: str) -> str:
     if content is None and isinstance(message.get("refusal"), str):
         return str(message["refusal"])
     if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
-        return as_text(content)
+        return convert_to_text(content)
     if odd := [part["type"] for part in content if part["type"] != "text"]:
-        raise UnusableError("content that is no text", f"{where}.content: a part of the type {excerpt(odd[0])}")
+        raise UnusableError("content that is no text", f"{where}.content: a part of the type {cut_excerpt(odd[0])}")
     return "".join(require(part, "text", str, f"{where}.content") for part in content)
 
 
@@ -333,8 +343,8 @@ def _read_tools(value: dict[str, Any], default_tools: DefaultTools) -> tuple[tup
         return default_tools(), set()
     entries = parse_if_text(value[name], name)
     if not isinstance(entries, list):
-        raise UnusableError(f"ill-typed field '{name}'", f"field '{name}': expected a list, got {excerpt(entries)}")
-    schemas = openai_tools([parse_if_text(tool, f"{name}[{n}]") for n, tool in enumerate(entries)], name)
+        raise UnusableError(f"ill-typed field '{name}'", f"field '{name}': expected a list, got {cut_excerpt(entries)}")
+    schemas = read_openai_tools([parse_if_text(tool, f"{name}[{n}]") for n, tool in enumerate(entries)], name)
     return check_and_close(schemas, name), {schema["function"]["name"] for schema in schemas}
 
 
@@ -363,5 +373,5 @@ def _read_verdict(value: dict[str, Any]) -> float | None:
     if solved is None or solved != solved:  # tables write NaN for what is missing
         return None
     if not isinstance(solved, int | float) or not 0 <= solved <= 1:
-        raise UnusableError("ill-typed field 'solved'", f"field 'solved': expected 0 to 1, got {excerpt(solved)}")
+        raise UnusableError("ill-typed field 'solved'", f"field 'solved': expected 0 to 1, got {cut_excerpt(solved)}")
     return float(solved)

@@ -26,15 +26,15 @@ from steptool.data.parsing import (
     IngestLog,
     Record,
     UnusableError,
-    as_text,
-    excerpt,
+    convert_to_text,
+    cut_excerpt,
     parse_if_text,
     require,
 )
 from steptool.data.recordings.conversation import DefaultTools, read_conversation
 from steptool.data.recordings.recording import ERROR_MARKS, Recording, make_trajectory
 from steptool.data.recordings.toolbench import COLUMNS, read_converted_answer, read_raw_answer, read_released
-from steptool.data.splits import text_key
+from steptool.data.splits import make_text_key
 from steptool.data.tools import ToolCatalog
 from steptool.records import Query, Trajectory
 from steptool.storage.transfer import fetch
@@ -67,7 +67,7 @@ def translate_record(value: Fields) -> Fields | None:
 def _read_sharegpt(value: Fields) -> Fields:
     turns = parse_if_text(value["conversations"], "conversations")
     if not isinstance(turns, list):
-        detail = f"field 'conversations': expected a list, got {excerpt(turns)}"
+        detail = f"field 'conversations': expected a list, got {cut_excerpt(turns)}"
         raise UnusableError("ill-typed field 'conversations'", detail)
     system = value.get("system")
     opening = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
@@ -85,7 +85,7 @@ def _read_sharegpt_turn(turn: Any, where: str) -> Fields:
 def _read_gemini(value: Fields) -> Fields:
     contents = parse_if_text(value["contents"], "contents")
     if not isinstance(contents, list):
-        raise UnusableError("ill-typed field 'contents'", f"expected a list, got {excerpt(contents)}")
+        raise UnusableError("ill-typed field 'contents'", f"expected a list, got {cut_excerpt(contents)}")
     instruction = value.get("systemInstruction") or value.get("system_instruction")
     opening = [{**instruction, "role": "system"}] if isinstance(instruction, dict) else []
     messages = [
@@ -103,13 +103,13 @@ def _read_gemini_content(content: Any, number: int) -> Iterator[Fields]:
     calls: list[Fields] = []
     for part in require(content, "parts", list, where):
         if not isinstance(part, dict):
-            raise UnusableError("not an object", f"{where}.parts: expected an object, got {excerpt(part)}")
+            raise UnusableError("not an object", f"{where}.parts: expected an object, got {cut_excerpt(part)}")
         call = part.get("functionCall") or part.get("function_call")
         response = part.get("functionResponse") or part.get("function_response")
         if isinstance(call, dict):
             calls.append({"id": call.get("id"), "function": {"name": call.get("name"), "arguments": call.get("args")}})
         elif isinstance(response, dict):
-            text = as_text(response.get("response"))
+            text = convert_to_text(response.get("response"))
             yield {"role": "tool", "tool_call_id": response.get("id"), "name": response.get("name"), "content": text}
         elif isinstance(part.get("text"), str):
             (thoughts if part.get("thought") else words).append(part["text"])
@@ -133,7 +133,7 @@ def _read_responses(value: Fields) -> Fields:
             continue
         part = parse_if_text(part, field)
         if not isinstance(part, list):
-            raise UnusableError(f"ill-typed field '{field}'", f"expected a list of items, got {excerpt(part)}")
+            raise UnusableError(f"ill-typed field '{field}'", f"expected a list of items, got {cut_excerpt(part)}")
         items += part
     return {"messages": items}
 
@@ -175,13 +175,13 @@ def _iterate_objects(text: str) -> Iterator[Any]:
         try:
             document, end = read_first_json(text[begin:])
         except ValueError as error:
-            raise UnusableError("tools of another form", f"system: {error} at {excerpt(text[begin:])}") from None
+            raise UnusableError("tools of another form", f"system: {error} at {cut_excerpt(text[begin:])}") from None
         yield document
         begin = text.find("{", begin + end)
 
 
 def _refuse_xlam(value: Fields) -> Fields:
-    calls = excerpt(value["answers"])
+    calls = cut_excerpt(value["answers"])
     detail = f"the calls {calls} have no responses; write such rows as tasks with reference.calls (data.source: jsonl)"
     raise UnusableError("a task with calls but no responses", detail)
 
@@ -218,7 +218,7 @@ def read_recording(record: Record, default_tools: DefaultTools) -> Recording:
     """The recording in a record of any form. Raises UnusableError naming the field that is wrong."""
     value = record.value
     if not isinstance(value, dict):
-        raise UnusableError("not an object", f"expected a JSON object, got {excerpt(value)}")
+        raise UnusableError("not an object", f"expected a JSON object, got {cut_excerpt(value)}")
     if (conversation := translate_record(value)) is not None:
         return read_conversation(replace(record, value=conversation), default_tools)
     if value.keys() >= COLUMNS:
@@ -233,7 +233,7 @@ def read_recording(record: Record, default_tools: DefaultTools) -> Recording:
     raise UnusableError("no known form of recording", f"expected {_KNOWN}; there are {sorted(value)[:20]}")
 
 
-def policy_recordings(
+def find_policy_recordings(
     policy: EvaluatedPolicy, queries: Sequence[Query], config: Config, folder: Path
 ) -> list[Trajectory]:
     """The recordings that a playback policy names, one for each query, fetched into the folder; empty if it names none.
@@ -255,8 +255,8 @@ def match_recordings(queries: Sequence[Query], places: Sequence[str], field: str
     log = IngestLog()
     first: dict[str, Recording] = {}
     for recording in read_recordings(places, field, ToolCatalog(config).tools, log):
-        first.setdefault(text_key(recording.instruction), recording)
-    missing = [query.query_id for query in queries if text_key(query.instruction) not in first]
+        first.setdefault(make_text_key(recording.instruction), recording)
+    missing = [query.query_id for query in queries if make_text_key(query.instruction) not in first]
     if missing:
         unusable = {name: count for name, count in log.counts.items() if "dropped" in name}
         raise IngestError(
@@ -264,5 +264,5 @@ def match_recordings(queries: Sequence[Query], places: Sequence[str], field: str
             f"'{missing[0]}' (unusable recordings: {unusable or 'none'}); name files that hold them, or play "
             "fewer queries with evaluation.recorded_only"
         )
-    matched = [(query, first[text_key(query.instruction)]) for query in queries]
+    matched = [(query, first[make_text_key(query.instruction)]) for query in queries]
     return [make_trajectory(recording.turns, recording.solved, query, 0) for query, recording in matched]

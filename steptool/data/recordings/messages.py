@@ -18,8 +18,8 @@ from typing import Any
 
 from steptool.chat.call_format import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN
 from steptool.chat.formats import REACT
-from steptool.chat.messages import call_message
-from steptool.data.parsing import UnusableError, as_text, excerpt, join_texts, parse_json, require
+from steptool.chat.messages import make_call_message
+from steptool.data.parsing import UnusableError, convert_to_text, cut_excerpt, join_texts, parse_json, require
 from steptool.data.recordings.recording import ERROR_MARKS, read_arguments
 
 Fields = Mapping[str, Any]
@@ -74,7 +74,7 @@ def _read_react(messages: Sequence[Any]) -> list[Any]:
         elif not isinstance(text, str) or message.get("role") != "assistant" or message.get("tool_calls"):
             results.append(message)
         elif _is_observation(following) and (turn := REACT.parse(text)).call:
-            results.append({**message, **call_message(turn.call, turn.thought)})
+            results.append({**message, **make_call_message(turn.call, turn.thought)})
         else:
             thought, answers, answer = text.rpartition(_FINAL_ANSWER)
             reasoning = {"reasoning_content": thought.strip().removeprefix("Thought:").strip()} if answers else {}
@@ -110,7 +110,7 @@ def _translate(message: Any, where: str) -> Iterator[Any]:
     elif not isinstance(role := message.get("role"), str):
         yield message
     elif role in _CALL_ROLES:
-        yield _make_calls_message("", as_text(message.get("content")))
+        yield _make_calls_message("", convert_to_text(message.get("content")))
     else:
         message = {**message, "role": _ROLES.get(role, role)}
         blocks = message.get("content")
@@ -131,9 +131,12 @@ def _translate_item(item: Fields, where: str) -> Fields:
         return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output, **_marks_of(item)}
     if kind == "reasoning":
         parts = [*(item.get("summary") or []), *(item.get("content") or [])]
-        return {"role": "assistant", "reasoning_content": join_texts([as_text(_join_parts([p])) for p in parts])}
+        return {
+            "role": "assistant",
+            "reasoning_content": join_texts([convert_to_text(_join_parts([p])) for p in parts]),
+        }
     expected = "expected message, reasoning, function_call or function_call_output"
-    raise UnusableError("an item of another type", f"{where}: {expected}, got {excerpt(kind)}")
+    raise UnusableError("an item of another type", f"{where}: {expected}, got {cut_excerpt(kind)}")
 
 
 def _marks_of(fields: Fields) -> Fields:
@@ -145,7 +148,7 @@ def _join_parts(content: Any) -> Any:
     """Parts of text as their text; other content as it is."""
     parts = content if isinstance(content, list) else ()
     if parts and all(isinstance(p, dict) and p.get("type") in _TEXT_PARTS and "text" in p for p in parts):
-        return "".join(as_text(part["text"]) for part in parts)
+        return "".join(convert_to_text(part["text"]) for part in parts)
     return content
 
 
@@ -163,9 +166,9 @@ def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> 
             content = _join_parts(block.get("content"))
             yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content, **_marks_of(block)}
         elif kind in ("thinking", "reasoning"):
-            thoughts.append(as_text(block.get("thinking") or block.get("text")))
+            thoughts.append(convert_to_text(block.get("thinking") or block.get("text")))
         elif kind == "refusal":
-            rest.append({"type": "text", "text": as_text(block.get("refusal"))})
+            rest.append({"type": "text", "text": convert_to_text(block.get("refusal"))})
         elif kind != "redacted_thinking":
             rest.append({**block, "type": "text"} if kind in _TEXT_PARTS else block)
     if rest or calls or thoughts or not blocks:
@@ -227,5 +230,10 @@ def _read_response(body: str, message: Fields) -> Fields:
     except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict) and answer.keys() == {"name", "content"}:
-        return {"role": "tool", "name": answer["name"], "content": as_text(answer["content"]), **_marks_of(message)}
+        return {
+            "role": "tool",
+            "name": answer["name"],
+            "content": convert_to_text(answer["content"]),
+            **_marks_of(message),
+        }
     return {"role": "tool", "name": message.get("name"), "content": body, **_marks_of(message)}

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, call_message, tool_message
-from steptool.data.files import content_stem
+from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, NO_CALL, make_call_message, make_tool_message
+from steptool.data.files import strip_suffixes
 from steptool.data.parsing import Record, UnusableError, join_texts, parse_json, replace_half_pairs
-from steptool.environments.toolbench import observation_status
+from steptool.environments.toolbench import read_status
 from steptool.records import (
     FINISH,
     Message,
@@ -208,8 +208,8 @@ def make_query(recording: Recording) -> Query:
 
     Its tier is the name of the file, or of the file's folder where the file holds this recording alone.
     """
-    file, stem = recording.file, _SHARD.sub("", content_stem(recording.file))
-    name = f"{file.parent.name}-{content_stem(file)}"
+    file, stem = recording.file, _SHARD.sub("", strip_suffixes(recording.file))
+    name = f"{file.parent.name}-{strip_suffixes(file)}"
     return Query(
         query_id=name if recording.row is None else f"{name}-{recording.row}",
         split="",
@@ -256,7 +256,7 @@ def make_trajectory(turns: Sequence[RecordedTurn], solved: float | None, query: 
     )
 
 
-def recorded_rewards(trajectory_id: str, rewards: Sequence[float]) -> list[StepReward]:
+def collect_recorded_rewards(trajectory_id: str, rewards: Sequence[float]) -> list[StepReward]:
     """Step rewards that were recorded with a trajectory.
 
     A released reward before the last is the mean of SuccCalling and Contribution over several judgements. Its parts are
@@ -284,7 +284,7 @@ def marks_error(fields: Mapping[str, Any]) -> bool:
 
 
 def _read_status(turn: RecordedTurn, observation: str) -> StepStatus:
-    status = observation_status(observation)
+    status = read_status(observation)
     if status is not StepStatus.OK:
         return status
     try:
@@ -331,10 +331,10 @@ def _make_messages(turn: RecordedTurn, step: Step) -> list[Message]:
         words = f"{turn.name}: {turn.arguments}" if turn.name else turn.arguments
         messages: list[Message] = [{"role": "assistant", "content": join_texts([turn.thought, words])}]
     else:
-        messages = [call_message(step.call, turn.thought)]
+        messages = [make_call_message(step.call, turn.thought)]
     finished, answered = step.status is StepStatus.FINISH, turn.name or turn.observation is not None
     if turn.user is not None or turn.notes if finished else answered:
-        messages.append(tool_message(turn.name or NO_CALL, step.observation))
+        messages.append(make_tool_message(turn.name or NO_CALL, step.observation))
     messages += [{"role": role, "content": text} for role, text in turn.notes]
     if turn.user is not None:
         messages.append({"role": "user", "content": turn.user})

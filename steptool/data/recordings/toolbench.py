@@ -17,17 +17,17 @@ from steptool.chat.messages import GIVE_ANSWER
 from steptool.data.parsing import (
     Record,
     UnusableError,
-    as_text,
-    excerpt,
+    convert_to_text,
+    cut_excerpt,
+    drop_repeats,
     join_texts,
     parse_literal,
     require,
     require_text,
-    unique,
 )
 from steptool.data.recordings.conversation import read_turns
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
-from steptool.data.tools import check_and_close, toolbench_tools
+from steptool.data.tools import check_and_close, read_toolbench_tools
 from steptool.environments.toolbench import NAME_LIMIT
 from steptool.records import FINISH, ToolSchema
 
@@ -47,7 +47,7 @@ def read_raw_answer(record: Record) -> Recording:
         turns = read_turns(path, "train_messages")
     else:
         turns = _read_nodes(_find_last_nodes(record.value))
-    tools = toolbench_tools(require(answer, "function", list, "answer_generation"), "function")
+    tools = read_toolbench_tools(require(answer, "function", list, "answer_generation"), "function")
     return make_recording(record, require_text(answer, "query", "answer_generation"), tools, turns)
 
 
@@ -56,14 +56,14 @@ def _read_nodes(nodes: Sequence[Node]) -> list[RecordedTurn]:
     thoughts: list[str] = []
     name: str | None = None
     for node in nodes:
-        kind, text = require(node, "node_type", str), as_text(node.get("description"))
+        kind, text = require(node, "node_type", str), convert_to_text(node.get("description"))
         if kind == "Thought":
             thoughts.append(text)
         elif kind == "Action":
             name = text.strip()
         elif kind == "Action Input" and name is not None:
             response = node.get("observation")
-            observation = None if response is None and name else as_text(response)
+            observation = None if response is None and name else convert_to_text(response)
             turns.append(RecordedTurn(join_texts(thoughts), name, text, observation))
             thoughts, name = [], None
     if name is not None:
@@ -109,8 +109,8 @@ def read_converted_answer(record: Record) -> Recording:
             turns.append(_make_turn(_read_call(message), join_texts(thoughts)))
             thoughts = []
         elif role == "assistant":
-            thoughts.append(as_text(message))
-    tools = toolbench_tools(require(value, "available_tools", list), "available_tools")
+            thoughts.append(convert_to_text(message))
+    tools = read_toolbench_tools(require(value, "available_tools", list), "available_tools")
     return make_recording(record, require_text(value, "query"), tools, turns + _make_last_turn(thoughts))
 
 
@@ -118,21 +118,21 @@ def _make_turn(call: dict[str, Any], thought: str) -> RecordedTurn:
     """A call and its response. A call without a name is a failed one."""
     name = "" if call.get("name") is None else require(call, "name", str, "answer_details.message").strip()
     response = call.get("response")
-    observation = None if response is None and name else as_text(response)
-    return RecordedTurn(thought, name, as_text(call.get("arguments")), observation)
+    observation = None if response is None and name else convert_to_text(response)
+    return RecordedTurn(thought, name, convert_to_text(call.get("arguments")), observation)
 
 
 def _read_call(message: Any) -> dict[str, Any]:
     """A tool's message, which some converters write as the text of a Python dict."""
     call = parse_literal(message, "answer_details.message") if isinstance(message, str) else message
     if not isinstance(call, dict):
-        raise UnusableError("not an object", f"answer_details.message: expected a call, got {excerpt(call)}")
+        raise UnusableError("not an object", f"answer_details.message: expected a call, got {cut_excerpt(call)}")
     return call
 
 
 def _rank_finish(node: Node) -> int:
     message = node.get("message")
-    if node.get("role") != "tool" or FINISH not in as_text(message):
+    if node.get("role") != "tool" or FINISH not in convert_to_text(message):
         return 0
     try:
         call = _read_call(message)
@@ -140,7 +140,7 @@ def _rank_finish(node: Node) -> int:
         return 0
     if call.get("name") != FINISH:
         return 0
-    return 2 if GIVE_ANSWER in as_text(call.get("arguments")) else 1
+    return 2 if GIVE_ANSWER in convert_to_text(call.get("arguments")) else 1
 
 
 COLUMNS = {"prompt", "response", "reward"}
@@ -200,14 +200,14 @@ def _read_opening(prompts: list[str]) -> tuple[_Markup, str, str]:
         if prompts and (texts := markup.split(prompts[0], "system", "user")):
             return markup, texts[0], texts[1]
     expected = "a system's and a user's message and the assistant's opening"
-    raise UnusableError("a prompt of another form", f"prompt[0]: expected {expected}, got {excerpt(prompts[:1])}")
+    raise UnusableError("a prompt of another form", f"prompt[0]: expected {expected}, got {cut_excerpt(prompts[:1])}")
 
 
 def _read_response(markup: _Markup, prompt: str, number: int) -> str:
     if texts := markup.split(prompt, "function"):
         return texts[0]
     expected = "a function's message and the assistant's opening"
-    raise UnusableError("a prompt of another form", f"prompt[{number}]: expected {expected}, got {excerpt(prompt)}")
+    raise UnusableError("a prompt of another form", f"prompt[{number}]: expected {expected}, got {cut_excerpt(prompt)}")
 
 
 def _read_instruction(user: str) -> str:
@@ -232,14 +232,14 @@ def _read_names(system: str) -> list[str]:
     names = _read_list(names_text, "prompt[0]") if heading else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         expected = f"a list of names after '{_TOOLS_HEADING}'"
-        raise UnusableError("tools of another form", f"prompt[0]: expected {expected}, got {excerpt(system)}")
+        raise UnusableError("tools of another form", f"prompt[0]: expected {expected}, got {cut_excerpt(system)}")
     return names
 
 
 def _make_tools(names: list[str]) -> tuple[ToolSchema, ...]:
     """Schemas for names alone, which are cut as ToolBench does: any arguments."""
     anything = {"type": "object", "properties": {}, "additionalProperties": True}
-    short = unique(name[-NAME_LIMIT:] for name in names)
+    short = drop_repeats(name[-NAME_LIMIT:] for name in names)
     functions = [{"name": name, "description": "", "parameters": anything} for name in short]
     return check_and_close([{"type": "function", "function": function} for function in functions], "prompt[0]")
 
@@ -248,7 +248,7 @@ def _read_texts(row: dict[str, Any], column: str) -> list[str]:
     texts = _read_list(require(row, column, (str, list)), column)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UnusableError(
-            f"ill-typed field '{column}'", f"'{column}': expected a list of texts, got {excerpt(texts)}"
+            f"ill-typed field '{column}'", f"'{column}': expected a list of texts, got {cut_excerpt(texts)}"
         )
     return texts
 
@@ -256,7 +256,7 @@ def _read_texts(row: dict[str, Any], column: str) -> list[str]:
 def _read_rewards(row: dict[str, Any]) -> list[float]:
     rewards = _read_list(require(row, "reward", (str, list)), "reward")
     if not isinstance(rewards, list) or not all(isinstance(r, int | float) and 0 <= r <= 1 for r in rewards):
-        detail = f"'reward': expected a list of numbers from 0 to 1, got {excerpt(rewards)}"
+        detail = f"'reward': expected a list of numbers from 0 to 1, got {cut_excerpt(rewards)}"
         raise UnusableError("ill-typed field 'reward'", detail)
     return [float(reward) for reward in rewards]
 

@@ -119,7 +119,7 @@ def make_database(seed: str) -> Database:
     )
 
 
-def flight_between(database: Database, origin: str, destination: str) -> str:
+def find_flight(database: Database, origin: str, destination: str) -> str:
     """The flight that serves a pair of cities."""
     flights = list(database.tables["flight"])
     return flights[(CITIES.index(origin) * len(CITIES) + CITIES.index(destination)) % len(flights)]
@@ -177,7 +177,7 @@ def _get_ticket(db: Database, ticket_id: str) -> Record:
 def _find_flight(db: Database, origin: str, destination: str) -> Record:
     if origin == destination:
         raise ToolFailure("same city")
-    flight = flight_between(db, origin, destination)
+    flight = find_flight(db, origin, destination)
     return {"flight_id": flight, **db.tables["flight"][flight]}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from steptool.chat.messages import FINISH_SCHEMA, call_message, tool_message
+from steptool.chat.messages import FINISH_SCHEMA, make_call_message, make_tool_message
 from steptool.config import Config
 from steptool.environments.desk.environment import (
     ALTERNATIVES,
@@ -103,7 +103,7 @@ class Goal:
         return REFERENCES[self.composition[1]].resolve(call, self.start)
 
 
-def recording_call(database: Database, calls: list[ToolCall]) -> Call:
+def record_calls(database: Database, calls: list[ToolCall]) -> Call:
     """A function that executes tools on the database and appends each call to `calls`."""
 
     def call(name: str, /, **arguments: str | int) -> dict[str, str]:
@@ -113,7 +113,7 @@ def recording_call(database: Database, calls: list[ToolCall]) -> Call:
     return call
 
 
-def compositions(split: str) -> tuple[Composition, ...]:
+def list_compositions(split: str) -> tuple[Composition, ...]:
     """Compositions of the single-goal queries of a split."""
     special = {"heldout": HELDOUT, "validation": VALIDATION}
     return tuple(
@@ -121,7 +121,7 @@ def compositions(split: str) -> tuple[Composition, ...]:
     )
 
 
-def combination_split(combination: Sequence[Composition]) -> str:
+def draw_combination_split(combination: Sequence[Composition]) -> str:
     """The split of a combination of training compositions, in any order: half train, a quarter each of the others."""
     text = "|".join(sorted(f"{p}/{r}" for p, r in combination))
     bucket = hashlib.sha256(text.encode()).digest()[0] % 4
@@ -144,9 +144,9 @@ def _draw_goals(rng: random.Random, split: str, count: int, database: Database) 
     if split == ERRAND:
         return _require_distinct([_draw_goal(_draw_errand(rng), database, rng) for _ in range(count)])
     if count == 1:
-        return [_draw_goal(rng.choice(compositions(split)), database, rng)]
-    combination = rng.sample(compositions("train"), count)
-    if combination_split(combination) != split:
+        return [_draw_goal(rng.choice(list_compositions(split)), database, rng)]
+    combination = rng.sample(list_compositions("train"), count)
+    if draw_combination_split(combination) != split:
         return None
     return _require_distinct([_draw_goal(c, database, rng) for c in combination])
 
@@ -172,7 +172,7 @@ def _build_query(split: str, tier: str, name: str, goals: list[Goal], rng: rando
     database, calls = make_database(name), list[ToolCall]()
     try:
         for goal in goals:
-            goal.carry_out(recording_call(database, calls))
+            goal.carry_out(record_calls(database, calls))
     except ToolFailure:  # one goal prevents another
         return None
     repeated = len({(c.name, *c.arguments.items()) for c in calls}) < len(calls)
@@ -215,12 +215,12 @@ def _choose_tools(calls: Sequence[ToolCall], goals: Sequence[Goal], rng: random.
     return offered
 
 
-def goals_of(query: Query) -> list[Goal]:
+def find_goals(query: Query) -> list[Goal]:
     """The goals behind a query of the desk."""
     return [Goal((p, r), start, literal) for p, r, start, literal in query.reference.environment["goals"]]
 
 
-def desk_queries(config: Config) -> list[Query]:
+def draw_desk_queries(config: Config) -> list[Query]:
     """Training, validation and held-out queries. Validation and held-out ones are the same for every seed of a run."""
     counts = {
         "train": (config.data.train_queries, f"run{config.seed}"),
@@ -252,7 +252,7 @@ class Expert:
 
     def attempt(self) -> Trajectory:
         """The attempt as a recorded trajectory (text only)."""
-        goals = goals_of(self._query)
+        goals = find_goals(self._query)
         hurried = self._rng.randrange(len(goals)) if self._rng.random() < self._shortcuts else -1
         for number, goal in enumerate(goals):
             self._goal(goal, number == hurried, len(goals))
@@ -316,7 +316,7 @@ def _trajectory(query: Query, steps: Sequence[Step], answer: str, solved: float)
         round=-1,
         sample=0,
         temperature=0.0,
-        messages=conversation(query.instruction, steps),
+        messages=write_conversation(query.instruction, steps),
         input_ids=np.zeros(0, dtype=np.int32),
         spans=(),
         logprobs=np.zeros(0, dtype=np.float32),
@@ -328,19 +328,19 @@ def _trajectory(query: Query, steps: Sequence[Step], answer: str, solved: float)
     )
 
 
-def conversation(instruction: str, steps: Sequence[Step]) -> list[Message]:
+def write_conversation(instruction: str, steps: Sequence[Step]) -> list[Message]:
     """The OpenAI messages of an instruction and the steps that followed."""
     messages: list[Message] = [{"role": "user", "content": instruction}]
     for step in steps:
         if step.call is None:
             raise ValueError("a demonstration cannot have a step without a call")
-        messages.append(call_message(step.call))
+        messages.append(make_call_message(step.call))
         if step.status is not StepStatus.FINISH:
-            messages.append(tool_message(step.call.name, step.observation))
+            messages.append(make_tool_message(step.call.name, step.observation))
     return messages
 
 
-def desk_demonstrations(config: Config, queries: Sequence[Query]) -> list[Trajectory]:
+def make_desk_demonstrations(config: Config, queries: Sequence[Query]) -> list[Trajectory]:
     """Attempts of the expert at training queries in random order, as many as the warm start takes."""
     train = [q for q in queries if q.split == "train"]
     rng = random.Random(f"expert/{config.seed}")

@@ -15,8 +15,8 @@ from steptool.config import EndpointConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.functions.process import ProcessTools
-from steptool.environments.functions.toolbox import EpisodeTools, failed_result, function_schema, load_toolbox
-from steptool.environments.schema import SchemaError, arguments_check, check_tools
+from steptool.environments.functions.toolbox import EpisodeTools, describe_function, load_toolbox, make_failed_result
+from steptool.environments.schema import SchemaError, check_tools, prepare_arguments_check
 from steptool.records import Message, Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
 STATE = "state"
@@ -86,13 +86,13 @@ class FunctionsEnvironment(Environment):
     ) -> None:
         self._named, self._isolation, self._limit = named, isolation, _SHARE * timeout
         self._toolbox = load_toolbox(named)
-        self._schemas = [function_schema(function, name) for name, function in self._toolbox.functions.items()]
+        self._schemas = [describe_function(function, name) for name, function in self._toolbox.functions.items()]
         try:
             check_tools(self._schemas, f"tools.functions '{named}'")
         except SchemaError as error:
             raise ConfigError(str(error)) from error
         functions = [schema["function"] for schema in self._schemas]
-        self._checks = {tool["name"]: arguments_check(tool["parameters"]) for tool in functions}
+        self._checks = {tool["name"]: prepare_arguments_check(tool["parameters"]) for tool in functions}
 
     def tools(self) -> Sequence[ToolSchema]:
         """One schema per function, in the order in which they are written down."""
@@ -133,9 +133,9 @@ class FunctionsSession(Session):
         """Check that the function exists and that the arguments fit its schema, and call it."""
         check = self._checks.get(call.name)
         if check is None:
-            return failed_result(StepStatus.UNKNOWN_TOOL, f"no function is named '{call.name}'")
+            return make_failed_result(StepStatus.UNKNOWN_TOOL, f"no function is named '{call.name}'")
         if problem := check(call.arguments):
-            return failed_result(StepStatus.INVALID_ARGUMENTS, problem)
+            return make_failed_result(StepStatus.INVALID_ARGUMENTS, problem)
         return self._tools.call(call.name, call.arguments)
 
     def state_digest(self) -> str | None:

@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakSet
 
 from steptool.environments.base import ToolResult, VerdictError
-from steptool.environments.functions.toolbox import EpisodeTools, failed_result, load_toolbox
+from steptool.environments.functions.toolbox import EpisodeTools, load_toolbox, make_failed_result
 from steptool.records import StepStatus
 
 _LARGEST = 8 << 20
@@ -70,7 +70,7 @@ class ProcessTools:
             reply = self._ask({"call": name, "arguments": dict(arguments)})
         except _Lost as error:
             self._state_lost = True
-            return failed_result(StepStatus.TOOL_ERROR, f"{error}; {_ANEW}")
+            return make_failed_result(StepStatus.TOOL_ERROR, f"{error}; {_ANEW}")
         return ToolResult(StepStatus(reply["status"]), reply["observation"], reply["ends_episode"])
 
     def solved(self, final_answer: str | None) -> float | None:
@@ -176,7 +176,7 @@ def _reply(tools: EpisodeTools, request: Mapping[str, Any]) -> dict[str, Any]:
     if "call" in request:
         result = tools.call(request["call"], request["arguments"])
         if len(result.observation) > _LARGEST // 8:  # a character takes six bytes of JSON at most, and some are left
-            result = failed_result(StepStatus.TOOL_ERROR, "the result is too long")
+            result = make_failed_result(StepStatus.TOOL_ERROR, "the result is too long")
         return {"status": result.status, "observation": result.observation, "ends_episode": result.ends_episode}
     try:
         if "start" in request:

@@ -41,7 +41,7 @@ def read_only(function: F) -> F:
     return function
 
 
-def function_schema(function: Callable[..., Any], name: str) -> ToolSchema:
+def describe_function(function: Callable[..., Any], name: str) -> ToolSchema:
     """The schema of a function under this name.
 
     Raises ConfigError for a function without type hints or a docstring, and for a type hint that JSON has no form of.
@@ -207,18 +207,18 @@ class EpisodeTools:
         try:
             converted = self._toolbox.argument_types[name].convert(copy.deepcopy(dict(arguments)))
         except ArgumentError as error:
-            return failed_result(StepStatus.INVALID_ARGUMENTS, str(error))
+            return make_failed_result(StepStatus.INVALID_ARGUMENTS, str(error))
         except BaseException as error:  # a validator of a user's own type
-            return failed_result(StepStatus.TOOL_ERROR, describe_error(error))
+            return make_failed_result(StepStatus.TOOL_ERROR, describe_error(error))
         try:
             text = _text(self._run(getattr(self._object(), name), **converted))
             return ToolResult(StepStatus.OK, text, ends_episode=bool(self._run_optional(ENDED)))
         except EpisodeEnd as end:
             return ToolResult(StepStatus.OK, _text(str(end)), ends_episode=True)
         except _OutOfTime as error:
-            return failed_result(StepStatus.TOOL_ERROR, str(error))
+            return make_failed_result(StepStatus.TOOL_ERROR, str(error))
         except BaseException as error:  # KeyboardInterrupt and the like come from the tool: no key reaches this thread
-            return failed_result(StepStatus.TOOL_ERROR, describe_error(error))
+            return make_failed_result(StepStatus.TOOL_ERROR, describe_error(error))
 
     def state_digest(self) -> str | None:
         """What `state_digest` returns; None without such a function. Raises RuntimeError where it fails."""
@@ -267,7 +267,7 @@ class EpisodeTools:
         return self._loop.run(_await(result, self._seconds))
 
 
-def failed_result(status: StepStatus, reason: str) -> ToolResult:
+def make_failed_result(status: StepStatus, reason: str) -> ToolResult:
     """A failed step that says why."""
     return ToolResult(status, _text({"error": reason}))
 

@@ -30,17 +30,17 @@ from mcp import Client, MCPError, Tool
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, EmbeddedResource, TextContent
 
-from steptool.artifacts.metrics import printable
+from steptool.artifacts.metrics import escape_controls
 from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult, TransportError
 from steptool.environments.mcp.transport import (
     CheckedStream,
     LimitedTransport,
-    error_reason,
+    convert_tool,
+    describe_cause,
     open_stdio,
-    tool_schema,
-    usable_tools,
+    select_usable_tools,
 )
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
@@ -96,7 +96,7 @@ class Connector:
             )
         except Exception as error:
             last_lines = error_output.take() if error_output else ""
-            raise TransportError(self.redactor.text(f"{self.address}: {error_reason(error)}{last_lines}")) from error
+            raise TransportError(self.redactor.text(f"{self.address}: {describe_cause(error)}{last_lines}")) from error
         finally:
             if error_output:
                 error_output.file.close()
@@ -122,7 +122,7 @@ class Connector:
                     task_status.started((client, tools, faults, stop))
                     await stop.wait()
             except BaseExceptionGroup as group:  # anything but an Exception would end the loop
-                raise ConnectionError(error_reason(group)) from group
+                raise ConnectionError(describe_cause(group)) from group
         if scope.cancelled_caught:
             raise TimeoutError(f"no connection within {seconds:.3g} s")
 
@@ -224,7 +224,7 @@ async def _list_tools(client: Client, faults: list[str]) -> dict[str, Tool]:
     while page.next_cursor:
         page = await client.list_tools(cursor=page.next_cursor)
         tools += page.tools
-    return usable_tools(tools, faults)
+    return select_usable_tools(tools, faults)
 
 
 def _substitute(values: Mapping[str, str], field: str, secrets: set[str]) -> dict[str, str]:
@@ -325,8 +325,8 @@ class _ReconnectingClient:
             problem = self._connector.redactor.text(f"tools.mcp: left out: {'; '.join(connection.faults)}")
             if not connection.tools:
                 raise ConfigError(f"{problem}; none of the server's tools can be used")
-            warnings.warn(printable(problem), RuntimeWarning, stacklevel=3)
-        schemas = [tool_schema(*entry) for entry in connection.tools.items()]
+            warnings.warn(escape_controls(problem), RuntimeWarning, stacklevel=3)
+        schemas = [convert_tool(*entry) for entry in connection.tools.items()]
         redacted: list[ToolSchema] = self._connector.redactor.value(schemas)
         return redacted
 
@@ -345,7 +345,7 @@ class _ReconnectingClient:
             problem = self._connector.redactor.text(self._describe_failure(error, connection))
             return ToolResult.failure(StepStatus.TOOL_ERROR, problem)
         self._unanswered = 0
-        text = self._connector.redactor.text(answer_text(result))
+        text = self._connector.redactor.text(write_answer_text(result))
         return ToolResult(StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK, text)
 
     def close(self) -> None:
@@ -371,7 +371,7 @@ class _ReconnectingClient:
         self._unanswered = 0
         if isinstance(error, MCPError) and _LOST.get(error.code) == error.message:
             return f"the server was lost{self._drop(connection, _LAST_WORDS_WAIT)}{_NEXT_CALL}"
-        return error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {error_reason(error)}"
+        return error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {describe_cause(error)}"
 
     def _drop(self, connection: Connection, seconds: float | None) -> str:
         with self._lock:
@@ -380,7 +380,7 @@ class _ReconnectingClient:
         return connection.end(seconds)
 
 
-def answer_text(result: CallToolResult) -> str:
+def write_answer_text(result: CallToolResult) -> str:
     """The blocks of an answer, each on a line of its own, or its structured content if it has no blocks."""
     if not result.content and result.structured_content is not None:
         return json.dumps(result.structured_content, ensure_ascii=False)

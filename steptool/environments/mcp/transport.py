@@ -148,7 +148,7 @@ class CheckedStream:
         try:
             kind = Tool.model_validate(tool, by_name=False).input_schema.get("type")
         except ValidationError as error:
-            problem = error_reason(error)
+            problem = describe_cause(error)
         else:
             if kind == "object":
                 return {field: tool[field] for field in _FIELDS if field in tool}
@@ -157,14 +157,14 @@ class CheckedStream:
         return None
 
 
-def tool_schema(name: str, tool: Tool) -> ToolSchema:
+def convert_tool(name: str, tool: Tool) -> ToolSchema:
     """A server's tool in OpenAI's form, with the server's hint whether it only reads."""
     declaration = {"name": name, "description": tool.description or tool.title or "", "parameters": tool.input_schema}
     hint = tool.annotations.read_only_hint if tool.annotations else None
     return annotate_tool({"type": "function", "function": declaration}, hint)
 
 
-def usable_tools(tools: Sequence[Tool], faults: list[str]) -> dict[str, Tool]:
+def select_usable_tools(tools: Sequence[Tool], faults: list[str]) -> dict[str, Tool]:
     """The tools whose schemas can be used, by distinct names that a model can call; `faults` says what was dropped.
 
     Names keep letters, digits, '_' and '-'. Where two become the same, the later ones get numbers: read, read_2.
@@ -173,7 +173,7 @@ def usable_tools(tools: Sequence[Tool], faults: list[str]) -> dict[str, Tool]:
     for tool in tools:
         name = _distinct_name(_NOT_IN_NAMES.sub("_", tool.name) or "_", by_name)
         try:
-            check_tools([tool_schema(name, tool)], _LISTED)
+            check_tools([convert_tool(name, tool)], _LISTED)
         except SchemaError as error:
             faults.append(f"tool {tool.name[:80]!r}: {str(error).removeprefix(f'{_LISTED}: tools[0].')}")
             continue
@@ -190,7 +190,7 @@ def _distinct_name(name: str, used: Iterable[str]) -> str:
     return distinct
 
 
-def error_reason(error: BaseException) -> str:
+def describe_cause(error: BaseException) -> str:
     """The first cause of an error, whole, in one line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -16,7 +16,7 @@ from steptool.config import Config
 from steptool.models.actor import Actor, Indices, TokenBatch
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
-from steptool.training.processes import mini_batches
+from steptool.training.processes import draw_mini_batches
 from steptool.training.scores import Scores
 
 
@@ -79,7 +79,7 @@ class Selection:
     """What a reader should know where no trajectory is left to learn from."""
 
 
-def solved_ids(rewards: Iterable[StepReward]) -> frozenset[str]:
+def find_solved_ids(rewards: Iterable[StepReward]) -> frozenset[str]:
     """Ids of the trajectories that the annotator calls solved."""
     return frozenset(reward.trajectory_id for reward in rewards if reward.is_solved == 1.0)
 
@@ -123,7 +123,7 @@ class Algorithm(ABC):
 
     def steps(self, lengths: Indices) -> list[Indices]:
         """The sequences of each optimizer step: `ppo.epochs` shuffled passes."""
-        return mini_batches(len(lengths), self.config.ppo.batch_size, self.config.ppo.epochs, self.seed)
+        return draw_mini_batches(len(lengths), self.config.ppo.batch_size, self.config.ppo.epochs, self.seed)
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Keep what the loss needs of the scores on the device of the model; returns the advantage of each step."""

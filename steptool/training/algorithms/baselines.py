@@ -42,10 +42,10 @@ from steptool.models.actor import ActionOutputs, Indices
 from steptool.records import Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
 from steptool.training import credit
-from steptool.training.algorithms.base import Algorithm, Selection, Supervised, solved_ids
+from steptool.training.algorithms.base import Algorithm, Selection, Supervised, find_solved_ids
 from steptool.training.algorithms.step_ppo import Experience, StepPPO
 from steptool.training.groups import group_trajectories
-from steptool.training.processes import grouped_batches, updates_per_epoch
+from steptool.training.processes import count_updates, draw_grouped_batches
 from steptool.training.scores import Scores
 
 
@@ -61,7 +61,7 @@ class RejectionFineTuning(Supervised, Algorithm):
         self, trajectories: Sequence[Trajectory], rewards: Sequence[StepReward], scale: RunningScale
     ) -> Selection:
         """The trajectories that the annotator calls solved."""
-        solved = solved_ids(rewards)
+        solved = find_solved_ids(rewards)
         selection = [t for t in trajectories if t.trajectory_id in solved and t.spans]
         number = Metric(self.stage, self.round_index, 0, "kept_trajectories", float(len(selection)))
         note = f"round {self.round_index}: none of {len(trajectories)} trajectories was solved"
@@ -80,8 +80,8 @@ class RejectionFineTuning(Supervised, Algorithm):
     def steps(self, lengths: Indices) -> list[Indices]:
         """Shuffled passes in batches of similar length until there are as many steps as StepPPO would take."""
         ppo = self.config.ppo
-        count = ppo.epochs * updates_per_epoch(self._round_size, ppo.batch_size)
-        return grouped_batches(lengths, ppo.batch_size, count, self.seed)
+        count = ppo.epochs * count_updates(self._round_size, ppo.batch_size)
+        return draw_grouped_batches(lengths, ppo.batch_size, count, self.seed)
 
 
 class GroupRelative(StepPPO):
@@ -145,9 +145,9 @@ def step_critic(
     """
     lengths_S = np.concatenate(step_lengths)
     steps_B = np.array([len(x) for x in step_lengths], dtype=np.int64)
-    rewards_S, values_S = np.concatenate(step_rewards), credit.first_of_step(values_N, lengths_S)
+    rewards_S, values_S = np.concatenate(step_rewards), credit.take_first_of_step(values_N, lengths_S)
     targets_S = credit.gae(rewards_S, values_S, steps_B, config.gamma, config.lam) + values_S
-    first_S, last_S = credit.first_tokens(lengths_S), np.cumsum(lengths_S) - 1
+    first_S, last_S = credit.find_first_tokens(lengths_S), np.cumsum(lengths_S) - 1
     q_S = np.where(lengths_S > 1, values_N[last_S], targets_S)
     returns_N, mask_N = np.zeros(len(values_N)), np.zeros(len(values_N), dtype=np.bool_)
     returns_N[last_S] = targets_S

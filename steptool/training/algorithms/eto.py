@@ -21,7 +21,7 @@ from steptool.models.actor import Indices
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
 from steptool.training.algorithms.base import Algorithm, Selection
-from steptool.training.processes import equal_steps
+from steptool.training.processes import draw_equal_steps
 from steptool.training.scores import Scores
 
 Pair = tuple[Trajectory, Trajectory]
@@ -63,7 +63,7 @@ class ExplorationPreference(Algorithm):
     def steps(self, lengths: Indices) -> list[Indices]:
         """Shuffled passes over the pairs."""
         ppo = self.config.ppo
-        return equal_steps(len(lengths), max(1, ppo.batch_size // 2), self.pairs_per_pass, ppo.epochs, self.seed)
+        return draw_equal_steps(len(lengths), max(1, ppo.batch_size // 2), self.pairs_per_pass, ppo.epochs, self.seed)
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Keep the log-probabilities at the round's start; there are no advantages."""

@@ -29,9 +29,9 @@ from steptool.models.actor import ActionOutputs, Actor
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale, compose_round
 from steptool.training import credit
-from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Objective, Selection, solved_ids
+from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Objective, Selection, find_solved_ids
 from steptool.training.groups import group_trajectories
-from steptool.training.scores import Floats, Scores, engine_log_probs, importance_weights
+from steptool.training.scores import Floats, Scores, compute_importance_weights, read_engine_log_probs
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,15 @@ class StepPPO(Algorithm, Objective):
                 f"none of the {len(trajectories)} trajectories has steps and complete rewards: there is nothing to "
                 "train on; look at the missing components in the rewards of this round"
             )
-        left_out, solved = len(trajectories) - len(pairs), solved_ids(rewards)
+        left_out, solved = len(trajectories) - len(pairs), find_solved_ids(rewards)
         return Selection([t for t, _ in pairs], left_out, [r for _, r in pairs], solved, scale, metrics)
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
-        trajectories, lengths = selection.trajectories, [credit.step_lengths(t.spans) for t in selection.trajectories]
+        trajectories, lengths = (
+            selection.trajectories,
+            [credit.count_step_tokens(t.spans) for t in selection.trajectories],
+        )
         lengths_S = np.concatenate(lengths)
         estimate = self.assign(selection, lengths, scores)
         solved_B = [t.trajectory_id in selection.solved for t in trajectories]
@@ -114,12 +117,14 @@ class StepPPO(Algorithm, Objective):
             advantages_N=credit.shape(estimate.advantages_N, lengths_S, scores.log_probs_N, self.config.credit),
             returns_N=estimate.returns_N,
             value_mask_N=estimate.value_mask_N,
-            weights_N=importance_weights(scores.log_probs_N, engine_log_probs(trajectories), self.config.ppo),
+            weights_N=compute_importance_weights(
+                scores.log_probs_N, read_engine_log_probs(trajectories), self.config.ppo
+            ),
             solved_N=np.repeat(solved_B, [t.action_tokens for t in trajectories]),
             steps_N=np.repeat(np.arange(len(lengths_S)), lengths_S),
         )
         kl_N = scores.log_probs_N - scores.reference_N
-        return advantages_of_steps(selection, kl_N, estimate.values_N, estimate.advantages_N)
+        return average_advantages(selection, kl_N, estimate.values_N, estimate.advantages_N)
 
     @staticmethod
     def learns_values(config: Config) -> bool:
@@ -216,7 +221,7 @@ def _sums(
     return {name: tensor_N.sum(dtype=torch.float64) for name, tensor_N in per_token.items()}
 
 
-def advantages_of_steps(selection: Selection, kl_N: Floats, values_N: Floats, advantages_N: Floats) -> list[Advantage]:
+def average_advantages(selection: Selection, kl_N: Floats, values_N: Floats, advantages_N: Floats) -> list[Advantage]:
     """The advantage of each step. The arrays hold one entry per action token of the selection."""
     advantages = []
     start = 0

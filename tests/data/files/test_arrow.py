@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from steptool.data.arrow_files import unfolded_sizes
+from steptool.data.arrow_files import measure_unfolded_sizes
 from steptool.data.files import read_file
 from steptool.data.parsing import UnusableError
 
@@ -148,7 +148,7 @@ def test_a_compressed_part_of_an_arrow_file_is_measured_before_it_is_decompresse
     assert len(read_values(tmp_path / "small.arrow", limit=limit)) == 20
     for name, size in {"large": 20_000 + 84, "dictionary": 20_000 + 8 + 4}.items():
         assert read_values(tmp_path / f"{name}.arrow", limit=limit) == [(None, "a record too large")]
-        assert sum(unfolded_sizes(tmp_path / f"{name}.arrow")) in range(size - 100, size + 100)
+        assert sum(measure_unfolded_sizes(tmp_path / f"{name}.arrow")) in range(size - 100, size + 100)
         assert len(read_values(tmp_path / f"{name}.arrow")) == (20 if name == "large" else 1)
 
 
@@ -160,7 +160,7 @@ def test_the_sizes_of_a_damaged_stream_are_refused_or_few(tmp_path):
     for place, value in itertools.product(range(0, len(whole), 4), (-1, -200, -328, 2**62, 3)):
         file.write_bytes(whole[:place] + struct.pack("<q", value) + whole[place + 8 :])
         try:
-            assert len(list(unfolded_sizes(file))) < 10
+            assert len(list(measure_unfolded_sizes(file))) < 10
         except UnusableError as error:
             assert error.reason == "unreadable file"
             refused += 1
@@ -172,7 +172,7 @@ def test_the_sizes_of_a_stream_without_compression_are_nothing(tmp_path):
         table = pa.table({"m": ["x" * 1_000] * 20})
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=5)
-    assert list(unfolded_sizes(tmp_path / "a.arrow")) == [0] * 5  # the schema and four parts
+    assert list(measure_unfolded_sizes(tmp_path / "a.arrow")) == [0] * 5  # the schema and four parts
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])

@@ -4,11 +4,11 @@ import pytest
 
 from steptool.config import Config, EvaluatedPolicy
 from steptool.data.parsing import IngestError
-from steptool.data.recordings.forms import policy_recordings
+from steptool.data.recordings.forms import find_policy_recordings
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import draw_query
 from steptool.policies.catalog import open_policy
-from steptool.policies.text_policies import reference_calls
+from steptool.policies.text_policies import list_reference_calls
 from steptool.records import FINISH, ToolCall
 from steptool.rollout.runner import roll_out
 
@@ -31,7 +31,7 @@ def files(tmp_path):
     """Answers of two policies: one that solves every task, and one that only gives up."""
     give_up = ToolCall(FINISH, {"return_type": "give_up_and_restart"})
     records = {
-        "good": [conversation(query, reference_calls(query)) for query in QUERIES],
+        "good": [conversation(query, list_reference_calls(query)) for query in QUERIES],
         "bad": [conversation(query, [give_up]) for query in QUERIES],
     }
     for name, answers in records.items():
@@ -42,7 +42,7 @@ def files(tmp_path):
 
 def play(folder, name):
     settings = EvaluatedPolicy(name=name, kind="playback", recordings=[str(folder / f"{name}.jsonl")])
-    recordings = policy_recordings(settings, QUERIES, CONFIG, folder)
+    recordings = find_policy_recordings(settings, QUERIES, CONFIG, folder)
     with open_policy(settings, CONFIG, recordings) as policy:
         return [episode.trajectory for episode in roll_out(policy, QUERIES, DeskEnvironment())]
 
@@ -58,10 +58,10 @@ def test_a_query_that_was_not_recorded_is_named(files):
     settings = EvaluatedPolicy(name="good", kind="playback", recordings=[str(files / "good.jsonl")])
     other = draw_query("heldout", "long", "matching.other")
     with pytest.raises(IngestError, match=rf"recordings of 'good': 1 of 4 queries .*'{other.query_id}'"):
-        policy_recordings(settings, [*QUERIES, other], CONFIG, files)
+        find_policy_recordings(settings, [*QUERIES, other], CONFIG, files)
 
 
 def test_only_a_playback_has_recordings(tmp_path):
     with pytest.raises(ValueError, match="recordings are for the kind playback only"):
         EvaluatedPolicy(name="small", model="embedded", recordings=["a.jsonl"])
-    assert policy_recordings(EvaluatedPolicy(name="small", model="embedded"), QUERIES, CONFIG, tmp_path) == []
+    assert find_policy_recordings(EvaluatedPolicy(name="small", model="embedded"), QUERIES, CONFIG, tmp_path) == []

@@ -5,7 +5,7 @@ import pytest
 
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.environments.bfcl import BfclEnvironment
-from steptool.environments.bfcl_tasks import bfcl_queries, is_installed, schemas
+from steptool.environments.bfcl_tasks import is_installed, list_schemas, read_bfcl_queries
 from steptool.records import Query, Reference
 
 Calls = Sequence[tuple[str, dict[str, Any]]]
@@ -20,7 +20,7 @@ def environment() -> BfclEnvironment:
 
 @pytest.fixture(scope="session")
 def queries(environment: BfclEnvironment) -> list[Query]:
-    return bfcl_queries()
+    return read_bfcl_queries()
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def make_task(environment: BfclEnvironment) -> Callable[..., Query]:
     def make(
         *classes: str, turns: Sequence[Calls] = ((),), later: dict[str, list[str]] | None = None, **state: Any
     ) -> Query:
-        tools = {name: schema for owner in classes for name, schema in schemas(owner).items()}
+        tools = {name: schema for owner in classes for name, schema in list_schemas(owner).items()}
         later_tools = {turn: [tools.pop(name) for name in names] for turn, names in (later or {}).items()}
         solution = [[{"name": name, "arguments": arguments} for name, arguments in turn] for turn in turns]
         scenario = {"config": {}, "long_context": False, "messages": ["Go on."] * (len(turns) - 1), **state}

@@ -9,7 +9,7 @@ import pytest
 
 from steptool.config import ToolsConfig
 from steptool.environments.bfcl import BfclEnvironment
-from steptool.policies.text_policies import play_back, reference_calls, without_last_call
+from steptool.policies.text_policies import drop_last_call, list_reference_calls, play_back
 from steptool.records import Query, StepStatus, ToolCall
 
 MakeTask = Callable[..., Query]
@@ -96,8 +96,8 @@ def test_every_solution_solves_its_task_and_none_does_without_its_last_call(
     queries: list[Query], environment: BfclEnvironment
 ) -> None:
     options = {"limits": ToolsConfig()}
-    whole = play_back([(q, reference_calls(q)) for q in queries], environment, **options)
-    episodes = play_back([(q, without_last_call(reference_calls(q))) for q in queries], environment, **options)
+    whole = play_back([(q, list_reference_calls(q)) for q in queries], environment, **options)
+    episodes = play_back([(q, drop_last_call(list_reference_calls(q))) for q in queries], environment, **options)
     assert sum(t.solved == 1.0 for t in whole) == 800
     assert sum(t.solved == 0.0 for t in episodes) == 800
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from steptool.config import ToolsConfig
 from steptool.environments.base import ToolResult
 from steptool.environments.bfcl import BfclEnvironment, BfclSession
-from steptool.environments.bfcl_tasks import CLASSES, executable, schemas
-from steptool.policies.text_policies import play_back, recorded_calls, reference_calls
+from steptool.environments.bfcl_tasks import CLASSES, list_schemas, load_class
+from steptool.policies.text_policies import list_recorded_calls, list_reference_calls, play_back
 from steptool.records import Query, StepStatus, StopReason, ToolCall
 from steptool.records.columns import from_row, to_row
 
@@ -86,7 +86,7 @@ def test_tools_come_with_their_turn(begin: Callable[..., BfclSession]) -> None:
 def test_what_the_reference_does_stands(by_id: dict[str, Query], environment: BfclEnvironment) -> None:
     early = by_id["multi_turn_miss_func_49"]
     assert "tail" not in {tool["function"]["name"] for tool in early.tools}
-    (episodes,) = play_back([(early, reference_calls(early))], environment, **OPTIONS)
+    (episodes,) = play_back([(early, list_reference_calls(early))], environment, **OPTIONS)
     assert (episodes.solved, [s.status for s in episodes.steps if s.call and s.call.name == "tail"]) == (1.0, [OK])
     ill_typed = environment.reset(by_id["multi_turn_base_173"])
     assert do(ill_typed, "close_ticket", ticket_id="ticket_001").status is OK
@@ -98,7 +98,7 @@ def test_a_tool_that_comes_late_is_unknown_to_a_policy_before(
 ) -> None:
     query = by_id["multi_turn_miss_func_2"]  # cp and cat come with turn 4
     look = ToolCall("cat", {"file_name": "x"})
-    calls = reference_calls(query)
+    calls = list_reference_calls(query)
     (episodes,) = play_back([(query, [look, *calls, look])], environment, **OPTIONS)
     assert (episodes.steps[0].status, episodes.solved) == (UNKNOWN, 1.0)
     assert [s.status for s in episodes.steps if s.call and s.call.name == "cat"] == [UNKNOWN, OK]
@@ -142,7 +142,7 @@ def test_the_query_is_left_as_it_was(by_id: dict[str, Query], environment: BfclE
     for name in ("multi_turn_long_context_160", "multi_turn_base_150", "multi_turn_base_60"):
         query = by_id[name]
         before = json.dumps(to_row(query))
-        play_back([(query, reference_calls(query))], environment, **OPTIONS)
+        play_back([(query, list_reference_calls(query))], environment, **OPTIONS)
         assert json.dumps(to_row(query)) == before
 
 
@@ -157,7 +157,7 @@ def test_the_precision_of_the_process_is_left_as_it_was(begin: Callable[..., Bfc
 def module_state() -> Iterator[str]:
     """All data that the benchmark's modules, classes and defaults hold, but for an entry that is written when read."""
     for name in CLASSES:
-        values = vars(import_module(executable(name).__module__)) | vars(executable(name))
+        values = vars(import_module(load_class(name).__module__)) | vars(load_class(name))
         for key, value in values.items():
             if isinstance(value, dict | list | set) and not key.startswith("__"):
                 yield re.sub(r"(, )?'outsideTemperature': [-+.\de]+", "", f"{name}.{key} {value}")
@@ -168,7 +168,7 @@ def test_interleaved_runs_see_what_a_run_alone_sees(queries: list[Query], enviro
     before = list(module_state())
     assert len(before) > 50
     sample = queries[::4]
-    recordings = [(query, reference_calls(query)) for query in sample]
+    recordings = [(query, list_reference_calls(query)) for query in sample]
     alone = [play_back([recording], environment, **OPTIONS)[0] for recording in recordings]
     twice = [recording for recording in recordings for _ in range(2)]
     together = play_back(twice, environment, **OPTIONS)
@@ -182,8 +182,8 @@ def test_interleaved_runs_see_what_a_run_alone_sees(queries: list[Query], enviro
 def test_a_query_from_a_file_plays_the_same(by_id: dict[str, Query], environment: BfclEnvironment) -> None:
     for name in ("multi_turn_miss_func_2", "multi_turn_long_context_100", "multi_turn_base_173"):
         query = from_row(to_row(by_id[name]), Query)
-        (episodes,) = play_back([(query, reference_calls(query))], environment, **OPTIONS)
-        (again,) = play_back([(query, recorded_calls(episodes))], environment, **OPTIONS)
+        (episodes,) = play_back([(query, list_reference_calls(query))], environment, **OPTIONS)
+        (again,) = play_back([(query, list_recorded_calls(episodes))], environment, **OPTIONS)
         assert (episodes.solved, episodes.stop_reason) == (1.0, StopReason.FINISHED)
         assert [s.observation for s in again.steps] == [s.observation for s in episodes.steps]
 
@@ -260,7 +260,7 @@ def test_no_call_raises(begin: Callable[..., BfclSession], data: st.DataObject) 
     owner = data.draw(st.sampled_from(CLASSES))
     session = begin(owner, long_context=data.draw(st.booleans()))
     for _ in range(3):
-        name, schema = data.draw(st.sampled_from(sorted(schemas(owner).items(), key=lambda item: item[0])))
+        name, schema = data.draw(st.sampled_from(sorted(list_schemas(owner).items(), key=lambda item: item[0])))
         parameters = schema["function"]["parameters"]["properties"]
         arguments = {k: data.draw(FITTING.get(p["type"], VALUES) | VALUES) for k, p in parameters.items()}
         result = do(session, name, **arguments)

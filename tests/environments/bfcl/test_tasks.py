@@ -10,7 +10,7 @@ from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.environments.base import open_environment
 from steptool.environments.bfcl import BfclEnvironment
-from steptool.environments.bfcl_tasks import CATEGORIES, bfcl_queries, parse_call
+from steptool.environments.bfcl_tasks import CATEGORIES, parse_call, read_bfcl_queries
 from steptool.environments.schema import check_arguments, check_tools
 from steptool.records import FINISH, Query, ToolCall
 from steptool.records.episodes import read_queries
@@ -139,7 +139,7 @@ def test_nothing_but_a_call_with_literals_is_read(text: str) -> None:
 
 def test_a_missing_package_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bfcl_eval", None)
-    for attempt in (bfcl_queries, BfclEnvironment, lambda: open_environment("bfcl", Config())):
+    for attempt in (read_bfcl_queries, BfclEnvironment, lambda: open_environment("bfcl", Config())):
         with pytest.raises(ConfigError, match="bfcl-eval, which is not installed: run `make bfcl`"):
             attempt()
 

@@ -20,9 +20,9 @@ from steptool.environments.desk.tasks import (
     SHORT,
     SINGLE,
     Expert,
-    combination_split,
-    desk_demonstrations,
+    draw_combination_split,
     draw_query,
+    make_desk_demonstrations,
 )
 from steptool.environments.schema import check_tools
 from steptool.models.load import load_tokenizer
@@ -132,20 +132,20 @@ def test_sessions_share_no_state_and_are_deterministic():
 
 
 def test_splits_share_neither_compositions_nor_databases():
-    single = {s: set(tasks.compositions(s)) for s in SPLITS}
+    single = {s: set(tasks.list_compositions(s)) for s in SPLITS}
     assert set.union(*single.values()) == set(COMPOSITIONS)
     assert sum(map(len, single.values())) == len(COMPOSITIONS)
     used = {s: [q for q in QUERIES if q.split == s] for s in SPLITS}
     for split, queries in used.items():
         for query in queries:
             goals = [(p, r) for p, r, *_ in query.reference.environment["goals"]]
-            assert goals[0] in single[split] if query.tier == SINGLE else combination_split(goals) == split
+            assert goals[0] in single[split] if query.tier == SINGLE else draw_combination_split(goals) == split
     databases = [{q.reference.environment["database"] for q in queries} for queries in used.values()]
     assert len(set.union(*databases)) == sum(map(len, databases))
 
 
 def test_every_procedure_and_reference_is_trained_on():
-    trained = tasks.compositions("train")
+    trained = tasks.list_compositions("train")
     assert {p for p, _ in trained} == set(PROCEDURES)
     assert {r for _, r in trained} >= set(REFERENCES) - {"order.host", "product.last"}
 
@@ -169,12 +169,12 @@ def test_demonstrations_come_from_training_queries_only():
             "warm_start": {"demonstrations": 20},
         }
     )
-    queries = tasks.desk_queries(config)
-    demonstrations = desk_demonstrations(config, queries)
+    queries = tasks.draw_desk_queries(config)
+    demonstrations = make_desk_demonstrations(config, queries)
     train = {q.query_id for q in queries if q.split == "train"}
     assert len(demonstrations) == 20
     assert {t.query_id for t in demonstrations} <= train
-    assert tasks.desk_queries(config) == queries
+    assert tasks.draw_desk_queries(config) == queries
 
 
 def test_short_queries_for_pretraining_stay_below_the_long_ones():

@@ -11,7 +11,7 @@ from steptool.data.parsing import IngestLog
 from steptool.data.sources import OwnTasksSource, SourceInputs
 from steptool.data.tools import ToolCatalog
 from steptool.environments.base import open_environment
-from steptool.policies.text_policies import play_back, reference_calls
+from steptool.policies.text_policies import list_reference_calls, play_back
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall, Trajectory
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +41,7 @@ def play(config: Config, recordings: Sequence[tuple[Query, Sequence[ToolCall]]])
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_reference_solutions_solve_the_tasks(example: str, isolation: str) -> None:
     config = config_of(example, isolation)
-    episodes = play(config, [(query, reference_calls(query)) for query in read_tasks(config)])
+    episodes = play(config, [(query, list_reference_calls(query)) for query in read_tasks(config)])
     assert {trajectory.solved for trajectory in episodes} == {1.0}
     expected = StopReason.ENDED if example == "game" else StopReason.FINISHED
     assert {trajectory.stop_reason for trajectory in episodes} == {expected}
@@ -60,7 +60,7 @@ def test_a_game_ends_by_itself_when_it_is_lost() -> None:
 def test_the_user_of_a_conversation_speaks_after_each_answer() -> None:
     config = config_of("conversation")
     query = read_tasks(config)[0]
-    (talk,) = play(config, [(query, reference_calls(query))])
+    (talk,) = play(config, [(query, list_reference_calls(query))])
     users = [message["content"] for message in talk.messages if message["role"] == "user"]
     assert users == ["I have to fly on another day.", "It is K7.", "On the third of December 2026."]
     finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": "Done."})

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.environments.toolbench import endpoint, endpoints, from_server, function_name, observation_status
+from steptool.environments.toolbench import (
+    is_from_server,
+    list_endpoints,
+    make_endpoint,
+    make_function_name,
+    read_status,
+)
 from steptool.records import Query, Reference, StepStatus
 
 
@@ -32,12 +38,12 @@ from steptool.records import Query, Reference, StepStatus
     ],
 )
 def test_what_became_of_a_call_is_read_from_the_response(observation, status):
-    assert observation_status(observation) == StepStatus(status)
+    assert read_status(observation) == StepStatus(status)
 
 
 @given(st.text())
 def test_any_response_has_a_status(observation):
-    assert observation_status(observation) in StepStatus
+    assert read_status(observation) in StepStatus
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,7 @@ def test_any_response_has_a_status(observation):
     ],
 )
 def test_what_was_said_in_place_of_a_server_is_told_apart(observation, expected):
-    assert from_server(observation) is expected
+    assert is_from_server(observation) is expected
 
 
 @pytest.mark.parametrize(
@@ -71,24 +77,24 @@ def test_what_was_said_in_place_of_a_server_is_told_apart(observation, expected)
     ],
 )
 def test_names_follow_toolbench(api, tool, name, sent):
-    assert function_name(api, tool) == name
-    assert endpoint("Video, Images", tool, api) == ("Video, Images", *sent)
+    assert make_function_name(api, tool) == name
+    assert make_endpoint("Video, Images", tool, api) == ("Video, Images", *sent)
 
 
 @given(st.text(), st.text())
 def test_what_is_sent_has_the_same_function_name_and_is_its_own_standard_form(tool, api):
-    sent = endpoint("Weather", tool, api)
-    assert endpoint(*sent) == sent
-    name = function_name(sent[2], sent[1])
-    assert name == function_name(api, tool) and re.fullmatch("[a-z0-9_]{5,64}", name)
+    sent = make_endpoint("Weather", tool, api)
+    assert make_endpoint(*sent) == sent
+    name = make_function_name(sent[2], sent[1])
+    assert name == make_function_name(api, tool) and re.fullmatch("[a-z0-9_]{5,64}", name)
 
 
 def test_a_query_leads_back_from_its_functions(query):
-    assert endpoints(query) == {"forecast_for_sky_watch": ("Weather", "sky_watch", "forecast")}
-    assert endpoints(Query("q", "train", "replay", "go", ())) == {}
+    assert list_endpoints(query) == {"forecast_for_sky_watch": ("Weather", "sky_watch", "forecast")}
+    assert list_endpoints(Query("q", "train", "replay", "go", ())) == {}
 
 
 @pytest.mark.parametrize("parts", [["Weather", "sky_watch"], "Weather", ["Weather", "sky_watch", 3], None])
 def test_a_reference_of_another_form_is_refused_with_its_place(parts):
     with pytest.raises(ValueError, match=r"query q: reference\.toolbench\.f: expected \[category"):
-        endpoints(Query("q", "train", "toolbench", "go", (), Reference(environment={"toolbench": {"f": parts}})))
+        list_endpoints(Query("q", "train", "toolbench", "go", (), Reference(environment={"toolbench": {"f": parts}})))

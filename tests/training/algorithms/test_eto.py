@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from steptool.config import Config, PolicyConfig
 from steptool.models.actor import VARIABLE_LENGTH, Actor, collate
 from steptool.models.load import load_model
-from steptool.models.optimizer import adamw
+from steptool.models.optimizer import make_adamw
 from steptool.records import Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN
 from steptool.training.algorithms.eto import ExplorationPreference
@@ -103,7 +103,7 @@ def test_a_round_ends_with_the_weights_of_dpo_worked_out_here(
     scores = outcomes(rows, [1.0, 0.0, 1.0, 0.0])
     result = train_round(model_dir, model_dir, rows, scores, config=config, round_index=0, out_dir=tmp_path)
     actor = Actor(load_model(model_dir), temperature=0.7)
-    optimizer = adamw(actor.policy, 1e-3)
+    optimizer = make_adamw(actor.policy, 1e-3)
     reference, losses = [log_prob(model_dir, t, 0.7) for t in rows], []
     for _ in range(2):
         gains = [actor(collate([t])).log_probs_N.sum() - ref for t, ref in zip(rows, reference, strict=True)]

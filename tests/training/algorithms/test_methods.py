@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from steptool.config import Config
 from steptool.environments.desk.environment import DeskEnvironment
-from steptool.environments.desk.tasks import desk_queries
+from steptool.environments.desk.tasks import draw_desk_queries
 from steptool.models.load import load_codec, prepare_base
 from steptool.pipeline.episodes import roll_out
 from steptool.pipeline.learning import annotate
-from steptool.policies.text_policies import play_back, reference_calls
+from steptool.policies.text_policies import list_reference_calls, play_back
 from steptool.records import Query, StepReward, Trajectory
 from steptool.training.rounds import train_round
 from steptool.training.warm_start import encode_demonstrations
@@ -47,7 +47,7 @@ def configure(method: str) -> Config:
 
 def solutions(queries: list[Query], model: Path, config: Config) -> list[Trajectory]:
     """The reference solutions as further tries, with their tokens."""
-    episodes = play_back([(q, reference_calls(q)) for q in queries], DeskEnvironment(), limits=config.tools)
+    episodes = play_back([(q, list_reference_calls(q)) for q in queries], DeskEnvironment(), limits=config.tools)
     codec = load_codec(model, config.policy.chat_format, config.policy.chat_date)
     return encode_demonstrations(queries, episodes, codec, config.policy.max_context).encoded
 
@@ -58,7 +58,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
     torch.set_num_threads(1)
     config = Config.model_validate(BASE)
     model = prepare_base(config.policy, [], 0, tmp_path_factory.mktemp("base"))
-    queries = [q for q in desk_queries(config) if q.split == "train"][:6]
+    queries = [q for q in draw_desk_queries(config) if q.split == "train"][:6]
     sampled = roll_out(model, [q for q in queries for _ in range(3)], config)
     tries = sampled + [replace(t, sample=3) for t in solutions(queries, model, config)]
     return Round(model, tries, annotate(queries, tries, config))
