@@ -68,6 +68,12 @@ def test_a_check_says_what_a_run_would_do_and_need(config: Path) -> None:
     assert stages == ["prepare", "warm_start", "rollout", "ppo", "evaluate"]
 
 
+def test_a_check_says_where_the_memory_of_a_model_that_is_not_made_yet_is_estimated(config: Path) -> None:
+    code, plan, _ = run("check", config, "--set", "policy.base=scratch")
+    assert code == 0
+    assert plan.splitlines()[-1] == "memory      scratch is not on this machine yet: a dry run makes or fetches it"
+
+
 def test_what_cannot_fit_is_refused_by_the_machines_of_a_profile(config: Path) -> None:
     large = ("--set", "policy.max_context=30000", "--set", "rollout.batch_size=2000", "--set", "rollout.episodes=9000")
     code, _, error = run("check", config, *large, "--profile", "configs/cluster.yaml")
@@ -82,6 +88,7 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
     assert "data        read: 12 of 12 queries are kept" in dry
     assert "tools       desk: a session starts for each of 12 queries" in dry
     assert "model       embedded: loaded and tried, 12 prompts fit its context" in dry
+    assert "prepare     memory by estimate: prepare " in dry
     assert " tools answered a call, " in dry and "not called, since they do not say that they only read: " in dry
     stages = [line.split()[0] for line in dry.splitlines()[-5:]]
     assert stages == ["warm", "rollouts", "training", "evaluation", "in"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 
 from steptool.artifacts import lineage
@@ -213,6 +214,28 @@ def test_push_sends_model_and_card_to_a_private_repository(hub: Hub, run: Path) 
     assert hub.keys == {"Bearer hf_key"}
     assert "hf_key" not in done.stdout + done.stderr
     assert f"{hub.url}/team/desk/commit/1" in done.stdout
+
+
+def test_push_sends_an_adapter_with_its_own_card(hub: Hub, run: Path) -> None:
+    model = run / "model"
+    (model / "config.json").unlink()
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "sha256:123"}))
+    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    done = push(hub, str(run), "team/desk-lora", "--licence", "mit")
+    assert done.returncode == 0, done.stderr
+    assert hub.files.keys() == {"adapter_config.json", "adapter_model.safetensors", "lineage.json", "README.md"}
+    card = ModelCard(hub.files["README.md"].decode())
+    assert (card.data.library_name, card.data.base_model, card.data.license) == ("peft", "Qwen/Qwen3-0.6B", "mit")
+    assert "PeftModel.from_pretrained" in card.text
+
+
+def test_datasets_loads_each_kind_of_what_was_pushed(hub: Hub, run: Path, tmp_path: Path) -> None:
+    assert push(hub, str(run), "team/desk-data", "--kind", "dataset").returncode == 0
+    for path, content in hub.files.items():
+        (tmp_path / "pulled" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pulled" / path).write_bytes(content)
+    rewards = load_dataset(str(tmp_path / "pulled"), "rewards", cache_dir=str(tmp_path / "cache"))["train"]
+    assert rewards["trajectory_id"] == ["t"] * 3 and rewards["annotator"] == ["rules"] * 3
 
 
 def test_push_sends_data_and_a_dry_run_sends_nothing(hub: Hub, run: Path) -> None:
