@@ -72,6 +72,20 @@ with trace_stage("rollout", "night-7", {}):
 """
 
 
+ASKS = """
+import sys
+from steptool.artifacts.metrics import trace_stage
+from steptool.chat.endpoint import Endpoint
+from steptool.config import EndpointConfig
+
+endpoint = Endpoint(EndpointConfig(base_url=sys.argv[1], model="judge-1", price_in=2.0, price_out=10.0))
+with trace_stage("annotate", "night-7", {}):
+    for text in ("one", "two"):
+        endpoint.chat([{"role": "user", "content": text}])
+endpoint.close()
+"""
+
+
 class Collector:
     """Keeps what is posted to it."""
 
@@ -121,9 +135,9 @@ def collector() -> Iterator[Collector]:
     collector.server.shutdown()
 
 
-def play(program: str = PLAY, **variables: str) -> list[str]:
+def play(*arguments: str, program: str = PLAY, **variables: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(
         command, env={**environment, **variables}, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
@@ -167,6 +181,16 @@ def test_a_call_that_raises_is_counted_as_a_failure(collector: Collector) -> Non
     assert collector.sums["steptool.tool.calls", (*labels, ("steptool.status", ""))] == 1
     span = collector.spans["execute_tool count"]
     assert read_attributes(span.attributes)["error.type"] == "KeyError" and span.status.code == 2
+
+
+def test_what_a_judge_costs_is_counted(collector: Collector, chat: Any) -> None:
+    server = chat.serve(lambda *_: chat.Answer())  # of 100 tokens read and 10 written
+    play(server.url, program=ASKS, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    model = (("gen_ai.request.model", "judge-1"),)
+    assert collector.sums["steptool.endpoint.requests", model] == 2
+    assert collector.sums["steptool.endpoint.cost", model] == pytest.approx(2 * (100 * 2 + 10 * 10) / 1e6)
+    read = ("gen_ai.request.model", "judge-1"), ("gen_ai.token.type", "input")
+    assert collector.sums["steptool.endpoint.tokens", read] == 200
 
 
 @pytest.mark.parametrize(
