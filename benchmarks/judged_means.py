@@ -40,27 +40,27 @@ Means = dict[str, float]
 """Percent by what they are of."""
 
 
-def published_mean(file: Path) -> float:
+def compute_published_mean(file: Path) -> float:
     """The mean of a file by its words, in percent."""
     verdicts = [row["is_solved"] for row in json.loads(file.read_text(encoding="utf-8")).values()]
     repeats = sorted({repeat for row in verdicts for repeat in row})
     return float(np.mean([np.mean([_SCORES[row[r]] for row in verdicts if r in row]) for r in repeats]))
 
 
-def stored_mean(file: Path) -> float:
+def compute_stored_mean(file: Path) -> float:
     """The pass rate that an evaluation makes of the file, in percent; NaN without verdicts."""
     rows = read_stabletoolbench(file)
     rate = judged_pass_rate(rows, {row.query_id for row in rows})
     return 100 * rate.mean if rate else float("nan")
 
 
-def recorded_mean(answers: list[Answer]) -> float:
+def compute_recorded_mean(answers: list[Answer]) -> float:
     """The mean of the answers' verdicts as trajectories, in percent; NaN where one is missing."""
     verdicts = (find_verdict(answer.query, answer.trajectory)[0] for answer in answers)
     return 100 * float(np.mean([float("nan") if verdict is None else verdict for verdict in verdicts]))
 
 
-def annotated_mean(answers: list[Answer]) -> float:
+def compute_annotated_mean(answers: list[Answer]) -> float:
     """The mean IsSolved of the annotator `rules`, in percent."""
     queries, trajectories = [a.query for a in answers], [a.trajectory for a in answers]
     rows = annotate(queries, trajectories, make_annotator("rules"))
@@ -116,8 +116,12 @@ def main() -> None:
     sizes, skipped = dict[str, int](), Counter[str]()
     for file in sorted(folder.rglob("*.json")):
         name, answers = f"{file.parent.name}/{file.stem}", list(read_answers(file, skipped))
-        published[name], stored[name], sizes[name] = published_mean(file), stored_mean(file), len(answers)
-        recorded[name], annotated[name] = recorded_mean(answers), annotated_mean(answers)
+        published[name], stored[name], sizes[name] = (
+            compute_published_mean(file),
+            compute_stored_mean(file),
+            len(answers),
+        )
+        recorded[name], annotated[name] = compute_recorded_mean(answers), compute_annotated_mean(answers)
     print(f"judged means: {len(sizes)} files, {sum(sizes.values())} answers, left out: {dict(skipped) or 'none'}")
     compare("as stored verdicts against the files'", stored, published, _SAME)
     compare("as recorded trajectories against the files'", recorded, published, _SAME)

@@ -84,7 +84,7 @@ def clock() -> np.ndarray:
 
 
 @contextmanager
-def limited_environment(**server: Any) -> Iterator[LimitedEnvironment]:
+def open_limited_environment(**server: Any) -> Iterator[LimitedEnvironment]:
     """Our environment with the usual limits, except that all episodes may call at once."""
     limits = ToolsConfig.model_validate({"mcp": server, "concurrency": EPISODES})
     with closing(McpEnvironment(limits.mcp, limits.timeout)) as environment:
@@ -106,7 +106,7 @@ def compare_over_stdio() -> Right:
     """One session, a call after the other."""
     parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:])
     with (
-        limited_environment(command=COMMAND) as environment,
+        open_limited_environment(command=COMMAND) as environment,
         closing(environment.reset(QUERY)) as session,
         start_blocking_portal() as loop,
         loop.wrap_async_context_manager(Client(stdio_client(parameters), cache=None)) as client,
@@ -148,7 +148,7 @@ def wait_for(port: int) -> None:
 
 def compare_over_http() -> Right:
     """A session for each episode, all on one server."""
-    with run_server() as url, limited_environment(url=url) as environment:
+    with run_server() as url, open_limited_environment(url=url) as environment:
         sessions = [environment.reset(QUERY) for _ in range(EPISODES)]
         right = ask_at_once(environment, sessions, "shelf", turns=1)
         for tool, name in TOOLS.items():

@@ -78,22 +78,22 @@ class Mistake:
 
 def check(name: str, config: str, *words: str, **files: str) -> Mistake:
     """A mistake that `steptool check` finds in a configuration."""
-    return Mistake(name, (*STEPTOOL, "check", "DIR/config.yaml"), words, {"config.yaml": config, **dotted(files)})
+    return Mistake(name, (*STEPTOOL, "check", "DIR/config.yaml"), words, {"config.yaml": config, **dot_names(files)})
 
 
 def ingest(name: str, config: str, *words: str, **files: str) -> Mistake:
     """A mistake that shows when tasks and tools are read."""
     command = (*STEPTOOL, "ingest", "DIR/config.yaml", "--output", "DIR/out")
-    return Mistake(name, command, words, {"config.yaml": config, **dotted(files)})
+    return Mistake(name, command, words, {"config.yaml": config, **dot_names(files)})
 
 
 def rehearse(name: str, config: str, *words: str, **files: str) -> Mistake:
     """A mistake that shows when tools are started and the model is tried."""
     command = (*STEPTOOL, "train", "DIR/config.yaml", "--dry-run", "--output", "DIR/out")
-    return Mistake(name, command, words, {"config.yaml": config, **dotted(files)})
+    return Mistake(name, command, words, {"config.yaml": config, **dot_names(files)})
 
 
-def dotted(files: Mapping[str, str]) -> dict[str, str]:
+def dot_names(files: Mapping[str, str]) -> dict[str, str]:
     """Names of files as keyword arguments can hold them: tasks_jsonl is tasks.jsonl."""
     return {name.replace("_", ".", 1): text for name, text in files.items()}
 

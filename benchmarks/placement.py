@@ -25,7 +25,7 @@ from pods.engine import Engine
 from pods.image import build
 from pods.package import package, register
 from pods.pod import Kubelet
-from pods.store import served
+from pods.store import serve_store
 from steptool.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def make_config(base: str, rounds: int, lora_rank: int, placement: str) -> Confi
 def measure_pods(config: Config, scratch: Path) -> tuple[float, float]:
     """Seconds from the first pod of the rounds to the end of the last one, and their CPU time."""
     scratch.mkdir()
-    with served() as store:
+    with serve_store() as store:
         registry = register(package(ROOT, "workflows", scratch / "package", IMAGES), store, "v1")
         engine = Engine(registry, Kubelet(store, build(scratch / "image", {"OMP_NUM_THREADS": "1"}), scratch))
         execution = engine.execute("workflows.train.train", {"config": config, "output": f"{store.root}/run"})

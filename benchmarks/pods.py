@@ -24,7 +24,7 @@ from pods.engine import Engine, Execution
 from pods.image import build
 from pods.package import package, register
 from pods.pod import Kubelet
-from pods.store import Store, served
+from pods.store import Store, serve_store
 from small_runs import SMALL_TRAINING
 from steptool.config import Config
 
@@ -37,7 +37,7 @@ MOST_PER_POD, MOST_IN_ALL = 3.0, 300.0
 
 def main() -> int:
     """Print all lines; 0 if both bounds hold."""
-    with tempfile.TemporaryDirectory() as folder, served() as store:
+    with tempfile.TemporaryDirectory() as folder, serve_store() as store:
         scratch = Path(folder)
         ours = engine(ROOT, "workflows", store, scratch)
         toys = engine(ROOT / "tests" / "cluster" / "toys", "flows", store, scratch)

@@ -30,7 +30,7 @@ _SHOWN = 5
 _SECONDS = 5.0
 
 
-def registered_version(root: Path = ROOT) -> str:
+def compute_version(root: Path = ROOT) -> str:
     """Digest of every file that travels with a registration, and of the name of the profile."""
     from flytekit.constants import CopyFileDetection
     from flytekit.tools.ignore import DockerIgnore, FlyteIgnore, GitIgnore, IgnoreGroup, StandardIgnore
@@ -80,7 +80,7 @@ def main() -> None:
         names = ", ".join(left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
         advice = f"{TRAVELS} names those that a run needs"
         print(f"{len(left_out)} files that git does not track stay here: {names} ({advice})", file=sys.stderr)
-    print(registered_version())
+    print(compute_version())
 
 
 def _list_untracked(root: Path) -> list[str]:

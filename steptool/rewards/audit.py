@@ -34,12 +34,12 @@ from steptool.rewards.audit_figures import (
     Scores,
     Separation,
     ToolScores,
-    decided_episodes,
     find_disputes,
     get_tool_name,
     group_scores,
-    option_effects,
+    measure_options,
     pair_scores,
+    select_decided_episodes,
 )
 from steptool.rewards.compose import FIXED, ComponentWeights, component_mean, compose, compute_round_weights
 from steptool.rewards.statistics import (
@@ -106,7 +106,7 @@ def audit(
         disputes=find_disputes(queries, trajectories, by_annotator, disputes),
         drifts=list(_drifts(earlier, scores)),
         weights=weights,
-        options=list(option_effects(trajectories, scores, config)),
+        options=list(measure_options(trajectories, scores, config)),
     )
 
 
@@ -181,7 +181,7 @@ def _separations(
     weights: ComponentWeights | None,
 ) -> Iterator[Separation]:
     """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
-    own, decided = decided_episodes(trajectories, scores)
+    own, decided = select_decided_episodes(trajectories, scores)
     figures: dict[str, Callable[[Sequence[StepReward], Trajectory], float | None]] = {
         "contribution": lambda rows, _: _mean(r.contribution for r in rows),
         "steps": lambda rows, t: _before_last(rows, config, t.steps),

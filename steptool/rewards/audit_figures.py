@@ -189,7 +189,7 @@ class OptionEffect:
     """Mean reward of a redundant call; None without such a call."""
 
 
-def decided_episodes(
+def select_decided_episodes(
     trajectories: Sequence[Trajectory], scores: Scores
 ) -> tuple[bool, list[tuple[Trajectory, Sequence[StepReward], bool]]]:
     """The scored episodes with a clear verdict: their rows, and whether they are solved.
@@ -202,7 +202,7 @@ def decided_episodes(
     return own, [(t, rows, verdict > YES) for t, rows, verdict in verdicts if verdict is not None and verdict != YES]
 
 
-def option_effects(trajectories: Sequence[Trajectory], scores: Scores, config: RewardConfig) -> Iterator[OptionEffect]:
+def measure_options(trajectories: Sequence[Trajectory], scores: Scores, config: RewardConfig) -> Iterator[OptionEffect]:
     """What each option of the composition does to the step rewards: first all as configured, then one changed each."""
     calibrated = ComponentWeights(**compute_round_weights(list(scores.values())))
     weights, others = (calibrated, FIXED) if config.weights == "calibrated" else (FIXED, calibrated)
@@ -213,7 +213,7 @@ def option_effects(trajectories: Sequence[Trajectory], scores: Scores, config: R
     variants = [("", config, weights)]
     variants += [(_describe(change), config.model_copy(update=change), weights) for change in changes]
     variants.append((f"weights: {'fixed' if others is FIXED else 'calibrated'}", config, others))
-    solved = {t.trajectory_id: verdict for t, _, verdict in decided_episodes(trajectories, scores)[1]}
+    solved = {t.trajectory_id: verdict for t, _, verdict in select_decided_episodes(trajectories, scores)[1]}
     for option, settings, factors in variants:
         composed = [compose(scores.get(t.trajectory_id, ()), settings, "step", t.steps, factors) for t in trajectories]
         sums = {

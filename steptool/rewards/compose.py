@@ -112,7 +112,7 @@ class RunningScale:
             deviations=self.deviations + spread + gap**2 * self.count * values.size / count,
         )
 
-    def calibrated(self, episodes: Sequence[Sequence[StepReward]], rounds: int) -> RunningScale:
+    def calibrate(self, episodes: Sequence[Sequence[StepReward]], rounds: int) -> RunningScale:
         """The state with the weights after a round, whose episodes are given by their rows in order."""
         return replace(self, weights=moving_average(self.weights, compute_round_weights(episodes), rounds))
 
@@ -221,7 +221,7 @@ def compose_round(
     the state after the rounds before.
     """
     if config.weights == "calibrated":
-        scale = scale.calibrated(list(group_rows(reward_rows).values()), config.calibration_rounds)
+        scale = scale.calibrate(list(group_rows(reward_rows).values()), config.calibration_rounds)
     composed = compose_steps(trajectories, reward_rows, config, reward, scale.component_weights)
     if config.normalisation == "running":
         scale = scale.after(composed)

@@ -17,7 +17,7 @@ from pods.engine import Engine
 from pods.image import Image, build
 from pods.package import Registry, package, register
 from pods.pod import Kill, Kubelet
-from pods.store import Store, served
+from pods.store import Store, serve_store
 
 ROOT = Path(__file__).parents[2]
 TOYS = Path(__file__).parent / "toys"
@@ -26,7 +26,7 @@ IMAGES = {"cpu": "localhost/steptool:cpu", "gpu": "localhost/steptool:gpu"}
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[Store]:
-    with served() as place:
+    with serve_store() as place:
         yield place
 
 

@@ -10,7 +10,7 @@ from flyteidl.core.tasks_pb2 import Resources, TaskTemplate
 
 from pods import admin
 from pods.admin import Admin
-from pods.admission import refused
+from pods.admission import find_refusals
 from pods.engine import Engine
 from pods.literals import uri
 from pods.package import Registry
@@ -35,7 +35,7 @@ def environment(task: TaskTemplate) -> dict[str, str]:
 
 
 def test_everything_passes_the_compiler_and_admin(project: Registry) -> None:
-    assert refused(project) == []
+    assert find_refusals(project) == []
     names = {key.name for key in project.workflows}
     assert {
         f"workflows.{name}.{name}" for name in ("train", "evaluate", "annotate", "export", "ingest", "view")
@@ -75,7 +75,7 @@ def test_a_workflow_runs_in_pods(project: Registry, engine: Callable[..., Engine
 
 @pytest.fixture(scope="module")
 def cluster(engine: Callable[..., Engine]) -> Iterator[tuple[Admin, str]]:
-    with admin.served(engine(Registry())) as served:
+    with admin.serve_admin(engine(Registry())) as served:
         yield served
 
 
@@ -101,7 +101,7 @@ def _holds_the_profile(registry: Registry) -> None:
     for task in registry.tasks.values():
         assert environment(task)["STEPTOOL_PROFILE"] == PROFILE, task.id.name
     rollout, rounds, ppo = (
-        registry.named(name) for name in ("tasks.rollout.rollout", "workflows.train.rounds", "tasks.ppo.ppo")
+        registry.get_task(name) for name in ("tasks.rollout.rollout", "workflows.train.rounds", "tasks.ppo.ppo")
     )
     assert rollout.container.image.endswith("gpu") or "gpu" in rollout.container.image
     assert requests_of(rollout) == {"CPU": "6", "MEMORY": "32Gi", "EPHEMERAL_STORAGE": "60Gi", "GPU": "1"}

@@ -12,7 +12,7 @@ from flytekit.core.type_engine import TypeEngine
 from flytekit.types.file import FlyteFile
 
 from pods import catalog
-from pods.admission import of_plan, quantity, refused
+from pods.admission import check_plan, find_refusals, quantity
 from pods.literals import literal, literals
 from pods.package import Registry
 from pods.types import castable, type_of
@@ -64,12 +64,12 @@ def test_quantities_of_kubernetes() -> None:
 
 
 def test_good_workflows_pass(toys: Registry) -> None:
-    assert refused(toys) == []
+    assert find_refusals(toys) == []
     assert len(toys.plans) > 10
 
 
 def test_what_flytekit_lets_pass_is_refused(registered: Callable[..., Registry]) -> None:
-    assert sorted(refused(registered(TOYS, "wrong"))) == [
+    assert sorted(find_refusals(registered(TOYS, "wrong"))) == [
         "launch plan no_time: the kickoff time goes to n, which is no datetime",
         "launch plan nowhere: the kickoff time goes to kickoff, which is no open input",
         "launch plan six_fields: expected a cron expression of 5 fields, got '0 15 2 * * *'",
@@ -85,7 +85,7 @@ def test_a_launch_plan_with_foreign_inputs_is_refused(toys: Registry) -> None:
     wrong = type(plan)()
     wrong.CopyFrom(plan)
     wrong.fixed_inputs.CopyFrom(literals({"word": 3, "volume": 11}))
-    assert list(of_plan(key, wrong, toys)) == [
+    assert list(check_plan(key, wrong, toys)) == [
         "launch plan nightly: the workflow has no input volume",
         "launch plan nightly: the input word is of the wrong type: simple: INTEGER",
     ]

@@ -159,7 +159,7 @@ def test_the_command_starts_it_on_the_cluster_and_finds_what_is_known(
     config_file.write_text(json.dumps(config.model_dump(mode="json")))
     options = ("--remote", "-p", "steptool", "-d", "development", "--copy", "all", "--wait")
     workflow = ("workflows/train.py", "train", "--config", str(config_file), "--output", output)
-    with admin.served(engine(Registry(), catalog=catalog)) as (flyte, address):
+    with admin.serve_admin(engine(Registry(), catalog=catalog)) as (flyte, address):
         process = pyflyte(address, ROOT, "run", *options, *workflow, **store.environment)
     ((_, _, run),) = flyte.executions.values()
     assert run.error is None, run.story()

@@ -46,9 +46,9 @@ def test_a_component_counts_as_far_as_it_goes_with_the_outcome() -> None:
 
 
 def test_weights_move_over_the_last_rounds() -> None:
-    scale = RunningScale().calibrated(ROUND, rounds=4)
+    scale = RunningScale().calibrate(ROUND, rounds=4)
     assert scale.component_weights == ComponentWeights(0.0, 1.0)
-    assert scale.calibrated(ROUND[:2], rounds=4) == scale  # a round that says nothing
+    assert scale.calibrate(ROUND[:2], rounds=4) == scale  # a round that says nothing
     assert moving_average({"contribution": 1.0}, {"contribution": 0.2, "succ_calling": 0.4}, 4) == {
         "contribution": pytest.approx(0.8), "succ_calling": 0.4
     }  # fmt: skip
@@ -56,7 +56,7 @@ def test_weights_move_over_the_last_rounds() -> None:
 
 
 def test_the_state_goes_through_its_file(tmp_path) -> None:
-    scale = RunningScale().after([]).calibrated(ROUND, rounds=4)
+    scale = RunningScale().after([]).calibrate(ROUND, rounds=4)
     assert RunningScale.load(scale.save(tmp_path / "scale.json")) == scale
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.judged import SHARED, read_answer, read_answers, separation, split_steps
-from benchmarks.judged_means import annotated_mean, pool, published_mean, read_table, recorded_mean, stored_mean
+from benchmarks.judged_means import (
+    compute_annotated_mean,
+    compute_published_mean,
+    compute_recorded_mean,
+    compute_stored_mean,
+    pool,
+    read_table,
+)
 from steptool.data.parsing import Record, UnusableError
 from steptool.records import StopReason
 from steptool.rewards.annotators import PublishedRules, unwrap
@@ -126,10 +133,10 @@ def test_the_mean_of_a_file_is_that_of_its_verdicts_however_the_answers_end(tmp_
     file.write_text(json.dumps(rows))
     answers = list(read_answers(file, Counter()))
     by_hand = 100 * (3 + 1.5 + 2) / 9
-    assert published_mean(file) == pytest.approx(by_hand)
-    assert stored_mean(file) == pytest.approx(by_hand)
-    assert recorded_mean(answers) == pytest.approx(by_hand)
-    assert annotated_mean(answers) == pytest.approx(by_hand)
+    assert compute_published_mean(file) == pytest.approx(by_hand)
+    assert compute_stored_mean(file) == pytest.approx(by_hand)
+    assert compute_recorded_mean(answers) == pytest.approx(by_hand)
+    assert compute_annotated_mean(answers) == pytest.approx(by_hand)
 
 
 def test_the_table_of_a_readme_is_read_and_means_are_pooled_by_query(tmp_path: Path) -> None:
@@ -155,7 +162,7 @@ def test_the_means_of_the_shared_example_are_the_published_ones() -> None:
     (file,) = FOLDER.rglob("*.json")
     expected = 100 * 2 / 3  # 588 and 608 were judged Solved three times, 1073 Unsolved
     assert [
-        published_mean(file),
-        stored_mean(file),
-        recorded_mean(list(read_answers(file, Counter()))),
+        compute_published_mean(file),
+        compute_stored_mean(file),
+        compute_recorded_mean(list(read_answers(file, Counter()))),
     ] == pytest.approx([expected] * 3)

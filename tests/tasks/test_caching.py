@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.registration import registered_version
+from scripts.registration import compute_version
 from tasks.runtime.stage import code_version
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def project(tmp_path: Path) -> Path:
 
 def versions(project: Path) -> tuple[str, str]:
     code_version.cache_clear()
-    return code_version(project), registered_version(project)
+    return code_version(project), compute_version(project)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_version_to_register_is_printed() -> None:
     process = subprocess.run(
         [sys.executable, "-m", "scripts.registration"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert process.stdout == f"{registered_version()}\n"
+    assert process.stdout == f"{compute_version()}\n"
 
 
 def test_a_second_local_run_works_after_the_temporary_files_are_gone(tmp_path: Path) -> None:

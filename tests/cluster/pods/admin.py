@@ -18,7 +18,7 @@ from flyteidl.core.literals_pb2 import LiteralMap
 from flyteidl.service import admin_pb2_grpc, dataproxy_pb2, dataproxy_pb2_grpc
 from google.protobuf.message import Message
 
-from pods.admission import expected, of_plan, of_task
+from pods.admission import check_plan, check_task, list_open_inputs
 from pods.compiler import faults
 from pods.engine import Engine, Execution
 from pods.package import Key
@@ -42,7 +42,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
     def CreateTask(self, request: Any, context: Any) -> Any:
         template = request.spec.template
         template.id.CopyFrom(request.id)
-        _refuse(list(of_task(template)), context)
+        _refuse(list(check_task(template)), context)
         _keep(self.registry.tasks, request.id, template, context)
         return task_pb2.TaskCreateResponse()
 
@@ -50,7 +50,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
         spec = request.spec
         spec.template.id.CopyFrom(request.id)
         parts = {Key.of(workflow.id): workflow for workflow in spec.sub_workflows}
-        visible = self.registry.extended({}, parts)
+        visible = self.registry.extend({}, parts)
         _refuse([f for w in (spec.template, *spec.sub_workflows) for f in faults(w, visible)], context)
         _keep(self.registry.workflows, request.id, spec.template, context)
         for key, workflow in parts.items():
@@ -60,9 +60,9 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
 
     def CreateLaunchPlan(self, request: Any, context: Any) -> Any:
         key, spec = Key.of(request.id), request.spec
-        _refuse(list(of_plan(key, spec, self.registry)), context)
+        _refuse(list(check_plan(key, spec, self.registry)), context)
         workflow = self.registry.workflow(spec.workflow_id)
-        spec.default_inputs.CopyFrom(expected(spec, workflow.interface.inputs))
+        spec.default_inputs.CopyFrom(list_open_inputs(spec, workflow.interface.inputs))
         _keep(self.registry.plans, request.id, spec, context)
         return launch_plan_pb2.LaunchPlanCreateResponse()
 
@@ -153,11 +153,11 @@ class DataProxy(dataproxy_pb2_grpc.DataProxyServiceServicer):
     def CreateUploadLocation(self, request: Any, context: Any) -> Any:
         folder = request.filename_root or request.content_md5.hex()
         url = f"{self.store.root}/uploads/{request.project}/{request.domain}/{folder}/{request.filename}"
-        return dataproxy_pb2.CreateUploadLocationResponse(signed_url=self.store.signed(url), native_url=url)
+        return dataproxy_pb2.CreateUploadLocationResponse(signed_url=self.store.sign_url(url), native_url=url)
 
 
 @contextlib.contextmanager
-def served(engine: Engine) -> Iterator[tuple[Admin, str]]:
+def serve_admin(engine: Engine) -> Iterator[tuple[Admin, str]]:
     """Admin on a port of loopback, and its address; the engine's registry receives what is registered."""
     server, admin = grpc.server(futures.ThreadPoolExecutor(8)), Admin(engine)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)

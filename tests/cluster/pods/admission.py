@@ -28,15 +28,15 @@ TERMINAL = {
 }
 
 
-def refused(registry: Registry) -> list[str]:
+def find_refusals(registry: Registry) -> list[str]:
     """One sentence for each thing that cannot be registered."""
-    tasks = [fault for task in registry.tasks.values() for fault in of_task(task)]
+    tasks = [fault for task in registry.tasks.values() for fault in check_task(task)]
     workflows = [fault for workflow in registry.workflows.values() for fault in faults(workflow, registry)]
-    plans = [fault for key, plan in registry.plans.items() for fault in of_plan(key, plan, registry)]
+    plans = [fault for key, plan in registry.plans.items() for fault in check_plan(key, plan, registry)]
     return tasks + workflows + plans
 
 
-def of_task(task: TaskTemplate) -> Iterator[str]:
+def check_task(task: TaskTemplate) -> Iterator[str]:
     """What is wrong with a task."""
     name = task.id.name
     if not all((task.id.project, task.id.domain, name, task.id.version)):
@@ -80,14 +80,14 @@ def quantity(text: str) -> float | None:
     return float(match[1]) * UNITS[match[2]] if match and match[2] in UNITS else None
 
 
-def of_plan(key: Key, plan: LaunchPlanSpec, registry: Registry) -> Iterator[str]:
+def check_plan(key: Key, plan: LaunchPlanSpec, registry: Registry) -> Iterator[str]:
     """What is wrong with a launch plan."""
     workflow = registry.workflows.get(Key.of(plan.workflow_id))
     if workflow is None:
         yield f"launch plan {key.name}: the workflow {plan.workflow_id.name} is not registered"
         return
     inputs = workflow.interface.inputs
-    plan_faults = [*_inputs(plan, inputs), *_schedule(plan.entity_metadata.schedule, expected(plan, inputs))]
+    plan_faults = [*_inputs(plan, inputs), *_schedule(plan.entity_metadata.schedule, list_open_inputs(plan, inputs))]
     for notification in plan.entity_metadata.notifications:
         kind = notification.WhichOneof("type")
         receivers = list(getattr(notification, kind).recipients_email) if kind else []
@@ -98,7 +98,7 @@ def of_plan(key: Key, plan: LaunchPlanSpec, registry: Registry) -> Iterator[str]
     yield from (f"launch plan {key.name}: {fault}" for fault in plan_faults)
 
 
-def expected(plan: LaunchPlanSpec, inputs: VariableMap) -> ParameterMap:
+def list_open_inputs(plan: LaunchPlanSpec, inputs: VariableMap) -> ParameterMap:
     """The inputs that a launch plan leaves open: its defaults, and as required what it does not mention."""
     open_inputs = {}
     for name, variable in inputs.variables.items():

@@ -32,7 +32,7 @@ def single(task: TaskTemplate) -> TaskTemplate:
     return template
 
 
-def needed(array: ArrayNode, size: int) -> int:
+def count_needed(array: ArrayNode, size: int) -> int:
     """How many elements have to end well."""
     match array.WhichOneof("success_criteria"):
         case "min_successes":
@@ -42,7 +42,7 @@ def needed(array: ArrayNode, size: int) -> int:
     return size
 
 
-def gathered(names: Iterable[str], outputs: Sequence[LiteralMap | None]) -> LiteralMap:
+def gather_outputs(names: Iterable[str], outputs: Sequence[LiteralMap | None]) -> LiteralMap:
     """The outputs of all elements as lists, with None for those that failed."""
     columns = {name: [MISSING if each is None else each.literals[name] for each in outputs] for name in names}
     return LiteralMap(

@@ -51,7 +51,7 @@ def key(task: TaskTemplate, inputs: LiteralMap) -> str | None:
     if not task.metadata.discoverable:
         return None
     ignored = set(task.metadata.cache_ignore_input_vars)
-    hashed_inputs = LiteralMap(literals={k: _hashed(v) for k, v in inputs.literals.items() if k not in ignored})
+    hashed_inputs = LiteralMap(literals={k: _hash_values(v) for k, v in inputs.literals.items() if k not in ignored})
     names = (task.id.project, task.id.domain, task.id.name, task.metadata.discovery_version.strip())
     parts = [*(name.encode() for name in names), *map(_bytes, _signature(task.interface)), _bytes(hashed_inputs)]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
@@ -61,15 +61,15 @@ def _signature(interface: TypedInterface) -> tuple[VariableMap, VariableMap]:
     return interface.inputs, interface.outputs
 
 
-def _hashed(value: Literal) -> Literal:
+def _hash_values(value: Literal) -> Literal:
     """The value, replaced by its hash wherever it has one."""
     if value.hash:
         return Literal(hash=value.hash)
     match value.WhichOneof("value"):
         case "collection":
-            return Literal(collection=LiteralCollection(literals=[_hashed(v) for v in value.collection.literals]))
+            return Literal(collection=LiteralCollection(literals=[_hash_values(v) for v in value.collection.literals]))
         case "map":
-            return Literal(map=LiteralMap(literals={k: _hashed(v) for k, v in value.map.literals.items()}))
+            return Literal(map=LiteralMap(literals={k: _hash_values(v) for k, v in value.map.literals.items()}))
     return value
 
 

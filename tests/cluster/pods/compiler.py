@@ -30,24 +30,24 @@ def children(block: IfElseBlock) -> list[Node]:
 
 def upstream(node: Node) -> set[str]:
     """The nodes that have to end before this one starts."""
-    upstream_ids = set(node.upstream_node_ids) | {p for b in node.inputs for p in promised(b.binding)}
+    upstream_ids = set(node.upstream_node_ids) | {p for b in node.inputs for p in find_promises(b.binding)}
     if node.WhichOneof("target") == "branch_node":
         inner = children(node.branch_node.if_else)
         upstream_ids |= {before for child in inner for before in upstream(child)} - {child.id for child in inner}
     return upstream_ids - {START, ""}
 
 
-def promised(data: BindingData) -> Iterator[str]:
+def find_promises(data: BindingData) -> Iterator[str]:
     """The nodes whose outputs a binding needs."""
     match data.WhichOneof("value"):
         case "promise":
             yield data.promise.node_id
         case "collection":
             for part in data.collection.bindings:
-                yield from promised(part)
+                yield from find_promises(part)
         case "map":
             for part in data.map.bindings.values():
-                yield from promised(part)
+                yield from find_promises(part)
 
 
 class Refused(Exception):
@@ -221,7 +221,7 @@ class _Check:
             case "scalar":
                 return type_of_scalar(data.scalar)
             case "promise":
-                return self._promised(data)
+                return self._promised_type(data)
             case "collection":
                 (first, *_) = data.collection.bindings
                 return LiteralType(collection_type=self._type(first))
@@ -229,7 +229,7 @@ class _Check:
                 return LiteralType(map_value_type=self._type(next(iter(data.map.bindings.values()))))
         raise Refused("nothing is bound")
 
-    def _promised(self, data: BindingData) -> LiteralType:
+    def _promised_type(self, data: BindingData) -> LiteralType:
         promise = data.promise
         outputs = self.outputs.get(promise.node_id or START)
         if outputs is None:

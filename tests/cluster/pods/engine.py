@@ -21,7 +21,7 @@ from flyteidl.core.types_pb2 import ERROR
 from flyteidl.core.workflow_pb2 import ArrayNode, GateNode, Node, NodeMetadata, WorkflowTemplate
 
 from pods import catalog as cache
-from pods.arrays import elements, gathered, needed, single
+from pods.arrays import count_needed, elements, gather_outputs, single
 from pods.catalog import Catalog
 from pods.compiler import children, faults, upstream
 from pods.literals import START, bound, holds, literal, literals
@@ -185,9 +185,9 @@ class _Walk:
 
         with ThreadPoolExecutor(array.parallelism or max(len(parts), 1)) as threads:
             outputs = list(threads.map(one, range(len(parts)), parts))
-        if len(parts) - len(failed) < needed(array, len(parts)):
+        if len(parts) - len(failed) < count_needed(array, len(parts)):
             raise failed[0]
-        return gathered(task.interface.outputs.variables, outputs)
+        return gather_outputs(task.interface.outputs.variables, outputs)
 
     def task(
         self,
@@ -252,9 +252,7 @@ class _Walk:
 
     def _dynamic(self, task: TaskTemplate, spec: DynamicJobSpec, path: str) -> LiteralMap:
         """Compile and run the nodes that a dynamic task hands over."""
-        own = self.registry.extended(
-            {Key.of(t.id): t for t in spec.tasks}, {Key.of(w.id): w for w in spec.subworkflows}
-        )
+        own = self.registry.extend({Key.of(t.id): t for t in spec.tasks}, {Key.of(w.id): w for w in spec.subworkflows})
         interface = TypedInterface(outputs=task.interface.outputs)
         identifier = Identifier(name=f"{task.id.name} (dynamic)", version=task.id.version)
         workflow = WorkflowTemplate(id=identifier, interface=interface, nodes=spec.nodes, outputs=spec.outputs)

@@ -66,12 +66,12 @@ class Registry:
             raise KeyError(f"{len(matches)} launch plans are called {name}; there are {names}")
         return matches[0]
 
-    def named(self, name: str) -> TaskTemplate:
+    def get_task(self, name: str) -> TaskTemplate:
         """The one task of a name."""
         (template,) = (template for key, template in self.tasks.items() if key.name == name)
         return template
 
-    def extended(self, tasks: Mapping[Key, TaskTemplate], workflows: Mapping[Key, WorkflowTemplate]) -> Registry:
+    def extend(self, tasks: Mapping[Key, TaskTemplate], workflows: Mapping[Key, WorkflowTemplate]) -> Registry:
         """This registry and what a dynamic task brings along."""
         return Registry({**self.tasks, **tasks}, {**self.workflows, **workflows}, self.plans)
 

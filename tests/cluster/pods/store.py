@@ -92,14 +92,14 @@ class Store:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.key(f"{url}/"))
         return [f"{self.root}/{entry['Key']}" for page in pages for entry in page.get("Contents", [])]
 
-    def signed(self, url: str) -> str:
+    def sign_url(self, url: str) -> str:
         """An http address that a client without credentials may PUT what belongs at a url."""
         url_text: str = self.client.generate_presigned_url("put_object", {"Bucket": self.bucket, "Key": self.key(url)})
         return url_text
 
 
 @contextlib.contextmanager
-def served() -> Iterator[Store]:
+def serve_store() -> Iterator[Store]:
     """A fresh bucket in a moto server of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

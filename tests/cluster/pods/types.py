@@ -48,7 +48,7 @@ def _castable(source: LiteralType, target: LiteralType) -> bool:
             formats = {source.blob.format, target.blob.format}
             return source.HasField("blob") and ("" in formats or len(formats) == 1)
         case "union_type":
-            return _chosen(source, target.union_type)
+            return _fits_union(source, target.union_type)
         case "structured_dataset_type":
             return is_none(source) or (
                 source.HasField("structured_dataset_type")
@@ -62,7 +62,7 @@ def _inside(source: LiteralType, part: LiteralType, target_type: LiteralType, fi
     return source.HasField(field) and (is_none(part) or castable(part, target_type))
 
 
-def _chosen(source: LiteralType, target: UnionType) -> bool:
+def _fits_union(source: LiteralType, target: UnionType) -> bool:
     """Whether each variant finds a place, and a plain type exactly one."""
     if source.HasField("union_type"):
         return all(any(castable(own, to) for to in target.variants) for own in source.union_type.variants)
