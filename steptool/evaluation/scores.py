@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ RESULT = ("a", "b", "mean_a", "mean_b", "difference", "low", "high", "p", "corre
 
 
 def compare_scores(
-    scores: pd.DataFrame,
+    scores: Any,
     pairs: Iterable[tuple[str, str]] | None = None,
     draws: int = 10_000,
     seed: int = 0,
@@ -25,7 +26,8 @@ def compare_scores(
 ) -> pd.DataFrame:
     """Differences between the mean scores of models on the same tasks, with intervals and corrected p-values.
 
-    `scores` has the columns of COLUMNS; scores are numbers of any size, and a missing one is left out. `pairs` names
+    `scores` is a DataFrame, a pyarrow table, a list of rows as dictionaries, or a dictionary of columns, with the
+    columns of COLUMNS; scores are numbers of any size, and a missing one is left out. `pairs` names
     (minuend, subtrahend); None: every later model minus every earlier one, in the order of their first rows. A row of
     the result is a pair:
 
@@ -36,9 +38,11 @@ def compare_scores(
     only one of the two has a score of.
 
     Raises ValueError for a missing column, a row without its task or model, an infinite score, an unknown model, a
-    model against itself, and two models without a common task.
+    model against itself, two models without a common task, and less than one draw.
     """
-    means = _mean_by_task(scores)
+    if draws < 1:
+        raise ValueError(f"draws: expected at least 1, got {draws}")
+    means = _mean_by_task(scores.to_pandas() if hasattr(scores, "to_pandas") else pd.DataFrame(scores))
     model_pairs = [(a, b) for b, a in combinations(means.columns, 2)] if pairs is None else list(pairs)
     table = pd.DataFrame([_compare_pair(means, a, b, draws, seed, confidence) for a, b in model_pairs])
     if table.empty:
@@ -67,7 +71,7 @@ def _compare_pair(
     means: pd.DataFrame, a: str, b: str, draws: int, seed: int, confidence: float
 ) -> dict[str, str | float | int]:
     if unknown := {a, b} - {*means.columns}:
-        raise ValueError(f"no scores of {', '.join(sorted(unknown))}: the table has {list(means.columns)}")
+        raise ValueError(f"no scores of {', '.join(sorted(map(str, unknown)))}: the table has {list(means.columns)}")
     if a == b:
         raise ValueError(f"expected two models in a pair, got {a} twice")
     attempted = means[[a, b]].dropna(how="all")

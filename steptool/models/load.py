@@ -369,10 +369,11 @@ def read_serving(folder: str | os.PathLike[str]) -> Serving:
 
 
 def _write_decoding(folder: Path, serving: Serving, end_ids: Iterable[int]) -> None:
+    file = folder / "generation_config.json"
     try:
-        decoding = GenerationConfig.from_pretrained(folder)
-    except OSError:  # a folder needs no generation configuration
-        decoding = GenerationConfig()
+        decoding = GenerationConfig.from_pretrained(folder) if file.is_file() else GenerationConfig()
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
     decoding.update(
         do_sample=True,
         temperature=serving.temperature,

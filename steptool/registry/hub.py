@@ -72,34 +72,39 @@ def prepare_model_upload(folder: Path, repo: str, licence: str, datasets: Sequen
     """The model or adapter of a run, of a version of a registry or of a model folder, with its card.
 
     The card names base, licence and results. A model that was not trained here keeps its own card, with the licence and
-    the datasets added. Raises RegistryError for a folder without a model.
+    the datasets added. Raises RegistryError for a folder without a model, for files of it that cannot be read or are
+    links out of it, and for a name that no repository can have.
     """
+    _check_name(repo)
     model = folder / lineage.MODEL if (folder / lineage.MODEL).is_dir() else folder
     is_adapter = (model / "adapter_config.json").is_file()
     if not is_adapter and not (model / "config.json").is_file():
         raise RegistryError(f"{folder}: no model: expected the folder of a run, or a folder with config.json")
-    entries, title = lineage.read(model), repo.rpartition("/")[2]
+    files, entries = _list_files(model), lineage.read(model)
     if not entries and (model / lineage.CARD).is_file():
-        card = _complete_card((model / lineage.CARD).read_text(encoding="utf-8"), licence, datasets)
+        card = _complete_card(model / lineage.CARD, licence, datasets)
     else:
-        facts = {"licence": licence, "datasets": list(datasets), **_results(folder)}
-        card = lineage.make_card(entries, title, facts, _adapter_base(model) if is_adapter else "")
-    return Upload(repo, Kind.MODEL, _list_files(model), card)
+        results = _results(folder) if entries else {}
+        facts = {"licence": licence, "datasets": list(datasets), **results}
+        title, base = repo.rpartition("/")[2], _adapter_base(model) if is_adapter else ""
+        card = lineage.make_card(entries, title, facts, base)
+    return Upload(repo, Kind.MODEL, files, card)
 
 
 def prepare_dataset_upload(folder: Path, repo: str, licence: str) -> Upload:
     """The tasks, episodes and rewards of a run's folder, with a card that lets `datasets` load each kind.
 
-    Raises RegistryError for a folder without such files.
+    Raises RegistryError for a folder without such files, for a file that is no Parquet, and for a name that no
+    repository can have.
     """
-    import pyarrow.parquet as pq
     from huggingface_hub import DatasetCardData
 
+    _check_name(repo)
     candidates = {name: sorted(folder.glob(pattern)) for name, (pattern, _) in _DATA.items()}
     groups = {name: files for name, files in candidates.items() if files}
     if not groups:
         raise RegistryError(f"{folder}: no data of a run: expected {lineage.QUERIES}, trajectories and rewards")
-    counts = {name: sum(pq.read_metadata(file).num_rows for file in files) for name, files in groups.items()}
+    counts = {name: sum(map(_count_rows, files)) for name, files in groups.items()}
     data = DatasetCardData(
         license=licence or None,
         pretty_name=repo.rpartition("/")[2],
@@ -123,7 +128,7 @@ def push(upload: Upload, *, private: bool, message: str = "Upload by steptool") 
     """
     from httpx2 import TransportError
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     api = HfApi()
     operations = [CommitOperationAdd(path, str(file)) for path, file in upload.files.items()]
@@ -135,10 +140,10 @@ def push(upload: Upload, *, private: bool, message: str = "Upload by steptool") 
         raise HubError("huggingface_hub is offline: unset HF_HUB_OFFLINE to push") from error
     except HfHubHTTPError as error:
         raise HubError(_explain_refusal(error, api.endpoint)) from error
-    except HFValidationError as error:
-        raise HubError(f"'{upload.repo}' is no name of a repository: {error}") from error
     except (TransportError, OSError) as error:
         raise HubError(f"{api.endpoint} cannot be reached ({error}); HF_ENDPOINT names another server") from error
+    except (ValueError, LookupError) as error:
+        raise HubError(f"{api.endpoint} does not answer as the Hub does ({error}); see HF_ENDPOINT") from error
     return str(commit.commit_url)
 
 
@@ -155,11 +160,25 @@ def _explain_refusal(error: Any, endpoint: str) -> str:
     return f"{endpoint} refused with status {status}: {answer}{advice}"
 
 
-def _complete_card(text: str, licence: str, datasets: Sequence[str]) -> str:
+def _check_name(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public, and not in __all__
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise RegistryError(f"'{repo}' is no name of a repository: {error}") from error
+
+
+def _complete_card(file: Path, licence: str, datasets: Sequence[str]) -> str:
     """The card of a model that was not trained here, with licence and datasets where they are given."""
     from huggingface_hub import ModelCard
+    from yaml import YAMLError
 
-    card = ModelCard(text)
+    try:
+        card = ModelCard(file.read_text(encoding="utf-8"))
+    except (ValueError, YAMLError) as error:
+        raise RegistryError(f"{file}: no card of a model: {error}") from error
     if licence:
         card.data["license"] = licence
     if datasets:
@@ -167,16 +186,39 @@ def _complete_card(text: str, licence: str, datasets: Sequence[str]) -> str:
     return str(card)
 
 
+def _count_rows(file: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: int = pq.read_metadata(file).num_rows
+    except pa.ArrowInvalid as error:
+        raise RegistryError(f"{file}: no Parquet file: {error}") from error
+    return rows
+
+
 def _list_files(model: Path) -> dict[str, Path]:
-    """The files of a model folder but for its card and what only training reads. Links out of it are not followed."""
+    """The files of a model folder but for its card, what only training reads, and hidden files and folders.
+
+    Hidden ones, such as .git and .env, may hold keys. Raises RegistryError for a link out of the folder, whose content
+    would be missing, and for empty weights.
+    """
     root = model.resolve()
-    return {
-        path: file
-        for file in sorted(model.rglob("*"))
-        if file.is_file() and root in file.resolve().parents
-        for path in [file.relative_to(model).as_posix()]
-        if path != lineage.CARD and not path.startswith("training/")
-    }
+    files: dict[str, Path] = {}
+    for file in sorted(model.rglob("*")):
+        path = file.relative_to(model)
+        hidden = any(part.startswith(".") for part in path.parts)
+        if hidden or path.parts[0] == "training" or path.as_posix() == lineage.CARD:
+            continue
+        if root not in file.resolve().parents or not file.exists():
+            raise RegistryError(
+                f"{file} is a link out of the folder: copy what it names in its place (cp -rL), or remove it"
+            )
+        if file.suffix == ".safetensors" and file.stat().st_size == 0:
+            raise RegistryError(f"{file} is empty: the model was not saved whole")
+        if file.is_file():
+            files[path.as_posix()] = file
+    return files
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -188,12 +230,21 @@ def _results(folder: Path) -> dict[str, Any]:
     figures, manifest = whole / lineage.FIGURES, whole / MANIFEST
     results: Mapping[str, Any] = {}
     if figures.is_file():
-        results = json.loads(figures.read_text(encoding="utf-8")).get("results", {})
+        results = _read_object(figures).get("results", {})
     elif manifest.is_file():
-        results = json.loads(manifest.read_text(encoding="utf-8"))["metadata"].get("results", {})
+        results = _read_object(manifest)["metadata"].get("results", {})
     return {"results": results, "result": "steptool"} if results else {}
 
 
 def _adapter_base(model: Path) -> str:
-    settings = json.loads((model / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(settings.get("base_model_name_or_path") or "unknown")
+    return str(_read_object(model / "adapter_config.json").get("base_model_name_or_path") or "unknown")
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RegistryError(f"{file}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RegistryError(f"{file}: expected an object, got {str(value)[:80]}")
+    return value

@@ -1,9 +1,13 @@
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pandas.testing import assert_frame_equal
 
 from evaluation_rows import make_evaluation
 from steptool.evaluation.compare import compare, paired_bootstrap
@@ -29,6 +33,17 @@ def test_repeats_are_averaged_and_tasks_without_a_score_on_one_side_are_left_out
     assert (row["tasks"], row["left_out"]) == (2, 1)
     # Of the four ways to toss two coins, two keep the sum at +-4.
     assert row["p"] == pytest.approx(0.5, abs=0.03) and not row["shown"]
+
+
+@pytest.mark.parametrize("write", [pa.Table.from_pandas, lambda t: t.to_dict("records"), lambda t: t.to_dict("list")])
+def test_a_table_may_come_in_any_form(write: Callable[[pd.DataFrame], Any]) -> None:
+    scores = table(ROWS)
+    assert_frame_equal(compare_scores(write(scores)), compare_scores(scores))
+
+
+def test_without_a_draw_nothing_can_be_said() -> None:
+    with pytest.raises(ValueError, match="draws: expected at least 1, got 0"):
+        compare_scores(table(ROWS), draws=0)
 
 
 def test_the_p_values_of_several_pairs_are_corrected_together() -> None:

@@ -12,9 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.chat.codec import ChatCodec
-from steptool.config import PolicyConfig
+from steptool.config import Config, PolicyConfig
 from steptool.models import load as models
-from steptool.models.load import ModelError, load_codec, load_model, load_tokenizer, prepare_base, train_tokenizer
+from steptool.models.load import (
+    ModelError,
+    load_codec,
+    load_model,
+    load_tokenizer,
+    prepare_base,
+    train_tokenizer,
+    write_serving,
+)
 
 TEXTS = ['where is order ord_17? {"error": "no such order"}', "Grüße, 東京 and <tool_call> too"] * 20
 TOKENIZER = train_tokenizer(TEXTS, vocabulary=400)
@@ -117,7 +125,7 @@ def test_a_hub_id_without_a_chat_template_works_with_react(copy: Path, tmp_path:
     shutil.copytree(copy, cached / "snapshots" / ("0" * 40))
     program = """
 import sys
-from steptool.config import PolicyConfig
+from steptool.config import Config, PolicyConfig
 from steptool.models.load import ModelError, load_codec, prepare_base
 try:
     prepare_base(PolicyConfig(base="acme/tiny"), [], 0, sys.argv[1])
@@ -249,3 +257,10 @@ def test_a_text_on_which_a_tokenizer_gives_up_is_an_error_that_says_so(copy: Pat
     codec = load_codec(copy)
     with pytest.raises(ValueError, match=r"the tokenizer cannot read or write a text \(Onig: .*another tokenizer"):
         codec.observation_ids("a" * 60 + "!", "call")
+
+
+def test_a_decoding_that_cannot_be_read_is_not_replaced(copy: Path) -> None:
+    (copy / "generation_config.json").write_text('{"max_length": 20,')
+    with pytest.raises(ModelError, match=r"generation_config\.json cannot be read"):
+        write_serving(copy, Config())
+    assert (copy / "generation_config.json").read_text() == '{"max_length": 20,'

@@ -39,7 +39,9 @@ def run(tmp_path: Path) -> Path:
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights")
     (model / "training" / "optimizer.safetensors").write_bytes(b"moments")
-    (model / "secret").symlink_to("/etc/hostname")
+    (model / ".env").write_text("HF_TOKEN=hf_secret")
+    (model / ".git").mkdir()
+    (model / ".git" / "config").write_text("url = https://me:hf_secret@huggingface.co/team/desk")
     for number, stage, note in ((-1, "base", "Qwen/Qwen3-0.6B"), (0, "step_ppo", ""), (1, "step_ppo", "")):
         data = folder / f"trajectories_round_{max(number, 0):02d}.parquet"
         data.write_bytes(b"not read")
@@ -93,6 +95,42 @@ def test_a_folder_without_a_model_or_data_is_refused(tmp_path: Path) -> None:
         prepare_model_upload(tmp_path, "team/x", "")
     with pytest.raises(RegistryError, match=r"no data of a run: expected queries\.parquet"):
         prepare_dataset_upload(tmp_path, "team/x", "")
+
+
+def test_what_would_be_missing_or_broken_on_the_hub_is_refused_by_name(run: Path) -> None:
+    model = run / "model"
+    for repo in ("team/desk/x", "team/de sk", "../desk", ""):
+        with pytest.raises(RegistryError, match="is no name of a repository"):
+            prepare_model_upload(run, repo, "mit")
+        with pytest.raises(RegistryError, match="is no name of a repository"):
+            prepare_dataset_upload(run, repo, "mit")
+    (run / "metrics.json").write_text("{")
+    with pytest.raises(RegistryError, match=r"metrics\.json: not JSON"):
+        prepare_model_upload(run, "team/desk", "mit")
+    (run / "rewards_round_01.parquet").write_bytes(b"")
+    with pytest.raises(RegistryError, match=r"rewards_round_01\.parquet: no Parquet file"):
+        prepare_dataset_upload(run, "team/desk-data", "mit")
+    (model / "model-2.safetensors").write_bytes(b"")
+    with pytest.raises(RegistryError, match=r"model-2\.safetensors is empty: the model was not saved whole"):
+        prepare_model_upload(run, "team/desk", "mit")
+    (model / "model-2.safetensors").unlink()
+    (model / "model-2.safetensors").symlink_to("/etc/hostname")
+    with pytest.raises(RegistryError, match=r"model-2\.safetensors is a link out of the folder"):
+        prepare_model_upload(run, "team/desk", "mit")
+
+
+def test_a_card_from_elsewhere_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(RegistryError, match=r"README\.md: no card of a model"):
+        prepare_model_upload(tmp_path, "team/x", "mit")
+
+
+def test_figures_beside_a_model_from_elsewhere_are_not_its_results(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text(json.dumps({"results": [0.9]}))
+    assert "0.9" not in prepare_model_upload(tmp_path / "model", "team/x", "mit").card
 
 
 class Hub(ThreadingHTTPServer):
@@ -180,7 +218,6 @@ def push(hub: Hub, *arguments: str, **variables: str) -> subprocess.CompletedPro
 
 
 def test_a_version_of_a_registry_is_pushed_with_its_results(run: Path, tmp_path: Path) -> None:
-    (run / "model" / "secret").unlink()
     (run / "model" / "tokenizer_config.json").write_text("{}")
     version = Registry(tmp_path / "registry").publish(run / "model", {"results": RESULTS})
     folder = tmp_path / "registry" / "versions" / version.version_id
@@ -258,6 +295,7 @@ def test_push_sends_data_and_a_dry_run_sends_nothing(hub: Hub, run: Path) -> Non
         (401, {"HF_TOKEN": ""}, "refused with status 401: no entry; there is no key: set HF_TOKEN to one that may"),
         (403, {}, "refused with status 403: no entry; its key may not write there: set HF_TOKEN"),
         (400, {}, "refused with status 400: no entry"),
+        (201, {}, "does not answer as the Hub does"),
     ],
 )
 def test_why_nothing_was_sent_is_one_line(
