@@ -80,7 +80,8 @@ def test_all_pods_write_to_one_run_of_the_tracker(
 
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
-    (folder,) = {name.rpartition("/")[0] for name in store.names(f"{store.root}/tracking") if "tfevents" in name}
+    names = [name for name in store.names(f"{store.root}/tracking") if "tfevents" in name and undisturbed.name in name]
+    (folder,) = {name.rpartition("/")[0] for name in names}
     tags = EventAccumulator(folder).Reload().Tags()
     expected = {"warm_start/loss", "ppo/kl", "ppo/clip_fraction", "ppo/value_loss", "ppo/entropy",
                 "rounds/scores/succ_calling", "rounds/ppo/mismatch_mean", "rounds/seconds",
