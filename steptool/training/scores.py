@@ -108,7 +108,7 @@ def check_mismatch(mismatch: Mismatch, ppo: PPOConfig, round_index: int) -> None
             f"{mismatch.mean:.3g} nats per token on average (99%: {mismatch.p99:.3g}, largest: {mismatch.largest:.3g}, "
             f"effective sample {mismatch.effective_share:.0%}); ppo.max_mismatch allows {ppo.max_mismatch:g}. Look "
             "whether rollouts and training have the same weights, precision and rollout.temperature; ppo.importance "
-            "corrects what is left, and ppo.max_mismatch: 0 goes without this check"
+            "corrects what is left, and ppo.max_mismatch: 0 turns this check off"
         )
 
 
