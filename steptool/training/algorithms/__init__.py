@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from steptool.training.algorithms.archer import StepCritic
 from steptool.training.algorithms.base import Algorithm
-from steptool.training.algorithms.baselines import GroupInGroup, GroupRelative, RejectionFineTuning, StepCritic
 from steptool.training.algorithms.eto import ExplorationPreference
+from steptool.training.algorithms.grpo import GroupInGroup, GroupRelative
+from steptool.training.algorithms.rft import RejectionFineTuning
 from steptool.training.algorithms.step_ppo import StepPPO
 
 ALGORITHMS: dict[str, type[Algorithm]] = {

@@ -7,7 +7,7 @@ import pytest
 
 from steptool.config import CreditConfig
 from steptool.records import Step, StepStatus, ToolCall, Trajectory
-from steptool.training.algorithms.baselines import step_critic
+from steptool.training.algorithms.archer import step_critic
 from steptool.training.rounds import train_round
 
 CALL = Step(ToolCall("act", {}), StepStatus.OK, "")
