@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -70,6 +71,17 @@ def write_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def read_reward(reward: Any) -> float:
+    """The reward as a number. Raises VerdictError for what is no finite number."""
+    try:
+        number = float(reward)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise VerdictError(f"the reward is no number: {str(reward)[:100]}")
+    return number
+
+
 @dataclass(frozen=True)
 class RewardRange:
     """The rewards of an environment that mean not solved and solved."""
@@ -85,12 +97,13 @@ class RewardRange:
             raise ConfigError(f"tools.settings.reward_range: expected [low, high] with low below high, got {setting!r}")
         return cls(*numbers)
 
-    def verdict(self, reward: float) -> float:
-        """The reward in [0, 1]. Raises VerdictError for one outside the range."""
-        share = (float(reward) - self.low) / (self.high - self.low)
+    def verdict(self, reward: Any) -> float:
+        """The reward in [0, 1]. Raises VerdictError for one outside the range, and for what is no number."""
+        number = read_reward(reward)
+        share = (number - self.low) / (self.high - self.low)
         if not -1e-6 <= share <= 1 + 1e-6:
             raise VerdictError(
-                f"the reward {reward:g} lies outside [{self.low:g}, {self.high:g}]: set tools.settings.reward_range to "
+                f"the reward {number:g} lies outside [{self.low:g}, {self.high:g}]: set tools.settings.reward_range to "
                 "the rewards that the environment gives for a task that failed and for one that is solved"
             )
         return min(max(share, 0.0), 1.0)

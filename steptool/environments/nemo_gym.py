@@ -123,9 +123,14 @@ class NemoGymSession(Session):
         if not answer.is_success:
             raise RuntimeError(f"the server refuses to seed a session: {answer.status_code} {answer.text[:500]}")
         self._seeded = True
-        if metadata := answer.json().get("mcp"):
-            address = f"{self._environment.url}/{metadata['url_path'].lstrip('/')}"
-            server = McpConfig(url=address, headers={**self._environment.headers, **metadata.get("headers", {})})
+        try:
+            metadata = answer.json().get("mcp") or {}
+            path, headers = metadata.get("url_path", ""), metadata.get("headers") or {}
+        except (ValueError, AttributeError) as error:
+            raise RuntimeError(f"/seed_session answered something else than an object: {answer.text[:200]}") from error
+        if metadata:
+            address = f"{self._environment.url}/{path.lstrip('/')}"
+            server = McpConfig(url=address, headers={**self._environment.headers, **headers})
             self._mcp = McpEnvironment(server, self._environment.timeout)
             self._mcp_session = self._mcp.reset(_EMPTY_QUERY)
 
@@ -222,10 +227,13 @@ def _answer_item(text: str) -> dict[str, Any]:
 def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
         with file.open(encoding="utf-8") as lines:
-            for line in filter(str.strip, lines):
-                yield json.loads(line)
+            rows = [json.loads(line) for line in filter(str.strip, lines)]
     except (OSError, ValueError) as error:
         raise ConfigError(f"tools.settings.datasets: {file} cannot be read as JSONL: {error}") from error
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ConfigError(f"tools.settings.datasets: {file}, row {number + 1}: expected an object, got {row!r:.80}")
+        yield row
 
 
 def _row_instruction(row: Mapping[str, Any], where: str) -> str:
@@ -235,7 +243,9 @@ def _row_instruction(row: Mapping[str, Any], where: str) -> str:
     items = [{"content": prompt}] if isinstance(prompt, str) else prompt
     instructions = parameters.get("instructions") if isinstance(parameters, Mapping) else None
     if isinstance(items, list) and (
-        text := join_texts([instructions, *(read_content_text(i.get("content")) for i in items)])
+        text := join_texts(
+            [instructions, *(read_content_text(i.get("content")) for i in items if isinstance(i, Mapping))]
+        )
     ):
         return text
     raise ConfigError(f"{where}: expected a prompt in {_PARAMETERS}.input, a text or messages with texts")
@@ -244,6 +254,8 @@ def _row_instruction(row: Mapping[str, Any], where: str) -> str:
 def _row_tools(row: Mapping[str, Any], where: str) -> list[ToolSchema]:
     """The functions of a row. Raises ConfigError for one without a name."""
     listed = row[_PARAMETERS].get("tools") or [] if isinstance(row.get(_PARAMETERS), Mapping) else []
+    if not isinstance(listed, list) or not all(isinstance(tool, Mapping) for tool in listed):
+        raise ConfigError(f"{where}: expected a list of tools in {_PARAMETERS}.tools, got {str(listed)[:80]}")
     functions = [tool for tool in listed if tool.get("type", "function") == "function"]
     if any(not tool.get("name") for tool in functions):
         raise ConfigError(f"{where}: expected functions with a name in {_PARAMETERS}.tools")

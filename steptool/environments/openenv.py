@@ -23,10 +23,18 @@ from steptool.environments.adapters import (
     make_tool,
     read_content_text,
     read_mapping,
+    read_reward,
     split_of,
     write_value,
 )
-from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
+from steptool.environments.base import (
+    Environment,
+    Session,
+    ToolResult,
+    TransportError,
+    VerdictError,
+    describe_error,
+)
 from steptool.environments.schema import check_arguments
 from steptool.records import FINISH, Query, StepStatus, ToolCall, ToolSchema, Trajectory
 
@@ -118,20 +126,28 @@ class OpenEnvEnvironment(Environment):
         try:
             with OpenEnvSession(self, {}) as session:
                 listed = session.ask("step", {"type": "list_tools"})["observation"]["tools"]
-        except (TransportError, LookupError, TypeError) as error:
-            raise ConfigError(f"tools.settings.url: {self.url} does not list its tools: {error}") from error
-        return [make_tool(tool["name"], tool.get("description"), tool.get("input_schema")) for tool in listed]
+            return [make_tool(tool["name"], tool.get("description"), tool.get("input_schema")) for tool in listed]
+        except _UNUSABLE as error:
+            raise ConfigError(
+                f"tools.settings.url: {self.url} does not list its tools: {describe_error(error)}"
+            ) from error
 
     def tasks(self) -> Iterator[Mapping[str, Any]]:
         """The tasks that the server lists, or one for each of the configured `resets`.
 
-        The instruction is what the task says, else what the first observation says.
+        The instruction is what the task says, else what the first observation says. Raises ConfigError where the server
+        lists no tasks in OpenEnv's form.
         """
-        for number, (task, arguments) in enumerate(self._list_tasks()):
-            text = _find_text(task)
-            if not text:
-                with OpenEnvSession(self, arguments) as session:
-                    text = _find_text(session.first_observation) or _observation_text(session.first_observation)
+        try:
+            listed = list(self._list_tasks())
+            texts = [_find_text(task) or self._read_first_text(arguments) for task, arguments in listed]
+        except ConfigError:
+            raise
+        except _UNUSABLE as error:
+            raise ConfigError(
+                f"tools.settings.url: {self.url} does not list its tasks: {describe_error(error)}"
+            ) from error
+        for number, ((task, arguments), text) in enumerate(zip(listed, texts, strict=True)):
             split = split_of(str(arguments.get("split", "")))
             yield {
                 "id": str(task.get("id") or f"{split or 'task'}-{number}"),
@@ -139,6 +155,10 @@ class OpenEnvEnvironment(Environment):
                 "split": split,
                 "reference": {_RESET: arguments},
             }
+
+    def _read_first_text(self, arguments: Mapping[str, Any]) -> str:
+        with OpenEnvSession(self, arguments) as session:
+            return _find_text(session.first_observation) or _observation_text(session.first_observation)
 
     def _list_tasks(self) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
         """Each task with the arguments of its reset."""
@@ -185,7 +205,8 @@ class OpenEnvSession(Session):
     def __init__(self, environment: OpenEnvEnvironment, arguments: Mapping[str, Any]) -> None:
         self._environment, self._arguments = environment, arguments
         self._connection: ClientConnection | None = None
-        self._rewards: list[float] = []
+        self._rewards: list[Any] = []
+        """The rewards as they came: what is no number leaves the episode without a verdict."""
         self._lost = self._answered = self._done = False
         self._first: Mapping[str, Any] | None = None
 
@@ -205,11 +226,16 @@ class OpenEnvSession(Session):
     def start(self) -> None:
         """Connect and reset. Raises TransportError if the server cannot be reached, or has no room."""
         if self._first is None:
-            self._first = self.ask("reset", dict(self._arguments)).get("observation", {})
+            answer = self.ask("reset", dict(self._arguments))
+            self._first = _read_fields(answer.get("observation"))
+            self._note_end(answer)
 
     def call(self, call: ToolCall) -> ToolResult:
-        """Send a call or an action; `done` ends the episode."""
+        """Send a call or an action; `done` ends the episode, also that of reset."""
         self.start()
+        if self._done:
+            over = ToolResult.failure(StepStatus.TOOL_ERROR, "the environment has ended the episode")
+            return replace(over, ends_episode=True)
         parameters = self._environment.parameters.get(call.name)
         if parameters is None:
             return ToolResult.failure(StepStatus.UNKNOWN_TOOL, f"no tool is named '{call.name}'")
@@ -233,7 +259,9 @@ class OpenEnvSession(Session):
             self._send_answer(final_answer)
         if not self._rewards:
             return None if self._done or final_answer is not None else 0.0
-        return self._environment.range.verdict(sum(self._rewards) if self._environment.sums else self._rewards[-1])
+        if self._environment.sums:
+            return self._environment.range.verdict(sum(map(read_reward, self._rewards)))
+        return self._environment.range.verdict(self._rewards[-1])
 
     def close(self) -> None:
         """Close the connection, which ends the episode at the server."""
@@ -253,7 +281,9 @@ class OpenEnvSession(Session):
             self._lost = self._first is not None
             self.close()
             raise (RuntimeError if self._lost else TransportError)(f"the connection was lost: {error}") from error
-        content: dict[str, Any] = answer.get("data") or {}
+        content: Any = (answer.get("data") or {}) if isinstance(answer, dict) else None
+        if not isinstance(content, dict):
+            raise RuntimeError(f"the server answered something that is no message of OpenEnv: {str(answer)[:200]}")
         if answer.get("type") == "error":
             raise _Refused(str(content.get("code")), str(content.get("message") or content.get("errors")))
         return content
@@ -283,17 +313,22 @@ class OpenEnvSession(Session):
         except _Refused as error:
             invalid = error.code == "VALIDATION_ERROR"
             return ToolResult.failure(StepStatus.INVALID_ARGUMENTS if invalid else StepStatus.TOOL_ERROR, str(error))
-        if answer.get("reward") is not None:
-            self._rewards.append(float(answer["reward"]))
-        self._done = bool(answer.get("done"))
-        observation = answer.get("observation") or {}
+        self._note_end(answer)
+        observation = _read_fields(answer.get("observation"))
         if "tool_name" in observation and (problem := observation.get("error")):
-            status = _STATUSES.get(problem.get("error_type"), StepStatus.TOOL_ERROR)
+            problem = problem if isinstance(problem, Mapping) else {"message": problem}
+            status = _STATUSES.get(str(problem.get("error_type")), StepStatus.TOOL_ERROR)
             return replace(ToolResult.failure(status, str(problem.get("message"))), ends_episode=self._done)
         result = observation.get("result")
         failed = isinstance(result, Mapping) and bool(result.get("is_error") or result.get("isError"))
         status = StepStatus.TOOL_ERROR if failed else StepStatus.OK
         return ToolResult(status, _observation_text(observation), ends_episode=self._done)
+
+    def _note_end(self, answer: Mapping[str, Any]) -> None:
+        """Keep the reward of an answer, and whether it ends the episode."""
+        if answer.get("reward") is not None:
+            self._rewards.append(answer["reward"])
+        self._done = bool(answer.get("done"))
 
     def _send_answer(self, final_answer: str | None) -> str | None:
         """Submit the answer; None gives up. Returns what the environment says if the episode goes on."""
@@ -313,6 +348,17 @@ class _Refused(Exception):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+_UNUSABLE = (_Refused, TransportError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+"""What goes wrong with a server that answers otherwise than OpenEnv does."""
+
+
+def _read_fields(observation: Any) -> Mapping[str, Any]:
+    """The fields of an observation; what is no object is its text."""
+    if observation is None:
+        return {}
+    return observation if isinstance(observation, Mapping) else {"text": observation}
 
 
 def _find_text(fields: Mapping[str, Any]) -> str:

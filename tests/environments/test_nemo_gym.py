@@ -18,6 +18,7 @@ from servers import start_server
 from steptool.config import Config, ConfigError
 from steptool.data.ingest import ingest
 from steptool.data.parsing import IngestError
+from steptool.environments.adapters import RewardRange
 from steptool.environments.base import VerdictError, open_environment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.environments.nemo_gym import NemoGymEnvironment
@@ -169,3 +170,26 @@ def test_a_server_that_hands_out_an_mcp_session_is_called_over_mcp(tmp_path: Pat
             episodes = play_back(played, environment, limits=config.tools)
     assert [episode.steps[0].observation for episode in episodes] == [right, right]
     assert [episode.solved for episode in episodes] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("[1]", "row 1: expected an object, got \\[1\\]"),
+        ('{"responses_create_params": {"input": ["words"]}}', "row 1: expected a prompt"),
+        ('{"responses_create_params": {"input": "add", "tools": {"name": "add"}}}', "row 1: expected a list of tools"),
+        ('{"responses_create_params": {"input": "add", "tools": ["add"]}}', "row 1: expected a list of tools"),
+    ],
+)
+def test_a_row_in_another_form_is_refused_with_its_number(tmp_path: Path, row: str, problem: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(row + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=problem):
+        list(NemoGymEnvironment("http://127.0.0.1:9", [str(file)]).tasks())
+
+
+@pytest.mark.parametrize("reward", ["high", None, [1], float("nan"), float("inf"), 10**400])
+def test_a_reward_that_is_no_number_gives_no_verdict(reward: Any) -> None:
+    with pytest.raises(VerdictError, match="the reward is no number"):
+        RewardRange().verdict(reward)
+    assert RewardRange(0.0, 2.0).verdict("0.5") == 0.25

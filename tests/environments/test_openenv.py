@@ -4,19 +4,29 @@ The package cannot be installed beside ours: OPENENV_PYTHON names an interpreter
 tests/policies/test_serve_environment.py plays what we serve by the same adapter, without the package.
 """
 
+import json
 import os
-from contextlib import closing
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 pytest.importorskip("websockets", reason="pip install 'steptool[environments]'")
 
 from servers import start_server
 from steptool.config import Config, ConfigError, ToolsConfig
 from steptool.data.ingest import ingest
-from steptool.environments.base import open_environment
+from steptool.environments.base import VerdictError, open_environment
 from steptool.environments.openenv import OpenEnvEnvironment
 from steptool.policies.text_policies import play_back
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall
@@ -24,6 +34,7 @@ from steptool.records.episodes import read_queries
 
 PYTHON = os.environ.get("OPENENV_PYTHON", "")
 SERVER = Path(__file__).parents[2] / "examples" / "openenv" / "server.py"
+NO_ROUTES: Mapping[str, Any] = MappingProxyType({})
 needs_package = pytest.mark.skipif(not PYTHON, reason="OPENENV_PYTHON names no interpreter with openenv")
 
 
@@ -106,3 +117,105 @@ def test_a_server_that_is_away_and_settings_of_another_form_are_refused() -> Non
     }.items():
         with pytest.raises(ConfigError, match=problem[1]):
             OpenEnvEnvironment("http://127.0.0.1:9", **{settings: problem[0]})  # type: ignore[arg-type]
+
+
+LOOK = {"name": "look", "description": "Look.", "input_schema": {"type": "object", "properties": {}}}
+
+
+@contextmanager
+def odd_server(answers: Mapping[str, Any], routes: Mapping[str, Any] = NO_ROUTES) -> Iterator[str]:
+    """A server that answers each kind of message with one value, and each route with another."""
+
+    async def play(socket: WebSocket) -> None:
+        await socket.accept()
+        async for text in socket.iter_text():
+            message = json.loads(text)
+            kind = "list" if (message.get("data") or {}).get("type") == "list_tools" else message["type"]
+            await socket.send_json(answers[kind])
+
+    async def route(request: Request) -> Response:
+        values = {"/schema": {"action": {"title": "CallToolAction"}}, **routes}
+        return JSONResponse(values.get(request.url.path), 200 if request.url.path in values else 404)
+
+    app = Starlette(routes=[WebSocketRoute("/ws", play), Route("/{path:path}", route, methods=["GET", "POST"])])
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+    listener = config.bind_socket()
+    listener.listen()
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def tell(**data: Any) -> dict[str, Any]:
+    return {"type": "observation", "data": data}
+
+
+BEGIN = {"list": tell(observation={"tools": [LOOK]}), "reset": tell(observation={"text": "Look around."})}
+
+
+@pytest.mark.parametrize(
+    ("step", "solved", "seen"),
+    [
+        (tell(observation={"text": "a lamp"}, reward="0.5", done=True), 0.5, "a lamp"),
+        (tell(observation={"text": "a lamp"}, reward="high", done=True), "the reward is no number: high", "a lamp"),
+        (tell(observation={"text": "a lamp"}, reward=[1], done=True), r"the reward is no number: \[1\]", "a lamp"),
+        (tell(observation="a lamp", reward=1, done=True), 1.0, "a lamp"),
+        (tell(observation={"tool_name": "look", "error": "too dark"}, done=True), None, '{"error": "too dark"}'),
+    ],
+)
+def test_odd_answers_of_a_server_neither_end_the_run_nor_lose_the_end(step: Any, solved: Any, seen: str) -> None:
+    with odd_server({**BEGIN, "step": step}) as url, closing(OpenEnvEnvironment(url)) as environment:
+        session = environment.reset(Query("q", "train", "openenv", "Look around.", ()))
+        result = session.call(ToolCall("look", {}))
+        assert (result.observation, result.ends_episode) == (seen, True)
+        if isinstance(solved, str):
+            with pytest.raises(VerdictError, match=solved):
+                session.solved(None)
+        else:
+            assert session.solved(None) == solved
+        session.close()
+
+
+def test_an_episode_that_ends_at_its_reset_keeps_its_reward() -> None:
+    end = tell(observation={"text": "It is over."}, reward=1.0, done=True)
+    with odd_server({**BEGIN, "reset": end}) as url, closing(OpenEnvEnvironment(url)) as environment:
+        session = environment.reset(Query("q", "train", "openenv", "Look around.", ()))
+        assert session.call(ToolCall("look", {})).ends_episode
+        assert session.solved(None) == 1.0
+        session.close()
+
+
+@pytest.mark.parametrize("answer", [[1], "words", {"type": "observation", "data": [1]}, None])
+def test_what_is_no_message_is_an_error_that_says_so(answer: Any) -> None:
+    with odd_server({**BEGIN, "step": answer}) as url, closing(OpenEnvEnvironment(url)) as environment:
+        session = environment.reset(Query("q", "train", "openenv", "Look around.", ()))
+        with pytest.raises(RuntimeError, match="no message of OpenEnv"):
+            session.call(ToolCall("look", {}))
+        session.close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "routes", "words"),
+    [
+        ({"list": tell(observation={"tools": [{"description": "?"}]})}, {}, "list its tools: KeyError: 'name'"),
+        ({"list": {"type": "error", "data": {"message": "no room"}}}, {}, "does not list its tools: .*no room"),
+        ({}, {"/list_environments": ["a", "b"], "/a/splits": []}, "does not list its tasks: ValueError: too many"),
+        (
+            {"reset": {"type": "error", "data": {"message": "no room"}}},
+            {"/list_environments": ["a"]},
+            "tasks: .*no room",
+        ),
+    ],
+)
+def test_lists_in_another_form_are_refused_with_the_address(answers: Any, routes: Any, words: str) -> None:
+    with (
+        odd_server({**BEGIN, **answers}, routes) as url,
+        closing(OpenEnvEnvironment(url)) as environment,
+        pytest.raises(ConfigError, match=words),
+    ):
+        list(environment.tasks() if routes else environment.tools())
