@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import openai
 import pytest
 
 from steptool.chat.messages import FINISH_SCHEMA
-from steptool.config import Config, EndpointConfig, EvaluatedPolicy
+from steptool.config import Config, EndpointConfig, EvaluatedPolicy, load_config
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import draw_desk_queries
 from steptool.models.load import EMBEDDED, read_serving, write_serving
 from steptool.policies.catalog import open_policy
 from steptool.policies.serve import AbandonedError, ChatRequest, load_served
-from steptool.records import FINISH, Step, Trajectory
+from steptool.records import FINISH, Query, Step, Trajectory
 from steptool.registry import Registry
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
@@ -42,8 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The address of a server of this model, in a process of its own."""
     command = [sys.executable, "-m", "steptool.cli", "serve", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -51,14 +53,22 @@ def address(folder: Path) -> Iterator[str]:
         process.terminate()
 
 
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with serve(folder) as address:
+        yield address
+
+
 @pytest.fixture
 def client(address: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=address, api_key="none", max_retries=0)
 
 
-def play(policy: EvaluatedPolicy) -> list[Trajectory]:
-    with open_policy(policy, CONFIG) as opened:
-        played = roll_out(opened, QUERIES, DeskEnvironment(), decoding=Decoding.GREEDY)
+def play(
+    policy: EvaluatedPolicy, config: Config = CONFIG, queries: Sequence[Query] = tuple(QUERIES)
+) -> list[Trajectory]:
+    with open_policy(policy, config) as opened:
+        played = roll_out(opened, queries, DeskEnvironment(), decoding=Decoding.GREEDY)
     return [episode.trajectory for episode in played]
 
 
@@ -69,6 +79,21 @@ def test_a_served_model_plays_the_episodes_that_it_plays_here(folder: Path, addr
     assert [t.solved for t in far] == [t.solved for t in here] and 0 < sum(t.solved or 0.0 for t in here) < len(here)
     assert [readable_steps(t) for t in far] == [readable_steps(t) for t in here]
     assert sum(len(readable_steps(t)) == len(t.steps) for t in here) >= 5
+
+
+def test_a_model_that_ends_with_text_is_served_so(tmp_path: Path) -> None:
+    config = load_config("configs/laptop.yaml", ["rollout.finish=text", "rollout.max_steps=4"])
+    model = tmp_path / "text-model"
+    shutil.copytree(EMBEDDED, model)
+    write_serving(model, config)
+    here = play(EvaluatedPolicy(name="here", model=str(model)), config, QUERIES[:2])
+    with serve(model) as address:
+        endpoint = EndpointConfig(base_url=address, model="text-model")
+        served = EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint, model=str(model))
+        far = play(served, config, QUERIES[:2])
+    assert [readable_steps(t) for t in far] == [readable_steps(t) for t in here]
+    assert "Finish" not in {tool["function"]["name"] for tool in read_serving(model).offer([])}
+    assert any(readable_steps(t) for t in here)
 
 
 def readable_steps(trajectory: Trajectory) -> list[Step]:
