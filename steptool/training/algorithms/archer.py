@@ -8,9 +8,9 @@ Q(s_t, a_t) before its last, where it has read the call:
 
 with lambda returns G; credit.lam 0 gives ArCHer's one-step target r_t + gamma * V(s_{t+1}).
 
-What differs from the paper: one head with the features of the policy in place of two networks of its own, the values of
-the round's start in place of a slowly moving target network, the episodes of a round in place of a replay buffer, and
-the clipped loss of PPO in place of REINFORCE, since a round is learned from in several passes.
+It differs from the paper in four things: one head with the features of the policy in place of two networks of its own,
+the values of the round's start in place of a slowly moving target network, the episodes of a round in place of a replay
+buffer, and the clipped loss of PPO in place of REINFORCE, since a round is learned from in several passes.
 """
 
 from __future__ import annotations
