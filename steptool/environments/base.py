@@ -66,6 +66,14 @@ def describe_error(error: BaseException) -> str:
     return text
 
 
+def find_end(error: BaseException) -> EpisodeEnd | None:
+    """The EpisodeEnd that an error is, or of which a group consists: a task group wraps what its tasks raise."""
+    if isinstance(error, BaseExceptionGroup):
+        ends = [find_end(part) for part in error.exceptions]
+        return ends[0] if None not in ends else None
+    return error if isinstance(error, EpisodeEnd) else None
+
+
 class Session(ABC):
     """One episode of one query. Sessions share no state: a session never sees what another one changes.
 
@@ -251,6 +259,8 @@ def find_environment_class(name: str, config: Config) -> type[Environment]:
         raise ConfigError(f"{field}: expected a subclass of {Environment.__module__}.Environment, got {cls!r}")
     if missing := sorted(cls.__abstractmethods__):
         raise ConfigError(f"{field}: the class {cls.__name__} lacks the methods {', '.join(missing)}")
+    if not isinstance(cls.read_only, set | frozenset | list | tuple):
+        raise ConfigError(f"{field}: {cls.__name__}.read_only: expected a set of names, got {cls.read_only!r}")
     return cls
 
 

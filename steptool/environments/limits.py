@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
@@ -25,6 +24,7 @@ from steptool.environments.base import (
     TransportError,
     VerdictError,
     describe_error,
+    find_end,
 )
 from steptool.records import Query, StepStatus, ToolCall
 
@@ -32,6 +32,8 @@ _BACKOFF = 0.2
 """Seconds before the second attempt; each further one waits twice as long."""
 _CLOSING = 5.0
 """Seconds that a session has to close."""
+_STANDSTILL = 5.0
+"""Seconds after which an event loop that does nothing counts as blocked."""
 _FAULTS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
 """Exceptions of a session that do not end the run. In a thread of its own KeyboardInterrupt is one of them: no key
 reaches that thread."""
@@ -172,14 +174,19 @@ class LimitedSession(Session):
         errors."""
 
         def finish() -> T:
-            result = work()
-            return _run_coroutine(result, seconds) if inspect.isawaitable(result) else result
+            try:
+                result = work()
+                return _run_coroutine(result, seconds) if inspect.isawaitable(result) else result
+            except BaseExceptionGroup as group:
+                if end := find_end(group):
+                    raise end from group
+                raise
 
         if self._worker:
             return self._worker.run(finish, seconds)
         try:
             return finish()
-        except (_OutOfTime, *_SIGNALS):
+        except (_OutOfTime, _SessionError, *_SIGNALS):
             raise
         except _FAULTS as error:
             raise _SessionError(describe_error(error)) from error
@@ -204,29 +211,51 @@ def _run_coroutine(work: Awaitable[T], seconds: float) -> T:
     """What `work` returns or raises. Raises _OutOfTime after that time, and cancels the work."""
 
     async def finish() -> T:
-        return await work
+        try:
+            return await work
+        except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop of all sessions
+            raise _SessionError(describe_error(error)) from error
 
-    future = asyncio.run_coroutine_threadsafe(finish(), _event_loop())
+    loop = _event_loop()
+    future = asyncio.run_coroutine_threadsafe(finish(), loop)
     try:
         return future.result(max(0.0, seconds))
     except TimeoutError:
         if future.done():  # the work itself has raised it
             raise
         future.cancel()
+        _drop_if_blocked(loop)
         raise _OutOfTime from None
 
 
-@cache
-def _start_event_loop(process: int) -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    return loop
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+"""The loop of all coroutines of a process, by its id: a process that was forked has none yet."""
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """The loop of all coroutines of this process, in a thread of its own that does not keep the program from ending."""
+    """The loop of this process, in a thread of its own that does not keep the program from ending."""
     with _STARTING:
-        return _start_event_loop(os.getpid())
+        process = os.getpid()
+        if process not in _loops:
+            _loops[process] = asyncio.new_event_loop()
+            threading.Thread(target=_run_for_ever, args=[_loops[process]], daemon=True).start()
+        return _loops[process]
+
+
+def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
+    while True:  # a coroutine may stop the loop
+        loop.run_forever()
+
+
+def _drop_if_blocked(loop: asyncio.AbstractEventLoop) -> None:
+    """Let later calls have another loop where a coroutine waits without `await`, so that this one stands still."""
+    moves = threading.Event()
+    loop.call_soon_threadsafe(moves.set)
+    if moves.wait(_STANDSTILL):
+        return
+    with _STARTING:
+        if _loops.get(os.getpid()) is loop:
+            del _loops[os.getpid()]
 
 
 class _Worker:
@@ -261,7 +290,7 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
         return
     try:
         future.set_result(work())
-    except (_OutOfTime, *_SIGNALS) as error:
+    except (_OutOfTime, _SessionError, *_SIGNALS) as error:
         future.set_exception(error)
     except BaseException as error:
         future.set_exception(_SessionError(describe_error(error)))

@@ -1,6 +1,5 @@
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from play_fixtures import query
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config
 from steptool.models.load import EMBEDDED, ModelError, load_codec, load_model
@@ -16,13 +16,12 @@ from steptool.pipeline import preparation
 from steptool.pipeline.preparation import try_model
 from steptool.records import Query
 
-MakeQuery = Callable[..., Query]
 CONFIG = Config.model_validate({"policy": {"max_context": 4000}, "rollout": {"max_new_tokens": 24}})
 
 
 @pytest.fixture
-def queries(make_query: MakeQuery) -> list[Query]:
-    return [make_query(f"q{n}", "please " * n + "go") for n in (1, 20, 4)]
+def queries() -> list[Query]:
+    return [query(f"q{n}", "please " * n + "go") for n in (1, 20, 4)]
 
 
 class Careless(MistralForCausalLM):

@@ -51,7 +51,7 @@ def test_a_file_of_another_schema_version_is_refused_with_its_name(tmp_path: Pat
     table = pq.read_table(result.demonstrations.download())
     old = tmp_path / "old.parquet"
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"steptool.version": b"0"}), old)
-    with pytest.raises(Exception, match=f"{old}: expected contract 'trajectories' version 4, found .* version 0"):
+    with pytest.raises(Exception, match=f"{old}: expected contract 'trajectories' version 5, found .* version 0"):
         annotate(trajectories=Parquet(str(old)), config=settings, queries=result.queries)
 
 

@@ -48,7 +48,6 @@ class ProcessTools:
             "functions": named,
             "state": dict(state),
             "reference": dict(reference),
-            "seconds": _SHARE * seconds,
         }
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -115,10 +114,11 @@ class ProcessTools:
         return text
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + self._seconds
+        begin = time.monotonic()
+        deadline, until = begin + self._seconds, begin + _SHARE * self._seconds
         try:
             pipe = self._pipe or self._start()
-            pipe.send_bytes(json.dumps(request).encode())
+            pipe.send_bytes(json.dumps({**request, "until": until}).encode())
             if not pipe.poll(max(0.0, deadline - time.monotonic())):
                 self.close()
                 raise _Lost(f"no answer within {self._seconds:g} s, and the process of the tool was ended")
@@ -164,9 +164,10 @@ def _end_all() -> None:
 def serve(pipe: Connection) -> None:
     """Answer requests about one episode until the other side is gone."""
     task = json.loads(pipe.recv_bytes())
-    tools = EpisodeTools(load_toolbox(task["functions"]), task["state"], task["reference"], task["seconds"])
+    tools = EpisodeTools(load_toolbox(task["functions"]), task["state"], task["reference"])
     with suppress(EOFError, OSError):
         while request := json.loads(pipe.recv_bytes()):
+            tools.seconds = request["until"] - time.monotonic()  # all processes of a machine have one such clock
             pipe.send_bytes(json.dumps(_reply(tools, request)).encode())
     with suppress(OSError):  # a tool may have closed it: the connection would say so when it is thrown away
         pipe.close()

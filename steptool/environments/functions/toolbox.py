@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from steptool.chat.messages import annotate_tool
 from steptool.config.base import ConfigError
-from steptool.environments.base import EpisodeEnd, ToolResult, VerdictError, describe_error, import_object
+from steptool.environments.base import ToolResult, VerdictError, describe_error, find_end, import_object
 from steptool.records import StepStatus, ToolSchema
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -190,7 +190,9 @@ class EpisodeTools:
         reference: Mapping[str, Any],
         seconds: float = float("inf"),
     ) -> None:
-        self._toolbox, self._state, self._reference, self._seconds = toolbox, state, reference, seconds
+        self.seconds = seconds
+        """Seconds that a coroutine may take; may be set anew for each call."""
+        self._toolbox, self._state, self._reference = toolbox, state, reference
         self._instance: Any = None
         self._loop: asyncio.Runner | None = None
 
@@ -213,12 +215,10 @@ class EpisodeTools:
         try:
             text = _text(self._run(getattr(self._object(), name), **converted))
             return ToolResult(StepStatus.OK, text, ends_episode=bool(self._run_optional(ENDED)))
-        except EpisodeEnd as end:
-            return ToolResult(StepStatus.OK, _text(str(end)), ends_episode=True)
-        except _OutOfTime as error:
-            return make_failed_result(StepStatus.TOOL_ERROR, str(error))
         except BaseException as error:  # KeyboardInterrupt and the like come from the tool: no key reaches this thread
-            return make_failed_result(StepStatus.TOOL_ERROR, describe_error(error))
+            if end := find_end(error):
+                return ToolResult(StepStatus.OK, _text(str(end)), ends_episode=True)
+            return make_failed_result(StepStatus.TOOL_ERROR, _describe(error))
 
     def state_digest(self) -> str | None:
         """What `state_digest` returns; None without such a function. Raises RuntimeError where it fails."""
@@ -229,7 +229,7 @@ class EpisodeTools:
         try:
             return _share(self._run_optional(VERDICT, final_answer, copy.deepcopy(dict(self._reference))))
         except BaseException as error:
-            raise VerdictError(f"tools.functions: '{VERDICT}' failed: {describe_error(error)}") from None
+            raise VerdictError(f"tools.functions: '{VERDICT}' failed: {_describe(error)}") from None
 
     def next_turn(self, final_answer: str) -> str | None:
         """What `next_turn` returns; None without such a function. Raises RuntimeError where it fails."""
@@ -264,7 +264,7 @@ class EpisodeTools:
         if not inspect.isawaitable(result):
             return result
         self._loop = self._loop or asyncio.Runner()
-        return self._loop.run(_await(result, self._seconds))
+        return self._loop.run(_await(result, self.seconds))
 
 
 def make_failed_result(status: StepStatus, reason: str) -> ToolResult:
@@ -278,12 +278,16 @@ async def _await(result: Any, seconds: float) -> Any:
             return await result
     except TimeoutError:
         if limit.expired():
-            raise _OutOfTime(f"no answer within {seconds:g} s") from None
+            raise _OutOfTime(f"no answer within {seconds:.3g} s") from None
         raise
 
 
 class _OutOfTime(Exception):
     """A coroutine took longer than it may, and was cancelled."""
+
+
+def _describe(error: BaseException) -> str:
+    return str(error) if isinstance(error, _OutOfTime) else describe_error(error)
 
 
 def _text(result: Any) -> str:

@@ -74,8 +74,7 @@ def test_a_round_on_the_desk(played: Round, tmp_path: Path, method: str) -> None
     losses = [m.value for m in result.metrics if m.name == "loss"]
     assert losses and all(map(math.isfinite, losses))
     start, end = (load_file(folder / "model.safetensors") for folder in (played.model, tmp_path))
-    distance = any(not torch.equal(start[name], end[name]) for name in start)
-    assert distance == (method != "archer")  # its critic says 0 everywhere until it has learned from a round
+    assert any(not torch.equal(start[name], end[name]) for name in start)
     solved = {t.trajectory_id for t in tries if t.solved == 1.0}
     assert 6 <= len(solved) < len(tries)
     if method.startswith("rft"):
