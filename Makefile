@@ -65,7 +65,7 @@ vllm:  ## an environment of its own, .venv-vllm, with the package and vLLM for C
 test-trackers:  ## the tests of all trackers, in environments of their own (MLflow's server needs one)
 	$(PY) -m venv .venv-trackers
 	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[trackers]" pytest
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[trackers]" pytest hypothesis
 	$(PY) -m venv .venv-mlflow
 	.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check mlflow
 	MLFLOW_PROGRAM=.venv-mlflow/bin/mlflow .venv-trackers/bin/python -m pytest tests/pipeline/test_tracking.py
@@ -102,7 +102,7 @@ textworld:  ## an environment of its own, .venv-textworld, with TextWorld; plays
 test-environments:  ## the tests with environments of others, in environments of their own: verifiers, OpenEnv, NeMo Gym
 	for name in verifiers openenv nemo-gym; do $(PY) -m venv .venv-$$name; done
 	.venv-verifiers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-verifiers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[environments]" pytest verifiers==0.4.0
+	.venv-verifiers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[environments]" pytest hypothesis verifiers==0.4.0
 	.venv-openenv/bin/python -m pip install --quiet --disable-pip-version-check openenv==0.10.0
 	.venv-nemo-gym/bin/python -m pip install --quiet --disable-pip-version-check --ignore-requires-python --no-deps \
 		nemo-gym==0.4.0
