@@ -7,7 +7,8 @@ but for `rollout.finish: text`: the protocol knows calls alone, so that each tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
@@ -170,7 +171,6 @@ class Connection:
 
 def make_app(served: ServedEnvironment, key: str = "") -> Starlette:
     """The HTTP application. With a key every request but those of /health needs it as its bearer token."""
-
     room, threads = BoundedSemaphore(served.concurrency), CapacityLimiter(served.concurrency)
 
     async def play(websocket: WebSocket) -> None:
@@ -182,66 +182,86 @@ def make_app(served: ServedEnvironment, key: str = "") -> Starlette:
             await websocket.send_json(_error("CAPACITY_REACHED", "all sessions are taken; raise tools.concurrency"))
             await websocket.close()
             return
-        connection = Connection(served)
         try:
-            while answer := await run_sync(connection.answer, await _receive(websocket), limiter=threads):
-                await websocket.send_json(answer)
-            await websocket.close()
-        except WebSocketDisconnect:
-            pass
+            await _play(websocket, served, threads)
         finally:
-            await run_sync(connection.close, limiter=threads)
             room.release()
 
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "healthy"})
-
-    def guard(answer: Callable[[Mapping[str, Any]], Any]) -> Callable[[Request], Any]:
-        async def handle(request: Request) -> Response:
-            if not has_key(request, key):
-                return _refuse(401, "the key is missing or wrong")
-            name = request.path_params.get("name", served.name)
-            if name.lower() != served.name.lower():
-                return _refuse(404, f"there is no environment '{name[:100]}' here; this server has '{served.name}'")
-            try:
-                return JSONResponse(answer(_read_object(await read_body(request)) if request.method == "POST" else {}))
-            except TooLargeError as error:
-                return _refuse(413, str(error))
-            except ProtocolError as error:
-                return _refuse(400, str(error))
-
-        return handle
-
-    def tasks_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        queries = served.splits.get(_field(body, "split", str, ""))
-        if queries is None:
-            raise ProtocolError("EXECUTION_ERROR", f"split: expected one of {', '.join(served.splits)}")
-        return [{"id": q.query_id, "instruction": q.instruction, "tier": q.tier} for q in queries]
-
-    def task_of(body: Mapping[str, Any]) -> dict[str, Any]:
-        tasks, index = tasks_of(body), _field(body, "index", int, -1)
-        if not 0 <= index < len(tasks):
-            raise ProtocolError("EXECUTION_ERROR", f"index: expected a number below {len(tasks)}, got {index}")
-        return tasks[index]
-
+    guard = partial(_guard, served, key)
     return Starlette(
         routes=[
             WebSocketRoute("/ws", play),
-            Route("/health", health),
+            Route("/health", _answer_health),
             Route("/metadata", guard(lambda _: {"name": served.name, "description": _describe(served)})),
             Route("/schema", guard(lambda _: {"action": _ACTION_SCHEMA, "observation": {}, "state": {}})),
             Route("/list_environments", guard(lambda _: [served.name])),
             Route("/{name}/splits", guard(lambda _: [_describe_split(name) for name in served.splits])),
             Route(
                 "/{name}/tasks",
-                guard(lambda body: {"tasks": tasks_of(body), "env_name": served.name}),
+                guard(lambda body: {"tasks": _list_tasks(served, body), "env_name": served.name}),
                 methods=["POST"],
             ),
-            Route("/{name}/num_tasks", guard(lambda body: {"num_tasks": len(tasks_of(body))}), methods=["POST"]),
-            Route("/{name}/task", guard(lambda body: {"task": task_of(body)}), methods=["POST"]),
+            Route(
+                "/{name}/num_tasks", guard(lambda body: {"num_tasks": len(_list_tasks(served, body))}), methods=["POST"]
+            ),
+            Route("/{name}/task", guard(lambda body: {"task": _find_task(served, body)}), methods=["POST"]),
         ],
         exception_handlers={HTTPException: _answer_http_error},
     )
+
+
+async def _play(websocket: WebSocket, served: ServedEnvironment, threads: CapacityLimiter) -> None:
+    """Answer the messages of one client until it or the connection ends."""
+    connection = Connection(served)
+    try:
+        while answer := await run_sync(connection.answer, await _receive(websocket), limiter=threads):
+            await websocket.send_json(answer)
+        await websocket.close()
+    except WebSocketDisconnect:
+        pass
+    finally:
+        await run_sync(connection.close, limiter=threads)
+
+
+async def _answer_health(_: Request) -> Response:
+    return JSONResponse({"status": "healthy"})
+
+
+def _guard(
+    served: ServedEnvironment, key: str, answer: Callable[[Mapping[str, Any]], Any]
+) -> Callable[[Request], Awaitable[Response]]:
+    """A handler that checks key, environment and body, and turns what is wrong into errors of the protocol."""
+
+    async def handle(request: Request) -> Response:
+        if not has_key(request, key):
+            return _refuse(401, "the key is missing or wrong")
+        name = request.path_params.get("name", served.name)
+        if name.lower() != served.name.lower():
+            return _refuse(404, f"there is no environment '{name[:100]}' here; this server has '{served.name}'")
+        try:
+            return JSONResponse(answer(_read_object(await read_body(request)) if request.method == "POST" else {}))
+        except TooLargeError as error:
+            return _refuse(413, str(error))
+        except ProtocolError as error:
+            return _refuse(400, str(error))
+
+    return handle
+
+
+def _list_tasks(served: ServedEnvironment, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tasks of the split that a request names."""
+    queries = served.splits.get(_field(body, "split", str, ""))
+    if queries is None:
+        raise ProtocolError("EXECUTION_ERROR", f"split: expected one of {', '.join(served.splits)}")
+    return [{"id": q.query_id, "instruction": q.instruction, "tier": q.tier} for q in queries]
+
+
+def _find_task(served: ServedEnvironment, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The task that a request names by split and index."""
+    tasks, index = _list_tasks(served, body), _field(body, "index", int, -1)
+    if not 0 <= index < len(tasks):
+        raise ProtocolError("EXECUTION_ERROR", f"index: expected a number below {len(tasks)}, got {index}")
+    return tasks[index]
 
 
 def serve(served: ServedEnvironment, host: str, port: int) -> None:

@@ -364,21 +364,24 @@ def _rows(
 
 
 def _bar(row: Interval, x: Scale, middle: float, show: Format) -> str:
-    tip = f"{row.group}, {row.label}: {show(row.value)} (95% interval {show(row.low)} to {show(row.high)})"
     return (
-        f'<g><title>{escape(tip)}</title><rect class="bar {row.colour}" x="{x(0)}" y="{middle - 7}" height="14" '
+        f'<g><title>{_tip(row, show)}</title><rect class="bar {row.colour}" x="{x(0)}" y="{middle - 7}" height="14" '
         f'rx="2" width="{x(row.value) - x(0):g}"/>{_range(row, x, middle)}'
         f'<text class="value" x="{x(row.high) + 7:g}" y="{middle + 4}">{escape(show(row.value))}</text></g>'
     )
 
 
 def _whisker(row: Interval, x: Scale, middle: float, show: Format) -> str:
-    tip = f"{row.group}, {row.label}: {show(row.value)} (95% interval {show(row.low)} to {show(row.high)})"
     return (
-        f"<g><title>{escape(tip)}</title>{_range(row, x, middle)}"
+        f"<g><title>{_tip(row, show)}</title>{_range(row, x, middle)}"
         f'<circle class="point {row.colour}" cx="{x(row.value)}" cy="{middle}" r="5"/>'
         f'<text class="value" x="{x(row.high) + 8:g}" y="{middle + 4}">{escape(show(row.value))}</text></g>'
     )
+
+
+def _tip(row: Interval, show: Format) -> str:
+    """What the mark says when the pointer is over it."""
+    return escape(f"{row.group}, {row.label}: {show(row.value)} (95% interval {show(row.low)} to {show(row.high)})")
 
 
 def _range(row: Interval, x: Scale, middle: float) -> str:

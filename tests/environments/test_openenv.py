@@ -6,7 +6,6 @@ tests/policies/test_serve_environment.py plays what we serve by the same adapter
 
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,7 +21,7 @@ from starlette.websockets import WebSocket
 
 pytest.importorskip("websockets", reason="pip install 'steptool[environments]'")
 
-from servers import start_server
+from servers import serve_app, start_server
 from steptool.config import Config, ConfigError, ToolsConfig
 from steptool.data.ingest import ingest
 from steptool.environments.base import VerdictError, open_environment
@@ -138,17 +136,8 @@ def odd_server(answers: Mapping[str, Any], routes: Mapping[str, Any] = NO_ROUTES
         return JSONResponse(values.get(request.url.path), 200 if request.url.path in values else 404)
 
     app = Starlette(routes=[WebSocketRoute("/ws", play), Route("/{path:path}", route, methods=["GET", "POST"])])
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
-    listener = config.bind_socket()
-    listener.listen()
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serve_app(app) as address:
+        yield address
 
 
 def tell(**data: Any) -> dict[str, Any]:

@@ -1,10 +1,30 @@
-"""Servers of tests: programs that are started on a free port of this machine."""
+"""Servers of tests on free ports of this machine: programs, and applications in a thread."""
 
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+
+@contextmanager
+def serve_app(app: Starlette) -> Iterator[str]:
+    """Serve an application in a thread; yields its http address. At the end open requests have a second left."""
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+    listener = config.bind_socket()
+    listener.listen()
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 @contextmanager
