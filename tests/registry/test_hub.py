@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 
+from servers import JsonHandler
 from steptool.artifacts import lineage
 from steptool.records import Query, StepReward
 from steptool.records.tables import write_records
@@ -148,7 +149,7 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
-class HubHandler(BaseHTTPRequestHandler):
+class HubHandler(JsonHandler):
     server: Hub
 
     def do_POST(self) -> None:
@@ -184,17 +185,6 @@ class HubHandler(BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.objects[hashlib.sha256(content).hexdigest()] = content
         self.answer({})
-
-    def answer(self, value: Any, status: int = 200) -> None:
-        text = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture

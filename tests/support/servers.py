@@ -1,14 +1,32 @@
 """Servers of tests on free ports of this machine: programs, and applications in a thread."""
 
+import json
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+
+
+class JsonHandler(BaseHTTPRequestHandler):
+    """Answers in JSON and prints nothing."""
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @contextmanager

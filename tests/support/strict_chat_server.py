@@ -4,11 +4,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from servers import JsonHandler
 from steptool.chat.endpoint import Endpoint
 from steptool.config import EndpointConfig
 from steptool.records import FINISH
@@ -62,7 +63,7 @@ class Server(ThreadingHTTPServer):
         self.brain, self.requests = brain, []
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     server: Server
 
     def do_POST(self) -> None:
@@ -72,27 +73,15 @@ class Handler(BaseHTTPRequestHandler):
         reply = problem or self.server.brain(request["messages"])
         if not isinstance(reply, dict):
             status = reply if isinstance(reply, int) else 400
-            self.answer(status, {"error": {"message": str(reply)}})
+            self.answer({"error": {"message": str(reply)}}, status)
             return
         self.answer(
-            200,
             {
                 "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
                 "choices": [{"index": 0, "finish_reason": reply.get("finish_reason", "stop"), "message": reply}],
                 "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
             },
         )  # fmt: skip
-
-    def answer(self, code: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture
