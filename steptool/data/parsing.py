@@ -16,8 +16,6 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from steptool.records.columns import Row
-
 _IN_MEMORY = 1 << 20
 """Bytes of records set aside that are held in memory; more go to a temporary file."""
 
@@ -91,14 +89,6 @@ class IngestLog:
         except RecursionError:
             line = json.dumps(row | {"record": None}, ensure_ascii=False)
         self._quarantine.write(line + "\n")
-
-    @property
-    def set_aside(self) -> list[Row]:
-        """The records set aside so far."""
-        self._quarantine.seek(0)
-        rows = [json.loads(line) for line in self._quarantine]
-        self._quarantine.seek(0, 2)
-        return rows
 
     def summary(self) -> str:
         """What was read, kept and dropped of each kind, in one sentence for an error, and the first refusal."""

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quarantine import read_quarantine
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config
 from steptool.data.parsing import IngestError, IngestLog, UnusableError
@@ -154,7 +155,7 @@ def test_a_malformed_record_is_set_aside_with_its_place(tmp_path, write_json, in
     file = write_json(tmp_path / "G9.json", [good, instruction, good])
     log = IngestLog()
     assert len(read_instructions([str(tmp_path)], log)) == 2
-    (aside,) = log.set_aside
+    (aside,) = read_quarantine(log)
     assert (aside["file"], aside["row"], aside["record"]) == (str(file), 1, instruction)
     assert named in aside["detail"]
     assert log.counts["queries read"] == 1 and log.counts[f"queries dropped: {aside['reason']}"] == 1
@@ -175,7 +176,7 @@ def test_a_file_of_another_kind_is_set_aside_whole(tmp_path, content, reason):
     (tmp_path / "odd.json").write_bytes(content)
     log = IngestLog()
     assert read_instructions([str(tmp_path)], log) == []
-    assert [(a["reason"], a["row"]) for a in log.set_aside] == [(reason, None)]
+    assert [(a["reason"], a["row"]) for a in read_quarantine(log)] == [(reason, None)]
 
 
 def test_paths_that_lead_nowhere_are_refused(tmp_path):
@@ -199,7 +200,7 @@ def test_every_real_query_comes_through(real_data):
     queries = read_instructions([str(folder)], log)
     sizes = {tier: sum(q.tier == tier for q in queries) for tier in {q.tier for q in queries}}
     assert sorted(sizes.values()) == [61, 106, 124, 153, 158, 163]
-    assert not log.set_aside and len(queries) == 765
+    assert not read_quarantine(log) and len(queries) == 765
     raw = {f"{f.stem}-{r['query_id']}": r for f in folder.glob("*.json") for r in json.loads(f.read_text("utf-8"))}
     for query in queries:
         record = raw[query.query_id]

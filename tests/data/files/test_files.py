@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quarantine import read_quarantine
 from steptool.data.files import SUFFIXES, find_files, parse_records, read_file
 from steptool.data.parsing import IngestError, IngestLog, UnusableError, parse_if_text, parse_json
 from steptool.records import Query, Reference
@@ -50,7 +51,7 @@ def test_what_is_read_is_kept_and_dropped_together(tmp_path, write_file):
         "numbers read": 3, "numbers dropped: odd": 2, "numbers dropped: not JSON": 1,
         "files dropped: not UTF-8 text": 1,
     }  # fmt: skip
-    aside = [(Path(a["file"]).name, a["row"], a["reason"], a["record"]) for a in log.set_aside]
+    aside = [(Path(a["file"]).name, a["row"], a["reason"], a["record"]) for a in read_quarantine(log)]
     assert aside == [
         ("a.jsonl", 1, "odd", 1), ("a.jsonl", 2, "not JSON", "{\n"), ("a.jsonl", 4, "odd", 3),
         ("b.json", None, "not UTF-8 text", None),

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from quarantine import read_quarantine
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.data.parsing import IngestLog, Record, UnusableError
 from steptool.data.recordings.forms import read_recording, read_recordings
@@ -180,7 +181,7 @@ def test_a_malformed_answer_is_set_aside_with_its_reason(tmp_path, write_json, t
     bad = write_json(tmp_path / "b" / "bad.json", tree_answer)
     log = IngestLog()
     assert len(list(read_recordings([str(tmp_path)], "data.paths", no_tools, log))) == 1
-    (aside,) = log.set_aside
+    (aside,) = read_quarantine(log)
     assert (aside["file"], aside["reason"], aside["record"]) == (str(bad), reason, tree_answer)
     assert log.counts["demonstrations read"] == 1 and log.counts[f"demonstrations dropped: {reason}"] == 1
 
@@ -255,7 +256,7 @@ def test_converted_answers_are_read_by_their_ids(tmp_path, write_json, converted
     assert rain.messages[-1]["content"] == "So."
     assert statuses(snow) == ["malformed"] and snow.messages[-1] == {"role": "assistant", "content": "No."}
     assert [t["function"]["name"] for t in queries[1].tools] == ["forecast", "warnings", FINISH]
-    assert not log.counts and not log.set_aside
+    assert not log.counts and not read_quarantine(log)
 
 
 def test_a_call_without_a_name_is_one_failed_step(tree_answer, chain_answer, converted_answers):
@@ -324,7 +325,7 @@ def test_one_malformed_converted_answer_costs_that_one(tmp_path, write_json, con
     file = write_json(tmp_path / "G1_tool.json", converted_answers)
     log = IngestLog()
     assert len(list(read_recordings([str(tmp_path)], "data.paths", no_tools, log))) == 1
-    (aside,) = log.set_aside
+    (aside,) = read_quarantine(log)
     assert (aside["file"], aside["row"], aside["reason"]) == (str(file), "17", reason)
 
 
@@ -338,7 +339,7 @@ def test_a_file_may_hold_recordings_of_any_form(tmp_path, tree_answer, chain_ans
     log = IngestLog()
     answers = list(read_recordings([str(tmp_path)], "data.paths", no_tools, log))
     assert [(a.row, len(a.turns)) for a in answers] == [(1, 3), (2, 1), (3, 2), (4, 3)]
-    assert [(a["row"], a["reason"]) for a in log.set_aside] == [
+    assert [(a["row"], a["reason"]) for a in read_quarantine(log)] == [
         (5, "no known form of recording"), (6, "not an object"),
     ]  # fmt: skip
 
@@ -347,7 +348,7 @@ def test_every_step_of_the_real_answers_comes_through(real_data):
     log = IngestLog()
     folders = [str(real_data / "toolbench/data_example/answer"), str(real_data / "stabletoolbench/data_example/answer")]
     answers = list(read_recordings(folders, "data.paths", no_tools, log))
-    assert len(answers) == 13 and not log.set_aside
+    assert len(answers) == 13 and not read_quarantine(log)
     for answer in answers:
         raw = json.loads(answer.file.read_text("utf-8"))
         paths = raw["answer_generation"].get("train_messages")
