@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 IMAGES = {"cpu": "localhost/steptool:cpu", "gpu": "localhost/steptool:gpu"}
 PLACEMENTS = ("together", "pods")
 OF_ROUNDS = {
-    *("tasks.rollout.rollout", "tasks.annotate.annotate_shard", "tasks.audit.audit", "tasks.ppo.ppo"),
+    *("tasks.episodes.rollout", "tasks.episodes.annotate_shard", "tasks.episodes.audit", "tasks.training.ppo"),
     "tasks.together.rounds_together",
 }
 """The tasks whose pods make rounds."""

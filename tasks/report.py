@@ -1,13 +1,15 @@
-"""The folder of the run and its page."""
+"""The tasks that write what people and other tools read: the folder of the run with its page, the viewer, an export."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.metrics import Stopwatch, say_results
+from steptool.artifacts.metrics import Stopwatch, say, say_results
 from steptool.config import Config
+from steptool.data.export import Form
 from tasks.runtime.artifacts import Model, Parquet, download, download_all, make_folder
 from tasks.runtime.stage import stage
 
@@ -89,3 +91,47 @@ def report(
 
 def _download_named(artifacts: dict[str, Parquet]) -> dict[str, Path]:
     return {name: download(artifact) for name, artifact in artifacts.items()}
+
+
+@stage("view")
+def write_page(
+    title: str,
+    queries: Parquet,
+    trajectories: Parquet,
+    rewards: Parquet | None,
+    advantages: Parquet | None,
+    trajectories_b: Parquet | None,
+    rewards_b: Parquet | None,
+    advantages_b: Parquet | None,
+    page_size: int,
+    output: str,
+) -> FlyteFile:
+    """Write the viewer for one set of trajectories, or for two beside each other, and put its pages in place."""
+    from steptool.report.viewer import write_viewer
+    from steptool.report.viewer_pages import EpisodeFiles
+    from steptool.storage.transfer import deliver
+
+    files = [(trajectories, rewards, advantages), (trajectories_b, rewards_b, advantages_b)]
+    sources = [EpisodeFiles(download(t), r and download(r), a and download(a)) for t, r, a in files if t]
+    folder, name = os.path.split(output)
+    first = write_viewer(make_folder("viewer") / name, download(queries), sources, title, page_size)
+    for page in sorted(first.parent.iterdir(), key=lambda page: page == first):  # last, because it links to the others
+        place = deliver(page, folder or ".", page.name)
+        say("view", f"{place}: {page.stat().st_size / 1e6:,.1f} MB")
+    return FlyteFile(place)
+
+
+@stage("export")
+def export_trajectories(
+    trajectories: Parquet, queries: Parquet, form: Form, output: str, more_trajectories: list[Parquet] | None
+) -> FlyteFile:
+    """Write the trajectories of several files in a form and put the new file into a folder or url."""
+    from steptool.data.export import export
+    from steptool.storage.transfer import deliver
+
+    result = export(
+        download_all([trajectories, *(more_trajectories or [])]), download(queries), form, make_folder("exported")
+    )
+    place = deliver(result.path, output, result.path.name)
+    say("export", f"{place}: {', '.join(f'{name} {count}' for name, count in result.counts.items())}")
+    return FlyteFile(place)

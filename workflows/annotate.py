@@ -5,8 +5,8 @@ pyflyte run workflows/annotate.py annotate --config configs/laptop.yaml --output
 """
 
 from steptool.config import Config
-from tasks.annotate import annotate as score
-from tasks.audit import Reviewed, review_rewards
+from tasks.episodes import Reviewed, review_rewards
+from tasks.episodes import annotate as score
 from tasks.runtime.artifacts import Parquet
 from tasks.runtime.stage import workflow
 

@@ -9,8 +9,7 @@ from flytekit import map_task
 from flytekit.types.directory import FlyteDirectory
 
 from steptool.config import Config
-from tasks.compare import Comparison, compare, judge
-from tasks.evaluate import evaluate_policy
+from tasks.evaluate import Comparison, compare, evaluate_policy, judge
 from tasks.ingest import fingerprint, ingest
 from tasks.runtime.artifacts import Tasks
 from tasks.runtime.stage import stage, workflow

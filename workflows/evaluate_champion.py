@@ -7,7 +7,7 @@ pyflyte run workflows/evaluate_champion.py evaluate_champion --config configs/re
 from datetime import datetime
 
 from steptool.config import Config
-from tasks.compare import Comparison
+from tasks.evaluate import Comparison
 from tasks.runtime.stage import stage, workflow
 from workflows.evaluate import evaluate
 

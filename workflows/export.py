@@ -8,7 +8,7 @@ pyflyte run workflows/export.py export --trajectories runs/demo/evaluation_traje
 from flytekit.types.file import FlyteFile
 
 from steptool.data.export import Form
-from tasks.export import export_trajectories
+from tasks.report import export_trajectories
 from tasks.runtime.artifacts import Parquet
 from tasks.runtime.stage import workflow
 

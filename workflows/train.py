@@ -9,17 +9,14 @@ from typing import NamedTuple
 from flytekit import map_task
 
 from steptool.config import Config
-from tasks.annotate import annotate, annotate_shard
-from tasks.audit import audit
+from tasks.episodes import annotate, annotate_shard, audit, rollout
 from tasks.evaluate import evaluate
 from tasks.ingest import fingerprint, ingest
-from tasks.ppo import ppo
 from tasks.report import Evidence, report
-from tasks.rollout import rollout
 from tasks.runtime.artifacts import Model, Parquet, Tasks
 from tasks.runtime.stage import stage, workflow
 from tasks.together import rounds_together
-from tasks.warm_start import prepare, warm_start
+from tasks.training import ppo, prepare, warm_start
 
 
 class Rounds(NamedTuple):

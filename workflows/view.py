@@ -7,9 +7,9 @@ pyflyte run workflows/view.py view --queries runs/demo/queries.parquet --output 
 
 from flytekit.types.file import FlyteFile
 
+from tasks.report import write_page
 from tasks.runtime.artifacts import Parquet
 from tasks.runtime.stage import workflow
-from tasks.view import write_page
 
 
 @workflow()

@@ -101,7 +101,7 @@ def _holds_the_profile(registry: Registry) -> None:
     for task in registry.tasks.values():
         assert environment(task)["STEPTOOL_PROFILE"] == PROFILE, task.id.name
     rollout, rounds, ppo = (
-        registry.get_task(name) for name in ("tasks.rollout.rollout", "workflows.train.rounds", "tasks.ppo.ppo")
+        registry.get_task(name) for name in ("tasks.episodes.rollout", "workflows.train.rounds", "tasks.training.ppo")
     )
     assert rollout.container.image.endswith("gpu") or "gpu" in rollout.container.image
     assert requests_of(rollout) == {"CPU": "6", "MEMORY": "32Gi", "EPHEMERAL_STORAGE": "60Gi", "GPU": "1"}

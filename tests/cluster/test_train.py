@@ -20,7 +20,7 @@ from steptool.config import Config
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
-TRAIN, ROLLOUT, PPO = "workflows.train.train", "tasks.rollout.rollout", "tasks.ppo.ppo"
+TRAIN, ROLLOUT, PPO = "workflows.train.train", "tasks.episodes.rollout", "tasks.training.ppo"
 TOGETHER = "tasks.together.rounds_together"
 UNCACHED = {"tasks.ingest.fingerprint", "workflows.train.rounds", "tasks.report.report"}
 Make = Callable[..., Engine]
@@ -94,7 +94,7 @@ def test_every_stage_shows_its_page(undisturbed: Execution, store: Store) -> Non
     """But for elements of map tasks, for which flytekit writes none, and for what only lays out others."""
     alone = [pod for pod in undisturbed.pods if pod.attempt.index is None and pod.task != "workflows.train.rounds"]
     assert [pod.task for pod in alone if not store.read(f"{pod.attempt.outputs}/deck.html")] == []
-    assert "tasks.annotate.annotate" in {pod.task for pod in alone}
+    assert "tasks.episodes.annotate" in {pod.task for pod in alone}
 
 
 def test_the_whole_run_stays_below_five_minutes_of_two_cores(undisturbed: Execution) -> None:

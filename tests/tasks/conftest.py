@@ -13,13 +13,10 @@ import pytest
 from flytekit.bin.entrypoint import setup_execution
 
 from steptool.config import Config
-from tasks.annotate import annotate_shard
-from tasks.audit import audit
+from tasks.episodes import annotate_shard, audit, rollout
 from tasks.ingest import ingest
-from tasks.ppo import Improved, ppo
-from tasks.rollout import rollout
 from tasks.runtime.artifacts import Model, Parquet
-from tasks.warm_start import prepare
+from tasks.training import Improved, ppo, prepare
 
 ROUND = {
     "data": {"train_queries": 6, "validation_queries": 2, "heldout_queries": 2},

@@ -13,9 +13,9 @@ from flytekit.models.literals import Blob, BlobMetadata, Literal, Scalar
 
 from steptool.records import Evaluation, Trajectory
 from steptool.records.tables import read_records
+from tasks.episodes import rollout
 from tasks.evaluate import evaluate
 from tasks.ingest import ingest
-from tasks.rollout import rollout
 from tasks.runtime.artifacts import Model, Parquet, download
 
 KINDS = {Parquet: BlobType.BlobDimensionality.SINGLE, Model: BlobType.BlobDimensionality.MULTIPART}

@@ -18,8 +18,8 @@ from flytekit.bin.entrypoint import setup_execution
 from safetensors.torch import load_file
 
 from steptool.training.trainer import unpack
-from tasks.ppo import Improved
 from tasks.runtime.artifacts import Checkpoints
+from tasks.training import Improved
 
 LEFT = "state.tar"
 POD = """
@@ -27,7 +27,7 @@ import json, sys
 from flytekit.bin.entrypoint import setup_execution
 from steptool.config import Config
 from tasks.runtime.artifacts import Model, Parquet
-from tasks.ppo import ppo
+from tasks.training import ppo
 
 inputs_text, raw, dest = sys.argv[1:]
 inputs = json.loads(inputs_text)

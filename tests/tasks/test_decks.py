@@ -6,7 +6,7 @@ from typing import Any
 import flytekit
 from flytekit.bin.entrypoint import setup_execution
 
-from tasks.annotate import annotate
+from tasks.episodes import annotate
 from tasks.ingest import ingest
 from tasks.runtime.artifacts import Parquet
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tasks.ppo import Improved
+from tasks.training import Improved
 
 ROOT = Path(__file__).parents[2]
 PROFILE = "stages: {ppo: {processes: 2}}\n"
 RUN = """
 import json, sys
 from steptool.config import Config
-from tasks.ppo import ppo
+from tasks.training import ppo
 
 if __name__ == "__main__":
     inputs = json.loads(sys.argv[1])

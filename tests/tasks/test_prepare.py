@@ -15,7 +15,7 @@ from steptool.records import Metric, StepStatus, ToolCall, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
 from tasks.ingest import Ingested, ingest
-from tasks.warm_start import Prepared, prepare
+from tasks.training import Prepared, prepare
 
 TOOL = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}
 SIZES = {"train_queries": 10, "validation_queries": 2, "heldout_queries": 4}

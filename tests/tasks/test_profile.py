@@ -19,8 +19,8 @@ SHOW = """
 import json
 from tasks.evaluate import evaluate
 from tasks.ingest import fingerprint
-from tasks.ppo import ppo
-from tasks.rollout import rollout
+from tasks.training import ppo
+from tasks.episodes import rollout
 from workflows.train import rounds
 
 def seen(task):

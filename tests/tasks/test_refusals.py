@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from steptool.config import Config
-from tasks.annotate import annotate
+from tasks.episodes import annotate
 from tasks.ingest import Ingested, ingest
 from tasks.runtime.artifacts import Parquet
-from tasks.warm_start import Prepared, prepare
+from tasks.training import Prepared, prepare
 
 SMALL: dict[str, Any] = {
     "data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 2},

@@ -9,7 +9,7 @@ import fsspec
 from steptool.config import Config
 from steptool.records.episodes import read_queries
 from tasks.ingest import fingerprint, ingest
-from tasks.warm_start import prepare
+from tasks.training import prepare
 
 
 def test_data_and_a_base_model_from_a_store_are_those_from_here(

@@ -16,7 +16,7 @@ from steptool.environments.desk.tasks import Expert, draw_query
 from steptool.records import Cost, Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
 from steptool.rewards.annotators import annotate, make_annotator
-from tasks.audit import audit
+from tasks.episodes import audit
 from tasks.runtime.artifacts import Parquet, Shard, write_costs
 from workflows.annotate import annotate as annotate_workflow
 

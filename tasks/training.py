@@ -1,4 +1,4 @@
-"""The base model and its supervised fine-tuning on demonstrations."""
+"""The tasks that train: the base model, its fine-tuning on demonstrations, and one round of reinforcement."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from steptool.artifacts.lineage import METRICS
 from steptool.artifacts.metrics import Stopwatch, Ticker, count_metrics, say
 from steptool.config import Config
 from steptool.storage.transfer import localize
-from tasks.runtime.artifacts import Model, Parquet, Tasks, download, make_folder, write_costs
+from tasks.runtime.artifacts import Checkpoints, Model, Parquet, Tasks, discard, download, make_folder, write_costs
 from tasks.runtime.stage import stage
 
 
@@ -85,7 +85,6 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
     from steptool.records.tables import read_records, write_records
     from steptool.training.warm_start import count_tokens
     from steptool.training.warm_start import warm_start as fine_tune
-    from tasks.runtime.artifacts import Checkpoints
 
     start, folder = download(base), make_folder("warm_start")
     examples = read_records(download(lessons), Trajectory)
@@ -117,4 +116,56 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
         Model(str(folder)),
         Parquet(str(write_records(figures / METRICS, metrics, Metric))),
         write_costs(figures, cost),
+    )
+
+
+class Improved(NamedTuple):
+    """The next policy, the advantages that it learned from, the metrics of its training, what the whole round cost,
+    and the running scale of rewards for the next round."""
+
+    model: Model
+    advantages: Parquet
+    metrics: Parquet
+    costs: Parquet
+    scale: FlyteFile
+
+
+@stage("ppo", cached=True)
+def ppo(
+    round_index: int,
+    config: Config,
+    policy: Model,
+    reference: Model,
+    trajectories: Parquet,
+    rewards: Parquet,
+    costs: Parquet,
+    scale: FlyteFile | None,
+) -> Improved:
+    """Train the policy on its own episodes of this round.
+
+    `costs` are those of the episodes and of their rewards. The first round has no running scale to start from.
+    """
+    from steptool.pipeline.episodes import AuditedRound
+    from steptool.pipeline.learning import learn_round
+
+    checkpoints = Checkpoints("ppo")
+    learned = learn_round(
+        download(policy),
+        download(reference),
+        AuditedRound(download(trajectories), download(rewards), download(costs)),
+        config,
+        round_index,
+        download(scale) if scale else None,
+        make_folder("round"),
+        checkpoints=checkpoints.folder,
+        on_checkpoint=checkpoints.save,
+    )
+    checkpoints.remove()
+    discard(download(policy), download(reference))
+    return Improved(
+        Model(str(learned.model)),
+        Parquet(str(learned.advantages)),
+        Parquet(str(learned.metrics)),
+        Parquet(str(learned.costs)),
+        FlyteFile(str(learned.scale)),
     )

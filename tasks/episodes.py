@@ -1,4 +1,5 @@
-"""The tasks that check rewards, before a model learns from them."""
+"""The tasks of a round's episodes: they are played, their steps are scored, and the rewards are checked before a model
+learns from them."""
 
 import dataclasses
 import json
@@ -8,13 +9,50 @@ from flytekit import Deck
 from flytekit.types.file import FlyteFile
 
 from steptool.artifacts.lineage import COSTS
-from steptool.artifacts.metrics import say
+from steptool.artifacts.metrics import Stopwatch, say
 from steptool.config import Config
 from steptool.storage.transfer import fetch, localize
-from tasks.runtime.artifacts import Parquet, Shard, download, download_all, make_folder
+from tasks.runtime.artifacts import Model, Parquet, Shard, Tasks, download, download_all, download_policy, make_folder
 from tasks.runtime.stage import stage
 
 REWARDS_FILE, PAGE, FIGURES = "rewards.parquet", "audit.html", "audit.json"
+
+
+@stage("rollout", cached=True)
+def rollout(shard: int, round_index: int, config: Config, model: Model, base: Model, tasks: Tasks) -> Shard:
+    """Sample a shard of a round's episodes. `base` is the model that an adapter belongs to."""
+    watch = Stopwatch("rollout", round_index)
+    from steptool.pipeline.episodes import TaskSet, open_learner, play_shard
+
+    config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
+    task_set = TaskSet(download(tasks))
+    with open_learner(*download_policy(model, base), config, round_index) as policy:
+        return Shard(str(play_shard(policy, task_set, config, round_index, shard, make_folder("rollout"), watch)))
+
+
+class Annotated(NamedTuple):
+    """The rewards of a file of trajectories, and what they cost."""
+
+    rewards: Parquet
+    costs: Parquet
+
+
+@stage("annotate", cached=True)
+def annotate(trajectories: Parquet, config: Config, queries: Parquet) -> Annotated:
+    """Score the steps of a file of trajectories by the configured annotator."""
+    from steptool.pipeline.episodes import score_file
+
+    folder = score_file(download(trajectories), download(queries), config, -1, make_folder("annotate"))
+    return Annotated(Parquet(str(folder / "rewards.parquet")), Parquet(str(folder / "costs.parquet")))
+
+
+@stage("annotate", cached=True)
+def annotate_shard(shard: Shard, round_index: int, config: Config, queries: Parquet) -> Shard:
+    """Score the steps of a shard of a round."""
+    from steptool.pipeline.episodes import EPISODES, score_file
+
+    episodes = download(shard) / EPISODES
+    return Shard(str(score_file(episodes, download(queries), config, round_index, make_folder("annotate"))))
 
 
 class Audited(NamedTuple):
