@@ -40,7 +40,7 @@ def measure_unfolded_sizes(file: Path) -> Iterator[int]:
         try:
             while metadata := _read_metadata(stream):
                 body = stream.tell()
-                yield sum(_read_size(stream, body + offset) for offset in _compressed_buffers(metadata))
+                yield sum(_read_size(stream, body + offset) for offset in _find_compressed_buffers(metadata))
                 length = metadata.number("<q", metadata.field(metadata.root, _BODY_LENGTH))
                 if length < 0:
                     raise ValueError(f"a body of {length} bytes")
@@ -86,7 +86,7 @@ def _read_metadata(stream: IO[bytes]) -> _Flatbuffer | None:
     return _Flatbuffer(stream.read(size))
 
 
-def _compressed_buffers(message: _Flatbuffer) -> list[int]:
+def _find_compressed_buffers(message: _Flatbuffer) -> list[int]:
     """Where the compressed buffers of a message begin in its body."""
     kind = message.field(message.root, _HEADER_KIND)
     batch = message.field(message.root, _HEADER)
@@ -131,7 +131,7 @@ def read_parquet(file: Path, limit: int) -> Iterator[Record]:
             layout = table.metadata.row_group(group)
             number, end = count(first), first + layout.num_rows
             try:
-                for batch in table.iter_batches(_rows_at_once(layout, limit), row_groups=[group]):
+                for batch in table.iter_batches(_choose_rows_at_once(layout, limit), row_groups=[group]):
                     yield from _read_rows(file, batch, number)
             except UnusableError as fault:
                 yield Record(
@@ -143,7 +143,7 @@ def read_parquet(file: Path, limit: int) -> Iterator[Record]:
             first = end
 
 
-def _rows_at_once(layout: Any, limit: int) -> int:
+def _choose_rows_at_once(layout: Any, limit: int) -> int:
     """As many rows of a row group as take twice the limit of a record, once they are decompressed.
 
     A dictionary stores a value once however many rows hold it, so that a row may be much larger than its share of the
@@ -153,13 +153,13 @@ def _rows_at_once(layout: Any, limit: int) -> int:
     for number in range(layout.num_columns):
         column = layout.column(number)
         share = column.total_uncompressed_size / rows
-        row_bytes += max(share, _dictionary_bytes(column) * column.num_values / rows)
+        row_bytes += max(share, _estimate_dictionary_bytes(column) * column.num_values / rows)
     if row_bytes > 16 * limit:
         raise UnusableError("a record too large", f"a row may take {row_bytes:.0f} bytes, expected at most {limit}")
     return int(max(1, min(_ROWS, 2 * limit // row_bytes)))
 
 
-def _dictionary_bytes(column: Any) -> float:
+def _estimate_dictionary_bytes(column: Any) -> float:
     """About the size of the dictionary of a column, and so the most that one of its values may take."""
     if not column.has_dictionary_page or column.dictionary_page_offset is None:
         return 0.0
@@ -201,31 +201,31 @@ def read_arrow(file: Path, limit: int) -> Iterator[Record]:
 def _check_layout(batch: Any) -> None:
     """Raise pyarrow's error where offsets, lengths or indices of a batch are not sound; texts may hold any bytes."""
     for column in batch.columns:
-        column.view(_with_bytes(column.type)).validate(full=True)
+        column.view(_replace_text_by_bytes(column.type)).validate(full=True)
 
 
-def _with_bytes(kind: Any) -> Any:
+def _replace_text_by_bytes(kind: Any) -> Any:
     """A type with bytes in place of text."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):
-        return _with_bytes(kind.storage_type)
+        return _replace_text_by_bytes(kind.storage_type)
     if pa.types.is_string(kind):
         return pa.binary()
     if pa.types.is_large_string(kind):
         return pa.large_binary()
     if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _with_bytes(field.type)) for field in kind])
+        return pa.struct([pa.field(field.name, _replace_text_by_bytes(field.type)) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(_with_bytes(kind.key_type), _with_bytes(kind.item_type))
+        return pa.map_(_replace_text_by_bytes(kind.key_type), _replace_text_by_bytes(kind.item_type))
     if pa.types.is_large_list(kind):
-        return pa.large_list(_with_bytes(kind.value_type))
-    return pa.list_(_with_bytes(kind.value_type)) if pa.types.is_list(kind) else kind
+        return pa.large_list(_replace_text_by_bytes(kind.value_type))
+    return pa.list_(_replace_text_by_bytes(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 def _read_rows(file: Path, batch: Any, number: Iterator[int]) -> Iterator[Record]:
     """A record for each row of a batch, numbered on; one whose values cannot be read has a fault."""
-    readers = {name: _plain(batch.schema.field(name).type) for name in batch.schema.names}
+    readers = {name: _make_converter(batch.schema.field(name).type) for name in batch.schema.names}
     try:
         rows = batch.to_pylist()
     except _FAULTS:
@@ -246,7 +246,7 @@ def _read_rows(file: Path, batch: Any, number: Iterator[int]) -> Iterator[Record
             yield Record(file, next(number), value)
 
 
-def _plain(kind: Any) -> Callable[[Any], Any]:
+def _make_converter(kind: Any) -> Callable[[Any], Any]:
     """From what pyarrow gives for a type to plain values: JSON is read, maps and structs are objects.
 
     A struct has only the fields that are set, since Arrow gives all structs of a column the fields of each.
@@ -256,18 +256,18 @@ def _plain(kind: Any) -> Callable[[Any], Any]:
     if isinstance(kind, pa.JsonType):
         return parse_json
     if pa.types.is_struct(kind):
-        inner = {field.name: _plain(field.type) for field in kind}
+        inner = {field.name: _make_converter(field.type) for field in kind}
         return lambda value: {name: inner[name](child) for name, child in value.items() if child is not None}
     if pa.types.is_map(kind):
-        item = _plain(kind.item_type)
+        item = _make_converter(kind.item_type)
         return lambda pairs: {convert_to_text(key): None if child is None else item(child) for key, child in pairs}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        each = _plain(kind.value_type)
+        each = _make_converter(kind.value_type)
         return lambda value: [None if child is None else each(child) for child in value]
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return lambda value: value.decode()
-    return _as_it_is
+    return _return_unchanged
 
 
-def _as_it_is(value: Any) -> Any:
+def _return_unchanged(value: Any) -> Any:
     return value

@@ -155,7 +155,7 @@ def _make_conversations(episodes: Iterable[Row], database: Connection, counts: C
                 "id": episode["trajectory_id"],
                 "query_id": episode["query_id"],
                 "solved": solved if solved is not None and math.isfinite(solved) else None,
-                "messages": [_with_text_arguments(message) for message in messages],
+                "messages": [_write_arguments_as_text(message) for message in messages],
                 "tools": list(decode_value(Query, "tools", tools)),
             }
 
@@ -168,7 +168,7 @@ def _make_sft_examples(episodes: Iterable[Row], database: Connection, counts: Co
         tools = _find_tools(database, episode)
         if _is_finite(episode["messages"], tools, counts):
             yield {
-                "messages": _to_texts(_read_messages(episode["messages"], tools)),
+                "messages": _write_as_texts(_read_messages(episode["messages"], tools)),
                 "tools": tools,
                 "trajectory_id": episode["trajectory_id"],
             }
@@ -198,9 +198,9 @@ def _make_preference_pairs(episodes: Iterable[Row], database: Connection, counts
             counts["left out: partners with different beginnings"] += 2
             continue
         yield {
-            "prompt": _to_texts(good[:begin]),
-            "chosen": _to_texts(good[begin:]),
-            "rejected": _to_texts(bad[begin:]),
+            "prompt": _write_as_texts(good[:begin]),
+            "chosen": _write_as_texts(good[begin:]),
+            "rejected": _write_as_texts(bad[begin:]),
             "tools": tools,
             "chosen_trajectory_id": chosen_id,
             "rejected_trajectory_id": rejected_id,
@@ -242,7 +242,7 @@ def with_ids(messages: Sequence[Message]) -> list[Message]:
     return identified
 
 
-def _with_text_arguments(message: Message) -> Message:
+def _write_arguments_as_text(message: Message) -> Message:
     """The message with its calls' arguments as JSON text, as OpenAI writes them."""
     if not message.get("tool_calls"):
         return message
@@ -254,7 +254,7 @@ def _write_function(name: str, arguments: Any) -> dict[str, str]:
     return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False, allow_nan=False)}
 
 
-def _to_texts(messages: Iterable[Message]) -> list[str]:
+def _write_as_texts(messages: Iterable[Message]) -> list[str]:
     return [json.dumps(message, ensure_ascii=False, allow_nan=False) for message in messages]
 
 

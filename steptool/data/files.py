@@ -217,12 +217,14 @@ def read_text_table(file: Path, limit: int) -> Iterator[Record]:
             detail = f"the header: {error}; save the file as UTF-8"
             raise UnusableError("not UTF-8 text", detail) from None
     with open_text(file, "utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.DictReader(_bounded_lines(stream, limit), delimiter="\t" if "\t" in header else ",", strict=True)
+        rows = csv.DictReader(
+            _read_bounded_lines(stream, limit), delimiter="\t" if "\t" in header else ",", strict=True
+        )
         for row in rows:
             yield _record(file, rows.line_num, row)
 
 
-def _bounded_lines(stream: IO[str], limit: int) -> Iterator[str]:
+def _read_bounded_lines(stream: IO[str], limit: int) -> Iterator[str]:
     """The lines of a stream. Raises UnusableError for one that is longer than the limit."""
     while line := stream.readline(limit + 1):
         if len(line) > limit:
@@ -271,7 +273,7 @@ def find_files(paths: Sequence[str], field: str, suffixes: Sequence[str]) -> Ite
     """
     for name in paths:
         path, kinds = Path(name), ", ".join(suffixes)
-        files = _files_below(path, suffixes) if path.is_dir() else iter([path] * path.is_file())
+        files = _list_files_below(path, suffixes) if path.is_dir() else iter([path] * path.is_file())
         first = next(files, None)
         if first is None:
             problem = f"has no {kinds} file below it" if path.is_dir() else "does not exist"
@@ -287,11 +289,11 @@ def _check_name(file: Path) -> Path:
     return file
 
 
-def _files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+def _list_files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     for here, folders, names in os.walk(folder):
         folders.sort()
         if _STATE in names and "dataset_info.json" in names:
-            names = _files_of_dataset(Path(here, _STATE))
+            names = _list_files_of_dataset(Path(here, _STATE))
         for name in sorted(names):
             file = Path(here, name)
             is_data = find_content_suffix(file) in suffixes and name not in _ABOUT_DATASETS
@@ -299,7 +301,7 @@ def _files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
                 yield file
 
 
-def _files_of_dataset(state: Path) -> list[str]:
+def _list_files_of_dataset(state: Path) -> list[str]:
     try:
         return [Path(entry["filename"]).name for entry in json.loads(state.read_text("utf-8"))["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:

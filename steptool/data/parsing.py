@@ -203,11 +203,11 @@ def require(record: Any, name: str, kind: type | tuple[type, ...], where: str = 
     """A field of a JSON object. Raises UnusableError naming the field if it is missing or of another type."""
     value = record.get(name, _MISSING) if isinstance(record, dict) else _MISSING
     if not isinstance(value, kind):
-        raise _field_error(record, name, kind, where)
+        raise _make_field_error(record, name, kind, where)
     return value
 
 
-def _field_error(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> UnusableError:
+def _make_field_error(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> UnusableError:
     path = f"{where}.{name}" if where else name
     if not isinstance(record, dict):
         return UnusableError(

@@ -247,13 +247,13 @@ class StagingDatabase:
 
     def query_rows(self) -> Iterator[Row]:
         """Rows of the queries that are kept: preferred ones first, otherwise in the order of reading."""
-        return self._rows()
+        return self._iterate_rows()
 
     def training_queries(self) -> Iterator[Query]:
         """The training queries among them, in the same order."""
-        return (from_row(row, Query) for row in self._rows("WHERE split = 'train'"))
+        return (from_row(row, Query) for row in self._iterate_rows("WHERE split = 'train'"))
 
-    def _rows(self, condition: str = "") -> Iterator[Row]:
+    def _iterate_rows(self, condition: str = "") -> Iterator[Row]:
         columns = ("query_id", "split", *_FIELDS)
         rows = self._db.execute(
             f"SELECT {', '.join(columns)} FROM chosen CROSS JOIN queries ON queries.row = query "

@@ -87,11 +87,11 @@ def read_openai_tools(tools: Sequence[Any], field: str) -> list[Any]:
     of `functionDeclarations`, and parameters without a schema around them (xLAM). Raises UnusableError for a tool that
     has no parameters but fields that are not known.
     """
-    functions = [function for tool in tools for function in _declarations(tool)]
-    return [_openai_tool(function, f"{field}[{number}]") for number, function in enumerate(functions)]
+    functions = [function for tool in tools for function in _list_declarations(tool)]
+    return [_make_openai_tool(function, f"{field}[{number}]") for number, function in enumerate(functions)]
 
 
-def _declarations(tool: Any) -> Sequence[Any]:
+def _list_declarations(tool: Any) -> Sequence[Any]:
     """The functions that one entry of a list of tools declares."""
     if not isinstance(tool, dict):
         return [tool]
@@ -99,7 +99,7 @@ def _declarations(tool: Any) -> Sequence[Any]:
     return [tool.get("function", tool)] if declarations is None else declarations
 
 
-def _openai_tool(function: Any, where: str) -> Any:
+def _make_openai_tool(function: Any, where: str) -> Any:
     if not isinstance(function, dict):
         return function
     fields = {key: value for key, value in function.items() if value is not None and key not in _SCHEMA_FIELDS}
@@ -107,12 +107,12 @@ def _openai_tool(function: Any, where: str) -> Any:
     if schema is None and (unknown := sorted(fields.keys() - _TOOL_FIELDS)):
         detail = f"{where}: unknown fields {unknown} and no parameters; expected name, description and parameters"
         raise UnusableError("a tool of another form", detail)
-    parameters = {"type": "object", "properties": {}} if schema is None else _parameters(schema)
+    parameters = {"type": "object", "properties": {}} if schema is None else _convert_parameters(schema)
     fields.pop("type", None)
     return {"type": "function", "function": {"description": "", **fields, "parameters": parameters}}
 
 
-def _parameters(schema: Any) -> Any:
+def _convert_parameters(schema: Any) -> Any:
     """A JSON schema of parameters: types in lower case, and an object around bare properties."""
     if not isinstance(schema, dict):
         return schema
@@ -121,13 +121,13 @@ def _parameters(schema: Any) -> Any:
         optional = {key for key, value in schema.items() if "default" in value or "optional" in value["type"]}
         return {
             "type": "object",
-            "properties": {key: _python_property(value) for key, value in schema.items()},
+            "properties": {key: _convert_python_property(value) for key, value in schema.items()},
             "required": [key for key in schema if key not in optional],
         }
     return _lower_types(schema) if isinstance(schema.get("type"), str) and schema["type"].isupper() else schema
 
 
-def _python_property(value: Mapping[str, Any]) -> dict[str, Any]:
+def _convert_python_property(value: Mapping[str, Any]) -> dict[str, Any]:
     """A property whose type is written as Python writes it ("str", "List[int]", "int, optional")."""
     name = re.split(r"[\[, ]", value["type"].lower())[0]
     return {**value, "type": _PYTHON_TYPES.get(name, name if name in _TYPES.values() else "string")}
@@ -154,7 +154,8 @@ def read_toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSche
         name = require_text(function, "name", where)
         parameters = require(function, "parameters", dict, where)
         properties = {
-            key: _toolbench_property(value) for key, value in require(parameters, "properties", dict, where).items()
+            key: _convert_toolbench_property(value)
+            for key, value in require(parameters, "properties", dict, where).items()
         }
         required_names = require(parameters, "required", list, where) if parameters.get("required") else []
         required = [key for key in properties if key in required_names]
@@ -164,7 +165,7 @@ def read_toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSche
     return check_and_close(list(schemas.values()), field)
 
 
-def _toolbench_property(recorded: Any) -> dict[str, Any]:
+def _convert_toolbench_property(recorded: Any) -> dict[str, Any]:
     schema = dict(recorded) if isinstance(recorded, dict) else {}
     example = schema.pop("example_value", None)
     schema["type"] = convert_toolbench_type(schema.get("type"))

@@ -60,12 +60,12 @@ class Toolbox:
         """Call a function and write its result as the benchmark does. Raises KeyError if it is not documented."""
         owner = self._owners[function]
         tool = self._tools[owner]
-        copied = {**_mutable_defaults(owner, function), **arguments}
+        copied = {**_find_mutable_defaults(owner, function), **arguments}
         for key, value in copied.items():
             if isinstance(value, _CONTAINERS):
                 copied[key] = copy.deepcopy(value)
         try:
-            if reason := _refusal(tool, function, copied):
+            if reason := _find_refusal(tool, function, copied):
                 return ToolResult.failure(StepStatus.TOOL_ERROR, reason)
             with _keep_precision() if owner == "MathAPI" else nullcontext():
                 result = getattr(tool, function)(**copied)
@@ -77,7 +77,9 @@ class Toolbox:
     def same_state(self, other: Toolbox) -> bool:
         """Whether all public attributes of all instances are equal: the benchmark's check of the state."""
         try:
-            return all(_public_state(tool) == _public_state(other._tools[name]) for name, tool in self._tools.items())
+            return all(
+                _read_public_state(tool) == _read_public_state(other._tools[name]) for name, tool in self._tools.items()
+            )
         except RecursionError:  # a folder that has been copied into itself
             return False
 
@@ -93,7 +95,7 @@ def _make_tool(name: str, config: Mapping[str, Any], padded: bool) -> Any:
 
 
 @cache
-def _mutable_defaults(owner: str, function: str) -> dict[str, Any]:
+def _find_mutable_defaults(owner: str, function: str) -> dict[str, Any]:
     """Default values that a function could change, which would affect every later call; copies are passed instead."""
     signature = list_parameters(owner, function)
     return {name: copy.deepcopy(p.default) for name, p in signature.items() if isinstance(p.default, _CONTAINERS)}
@@ -110,7 +112,7 @@ def _keep_precision() -> Iterator[None]:
         mpmath.mp.dps = digits
 
 
-def _public_state(tool: Any) -> dict[str, Any]:
+def _read_public_state(tool: Any) -> dict[str, Any]:
     return {key: value for key, value in vars(tool).items() if not key.startswith("_")}
 
 
@@ -133,23 +135,23 @@ def _render_result(result: Any) -> str:
     return str(result)
 
 
-def _refusal(tool: Any, name: str, arguments: Mapping[str, Any]) -> str | None:
+def _find_refusal(tool: Any, name: str, arguments: Mapping[str, Any]) -> str | None:
     """Why a call with valid arguments is refused: it would take too long to return. None for nearly all calls."""
     if name in _DIGITS and abs(arguments.get(_DIGITS[name], 0)) > MAX_DIGITS:
         return f"{_DIGITS[name]} must be between -{MAX_DIGITS} and {MAX_DIGITS}"
-    if name == "power" and _bits(arguments["base"], arguments["exponent"]) > MAX_BITS:
+    if name == "power" and _count_bits(arguments["base"], arguments["exponent"]) > MAX_BITS:
         return "the result is too large"
-    if name == "cp" and sum(1 for _ in islice(_entries(tool.root), MAX_ENTRIES)) == MAX_ENTRIES:
+    if name == "cp" and sum(1 for _ in islice(_list_entries(tool.root), MAX_ENTRIES)) == MAX_ENTRIES:
         return "the file system is full"
     return None
 
 
-def _bits(base: float, exponent: float) -> int:
+def _count_bits(base: float, exponent: float) -> int:
     """Bits of base ** exponent as a whole number; 0 where Python computes it as a float, which has a fixed size."""
     return base.bit_length() * exponent if isinstance(base, int) and isinstance(exponent, int) else 0
 
 
-def _entries(folder: Any) -> Iterator[Any]:
+def _list_entries(folder: Any) -> Iterator[Any]:
     """All files and folders below a folder; endless where a folder has been copied into itself."""
     waiting = list(folder.contents.values())
     while waiting:
@@ -188,7 +190,7 @@ class BfclSession(Session):
         self._turns = query.reference.turns or ()
         self._tools = Toolbox(self._scenario)
         self._reference_tools: Toolbox | None = None
-        self._offered = self._names_of(query.tools)
+        self._offered = self._list_names(query.tools)
         self._results: list[str] = []
         self._turn = 0
         self._made_call = False
@@ -219,14 +221,14 @@ class BfclSession(Session):
         self._turn += 1
         if self._turn == len(self._turns):
             return None
-        self._offered |= self._names_of(self._scenario["later_tools"].get(str(self._turn), ()))
+        self._offered |= self._list_names(self._scenario["later_tools"].get(str(self._turn), ()))
         return str(self._scenario["messages"][self._turn - 1])
 
     def solved(self, final_answer: str | None) -> float:
         """1 if every turn was answered and met the benchmark's criterion."""
         return float(self._matched and self._turn == len(self._turns))
 
-    def _names_of(self, tools: Iterable[ToolSchema]) -> set[str]:
+    def _list_names(self, tools: Iterable[ToolSchema]) -> set[str]:
         """The names of the tools that are functions of the benchmark."""
         return {tool["function"]["name"] for tool in tools if tool["function"]["name"] in self._tools}
 

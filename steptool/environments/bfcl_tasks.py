@@ -62,15 +62,15 @@ def load_class(name: str) -> type[Any]:
             f"'{name}' is not a class of BFCL's multi-turn categories; expected one of {', '.join(CLASSES)}"
         )
     find_data_folder()
-    loaded: type[Any] = getattr(import_module(_constants("CLASS_FILE_PATH_MAPPING")[name]), name)
+    loaded: type[Any] = getattr(import_module(_read_constants("CLASS_FILE_PATH_MAPPING")[name]), name)
     return loaded
 
 
 @cache
 def list_schemas(name: str) -> Mapping[str, ToolSchema]:
     """Schemas of the documented functions of a class, by name. Its other methods cannot be called."""
-    docs = read_records(f"multi_turn_func_doc/{_constants('MULTI_TURN_FUNC_DOC_FILE_MAPPING')[name]}")
-    return {doc["name"]: _schema(doc) for doc in docs}
+    docs = read_records(f"multi_turn_func_doc/{_read_constants('MULTI_TURN_FUNC_DOC_FILE_MAPPING')[name]}")
+    return {doc["name"]: _make_schema(doc) for doc in docs}
 
 
 @cache
@@ -88,24 +88,25 @@ def list_parameters(name: str, function: str) -> Mapping[str, inspect.Parameter]
     return {key: value for key, value in every.items() if key != "self"}
 
 
-def _constants(name: str) -> Mapping[str, str]:
+def _read_constants(name: str) -> Mapping[str, str]:
     table: Mapping[str, str] = getattr(import_module("bfcl_eval.constants.executable_backend_config"), name)
     return table
 
 
-def _schema(doc: Mapping[str, Any]) -> ToolSchema:
+def _make_schema(doc: Mapping[str, Any]) -> ToolSchema:
     function = {key: doc[key] for key in ("name", "description")}
-    return {"type": "function", "function": {**function, "parameters": _json_schema(doc["parameters"])}}
+    return {"type": "function", "function": {**function, "parameters": _make_json_schema(doc["parameters"])}}
 
 
-def _json_schema(node: Any) -> Any:
+def _make_json_schema(node: Any) -> Any:
     if isinstance(node, list):
-        return [_json_schema(child) for child in node]
+        return [_make_json_schema(child) for child in node]
     if not isinstance(node, dict):
         return node
     # A property may itself be named "type". Its value is an object then, and only text is translated.
     return {
-        k: _JSON_TYPES.get(v, v) if k == "type" and isinstance(v, str) else _json_schema(v) for k, v in node.items()
+        k: _JSON_TYPES.get(v, v) if k == "type" and isinstance(v, str) else _make_json_schema(v)
+        for k, v in node.items()
     }
 
 
@@ -124,14 +125,16 @@ def read_bfcl_queries() -> list[Query]:
     environment needs.
     """
     families = {
-        _task_number(entry): _user_text(entry["question"][0]) for entry in read_records("BFCL_v4_multi_turn_base.json")
+        _read_task_number(entry): _read_user_text(entry["question"][0])
+        for entry in read_records("BFCL_v4_multi_turn_base.json")
     }
     queries = []
     for category in CATEGORIES:
         file = f"BFCL_v4_multi_turn_{category}.json"
         answers = {answer["id"]: answer["ground_truth"] for answer in read_records(f"possible_answer/{file}")}
         queries += [
-            _query(entry, answers[entry["id"]], category, families[_task_number(entry)]) for entry in read_records(file)
+            _query(entry, answers[entry["id"]], category, families[_read_task_number(entry)])
+            for entry in read_records(file)
         ]
     return queries
 
@@ -196,14 +199,14 @@ def _split_call(text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:
 def _turn_text(turn: Sequence[Entry], tools: Sequence[ToolSchema]) -> str:
     """What the user says in a turn. If the turn adds tools, these are their schemas and the benchmark's sentence."""
     if not tools:
-        return _user_text(turn)
+        return _read_user_text(turn)
     sentence = import_module("bfcl_eval.constants.default_prompts").DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC
     return f"{json.dumps(tools, ensure_ascii=False)}\n{sentence}"
 
 
-def _user_text(turn: Sequence[Entry]) -> str:
+def _read_user_text(turn: Sequence[Entry]) -> str:
     return "\n".join(message["content"] for message in turn)
 
 
-def _task_number(entry: Entry) -> str:
+def _read_task_number(entry: Entry) -> str:
     return str(entry["id"]).rpartition("_")[2]

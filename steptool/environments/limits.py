@@ -123,7 +123,7 @@ class LimitedSession(Session):
     def state_digest(self) -> str | None:
         """The session's digest of its state; None if it has none. Raises RuntimeError where it cannot be had."""
         try:
-            return self._within(self._limits.timeout, self._session.state_digest)
+            return self._run_within(self._limits.timeout, self._session.state_digest)
         except (_OutOfTime, _SessionError, TransportError, EpisodeEnd) as error:
             reason = str(error) or f"no answer within {self._limits.timeout:g} s"
             raise RuntimeError(f"'state_digest' of the environment's session failed: {reason}") from error
@@ -131,7 +131,7 @@ class LimitedSession(Session):
     def solved(self, final_answer: str | None) -> float | None:
         """The session's verdict; None if it has none. Raises VerdictError, and nothing else, where its check fails."""
         try:
-            return self._within(self._limits.timeout, lambda: self._session.solved(final_answer))
+            return self._run_within(self._limits.timeout, lambda: self._session.solved(final_answer))
         except _OutOfTime:
             raise VerdictError(f"'solved' gave no verdict within {self._limits.timeout:g} s") from None
         except (_SessionError, TransportError, EpisodeEnd) as error:
@@ -143,7 +143,7 @@ class LimitedSession(Session):
         Raises RuntimeError where the session fails.
         """
         try:
-            return self._within(self._limits.timeout, lambda: self._session.next_turn(final_answer))
+            return self._run_within(self._limits.timeout, lambda: self._session.next_turn(final_answer))
         except (_OutOfTime, TransportError, EpisodeEnd):
             return None
         except _SessionError as error:
@@ -152,7 +152,7 @@ class LimitedSession(Session):
     def close(self) -> None:
         """Close the session, and stop waiting if that takes too long."""
         try:
-            self._within(_CLOSING, self._session.close)
+            self._run_within(_CLOSING, self._session.close)
         except (_OutOfTime, _SessionError, *_SIGNALS):
             return
         finally:
@@ -161,7 +161,7 @@ class LimitedSession(Session):
 
     def _attempt(self, call: ToolCall, deadline: float) -> ToolResult:
         try:
-            result = self._within(deadline - time.monotonic(), lambda: self._session.call(call))
+            result = self._run_within(deadline - time.monotonic(), lambda: self._session.call(call))
         except EpisodeEnd as end:
             return ToolResult(StepStatus.OK, str(end), ends_episode=True)
         if not isinstance(result, ToolResult) or not isinstance(result.observation, str):
@@ -169,7 +169,7 @@ class LimitedSession(Session):
             raise _SessionError(f"the environment returned {kind} in place of a ToolResult with a text")
         return result
 
-    def _within(self, seconds: float, work: Callable[[], T]) -> T:
+    def _run_within(self, seconds: float, work: Callable[[], T]) -> T:
         """What the work returns; a coroutine is awaited. Raises _OutOfTime, one of _SIGNALS, or _SessionError for other
         errors."""
 
@@ -216,7 +216,7 @@ def _run_coroutine(work: Awaitable[T], seconds: float) -> T:
         except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop of all sessions
             raise _SessionError(describe_error(error)) from error
 
-    loop = _event_loop()
+    loop = _get_event_loop()
     future = asyncio.run_coroutine_threadsafe(finish(), loop)
     try:
         return future.result(max(0.0, seconds))
@@ -232,7 +232,7 @@ _loops: dict[int, asyncio.AbstractEventLoop] = {}
 """The loop of all coroutines of a process, by its id: a process that was forked has none yet."""
 
 
-def _event_loop() -> asyncio.AbstractEventLoop:
+def _get_event_loop() -> asyncio.AbstractEventLoop:
     """The loop of this process, in a thread of its own that does not keep the program from ending."""
     with _STARTING:
         process = os.getpid()

@@ -78,16 +78,16 @@ class NemoGymEnvironment(Environment):
         for split, file in self._files:
             for number, row in enumerate(_read_rows(file)):
                 where = f"{file}, row {number + 1}"
-                tools = _row_tools(row, where)
+                tools = _read_tools(row, where)
                 yield {
                     "id": f"{file.stem}-{number}",
-                    "instruction": _row_instruction(row, where),
+                    "instruction": _read_instruction(row, where),
                     "split": split_of(split),
-                    "tools": tools or self._session_tools(row),
+                    "tools": tools or self._read_session_tools(row),
                     "reference": {_ROW: row},
                 }
 
-    def _session_tools(self, row: Mapping[str, Any]) -> list[ToolSchema]:
+    def _read_session_tools(self, row: Mapping[str, Any]) -> list[ToolSchema]:
         session = NemoGymSession(self, row)
         try:
             return list(session.mcp_tools())
@@ -159,7 +159,7 @@ class NemoGymSession(Session):
         self.start()
         if final_answer is not None:
             self._output.append(_answer_item(final_answer))
-        answer = self._post("verify", {**self._row, "response": self._response()})
+        answer = self._post("verify", {**self._row, "response": self._write_response()})
         try:
             reward = answer.raise_for_status().json()["reward"]
         except (httpx2.HTTPError, LookupError, TypeError, ValueError) as error:
@@ -176,7 +176,7 @@ class NemoGymSession(Session):
 
     @cached_property
     def _parameters(self) -> Mapping[str, Mapping[str, Any]]:
-        tools = _row_tools(self._row, "the row")
+        tools = _read_tools(self._row, "the row")
         return {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
 
     def _post(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
@@ -200,7 +200,7 @@ class NemoGymSession(Session):
             {"type": "function_call_output", "call_id": call_id, "output": observation},
         ]
 
-    def _response(self) -> dict[str, Any]:
+    def _write_response(self) -> dict[str, Any]:
         """The episode as OpenAI's responses write it."""
         parameters = self._row[_PARAMETERS]
         return {
@@ -236,7 +236,7 @@ def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _row_instruction(row: Mapping[str, Any], where: str) -> str:
+def _read_instruction(row: Mapping[str, Any], where: str) -> str:
     """The texts of the prompt. Raises ConfigError for a row without any."""
     parameters = row.get(_PARAMETERS)
     prompt = parameters.get("input") if isinstance(parameters, Mapping) else None
@@ -251,7 +251,7 @@ def _row_instruction(row: Mapping[str, Any], where: str) -> str:
     raise ConfigError(f"{where}: expected a prompt in {_PARAMETERS}.input, a text or messages with texts")
 
 
-def _row_tools(row: Mapping[str, Any], where: str) -> list[ToolSchema]:
+def _read_tools(row: Mapping[str, Any], where: str) -> list[ToolSchema]:
     """The functions of a row. Raises ConfigError for one without a name."""
     listed = row[_PARAMETERS].get("tools") or [] if isinstance(row.get(_PARAMETERS), Mapping) else []
     if not isinstance(listed, list) or not all(isinstance(tool, Mapping) for tool in listed):

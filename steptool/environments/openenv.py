@@ -158,7 +158,7 @@ class OpenEnvEnvironment(Environment):
 
     def _read_first_text(self, arguments: Mapping[str, Any]) -> str:
         with OpenEnvSession(self, arguments) as session:
-            return _find_text(session.first_observation) or _observation_text(session.first_observation)
+            return _find_text(session.first_observation) or _write_observation(session.first_observation)
 
     def _list_tasks(self) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
         """Each task with the arguments of its reset."""
@@ -322,7 +322,7 @@ class OpenEnvSession(Session):
         result = observation.get("result")
         failed = isinstance(result, Mapping) and bool(result.get("is_error") or result.get("isError"))
         status = StepStatus.TOOL_ERROR if failed else StepStatus.OK
-        return ToolResult(status, _observation_text(observation), ends_episode=self._done)
+        return ToolResult(status, _write_observation(observation), ends_episode=self._done)
 
     def _note_end(self, answer: Mapping[str, Any]) -> None:
         """Keep the reward of an answer, and whether it ends the episode."""
@@ -366,7 +366,7 @@ def _find_text(fields: Mapping[str, Any]) -> str:
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
-def _observation_text(observation: Mapping[str, Any]) -> str:
+def _write_observation(observation: Mapping[str, Any]) -> str:
     """What the model reads: the result of a call, a lone text, or the fields as JSON."""
     if "tool_name" in observation:
         result = observation.get("result")

@@ -97,9 +97,9 @@ class ReplayEnvironment(Environment):
 
     def reset(self, query: Query) -> ReplaySession:
         """A session for the query."""
-        return ReplaySession(query, self._lookup)
+        return ReplaySession(query, self._look_up)
 
-    def _lookup(self, call: ToolCall) -> ToolResult | None:
+    def _look_up(self, call: ToolCall) -> ToolResult | None:
         return self._responses.get(make_call_key([call.name], call.arguments))
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class ReplaySession(Session):
         lookup: Callable[[ToolCall], ToolResult | None],
         fallback: Callable[[ToolCall], ToolResult] = fail_unrecorded,
     ) -> None:
-        self._lookup, self._fallback = lookup, fallback
+        self._look_up, self._fallback = lookup, fallback
         self._parameters: dict[str, Mapping[str, Any]] = {
             t["function"]["name"]: t["function"]["parameters"] for t in query.tools
         }
@@ -149,7 +149,7 @@ class ReplaySession(Session):
         """
         if call.name not in self._parameters:
             return ToolResult(StepStatus.UNKNOWN_TOOL, write_protocol_error(f"{UNKNOWN_FUNCTION}: {call.name}"))
-        if (response := self._lookup(call)) is not None:
+        if (response := self._look_up(call)) is not None:
             return response
         if problem := check_arguments(self._parameters[call.name], call.arguments):
             return ToolResult(StepStatus.INVALID_ARGUMENTS, write_protocol_error(f"Invalid arguments: {problem}"))

@@ -73,7 +73,7 @@ def choose_validator(schema: Mapping[str, Any]) -> ValidatorClass:
 @lru_cache(maxsize=1 << 12)
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
     """The pattern, ready to run. Raises ValueError if it is no regular expression or too large."""
-    if _expanded_length(pattern) > MAX_PATTERN:
+    if _measure_expanded_length(pattern) > MAX_PATTERN:
         raise ValueError(f"the pattern is longer than {MAX_PATTERN} characters once its repetitions are written out")
     try:
         return regex.compile(pattern)
@@ -81,7 +81,7 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
         raise ValueError(f"the pattern is not a regular expression: {error}") from None
 
 
-def _expanded_length(pattern: str) -> int:
+def _measure_expanded_length(pattern: str) -> int:
     """Length of the pattern with counted repetitions written out: what it costs to compile."""
     totals, last = [0], 0
     for part in _PATTERN_PARTS.findall(pattern):
@@ -114,19 +114,19 @@ def _matches(pattern: str, text: str) -> bool:
         raise CheckTimeout(f"the pattern {pattern[:100]!r} takes too long") from None
 
 
-def _pattern(validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[ValidationError]:
+def _check_pattern(validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[ValidationError]:
     if validator.is_type(instance, "string") and not _matches(pattern, instance):
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
-def _pattern_properties(validator: Any, patterns: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
+def _check_pattern_properties(validator: Any, patterns: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
     if validator.is_type(instance, "object"):
         for pattern, subschema in patterns.items():
             for name in [name for name in instance if _matches(pattern, name)]:
                 yield from validator.descend(instance[name], subschema, path=name, schema_path=pattern)
 
 
-def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+def _check_additional_properties(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
     if not validator.is_type(instance, "object"):
         return
     extras = find_extra_properties(instance, schema)
@@ -137,21 +137,21 @@ def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: 
         yield ValidationError(f"additional properties are not allowed: {', '.join(map(repr, extras))}")
 
 
-def _unique_items(validator: Any, unique: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
-    if unique and validator.is_type(instance, "array") and len(set(map(_hashable, instance))) < len(instance):
+def _check_unique_items(validator: Any, unique: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
+    if unique and validator.is_type(instance, "array") and len(set(map(_make_hashable, instance))) < len(instance):
         yield ValidationError("the elements of the array are not all different")
 
 
-def _hashable(value: Any) -> Any:
+def _make_hashable(value: Any) -> Any:
     """A key that two JSON values share if and only if they are equal: 1 equals 1.0, and true does not."""
     if isinstance(value, Mapping):
-        return "object", frozenset((name, _hashable(part)) for name, part in value.items())
+        return "object", frozenset((name, _make_hashable(part)) for name, part in value.items())
     if isinstance(value, list | tuple):
-        return "array", tuple(map(_hashable, value))
+        return "array", tuple(map(_make_hashable, value))
     return ("boolean", value) if isinstance(value, bool) else value
 
 
-def _bound(keyword: Keyword) -> Keyword:
+def _limit_keyword(keyword: Keyword) -> Keyword:
     """The same check, which raises CheckTimeout once the time is up."""
 
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
@@ -164,12 +164,12 @@ def _bound(keyword: Keyword) -> Keyword:
 
 def _extend(draft: ValidatorClass) -> ValidatorClass:
     own_keywords: dict[str, Keyword] = {
-        "pattern": _pattern,
-        "patternProperties": _pattern_properties,
-        "additionalProperties": _additional_properties,
-        "uniqueItems": _unique_items,
+        "pattern": _check_pattern,
+        "patternProperties": _check_pattern_properties,
+        "additionalProperties": _check_additional_properties,
+        "uniqueItems": _check_unique_items,
     }
-    keywords = {name: _bound(keyword) for name, keyword in {**draft.VALIDATORS, **own_keywords}.items()}
+    keywords = {name: _limit_keyword(keyword) for name, keyword in {**draft.VALIDATORS, **own_keywords}.items()}
     return jsonschema.validators.extend(draft, keywords)  # type: ignore[no-untyped-call]
 
 
@@ -220,24 +220,26 @@ def check_tools(tools: Any, where: str) -> None:
 def _check_tool(tool: Any, where: str) -> str:
     if not isinstance(tool, Mapping) or tool.get("type") != "function":
         kind = tool.get("type") if isinstance(tool, Mapping) else tool
-        raise SchemaError(f'{where}.type: expected "function", got {_to_text(kind)}; write tools in OpenAI\'s form')
+        raise SchemaError(f'{where}.type: expected "function", got {_write_value(kind)}; write tools in OpenAI\'s form')
     function = tool.get("function")
     if not isinstance(function, Mapping):
-        raise SchemaError(f"{where}.function: expected an object, got {_to_text(function)}")
+        raise SchemaError(f"{where}.function: expected an object, got {_write_value(function)}")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise SchemaError(f"{where}.function.name: expected 1 to 64 letters, digits, '_' or '-', got {_to_text(name)}")
+        raise SchemaError(
+            f"{where}.function.name: expected 1 to 64 letters, digits, '_' or '-', got {_write_value(name)}"
+        )
     description = function.get("description")
     if not isinstance(description, str):
-        raise SchemaError(f"{where}.function.description: expected a string, got {_to_text(description)}")
+        raise SchemaError(f"{where}.function.description: expected a string, got {_write_value(description)}")
     _check_parameters(function.get("parameters"), f"{where}.function.parameters")
     return name
 
 
 def _check_parameters(parameters: Any, where: str) -> None:
     if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
-        raise SchemaError(f'{where}: expected a JSON Schema of type "object", got {_to_text(parameters)}')
-    problem = None if _is_plain(parameters) else _schema_problem(_key(parameters))
+        raise SchemaError(f'{where}: expected a JSON Schema of type "object", got {_write_value(parameters)}')
+    problem = None if _is_plain(parameters) else _find_schema_problem(_make_key(parameters))
     if problem:
         raise SchemaError(f"{where}{problem}")
 
@@ -267,7 +269,7 @@ def _is_plain_property(schema: Any) -> bool:
 
 
 @lru_cache(maxsize=1 << 14)
-def _schema_problem(schema_json: str) -> str | None:
+def _find_schema_problem(schema_json: str) -> str | None:
     """What is wrong with a schema, or None: it is read, its references are resolved, and it is tried out."""
     try:
         schema = json.loads(schema_json)
@@ -275,23 +277,23 @@ def _schema_problem(schema_json: str) -> str | None:
         # The metaschema would ask Python's own engine for patterns, which knows fewer than ours.
         validators.check_schema(schema, format_checker=FormatChecker(()))
         with limit_time(_READ_SECONDS):
-            return _fault(schema, validators)
+            return _find_fault(schema, validators)
     except _JsonSchemaError as error:
         path = "".join(f".{part}" for part in error.absolute_path)
         return f"{path}: not a JSON Schema ({_DRAFTS}): {_shorten(error.message)}"
     except Unresolvable as error:
         reference = getattr(error, "anchor", error.ref)
-        return f": $ref {_to_text(reference)} points to nothing inside this schema; put the definition under $defs"
+        return f": $ref {_write_value(reference)} points to nothing inside this schema; put the definition under $defs"
     except RecursionError:
         return ": the schema refers to itself without end, or is nested too deeply"
     except Exception as error:  # whatever it is, calls of the tool would meet it as well
         return f": the schema cannot be used: {_shorten(describe_error(error))}"
 
 
-def _fault(schema: Any, validators: ValidatorClass) -> str | None:
+def _find_fault(schema: Any, validators: ValidatorClass) -> str | None:
     """What fails when each part of the schema is tried on a value of each type. References may raise here."""
     validator = validators(_remove_drafts(schema), registry=Registry())
-    parts = list(_subschemas(schema))
+    parts = list(_iterate_subschemas(schema))
     if any("unevaluatedProperties" in part for part in parts) and any("patternProperties" in part for part in parts):
         return ": patternProperties beside unevaluatedProperties is not supported; use additionalProperties"
     for part in parts:
@@ -303,19 +305,19 @@ def _fault(schema: Any, validators: ValidatorClass) -> str | None:
     return None
 
 
-def _subschemas(node: Any) -> Iterator[dict[str, Any]]:
+def _iterate_subschemas(node: Any) -> Iterator[dict[str, Any]]:
     """Every schema inside a schema, itself included; values that only look like schemas are left out."""
     if isinstance(node, list):
         for child in node:
-            yield from _subschemas(child)
+            yield from _iterate_subschemas(child)
     if not isinstance(node, dict):
         return
     yield node
     for keyword, value in node.items():
         if keyword in _BY_NAME and isinstance(value, dict):
-            yield from _subschemas(list(value.values()))
+            yield from _iterate_subschemas(list(value.values()))
         elif keyword not in _VALUES:
-            yield from _subschemas(value)
+            yield from _iterate_subschemas(value)
 
 
 def _remove_drafts(node: Any) -> Any:
@@ -343,21 +345,21 @@ def prepare_arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[
     def check(arguments: Mapping[str, Any]) -> str | None:
         try:
             with limit_time():
-                error = best_match(_validator(key).iter_errors(arguments))
-                return None if error is None else _sentence(error)
+                error = best_match(_make_validator(key).iter_errors(arguments))
+                return None if error is None else _write_sentence(error)
         except Exception as error:
             return f"the arguments cannot be checked: {_shorten(describe_error(error))}."
 
-    key = _key(parameters)
+    key = _make_key(parameters)
     return check
 
 
-def _key(schema: Mapping[str, Any]) -> str:
+def _make_key(schema: Mapping[str, Any]) -> str:
     return json.dumps(schema, sort_keys=True)
 
 
 @lru_cache(maxsize=1 << 14)
-def _validator(schema_json: str) -> Any:
+def _make_validator(schema_json: str) -> Any:
     schema = json.loads(schema_json)
     validators = choose_validator(schema)
     return validators(_close(_remove_drafts(schema), validators), registry=Registry())
@@ -375,31 +377,31 @@ def _close(schema: dict[str, Any], validators: ValidatorClass) -> dict[str, Any]
     return {"unevaluatedProperties": False, **schema}
 
 
-def _sentence(error: ValidationError) -> str:
+def _write_sentence(error: ValidationError) -> str:
     path = ".".join(str(part) for part in error.absolute_path)
     inside = f" in '{path}'" if path else ""
     instance: Any = error.instance
     expected: Any = error.validator_value
-    value = _to_text(instance)
+    value = _write_value(instance)
     schema: Any = error.schema
     if error.validator == "required":
-        return f"missing required argument {_names(n for n in expected if n not in instance)}{inside}."
+        return f"missing required argument {_quote_names(n for n in expected if n not in instance)}{inside}."
     if error.validator in ("additionalProperties", "unevaluatedProperties") and expected is False:
-        return f"unknown argument {_names(find_extra_properties(instance, schema))}{inside}."
+        return f"unknown argument {_quote_names(find_extra_properties(instance, schema))}{inside}."
     if error.validator == "type":
         kinds = [expected] if isinstance(expected, str) else expected
         subject = f"argument '{path}'" if path else "the arguments"
         return f"{subject} must be {' or '.join(kinds)}, got {value}."
     if error.validator == "enum":
-        return f"argument '{path}' must be one of {_to_text(expected)}, got {value}."
+        return f"argument '{path}' must be one of {_write_value(expected)}, got {value}."
     return f"argument{inside} is not valid: {_shorten(error.message)}."
 
 
-def _names(names: Iterable[str]) -> str:
+def _quote_names(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _to_text(value: Any) -> str:
+def _write_value(value: Any) -> str:
     return _shorten(json.dumps(value, ensure_ascii=False, default=str))
 
 

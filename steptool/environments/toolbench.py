@@ -109,12 +109,12 @@ def list_endpoints(query: Query) -> dict[str, Endpoint]:
     category. Raises ValueError if the query's reference is of another form.
     """
     return {
-        name: _endpoint(query.query_id, name, parts)
+        name: _parse_endpoint(query.query_id, name, parts)
         for name, parts in query.reference.environment.get(REFERENCE, {}).items()
     }
 
 
-def _endpoint(query_id: str, name: str, parts: Any) -> Endpoint:
+def _parse_endpoint(query_id: str, name: str, parts: Any) -> Endpoint:
     match parts:
         case [str(category), str(tool_name), str(api_name)]:
             return category, tool_name, api_name
@@ -128,26 +128,26 @@ def read_status(observation: str) -> StepStatus:
 
     A non-empty `error` is a failure. So is a short response with an HTTP error status or the words of one.
     """
-    document = _document(observation)
-    error = _text(document.get("error"))
+    document = _parse_observation(observation)
+    error = _write_text(document.get("error"))
     if error.startswith(UNKNOWN_FUNCTION):
         return StepStatus.UNKNOWN_TOOL
     if error.startswith(_UNREADABLE):
         return StepStatus.INVALID_ARGUMENTS
-    response = _text(document.get("response", document))
+    response = _write_text(document.get("response", document))
     failed = error or (len(response) <= _LONGEST_FAILURE and _FAILURE.search(response))
     return StepStatus.TOOL_ERROR if failed else StepStatus.OK
 
 
 def is_from_server(observation: str) -> bool:
     """Whether the text comes from a server, and not from a client, a limit or a replay in its place."""
-    document = _document(observation)
-    error = _text(document.get("error"))
+    document = _parse_observation(observation)
+    error = _write_text(document.get("error"))
     is_own_error = error in (NEVER_RECORDED, TIMEOUT) or error.startswith(BAD_REPLY)
     return "response" in document and not is_own_error
 
 
-def _document(observation: str) -> dict[str, Any]:
+def _parse_observation(observation: str) -> dict[str, Any]:
     try:
         document = json.loads(observation)
     except (ValueError, RecursionError):
@@ -156,7 +156,7 @@ def _document(observation: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {"response": document}
 
 
-def _text(value: Any) -> str:
+def _write_text(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -167,7 +167,7 @@ class VirtualClient:
 
     def __init__(self, url: str, key: str, strip: str, timeout: float) -> None:
         """`url` with its path, as in http://localhost:8080/virtual; `timeout` in seconds. Raises ValueError."""
-        self._url, self._key, self._strip, self._timeout = _address(url), key, strip, timeout
+        self._url, self._key, self._strip, self._timeout = _parse_address(url), key, strip, timeout
         if not (key.isascii() and key.isprintable()):
             raise ValueError("expected a key of printable ASCII characters")
         self._redactor = Redactor([key])
@@ -189,7 +189,7 @@ class VirtualClient:
         if status != 200:
             invalid = StepStatus.INVALID_ARGUMENTS if status == 422 else StepStatus.TOOL_ERROR
             return ToolResult(invalid, write_protocol_error(f"{BAD_REPLY}. status_code={status}"))
-        return self._result(body)
+        return self._make_result(body)
 
     def _request(self, endpoint: Endpoint, arguments: Mapping[str, Any]) -> dict[str, str]:
         category, tool_name, api_name = endpoint
@@ -224,7 +224,7 @@ class VirtualClient:
                     raise httpx2.ReadTimeout("the reply did not end in time")
         return reply.status_code, bytes(body)
 
-    def _result(self, body: bytes) -> ToolResult:
+    def _make_result(self, body: bytes) -> ToolResult:
         """The whole reply, written again as JSON: ToolBench's client shows the model the same."""
         if len(body) > _LARGEST:
             return _fail(f"{BAD_REPLY}: more than {_LARGEST >> 20} MiB")
@@ -242,7 +242,7 @@ class VirtualClient:
         self._client.close()
 
 
-def _address(url: str) -> httpx2.URL:
+def _parse_address(url: str) -> httpx2.URL:
     try:
         address = httpx2.URL(url)
         if address.scheme in ("http", "https") and address.host:
@@ -273,7 +273,7 @@ class ToolBenchEnvironment(Environment):
                 "tools.toolbench: neither 'url' nor 'cache' is given; name a server, a file of recorded responses, or "
                 "both"
             )
-        return cls(_client(settings, tools.timeout), _responses(settings))
+        return cls(_open_client(settings, tools.timeout), _open_responses(settings))
 
     def __init__(self, client: VirtualClient | None, responses: Responses | None) -> None:
         self._client, self._responses = client, responses
@@ -282,9 +282,9 @@ class ToolBenchEnvironment(Environment):
     def reset(self, query: Query) -> ReplaySession:
         """A session for the query."""
         names = list_endpoints(query)
-        return ReplaySession(query, partial(self._lookup, names), partial(self._ask, names))
+        return ReplaySession(query, partial(self._look_up, names), partial(self._ask, names))
 
-    def _lookup(self, names: Mapping[str, Endpoint], call: ToolCall) -> ToolResult | None:
+    def _look_up(self, names: Mapping[str, Endpoint], call: ToolCall) -> ToolResult | None:
         return None if self._responses is None else self._responses.get(make_response_key(names, call))
 
     def _ask(self, names: Mapping[str, Endpoint], call: ToolCall) -> ToolResult:
@@ -312,7 +312,7 @@ def make_response_key(names: Mapping[str, Endpoint], call: ToolCall) -> str:
     return make_call_key(names.get(call.name, (call.name,)), call.arguments)
 
 
-def _client(settings: ToolBenchConfig, timeout: float) -> VirtualClient | None:
+def _open_client(settings: ToolBenchConfig, timeout: float) -> VirtualClient | None:
     if not settings.url:
         return None
     key = os.environ.get(settings.key_variable, "").strip()
@@ -322,7 +322,7 @@ def _client(settings: ToolBenchConfig, timeout: float) -> VirtualClient | None:
         raise ConfigError(f"tools.toolbench: {error}") from None
 
 
-def _responses(settings: ToolBenchConfig) -> Responses | None:
+def _open_responses(settings: ToolBenchConfig) -> Responses | None:
     if not settings.cache:
         return None
     if not settings.url and not Path(settings.cache).is_file():
@@ -338,10 +338,10 @@ def _responses(settings: ToolBenchConfig) -> Responses | None:
 
 def record(responses: Responses, queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> int:
     """Add the servers' responses in trajectories of these queries, failures too. Returns the number added."""
-    return responses.add(_recorded_responses(queries, trajectories))
+    return responses.add(_list_recorded_responses(queries, trajectories))
 
 
-def _recorded_responses(
+def _list_recorded_responses(
     queries: Iterable[Query], trajectories: Iterable[Trajectory]
 ) -> Iterator[tuple[str, ToolResult]]:
     endpoints_of_query = {query.query_id: list_endpoints(query) for query in queries}
@@ -358,18 +358,18 @@ def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
     folders, and within a folder in the order of the files' names. Returns the number of responses added and the number
     of calls that the file then answers. Raises ContractError naming the folder that has no queries or trajectories.
     """
-    contents = [_contents(Path(folder)) for folder in folders]
+    contents = [_read_folder(Path(folder)) for folder in folders]
     responses = Responses(file)
     try:
         added = responses.add(
-            pair for queries, trajectories in contents for pair in _recorded_responses(queries, trajectories)
+            pair for queries, trajectories in contents for pair in _list_recorded_responses(queries, trajectories)
         )
         return added, responses.calls()
     finally:
         responses.close()
 
 
-def _contents(folder: Path) -> tuple[list[Query], Iterator[Trajectory]]:
+def _read_folder(folder: Path) -> tuple[list[Query], Iterator[Trajectory]]:
     files = [(path, find_record_class(path)) for path in sorted(folder.glob("*.parquet"))]
     queries = [query for path, cls in files if cls is Query for query in read_queries(path)]
     trajectory_files = [path for path, cls in files if cls is Trajectory]

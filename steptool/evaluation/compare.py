@@ -280,18 +280,18 @@ def _compare_pair(
             sides = [[r for r in rows if r.decoding == decoding] for rows in (part, groups_b.get(group, []))]
             attempted = [{r.query_id for r in rows} for rows in sides]
             if all(attempted) and not attempted[0] & attempted[1]:
-                raise ValueError(_mismatch(*attempted))
+                raise ValueError(_describe_mismatch(*attempted))
             common = find_measurable_queries(sides[0], sides[1])
             if not common:
                 continue
             first, second = ([r for r in rows if r.query_id in common] for rows in sides)
             difference = paired_bootstrap(first, second, draws, seed)
             p = permutation_p(first, second, draws, seed)
-            changes, left_out = _changes(first, second), len(attempted[0] | attempted[1]) - len(common)
+            changes, left_out = _count_changes(first, second), len(attempted[0] | attempted[1]) - len(common)
             yield Comparison(a, b, group, difference, p, p, 1, decoding, changes, left_out)
 
 
-def _changes(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> Changes:
+def _count_changes(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> Changes:
     pairs = list(zip(*(average_by_query(rows, "pass_rate").top_Q > 0.5 for rows in (b, a)), strict=True))
     return Changes(*(pairs.count(pair) for pair in ((False, True), (True, False), (True, True), (False, False))))
 
@@ -319,7 +319,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _pair(a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str) -> tuple[PerQuery, PerQuery]:
     queries_a, queries_b = ({row.query_id for row in rows} for rows in (a, b))
     if queries_a != queries_b:
-        raise ValueError(_mismatch(queries_a, queries_b))
+        raise ValueError(_describe_mismatch(queries_a, queries_b))
     of_a, of_b = average_by_query(a, measure), average_by_query(b, measure)
     common = set(of_a.queries) & set(of_b.queries)
     if not common:
@@ -327,7 +327,7 @@ def _pair(a: Sequence[Evaluation], b: Sequence[Evaluation], measure: str) -> tup
     return of_a.select(common), of_b.select(common)
 
 
-def _mismatch(a: set[str], b: set[str]) -> str:
+def _describe_mismatch(a: set[str], b: set[str]) -> str:
     only_a, only_b = sorted(a - b), sorted(b - a)
     return (
         "a paired comparison needs the same queries on both sides: "
@@ -342,11 +342,11 @@ def write_conclusion(c: Comparison) -> str:
     where = f"{d.n} task{'' if d.n == 1 else 's'}" + ("" if c.group == ALL else f" of the group {c.group}")
     amount = f"{size} point{'' if size == '1' else 's'} {'more' if d.mean > 0 else 'fewer'} than {c.b}"
     sample_text = f"as many as {c.b}" if size == "0" else amount
-    sure = f"95% interval {format_points(d.low)} to {format_points(d.high)}, {format_p(c.corrected)}{_family(c)}"
-    return f"{c.a} solves {sample_text} on {where} ({sure}): {_verdict(c)}."
+    sure = f"95% interval {format_points(d.low)} to {format_points(d.high)}, {format_p(c.corrected)}{_name_family(c)}"
+    return f"{c.a} solves {sample_text} on {where} ({sure}): {_state_verdict(c)}."
 
 
-def _verdict(c: Comparison) -> str:
+def _state_verdict(c: Comparison) -> str:
     if c.is_shown:
         return f"{c.a} is {'better' if c.difference.mean > 0 else 'worse'} here than {c.b}"
     if c.difference.low > 0 or c.difference.high < 0:
@@ -358,7 +358,7 @@ def _verdict(c: Comparison) -> str:
     )
 
 
-def _family(c: Comparison) -> str:
+def _name_family(c: Comparison) -> str:
     return f" corrected for {c.family} comparisons" if c.family > 1 else ""
 
 

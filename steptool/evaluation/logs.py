@@ -75,12 +75,12 @@ def write_logs(folder: Path, target: Path, form: LogForm) -> list[Path]:
     Raises ContractError if `folder` holds no evaluation. Times in names and logs are those of the rows' file, so
     that the same folder gives the same logs.
     """
-    parts = list(_parts(folder))
+    parts = list(_read_parts(folder))
     target.mkdir(parents=True, exist_ok=True)
     return [file for part in parts for file in _WRITERS[form](part, target)]
 
 
-def _parts(folder: Path) -> Iterator[_Part]:
+def _read_parts(folder: Path) -> Iterator[_Part]:
     file = folder / lineage.EVALUATED
     groups: dict[tuple[str, str], list[Evaluation]] = defaultdict(list)
     for row in read_records(file, Evaluation):
@@ -105,16 +105,17 @@ def _write_lm_eval(part: _Part, target: Path) -> Iterator[Path]:
     folder, stamp = target / _UNSAFE.sub("__", part.name), part.time.strftime("%Y-%m-%dT%H-%M-%S.%f")
     folder.mkdir(exist_ok=True)
     tiers = sorted({row.tier for row in part.rows})
-    by_tier = {_task_name(tier): [row for row in part.rows if row.tier == tier] for tier in tiers}
+    by_tier = {_make_task_name(tier): [row for row in part.rows if row.tier == tier] for tier in tiers}
     tasks: dict[str, Sequence[Evaluation]] = {**by_tier} if len(tiers) > 1 else {}
-    results = {name: _lm_eval_metrics(name, rows) for name, rows in {NAME: part.rows, **tasks}.items()}
+    results = {name: _make_lm_eval_metrics(name, rows) for name, rows in {NAME: part.rows, **tasks}.items()}
     counts = {name: len({row.query_id for row in rows}) for name, rows in {NAME: part.rows, **tasks}.items()}
     document = {
         "results": results,
         "groups": {NAME: results[NAME]} if tasks else {},
         "group_subtasks": {NAME: list(tasks)},
         "configs": {
-            name: {"task": name, "output_type": "generate_until", "repeats": _repeats(part.rows)} for name in results
+            name: {"task": name, "output_type": "generate_until", "repeats": _count_repeats(part.rows)}
+            for name in results
         },
         "versions": dict.fromkeys(results, __version__),
         "n-shot": dict.fromkeys(results, 0),
@@ -129,16 +130,18 @@ def _write_lm_eval(part: _Part, target: Path) -> Iterator[Path]:
     yield _write_json(folder / f"results_{stamp}.json", document)
     for name, rows in (tasks or {NAME: part.rows}).items():
         file = folder / f"samples_{name}_{stamp}.jsonl"
-        lines = (json.dumps(sample, ensure_ascii=False, allow_nan=False) for sample in _lm_eval_samples(part, rows))
+        lines = (
+            json.dumps(sample, ensure_ascii=False, allow_nan=False) for sample in _make_lm_eval_samples(part, rows)
+        )
         file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         yield file
 
 
-def _task_name(tier: str) -> str:
+def _make_task_name(tier: str) -> str:
     return f"{NAME}_{_UNSAFE.sub('_', tier) or 'no_tier'}"
 
 
-def _lm_eval_metrics(name: str, rows: Sequence[Evaluation]) -> dict[str, Any]:
+def _make_lm_eval_metrics(name: str, rows: Sequence[Evaluation]) -> dict[str, Any]:
     metrics: dict[str, Any] = {"alias": name}
     for measure in MEASURES:
         part = average_by_query(rows, measure)
@@ -156,7 +159,7 @@ def _standard_error(part: PerQuery) -> float | None:
     return float(part.top_Q.std(ddof=1)) / math.sqrt(n) if n > 1 else None
 
 
-def _lm_eval_samples(part: _Part, rows: Sequence[Evaluation]) -> Iterator[Row]:
+def _make_lm_eval_samples(part: _Part, rows: Sequence[Evaluation]) -> Iterator[Row]:
     by_query: dict[str, list[Evaluation]] = defaultdict(list)
     for row in rows:
         by_query[row.query_id].append(row)
@@ -195,7 +198,7 @@ def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
             "task_version": __version__,
             "dataset": dataset,
             "model": f"{NAME}/{part.model}",
-            "config": {"epochs": _repeats(part.rows)},
+            "config": {"epochs": _count_repeats(part.rows)},
             "metadata": {"decoding": part.decoding},
             "packages": {NAME: __version__},
         },
@@ -262,7 +265,7 @@ def _answer(query: Query) -> str:
     return answer if isinstance(answer, str) else "" if answer is None else json.dumps(answer, ensure_ascii=False)
 
 
-def _repeats(rows: Sequence[Evaluation]) -> int:
+def _count_repeats(rows: Sequence[Evaluation]) -> int:
     return 1 + max(row.repeat for row in rows)
 
 

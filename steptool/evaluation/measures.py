@@ -99,10 +99,10 @@ def apply_verdicts(rows: Iterable[Evaluation], verdicts: Iterable[Verdict]) -> l
         score_list = [] if v.status is None else [STATUS_SCORE[Status(v.status)]]
         scores.setdefault((v.model, v.query_id), []).extend(score_list)
     judged_models = {model for model, _ in scores}
-    return [_with_verdict(r, scores.get((r.model, r.query_id)), judged_models) for r in rows]
+    return [_apply_verdict(r, scores.get((r.model, r.query_id)), judged_models) for r in rows]
 
 
-def _with_verdict(row: Evaluation, scores: Sequence[float] | None, judged_models: set[str]) -> Evaluation:
+def _apply_verdict(row: Evaluation, scores: Sequence[float] | None, judged_models: set[str]) -> Evaluation:
     if row.verdict_source != VerdictSource.NONE or row.decoding != "greedy":
         return row
     if scores:

@@ -92,12 +92,12 @@ def compute_results(
                 part = [r for r in split_groups(by_model[model]).get(group, ()) if r.decoding == decoding]
                 judged = [v for v in verdicts if v.model == model and decoding == GREEDY]
                 if part:
-                    lines.append({"group": group, "model": model, "decoding": decoding, **_line(part, judged)})
+                    lines.append({"group": group, "model": model, "decoding": decoding, **_make_line(part, judged)})
     comparisons = compare(by_model, draws, seed, pairs, decodings)
-    return Results(lines, comparisons, compute_win_rates(preferences), list(_gaps(rows, comparisons, queries)))
+    return Results(lines, comparisons, compute_win_rates(preferences), list(_list_gaps(rows, comparisons, queries)))
 
 
-def _line(rows: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _make_line(rows: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     parts = {measure: average_by_query(rows, measure) for measure in MEASURES}
     estimates = {measure: part.estimate() for measure, part in parts.items()}
     queries = {r.query_id for r in rows}
@@ -132,7 +132,9 @@ def count_sources(rows: Iterable[Evaluation]) -> str:
     return ", ".join(f"{source} {count}" for source, count in counts.most_common())
 
 
-def _gaps(rows: Sequence[Evaluation], comparisons: Sequence[Comparison], queries: Iterable[Query]) -> Iterator[str]:
+def _list_gaps(
+    rows: Sequence[Evaluation], comparisons: Sequence[Comparison], queries: Iterable[Query]
+) -> Iterator[str]:
     """What the figures leave out, in sentences."""
     unmeasured = {r.query_id for r in rows if r.verdict_source == VerdictSource.NONE}
     if unmeasured:
@@ -150,10 +152,10 @@ def _gaps(rows: Sequence[Evaluation], comparisons: Sequence[Comparison], queries
     left_out = max((c.left_out for c in comparisons), default=0)
     if left_out:
         yield f"Comparisons leave out up to {left_out} tasks without a verdict on both sides."
-    yield from _empty_groups(rows, queries)
+    yield from _list_empty_groups(rows, queries)
 
 
-def _empty_groups(rows: Sequence[Evaluation], queries: Iterable[Query]) -> Iterator[str]:
+def _list_empty_groups(rows: Sequence[Evaluation], queries: Iterable[Query]) -> Iterator[str]:
     evaluated = {r.tier for r in rows}
     splits = " and ".join(sorted({r.split for r in rows}))
     absent: dict[str, Counter[str]] = defaultdict(Counter)
@@ -175,19 +177,19 @@ def summarise(rows: Sequence[Evaluation], draws: int = 10_000, seed: int = 0) ->
     sources = sorted({(row.model, row.decoding) for row in rows})
     if len(sources) != 1:
         raise ValueError(f"a summary is of one model and one way of decoding; the {len(rows)} rows hold {sources}")
-    return {group: _summary(part, draws, seed) for group, part in split_groups(rows).items()}
+    return {group: _summarise_group(part, draws, seed) for group, part in split_groups(rows).items()}
 
 
-def _summary(rows: Sequence[Evaluation], draws: int, seed: int) -> dict[str, Any]:
+def _summarise_group(rows: Sequence[Evaluation], draws: int, seed: int) -> dict[str, Any]:
     parts = {measure: average_by_query(rows, measure) for measure in MEASURES}
     return {
         **{measure: part.estimate() for measure, part in parts.items()},
         "n": len({row.query_id for row in rows}),
-        "intervals": {measure: _interval(part, draws, seed) for measure, part in parts.items()},
+        "intervals": {measure: _compute_interval(part, draws, seed) for measure, part in parts.items()},
     }
 
 
-def _interval(part: PerQuery, draws: int, seed: int) -> list[float | None]:
+def _compute_interval(part: PerQuery, draws: int, seed: int) -> list[float | None]:
     if not part.queries:
         return [None, None]
     chunks = [part.resample(counts) for counts in resample_counts(len(part.queries), draws, seed)]
@@ -245,10 +247,10 @@ def pass_rates_by_tries(rows: Iterable[Evaluation]) -> dict[int, tuple[float, fl
             solved[row.query_id].append(row.passed >= 1)
     counts = [(len(tries), sum(tries)) for tries in solved.values()]
     return {k: (_mean([pass_at_k(n, c, k) for n, c in counts]), _mean([pass_hat_k(n, c, k) for n, c in counts]))
-            for k in _sizes(min((n for n, _ in counts), default=0))}  # fmt: skip
+            for k in _list_sizes(min((n for n, _ in counts), default=0))}  # fmt: skip
 
 
-def _sizes(n: int) -> list[int]:
+def _list_sizes(n: int) -> list[int]:
     return sorted({*(1 << i for i in range(n.bit_length()) if 1 << i <= n), n} - {0})
 
 
@@ -286,16 +288,16 @@ def write_text_tables(results: Results, labels: Mapping[str, str] | None = None)
     """
     names = labels or {}
     tables = [
-        ("Results", _measures(results, names)),
-        ("Comparisons on the same tasks", _comparisons(results, names)),
-        ("Answers that the judge prefers", _wins(results, names)),
+        ("Results", _tabulate_measures(results, names)),
+        ("Comparisons on the same tasks", _tabulate_comparisons(results, names)),
+        ("Answers that the judge prefers", _tabulate_wins(results, names)),
     ]
     return [(title, table) for title, table in tables if len(table)]
 
 
 def to_markdown(results: Results) -> str:
     """Tables, conclusions and what they leave out as Markdown."""
-    parts = [f"**{title}**\n\n{_markdown_table(table)}" for title, table in write_text_tables(results)]
+    parts = [f"**{title}**\n\n{_write_markdown(table)}" for title, table in write_text_tables(results)]
     conclusions = "\n".join(f"- {_escape(write_conclusion(c))}" for c in results.comparisons)
     gaps = "\n".join(f"- {_escape(gap)}" for gap in results.gaps)
     return "\n\n".join(part for part in (*parts, conclusions, gaps, NOTE) if part) + "\n"
@@ -303,47 +305,47 @@ def to_markdown(results: Results) -> str:
 
 def to_latex(results: Results) -> str:
     """Tables as LaTeX; they need the package booktabs."""
-    tables = [t.map(_latex).rename(columns=_latex) for _, t in write_text_tables(results)]
+    tables = [t.map(_escape_latex).rename(columns=_escape_latex) for _, t in write_text_tables(results)]
     return "\n".join(t.to_latex(index=False, escape=False) for t in tables)
 
 
-def _measures(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
+def _tabulate_measures(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
     """The lines as text; columns in which nothing was measured are left out."""
     tries = [c for c in to_frame(results).columns if re.match(r"pass[@^]", c)]
-    table = pd.DataFrame([_text_line(line, tries, labels) for line in results.lines])
+    table = pd.DataFrame([_write_line(line, tries, labels) for line in results.lines])
     return table.loc[:, [c for c in table.columns if (table[c] != _NONE).any()]]
 
 
-def _text_line(line: Row, tries: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
-    judged, deviation = _percent(line["judged_pass_rate"]), _percent(line["judged_deviation"])
+def _write_line(line: Row, tries: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
+    judged, deviation = _write_percent(line["judged_pass_rate"]), _write_percent(line["judged_deviation"])
     return {
         "Group": line["group"],
         "Model": labels.get(line["model"], line["model"]),
         "Decoding": line["decoding"],
-        "Tasks": _tasks(line),
-        "Pass rate": _pass_rate(line),
+        "Tasks": _write_tasks(line),
+        "Pass rate": _write_pass_rate(line),
         "Verdicts by": _name_sources(line["verdict_sources"]),
         "Judged": _NONE if judged == _NONE else f"{judged} ± {deviation}",
-        "Tool recall": _percent(line["recall"]),
-        "Invalid calls": _percent(line["invalid_call_rate"]),
-        "Redundant calls": _percent(line["redundant_call_rate"]),
-        "Steps": _number(line["steps"], ".1f"),
-        "Tokens/solved": _number(line["tokens_per_solved"], ",.0f"),
-        "Seconds/solved": _number(line["seconds_per_solved"], ",.2f"),
-        "Money/solved": _number(line["money_per_solved"], ",.4f"),
-        **{name: _percent(line.get(name)) for name in tries},
+        "Tool recall": _write_percent(line["recall"]),
+        "Invalid calls": _write_percent(line["invalid_call_rate"]),
+        "Redundant calls": _write_percent(line["redundant_call_rate"]),
+        "Steps": _write_number(line["steps"], ".1f"),
+        "Tokens/solved": _write_number(line["tokens_per_solved"], ",.0f"),
+        "Seconds/solved": _write_number(line["seconds_per_solved"], ",.2f"),
+        "Money/solved": _write_number(line["money_per_solved"], ",.4f"),
+        **{name: _write_percent(line.get(name)) for name in tries},
     }
 
 
-def _tasks(line: Row) -> str:
+def _write_tasks(line: Row) -> str:
     measured, tasks = line["measured_tasks"], line["tasks"]
     return str(tasks) if measured in (0, tasks) else f"{measured} of {tasks}"
 
 
-def _pass_rate(line: Row) -> str:
+def _write_pass_rate(line: Row) -> str:
     if line["pass_rate"] is None:
         return NOT_MEASURABLE
-    return f"{_percent(line['pass_rate'])} ({_percent(line['low'])} to {_percent(line['high'])})"
+    return f"{_write_percent(line['pass_rate'])} ({_write_percent(line['low'])} to {_write_percent(line['high'])})"
 
 
 def _name_sources(sources: str) -> str:
@@ -352,7 +354,7 @@ def _name_sources(sources: str) -> str:
     return ", ".join(f"{_SOURCES[name]} {count}".rstrip() for name, _, count in parts)
 
 
-def _comparisons(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
+def _tabulate_comparisons(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Group": c.group,
@@ -372,12 +374,12 @@ def _comparisons(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
     )
 
 
-def _wins(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
+def _tabulate_wins(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Preferred": labels.get(w.model, w.model),
             "to": labels.get(w.other, w.other),
-            "Win rate": _percent(w.rate),
+            "Win rate": _write_percent(w.rate),
             "Wins": str(w.wins),
             "Ties": str(w.ties),
             "Losses": str(w.losses),
@@ -387,7 +389,7 @@ def _wins(results: Results, labels: Mapping[str, str]) -> pd.DataFrame:
     )
 
 
-def _markdown_table(table: pd.DataFrame) -> str:
+def _write_markdown(table: pd.DataFrame) -> str:
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(_escape(cell) for cell in row)} |" for row in rows)
 
@@ -403,13 +405,13 @@ _LATEX = {
 }  # fmt: skip
 
 
-def _latex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in text)
 
 
-def _percent(share: float | None) -> str:
+def _write_percent(share: float | None) -> str:
     return _NONE if share is None else f"{share * 100:.1f}%"
 
 
-def _number(value: float | None, form: str) -> str:
+def _write_number(value: float | None, form: str) -> str:
     return _NONE if value is None else format(value, form)

@@ -42,7 +42,7 @@ def compare_scores(
     """
     if draws < 1:
         raise ValueError(f"draws: expected at least 1, got {draws}")
-    means = _mean_by_task(scores.to_pandas() if hasattr(scores, "to_pandas") else pd.DataFrame(scores))
+    means = _average_by_task(scores.to_pandas() if hasattr(scores, "to_pandas") else pd.DataFrame(scores))
     model_pairs = [(a, b) for b, a in combinations(means.columns, 2)] if pairs is None else list(pairs)
     table = pd.DataFrame([_compare_pair(means, a, b, draws, seed, confidence) for a, b in model_pairs])
     if table.empty:
@@ -52,7 +52,7 @@ def compare_scores(
     return table[list(RESULT)]
 
 
-def _mean_by_task(scores: pd.DataFrame) -> pd.DataFrame:
+def _average_by_task(scores: pd.DataFrame) -> pd.DataFrame:
     """The mean score [tasks, models], NaN where a model has none."""
     if missing := [name for name in COLUMNS if name not in scores.columns]:
         raise ValueError(f"expected the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
@@ -78,7 +78,7 @@ def _compare_pair(
     common = attempted.dropna()
     if common.empty:
         raise ValueError(f"{a} and {b} have no task in common: score both on the same tasks")
-    of_a, of_b = (_per_task(common[model]) for model in (a, b))
+    of_a, of_b = (_make_per_task(common[model]) for model in (a, b))
     difference = resample_difference(of_a, of_b, draws, seed, confidence)
     return {
         "a": a,
@@ -94,6 +94,6 @@ def _compare_pair(
     }
 
 
-def _per_task(column: pd.Series[float]) -> PerQuery:
+def _make_per_task(column: pd.Series[float]) -> PerQuery:
     values: Floats = np.asarray(column, dtype=np.float64)
     return PerQuery(tuple(column.index.astype(str)), values, np.ones_like(values))

@@ -150,7 +150,7 @@ class VotePanel:
 
     def ask(self, question: Question[T], text: str) -> list[Vote[T]]:
         """The configured number of votes on a text. Raises EndpointRefused if the endpoint takes no request at all."""
-        return [self._vote(question, text, number) for number in range(self._config.votes)]
+        return [self._cast_vote(question, text, number) for number in range(self._config.votes)]
 
     def counts(self) -> dict[str, float]:
         """Requests, replies and costs until now, by name."""
@@ -173,18 +173,18 @@ class VotePanel:
         """Close the endpoint."""
         self._endpoint.close()
 
-    def _vote(self, question: Question[T], text: str, number: int) -> Vote[T]:
+    def _cast_vote(self, question: Question[T], text: str, number: int) -> Vote[T]:
         problems: list[str] = []
         for _ in range(self._config.attempts):
             try:
                 reply = self._endpoint.chat(
-                    _messages(question, text, problems),
+                    _write_prompt(question, text, problems),
                     [question.function],
-                    {"type": "function", "function": {"name": _function_name(question)}},
+                    {"type": "function", "function": {"name": _get_function_name(question)}},
                     vote=number,
                     deadline=self._deadline,
                 )
-                answer = question.read(_arguments(reply.message, _function_name(question)))
+                answer = question.read(_read_arguments(reply.message, _get_function_name(question)))
                 with self._lock:
                     self._vote_count += 1
                 return Vote(answer)
@@ -239,19 +239,19 @@ def hash_prompt(question: Question[Any], *parts: object) -> str:
 _RETRY = "Earlier answers to this could not be used. Call the function {name} once, with these mistakes mended:"
 
 
-def _messages(question: Question[Any], text: str, problems: list[str]) -> list[Message]:
+def _write_prompt(question: Question[Any], text: str, problems: list[str]) -> list[Message]:
     """The prompt. A further attempt names the earlier problems: an unchanged request would bring the same answer."""
     if problems:
         mistakes = "\n".join(f"{number}. {problem}" for number, problem in enumerate(problems, start=1))
-        text = f"{text}\n\n{_RETRY.format(name=_function_name(question))}\n{mistakes}"
+        text = f"{text}\n\n{_RETRY.format(name=_get_function_name(question))}\n{mistakes}"
     return [{"role": "system", "content": question.instructions}, {"role": "user", "content": text}]
 
 
-def _function_name(question: Question[Any]) -> str:
+def _get_function_name(question: Question[Any]) -> str:
     return str(question.function["function"]["name"])
 
 
-def _arguments(message: Message, name: str) -> Mapping[str, Any]:
+def _read_arguments(message: Message, name: str) -> Mapping[str, Any]:
     """The arguments of the call in a message. Raises ValueError if there is no such call."""
     if message.get("refusal"):
         raise ValueError("the answer was refused")
@@ -281,7 +281,7 @@ def write_transcript(query: Query, trajectory: Trajectory, limit: int) -> str:
 
     Texts by tools and models are written as JSON strings, so that they cannot pass for a part of the prompt.
     """
-    steps, user_turns = select_judged_steps(trajectory), _user_turns(trajectory)
+    steps, user_turns = select_judged_steps(trajectory), _list_user_turns(trajectory)
     parts = [
         f"Step {number}\n{_step(step, limit)}" + "".join(f"\nThe user goes on: {_quote(u, limit)}" for u in turns)
         for number, (step, turns) in enumerate(zip(steps, user_turns, strict=False), start=1)
@@ -291,7 +291,7 @@ def write_transcript(query: Query, trajectory: Trajectory, limit: int) -> str:
     return "\n\n".join([task, f"Number of steps: {len(steps)}", *parts, f"Final answer: {answer}"])
 
 
-def _user_turns(trajectory: Trajectory) -> list[list[str]]:
+def _list_user_turns(trajectory: Trajectory) -> list[list[str]]:
     """What the user says after each step, in episodes that go on after an answer."""
     turns: list[list[str]] = [[] for _ in trajectory.steps]
     step = -1

@@ -101,7 +101,7 @@ List every step once, under its number, in the order of the steps; list none if 
 not a step."""
 
 
-def _scores_function(steps: int) -> ToolSchema:
+def _describe_scores_function(steps: int) -> ToolSchema:
     """The function that the judge has to call; servers that decode by the schema give the right number of steps."""
     step = {
         "step": {"type": "integer", "description": "Number of the step"},
@@ -138,23 +138,25 @@ class StepJudge(PanelJudge):
         self._limit = config.observation_limit
         endpoint = config.endpoint
         self.version = f"1 {endpoint.model} votes={config.votes} temperature={endpoint.temperature:g}"
-        self.prompt_hash = hash_prompt(_question(0), self._limit)
+        self.prompt_hash = hash_prompt(_make_question(0), self._limit)
         self.concurrency = endpoint.concurrency
 
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step. Raises EndpointRefused if the endpoint takes no request at all."""
         if not trajectory.steps:
             return []
-        question = _question(len(select_judged_steps(trajectory)))
+        question = _make_question(len(select_judged_steps(trajectory)))
         votes = self._panel.ask(question, write_transcript(query, trajectory, self._limit))
-        return _scores(trajectory, votes)
+        return _make_scores(trajectory, votes)
 
 
-def _question(steps: int) -> Question[Judgement]:
-    return Question(_STEP_INSTRUCTIONS, _scores_function(steps), lambda arguments: _judgement(arguments, steps))
+def _make_question(steps: int) -> Question[Judgement]:
+    return Question(
+        _STEP_INSTRUCTIONS, _describe_scores_function(steps), lambda arguments: _read_judgement(arguments, steps)
+    )
 
 
-def _judgement(arguments: Mapping[str, Any], steps: int) -> Judgement:
+def _read_judgement(arguments: Mapping[str, Any], steps: int) -> Judgement:
     """The arguments of the call as a judgement. Raises ValueError saying all that is wrong with them."""
     if faults := list(_find_faults(arguments, steps)):
         raise ValueError("; ".join(faults))
@@ -191,13 +193,13 @@ def _is_whole(value: object, highest: int) -> bool:
     return type(value) is int and 0 <= value <= highest
 
 
-def _scores(trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> list[StepScore]:
+def _make_scores(trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> list[StepScore]:
     """The scores of all steps; a closing Finish succeeds if there is any vote."""
     count = len(select_judged_steps(trajectory))
     scores = [_score(number, votes) for number in range(count)]
     if count < len(trajectory.steps):
-        scores.append(StepScore(1.0 if _judgements(votes) else None, None))
-    return [*scores[:-1], _with_outcome(scores[-1], trajectory, votes)]
+        scores.append(StepScore(1.0 if _list_judgements(votes) else None, None))
+    return [*scores[:-1], _add_outcome(scores[-1], trajectory, votes)]
 
 
 def _score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
@@ -211,11 +213,11 @@ def _score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
     )
 
 
-def _with_outcome(score: StepScore, trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> StepScore:
+def _add_outcome(score: StepScore, trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> StepScore:
     """The last score with IsSolved: missing without a vote, 0 without an answer, else the mean of the votes."""
     statuses = [vote.answer.status if vote.answer else None for vote in votes]
     solved = _mean([None if status is None else STATUS_SCORE[status] for status in statuses])
-    judgements = _judgements(votes)
+    judgements = _list_judgements(votes)
     return StepScore(
         score.succ_calling,
         score.contribution,
@@ -225,7 +227,7 @@ def _with_outcome(score: StepScore, trajectory: Trajectory, votes: Sequence[Vote
     )
 
 
-def _judgements(votes: Sequence[Vote[Judgement]]) -> list[Judgement]:
+def _list_judgements(votes: Sequence[Vote[Judgement]]) -> list[Judgement]:
     return [vote.answer for vote in votes if vote.answer]
 
 
@@ -235,7 +237,7 @@ def _mean(scores: Sequence[float | None]) -> float | None:
     return fmean(present) if present else None
 
 
-def _decision_function(name: str, description: str, field: str, values: Sequence[str]) -> dict[str, Any]:
+def _describe_decision_function(name: str, description: str, field: str, values: Sequence[str]) -> dict[str, Any]:
     properties = {
         "reason": {"type": "string", "description": "The grounds, in one or two sentences"},
         field: {"type": "string", "enum": list(values)},
@@ -254,7 +256,7 @@ class _Decision:
     prompt_hash: str = ""
 
 
-def _choice(field: str, values: Sequence[str], arguments: Mapping[str, Any]) -> tuple[str, str]:
+def _read_choice(field: str, values: Sequence[str], arguments: Mapping[str, Any]) -> tuple[str, str]:
     """The chosen value and the reason for it. Raises ValueError for another value."""
     if arguments.get(field) not in values:
         raise ValueError(f"{field} must be one of {', '.join(values)}")
@@ -266,13 +268,13 @@ _PLACES = ["first", "second", "tie"]
 _CHOICES = [Choice.MODEL, Choice.OTHER]
 PASS = Question(
     _PASS_INSTRUCTIONS,
-    _decision_function("report_status", "Report whether the task was solved.", "status", _STATUSES),
-    lambda arguments: _choice("status", _STATUSES, arguments),
+    _describe_decision_function("report_status", "Report whether the task was solved.", "status", _STATUSES),
+    lambda arguments: _read_choice("status", _STATUSES, arguments),
 )
 BETTER = Question(
     _BETTER_INSTRUCTIONS,
-    _decision_function("report_choice", "Report whose work is better.", "better", _PLACES),
-    lambda arguments: _choice("better", _PLACES, arguments),
+    _describe_decision_function("report_choice", "Report whose work is better.", "better", _PLACES),
+    lambda arguments: _read_choice("better", _PLACES, arguments),
 )
 
 
@@ -286,19 +288,21 @@ class OutcomeJudge(PanelJudge):
 
     def verdicts(self, model: str, pairs: Iterable[tuple[Query, Trajectory]]) -> list[Verdict]:
         """Verdicts on a model's answers, `votes` for each, in their order."""
-        parts = map_in_order(lambda pair: self._verdict(model, *pair), pairs, self._config.endpoint.concurrency)
+        parts = map_in_order(lambda pair: self._judge_answer(model, *pair), pairs, self._config.endpoint.concurrency)
         return [row for rows in parts for row in rows]
 
     def preferences(
         self, model: str, other: str, triples: Iterable[tuple[Query, Trajectory, Trajectory]]
     ) -> list[Preference]:
         """Preferences between two models' answers, two orders of `votes` each, in their order."""
-        parts = map_in_order(lambda t: self._preference(model, other, *t), triples, self._config.endpoint.concurrency)
+        parts = map_in_order(
+            lambda t: self._compare_answers(model, other, *t), triples, self._config.endpoint.concurrency
+        )
         return [row for rows in parts for row in rows]
 
-    def _verdict(self, model: str, query: Query, trajectory: Trajectory) -> list[Verdict]:
+    def _judge_answer(self, model: str, query: Query, trajectory: Trajectory) -> list[Verdict]:
         if trajectory.stop_reason is StopReason.FINISHED:
-            decisions = self._ask(PASS, self._text(query, trajectory))
+            decisions = self._ask(PASS, self._write_text(query, trajectory))
         else:
             decisions = [_Decision(Status.UNSOLVED, "no answer was given")] * self._config.votes
         return [
@@ -306,7 +310,7 @@ class OutcomeJudge(PanelJudge):
             for repeat, d in enumerate(decisions)
         ]
 
-    def _preference(
+    def _compare_answers(
         self, model: str, other: str, query: Query, trajectory: Trajectory, against: Trajectory
     ) -> list[Preference]:
         return [
@@ -322,7 +326,7 @@ class OutcomeJudge(PanelJudge):
         if not all(has_answer):
             return [_Decision(_CHOICES[has_answer.index(True)], "an answer beats none")] * self._config.votes
         order = (against, trajectory) if swapped else (trajectory, against)
-        texts = [f"The {p} assistant\n\n{self._text(query, t)}" for p, t in zip(_PLACES, order, strict=False)]
+        texts = [f"The {p} assistant\n\n{self._write_text(query, t)}" for p, t in zip(_PLACES, order, strict=False)]
         names = dict(zip(_PLACES, [*(reversed(_CHOICES) if swapped else _CHOICES), Choice.TIE], strict=True))
         decisions = self._ask(BETTER, "\n\n\n".join(texts))
         return [replace(d, value=names[d.value] if d.value else None) for d in decisions]
@@ -332,7 +336,7 @@ class OutcomeJudge(PanelJudge):
         answers = [v.answer or (None, f"missing: {v.problem}") for v in self._panel.ask(question, text)]
         return [_Decision(value, reason, judge, shape) for value, reason in answers]
 
-    def _text(self, query: Query, trajectory: Trajectory) -> str:
+    def _write_text(self, query: Query, trajectory: Trajectory) -> str:
         return write_transcript(query, trajectory, self._config.observation_limit)
 
 

@@ -107,10 +107,10 @@ def decide_preferences(preferences: Iterable[Preference]) -> dict[str, Choice | 
         ballots[row.query_id].update([row.preference] if row.preference else [])
     if len(pairs) > 1:
         raise ValueError(f"a majority is of one pair of models; the rows are of {sorted(pairs)}")
-    return {query: _majority(ballot) for query, ballot in ballots.items()}
+    return {query: _find_majority(ballot) for query, ballot in ballots.items()}
 
 
-def _majority(ballot: Counter[str]) -> Choice | None:
+def _find_majority(ballot: Counter[str]) -> Choice | None:
     if not ballot:
         return None
     lead = ballot[Choice.MODEL] - ballot[Choice.OTHER]
@@ -166,14 +166,14 @@ def read_stabletoolbench(path: str | Path) -> list[Verdict]:
     files = sorted(root.rglob("*.json")) if root.is_dir() else [root]
     if not files:
         raise ValueError(f"{path}: no JSON file of stored verdicts (pass_rate_results of StableToolBench) in it")
-    rows = [row for file in files for row in _stored_rows(file)]
+    rows = [row for file in files for row in _read_stored_rows(file)]
     return sorted(rows, key=lambda row: (row.model, row.query_id, row.repeat))
 
 
-def _stored_rows(file: Path) -> Iterator[Verdict]:
+def _read_stored_rows(file: Path) -> Iterator[Verdict]:
     model = file.parent.name
     test_set = file.stem.removesuffix(f"_{model}")
-    for number, verdict in _document(file).items():
+    for number, verdict in _read_document(file).items():
         statuses = verdict.get("is_solved") if isinstance(verdict, dict) else None
         if not isinstance(statuses, dict):
             raise ValueError(f"{file}: query {number} has no object 'is_solved' of statuses by repeat")
@@ -182,14 +182,14 @@ def _stored_rows(file: Path) -> Iterator[Verdict]:
                 query_id=f"{test_set}-{number}",
                 model=model,
                 repeat=_repeat(repeat, file, number),
-                status=_status(status, file, number),
+                status=_read_status(status, file, number),
                 rationale="stored by StableToolBench",
             )
 
 
-def _document(file: Path) -> dict[str, Any]:
+def _read_document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_require_unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
     except ValueError as error:
@@ -199,7 +199,7 @@ def _document(file: Path) -> dict[str, Any]:
     return document
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs. Raises ValueError for a query or a repeat that is given twice."""
     for key, number in Counter(key for key, _ in pairs).items():
         if number > 1:
@@ -213,7 +213,7 @@ def _repeat(text: str, file: Path, number: str) -> int:
     return int(text)
 
 
-def _status(text: object, file: Path, number: str) -> str:
+def _read_status(text: object, file: Path, number: str) -> str:
     name = str(text).removeprefix("AnswerStatus.").lower()
     if name not in list(Status):
         raise ValueError(f"{file}: query {number}: expected a status of {', '.join(Status)}, got {text!r}")

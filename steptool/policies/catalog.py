@@ -78,7 +78,7 @@ def _make_policy(
         return _make_endpoint(policy, config)
     first = {t.query_id: t for t in reversed(list(recordings))}
     only_recorded = bool(policy.recordings)
-    return ScriptedPolicy(lambda query, _: _calls_of(query, first, only_recorded), policy.name, config.rollout.finish)
+    return ScriptedPolicy(lambda query, _: _list_calls(query, first, only_recorded), policy.name, config.rollout.finish)
 
 
 def _make_endpoint(policy: EvaluatedPolicy, config: Config) -> Policy:
@@ -132,7 +132,7 @@ def _make_local(
     return LocalPolicy(load_joined(place, load or load_model), codec, **settings)
 
 
-def _calls_of(query: Query, recorded: Mapping[str, Trajectory], only_recorded: bool) -> list[ToolCall]:
+def _list_calls(query: Query, recorded: Mapping[str, Trajectory], only_recorded: bool) -> list[ToolCall]:
     if not only_recorded and has_reference_calls(query):
         return list_reference_calls(query)
     if query.query_id in recorded:

@@ -46,10 +46,10 @@ class AttentionMasks:
 
         One mask for a model whose layers are all alike, else one for each kind of layer.
         """
-        masks = {kind: self._additive(self._visible(kind, position_RM, length)) for kind in self._kinds}
+        masks = {kind: self._make_additive(self._find_visible(kind, position_RM, length)) for kind in self._kinds}
         return next(iter(masks.values())) if len(masks) == 1 else masks
 
-    def _visible(self, kind: str, position_RM: Tensor, length: int) -> Tensor:
+    def _find_visible(self, kind: str, position_RM: Tensor, length: int) -> Tensor:
         slot = torch.arange(length, device=self._device)
         position_RM1 = position_RM[:, :, None]
         visible_RMS = slot <= position_RM1
@@ -59,7 +59,7 @@ class AttentionMasks:
             visible_RMS = visible_RMS & (slot // self._chunk == position_RM1 // self._chunk)
         return visible_RMS
 
-    def _additive(self, visible_RMS: Tensor) -> Tensor:
+    def _make_additive(self, visible_RMS: Tensor) -> Tensor:
         mask = torch.zeros(visible_RMS.shape, dtype=self._dtype, device=self._device)
         mask.masked_fill_(~visible_RMS, torch.finfo(self._dtype).min)
         return mask[:, None]
@@ -87,7 +87,7 @@ def check_context(model: PreTrainedModel, max_context: int) -> None:
         raise ValueError(
             f"{name} has positions for {positions} tokens, policy.max_context is {max_context}; lower max_context"
         )
-    limit = _rope_limit(config)
+    limit = _find_rope_limit(config)
     if limit is not None and max_context > limit:
         raise ValueError(
             f"{name} changes all its positions once a text has more than {limit} tokens, which a KV cache cannot "
@@ -95,7 +95,7 @@ def check_context(model: PreTrainedModel, max_context: int) -> None:
         )
 
 
-def _rope_limit(config: Any) -> int | None:
+def _find_rope_limit(config: Any) -> int | None:
     """The length from which on rotary positions depend on how long the text is; None if they never do."""
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
@@ -208,16 +208,16 @@ class Rows:
         """
         first, second = Stage(), Stage()
         beginning = {self.row_of(episode) for episode, _, begins in prompts if begins}
-        sources = {_key(self._ids[row]): row for row in self.in_use if row not in beginning}
+        sources = {_make_key(self._ids[row]): row for row in self.in_use if row not in beginning}
         for episode, prompt, begins in prompts:
             row, ids = self.row_of(episode), np.asarray(prompt, np.int64)
-            key, stage, start = _key(ids), first, 0
-            if not begins or (key and key == _key(self._ids[row])):
-                start = _common(self._ids[row], ids)
+            key, stage, start = _make_key(ids), first, 0
+            if not begins or (key and key == _make_key(self._ids[row])):
+                start = _count_common(self._ids[row], ids)
             elif key and key in sources:
                 source = sources[key]
                 stage = second if any(fill.row == source for fill in first.fills) else first
-                start = _common(self._ids[source], ids)
+                start = _count_common(self._ids[source], ids)
                 stage.copies.append(Copy(source, row, start))
             start = min(start, len(ids) - 1)
             self._ids[row] = ids
@@ -227,12 +227,12 @@ class Rows:
         return [stage for stage in (first, second) if stage.fills]
 
 
-def _key(ids: npt.NDArray[np.int64]) -> bytes:
+def _make_key(ids: npt.NDArray[np.int64]) -> bytes:
     """A key that is equal for sequences that share a prefix; empty for an empty row."""
     return ids[:_SHARED].tobytes()
 
 
-def _common(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> int:
+def _count_common(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> int:
     """Number of tokens with which both begin."""
     length = min(len(first), len(second))
     different = np.flatnonzero(first[:length] != second[:length])

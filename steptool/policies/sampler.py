@@ -100,7 +100,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
     ) -> tuple[Tensor, Tensor]:
         """Write the new keys and values and return all of the batch's."""
         if layer_idx not in self._store:
-            self._store[layer_idx] = (self._room(key_states), self._room(value_states))
+            self._store[layer_idx] = (self._allocate(key_states), self._allocate(value_states))
         keys, values = self._store[layer_idx]
         return self._write(keys, key_states), self._write(values, value_states)
 
@@ -126,15 +126,15 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         readable = store[:, :, : self._length]
         return readable if self._rows_to_read is None else readable[self._rows_to_read]
 
-    def _room(self, like: Tensor) -> Tensor:
+    def _allocate(self, like: Tensor) -> Tensor:
         return like.new_zeros(self._rows, like.shape[1], self._slots, like.shape[3])
 
     def _resize(self, slots: int) -> None:
         self._slots = slots
-        self._store = {i: (self._grown(k), self._grown(v)) for i, (k, v) in self._store.items()}
+        self._store = {i: (self._enlarge(k), self._enlarge(v)) for i, (k, v) in self._store.items()}
 
-    def _grown(self, store: Tensor) -> Tensor:
-        larger = self._room(store)
+    def _enlarge(self, store: Tensor) -> Tensor:
+        larger = self._allocate(store)
         larger[:, :, : store.shape[2]] = store
         return larger
 
@@ -187,9 +187,9 @@ class BatchSampler:
     def feed(self, feeds: Sequence[Feed]) -> None:
         """Put tokens into rows and sample the first token of their turns."""
         limits = CPU_LIMITS if self._device.type == "cpu" else GPU_LIMITS
-        for group in _groups(feeds, limits):
+        for group in _group_feeds(feeds, limits):
             self._prefill(group)
-        self._length = self._longest()
+        self._length = self._find_longest()
 
     @torch.inference_mode()
     def copy(self, source: int, row: int, length: int) -> None:
@@ -216,7 +216,7 @@ class BatchSampler:
         rows = sorted(row for row in self._open if not going[row])
         counts, ids, logprobs = self._count[rows].tolist(), self._ids[rows].tolist(), self._logprobs[rows].cpu().numpy()
         self._open.difference_update(rows)
-        self._length = self._longest()
+        self._length = self._find_longest()
         return [
             SampledTurn(r, ids[i][:n], logprobs[i, :n].copy())
             for i, (r, n) in enumerate(zip(rows, counts, strict=True))
@@ -231,9 +231,9 @@ class BatchSampler:
             setattr(self, name, getattr(self, name)[index])
         self._rows = torch.arange(len(rows), device=self._device)
         self._open = {new for new, old in enumerate(rows) if old in self._open}
-        self._length = self._longest()
+        self._length = self._find_longest()
 
-    def _longest(self) -> int:
+    def _find_longest(self) -> int:
         return int(self._position[sorted(self._open)].max()) if self._open else 0
 
     def _prefill(self, feeds: Sequence[Feed]) -> None:
@@ -295,7 +295,7 @@ def _invert(probs_RV: Tensor, uniforms_R: Tensor) -> Tensor:
     return torch.searchsorted(cumulated, aim, right=True)[:, 0]
 
 
-def _groups(feeds: Sequence[Feed], limits: PrefillLimits) -> Iterator[list[Feed]]:
+def _group_feeds(feeds: Sequence[Feed], limits: PrefillLimits) -> Iterator[list[Feed]]:
     """Feeds of similar length together, each group within the limits of padding and of its mask."""
     group: list[Feed] = []
     tokens = slots = 0

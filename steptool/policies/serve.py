@@ -145,14 +145,14 @@ class ServedModel:
         check_tools(tools, "the request")
         offered = strip_hints(self._serving.offer(tools))
         hides_finish = offers_finish(offered) and not offers_finish(tools)
-        messages = self._as_trained(request.messages, hides_finish)
+        messages = self._restore_training_form(request.messages, hides_finish)
         self._check_length(messages)
         with self._lock:
             if abandoned.is_set():
                 raise AbandonedError
             prompt = self._codec.next_prompt_ids(messages, offered, self._find_sampled(messages))
             turn = self._sample(prompt, request, abandoned)
-            message = self._message(turn, self._codec.parse(turn.ids, offered), hides_finish)
+            message = self._make_message(turn, self._codec.parse(turn.ids, offered), hides_finish)
         is_cut = turn.ids[-1] not in self._codec.end_ids
         reason = "tool_calls" if message.get("tool_calls") else "length" if is_cut else "stop"
         return {
@@ -177,12 +177,12 @@ class ServedModel:
                 "tokens; shorten the messages"
             )
 
-    def _as_trained(self, messages: Sequence[Message], hides_finish: bool) -> list[Message]:
+    def _restore_training_form(self, messages: Sequence[Message], hides_finish: bool) -> list[Message]:
         """The messages in the internal form, with the system message of training unless they bring their own.
 
         Where the client does not know Finish, the assistant's earlier answers are calls of it.
         """
-        turns = split_calls([_internal(message) for message in messages])
+        turns = split_calls([_convert_message(message) for message in messages])
         if turns[-1]["role"] == "assistant":
             raise ValueError("messages: the last one is the assistant's; expected one of the user or of a tool")
         if self._serving.system and turns[0]["role"] not in ("system", "developer"):
@@ -228,7 +228,7 @@ class ServedModel:
         (turn,) = sampler.take()
         return turn
 
-    def _message(self, turn: SampledTurn, parsed: ParsedTurn, hides_finish: bool) -> Message:
+    def _make_message(self, turn: SampledTurn, parsed: ParsedTurn, hides_finish: bool) -> Message:
         call = parsed.call
         if call is None and self._serving.finish == "text":
             return {"role": "assistant", "content": parsed.text if parsed.answer is None else parsed.answer}
@@ -264,14 +264,14 @@ def make_app(served: ServedModel, key: str = "") -> Starlette:
         try:
             chat = ChatRequest.model_validate_json(await read_body(request))
             if chat.model != served.name:
-                return _error(404, f"there is no model '{chat.model[:200]}' here; this server has '{served.name}'")
+                return _make_error(404, f"there is no model '{chat.model[:200]}' here; this server has '{served.name}'")
             answer = await run_for_client(request, partial(served.complete, chat))
         except TooLargeError as error:
-            return _error(413, str(error))
+            return _make_error(413, str(error))
         except ValidationError as error:
-            return _error(400, _describe(error))
+            return _make_error(400, _describe(error))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            return _error(400, str(error))
+            return _make_error(400, str(error))
         except AbandonedError:
             return Response(status_code=_CLIENT_GONE)
         return _stream(answer) if chat.stream else JSONResponse(answer)
@@ -285,7 +285,7 @@ def make_app(served: ServedModel, key: str = "") -> Starlette:
         if refusal := _refuse(request, key):
             return refusal
         if request.path_params["name"] != served.name:
-            return _error(404, f"there is no such model here; this server has '{served.name}'")
+            return _make_error(404, f"there is no such model here; this server has '{served.name}'")
         return JSONResponse(model)
 
     async def health(_: Request) -> Response:
@@ -323,7 +323,9 @@ def _complete_schema(tool: Any) -> Any:
 
 def _refuse(request: Request, key: str) -> Response | None:
     """The answer to a request without the right key; None for a request that may pass."""
-    return None if has_key(request, key) else _error(401, "the key is missing or wrong; send it as the bearer token")
+    return (
+        None if has_key(request, key) else _make_error(401, "the key is missing or wrong; send it as the bearer token")
+    )
 
 
 def _describe(error: ValidationError) -> str:
@@ -335,7 +337,7 @@ def _describe(error: ValidationError) -> str:
     return f"{where}: {first['msg']}, got {str(first['input'])[:200]}"
 
 
-def _error(status: int, message: str, kind: str = "invalid_request_error") -> Response:
+def _make_error(status: int, message: str, kind: str = "invalid_request_error") -> Response:
     body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     return JSONResponse(body, status_code=status)
 
@@ -343,12 +345,12 @@ def _error(status: int, message: str, kind: str = "invalid_request_error") -> Re
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     place = f"{request.method} {request.url.path[:200]}"
-    return _error(error.status_code, f"{place}: {error.detail}; this server has POST /v1/chat/completions")
+    return _make_error(error.status_code, f"{place}: {error.detail}; this server has POST /v1/chat/completions")
 
 
 async def _answer_fault(_: Request, error: Exception) -> Response:
     """The answer to a request on which our own code has failed; the stack is in the server's log."""
-    return _error(500, f"the server has failed: {describe_error(error)}", "server_error")
+    return _make_error(500, f"the server has failed: {describe_error(error)}", "server_error")
 
 
 def _stream(answer: Mapping[str, Any]) -> Response:
@@ -362,7 +364,7 @@ def _stream(answer: Mapping[str, Any]) -> Response:
     return Response(text, media_type="text/event-stream")
 
 
-def _internal(message: Message) -> Message:
+def _convert_message(message: Message) -> Message:
     """A message of a request, its parts of text put together. Raises ValueError for another role or other parts."""
     role, content = message.get("role"), message.get("content")
     if role not in _ROLES:

@@ -80,9 +80,9 @@ class ServedEnvironment:
             queries = [query for queries in self.splits.values() for query in queries if query.query_id == task_id]
             index = 0
         else:
-            queries = self.splits.get(_field(arguments, "split", str, next(iter(self.splits))), [])
-            seed = _field(arguments, "seed", int, 0) % max(1, len(queries))
-            index = _field(arguments, "index", int, seed)
+            queries = self.splits.get(_read_field(arguments, "split", str, next(iter(self.splits))), [])
+            seed = _read_field(arguments, "seed", int, 0) % max(1, len(queries))
+            index = _read_field(arguments, "index", int, seed)
         if not 0 <= index < len(queries):
             sizes = {name: len(tasks) for name, tasks in self.splits.items()}
             request = str(dict(arguments))[:200]
@@ -115,9 +115,9 @@ class Connection:
                 raise ProtocolError("UNKNOWN_TYPE", f"expected reset, step, state or close, got {message['type']!r}")
             return {"type": "observation", "data": answers[message["type"]](message.get("data") or {})}
         except ProtocolError as error:
-            return _error(error.code, str(error))
+            return _make_error(error.code, str(error))
         except Exception as error:
-            return _error("EXECUTION_ERROR", describe_error(error))
+            return _make_error("EXECUTION_ERROR", describe_error(error))
 
     def close(self) -> None:
         """Drop the episode that was not finished."""
@@ -179,7 +179,9 @@ def make_app(served: ServedEnvironment, key: str = "") -> Starlette:
             return
         await websocket.accept()
         if not room.acquire(blocking=False):
-            await websocket.send_json(_error("CAPACITY_REACHED", "all sessions are taken; raise tools.concurrency"))
+            await websocket.send_json(
+                _make_error("CAPACITY_REACHED", "all sessions are taken; raise tools.concurrency")
+            )
             await websocket.close()
             return
         try:
@@ -250,7 +252,7 @@ def _guard(
 
 def _list_tasks(served: ServedEnvironment, body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tasks of the split that a request names."""
-    queries = served.splits.get(_field(body, "split", str, ""))
+    queries = served.splits.get(_read_field(body, "split", str, ""))
     if queries is None:
         raise ProtocolError("EXECUTION_ERROR", f"split: expected one of {', '.join(served.splits)}")
     return [{"id": q.query_id, "instruction": q.instruction, "tier": q.tier} for q in queries]
@@ -258,7 +260,7 @@ def _list_tasks(served: ServedEnvironment, body: Mapping[str, Any]) -> list[dict
 
 def _find_task(served: ServedEnvironment, body: Mapping[str, Any]) -> dict[str, Any]:
     """The task that a request names by split and index."""
-    tasks, index = _list_tasks(served, body), _field(body, "index", int, -1)
+    tasks, index = _list_tasks(served, body), _read_field(body, "index", int, -1)
     if not 0 <= index < len(tasks):
         raise ProtocolError("EXECUTION_ERROR", f"index: expected a number below {len(tasks)}, got {index}")
     return tasks[index]
@@ -307,7 +309,7 @@ def _read_object(text: str | bytes) -> dict[str, Any]:
     return value
 
 
-def _field(fields: Mapping[str, Any], name: str, kind: type[F], default: F) -> F:
+def _read_field(fields: Mapping[str, Any], name: str, kind: type[F], default: F) -> F:
     """The field, or the default where it is missing or null. Raises ProtocolError for a value of another type."""
     value = fields.get(name)
     if value is None:
@@ -335,5 +337,5 @@ def _refuse(status: int, text: str) -> Response:
     return JSONResponse({"detail": text}, status_code=status)
 
 
-def _error(code: str, text: str) -> dict[str, Any]:
+def _make_error(code: str, text: str) -> dict[str, Any]:
     return {"type": "error", "data": {"message": text, "code": code}}

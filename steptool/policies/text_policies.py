@@ -188,7 +188,7 @@ class EndpointPolicy(Policy):
         """Send the requests for the next turns."""
         for episode in episodes:
             chat = self._endpoints[episode.decoding].chat
-            messages = _conversation(episode, self._instructions)
+            messages = _write_conversation(episode, self._instructions)
             request = self._pool.submit(chat, messages, episode.tools, vote=episode.sample)
             self._requests[request] = episode
 
@@ -234,8 +234,8 @@ class EndpointPolicy(Policy):
 
 def _parse(reply: Reply, form: Format | None) -> ParsedTurn:
     """The turn of a reply. Reasoning in a field of its own stands before the words, between <think> and </think>."""
-    message, text = reply.message, _text(reply)
-    first = _first_call(message)
+    message, text = reply.message, _write_text(reply)
+    first = _keep_first_call(message)
     if first is None:
         return _read_answer(text, form)
     try:
@@ -249,12 +249,12 @@ def _parse(reply: Reply, form: Format | None) -> ParsedTurn:
     return ParsedTurn(call, text, thought=text)
 
 
-def _text(reply: Reply) -> str:
+def _write_text(reply: Reply) -> str:
     """The reply as a model writes it, with its thinking. A server may leave out <think>, which the prompt has opened.
 
     Reasoning without words in a reply that is cut is thinking that does not end.
     """
-    words, reasoning = _words(reply.message), read_reasoning(reply.message)
+    words, reasoning = _read_words(reply.message), read_reasoning(reply.message)
     if reasoning and not words and reply.is_cut:
         return f"{THINK_OPEN}\n{reasoning}"
     if reasoning:
@@ -274,7 +274,7 @@ def _read_answer(text: str, form: Format | None) -> ParsedTurn:
         return ParsedTurn(None, text, str(error))
 
 
-def _words(message: Message) -> str:
+def _read_words(message: Message) -> str:
     """The text of the model, or of its refusal; parts of text are joined."""
     content = message.get("content")
     if isinstance(content, list):
@@ -283,12 +283,12 @@ def _words(message: Message) -> str:
     return next((text for text in (content, message.get("refusal")) if isinstance(text, str)), "")
 
 
-def _first_call(message: Message) -> Message | None:
+def _keep_first_call(message: Message) -> Message | None:
     calls = message.get("tool_calls")
     return calls[0] if calls and isinstance(calls, list) else None
 
 
-def _conversation(episode: Episode, instructions: str) -> list[Message]:
+def _write_conversation(episode: Episode, instructions: str) -> list[Message]:
     """The messages of the next request."""
     messages = episode.query.first_messages
     if instructions and messages[0]["role"] == "system":
@@ -308,11 +308,11 @@ def _retell(exchange: Exchange) -> list[Message]:
     A call that cannot be read is sent as text: servers refuse a history with calls that are not well formed.
     """
     message, parsed, observation = exchange.turn.message or {}, exchange.turn.parsed, exchange.step.observation
-    first = _first_call(message)
+    first = _keep_first_call(message)
     if exchange.step.status is StepStatus.FINISH and parsed.call is None:
-        return [{"role": "assistant", "content": _words(message)}]
+        return [{"role": "assistant", "content": _read_words(message)}]
     if parsed.call is None or first is None:
-        text = _words(message) or (json.dumps(first, ensure_ascii=False) if first else "(no reply)")
+        text = _read_words(message) or (json.dumps(first, ensure_ascii=False) if first else "(no reply)")
         return [{"role": "assistant", "content": text}, {"role": "user", "content": observation}]
     answer = {"role": "tool", "tool_call_id": first.get("id"), "content": observation}
     return [{"role": "assistant", "content": message.get("content"), "tool_calls": [first]}, answer]

@@ -56,7 +56,7 @@ class Prompter:
         """Render the first prompts and return their lengths. Raises ValueError if one leaves no room for a turn."""
         self._first_ids = {}
         for episode in episodes:
-            self._first_ids[episode] = ids = self._context_ids(episode)
+            self._first_ids[episode] = ids = self._encode_context(episode)
             if not self._has_room(ids):
                 raise ValueError(
                     f"query '{episode.query.query_id}': its prompt of {len(ids)} tokens and a turn of {self._max_new} "
@@ -70,11 +70,11 @@ class Prompter:
 
         A hint is left out if the turn fits only without it.
         """
-        path, context_ids = join_path_ids(episode), self._context_ids(episode)
+        path, context_ids = join_path_ids(episode), self._encode_context(episode)
         ids = [*path, *context_ids]
         if not self._has_room(ids):
             return Refusal(StopReason.CONTEXT_LIMIT)
-        hinted = [*path, *self._context_ids(episode, episode.hint)] if episode.hint else ids
+        hinted = [*path, *self._encode_context(episode, episode.hint)] if episode.hint else ids
         return Prompt(hinted if self._has_room(hinted) else ids, context_ids, episode.tools)
 
     def turn(self, prompt: Prompt, ids: Sequence[int], logprobs: npt.NDArray[np.float32]) -> Turn:
@@ -85,10 +85,10 @@ class Prompter:
             TurnTokens(prompt.context_ids, ids, logprobs),
         )
 
-    def _context_ids(self, episode: Episode, hint: str = "") -> list[int]:
+    def _encode_context(self, episode: Episode, hint: str = "") -> list[int]:
         """Tokens from the end of the last turn to the next one, with the hint as the last that the user says."""
         if not episode.exchanges:
-            return self._opening_ids(episode, hint)
+            return self._encode_opening(episode, hint)
         last = episode.exchanges[-1]
         assert last.turn.tokens is not None
         user_turn = last.user_turn
@@ -101,7 +101,7 @@ class Prompter:
             last.step.observation, get_observed_name(last.step), user_turn=user_turn, closed=closed
         )
 
-    def _opening_ids(self, episode: Episode, hint: str) -> list[int]:
+    def _encode_opening(self, episode: Episode, hint: str) -> list[int]:
         if not hint and episode in self._first_ids:
             return self._first_ids[episode]
         *others, last = episode.query.first_messages
@@ -260,9 +260,9 @@ class EnginePolicy(TokenPolicy):
     def _queue_prompt(self, episode: Episode, prompt: Prompt) -> None:
         request_id, self._request_count = str(self._request_count), self._request_count + 1
         self._requests[request_id] = episode, prompt
-        self._engine.add(request_id, prompt.ids, self._sampling(episode))
+        self._engine.add(request_id, prompt.ids, self._make_sampling(episode))
 
-    def _sampling(self, episode: Episode) -> Sampling:
+    def _make_sampling(self, episode: Episode) -> Sampling:
         turn = self._turns[episode] = self._turns.get(episode, -1) + 1
         key = f"{self._seed}/{episode.round_index}/{episode.query.query_id}/{episode.sample}/{turn}"
         return Sampling(
@@ -344,10 +344,10 @@ class LocalPolicy(TokenPolicy):
         self._model.train(self._was_training)
 
     def _queue_prompt(self, episode: Episode, prompt: Prompt) -> None:
-        self._seat(episode)
+        self._take_seat(episode)
         self._queue.append((episode, prompt))
 
-    def _seat(self, episode: Episode) -> None:
+    def _take_seat(self, episode: Episode) -> None:
         """Give the episode a row if it has none."""
         if episode not in self._seats:
             key = f"{self._seed}/{episode.round_index}/{episode.query.query_id}/{episode.sample}"

@@ -67,8 +67,8 @@ class VllmEngine:
                 logprobs_mode="processed_logprobs",
                 trust_remote_code=False,
                 enable_sleep_mode=gpu and rests,
-                **_lora_options(adapter, lora_rank),
-                **({} if gpu else _whole_prompts(max_context)),
+                **_make_lora_options(adapter, lora_rank),
+                **({} if gpu else _make_prompt_options(max_context)),
             )
         )
         self.folder, self._rests, self._adapters = folder, rests, 0
@@ -90,7 +90,7 @@ class VllmEngine:
 
     def step(self) -> list[Completion]:
         """Compute one step of all requests and return those that have ended."""
-        return [_completion(output) for output in self._engine.step() if output.finished]
+        return [_read_completion(output) for output in self._engine.step() if output.finished]
 
     def abort(self, request_ids: Collection[str]) -> None:
         """Drop requests whose turns are no longer needed."""
@@ -171,7 +171,7 @@ def _restore_caches(worker: Any, sizes: list[int]) -> None:
         cache.untyped_storage().resize_(size)
 
 
-def _lora_options(adapter: str, lora_rank: int) -> dict[str, Any]:
+def _make_lora_options(adapter: str, lora_rank: int) -> dict[str, Any]:
     """Options that reserve room for one adapter, of the smallest rank of vLLM that is large enough."""
     rank = lora_rank
     if adapter:
@@ -181,12 +181,12 @@ def _lora_options(adapter: str, lora_rank: int) -> dict[str, Any]:
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _LORA_RANKS if r >= rank)}
 
 
-def _whole_prompts(max_context: int) -> dict[str, Any]:
+def _make_prompt_options(max_context: int) -> dict[str, Any]:
     """Options that compute a prompt in one step, with further prompts as far as there is room."""
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_STEP_TOKENS, max_context)}
 
 
-def _completion(output: Any) -> Completion:
+def _read_completion(output: Any) -> Completion:
     sampled = output.outputs[0]
     ids = [int(token) for token in sampled.token_ids]
     token_logprobs = [float(logprobs[token].logprob) for token, logprobs in zip(ids, sampled.logprobs, strict=True)]

@@ -28,11 +28,11 @@ def list_versions(place: Place) -> None:
     champion = registry.champion()
     for version in registry.versions():
         mark = "*" if champion and champion.version_id == version.version_id else " "
-        _print(f"{mark} {version.version_id}  {_size(version)}  {_results(version.metadata)}")
+        _print(f"{mark} {version.version_id}  {_write_size(version)}  {_write_results(version.metadata)}")
     faults = registry.find_damage()
     for fault in faults:
         _print(f"! {fault}")
-    _print(_in_service(champion))
+    _print(_describe_champion(champion))
     _end_with(faults)
 
 
@@ -47,13 +47,13 @@ def show(
     if not version_id and not champion:
         raise RegistryError("nothing is in service yet: name a version")
     version = registry.version(champion.version_id if champion else version_id)
-    _print(f"{version.version_id}, {_size(version)}, at {registry.model_place(version.version_id)}")
+    _print(f"{version.version_id}, {_write_size(version)}, at {registry.model_place(version.version_id)}")
     for entry in registry.history():
         if entry.version_id == version.version_id:
             _print(f"  champion number {entry.sequence} from {entry.since:%Y-%m-%d %H:%M:%S} UTC: {entry.reason}")
     for stage in version.lineage:
         files = ", ".join(f"{name} {digest[:12]}" for name, digest in stage["files"].items())
-        _print(f"  {stage['stage']}{_round(stage['round'])}: {files or stage['note']}")
+        _print(f"  {stage['stage']}{_write_round(stage['round'])}: {files or stage['note']}")
     _print(json.dumps(version.metadata, indent=2, ensure_ascii=False))
 
 
@@ -64,7 +64,7 @@ def roll_back(
     reason: Reason = "",
 ) -> None:
     """Put a former champion in service again."""
-    _print(_in_service(_open(place).roll_back(to, reason)))
+    _print(_describe_champion(_open(place).roll_back(to, reason)))
 
 
 @app.command()
@@ -79,11 +79,11 @@ def publish(
     registry = Registry(place)
     champion = registry.champion()
     version = registry.publish(folder, _read_json(metadata) if metadata else {})
-    _print(f"published {version.version_id}, {_size(version)}, at {registry.model_place(version.version_id)}")
+    _print(f"published {version.version_id}, {_write_size(version)}, at {registry.model_place(version.version_id)}")
     if promote and not (champion and champion.version_id == version.version_id):
         after = champion.sequence if champion else 0
         champion = registry.promote(version.version_id, after=after, reason=reason)
-    _print(_in_service(champion))
+    _print(_describe_champion(champion))
 
 
 @app.command()
@@ -126,22 +126,22 @@ def _print(text: str) -> None:
     print(escape_controls(text))
 
 
-def _in_service(champion: Champion | None) -> str:
+def _describe_champion(champion: Champion | None) -> str:
     if not champion:
         return "nothing is in service yet"
     since = f"{champion.since:%Y-%m-%d %H:%M:%S} UTC"
     return f"in service: {champion.version_id}, number {champion.sequence}, since {since} ({champion.reason})"
 
 
-def _size(version: Version) -> str:
+def _write_size(version: Version) -> str:
     return f"{sum(file.size for file in version.files.values()) / 1e6:,.1f} MB"
 
 
-def _results(metadata: Mapping[str, Any]) -> str:
+def _write_results(metadata: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {result['pass_rate']:.1%}" for name, result in metadata.get("results", {}).items())
 
 
-def _round(number: int) -> str:
+def _write_round(number: int) -> str:
     return f" of round {number + 1}" if number >= 0 else ""
 
 

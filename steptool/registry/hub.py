@@ -84,9 +84,9 @@ def prepare_model_upload(folder: Path, repo: str, licence: str, datasets: Sequen
     if not entries and (model / lineage.CARD).is_file():
         card = _complete_card(model / lineage.CARD, licence, datasets)
     else:
-        results = _results(folder) if entries else {}
+        results = _read_results(folder) if entries else {}
         facts = {"licence": licence, "datasets": list(datasets), **results}
-        title, base = repo.rpartition("/")[2], _adapter_base(model) if is_adapter else ""
+        title, base = repo.rpartition("/")[2], _read_adapter_base(model) if is_adapter else ""
         card = lineage.make_card(entries, title, facts, base)
     return Upload(repo, Kind.MODEL, files, card)
 
@@ -221,7 +221,7 @@ def _list_files(model: Path) -> dict[str, Path]:
     return files
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def _read_results(folder: Path) -> dict[str, Any]:
     """The results of a run or of a version of a registry, in the form of a card; empty without results.
 
     `folder` is the run, the version, or the folder `model` in one of them.
@@ -236,7 +236,7 @@ def _results(folder: Path) -> dict[str, Any]:
     return {"results": results, "result": "steptool"} if results else {}
 
 
-def _adapter_base(model: Path) -> str:
+def _read_adapter_base(model: Path) -> str:
     return str(_read_object(model / "adapter_config.json").get("base_model_name_or_path") or "unknown")
 
 

@@ -212,7 +212,7 @@ class Registry:
         try:
             self._store.create(locate_entry(entry.sequence), entry.encode())
         except FileExistsError:
-            return self._standing_entry(entry)
+            return self._find_standing_entry(entry)
         return entry
 
     def roll_back(self, to: str | None = None, reason: str = "") -> Champion:
@@ -342,7 +342,7 @@ class Registry:
             self._store.create(locate_manifest(claim.version_id), version.encode())
         return version
 
-    def _standing_entry(self, entry: Champion) -> Champion:
+    def _find_standing_entry(self, entry: Champion) -> Champion:
         """The entry that already has this number, if it is the same promotion. Raises Conflict if it is another."""
         standing, champion = self._read(locate_entry(entry.sequence), Champion), self.champion()
         if standing.version_id != entry.version_id:

@@ -259,37 +259,37 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether anything was ever written here."""
-        return bool(self._fs.exists(self._full(_MARK)))
+        return bool(self._fs.exists(self._join(_MARK)))
 
     def place(self, path: str) -> str:
         """The path as other programs name it: a url with its protocol, or a plain path on this machine."""
-        return str(self._fs.unstrip_protocol(self._full(path)))
+        return str(self._fs.unstrip_protocol(self._join(path)))
 
     def names(self, folder: str) -> list[str]:
         """Names of the files and folders directly in a folder, sorted; empty for a folder that does not exist."""
         try:
-            paths = self._fs.ls(self._full(folder), detail=False)
+            paths = self._fs.ls(self._join(folder), detail=False)
         except FileNotFoundError:
             return []
         inside = (path.rstrip("/") for path in paths)
-        return sorted(path.rpartition("/")[2] for path in inside if path != self._full(folder))
+        return sorted(path.rpartition("/")[2] for path in inside if path != self._join(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path relative to the folder."""
-        top = self._full(folder)
+        top = self._join(folder)
         files = self._fs.find(top, detail=True)
         return {path.removeprefix(top).lstrip("/"): int(info["size"]) for path, info in files.items()}
 
     def modification_time(self, path: str) -> datetime:
         """When a file, or the newest file below a folder, was written. Raises FileNotFoundError."""
-        full = self._full(path)
+        full = self._join(path)
         times: list[datetime] = [self._fs.modified(file) for file in self._fs.find(full) or [full]]
         return max(times)
 
     def read(self, paths: Sequence[str]) -> dict[str, bytes]:
         """Contents of the files that exist. Raises every other error of the store."""
         whole = [None] * len(paths)
-        results = self._fs.cat_ranges([self._full(path) for path in paths], whole, whole, on_error="return")
+        results = self._fs.cat_ranges([self._join(path) for path in paths], whole, whole, on_error="return")
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, FileNotFoundError):
                 raise result
@@ -297,7 +297,7 @@ class Store:
 
     def sha256(self, path: str) -> str:
         """Digest of a file, read as a stream."""
-        with self._fs.open(self._full(path), "rb") as stream:
+        with self._fs.open(self._join(path), "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def create(self, path: str, content: bytes) -> None:
@@ -307,24 +307,24 @@ class Store:
 
     def put(self, file: Path, path: str) -> None:
         """Copy a file here: whole or not at all, in place of an older one."""
-        self._fs.put_file(str(file), self._full(path))
+        self._fs.put_file(str(file), self._join(path))
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file: whole or not at all, in place of an older one."""
-        self._fs.pipe_file(self._full(path), content)
+        self._fs.pipe_file(self._join(path), content)
 
     def remove(self, path: str) -> None:
         """Remove a file or a folder with all below it."""
-        self._fs.rm(self._full(path), recursive=True)
+        self._fs.rm(self._join(path), recursive=True)
 
-    def _full(self, path: str) -> str:
+    def _join(self, path: str) -> str:
         return f"{self._root}/{path}"
 
     def _create(self, path: str, content: bytes) -> None:
         if getattr(self._fs.pipe_file, "__func__", None) is fsspec.AbstractFileSystem.pipe_file:
             raise RegistryError(f"{self._root}: fsspec cannot create a file there for one writer only")
         try:
-            self._fs.pipe_file(self._full(path), content, mode="create")
+            self._fs.pipe_file(self._join(path), content, mode="create")
         except OSError as error:  # stores name this failure differently, and a second attempt may meet the first one's
             if isinstance(error, FileExistsError) or self._check_created(path, error):
                 raise FileExistsError(path) from error
@@ -333,7 +333,7 @@ class Store:
     def _check_created(self, path: str, error: OSError) -> bool:
         """Whether a file exists whose creation failed. Raises RegistryError where the store does not answer."""
         try:
-            return bool(self._fs.exists(self._full(path)))
+            return bool(self._fs.exists(self._join(path)))
         except OSError:
             raise RegistryError(
                 f"{self._root}: the store does not answer, and whether it has created {path} is unknown ({error}); "
@@ -361,7 +361,7 @@ class LocalStore(Store):
 
     def place(self, path: str) -> str:
         """The path on this machine."""
-        return self._full(path)
+        return self._join(path)
 
     def put(self, file: Path, path: str) -> None:
         """Copy a file here: whole or not at all, in place of an older one."""
@@ -385,7 +385,7 @@ class LocalStore(Store):
 
     def _settle(self, path: str, fill: Callable[[BinaryIO], Any], move: Callable[[Path, Path], None]) -> None:
         """Write a file under a temporary name, flush it to the disk, and then give it its name."""
-        fresh, final = Path(self._full(f"{PARTIAL}/{uuid.uuid4().hex}")), Path(self._full(path))
+        fresh, final = Path(self._join(f"{PARTIAL}/{uuid.uuid4().hex}")), Path(self._join(path))
         fresh.parent.mkdir(parents=True, exist_ok=True)
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -394,12 +394,12 @@ class LocalStore(Store):
                 stream.flush()
                 os.fsync(stream.fileno())
             move(fresh, final)
-            _sync(final.parent)
+            _flush(final.parent)
         finally:
             fresh.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
+def _flush(folder: Path) -> None:
     """Flush the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:

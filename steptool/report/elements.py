@@ -40,7 +40,7 @@ def load_templates(**formats: Callable[[Any], str]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: _or_dash(form) for name, form in formats.items()}
+    environment.filters |= {name: _allow_missing(form) for name, form in formats.items()}
     return environment
 
 
@@ -50,7 +50,7 @@ def read_asset(*names: str) -> Markup:
     return Markup("".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names))
 
 
-def _or_dash(form: Callable[[Any], str]) -> Callable[[Any], str]:
+def _allow_missing(form: Callable[[Any], str]) -> Callable[[Any], str]:
     return lambda value: DASH if value is None else form(value)
 
 
@@ -214,11 +214,11 @@ def draw_lines(
     if not lines:
         return draw_figure(title, '<p class="empty">Nothing was recorded.</p>', note)
     xs = [x for s in lines for x, _ in s.points]
-    marks = choose_ticks(*_extent(lines, floor, ceiling))
+    marks = choose_ticks(*_find_extent(lines, floor, ceiling))
     x = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y = Scale(marks[0], marks[-1], LINE_HEIGHT - BOTTOM, TOP)
     parts = [draw_y_axis(y, marks, show), draw_x_axis(x, sorted(set(xs)), x_label, LINE_HEIGHT)]
-    parts += [_band(s, x, y) for s in lines] + [_line(s, x, y, show) for s in lines]
+    parts += [_draw_band(s, x, y) for s in lines] + [_draw_line(s, x, y, show) for s in lines]
     parts.append(_end_labels(lines, x, y, show))
     legend = [(s.label, s.colour) for s in lines] if len(lines) > 1 else []
     return draw_figure(title, draw_svg(title, LINE_HEIGHT, parts), note, legend)
@@ -227,7 +227,7 @@ def draw_lines(
 def draw_interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = format_percent) -> str:
     """Horizontal bars from 0 to 1 with error intervals, one block of rows for each group."""
     x = Scale(0, 1, _start(rows), WIDTH - _VALUES)
-    body, height = _rows(rows, x, [0, 0.25, 0.5, 0.75, 1], show, _bar)
+    body, height = _draw_rows(rows, x, [0, 0.25, 0.5, 0.75, 1], show, _draw_bar)
     return draw_figure(title, draw_svg(title, height, body), note)
 
 
@@ -235,7 +235,7 @@ def draw_differences(title: str, rows: Sequence[Interval], *, note: str = "", sh
     """Points with intervals around a line at zero, one block of rows for each group."""
     marks = choose_ticks(min([0.0, *(r.low for r in rows)]), max([0.05, *(r.high for r in rows)]))
     x = Scale(marks[0], marks[-1], _start(rows), WIDTH - _VALUES)
-    body, height = _rows(rows, x, marks, show, _whisker)
+    body, height = _draw_rows(rows, x, marks, show, _draw_whisker)
     body.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 26}"/>')
     return draw_figure(title, draw_svg(title, height, body), note)
 
@@ -269,18 +269,18 @@ def draw_bubbles(
             f'<circle class="bubble {p.colour}" cx="{x(p.x)}" cy="{y(p.y)}" r="{radius}">'
             f"<title>{escape(p.label)}</title></circle>"
         )
-    parts.append(_line(line, x, y, format_number))
+    parts.append(_draw_line(line, x, y, format_number))
     return draw_figure(title, draw_svg(title, height, parts), note, legend)
 
 
-def _extent(series: Sequence[Series], floor: float | None, ceiling: float | None) -> tuple[float, float]:
+def _find_extent(series: Sequence[Series], floor: float | None, ceiling: float | None) -> tuple[float, float]:
     values = [y for s in series for _, y in s.points if y is not None]
     values += [v for s in series for interval in s.band if interval for v in interval]
     values += [v for v in (floor, ceiling) if v is not None]
     return min(values), max(values)
 
 
-def _runs(series: Series) -> Iterator[list[tuple[float, float]]]:
+def _split_into_runs(series: Series) -> Iterator[list[tuple[float, float]]]:
     """The stretches of a line without a missing value."""
     run: list[tuple[float, float]] = []
     for x, y in series.points:
@@ -294,10 +294,10 @@ def _runs(series: Series) -> Iterator[list[tuple[float, float]]]:
         yield run
 
 
-def _line(series: Series, x: Scale, y: Scale, show: Format) -> str:
+def _draw_line(series: Series, x: Scale, y: Scale, show: Format) -> str:
     parts = []
     dots = len(series.points) <= 40
-    for run in _runs(series):
+    for run in _split_into_runs(series):
         path = "L".join(f"{x(a)},{y(b)}" for a, b in run)
         parts.append(f'<path class="line {series.colour}" d="M{path}"/>')
         parts += [
@@ -309,7 +309,7 @@ def _line(series: Series, x: Scale, y: Scale, show: Format) -> str:
     return "".join(parts)
 
 
-def _band(series: Series, x: Scale, y: Scale) -> str:
+def _draw_band(series: Series, x: Scale, y: Scale) -> str:
     points = [(p[0], b) for p, b in zip(series.points, series.band, strict=False) if b]
     if len(points) < 2:
         return ""
@@ -341,7 +341,7 @@ def _start(rows: Sequence[Interval]) -> float:
 _Draw = Callable[[Interval, Scale, float, Format], str]
 
 
-def _rows(
+def _draw_rows(
     rows: Sequence[Interval], x: Scale, marks: Sequence[float], show: Format, draw: _Draw
 ) -> tuple[list[str], float]:
     groups = list(dict.fromkeys(r.group for r in rows))
@@ -363,27 +363,27 @@ def _rows(
     return grid + labels + parts, top + 26
 
 
-def _bar(row: Interval, x: Scale, middle: float, show: Format) -> str:
+def _draw_bar(row: Interval, x: Scale, middle: float, show: Format) -> str:
     return (
-        f'<g><title>{_tip(row, show)}</title><rect class="bar {row.colour}" x="{x(0)}" y="{middle - 7}" height="14" '
-        f'rx="2" width="{x(row.value) - x(0):g}"/>{_range(row, x, middle)}'
+        f'<g><title>{_write_tip(row, show)}</title><rect class="bar {row.colour}" x="{x(0)}" y="{middle - 7}" '
+        f'height="14" rx="2" width="{x(row.value) - x(0):g}"/>{_draw_range(row, x, middle)}'
         f'<text class="value" x="{x(row.high) + 7:g}" y="{middle + 4}">{escape(show(row.value))}</text></g>'
     )
 
 
-def _whisker(row: Interval, x: Scale, middle: float, show: Format) -> str:
+def _draw_whisker(row: Interval, x: Scale, middle: float, show: Format) -> str:
     return (
-        f"<g><title>{_tip(row, show)}</title>{_range(row, x, middle)}"
+        f"<g><title>{_write_tip(row, show)}</title>{_draw_range(row, x, middle)}"
         f'<circle class="point {row.colour}" cx="{x(row.value)}" cy="{middle}" r="5"/>'
         f'<text class="value" x="{x(row.high) + 8:g}" y="{middle + 4}">{escape(show(row.value))}</text></g>'
     )
 
 
-def _tip(row: Interval, show: Format) -> str:
+def _write_tip(row: Interval, show: Format) -> str:
     """What the mark says when the pointer is over it."""
     return escape(f"{row.group}, {row.label}: {show(row.value)} (95% interval {show(row.low)} to {show(row.high)})")
 
 
-def _range(row: Interval, x: Scale, middle: float) -> str:
+def _draw_range(row: Interval, x: Scale, middle: float) -> str:
     low, high = x(row.low), x(row.high)
     return f'<path class="error" d="M{low},{middle}H{high}M{low},{middle - 4}v8M{high},{middle - 4}v8"/>'

@@ -79,7 +79,11 @@ def make_results_section(results: Results, labels: Mapping[str, str] | None = No
     names = {model: (labels or {}).get(model, model) for model in models}
     classes = choose_colours(models)
     return {
-        "charts": [Markup(chart) for chart in (*_bars(results, names, classes), *_gains(results, names)) if chart],
+        "charts": [
+            Markup(chart)
+            for chart in (*_draw_pass_rates(results, names, classes), *_draw_gains(results, names))
+            if chart
+        ],
         "tables": [(title, list(t.columns), t.to_numpy().tolist()) for title, t in write_text_tables(results, labels)],
         "swatches": {names[model]: classes[model] for model in models},
         "gaps": list(results.gaps),
@@ -87,7 +91,7 @@ def make_results_section(results: Results, labels: Mapping[str, str] | None = No
     }
 
 
-def _bars(results: Results, names: Mapping[str, str], classes: Mapping[str, str]) -> Iterator[str]:
+def _draw_pass_rates(results: Results, names: Mapping[str, str], classes: Mapping[str, str]) -> Iterator[str]:
     """A chart of pass rates for each way of decoding; models without a pass rate are not drawn."""
     for decoding in dict.fromkeys(line["decoding"] for line in results.lines):
         rows = [
@@ -101,14 +105,14 @@ def _bars(results: Results, names: Mapping[str, str], classes: Mapping[str, str]
             )
 
 
-def _gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
+def _draw_gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
     """A chart of the differences for each pair of models, where one model is compared with up to two others."""
     pairs = list(dict.fromkeys((c.a, c.b) for c in results.comparisons))
     if len({a for a, _ in pairs}) != 1 or len(pairs) > 2:
         return
     for a, b in pairs:
         rows = [
-            Interval(c.group, c.decoding, c.difference.mean, c.difference.low, c.difference.high, _colour(c))
+            Interval(c.group, c.decoding, c.difference.mean, c.difference.low, c.difference.high, _choose_colour(c))
             for c in results.comparisons
             if (c.a, c.b) == (a, b)
         ]
@@ -116,7 +120,7 @@ def _gains(results: Results, names: Mapping[str, str]) -> Iterator[str]:
         yield draw_differences(f"{names.get(a, a)} less {names.get(b, b)}", rows, note=note, show=format_signed_points)
 
 
-def _colour(c: Comparison) -> str:
+def _choose_colour(c: Comparison) -> str:
     if not c.is_shown:
         return "c-muted"
     return "c-good" if c.difference.mean > 0 else "c-bad"
@@ -171,7 +175,7 @@ def build_retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: s
             in_service=plan.champion or f"{plan.base} (no champion yet)",
             new=plan.new[:_LISTED],
             more=max(0, len(plan.new) - _LISTED),
-            chart=Markup(_chart(outcome.decision)),
+            chart=Markup(_draw_criteria(outcome.decision)),
             training=training,
             css=read_asset("theme.css", "page.css"),
             script=read_asset("tables.js"),
@@ -179,7 +183,7 @@ def build_retraining_page(plan: RetrainingPlan, outcome: RunOutcome, training: s
     )
 
 
-def _chart(decision: Decision | None) -> str:
+def _draw_criteria(decision: Decision | None) -> str:
     rows = [
         Interval(c.name, "", c.mean, c.low, c.high, "c-good" if c.passed else "c-bad")
         for c in (decision.criteria if decision else ())

@@ -70,14 +70,14 @@ def label_table(queries: Mapping[str, Query], trajectories: Iterable[Trajectory]
                 "arguments": json.dumps(dict(step.call.arguments), ensure_ascii=False) if step.call else "",
                 "observation": step.observation,
                 "answer": t.final_answer or "",
-                "asked": " ".join(_components_of(step, number == len(t.steps) - 1)),
+                "asked": " ".join(_list_components(step, number == len(t.steps) - 1)),
                 **dict.fromkeys(COMPONENTS),
                 "labelled_by": "",
                 "comment": "",
             }
 
 
-def _components_of(step: Step, last: bool) -> Sequence[str]:
+def _list_components(step: Step, last: bool) -> Sequence[str]:
     call = () if step.status is StepStatus.FINISH else ("succ_calling", "contribution")
     return (*call, "is_solved") if last else call
 
@@ -156,7 +156,7 @@ def label_rows(trajectories: Iterable[Trajectory], labels: Iterable[Row]) -> Ite
         steps = by_trajectory.pop(t.trajectory_id, {})
         _check(t, steps)
         if steps:
-            yield from (_row(t.trajectory_id, number, steps.get(number, {})) for number in range(len(t.steps)))
+            yield from (_make_row(t.trajectory_id, number, steps.get(number, {})) for number in range(len(t.steps)))
     for steps in by_trajectory.values():
         label = next(label for labellers in steps.values() for label in labellers.values())
         raise LabelError(f"{label['where']}: '{label['trajectory_id']}' is not among the trajectories")
@@ -168,13 +168,13 @@ def _check(t: Trajectory, steps: _Labels) -> None:
             if not 0 <= number < len(t.steps):
                 last = len(t.steps) - 1
                 raise LabelError(f"{label['where']}: '{t.trajectory_id}' has steps 0 to {last}, got {number}")
-            expected = _components_of(t.steps[number], number == len(t.steps) - 1)
+            expected = _list_components(t.steps[number], number == len(t.steps) - 1)
             if extra := [name for name in COMPONENTS if label[name] is not None and name not in expected]:
                 components = " and ".join(expected) or "no component"
                 raise LabelError(f"{label['where']}: this step takes {components}, got {extra}")
 
 
-def _row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> StepReward:
+def _make_row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> StepReward:
     votes = {name: {who: row[name] for who, row in labels.items() if row[name] is not None} for name in COMPONENTS}
     means = {name: sum(scores.values()) / len(scores) if scores else None for name, scores in votes.items()}
     nonempty = {name: scores for name, scores in votes.items() if scores}

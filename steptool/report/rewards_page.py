@@ -47,7 +47,7 @@ def build_section(audits: Mapping[int, Audit]) -> dict[str, Any]:
     return {
         "audit": first,
         "sentences": list(write_sentences(first)),
-        "charts": [Markup(chart) for chart in (*_charts(first), *_charts_over_rounds(audits)) if chart],
+        "charts": [Markup(chart) for chart in (*_draw_charts(first), *_draw_charts_over_rounds(audits)) if chart],
         "agreements": [a for a in first.agreements if a.steps],
         "names": NAMES,
         "tools": first.tools,
@@ -140,7 +140,7 @@ def _state_drift(audit: Audit) -> Iterator[str]:
         yield f"Against the earlier run nothing has shifted (stability index at most {_SHIFT})."
 
 
-def _charts(audit: Audit) -> Iterator[str]:
+def _draw_charts(audit: Audit) -> Iterator[str]:
     agreements = [
         Interval(f"{a.one} and {a.other}", NAMES[a.component], a.kappa.value, a.kappa.low, a.kappa.high, "c-two")
         for a in audit.agreements
@@ -148,7 +148,7 @@ def _charts(audit: Audit) -> Iterator[str]:
     ]
     if agreements:
         note = "Cohen's kappa, 95% interval. 0: as chance would have it, 1: always."
-        yield draw_differences("Do annotators agree?", agreements, note=note, show=_two_decimals)
+        yield draw_differences("Do annotators agree?", agreements, note=note, show=_format_two_decimals)
     separations = [
         Interval(s.annotator, FIGURES[s.figure], s.auroc.value, s.auroc.low, s.auroc.high, "c-one")
         for s in audit.separations
@@ -156,7 +156,7 @@ def _charts(audit: Audit) -> Iterator[str]:
     ]
     if separations:
         note = "AUROC, 95% interval. .5: the figure does not tell, 1: it always does."
-        yield draw_interval_bars("Does it tell solved episodes?", separations, note=note, show=_two_decimals)
+        yield draw_interval_bars("Does it tell solved episodes?", separations, note=note, show=_format_two_decimals)
     for farming in audit.farming:
         band = [(b.reward.low, b.reward.high) for b in farming.bins]
         line = Series("step reward", [(round(b.size), b.reward.value) for b in farming.bins], "c-three", band)
@@ -170,10 +170,12 @@ def _charts(audit: Audit) -> Iterator[str]:
         if d.change
     ]
     if drifts:
-        yield draw_differences("Change since the earlier run", drifts, note="Means, 95% interval.", show=_two_decimals)
+        yield draw_differences(
+            "Change since the earlier run", drifts, note="Means, 95% interval.", show=_format_two_decimals
+        )
 
 
-def _charts_over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
+def _draw_charts_over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
     if len(audits) < 2:
         return
     for title, colour, note, measure in (
@@ -187,5 +189,5 @@ def _charts_over_rounds(audits: Mapping[int, Audit]) -> Iterator[str]:
             yield draw_lines(title, [Series(title, points, colour, band)], floor=0, ceiling=1, note=note)
 
 
-def _two_decimals(value: float) -> str:
+def _format_two_decimals(value: float) -> str:
     return format_number(round(value, 2))

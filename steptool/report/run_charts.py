@@ -70,9 +70,9 @@ MAIN_CURVES = (
 def draw_rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     """Curves of the training episodes over rounds."""
     band = [None if r["pass_rate"] is None else wilson(r["pass_rate"], r["episodes"]) for r in rounds]
-    solved = Series("solved", _points(rounds, "pass_rate"), "c-steptool", band)
-    failed = Series("failed", _points(rounds, "invalid_call_rate"), "c-bad")
-    steps = Series("steps", _points(rounds, "mean_steps"), "c-one")
+    solved = Series("solved", _list_points(rounds, "pass_rate"), "c-steptool", band)
+    failed = Series("failed", _list_points(rounds, "invalid_call_rate"), "c-bad")
+    steps = Series("steps", _list_points(rounds, "mean_steps"), "c-one")
     return [
         draw_lines(
             "Training tasks solved", [solved], show=format_percent, floor=0, note="Sampled episodes, 95% interval."
@@ -85,12 +85,12 @@ def draw_rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
 def draw_reward_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     """Reward components, the composed reward and the calls that added nothing, over rounds."""
     components = [
-        Series("SuccCalling", _points(rounds, "succ_calling"), "c-one"),
-        Series("Contribution", _points(rounds, "contribution"), "c-two"),
-        Series("IsSolved", _points(rounds, "is_solved"), "c-three"),
+        Series("SuccCalling", _list_points(rounds, "succ_calling"), "c-one"),
+        Series("Contribution", _list_points(rounds, "contribution"), "c-two"),
+        Series("IsSolved", _list_points(rounds, "is_solved"), "c-three"),
     ]
-    total = Series("reward", _points(rounds, "mean_reward"), "c-one")
-    idle = Series("added nothing", _points(rounds, "idle_call_rate"), "c-one")
+    total = Series("reward", _list_points(rounds, "mean_reward"), "c-one")
+    idle = Series("added nothing", _list_points(rounds, "idle_call_rate"), "c-one")
     return [
         draw_lines("Reward components", components, floor=0, note="Means over the scored steps."),
         draw_lines("Reward per episode", [total], floor=0, note="Sum over its steps."),
@@ -100,7 +100,7 @@ def draw_reward_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     ]
 
 
-def _points(rounds: Sequence[RoundSummary], field: str) -> list[tuple[float, float | None]]:
+def _list_points(rounds: Sequence[RoundSummary], field: str) -> list[tuple[float, float | None]]:
     return [(float(r["round"]), r.get(field)) for r in rounds]  # type: ignore[misc]
 
 
@@ -108,12 +108,12 @@ def draw_training_curves(metrics: Sequence[Metric]) -> tuple[list[str], list[str
     """Curves of the rounds' training metrics (means over the round's updates): the main ones, and all others."""
     rows = [r for r in metrics if r.stage != "warm_start"]
     names = dict.fromkeys([*CURVES, *sorted({r.name for r in rows})])
-    curves = {n: _training_curve(n, [r for r in rows if r.name == n]) for n in names}
+    curves = {n: _draw_training_curve(n, [r for r in rows if r.name == n]) for n in names}
     main = [svg for n, svg in curves.items() if svg and n in MAIN_CURVES]
     return main, [svg for n, svg in curves.items() if svg and n not in MAIN_CURVES]
 
 
-def _training_curve(name: str, rows: Sequence[Metric]) -> str:
+def _draw_training_curve(name: str, rows: Sequence[Metric]) -> str:
     rounds = sorted({r.round for r in rows})
     if not rounds:
         return ""
@@ -141,14 +141,14 @@ def draw_farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[s
         return []
     low, high = min(p.reward for p in every), max(p.reward for p in every)
     bins = max((high - low) / 14, 1e-9)
-    binned = {i: _bin(farming[i], low, bins) for i in rounds}
+    binned = {i: _make_bins(farming[i], low, bins) for i in rounds}
     largest = max(b.count for bubbles_of_round in binned.values() for b in bubbles_of_round)
     steps = [p.steps for p in every]
     return [
         draw_bubbles(
             f"Round {i}",
             binned[i],
-            _mean_line(farming[i]),
+            _make_mean_line(farming[i]),
             x_label="steps of the episode",
             y_label="reward before the last step",
             x_range=(min(steps), max(steps)),
@@ -163,7 +163,7 @@ def draw_farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[s
 
 def draw_correlation_curve(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     """Correlation of length and step reward over rounds; empty with less than three rounds."""
-    data = [(float(i), _correlation(farming[i])) for i in sorted(farming)]
+    data = [(float(i), _correlate(farming[i])) for i in sorted(farming)]
     if len(data) < 3:
         return ""
     series = Series("correlation", data, "c-one")
@@ -171,7 +171,7 @@ def draw_correlation_curve(farming: Mapping[int, Sequence[FarmingPoint]]) -> str
     return draw_lines("Do longer episodes earn more?", [series], floor=0, ceiling=1, note=note)
 
 
-def _bin(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[Bubble]:
+def _make_bins(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[Bubble]:
     counts: dict[tuple[int, int, bool], int] = {}
     for p in episodes:
         key = (p.steps, int((p.reward - low) / width), (p.solved or 0) > 0.5)
@@ -188,13 +188,13 @@ def _bin(episodes: Sequence[FarmingPoint], low: float, width: float) -> list[Bub
     ]
 
 
-def _mean_line(episodes: Sequence[FarmingPoint]) -> Series:
+def _make_mean_line(episodes: Sequence[FarmingPoint]) -> Series:
     lengths = sorted({p.steps for p in episodes})
     data = [(float(n), mean(p.reward for p in episodes if p.steps == n)) for n in lengths]
     return Series("mean reward at steps", data, "c-line")
 
 
-def _correlation(episodes: Sequence[FarmingPoint]) -> float | None:
+def _correlate(episodes: Sequence[FarmingPoint]) -> float | None:
     """Correlation of steps and reward; None where it is not defined."""
     estimate = measure_farming(episodes)[0].correlation
     return estimate.value if estimate else None
@@ -208,7 +208,7 @@ def judge_farming(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
     (steps_0, solved_0), (steps_1, solved_1) = (
         (mean(p.steps for p in points) or 0.0, mean(p.solved for p in points) or 0.0) for points in (first, last)
     )
-    last_correlation = _correlation(last)
+    last_correlation = _correlate(last)
     longer, paid = steps_1 > 1.1 * steps_0, last_correlation is not None and last_correlation > 0.2
     facts = (
         f"From the first to the last round the mean length went from {steps_0:.1f} to {steps_1:.1f} steps and the "

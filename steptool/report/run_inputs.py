@@ -129,7 +129,7 @@ def summarise_round(
     `rewards` are those by one annotator; `step_rewards[i]` are the composed rewards [T] of
     `trajectories[i]`, None where a score is missing. Raises ValueError if the two do not have the same length.
     """
-    scores = _scores(trajectories, rewards)
+    scores = _group_scores(trajectories, rewards)
     calls = [s for t in trajectories for s in t.steps if s.status is not StepStatus.FINISH]
     before_last = [r.contribution for t in trajectories for r in scores[t.trajectory_id] if r.step < len(t.steps) - 1]
     composed = [r for _, r in zip(trajectories, step_rewards, strict=True) if r is not None]
@@ -155,7 +155,7 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def _scores(trajectories: Sequence[Trajectory], rewards: Iterable[StepReward]) -> dict[str, list[StepReward]]:
+def _group_scores(trajectories: Sequence[Trajectory], rewards: Iterable[StepReward]) -> dict[str, list[StepReward]]:
     scores: dict[str, list[StepReward]] = {t.trajectory_id: [] for t in trajectories}
     for reward in rewards:
         if reward.trajectory_id in scores:
@@ -195,7 +195,7 @@ def read_run(folder: Path) -> ReportInputs:
     queries = {q.query_id: q for q in read_queries(folder / names.QUERIES)}
     metrics = read_records(folder / names.METRICS, Metric)
     evaluations = read_records(folder / names.EVALUATED, Evaluation)
-    summaries, farming = _rounds(folder, queries, config)
+    summaries, farming = _read_rounds(folder, queries, config)
     return ReportInputs(
         title=f"StepTool on {config.data.source}",
         config=config.model_dump(mode="json"),
@@ -206,9 +206,12 @@ def read_run(folder: Path) -> ReportInputs:
         farming=farming,
         audits={index: _audit(folder, config, index) for index in range(config.ppo.rounds)},
         costs=read_records(folder / names.COSTS, Cost),
-        examples=[*_pairs(folder, queries, evaluations), *_training_episodes(folder, queries, config.ppo.rounds - 1)],
+        examples=[
+            *_select_pairs(folder, queries, evaluations),
+            *_read_training_episodes(folder, queries, config.ppo.rounds - 1),
+        ],
         counts={stage: select_counts(metrics, stage) for stage in ("ingest", "prepare")},
-        notes=list(_notes(folder, metrics, summaries)),
+        notes=list(_write_notes(folder, metrics, summaries)),
         files=find_files(folder),
     )
 
@@ -223,7 +226,7 @@ def find_files(folder: Path) -> dict[str, list[str]]:
     return links
 
 
-def _rounds(
+def _read_rounds(
     folder: Path, queries: Mapping[str, Query], config: Config
 ) -> tuple[list[RoundSummary], dict[int, list[FarmingPoint]]]:
     """Summary and farming points of each round, with the verdicts as the evaluation finds them."""
@@ -243,10 +246,12 @@ def _audit(folder: Path, config: Config, round_index: int) -> Audit:
     return audit_files(folder / names.QUERIES, episodes, rewards, config)
 
 
-def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Evaluation]) -> Iterator[EpisodePair]:
+def _select_pairs(
+    folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Evaluation]
+) -> Iterator[EpisodePair]:
     """Held-out tasks before and after training: in each tier the solved, the lost and the unchanged alternate."""
     passed = {(r.model, r.query_id): r.passed for r in evaluations if r.decoding == "greedy"}
-    before, after = (_evaluated_episodes(folder, model, passed) for model in ("warm_start", "steptool"))
+    before, after = (_read_evaluated_episodes(folder, model, passed) for model in ("warm_start", "steptool"))
     groups: dict[tuple[str, float, float], list[str]] = defaultdict(list)
     for query_id in before.keys() & after.keys():
         verdicts = (passed[model, query_id] for model in ("warm_start", "steptool"))
@@ -259,7 +264,7 @@ def _pairs(folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Eva
         yield from (EpisodePair(queries[q], before[q], after[q]) for q in turns[:PAIRS])
 
 
-def _evaluated_episodes(
+def _read_evaluated_episodes(
     folder: Path, model: str, passed: Mapping[tuple[str, str], float | None]
 ) -> dict[str, ScoredEpisode]:
     rows = _group_by_trajectory(
@@ -271,7 +276,7 @@ def _evaluated_episodes(
     }
 
 
-def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: int) -> Iterator[EpisodePair]:
+def _read_training_episodes(folder: Path, queries: Mapping[str, Query], round_index: int) -> Iterator[EpisodePair]:
     """Episodes of a round with the advantages that the policy learned from, solved and unsolved ones."""
     rewards = _group_by_trajectory(read_records(folder / names.name_round_file("rewards", round_index), StepReward))
     advantages = _group_by_trajectory(
@@ -288,7 +293,7 @@ def _training_episodes(folder: Path, queries: Mapping[str, Query], round_index: 
     yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in selection)
 
 
-def _notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
+def _write_notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
     yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
     yield from name_lost_groups(metrics)
     prepared = select_counts(metrics, "prepare")

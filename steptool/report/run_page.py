@@ -43,16 +43,16 @@ def summarise_run(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "pass_rate": _pass_rates(inputs, GREEDY),
         "sampled_pass_rate": _pass_rates(inputs, SAMPLED),
-        "results": {model: _result(line) for model in MODELS if (line := find_line(inputs, model))},
-        "difference": _plain(find_difference(inputs)),
-        "base_difference": _plain(find_difference(inputs, other="base")),
-        "tiers": {tier: _cells(inputs, group) for tier, group in groups.items()},
-        "comparisons": [_plain_comparison(c) for c in inputs.results.comparisons],
-        "differences": {tier: _plain(find_difference(inputs, group)) for tier, group in groups.items()},
+        "results": {model: _select_result(line) for model in MODELS if (line := find_line(inputs, model))},
+        "difference": _make_plain(find_difference(inputs)),
+        "base_difference": _make_plain(find_difference(inputs, other="base")),
+        "tiers": {tier: _make_cells(inputs, group) for tier, group in groups.items()},
+        "comparisons": [_make_plain_comparison(c) for c in inputs.results.comparisons],
+        "differences": {tier: _make_plain(find_difference(inputs, group)) for tier, group in groups.items()},
         "left_out": list(inputs.results.gaps),
         "tasks": len({r.query_id for r in inputs.evaluations}),
-        "seconds": _total(inputs.costs, "seconds"),
-        "tokens": _total(inputs.costs, "tokens"),
+        "seconds": _sum_by_stage(inputs.costs, "seconds"),
+        "tokens": _sum_by_stage(inputs.costs, "tokens"),
         "peak_memory_mb": max((c.peak_memory_mb for c in inputs.costs), default=0.0),
     }
 
@@ -87,7 +87,7 @@ def state_result(inputs: ReportInputs, name: str = "StepTool") -> list[str]:
     if line is None:
         return [f"There is no result yet: the evaluation has no greedy episodes of {name}."]
     tasks = line["tasks"]
-    kind = "validation" if _section(inputs, "evaluation").get("split") == "validation" else "held-out"
+    kind = "validation" if _get_section(inputs, "evaluation").get("split") == "validation" else "held-out"
     where = f"{tasks} {kind} task{'s' if tasks != 1 else ''}"
     after = line["pass_rate"]
     if after is None:
@@ -144,11 +144,11 @@ def _pass_rates(inputs: ReportInputs, decoding: str, group: str = ALL) -> dict[s
     return {m: line["pass_rate"] for m, line in lines.items() if line and line["pass_rate"] is not None}
 
 
-def _result(line: Row) -> dict[str, Any]:
+def _select_result(line: Row) -> dict[str, Any]:
     return {name: line[name] for name in ("pass_rate", "low", "high", "tasks")}
 
 
-def _cells(inputs: ReportInputs, group: str) -> dict[str, Any]:
+def _make_cells(inputs: ReportInputs, group: str) -> dict[str, Any]:
     sampled, cells = _pass_rates(inputs, SAMPLED, group), {}
     for model in MODELS:
         if line := find_line(inputs, model, group):
@@ -156,23 +156,23 @@ def _cells(inputs: ReportInputs, group: str) -> dict[str, Any]:
     return cells
 
 
-def _total(costs: Sequence[Cost], field: str) -> dict[str, Any]:
+def _sum_by_stage(costs: Sequence[Cost], field: str) -> dict[str, Any]:
     sums: dict[str, Any] = {}
     for cost in costs:
         sums[cost.stage] = sums.get(cost.stage, 0) + getattr(cost, field)
     return {**sums, "total": sum(sums.values())}
 
 
-def _section(inputs: ReportInputs, name: str) -> Mapping[str, Any]:
+def _get_section(inputs: ReportInputs, name: str) -> Mapping[str, Any]:
     section = inputs.config.get(name)
     return section if isinstance(section, Mapping) else {}
 
 
-def _plain(d: Difference | None) -> dict[str, Any] | None:
+def _make_plain(d: Difference | None) -> dict[str, Any] | None:
     return None if d is None else asdict(d)
 
 
-def _plain_comparison(c: Comparison) -> dict[str, Any]:
+def _make_plain_comparison(c: Comparison) -> dict[str, Any]:
     figures = {"group": c.group, "decoding": c.decoding, "p": c.p, "corrected": c.corrected, "shown": c.is_shown}
     return {**figures, **asdict(c.difference)}
 
@@ -196,7 +196,7 @@ def build_report(inputs: ReportInputs) -> str:
     environment = load_templates(
         percent=format_percent, number=format_number, points=format_points, decimal="{:.1f}".format
     )
-    return environment.get_template("run.html.jinja").render(**_context(inputs))
+    return environment.get_template("run.html.jinja").render(**_make_context(inputs))
 
 
 _BASELINES = {
@@ -236,7 +236,7 @@ def describe_method(config: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
-def _context(inputs: ReportInputs) -> dict[str, Any]:
+def _make_context(inputs: ReportInputs) -> dict[str, Any]:
     name, explanation = describe_method(inputs.config)
     labels = {"base": "Base", "warm_start": "Warm start", "steptool": name}
     evaluated = {line["model"] for line in inputs.results.lines}
@@ -253,18 +253,18 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "models": models,
         "results": make_results_section(inputs.results, labels),
         "rounds": rounds,
-        "rollout_curves": _markups(run_charts.draw_rollout_curves(rounds) if rounds else []),
-        "main_curves": _markups([*main, run_charts.draw_warm_start_curve(inputs.metrics)]),
-        "other_curves": _markups(others),
-        "reward_curves": _markups(run_charts.draw_reward_curves(rounds) if rounds else []),
-        "formula": _formula(inputs.config),
-        "farming": _markups(
+        "rollout_curves": _mark_safe(run_charts.draw_rollout_curves(rounds) if rounds else []),
+        "main_curves": _mark_safe([*main, run_charts.draw_warm_start_curve(inputs.metrics)]),
+        "other_curves": _mark_safe(others),
+        "reward_curves": _mark_safe(run_charts.draw_reward_curves(rounds) if rounds else []),
+        "formula": _write_formula(inputs.config),
+        "farming": _mark_safe(
             [*run_charts.draw_farming_charts(inputs.farming), run_charts.draw_correlation_curve(inputs.farming)]
         ),
         "farming_verdict": run_charts.judge_farming(inputs.farming),
         "trust": rewards_page.build_section(inputs.audits) if inputs.audits else None,
-        "costs": _costs(inputs.costs),
-        "judge_costs": tabulate_judge_costs(_costs_of_judge(inputs.costs)),
+        "costs": _tabulate_costs(inputs.costs),
+        "judge_costs": tabulate_judge_costs(_select_judge_costs(inputs.costs)),
         "counts": list(_flatten(inputs.counts)),
         "config": json.dumps(inputs.config, indent=2, default=str, ensure_ascii=False),
         "files": inputs.files,
@@ -275,7 +275,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _formula(config: Mapping[str, Any]) -> str:
+def _write_formula(config: Mapping[str, Any]) -> str:
     rewards, ppo = config.get("rewards") or {}, config.get("ppo") or {}
     if not rewards or ppo.get("algorithm") in HAVE_NO_ADVANTAGES:
         return ""
@@ -296,7 +296,7 @@ def _formula(config: Mapping[str, Any]) -> str:
     )
 
 
-def _costs(costs: Sequence[Cost]) -> list[dict[str, Any]]:
+def _tabulate_costs(costs: Sequence[Cost]) -> list[dict[str, Any]]:
     total = sum(c.seconds for c in costs) or 1.0
     rows = []
     for stage in dict.fromkeys(c.stage for c in costs):
@@ -316,7 +316,7 @@ def _costs(costs: Sequence[Cost]) -> list[dict[str, Any]]:
     return rows
 
 
-def _costs_of_judge(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
+def _select_judge_costs(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
     annotations = [c for c in costs if c.stage == "annotate"]
     return {
         "training": [c for c in annotations if c.round >= 0],
@@ -333,5 +333,5 @@ def _flatten(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield name, f"{value:,}" if isinstance(value, int) else value
 
 
-def _markups(parts: Sequence[str]) -> list[Markup]:
+def _mark_safe(parts: Sequence[str]) -> list[Markup]:
     return [Markup(p) for p in parts if p]

@@ -51,15 +51,15 @@ def build_stage_page(stage: str, inputs: Mapping[str, Any], outputs: Mapping[str
 
     `cost` holds seconds and memory of the stage. Its tokens and counts are read from the output files.
     """
-    files = [(name, file) for name, value in outputs.items() for file in _files(value)]
+    files = [(name, file) for name, value in outputs.items() for file in _list_files(value)]
     return (
         load_templates()
         .get_template("stage.html.jinja")
         .render(
             stage=stage.replace("_", " "),
-            inputs=[line for name, value in inputs.items() for line in _lines(name, value)],
-            outputs=[line for name, value in outputs.items() for line in _lines(name, value)],
-            charts=Markup("".join(chart for name, file in files for chart in _charts(file, stage, name))),
+            inputs=[line for name, value in inputs.items() for line in _list_lines(name, value)],
+            outputs=[line for name, value in outputs.items() for line in _list_lines(name, value)],
+            charts=Markup("".join(chart for name, file in files for chart in _draw_charts(file, stage, name))),
             cost=cost,
             spent=_read_cost(stage, [file for _, file in files]),
             css=read_asset("theme.css", "page.css"),
@@ -67,13 +67,13 @@ def build_stage_page(stage: str, inputs: Mapping[str, Any], outputs: Mapping[str
     )
 
 
-def _lines(name: str, value: Any) -> Iterator[Line]:
+def _list_lines(name: str, value: Any) -> Iterator[Line]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _lines(f"{name}.{key}", inner)
+            yield from _list_lines(f"{name}.{key}", inner)
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value[:_LISTED]):
-            yield from _lines(f"{name}[{number}]", inner)
+            yield from _list_lines(f"{name}[{number}]", inner)
         if len(value) > _LISTED:
             yield Line(name, f"and {len(value) - _LISTED} more")
     elif isinstance(value, BaseModel):
@@ -85,17 +85,19 @@ def _lines(name: str, value: Any) -> Iterator[Line]:
 def _describe(path: Path) -> str:
     if path.is_dir():
         files = [f for f in path.rglob("*") if f.is_file()]
-        return f"folder of {len(files)} files, {_size(sum(f.stat().st_size for f in files))}"
+        return f"folder of {len(files)} files, {_write_size(sum(f.stat().st_size for f in files))}"
     if path.suffix == ".parquet":
-        return f"{read_contract_name(path)}, {pq.read_metadata(path).num_rows:,} rows, {_size(path.stat().st_size)}"
-    return f"{path.name}, {_size(path.stat().st_size)}"
+        return (
+            f"{read_contract_name(path)}, {pq.read_metadata(path).num_rows:,} rows, {_write_size(path.stat().st_size)}"
+        )
+    return f"{path.name}, {_write_size(path.stat().st_size)}"
 
 
-def _size(size: int) -> str:
+def _write_size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
-def _files(value: Any) -> Iterator[Path]:
+def _list_files(value: Any) -> Iterator[Path]:
     """The Parquet files of a value."""
     if isinstance(value, Path) and value.is_dir():
         yield from sorted(value.glob("*.parquet"))
@@ -103,7 +105,7 @@ def _files(value: Any) -> Iterator[Path]:
         yield value
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _files(inner)
+            yield from _list_files(inner)
 
 
 def _read_cost(stage: str, files: Sequence[Path]) -> Cost:
@@ -113,7 +115,7 @@ def _read_cost(stage: str, files: Sequence[Path]) -> Cost:
     return costs[-1] if costs else Cost(stage)
 
 
-def _charts(file: Path, stage: str, name: str) -> Iterator[str]:
+def _draw_charts(file: Path, stage: str, name: str) -> Iterator[str]:
     """Charts of an output file, by its contract."""
     cls = find_record_class(file)
     draw = cls and _CHARTS.get(cls)
@@ -121,40 +123,42 @@ def _charts(file: Path, stage: str, name: str) -> Iterator[str]:
         yield from draw(file, stage, name)
 
 
-def _trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
+def _draw_trajectories(file: Path, stage: str, name: str) -> Iterator[str]:
     rows = list(iterate_rows(file, Trajectory, columns=("stop_reason", "solved")))
     ends = Counter(row["stop_reason"] for row in rows).most_common()
-    bars = [_interval("ended", end.replace("_", " "), [1.0] * count, len(rows)) for end, count in ends]
+    bars = [_make_interval("ended", end.replace("_", " "), [1.0] * count, len(rows)) for end, count in ends]
     if verdicts := _present_values(rows, "solved"):
-        bars.append(_interval("verdict", "solved", verdicts))
+        bars.append(_make_interval("verdict", "solved", verdicts))
     yield draw_interval_bars(f"Episodes ({name})", bars, note="95% intervals.")
 
 
-def _rewards(file: Path, stage: str, name: str) -> Iterator[str]:
+def _draw_rewards(file: Path, stage: str, name: str) -> Iterator[str]:
     scores = {"succ_calling": "succeeded", "contribution": "contributes", "is_solved": "solved"}
     rows = list(iterate_rows(file, StepReward, columns=tuple(scores)))
     bars = [
-        _interval("", label, present) for score, label in scores.items() if (present := _present_values(rows, score))
+        _make_interval("", label, present)
+        for score, label in scores.items()
+        if (present := _present_values(rows, score))
     ]
     if bars:
         yield draw_interval_bars("Mean scores", bars, note="Over the steps that have one.")
 
 
-def _evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
+def _draw_evaluations(file: Path, stage: str, name: str) -> Iterator[str]:
     passed: dict[tuple[str, str], list[float]] = {}
     for row in read_rows(file, Evaluation):
         if row["passed"] is not None:
             passed.setdefault((row["model"], row["decoding"]), []).append(row["passed"])
     colours = choose_colours([model for model, _ in passed])
     rows = [
-        replace(_interval(model, decoding, values), colour=colours[model])
+        replace(_make_interval(model, decoding, values), colour=colours[model])
         for (model, decoding), values in passed.items()
     ]
     if rows:
         yield draw_interval_bars("Tasks solved", rows, note="95% intervals.")
 
 
-def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
+def _draw_advantages(file: Path, stage: str, name: str) -> Iterator[str]:
     by_step: dict[int, list[Advantage]] = {}
     for advantage in iterate_records(file, Advantage):
         by_step.setdefault(advantage.step, []).append(advantage)
@@ -165,7 +169,7 @@ def _advantages(file: Path, stage: str, name: str) -> Iterator[str]:
     yield draw_lines("By step", lines, x_label="step", note="Means over the episodes.")
 
 
-def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
+def _draw_metrics(file: Path, stage: str, name: str) -> Iterator[str]:
     metrics = [m for m in iterate_records(file, Metric) if m.stage == stage and m.update >= 0]
     last = max((m.round for m in metrics), default=-1)
     single: list[tuple[str, str]] = []
@@ -177,20 +181,20 @@ def _metrics(file: Path, stage: str, name: str) -> Iterator[str]:
             line = Series(metric, points, "c-one")
             yield draw_lines(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
     if single:
-        yield draw_figure("Once in the round", _table(single))
+        yield draw_figure("Once in the round", _write_table(single))
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
+def _write_table(rows: Sequence[tuple[str, str]]) -> str:
     cells = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
     return f"<table>{''.join(cells)}</table>"
 
 
 _CHARTS: Mapping[type, Callable[[Path, str, str], Iterator[str]]] = {
-    Trajectory: _trajectories,
-    StepReward: _rewards,
-    Evaluation: _evaluations,
-    Advantage: _advantages,
-    Metric: _metrics,
+    Trajectory: _draw_trajectories,
+    StepReward: _draw_rewards,
+    Evaluation: _draw_evaluations,
+    Advantage: _draw_advantages,
+    Metric: _draw_metrics,
 }
 """The charts of a file, by the name of its contract."""
 
@@ -199,7 +203,7 @@ def _present_values(rows: Sequence[Row], column: str) -> list[float]:
     return [row[column] for row in rows if row[column] is not None]
 
 
-def _interval(group: str, label: str, values: Sequence[float], among: int = 0) -> Interval:
+def _make_interval(group: str, label: str, values: Sequence[float], among: int = 0) -> Interval:
     """The sum of the values as a share of `among`, or of their own number where that is 0."""
     count = among or len(values)
     share = sum(values) / count

@@ -51,9 +51,9 @@ def make_episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict
     rewards = {r.step: r for r in episode.rewards if r.trajectory_id == trajectory.trajectory_id}
     advantages = {a.step: a for a in episode.advantages if a.trajectory_id == trajectory.trajectory_id}
     composed = {} if advantages else dict(enumerate(_compose(list(rewards.values()), trajectory.steps, config)))
-    texts = _texts(trajectory)
+    texts = _list_texts(trajectory)
     steps = [
-        {**_step(step, texts[i]), **_scores(rewards.get(i)), **_credit(advantages.get(i), composed.get(i))}
+        {**_step(step, texts[i]), **_make_scores(rewards.get(i)), **_make_credit(advantages.get(i), composed.get(i))}
         for i, step in enumerate(trajectory.steps)
     ]
     return {
@@ -71,7 +71,7 @@ def make_pair_data(examples: Sequence[EpisodePair], config: Mapping[str, Any] | 
 
     Where an episode was scored but not trained on, its rewards are composed as the run's configuration says.
     """
-    tasks = [_task(e, config or {}) for e in examples]
+    tasks = [_make_task(e, config or {}) for e in examples]
     order = list(OUTCOMES)
     return {"outcomes": OUTCOMES, "tasks": sorted(tasks, key=lambda t: order.index(t["outcome"]))}
 
@@ -93,7 +93,7 @@ def classify_pair(example: EpisodePair) -> str:
     return {(False, True): "fixed", (True, False): "broken", (True, True): "both"}.get(solved, "neither")
 
 
-def _task(example: EpisodePair, config: Mapping[str, Any]) -> dict[str, Any]:
+def _make_task(example: EpisodePair, config: Mapping[str, Any]) -> dict[str, Any]:
     answer = example.query.reference.answer
     return {
         "id": example.query.query_id,
@@ -114,7 +114,7 @@ def _compose(rewards: Sequence[StepReward], steps: Sequence[Step], config: Mappi
     return () if composed is None else composed.tolist()
 
 
-def _texts(trajectory: Trajectory) -> list[str]:
+def _list_texts(trajectory: Trajectory) -> list[str]:
     """The text that the model wrote beside the call of each step; the whole turn where no call could be read."""
     turns = [str(m.get("content") or "") for m in trajectory.messages if m["role"] == "assistant"]
     return turns if len(turns) == len(trajectory.steps) else [""] * len(trajectory.steps)
@@ -134,7 +134,7 @@ def _step(step: Step, text: str) -> dict[str, Any]:
     }
 
 
-def _scores(reward: StepReward | None) -> dict[str, Any]:
+def _make_scores(reward: StepReward | None) -> dict[str, Any]:
     return {
         "rationale": reward.rationale[:MAX_CHARACTERS] if reward else "",
         "succ_calling": round_finite(reward and reward.succ_calling),
@@ -143,7 +143,7 @@ def _scores(reward: StepReward | None) -> dict[str, Any]:
     }
 
 
-def _credit(advantage: Advantage | None, composed: float | None) -> dict[str, float | None]:
+def _make_credit(advantage: Advantage | None, composed: float | None) -> dict[str, float | None]:
     """What the training made of a step; without a training its composed reward."""
     if advantage is None:
         return {"reward": round_finite(composed), "value": None, "advantage": None}
@@ -231,8 +231,8 @@ class Archive:
         size = chunk = 0
         for model, episode in self._plan.episodes(self.page):
             record = self._record(episode)
-            self._rows.append({**self._row(episode, record["episode"], model), "chunk": chunk, "line": len(lines)})
-            lines.append(_json(record))
+            self._rows.append({**self._make_row(episode, record["episode"], model), "chunk": chunk, "line": len(lines)})
+            lines.append(_encode_json(record))
             size += len(lines[-1])
             if size >= CHUNK:
                 yield pack("\n".join(lines))
@@ -251,7 +251,7 @@ class Archive:
             "queries": [self._query(name) for name in self._query_numbers],
             "rows": self._rows,
         }
-        return pack(_json(index))
+        return pack(_encode_json(index))
 
     def _query(self, name: str) -> Row:
         query = self._queries[name]
@@ -274,7 +274,7 @@ class Archive:
             "episode": make_episode_data(episode, {"rewards": RewardConfig().model_dump()}),
         }
 
-    def _row(self, episode: ScoredEpisode, data: Row, model: int) -> Row:
+    def _make_row(self, episode: ScoredEpisode, data: Row, model: int) -> Row:
         """The row of a trajectory in the list, and the values that it can be filtered by."""
         trajectory = episode.trajectory
         self._policies[model].add(trajectory.policy)
@@ -303,7 +303,7 @@ def pack(text: str) -> Markup:
     return Markup(base64.b64encode(data).decode("ascii"))
 
 
-def _json(data: Any) -> str:
+def _encode_json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

@@ -81,8 +81,8 @@ class _PagedSource:
     def episodes(self, page: int) -> Iterator[ScoredEpisode]:
         """The episodes of a page in the order of their file, without their tokens."""
         rewards, advantages = (
-            _by_trajectory(self.rewards, StepReward, page),
-            _by_trajectory(self.advantages, Advantage, page),
+            _group_by_trajectory(self.rewards, StepReward, page),
+            _group_by_trajectory(self.advantages, Advantage, page),
         )
         verdicts = _read_verdicts(self.evaluations, page)
         columns = [n for n in get_schema(Trajectory).names if n not in {"input_ids", "logprobs"}]
@@ -108,9 +108,9 @@ class PagePlan:
             numbers = [_number_episodes(database, place, source) for place, source in enumerate(sources)]
             starts = _cut_pages(database, size)
             self.count = len(starts)
-            self._queries = _page_queries(database, queries, starts)
+            self._queries = _store_queries(database, queries, starts)
             self._sources = [
-                _page_source(database, place, source, task_numbers, starts)
+                _store_source(database, place, source, task_numbers, starts)
                 for place, (source, task_numbers) in enumerate(zip(sources, numbers, strict=True))
             ]
 
@@ -154,7 +154,7 @@ def _find_pages(numbers: npt.NDArray[np.int32], starts: npt.NDArray[np.int32]) -
     return np.where(numbers == _NO_TASK, -1, pages).astype(np.int32)
 
 
-def _page_queries(database: Connection, path: Place, starts: npt.NDArray[np.int32]) -> _PagedFile:
+def _store_queries(database: Connection, path: Place, starts: npt.NDArray[np.int32]) -> _PagedFile:
     rows = iterate_rows(path, Query, columns=["query_id"])
     numbers = _number_rows((row["query_id"] for row in rows), database, "SELECT number FROM tasks WHERE query_id = ?")
     _require_queries(database, path, numbers)
@@ -173,7 +173,7 @@ def _require_queries(database: Connection, path: Place, numbers: npt.NDArray[np.
         )
 
 
-def _page_source(
+def _store_source(
     database: Connection,
     place: int,
     source: EpisodeFiles,
@@ -207,7 +207,7 @@ def _number_rows(names: Iterable[str], database: Connection, find: str) -> npt.N
     return np.array(array("i", map(number, names)), np.int32)
 
 
-def _by_trajectory(file: _PagedFile | None, cls: type[S], page: int) -> dict[str, list[S]]:
+def _group_by_trajectory(file: _PagedFile | None, cls: type[S], page: int) -> dict[str, list[S]]:
     records: dict[str, list[S]] = defaultdict(list)
     if file:
         for row in iterate_rows(file.path, cls, mask=file.select(page)):

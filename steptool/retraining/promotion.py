@@ -114,7 +114,7 @@ def _judge_tasks(tasks: int, unmeasurable: int, rule: PromotionConfig) -> Criter
 
 def _judge_gain(gain: Difference, rule: PromotionConfig) -> Criterion:
     statement = f"{_describe(gain)}; its lower end has to be above {format_points(rule.min_gain)}"
-    return _criterion("gain in pass rate", gain, gain.low > rule.min_gain + _TOLERANCE, statement)
+    return _make_criterion("gain in pass rate", gain, gain.low > rule.min_gain + _TOLERANCE, statement)
 
 
 def _judge_categories(
@@ -140,15 +140,15 @@ def _judge_categories(
         change, p = paired_bootstrap(new, old, draws, seed), permutation_p(new, old, draws, seed)
         is_worse = change.mean < -rule.max_category_loss - _TOLERANCE and change.high < 0 and p < LEVEL
         bound = f"a loss of more than {format_points(rule.max_category_loss)} that is shown is too much"
-        yield _criterion(f"category {name}", change, not is_worse, f"{_describe(change)}, {format_p(p)}; {bound}")
+        yield _make_criterion(f"category {name}", change, not is_worse, f"{_describe(change)}, {format_p(p)}; {bound}")
 
 
 def _judge_invalid_calls(rise: Difference, rule: PromotionConfig) -> Criterion:
     statement = f"{_describe(rise)}; its lower end must not be above {format_points(rule.max_invalid_rise)}"
-    return _criterion("rise in invalid calls", rise, rise.low <= rule.max_invalid_rise + _TOLERANCE, statement)
+    return _make_criterion("rise in invalid calls", rise, rise.low <= rule.max_invalid_rise + _TOLERANCE, statement)
 
 
-def _criterion(name: str, change: Difference, passed: bool, statement: str) -> Criterion:
+def _make_criterion(name: str, change: Difference, passed: bool, statement: str) -> Criterion:
     figures = {"mean": change.mean, "low": change.low, "high": change.high}
     return Criterion(name=name, passed=passed, statement=statement, tasks=change.n, measured=True, **figures)
 

@@ -61,7 +61,7 @@ class DataFlowRules:
         """One score per step."""
         failures = [find_step_failure(step) for step in trajectory.steps]
         uses = find_contributions(query, trajectory, failures)
-        return _scores(query, trajectory, failures, [float(use != "") for use in uses], uses)
+        return _score_steps(query, trajectory, failures, [float(use != "") for use in uses], uses)
 
 
 class PublishedRules:
@@ -77,7 +77,7 @@ class PublishedRules:
         finish = read_finish_arguments(trajectory)
         shares = [overlap(unwrap(step.observation), finish) for step in trajectory.steps]
         notes = [f"overlap {share:.3f}" for share in shares]
-        return _scores(query, trajectory, failures, [float(share >= OVERLAP) for share in shares], notes)
+        return _score_steps(query, trajectory, failures, [float(share >= OVERLAP) for share in shares], notes)
 
 
 class OverlapRules:
@@ -96,10 +96,10 @@ class OverlapRules:
             for step, failed in zip(trajectory.steps, failures, strict=True)
         ]
         notes = [f"overlap {share:.3f}" for share in shares]
-        return _scores(query, trajectory, failures, [float(share >= OVERLAP) for share in shares], notes)
+        return _score_steps(query, trajectory, failures, [float(share >= OVERLAP) for share in shares], notes)
 
 
-def _scores(
+def _score_steps(
     query: Query,
     trajectory: Trajectory,
     failures: Sequence[str],
@@ -168,7 +168,7 @@ class Truth:
     def annotate(self, query: Query, trajectory: Trajectory) -> list[StepScore]:
         """One score per step."""
         last = len(trajectory.steps) - 1
-        contributions = _contributions(query.reference.calls, trajectory.steps)
+        contributions = _score_contributions(query.reference.calls, trajectory.steps)
         return [
             StepScore(
                 succ_calling=float(step.status in SUCCEEDED),
@@ -179,7 +179,7 @@ class Truth:
         ]
 
 
-def _contributions(calls: Sequence[ToolCall] | None, steps: Sequence[Step]) -> Iterator[float | None]:
+def _score_contributions(calls: Sequence[ToolCall] | None, steps: Sequence[Step]) -> Iterator[float | None]:
     open_calls = list(calls or ())
     for step in steps:
         if calls is None:
@@ -249,13 +249,13 @@ def score_steps(
     For a remote annotator it takes some trajectories ahead, so that several wait for the server at the same time.
     """
     if isinstance(annotator, RemoteAnnotator):
-        parts = map_in_order(lambda t: _rows(queries, t, annotator), trajectories, annotator.concurrency)
+        parts = map_in_order(lambda t: _make_rows(queries, t, annotator), trajectories, annotator.concurrency)
     else:
-        parts = (_rows(queries, t, annotator) for t in trajectories)
+        parts = (_make_rows(queries, t, annotator) for t in trajectories)
     return (row for rows in parts for row in rows)
 
 
-def _rows(queries: Mapping[str, Query], trajectory: Trajectory, annotator: Annotator) -> list[StepReward]:
+def _make_rows(queries: Mapping[str, Query], trajectory: Trajectory, annotator: Annotator) -> list[StepReward]:
     if trajectory.query_id not in queries:
         raise ValueError(
             f"trajectory '{trajectory.trajectory_id}' answers the query '{trajectory.query_id}', which is not "
@@ -267,10 +267,10 @@ def _rows(queries: Mapping[str, Query], trajectory: Trajectory, annotator: Annot
             f"annotator '{annotator.name}' gave {len(scores)} scores for the {len(trajectory.steps)} steps of "
             f"trajectory '{trajectory.trajectory_id}'; one per step was expected"
         )
-    return [_row(trajectory, number, score, annotator) for number, score in enumerate(scores)]
+    return [_make_row(trajectory, number, score, annotator) for number, score in enumerate(scores)]
 
 
-def _row(trajectory: Trajectory, number: int, score: StepScore, annotator: Annotator) -> StepReward:
+def _make_row(trajectory: Trajectory, number: int, score: StepScore, annotator: Annotator) -> StepReward:
     return StepReward(
         trajectory_id=trajectory.trajectory_id,
         step=number,

@@ -87,37 +87,39 @@ def audit(
         others=list(by_annotator)[1:],
         episodes=len(trajectories),
         steps=sum(len(t.steps) for t in trajectories),
-        missing={c: _missing(trajectories, scores, c) for c in COMPONENTS},
-        reasons=_missing_reasons(scores),
+        missing={c: _share_missing(trajectories, scores, c) for c in COMPONENTS},
+        reasons=_count_missing_reasons(scores),
         left_out=sum(r is None for r in learned) / max(1, len(learned)),
         idle=idle_share(_call_contributions(trajectories, scores)),
         solved_calls=_count_solved_calls(trajectories, scores),
         step_rewards=reward == "step" and config.step_weight > 0,
         judged=sum(t.solved is not None for t in trajectories),
         agreements=[
-            a for pair in combinations(by_annotator, 2) for a in _agreements(trajectories, by_annotator, *pair)
+            a for pair in combinations(by_annotator, 2) for a in _measure_agreements(trajectories, by_annotator, *pair)
         ],
         separations=[
-            s for name, own in by_annotator.items() for s in _separations(trajectories, name, own, config, weights)
+            s
+            for name, own in by_annotator.items()
+            for s in _measure_separations(trajectories, name, own, config, weights)
         ],
         farming=measure_farming(collect_farming_points(trajectories, step_rewards)),
         redundancy=measure_redundancy(trajectories, step_rewards),
-        tools=_tools(trajectories, scores),
+        tools=_summarise_tools(trajectories, scores),
         disputes=find_disputes(queries, trajectories, by_annotator, disputes),
-        drifts=list(_drifts(earlier, scores)),
+        drifts=list(_measure_drifts(earlier, scores)),
         weights=weights,
         options=list(measure_options(trajectories, scores, config)),
     )
 
 
-def _before_last(
+def _sum_before_last(
     rows: Sequence[StepReward], config: RewardConfig, steps: Sequence[Step], weights: ComponentWeights = FIXED
 ) -> float | None:
     composed = compose(rows, config, steps=steps, weights=weights)
     return None if composed is None else float(composed[:-1].sum())
 
 
-def _missing(trajectories: Sequence[Trajectory], scores: Scores, component: str) -> float:
+def _share_missing(trajectories: Sequence[Trajectory], scores: Scores, component: str) -> float:
     """Share of missing scores. A Finish has no Contribution, and only the last step has an IsSolved."""
     due = absent = 0
     for t in trajectories:
@@ -132,7 +134,7 @@ def _missing(trajectories: Sequence[Trajectory], scores: Scores, component: str)
     return absent / max(1, due)
 
 
-def _missing_reasons(scores: Scores) -> Counter[str]:
+def _count_missing_reasons(scores: Scores) -> Counter[str]:
     """The problems that a judge recorded in the votes of the last step of each episode."""
     reasons: Counter[str] = Counter()
     for rows in scores.values():
@@ -162,7 +164,7 @@ def _count_solved_calls(trajectories: Sequence[Trajectory], scores: Scores) -> i
     return count
 
 
-def _agreements(
+def _measure_agreements(
     trajectories: Sequence[Trajectory], by_annotator: Mapping[str, Scores], one: str, other: str
 ) -> Iterator[Agreement]:
     for component in COMPONENTS:
@@ -173,7 +175,7 @@ def _agreements(
         yield Agreement(one, other, component, ((a, b), (c, d)), kappa(table))
 
 
-def _separations(
+def _measure_separations(
     trajectories: Sequence[Trajectory],
     name: str,
     scores: Scores,
@@ -184,12 +186,12 @@ def _separations(
     own, decided = select_decided_episodes(trajectories, scores)
     figures: dict[str, Callable[[Sequence[StepReward], Trajectory], float | None]] = {
         "contribution": lambda rows, _: _mean(r.contribution for r in rows),
-        "steps": lambda rows, t: _before_last(rows, config, t.steps),
+        "steps": lambda rows, t: _sum_before_last(rows, config, t.steps),
         "is_solved": lambda rows, _: rows[-1].is_solved,
     }
     if weights:
         figures["succ_calling"] = lambda rows, _: component_mean(rows, "succ_calling")
-        figures["calibrated_steps"] = lambda rows, t: _before_last(rows, config, t.steps, weights)
+        figures["calibrated_steps"] = lambda rows, t: _sum_before_last(rows, config, t.steps, weights)
     for figure, of in figures.items():
         if own and figure == "is_solved":
             continue
@@ -198,17 +200,17 @@ def _separations(
         yield Separation(name, figure, auroc([value for value, _ in points], solved), sum(solved))
 
 
-def _tools(trajectories: Sequence[Trajectory], scores: Scores) -> list[ToolScores]:
+def _summarise_tools(trajectories: Sequence[Trajectory], scores: Scores) -> list[ToolScores]:
     """Scores by tool, the most frequent tool first, without Finish."""
     rows: dict[str, list[StepReward]] = defaultdict(list)
     for t in trajectories:
         for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
             if step.status is not StepStatus.FINISH:
                 rows[get_tool_name(step)].append(row)
-    return [_tool_scores(tool, own) for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
+    return [_summarise_tool(tool, own) for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
 
 
-def _tool_scores(tool: str, rows: Sequence[StepReward]) -> ToolScores:
+def _summarise_tool(tool: str, rows: Sequence[StepReward]) -> ToolScores:
     contributions = [r.contribution for r in rows if r.contribution is not None]
     spread = np.bincount(np.digitize(contributions, _EDGES, right=True), minlength=len(_EDGES) + 1)
     return ToolScores(
@@ -221,7 +223,7 @@ def _tool_scores(tool: str, rows: Sequence[StepReward]) -> ToolScores:
     )
 
 
-def _drifts(earlier: Iterable[StepReward], scores: Scores) -> Iterator[Drift]:
+def _measure_drifts(earlier: Iterable[StepReward], scores: Scores) -> Iterator[Drift]:
     before = list(earlier)
     for component in COMPONENTS if before else ():
         then = [score for r in before if (score := getattr(r, component)) is not None]
@@ -252,8 +254,8 @@ def audit_files(queries: File, trajectories: File, rewards: File, config: Config
     """
     query_table, episodes = QueryTable(queries), list(_sample(trajectories))
     ids = {t.trajectory_id for t in episodes}
-    rows = list(_rows_of(rewards, ids))
-    other = list(_rows_of(compare, ids)) if compare else []
+    rows = list(_select_rows(rewards, ids))
+    other = list(_select_rows(compare, ids)) if compare else []
     if other and {r.annotator for r in other} & {r.annotator for r in rows}:
         other = [replace(r, annotator=f"{r.annotator}, compared") for r in other]
     rows += other
@@ -273,13 +275,13 @@ def _sample(trajectories: File) -> Iterator[Trajectory]:
     return islice(iterate_records(trajectories, Trajectory), 0, None, max(1, step))
 
 
-def _rows_of(rewards: File, trajectory_ids: set[str]) -> Iterator[StepReward]:
+def _select_rows(rewards: File, trajectory_ids: set[str]) -> Iterator[StepReward]:
     return (row for row in iterate_records(rewards, StepReward) if row.trajectory_id in trajectory_ids)
 
 
 def check_thresholds(result: Audit, config: AuditConfig, where: str) -> None:
     """Raise AuditError naming every figure that is beyond its threshold. A figure that is not defined passes."""
-    faults = list(_faults(result, config))
+    faults = list(_list_faults(result, config))
     if faults:
         first = f"{where}: the rewards by '{result.annotator}' were refused, and PPO did not start"
         if result.reasons:
@@ -287,7 +289,7 @@ def check_thresholds(result: Audit, config: AuditConfig, where: str) -> None:
         raise AuditError("\n  ".join([first, *faults]))
 
 
-def _faults(result: Audit, config: AuditConfig) -> Iterator[str]:
+def _list_faults(result: Audit, config: AuditConfig) -> Iterator[str]:
     if result.left_out > config.max_missing:
         shares = ", ".join(f"{share:.3f} of {name}" for name, share in result.missing.items() if share)
         yield (
@@ -303,7 +305,7 @@ def _faults(result: Audit, config: AuditConfig) -> Iterator[str]:
             "reward report, and take another annotator or mend its rules"
         )
     if config.require_signal and result.step_rewards:
-        yield from _signal_faults(result)
+        yield from _list_signal_faults(result)
     if agreement and agreement.value < config.min_kappa:
         yield (
             f"agreement: kappa {agreement.value:.3f} with '{result.others[0]}' on Contribution is below "
@@ -317,7 +319,7 @@ def _faults(result: Audit, config: AuditConfig) -> Iterator[str]:
         )
 
 
-def _signal_faults(result: Audit) -> Iterator[str]:
+def _list_signal_faults(result: Audit) -> Iterator[str]:
     """Step rewards that say nothing: no call contributes, or unsolved episodes have the higher Contribution."""
     remedy = (
         "take another annotator (docs/annotators.md), learn from the outcome alone with ppo.reward: final, or set "

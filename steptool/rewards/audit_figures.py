@@ -105,12 +105,12 @@ def find_disputes(
             turns[kind] += 1
     disputes = [case for *_, case in sorted(ranked, key=lambda r: r[:3])[:count]]
     return [
-        _dispute(queries, t, number, component, {name: by_annotator[name] for name in (main, other)})
+        _make_dispute(queries, t, number, component, {name: by_annotator[name] for name in (main, other)})
         for t, number, component, other, _ in disputes
     ]
 
 
-def _dispute(
+def _make_dispute(
     queries: Mapping[str, Query], t: Trajectory, number: int, component: str, by_annotator: Mapping[str, Scores]
 ) -> Dispute:
     step, query = t.steps[number], queries.get(t.query_id)

@@ -178,16 +178,16 @@ def compose(
         return None
     rewards_T = np.zeros(len(rows))
     if reward == "step":
-        succ = _column(rows, "succ_calling")
-        contribution = _column(rows, "contribution")
+        succ = _read_column(rows, "succ_calling")
+        contribution = _read_column(rows, "contribution")
         if succ is None or contribution is None:
             return None
         baseline = 1.0 if config.succ_calling == "penalty" else 0.0
         gain = contribution
         if config.contribution == "progress":
             states = [step.state for step in steps] if len(steps) == len(rows) else []
-            gain = _progress(contribution, config.progress_steps, states)
-        cost = config.redundant_cost * _redundant(steps, len(rows)) if config.redundant_cost else 0.0
+            gain = _measure_progress(contribution, config.progress_steps, states)
+        cost = config.redundant_cost * _mark_redundant(steps, len(rows)) if config.redundant_cost else 0.0
         paid = weights.succ_calling * config.alpha * (succ - baseline) + weights.contribution * gain
         rewards_T[:-1] = config.step_weight * (paid - cost)
         if config.normalisation == "trajectory":
@@ -237,7 +237,7 @@ def group_rows(reward_rows: Iterable[StepReward]) -> dict[str, list[StepReward]]
     return {name: sorted(rows, key=lambda row: row.step) for name, rows in scores.items()}
 
 
-def _progress(
+def _measure_progress(
     contribution_T: npt.NDArray[np.float64], needed: int, states: Sequence[str | None]
 ) -> npt.NDArray[np.float64]:
     """The growth of the potential at each step before the last.
@@ -258,7 +258,7 @@ def _progress(
     return np.diff(np.minimum(np.array(sums) / needed, 1.0), prepend=0.0)
 
 
-def _redundant(steps: Sequence[Step], count: int) -> npt.NDArray[np.float64]:
+def _mark_redundant(steps: Sequence[Step], count: int) -> npt.NDArray[np.float64]:
     """1 for each redundant step before the last, else 0."""
     if len(steps) != count:
         raise ValueError(f"rewards.redundant_cost needs the {count} steps of the trajectory, got {len(steps)}")
@@ -281,7 +281,7 @@ def describe_provenance(rows: Iterable[StepReward], config: RewardConfig) -> dic
     return {"annotators": sorted(sources), "prompts": prompts, "settings": config.model_dump(mode="json")}
 
 
-def _column(rows: Sequence[StepReward], name: str) -> npt.NDArray[np.float64] | None:
+def _read_column(rows: Sequence[StepReward], name: str) -> npt.NDArray[np.float64] | None:
     scores = [getattr(row, name) for row in rows[:-1]]
     return None if None in scores else np.array(scores, dtype=np.float64)
 

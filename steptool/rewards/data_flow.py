@@ -76,14 +76,14 @@ def changes_state(step: Step, hints: Mapping[str, bool]) -> bool:
         return False
     if step.call.name in hints:
         return hints[step.call.name]
-    for text in (_command(step.call), step.call.name.rpartition(".")[2]):
+    for text in (_find_command(step.call), step.call.name.rpartition(".")[2]):
         reading = _says_reading([word.lower() for word in _WORDS.findall(text)])
         if reading is not None:
             return not reading
     return len(step.observation) <= _REPORT and _EFFECT.search(step.observation) is not None
 
 
-def _command(call: ToolCall) -> str:
+def _find_command(call: ToolCall) -> str:
     """The first word of the command that a tool takes; empty for tools without one."""
     commands = (call.arguments.get(name) for name in ("command", "cmd", "action"))
     text = next((command for command in commands if isinstance(command, str)), "")
@@ -136,7 +136,7 @@ def find_contributions(query: Query, trajectory: Trajectory, failures: Sequence[
     """
     steps, answer = trajectory.steps, trajectory.final_answer or ""
     reports = find_reports(query, trajectory, failures)
-    facts = _facts(query, trajectory, failures, reports)
+    facts = _gather_facts(query, trajectory, failures, reports)
     backed = check_reports(query, trajectory, failures, reports, facts.wrote, find_writing_tools(query.tools))
     has_answer = any(backed) or trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
     invents = _invents(answer, query, trajectory)
@@ -186,18 +186,18 @@ def _invents(answer: str, query: Query, trajectory: Trajectory) -> bool:
     names = [t for t in tokens if LOOKS_LIKE_A_THING.match(t) or (is_list and _NUMBER.fullmatch(t))]
     calls = [step.call.arguments for step in trajectory.steps if step.call and step.call.name != FINISH]
     observations = [read_payload(step.observation) for step in trajectory.steps]
-    sources = "\n".join([_user_text(query, trajectory), flatten_text(calls), flatten_text(observations)])
+    sources = "\n".join([_join_user_text(query, trajectory), flatten_text(calls), flatten_text(observations)])
     return any(not mentions(sources, name) for name in names)
 
 
-def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str], reports: Sequence[bool]) -> _Facts:
+def _gather_facts(query: Query, trajectory: Trajectory, failures: Sequence[str], reports: Sequence[bool]) -> _Facts:
     instruction, hints = normalise(query.instruction), find_writing_tools(query.tools)
     states = {branch.value for goal in read_goals(query.instruction) for branch in goal}
-    texts = [_user_text(query, trajectory)]
+    texts = [_join_user_text(query, trajectory)]
     facts, calls, changes = set[tuple[str, str]](), set[str](), set[tuple[str, str]]()
     news, informed, wrote = [], [], []
     for step, failed, is_report in zip(trajectory.steps, failures, reports, strict=True):
-        key, response = _key(step), read_payload(step.observation)
+        key, response = _make_key(step), read_payload(step.observation)
         returned = find_values(response)
         arguments = {normalise(str(leaf)) for leaf in iterate_leaves(step.call.arguments)} if step.call else set()
         about = {value: set(product(arguments or {""}, [value])) for value in returned}
@@ -223,10 +223,10 @@ def _facts(query: Query, trajectory: Trajectory, failures: Sequence[str], report
 def _is_informed(step: Step, text: str) -> bool:
     """Whether the things that a call changes were named by the user, returned by a tool, or looked at before."""
     arguments = step.call.arguments if step.call else {}
-    return all(mentions(text, thing) for thing in _things_in(arguments))
+    return all(mentions(text, thing) for thing in _find_things(arguments))
 
 
-def _things_in(arguments: Mapping[str, object]) -> set[str]:
+def _find_things(arguments: Mapping[str, object]) -> set[str]:
     """Values of arguments that name a thing: ids, addresses, and what looks like them; normalised."""
     things = set[str]()
     for name, value in arguments.items():
@@ -237,11 +237,11 @@ def _things_in(arguments: Mapping[str, object]) -> set[str]:
     return things
 
 
-def _user_text(query: Query, trajectory: Trajectory) -> str:
+def _join_user_text(query: Query, trajectory: Trajectory) -> str:
     """Everything that the user says in the episode, normalised."""
     turns = [str(m.get("content") or "") for m in trajectory.messages if m["role"] == "user"]
     return normalise("\n".join([query.instruction, *turns]))
 
 
-def _key(step: Step) -> str:
+def _make_key(step: Step) -> str:
     return json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True, default=str) if step.call else ""

@@ -62,15 +62,15 @@ def parse(text: str) -> Any:
     stripped = text.strip()
     if stripped[:1] not in ("{", "[", '"') and stripped[:20].strip("-+.eE0123456789"):
         return text
-    if _depth(stripped) > _MAX_DEPTH:
+    if _measure_depth(stripped) > _MAX_DEPTH:
         return text
     try:
         return json.loads(stripped)
     except (ValueError, RecursionError):
-        return _literal(stripped) if stripped[:1] in ("{", "[") else text
+        return _parse_literal(stripped) if stripped[:1] in ("{", "[") else text
 
 
-def _literal(text: str) -> Any:
+def _parse_literal(text: str) -> Any:
     if len(text) > _MAX_LITERAL:
         return text
     try:
@@ -81,7 +81,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _depth(text: str) -> int:
+def _measure_depth(text: str) -> int:
     depth = deepest = 0
     for bracket in re.findall(r"[\[({\])}]", text):
         depth += 1 if bracket in "[({" else -1
@@ -102,19 +102,19 @@ def find_failure(observation: str) -> str:
     """Why the text says that the tool failed, although it may have reported success; empty if it does not say so."""
     value = parse(observation)
     if isinstance(value, Mapping):
-        return _failure_in(value) or _failure_inside(read_payload(observation), value)
-    return _failure_of_text(value) if isinstance(value, str) else ""
+        return _find_failure_in_fields(value) or _find_failure_inside(read_payload(observation), value)
+    return _find_failure_in_text(value) if isinstance(value, str) else ""
 
 
-def _failure_inside(inner: Any, outer: Mapping[Any, Any]) -> str:
+def _find_failure_inside(inner: Any, outer: Mapping[Any, Any]) -> str:
     if inner is outer:
         return ""
     if isinstance(inner, Mapping):
-        return _failure_in(inner)
-    return _failure_of_text(inner) if isinstance(inner, str) else ""
+        return _find_failure_in_fields(inner)
+    return _find_failure_in_text(inner) if isinstance(inner, str) else ""
 
 
-def _failure_in(fields: Mapping[Any, Any]) -> str:
+def _find_failure_in_fields(fields: Mapping[Any, Any]) -> str:
     low = {str(key).lower(): value for key, value in fields.items()}
     for key in _ERROR_KEYS:
         if _says_error(low.get(key)):
@@ -125,7 +125,7 @@ def _failure_in(fields: Mapping[Any, Any]) -> str:
         if _is_error_code(low.get(key)):
             return f"{key}: {low[key]}"
     if low and all(key in _MESSAGE_KEYS for key in low):
-        return next(filter(None, (_failure_of_text(str(text)) for text in low.values())), "")
+        return next(filter(None, (_find_failure_in_text(str(text)) for text in low.values())), "")
     return ""
 
 
@@ -140,7 +140,7 @@ def _is_error_code(value: Any) -> bool:
     return text in {"error", "fail", "failed", "failure"} or re.fullmatch(r"[45]\d\d", text) is not None
 
 
-def _failure_of_text(text: str) -> str:
+def _find_failure_in_text(text: str) -> str:
     stripped = text.strip()
     if match := _CUT_ENVELOPE.match(stripped):
         stripped = stripped[match.end() :].replace('\\"', '"')
@@ -187,11 +187,11 @@ def find_values(value: Any) -> frozenset[str]:
     They are the leaves of structures, and the identifiers, numbers and names in prose. Truth values, null, single
     letters and bare words of success are left out: they say nothing by themselves.
     """
-    parts = map(normalise, (part for leaf in iterate_leaves(value) for part in _values_of(leaf)))
+    parts = map(normalise, (part for leaf in iterate_leaves(value) for part in _list_values(leaf)))
     return frozenset(v for v in parts if v not in _NO_VALUE and not (len(v) == 1 and v.isalpha()))
 
 
-def _values_of(leaf: Any) -> Iterable[str]:
+def _list_values(leaf: Any) -> Iterable[str]:
     if leaf is None or isinstance(leaf, bool):
         return ()
     text = str(leaf)
@@ -237,7 +237,7 @@ def is_solved(query: Query, trajectory: Trajectory) -> float:
         return trajectory.solved
     if trajectory.stop_reason is StopReason.ENDED:
         return UNSURE
-    answer = _given_answer(trajectory)
+    answer = _get_given_answer(trajectory)
     return 0.0 if not answer or _REFUSAL.search(answer[:_ANSWER_OPENING]) else UNSURE
 
 
@@ -250,10 +250,12 @@ def matches_reference(query: Query, trajectory: Trajectory) -> float | None:
     expected = query.reference.answer
     if not expected:
         return None
-    answer = _given_answer(trajectory)
+    answer = _get_given_answer(trajectory)
     if not answer:
         return 0.0
-    return float(_plain(answer) == _plain(expected) or is_same_json(parse(answer), parse(expected)))
+    return float(
+        _strip_punctuation(answer) == _strip_punctuation(expected) or is_same_json(parse(answer), parse(expected))
+    )
 
 
 def is_same_json(one: object, other: object) -> bool:
@@ -265,10 +267,10 @@ def is_same_json(one: object, other: object) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
-def _given_answer(trajectory: Trajectory) -> str:
+def _get_given_answer(trajectory: Trajectory) -> str:
     """The final answer; empty where the episode ended without one."""
     return (trajectory.final_answer or "").strip() if trajectory.stop_reason is StopReason.FINISHED else ""
 
 
-def _plain(answer: str) -> str:
+def _strip_punctuation(answer: str) -> str:
     return normalise(answer).strip(" .!\"'")

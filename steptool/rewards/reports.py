@@ -80,10 +80,12 @@ Goal = tuple[Branch, ...]
 
 def stem_words(text: str) -> frozenset[str]:
     """The stems of the words of a text or of a name such as getOrder or refund_id, without function words."""
-    return frozenset(_stem(word) for word in map(str.lower, _WORD.findall(text)) if not _FUNCTION_WORD.fullmatch(word))
+    return frozenset(
+        _strip_ending(word) for word in map(str.lower, _WORD.findall(text)) if not _FUNCTION_WORD.fullmatch(word)
+    )
 
 
-def _stem(word: str) -> str:
+def _strip_ending(word: str) -> str:
     ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= _STEM), "")
     return word.removesuffix(ending)
 
@@ -192,9 +194,9 @@ def check_reports(
     """
     goals = read_goals(query.instruction)
     tellers = {step.call.name for step, tells in zip(trajectory.steps, reports, strict=True) if tells and step.call}
-    writers = {verb for name, writes in hints.items() if writes and name not in tellers for verb in _verb(name)}
+    writers = {verb for name, writes in hints.items() if writes and name not in tellers for verb in _find_verb(name)}
     aligned = len(goals) == sum(reports)
-    user_text = normalise("\n".join([query.instruction, *_user_turns(trajectory)]))
+    user_text = normalise("\n".join([query.instruction, *_list_user_turns(trajectory)]))
     sources: dict[str, list[_Source]] = defaultdict(list)
     stretch, backed, earlier = _Stretch(), list[bool](), set[str]()
     for place, step in enumerate(trajectory.steps):
@@ -220,8 +222,8 @@ def _observe(step: Step, wrote: bool, sources: dict[str, list[_Source]], stretch
     """Note the values that a step returned."""
     assert step.call is not None
     tool = step.call.name.rpartition(".")[2]
-    verb, arguments = _verb(tool), frozenset(normalise(str(leaf)) for leaf in iterate_leaves(step.call.arguments))
-    for key, value in _fields(read_payload(step.observation)):
+    verb, arguments = _find_verb(tool), frozenset(normalise(str(leaf)) for leaf in iterate_leaves(step.call.arguments))
+    for key, value in _list_fields(read_payload(step.observation)):
         own = stem_words(key)
         sources[value].append(_Source(own | stem_words(tool), own | verb, arguments, wrote))
         stretch.values.add(value)
@@ -250,13 +252,13 @@ def _answers(
     return (not related or computed) and (stretch.wrote or not writers & requested)
 
 
-def _verb(name: str) -> frozenset[str]:
+def _find_verb(name: str) -> frozenset[str]:
     """The stem of the first word of a tool's name."""
     first = re.match(r"[A-Z]?[a-z]+|[A-Z]+", name)
     return stem_words(first[0]) if first else frozenset()
 
 
-def _fields(value: Any) -> Iterator[tuple[str, str]]:
+def _list_fields(value: Any) -> Iterator[tuple[str, str]]:
     """The values that a tool returned, normalised, each with the name of its field; without one for values in prose."""
     stack, whole = [("", value)], set(find_values(value))
     while stack:
@@ -271,5 +273,5 @@ def _fields(value: Any) -> Iterator[tuple[str, str]]:
             yield from ((key, part) for part in parts)
 
 
-def _user_turns(trajectory: Trajectory) -> list[str]:
+def _list_user_turns(trajectory: Trajectory) -> list[str]:
     return [str(message.get("content") or "") for message in trajectory.messages if message["role"] == "user"]

@@ -119,11 +119,11 @@ def stability_index(before_N: npt.ArrayLike, after_M: npt.ArrayLike) -> float | 
         return None
     values = np.unique(np.concatenate([before, after]))
     inner = np.quantile(before, np.linspace(0.1, 0.9, 9)) if len(values) > _DISTINCT else (values[1:] + values[:-1]) / 2
-    then, now = (_shares(part, inner) for part in (before, after))
+    then, now = (_share_by_bin(part, inner) for part in (before, after))
     return float(np.sum((now - then) * np.log(now / then)))
 
 
-def _shares(values: Floats, inner: Floats) -> Floats:
+def _share_by_bin(values: Floats, inner: Floats) -> Floats:
     counts = np.bincount(np.searchsorted(inner, values, side="right"), minlength=len(inner) + 1)
     return np.maximum(counts / len(values), _LEAST)
 
@@ -146,10 +146,10 @@ def bin_by_size(sizes_N: Sequence[float], rewards_N: Sequence[float], bins: int 
     values = np.unique(sizes)
     edges = values if len(values) <= bins else np.unique(np.quantile(sizes, np.linspace(0, 1, bins + 1)[:-1]))
     place_N = np.searchsorted(edges, sizes, side="right") - 1
-    return [_bin(sizes[place_N == b], rewards[place_N == b]) for b in range(len(edges)) if np.any(place_N == b)]
+    return [_make_bin(sizes[place_N == b], rewards[place_N == b]) for b in range(len(edges)) if np.any(place_N == b)]
 
 
-def _bin(sizes: Floats, rewards: Floats) -> Bin:
+def _make_bin(sizes: Floats, rewards: Floats) -> Bin:
     centre, n = float(rewards.mean()), len(rewards)
     reach = Z95 * float(rewards.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     spread = Estimate(centre, centre - reach, centre + reach, n)

@@ -281,11 +281,11 @@ class Episode:
         if call is None and answer is not None and self.finish_mode == "text":
             return Step(make_finish(answer), StepStatus.FINISH, ""), False
         if call is None:
-            return Step(None, StepStatus.MALFORMED, _error(turn.parsed.problem)), False
+            return Step(None, StepStatus.MALFORMED, _write_error(turn.parsed.problem)), False
         if call.name == FINISH and self.finish_mode == "tool":
             return _finish(call), False
         if call.name not in self._offered and not session.offers(call.name):
-            return Step(call, StepStatus.UNKNOWN_TOOL, _error(f"unknown tool {call.name}")), False
+            return Step(call, StepStatus.UNKNOWN_TOOL, _write_error(f"unknown tool {call.name}")), False
         result = session.call(call)
         return Step(call, result.status, result.observation), result.ends_episode
 
@@ -332,8 +332,8 @@ def _finish(call: ToolCall) -> Step:
     if read_answer(call) is not None:
         return Step(call, StepStatus.FINISH, "")
     if call.arguments.get("return_type") == GIVE_ANSWER:
-        return Step(call, StepStatus.INVALID_ARGUMENTS, _error("final_answer is missing"))
-    return Step(call, StepStatus.INVALID_ARGUMENTS, _error(f"return_type must be {GIVE_ANSWER} or {GIVE_UP}"))
+        return Step(call, StepStatus.INVALID_ARGUMENTS, _write_error("final_answer is missing"))
+    return Step(call, StepStatus.INVALID_ARGUMENTS, _write_error(f"return_type must be {GIVE_ANSWER} or {GIVE_UP}"))
 
 
 def _answer_of(step: Step) -> str | None:
@@ -343,5 +343,5 @@ def _answer_of(step: Step) -> str | None:
     return str(step.call.arguments["final_answer"])
 
 
-def _error(text: str) -> str:
+def _write_error(text: str) -> str:
     return json.dumps({"error": text}, ensure_ascii=False)

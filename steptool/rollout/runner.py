@@ -137,10 +137,10 @@ class SearchEpisode(Episode):
             return
         del self._branches[depth + 1 :]
         self.back_to(depth)
-        self.hint = _hint(self._branches[-1]) if self._search.hints else ""
+        self.hint = _write_hint(self._branches[-1]) if self._search.hints else ""
 
 
-def _hint(steps: Sequence[Step]) -> str:
+def _write_hint(steps: Sequence[Step]) -> str:
     """What was tried, in the steps that made a call; empty if none did."""
     calls = [{"name": s.call.name, "arguments": s.call.arguments, "answer": s.observation} for s in steps if s.call]
     return _HINT.format(tried=write_json(calls)) if calls else ""

@@ -39,7 +39,7 @@ def test_no_token_of_probability_zero_is_drawn(uniform: float) -> None:
 @given(sizes=st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 6000)), max_size=12))
 def test_groups_hold_every_feed_within_the_limits(limits: sampling.PrefillLimits, sizes: list[tuple[int, int]]) -> None:
     feeds = [Feed(i, start, [0] * n, np.zeros(1, np.float32)) for i, (start, n) in enumerate(sizes)]
-    groups = list(sampling._groups(feeds, limits))
+    groups = list(sampling._group_feeds(feeds, limits))
     assert sorted(f.row for g in groups for f in g) == list(range(len(feeds)))
     for group in groups:
         width, slots = max(len(f.ids) for f in group), max(f.start + len(f.ids) for f in group)

@@ -8,7 +8,7 @@ from steptool.config import Config
 from steptool.data.ingest import ingest
 from steptool.records import Cost, Query
 from steptool.records.episodes import read_queries
-from steptool.report.run_inputs import ReportInputs, _notes
+from steptool.report.run_inputs import ReportInputs, _write_notes
 from steptool.report.run_page import build_report, format_table, state_result, summarise_run
 
 CONFIG = {"seed": 0, "evaluation": {"split": "heldout", "bootstrap": 2000}}
@@ -186,6 +186,6 @@ def test_a_group_whose_tasks_ingest_dropped_is_named_in_the_notes(tmp_path):
     read = ingest(Config.model_validate({"data": data}), tmp_path / "out", for_training=False)
     (kept_query,) = read_queries(read.queries_path)
     lost = "ab".replace(kept_query.tier, "")
-    assert list(_notes(tmp_path, count_metrics("ingest", read.counts), [])) == [
+    assert list(_write_notes(tmp_path, count_metrics("ingest", read.counts), [])) == [
         f"1 queries were dropped: more than data.heldout_queries, which leaves no task of the group '{lost}'."
     ]

@@ -178,7 +178,7 @@ def read_conversation(record: Record, default_tools: DefaultTools) -> Recording:
     tools, declared = _read_tools(fields, default_tools)
     turns = read_turns(read_written_calls(messages[first:], tools), "messages", first)
     if FINISH not in declared:
-        turns = [_with_finish(turn) for turn in turns]
+        turns = [_make_finish(turn) for turn in turns]
     opening = _read_opening(messages[:first])
     instruction = join_texts([message["content"] for message in opening], _GAP)
     if all(message["role"] == "user" for message in opening):
@@ -198,7 +198,7 @@ def read_turns(messages: Sequence[Any], where: str, first: int = 0) -> list[Reco
         at = f"{where}[{number}]"
         role, text = require(message, "role", str, at), read_content(message, at)
         if role == "assistant":
-            reader.add_assistant(_with_reasoning(message, text), _read_calls(message, at))
+            reader.add_assistant(_prepend_reasoning(message, text), _read_calls(message, at))
         elif role in ("tool", "function"):
             reader.add_response(text, message.get("tool_call_id"), message.get("name"), at, marks_error(message))
         elif role == "user":
@@ -301,7 +301,7 @@ def _read_function(call: dict[str, Any], where: str) -> tuple[str, str]:
     return require(call, "name", str, where).strip(), convert_to_text(call.get("arguments"))
 
 
-def _with_reasoning(message: dict[str, Any], text: str) -> str:
+def _prepend_reasoning(message: dict[str, Any], text: str) -> str:
     """The words of the assistant, after what it reasoned in a field of its own."""
     reasoning = read_reasoning(message)
     return join_texts([f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}" if reasoning else "", text])
@@ -348,7 +348,7 @@ def _read_tools(value: dict[str, Any], default_tools: DefaultTools) -> tuple[tup
     return check_and_close(schemas, name), {schema["function"]["name"] for schema in schemas}
 
 
-def _with_finish(turn: RecordedTurn) -> RecordedTurn:
+def _make_finish(turn: RecordedTurn) -> RecordedTurn:
     """Words without a call as a Finish that answers with them, after what was thought.
 
     Words that a tool answered stay a call gone wrong, and thoughts that never end stay words.

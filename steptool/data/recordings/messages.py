@@ -128,7 +128,7 @@ def _translate_item(item: Fields, where: str) -> Fields:
         return {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "function": function}]}
     if kind == "function_call_output":
         output = _join_parts(item.get("output"))
-        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output, **_marks_of(item)}
+        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output, **_select_marks(item)}
     if kind == "reasoning":
         parts = [*(item.get("summary") or []), *(item.get("content") or [])]
         return {
@@ -139,7 +139,7 @@ def _translate_item(item: Fields, where: str) -> Fields:
     raise UnusableError("an item of another type", f"{where}: {expected}, got {cut_excerpt(kind)}")
 
 
-def _marks_of(fields: Fields) -> Fields:
+def _select_marks(fields: Fields) -> Fields:
     """The fields in which an answer says that the tool failed."""
     return {name: fields[name] for name in ERROR_MARKS if name in fields}
 
@@ -164,7 +164,7 @@ def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> 
             calls.append({"id": block.get("id"), "function": function})
         elif kind == "tool_result":
             content = _join_parts(block.get("content"))
-            yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content, **_marks_of(block)}
+            yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content, **_select_marks(block)}
         elif kind in ("thinking", "reasoning"):
             thoughts.append(convert_to_text(block.get("thinking") or block.get("text")))
         elif kind == "refusal":
@@ -183,7 +183,7 @@ def _translate_text(message: Fields) -> Iterator[Any]:
     """A message whose text may hold Hermes' tags."""
     role, text = message.get("role"), message.get("content")
     if role in ("tool", "function") and isinstance(text, dict) and isinstance(text.get("content"), list):
-        yield {**message, "content": _join_parts(text["content"]), **_marks_of(text)}
+        yield {**message, "content": _join_parts(text["content"]), **_select_marks(text)}
         return
     if role == "assistant" and isinstance(text, str) and _THINKING[0].match(text):
         text = _THINKING[1].sub(THINK_CLOSE, _THINKING[0].sub(THINK_OPEN, text), count=1)
@@ -234,6 +234,6 @@ def _read_response(body: str, message: Fields) -> Fields:
             "role": "tool",
             "name": answer["name"],
             "content": convert_to_text(answer["content"]),
-            **_marks_of(message),
+            **_select_marks(message),
         }
-    return {"role": "tool", "name": message.get("name"), "content": body, **_marks_of(message)}
+    return {"role": "tool", "name": message.get("name"), "content": body, **_select_marks(message)}

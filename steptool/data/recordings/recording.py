@@ -178,8 +178,8 @@ def make_recording(
     """
     if not turns:
         raise UnusableError("no recorded step", "no call and no words of the assistant are recorded")
-    turns = [_with_strict_arguments(turn, number) for number, turn in enumerate(turns)]
-    end = next((n for n, turn in enumerate(turns) if _ends(turn)), len(turns) - 1) + 1
+    turns = [_make_arguments_strict(turn, number) for number, turn in enumerate(turns)]
+    end = next((n for n, turn in enumerate(turns) if _ends_episode(turn)), len(turns) - 1) + 1
     for number, turn in enumerate(turns[:end]):
         if turn.observation is None and turn.name not in ("", FINISH):
             raise UnusableError("a call without a response", f"call {number} ({turn.name}) has no recorded response")
@@ -187,7 +187,7 @@ def make_recording(
     return Recording(record.file, record.row, instruction, tools, path, solved, tuple(rewards[:end]), tuple(opening))
 
 
-def _with_strict_arguments(turn: RecordedTurn, number: int) -> RecordedTurn:
+def _make_arguments_strict(turn: RecordedTurn, number: int) -> RecordedTurn:
     if not turn.name:
         return turn
     if is_strict_object(turn.arguments):
@@ -199,7 +199,7 @@ def _with_strict_arguments(turn: RecordedTurn, number: int) -> RecordedTurn:
     return turn if arguments is None else turn._replace(arguments=json.dumps(arguments, ensure_ascii=False))
 
 
-def _ends(turn: RecordedTurn) -> bool:
+def _ends_episode(turn: RecordedTurn) -> bool:
     return turn.user is None and not turn.notes and turn.name == FINISH and _make_step(turn).status is StepStatus.FINISH
 
 

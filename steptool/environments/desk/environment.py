@@ -140,7 +140,7 @@ def _get_profile(db: Database, user_id: str) -> Record:
     return {"city": _get(db, "user", user_id)["city"]}
 
 
-def _last_order(db: Database, user_id: str) -> Record:
+def _get_last_order(db: Database, user_id: str) -> Record:
     return {"order_id": _get(db, "user", user_id)["order_id"]}
 
 
@@ -197,7 +197,7 @@ def _open_return(db: Database, order_id: str) -> Record:
     return _write(db, "open_return", order_id, "return")
 
 
-def _restock(db: Database, product_id: str) -> Record:
+def _order_stock(db: Database, product_id: str) -> Record:
     _get(db, "product", product_id)["stock"] = "high"
     return _write(db, "restock", product_id, "supply")
 
@@ -253,7 +253,7 @@ class Tool:
     writes: bool
 
 
-def _parameter(name: str) -> dict[str, Any]:
+def _describe_parameter(name: str) -> dict[str, Any]:
     if name.endswith("_id"):
         kind = name.removesuffix("_id")
         return {"type": "string", "pattern": rf"^{KINDS[kind]}_\d{{2}}$", "description": f"Id of the {kind}"}
@@ -268,7 +268,7 @@ def _parameter(name: str) -> dict[str, Any]:
     return {"type": "string", "description": "Full name in lower case"}
 
 
-def _tool(run: Callable[..., Record], description: str, parameters: str, writes: bool = False) -> tuple[str, Tool]:
+def _make_tool(run: Callable[..., Record], description: str, parameters: str, writes: bool = False) -> tuple[str, Tool]:
     name, names = run.__name__.removeprefix("_"), parameters.split()
     schema = {
         "type": "function",
@@ -277,7 +277,7 @@ def _tool(run: Callable[..., Record], description: str, parameters: str, writes:
             "description": description,
             "parameters": {
                 "type": "object",
-                "properties": {n: _parameter(n) for n in names},
+                "properties": {n: _describe_parameter(n) for n in names},
                 "required": names,
                 "additionalProperties": False,
             },
@@ -288,25 +288,25 @@ def _tool(run: Callable[..., Record], description: str, parameters: str, writes:
 
 TOOLS: dict[str, Tool] = dict(
     (
-        _tool(_find_user, "Find a user by full name", "name"),
-        _tool(_get_profile, "Home city of a user", "user_id"),
-        _tool(_last_order, "Most recent order of a user", "user_id"),
-        _tool(_get_order, "Status, product, parcel and total of an order", "order_id"),
-        _tool(_track_parcel, "City where a parcel is now", "parcel_id"),
-        _tool(_get_product, "Price, currency and stock of a product", "product_id"),
-        _tool(_convert, "Convert an amount of money", "amount currency target"),
-        _tool(_get_weather, "Temperature in a city", "city"),
-        _tool(_get_event, "Host of an event", "event_id"),
-        _tool(_get_ticket, "Severity, customer and order of a support ticket", "ticket_id"),
-        _tool(_find_flight, "Flight between two cities and whether it has seats", "origin destination"),
-        _tool(_cancel_order, "Cancel an order that has not shipped; opens a refund", "order_id", writes=True),
-        _tool(_open_return, "Open a return for an order that has shipped", "order_id", writes=True),
-        _tool(_restock, "Order new stock of a product", "product_id", writes=True),
-        _tool(_book_flight, "Book a seat on a flight", "flight_id", writes=True),
-        _tool(_join_waitlist, "Join the waiting list of a flight", "flight_id", writes=True),
-        _tool(_escalate, "Escalate a support ticket", "ticket_id", writes=True),
-        _tool(_assign_agent, "Assign an agent to a support ticket", "ticket_id", writes=True),
-        _tool(_report, "Tell the user the outcome of one request", "value", writes=True),
+        _make_tool(_find_user, "Find a user by full name", "name"),
+        _make_tool(_get_profile, "Home city of a user", "user_id"),
+        _make_tool(_get_last_order, "Most recent order of a user", "user_id"),
+        _make_tool(_get_order, "Status, product, parcel and total of an order", "order_id"),
+        _make_tool(_track_parcel, "City where a parcel is now", "parcel_id"),
+        _make_tool(_get_product, "Price, currency and stock of a product", "product_id"),
+        _make_tool(_convert, "Convert an amount of money", "amount currency target"),
+        _make_tool(_get_weather, "Temperature in a city", "city"),
+        _make_tool(_get_event, "Host of an event", "event_id"),
+        _make_tool(_get_ticket, "Severity, customer and order of a support ticket", "ticket_id"),
+        _make_tool(_find_flight, "Flight between two cities and whether it has seats", "origin destination"),
+        _make_tool(_cancel_order, "Cancel an order that has not shipped; opens a refund", "order_id", writes=True),
+        _make_tool(_open_return, "Open a return for an order that has shipped", "order_id", writes=True),
+        _make_tool(_order_stock, "Order new stock of a product", "product_id", writes=True),
+        _make_tool(_book_flight, "Book a seat on a flight", "flight_id", writes=True),
+        _make_tool(_join_waitlist, "Join the waiting list of a flight", "flight_id", writes=True),
+        _make_tool(_escalate, "Escalate a support ticket", "ticket_id", writes=True),
+        _make_tool(_assign_agent, "Assign an agent to a support ticket", "ticket_id", writes=True),
+        _make_tool(_report, "Tell the user the outcome of one request", "value", writes=True),
     )
 )
 ALTERNATIVES = (

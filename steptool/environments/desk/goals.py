@@ -119,29 +119,29 @@ def _locate(call: Call, order: str, _: str) -> str:
     return call("track_parcel", parcel_id=record["parcel_id"])["city"] if record["status"] == "shipped" else "pending"
 
 
-def _price(call: Call, item: str, currency: str) -> str:
+def _tell_price(call: Call, item: str, currency: str) -> str:
     record = call("get_product", product_id=item)
     if record["currency"] == currency:
         return record["price"]
     return call("convert", amount=int(record["price"]), currency=record["currency"], target=currency)["amount"]
 
 
-def _restock(call: Call, item: str, _: str) -> str:
-    return call("restock", product_id=item)["supply_id"] if _stock(call, item) == "low" else "high"
+def _order_if_sold_out(call: Call, item: str, _: str) -> str:
+    return call("restock", product_id=item)["supply_id"] if _tell_stock(call, item) == "low" else "high"
 
 
-def _stock(call: Call, item: str) -> str:
+def _tell_stock(call: Call, item: str) -> str:
     return call("get_product", product_id=item)["stock"]
 
 
-def _travel(call: Call, user: str, city: str) -> str:
-    flight = _flight(call, user, city)
+def _tell_travel(call: Call, user: str, city: str) -> str:
+    flight = _find_flight(call, user, city)
     if flight["seats"] == "free":
         return call("book_flight", flight_id=flight["flight_id"])["booking_id"]
     return call("join_waitlist", flight_id=flight["flight_id"])["place_id"]
 
 
-def _flight(call: Call, user: str, city: str) -> dict[str, str]:
+def _find_flight(call: Call, user: str, city: str) -> dict[str, str]:
     return call("find_flight", origin=call("get_profile", user_id=user)["city"], destination=city)
 
 
@@ -173,14 +173,14 @@ PROCEDURES = {
     "price": Procedure(
         "product",
         ("quote {r} in {l}", "give me the price of {r} in {l}", "say what {r} costs in {l}"),
-        _price,
+        _tell_price,
         lambda call, x, _: call("get_product", product_id=x)["price"],
         "currency",
     ),
     "restock": Procedure(
         "product",
         ("make sure {r} is in stock", "check the stock of {r} and refill it"),
-        _restock,
+        _order_if_sold_out,
         lambda call, x, _: call("restock", product_id=x)["supply_id"],
     ),
     "weather": Procedure(
@@ -192,8 +192,8 @@ PROCEDURES = {
     "travel": Procedure(
         "user",
         ("get a seat to {l} for {r}", "book a trip to {l} for {r}"),
-        _travel,
-        lambda call, x, city: call("book_flight", flight_id=_flight(call, x, city)["flight_id"])["booking_id"],
+        _tell_travel,
+        lambda call, x, city: call("book_flight", flight_id=_find_flight(call, x, city)["flight_id"])["booking_id"],
         "city",
     ),
     "handle": Procedure(
@@ -243,11 +243,11 @@ def _track(call: Call, order: str, _: str) -> str:
     return call("track_parcel", parcel_id=call("get_order", order_id=order)["parcel_id"])["city"]
 
 
-def _parcel_weather(call: Call, order: str, _: str) -> str:
+def _tell_parcel_weather(call: Call, order: str, _: str) -> str:
     return call("get_weather", city=_track(call, order, ""))["temperature"]
 
 
-def _item_price(call: Call, order: str, _: str) -> str:
+def _tell_item_price(call: Call, order: str, _: str) -> str:
     return call("get_product", product_id=call("get_order", order_id=order)["product_id"])["price"]
 
 
@@ -256,7 +256,7 @@ def _convert(call: Call, item: str, currency: str) -> str:
     return call("convert", amount=int(record["price"]), currency=record["currency"], target=currency)["amount"]
 
 
-def _author_city(call: Call, ticket: str, _: str) -> str:
+def _tell_author_city(call: Call, ticket: str, _: str) -> str:
     return call("get_profile", user_id=call("get_ticket", ticket_id=ticket)["user_id"])["city"]
 
 
@@ -268,8 +268,8 @@ _ORDERS: dict[str, dict[str, _Order]] = {
         "parcel": _Order(("name the parcel of {r}",), _read("get_order", "order_id", "parcel_id")),
         "item": _Order(("name the product of {r}",), _read("get_order", "order_id", "product_id")),
         "track": _Order(("track the parcel of {r}",), _track),
-        "weather": _Order(("tell the temperature at the parcel of {r}",), _parcel_weather),
-        "item_price": _Order(("tell the price tag on the product of {r}",), _item_price),
+        "weather": _Order(("tell the temperature at the parcel of {r}",), _tell_parcel_weather),
+        "item_price": _Order(("tell the price tag on the product of {r}",), _tell_item_price),
         "refund": _Order(("open a refund for {r}",), _read("cancel_order", "order_id", "refund_id")),
         "return": _Order(("open a return for {r}",), _read("open_return", "order_id", "return_id")),
     },
@@ -284,21 +284,21 @@ _ORDERS: dict[str, dict[str, _Order]] = {
         "home": _Order(("name the home city of {r}",), _read("get_profile", "user_id", "city")),
         "order": _Order(("name the last order of {r}",), _read("last_order", "user_id", "order_id")),
         "flight": _Order(
-            ("name the flight to {l} for {r}",), lambda call, x, city: _flight(call, x, city)["flight_id"], "city"
+            ("name the flight to {l} for {r}",), lambda call, x, city: _find_flight(call, x, city)["flight_id"], "city"
         ),
         "seats": _Order(
             ("tell the seats on the flight to {l} for {r}",),
-            lambda call, x, city: _flight(call, x, city)["seats"],
+            lambda call, x, city: _find_flight(call, x, city)["seats"],
             "city",
         ),
         "book": _Order(
             ("book the flight to {l} for {r}",),
-            lambda call, x, city: call("book_flight", flight_id=_flight(call, x, city)["flight_id"])["booking_id"],
+            lambda call, x, city: call("book_flight", flight_id=_find_flight(call, x, city)["flight_id"])["booking_id"],
             "city",
         ),
         "wait": _Order(
             ("join the waiting list of the flight to {l} for {r}",),
-            lambda call, x, city: call("join_waitlist", flight_id=_flight(call, x, city)["flight_id"])["place_id"],
+            lambda call, x, city: call("join_waitlist", flight_id=_find_flight(call, x, city)["flight_id"])["place_id"],
             "city",
         ),
     },
@@ -306,7 +306,7 @@ _ORDERS: dict[str, dict[str, _Order]] = {
         "severity": _Order(("tell the severity of {r}",), _read("get_ticket", "ticket_id", "severity")),
         "author": _Order(("name the author of {r}",), _read("get_ticket", "ticket_id", "user_id")),
         "order": _Order(("name the order of {r}",), _read("get_ticket", "ticket_id", "order_id")),
-        "author_city": _Order(("name the home city of the author of {r}",), _author_city),
+        "author_city": _Order(("name the home city of the author of {r}",), _tell_author_city),
         "escalate": _Order(("escalate {r}",), _read("escalate", "ticket_id", "escalation_id")),
         "assign": _Order(("assign an agent to {r}",), _read("assign_agent", "ticket_id", "agent_id")),
     },
@@ -339,7 +339,7 @@ def _remember(call: Call) -> Call:
     return recall
 
 
-def _conditional(kind: str, value: str, then: _Order, other: _Order) -> Procedure:
+def _make_conditional(kind: str, value: str, then: _Order, other: _Order) -> Procedure:
     tool, argument, field, _ = _CONDITIONS[kind]
 
     def run(call: Call, entity: str, literal: str) -> str:
@@ -348,10 +348,10 @@ def _conditional(kind: str, value: str, then: _Order, other: _Order) -> Procedur
         return (then if holds else other).run(ask, entity, literal)
 
     wording = f"{then.phrases[0]} if it is {value}, otherwise {other.phrases[0].replace('{r}', 'it')}"
-    return Procedure(kind, (wording,), run, run, then.literal or other.literal, _tools_of(then) + _tools_of(other))
+    return Procedure(kind, (wording,), run, run, then.literal or other.literal, _list_tools(then) + _list_tools(other))
 
 
-def _tools_of(order: _Order) -> tuple[str, ...]:
+def _list_tools(order: _Order) -> tuple[str, ...]:
     """Names of the tools that an order calls, from a run on made-up values."""
     names: list[str] = []
 
@@ -363,7 +363,7 @@ def _tools_of(order: _Order) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _errands() -> dict[str, Procedure]:
+def _make_errands() -> dict[str, Procedure]:
     errands = {}
     for kind, orders in _ORDERS.items():
         for name, order in orders.items():
@@ -373,10 +373,10 @@ def _errands() -> dict[str, Procedure]:
                 for a, then in orders.items():
                     for b, other in orders.items():
                         if a != b and (a, b) not in _EXCLUDED_PAIRS:
-                            errands[f"{kind}:{value}:{a}:{b}"] = _conditional(kind, value, then, other)
+                            errands[f"{kind}:{value}:{a}:{b}"] = _make_conditional(kind, value, then, other)
     return errands
 
 
-ERRANDS = _errands()
+ERRANDS = _make_errands()
 PLAIN = tuple(name for name in ERRANDS if name.count(":") == 1)
 CONDITIONAL = tuple(name for name in ERRANDS if name.count(":") > 1)

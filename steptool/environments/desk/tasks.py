@@ -255,12 +255,12 @@ class Expert:
         goals = find_goals(self._query)
         hurried = self._rng.randrange(len(goals)) if self._rng.random() < self._shortcuts else -1
         for number, goal in enumerate(goals):
-            self._goal(goal, number == hurried, len(goals))
+            self._pursue(goal, number == hurried, len(goals))
         finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": DONE})
         self._steps.append(Step(finish, StepStatus.FINISH, ""))
-        return _trajectory(self._query, self._steps, DONE, self._session.solved(DONE))
+        return _make_trajectory(self._query, self._steps, DONE, self._session.solved(DONE))
 
-    def _goal(self, goal: Goal, hurried: bool, goals: int) -> None:
+    def _pursue(self, goal: Goal, hurried: bool, goals: int) -> None:
         if not hurried:
             goal.carry_out(self._call)
             return
@@ -284,13 +284,13 @@ class Expert:
             raise _CallFailed
         self._patience -= 1
         if self._rng.random() < self._slips:
-            self._slip(list(arguments.values()))
+            self._make_useless_call(list(arguments.values()))
         result = self._execute(ToolCall(name, arguments))
         if "error" in result and name != "report":
             raise _CallFailed
         return result
 
-    def _slip(self, arguments: Sequence[str | int]) -> None:
+    def _make_useless_call(self, arguments: Sequence[str | int]) -> None:
         """Make a useless call: an offered tool that only reads, with any value seen so far."""
         offered = [t["function"]["name"] for t in self._query.tools]
         name = self._rng.choice([t for t in offered if t in TOOLS and not TOOLS[t].writes] or ["get_order"])
@@ -306,7 +306,7 @@ class Expert:
         return self._last
 
 
-def _trajectory(query: Query, steps: Sequence[Step], answer: str, solved: float) -> Trajectory:
+def _make_trajectory(query: Query, steps: Sequence[Step], answer: str, solved: float) -> Trajectory:
     return Trajectory(
         trajectory_id=f"expert-{query.query_id}",
         query_id=query.query_id,

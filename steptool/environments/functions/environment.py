@@ -111,9 +111,9 @@ class FunctionsEnvironment(Environment):
             raise ValueError(
                 f"{where}: expected keyword arguments of tools.functions, got {state!r} ({error})"
             ) from None
-        return FunctionsSession(self._checks, self._episode_tools(state, query.reference.to_json()))
+        return FunctionsSession(self._checks, self._make_episode_tools(state, query.reference.to_json()))
 
-    def _episode_tools(self, state: Mapping[str, Any], reference: Mapping[str, Any]) -> Tools:
+    def _make_episode_tools(self, state: Mapping[str, Any], reference: Mapping[str, Any]) -> Tools:
         if self._isolation == "process":
             return ProcessTools(self._named, state, reference, self._limit)
         return EpisodeTools(self._toolbox, state, reference, self._limit)
@@ -168,7 +168,7 @@ class SimulatedUser:
     @classmethod
     def connect(cls, base_url: str, model: str, goal: str, key_variable: str = "OPENAI_API_KEY") -> Self:
         """A user behind an endpoint of OpenAI's form. All users of an endpoint share its connections."""
-        return cls(_shared_endpoint(base_url, model, key_variable), goal)
+        return cls(_share_endpoint(base_url, model, key_variable), goal)
 
     def reply(self, assistant: str) -> str | None:
         """What the user says to a message of the assistant; None at the end of the conversation.
@@ -183,5 +183,5 @@ class SimulatedUser:
 
 
 @cache
-def _shared_endpoint(base_url: str, model: str, key_variable: str) -> Endpoint:
+def _share_endpoint(base_url: str, model: str, key_variable: str) -> Endpoint:
     return Endpoint(EndpointConfig(base_url=base_url, model=model, key_variable=key_variable))

@@ -124,10 +124,10 @@ class ProcessTools:
                 raise _Lost(f"no answer within {self._seconds:g} s, and the process of the tool was ended")
             reply: dict[str, Any] = json.loads(pipe.recv_bytes(_LARGEST))
         except (OSError, EOFError):
-            raise _Lost(f"the process of the tool has ended with exit code {self._exit_code()}") from None
+            raise _Lost(f"the process of the tool has ended with exit code {self._get_exit_code()}") from None
         return reply
 
-    def _exit_code(self) -> int | None:
+    def _get_exit_code(self) -> int | None:
         process = self._process
         if process is not None:
             with suppress(subprocess.TimeoutExpired):  # it has closed the connection and lives on: it is ended here

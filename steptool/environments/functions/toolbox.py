@@ -49,12 +49,12 @@ def describe_function(function: Callable[..., Any], name: str) -> ToolSchema:
     from transformers.utils.chat_template_utils import parse_google_format_docstring
 
     try:
-        description, texts, _ = parse_google_format_docstring(_docstring(function))
+        description, texts, _ = parse_google_format_docstring(_read_docstring(function))
         if not description:
             raise ValueError("its docstring does not say what it does")
-        parameters = _inline(_arguments_adapter(function, texts or {}).json_schema())
+        parameters = _write_out_definitions(_make_arguments_adapter(function, texts or {}).json_schema())
     except (ValueError, TypeError, NameError, PydanticUserError) as error:
-        raise ConfigError(f"tools.functions: '{name}': {_first_line(error)}; {_EXPECTED}") from error
+        raise ConfigError(f"tools.functions: '{name}': {_take_first_line(error)}; {_EXPECTED}") from error
     parameters = {"type": "object", "properties": {}} | {k: v for k, v in parameters.items() if k != "$defs"}
     declaration = {"name": name, "description": description, "parameters": parameters}
     return annotate_tool({"type": "function", "function": declaration}, getattr(function, _READ_ONLY, None))
@@ -64,7 +64,7 @@ class ArgumentTypes:
     """Turns the JSON arguments of a function's calls into what its type hints say: enums, dataclasses, dates."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._adapter = _arguments_adapter(function, None)
+        self._adapter = _make_arguments_adapter(function, None)
 
     def convert(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments to call the function with. Raises ArgumentError naming the first that does not fit."""
@@ -77,14 +77,16 @@ class ArgumentTypes:
         return converted
 
 
-def _docstring(function: Callable[..., Any]) -> str:
+def _read_docstring(function: Callable[..., Any]) -> str:
     text = inspect.getdoc(function)
     if not text:
         raise ValueError("it has no docstring")
     return text
 
 
-def _arguments_adapter(function: Callable[..., Any], texts: Mapping[str, str] | None) -> TypeAdapter[dict[str, Any]]:
+def _make_arguments_adapter(
+    function: Callable[..., Any], texts: Mapping[str, str] | None
+) -> TypeAdapter[dict[str, Any]]:
     """A type whose keys are the function's arguments. With `texts`, each argument needs its description in them."""
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
@@ -105,10 +107,12 @@ def _arguments_adapter(function: Callable[..., Any], texts: Mapping[str, str] | 
     return TypeAdapter(TypedDict("Arguments", fields))  # type: ignore[operator]
 
 
-def _inline(schema: Any, definitions: Mapping[str, Any] | None = None, inside: tuple[str, ...] = ()) -> Any:
+def _write_out_definitions(
+    schema: Any, definitions: Mapping[str, Any] | None = None, inside: tuple[str, ...] = ()
+) -> Any:
     """The schema with its definitions in the places that refer to them, and without the titles that pydantic adds."""
     if isinstance(schema, list):
-        return [_inline(part, definitions, inside) for part in schema]
+        return [_write_out_definitions(part, definitions, inside) for part in schema]
     if not isinstance(schema, dict):
         return schema
     by_name = schema.get("$defs", {}) if definitions is None else definitions
@@ -118,12 +122,12 @@ def _inline(schema: Any, definitions: Mapping[str, Any] | None = None, inside: t
         if name in inside:
             raise ValueError(f"the type {name} refers to itself, which no schema can write out")
         rest = {key: part for key, part in schema.items() if key != "$ref"}
-        return _inline({**by_name[name], **rest}, by_name, (*inside, name))
+        return _write_out_definitions({**by_name[name], **rest}, by_name, (*inside, name))
     parts = {key: part for key, part in schema.items() if key != "title" or not isinstance(part, str)}
-    return {key: _inline(part, by_name, inside) for key, part in parts.items()}
+    return {key: _write_out_definitions(part, by_name, inside) for key, part in parts.items()}
 
 
-def _first_line(error: BaseException) -> str:
+def _take_first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
@@ -165,7 +169,7 @@ def load_toolbox(named: str) -> Toolbox:
         methods = {name: getattr(source, name) for name in names if _is_python(getattr(source, name))}
         if not methods:
             raise ConfigError(f"tools.functions: the class '{named}' has no public methods, which would be its tools")
-        return Toolbox(source, _only_tools(methods))
+        return Toolbox(source, _select_tools(methods))
     if not isinstance(source, list | tuple) or not source or not all(map(_is_python, source)):
         raise ConfigError(f"tools.functions: '{named}': expected a class or a list of functions, got {source!r}")
     functions = {function.__name__: function for function in source}
@@ -173,7 +177,7 @@ def load_toolbox(named: str) -> Toolbox:
         function_names = [function.__name__ for function in source]
         raise ConfigError(f"tools.functions: '{named}' lists several functions of one name: {function_names}")
     stateless = SimpleNamespace(**functions)
-    return Toolbox(lambda: stateless, _only_tools(functions))
+    return Toolbox(lambda: stateless, _select_tools(functions))
 
 
 class EpisodeTools:
@@ -199,7 +203,7 @@ class EpisodeTools:
     def start(self) -> None:
         """Make the object. Raises RuntimeError where that fails."""
         try:
-            self._object()
+            self._get_object()
         except BaseException as error:
             name = getattr(self._toolbox.make, "__name__", "the object")
             raise RuntimeError(f"tools.functions: making {name} failed: {describe_error(error)}") from None
@@ -213,16 +217,16 @@ class EpisodeTools:
         except BaseException as error:  # a validator of a user's own type
             return make_failed_result(StepStatus.TOOL_ERROR, describe_error(error))
         try:
-            text = _text(self._run(getattr(self._object(), name), **converted))
+            text = _write_text(self._run(getattr(self._get_object(), name), **converted))
             return ToolResult(StepStatus.OK, text, ends_episode=bool(self._run_optional(ENDED)))
         except BaseException as error:  # KeyboardInterrupt and the like come from the tool: no key reaches this thread
             if end := find_end(error):
-                return ToolResult(StepStatus.OK, _text(str(end)), ends_episode=True)
+                return ToolResult(StepStatus.OK, _write_text(str(end)), ends_episode=True)
             return make_failed_result(StepStatus.TOOL_ERROR, _describe(error))
 
     def state_digest(self) -> str | None:
         """What `state_digest` returns; None without such a function. Raises RuntimeError where it fails."""
-        return self._optional_text(STATE_DIGEST)
+        return self._call_for_text(STATE_DIGEST)
 
     def solved(self, final_answer: str | None) -> float | None:
         """What `solved` returns; None without such a function. Raises VerdictError where it fails, and nothing else."""
@@ -233,19 +237,19 @@ class EpisodeTools:
 
     def next_turn(self, final_answer: str) -> str | None:
         """What `next_turn` returns; None without such a function. Raises RuntimeError where it fails."""
-        return self._optional_text(NEXT_TURN, final_answer, copy.deepcopy(dict(self._reference)))
+        return self._call_for_text(NEXT_TURN, final_answer, copy.deepcopy(dict(self._reference)))
 
     def close(self) -> None:
         """End the event loop, and with it what still runs there."""
         if self._loop is not None:
             self._loop.close()
 
-    def _object(self) -> Any:
+    def _get_object(self) -> Any:
         if self._instance is None:
             self._instance = self._toolbox.make(**copy.deepcopy(dict(self._state)))
         return self._instance
 
-    def _optional_text(self, name: str, *arguments: Any) -> str | None:
+    def _call_for_text(self, name: str, *arguments: Any) -> str | None:
         try:
             text = self._run_optional(name, *arguments)
             if text is not None and not isinstance(text, str):
@@ -256,7 +260,7 @@ class EpisodeTools:
 
     def _run_optional(self, name: str, *arguments: Any) -> Any:
         """What the function of this name returns; None without such a function."""
-        function = getattr(self._object(), name, None)
+        function = getattr(self._get_object(), name, None)
         return None if function is None else self._run(function, *arguments)
 
     def _run(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
@@ -269,7 +273,7 @@ class EpisodeTools:
 
 def make_failed_result(status: StepStatus, reason: str) -> ToolResult:
     """A failed step that says why."""
-    return ToolResult(status, _text({"error": reason}))
+    return ToolResult(status, _write_text({"error": reason}))
 
 
 async def _await(result: Any, seconds: float) -> Any:
@@ -290,7 +294,7 @@ def _describe(error: BaseException) -> str:
     return str(error) if isinstance(error, _OutOfTime) else describe_error(error)
 
 
-def _text(result: Any) -> str:
+def _write_text(result: Any) -> str:
     try:
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -304,7 +308,7 @@ def _share(verdict: Any) -> float | None:
     return None if verdict is None else float(verdict)
 
 
-def _only_tools(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+def _select_tools(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     return {name: function for name, function in functions.items() if name not in _NO_TOOLS}
 
 

@@ -116,7 +116,7 @@ class Connector:
         stop, faults = anyio.Event(), list[str]()
         with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
             try:
-                async with Client(self._check_lists(self._transport(error_output), faults), cache=None) as client:
+                async with Client(self._check_lists(self._open_transport(error_output), faults), cache=None) as client:
                     tools = await _list_tools(client, faults)
                     scope.deadline = math.inf
                     task_status.started((client, tools, faults, stop))
@@ -131,15 +131,15 @@ class Connector:
         async with transport as (receive, write):
             yield CheckedStream(receive, faults), write
 
-    def _transport(self, error_output: _ErrorOutput | None) -> AbstractAsyncContextManager[Any]:
+    def _open_transport(self, error_output: _ErrorOutput | None) -> AbstractAsyncContextManager[Any]:
         if error_output is None:
-            return self._http()
+            return self._open_http()
         program, *arguments = self._server.command
         command = [sys.executable if program == "python" else program, *arguments]
         return open_stdio(command, self._env, error_output.file)
 
     @asynccontextmanager
-    async def _http(self) -> AsyncIterator[Any]:
+    async def _open_http(self) -> AsyncIterator[Any]:
         """A transport without time limits of its own: such a limit would end the whole connection, not one request.
 
         Each request has a TCP connection of its own. A server may close one that is kept for later requests at any
@@ -384,10 +384,10 @@ def write_answer_text(result: CallToolResult) -> str:
     """The blocks of an answer, each on a line of its own, or its structured content if it has no blocks."""
     if not result.content and result.structured_content is not None:
         return json.dumps(result.structured_content, ensure_ascii=False)
-    return "\n".join(map(_block_text, result.content))
+    return "\n".join(map(_read_block, result.content))
 
 
-def _block_text(block: Any) -> str:
+def _read_block(block: Any) -> str:
     if isinstance(block, TextContent):
         return block.text
     if isinstance(block, EmbeddedResource):

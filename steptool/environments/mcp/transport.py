@@ -140,10 +140,10 @@ class CheckedStream:
         result = item.message.result
         if not isinstance(result.get("tools"), list) or "content" in result:
             return item
-        tools = [readable for tool in result["tools"] if (readable := self._readable(tool)) is not None]
+        tools = [readable for tool in result["tools"] if (readable := self._convert_tool(tool)) is not None]
         return replace(item, message=item.message.model_copy(update={"result": {**result, "tools": tools}}))
 
-    def _readable(self, tool: Any) -> dict[str, Any] | None:
+    def _convert_tool(self, tool: Any) -> dict[str, Any] | None:
         name = tool.get("name") if isinstance(tool, dict) else tool
         try:
             kind = Tool.model_validate(tool, by_name=False).input_schema.get("type")
@@ -171,7 +171,7 @@ def select_usable_tools(tools: Sequence[Tool], faults: list[str]) -> dict[str, T
     """
     by_name: dict[str, Tool] = {}
     for tool in tools:
-        name = _distinct_name(_NOT_IN_NAMES.sub("_", tool.name) or "_", by_name)
+        name = _make_distinct_name(_NOT_IN_NAMES.sub("_", tool.name) or "_", by_name)
         try:
             check_tools([convert_tool(name, tool)], _LISTED)
         except SchemaError as error:
@@ -181,7 +181,7 @@ def select_usable_tools(tools: Sequence[Tool], faults: list[str]) -> dict[str, T
     return by_name
 
 
-def _distinct_name(name: str, used: Iterable[str]) -> str:
+def _make_distinct_name(name: str, used: Iterable[str]) -> str:
     names, number, distinct = set(used), 1, name[:_NAME_LIMIT]
     while distinct in names:
         number += 1
