@@ -140,7 +140,7 @@ def _get_profile(db: Database, user_id: str) -> Record:
     return {"city": _get(db, "user", user_id)["city"]}
 
 
-def _get_last_order(db: Database, user_id: str) -> Record:
+def _last_order(db: Database, user_id: str) -> Record:
     return {"order_id": _get(db, "user", user_id)["order_id"]}
 
 
@@ -197,7 +197,7 @@ def _open_return(db: Database, order_id: str) -> Record:
     return _write(db, "open_return", order_id, "return")
 
 
-def _order_stock(db: Database, product_id: str) -> Record:
+def _restock(db: Database, product_id: str) -> Record:
     _get(db, "product", product_id)["stock"] = "high"
     return _write(db, "restock", product_id, "supply")
 
@@ -290,7 +290,7 @@ TOOLS: dict[str, Tool] = dict(
     (
         _make_tool(_find_user, "Find a user by full name", "name"),
         _make_tool(_get_profile, "Home city of a user", "user_id"),
-        _make_tool(_get_last_order, "Most recent order of a user", "user_id"),
+        _make_tool(_last_order, "Most recent order of a user", "user_id"),
         _make_tool(_get_order, "Status, product, parcel and total of an order", "order_id"),
         _make_tool(_track_parcel, "City where a parcel is now", "parcel_id"),
         _make_tool(_get_product, "Price, currency and stock of a product", "product_id"),
@@ -301,7 +301,7 @@ TOOLS: dict[str, Tool] = dict(
         _make_tool(_find_flight, "Flight between two cities and whether it has seats", "origin destination"),
         _make_tool(_cancel_order, "Cancel an order that has not shipped; opens a refund", "order_id", writes=True),
         _make_tool(_open_return, "Open a return for an order that has shipped", "order_id", writes=True),
-        _make_tool(_order_stock, "Order new stock of a product", "product_id", writes=True),
+        _make_tool(_restock, "Order new stock of a product", "product_id", writes=True),
         _make_tool(_book_flight, "Book a seat on a flight", "flight_id", writes=True),
         _make_tool(_join_waitlist, "Join the waiting list of a flight", "flight_id", writes=True),
         _make_tool(_escalate, "Escalate a support ticket", "ticket_id", writes=True),

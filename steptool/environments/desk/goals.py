@@ -134,7 +134,7 @@ def _tell_stock(call: Call, item: str) -> str:
     return call("get_product", product_id=item)["stock"]
 
 
-def _tell_travel(call: Call, user: str, city: str) -> str:
+def _book_travel(call: Call, user: str, city: str) -> str:
     flight = _find_flight(call, user, city)
     if flight["seats"] == "free":
         return call("book_flight", flight_id=flight["flight_id"])["booking_id"]
@@ -192,7 +192,7 @@ PROCEDURES = {
     "travel": Procedure(
         "user",
         ("get a seat to {l} for {r}", "book a trip to {l} for {r}"),
-        _tell_travel,
+        _book_travel,
         lambda call, x, city: call("book_flight", flight_id=_find_flight(call, x, city)["flight_id"])["booking_id"],
         "city",
     ),
