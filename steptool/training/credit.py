@@ -1,34 +1,43 @@
-"""From step rewards to advantages, and from advantages to losses: arithmetic on action tokens packed end to end.
+"""From step rewards to advantages: arithmetic on action tokens packed end to end, and groups of tries and states.
 
 The tokens that a policy sampled are the only time steps. Prompt and observation tokens lie between them in the text
 but not in time: the last token of step t is followed by the first token of step t + 1. Every function here therefore
 works on packed arrays, from which prompt and observations are already gone; `count_step_tokens` leads from the spans of
-a trajectory to them. Losses are per action token.
+a trajectory to them.
 
-Letters of shapes: T steps of a trajectory; B trajectories with S steps and N action tokens in all.
+Two steps of a round are in the same state where their queries are equal and, besides, what `credit.state` names. The
+calls so far name the state of any environment that does the same after the same calls. The last observation names it
+where the environment shows its whole state, as a game does, whatever led there: these are the anchor states of GiGPO
+(Feng et al. 2025, arXiv 2505.10978). The digest is the environment's own name of its state: it is equal after changes
+that commute, and calls that only read leave it as it is.
+
+Letters of shapes: T steps of a trajectory; B trajectories with S steps and N action tokens in all; X is any of them.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from steptool.config import CreditConfig
-from steptool.training.groups import Groups, compare_with_group, state_values
+from steptool.records import Step, Trajectory
 
 Floats = npt.NDArray[np.floating]
 """Real numbers of any precision; results are float64."""
 Ints = npt.NDArray[np.integer]
 Bools = npt.NDArray[np.bool_]
 Spans = Sequence[tuple[int, int]]
+StateName = Literal["calls", "observation", "digest"]
 
 _NEGLIGIBLE = 1e-20
+_EPS = 1e-6
+"""Added to the deviation of a group, as in GRPO."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,68 @@ def assign(
     return Credit(adv_N, returns_N, mask_N, values_N)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """What belongs together among the trajectories of a round. Equal numbers mean the same group."""
+
+    queries_B: Ints
+    """The query of each trajectory."""
+    query_of_S: Ints
+    """The query of each step, trajectory after trajectory."""
+    states_S: Ints
+    """The state before each step."""
+
+
+def group_trajectories(trajectories: Sequence[Trajectory], state: StateName = "calls") -> Groups:
+    """Number the queries of trajectories and the states before their steps, named as `state` says.
+
+    Raises ValueError for `digest` where a step has none.
+    """
+    states = _STATES[state]
+    queries_B = _number(t.query_id for t in trajectories)
+    steps_B = [len(t.steps) for t in trajectories]
+    states_S = _number(key for t in trajectories for key in states(t))
+    return Groups(queries_B, np.repeat(queries_B, steps_B), states_S)
+
+
+def compute_group_means(values_X: Floats, groups_X: Ints) -> Floats:
+    """The mean of its group, for each value."""
+    counts = np.bincount(groups_X)
+    means: Floats = np.bincount(groups_X, weights=values_X)[groups_X] / counts[groups_X]
+    return means
+
+
+def count_group_sizes(groups_X: Ints) -> Ints:
+    """The number of values in its group, for each value."""
+    sizes: Ints = np.bincount(groups_X)[groups_X]
+    return sizes
+
+
+def compare_with_group(values_X: Floats, groups_X: Ints, scale: bool) -> Floats:
+    """x - mean of the group and, with `scale`, that divided by the deviation of the group (1e-6 added).
+
+    GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2); without the division Dr. GRPO (Liu et al.
+    2025, arXiv 2503.20783). A value alone in its group, or equal to all others of it, gets 0.
+    """
+    gaps_X = values_X - compute_group_means(values_X, groups_X)
+    if not scale:
+        return gaps_X
+    deviations_X = np.sqrt(compute_group_means(gaps_X**2, groups_X))
+    scaled: Floats = gaps_X / (deviations_X + _EPS)
+    return scaled
+
+
+def state_values(returns_S: Floats, groups: Groups) -> Floats:
+    """The value of the state before each step: the mean return of the steps that were taken in it.
+
+    A state in which one step alone was taken would explain its own return; it gets the mean over all steps of its
+    query.
+    """
+    by_state_S, by_query_S = (compute_group_means(returns_S, g) for g in (groups.states_S, groups.query_of_S))
+    values_S: Floats = np.where(count_group_sizes(groups.states_S) > 1, by_state_S, by_query_S)
+    return values_S
+
+
 def discounted_returns(rewards_S: Floats, steps_B: Ints, gamma: float) -> Floats:
     """Return [S] of each step: G_t = r_t + gamma * G_{t+1}, 0 after the last step of a trajectory."""
     return gae(rewards_S, np.zeros(len(rewards_S)), steps_B, gamma, 1.0)
@@ -148,7 +219,7 @@ def episode_advantages(step_rewards: Sequence[Floats], groups: Groups, scale: bo
     """Advantage [S] of each step by its episode: the sum of its rewards relative to the tries at the same query.
 
     A_b = (R_b - mean R) / (std R + 1e-6) over the group; all steps of a trajectory share it (GRPO with the reward of
-    outcomes, see `groups.compare_with_group`).
+    outcomes, see `compare_with_group`).
     """
     sums_B = np.array([float(rewards_T.sum()) for rewards_T in step_rewards])
     steps_B = [len(rewards_T) for rewards_T in step_rewards]
@@ -242,47 +313,45 @@ def _expect(name: str, array: Floats, size: int, unit: str) -> None:
         raise ValueError(f"{name} should have shape ({size},) for {size} {unit}, has {array.shape}")
 
 
-def policy_loss(ratio_N: Tensor, advantages_N: Tensor, clip: float, clip_high: float = 0.0) -> Tensor:
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) for each token, with rho = pi(a|s) / pi_old(a|s).
-
-    Schulman et al. 2017 (arXiv 1707.06347, equation 7); an upper clip of its own lets unlikely tokens grow further
-    (clip-higher of DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.1). clip_high 0: eps_high = eps.
-    """
-    clipped_N = ratio_N.clamp(1.0 - clip, 1.0 + (clip_high or clip))
-    return -torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)
+def _states_by_observation(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """The query and the last observation, before each step; the first step has none."""
+    observations = ["", *(step.observation for step in trajectory.steps[:-1])]
+    yield from ((trajectory.query_id, observation) for observation in observations[: len(trajectory.steps)])
 
 
-def step_ratio(log_ratio_N: Tensor, steps_N: Tensor) -> Tensor:
-    """The ratio [N] of the step of each token: the geometric mean of the ratios of its tokens.
-
-    s_t = exp(mean over the tokens i of step t of log rho_i), as GSPO does it for whole responses (Zheng et al. 2025,
-    arXiv 2507.18071). Tokens with the same number in `steps_N` belong to one step, all of whose tokens are
-    here.
-    """
-    _, places_N, counts_S = torch.unique(steps_N, return_inverse=True, return_counts=True)
-    sums_S = torch.zeros(len(counts_S), dtype=log_ratio_N.dtype, device=log_ratio_N.device)
-    return torch.exp(sums_S.index_add(0, places_N, log_ratio_N) / counts_S)[places_N]
+def _states_by_calls(trajectory: Trajectory) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The query and the calls so far, before each step."""
+    calls: list[str] = []
+    for step in trajectory.steps:
+        yield trajectory.query_id, tuple(calls)
+        calls.append(_call_key(step))
 
 
-def entropy_loss(ratio_N: Tensor, log_probs_N: Tensor, entropy_N: Tensor) -> Tensor:
-    """A loss [N] whose gradient is that of -H(pi(.|s)), for actions that were sampled from pi_old.
-
-    grad H = E_pi[(-log pi(a|s) - H) grad log pi(a|s)]: the score function, with H itself as the baseline. So
-
-    loss = -rho * (-log pi(a|s) - H),    the bracket without gradient.
-
-    It needs no gradient of the entropy over the whole vocabulary.
-    """
-    return -ratio_N * (-log_probs_N - entropy_N).detach()
-
-
-def kl_loss(log_probs_N: Tensor, reference_N: Tensor) -> Tensor:
-    """r - log r - 1 with r = pi_ref / pi: GRPO's penalty for leaving the reference (arXiv 2402.03300, equation 4)."""
-    log_r_N = reference_N - log_probs_N
-    return torch.exp(log_r_N) - log_r_N - 1.0
+def _states_by_digest(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """The query and the environment's own digest, before each step."""
+    for number, step in enumerate(trajectory.steps, start=1):
+        if step.state is None:
+            raise ValueError(
+                f"credit.state: digest: step {number} of {trajectory.trajectory_id} has no digest of the environment's "
+                "state; play the round with this setting, or set credit.state to calls"
+            )
+        yield trajectory.query_id, step.state
 
 
-def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, clip: float) -> Tensor:
-    """max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2) / 2 for each token."""
-    clipped_N = old_values_N + (values_N - old_values_N).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values_N - returns_N) ** 2, (clipped_N - returns_N) ** 2)
+_STATES: dict[StateName, Callable[[Trajectory], Iterator[Hashable]]] = {
+    "calls": _states_by_calls,
+    "observation": _states_by_observation,
+    "digest": _states_by_digest,
+}
+
+
+def _call_key(step: Step) -> str:
+    """A call as text that does not depend on the order of its arguments; all texts that are no call are alike."""
+    if step.call is None:
+        return str(step.status)
+    return json.dumps([step.call.name, dict(step.call.arguments)], sort_keys=True)
+
+
+def _number(keys: Iterable[Hashable]) -> Ints:
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)

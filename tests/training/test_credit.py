@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from steptool.config import CreditConfig
 from steptool.training import credit
-from steptool.training.groups import Groups
+from steptool.training.credit import Groups
 
 TOKEN = CreditConfig(level="token", gamma=0.5, lam=0.5)
 STEP = CreditConfig(level="step", gamma=0.5, lam=0.5)

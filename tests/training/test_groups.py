@@ -7,7 +7,7 @@ from steptool.environments.desk.environment import DeskEnvironment, make_databas
 from steptool.policies.text_policies import ScriptedPolicy
 from steptool.records import Query, Reference, Step, StepStatus, ToolCall
 from steptool.rollout.runner import roll_out
-from steptool.training.groups import Groups, compare_with_group, group_trajectories, state_values
+from steptool.training.credit import Groups, compare_with_group, group_trajectories, state_values
 
 
 def call(name: str, **arguments: object) -> Step:

@@ -26,7 +26,6 @@ from steptool.models.actor import ActionOutputs
 from steptool.training import credit
 from steptool.training.algorithms.base import Selection
 from steptool.training.algorithms.step_ppo import Experience, StepPPO
-from steptool.training.groups import group_trajectories
 from steptool.training.scores import Scores
 
 
@@ -44,7 +43,7 @@ class GroupRelative(StepPPO):
     def assign(self, selection: Selection, lengths: Sequence[credit.Ints], scores: Scores) -> credit.Credit:
         """Advantages within groups; nothing for a value head to learn."""
         settings = self.config.credit
-        groups = group_trajectories(selection.trajectories, settings.state)
+        groups = credit.group_trajectories(selection.trajectories, settings.state)
         adv_S = credit.episode_advantages(selection.rewards, groups, settings.group_scale)
         if self.compares_states:
             by_state_S = credit.state_advantages(selection.rewards, groups, settings.gamma, settings.group_scale)
@@ -54,7 +53,7 @@ class GroupRelative(StepPPO):
 
     def penalty(self, ratio_N: Tensor, out: ActionOutputs, experience: Experience) -> Tensor | float:
         """The divergence from the reference, besides what StepPPO adds."""
-        kl = credit.kl_loss(out.log_probs_N, experience.reference_N).sum()
+        kl = kl_loss(out.log_probs_N, experience.reference_N).sum()
         return super().penalty(ratio_N, out, experience) + self.config.ppo.kl_coef * kl
 
 
@@ -62,3 +61,9 @@ class GroupInGroup(GroupRelative):
     """GiGPO: GRPO, and advantages of steps among those taken in the same state."""
 
     compares_states = True
+
+
+def kl_loss(log_probs_N: Tensor, reference_N: Tensor) -> Tensor:
+    """r - log r - 1 with r = pi_ref / pi: GRPO's penalty for leaving the reference (arXiv 2402.03300, equation 4)."""
+    log_r_N = reference_N - log_probs_N
+    return log_r_N.exp() - log_r_N - 1.0

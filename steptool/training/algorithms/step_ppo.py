@@ -30,7 +30,6 @@ from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale, compose_round
 from steptool.training import credit
 from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Objective, Selection, find_solved_ids
-from steptool.training.groups import group_trajectories
 from steptool.training.scores import Floats, Scores, compute_importance_weights, read_engine_log_probs
 
 
@@ -135,7 +134,11 @@ class StepPPO(Algorithm, Objective):
         """Credit of the action tokens; `lengths` holds those of each trajectory's steps."""
         kl_N = scores.log_probs_N - scores.reference_N
         settings = self.config.credit
-        groups = group_trajectories(selection.trajectories, settings.state) if settings.value == "group_mean" else None
+        groups = (
+            credit.group_trajectories(selection.trajectories, settings.state)
+            if settings.value == "group_mean"
+            else None
+        )
         return credit.assign(
             selection.rewards, lengths, scores.values_N, kl_N, self.config.ppo.kl_coef, settings, groups
         )
@@ -149,10 +152,10 @@ class StepPPO(Algorithm, Objective):
         values_N = actor.values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
         ratio_N = torch.exp(out.log_probs_N - experience.old_log_probs_N)
         if ppo.ratio == "step":
-            ratio_N = credit.step_ratio(out.log_probs_N - experience.old_log_probs_N, experience.steps_N)
-        policy_N = experience.weights_N * credit.policy_loss(ratio_N, experience.advantages_N, ppo.clip, ppo.clip_high)
+            ratio_N = step_ratio(out.log_probs_N - experience.old_log_probs_N, experience.steps_N)
+        policy_N = experience.weights_N * policy_loss(ratio_N, experience.advantages_N, ppo.clip, ppo.clip_high)
         value_N = (
-            credit.value_loss(values_N, experience.old_values_N, experience.returns_N, ppo.clip_value)
+            value_loss(values_N, experience.old_values_N, experience.returns_N, ppo.clip_value)
             * experience.value_mask_N
         )
         loss = ppo.value_coef * value_N.sum() / _count(self._experience.value_mask_N, part)
@@ -169,7 +172,7 @@ class StepPPO(Algorithm, Objective):
     def penalty(self, ratio_N: Tensor, out: ActionOutputs, experience: Experience) -> Tensor | float:
         """What is added to the policy loss of the tokens: minus the entropy bonus."""
         coef = self.config.ppo.entropy_coef
-        return coef * credit.entropy_loss(ratio_N, out.log_probs_N, out.entropy_N).sum() if coef else 0.0
+        return coef * entropy_loss(ratio_N, out.log_probs_N, out.entropy_N).sum() if coef else 0.0
 
     def report(self, figures: Mapping[str, float]) -> dict[str, float]:
         """Means over the tokens of an optimizer step (docs/how-it-works.md)."""
@@ -240,3 +243,43 @@ def average_advantages(selection: Selection, kl_N: Floats, values_N: Floats, adv
             )
             start = tokens.stop
     return advantages
+
+
+def policy_loss(ratio_N: Tensor, advantages_N: Tensor, clip: float, clip_high: float = 0.0) -> Tensor:
+    """-min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) for each token, with rho = pi(a|s) / pi_old(a|s).
+
+    Schulman et al. 2017 (arXiv 1707.06347, equation 7); an upper clip of its own lets unlikely tokens grow further
+    (clip-higher of DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.1). clip_high 0: eps_high = eps.
+    """
+    clipped_N = ratio_N.clamp(1.0 - clip, 1.0 + (clip_high or clip))
+    return -torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)
+
+
+def step_ratio(log_ratio_N: Tensor, steps_N: Tensor) -> Tensor:
+    """The ratio [N] of the step of each token: the geometric mean of the ratios of its tokens.
+
+    s_t = exp(mean over the tokens i of step t of log rho_i), as GSPO does it for whole responses (Zheng et al. 2025,
+    arXiv 2507.18071). Tokens with the same number in `steps_N` belong to one step, all of whose tokens are
+    here.
+    """
+    _, places_N, counts_S = torch.unique(steps_N, return_inverse=True, return_counts=True)
+    sums_S = torch.zeros(len(counts_S), dtype=log_ratio_N.dtype, device=log_ratio_N.device)
+    return torch.exp(sums_S.index_add(0, places_N, log_ratio_N) / counts_S)[places_N]
+
+
+def entropy_loss(ratio_N: Tensor, log_probs_N: Tensor, entropy_N: Tensor) -> Tensor:
+    """A loss [N] whose gradient is that of -H(pi(.|s)), for actions that were sampled from pi_old.
+
+    grad H = E_pi[(-log pi(a|s) - H) grad log pi(a|s)]: the score function, with H itself as the baseline. So
+
+    loss = -rho * (-log pi(a|s) - H),    the bracket without gradient.
+
+    It needs no gradient of the entropy over the whole vocabulary.
+    """
+    return -ratio_N * (-log_probs_N - entropy_N).detach()
+
+
+def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, clip: float) -> Tensor:
+    """max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2) / 2 for each token."""
+    clipped_N = old_values_N + (values_N - old_values_N).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values_N - returns_N) ** 2, (clipped_N - returns_N) ** 2)

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from steptool.training.credit import entropy_loss, kl_loss, policy_loss, step_ratio, value_loss
+from steptool.training.algorithms.grpo import kl_loss
+from steptool.training.algorithms.step_ppo import entropy_loss, policy_loss, step_ratio, value_loss
 
 
 def test_policy_loss_by_hand() -> None:
