@@ -26,7 +26,7 @@ from steptool.evaluation.compare import (
     permutation_p,
     resample_counts,
 )
-from steptool.evaluation.results import pass_rates_by_tries
+from steptool.evaluation.measures import pass_rates_by_tries
 from steptool.records import Evaluation
 
 Interval = tuple[float, float]

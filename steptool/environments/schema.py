@@ -20,14 +20,7 @@ from typing import Any
 
 import jsonschema.validators
 import regex
-from jsonschema import (
-    Draft4Validator,
-    Draft6Validator,
-    Draft7Validator,
-    Draft201909Validator,
-    Draft202012Validator,
-    FormatChecker,
-)
+from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError as _JsonSchemaError
 from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
@@ -175,9 +168,11 @@ def _extend(draft: ValidatorClass) -> ValidatorClass:
 
 _BOUNDED: Mapping[ValidatorClass, ValidatorClass] = {
     draft: _extend(draft)
-    for draft in (Draft4Validator, Draft6Validator, Draft7Validator, Draft201909Validator, Draft202012Validator)
+    for draft in (
+        *(jsonschema.Draft4Validator, jsonschema.Draft6Validator, jsonschema.Draft7Validator),
+        *(jsonschema.Draft201909Validator, Draft202012Validator),
+    )
 }
-
 
 _APPLICATORS = {
     *("$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else"),
@@ -191,7 +186,6 @@ _VALUES = {"enum", "const", "default", "examples"}
 _READ_SECONDS = 10.0
 """Seconds of CPU time that trying a schema out may take."""
 _PROBES: tuple[Any, ...] = (None, {}, [], "", 1.5)
-_DRAFTS = "draft 2020-12, or the one in its $schema"
 _TYPES = ("string", "number", "integer", "boolean", "array", "object")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -209,36 +203,33 @@ def check_tools(tools: Any, where: str) -> None:
         raise SchemaError(f"{where}: field 'tools': expected a list of tool schemas, got {type(tools).__name__}")
     names: set[str] = set()
     for number, tool in enumerate(tools):
-        name = _check_tool(tool, f"{where}: tools[{number}]")
+        place = f"{where}: tools[{number}]"
+        name = _check_tool(tool, place)
         if name in names:
-            raise SchemaError(
-                f"{where}: tools[{number}].function.name: '{name}' is given twice; names must be distinct"
-            )
+            raise SchemaError(f"{place}.function.name: '{name}' is given twice; names must be distinct")
         names.add(name)
 
 
 def _check_tool(tool: Any, where: str) -> str:
     if not isinstance(tool, Mapping) or tool.get("type") != "function":
         kind = tool.get("type") if isinstance(tool, Mapping) else tool
-        raise SchemaError(f'{where}.type: expected "function", got {_write_value(kind)}; write tools in OpenAI\'s form')
+        raise SchemaError(f'{where}.type: expected "function", got {_to_text(kind)}; write tools in OpenAI\'s form')
     function = tool.get("function")
     if not isinstance(function, Mapping):
-        raise SchemaError(f"{where}.function: expected an object, got {_write_value(function)}")
+        raise SchemaError(f"{where}.function: expected an object, got {_to_text(function)}")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise SchemaError(
-            f"{where}.function.name: expected 1 to 64 letters, digits, '_' or '-', got {_write_value(name)}"
-        )
+        raise SchemaError(f"{where}.function.name: expected 1 to 64 letters, digits, '_' or '-', got {_to_text(name)}")
     description = function.get("description")
     if not isinstance(description, str):
-        raise SchemaError(f"{where}.function.description: expected a string, got {_write_value(description)}")
+        raise SchemaError(f"{where}.function.description: expected a string, got {_to_text(description)}")
     _check_parameters(function.get("parameters"), f"{where}.function.parameters")
     return name
 
 
 def _check_parameters(parameters: Any, where: str) -> None:
     if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
-        raise SchemaError(f'{where}: expected a JSON Schema of type "object", got {_write_value(parameters)}')
+        raise SchemaError(f'{where}: expected a JSON Schema of type "object", got {_to_text(parameters)}')
     problem = None if _is_plain(parameters) else _find_schema_problem(_make_key(parameters))
     if problem:
         raise SchemaError(f"{where}{problem}")
@@ -280,10 +271,10 @@ def _find_schema_problem(schema_json: str) -> str | None:
             return _find_fault(schema, validators)
     except _JsonSchemaError as error:
         path = "".join(f".{part}" for part in error.absolute_path)
-        return f"{path}: not a JSON Schema ({_DRAFTS}): {_shorten(error.message)}"
+        return f"{path}: not a JSON Schema (draft 2020-12, or the one in its $schema): {_shorten(error.message)}"
     except Unresolvable as error:
         reference = getattr(error, "anchor", error.ref)
-        return f": $ref {_write_value(reference)} points to nothing inside this schema; put the definition under $defs"
+        return f": $ref {_to_text(reference)} points to nothing inside this schema; put the definition under $defs"
     except RecursionError:
         return ": the schema refers to itself without end, or is nested too deeply"
     except Exception as error:  # whatever it is, calls of the tool would meet it as well
@@ -382,7 +373,7 @@ def _write_sentence(error: ValidationError) -> str:
     inside = f" in '{path}'" if path else ""
     instance: Any = error.instance
     expected: Any = error.validator_value
-    value = _write_value(instance)
+    value = _to_text(instance)
     schema: Any = error.schema
     if error.validator == "required":
         return f"missing required argument {_quote_names(n for n in expected if n not in instance)}{inside}."
@@ -393,7 +384,7 @@ def _write_sentence(error: ValidationError) -> str:
         subject = f"argument '{path}'" if path else "the arguments"
         return f"{subject} must be {' or '.join(kinds)}, got {value}."
     if error.validator == "enum":
-        return f"argument '{path}' must be one of {_write_value(expected)}, got {value}."
+        return f"argument '{path}' must be one of {_to_text(expected)}, got {value}."
     return f"argument{inside} is not valid: {_shorten(error.message)}."
 
 
@@ -401,7 +392,7 @@ def _quote_names(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _write_value(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return _shorten(json.dumps(value, ensure_ascii=False, default=str))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import comb
+from typing import NamedTuple
 
 from steptool.config import ToolsConfig
 from steptool.environments.base import Environment
@@ -124,6 +126,73 @@ def tool_recall(query: Query, trajectory: Trajectory) -> float | None:
         return None
     successes = Counter(s.call.name for s in trajectory.steps if s.call is not None and s.status is StepStatus.OK)
     return (expected & successes).total() / expected.total()
+
+
+class CostPerSolved(NamedTuple):
+    """Cost of all episodes, failed ones included, for each solved task; None where nothing is solved or known."""
+
+    tokens: float | None
+    """Written by the model; None where no tokens were counted."""
+    seconds: float | None
+    """Wall-clock time of the episodes; those of a batch overlap."""
+    money: float | None
+
+
+def cost_per_solved(rows: Sequence[Evaluation]) -> CostPerSolved:
+    """The cost of these evaluations over the sum of their verdicts."""
+    solved = sum(row.passed or 0.0 for row in rows)
+    if not solved:
+        return CostPerSolved(None, None, None)
+    prices = [row.money for row in rows if row.money is not None]
+    price = sum(prices) / solved if len(prices) == len(rows) else None
+    tokens = sum(row.tokens for row in rows) / solved
+    return CostPerSolved(tokens or None, sum(row.seconds for row in rows) / solved, price)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that one of k tries solves a task that c of n did: 1 - C(n-c, k) / C(n, k), unbiased.
+
+    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    _check_counts(n, c, k)
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def pass_hat_k(n: int, c: int, k: int) -> float:
+    """Chance that all of k tries solve a task that c of n did: C(c, k) / C(n, k), unbiased.
+
+    Source: Yao et al. 2024 (tau-bench, arXiv 2406.12045), section 3. Raises ValueError as `pass_at_k` does.
+    """
+    _check_counts(n, c, k)
+    return comb(c, k) / comb(n, k)
+
+
+def pass_rates_by_tries(rows: Iterable[Evaluation]) -> dict[int, tuple[float, float]]:
+    """pass@k and pass^k of one model's sampled rows, means over tasks: {k: (pass@k, pass^k)}; k is 1, 2, 4, ..., all.
+
+    A try solves its task if `passed` is 1: a verdict of unsure does not count. Tries without a verdict are left out.
+    The number of tries is that of the task with the fewest. Empty without rows.
+    """
+    solved: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row.passed is not None:
+            solved[row.query_id].append(row.passed >= 1)
+    counts = [(len(tries), sum(tries)) for tries in solved.values()]
+    return {k: (_mean([pass_at_k(n, c, k) for n, c in counts]), _mean([pass_hat_k(n, c, k) for n, c in counts]))
+            for k in _list_sizes(min((n for n, _ in counts), default=0))}  # fmt: skip
+
+
+def _list_sizes(n: int) -> list[int]:
+    return sorted({*(1 << i for i in range(n.bit_length()) if 1 << i <= n), n} - {0})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _check_counts(n: int, c: int, k: int) -> None:
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"expected 0 <= c <= n and 1 <= k <= n, got n = {n} tries, c = {c} solved, k = {k}")
 
 
 @dataclass(frozen=True)

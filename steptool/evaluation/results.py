@@ -9,8 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import comb
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +31,7 @@ from steptool.evaluation.compare import (
     wilson,
     write_conclusion,
 )
+from steptool.evaluation.measures import cost_per_solved, pass_rates_by_tries
 from steptool.judge.verdicts import WinRate, compute_win_rates, find_unanswered_queries, judged_pass_rate
 from steptool.records import Evaluation, Preference, Query, Verdict, VerdictSource
 from steptool.records.columns import Row
@@ -168,9 +168,9 @@ def _list_empty_groups(rows: Sequence[Evaluation], queries: Iterable[Query]) -> 
 
 
 def summarise(rows: Sequence[Evaluation], draws: int = 10_000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Measures of one model and decoding by group (see `groups`), with intervals.
+    """Measures of one model and decoding by group (see `split_groups`), with intervals.
 
-    {group: {each of bootstrap.MEASURES: value, "n": queries, "intervals": {measure: [low, high]}}}; the intervals are
+    {group: {each of compare.MEASURES: value, "n": queries, "intervals": {measure: [low, high]}}}; the intervals are
     95% bootstrap intervals over queries, [None, None] for a measure that could not be taken. Raises ValueError for no
     rows and for rows of several models or decodings.
     """
@@ -194,73 +194,6 @@ def _compute_interval(part: PerQuery, draws: int, seed: int) -> list[float | Non
         return [None, None]
     chunks = [part.resample(counts) for counts in resample_counts(len(part.queries), draws, seed)]
     return list(compute_interval(np.concatenate(chunks)))
-
-
-class CostPerSolved(NamedTuple):
-    """Cost of all episodes, failed ones included, for each solved task; None where nothing is solved or known."""
-
-    tokens: float | None
-    """Written by the model; None where no tokens were counted."""
-    seconds: float | None
-    """Wall-clock time of the episodes; those of a batch overlap."""
-    money: float | None
-
-
-def cost_per_solved(rows: Sequence[Evaluation]) -> CostPerSolved:
-    """The cost of these evaluations over the sum of their verdicts."""
-    solved = sum(row.passed or 0.0 for row in rows)
-    if not solved:
-        return CostPerSolved(None, None, None)
-    prices = [row.money for row in rows if row.money is not None]
-    price = sum(prices) / solved if len(prices) == len(rows) else None
-    tokens = sum(row.tokens for row in rows) / solved
-    return CostPerSolved(tokens or None, sum(row.seconds for row in rows) / solved, price)
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that one of k tries solves a task that c of n did: 1 - C(n-c, k) / C(n, k), unbiased.
-
-    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
-    """
-    _check_counts(n, c, k)
-    return 1 - comb(n - c, k) / comb(n, k)
-
-
-def pass_hat_k(n: int, c: int, k: int) -> float:
-    """Chance that all of k tries solve a task that c of n did: C(c, k) / C(n, k), unbiased.
-
-    Source: Yao et al. 2024 (tau-bench, arXiv 2406.12045), section 3. Raises ValueError as `pass_at_k` does.
-    """
-    _check_counts(n, c, k)
-    return comb(c, k) / comb(n, k)
-
-
-def pass_rates_by_tries(rows: Iterable[Evaluation]) -> dict[int, tuple[float, float]]:
-    """pass@k and pass^k of one model's sampled rows, means over tasks: {k: (pass@k, pass^k)}; k is 1, 2, 4, ..., all.
-
-    A try solves its task if `passed` is 1: a verdict of unsure does not count. Tries without a verdict are left out.
-    The number of tries is that of the task with the fewest. Empty without rows.
-    """
-    solved: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        if row.passed is not None:
-            solved[row.query_id].append(row.passed >= 1)
-    counts = [(len(tries), sum(tries)) for tries in solved.values()]
-    return {k: (_mean([pass_at_k(n, c, k) for n, c in counts]), _mean([pass_hat_k(n, c, k) for n, c in counts]))
-            for k in _list_sizes(min((n for n, _ in counts), default=0))}  # fmt: skip
-
-
-def _list_sizes(n: int) -> list[int]:
-    return sorted({*(1 << i for i in range(n.bit_length()) if 1 << i <= n), n} - {0})
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _check_counts(n: int, c: int, k: int) -> None:
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"expected 0 <= c <= n and 1 <= k <= n, got n = {n} tries, c = {c} solved, k = {k}")
 
 
 def make_plain_figures(results: Results) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from steptool.artifacts import lineage
 from steptool.registry.store import (
     CHAMPIONS,
@@ -31,7 +33,6 @@ from steptool.registry.store import (
     RegistryError,
     Store,
     Version,
-    check_metadata,
     claim_path,
     encode_json,
     locate_entry,
@@ -52,6 +53,37 @@ class Conflict(RegistryError):
         )
         self.champion = champion
         """The entry in service now."""
+
+
+class PassRate(BaseModel):
+    """A model's pass rate with its 95% interval, all from 0 to 1."""
+
+    pass_rate: float
+    low: float
+    high: float
+    tasks: int
+
+
+class Metadata(BaseModel):
+    """What is known of a version besides its lineage. Entries of other names are kept too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code_version: str = ""
+    config: dict[str, Any] = {}
+    """The run's configuration as a tree."""
+    results: dict[str, PassRate] = {}
+    """By model, on the tasks on which the models were compared."""
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata as JSON gives them back. Raises RegistryError naming an entry of the wrong type."""
+    plain: dict[str, Any] = json.loads(encode_json(metadata))
+    try:
+        Metadata.model_validate(plain)
+    except ValidationError as error:
+        raise RegistryError(f"the metadata of a version: {error}") from error
+    return plain
 
 
 def make_version_id(created: datetime, digest: str) -> str:

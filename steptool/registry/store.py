@@ -69,27 +69,6 @@ class StoredFile(Document):
         return cls(size=path.stat().st_size, sha256=lineage.hash_file(path))
 
 
-class PassRate(BaseModel):
-    """A model's pass rate with its 95% interval, all from 0 to 1."""
-
-    pass_rate: float
-    low: float
-    high: float
-    tasks: int
-
-
-class Metadata(BaseModel):
-    """What is known of a version besides its lineage. Entries of other names are kept too."""
-
-    model_config = ConfigDict(extra="allow")
-
-    code_version: str = ""
-    config: dict[str, Any] = {}
-    """The run's configuration as a tree."""
-    results: dict[str, PassRate] = {}
-    """By model, on the tasks on which the models were compared."""
-
-
 class Claim(Document):
     """The version that a content belongs to, and all else that the version's files depend on.
 
@@ -164,16 +143,6 @@ def encode_json(document: Mapping[str, Any]) -> bytes:
         return json.dumps(dict(document), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise RegistryError(f"a registry keeps JSON, and this cannot be written as JSON: {error}") from error
-
-
-def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata as JSON gives them back. Raises RegistryError naming an entry of the wrong type."""
-    plain: dict[str, Any] = json.loads(encode_json(metadata))
-    try:
-        Metadata.model_validate(plain)
-    except ValidationError as error:
-        raise RegistryError(f"the metadata of a version: {error}") from error
-    return plain
 
 
 @dataclass(frozen=True)

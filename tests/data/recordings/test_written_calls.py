@@ -1,4 +1,4 @@
-"""Calls in the assistant's text as models write them: several in one text, and gpt-oss' channels."""
+"""Calls as models write them: several in one text, gpt-oss' channels, and arguments in other forms."""
 
 from pathlib import Path
 from typing import Any
@@ -159,3 +159,10 @@ def test_the_mark_of_an_answer_survives_sharegpt() -> None:
 def test_marks_of_success_and_other_values_leave_a_step_as_it_is(fields: dict[str, Any]) -> None:
     step = read(CALL, answer("high water at 9:12", tool_call_id="c", **fields), assistant("At 9:12.")).steps[0]
     assert step.status is StepStatus.OK
+
+
+@pytest.mark.parametrize("arguments", ["{'town': 'Bath'}", '"{\\"town\\": \\"Bath\\"}"', '{"town": "Bath"}'])
+def test_arguments_are_read_as_other_writers_write_them(arguments: str) -> None:
+    """As the text of a Python dict, and as JSON in JSON."""
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "tides", "arguments": arguments}}]}
+    assert read(call, answer("9:12")).steps[0].call == CALLS[0]
