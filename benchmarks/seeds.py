@@ -155,7 +155,7 @@ def table(tables: Mapping[str, Any]) -> str:
         heads = "".join(f"{name.replace('_', ' '):>26}" for name in MEASURES)
         lines += ["", title, f"{'':12}{heads}   pass@k; pass by seed"]
         for method, figures in part["methods"].items():
-            cells = "".join(f"{_interval(figures[name]):>26}" for name in MEASURES)
+            cells = "".join(f"{_write_interval(figures[name]):>26}" for name in MEASURES)
             tries = " ".join(f"@{k} {share:.3f}" for k, share in figures["pass_at_k"].items() if k > 1)
             by_seed = " ".join(f"{share:.3f}" for share in figures["by_seed"])
             lines.append(f"{method:12}{cells}   {tries}{'; ' if tries else ''}{by_seed}")
@@ -185,7 +185,7 @@ def picture(tables: Mapping[str, Any], method: str) -> str:
     return f'{head}><style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{body}</svg>\n'
 
 
-def _interval(values: Sequence[float | None]) -> str:
+def _write_interval(values: Sequence[float | None]) -> str:
     mean, low, high = values
     return "-" if mean is None else f"{mean:.3f} [{low:.3f} {high:.3f}]"
 

@@ -17,15 +17,15 @@ _LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the API pages to the navigation."""
     assert config.nav is not None
-    config.nav.append({"API": [{f"steptool.{name}": _page(name)} for name in _modules()]})
+    config.nav.append({"API": [{f"steptool.{name}": _make_page(name)} for name in _list_modules()]})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Generate the API pages. mkdocstrings fills them from the docstrings."""
-    for name in _modules():
+    for name in _list_modules():
         content = f"# steptool.{name}\n\n::: steptool.{name}\n"
-        files.append(File.generated(config, _page(name), content=content))
+        files.append(File.generated(config, _make_page(name), content=content))
     return files
 
 
@@ -40,7 +40,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return _LINK.sub(replace, markdown)
 
 
-def _modules() -> list[str]:
+def _list_modules() -> list[str]:
     """The packages and modules directly in steptool/."""
     names = (
         path.stem for path in (ROOT / "steptool").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
@@ -48,5 +48,5 @@ def _modules() -> list[str]:
     return sorted(name for name in names if name != "__init__")
 
 
-def _page(name: str) -> str:
+def _make_page(name: str) -> str:
     return f"api/{name}.md"

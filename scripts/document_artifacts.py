@@ -134,19 +134,19 @@ def page() -> str:
     """The text of docs/artifacts.md."""
     questions = "\n".join(f"### {q.text}\n\n```sql\n{q.sql}\n```\n" for q in QUESTIONS)
     intro = "## Questions in SQL\n\nWith DuckDB, in the folder of a run (`cd runs/demo && duckdb`):\n\n"
-    return "\n".join([HEADER, intro + questions, *(_section(cls, files) for cls, files in RECORDS.items())])
+    return "\n".join([HEADER, intro + questions, *(_write_section(cls, files) for cls, files in RECORDS.items())])
 
 
-def _section(cls: type, files: str) -> str:
+def _write_section(cls: type, files: str) -> str:
     contract = get_contract(cls)
-    rows = "\n".join(row for field in contract.schema for row in _rows(field, ""))
+    rows = "\n".join(row for field in contract.schema for row in _write_rows(field, ""))
     return (
         f"## {contract.name}\n\n{inspect.getdoc(cls)}\n\nVersion {contract.version}, class `{cls.__name__}`. "
         f"Files: {files}.\n\n| column | type | null | what it holds |\n|---|---|---|---|\n{rows}\n"
     )
 
 
-def _rows(field: pa.Field, parent: str) -> Iterator[str]:
+def _write_rows(field: pa.Field, parent: str) -> Iterator[str]:
     """The row of a column, and one for each field of a nested column."""
     null = "yes" if field.nullable else ""
     description = get_description(field).replace("|", "\\|")
@@ -155,7 +155,7 @@ def _rows(field: pa.Field, parent: str) -> Iterator[str]:
     kind_name = "list of structs" if nested else re.sub(r"\w+: ", "", str(field.type))
     yield f"| {parent}{field.name} | `{kind_name}` | {null} | {description} |"
     for inner in nested:
-        yield from _rows(inner, f"{parent}{field.name}.")
+        yield from _write_rows(inner, f"{parent}{field.name}.")
 
 
 def main() -> int:

@@ -77,11 +77,11 @@ class Entry:
 def list_entries(model: type[StrictModel], prefix: str = "") -> Iterator[Entry]:
     """Every section and field, in the order of the file; a section comes right before its fields."""
     for name, field in model.model_fields.items():
-        section = _section_of(field)
-        own_text = _one_line(field.description or "")
-        text = own_text or _one_line(section.__doc__ or "" if section else "")
+        section = _find_section(field)
+        own_text = _join_lines(field.description or "")
+        text = own_text or _join_lines(section.__doc__ or "" if section else "")
         default = field.get_default(call_default_factory=True)
-        yield Entry(f"{prefix}{name}", text, default, section, tuple(_field_schema(field).get("enum", ())))
+        yield Entry(f"{prefix}{name}", text, default, section, tuple(_make_field_schema(field).get("enum", ())))
         if section:
             yield from list_entries(section, f"{prefix}{name}.")
 
@@ -95,7 +95,7 @@ def write_yaml(model: type[StrictModel], header: str) -> str:
             lines.append("")
         text = entry.documentation
         if not all(value in text for value in entry.values):
-            text = f"{text} One of {', '.join(map(_yaml_value, entry.values))}.".lstrip()
+            text = f"{text} One of {', '.join(map(_write_yaml_value, entry.values))}.".lstrip()
         if text:
             lines += textwrap.wrap(
                 text,
@@ -105,13 +105,13 @@ def write_yaml(model: type[StrictModel], header: str) -> str:
                 break_on_hyphens=False,
             )
         key = entry.name.rpartition(".")[2]
-        lines.append(f"{indent}{key}:" if entry.section else f"{indent}{key}: {_yaml_value(entry.default)}")
+        lines.append(f"{indent}{key}:" if entry.section else f"{indent}{key}: {_write_yaml_value(entry.default)}")
     return "\n".join(lines) + "\n"
 
 
 def write_schema(model: type[StrictModel], title: str) -> str:
     """The JSON schema with documentation, by which editors complete and check the YAML files."""
-    schema = _tidy(TypeAdapter(model).json_schema())
+    schema = _tidy_schema(TypeAdapter(model).json_schema())
     return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **schema, "title": title}, indent=1) + "\n"
 
 
@@ -123,15 +123,15 @@ def write_page(model: type[StrictModel], header: str) -> str:
         lines += ["| field | type | default | |", "|---|---|---|---|"]
         for entry in entries:
             field = section.model_fields[entry.name.rpartition(".")[2]]
-            cells = (f"`{entry.name}`", _type_name(field), _default_cell(entry), _link(entry.documentation))
+            cells = (f"`{entry.name}`", _type_name(field), _write_default(entry), _link(entry.documentation))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _default_cell(entry: Entry) -> str:
+def _write_default(entry: Entry) -> str:
     if entry.section:
         return ""
-    return "required" if entry.default is PydanticUndefined else f"`{_yaml_value(entry.default)}`"
+    return "required" if entry.default is PydanticUndefined else f"`{_write_yaml_value(entry.default)}`"
 
 
 def _group(model: type[StrictModel]) -> Iterator[tuple[str, type[StrictModel], str, list[Entry]]]:
@@ -142,18 +142,18 @@ def _group(model: type[StrictModel]) -> Iterator[tuple[str, type[StrictModel], s
         if parent.section:
             fields = [e for e in everything if e.name.rpartition(".")[0] == parent.name and not e.section]
             yield parent.name, parent.section, parent.documentation, fields
-        elif item := _item_of(model, parent.name):
+        elif item := _find_item(model, parent.name):
             path = f"{parent.name}[]"
             fields = [e for e in list_entries(item, f"{path}.") if e.name.rpartition(".")[0] == path]
-            yield path, item, _one_line(item.__doc__ or ""), fields
+            yield path, item, _join_lines(item.__doc__ or ""), fields
 
 
-def _section_of(field: FieldInfo) -> type[StrictModel] | None:
+def _find_section(field: FieldInfo) -> type[StrictModel] | None:
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, StrictModel) else None
 
 
-def _item_of(model: type[StrictModel], path: str) -> type[StrictModel] | None:
+def _find_item(model: type[StrictModel], path: str) -> type[StrictModel] | None:
     """The class of a list's items, if they are sections."""
     section: type[BaseModel] = model
     *parents, name = path.split(".")
@@ -163,7 +163,7 @@ def _item_of(model: type[StrictModel], path: str) -> type[StrictModel] | None:
     return item if item and issubclass(item, StrictModel) else None
 
 
-def _field_schema(field: FieldInfo) -> dict[str, Any]:
+def _make_field_schema(field: FieldInfo) -> dict[str, Any]:
     """The JSON schema of a field's type, without its bounds."""
     adapter: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
     return adapter.json_schema()
@@ -171,11 +171,11 @@ def _field_schema(field: FieldInfo) -> dict[str, Any]:
 
 def _type_name(field: FieldInfo) -> str:
     """The type in a few words, from the JSON schema of the field alone."""
-    if _section_of(field):
+    if _find_section(field):
         return "section"
-    schema = _field_schema(field)
+    schema = _make_field_schema(field)
     if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{_yaml_value(value)}`" for value in schema.get("enum", [schema.get("const")]))
+        return ", ".join(f"`{_write_yaml_value(value)}`" for value in schema.get("enum", [schema.get("const")]))
     names = {"string": "text", "boolean": "true or false", "array": "list", "object": "mapping"}
     name: str = names.get(schema.get("type", ""), schema.get("type", "any"))
     bounds = {type(bound).__name__: bound for bound in field.metadata}
@@ -184,16 +184,16 @@ def _type_name(field: FieldInfo) -> str:
     return ", ".join([name, *limits])
 
 
-def _yaml_value(value: Any) -> str:
+def _write_yaml_value(value: Any) -> str:
     if isinstance(value, str):
         plain = re.fullmatch(r"[\w./-]+", value) and yaml.safe_load(value) == value
         return value if plain else json.dumps(value)
     if isinstance(value, float):
-        return _float_text(value)
+        return _write_float(value)
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
 
-def _float_text(value: float) -> str:
+def _write_float(value: float) -> str:
     """A number that YAML's older readers too take for one: with a point."""
     if not value or abs(value) > 1e-3:
         return repr(value)
@@ -206,16 +206,19 @@ def _link(text: str) -> str:
     return re.sub(r"docs/([\w/-]+\.md)", r"[\1](\1)", text)
 
 
-def _one_line(text: str) -> str:
+def _join_lines(text: str) -> str:
     return " ".join(text.split())
 
 
-def _tidy(schema: Any) -> Any:
+def _tidy_schema(schema: Any) -> Any:
     """The schema with texts in one line and without the titles that repeat the names of fields."""
     if isinstance(schema, dict):
         entries = {k: v for k, v in schema.items() if not (k == "title" and isinstance(v, str))}
-        return {k: _one_line(v) if k == "description" and isinstance(v, str) else _tidy(v) for k, v in entries.items()}
-    return [_tidy(item) for item in schema] if isinstance(schema, list) else schema
+        return {
+            k: _join_lines(v) if k == "description" and isinstance(v, str) else _tidy_schema(v)
+            for k, v in entries.items()
+        }
+    return [_tidy_schema(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def documents() -> dict[Path, str]:

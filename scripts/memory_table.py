@@ -44,7 +44,7 @@ def write_table() -> str:
     ]
     for name in SIZES:
         for rank in (0, LORA_RANK):
-            lines.append(_row(name, rank))
+            lines.append(_write_row(name, rank))
     return "\n".join(lines) + "\n"
 
 
@@ -66,7 +66,7 @@ def _estimate(name: str, rank: int, gpus: int) -> dict[str, StageMemory]:
     return {stage.stage: stage for stage in estimate(shape, config, has_gpu=True, processes=gpus)}
 
 
-def _row(name: str, rank: int) -> str:
+def _write_row(name: str, rank: int) -> str:
     stages = {gpus: _estimate(name, rank, gpus) for gpus in (1, 4, 8)}
     totals = {gpus: of_stage["ppo"].total for gpus, of_stage in stages.items()}
     fewest = next((str(gpus) for gpus, total in totals.items() if total <= GPU), "more than 8")

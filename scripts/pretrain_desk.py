@@ -68,7 +68,7 @@ _PATTERN = "|".join(
 )
 
 
-def _corpus() -> Iterator[str]:
+def _write_corpus() -> Iterator[str]:
     """Text of training tasks and of their demonstrations; every wording of the desk occurs in it."""
     rng = random.Random("tokenizer")
     for number in range(4000):
@@ -85,7 +85,7 @@ def _corpus() -> Iterator[str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer with its chat template."""
     split = pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated")
-    seen = {piece for text in _corpus() for piece, _ in split.pre_tokenize_str(text)}
+    seen = {piece for text in _write_corpus() for piece, _ in split.pre_tokenize_str(text)}
     words = sorted(seen | set(_IDS) | set(_WORDS) | {f"{n:02d}" for n in range(100)} | set(_JSON) | {tasks.DONE} - {""})
     words.append('{"name": "Finish", "arguments": {"return_type": "give_answer", "final_answer": "')
     bytes_ = [f"<0x{b:02X}>" for b in range(256)]
@@ -189,7 +189,7 @@ def pretrain(last: bool = False) -> None:
     if last:
         model = Qwen3ForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
     else:
-        model = Qwen3ForCausalLM(_config(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id))
+        model = Qwen3ForCausalLM(_make_config(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id))
     model.train()
     for number in (len(PHASES) - 1,) if last else range(len(PHASES) - 1):
         _train(model, ChatCodec(load_tokenizer(EMBEDDED)), tokenizer.pad_token_id, PHASES[number], f"p{number}")
@@ -212,7 +212,7 @@ def _train(model: Qwen3ForCausalLM, codec: ChatCodec, pad: int, phase: Phase, na
             print(f"{name}: step {step + 1} of {phase.steps}, loss {loss.item():.3f}", flush=True)
 
 
-def _config(vocabulary: int, pad: int, end: int) -> Qwen3Config:
+def _make_config(vocabulary: int, pad: int, end: int) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=math.ceil(vocabulary / 8) * 8,
         hidden_size=96,

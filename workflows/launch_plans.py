@@ -20,7 +20,7 @@ _BROKEN = [WorkflowExecutionPhase.FAILED, WorkflowExecutionPhase.TIMED_OUT, Work
 
 def _declare(plans: LaunchPlans) -> None:
     places = {"registry": plans.registry, "output": plans.output}
-    notifications = _notifications(plans.notify)
+    notifications = _make_notifications(plans.notify)
     retraining = {"config": load_config(ROOT / plans.retraining), **places}
     LaunchPlan.get_or_create(
         workflow=retrain,
@@ -43,7 +43,7 @@ def _declare(plans: LaunchPlans) -> None:
     )
 
 
-def _notifications(recipients: Recipients) -> list[Email | Slack | PagerDuty]:
+def _make_notifications(recipients: Recipients) -> list[Email | Slack | PagerDuty]:
     ways = ((Email, recipients.email), (Slack, recipients.slack), (PagerDuty, recipients.pagerduty))
     return [way(phases=_BROKEN, recipients_email=addresses) for way, addresses in ways if addresses]
 

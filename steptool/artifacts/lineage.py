@@ -129,16 +129,16 @@ def make_card(entries: Sequence[Entry], title: str, facts: Mapping[str, Any] | N
     the Hub); other entries do not stand on the card. The metadata have the form that the Hub reads.
     """
     facts = facts or {}
-    made_by = {"code": facts.get("code_version"), "configuration, SHA-256": _tree_digest(facts.get("config"))}
-    results = [_result(name, figures) for name, figures in facts.get("results", {}).items()]
+    made_by = {"code": facts.get("code_version"), "configuration, SHA-256": _digest_tree(facts.get("config"))}
+    results = [_write_result(name, figures) for name, figures in facts.get("results", {}).items()]
     return _CARD.format(
         title=title,
         origin=_TRAINED_HERE if entries else _OF_UNKNOWN_ORIGIN,
-        metadata=_metadata(entries, title, facts, is_adapter=bool(base)),
+        metadata=_write_metadata(entries, title, facts, is_adapter=bool(base)),
         how_to_load=_LOAD_ADAPTER.format(base=base) if base else _LOAD_MODEL,
-        lineage=_section(_LINEAGE, [_row(group) for group in _group_rounds(entries)]),
-        made_by=_section(_MADE_BY, [f"| {name} | {value} |" for name, value in made_by.items() if value]),
-        results=_section(_RESULTS, results),
+        lineage=_write_section(_LINEAGE, [_write_row(group) for group in _group_rounds(entries)]),
+        made_by=_write_section(_MADE_BY, [f"| {name} | {value} |" for name, value in made_by.items() if value]),
+        results=_write_section(_RESULTS, results),
     )
 
 
@@ -161,7 +161,7 @@ def find_hub_base(entries: Sequence[Entry]) -> str:
     return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists() else ""
 
 
-def _metadata(entries: Sequence[Entry], title: str, facts: Mapping[str, Any], *, is_adapter: bool) -> str:
+def _write_metadata(entries: Sequence[Entry], title: str, facts: Mapping[str, Any], *, is_adapter: bool) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     own = facts.get("results", {}).get(facts.get("result"), {})
@@ -195,18 +195,18 @@ def _group_rounds(entries: Sequence[Entry]) -> list[list[Entry]]:
     groups: list[list[Entry]] = []
     for entry in entries:
         last = groups[-1][-1] if groups else None
-        if last and entry["round"] >= 0 and _without_files(last) == _without_files(entry):
+        if last and entry["round"] >= 0 and _remove_files(last) == _remove_files(entry):
             groups[-1].append(entry)
         else:
             groups.append([entry])
     return groups
 
 
-def _without_files(entry: Entry) -> Entry:
+def _remove_files(entry: Entry) -> Entry:
     return {key: value for key, value in entry.items() if key not in ("files", "round")}
 
 
-def _row(group: Sequence[Entry]) -> str:
+def _write_row(group: Sequence[Entry]) -> str:
     first, last = group[0], group[-1]
     files = ", ".join(f"{name} {digest[:12]}" for name, digest in first["files"].items())
     if len(group) > 1:
@@ -217,18 +217,18 @@ def _row(group: Sequence[Entry]) -> str:
     return f"| {first['stage']} | {rounds if first['round'] >= 0 else ''} | {files} | {notes} |"
 
 
-def _section(text: str, rows: Sequence[str]) -> str:
+def _write_section(text: str, rows: Sequence[str]) -> str:
     """A section with its table, or nothing where there is nothing to show."""
     return text.format(rows="\n".join(rows)) if rows else ""
 
 
-def _result(name: str, figures: Mapping[str, Any]) -> str:
+def _write_result(name: str, figures: Mapping[str, Any]) -> str:
     if figures["pass_rate"] is None:
         return f"| {name} | not measurable | | {figures['tasks']} |"
     interval = f"{figures['low']:.1%} to {figures['high']:.1%}"
     return f"| {name} | {figures['pass_rate']:.1%} | {interval} | {figures['tasks']} |"
 
 
-def _tree_digest(tree: Any) -> str:
+def _digest_tree(tree: Any) -> str:
     """The first 12 digits of the SHA-256 of a tree as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12] if tree else ""

@@ -48,7 +48,7 @@ def read_arguments(call: ToolCall, tools: Sequence[ToolSchema]) -> dict[str, Any
 
 def _read_value(text: str, schema: Any) -> Any:
     """A value from its text. What cannot be read as the declared type stays text, and fails the schema later."""
-    types = set(_types(schema))
+    types = set(_list_types(schema))
     if types == {"string"}:
         return text
     if text.strip() in _PYTHON_WORDS:
@@ -61,7 +61,7 @@ def _read_value(text: str, schema: Any) -> Any:
     return text if isinstance(value, str) and (not types or "string" in types) else value
 
 
-def _types(schema: Any) -> Iterator[str]:
+def _list_types(schema: Any) -> Iterator[str]:
     """The JSON types that a schema allows, as far as it names them; empty where it names none."""
     if not isinstance(schema, Mapping):
         return
@@ -71,7 +71,7 @@ def _types(schema: Any) -> Iterator[str]:
         yield from {"string" if isinstance(value, str) else "other" for value in schema["enum"]}
     for word in ("anyOf", "oneOf"):
         for part in schema.get(word) or [] if isinstance(schema.get(word), list) else []:
-            yield from _types(part)
+            yield from _list_types(part)
 
 
 CALL_OPEN = "<tool_call>"

@@ -100,8 +100,8 @@ class ChatCodec:
         """
         if not messages:
             raise ValueError("a conversation begins with the system or the user, and this one with the assistant")
-        safe = self._turns.place_systems(self._safe(messages), at_beginning=True)
-        safe_tools = self._safe_tools(tools)
+        safe = self._turns.place_systems(self._make_safe(messages), at_beginning=True)
+        safe_tools = self._make_tools_safe(tools)
         if self._turns.shows_tools:
             return self._encode(self._template.render(safe, safe_tools, prompt=True))
         role = self._turns.system_role
@@ -119,12 +119,12 @@ class ChatCodec:
         messages = [make_tool_message(tool_name, observation)]
         if user_turn is not None:
             messages.append({"role": "user", "content": user_turn})
-        ids = self._between(messages)
+        ids = self._encode_between(messages)
         return ids if closed else [self.end_id, *ids]
 
     def user_ids(self, user_turn: str, *, closed: bool = True) -> list[int]:
         """Tokens between the end of a turn without a call and the next turn, where the user speaks; as above."""
-        ids = self._between([{"role": "user", "content": user_turn}])
+        ids = self._encode_between([{"role": "user", "content": user_turn}])
         return ids if closed else [self._answer_end_id, *ids]
 
     def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
@@ -164,7 +164,7 @@ class ChatCodec:
             return self.prompt_ids(messages, tools)
         path = self.encode(messages, tools, sampled).input_ids.tolist()
         following = messages[turns[-1] + 1 :]
-        return [*path, *self._missing_end(path, following), *self._between(following)]
+        return [*path, *self._find_missing_end(path, following), *self._encode_between(following)]
 
     def encode(
         self,
@@ -185,7 +185,7 @@ class ChatCodec:
         for number, turn in enumerate(turns):
             if number:
                 following = messages[turns[number - 1] + 1 : turn]
-                ids += [*self._missing_end(ids, following), *self._between(following)]
+                ids += [*self._find_missing_end(ids, following), *self._encode_between(following)]
             start = len(ids)
             ids += sampled.get(turn) or self.assistant_ids(messages[turn], tools, first=not number)
             spans.append((start, len(ids)))
@@ -195,34 +195,34 @@ class ChatCodec:
         content_ids = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
         return self.format.parse(self._turns.read(self._decode(content_ids)), tools)
 
-    def _missing_end(self, ids: Sequence[int], following: Sequence[Message]) -> list[int]:
+    def _find_missing_end(self, ids: Sequence[int], following: Sequence[Message]) -> list[int]:
         """The token that ends the last turn, where these messages follow it and it was cut off before that token."""
         if ids[-1] in self.end_ids:
             return []
         return [self.end_id if following and following[0]["role"] == "tool" else self._answer_end_id]
 
-    def _between(self, messages: Sequence[Message]) -> list[int]:
+    def _encode_between(self, messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise ValueError("two assistant messages stand side by side; merge them or put the tool's answer between")
-        safe = self._turns.place_systems(self._safe(messages), at_beginning=False)
+        safe = self._turns.place_systems(self._make_safe(messages), at_beginning=False)
         if not self.native:
             safe = turns.join_user_messages(safe)
         text = self._turns.between(safe, str(messages[0].get("name") or "tool"))
         end = self.end_token if messages[0]["role"] == "tool" else self._turns.answer_end
         return self._encode_after(end, text)
 
-    def _safe(self, messages: Sequence[Message]) -> list[Message]:
+    def _make_safe(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template takes them, without text in them that would change their structure."""
-        safe = [self._safe_message(message) for message in messages]
+        safe = [self._make_message_safe(message) for message in messages]
         return safe if self.native else turns.to_text(safe, self.format)
 
-    def _safe_message(self, message: Message) -> Message:
+    def _make_message_safe(self, message: Message) -> Message:
         safe = {**message, "content": self._filter.clean(read_text(message))}
         if message["role"] == "developer" and not self._knows_developer:
             safe["role"] = "system"
         return {**safe, "tool_call_id": CALL_ID} if message["role"] == "tool" else safe
 
-    def _safe_tools(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
+    def _make_tools_safe(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
         text = json.dumps(strip_hints(tools), ensure_ascii=False)
         schemas: list[ToolSchema] = json.loads(self._filter.clean(text))
         return schemas

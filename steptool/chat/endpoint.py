@@ -185,7 +185,7 @@ class Endpoint:
 
     async def _ask(self, key: str, request: dict[str, Any], deadline: float) -> dict[str, Any]:
         try:
-            body = await self._in_time(request, deadline)
+            body = await self._ask_in_time(request, deadline)
         except EndpointError:
             self.usage.failed += 1
             count("steptool.endpoint.failures", 1, {"gen_ai.request.model": self.config.model})
@@ -197,14 +197,14 @@ class Endpoint:
         finally:
             del self._running[key]
 
-    async def _in_time(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+    async def _ask_in_time(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
         """The reply, once it is this request's turn. Raises EndpointError without the key in it."""
         kind: type[EndpointError] = EndpointError
         limit = self.config.timeout * (self.config.retries + 1)
         try:
             async with asyncio.timeout(deadline - time.monotonic() if deadline < math.inf else None), self._turn:
                 async with asyncio.timeout(limit):
-                    return await self._attempts(request)
+                    return await self._make_attempts(request)
         except TimeoutError:
             late = time.monotonic() >= deadline
             problem = "no reply before the deadline" if late else f"no reply within {limit:g} s, all attempts together"
@@ -221,12 +221,12 @@ class Endpoint:
         # raised out here, so that the client's error, which may hold the key, is no part of it
         raise kind(self._name_problem(problem))
 
-    async def _attempts(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _make_attempts(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply. The client tries again what failed on the way, and this what came and was no chat completion."""
         for further in range(self.config.retries, -1, -1):
-            response = await self._client.chat.completions.with_raw_response.create(**_arguments(request))
+            response = await self._client.chat.completions.with_raw_response.create(**_make_arguments(request))
             try:
-                return _body(response.text, self._redactor)
+                return _make_body(response.text, self._redactor)
             except ValueError as error:
                 if not further:
                     raise ValueError(f"answered something that is no chat completion: {error}") from None
@@ -258,7 +258,7 @@ class Endpoint:
         await self._client.close()
 
 
-def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
+def _make_arguments(request: Mapping[str, Any]) -> dict[str, Any]:
     """The request as arguments of the client's method, which takes fields that it does not know as `extra_body`."""
     arguments = {name: value for name, value in request.items() if name in _KNOWN_FIELDS}
     further = {name: value for name, value in request.items() if name not in _KNOWN_FIELDS}
@@ -283,7 +283,7 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
         return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
 
 
-def _body(text: str, redactor: Redactor) -> dict[str, Any]:
+def _make_body(text: str, redactor: Redactor) -> dict[str, Any]:
     """Message, whether it is cut, and numbers of tokens (0 where the endpoint counts none). Raises ValueError.
 
     Halves of surrogate pairs, which no file can hold, become question marks.
@@ -296,13 +296,13 @@ def _body(text: str, redactor: Redactor) -> dict[str, Any]:
             raise TypeError("a message is an object")
         if measure_nesting(message) > DEEPEST:
             raise ValueError(f"a message nested more than {DEEPEST} levels deep")
-        tokens = {name: _token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+        tokens = {name: _read_token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
         return {"message": redactor.value(message), "is_cut": is_cut, **tokens}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{redactor.text(text)[:200]!r} ({type(error).__name__})") from None
 
 
-def _token_count(value: Any) -> int:
+def _read_token_count(value: Any) -> int:
     """A number of tokens as a server gives it, from 0 to the most that one request can have; 0 for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return 0

@@ -18,11 +18,11 @@ DEEPEST = 100
 _FIELDS = {"name", "arguments", "parameters", "type"}
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"invalid JSON: {name}")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def read_json(text: str) -> Any:
@@ -150,10 +150,10 @@ def annotate_tool(tool: ToolSchema, read_only: bool | None) -> ToolSchema:
 
 def strip_hints(tools: Iterable[ToolSchema]) -> list[ToolSchema]:
     """The schemas as a model sees them: without hints, which would cost tokens and which some endpoints refuse."""
-    return [_without_hints(tool) for tool in tools]
+    return [_remove_hints(tool) for tool in tools]
 
 
-def _without_hints(tool: ToolSchema) -> ToolSchema:
+def _remove_hints(tool: ToolSchema) -> ToolSchema:
     function = tool["function"]
     if not any(hint in function for hint in _HINTS):
         return tool

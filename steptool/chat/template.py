@@ -54,7 +54,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.eos_token: str = tokenizer.eos_token or ""
         self.source = _choose(tokenizer.chat_template, tools)
-        self.literals = _literals(self.source)
+        self.literals = _join_literals(self.source)
         added_tokens = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
         markup = {token for token, special in added_tokens.items() if special or token in self.literals}
         self.control_tokens = {token for token in (*markup, *tokenizer.all_special_tokens) if token.strip()}
@@ -72,7 +72,7 @@ class ChatTemplate:
         try:
             with _WATCHDOG.limit(RENDER_SECONDS):
                 text: Any = self._tokenizer.apply_chat_template(
-                    [_in_parts(message) for message in messages] if self._parts else list(messages),
+                    [_split_into_parts(message) for message in messages] if self._parts else list(messages),
                     tools=list(tools) or None,
                     chat_template=self._fixed_source,
                     add_generation_prompt=prompt,
@@ -103,7 +103,7 @@ class ChatTemplate:
         conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
         if _MARK in self.try_render(conversation):
             return False
-        return _MARK in self.try_render([_in_parts(message) for message in conversation])
+        return _MARK in self.try_render([_split_into_parts(message) for message in conversation])
 
     def first_control_token(self, text: str) -> str:
         """The control token with which a text begins, white space aside; empty without one."""
@@ -195,12 +195,12 @@ def _fix_date(source: str, day: date) -> str:
     return fixed
 
 
-def _in_parts(message: Message) -> Message:
+def _split_into_parts(message: Message) -> Message:
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-def _literals(source: str) -> str:
+def _join_literals(source: str) -> str:
     """All text that a template itself may write, from its source."""
     try:
         tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)

@@ -106,14 +106,14 @@ def _to_text(message: Message, form: Format, tools: Sequence[ToolSchema]) -> Mes
     role, text, (before, after) = message["role"], read_text(message), form.observation
     if role == "assistant":
         calls = read_calls(message)
-        return {"role": role, "content": form.render(calls[0], text, tools) if calls else _no_call(text, form)}
+        return {"role": role, "content": form.render(calls[0], text, tools) if calls else _require_no_call(text, form)}
     if role == "tool":
         return {"role": "user", "content": f"{before}{text}{after}"}
     looks = role == "user" and text.lstrip(_ESCAPE).startswith(before)
     return {"role": role, "content": f"{_ESCAPE}{text}" if looks else text}
 
 
-def _no_call(text: str, form: Format) -> str:
+def _require_no_call(text: str, form: Format) -> str:
     if form.parse(text).call:
         raise ValueError(
             f"an assistant message without tool_calls would be read as a call: {text[:200]!r}; read such conversations "
@@ -161,18 +161,18 @@ class TurnRenderer:
         self.answer_end = self._find_answer_end()
         last = template.last_control_token(self._opening)
         self.prompt_tail = self._opening[self._opening.rindex(last) :] if last else self._opening
-        self._lead = "" if native else self._body(_SPOKEN)[0].partition(_MARK)[0]
+        self._lead = "" if native else self._render_body(_SPOKEN)[0].partition(_MARK)[0]
         self._thinks = _opens_thinking(self._opening)
         self._always_thinks = self._thinks and _opens_thinking(self.between([self._answer()], _MARK))
 
     def write(self, message: Message, tools: Sequence[ToolSchema] = (), *, first: bool = True) -> str:
         """The text of a turn from the end of its prompt to its end token. `first`: the first turn of the episode."""
-        turn = _with_id(message, self._json_arguments)
+        turn = _add_id(message, self._json_arguments)
         if self._native:
-            text, end = self._body(turn)
+            text, end = self._render_body(turn)
             text += end or (self.end_token if read_calls(message) else self.answer_end)
         else:
-            (turn,) = to_text([_with_id(message)], self._form, tools)
+            (turn,) = to_text([_add_id(message)], self._form, tools)
             text = self._lead + read_text(turn) + self.end_token
         if self._thinks and not self._always_thinks and not first:
             return text.removeprefix(f"\n{THINK_CLOSE}\n\n")
@@ -191,8 +191,8 @@ class TurnRenderer:
 
     def between(self, messages: Sequence[Message], tool_name: str) -> str:
         """Text from the end of a turn to the beginning of the next one, where these messages stand between them."""
-        stub = self._stub(tool_name) if messages[0]["role"] == "tool" else _SPOKEN
-        rest = self._rest(stub, self._template.render([_USER, stub, *messages], prompt=True))
+        stub = self._make_stub(tool_name) if messages[0]["role"] == "tool" else _SPOKEN
+        rest = self._find_rest(stub, self._template.render([_USER, stub, *messages], prompt=True))
         end = self._template.first_control_token(rest) if self._writes_end else ""
         return rest.partition(end)[2] if end else rest
 
@@ -246,7 +246,7 @@ class TurnRenderer:
 
     def check_that_react_fits(self) -> None:
         """Raise ValueError for a template with calls of its own that no format reads, or one that shows only tools."""
-        text = self._template.try_render([_USER, _with_id(PROBE)])
+        text = self._template.try_render([_USER, _add_id(PROBE)])
         if _MARK in text:
             raise ValueError(
                 f"the chat template writes calls in a form that cannot be read: {text[-200:]!r}. Set "
@@ -258,10 +258,10 @@ class TurnRenderer:
                 "policy.chat_format to react to use plain text"
             )
 
-    def _stub(self, name: str) -> Message:
+    def _make_stub(self, name: str) -> Message:
         """A turn that stands before the answer of the tool of that name."""
         return (
-            _with_id(make_call_message(ToolCall(name, {"x": _MARK})), self._json_arguments) if self._native else _SPOKEN
+            _add_id(make_call_message(ToolCall(name, {"x": _MARK})), self._json_arguments) if self._native else _SPOKEN
         )
 
     def _answer(self) -> Message:
@@ -273,7 +273,7 @@ class TurnRenderer:
         It is the control token behind the turn, or the one with which the next message begins. Where a template of text
         writes neither, the model ends its turn with the eos token.
         """
-        stub = self._stub(_MARK)
+        stub = self._make_stub(_MARK)
         text = self._template.render([_USER, stub])
         if _MARK not in text:
             raise ValueError(f"the chat template does not render an assistant's turn: {text!r}")
@@ -282,7 +282,7 @@ class TurnRenderer:
             return end, True
         follower = self._answer() if self._native else {"role": "user", "content": _OTHER}
         following = "" if tail and not self._native else self._template.try_render([_USER, stub, follower])
-        if following and (token := self._template.first_control_token(self._rest(stub, following))):
+        if following and (token := self._template.first_control_token(self._find_rest(stub, following))):
             return token, True
         if self._template.eos_token and not self._native and not tail:
             return self._template.eos_token, False
@@ -297,7 +297,7 @@ class TurnRenderer:
         if not (self._native and self._writes_end) or self._end_of(self._template.render([_USER, _SPOKEN]).rstrip()):
             return self.end_token
         following = self._template.try_render([_USER, _SPOKEN, {"role": "user", "content": _OTHER}])
-        return (following and self._template.first_control_token(self._rest(_SPOKEN, following))) or self.end_token
+        return (following and self._template.first_control_token(self._find_rest(_SPOKEN, following))) or self.end_token
 
     def _end_of(self, text: str) -> str:
         """The control token at the end of a turn's text that is no part of a call or of thinking; empty without one."""
@@ -305,7 +305,7 @@ class TurnRenderer:
         belongs = token in self._form.marks or token in (THINK_OPEN, THINK_CLOSE)
         return token if token and text.rstrip().endswith(token) and not belongs else ""
 
-    def _rest(self, stub: Message, text: str) -> str:
+    def _find_rest(self, stub: Message, text: str) -> str:
         """The text behind a turn. Only its end counts: some templates rewrite a turn once it is not the last."""
         key = json.dumps(stub)
         if key not in self._tails:
@@ -317,7 +317,7 @@ class TurnRenderer:
             raise ValueError(f"the chat template writes a turn in another way once messages follow it: {text!r}")
         return rest
 
-    def _body(self, turn: Message) -> tuple[str, str]:
+    def _render_body(self, turn: Message) -> tuple[str, str]:
         """The text of a turn from the end of its prompt, without its end token, and that token if there is one."""
         text = self._template.render([_USER, turn])
         if text.startswith(self._opening):
@@ -339,7 +339,7 @@ def find_native_format(template: ChatTemplate) -> tuple[Format | None, bool]:
     """The format in which a template itself writes a call, and whether it wants the arguments as JSON text."""
     opening = template.render([_USER], prompt=True)
     for json_arguments in (False, True):
-        text = template.try_render([_USER, _with_id(PROBE, json_arguments)])
+        text = template.try_render([_USER, _add_id(PROBE, json_arguments)])
         head = opening if text.startswith(opening) else opening.rpartition(THINK_OPEN)[0]
         if not head or not text.startswith(head):
             continue
@@ -356,7 +356,7 @@ def _opens_thinking(prompt: str) -> bool:
     return prompt.rstrip().endswith(THINK_OPEN)
 
 
-def _with_id(message: Message, json_arguments: bool = False) -> Message:
+def _add_id(message: Message, json_arguments: bool = False) -> Message:
     """The message with the id that some templates ask for, which ties a call to its answer."""
     calls = read_calls(message)
     if len(calls) > 1:

@@ -37,7 +37,7 @@ def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) 
     location = details["loc"]
     field = ".".join(str(part) for part in location)
     if details["type"] == "extra_forbidden":
-        suggestion = suggest_spelling(str(location[-1]), _field_names(model, location[:-1]))
+        suggestion = suggest_spelling(str(location[-1]), _list_field_names(model, location[:-1]))
         return f"unknown field '{field}': remove it, or see {example} for all fields{suggestion}"
     expected, value = details["msg"].removeprefix("Value error, "), details["input"]
     if details["type"] == "value_error" and (isinstance(value, dict | list) or repr(value) in expected):
@@ -50,7 +50,7 @@ def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) 
     return f"field '{field}': {expected}, got {value_text} ({type(value).__name__}){suggestion}"
 
 
-def _field_names(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+def _list_field_names(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """The fields of the section at a location."""
     section: Any = model
     for part in location:

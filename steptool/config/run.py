@@ -55,11 +55,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _describe_repeat(first_key: yaml.Node, first: yaml.Node, key: yaml.Node, value: yaml.Node) -> str:
-    places = (f"in line {k.start_mark.line + 1} with {_excerpt(v)}" for k, v in ((first_key, first), (key, value)))
+    places = (f"in line {k.start_mark.line + 1} with {_cut_excerpt(v)}" for k, v in ((first_key, first), (key, value)))
     return f"'{key.value}' is given twice, {' and '.join(places)}; keep one of them"
 
 
-def _excerpt(node: yaml.Node) -> str:
+def _cut_excerpt(node: yaml.Node) -> str:
     """The value of a node in a few characters."""
     if isinstance(node, yaml.ScalarNode):
         text = str(node.value)
@@ -85,7 +85,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {_kind(data)}")
+        raise ConfigError(f"{path}: expected a mapping of sections, got {_name_kind(data)}")
     return data
 
 
@@ -152,7 +152,7 @@ def _describe(error: yaml.MarkedYAMLError) -> str:
     return f"{error.problem or error.context}{place}"
 
 
-def _kind(value: Any) -> str:
+def _name_kind(value: Any) -> str:
     return {list: "a list", str: "text", int: "a number", float: "a number"}.get(type(value), type(value).__name__)
 
 

@@ -291,7 +291,7 @@ class EvaluationConfig(StrictModel):
     search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
-    def _distinct(self) -> EvaluationConfig:
+    def _require_distinct(self) -> EvaluationConfig:
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policies need names of their own, got {names}")

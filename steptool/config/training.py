@@ -192,7 +192,7 @@ class CreditConfig(StrictModel):
     """Tokens with a negative advantage are left out where the policy gave them a lower probability than this."""
 
     @model_validator(mode="after")
-    def _fits_its_level(self) -> CreditConfig:
+    def _check_level(self) -> CreditConfig:
         if self.level == "token" and self.value == "group_mean":
             raise ValueError("value: group_mean compares steps, so it needs level: step")
         if self.level == "token" and self.whiten_by == "step":
@@ -320,14 +320,14 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
         (ppo.rft_temperature > 0 and algorithm != "rft", "ppo.rft_temperature is for rft only"),
         (ppo.sharding == "fsdp" and algorithm == "eto", "eto trains whole models through TRL: set ppo.sharding: ddp"),
     ]  # fmt: skip
-    for field, is_set in _policy_options(credit, ppo).items():
+    for field, is_set in _list_policy_options(credit, ppo).items():
         problems.append((is_set and algorithm in HAVE_NO_ADVANTAGES, f"{algorithm} has no advantages for {field}"))
     messages = [message for wrong, message in problems if wrong]
     if messages:
         raise ConfigError(refuse(messages))
 
 
-def _policy_options(credit: CreditConfig, ppo: PPOConfig) -> dict[str, bool]:
+def _list_policy_options(credit: CreditConfig, ppo: PPOConfig) -> dict[str, bool]:
     """Options of the policy's loss that go with advantages, and whether each is set."""
     return {
         "ppo.ratio: step": ppo.ratio == "step",

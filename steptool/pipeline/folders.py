@@ -103,7 +103,9 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         own = write_records(Path(scratch) / lineage.COSTS, [cost()], Cost)
         concatenate([*files.costs, own], Cost, folder / lineage.COSTS)
-    write_viewer(folder / lineage.VIEWER, folder / lineage.QUERIES, _held_out_episodes(folder), "Held-out episodes")
+    write_viewer(
+        folder / lineage.VIEWER, folder / lineage.QUERIES, _list_held_out_episodes(folder), "Held-out episodes"
+    )
     inputs = read_run(folder)
     figures, html = summarise_run(inputs), build_report(inputs)
     (folder / lineage.REPORT).write_text(html, encoding="utf-8")
@@ -111,7 +113,7 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
     return RunPages(html, format_table(figures))
 
 
-def _held_out_episodes(folder: Path) -> list[EpisodeFiles]:
+def _list_held_out_episodes(folder: Path) -> list[EpisodeFiles]:
     """The greedy episodes of each model, with their scores where they were scored."""
     sources = []
     for model in MODELS:

@@ -276,7 +276,7 @@ def _make_rounds(
     models, checkpoint = SharedModels(), find_last_checkpoint(folder)
     results = _read_rounds(checkpoint, first) if checkpoint else []
     for round_index, result in enumerate(results, first):
-        show(_page_name(round_index), result.page)
+        show(_name_page(round_index), result.page)
     for round_index in rounds[len(results) :]:
         if results:
             policy, scale = results[-1].learned.model, results[-1].learned.scale
@@ -318,7 +318,7 @@ def _make_round(
 
     def show_page(page: str) -> None:
         (work / _PAGE).write_text(page, encoding="utf-8")
-        show(_page_name(round_index), page)
+        show(_name_page(round_index), page)
 
     audited = audit_round(shards, scores, queries, config, round_index, _make(work, _JOINED), show_page)
     learn_round(policy, start, audited, config, round_index, scale, work, load=models.load)
@@ -372,5 +372,5 @@ def _make(work: Path, name: str) -> Path:
     return work / name
 
 
-def _page_name(round_index: int) -> str:
+def _name_page(round_index: int) -> str:
     return f"rewards of round {round_index + 1}"

@@ -63,7 +63,7 @@ def run_id(config: TrackingConfig) -> str:
 def track_configuration(config: Config) -> None:
     """Hand the fields of the configuration to the trackers, as hyperparameters."""
     fields = dict(_flatten(config.model_dump(mode="json")))
-    _each_tracker(config.tracking, lambda tracker: _log_configuration(tracker, fields))
+    _call_each_tracker(config.tracking, lambda tracker: _log_configuration(tracker, fields))
 
 
 def track_updates(metrics: Sequence[Metric], config: Config) -> None:
@@ -113,10 +113,10 @@ def track(entries: Sequence[Entry], config: TrackingConfig) -> None:
             for name, text in (entry.texts or {}).items():
                 _log_text(tracker, name, text)
 
-    _each_tracker(config, log)
+    _call_each_tracker(config, log)
 
 
-def _each_tracker(config: TrackingConfig, use: Callable[[Any], None]) -> None:
+def _call_each_tracker(config: TrackingConfig, use: Callable[[Any], None]) -> None:
     if not config.trackers or not is_first_process():
         return
     from accelerate import PartialState

@@ -113,7 +113,7 @@ def get_contract(cls: type) -> Contract:
     """The contract of a dataclass that was declared by `contract`."""
     name, version = _DECLARED[cls]
     hints = get_type_hints(cls, include_extras=True)
-    columns = tuple(_column(field, hints[field]) for field in cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    columns = tuple(_make_column(field, hints[field]) for field in cls.__dataclass_fields__)  # type: ignore[attr-defined]
     return Contract(name, version, columns, pa.schema([column.field for column in columns]))
 
 
@@ -135,8 +135,8 @@ def get_description(field: pa.Field) -> str:
 
 def to_row(record: Any) -> Row:
     """The row that the file stores for a record."""
-    row = {name: getattr(record, name) for name in _names(type(record))}
-    for name, encode in _encoders(type(record)):
+    row = {name: getattr(record, name) for name in _list_names(type(record))}
+    for name, encode in _make_encoders(type(record)):
         if row[name] is not None:
             row[name] = encode(row[name])
     return row
@@ -144,13 +144,13 @@ def to_row(record: Any) -> Row:
 
 def from_row(row: Mapping[str, Any], cls: type[R]) -> R:
     """The record of a row. Raises ContractError naming the column that cannot be read."""
-    decoded = {name: _decode_all(cls, name, decode, [row[name]])[0] for name, decode in _decoders(cls)}
+    decoded = {name: _decode_all(cls, name, decode, [row[name]])[0] for name, decode in _make_decoders(cls)}
     return cls(**{**row, **decoded})
 
 
 def decode_value(cls: type, name: str, value: Any) -> Any:
     """The value of one column as records of a class hold it. Raises ContractError where it cannot be read."""
-    decode = dict(_decoders(cls)).get(name)
+    decode = dict(_make_decoders(cls)).get(name)
     return _decode_all(cls, name, decode, [value])[0] if decode else value
 
 
@@ -163,11 +163,11 @@ def _decode_all(cls: type, name: str, decode: Callable[[Any], Any], values: Iter
 
 def from_batch(batch: pa.RecordBatch, cls: type[R]) -> Iterator[R]:
     """The records of a part of a file, column by column. Raises ContractError naming the column that cannot be read."""
-    columns = [_values(cls, column, batch.column(column.name)) for column in get_contract(cls).columns]
+    columns = [_decode_values(cls, column, batch.column(column.name)) for column in get_contract(cls).columns]
     return map(cls, *columns)
 
 
-def _values(cls: type, column: Column, array: pa.Array) -> Iterable[Any]:
+def _decode_values(cls: type, column: Column, array: pa.Array) -> Iterable[Any]:
     if column.stored.decode is None:
         values: list[Any] = array.to_pylist()
         return values
@@ -182,21 +182,21 @@ def _holds_numbers(kind: pa.DataType) -> bool:
 
 
 @_cached
-def _names(cls: type) -> tuple[str, ...]:
+def _list_names(cls: type) -> tuple[str, ...]:
     return tuple(column.name for column in get_contract(cls).columns)
 
 
 @_cached
-def _encoders(cls: type) -> Sequence[tuple[str, Callable[[Any], Any]]]:
+def _make_encoders(cls: type) -> Sequence[tuple[str, Callable[[Any], Any]]]:
     return [(c.name, c.stored.encode) for c in get_contract(cls).columns if c.stored.encode]
 
 
 @_cached
-def _decoders(cls: type) -> Sequence[tuple[str, Callable[[Any], Any]]]:
+def _make_decoders(cls: type) -> Sequence[tuple[str, Callable[[Any], Any]]]:
     return [(c.name, c.stored.decode) for c in get_contract(cls).columns if c.stored.decode]
 
 
-def _column(name: str, hint: Any) -> Column:
+def _make_column(name: str, hint: Any) -> Column:
     """The column of a field with this type hint: Annotated[type, Stored unless the type implies it, description]."""
     kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     parts = [part for part in get_args(kind) if part is not NoneType] if NoneType in get_args(kind) else [kind]
@@ -207,7 +207,7 @@ def _column(name: str, hint: Any) -> Column:
     storage = next((note for note in notes if isinstance(note, Stored)), None) or _find_stored(parts[0])
     if storage is None or not description:
         raise TypeError(f"field '{name}': expected Annotated with a description and an Arrow type, got {hint}")
-    return Column(name, _with_array(storage), NoneType in get_args(kind), description)
+    return Column(name, _decode_to_array(storage), NoneType in get_args(kind), description)
 
 
 def _find_stored(kind: Any) -> Stored | None:
@@ -216,7 +216,7 @@ def _find_stored(kind: Any) -> Stored | None:
     return _PLAIN.get(kind)
 
 
-def _with_array(storage: Stored) -> Stored:
+def _decode_to_array(storage: Stored) -> Stored:
     """The same storage, except that it decodes lists of numbers to arrays."""
     if _holds_numbers(storage.type) and storage.decode is None:
         dtype = storage.type.value_type.to_pandas_dtype()

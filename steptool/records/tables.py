@@ -101,7 +101,7 @@ def write_records(path: Place, records: Iterable[R], cls: type[R]) -> Path:
 
 def write_rows(path: Place, rows: Iterable[Mapping[str, Any]], cls: type) -> Path:
     """Write rows that have the form of the file already."""
-    return _write_tables(path, _parts(rows, cls), get_contract(cls))
+    return _write_tables(path, _split_into_parts(rows, cls), get_contract(cls))
 
 
 def write_table(path: Place, table: pa.Table, cls: type) -> Path:
@@ -117,7 +117,7 @@ def read_records(path: Place, cls: type[R]) -> list[R]:
 def iterate_records(path: Place, cls: type[R]) -> Iterator[R]:
     """The records of a file, a few at a time in memory."""
     nested = any(pa.types.is_nested(field.type) for field in get_contract(cls).schema)
-    for batch in _batches(path, cls, _NESTED_BATCH if nested else _FLAT_BATCH):
+    for batch in _read_batches(path, cls, _NESTED_BATCH if nested else _FLAT_BATCH):
         try:
             records = from_batch(batch, cls)
         except ContractError as error:
@@ -142,13 +142,13 @@ def iterate_rows(
 
     `mask` [rows] selects rows; row groups without a selected row are not read.
     """
-    for batch in _batches(path, cls, batch_size, columns, mask):
-        with _damage_named(path):
+    for batch in _read_batches(path, cls, batch_size, columns, mask):
+        with _name_damage(path):
             rows = batch.to_pylist()
         yield from rows
 
 
-def _batches(
+def _read_batches(
     path: Place,
     cls: type,
     batch_size: int,
@@ -157,7 +157,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     contract = get_contract(cls)
     _check_metadata(path, contract)
-    with _damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with _name_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         _check_schema(file.schema_arrow, contract, str(path))
         if mask is None:
             yield from file.iter_batches(batch_size=batch_size, columns=columns)
@@ -184,7 +184,7 @@ def read_table(path: Place, cls: type) -> pa.Table:
     """A file as an Arrow table. Raises ContractError if it is not of this contract and version."""
     contract = get_contract(cls)
     _check_metadata(path, contract)
-    with _damage_named(path):
+    with _name_damage(path):
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)
     _check_schema(table.schema, contract, str(path))
@@ -200,7 +200,7 @@ def concatenate(paths: Sequence[Place], cls: type, target: Place) -> Path:
 
 def read_contract_name(path: Place) -> str:
     """Name of the contract that a Parquet file carries; "(none)" if it carries none."""
-    return _metadata(path).get(b"steptool.contract", b"(none)").decode()
+    return _read_metadata(path).get(b"steptool.contract", b"(none)").decode()
 
 
 def find_record_class(path: Place) -> type | None:
@@ -219,7 +219,7 @@ def to_table(rows: Iterable[Mapping[str, Any]], cls: type, first: int = 0) -> pa
         text = [f.with_type(pa.list_(pa.string())) if f.type == JSON_LIST else f for f in contract.schema]
         return pa.Table.from_pylist(row_list, schema=pa.schema(text)).cast(contract.schema)
     except _ARROW_ERRORS as error:
-        raise ContractError(f"{contract}: {_culprit(row_list, contract, first)} ({error})") from error
+        raise ContractError(f"{contract}: {_find_culprit(row_list, contract, first)} ({error})") from error
 
 
 def _check_fields(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> None:
@@ -235,7 +235,7 @@ def _check_fields(rows: Sequence[Mapping[str, Any]], contract: Contract, first: 
                 raise ContractError(f"{contract}, row {number}: field '{name}' is missing")
 
 
-def _culprit(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> str:
+def _find_culprit(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> str:
     for number, row in enumerate(rows, start=first):
         for column in contract.columns:
             try:
@@ -246,7 +246,7 @@ def _culprit(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) 
     return "the rows do not fit the schema"
 
 
-def _parts(rows: Iterable[Mapping[str, Any]], cls: type) -> Iterator[pa.Table]:
+def _split_into_parts(rows: Iterable[Mapping[str, Any]], cls: type) -> Iterator[pa.Table]:
     """Rows in tables of a bounded size."""
     part: list[Mapping[str, Any]] = []
     count = size = 0
@@ -276,7 +276,7 @@ def _write_tables(path: Place, tables: Iterable[pa.Table], contract: Contract) -
 
 
 @contextmanager
-def _damage_named(path: Place) -> Iterator[None]:
+def _name_damage(path: Place) -> Iterator[None]:
     """Turn what Arrow raises for a damaged file into an error that names it."""
     try:
         yield
@@ -286,8 +286,8 @@ def _damage_named(path: Place) -> Iterator[None]:
         raise ContractError(f"{path}: damaged, encrypted or not a Parquet file ({error})") from error
 
 
-def _metadata(path: Place) -> dict[bytes, bytes]:
-    with _damage_named(path):
+def _read_metadata(path: Place) -> dict[bytes, bytes]:
+    with _name_damage(path):
         return pq.read_schema(path).metadata or {}
 
 
@@ -295,7 +295,7 @@ def _check_metadata(path: Place, contract: Contract) -> None:
     if not Path(path).is_file():
         raise ContractError(f"{path}: no such file; expected a Parquet file of contract '{contract.name}'")
     name = read_contract_name(path)
-    version = _metadata(path).get(b"steptool.version", b"(none)").decode()
+    version = _read_metadata(path).get(b"steptool.version", b"(none)").decode()
     if (name, version) != (contract.name, str(contract.version)):
         raise ContractError(
             f"{path}: expected contract '{contract.name}' version {contract.version}, found '{name}' "

@@ -20,7 +20,7 @@ class Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         """Values with fewer than MIN_SECRET characters are no secrets."""
         usable = {secret for secret in secrets if len(secret) >= MIN_SECRET}
-        forms = {form for secret in usable for form in _written_forms(secret)}
+        forms = {form for secret in usable for form in _list_written_forms(secret)}
         # The longest first: a secret may be a part of another.
         self._secrets = sorted(usable, key=len, reverse=True)
         self._forms = sorted(forms, key=len, reverse=True)
@@ -55,7 +55,7 @@ class Redactor:
         return value
 
 
-def _written_forms(secret: str) -> set[str]:
+def _list_written_forms(secret: str) -> set[str]:
     """The secret as it is, as the inside of a JSON string, and as a part of a url."""
     escaped = json.dumps(secret)[1:-1]
     unescaped = json.dumps(secret, ensure_ascii=False)[1:-1]

@@ -133,7 +133,7 @@ def assign(
     rewards_N = token_rewards(np.concatenate([np.zeros(0), *step_rewards]), lengths_S, kl_N, kl_coef)
     if config.level == "token":
         tokens_B = np.array([int(x.sum()) for x in step_lengths], dtype=np.int64)
-        adv_N, returns_N = _advantages_and_returns(rewards_N, values_N, tokens_B, config)
+        adv_N, returns_N = _estimate_advantages(rewards_N, values_N, tokens_B, config)
         return Credit(adv_N, returns_N, np.ones(len(adv_N), dtype=np.bool_), values_N)
     # One time step per assistant step: its value stands at its first token, its reward holds its tokens' KL penalties.
     steps_B = np.array([len(x) for x in step_lengths], dtype=np.int64)
@@ -143,7 +143,7 @@ def assign(
         values_S = state_values(discounted_returns(rewards_S, steps_B, config.gamma), _expect_groups(groups, lengths_S))
     else:
         mask_N[find_first_tokens(lengths_S)] = True
-    adv_S, returns_S = _advantages_and_returns(rewards_S, values_S, steps_B, config)
+    adv_S, returns_S = _estimate_advantages(rewards_S, values_S, steps_B, config)
     adv_N, returns_N, values_N = (np.repeat(x_S, lengths_S) for x_S in (adv_S, returns_S, values_S))
     return Credit(adv_N, returns_N, mask_N, values_N)
 
@@ -266,7 +266,7 @@ def whiten(packed_N: Floats, counted: Floats | None = None, eps: float = 1e-8) -
     return whitened_N
 
 
-def _advantages_and_returns(
+def _estimate_advantages(
     rewards_X: Floats, values_X: Floats, lengths_B: Ints, config: CreditConfig
 ) -> tuple[Floats, Floats]:
     adv_X = gae(rewards_X, values_X, lengths_B, config.gamma, config.lam)
@@ -313,21 +313,21 @@ def _expect(name: str, array: Floats, size: int, unit: str) -> None:
         raise ValueError(f"{name} should have shape ({size},) for {size} {unit}, has {array.shape}")
 
 
-def _states_by_observation(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+def _name_states_by_observation(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     """The query and the last observation, before each step; the first step has none."""
     observations = ["", *(step.observation for step in trajectory.steps[:-1])]
     yield from ((trajectory.query_id, observation) for observation in observations[: len(trajectory.steps)])
 
 
-def _states_by_calls(trajectory: Trajectory) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _name_states_by_calls(trajectory: Trajectory) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The query and the calls so far, before each step."""
     calls: list[str] = []
     for step in trajectory.steps:
         yield trajectory.query_id, tuple(calls)
-        calls.append(_call_key(step))
+        calls.append(_make_call_key(step))
 
 
-def _states_by_digest(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+def _name_states_by_digest(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     """The query and the environment's own digest, before each step."""
     for number, step in enumerate(trajectory.steps, start=1):
         if step.state is None:
@@ -339,13 +339,13 @@ def _states_by_digest(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
 
 
 _STATES: dict[StateName, Callable[[Trajectory], Iterator[Hashable]]] = {
-    "calls": _states_by_calls,
-    "observation": _states_by_observation,
-    "digest": _states_by_digest,
+    "calls": _name_states_by_calls,
+    "observation": _name_states_by_observation,
+    "digest": _name_states_by_digest,
 }
 
 
-def _call_key(step: Step) -> str:
+def _make_call_key(step: Step) -> str:
     """A call as text that does not depend on the order of its arguments; all texts that are no call are alike."""
     if step.call is None:
         return str(step.status)

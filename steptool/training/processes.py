@@ -189,14 +189,14 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for bucket in _buckets([p.grad for p in used if p.grad is not None]):
+    for bucket in _fill_buckets([p.grad for p in used if p.grad is not None]):
         total = sum_over_processes(torch.cat([gradient.flatten() for gradient in bucket]))
         parts = torch.split(total, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+def _fill_buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for tensor in tensors:
         if bucket and sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET:

@@ -173,18 +173,18 @@ def unpack(source: Path, folder: Path) -> bool:
 def seal(checkpoint: Path) -> None:
     """Write the digests of all files of a checkpoint: the mark appears whole or not at all."""
     partial = checkpoint / f"{COMPLETE}.partial"
-    partial.write_text(json.dumps(_digests(checkpoint)), encoding="utf-8")
+    partial.write_text(json.dumps(_hash_files(checkpoint)), encoding="utf-8")
     partial.replace(checkpoint / COMPLETE)
 
 
 def _is_undamaged(checkpoint: Path) -> bool:
     try:
-        return bool(json.loads((checkpoint / COMPLETE).read_bytes()) == _digests(checkpoint))
+        return bool(json.loads((checkpoint / COMPLETE).read_bytes()) == _hash_files(checkpoint))
     except ValueError:
         return False
 
 
-def _digests(checkpoint: Path) -> dict[str, str]:
+def _hash_files(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint but the mark itself."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(COMPLETE))
     return {file.relative_to(checkpoint).as_posix(): hash_file(file) for file in files}
@@ -262,7 +262,7 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.settings.schedule(number)
         meter = Meter(self.objective)
-        for part in self._passes(rows):
+        for part in self._cut_passes(rows):
             terms = self.objective.loss(self.actor, part)
             (terms.loss if part.counts else 0.0 * terms.loss).backward()  # type: ignore[no-untyped-call]
             if part.counts:
@@ -278,17 +278,17 @@ class Trainer:
             "loss": figures["loss"], "learning_rate": rate, "grad_norm": norm, **self.objective.report(figures)
         }  # fmt: skip
 
-    def _passes(self, rows: Indices) -> Iterator[ForwardPass]:
+    def _cut_passes(self, rows: Indices) -> Iterator[ForwardPass]:
         """The forward passes of an optimizer step that fall to this process."""
         state = get_processes()
-        step_places = self._tensor(rows)
+        step_places = self._make_tensor(rows)
         limit = self.settings.limit
         parts = cut_forward_passes(rows, self.lengths, limit, state.num_processes)
         for part, counts in share_passes(parts, state.process_index, state.num_processes, together=self._together):
             batch = collate([self.sequences[i] for i in part], limit.packed).to(state.device)
-            yield ForwardPass(batch, self._tensor(part), step_places, counts)
+            yield ForwardPass(batch, self._make_tensor(part), step_places, counts)
 
-    def _tensor(self, rows: Indices) -> Tensor:
+    def _make_tensor(self, rows: Indices) -> Tensor:
         return torch.from_numpy(np.concatenate([self._places[i] for i in rows])).to(get_processes().device)
 
     def _clip(self) -> float:

@@ -110,7 +110,7 @@ class StageProfile(StrictModel):
     @field_validator("gpu_type")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        if name and not isinstance(_accelerator(name), accelerators.BaseAccelerator):
+        if name and not isinstance(_find_accelerator(name), accelerators.BaseAccelerator):
             names = sorted(k for k, v in vars(accelerators).items() if isinstance(v, accelerators.BaseAccelerator))
             raise ValueError(f"expected one of {', '.join(names)}")
         return name
@@ -118,7 +118,7 @@ class StageProfile(StrictModel):
     @property
     def accelerator(self) -> accelerators.BaseAccelerator | None:
         """The kind of GPU as flytekit's object."""
-        return _accelerator(self.gpu_type) if self.gpu_type else None
+        return _find_accelerator(self.gpu_type) if self.gpu_type else None
 
     def find_fault(self, stage: StageName) -> str:
         """Why the stage cannot run with this; empty if it can."""
@@ -227,7 +227,7 @@ def _override(base: M, overrides: M) -> M:
     return base.model_copy(update=changes)
 
 
-def _accelerator(name: str) -> Any:
+def _find_accelerator(name: str) -> Any:
     try:
         return attrgetter(name)(accelerators)
     except AttributeError:

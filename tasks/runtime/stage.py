@@ -97,7 +97,7 @@ def classify_errors(stage: str, retries: int) -> Iterator[None]:
 
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed: the error or one of its causes is a fault that comes and goes."""
-    return any(map(_is_transient_itself, _causes(error)))
+    return any(map(_is_transient_itself, _list_causes(error)))
 
 
 def _fail_locally(stage: str, error: BaseException) -> NoReturn:
@@ -109,14 +109,14 @@ def _fail_locally(stage: str, error: BaseException) -> NoReturn:
     raise StageFailed(f"{stage}: {describe_error(error)}; {advice} (stack: {path})") from None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error and the causes behind it. Errors of Flyte's downloads carry theirs as contexts only."""
     from_flyte = False
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):
             for inner in error.exceptions:
-                yield from _causes(inner)
+                yield from _list_causes(inner)
         from_flyte = from_flyte or isinstance(error, FlyteException)
         error = error.__cause__ or (error.__context__ if from_flyte else None)
 
@@ -132,10 +132,12 @@ def _is_transient_itself(error: BaseException) -> bool:
         return True
     if isinstance(error, RuntimeError) and "gloo/transport" in str(error):  # a process of the training is gone
         return True
-    return _http_status(error) in _TRANSIENT_STATUSES or not _TRANSIENT_CLASSES.isdisjoint(_class_names(error))
+    return _read_http_status(error) in _TRANSIENT_STATUSES or not _TRANSIENT_CLASSES.isdisjoint(
+        _list_class_names(error)
+    )
 
 
-def _http_status(error: BaseException) -> int | None:
+def _read_http_status(error: BaseException) -> int | None:
     """The HTTP status that an error carries, as aiohttp, OpenAI's client, requests, botocore and gcsfs note it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
@@ -146,7 +148,7 @@ def _http_status(error: BaseException) -> int | None:
     return next((status for status in candidates if isinstance(status, int)), None)
 
 
-def _class_names(error: BaseException) -> set[str]:
+def _list_class_names(error: BaseException) -> set[str]:
     return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
 
 
@@ -197,16 +199,16 @@ def stage(name: str, *, cached: bool = False, dynamic: bool = False) -> Callable
     """
     stage_name = StageName(name)
     stage_profile = profile().of(stage_name)
-    settings = _task_settings(stage_profile) | {"cache": Cache(version=code_version()) if cached else False}
+    settings = _make_task_settings(stage_profile) | {"cache": Cache(version=code_version()) if cached else False}
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
         if dynamic:
             untimed = settings | {"timeout": timedelta(0)}
-            declared = dynamic_task(**untimed)(_with_errors(stage_name, stage_profile, function))
+            declared = dynamic_task(**untimed)(_add_error_handling(stage_name, stage_profile, function))
         else:
-            with_page = _with_page(stage_name, function)
+            with_page = _add_page(stage_name, function)
             declared = task(**settings, enable_deck=True, deck_fields=())(
-                _with_errors(stage_name, stage_profile, with_page)
+                _add_error_handling(stage_name, stage_profile, with_page)
             )
         return cast("Callable[P, R]", declared)
 
@@ -225,7 +227,7 @@ def workflow(on_failure: Callable[..., None] | None = None) -> Callable[[Callabl
     return declare
 
 
-def _with_errors(name: StageName, stage_profile: StageProfile, function: Callable[P, R]) -> Callable[P, R]:
+def _add_error_handling(name: StageName, stage_profile: StageProfile, function: Callable[P, R]) -> Callable[P, R]:
     """The function with its errors classified, and its group of processes left at the end."""
 
     @wraps(function)
@@ -265,11 +267,11 @@ def _count_rows(result: Any) -> dict[str, int]:
     from pyarrow.parquet import read_metadata
 
     outputs = result._asdict() if hasattr(result, "_asdict") else {"result": result}
-    files = [path for path in _with_local_paths(outputs).values() if isinstance(path, Path) and path.is_file()]
+    files = [path for path in _replace_by_local_paths(outputs).values() if isinstance(path, Path) and path.is_file()]
     return {"steptool.rows": sum(read_metadata(file).num_rows for file in files if file.suffix == ".parquet")}
 
 
-def _with_page(name: StageName, function: Callable[P, R]) -> Callable[P, R]:
+def _add_page(name: StageName, function: Callable[P, R]) -> Callable[P, R]:
     """The function with a page in Flyte's console: inputs, outputs, and what it cost."""
 
     @wraps(function)
@@ -280,20 +282,23 @@ def _with_page(name: StageName, function: Callable[P, R]) -> Callable[P, R]:
             from steptool.report.stage_page import build_stage_page
 
             outputs = result._asdict() if hasattr(result, "_asdict") else {"result": result}
-            Deck(name, build_stage_page(name, _with_local_paths(kwargs), _with_local_paths(outputs), watch.cost()))
+            Deck(
+                name,
+                build_stage_page(name, _replace_by_local_paths(kwargs), _replace_by_local_paths(outputs), watch.cost()),
+            )
         return result
 
     return run
 
 
-def _with_local_paths(value: Any) -> Any:
+def _replace_by_local_paths(value: Any) -> Any:
     """The value with each artifact as its path on this machine, or as its address where it was not downloaded."""
     if isinstance(value, (FlyteFile, FlyteDirectory)):
         path = Path(value.path)
         return path if path.exists() else value.remote_source or str(value.path)
     if isinstance(value, dict):
-        return {name: _with_local_paths(inner) for name, inner in value.items()}
-    return [_with_local_paths(inner) for inner in value] if isinstance(value, list) else value
+        return {name: _replace_by_local_paths(inner) for name, inner in value.items()}
+    return [_replace_by_local_paths(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _leave_process_group() -> None:
@@ -305,25 +310,27 @@ def _leave_process_group() -> None:
             distributed.destroy_process_group()
 
 
-def _task_settings(stage_profile: StageProfile) -> dict[str, Any]:
+def _make_task_settings(stage_profile: StageProfile) -> dict[str, Any]:
     """The arguments of flytekit's `task`."""
     image = stage_profile.image
     settings = {
         "container_image": f"{{{{.image.{image}.fqn}}}}:{{{{.image.{image}.version}}}}",
-        "requests": _resources(stage_profile.requests, stage_profile.gpus),
-        "limits": _resources(stage_profile.limits, stage_profile.gpus),
+        "requests": _make_resources(stage_profile.requests, stage_profile.gpus),
+        "limits": _make_resources(stage_profile.limits, stage_profile.gpus),
         "accelerator": stage_profile.accelerator,
         "interruptible": stage_profile.spot,
         "retries": stage_profile.retries,
         "timeout": timedelta(hours=stage_profile.timeout_hours),
         "shared_memory": stage_profile.shared_memory or None,
-        "secret_requests": [_secret(variable, place) for variable, place in stage_profile.secrets.items()],
-        "environment": _environment(stage_profile),
+        "secret_requests": [_make_secret(variable, place) for variable, place in stage_profile.secrets.items()],
+        "environment": _make_environment(stage_profile),
     }
-    return settings | (_elastic_settings(stage_profile) if stage_profile.nodes * stage_profile.processes > 1 else {})
+    return settings | (
+        _make_elastic_settings(stage_profile) if stage_profile.nodes * stage_profile.processes > 1 else {}
+    )
 
 
-def _resources(amounts: Amounts, gpus: int) -> Resources:
+def _make_resources(amounts: Amounts, gpus: int) -> Resources:
     return Resources(
         cpu=f"{amounts.cpu:g}" if amounts.cpu else None,
         mem=amounts.memory or None,
@@ -332,7 +339,7 @@ def _resources(amounts: Amounts, gpus: int) -> Resources:
     )
 
 
-def _environment(stage_profile: StageProfile) -> dict[str, str]:
+def _make_environment(stage_profile: StageProfile) -> dict[str, str]:
     """The variables by which a pod sees the same profile and takes no more threads than it has cores."""
     profile_path = os.environ.get(VARIABLE, "")
     cores = stage_profile.requests.cpu or stage_profile.limits.cpu
@@ -340,12 +347,12 @@ def _environment(stage_profile: StageProfile) -> dict[str, str]:
     return threads | ({VARIABLE: profile_path} if profile_path else {})
 
 
-def _secret(variable: str, place: str) -> Secret:
+def _make_secret(variable: str, place: str) -> Secret:
     group, _, key = place.partition("/")
     return Secret(group=group, key=key or None, env_var=variable, mount_requirement=Secret.MountType.ENV_VAR)
 
 
-def _elastic_settings(stage_profile: StageProfile) -> dict[str, Any]:
+def _make_elastic_settings(stage_profile: StageProfile) -> dict[str, Any]:
     """Several processes. The plugin is imported only here, because it imports torch."""
     from flytekitplugins.kfpytorch import Elastic
 

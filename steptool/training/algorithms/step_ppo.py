@@ -166,7 +166,7 @@ class StepPPO(Algorithm, Objective):
                 loss = loss - ppo.nll_coef * (out.log_probs_N * experience.solved_N).sum() / solved
         away_N = (ratio_N - 1.0).abs().detach()
         reach_N = torch.where(ratio_N > 1.0, ppo.clip_high or ppo.clip, ppo.clip)
-        sums = _sums(policy_N, value_N, values_N, away_N > reach_N, out, experience)
+        sums = _sum_figures(policy_N, value_N, values_N, away_N > reach_N, out, experience)
         return LossTerms(loss, sums, {"ratio_deviation": away_N.max()})
 
     def penalty(self, ratio_N: Tensor, out: ActionOutputs, experience: Experience) -> Tensor | float:
@@ -203,7 +203,7 @@ def _count(mask_N: Tensor, part: ForwardPass) -> Tensor:
 
 
 @torch.no_grad()
-def _sums(
+def _sum_figures(
     policy_N: Tensor, value_N: Tensor, values_N: Tensor, clipped_N: Tensor, out: ActionOutputs, experience: Experience
 ) -> dict[str, Tensor]:
     returns_N = experience.returns_N * experience.value_mask_N
