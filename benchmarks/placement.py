@@ -71,7 +71,7 @@ def make_config(base: str, rounds: int, lora_rank: int, placement: str) -> Confi
     }
     if base != "embedded":
         tree["policy"] |= {"max_context": 1536, "dtype": "bfloat16"}
-        tree["rollout"] |= {"episodes": 4, "max_steps": 3}
+        tree["rollout"] |= {"episodes": 4, "max_steps": 3, "max_new_tokens": 32}
         tree["ppo"] |= {"batch_size": 2, "micro_batch_size": 2}
     return Config.model_validate(tree)
 

@@ -374,7 +374,7 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
     machines = _machines(profile)
     has_gpu = any(machine.has_gpu for machine in machines.values())
     processes = machines["ppo"].processes if "ppo" in machines else 1
-    stages = estimate(shape, config, has_gpu=has_gpu, processes=processes)
+    stages = estimate(shape, config, has_gpu=has_gpu, processes=processes, is_local=profile is None)
     print("", *describe_memory(stages), sep="\n", flush=True)
     check_memory(stages, machines)
 

@@ -8,7 +8,17 @@ from steptool.artifacts.lineage import METRICS
 from steptool.artifacts.metrics import Stopwatch, Ticker, count_metrics, say
 from steptool.config import Config
 from steptool.storage.transfer import localize
-from tasks.runtime.artifacts import Checkpoints, Model, Parquet, Tasks, discard, download, make_folder, write_costs
+from tasks.runtime.artifacts import (
+    Checkpoints,
+    Model,
+    Parquet,
+    Tasks,
+    discard,
+    download,
+    make_folder,
+    runs_locally,
+    write_costs,
+)
 from tasks.runtime.stage import stage
 
 
@@ -57,7 +67,7 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     all_queries, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
     with open_environment_of(all_queries, local_config, recorded) as environment:
         check_queries(environment, all_queries)
-    prepared = prepare_model(all_queries, recorded, local_config, make_folder("base"))
+    prepared = prepare_model(all_queries, recorded, local_config, make_folder("base"), is_local=runs_locally())
     sign(prepared.model, None, "base", [], note=config.policy.base)
     target, lessons = make_folder("prepared"), prepared.lessons
     query_counts = {"queries": len(prepared.queries), "left out": len(all_queries) - len(prepared.queries)}

@@ -64,6 +64,13 @@ def test_a_check_says_what_a_run_would_do_and_need(config: Path) -> None:
     assert "desk: 6 training, 2 validation and 4 held-out queries" in plan
     # 50 episodes in batches of 24 are 3 updates an epoch, and there are 2 epochs
     assert "4 rounds of 50 episodes in 2 shards; 6 updates a round, 24 in all" in plan
+    stages = [line.split()[0] for line in plan.splitlines()[-4:]]
+    assert stages == ["prepare", "warm_start", "rounds_together", "evaluate"]
+
+
+def test_a_check_with_a_profile_has_the_stages_of_a_cluster(config: Path) -> None:
+    code, plan, error = run("check", config, "--profile", "configs/cluster.yaml")
+    assert code == 0, error
     stages = [line.split()[0] for line in plan.splitlines()[-5:]]
     assert stages == ["prepare", "warm_start", "rollout", "ppo", "evaluate"]
 

@@ -13,7 +13,8 @@ from tasks.episodes import annotate, annotate_shard, audit, rollout
 from tasks.evaluate import evaluate
 from tasks.ingest import fingerprint, ingest
 from tasks.report import Evidence, report
-from tasks.runtime.artifacts import Model, Parquet, Tasks
+from tasks.runtime.artifacts import Model, Parquet, Tasks, runs_locally
+from tasks.runtime.profile import profile
 from tasks.runtime.stage import stage, workflow
 from tasks.together import rounds_together
 from tasks.training import ppo, prepare, warm_start
@@ -43,7 +44,8 @@ class Round(NamedTuple):
 @stage("rounds", dynamic=True)
 def rounds(config: Config, start: Model, tasks: Tasks, queries: Parquet) -> Rounds:
     """On-policy rounds: each rolls out the current policy, scores its episodes, audits that and trains on them."""
-    place = _place_together if config.rounds.placement == "together" else _place_in_pods
+    is_local = runs_locally() and not profile().trains_in_several_processes
+    place = _place_together if config.rounds.are_together(is_local=is_local) else _place_in_pods
     model, results = place(config, start, tasks, queries)
     return Rounds(model, *(list(parts) for parts in zip(*results, strict=True)))
 

@@ -156,8 +156,13 @@ def read_shape(model_config: Any, dtype: str) -> ModelShape:
     )
 
 
-def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, processes: int = 1) -> list[StageMemory]:
-    """What each stage that holds a model needs in one process. `processes` train together."""
+def estimate(
+    shape: ModelShape, config: Config, *, has_gpu: bool = False, processes: int = 1, is_local: bool = False
+) -> list[StageMemory]:
+    """What each stage that holds a model needs in one process. `processes` train together.
+
+    `is_local` tells a local run from a run on a cluster: `rounds.placement: auto` has other stages there.
+    """
     model = float(shape.parameters * shape.bytes_per_weight)
     trained = _trained_parameters(shape, config)
     parts = processes if config.ppo.sharding == "fsdp" else 1
@@ -195,7 +200,7 @@ def estimate(shape: ModelShape, config: Config, *, has_gpu: bool = False, proces
         (1 if has_adapter else 2) * model + (5 if parts > 1 and not has_adapter else 4) * saved,  # parts, then joined
     )
     rollout = StageMemory("rollout", model, cache=_cache(shape, config, episodes), framework=framework, disk=model)
-    is_together = config.rounds.placement == "together"
+    is_together = config.rounds.are_together(is_local=is_local)
     copied = model if has_adapter else 0.0  # the layers that the adapter is added to
     is_vllm_at_rest = is_together and config.rollout.engine == "vllm" and not has_gpu
     learning = replace(ppo, weights=ppo.weights + (model if is_vllm_at_rest else 0.0))

@@ -205,12 +205,17 @@ class CreditConfig(StrictModel):
 class RoundsConfig(StrictModel):
     """Where the stages of the rounds run."""
 
-    placement: Literal["pods", "together"] = "pods"
+    placement: Literal["auto", "pods", "together"] = "auto"
     """pods: each step of a round and each shard is a stage with a machine of its own kind; together: one stage plays,
-    annotates, audits and trains, so that a round starts no stage and loads no model again. The result is the same
+    annotates, audits and trains, so that a round starts no stage and loads no model again; auto: together in a local
+    run, unless the profile trains in several processes, and pods on a cluster. The result is the same
     (docs/run-on-a-cluster.md)."""
     per_stage: Positive = 8
-    """Number of rounds in one stage, with placement: together."""
+    """Number of rounds in one stage, where rounds are placed together."""
+
+    def are_together(self, *, is_local: bool) -> bool:
+        """Whether one stage makes several rounds. `is_local` tells a local run from a run on a cluster."""
+        return self.placement == "together" or (self.placement == "auto" and is_local)
 
 
 class PPOConfig(StrictModel):

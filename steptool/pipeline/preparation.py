@@ -170,10 +170,16 @@ class Preparation:
 
 
 def prepare(
-    queries: Sequence[Query], demonstrations: Sequence[Trajectory], config: Config, out_dir: str | Path
+    queries: Sequence[Query],
+    demonstrations: Sequence[Trajectory],
+    config: Config,
+    out_dir: str | Path,
+    *,
+    is_local: bool = False,
 ) -> Preparation:
     """Put the base model into a folder, play a turn with it, check that prompts fit, and encode the demonstrations.
 
+    `is_local` tells a local run from a run on a cluster, for the estimate of memory that is printed.
     Raises ModelError for a model that cannot be used. Raises ValueError for a prompt that leaves no room for a step,
     and where a warm start is configured but no demonstration can be learned from.
     """
@@ -185,7 +191,8 @@ def prepare(
     fitting = select_fitting(queries, codec, config)
     try_model(load_model(base), codec, fitting, config)
     lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context, config.rollout.finish)
-    stages = estimate_memory(read_shape(read_model_config(base), "auto"), config, has_gpu=torch.cuda.is_available())
+    shape, has_gpu = read_shape(read_model_config(base), "auto"), torch.cuda.is_available()
+    stages = estimate_memory(shape, config, has_gpu=has_gpu, is_local=is_local)
     say("prepare", f"memory by estimate: {', '.join(f'{s.stage} {s.total / GIB:.1f} GiB' for s in stages)}")
     say("prepare", f"base model '{config.policy.base}', {len(fitting)} of {len(queries)} prompts fit its context")
     for name, number in lessons.counts().items():
@@ -214,7 +221,7 @@ def rehearse(config: Config, *, for_training: bool, called: CalledTools = Called
         yield from (f"            {line}" for line in trial.describe())
         prepared = None
         if for_training:
-            prepared = prepare(queries, recordings, config, folder / "base")
+            prepared = prepare(queries, recordings, config, folder / "base", is_local=True)
             yield f"model       {config.policy.base}: loaded and tried, {len(prepared.queries)} prompts fit its context"
         yield ""
         yield from estimate(config, queries, prepared, trial)

@@ -192,6 +192,12 @@ class Profile(StrictModel):
         """Why stages cannot run with this profile, a line for each."""
         return [f"stages.{stage}: {fault}" for stage in StageName if (fault := self.of(stage).find_fault(stage))]
 
+    @property
+    def trains_in_several_processes(self) -> bool:
+        """Whether rounds are learned from in several processes, which only the stage ppo can have."""
+        ppo = self.of(StageName.PPO)
+        return ppo.nodes * ppo.processes > 1
+
     def of(self, stage: StageName) -> StageProfile:
         """What the stage gets: the defaults, replaced by its own fields."""
         return _override(self.defaults, self.stages.get(stage, StageProfile()))

@@ -55,6 +55,16 @@ def write_profile(tmp_path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("ppo", "several"), [({}, False), ({"gpus": 4}, False), ({"processes": 2}, True), ({"nodes": 2}, True)]
+)
+def test_only_the_stage_ppo_says_whether_rounds_are_trained_in_several_processes(
+    ppo: dict[str, int], several: bool
+) -> None:
+    profile = Profile.model_validate({"stages": {"ppo": ppo, "warm_start": {"processes": 2}}})
+    assert profile.trains_in_several_processes is several
+
+
 def test_every_field_of_a_profile_reaches_the_task(tmp_path: Path) -> None:
     profile = """
 defaults: {requests: {cpu: 2, memory: 4Gi}, limits: {memory: 8Gi}, retries: 1, timeout_hours: 0.5}

@@ -27,9 +27,10 @@ def files_of_rounds() -> set[Path]:
 
 @pytest.fixture(scope="module")
 def config(small: Config) -> Config:
-    """Rounds that change the policy clearly."""
+    """Rounds in pods that change the policy clearly."""
     tree = small.model_dump(mode="json")
     tree["policy"] |= {"lora_rank": 2}
+    tree["rounds"] = {"placement": "pods"}
     tree["ppo"] |= {"rounds": 3, "learning_rate": 0.01, "value_warmup_rounds": 0}
     return Config.model_validate(tree)
 
