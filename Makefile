@@ -84,7 +84,8 @@ test-logs: $(STAMP)  ## read logs of an evaluation by Inspect and lm-evaluation-
 	$(BIN)/python -m pytest tests/evaluation/test_logs.py
 
 test-vllm:  ## the tests against the real engine, in the environment of make vllm
-	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py tests/policies/test_vllm.py tests/policies/test_served_by_vllm.py
+	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest tests/policies/test_engine.py tests/policies/test_vllm.py tests/policies/test_served_by_vllm.py \
+		tests/pipeline/test_learning_by_vllm.py
 
 smollm:  ## train SmolLM2-135M on the embedded world and write runs/smollm, in the environment of make vllm (slow; SET="ppo.rounds=1 ..." for other fields)
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -e ".[smollm]"

@@ -11,44 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from steptool.artifacts.metrics import Stopwatch
-from steptool.config import Config
-from steptool.data.ingest import ingest
-from steptool.pipeline.episodes import EPISODES, TaskSet, audit_round, open_learner, play_shard, score_file
+from steptool.pipeline.episodes import EPISODES, audit_round, open_learner, play_shard, score_file
 from steptool.pipeline.learning import FinishedRound, RoundInputs, learn_round, play_and_learn
-from steptool.pipeline.preparation import prepare
-from steptool.records import Advantage, Metric, Query, StepReward, Trajectory
-from steptool.records.tables import read_records, write_records
+from steptool.records import Advantage, Metric, StepReward, Trajectory
+from steptool.records.tables import read_records
 from steptool.rewards.audit import AuditError
 
 torch.set_num_threads(1)
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RoundInputs]:
-    """world(policy settings): the base of a small world, with rounds that change the weights clearly."""
-
-    def make(**policy: object) -> RoundInputs:
-        folder = tmp_path_factory.mktemp("world")
-        rounds = {"rounds": ROUNDS, "epochs": 1, "batch_size": 2, "micro_batch_size": 2, "value_warmup_rounds": 1}
-        config = Config.model_validate(
-            {
-                "data": {"train_queries": 6, "validation_queries": 1, "heldout_queries": 1},
-                "policy": {"max_context": 700, **policy},
-                "warm_start": {"demonstrations": 6},
-                "rollout": {"episodes": 4, "shards": 2, "max_steps": 2, "max_new_tokens": 20},
-                "rewards": {"normalisation": "running"},
-                "ppo": {**rounds, "learning_rate": 0.001},
-            }
-        )
-        read = ingest(config, folder / "data")
-        demonstrations = read_records(read.demonstrations_path, Trajectory)
-        base = prepare(read_records(read.queries_path, Query), demonstrations, config, folder / "start")
-        queries = write_records(folder / "queries.parquet", base.queries, Query)
-        tasks = TaskSet.write(folder / "tasks", queries, read.demonstrations_path, config)
-        return RoundInputs(base.model, tasks, queries, config)
-
-    return make
 
 
 @pytest.fixture(scope="module")
