@@ -238,7 +238,7 @@ def test_many_trajectories_are_judged_side_by_side_in_their_order(
     began = time.monotonic()
     rows, _ = annotate_episode(make_query(), many, judging(server, votes=1, concurrency=64))
     assert time.monotonic() - began < 10
-    assert server.most == 64
+    assert 32 < server.most <= 64  # a busy machine may answer one before it takes the last
     assert [r.trajectory_id for r in rows[::2]] == [f"t{n}" for n in range(128)]
     assert [r.contribution for r in rows[::2]] == [pytest.approx(n % 6 / 5) for n in range(128)]
 
