@@ -33,7 +33,7 @@ IMAGES = {"cpu": "localhost/steptool:cpu", "gpu": "localhost/steptool:gpu"}
 PLACEMENTS = ("together", "pods")
 OF_ROUNDS = {
     *("tasks.episodes.rollout", "tasks.episodes.annotate_shard", "tasks.episodes.audit", "tasks.training.ppo"),
-    "tasks.together.rounds_together",
+    "tasks.training.rounds_together",
 }
 """The tasks whose pods make rounds."""
 

@@ -16,8 +16,7 @@ from tasks.report import Evidence, report
 from tasks.runtime.artifacts import Model, Parquet, Tasks, runs_locally
 from tasks.runtime.profile import profile
 from tasks.runtime.stage import stage, workflow
-from tasks.together import rounds_together
-from tasks.training import ppo, prepare, warm_start
+from tasks.training import ppo, prepare, rounds_together, warm_start
 
 
 class Rounds(NamedTuple):

@@ -21,7 +21,7 @@ from steptool.config import Config
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 TRAIN, ROLLOUT, PPO = "workflows.train.train", "tasks.episodes.rollout", "tasks.training.ppo"
-TOGETHER = "tasks.together.rounds_together"
+TOGETHER = "tasks.training.rounds_together"
 UNCACHED = {"tasks.ingest.fingerprint", "workflows.train.rounds", "tasks.report.report"}
 Make = Callable[..., Engine]
 
