@@ -19,12 +19,19 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from steptool.models.logprobs import SMALL_VOCABULARY, TileWays, compute_token_log_probs, unwrap_model
+from steptool.models.logprobs import (
+    SMALL_VOCABULARY,
+    AccumulatingEmbedding,
+    TileWays,
+    compute_token_log_probs,
+    unwrap_model,
+)
 
 Indices = npt.NDArray[np.int64]
 
@@ -286,15 +293,15 @@ class Actor(nn.Module):
                 module.training = True  # layers look at it; the dropout within them stays off
 
     def accumulate_gradients(self) -> None:
-        """Hold one gradient of the size of a large vocabulary and no copies; for training by `backward` alone."""
+        """Hold one gradient for each table of a large vocabulary and no copies; for training by `backward` alone."""
         lm = unwrap_model(self.policy)
         head: Any = lm.get_output_embeddings()
         if head.weight.shape[0] <= SMALL_VOCABULARY:
             return
         self.ways = replace(self.ways, accumulate=True)
-        embedding = lm.get_input_embeddings()
-        if type(embedding) is nn.Embedding and embedding.weight is head.weight:
-            embedding.sparse = True  # its gradient joins the dense one of the output layer, which comes first
+        embedding: Any = lm.get_input_embeddings()
+        if type(embedding) is nn.Embedding and not isinstance(embedding.weight, DTensor):
+            embedding.__class__ = AccumulatingEmbedding  # keeps its weight, its name and its hooks
 
     def compile_layers(self) -> None:
         """Compile each layer, and what is done to the logits of a large vocabulary, into fewer kernels."""

@@ -2,7 +2,8 @@
 
 With a small vocabulary the logits of the action tokens are simply computed. With a large one they are made in tiles
 of the vocabulary, a second time in the backward pass, so that [N, V] numbers are never held at once. Both ways give
-the same numbers.
+the same numbers. The gradients of both tables of the size of a large vocabulary, output layer and embedding, can be
+added up in place.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from transformers import PreTrainedModel
 
 SMALL_VOCABULARY = 16384
 """Up to this many tokens the logits are held in memory (N = 8000 action tokens: 0.5 GB in float32)."""
-_TILE_NUMBERS = {"cpu": 6 << 20, "cuda": 128 << 20}
-"""Logits in a tile: 24 MB on a CPU, 512 MB on a GPU."""
+_TILE_NUMBERS = {"cpu": 2 << 20, "cuda": 128 << 20}
+"""Logits in a tile: 8 MB on a CPU, 512 MB on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,41 @@ class _TiledLogProbs(torch.autograd.Function):
                 torch.mm(grad_NT.T, hidden_NH, out=weight_grad_VH[tile])
         hidden_grad = None if hidden_grad_NH is None else hidden_grad_NH.to(hidden_NH.dtype)
         return hidden_grad, None if ways.accumulate else weight_grad_VH, bias_grad_V, None, None, None
+
+
+class AccumulatingEmbedding(nn.Embedding):
+    """An embedding whose gradient is added to its `.grad` in place, in the rows of the tokens that were looked up.
+
+    This saves a tensor of the size of the vocabulary. It is for `backward` on a leaf, not for torch.autograd.grad.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows [*, H] of token ids [*]."""
+        rows: Tensor = _Lookup.apply(input, self.weight, self.padding_idx)  # type: ignore[no-untyped-call]
+        return rows
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows [*, H] of a table [V, H]; the row of the token `padding`, if there is one, has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight_VH: Tensor, padding: int | None) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.options = weight_VH, padding
+        return functional.embedding(ids, weight_VH)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        (ids,), (parameter, padding) = ctx.saved_tensors, ctx.options
+        token_U, place_M = torch.unique(ids.flatten(), return_inverse=True)
+        gradient_MH = gradient.flatten(0, -2).float()
+        sums_UH = gradient_MH.new_zeros(len(token_U), gradient_MH.shape[1])
+        sums_UH.index_put_((place_M,), gradient_MH, accumulate=True)
+        if padding is not None:
+            sums_UH[token_U == padding] = 0.0
+        total_VH = _own_gradient(parameter)
+        total_VH.index_add_(0, token_U, sums_UH.to(total_VH.dtype))
+        return None, None, None
 
 
 class _Sums(NamedTuple):

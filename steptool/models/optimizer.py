@@ -16,8 +16,9 @@ from torch.optim.adamw import adamw as update_weights
 FILE = "training/optimizer.safetensors"
 """Its place in a model folder."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_BUCKET = 1 << 23
-"""Numbers that are updated in one call, if a float32 weight does not have more."""
+_BUCKET = {"cpu": 1 << 20, "cuda": 1 << 23}
+"""Numbers that are updated in one call, if a float32 weight does not have more: six float32 copies of them exist at
+once."""
 
 
 class SplitAdamW(torch.optim.Optimizer):
@@ -152,7 +153,8 @@ def _parts(weight: Tensor, state: dict[str, Tensor]) -> Iterator[_Part]:
     if "low" not in state:
         yield _Part(part, gradient.float(), step.clone(), *moments)
         return
-    tensors = [torch.split(t.reshape(-1), _BUCKET) for t in (part, gradient, *moments, state["low"])]
+    size = _bucket_size(weight)
+    tensors = [torch.split(t.reshape(-1), size) for t in (part, gradient, *moments, state["low"])]
     for part, gradient, exp_avg, exp_avg_sq, low in zip(*tensors, strict=True):
         yield _Part(part, gradient, step.clone(), exp_avg, exp_avg_sq, low)
 
@@ -187,9 +189,13 @@ def _buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
     """Parts that are updated in one call."""
     bucket: list[_Part] = []
     for part in parts:
-        if bucket and sum(p.weight.numel() for p in bucket) + part.weight.numel() > _BUCKET:
+        if bucket and sum(p.weight.numel() for p in bucket) + part.weight.numel() > _bucket_size(part.weight):
             yield bucket
             bucket = []
         bucket.append(part)
     if bucket:
         yield bucket
+
+
+def _bucket_size(weight: Tensor) -> int:
+    return _BUCKET.get(weight.device.type, _BUCKET["cpu"])

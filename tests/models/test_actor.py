@@ -1,12 +1,14 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from steptool.config import PolicyConfig
 from steptool.models import actor as actor_module
 from steptool.models import logprobs
 from steptool.models.actor import (
@@ -19,8 +21,9 @@ from steptool.models.actor import (
     load_value_head,
     save_value_head,
 )
+from steptool.models.adapter import add_adapter
 from steptool.models.load import load_model, make_tiny_model, train_tokenizer
-from steptool.models.logprobs import compute_token_log_probs
+from steptool.models.logprobs import AccumulatingEmbedding, compute_token_log_probs
 from steptool.models.optimizer import make_adamw
 
 
@@ -165,30 +168,75 @@ def test_the_tiles_of_a_large_vocabulary_join_without_a_seam(monkeypatch: pytest
         torch.testing.assert_close(tiled, plain, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_that_add_up_in_place_are_those_of_autograd(
-    tied: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two passes of backward, with a vocabulary in tiles and output layer and embedding in one or two tensors."""
+def in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of more than ten tokens is large."""
     monkeypatch.setattr(logprobs, "SMALL_VOCABULARY", 10)
     monkeypatch.setattr(actor_module, "SMALL_VOCABULARY", 10)
+
+
+def padded_llama(tied: bool) -> LlamaForCausalLM:
+    """A model whose padding token, the fifth of the first sequence, is looked up and learns nothing from that."""
+    torch.manual_seed(0)
     sizes = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32}
-    gradients = []
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": tied}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, pad_token_id=int(sequences()[0].input_ids[4])))
+
+
+def add_up_two_passes(actor: Actor) -> dict[str, torch.Tensor | None]:
+    """The gradients after `backward` of two forward passes."""
+    for rows in (sequences()[:2], sequences()[2:]):
+        actor(collate(rows)).log_probs_N.sum().backward()
+    return {name: p.grad for name, p in actor.policy.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_gradients_that_add_up_in_place_are_those_of_autograd(
+    tied: bool, dtype: torch.dtype, recomputed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output layer and embedding in one or two tensors, for neither of which autograd makes a gradient."""
+    in_tiles(monkeypatch)
+    gradients, made = [], []
     for in_place in (False, True):
-        torch.manual_seed(0)
-        config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=tied)
-        actor = Actor(LlamaForCausalLM(config).to(dtype))
+        actor = Actor(padded_llama(tied).to(dtype))
         make_adamw(actor.policy, 1e-3)  # makes gradients of bfloat16 weights float32
+        if recomputed:
+            actor.checkpoint_activations()
         if in_place:
             actor.accumulate_gradients()
-        for rows in (sequences()[:2], sequences()[2:]):
-            actor(collate(rows)).log_probs_N.sum().backward()
-        gradients.append({name: p.grad for name, p in actor.policy.named_parameters()})
+            for module in (actor.policy.get_input_embeddings(), actor.policy.get_output_embeddings()):
+                module.weight.register_hook(made.append)
+        gradients.append(add_up_two_passes(actor))
+    assert made == [None] * 4  # of two passes, each with a lookup and an output layer
     tolerance = 1e-5 if dtype == torch.float32 else 2**-6
     for name, expected in gradients[0].items():
         assert gradients[1][name].dtype == torch.float32 and not gradients[1][name].is_sparse
         assert (gradients[1][name] - expected).norm() <= tolerance * expected.norm(), name
+
+
+def test_rows_of_a_bfloat16_gradient_are_added_up_in_float32_before_they_are_rounded() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, 1, dtype=torch.bfloat16))
+    embedding: Any = torch.nn.Embedding(3, 1)
+    embedding.weight, embedding.__class__ = weight, AccumulatingEmbedding
+    numbers = torch.tensor([256.0, 1.0, 1.0, 1.0, 1.0]).bfloat16()  # bfloat16 has no number between 256 and 258
+    (embedding(torch.tensor([[1, 1, 1, 1, 1]])).flatten() * numbers).sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+    assert weight.grad.flatten().tolist() == [0.0, 260.0, 0.0]
+
+
+def test_tables_under_an_adapter_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_tiles(monkeypatch)
+    gradients = []
+    for in_place in (False, True):
+        actor = Actor(add_adapter(padded_llama(tied=False), PolicyConfig(lora_rank=4), seed=0))
+        if in_place:
+            actor.accumulate_gradients()
+        gradients.append(add_up_two_passes(actor))
+    for name, expected in gradients[0].items():
+        actual = gradients[1][name]
+        assert (actual is None) == (expected is None) == ("lora" not in name), name
+        assert actual is None or torch.equal(actual, expected), name
 
 
 def test_only_action_tokens_are_learned(model_dir: Path) -> None:
