@@ -98,29 +98,18 @@ def train_round(
         CheckpointFolder(Path(checkpoints), checkpoint_every, digest, on_checkpoint) if checkpoints else None
     )
     actor = load_actor(policy_dir, reference_dir, config, algorithm, load)
-    ppo = config.ppo
-    optimizer = make_adamw(
-        actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate, moments=ppo.moments
-    )
-    load_state(optimizer, actor, policy_dir)
+    optimizer = make_optimizer(actor, algorithm, policy_dir)
     if not algorithm.trains_policy:
         actor.policy.requires_grad_(False)
-    limit = PassLimit(ppo.micro_batch_size, ppo.tokens_per_pass, actor.packed)
+    limit = PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed)
     advantages: list[Advantage] = []
     mismatch: list[Metric] = []
     if algorithm.needs_scores:
         scores = score_round(actor, reference_dir, selection, limit, checkpoint_folder, algorithm)
         mismatch = compare_with_engine(selection, scores, algorithm)
         advantages = algorithm.prepare(selection, scores, get_processes().device)
-    rows = selection.trajectories
-    trainer: Trainer | PreferenceTrainer
-    if isinstance(algorithm, Objective):
-        trainer = Trainer(actor, optimizer, algorithm, rows, Settings(limit, ppo.max_grad_norm), checkpoint_folder)
-    elif isinstance(algorithm, ExplorationPreference):
-        tokenizer = load_tokenizer(find_weights(policy_dir, reference_dir, config.policy))
-        trainer = PreferenceTrainer(actor, optimizer, algorithm, rows, tokenizer, checkpoint_folder)
-    else:
-        raise TypeError(f"{type(algorithm).__name__} has neither a loss (Objective) nor a trainer of its own")
+    weights = find_weights(policy_dir, reference_dir, config.policy)
+    trainer = make_trainer(actor, optimizer, algorithm, selection.trajectories, limit, checkpoint_folder, weights)
     steps = algorithm.steps(trainer.lengths)
     log = trainer.train(steps)
     save_actor(actor, optimizer, policy_dir, reference_dir, out_dir)
@@ -154,6 +143,34 @@ def load_weights(folder: Path, algorithm: Algorithm, *, trained: bool, load: Loa
     if cuts_models(ppo.sharding):
         return load_sharded_actor(folder, get_processes().num_processes, trained=trained, **options)
     return Actor(load(folder), **options)
+
+
+def make_optimizer(actor: Actor, algorithm: Algorithm, policy_dir: Path) -> torch.optim.Optimizer:
+    """The optimizer of policy and value head, with the state that a round before has left."""
+    ppo = algorithm.config.ppo
+    optimizer = make_adamw(
+        actor.policy, algorithm.learning_rate, actor.head, ppo.value_learning_rate, moments=ppo.moments
+    )
+    load_state(optimizer, actor, policy_dir)
+    return optimizer
+
+
+def make_trainer(
+    actor: Actor,
+    optimizer: torch.optim.Optimizer,
+    algorithm: Algorithm,
+    trajectories: Sequence[Trajectory],
+    limit: PassLimit,
+    checkpoints: CheckpointFolder | None,
+    weights: Path,
+) -> Trainer | PreferenceTrainer:
+    """What makes the optimizer steps of an algorithm. `weights`: the folder whose tokenizer TRL reads."""
+    if isinstance(algorithm, Objective):
+        settings = Settings(limit, algorithm.config.ppo.max_grad_norm)
+        return Trainer(actor, optimizer, algorithm, trajectories, settings, checkpoints)
+    if isinstance(algorithm, ExplorationPreference):
+        return PreferenceTrainer(actor, optimizer, algorithm, trajectories, load_tokenizer(weights), checkpoints)
+    raise TypeError(f"{type(algorithm).__name__} has neither a loss (Objective) nor a trainer of its own")
 
 
 def load_state(optimizer: torch.optim.Optimizer, actor: Actor, policy_dir: Path) -> None:
