@@ -113,11 +113,11 @@ def collate(rows: Sequence[Spanned], packed: bool = False) -> TokenBatch:
         torch.from_numpy(input_ids_BL),
         torch.from_numpy(places_N - 1),
         torch.from_numpy(input_ids_BL.reshape(-1)[places_N]),
-        _packing(lengths) if packed else None,
+        _make_packing(lengths) if packed else None,
     )
 
 
-def _packing(lengths: Indices) -> Packing:
+def _make_packing(lengths: Indices) -> Packing:
     positions = np.concatenate([np.arange(length) for length in lengths])
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return Packing(torch.from_numpy(positions[None]), torch.from_numpy(bounds), int(lengths.max()))

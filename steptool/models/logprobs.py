@@ -74,7 +74,7 @@ def compute_token_log_probs(
     transform = read_logit_transform(lm, temperature)
     if head.weight.shape[0] <= SMALL_VOCABULARY:
         bias = None if head.bias is None else head.bias.float()
-        return _plain(functional.linear(hidden_NH.float(), head.weight.float(), bias), targets_N, transform)
+        return _compute_plainly(functional.linear(hidden_NH.float(), head.weight.float(), bias), targets_N, transform)
     log_probs_N, entropy_N = _TiledLogProbs.apply(
         hidden_NH, head.weight, head.bias, targets_N, transform, ways or TileWays()
     )  # type: ignore[no-untyped-call]
@@ -101,7 +101,7 @@ def unwrap_model(policy: nn.Module) -> PreTrainedModel:
     return lm
 
 
-def _plain(logits_NV: Tensor, targets_N: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor]:
+def _compute_plainly(logits_NV: Tensor, targets_N: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor]:
     if transform.scale != 1.0:
         logits_NV = logits_NV * transform.scale
     if transform.cap is not None:
@@ -293,12 +293,12 @@ class _Tiles:
 
     def scratch(self, tile: slice) -> Tensor:
         """Room [N, T] for float32 numbers; overwritten by the next tile."""
-        return self._view(self._scratch, tile)
+        return self._take_view(self._scratch, tile)
 
     def logits(self, tile: slice) -> Tensor:
         """The float32 logits [N, T] of a tile; overwritten by the next tile."""
         hidden_NH, weight_VH, bias_V = self._inputs
-        logits_NT, weight_HT = self._view(self._logits, tile), weight_VH[tile].T
+        logits_NT, weight_HT = self._take_view(self._logits, tile), weight_VH[tile].T
         if hidden_NH.dtype == torch.float32:
             torch.mm(hidden_NH, weight_HT, out=logits_NT)
         elif hidden_NH.is_cuda:
@@ -309,7 +309,7 @@ class _Tiles:
             logits_NT.add_(bias_V[tile])
         return logits_NT
 
-    def _view(self, room: Tensor, tile: slice) -> Tensor:
+    def _take_view(self, room: Tensor, tile: slice) -> Tensor:
         shape = len(self._inputs[0]), tile.stop - tile.start
         return room[: shape[0] * shape[1]].view(shape)
 

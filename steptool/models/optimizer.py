@@ -50,7 +50,7 @@ class SplitAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             states = {w: self._state(w) for w in weights}
-            for bucket in _buckets([part for w in weights for part in _parts(w, states[w])]):
+            for bucket in _fill_buckets([part for w in weights for part in _split_weight(w, states[w])]):
                 _update(bucket, group)
             for state in states.values():
                 state["step"] += 1
@@ -144,7 +144,7 @@ class _Part:
     low: Tensor | None = None
 
 
-def _parts(weight: Tensor, state: dict[str, Tensor]) -> Iterator[_Part]:
+def _split_weight(weight: Tensor, state: dict[str, Tensor]) -> Iterator[_Part]:
     """A float32 weight whole; a bfloat16 weight in parts, so that few float32 copies exist at once."""
     if weight.grad is None:
         return
@@ -185,7 +185,7 @@ def _update(parts: list[_Part], group: dict[str, Any]) -> None:
             part.exp_avg_sq.copy_(exp_avg_sq)
 
 
-def _buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
+def _fill_buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
     """Parts that are updated in one call."""
     bucket: list[_Part] = []
     for part in parts:

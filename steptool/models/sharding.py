@@ -62,7 +62,7 @@ def load_sharded_actor(folder: Path, processes: int, *, trained: bool, **options
         if isinstance(module, FSDPModule):  # losses are divided by numbers of the whole step: gradients add up
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    weights = {name: _empty_like(p, p.dtype) for name, p in model.named_parameters()}
+    weights = {name: _make_room(p, p.dtype) for name, p in model.named_parameters()}
     if missing := sorted(weights.keys() - _read_metadata(folder).keys()):
         raise ModelError(
             f"{folder}: the weights hold no {', '.join(missing[:3])} ({len(missing)} of the model's parameters are "
@@ -82,8 +82,8 @@ def save_sharded_model(policy: nn.Module, policy_dir: Path, out_dir: Path) -> No
     The weights get the precision that the model was saved in. To be called by all processes with the same folder.
     """
     lm = unwrap_model(policy)
-    half = _saved_dtype(lm.config) is torch.bfloat16
-    weights = {n: _high_half(p) if half else p.detach() for n, p in lm.named_parameters()}
+    half = _find_saved_dtype(lm.config) is torch.bfloat16
+    weights = {n: _take_high_half(p) if half else p.detach() for n, p in lm.named_parameters()}
     files = _number_files(weights)
     _write_joined(weights, out_dir, files)
     if _is_first():
@@ -101,10 +101,10 @@ def save_sharded_moments(optimizer: torch.optim.Optimizer, actor: Actor, folder:
 
     To be called by all processes with the same folder.
     """
-    state, saved = read_moments(optimizer, actor), _saved_dtype(unwrap_model(actor.policy).config)
+    state, saved = read_moments(optimizer, actor), _find_saved_dtype(unwrap_model(actor.policy).config)
     for name, parameter in actor.named_parameters():
         if saved is torch.bfloat16 and isinstance(parameter, DTensor) and parameter in optimizer.state:
-            state[f"low/{name}"] = _low_half(parameter).view(torch.float16)  # torch joins no integers
+            state[f"low/{name}"] = _take_low_half(parameter).view(torch.float16)  # torch joins no integers
     target = folder / FILE
     joined = target.parent / "joined"
     _write_joined(state, joined, dict.fromkeys(state, 1))
@@ -138,7 +138,7 @@ def load_sharded_moments(optimizer: torch.optim.Optimizer, model: nn.Module, fol
         if key == "step":
             state[entry] = torch.empty(stored.size)
         else:
-            state[entry] = _empty_like(parameters[name], stored.properties.dtype)
+            state[entry] = _make_room(parameters[name], stored.properties.dtype)
     read_parts(state, folder)
     for entry, value in state.items():
         key, _, name = entry.partition("/")
@@ -187,15 +187,15 @@ def _make_empty(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
     load_tokenizer(folder)
     config = read_model_config(folder)
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=_saved_dtype(config))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=_find_saved_dtype(config))
     model.tie_weights()
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(choose_device())
-    return model.eval(), _saved_dtype(config)
+    return model.eval(), _find_saved_dtype(config)
 
 
-def _saved_dtype(config: Any) -> torch.dtype:
+def _find_saved_dtype(config: Any) -> torch.dtype:
     """The precision in which a model is computed and saved: bfloat16 or float32."""
     return torch.bfloat16 if config.dtype is torch.bfloat16 else torch.float32
 
@@ -206,7 +206,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def _empty_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+def _make_room(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for a tensor of the shape of a parameter, cut as it is."""
     if not isinstance(parameter, DTensor):
         return torch.empty_like(parameter, dtype=dtype)
@@ -220,18 +220,18 @@ def _cut_like(part: Tensor, whole: DTensor) -> DTensor:
     )
 
 
-def _high_half(parameter: Tensor) -> Tensor:
+def _take_high_half(parameter: Tensor) -> Tensor:
     """The bfloat16 weights of float32 ones."""
-    return _halves(parameter)[0]
+    return _split_halves(parameter)[0]
 
 
-def _low_half(parameter: Tensor) -> Tensor:
+def _take_low_half(parameter: Tensor) -> Tensor:
     """What the bfloat16 weights of float32 ones leave out."""
-    return _halves(parameter)[1]
+    return _split_halves(parameter)[1]
 
 
 @torch.no_grad()
-def _halves(parameter: Tensor) -> tuple[Tensor, Tensor]:
+def _split_halves(parameter: Tensor) -> tuple[Tensor, Tensor]:
     full = get_local_part(parameter).contiguous()
     high, low = full.bfloat16(), torch.empty_like(full, dtype=torch.int16)
     split_halves(full, high, low)
