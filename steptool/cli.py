@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 REFUSED, FAILED = 2, 1
 """Exit codes of a command that was refused before anything ran, and of a run that failed (docs/command-line.md)."""
+
+_PACKAGE = Path(__file__).parent
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,7 +79,7 @@ def _add_run_command(workflow: Literal["train", "evaluate"], folder: str, descri
         if workflow == "evaluate":
             loaded.evaluation.require_policies()
         if dry_run:
-            _rehearse(loaded, call_tools, for_training=workflow == "train")
+            _rehearse(loaded, output, call_tools, for_training=workflow == "train")
         else:
             _run(workflow, threads, config=loaded, output=output)
 
@@ -216,12 +218,17 @@ def check(
 ) -> None:
     """Check a configuration and the files that it names, and say what a run would do and need.
 
-    Exits with 2 for what it finds: a file that is missing, a run that cannot fit into the memory of this machine or of
-    the machines of a profile. The tasks themselves are read by `train --dry-run`.
+    Exits with 2 for what it finds: data or a model that cannot be used, a run that cannot fit into the memory of this
+    machine or of the machines of a profile. Tools are called and the model is played by `train --dry-run` alone.
     """
     loaded = load_config(config, overrides or ())
     with _refuse_by_findings():
-        _print_plan(loaded, profile)
+        from steptool.check.plan import describe_plan
+        from steptool.pipeline.preparation import check_data
+
+        _print_lines(describe_plan(loaded))
+        _print_lines(check_data(loaded))
+        _print_memory(loaded, profile)
 
 
 @app.command()
@@ -310,6 +317,10 @@ def _describe_with_stack(error: Exception) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
+    """Whether we raised the error: its class is ours, or it is a ValueError of a raise statement of ours."""
+    if type(error) is ValueError and error.__traceback__:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return Path(place.filename).is_relative_to(_PACKAGE) and (place.line or "").startswith("raise ")
     return type(error).__module__.startswith(("steptool.", "tasks."))
 
 
@@ -356,20 +367,20 @@ def _scratch_folder() -> Path:
     return Path(folder)
 
 
-def _print_plan(config: Config, profile: Path | None = None) -> None:
-    """Print what a run would do and the memory of each stage. Raises ConfigError if there is not enough."""
-    from steptool.check.memory import check_memory, describe_memory, estimate
-    from steptool.check.plan import describe_plan, read_base_shape
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(escape_controls(line), flush=True)
 
-    for line in describe_plan(config):
-        print(escape_controls(line))
+
+def _print_memory(config: Config, profile: Path | None = None) -> None:
+    """Print the memory of each stage. Raises ConfigError if there is not enough, and ModelError for a base model whose
+    files cannot be used."""
+    from steptool.check.memory import check_memory, describe_memory, estimate
+    from steptool.check.plan import read_base_shape
+
     shape = read_base_shape(config.policy)
     if shape is None:
-        print(
-            escape_controls(
-                f"memory      {config.policy.base} is not on this machine yet: a dry run makes or fetches it"
-            )
-        )
+        _print_lines([f"memory      {config.policy.base} is not on this machine yet: a dry run makes or fetches it"])
         return
     machines = _machines(profile)
     has_gpu = any(machine.has_gpu for machine in machines.values())
@@ -379,15 +390,19 @@ def _print_plan(config: Config, profile: Path | None = None) -> None:
     check_memory(stages, machines)
 
 
-def _rehearse(config: Config, called: CalledTools, *, for_training: bool) -> None:
-    """Print the plan of a run, try what it needs, and estimate what it will take."""
+def _rehearse(config: Config, output: str, called: CalledTools, *, for_training: bool) -> None:
+    """Print the plan of a run, try what it needs and where it writes, and estimate what it will take."""
+    from steptool.artifacts.lineage import EVALUATION, TRAINING
+    from steptool.check.plan import describe_plan
     from steptool.pipeline.preparation import rehearse
+    from steptool.storage.transfer import check_target
 
     with _refuse_by_findings():
-        _print_plan(config)
+        check_target(output, TRAINING if for_training else EVALUATION)
+        _print_lines(describe_plan(config))
+        _print_memory(config)
         print(flush=True)
-        for line in rehearse(config, for_training=for_training, called=called):
-            print(escape_controls(line), flush=True)
+        _print_lines(rehearse(config, for_training=for_training, called=called))
 
 
 def _machines(profile: Path | None) -> dict[str, Machine]:

@@ -102,7 +102,7 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
     assert not output.exists()
     code, _, error = run("train", config, "--dry-run", "--set", "policy.max_context=50", "--set", "rollout.episodes=4")
     assert code == 2
-    assert error.startswith("steptool: query '") and "policy.max_context = 50" in error
+    assert error.startswith("steptool: query '") and "policy.max_context = 50" in error and "stack" not in error
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,11 @@ def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: P
         (["serve", "/no"], 2, "/no: no such folder"),
         (["write-serving", "/no", "configs/laptop.yaml"], 2, "/no: no such folder"),
         (["serve", "docs"], 1, "docs: "),
+        (
+            ["train", "configs/laptop.yaml", "--dry-run", "--output", "README.md"],
+            2,
+            "README.md: is a file; give --output",
+        ),
         (["registry", "list", "--registry", "/no"], 1, "/no: there is no registry"),
     ],
 )

@@ -9,6 +9,7 @@ long processes take to start. The trial of tools makes one real call of each.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ _ANNOTATED = 2
 """Models whose greedy episodes are scored after training: warm start and result."""
 _JUDGE_TOKENS, _VERDICT_TOKENS = 1000, 250
 """Tokens of a judge's instructions, and of its answer."""
+_HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 _SHOWN = 120
 """Characters of a failed call's answer that are shown."""
 
@@ -55,17 +57,18 @@ def describe_plan(config: Config) -> list[str]:
 def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
     """The shape of the base model; None if it is made later (scratch), lies behind a url or is not on this machine.
 
-    Raises ModelError for a folder whose configuration cannot be used.
+    Raises ModelError for a folder whose files cannot be used, and for a base that is neither a folder nor a Hub id.
     """
-    from steptool.models.load import EMBEDDED, ModelError, explain_errors, read_model_config
+    from steptool.models.load import EMBEDDED, ModelError, check_model, explain_errors, read_model_config
 
     if policy.base == "scratch" or "://" in policy.base:
         return None
     try:
         place = EMBEDDED if policy.base == "embedded" else policy.base
+        check_model(place, policy)
         model_config = read_model_config(place)
     except ModelError:
-        if Path(place).exists():
+        if Path(place).exists() or not _HUB_ID.fullmatch(policy.base):
             raise
         return None  # a Hub id that is not on this machine, and no network to fetch it
     with explain_errors(place, "configuration"):

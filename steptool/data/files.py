@@ -195,7 +195,7 @@ def _read_line(file: Path, number: int, line: bytes) -> Record:
     try:
         return Record(file, number, parse_document(line.decode()))
     except UnicodeDecodeError as error:
-        fault = UnusableError("not UTF-8 text", str(error))
+        fault = UnusableError("not UTF-8 text", f"{error}; save the file as UTF-8")
     except UnusableError as error:
         fault = error
     return Record(file, number, line.decode(errors="replace")[:SHOWN], fault)
@@ -240,7 +240,7 @@ def _record(file: Path, number: int, row: dict[Any, Any]) -> Record:
         try:
             "".join(value.values()).encode()
         except UnicodeEncodeError as error:
-            fault = UnusableError("not UTF-8 text", str(error))
+            fault = UnusableError("not UTF-8 text", f"{error}; save the file as UTF-8")
         else:
             return Record(file, number, value)
     return Record(file, number, repr(list(row.values()))[:SHOWN].encode(errors="replace").decode(), fault)
@@ -339,6 +339,6 @@ def read_file(file: Path, limit: int = RECORD_LIMIT) -> Iterator[Record]:
     except UnusableError as fault:
         yield Record(file, None, None, fault)
     except UnicodeDecodeError as error:
-        yield Record(file, None, None, UnusableError("not UTF-8 text", str(error)))
+        yield Record(file, None, None, UnusableError("not UTF-8 text", f"{error}; save the file as UTF-8"))
     except _UNREADABLE as error:
         yield Record(file, None, None, UnusableError("unreadable file", f"{type(error).__name__}: {error}"))

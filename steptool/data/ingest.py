@@ -8,30 +8,33 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
 from steptool.artifacts.lineage import hash_file
+from steptool.artifacts.metrics import describe_error
 from steptool.chat.call_format import offer_tools
-from steptool.config import Config, DataConfig
+from steptool.config import Config, ConfigError, DataConfig
 from steptool.data.files import SUFFIXES, find_content_suffix, find_files
 from steptool.data.parsing import IngestError, IngestLog
 from steptool.data.recordings.forms import read_recordings
 from steptool.data.recordings.recording import Recording, make_query
-from steptool.data.sources import Source, SourceInputs, open_source
+from steptool.data.sources import SOURCES, Source, SourceInputs, open_source
 from steptool.data.splits import SPLITS, StagingDatabase, describe_missing_split
 from steptool.data.tools import ToolCatalog
+from steptool.environments.base import describe_with_line
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.columns import to_row
 from steptool.records.tables import open_scratch_folder, write_records, write_rows
 from steptool.storage.transfer import digest_content, is_remote
 
+T = TypeVar("T")
 _Listing = tuple[Sequence[str], str, Sequence[str]]
 """Paths, the field of the configuration that names them, and the suffixes of files below a folder."""
 
@@ -148,10 +151,14 @@ def _describe(paths: Sequence[str], field: str, suffixes: Sequence[str]) -> Iter
 
 
 def _describe_url(url: str, field: str, suffixes: Sequence[str]) -> Iterator[SourceFile]:
-    fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    paths = (
-        [root] if fs.isfile(root) else [f for f in sorted(fs.find(root)) if find_content_suffix(Path(f)) in suffixes]
-    )
+    try:
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        is_file = fs.isfile(root)
+        paths = [root] if is_file else [f for f in sorted(fs.find(root)) if find_content_suffix(Path(f)) in suffixes]
+    except Exception as error:  # of any class, since each kind of store has its own
+        raise IngestError(
+            f"{field}: '{url}' cannot be read ({describe_error(error)}); expected a url that this machine can read"
+        ) from error
     if not paths:
         raise IngestError(f"{field}: '{url}' does not exist or has no {', '.join(suffixes)} file below it")
     for path in paths:
@@ -185,13 +192,23 @@ class Ingested:
     counts: dict[str, int]
 
 
-def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_be_empty: bool = False) -> Ingested:
+def ingest(
+    config: Config,
+    out_dir: str | Path,
+    for_training: bool = True,
+    may_be_empty: bool = False,
+    *,
+    makes_demonstrations: bool = True,
+) -> Ingested:
     """Read the source, check every record, assign splits and write what is kept and what was set aside.
 
     Files are streamed: neither their number nor their size is limited by memory. What was read waits in a temporary
-    folder beside `out_dir`. Raises IngestError for input that cannot be used. Raises it too if there is no query at all
-    (unless `may_be_empty`) and, for training, if a split has no query or the evaluation is on training queries; then
-    the counts and the quarantine are written all the same, and the message holds the counts by reason.
+    folder beside `out_dir`. Without `makes_demonstrations` there are only the recorded ones, none that the source makes
+    by playing reference solutions, say; so no tool is called.
+
+    Raises IngestError for input that cannot be used. Raises it too if there is no query at all (unless `may_be_empty`)
+    and, for training, if a split has no query or the evaluation is on training queries; then the counts and the
+    quarantine are written all the same, and the message holds the counts by reason.
     """
     if for_training and config.evaluation.split == "all":
         raise IngestError(
@@ -217,8 +234,10 @@ def ingest(config: Config, out_dir: str | Path, for_training: bool = True, may_b
             parts = (problem, summary) if any(splits.values()) else (summary, "No query is left")
             raise IngestError(f"{where}: {'. '.join(parts)}")
         out.mkdir(exist_ok=True)
-        demonstrations = map(to_row, _iterate_demonstrations(source, inputs, staging))
-        demonstrations_path = write_rows(out / DEMONSTRATIONS_FILE, demonstrations, Trajectory)
+        demonstrations = staging.demonstrations()
+        if makes_demonstrations:
+            demonstrations = chain(demonstrations, source.make_demonstrations(staging.training_queries(), inputs))
+        demonstrations_path = write_rows(out / DEMONSTRATIONS_FILE, map(to_row, demonstrations), Trajectory)
         rewards_path = write_records(out / REWARDS_FILE, staging.step_rewards(), StepReward)
         queries_path = write_rows(out / QUERIES_FILE, staging.query_rows(), Query)
     quarantine_path, counts_path = _write_log(inputs.log, out)
@@ -237,7 +256,7 @@ def _write_log(log: IngestLog, out: Path) -> tuple[Path, Path]:
 
 def _read(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> None:
     """Put the tasks and recordings of the configuration into the staging database."""
-    for query in source.read_queries(inputs):
+    for query in _run_source(source.read_queries, Query, inputs):
         inputs.log.count("queries read")
         staging.add_query(_offer(query, inputs.config))
     for recording in _read_recordings(source, inputs):
@@ -252,6 +271,20 @@ def _read(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Non
             staging.prefer(text)
 
 
+def _run_source(read: Callable[[SourceInputs], Iterable[T]], kind: type[T], inputs: SourceInputs) -> Iterator[T]:
+    """What a source yields. Raises IngestError where a source of the user's own fails or yields something else."""
+    name = inputs.config.data.source
+    try:
+        for item in read(inputs):
+            if not isinstance(item, kind):
+                raise IngestError(f"data.source: '{name}' yields {item!r}; expected a {kind.__name__}")
+            yield item
+    except Exception as error:
+        if name in SOURCES or isinstance(error, (IngestError, ConfigError)):
+            raise
+        raise IngestError(f"data.source: '{name}' failed: {describe_with_line(error)}") from error
+
+
 def _offer(query: Query, config: Config) -> Query:
     """The query with the tools that a model of this configuration sees."""
     return replace(query, tools=tuple(offer_tools(query.tools, config.rollout.finish)))
@@ -259,7 +292,7 @@ def _offer(query: Query, config: Config) -> Query:
 
 def _read_recordings(source: Source, inputs: SourceInputs) -> Iterator[Recording]:
     """The recordings of the source, and those that stand beside it."""
-    yield from source.read_recordings(inputs)
+    yield from _run_source(source.read_recordings, Recording, inputs)
     places = inputs.config.data.recorded_answers
     yield from read_recordings(places, "data.recorded_answers", inputs.catalog.tools, inputs.log)
 
@@ -271,8 +304,3 @@ def _read_first_texts(source: Source, inputs: SourceInputs) -> Iterator[str]:
     if config.data.paths:
         yield from (query.instruction for query in source.read_queries(first))
     yield from (recording.instruction for recording in _read_recordings(source, first))
-
-
-def _iterate_demonstrations(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> Iterator[Trajectory]:
-    """The recorded demonstrations, then those that the source makes of the training queries."""
-    return chain(staging.demonstrations(), source.make_demonstrations(staging.training_queries(), inputs))

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -64,6 +65,14 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         return f"{text}: {'; '.join(map(describe_error, error.exceptions))}"
     return text
+
+
+def describe_with_line(error: BaseException) -> str:
+    """An error of a user's own code in one line, with the file and the line that raised it."""
+    text = " ".join(describe_error(error).split())
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
+    own = [f for f in frames if not Path(f.filename).is_relative_to(_PROJECT / "steptool")]
+    return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text
 
 
 def find_end(error: BaseException) -> EpisodeEnd | None:
@@ -321,7 +330,7 @@ def import_object(named: str, field: str, what: str) -> Any:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{field}: '{place}' cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{field}: '{place}' cannot be imported: {describe_with_line(error)}") from error
     if not hasattr(module, name):
         raise ConfigError(f"{field}: '{place}' has nothing named '{name}'")
     return getattr(module, name)

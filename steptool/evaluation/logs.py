@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,9 +23,10 @@ from steptool.artifacts import lineage
 from steptool.data.export import with_ids
 from steptool.evaluation.compare import GREEDY, MEASURES, PerQuery, average_by_query
 from steptool.records import Evaluation, Query, Trajectory
-from steptool.records.columns import Row, decode_value
+from steptool.records.columns import ContractError, Row, decode_value
 from steptool.records.episodes import read_queries
-from steptool.records.tables import iterate_rows, read_records
+from steptool.records.tables import iterate_rows, read_records, write_whole
+from steptool.storage.transfer import TargetError
 
 NAME = "steptool"
 """Name of the task in the logs. With a tier appended it names the tasks of that tier."""
@@ -58,8 +59,8 @@ class LogForm(StrEnum):
 class _Part:
     """What one model did with one way of decoding."""
 
-    name: str
-    """The model, with the way of decoding where it is not greedy."""
+    label: str
+    """The model, with the way of decoding where it is not greedy, as a name of files that no other part has."""
     model: str
     decoding: str
     rows: Sequence[Evaluation]
@@ -72,12 +73,15 @@ class _Part:
 def write_logs(folder: Path, target: Path, form: LogForm) -> list[Path]:
     """Write the logs of the evaluations of a folder into the folder `target`. Returns the new files.
 
-    Raises ContractError if `folder` holds no evaluation. Times in names and logs are those of the rows' file, so
-    that the same folder gives the same logs.
+    Raises ContractError if `folder` holds no evaluation, and TargetError if `target` cannot be written. Times in names
+    and logs are those of the rows' file, so that the same folder gives the same logs.
     """
     parts = list(_read_parts(folder))
-    target.mkdir(parents=True, exist_ok=True)
-    return [file for part in parts for file in _WRITERS[form](part, target)]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return [file for part in parts for file in _WRITERS[form](part, target)]
+    except OSError as error:
+        raise TargetError(f"{target}: cannot be written ({error}); give --output a folder that can") from error
 
 
 def _read_parts(folder: Path) -> Iterator[_Part]:
@@ -85,11 +89,27 @@ def _read_parts(folder: Path) -> Iterator[_Part]:
     groups: dict[tuple[str, str], list[Evaluation]] = defaultdict(list)
     for row in read_records(file, Evaluation):
         groups[row.model, row.decoding].append(row)
+    if not groups:
+        raise ContractError(f"{file}: it has no rows; expected the evaluation of one model at least")
     queries = {query.query_id: query for query in read_queries(folder / lineage.QUERIES)}
+    if unknown := {row.query_id for rows in groups.values() for row in rows} - queries.keys():
+        raise ContractError(
+            f"{folder / lineage.QUERIES}: it lacks the query '{min(unknown)}' of {file.name}; take both from one run"
+        )
     time = datetime.fromtimestamp(math.floor(file.stat().st_mtime), UTC)
+    labels: set[str] = set()
     for (model, decoding), rows in groups.items():
-        name = model if decoding == GREEDY else f"{model}_{decoding}"
-        yield _Part(name, model, decoding, rows, queries, _read_episodes(folder, model, decoding), time)
+        label = _choose_label(model if decoding == GREEDY else f"{model}_{decoding}", labels)
+        labels.add(label)
+        yield _Part(label, model, decoding, rows, queries, _read_episodes(folder, model, decoding), time)
+
+
+def _choose_label(name: str, taken: Collection[str]) -> str:
+    """The name as one of a file, with underscores at its end as long as another part has it."""
+    label = _UNSAFE.sub("__", name)
+    while label in taken or not label.strip("."):
+        label += "_"
+    return label
 
 
 def _read_episodes(folder: Path, model: str, decoding: str) -> dict[str, Row]:
@@ -102,11 +122,12 @@ def _read_episodes(folder: Path, model: str, decoding: str) -> dict[str, Row]:
 
 def _write_lm_eval(part: _Part, target: Path) -> Iterator[Path]:
     """Results and samples as lm-evaluation-harness 0.4 writes them; a task for each tier where there are several."""
-    folder, stamp = target / _UNSAFE.sub("__", part.name), part.time.strftime("%Y-%m-%dT%H-%M-%S.%f")
+    folder, stamp = target / part.label, part.time.strftime("%Y-%m-%dT%H-%M-%S.%f")
     folder.mkdir(exist_ok=True)
-    tiers = sorted({row.tier for row in part.rows})
-    by_tier = {_make_task_name(tier): [row for row in part.rows if row.tier == tier] for tier in tiers}
-    tasks: dict[str, Sequence[Evaluation]] = {**by_tier} if len(tiers) > 1 else {}
+    by_task: dict[str, list[Evaluation]] = defaultdict(list)
+    for row in sorted(part.rows, key=lambda row: row.tier):
+        by_task[_make_task_name(row.tier)].append(row)
+    tasks: dict[str, Sequence[Evaluation]] = {**by_task} if len(by_task) > 1 else {}
     results = {name: _make_lm_eval_metrics(name, rows) for name, rows in {NAME: part.rows, **tasks}.items()}
     counts = {name: len({row.query_id for row in rows}) for name, rows in {NAME: part.rows, **tasks}.items()}
     document = {
@@ -133,8 +154,7 @@ def _write_lm_eval(part: _Part, target: Path) -> Iterator[Path]:
         lines = (
             json.dumps(sample, ensure_ascii=False, allow_nan=False) for sample in _make_lm_eval_samples(part, rows)
         )
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        yield file
+        yield _write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def _make_task_name(tier: str) -> str:
@@ -210,7 +230,7 @@ def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
         "stats": {"started_at": created, "completed_at": created},
         "samples": [_inspect_sample(part, row) for row in part.rows],
     }  # fmt: skip
-    yield _write_json(target / f"{part.time:%Y-%m-%dT%H-%M-%S}_{NAME}_{_UNSAFE.sub('_', part.name)}.json", log)
+    yield _write_json(target / f"{part.time:%Y-%m-%dT%H-%M-%S}_{NAME}_{part.label}.json", log)
 
 
 def _inspect_score(measure: str, rows: Sequence[Evaluation]) -> Row:
@@ -245,19 +265,28 @@ def _inspect_sample(part: _Part, row: Evaluation) -> Row:
 
 
 def _inspect_message(message: Mapping[str, Any]) -> Row:
-    """A message of OpenAI's form as Inspect has it: arguments are objects, and a result names its function."""
-    own: Row = {"role": message["role"], "content": message.get("content") or ""}
+    """A message of OpenAI's form as Inspect has it: arguments are objects, a result names its function, and developers
+    speak as the system."""
+    role = "system" if message["role"] == "developer" else message["role"]
+    own: Row = {"role": role, "content": message.get("content") or ""}
     if calls := message.get("tool_calls"):
         own["tool_calls"] = [
-            {"id": call["id"], "type": "function", **_inspect_call(**call["function"])} for call in calls
+            {"id": call["id"], "type": "function", **_inspect_call(call["function"])} for call in calls
         ]
     if message["role"] == "tool":
         own |= {"tool_call_id": message.get("tool_call_id"), "function": message.get("name")}
     return own
 
 
-def _inspect_call(name: str, arguments: Any) -> Row:
-    return {"function": name, "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments}
+def _inspect_call(function: Mapping[str, Any]) -> Row:
+    arguments = function.get("arguments")
+    try:
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        return {"function": function["name"], "arguments": value}
+    return {"function": function["name"], "arguments": {}, "parse_error": f"not an object: {arguments}"}
 
 
 def _answer(query: Query) -> str:
@@ -274,7 +303,12 @@ def _digest(text: str) -> str:
 
 
 def _write_json(file: Path, document: Mapping[str, Any]) -> Path:
-    file.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return _write_text(file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write_text(file: Path, text: str) -> Path:
+    with write_whole(file) as partial:
+        partial.write_text(text, encoding="utf-8")
     return file
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -54,6 +55,10 @@ _LARGEST_COUNT = 2_000
 _LARGEST_GROWTH = 64
 """Times that a tokenizer may make a text longer. SentencePiece puts one character in place of a space."""
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
+_OTHER_KIND = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel")
+"""What transformers says where a configuration is not that of a causal language model."""
+_INDEX = "model.safetensors.index.json"
+_DECODING = "generation_config.json"
 SERVING_FILE = "serving.json"
 _PARSERS = {
     ChatFormat.HERMES: "hermes",
@@ -132,11 +137,22 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
     chat template are missing, where weights are pickled and where the model needs code of its own.
     """
     read_model_config(folder)
-    _check_folder(folder, ("*.safetensors",), "weights", _CONVERT)
+    _check_weights(folder)
     load_tokenizer(folder)
     with explain_errors(folder, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            os.fspath(folder), dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            os.fspath(folder),
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
+    if other_sizes := sorted(report["mismatched_keys"]):
+        name, stored, expected = other_sizes[0]
+        raise ModelError(
+            f"{folder}: the weights '{name}' have the sizes {list(stored)}, and config.json asks for {list(expected)} "
+            f"({len(other_sizes)} weights differ); take config.json and weights from the same model"
         )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
@@ -149,18 +165,57 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
     return model.to(choose_device()).eval()
 
 
+def check_model(folder: str | os.PathLike[str], policy: PolicyConfig) -> None:
+    """Check the files of a model folder or Hub id, but load no weights: that all are there, whole and of use here.
+
+    Raises ModelError as `load_model` and `load_codec` do, except for weights that do not belong to the configuration.
+    """
+    read_model_config(folder)
+    _check_weights(folder)
+    load_codec(folder, policy.chat_format, policy.chat_date)
+
+
+def _check_weights(folder: str | os.PathLike[str]) -> None:
+    """Raise ModelError unless a local folder holds all files of weights, whole. A Hub id is not checked."""
+    _check_folder(folder, ("*.safetensors",), "weights", _CONVERT)
+    path = Path(folder)
+    if not path.is_dir():
+        return
+    with explain_errors(folder, "weights"):
+        names = {"model.safetensors"}
+        if not (path / "model.safetensors").is_file() and (path / _INDEX).is_file():
+            names = set(json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        for name in sorted(names):
+            with safe_open(path / name, "pt"):
+                pass  # opening reads the header, and compares it with the size of the file
+
+
 def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO, day: str = DATE) -> ChatCodec:
     """The chat codec of a model folder or Hub id; a turn ends with each token that the folder names as an end.
 
     `day` is the date that a chat template prints as today's.
-    Raises ModelError and ValueError as `load_tokenizer` and `ChatCodec` do.
+    Raises ModelError as `load_tokenizer` does, and where the chat template or the end of a turn cannot be used.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer, ends = load_tokenizer(folder), _read_ends(folder)
     try:
-        end = GenerationConfig.from_pretrained(os.fspath(folder)).eos_token_id
-    except OSError:  # a folder needs no generation configuration
-        end = None
-    return ChatCodec(tokenizer, chat_format, [end] if isinstance(end, int) else end or [], day)
+        return ChatCodec(tokenizer, chat_format, ends, day)
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}") from error
+
+
+def _read_ends(folder: str | os.PathLike[str]) -> list[int]:
+    """The tokens that the generation configuration names as ends of a turn; a model needs no such configuration."""
+    try:
+        with explain_errors(folder, _DECODING):
+            end = GenerationConfig.from_pretrained(os.fspath(folder)).eos_token_id
+    except ModelError:
+        if (Path(folder) / _DECODING).exists():
+            raise
+        return []
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    if wrong := [token for token in ends if type(token) is not int]:
+        raise ModelError(f"{folder}: {_DECODING} names {wrong[0]!r} as eos_token_id; expected numbers of tokens")
+    return ends
 
 
 def choose_device() -> torch.device:
@@ -256,20 +311,30 @@ def make_tiny_model(
 def explain_errors(folder: str | os.PathLike[str], part: str) -> Iterator[None]:
     """Turn what transformers raises for a part of a model into a ModelError that names the folder.
 
-    The content of a folder comes from outside and can make transformers raise errors of any class.
+    The content of a folder comes from outside and can make transformers raise errors of any class. What it logs about
+    such a folder, over dozens of lines, is not shown.
     """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
-    except OSError as error:
-        raise ModelError(f"{folder}: neither a model folder here nor a model that the Hub gives ({error})") from error
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{folder}: the model brings Python code of its own, which is never run; use an architecture that "
-                "transformers knows"
-            ) from error
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        raise ModelError(f"{folder}: its {part} cannot be used ({reason}); take an intact copy of the model") from error
+        raise ModelError(f"{folder}: {_explain(error, part, is_local=Path(folder).is_dir())}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _explain(error: Exception, part: str, *, is_local: bool) -> str:
+    """What is wrong with a part of a model, and what to do."""
+    text = str(error)
+    if isinstance(error, OSError) and not is_local:
+        return f"neither a model folder here nor a model that the Hub gives ({text})"
+    if "trust_remote_code" in text:
+        return "it brings Python code of its own, which is never run; use an architecture that transformers knows"
+    if kind := _OTHER_KIND.search(text):
+        return f"a model with {kind[1]} writes no text; expected a causal language model, such as Qwen3ForCausalLM"
+    reason = " ".join(f"{type(error).__name__}: {text}".split())[:500]
+    return f"its {part} cannot be used ({reason}); take an intact copy of the model"
 
 
 def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], what: str, remedy: str) -> None:
@@ -369,11 +434,7 @@ def read_serving(folder: str | os.PathLike[str]) -> Serving:
 
 
 def _write_decoding(folder: Path, serving: Serving, end_ids: Iterable[int]) -> None:
-    file = folder / "generation_config.json"
-    try:
-        decoding = GenerationConfig.from_pretrained(folder) if file.is_file() else GenerationConfig()
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error}") from error
+    decoding = GenerationConfig.from_pretrained(folder) if (folder / _DECODING).is_file() else GenerationConfig()
     decoding.update(
         do_sample=True,
         temperature=serving.temperature,

@@ -33,7 +33,7 @@ from steptool.check.plan import (
     try_tools,
 )
 from steptool.config import Config, FinishMode
-from steptool.data.ingest import ingest
+from steptool.data.ingest import Ingested, ingest
 from steptool.environments.base import check_queries
 from steptool.models.actor import Actor, collate, score_actions
 from steptool.models.adapter import add_adapter
@@ -117,11 +117,23 @@ def _check_weights(model: PreTrainedModel) -> None:
             raise ValueError(f"the weights '{name}' hold values that are no numbers; take an intact copy of the model")
 
 
+def _check_vocabulary(model: PreTrainedModel, rows: Sequence[_Row]) -> None:
+    """Raise ValueError for a prompt with a token that the model has no embedding for."""
+    largest = max(max(row.input_ids) for row in rows)
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if largest >= embeddings:
+        raise ValueError(
+            f"a prompt has the token {largest}, and the model has embeddings for {embeddings} tokens only; take the "
+            "tokenizer that belongs to the weights, or save the model after resize_token_embeddings"
+        )
+
+
 def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> list[_Row]:
     room, answer = config.rollout.max_new_tokens, codec.observation_ids("{}", "trial")
     longest = config.policy.max_context - _TURNS * (room + len(answer) + 1)
     rows = [_Row(ids) for ids in _prompts(codec, queries, config.rollout.finish, longest)]
     sampler = BatchSampler(model, len(rows), codec.end_ids, max_new_tokens=room, temperature=config.rollout.temperature)
+    _check_vocabulary(model, rows)
     random = np.random.default_rng(0)
     for _ in range(_TURNS):
         uniforms = random.random((len(rows), room), dtype=np.float32)
@@ -201,6 +213,25 @@ def prepare(
     return Preparation(base, fitting, lessons)
 
 
+def check_data(config: Config) -> list[str]:
+    """Read all data as a run does, in a temporary folder and without a call of a tool; returns lines about it.
+
+    A configuration that names policies to compare is read as `evaluate` reads it, which does without training queries.
+    Raises IngestError for data that cannot be used, and FetchError for a url that cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
+        folder = Path(scratch)
+        config = localize(config, folder / "fetched", "data.paths", "data.recorded_answers")
+        for_training = not config.evaluation.policies
+        return list(_describe_data(ingest(config, folder / "data", for_training, makes_demonstrations=False)))
+
+
+def _describe_data(data: Ingested) -> Iterator[str]:
+    """How many queries are kept, and why records or files are not."""
+    yield f"data        read: {data.counts['queries kept']} of {data.counts['queries read']} queries are kept"
+    yield from (f"            {name} {count}" for name, count in data.counts.items() if " dropped: " in name)
+
+
 def rehearse(config: Config, *, for_training: bool, called: CalledTools = CalledTools.READ_ONLY) -> Iterator[str]:
     """Rehearse a run in a temporary folder, and yield a line for each part that succeeded.
 
@@ -211,7 +242,7 @@ def rehearse(config: Config, *, for_training: bool, called: CalledTools = Called
         folder = Path(scratch)
         config = localize(config, folder / "fetched", *FETCHED)
         data = ingest(config, folder / "data", for_training)
-        yield f"data        read: {data.counts['queries kept']} of {data.counts['queries read']} queries are kept"
+        yield from _describe_data(data)
         queries = read_queries(data.queries_path)
         recordings = read_records(data.demonstrations_path, Trajectory)
         with open_environment_of(queries, config, recordings) as environment:

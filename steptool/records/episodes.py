@@ -338,5 +338,6 @@ def read_queries(path: str | os.PathLike[str], split: str | None = None) -> list
     """The queries of a file, or of one of its splits. Raises ValueError if the file or split is empty."""
     queries = [from_row(row, Query) for row in iterate_rows(path, Query) if split is None or row["split"] == split]
     if not queries:
-        raise ValueError(f"{path}: the split '{split}' is empty; every stage needs at least one query")
+        part = f"the split '{split}'" if split else "the file"
+        raise ValueError(f"{path}: {part} is empty; every stage needs at least one query")
     return queries

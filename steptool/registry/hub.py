@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +74,33 @@ def prepare_model_upload(folder: Path, repo: str, licence: str, datasets: Sequen
 
     The card names base, licence and results. A model that was not trained here keeps its own card, with the licence and
     the datasets added. Raises RegistryError for a folder without a model, for files of it that cannot be read or are
-    links out of it, and for a name that no repository can have.
+    links out of it, and for a name that no repository or dataset can have.
     """
-    _check_name(repo)
+    for name in (repo, *datasets):
+        _check_name(name)
     model = folder / lineage.MODEL if (folder / lineage.MODEL).is_dir() else folder
     is_adapter = (model / "adapter_config.json").is_file()
     if not is_adapter and not (model / "config.json").is_file():
         raise RegistryError(f"{folder}: no model: expected the folder of a run, or a folder with config.json")
-    files, entries = _list_files(model), lineage.read(model)
-    if not entries and (model / lineage.CARD).is_file():
-        card = _complete_card(model / lineage.CARD, licence, datasets)
-    else:
-        results = _read_results(folder) if entries else {}
-        facts = {"licence": licence, "datasets": list(datasets), **results}
-        title, base = repo.rpartition("/")[2], _read_adapter_base(model) if is_adapter else ""
-        card = lineage.make_card(entries, title, facts, base)
+    files = _list_files(model)
+    try:
+        card = _make_card(folder, model, repo, licence, datasets, is_adapter=is_adapter)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RegistryError(
+            f"{folder}: {lineage.FILE}, {lineage.FIGURES} or {MANIFEST} is not what a run writes ({reason}); take an "
+            "intact copy of the folder"
+        ) from error
     return Upload(repo, Kind.MODEL, files, card)
+
+
+def _make_card(folder: Path, model: Path, repo: str, licence: str, datasets: Sequence[str], *, is_adapter: bool) -> str:
+    entries = lineage.read(model)
+    if not entries and (model / lineage.CARD).is_file():
+        return _complete_card(model / lineage.CARD, licence, datasets)
+    facts = {"licence": licence, "datasets": list(datasets), **(_read_results(folder) if entries else {})}
+    title, base = repo.rpartition("/")[2], _read_adapter_base(model) if is_adapter else ""
+    return lineage.make_card(entries, title, facts, base)
 
 
 def prepare_dataset_upload(folder: Path, repo: str, licence: str) -> Upload:
@@ -124,12 +136,15 @@ def prepare_dataset_upload(folder: Path, repo: str, licence: str) -> Upload:
 def push(upload: Upload, *, private: bool, message: str = "Upload by steptool") -> str:
     """Make the repository unless it exists, and send the files in one commit. Returns the commit's address.
 
-    Raises HubError for a server that refuses or is out of reach, and where huggingface_hub is told to stay offline.
+    Raises HubError for a server that refuses or is out of reach, for a key that no request can carry, and where
+    huggingface_hub is told to stay offline.
     """
-    from httpx2 import TransportError
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from httpx2 import HTTPError, InvalidURL
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    if not (get_token() or "").isascii():
+        raise HubError("the key of the Hub has characters that no key has; copy it into HF_TOKEN again")
     api = HfApi()
     operations = [CommitOperationAdd(path, str(file)) for path, file in upload.files.items()]
     operations.append(CommitOperationAdd(lineage.CARD, upload.card.encode()))
@@ -140,15 +155,18 @@ def push(upload: Upload, *, private: bool, message: str = "Upload by steptool") 
         raise HubError("huggingface_hub is offline: unset HF_HUB_OFFLINE to push") from error
     except HfHubHTTPError as error:
         raise HubError(_explain_refusal(error, api.endpoint)) from error
-    except (TransportError, OSError) as error:
+    except (HTTPError, InvalidURL, OSError) as error:
         raise HubError(f"{api.endpoint} cannot be reached ({error}); HF_ENDPOINT names another server") from error
     except (ValueError, LookupError) as error:
+        if isinstance(error.__cause__, HfHubHTTPError):  # the Hub checks a card before anything else is sent
+            answer = " ".join(str(error).split())
+            raise HubError(f"{api.endpoint} refused the card: {answer}; see --licence and --dataset") from error
         raise HubError(f"{api.endpoint} does not answer as the Hub does ({error}); see HF_ENDPOINT") from error
     return str(commit.commit_url)
 
 
 def _explain_refusal(error: Any, endpoint: str) -> str:
-    """What the server answered, and what helps where the key is missing or not allowed to write."""
+    """What the server answered, and what helps where the key may not write or the server is busy."""
     from huggingface_hub import get_token
 
     status = error.response.status_code
@@ -157,6 +175,9 @@ def _explain_refusal(error: Any, endpoint: str) -> str:
     if status in (401, 403):
         key = "its key may not write there" if get_token() else "there is no key"
         advice = f"; {key}: set HF_TOKEN to one that may, or log in with `hf auth login`"
+    if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        seconds = error.response.headers.get("Retry-After")
+        advice = f"; push again {f'in {seconds} seconds' if seconds else 'later'}"
     return f"{endpoint} refused with status {status}: {answer}{advice}"
 
 
@@ -192,7 +213,7 @@ def _count_rows(file: Path) -> int:
 
     try:
         rows: int = pq.read_metadata(file).num_rows
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise RegistryError(f"{file}: no Parquet file: {error}") from error
     return rows
 

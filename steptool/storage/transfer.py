@@ -31,6 +31,7 @@ import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel
 
 from steptool.artifacts.lineage import hash_file
+from steptool.artifacts.metrics import describe_error
 from steptool.config import Config
 from steptool.records.tables import write_whole
 
@@ -51,6 +52,10 @@ MANIFEST = "published.json"
 _REMEDY = "give --output a new or empty folder"
 
 
+class FetchError(Exception):
+    """A url whose content cannot be copied to this machine."""
+
+
 def is_remote(place: str) -> bool:
     """Whether a place is a url of a store."""
     return "://" in place
@@ -60,11 +65,22 @@ def fetch(place: str, folder: Path) -> str:
     """Copy a url's file or folder below `folder`, and return its place there; another place is returned as it is.
 
     The copy keeps the last two names of the url, since ids of recorded data are made of the name of a file and of its
-    folder. Raises FileNotFoundError for a url where nothing is.
+    folder. Raises FetchError for a url where nothing is, or that cannot be read; its cause is what the store raised.
     """
     if not is_remote(place):
         return place
-    fs, path = fsspec.core.url_to_fs(place)
+    try:
+        return _copy(place, folder)
+    except FetchError:
+        raise
+    except Exception as error:  # of any class, since each kind of store has its own
+        raise FetchError(
+            f"{place}: cannot be fetched ({describe_error(error)}); expected a url that this machine can read"
+        ) from error
+
+
+def _copy(url: str, folder: Path) -> str:
+    fs, path = fsspec.core.url_to_fs(url)
     path = path.rstrip("/")
     target = folder.joinpath(*path.split("/")[-2:])
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +89,20 @@ def fetch(place: str, folder: Path) -> str:
     elif fs.isdir(path):
         fs.get(f"{path}/", f"{target}/", recursive=True)
     else:
-        raise FileNotFoundError(f"{place}: nothing is there; expected a file or a folder")
+        raise FetchError(f"{url}: nothing is there; expected a file or a folder")
     return str(target)
 
 
 def localize(config: Config, folder: Path, *fields: str) -> Config:
-    """The configuration with the urls in these fields (as in data.paths) replaced by copies below `folder`."""
+    """The configuration with the urls in these fields (as in data.paths) replaced by copies below `folder`.
+
+    Raises FetchError, which names the field.
+    """
     for field in fields:
-        config = _replace(config, field.split("."), folder / field)
+        try:
+            config = _replace(config, field.split("."), folder / field)
+        except FetchError as error:
+            raise FetchError(f"{field}: {error}") from error
     return config
 
 

@@ -8,6 +8,7 @@ from steptool.check.memory import GIB, detect_machine, read_machine
 from steptool.check.plan import describe_plan, read_base_shape
 from steptool.config import Config
 from steptool.data.parsing import IngestError
+from steptool.models.load import ModelError
 
 
 def test_files_and_their_sizes_are_those_that_ingest_would_read(tmp_path: Path) -> None:
@@ -40,7 +41,13 @@ def test_endpoints_are_listed_with_their_keys(monkeypatch: pytest.MonkeyPatch) -
     assert describe_plan(config)[-1] == f"{line} set"
 
 
-@pytest.mark.parametrize("base", ["scratch", "s3://bucket/model", "/no/such/model"])
+@pytest.mark.parametrize("base", ["/no/such/model", "./model", "own er/model", "a/b/c"])
+def test_a_base_that_is_neither_here_nor_a_name_of_the_hub_is_refused(base: str) -> None:
+    with pytest.raises(ModelError):
+        read_base_shape(Config.model_validate({"policy": {"base": base}}).policy)
+
+
+@pytest.mark.parametrize("base", ["scratch", "s3://bucket/model"])
 def test_a_model_that_is_not_here_has_no_shape(base: str) -> None:
     assert read_base_shape(Config.model_validate({"policy": {"base": base}}).policy) is None
 

@@ -10,6 +10,7 @@ from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.config.tasks import SOURCE_NAMES
 from steptool.data.ingest import fingerprint, ingest, list_files
+from steptool.data.parsing import IngestError
 from steptool.data.sources import SOURCES, Source, open_source
 from steptool.environments.desk.tasks import draw_query
 from steptool.records import Trajectory
@@ -125,3 +126,22 @@ def test_reference_solutions_of_an_own_source_become_demonstrations(tmp_path: Pa
     expected = [draw_query("train", "single", f"few.{number}").query_id for number in range(3)]
     demonstrations = read_records(result.demonstrations_path, Trajectory)
     assert [d.query_id for d in demonstrations] == expected and all(d.solved == 1.0 for d in demonstrations)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("raise KeyError('shelf')", r"failed: KeyError: 'shelf' \(shelf\.py, line 6\)"),
+        ("yield 5", "yields 5; expected a Query"),
+    ],
+)
+def test_a_source_of_ones_own_that_fails_is_named_with_the_line(tmp_path: Path, line: str, complaint: str) -> None:
+    (tmp_path / "shelf.py").write_text(
+        "from steptool.data.sources import Source\n\n\n"
+        "class Shelf(Source):\n"
+        "    def read_queries(self, inputs):\n"
+        f"        {line}\n"
+    )
+    settings = Config.model_validate({"data": {"source": f"{tmp_path / 'shelf.py'}:Shelf"}})
+    with pytest.raises(IngestError, match=rf"^data\.source: '.*shelf\.py:Shelf' {complaint}"):
+        ingest(settings, tmp_path / "out", for_training=False)

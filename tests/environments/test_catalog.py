@@ -178,7 +178,7 @@ def test_a_name_that_the_configuration_does_not_name_runs_no_code(tmp_path: Path
 
 def test_a_program_that_exits_when_it_is_imported_is_refused(tmp_path: Path) -> None:
     place = f"{write_module(tmp_path, 'raise SystemExit(0)')}:EchoEnvironment"
-    with pytest.raises(ConfigError, match="cannot be imported: SystemExit: 0"):
+    with pytest.raises(ConfigError, match=r"cannot be imported: SystemExit: 0 \(\w+\.py, line 1\)"):
         open_environment(place, make_config(place))
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from steptool.artifacts import lineage
 from steptool.evaluation.logs import LogForm, write_logs
 from steptool.records import Evaluation, Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.columns import ContractError
-from steptool.records.tables import write_records
+from steptool.records.tables import read_records, write_records
+from steptool.storage.transfer import TargetError
 
 ROOT = Path(__file__).parents[2]
 READERS = ROOT / ".venv-logs" / "bin" / "python"
@@ -134,6 +136,56 @@ def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> N
 def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"evaluations\.parquet: no such file"):
         write_logs(tmp_path, tmp_path / "out", LogForm.INSPECT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_part_replaces_another_one_and_none_leaves_the_folder(folder: Path, tmp_path: Path) -> None:
+    names = (("m", "sampled"), ("m_sampled", "greedy"), ("..", "greedy"))
+    rows = [
+        make_evaluation(f"q{n}", 1.0, model=model, decoding=decoding, tier=tier)
+        for model, decoding in names
+        for n, tier in enumerate(("a b", "a/b", "a b"))
+    ]
+    write_records(folder / lineage.EVALUATED, rows, Evaluation)
+    files = write_logs(folder, tmp_path / "out", LogForm.LM_EVAL)
+    assert [file.parent.name for file in files[::2]] == ["m_sampled", "m_sampled_", ".._"]
+    for results, samples in zip(files[::2], files[1::2], strict=True):
+        assert results.parent.parent == tmp_path / "out"
+        assert json.loads(results.read_text())["n-samples"] == {"steptool": {"original": 3, "effective": 3}}
+        assert len(samples.read_text().splitlines()) == 3
+    assert len(set(write_logs(folder, tmp_path / "out", LogForm.INSPECT))) == 3
+
+
+def test_messages_that_inspect_has_no_place_for_are_written_in_its_own_form(folder: Path, tmp_path: Path) -> None:
+    file = folder / lineage.name_policy_file("new")
+    (episode, *_) = read_records(file, Trajectory)
+    calls = [
+        {"type": "function", "function": {"name": "f", "arguments": text}} for text in ('{"a": 1}', '{"a": ', "[]")
+    ]
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "task?"},
+        *({"role": "assistant", "content": "", "tool_calls": [call]} for call in calls),
+    ]
+    write_records(file, [replace(episode, messages=messages)], Trajectory)
+    log = json.loads(write_logs(folder, tmp_path / "out", LogForm.INSPECT)[1].read_text())
+    system, _, *turns = log["samples"][0]["messages"]
+    assert system == {"role": "system", "content": "Be brief."}
+    written = [turn["tool_calls"][0] for turn in turns]
+    assert [call["arguments"] for call in written] == [{"a": 1}, {}, {}]
+    assert [call.get("parse_error") for call in written] == [None, 'not an object: {"a": ', "not an object: []"]
+
+
+def test_what_does_not_belong_together_or_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TargetError, match=r"file: cannot be written"):
+        write_logs(folder, tmp_path / "file", LogForm.LM_EVAL)
+    write_records(folder / lineage.QUERIES, [Query("other", "heldout", "desk", "task?", ())], Query)
+    with pytest.raises(ContractError, match=r"queries\.parquet: it lacks the query 'q0' of evaluations\.parquet"):
+        write_logs(folder, tmp_path / "out", LogForm.LM_EVAL)
+    write_records(folder / lineage.EVALUATED, [], Evaluation)
+    with pytest.raises(ContractError, match=r"evaluations\.parquet: it has no rows"):
+        write_logs(folder, tmp_path / "out", LogForm.LM_EVAL)
     assert not (tmp_path / "out").exists()
 
 

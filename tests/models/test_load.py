@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steptool.chat.codec import ChatCodec
+from steptool.check.plan import read_base_shape
 from steptool.config import Config, PolicyConfig
 from steptool.models import load as models
 from steptool.models.load import (
@@ -175,6 +177,58 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(copy: Path) ->
         load_model(copy)
 
 
+def _cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _name_a_lost_part(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _link_to_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("/nowhere/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (_cut, r"its weights cannot be used \(SafetensorError: .*incomplete metadata, file not fully covered"),
+        (_name_a_lost_part, r"its weights cannot be used \(FileNotFoundError: .*model-00002-of-00002"),
+        (_link_to_nothing, r"its weights cannot be used \(FileNotFoundError: "),
+        (lambda m: (m / "tokenizer.json").write_text("{"), "its tokenizer cannot be used"),
+        (
+            lambda m: (m / "chat_template.jinja").write_text("{{ raise_exception('never') }}"),
+            "template refuses .*never",
+        ),
+        (lambda m: (m / "chat_template.jinja").write_text("{% for m in"), "the chat template refuses messages"),
+        (lambda m: (m / "generation_config.json").write_text("{"), r"its generation_config\.json cannot be used"),
+        (lambda m: (m / "generation_config.json").write_text('{"eos_token_id": "x"}'), "names 'x' as eos_token_id"),
+        (lambda m: (m / "config.json").write_text('{"model_type": "vit"}'), "a model with ViTConfig writes no text"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_line_before_its_weights_are_loaded(
+    copy: Path, damage: Callable[[Path], object], complaint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    damage(copy)
+    with pytest.raises(ModelError, match=complaint) as excinfo:
+        read_base_shape(PolicyConfig(base=str(copy)))
+    assert str(excinfo.value).startswith(f"{copy}: ") and capfd.readouterr() == ("", "")
+
+
+def test_weights_of_other_sizes_are_named(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "vocab_size": 5000}))
+    with pytest.raises(
+        ModelError, match=r"'model\.embed_tokens\.weight' have the sizes \[\d+, 64\], .* for \[5000, 64\]"
+    ):
+        load_model(copy)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_model_with_code_of_its_own_is_refused_by_name(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
@@ -261,6 +315,6 @@ def test_a_text_on_which_a_tokenizer_gives_up_is_an_error_that_says_so(copy: Pat
 
 def test_a_decoding_that_cannot_be_read_is_not_replaced(copy: Path) -> None:
     (copy / "generation_config.json").write_text('{"max_length": 20,')
-    with pytest.raises(ModelError, match=r"generation_config\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"generation_config\.json cannot be used"):
         write_serving(copy, Config())
     assert (copy / "generation_config.json").read_text() == '{"max_length": 20,'

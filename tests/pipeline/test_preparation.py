@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, MambaConfig, MistralConfig, Mistr
 from play_fixtures import query
 from steptool.chat.codec import ChatCodec
 from steptool.config import Config
+from steptool.data.parsing import IngestError
 from steptool.models.load import EMBEDDED, ModelError, load_codec, load_model
 from steptool.pipeline import preparation
-from steptool.pipeline.preparation import try_model
+from steptool.pipeline.preparation import check_data, rehearse, try_model
 from steptool.records import Query
 
 CONFIG = Config.model_validate({"policy": {"max_context": 4000}, "rollout": {"max_new_tokens": 24}})
@@ -89,6 +90,56 @@ def test_a_failure_of_the_trial_names_the_model(codec: ChatCodec, queries: list[
     long = Config.model_validate({"policy": {"max_context": 10**6}})
     with pytest.raises(ModelError, match=r"policy\.base: .*positions for \d+ tokens"):
         try_model(mistral(codec, 2000), codec, queries, long)
+
+
+def test_a_prompt_with_a_token_that_has_no_embedding_is_refused(codec: ChatCodec, queries: list[Query]) -> None:
+    model = mistral(codec, 2000)
+    model.resize_token_embeddings(200)
+    with pytest.raises(ModelError, match=r"a prompt has the token \d+, and the model has embeddings for 200 tokens"):
+        try_model(model, codec, queries, CONFIG)
+
+
+TOOLS = '''from pathlib import Path
+
+
+def count(item: str) -> int:
+    """Count what is in stock.
+
+    Args:
+        item: What to count.
+    """
+    Path(__file__).with_name("called").touch()
+    return 3
+
+
+TOOLS = [count]
+'''
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Config:
+    """Eight tasks for a tool that leaves a file behind when it is called."""
+    (tmp_path / "tools.py").write_text(TOOLS)
+    calls = [{"name": "count", "arguments": {"item": "kettles"}}]
+    tasks = [{"instruction": f"How many, {n}?", "reference": {"answer": "3", "calls": calls}} for n in range(8)]
+    (tmp_path / "tasks.jsonl").write_text("".join(f"{json.dumps(task)}\n" for task in tasks))
+    counts = {"train_queries": 4, "validation_queries": 2, "heldout_queries": 2}
+    data = {"source": "jsonl", "environment": "functions", "paths": [str(tmp_path / "tasks.jsonl")], **counts}
+    return Config.model_validate({"data": data, "tools": {"functions": f"{tmp_path / 'tools.py'}:TOOLS"}})
+
+
+def test_a_check_reads_tasks_as_a_dry_run_does_and_calls_no_tool(shop: Config, tmp_path: Path) -> None:
+    (recordings := tmp_path / "recordings.jsonl").write_text('{"messages": [\n')
+    data = shop.data.model_copy(update={"recorded_answers": [str(recordings)]})
+    lines = check_data(shop.model_copy(update={"data": data}))
+    assert lines[0] == "data        read: 8 of 8 queries are kept"
+    assert any(line.strip() == "demonstrations dropped: not JSON 1" for line in lines)
+    assert not (tmp_path / "called").exists()
+    with (tmp_path / "tasks.jsonl").open("a") as file:
+        file.write('{"instruction": \n')
+    for read in (check_data, lambda config: list(rehearse(config, for_training=True))):
+        with pytest.raises(IngestError, match=r"tasks\.jsonl, line 9: not JSON"):
+            read(shop)
 
 
 def test_weights_under_other_names_are_refused(tmp_path: Path) -> None:

@@ -146,6 +146,8 @@ class Hub(ThreadingHTTPServer):
         self.keys: set[str | None] = set()
         self.status = 200
         """Status of every answer; other than 200 it refuses."""
+        self.faults: list[str] = []
+        """What it finds wrong with a card."""
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -162,7 +164,8 @@ class HubHandler(JsonHandler):
             return self.answer({"url": f"{self.server.url}/team/desk"})
         if self.path == "/api/validate-yaml":
             self.server.cards.append(json.loads(body)["repoType"])
-            return self.answer({"errors": [], "warnings": []})
+            errors = [{"message": fault} for fault in self.server.faults]
+            return self.answer({"errors": errors, "warnings": []}, 400 if errors else 200)
         if "/preupload/" in self.path:
             files = json.loads(body)["files"]
             modes = {f["path"]: "lfs" if f["path"].endswith(".safetensors") else "regular" for f in files}
@@ -286,6 +289,9 @@ def test_push_sends_data_and_a_dry_run_sends_nothing(hub: Hub, run: Path) -> Non
         (403, {}, "refused with status 403: no entry; its key may not write there: set HF_TOKEN"),
         (400, {}, "refused with status 400: no entry"),
         (201, {}, "does not answer as the Hub does"),
+        (429, {}, "refused with status 429: no entry; push again later"),
+        (503, {}, "refused with status 503: no entry; push again later"),
+        (200, {"HF_TOKEN": "“hf_key”"}, "the key of the Hub has characters that no key has; copy it into HF_TOKEN"),
     ],
 )
 def test_why_nothing_was_sent_is_one_line(
@@ -295,6 +301,29 @@ def test_why_nothing_was_sent_is_one_line(
     failed = push(hub, str(run), "team/desk", **variables, HF_HOME=str(tmp_path))
     (line,) = failed.stderr.splitlines()
     assert failed.returncode == 1 and line.startswith("steptool: ") and words in line
+
+
+def test_a_card_that_the_hub_refuses_is_named_and_nothing_is_sent(run: Path, hub: Hub) -> None:
+    hub.faults = ['"license" must be one of apache-2.0, mit']
+    failed = push(hub, str(run), "team/desk", "--licence", "Apache 2")
+    (line,) = failed.stderr.splitlines()
+    assert failed.returncode == 1
+    assert 'refused the card: Invalid metadata in README.md. - "license" must be one of apache-2.0, mit' in line
+    assert line.endswith("; see --licence and --dataset") and not hub.files
+
+
+def test_a_run_whose_notes_are_damaged_is_refused_by_name(run: Path) -> None:
+    for file, text in (
+        (run / "metrics.json", '{"results": [0.9]}'),
+        (run / "model" / "lineage.json", '[{"stage": 1}]'),
+    ):
+        whole = file.read_text()
+        file.write_text(text)
+        with pytest.raises(RegistryError, match=r"lineage\.json, metrics\.json or .*take an intact copy of the folder"):
+            prepare_model_upload(run, "team/desk", "mit")
+        file.write_text(whole)
+    with pytest.raises(RegistryError, match="'desk data' is no name of a repository"):
+        prepare_model_upload(run, "team/desk", "mit", ["desk data"])
 
 
 def test_a_folder_that_is_not_there_or_holds_no_model_is_refused_before_anything_is_sent(

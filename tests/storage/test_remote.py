@@ -5,9 +5,9 @@ import fsspec
 import pytest
 
 from steptool.config import Config
-from steptool.data.ingest import fingerprint, list_inputs
+from steptool.data.ingest import fingerprint, list_files, list_inputs
 from steptool.data.parsing import IngestError
-from steptool.storage.transfer import digest_content, fetch, localize
+from steptool.storage.transfer import FetchError, digest_content, fetch, localize
 
 
 def put(url: str, text: str) -> str:
@@ -34,8 +34,22 @@ def test_a_place_here_is_left_alone_and_a_url_of_nothing_is_refused(bucket: str,
     for place in ("data/tasks.jsonl", "embedded", "Qwen/Qwen3-0.6B", ""):
         assert fetch(place, tmp_path / "none") == place
     assert not (tmp_path / "none").exists()
-    with pytest.raises(FileNotFoundError, match=f"{bucket}/none: nothing is there"):
+    with pytest.raises(FetchError, match=f"{bucket}/none: nothing is there"):
         fetch(f"{bucket}/none", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [("http://127.0.0.1:9/tasks.jsonl", "Cannot connect to host"), ("gopher://x/tasks.jsonl", "not known: gopher")],
+)
+def test_a_url_that_cannot_be_read_is_refused_with_its_field_and_its_cause(
+    url: str, cause: str, tmp_path: Path
+) -> None:
+    config = Config.model_validate({"data": {"source": "jsonl", "paths": [url]}})
+    with pytest.raises(FetchError, match=f"^data.paths: {url}: cannot be fetched .*{cause}"):
+        localize(config, tmp_path, "data.paths")
+    with pytest.raises(IngestError, match=f"^data.paths: '{url}' (cannot be read .*{cause}|does not exist)"):
+        list_files(config.data)
 
 
 def test_a_configuration_is_given_what_its_urls_hold(bucket: str, tmp_path: Path) -> None:
