@@ -11,9 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from steptool import __version__
-from steptool.artifacts.metrics import describe_error, escape_controls
+from steptool.artifacts.metrics import escape_controls
+from steptool.check.findings import describe_with_stack, refuse_by_findings
 from steptool.check.plan import CalledTools
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 REFUSED, FAILED = 2, 1
 """Exit codes of a command that was refused before anything ran, and of a run that failed (docs/command-line.md)."""
-
-_PACKAGE = Path(__file__).parent
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,7 +103,7 @@ def annotate(
     overrides: Overrides = None,
 ) -> None:
     """Score the steps of trajectories again, and audit the scores."""
-    files = {"trajectories": _parquet(trajectories), "queries": _parquet(queries)}
+    files = {"trajectories": _open_parquet(trajectories), "queries": _open_parquet(queries)}
     _run("annotate", config=load_config(config, overrides or ()), output=output, compare=compare, **files)
 
 
@@ -118,8 +115,8 @@ def export(
     form: Annotated[Form, typer.Option(help="What to write.")] = Form.MESSAGES,
 ) -> None:
     """Write trajectories as conversations, for supervised fine-tuning or as preferences."""
-    first, *more = map(_parquet, trajectories)
-    inputs = {"trajectories": first, "more_trajectories": more or None, "queries": _parquet(queries)}
+    first, *more = map(_open_parquet, trajectories)
+    inputs = {"trajectories": first, "more_trajectories": more or None, "queries": _open_parquet(queries)}
     _run("export", **inputs, form=form, output=output)
 
 
@@ -162,8 +159,8 @@ def view(
         "rewards_b": rewards_b,
         "advantages_b": advantages_b,
     }
-    files = {name: _parquet(path) for name, path in optional.items() if path}
-    pair = {"trajectories": _parquet(trajectories), "queries": _parquet(queries)}
+    files = {name: _open_parquet(path) for name, path in optional.items() if path}
+    pair = {"trajectories": _open_parquet(trajectories), "queries": _open_parquet(queries)}
     _run("view", **pair, **files, output=output, title=title, page_size=page_size)
 
 
@@ -222,13 +219,13 @@ def check(
     machine or of the machines of a profile. Tools are called and the model is played by `train --dry-run` alone.
     """
     loaded = load_config(config, overrides or ())
-    with _refuse_by_findings():
-        from steptool.check.plan import describe_plan
+    with refuse_by_findings():
+        from steptool.check.plan import describe_memory_needs, describe_plan
         from steptool.pipeline.preparation import check_data
 
         _print_lines(describe_plan(loaded))
         _print_lines(check_data(loaded))
-        _print_memory(loaded, profile)
+        _print_lines(describe_memory_needs(loaded, _read_machines(profile), is_local=profile is None))
 
 
 @app.command()
@@ -247,7 +244,7 @@ def push(
     _require_folder(folder)
     from steptool.registry import hub
 
-    with _refuse_by_findings():
+    with refuse_by_findings():
         if kind is Kind.MODEL:
             upload = hub.prepare_model_upload(folder, repo, licence, dataset or ())
         else:
@@ -295,33 +292,7 @@ def main() -> None:
     except ConfigError as error:
         _end(REFUSED, str(error))
     except Exception as error:
-        _end(FAILED, _describe_with_stack(error))
-
-
-@contextmanager
-def _refuse_by_findings() -> Iterator[None]:
-    """Turn what a check or a dry run finds into a refusal, since nothing ran that could fail. Bugs stay as they are."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        if _is_ours(error) or type(error) is ValueError:
-            raise ConfigError(_describe_with_stack(error)) from error
-        raise
-
-
-def _describe_with_stack(error: Exception) -> str:
-    """The error in one line, which names a file with the stack unless the error is one of ours."""
-    return describe_error(error) + ("" if _is_ours(error) else f" (stack: {_keep_stack(error)})")
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether we raised the error: its class is ours, or it is a ValueError of a raise statement of ours."""
-    if type(error) is ValueError and error.__traceback__:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return Path(place.filename).is_relative_to(_PACKAGE) and (place.line or "").startswith("raise ")
-    return type(error).__module__.startswith(("steptool.", "tasks."))
+        _end(FAILED, describe_with_stack(error))
 
 
 def _require_folder(folder: Path) -> None:
@@ -333,15 +304,15 @@ def _run(workflow: str, threads: int = 0, **inputs: Any) -> None:
     """Run a workflow of the checkout in this process. If it succeeds, remove what its stages handed over."""
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    _scratch_folder()
+    _make_scratch_folder()
     getattr(_import_from_checkout(f"workflows.{workflow}"), workflow)(**inputs)
-    shutil.rmtree(_scratch_folder(), ignore_errors=True)
+    shutil.rmtree(_make_scratch_folder(), ignore_errors=True)
 
 
-def _parquet(path: Path) -> Any:
+def _open_parquet(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    _scratch_folder()
+    _make_scratch_folder()
     return _import_from_checkout("tasks.runtime.artifacts").Parquet(str(path))
 
 
@@ -360,7 +331,7 @@ def _import_from_checkout(module: str) -> Any:
 
 
 @cache
-def _scratch_folder() -> Path:
+def _make_scratch_folder() -> Path:
     """The temporary folder of this run. Made before flytekit is imported, which makes its own in it."""
     folder = tempfile.mkdtemp(prefix="steptool-run-")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
@@ -372,40 +343,22 @@ def _print_lines(lines: Iterable[str]) -> None:
         print(escape_controls(line), flush=True)
 
 
-def _print_memory(config: Config, profile: Path | None = None) -> None:
-    """Print the memory of each stage. Raises ConfigError if there is not enough, and ModelError for a base model whose
-    files cannot be used."""
-    from steptool.check.memory import check_memory, describe_memory, estimate
-    from steptool.check.plan import read_base_shape
-
-    shape = read_base_shape(config.policy)
-    if shape is None:
-        _print_lines([f"memory      {config.policy.base} is not on this machine yet: a dry run makes or fetches it"])
-        return
-    machines = _machines(profile)
-    has_gpu = any(machine.has_gpu for machine in machines.values())
-    processes = machines["ppo"].processes if "ppo" in machines else 1
-    stages = estimate(shape, config, has_gpu=has_gpu, processes=processes, is_local=profile is None)
-    print("", *describe_memory(stages), sep="\n", flush=True)
-    check_memory(stages, machines)
-
-
 def _rehearse(config: Config, output: str, called: CalledTools, *, for_training: bool) -> None:
     """Print the plan of a run, try what it needs and where it writes, and estimate what it will take."""
     from steptool.artifacts.lineage import EVALUATION, TRAINING
-    from steptool.check.plan import describe_plan
+    from steptool.check.plan import describe_memory_needs, describe_plan
     from steptool.pipeline.preparation import rehearse
     from steptool.storage.transfer import check_target
 
-    with _refuse_by_findings():
+    with refuse_by_findings():
         check_target(output, TRAINING if for_training else EVALUATION)
         _print_lines(describe_plan(config))
-        _print_memory(config)
+        _print_lines(describe_memory_needs(config, _read_machines()))
         print(flush=True)
         _print_lines(rehearse(config, for_training=for_training, called=called))
 
 
-def _machines(profile: Path | None) -> dict[str, Machine]:
+def _read_machines(profile: Path | None = None) -> dict[str, Machine]:
     """The machine of each stage by its name: as the profile says, or without one this machine."""
     from steptool.check.memory import STAGES, detect_machine, read_machine
 
@@ -421,17 +374,10 @@ def _machines(profile: Path | None) -> dict[str, Machine]:
     return machines
 
 
-def _keep_stack(error: Exception) -> str:
-    handle, path = tempfile.mkstemp(prefix="steptool-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
-    return path
-
-
 def _end(code: int, text: str) -> None:
     print(escape_controls(f"steptool: {text}"), file=sys.stderr)
-    if _scratch_folder.cache_info().currsize:
-        print(f"steptool: unfinished work is in {_scratch_folder()}; steptool clean removes it", file=sys.stderr)
+    if _make_scratch_folder.cache_info().currsize:
+        print(f"steptool: unfinished work is in {_make_scratch_folder()}; steptool clean removes it", file=sys.stderr)
     sys.exit(code)
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from steptool.artifacts.metrics import format_duration
 from steptool.chat.messages import reads_only
-from steptool.check.memory import ModelShape, read_shape
+from steptool.check.memory import Machine, ModelShape, check_memory, describe_memory, estimate, read_shape
 from steptool.config import Config, ConfigError, EndpointConfig, PolicyConfig, ToolsConfig
 from steptool.environments.base import Environment
 from steptool.environments.limits import LimitedEnvironment
@@ -73,6 +73,20 @@ def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
         return None  # a Hub id that is not on this machine, and no network to fetch it
     with explain_errors(place, "configuration"):
         return read_shape(model_config, policy.dtype)
+
+
+def describe_memory_needs(config: Config, machines: Mapping[str, Machine], *, is_local: bool = True) -> Iterator[str]:
+    """The memory of each stage. Raises ConfigError if a machine has not enough, and ModelError for a base model whose
+    files cannot be used."""
+    shape = read_base_shape(config.policy)
+    if shape is None:
+        yield f"memory      {config.policy.base} is not on this machine yet: a dry run makes or fetches it"
+        return
+    has_gpu = any(machine.has_gpu for machine in machines.values())
+    processes = machines["ppo"].processes if "ppo" in machines else 1
+    stages = estimate(shape, config, has_gpu=has_gpu, processes=processes, is_local=is_local)
+    yield from ("", *describe_memory(stages))
+    check_memory(stages, machines)
 
 
 def _describe_data(config: Config) -> str:
