@@ -320,7 +320,7 @@ def try_tools(
     trial, samples = ToolTrial(), _find_samples(queries, demonstrations)
     limited = LimitedEnvironment(environment, limits)
     try:
-        for name, (schema, query) in _tools_of(queries).items():
+        for name, (schema, query) in _list_tools(queries).items():
             sample = samples.get(name) or _call_without_arguments(schema, query)
             if called is CalledTools.NONE:
                 trial.left_out[name] = "no calls were asked for"
@@ -351,7 +351,7 @@ def _call(environment: LimitedEnvironment, query: Query, call: ToolCall, trial: 
         trial.failures[call.name] = f"{result.status}: {result.observation[:_SHOWN]}"
 
 
-def _tools_of(queries: Sequence[Query]) -> dict[str, tuple[ToolSchema, Query]]:
+def _list_tools(queries: Sequence[Query]) -> dict[str, tuple[ToolSchema, Query]]:
     """The tools by name, Finish left out, each with the first query that offers it."""
     tools: dict[str, tuple[ToolSchema, Query]] = {}
     for query in queries:

@@ -115,19 +115,19 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 def _check_growth(tokenizer: dict[str, Any]) -> None:
     """Raise ValueError where replacements, one after the other, may make a text much longer than it was."""
     for part in ("normalizer", "decoder"):
-        if (growth := math.prod(_replacement_lengths(tokenizer.get(part)))) > _LARGEST_GROWTH:
+        if (growth := math.prod(_list_replacement_lengths(tokenizer.get(part)))) > _LARGEST_GROWTH:
             raise ValueError(
                 f"its {part} makes texts up to {growth} times as long; at most {_LARGEST_GROWTH} are taken"
             )
 
 
-def _replacement_lengths(part: Any) -> Iterator[int]:
+def _list_replacement_lengths(part: Any) -> Iterator[int]:
     """Characters that each replacement below a part of a tokenizer may make of one."""
     inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     if isinstance(part, dict) and part.get("type") == "Replace":
         yield max(1, len(part["content"]))
     for value in inner:
-        yield from _replacement_lengths(value)
+        yield from _list_replacement_lengths(value)
 
 
 def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:

@@ -131,7 +131,7 @@ def _check_vocabulary(model: PreTrainedModel, rows: Sequence[_Row]) -> None:
 def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> list[_Row]:
     room, answer = config.rollout.max_new_tokens, codec.observation_ids("{}", "trial")
     longest = config.policy.max_context - _TURNS * (room + len(answer) + 1)
-    rows = [_Row(ids) for ids in _prompts(codec, queries, config.rollout.finish, longest)]
+    rows = [_Row(ids) for ids in _make_prompts(codec, queries, config.rollout.finish, longest)]
     sampler = BatchSampler(model, len(rows), codec.end_ids, max_new_tokens=room, temperature=config.rollout.temperature)
     _check_vocabulary(model, rows)
     random = np.random.default_rng(0)
@@ -151,7 +151,7 @@ def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], co
     return rows
 
 
-def _prompts(codec: ChatCodec, queries: Sequence[Query], finish: FinishMode, length: int) -> list[list[int]]:
+def _make_prompts(codec: ChatCodec, queries: Sequence[Query], finish: FinishMode, length: int) -> list[list[int]]:
     """The prompts of a short and of a long query, and one of `length` tokens if that is more."""
     by_size = sorted(queries, key=lambda query: len(query.instruction) + len(str(query.tools)))
     extremes = (by_size[0], by_size[-1])

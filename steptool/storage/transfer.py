@@ -257,7 +257,7 @@ def _read_manifest(fs: Any, root: str) -> Manifest | None:
         return None
 
 
-def _files_below(folder: Path) -> list[str]:
+def _list_files_below(folder: Path) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
 
@@ -266,9 +266,9 @@ def _probe_folder(final: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     with _lock(final.parent):
         _restore(final)
-        probe = _beside(final, "probe")
+        probe = _name_beside(final, "probe")
         probe.mkdir()
-        renamed = _beside(final, "probe") if final.exists() else final
+        renamed = _name_beside(final, "probe") if final.exists() else final
         try:
             probe.rename(renamed)
         except OSError:
@@ -284,10 +284,10 @@ def _swap(built: Path, final: Path, kind: str) -> None:
         _restore(final)
         fs, root = _open(str(final))
         _check_contents(fs, root, str(final), kind)
-        fresh, former = _beside(final, "partial"), _beside(final, "former")
+        fresh, former = _name_beside(final, "partial"), _name_beside(final, "former")
         try:
             shutil.copytree(built, fresh)
-            manifest = Manifest(kind, tuple(_files_below(fresh)), complete=True)
+            manifest = Manifest(kind, tuple(_list_files_below(fresh)), complete=True)
             _keep_files_of_the_user(final, fresh)
             (fresh / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if final.exists():
@@ -314,22 +314,22 @@ def _keep_files_of_the_user(former: Path, fresh: Path) -> None:
 
 def _restore(final: Path) -> None:
     """Tidy up after a publication that was killed, under the lock: a whole new folder stays, else the former."""
-    partial, former = (sorted(final.parent.glob(f"{_prefix(final)}*.{end}")) for end in ("partial", "former"))
+    partial, former = (sorted(final.parent.glob(f"{_make_prefix(final)}*.{end}")) for end in ("partial", "former"))
     if not final.exists():
         whole = [folder for folder in partial if _read_manifest(*_open(str(folder)))]  # none while it is written
         for folder in [*whole, *former][:1]:
             folder.rename(final)
-    for folder in (*partial, *former, *final.parent.glob(f"{_prefix(final)}*.probe")):
+    for folder in (*partial, *former, *final.parent.glob(f"{_make_prefix(final)}*.probe")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prefix(final: Path) -> str:
+def _make_prefix(final: Path) -> str:
     """What the names of the folders beside the final one begin with; as short for a long name as for another."""
     return f".steptool-{hashlib.sha256(final.name.encode()).hexdigest()[:12]}-"
 
 
-def _beside(final: Path, end: str) -> Path:
-    return final.with_name(f"{_prefix(final)}{uuid.uuid4().hex}.{end}")
+def _name_beside(final: Path, end: str) -> Path:
+    return final.with_name(f"{_make_prefix(final)}{uuid.uuid4().hex}.{end}")
 
 
 @contextmanager
@@ -346,7 +346,7 @@ def _lock(folder: Path) -> Iterator[None]:
 def _overwrite(fs: Any, root: str, built: Path, kind: str) -> None:
     """Write the files one by one, the manifest first and last."""
     former = _read_manifest(fs, root)
-    stale, files = set(former.files if former else ()), _files_below(built)
+    stale, files = set(former.files if former else ()), _list_files_below(built)
     present = {path.removeprefix(root).lstrip("/") for path in fs.find(root)} if fs.exists(root) else set()
     for name in sorted((present & set(files)) - stale):
         fs.copy(f"{root}/{name}", f"{root}/{name}.yours")

@@ -162,7 +162,7 @@ def test_every_end_of_a_turn_that_a_model_folder_names_is_obeyed(tmp_path: Path)
 
 
 def test_the_trial_fills_the_context_once(codec: ChatCodec, queries: list[Query]) -> None:
-    lengths = [len(ids) for ids in preparation._prompts(codec, queries, "tool", 1000)]
+    lengths = [len(ids) for ids in preparation._make_prompts(codec, queries, "tool", 1000)]
     prompts: list[Any] = [codec.prompt_ids([{"role": "user", "content": q.instruction}], q.tools) for q in queries]
     assert lengths == [len(prompts[0]), len(prompts[1]), 1000]
-    assert len(preparation._prompts(codec, queries, "tool", 10)) == 2
+    assert len(preparation._make_prompts(codec, queries, "tool", 10)) == 2

@@ -224,7 +224,7 @@ def test_former_and_new_folders_that_a_kill_left_are_restored_and_tidied_up(tmp_
     publish(built(tmp_path / "run", "1"), str(other), TRAINING)
     process = subprocess.run(
         [sys.executable, "-c", "import sys; from pathlib import Path; from steptool.storage import transfer as p; "
-         "print(p._beside(Path(sys.argv[1]), 'former'))", str(final)],
+         "print(p._name_beside(Path(sys.argv[1]), 'former'))", str(final)],
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     former = Path(process.stdout.strip())
@@ -237,7 +237,7 @@ def test_former_and_new_folders_that_a_kill_left_are_restored_and_tidied_up(tmp_
 
 def test_a_new_folder_whose_manifest_was_half_written_does_not_count(tmp_path: Path) -> None:
     final = tmp_path / "demo"
-    fresh = built(transfer._beside(final, "partial"), "1")
+    fresh = built(transfer._name_beside(final, "partial"), "1")
     (fresh / transfer.MANIFEST).write_text("")  # killed between opening the manifest and writing it
     check_target(str(final), TRAINING)
     publish(built(tmp_path / "run", "2"), str(final), TRAINING)
