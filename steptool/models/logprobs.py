@@ -197,8 +197,8 @@ class _Lookup(torch.autograd.Function):
         (ids,), (parameter, padding) = ctx.saved_tensors, ctx.options
         token_U, place_M = torch.unique(ids.flatten(), return_inverse=True)
         gradient_MH = gradient.flatten(0, -2).float()
-        sums_UH = gradient_MH.new_zeros(len(token_U), gradient_MH.shape[1])
-        sums_UH.index_put_((place_M,), gradient_MH, accumulate=True)
+        # adds up in the same order whatever the number of threads, on a GPU too
+        sums_UH: Tensor = torch.ops.aten.embedding_dense_backward(gradient_MH, place_M, len(token_U), -1, False)
         if padding is not None:
             sums_UH[token_U == padding] = 0.0
         total_VH = _own_gradient(parameter)
