@@ -364,7 +364,10 @@ def _read_machines(profile: Path | None = None) -> dict[str, Machine]:
 
     if profile is None:
         return dict.fromkeys(STAGES, detect_machine())
-    loaded = _import_from_checkout("tasks.runtime.profile")
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as folder:
+        tempfile.tempdir = folder  # flytekit makes folders of its own there when it is imported
+        loaded = _import_from_checkout("tasks.runtime.profile")
+        tempfile.tempdir = None
     stages = loaded.load_profile(profile)
     machines: dict[str, Machine] = {}
     for name in STAGES:

@@ -216,9 +216,12 @@ def prepare(
 def check_data(config: Config) -> list[str]:
     """Read all data as a run does, in a temporary folder and without a call of a tool; returns lines about it.
 
-    A configuration that names policies to compare is read as `evaluate` reads it, which does without training queries.
+    Tasks of the desk are drawn, so there is nothing to read. A configuration that names policies to compare is read as
+    `evaluate` reads it, which does without training queries.
     Raises IngestError for data that cannot be used, and FetchError for a url that cannot be read.
     """
+    if config.data.source == "desk" and not config.data.recorded_answers:
+        return []
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         folder = Path(scratch)
         config = localize(config, folder / "fetched", "data.paths", "data.recorded_answers")

@@ -22,7 +22,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,10 +187,12 @@ def check_target(target: str, kind: str) -> None:
             probe = f"{root}/.steptool-{uuid.uuid4().hex}"
             fs.pipe_file(probe, b"")
             fs.rm_file(probe)
-    except OSError as error:
-        if "://" in place and not isinstance(error, FileNotFoundError | PermissionError):
-            raise  # the store may be reached later
-        raise TargetError(f"{place}: cannot be written ({error}); {_REMEDY} in a place that can") from error
+    except TargetError:
+        raise
+    except Exception as error:  # of any class, since each kind of store has its own; a store may be reached later
+        raise TargetError(
+            f"{place}: cannot be written ({describe_error(error)}); {_REMEDY} in a place that can"
+        ) from error
 
 
 def publish(built: Path, target: str, kind: str) -> str:
@@ -262,7 +264,8 @@ def _list_files_below(folder: Path) -> list[str]:
 
 
 def _probe_folder(final: Path) -> None:
-    """Make, rename and remove a folder where the final one will stand."""
+    """Make, rename and remove a folder where the final one will stand, and the folders above it that are missing."""
+    missing = [folder for folder in final.parents if not folder.exists()]
     final.parent.mkdir(parents=True, exist_ok=True)
     with _lock(final.parent):
         _restore(final)
@@ -275,6 +278,9 @@ def _probe_folder(final: Path) -> None:
             probe.rmdir()
             raise
         renamed.rmdir()
+    for folder in missing:
+        with suppress(OSError):  # another run may write there already
+            folder.rmdir()
 
 
 def _swap(built: Path, final: Path, kind: str) -> None:

@@ -182,6 +182,20 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(na
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_place_that_is_tried_is_left_as_it_was(tmp_path: Path) -> None:
+    check_target(str(tmp_path / "runs" / "may" / "demo"), TRAINING)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [("gopher://x/demo", "not known: gopher"), ("http://127.0.0.1:9/demo", "Cannot connect to host")],
+)
+def test_a_store_that_cannot_be_reached_is_named(place: str, cause: str) -> None:
+    with pytest.raises(TargetError, match=rf"^{place}: cannot be written \(.*{cause}.*; give --output"):
+        check_target(place, TRAINING)
+
+
 def test_a_file_is_no_target(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("")
     with pytest.raises(TargetError, match="is a file; give --output a new or empty folder"):
