@@ -150,7 +150,7 @@ def read(folder: str | os.PathLike[str]) -> list[Entry]:
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """Digest of a file."""
+    """The SHA-256 of a file, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -165,25 +165,22 @@ def _write_metadata(entries: Sequence[Entry], title: str, facts: Mapping[str, An
     from huggingface_hub import EvalResult, ModelCardData
 
     own = facts.get("results", {}).get(facts.get("result"), {})
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            task_name="multi-step tool use",
-            dataset_type="steptool",
-            dataset_name="held-out tasks",
-            metric_type="pass_rate",
-            metric_name="pass rate, one greedy episode a task",
-            metric_value=round(own["pass_rate"], 4),
-        )
-        for _ in range(own.get("pass_rate") is not None)
-    ]
+    result = own.get("pass_rate") is not None and EvalResult(
+        task_type="text-generation",
+        task_name="multi-step tool use",
+        dataset_type="steptool",
+        dataset_name="held-out tasks",
+        metric_type="pass_rate",
+        metric_name="pass rate, one greedy episode a task",
+        metric_value=round(own["pass_rate"], 4),
+    )
     data = ModelCardData(
         base_model=find_hub_base(entries) or None,
         datasets=facts.get("datasets") or None,
-        eval_results=results or None,
+        eval_results=[result] if result else None,
         library_name="peft" if is_adapter else "transformers",
         license=facts.get("licence") or None,
-        model_name=title if results else None,
+        model_name=title if result else None,
         pipeline_tag="text-generation",
         tags=["tool-use", "steptool"],
     )

@@ -161,7 +161,7 @@ def print_record(level: str, stage: str, text: str, fields: Mapping[str, Any]) -
 
 def escape_controls(text: str) -> str:
     """The text with control characters written as escapes, so that no data, tool or server controls the terminal."""
-    return "".join(c.encode("unicode_escape").decode() if _controls(c) else c for c in text)
+    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in text)
 
 
 def describe_error(error: BaseException, limit: int = 1000) -> str:
@@ -173,7 +173,7 @@ def describe_error(error: BaseException, limit: int = 1000) -> str:
     return text if is_explained and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def _controls(character: str) -> bool:
+def _is_control(character: str) -> bool:
     return character not in "\n\t" and unicodedata.category(character)[0] == "C"
 
 
@@ -230,7 +230,7 @@ def trace_stage(stage: str, run: str, attributes: Attributes) -> Iterator[dict[s
     from opentelemetry import trace
 
     span_attributes = {"steptool.stage": stage, "steptool.run": run, **attributes}
-    with telemetry.tracer.start_as_current_span(stage, telemetry.parent_of(run), attributes=span_attributes) as span:
+    with telemetry.tracer.start_as_current_span(stage, telemetry.find_parent(run), attributes=span_attributes) as span:
         outer, telemetry.stage = telemetry.stage, trace.set_span_in_context(span)
         try:
             yield later
@@ -286,7 +286,7 @@ class _Telemetry:
     patience: float = _PATIENCE
     """Seconds that are left to wait for the collector."""
 
-    def parent_of(self, run: str) -> Any:
+    def find_parent(self, run: str) -> Any:
         """The context that a stage begins in: an outer stage's, that of TRACEPARENT, or the trace of the run."""
         if self.stage is not None:
             return self.stage

@@ -7,6 +7,7 @@ has as well, are defined here.
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
@@ -40,14 +41,12 @@ def _check_environment(name: str) -> str:
 
 def _check_distinct(places: list[str]) -> list[str]:
     """Refuse a place that another one of the list contains: its records would be read twice."""
-    paths = [PurePath(place) for place in places]
-    for index, path in enumerate(paths):
-        for other in paths[:index]:
-            if path == other:
-                raise ValueError(f"'{path}' is named twice: its records would count twice")
-            if path.is_relative_to(other) or other.is_relative_to(path):
-                inner, outer = sorted((path, other), key=lambda p: len(p.parts), reverse=True)
-                raise ValueError(f"'{inner}' lies in '{outer}': its records would count twice")
+    paths = [(place, PurePath(place)) for place in places]
+    for (inner, inner_path), (outer, outer_path) in permutations(paths, 2):
+        if inner_path == outer_path:
+            raise ValueError(f"'{inner}' is named twice: its records would count twice")
+        if inner_path.is_relative_to(outer_path):
+            raise ValueError(f"'{inner}' lies in '{outer}': its records would count twice")
     return places
 
 

@@ -1,10 +1,10 @@
 """How a frozen dataclass becomes a Parquet contract: each field declares its Arrow type and says what it holds.
 
-    @contract("metrics", version=1)
+    @contract("verdicts", version=1)
     @dataclass(frozen=True)
-    class Metric:
-        stage: Annotated[str, "Stage that measured it, such as ppo"]
-        value: Annotated[Float64 | None, "Measured value; null where nothing could be measured"]
+    class Verdict:
+        query_id: Annotated[str, "Task that was answered"]
+        status: Annotated[str | None, "solved, unsure or unsolved; null: missing"]
 
 The order of the fields is the order of the columns, and `| None` makes a column nullable. The text travels in the
 metadata of the Parquet file and makes the reference page.

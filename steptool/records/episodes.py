@@ -125,7 +125,10 @@ class Reference:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object that `from_json` reads. It has no key for what is not known."""
+        """The JSON object that `from_json` reads. It has no key for what is not known.
+
+        Values of the environment that are named as a field stand in an object `environment`, the others beside it.
+        """
         fields = {
             "answer": self.answer,
             "calls": None if self.calls is None else _calls_to_json(self.calls),
@@ -133,7 +136,10 @@ class Reference:
             "tools": None if self.tools is None else list(self.tools),
             "family": self.family,
         }
-        return {name: value for name, value in fields.items() if value is not None} | dict(self.environment)
+        known = {name: value for name, value in fields.items() if value is not None}
+        inner = {name: self.environment[name] for name in self.environment if name in self.__dataclass_fields__}
+        outer = {name: self.environment[name] for name in self.environment if name not in inner}
+        return known | outer | ({"environment": inner} if inner else {})
 
 
 def _calls_from_json(calls: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:

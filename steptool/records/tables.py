@@ -61,19 +61,19 @@ def open_scratch_folder(parent: Path, name: str) -> Iterator[Path]:
 def _open_partial(parent: Path, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
     """Remove what former processes have left under the name; make a file or folder and hold its lock."""
     with ExitStack() as stack:
-        with _lock(parent, fcntl.LOCK_EX):  # so that no other process removes it before it is locked
+        with hold_lock(parent):  # so that no other process removes it before it is locked
             for path in parent.glob(f".steptool-{name}-*.partial"):
-                with suppress(OSError), _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):  # a locked one is still written
+                with suppress(OSError), hold_lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):  # a locked one is still written
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             partial = parent / f".steptool-{name}-{uuid.uuid4().hex}.partial"
             make(partial)
-            stack.enter_context(_lock(partial, fcntl.LOCK_EX))
+            stack.enter_context(hold_lock(partial))
         yield partial
 
 
 @contextmanager
-def _lock(path: Path, operation: int) -> Iterator[None]:
-    """Hold the lock of a file or folder."""
+def hold_lock(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold the lock of a file or folder; the lock ends with the process that holds it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, operation)
@@ -242,7 +242,7 @@ def _find_culprit(rows: Sequence[Mapping[str, Any]], contract: Contract, first: 
                 pa.array([row[column.name]], type=column.stored.type)
             except _ARROW_ERRORS:
                 value = row[column.name]
-                return f"row {number}, field '{column.name}': expected {column.stored.type}, got {value!r}"
+                return f"row {number}, field '{column.name}': expected {column.stored.type}, got {repr(value)[:200]}"
     return "the rows do not fit the schema"
 
 
@@ -294,8 +294,8 @@ def _read_metadata(path: Place) -> dict[bytes, bytes]:
 def _check_metadata(path: Place, contract: Contract) -> None:
     if not Path(path).is_file():
         raise ContractError(f"{path}: no such file; expected a Parquet file of contract '{contract.name}'")
-    name = read_contract_name(path)
-    version = _read_metadata(path).get(b"steptool.version", b"(none)").decode()
+    metadata = _read_metadata(path)
+    name, version = (metadata.get(key, b"(none)").decode() for key in (b"steptool.contract", b"steptool.version"))
     if (name, version) != (contract.name, str(contract.version)):
         raise ContractError(
             f"{path}: expected contract '{contract.name}' version {contract.version}, found '{name}' "

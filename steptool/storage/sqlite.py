@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -32,15 +31,18 @@ def open_database(path: str | Path, table: str) -> sqlite3.Connection:
 
     It has a write-ahead log: a transaction is there whole or not at all, even where a process is killed, and readers
     do not wait for writers. The file belongs on a disk of this machine, since its processes share memory through a file
-    beside it. Threads share a connection under a lock of their own. Raises sqlite3.Error for a file of
-    another kind.
+    beside it. Threads share a connection under a lock of their own. Raises sqlite3.Error for a file of another kind.
     """
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(path or ":memory:", timeout=_WAIT, isolation_level="IMMEDIATE", check_same_thread=False)
-    _use_log(database)
-    database.execute("PRAGMA synchronous=NORMAL")
-    database.execute(table)
+    try:
+        _use_log(database)
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.execute(table)
+    except sqlite3.Error:
+        database.close()
+        raise
     return database
 
 
@@ -73,7 +75,7 @@ def open_scratch_database(folder: Path | None, tables: str) -> sqlite3.Connectio
     return database
 
 
-_TABLE = """
+_REPLIES_TABLE = """
 CREATE TABLE IF NOT EXISTS replies (
     request TEXT PRIMARY KEY,
     reply TEXT NOT NULL  -- JSON
@@ -91,8 +93,8 @@ class Replies:
 
     def __init__(self, path: str | Path = "") -> None:
         """Open the file, made if it is missing; without a path, memory. Raises sqlite3.Error if it is another file."""
-        self._database = open_database(path, _TABLE)
-        self._lock = threading.Lock()
+        self._database = open_database(path, _REPLIES_TABLE)
+        self._lock = Lock()
 
     def get(self, request: str) -> dict[str, Any] | None:
         """The reply to the request with this key; None if no reply is kept."""
@@ -113,7 +115,7 @@ class Replies:
 
 _PARSED = 256
 """Queries kept as objects."""
-_TABLES = """
+_QUERY_TABLES = """
 CREATE TABLE tools (number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, text TEXT NOT NULL);
 CREATE TABLE queries (number INTEGER PRIMARY KEY, query_id TEXT NOT NULL UNIQUE, tools INTEGER NOT NULL,
     row TEXT NOT NULL);
@@ -127,7 +129,7 @@ class QueryTable(Mapping[str, Query]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._database, self._lock = open_scratch_database(None, _TABLES), Lock()
+        self._database, self._lock = open_scratch_database(None, _QUERY_TABLES), Lock()
         keep = lru_cache(_PARSED)(self._keep_tools)
         for row in iterate_rows(path, Query):
             values = (row["query_id"], keep(row.pop("tools")), to_json(row))

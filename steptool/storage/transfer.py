@@ -12,7 +12,6 @@ What former local runs have left in the temporary folder is found and removed he
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +32,7 @@ from pydantic import BaseModel
 from steptool.artifacts.lineage import hash_file
 from steptool.artifacts.metrics import describe_error
 from steptool.config import Config
-from steptool.records.tables import write_whole
+from steptool.records.tables import hold_lock, write_whole
 
 _VERSION_KEYS = (
     "ETag",
@@ -166,7 +165,7 @@ def expand_target(target: str) -> str:
     """A place as a user writes it, without a trailing slash: ~ becomes the home folder, file:// a path."""
     if target.startswith("file://"):
         target = target.removeprefix("file://")
-    return target.rstrip("/") if "://" in target else str(Path(target).expanduser())
+    return target.rstrip("/") if is_remote(target) else str(Path(target).expanduser())
 
 
 def check_target(target: str, kind: str) -> None:
@@ -215,7 +214,7 @@ def deliver(file: Path, folder: str, name: str) -> str:
     Raises TargetError where a file stands in the place of the folder.
     """
     place = f"{expand_target(folder)}/{name}"
-    if "://" in place:
+    if is_remote(place):
         fs, path = fsspec.core.url_to_fs(place)
         fs.put_file(str(file), path)
         return place
@@ -230,7 +229,7 @@ def deliver(file: Path, folder: str, name: str) -> str:
 
 def _open(place: str) -> tuple[Any, str]:
     """The file system of a place and the path in it."""
-    if "://" not in place:
+    if not is_remote(place):
         return fsspec.filesystem("file", auto_mkdir=True), str(Path(place).absolute())
     fs, root = fsspec.core.url_to_fs(place)
     fs.invalidate_cache()
@@ -239,7 +238,7 @@ def _open(place: str) -> tuple[Any, str]:
 
 def _is_overwritten(place: str) -> bool:
     """Whether the folder cannot be renamed, so that its files are written one by one."""
-    return "://" in place or os.path.ismount(place)
+    return is_remote(place) or os.path.ismount(place)
 
 
 def _check_contents(fs: Any, root: str, place: str, kind: str) -> None:
@@ -267,7 +266,7 @@ def _probe_folder(final: Path) -> None:
     """Make, rename and remove a folder where the final one will stand, and the folders above it that are missing."""
     missing = [folder for folder in final.parents if not folder.exists()]
     final.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(final.parent):
+    with hold_lock(final.parent):
         _restore(final)
         probe = _name_beside(final, "probe")
         probe.mkdir()
@@ -286,7 +285,7 @@ def _probe_folder(final: Path) -> None:
 def _swap(built: Path, final: Path, kind: str) -> None:
     """Copy the folder beside the final one, and exchange the two by renaming. A kill leaves what `_restore` mends."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(final.parent):
+    with hold_lock(final.parent):
         _restore(final)
         fs, root = _open(str(final))
         _check_contents(fs, root, str(final), kind)
@@ -338,17 +337,6 @@ def _name_beside(final: Path, end: str) -> Path:
     return final.with_name(f"{_make_prefix(final)}{uuid.uuid4().hex}.{end}")
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One publication at a time into a folder; the lock goes with the process that holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _overwrite(fs: Any, root: str, built: Path, kind: str) -> None:
     """Write the files one by one, the manifest first and last."""
     former = _read_manifest(fs, root)
@@ -384,8 +372,13 @@ def find_leftovers(hours: float) -> list[Leftover]:
     """The files and folders of this user that were not touched for so many hours."""
     latest = time.time() - hours * 3600
     folder = Path(tempfile.gettempdir())
-    matching = [path for path in sorted(folder.iterdir()) if _PATTERN.fullmatch(path.name) and _is_own(path)]
-    return [leftover for leftover, touched in map(_measure, matching) if touched <= latest]
+    leftovers = []
+    for path in sorted(path for path in folder.iterdir() if _PATTERN.fullmatch(path.name)):
+        with suppress(FileNotFoundError):  # a run that ends removes its folder meanwhile
+            leftover, touched = _measure(path)
+            if touched <= latest and _is_own(path):
+                leftovers.append(leftover)
+    return leftovers
 
 
 def remove_leftovers(leftovers: Iterable[Leftover]) -> None:
@@ -402,7 +395,10 @@ def _is_own(path: Path) -> bool:
 
 
 def _measure(path: Path) -> tuple[Leftover, float]:
-    """The size of a file or folder, and when something in it was last changed."""
-    entries = [path, *path.rglob("*")] if path.is_dir() else [path]
-    states = [entry.lstat() for entry in entries]
+    """The size of a file or folder, and when something in it was last changed. What vanishes meanwhile is left out."""
+    states = [path.lstat()]
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):
+                states.append(Path(folder, name).lstat())
     return Leftover(path, sum(s.st_size for s in states)), max(s.st_mtime for s in states)

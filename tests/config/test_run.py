@@ -48,6 +48,7 @@ def refusal(tmp_path: Path, text: str) -> str:
             "toolbench, verifiers, or package.module:Class for your own, got 'function'; did you mean 'functions'?",
         ),
         ("data: {paths: [logs/a, logs]}", "field 'data.paths': 'logs/a' lies in 'logs'"),
+        ("data: {paths: ['s3://logs', 's3://logs/a/']}", "field 'data.paths': 's3://logs/a/' lies in 's3://logs'"),
         ("evaluation: {verdicts: [judged, judged/]}", "field 'evaluation.verdicts': 'judged' is named"),
     ],
 )  # fmt: skip

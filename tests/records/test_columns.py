@@ -134,3 +134,9 @@ def test_a_reference_loses_no_key_named_environment():
         "room": "hall",
     }
     assert Reference.from_json({"environment": "production"}).environment == {"environment": "production"}
+
+
+@pytest.mark.parametrize("name", ["answer", "calls", "tools", "family", "environment", "state"])
+def test_a_value_of_the_environment_never_becomes_a_field_of_the_reference(name: str) -> None:
+    reference = Reference(answer="42", environment={name: "7", "room": "hall"})
+    assert Reference.from_json(reference.to_json()) == reference
