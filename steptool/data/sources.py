@@ -39,7 +39,13 @@ from steptool.data.tools import (
     make_tool_schemas,
     with_finish,
 )
-from steptool.environments.base import find_environment_class, import_object, open_environment
+from steptool.environments.base import (
+    TransportError,
+    describe_with_line,
+    find_environment_class,
+    import_object,
+    open_environment,
+)
 from steptool.environments.bfcl_tasks import read_bfcl_queries
 from steptool.environments.desk.tasks import draw_desk_queries, make_desk_demonstrations
 from steptool.environments.toolbench import REFERENCE, make_endpoint
@@ -203,6 +209,12 @@ class EnvironmentSource(Source):
                 raise IngestError(f"task {number} of the environment '{name}': {error.detail}") from None
             except ValueError as error:
                 raise IngestError(f"data.source: {error}") from error
+            except (ConfigError, IngestError, TransportError):
+                raise
+            except Exception as error:  # of any class: the code behind the environment is not ours
+                raise IngestError(
+                    f"data.source: '{name}' cannot list its tasks: {describe_with_line(error)}"
+                ) from error
 
 
 def _describe_place(record: Record) -> str:

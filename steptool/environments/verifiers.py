@@ -62,6 +62,8 @@ class VerifiersEnvironment(Environment):
         limit: int = 0,
         reward_range: Sequence[float] = (0.0, 1.0),
     ) -> None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise ConfigError(f"tools.settings.limit: expected a number of tasks, or 0 for all, got {limit!r}")
         self._taskset = _load_taskset(taskset, read_mapping(config or {}, "config"))
         if not limit and not self._taskset.bounded:
             raise ConfigError(f"tools.settings.limit: the taskset '{taskset}' has no end: say how many tasks to take")

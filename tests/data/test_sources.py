@@ -145,3 +145,17 @@ def test_a_source_of_ones_own_that_fails_is_named_with_the_line(tmp_path: Path, 
     settings = Config.model_validate({"data": {"source": f"{tmp_path / 'shelf.py'}:Shelf"}})
     with pytest.raises(IngestError, match=rf"^data\.source: '.*shelf\.py:Shelf' {complaint}"):
         ingest(settings, tmp_path / "out", for_training=False)
+
+
+def test_an_environment_that_fails_to_list_its_tasks_is_named_with_the_line(tmp_path: Path) -> None:
+    (tmp_path / "world.py").write_text(
+        "from steptool.environments.base import Environment\n\n\n"
+        "class World(Environment):\n"
+        "    name = 'world'\n\n"
+        "    def reset(self, query): ...\n\n"
+        "    def tasks(self):\n"
+        "        return {}['tasks']\n"
+    )
+    data = {"source": "environment", "environment": f"{tmp_path / 'world.py'}:World"}
+    with pytest.raises(IngestError, match=r"cannot list its tasks: KeyError: 'tasks' \(world\.py, line 10\)"):
+        ingest(Config.model_validate({"data": data}), tmp_path / "out", for_training=False)

@@ -77,6 +77,8 @@ def test_a_limit_takes_the_first_tasks(tmp_path: Path) -> None:
         ({"taskset": "textarena"}, "plays by rules of its own|cannot be loaded"),
         ({"config": {"seats": 3}}, "tools.settings.config"),
         ({"config": 3}, "tools.settings.config: expected an object of fields, got 3"),
+        ({"limit": -1}, "tools.settings.limit: expected a number of tasks, or 0 for all, got -1"),
+        ({"limit": "3"}, "tools.settings.limit: expected a number of tasks, or 0 for all, got '3'"),
     ],
 )
 def test_a_taskset_that_cannot_be_played_is_refused(settings: dict[str, Any], problem: str) -> None:
