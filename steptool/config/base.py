@@ -43,6 +43,8 @@ def _explain_field(details: ErrorDetails, model: type[BaseModel], example: str) 
     if details["type"] == "value_error" and (isinstance(value, dict | list) or repr(value) in expected):
         return f"field '{field}': {expected}" if field else expected
     expected = expected[0].lower() + expected[1:]
+    if details["type"] == "model_type":
+        expected = "expected a section of fields; a section without any is left out"
     suggestion = ""
     if details["type"] in ("literal_error", "enum") and isinstance(value, str):
         suggestion = suggest_spelling(value, _find_quoted(str(details.get("ctx", {}).get("expected", ""))))

@@ -106,6 +106,8 @@ def parse(text: str) -> Any:
         raise ConfigError(f"not YAML: {_describe(error)}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from None
+    except (LookupError, AttributeError) as error:  # PyYAML's own, as for `!!bool maybe`
+        raise ConfigError(f"not YAML: a value does not fit its tag ({type(error).__name__}: {error})") from None
     except RecursionError:
         raise ConfigError("not a configuration: its values are nested without an end") from None
     if size > _LARGEST:
@@ -133,7 +135,7 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         try:
             section[names[-1]] = parse(value)
         except ConfigError as error:
-            raise ConfigError(f"'{text}': {error}") from None
+            raise ConfigError(f"'{' '.join(text.split())}': {error}") from None
     return result
 
 

@@ -170,3 +170,25 @@ def test_of_many_faults_the_first_twenty_are_explained(tmp_path: Path) -> None:
     lines = refusal(tmp_path, "\n".join(f"field_{number}: 1" for number in range(25))).splitlines()
     assert len(lines) == 21
     assert (lines[0].split(":")[0], lines[-1]) == ("unknown field 'field_0'", "and 5 more")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("seed: !!bool maybe", r"not YAML: a value does not fit its tag \(KeyError: 'maybe'\)"),
+        ("seed: !!timestamp soon", r"not YAML: a value does not fit its tag \(AttributeError: "),
+        ("ppo:", r"field 'ppo': expected a section of fields; a section without any is left out, got None"),
+        ("ppo: 3", r"field 'ppo': expected a section of fields; .*, got 3 \(int\)"),
+    ],
+)
+def test_a_value_that_has_no_meaning_is_refused_in_one_line(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=complaint) as excinfo:
+        load_config(tmp_path / "c.yaml")
+    assert len(str(excinfo.value).splitlines()) == 1
+
+
+def test_an_override_of_several_lines_is_refused_in_one(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"^'ppo.rounds=1 seed: 3': not YAML: [^\n]+$"):
+        load_config(tmp_path / "c.yaml", ["ppo.rounds=1\nseed: 3"])

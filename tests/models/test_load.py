@@ -150,6 +150,11 @@ except ModelError as error:
     assert unknown[0].startswith("acme/none: neither a model folder here nor a model that the Hub gives")
 
 
+def test_an_empty_name_is_no_model() -> None:
+    with pytest.raises(ModelError, match=r"^no model is named; expected a model folder"):
+        load_tokenizer("")
+
+
 @pytest.mark.parametrize("folder", ["runs/none/policy", "./none", "/none/at/all"])
 def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(folder: str) -> None:
     with pytest.raises(ModelError, match="no such model folder"):
