@@ -158,8 +158,13 @@ seeds: $(STAMP)  ## train all methods with several seeds and compare them (hours
 tune: $(STAMP)  ## try the settings of benchmarks/trials.yaml for every method on validation tasks (an hour or so)
 	$(BIN)/python -m benchmarks.tuning --config $(CONFIG) --output runs/tuning
 
-bench: $(STAMP)  ## run every benchmark; each prints lines "name: ours OTHER ratio"
-	@set -e; for program in $(filter-out benchmarks/contest.py benchmarks/seeds.py benchmarks/tuning.py benchmarks/million.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
+# Not the programs that have a target of their own, and not the modules of `make seeds`.
+NOT_BENCH := __init__ contest hostile_inputs hostile_tools kills million mistakes over_seeds seeds tuning
+
+bench: $(STAMP)  ## run every benchmark of speed or memory; each prints lines "name: ours OTHER ratio"
+	@set -e; for name in $(filter-out $(NOT_BENCH),$(notdir $(basename $(wildcard benchmarks/*.py)))); do \
+		$(BIN)/python -m benchmarks.$$name; \
+	done
 
 mistakes: $(STAMP)  ## make 40 typical mistakes through the real command line and print what it says
 	$(BIN)/python benchmarks/mistakes.py

@@ -1,6 +1,6 @@
 """How well the text rules predict what the environment knows: `rules` and `lcs` against `truth`, in up to four worlds.
 
-    python benchmarks/annotators.py --model runs/demo/warm_start
+    python -m benchmarks.annotators --model runs/demo/warm_start
 
 - desk: errands of all four tiers, sampled at temperature 1 with a model folder (the embedded model if none is
   given).

@@ -1,6 +1,6 @@
 """What a round of LoRA hands over to the next, in bytes: the adapter, its training state and its card.
 
-python benchmarks/handover.py [FOLDER] [--rank 8]
+python -m benchmarks.handover [FOLDER] [--rank 8]
 
 FOLDER is a model folder, by default the embedded model. A round of one update on two short sequences stands for any
 other, because the size of what it hands over depends on the model and the rank alone. Prints a line for each file, and

@@ -1,6 +1,6 @@
 """How well the text rules separate answers that a judge called solved, on files as StableToolBench stores them.
 
-    python benchmarks/judged.py pass_rate_results
+    python -m benchmarks.judged pass_rate_results
 
 Each file of a folder pass_rate_results holds the steps of a model's answers and three verdicts on each. The files are
 not part of this repository: StepTool's own repository has 71 of them in data_eval/pass_rate_results. Without an

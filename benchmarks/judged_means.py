@@ -1,6 +1,6 @@
 """Whether stored verdicts stay what they are: the mean of each file of StableToolBench's folder pass_rate_results.
 
-    python benchmarks/judged_means.py pass_rate_results --table README.md
+    python -m benchmarks.judged_means pass_rate_results --table README.md
 
 Each file holds verdicts of a judge on the answers of one model to one test set. Its published mean is taken from the
 words of the file alone: Solved 1, Unsure .5, Unsolved 0, the mean over queries of each repeat, then over repeats. It is

@@ -1,6 +1,6 @@
 """Up to 1,000,000 trajectories through ingest, annotation, viewer and export: time and peak memory of each stage.
 
-python benchmarks/million.py [COUNT ...]
+python -m benchmarks.million [COUNT ...]
 
 The conversations are written as JSON lines, one after the other. Each stage is a process of its own that reads the
 files of the one before, so its peak memory is its own. Prints a line for each stage and count; exits with 1 if a stage

@@ -1,6 +1,6 @@
 """Seconds of a round by where its stages run: together in one stage, or each in a pod of its own.
 
-python benchmarks/placement.py [--base FOLDER] [--rounds 4] [--lora 8] [--local]
+python -m benchmarks.placement [--base FOLDER] [--rounds 4] [--lora 8] [--local]
 
 Prints lines `name: TOGETHER PODS RATIO`: seconds per round from the start of its first pod to the end of its last one,
 and CPU time per round. Pods are processes of this machine, two at a time, with the container's own command and a store

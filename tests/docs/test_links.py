@@ -74,3 +74,14 @@ def test_contributing_lists_every_target_of_make() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)) - {"help"}
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert {target for target in targets if f"`make {target}`" not in page} == set()
+
+
+def test_make_bench_runs_every_program_that_has_no_target_of_its_own() -> None:
+    """As modules from the root, because some import others from `benchmarks`."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (left_out,) = re.findall(r"^NOT_BENCH := (.*)$", makefile, re.MULTILINE)
+    assert "$(BIN)/python -m benchmarks.$$name" in makefile
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py")}
+    programs = {name for name, text in texts.items() if 'if __name__ == "__main__":' in text}
+    own_targets = set(re.findall(r"\$\(BIN\)/python (?:benchmarks/|-m benchmarks\.)(\w+)", makefile)) - {"bfcl"}
+    assert set(left_out.split()) == (texts.keys() - programs) | own_targets | {"contest"}
