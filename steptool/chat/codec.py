@@ -17,12 +17,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from steptool.chat import turns
 from steptool.chat.call_format import ChatFormat, ParsedTurn
 from steptool.chat.formats import FORMATS, LLAMA, REACT
 from steptool.chat.messages import make_tool_message, read_calls, read_text, strip_hints
 from steptool.chat.template import DATE, PLAIN, ChatTemplate, StructureFilter
-from steptool.chat.turns import CALL_ID, PROBE, TurnRenderer, find_native_format
+from steptool.chat.turns import (
+    CALL_ID,
+    PROBE,
+    TurnRenderer,
+    find_native_format,
+    join_user_messages,
+    to_text,
+    with_tools,
+)
 from steptool.records import Message, ToolSchema
 
 if TYPE_CHECKING:
@@ -105,8 +112,8 @@ class ChatCodec:
         if self._turns.shows_tools:
             return self._encode(self._template.render(safe, safe_tools, prompt=True))
         role = self._turns.system_role
-        conversation = turns.with_tools(safe, safe_tools, self.format, role, answers=not self.native)
-        return self._encode(self._template.render(turns.join_user_messages(conversation), prompt=True))
+        conversation = with_tools(safe, safe_tools, self.format, role, answers=not self.native)
+        return self._encode(self._template.render(join_user_messages(conversation), prompt=True))
 
     def observation_ids(
         self, observation: str, tool_name: str, *, user_turn: str | None = None, closed: bool = True
@@ -123,7 +130,10 @@ class ChatCodec:
         return ids if closed else [self.end_id, *ids]
 
     def user_ids(self, user_turn: str, *, closed: bool = True) -> list[int]:
-        """Tokens between the end of a turn without a call and the next turn, where the user speaks; as above."""
+        """Tokens between the end of a turn without a call and the next turn, where the user speaks.
+
+        `closed` as in `observation_ids`.
+        """
         ids = self._encode_between([{"role": "user", "content": user_turn}])
         return ids if closed else [self._answer_end_id, *ids]
 
@@ -132,7 +142,8 @@ class ChatCodec:
 
         `tools` give the types of arguments in formats that write them as bare text.
         """
-        return self._read(ids, tools)
+        content_ids = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
+        return self.format.parse(self._turns.read(self._decode(content_ids)), tools)
 
     def assistant_ids(self, message: Message, tools: Sequence[ToolSchema] = (), *, first: bool = True) -> list[int]:
         """Tokens that the model should sample for an assistant message, its end-of-turn token included.
@@ -141,7 +152,7 @@ class ChatCodec:
         Raises ValueError where these tokens would not be read back as the message's call, or end the turn too early.
         """
         ids = self._encode_after(self._turns.prompt_tail, self._turns.write(message, tools, first=first))
-        calls, turn = read_calls(message), self._read(ids, tools)
+        calls, turn = read_calls(message), self.parse(ids, tools)
         if self.end_ids.intersection(ids[:-1]):
             raise ValueError(f"an assistant message holds a token that ends its turn: {self._decode(ids)[:200]!r}")
         if calls != ([turn.call] if turn.call else []):
@@ -191,10 +202,6 @@ class ChatCodec:
             spans.append((start, len(ids)))
         return Encoded(np.asarray(ids, dtype=np.int32), tuple(spans))
 
-    def _read(self, ids: Sequence[int], tools: Sequence[ToolSchema]) -> ParsedTurn:
-        content_ids = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
-        return self.format.parse(self._turns.read(self._decode(content_ids)), tools)
-
     def _find_missing_end(self, ids: Sequence[int], following: Sequence[Message]) -> list[int]:
         """The token that ends the last turn, where these messages follow it and it was cut off before that token."""
         if ids[-1] in self.end_ids:
@@ -206,15 +213,15 @@ class ChatCodec:
             raise ValueError("two assistant messages stand side by side; merge them or put the tool's answer between")
         safe = self._turns.place_systems(self._make_safe(messages), at_beginning=False)
         if not self.native:
-            safe = turns.join_user_messages(safe)
-        text = self._turns.between(safe, str(messages[0].get("name") or "tool"))
+            safe = join_user_messages(safe)
+        text = self._turns.render_between(safe, str(messages[0].get("name") or "tool"))
         end = self.end_token if messages[0]["role"] == "tool" else self._turns.answer_end
         return self._encode_after(end, text)
 
     def _make_safe(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template takes them, without text in them that would change their structure."""
         safe = [self._make_message_safe(message) for message in messages]
-        return safe if self.native else turns.to_text(safe, self.format)
+        return safe if self.native else to_text(safe, self.format)
 
     def _make_message_safe(self, message: Message) -> Message:
         safe = {**message, "content": self._filter.clean(read_text(message))}

@@ -116,8 +116,8 @@ class Endpoint:
         """Without a path the replies are kept in memory. Raises ValueError if the configuration names no endpoint."""
         if not config.base_url or not config.model:
             raise ValueError(
-                "an endpoint needs a base_url (as in http://localhost:8000/v1) and a model; got neither "
-                "or one of them: set both in the endpoint's section of the configuration"
+                "an endpoint needs a base_url (as in http://localhost:8000/v1) and a model, got "
+                f"{config.base_url!r} and {config.model!r}: set both in the endpoint's section of the configuration"
             )
         self.config, self.usage = config, Usage()
         key = os.environ.get(config.key_variable, "").strip()

@@ -373,8 +373,3 @@ QWEN_XML = Format(
 
 FORMATS = {f.name: f for f in (LLAMA, HERMES, QWEN_XML, GLM, DEEPSEEK, GPT_OSS, MISTRAL, REACT)}
 """All formats by name, in the order in which they are tried on a template. Hermes also reads Llama's bare object."""
-
-render = HERMES.render
-"""A call in Hermes' form, which the embedded model speaks."""
-parse_hermes = HERMES.parse
-"""Read a turn in Hermes' form."""

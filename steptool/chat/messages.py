@@ -59,7 +59,7 @@ def measure_nesting(value: Any) -> int:
 def write_json(value: Any, marks: Sequence[str] = ()) -> str:
     """A value as JSON without any of the `marks`: within strings, the first character of a mark is escaped.
 
-    Raises ValueError where JSON has no word for the value.
+    Raises ValueError for a value that JSON cannot represent.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -210,7 +210,7 @@ def read_calls(message: Message) -> list[ToolCall]:
     if not isinstance(calls, list | tuple):
         raise ValueError(f"tool_calls: expected a list of calls, got {str(calls)[:200]}")
     functions = [call.get("function") if isinstance(call, dict) else call for call in calls]
-    return [_read(function, f"tool_calls[{n}]") for n, function in enumerate(functions)]
+    return [_read_function(function, f"tool_calls[{n}]") for n, function in enumerate(functions)]
 
 
 def split_calls(messages: Sequence[Message]) -> list[Message]:
@@ -228,14 +228,14 @@ def split_calls(messages: Sequence[Message]) -> list[Message]:
         if messages[begin].get("tool_calls"):
             while end < len(messages) and messages[end]["role"] == "tool":
                 end += 1
-            turns += _split(messages[begin], list(messages[begin + 1 : end]))
+            turns += _split_message(messages[begin], list(messages[begin + 1 : end]))
         else:
             turns.append(messages[begin])
         begin = end
     return turns
 
 
-def _split(message: Message, answers: list[Message]) -> Iterator[Message]:
+def _split_message(message: Message, answers: list[Message]) -> Iterator[Message]:
     head, text = message, read_text(message)
     for call, raw in zip(read_calls(message), message["tool_calls"], strict=True):
         turn, call_id = make_call_message(call, text), raw.get("id")
@@ -285,7 +285,7 @@ def from_legacy(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         fields = {k: v for k, v in message.items() if k != "function_call"}
         if message.get("function_call"):
-            call = _read(message["function_call"], "function_call")
+            call = _read_function(message["function_call"], "function_call")
             fields, tool_name = {**fields, **make_call_message(call, read_text(message))}, call.name
         elif message["role"] == "assistant":
             tool_name = NO_CALL
@@ -295,7 +295,7 @@ def from_legacy(messages: Sequence[Message]) -> list[Message]:
     return turns
 
 
-def _read(function: Any, where: str) -> ToolCall:
+def _read_function(function: Any, where: str) -> ToolCall:
     try:
         if not isinstance(function, dict):
             raise ValueError("tool call is not an object")

@@ -105,12 +105,12 @@ class ChatTemplate:
             return False
         return _MARK in self.try_render([_split_into_parts(message) for message in conversation])
 
-    def first_control_token(self, text: str) -> str:
+    def find_first_control_token(self, text: str) -> str:
         """The control token with which a text begins, white space aside; empty without one."""
         fits = (token for token in self.control_tokens if text.lstrip().startswith(token))
         return max(fits, key=len, default="")
 
-    def last_control_token(self, text: str) -> str:
+    def find_last_control_token(self, text: str) -> str:
         """The last control token of a text; empty without one."""
         return (
             max(self.control_tokens, key=lambda token: (text.rfind(token), len(token)), default="")

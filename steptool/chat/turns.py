@@ -109,8 +109,8 @@ def _to_text(message: Message, form: Format, tools: Sequence[ToolSchema]) -> Mes
         return {"role": role, "content": form.render(calls[0], text, tools) if calls else _require_no_call(text, form)}
     if role == "tool":
         return {"role": "user", "content": f"{before}{text}{after}"}
-    looks = role == "user" and text.lstrip(_ESCAPE).startswith(before)
-    return {"role": role, "content": f"{_ESCAPE}{text}" if looks else text}
+    looks_like_answer = role == "user" and text.lstrip(_ESCAPE).startswith(before)
+    return {"role": role, "content": f"{_ESCAPE}{text}" if looks_like_answer else text}
 
 
 def _require_no_call(text: str, form: Format) -> str:
@@ -159,11 +159,11 @@ class TurnRenderer:
         self.system_role = "system" if _MARK in template.try_render([_SYSTEM, _USER]) else "user"
         self.end_token, self._writes_end = self._find_end()
         self.answer_end = self._find_answer_end()
-        last = template.last_control_token(self._opening)
+        last = template.find_last_control_token(self._opening)
         self.prompt_tail = self._opening[self._opening.rindex(last) :] if last else self._opening
         self._lead = "" if native else self._render_body(_SPOKEN)[0].partition(_MARK)[0]
         self._thinks = _opens_thinking(self._opening)
-        self._always_thinks = self._thinks and _opens_thinking(self.between([self._answer()], _MARK))
+        self._always_thinks = self._thinks and _opens_thinking(self.render_between([self._make_answer()], _MARK))
 
     def write(self, message: Message, tools: Sequence[ToolSchema] = (), *, first: bool = True) -> str:
         """The text of a turn from the end of its prompt to its end token. `first`: the first turn of the episode."""
@@ -189,11 +189,11 @@ class TurnRenderer:
         header = self._lead.strip()
         return text.rpartition(header)[2] if header and THINK_CLOSE not in header else text
 
-    def between(self, messages: Sequence[Message], tool_name: str) -> str:
+    def render_between(self, messages: Sequence[Message], tool_name: str) -> str:
         """Text from the end of a turn to the beginning of the next one, where these messages stand between them."""
         stub = self._make_stub(tool_name) if messages[0]["role"] == "tool" else _SPOKEN
         rest = self._find_rest(stub, self._template.render([_USER, stub, *messages], prompt=True))
-        end = self._template.first_control_token(rest) if self._writes_end else ""
+        end = self._template.find_first_control_token(rest) if self._writes_end else ""
         return rest.partition(end)[2] if end else rest
 
     @cached_property
@@ -206,7 +206,7 @@ class TurnRenderer:
     def _takes_late_systems(self) -> bool:
         """Whether the template shows a system message in its place behind a turn, and not at the beginning."""
         try:
-            return _OTHER in self.between([{**_SYSTEM, "content": _OTHER}, _USER], "")
+            return _OTHER in self.render_between([{**_SYSTEM, "content": _OTHER}, _USER], "")
         except ValueError:
             return False
 
@@ -236,7 +236,7 @@ class TurnRenderer:
 
     def check(self) -> None:
         """Raise ValueError where the template leaves out or changes text, or what tools answer."""
-        if _OTHER not in self.between([self._answer()], _MARK):
+        if _OTHER not in self.render_between([self._make_answer()], _MARK):
             what = "tool messages" if self._native else "messages of text"
             raise ValueError(f"the chat template does not render {what}; use the model's template for tool calling")
         if not self._native:
@@ -264,7 +264,7 @@ class TurnRenderer:
             _add_id(make_call_message(ToolCall(name, {"x": _MARK})), self._json_arguments) if self._native else _SPOKEN
         )
 
-    def _answer(self) -> Message:
+    def _make_answer(self) -> Message:
         return _ANSWER if self._native else to_text([_ANSWER], self._form)[0]
 
     def _find_end(self) -> tuple[str, bool]:
@@ -278,11 +278,11 @@ class TurnRenderer:
         if _MARK not in text:
             raise ValueError(f"the chat template does not render an assistant's turn: {text!r}")
         tail = text[text.rindex(_MARK) + len(_MARK) :].rstrip()
-        if end := self._end_of(tail):
+        if end := self._find_final_token(tail):
             return end, True
-        follower = self._answer() if self._native else {"role": "user", "content": _OTHER}
+        follower = self._make_answer() if self._native else {"role": "user", "content": _OTHER}
         following = "" if tail and not self._native else self._template.try_render([_USER, stub, follower])
-        if following and (token := self._template.first_control_token(self._find_rest(stub, following))):
+        if following and (token := self._template.find_first_control_token(self._find_rest(stub, following))):
             return token, True
         if self._template.eos_token and not self._native and not tail:
             return self._template.eos_token, False
@@ -294,14 +294,18 @@ class TurnRenderer:
     def _find_answer_end(self) -> str:
         """The token that ends a turn without a call: another one where turns end with what the next message begins
         with, which is the user's then and not a tool's."""
-        if not (self._native and self._writes_end) or self._end_of(self._template.render([_USER, _SPOKEN]).rstrip()):
+        if not (self._native and self._writes_end) or self._find_final_token(
+            self._template.render([_USER, _SPOKEN]).rstrip()
+        ):
             return self.end_token
         following = self._template.try_render([_USER, _SPOKEN, {"role": "user", "content": _OTHER}])
-        return (following and self._template.first_control_token(self._find_rest(_SPOKEN, following))) or self.end_token
+        return (
+            following and self._template.find_first_control_token(self._find_rest(_SPOKEN, following))
+        ) or self.end_token
 
-    def _end_of(self, text: str) -> str:
+    def _find_final_token(self, text: str) -> str:
         """The control token at the end of a turn's text that is no part of a call or of thinking; empty without one."""
-        token = self._template.last_control_token(text)
+        token = self._template.find_last_control_token(text)
         belongs = token in self._form.marks or token in (THINK_OPEN, THINK_CLOSE)
         return token if token and text.rstrip().endswith(token) and not belongs else ""
 
@@ -310,7 +314,7 @@ class TurnRenderer:
         key = json.dumps(stub)
         if key not in self._tails:
             alone = self._template.render([_USER, stub]).rstrip()
-            self._tails[key] = alone[alone.rindex(_MARK) :].removesuffix(self._end_of(alone))
+            self._tails[key] = alone[alone.rindex(_MARK) :].removesuffix(self._find_final_token(alone))
         tail = self._tails[key]
         _, separator, rest = text.partition(tail)
         if not separator:
@@ -331,7 +335,7 @@ class TurnRenderer:
                 )
             body = _EMPTY_THINKING.sub("", text[len(head) :], count=1)
             body = body if THINK_CLOSE in tail else f"\n{THINK_CLOSE}\n\n{body}"
-        end = self._end_of(body)
+        end = self._find_final_token(body)
         return (body[: body.rindex(end)], end) if end else (body.rstrip("\n"), "")
 
 
@@ -345,7 +349,7 @@ def find_native_format(template: ChatTemplate) -> tuple[Format | None, bool]:
             continue
         turn = text[len(head) :].rstrip()
         for form in (form for form in FORMATS.values() if form is not REACT):
-            end = template.last_control_token(turn)
+            end = template.find_last_control_token(turn)
             call = form.parse(turn if end in form.marks else turn.removesuffix(end)).call
             if read_calls(PROBE) == [call]:
                 return form, json_arguments
@@ -360,7 +364,9 @@ def _add_id(message: Message, json_arguments: bool = False) -> Message:
     """The message with the id that some templates ask for, which ties a call to its answer."""
     calls = read_calls(message)
     if len(calls) > 1:
-        raise ValueError(f"an assistant turn makes one call, got {len(calls)}; split it with one_call_per_turn")
+        raise ValueError(
+            f"an assistant turn makes one call, got {len(calls)}; split it with steptool.chat.messages.split_calls"
+        )
     if not calls:
         return {k: v for k, v in message.items() if k != "tool_calls"}
     turn = {**message, **make_call_message(calls[0], read_text(message))}

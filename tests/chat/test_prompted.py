@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from steptool.chat.call_format import CALL_CLOSE, CALL_OPEN
-from steptool.chat.formats import parse_hermes, render
+from steptool.chat.formats import HERMES
 from steptool.records import ToolCall
 
 JSON = st.recursive(
@@ -32,14 +32,14 @@ PIECES = st.sampled_from(
 
 
 def test_a_call_after_a_thought() -> None:
-    turn = parse_hermes('I look it up. <tool_call>\n{"name": "find", "arguments": {"id": 3}}\n</tool_call>\n')
+    turn = HERMES.parse('I look it up. <tool_call>\n{"name": "find", "arguments": {"id": 3}}\n</tool_call>\n')
     assert turn.call == ToolCall("find", {"id": 3})
     assert (turn.thought, turn.problem) == ("I look it up.", "")
 
 
 @pytest.mark.parametrize("key", ["parameters", "arguments"])
 def test_a_bare_object_is_a_call(key: str) -> None:
-    turn = parse_hermes(f' {{"name": "find", "{key}": {{"id": 3}}}}\n')
+    turn = HERMES.parse(f' {{"name": "find", "{key}": {{"id": 3}}}}\n')
     assert turn.call == ToolCall("find", {"id": 3})
     assert turn.thought == ""
 
@@ -53,8 +53,8 @@ def test_a_bare_object_is_a_call(key: str) -> None:
         ('<tool_call>{"name": "f", "arguments": {}}', "tool call not closed"),
         ('{"name": "f", "arguments": {}}</tool_call>', "tool call not closed"),
         ('</tool_call>{"name": "f", "arguments": {}}<tool_call>', "tool call not closed"),
-        (render(ToolCall("f", {})) * 2, "more than one tool call"),
-        (render(ToolCall("f", {})) + " done", "text after the tool call"),
+        (HERMES.render(ToolCall("f", {})) * 2, "more than one tool call"),
+        (HERMES.render(ToolCall("f", {})) + " done", "text after the tool call"),
         ("<tool_call>f()</tool_call>", "invalid JSON: Expecting value"),
         ('<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>', "invalid JSON: NaN"),
         ('<tool_call>{"name": "f", "arguments": {"x": 1e999}}</tool_call>', "invalid JSON: a value out of range"),
@@ -68,14 +68,14 @@ def test_a_bare_object_is_a_call(key: str) -> None:
     ],
 )
 def test_what_is_no_call_has_a_problem(text: str, problem: str) -> None:
-    turn = parse_hermes(text)
+    turn = HERMES.parse(text)
     assert (turn.call, turn.problem, turn.text) == (None, problem, text)
 
 
 @given(st.text() | st.lists(PIECES | st.text(max_size=3), max_size=8).map("".join))
 @example('{"name": "f", "arguments": ' + "1" * 5000 + "}")
 def test_no_text_raises(text: str) -> None:
-    turn = parse_hermes(text)
+    turn = HERMES.parse(text)
     assert turn.text == text
     assert (turn.call is None) == bool(turn.problem)
     if turn.call:
@@ -86,8 +86,8 @@ def test_no_text_raises(text: str) -> None:
 @given(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=4))
 def test_what_is_rendered_is_read_back(name: str, arguments: dict[str, object]) -> None:
     call = ToolCall(name, arguments)
-    text = render(call, thought="so: ")
-    turn = parse_hermes(text)
+    text = HERMES.render(call, thought="so: ")
+    turn = HERMES.parse(text)
     if text.count(CALL_OPEN) == text.count(CALL_CLOSE) == 1:
         assert (turn.call, turn.thought) == (call, "so:")
     else:

@@ -173,7 +173,7 @@ def test_what_cannot_be_played_is_refused(template: str, chat_format: str, compl
         (
             PLAIN,
             {**TALK[1], "tool_calls": TALK[1]["tool_calls"] * 2},
-            "one call, got 2; split it with one_call_per_turn",
+            "one call, got 2; split it with steptool.chat.messages.split_calls",
         ),
     ],
 )

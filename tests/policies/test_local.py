@@ -8,18 +8,18 @@ import torch
 from transformers import PreTrainedModel
 
 from steptool.chat.codec import ChatCodec
-from steptool.chat.formats import render
+from steptool.chat.formats import HERMES
 from steptool.config import RolloutConfig
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.columns import from_row, to_row
 
-A, C, LOST = (render(ToolCall("get", {"key": k})) for k in ("a", "c", "b"))
-BAD, UNKNOWN = render(ToolCall("get", {})), render(ToolCall("put", {"key": "a"}))
-EIGHT = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "8"}))
-SEVEN = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))
-NO_ANSWER = render(ToolCall("Finish", {"return_type": "give_answer"}))
-NO_TYPE = render(ToolCall("Finish", {"final_answer": "7"}))
-GIVE_UP = render(ToolCall("Finish", {"return_type": "give_up_and_restart"}))
+A, C, LOST = (HERMES.render(ToolCall("get", {"key": k})) for k in ("a", "c", "b"))
+BAD, UNKNOWN = HERMES.render(ToolCall("get", {})), HERMES.render(ToolCall("put", {"key": "a"}))
+EIGHT = HERMES.render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "8"}))
+SEVEN = HERMES.render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))
+NO_ANSWER = HERMES.render(ToolCall("Finish", {"return_type": "give_answer"}))
+NO_TYPE = HERMES.render(ToolCall("Finish", {"final_answer": "7"}))
+GIVE_UP = HERMES.render(ToolCall("Finish", {"return_type": "give_up_and_restart"}))
 
 S = StepStatus
 MakeQuery = Callable[..., Query]
@@ -181,7 +181,8 @@ def test_what_prompts_begin_with_is_computed_once(
 
 def test_results_come_in_the_order_of_the_queries(run: Any, parrot: Any, make_query: MakeQuery) -> None:
     turns = {
-        f"go{i}": [A] * (i % 4) + [render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": str(i)}))]
+        f"go{i}": [A] * (i % 4)
+        + [HERMES.render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": str(i)}))]
         for i in range(11)
     }
     done: list[tuple[int, int]] = []

@@ -10,16 +10,16 @@ from transformers import PreTrainedModel
 
 from play_fixtures import NoteCodec
 from steptool.chat.codec import ChatCodec
-from steptool.chat.formats import render
+from steptool.chat.formats import HERMES
 from steptool.config import RolloutConfig, SearchConfig
 from steptool.environments.desk.environment import TOOLS, DeskEnvironment, DeskSession
 from steptool.environments.desk.tasks import DONE, LONG, draw_query
 from steptool.records import Query, StopReason, ToolCall, Trajectory
 from steptool.records.columns import from_row, to_row
 
-A, B, C, D = (render(ToolCall("get", {"key": key})) for key in ("a", "b", "c", "dd"))
-SEVEN = render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))
-GIVE_UP = render(ToolCall("Finish", {"return_type": "give_up_and_restart"}))
+A, B, C, D = (HERMES.render(ToolCall("get", {"key": key})) for key in ("a", "b", "c", "dd"))
+SEVEN = HERMES.render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": "7"}))
+GIVE_UP = HERMES.render(ToolCall("Finish", {"return_type": "give_up_and_restart"}))
 
 MakeQuery = Callable[..., Query]
 Tree = dict[tuple[str, ...], Sequence[str]]
@@ -162,10 +162,10 @@ class KeptDesk(DeskEnvironment):
 def test_going_back_restores_the_state_of_the_environment(plan: Any) -> None:
     """The last write is made too early, after the first one, and given up: only the first one is made again."""
     query, calls, first, last = next(task for seed in range(200) if (task := _with_two_writes(f"search{seed}")))
-    turns = [render(call) for call in calls]
-    turns.append(render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": DONE})))
+    turns = [HERMES.render(call) for call in calls]
+    turns.append(HERMES.render(ToolCall("Finish", {"return_type": "give_answer", "final_answer": DONE})))
     tree: Tree = {tuple(turns[:k]): [turn] for k, turn in enumerate(turns)}
-    fork, early = tuple(turns[: first + 1]), render(calls[last])
+    fork, early = tuple(turns[: first + 1]), HERMES.render(calls[last])
     tree |= {fork: [early, turns[first + 1]], (*fork, early): [GIVE_UP]}
     desk = KeptDesk()
     t, _ = plan(tree, query=query, environment=desk, max_context=20_000, max_new_tokens=160)
@@ -277,7 +277,7 @@ def _random_tree(rng: random.Random) -> Tree:
         path = open_paths.pop()
         kinds = [rng.choice("ccccgga") if path else "c" for _ in range(2)]
         name = {"c": "", "g": GIVE_UP, "a": SEVEN}
-        calls = [render(ToolCall("get", {"key": str(number)})) for number in range(2)]
+        calls = [HERMES.render(ToolCall("get", {"key": str(number)})) for number in range(2)]
         tree[path] = [name[kind] or call for kind, call in zip(kinds, calls, strict=True)]
         if len(path) < 3:
             open_paths += [(*path, turn) for turn in tree[path] if turn not in (GIVE_UP, SEVEN)]
