@@ -19,7 +19,7 @@ import numpy as np
 
 from steptool.artifacts import lineage
 from steptool.config import Config
-from steptool.models.adapter import read_base_name, write_whole
+from steptool.models.adapter import read_base_name, write_whole_model
 from steptool.models.load import EMBEDDED, load_tokenizer
 from steptool.records import Step, StepReward, StepStatus, StopReason, Trajectory
 from steptool.training.rounds import train_round
@@ -41,7 +41,7 @@ def main() -> int:
         train(arguments.folder, arguments.rank, adapter)
         for file in sorted(f for f in adapter.rglob("*") if f.is_file()):
             print(f"  {file.relative_to(adapter).as_posix()}: {file.stat().st_size / MB:.2f} MB")
-        write_whole(adapter, arguments.folder, whole)
+        write_whole_model(adapter, arguments.folder, whole)
         ours = size(adapter)
         other = size(whole) + size(adapter, "optimizer.safetensors")  # moments of twice the bytes
     print(f"handed over by a round: {ours:.2f} {other:.2f} {ours / other:.3f}")

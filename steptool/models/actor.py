@@ -311,10 +311,10 @@ class Actor(nn.Module):
                 module.compile()
 
     def forward(self, batch: TokenBatch) -> ActionOutputs:
-        """Log-probability and entropy of each action token; the backbone runs once, only its states go further."""
+        """Log-probability and entropy of each action token; logits are computed for these tokens alone."""
         return score_actions(self.policy, batch, self.temperature, self.ways)
 
-    def values(self, states_NH: Tensor) -> Tensor:
+    def compute_values(self, states_NH: Tensor) -> Tensor:
         """Values [N] of the states of a forward pass, float32."""
         if self.head is None:
             raise ValueError("this model has no value head; an algorithm that uses values sets needs_value_head")
@@ -322,7 +322,7 @@ class Actor(nn.Module):
         return values_N
 
     @torch.no_grad()
-    def reference_log_probs(self, batch: TokenBatch, reference: Actor | None) -> Tensor:
+    def compute_reference_log_probs(self, batch: TokenBatch, reference: Actor | None) -> Tensor:
         """Log-probabilities [N] under the reference: another model or, if None, this one with its adapter off."""
         if reference is not None:
             log_probs_N: Tensor = reference(batch).log_probs_N

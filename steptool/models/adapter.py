@@ -172,7 +172,7 @@ def name_base(folder: Path) -> str:
     return _DIGEST + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_whole(model: Path, base: Path, folder: Path) -> None:
+def write_whole_model(model: Path, base: Path, folder: Path) -> None:
     """Write a whole model into a new folder: an adapter merged into its base, any other model as it is.
 
     One file of weights is in memory at a time. What only training reads comes along; the adapter is copied as well.

@@ -338,7 +338,10 @@ def _explain(error: Exception, part: str, *, is_local: bool) -> str:
 
 
 def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], what: str, remedy: str) -> None:
-    """A local folder needs a file of one of the patterns. What is no local path is taken for a Hub id."""
+    """Raise ModelError unless a local folder has a file of one of the patterns.
+
+    What is no local path is taken for a Hub id, which is not checked.
+    """
     if not os.fspath(folder):
         raise ModelError("no model is named; expected a model folder, the url of one or a Hub id as in owner/name")
     path = Path(folder)

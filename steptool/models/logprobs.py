@@ -151,10 +151,10 @@ class _TiledLogProbs(torch.autograd.Function):
         hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if needs_hidden else None
         weight_grad_VH = None
         if needs_weight:
-            weight_grad_VH = _own_gradient(parameter) if ways.accumulate else torch.empty_like(weight_VH)
+            weight_grad_VH = _get_gradient(parameter) if ways.accumulate else torch.empty_like(weight_VH)
         bias_grad_V = torch.empty_like(bias_V) if needs_bias else None
         tiles = _Tiles(hidden_NH, weight_VH, bias_V)
-        differentiate = _compile(_tile_gradient) if ways.fused else _tile_gradient_in_place
+        differentiate = _compile(_differentiate_tile) if ways.fused else _differentiate_tile_in_place
         for tile in tiles.slices():
             grad_NT = differentiate(
                 tiles.logits(tile), tiles.scratch(tile), normaliser_N, gradient_N, targets_N - tile.start, transform
@@ -201,7 +201,7 @@ class _Lookup(torch.autograd.Function):
         sums_UH: Tensor = torch.ops.aten.embedding_dense_backward(gradient_MH, place_M, len(token_U), -1, False)
         if padding is not None:
             sums_UH[token_U == padding] = 0.0
-        total_VH = _own_gradient(parameter)
+        total_VH = _get_gradient(parameter)
         total_VH.index_add_(0, token_U, sums_UH.to(total_VH.dtype))
         return None, None, None
 
@@ -236,7 +236,7 @@ def _add_tile(logits_NT: Tensor, _: Tensor, sums: _Sums, transform: LogitTransfo
     return _Sums(largest_N, total_N, sums.weighted_N * decay_N + (e_NT * z_NT).sum(1))
 
 
-def _tile_gradient_in_place(
+def _differentiate_tile_in_place(
     logits_NT: Tensor,
     room_NT: Tensor,
     normaliser_N: Tensor,
@@ -252,7 +252,7 @@ def _tile_gradient_in_place(
     return transform.chain(room_NT, z_NT)
 
 
-def _tile_gradient(
+def _differentiate_tile(
     logits_NT: Tensor,
     room_NT: Tensor,
     normaliser_N: Tensor,
@@ -314,7 +314,7 @@ class _Tiles:
         return room[: shape[0] * shape[1]].view(shape)
 
 
-def _own_gradient(weight: Tensor) -> Tensor:
+def _get_gradient(weight: Tensor) -> Tensor:
     """The gradient of a weight, zeros where it has none yet; float32 where torch lets gradients be."""
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight, dtype=getattr(weight, "grad_dtype", None) or weight.dtype)

@@ -49,13 +49,13 @@ class SplitAdamW(torch.optim.Optimizer):
         """Update every weight that has a gradient."""
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
-            states = {w: self._state(w) for w in weights}
+            states = {w: self._open_state(w) for w in weights}
             for bucket in _fill_buckets([part for w in weights for part in _split_weight(w, states[w])]):
                 _update(bucket, group)
             for state in states.values():
                 state["step"] += 1
 
-    def _state(self, weight: Tensor) -> dict[str, Tensor]:
+    def _open_state(self, weight: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
@@ -153,7 +153,7 @@ def _split_weight(weight: Tensor, state: dict[str, Tensor]) -> Iterator[_Part]:
     if "low" not in state:
         yield _Part(part, gradient.float(), step.clone(), *moments)
         return
-    size = _bucket_size(weight)
+    size = _get_bucket_size(weight)
     tensors = [torch.split(t.reshape(-1), size) for t in (part, gradient, *moments, state["low"])]
     for part, gradient, exp_avg, exp_avg_sq, low in zip(*tensors, strict=True):
         yield _Part(part, gradient, step.clone(), exp_avg, exp_avg_sq, low)
@@ -189,7 +189,7 @@ def _fill_buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
     """Parts that are updated in one call."""
     bucket: list[_Part] = []
     for part in parts:
-        if bucket and sum(p.weight.numel() for p in bucket) + part.weight.numel() > _bucket_size(part.weight):
+        if bucket and sum(p.weight.numel() for p in bucket) + part.weight.numel() > _get_bucket_size(part.weight):
             yield bucket
             bucket = []
         bucket.append(part)
@@ -197,5 +197,5 @@ def _fill_buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
         yield bucket
 
 
-def _bucket_size(weight: Tensor) -> int:
+def _get_bucket_size(weight: Tensor) -> int:
     return _BUCKET.get(weight.device.type, _BUCKET["cpu"])

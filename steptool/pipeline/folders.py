@@ -92,11 +92,11 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
     for name, file in files.by_name().items():
         shutil.copyfile(file, folder / name)
     # These bring torch, which other pages do without.
-    from steptool.models.adapter import write_whole
+    from steptool.models.adapter import write_whole_model
     from steptool.models.load import write_serving
 
     for name, model in files.models.items():
-        write_whole(model, files.models[lineage.WARM_START], folder / name)
+        write_whole_model(model, files.models[lineage.WARM_START], folder / name)
         write_serving(folder / name, config)
     concatenate(list(files.evaluations), Evaluation, folder / lineage.EVALUATED)
     concatenate(files.metrics, Metric, folder / lineage.METRICS)

@@ -220,8 +220,8 @@ def score(actor: Actor, reference: Actor | None, sequences: Sequence[Spanned], l
     for rows, valid in shares:
         batch = collate([sequences[i] for i in rows], limit.packed).to(state.device)
         out = actor(batch)
-        values_N = actor.values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
-        own = (out.log_probs_N, actor.reference_log_probs(batch, reference), values_N)
+        values_N = actor.compute_values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
+        own = (out.log_probs_N, actor.compute_reference_log_probs(batch, reference), values_N)
         if not valid:
             continue
         scores_3N[:, torch.from_numpy(np.concatenate([places[i] for i in rows])).to(state.device)] = torch.stack(own)

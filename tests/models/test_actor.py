@@ -262,9 +262,9 @@ def test_values_are_zero_at_first_and_detach_keeps_the_backbone(model_dir: Path)
     for detach in (True, False):
         actor = Actor(load_model(model_dir), ValueHead(32), detach_value=detach)
         states_NH = actor(collate(sequences())).states_NH
-        assert (actor.values(states_NH) == 0).all()
+        assert (actor.compute_values(states_NH) == 0).all()
         torch.nn.init.ones_(actor.head.out.weight)
-        actor.values(states_NH).sum().backward()
+        actor.compute_values(states_NH).sum().backward()
         reached = any(p.grad is not None and p.grad.abs().max() > 0 for p in actor.policy.parameters())
         assert reached is not detach
 

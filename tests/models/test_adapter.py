@@ -93,7 +93,7 @@ def test_an_adapter_of_the_hub_names_its_base_itself(base: Path, tmp_path: Path)
 def test_the_whole_model_is_the_base_with_its_adapter(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     save(load_model(base).to(dtype), base, "8KB")
     policy = make_adapter(base, tmp_path / "round")
-    adapter.write_whole(tmp_path / "round", base, tmp_path / "whole")
+    adapter.write_whole_model(tmp_path / "round", base, tmp_path / "whole")
     whole = load_model(tmp_path / "whole")
     assert whole.dtype == dtype
     assert torch.equal(logits(whole), logits(adapter.load_joined(adapter.locate(tmp_path / "round", base))))
@@ -108,7 +108,7 @@ def test_the_whole_model_is_the_base_with_its_adapter(base: Path, tmp_path: Path
 
 
 def test_a_model_without_an_adapter_is_copied(base: Path, tmp_path: Path) -> None:
-    adapter.write_whole(base, tmp_path / "any", tmp_path / "whole")
+    adapter.write_whole_model(base, tmp_path / "any", tmp_path / "whole")
     for file in base.iterdir():
         assert (tmp_path / "whole" / file.name).read_bytes() == file.read_bytes()
 
@@ -123,7 +123,7 @@ def test_what_training_reads_and_the_lineage_come_along(base: Path, tmp_path: Pa
     lineage.sign(tmp_path / "round", base, "step_ppo", [], round_index=2, base=name)
     assert f"the digest `{name}`" in (tmp_path / "round" / "README.md").read_text()
 
-    adapter.write_whole(tmp_path / "round", base, tmp_path / "whole")
+    adapter.write_whole_model(tmp_path / "round", base, tmp_path / "whole")
     assert (tmp_path / "whole" / "training" / "optimizer.safetensors").read_bytes() == b"of the round"
     assert [entry["stage"] for entry in lineage.read(tmp_path / "whole")] == ["warm_start", "step_ppo"]
     card = (tmp_path / "whole" / "README.md").read_text()
@@ -137,7 +137,7 @@ def test_an_adapter_of_other_weights_is_refused(base: Path, tmp_path: Path) -> N
         other.get_input_embeddings().weight[0, 0] += 1
     save(other, tmp_path / "other", "8KB")
     with pytest.raises(ModelError, match=r"and .*/other holds others"):
-        adapter.write_whole(tmp_path / "round", tmp_path / "other", tmp_path / "whole")
+        adapter.write_whole_model(tmp_path / "round", tmp_path / "other", tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
 
 
@@ -150,7 +150,7 @@ def test_files_whose_names_are_not_the_models_own(base: Path, tmp_path: Path) ->
     bare = {k.removeprefix("model."): v.clone() for k, v in weights.items() if k != "lm_head.weight"}
     save_file(bare, tmp_path / "bare" / "model.safetensors", {"format": "pt"})
     policy = make_adapter(tmp_path / "bare", tmp_path / "round")
-    adapter.write_whole(tmp_path / "round", tmp_path / "bare", tmp_path / "whole")
+    adapter.write_whole_model(tmp_path / "round", tmp_path / "bare", tmp_path / "whole")
     torch.testing.assert_close(logits(load_model(tmp_path / "whole")), logits(policy), atol=1e-5, rtol=1e-5)
     assert "model.norm.weight" in load_file(tmp_path / "whole" / "model.safetensors")
 
@@ -161,7 +161,7 @@ def test_layers_that_hold_their_weights_turned_around(tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = save(GPT2LMHeadModel(config), tmp_path / "gpt2")
     policy = make_adapter(base, tmp_path / "round")
-    adapter.write_whole(tmp_path / "round", base, tmp_path / "whole")
+    adapter.write_whole_model(tmp_path / "round", base, tmp_path / "whole")
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(logits(whole.eval()), logits(policy.eval()), atol=1e-5, rtol=1e-5)
     assert (logits(whole) - logits(load_model(base))).abs().max() > 0.01

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from steptool.config import Config, PolicyConfig
 from steptool.models.actor import Actor, collate
-from steptool.models.adapter import load_joined, locate, write_whole
+from steptool.models.adapter import load_joined, locate, write_whole_model
 from steptool.models.load import load_model, prepare_base
 from steptool.training.rounds import train_round
 
@@ -41,7 +41,7 @@ def test_three_rounds_with_an_adapter(model_dir: Path, tmp_path: Path, make: Sim
     assert max(abs(row.kl) for row in results[1].advantages) > 1e-3
     assert (model_dir / "model.safetensors").read_bytes() == base_bytes
 
-    write_whole(folders[3], model_dir, tmp_path / "whole")
+    write_whole_model(folders[3], model_dir, tmp_path / "whole")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     adapted = PeftModel.from_pretrained(load_model(model_dir), folders[3])
     torch.testing.assert_close(log_probs(plain, rows), log_probs(adapted, rows), atol=1e-5, rtol=1e-5)
@@ -97,7 +97,7 @@ def test_a_bfloat16_folder_comes_out_in_bfloat16(
         result = train_round(
             folders[r], half_dir, rows, make.scores(rows), config=config, round_index=r, out_dir=folders[r + 1]
         )
-    write_whole(folders[2], half_dir, tmp_path / "whole")
+    write_whole_model(folders[2], half_dir, tmp_path / "whole")
     weights = load_file(tmp_path / "whole" / "model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     start = load_file(half_dir / "model.safetensors")

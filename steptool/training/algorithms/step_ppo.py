@@ -101,10 +101,8 @@ class StepPPO(Algorithm, Objective):
 
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Turn rewards, values and the divergence from the reference into advantages and returns."""
-        trajectories, lengths = (
-            selection.trajectories,
-            [credit.count_step_tokens(t.spans) for t in selection.trajectories],
-        )
+        trajectories = selection.trajectories
+        lengths = [credit.count_step_tokens(t.spans) for t in trajectories]
         lengths_S = np.concatenate(lengths)
         estimate = self.assign(selection, lengths, scores)
         solved_B = [t.trajectory_id in selection.solved for t in trajectories]
@@ -149,7 +147,7 @@ class StepPPO(Algorithm, Objective):
             raise RuntimeError("there are no advantages to train on yet: call prepare first")
         ppo, experience = self.config.ppo, self._experience.take(part.places_n)
         out = actor(part.batch)
-        values_N = actor.values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
+        values_N = actor.compute_values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
         ratio_N = torch.exp(out.log_probs_N - experience.old_log_probs_N)
         if ppo.ratio == "step":
             ratio_N = step_ratio(out.log_probs_N - experience.old_log_probs_N, experience.steps_N)
