@@ -121,7 +121,7 @@ class Episode:
     """A query on its way through an environment.
 
     The runner calls `begin`, then for each turn of the policy `answer` and `record` until `stop` says why the episode
-    has ended, then `end` and `played`. A policy reads `query`, `exchanges` and `hint` to make the next turn.
+    has ended, then `end` and `finish`. A policy reads `query`, `exchanges` and `hint` to make the next turn.
 
     `max_steps` holds where the query sets no limit of its own; with None there is no limit. `finish` says whether the
     policy ends it with the tool Finish or with an answer in text; `tools` are those that the policy sees. With
@@ -155,14 +155,14 @@ class Episode:
         self._environment: LimitedEnvironment | None = None
         self._session: LimitedSession | None = None
         self._abandoned_session: LimitedSession | None = None
-        """A session that `back_to` has left and that is not closed yet."""
+        """A session that `go_back_to` has left and that is not closed yet."""
         self._start = self._seconds = 0.0
 
     @property
     def final_answer(self) -> str | None:
         """The answer that ends the path; None without an answer, or if the user goes on."""
         last = self.exchanges[-1] if self.exchanges else None
-        return _answer_of(last.step) if last and last.user_turn is None else None
+        return _find_answer(last.step) if last and last.user_turn is None else None
 
     def begin(self, environment: LimitedEnvironment) -> None:
         """Reset the environment for this episode's query."""
@@ -175,10 +175,10 @@ class Episode:
             self._catch_up()
         session = self._open_session()
         state = session.state_digest() if self._digests else None
-        step, ends_episode = self._take(session, turn)
+        step, ends_episode = self._play_turn(session, turn)
         if state is not None:
             step = replace(step, state=state)
-        answer = _answer_of(step)
+        answer = _find_answer(step)
         return Exchange(turn, step, None if answer is None else session.next_turn(answer), ends_episode)
 
     def record(self, exchange: Exchange) -> None:
@@ -188,14 +188,14 @@ class Episode:
         self._tokens += len(turn.tokens.ids) if turn.tokens else 0
         self._cost += turn.cost
         self.exchanges.append(exchange)
-        self.stop = self._end_of_path()
+        self.stop = self._find_stop()
 
     def refuse(self, refusal: Refusal) -> None:
         """End the episode because the policy makes no further turn."""
         self.stop, self._refusal = refusal.stop, refusal.reason
         self._cost += refusal.cost
 
-    def back_to(self, turns: int) -> None:
+    def go_back_to(self, turns: int) -> None:
         """Go on from where the first `turns` turns had been made, as if no other had been.
 
         The next `answer` makes the calls of these turns again in a fresh session. Their results are ignored: the policy
@@ -269,13 +269,13 @@ class Episode:
             abandoned.close()
         session = self._open_session()
         for exchange in self.exchanges:
-            step, answer = exchange.step, _answer_of(exchange.step)
+            step, answer = exchange.step, _find_answer(exchange.step)
             if answer is not None:
                 session.next_turn(answer)
             elif step.call and step.call.name != FINISH and step.status is not StepStatus.UNKNOWN_TOOL:
                 session.call(step.call)
 
-    def _take(self, session: LimitedSession, turn: Turn) -> tuple[Step, bool]:
+    def _play_turn(self, session: LimitedSession, turn: Turn) -> tuple[Step, bool]:
         """What becomes of a turn, and whether the environment ends the episode with it."""
         call, answer = turn.parsed.call, turn.parsed.answer
         if call is None and answer is not None and self.finish_mode == "text":
@@ -289,7 +289,7 @@ class Episode:
         result = session.call(call)
         return Step(call, result.status, result.observation), result.ends_episode
 
-    def _end_of_path(self) -> StopReason | None:
+    def _find_stop(self) -> StopReason | None:
         """Why the path ends here, if it does."""
         last = self.exchanges[-1]
         if last.ends_episode:
@@ -336,7 +336,7 @@ def _finish(call: ToolCall) -> Step:
     return Step(call, StepStatus.INVALID_ARGUMENTS, _write_error(f"return_type must be {GIVE_ANSWER} or {GIVE_UP}"))
 
 
-def _answer_of(step: Step) -> str | None:
+def _find_answer(step: Step) -> str | None:
     """The answer of a Finish that gives one."""
     if step.status is not StepStatus.FINISH or step.call is None or step.call.arguments["return_type"] != GIVE_ANSWER:
         return None

@@ -136,7 +136,7 @@ class SearchEpisode(Episode):
         if depth < 0:
             return
         del self._branches[depth + 1 :]
-        self.back_to(depth)
+        self.go_back_to(depth)
         self.hint = _write_hint(self._branches[-1]) if self._search.hints else ""
 
 

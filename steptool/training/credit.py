@@ -69,6 +69,12 @@ def count_step_tokens(spans: Spans) -> Ints:
     return lengths
 
 
+def find_first_tokens(lengths_T: Ints) -> Ints:
+    """Place [T] of the first token of each step."""
+    starts: Ints = np.cumsum(lengths_T) - lengths_T
+    return starts
+
+
 def sum_by_step(packed_N: Floats, lengths_T: Ints) -> Floats:
     """Sum [T] of a packed quantity over the tokens of each step."""
     if len(lengths_T) == 0:
@@ -280,12 +286,6 @@ def _expect_groups(groups: Groups | None, lengths_S: Ints) -> Groups:
         count = "none" if groups is None else len(groups.states_S)
         raise ValueError(f"credit.value: group_mean needs the state of each of {len(lengths_S)} steps, got {count}")
     return groups
-
-
-def find_first_tokens(lengths_T: Ints) -> Ints:
-    """Place [T] of the first token of each step."""
-    starts: Ints = np.cumsum(lengths_T) - lengths_T
-    return starts
 
 
 def _check(step_rewards: Sequence[Floats], step_lengths: Sequence[Ints], values_N: Floats, kl_N: Floats) -> None:

@@ -60,12 +60,12 @@ class PreferenceTrainer:
         remaining = steps[len(log) :]
         if remaining:
             with TemporaryDirectory() as folder, _lend(self.actor.policy) as model:
-                trainer = self._open(model, np.concatenate(remaining), len(remaining[0]), folder)
+                trainer = self._make_trainer(model, np.concatenate(remaining), len(remaining[0]), folder)
                 trainer.add_callback(_OnLog(lambda logs: self._record(logs, log, len(steps))))
                 trainer.train()
         return log
 
-    def _open(self, model: PreTrainedModel, order: Indices, step_size: int, folder: str) -> Any:
+    def _make_trainer(self, model: PreTrainedModel, order: Indices, step_size: int, folder: str) -> Any:
         try:
             from datasets import Dataset
             from trl import DPOConfig, DPOTrainer
@@ -113,7 +113,7 @@ class PreferenceTrainer:
         figures["margin"] = logs["rewards/margins"] / self.algorithm.config.ppo.dpo_beta
         figures["preferred"] = logs["rewards/accuracies"]
         log.append(figures)
-        if self.checkpoints and self.checkpoints.due(len(log), steps):
+        if self.checkpoints and self.checkpoints.is_due(len(log), steps):
             self.checkpoints.save(self.actor, self.optimizer, log)
 
 

@@ -9,6 +9,7 @@ pass, so a process may have fewer passes than another. Where the model is cut ov
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,11 @@ def share_passes(passes: list[Indices], index: int, count: int, *, together: boo
     `together`: processes that hold parts of one model need as many passes each, and one that lacks a pass repeats
     another, which does not count.
     """
-    own = passes[index::count]
-    yield from ((rows, True) for rows in own if len(rows))
+    own = [rows for rows in passes[index::count] if len(rows)]
+    yield from ((rows, True) for rows in own)
     if together:
         spare = min(filter(len, passes), key=len)
-        yield from [(spare, False)] * (math.ceil(len(passes) / count) - sum(map(bool, map(len, own))))
+        yield from [(spare, False)] * (math.ceil(len(passes) / count) - len(own))
 
 
 def find_packed_places(counts: Indices) -> list[Indices]:
@@ -156,6 +157,13 @@ def share_folder(folder: Path) -> Path:
             "disk in common: run the stage on one node, or with ppo.sharding: ddp"
         )
     return shared
+
+
+def pass_on(model_dir: Path, out_dir: Path) -> None:
+    """Copy a model folder that training leaves as it is; the first process copies, and the others wait for it."""
+    if get_processes().is_main_process:
+        shutil.copytree(model_dir, out_dir, dirs_exist_ok=True)
+    get_processes().wait_for_everyone()
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:

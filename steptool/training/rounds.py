@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from steptool.training.algorithms import ALGORITHMS
 from steptool.training.algorithms.base import Algorithm, Objective, Selection
 from steptool.training.algorithms.eto import ExplorationPreference
 from steptool.training.preference import PreferenceTrainer
-from steptool.training.processes import PassLimit, cuts_models, get_processes, share_folder
+from steptool.training.processes import PassLimit, cuts_models, get_processes, pass_on, share_folder
 from steptool.training.scores import Scores, check_mismatch, fingerprint, measure_mismatch, read_engine_log_probs, score
 from steptool.training.trainer import CheckpointFolder, OnCheckpoint, Settings, Trainer
 
@@ -87,7 +86,7 @@ def train_round(
     algorithm = ALGORITHMS[config.ppo.algorithm](config, round_index)
     selection = algorithm.select(trajectories, rewards, scale)
     if not selection.trajectories:
-        shutil.copytree(policy_dir, out_dir, dirs_exist_ok=True)
+        pass_on(policy_dir, out_dir)
         note = f"{selection.note}; the policy is passed on unchanged"
         return RoundResult(selection.metrics, [], selection.left_out, 0, selection.scale, note)
     if cuts_models(config.ppo.sharding):

@@ -71,7 +71,7 @@ class CheckpointFolder:
     """Digest of the training data, by which the checkpoints of another training are recognised."""
     on_checkpoint: OnCheckpoint | None = None
 
-    def due(self, step: int, steps: int) -> bool:
+    def is_due(self, step: int, steps: int) -> bool:
         """Whether a checkpoint follows the step of this number, counted from 1; the last step always has one."""
         return step % self.every == 0 or step == steps
 
@@ -100,7 +100,7 @@ class CheckpointFolder:
         progress = {"fingerprint": self.fingerprint, "log": log}
         (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
         seal(folder)
-        for old in complete_checkpoints(self.path)[:-_KEPT]:
+        for old in list_complete_checkpoints(self.path)[:-_KEPT]:
             shutil.rmtree(old)
         if self.on_checkpoint:
             self.on_checkpoint()
@@ -129,7 +129,7 @@ class CheckpointFolder:
         return log
 
 
-def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+def list_complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """The complete checkpoints of a folder, the latest last."""
     folders = [path.parent for path in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
     return sorted(folders, key=lambda path: int(path.name.rsplit("-", 1)[1]))
@@ -137,7 +137,7 @@ def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
 
 def find_last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     """The latest complete checkpoint whose files match their digests. Damaged ones are named and skipped."""
-    for checkpoint in reversed(complete_checkpoints(folder)):
+    for checkpoint in reversed(list_complete_checkpoints(folder)):
         if _is_undamaged(checkpoint):
             return checkpoint
         say("training", f"{checkpoint.name} is damaged and is passed over")
@@ -146,12 +146,12 @@ def find_last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 def pack(folder: Path, target: Path) -> Path:
     """Write the last complete checkpoint of a folder, and the scores that lie beside it, into a tar file."""
-    complete = complete_checkpoints(folder)
+    complete = list_complete_checkpoints(folder)
     if not complete:
         raise ValueError(f"{folder}: no complete checkpoint to pack; call this after one was written")
-    files = sorted((f for f in complete[-1].rglob("*") if f.is_file()), key=lambda f: f.name == COMPLETE)
+    files = [file for file in (folder / scores.FILE, *complete[-1].rglob("*")) if file.is_file()]
     with tarfile.open(target, "w") as tar:
-        for file in [folder / scores.FILE] * (folder / scores.FILE).is_file() + files:  # the mark is last
+        for file in sorted(files, key=lambda file: file.name == COMPLETE):  # the mark is last
             tar.add(file, file.relative_to(folder))
     return target
 
@@ -254,7 +254,7 @@ class Trainer:
             log.append(self._step(number, steps[number]))
             if self.on_step:
                 self.on_step(number + 1, log[-1]["loss"])
-            if self.checkpoints and self.checkpoints.due(number + 1, len(steps)):
+            if self.checkpoints and self.checkpoints.is_due(number + 1, len(steps)):
                 self.checkpoints.save(self.actor, self.optimizer, log)
         return log
 

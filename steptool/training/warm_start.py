@@ -30,7 +30,14 @@ from steptool.models.optimizer import make_adamw
 from steptool.models.sharding import is_sharded, load_sharded_actor, save_sharded_model
 from steptool.records import FINISH, Message, Metric, Query, StopReason, Trajectory
 from steptool.training.algorithms.base import Supervised
-from steptool.training.processes import PassLimit, cuts_models, draw_grouped_batches, get_processes, share_folder
+from steptool.training.processes import (
+    PassLimit,
+    cuts_models,
+    draw_grouped_batches,
+    get_processes,
+    pass_on,
+    share_folder,
+)
 from steptool.training.scores import fingerprint
 from steptool.training.trainer import CheckpointFolder, OnCheckpoint, OnStep, Settings, Trainer, warm_up_and_cosine
 
@@ -47,7 +54,7 @@ class Refusal:
     """Shared by all demonstrations with the same fault."""
     detail: str
 
-    def as_json(self) -> str:
+    def to_json(self) -> str:
         """The refusal as a line of the quarantine file."""
         row: dict[str, Any] = {
             "kind": "demonstrations",
@@ -72,7 +79,7 @@ class Lessons:
 
     def add_to_quarantine(self, quarantine: Path, target: Path) -> Path:
         """Write the records that ingest set aside, and after them every demonstration that was left out."""
-        lines = "".join(f"{refusal.as_json()}\n" for refusal in self.refused)
+        lines = "".join(f"{refusal.to_json()}\n" for refusal in self.refused)
         target.write_text(quarantine.read_text(encoding="utf-8") + lines, encoding="utf-8")
         return target
 
@@ -102,8 +109,8 @@ def iterate_texts(queries: Sequence[Query], demonstrations: Sequence[Trajectory]
 def select_fitting(queries: Sequence[Query], codec: ChatCodec, config: Config) -> list[Query]:
     """The queries whose prompt leaves room for a turn in the context.
 
-    Where the source allows it the others are left out. Elsewhere they are an error: raises ValueError naming the query.
-    Raises ValueError too if a split or a shard of a round would stay empty.
+    The others are left out if the source allows it. If it does not, the first of them raises a ValueError that names
+    it. Raises ValueError too if a split or a shard of a round would stay empty.
     """
     room = config.policy.max_context - config.rollout.max_new_tokens
     leave_out = open_source(config.data.source).may_leave_out_long_prompts
@@ -138,9 +145,9 @@ def encode_demonstrations(
 ) -> Lessons:
     """Demonstrations of training queries with their tokens and spans, cut as a rollout would have made them.
 
-    Where the model ends a task in text, a Finish becomes an answer in text. One that the chat format cannot carry, or
-    that has more than `max_context` tokens, is refused with its reason.
-    Demonstrations of other queries are not for learning and are passed over.
+    Where the model ends a task in text, a Finish becomes an answer in text. A demonstration that the chat format cannot
+    carry, or that has more than `max_context` tokens, is refused with its reason. Demonstrations of other queries are
+    not for learning and are passed over.
     """
     tools = {q.query_id: offer_tools(q.tools, finish) for q in queries if q.split == "train"}
     lessons = Lessons([], [])
@@ -190,7 +197,9 @@ def _check_shards(train: int, config: Config) -> None:
 
 
 _MICRO_BATCH = 16
+"""Examples per forward pass on one process, unless their tokens are limited."""
 _WARM_UP = 50
+"""Largest number of steps over which the learning rate rises."""
 
 
 def warm_start(
@@ -222,7 +231,7 @@ def warm_start(
     """
     base_dir, out_dir = Path(base_dir), Path(out_dir)
     if cfg.steps == 0:
-        shutil.copytree(base_dir, out_dir, dirs_exist_ok=True)
+        pass_on(base_dir, out_dir)
         return []
     fitting = [e for e in examples if e.spans and len(e.input_ids) <= policy.max_context]
     if not fitting:
@@ -231,18 +240,14 @@ def warm_start(
             f"{policy.max_context} tokens (the shortest has {min((len(e.input_ids) for e in examples), default=0)}); "
             "give some in data.recorded_answers, raise max_context, or set warm_start.steps to 0 to go without"
         )
-    cut = cuts_models(sharding)
-    if cut:
+    is_cut = cuts_models(sharding)
+    if is_cut:
         out_dir = share_folder(out_dir)
         checkpoints = share_folder(Path(checkpoints)) if checkpoints else None
-        actor = load_sharded_actor(base_dir, get_processes().num_processes, trained=not policy.lora_rank)
-    else:
-        actor = Actor(load_model(base_dir))
-    if policy.lora_rank:
-        actor.policy = add_adapter(actor.policy, policy, seed).eval()
-    optimizer = make_adamw(actor.policy, cfg.learning_rate, weight_decay=0.01, moments=moments)
+    actor = _load_actor(base_dir, policy, seed, is_cut=is_cut)
     if gradient_checkpointing:
         actor.checkpoint_activations()
+    optimizer = make_adamw(actor.policy, cfg.learning_rate, weight_decay=0.01, moments=moments)
     limit = PassLimit(_MICRO_BATCH, tokens_per_pass, actor.packed)
     settings = Settings(limit, 1.0, warm_up_and_cosine(cfg.steps, min(_WARM_UP, cfg.steps // 10)))
     checkpoint_folder = None
@@ -254,6 +259,17 @@ def warm_start(
     metrics = update_metrics(log, "warm_start", -1)
     left_out = float(len(examples) - len(fitting))
     return [*metrics, Metric("warm_start", -1, cfg.steps - 1, "left_out", left_out)]
+
+
+def _load_actor(base_dir: Path, policy: PolicyConfig, seed: int, *, is_cut: bool) -> Actor:
+    """The model of a folder, whole or this process's part of it, with a fresh adapter where LoRA is on."""
+    if is_cut:
+        actor = load_sharded_actor(base_dir, get_processes().num_processes, trained=not policy.lora_rank)
+    else:
+        actor = Actor(load_model(base_dir))
+    if policy.lora_rank:
+        actor.policy = add_adapter(actor.policy, policy, seed).eval()
+    return actor
 
 
 def save_warm_start(actor: Actor, base_dir: Path, out_dir: Path) -> None:

@@ -52,7 +52,7 @@ def test_what_was_abandoned_is_counted_and_paid_for(begin: Any, environment: Env
     episode = begin(environment)
     episode.record(episode.answer(turn(GET, [1, 2], [3, 4])))
     episode.record(episode.answer(turn(None, [5], [6, 7])))
-    episode.back_to(1)
+    episode.go_back_to(1)
     episode.record(episode.answer(turn(SEVEN, [5], [8])))
     episode.end()
     played = episode.finish("p", 1.0)

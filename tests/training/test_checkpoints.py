@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from steptool.training.rounds import train_round
 from steptool.training.scores import FILE, Scores
-from steptool.training.trainer import CheckpointFolder, complete_checkpoints, find_last_checkpoint, pack, unpack
+from steptool.training.trainer import CheckpointFolder, find_last_checkpoint, list_complete_checkpoints, pack, unpack
 
 WORKER = Path(__file__).parent / "worker.py"
 SETTINGS = {"count": 10, "epochs": 30, "batch_size": 5, "micro_batch_size": 3}
@@ -160,6 +160,6 @@ def test_damaged_scores_are_computed_anew(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_complete_with_its_digests_only(tmp_path: Path) -> None:
     save_two(tmp_path)
-    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    assert [folder.name for folder in list_complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
     (tmp_path / "checkpoint-2" / "complete").write_bytes(b"")
     assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"

@@ -14,7 +14,7 @@ from steptool.training.processes import count_updates, draw_grouped_batches
 class RejectionFineTuning(Supervised, Algorithm):
     """Takes as many optimizer steps, of the same size and at the same learning rates, as StepPPO would take.
 
-    StepPPO's are those on all of the round's trajectories.
+    StepPPO would take them on all of the round's trajectories.
     """
 
     stage = "rft"
