@@ -121,7 +121,7 @@ def _evaluate(config: Config, start: Path, folder: Path, name: str) -> list[Eval
     """Play the tasks of the configured split with the model of this name in a folder, and write the rows."""
     from steptool.pipeline.episodes import evaluate
 
-    queries = TaskSet(start / "tasks").evaluation_queries(config.evaluation)
+    queries = TaskSet(start / "tasks").read_evaluation_queries(config.evaluation)
     rows = evaluate(EvaluatedPolicy(name=name, model=str(folder / name)), queries, config).rows
     partial = write_records(folder / f"{EVALUATIONS}.partial", rows, Evaluation)
     partial.rename(folder / EVALUATIONS)

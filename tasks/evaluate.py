@@ -81,7 +81,9 @@ def _evaluate(policy: EvaluatedPolicy, config: Config, tasks: Tasks) -> "PolicyE
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache")
     task_set = TaskSet(download(tasks))
-    return play(policy, task_set.evaluation_queries(config.evaluation), config, recordings=task_set.recordings())
+    return play(
+        policy, task_set.read_evaluation_queries(config.evaluation), config, recordings=task_set.read_recordings()
+    )
 
 
 class Judgement(NamedTuple):

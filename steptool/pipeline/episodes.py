@@ -73,16 +73,16 @@ class TaskSet:
             shutil.copyfile(demonstrations, tasks.folder / _RECORDINGS)
         return tasks
 
-    def recordings(self) -> list[Trajectory]:
+    def read_recordings(self) -> list[Trajectory]:
         """The recorded trajectories; empty where nothing needs them."""
         path = self.folder / _RECORDINGS
         return read_records(path, Trajectory) if path.exists() else []
 
-    def evaluation_queries(self, settings: EvaluationConfig) -> list[Query]:
+    def read_evaluation_queries(self, settings: EvaluationConfig) -> list[Query]:
         """The queries that an evaluation plays. Raises ValueError if no query is left."""
         queries = read_queries(self.folder / lineage.QUERIES, None if settings.split == "all" else settings.split)
         if settings.recorded_only:
-            recorded_ids = {t.query_id for t in self.recordings()}
+            recorded_ids = {t.query_id for t in self.read_recordings()}
             queries = [q for q in queries if q.query_id in recorded_ids]
         if not queries:
             raise ValueError(
@@ -91,7 +91,7 @@ class TaskSet:
             )
         return queries
 
-    def round_queries(self, config: Config, round_index: int, shard: int) -> list[Query]:
+    def read_round_queries(self, config: Config, round_index: int, shard: int) -> list[Query]:
         """The training queries of one shard of a round, one for each episode. Only these are parsed.
 
         With `rollout.samples_per_query` each query comes that many times in a row, all in one shard.
@@ -276,7 +276,7 @@ def play_shard(
     policy: Policy, tasks: TaskSet, config: Config, round_index: int, shard: int, folder: Path, watch: Stopwatch
 ) -> Path:
     """Sample a shard of a round's episodes into a folder, with what `watch` says they cost; returns the folder."""
-    queries, recordings = tasks.round_queries(config, round_index, shard), tasks.recordings()
+    queries, recordings = tasks.read_round_queries(config, round_index, shard), tasks.read_recordings()
     episodes = play(policy, queries, config, round_index=round_index, recordings=recordings)
     by_id = {query.query_id: query for query in queries}
     verdicts = [find_verdict(by_id[episode.query_id], episode)[0] for episode in episodes]

@@ -1,6 +1,4 @@
-"""The folders of a training run and of an evaluation: artifacts under their names, tables, pages, the
-judge's verdicts.
-"""
+"""The folders of a training run and of an evaluation: artifacts, tables, pages and the judge's verdicts."""
 
 from __future__ import annotations
 

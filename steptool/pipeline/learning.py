@@ -22,7 +22,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from steptool.artifacts import lineage
-from steptool.artifacts.lineage import COSTS, METRICS, name_round_file
 from steptool.artifacts.metrics import Stopwatch, count_metrics, format_rate, say, total_counts
 from steptool.config import Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
@@ -45,7 +44,7 @@ from steptool.rewards import annotators
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale, describe_provenance
 from steptool.training.algorithms import ALGORITHMS
 from steptool.training.processes import PassLimit, get_processes
-from steptool.training.rounds import load_actor, score_round, train_round
+from steptool.training.rounds import RoundResult, load_actor, score_round, train_round
 from steptool.training.trainer import OnCheckpoint, find_last_checkpoint, seal
 
 _JOINED, _FIGURES, _POLICY, _SCALE, _PAGE = "joined", "figures", "policy", "scale.json", "audit.html"
@@ -122,7 +121,7 @@ def learn_round(
     `scale` is the running scale of the rounds before; the first round has none.
     """
     watch = Stopwatch("ppo", round_index)
-    model, figures = folder / "policy", folder / "figures"
+    model, figures = folder / _POLICY, folder / _FIGURES
     model.mkdir(parents=True)
     figures.mkdir()
     episodes, rewards = read_records(audited.trajectories, Trajectory), read_records(audited.rewards, StepReward)
@@ -149,25 +148,32 @@ def learn_round(
         describe_provenance(rewards, config.rewards),
         read_base_name(model),
     )
-    spent = [*read_records(audited.costs, Cost), watch.cost(result.tokens)]
-    counts = count_metrics("ppo", {"episodes": len(episodes), "left out of training": result.left_out}, round_index)
-    counts += count_metrics("annotate", total_counts(spent), round_index)
+    metrics, costs = _collect_figures(audited, result, len(episodes), watch, round_index)
     say(
         "ppo",
         describe_outcome(episodes, rewards),
-        seconds=sum(cost.seconds for cost in spent),
+        seconds=sum(cost.seconds for cost in costs),
         round_index=round_index,
         rounds=config.ppo.rounds,
     )
-    metrics = [*counts, *result.metrics]
-    track_round(episodes, rewards, metrics, spent, config)
+    track_round(episodes, rewards, metrics, costs, config)
     return LearnedRound(
         model,
         write_records(figures / lineage.name_round_file("advantages", round_index), result.advantages, Advantage),
         write_records(figures / lineage.METRICS, metrics, Metric),
-        write_records(figures / lineage.COSTS, spent, Cost),
-        result.scale.save(figures / "scale.json"),
+        write_records(figures / lineage.COSTS, costs, Cost),
+        result.scale.save(figures / _SCALE),
     )
+
+
+def _collect_figures(
+    audited: AuditedRound, result: RoundResult, episodes: int, watch: Stopwatch, round_index: int
+) -> tuple[list[Metric], list[Cost]]:
+    """The metrics of a round, its counts first, and its costs, those of learning last."""
+    costs = [*read_records(audited.costs, Cost), watch.cost(result.tokens)]
+    counts = count_metrics("ppo", {"episodes": episodes, "left out of training": result.left_out}, round_index)
+    counts += count_metrics("annotate", total_counts(costs), round_index)
+    return [*counts, *result.metrics], costs
 
 
 def describe_outcome(episodes: Sequence[Trajectory], rewards: Sequence[StepReward]) -> str:
@@ -307,12 +313,12 @@ def _make_round(
     watch, shards = Stopwatch("rollout", round_index), []
     with open_learner(policy, start, config, round_index, models.load, resting) as player:
         for shard in range(config.rollout.shards):
-            target = _make(work, f"shard{shard}")
+            target = _make_folder(work, f"shard{shard}")
             shards.append(play_shard(player, tasks, config, round_index, shard, target, watch))
             watch = Stopwatch("rollout", round_index)
     models.hand_over()
     scores = [
-        score_file(shard / EPISODES, queries, config, round_index, _make(work, f"scores{number}"))
+        score_file(shard / EPISODES, queries, config, round_index, _make_folder(work, f"scores{number}"))
         for number, shard in enumerate(shards)
     ]
 
@@ -320,7 +326,7 @@ def _make_round(
         (work / _PAGE).write_text(page, encoding="utf-8")
         show(_name_page(round_index), page)
 
-    audited = audit_round(shards, scores, queries, config, round_index, _make(work, _JOINED), show_page)
+    audited = audit_round(shards, scores, queries, config, round_index, _make_folder(work, _JOINED), show_page)
     learn_round(policy, start, audited, config, round_index, scale, work, load=models.load)
     if config.rollout.engine == "vllm":
         models.clear()
@@ -350,15 +356,15 @@ def _read_rounds(checkpoint: Path, first: int) -> list[FinishedRound]:
     return [
         FinishedRound(
             AuditedRound(
-                folder / _JOINED / name_round_file("trajectories", round_index),
-                folder / _JOINED / name_round_file("rewards", round_index),
-                folder / _JOINED / COSTS,
+                folder / _JOINED / lineage.name_round_file("trajectories", round_index),
+                folder / _JOINED / lineage.name_round_file("rewards", round_index),
+                folder / _JOINED / lineage.COSTS,
             ),
             LearnedRound(
                 folder / _POLICY,
-                folder / _FIGURES / name_round_file("advantages", round_index),
-                folder / _FIGURES / METRICS,
-                folder / _FIGURES / COSTS,
+                folder / _FIGURES / lineage.name_round_file("advantages", round_index),
+                folder / _FIGURES / lineage.METRICS,
+                folder / _FIGURES / lineage.COSTS,
                 folder / _FIGURES / _SCALE,
             ),
             (folder / _PAGE).read_text(encoding="utf-8"),
@@ -367,7 +373,7 @@ def _read_rounds(checkpoint: Path, first: int) -> list[FinishedRound]:
     ]
 
 
-def _make(work: Path, name: str) -> Path:
+def _make_folder(work: Path, name: str) -> Path:
     (work / name).mkdir(parents=True)
     return work / name
 

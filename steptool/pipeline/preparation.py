@@ -58,7 +58,7 @@ TOLERANCES = {torch.float32: 0.01, torch.bfloat16: 0.1}
 """Nats by which the log-probabilities of a turn may differ from those of the training path: they allow for rounding
 alone. In float32 the largest difference of a token counts, in bfloat16 the mean."""
 _TURNS = 2
-
+"""Turns of each conversation of the trial."""
 _ROWS, _TOKENS = 16, 16
 """The measurement decodes at most so many episodes together, with so many tokens in each turn."""
 _UPDATES = 3
@@ -92,7 +92,7 @@ def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query]
         if config.rollout.engine != "transformers":
             return 0.0
         rows = _play(model, codec, queries, config)
-        differences = [_difference(model, row, config.rollout.temperature) for row in rows if row.spans]
+        differences = [_measure_difference(model, row, config.rollout.temperature) for row in rows if row.spans]
     except ValueError as error:
         raise ModelError(f"policy.base: {error}") from error
     except (RuntimeError, IndexError, TypeError, AttributeError, KeyError) as error:
@@ -162,7 +162,7 @@ def _make_prompts(codec: ChatCodec, queries: Sequence[Query], finish: FinishMode
 
 
 @torch.no_grad()
-def _difference(model: PreTrainedModel, row: _Row, temperature: float) -> float:
+def _measure_difference(model: PreTrainedModel, row: _Row, temperature: float) -> float:
     """How far the sampled log-probabilities of a row are from those of the training path."""
     batch = collate([row]).to(model.device)
     trained_N = score_actions(model, batch, temperature).log_probs_N.cpu().numpy()

@@ -8,6 +8,7 @@ as step; those of the held-out tasks under evaluation/. If a tracker fails, the 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import time
 from collections import defaultdict
@@ -47,7 +48,7 @@ def check_trackers(config: TrackingConfig) -> None:
             )
 
 
-def run_id(config: TrackingConfig) -> str:
+def name_run(config: TrackingConfig) -> str:
     """The name of the run at the trackers: as configured, else that of Flyte's execution, else one of this process.
 
     Processes that this one starts take part in its run.
@@ -68,7 +69,7 @@ def track_configuration(config: Config) -> None:
 
 def track_updates(metrics: Sequence[Metric], config: Config) -> None:
     """Track the figures of optimizer steps: each by its number over all rounds."""
-    track(list(_update_entries(metrics)), config.tracking)
+    track(list(_list_update_entries(metrics, config)), config.tracking)
 
 
 def track_round(
@@ -82,8 +83,10 @@ def track_round(
     if not config.tracking.trackers:
         return
     round_index = max((m.round for m in metrics), default=0)
-    figures = {f"rounds/{name}": value for name, value in _round_figures(episodes, rewards, metrics, costs).items()}
-    track([*_update_entries(metrics), Entry(figures, round_index)], config.tracking)
+    figures = {
+        f"rounds/{name}": value for name, value in _compute_round_figures(episodes, rewards, metrics, costs).items()
+    }
+    track([*_list_update_entries(metrics, config), Entry(figures, round_index)], config.tracking)
 
 
 def track_evaluation(name: str, rows: Sequence[Evaluation], config: Config) -> None:
@@ -124,7 +127,7 @@ def _call_each_tracker(config: TrackingConfig, use: Callable[[Any], None]) -> No
     PartialState()  # accelerate's trackers need it
     for name in config.trackers:
         try:
-            tracker = _OPENERS[name](config, run_id(config))
+            tracker = _OPENERS[name](config, name_run(config))
             try:
                 use(tracker)
             finally:
@@ -223,17 +226,22 @@ def _log_text(tracker: Any, name: str, text: str) -> None:
         tracker.log({name: trackio.Markdown(text)})
 
 
-def _update_entries(metrics: Iterable[Metric]) -> Iterator[Entry]:
+def _list_update_entries(metrics: Iterable[Metric], config: Config) -> Iterator[Entry]:
+    """The figures of optimizer steps. The steps of a round are numbered from round * the most steps of any round on.
+
+    A round that leaves trajectories out has fewer steps; the numbers of the next one do not overlap with its own.
+    """
     by_update: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
     for m in metrics:
         if m.update >= 0:
             by_update[m.round, m.update][f"{m.stage}/{m.name}"] = m.value
-    per_round = 1 + max((update for _, update in by_update), default=0)
+    most = config.ppo.epochs * math.ceil(config.rollout.episodes / config.ppo.batch_size)
+    per_round = max(most, 1 + max((update for _, update in by_update), default=0))
     for (round_index, update), figures in sorted(by_update.items()):
         yield Entry(figures, max(round_index, 0) * per_round + update)
 
 
-def _round_figures(
+def _compute_round_figures(
     episodes: Sequence[Trajectory], rewards: Sequence[StepReward], metrics: Sequence[Metric], costs: Sequence[Cost]
 ) -> Mapping[str, float]:
     series: dict[str, list[float]] = defaultdict(list)

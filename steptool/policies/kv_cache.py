@@ -1,6 +1,4 @@
-"""The KV cache of many episodes in one batch: which tokens a layer sees, which row belongs to which episode,
-and which tokens to compute.
-"""
+"""The KV cache of many episodes in one batch: what a layer sees, whose a row is, and which tokens to compute."""
 
 from __future__ import annotations
 
@@ -107,6 +105,7 @@ def _find_rope_limit(config: Any) -> int | None:
 
 
 def _check_runs(model: PreTrainedModel, kinds: list[str]) -> None:
+    """Raise ValueError for a model that the sampler cannot play; `kinds` are those of its layers."""
     inner = unwrap_model(model)
     name = type(inner).__name__
     others = sorted(set(kinds) - {_FULL, _SLIDING, _CHUNKED})
@@ -172,11 +171,11 @@ class Rows:
         """The rows that belong to an episode."""
         return [row for row, episode in enumerate(self._episodes) if episode]
 
-    def row_of(self, episode: Episode) -> int:
+    def find_row(self, episode: Episode) -> int:
         """The row of an episode. Raises ValueError if it has none."""
         return self._episodes.index(episode)
 
-    def episode_of(self, row: int) -> Episode:
+    def get_episode(self, row: int) -> Episode:
         """The episode of a row in use."""
         episode = self._episodes[row]
         assert episode is not None
@@ -190,7 +189,7 @@ class Rows:
 
     def release(self, episode: Episode) -> None:
         """Free the episode's row."""
-        self._episodes[self.row_of(episode)] = None
+        self._episodes[self.find_row(episode)] = None
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only; row rows[i] becomes row i."""
@@ -207,10 +206,10 @@ class Rows:
         both begin with. So the prompts of many episodes with the same tools are computed once.
         """
         first, second = Stage(), Stage()
-        beginning = {self.row_of(episode) for episode, _, begins in prompts if begins}
+        beginning = {self.find_row(episode) for episode, _, begins in prompts if begins}
         sources = {_make_key(self._ids[row]): row for row in self.in_use if row not in beginning}
         for episode, prompt, begins in prompts:
-            row, ids = self.row_of(episode), np.asarray(prompt, np.int64)
+            row, ids = self.find_row(episode), np.asarray(prompt, np.int64)
             key, stage, start = _make_key(ids), first, 0
             if not begins or (key and key == _make_key(self._ids[row])):
                 start = _count_common(self._ids[row], ids)

@@ -174,7 +174,7 @@ class BatchSampler:
         self._length = 0
 
     @property
-    def open(self) -> int:
+    def open_count(self) -> int:
         """Number of turns that go on or were not taken yet."""
         return len(self._open)
 

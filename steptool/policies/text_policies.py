@@ -235,7 +235,7 @@ class EndpointPolicy(Policy):
 def _parse(reply: Reply, form: Format | None) -> ParsedTurn:
     """The turn of a reply. Reasoning in a field of its own stands before the words, between <think> and </think>."""
     message, text = reply.message, _write_text(reply)
-    first = _keep_first_call(message)
+    first = _find_first_call(message)
     if first is None:
         return _read_answer(text, form)
     try:
@@ -283,7 +283,7 @@ def _read_words(message: Message) -> str:
     return next((text for text in (content, message.get("refusal")) if isinstance(text, str)), "")
 
 
-def _keep_first_call(message: Message) -> Message | None:
+def _find_first_call(message: Message) -> Message | None:
     calls = message.get("tool_calls")
     return calls[0] if calls and isinstance(calls, list) else None
 
@@ -308,7 +308,7 @@ def _retell(exchange: Exchange) -> list[Message]:
     A call that cannot be read is sent as text: servers refuse a history with calls that are not well formed.
     """
     message, parsed, observation = exchange.turn.message or {}, exchange.turn.parsed, exchange.step.observation
-    first = _keep_first_call(message)
+    first = _find_first_call(message)
     if exchange.step.status is StepStatus.FINISH and parsed.call is None:
         return [{"role": "assistant", "content": _read_words(message)}]
     if parsed.call is None or first is None:

@@ -65,7 +65,7 @@ class Prompter:
                 )
         return {episode: len(ids) for episode, ids in self._first_ids.items()}
 
-    def next(self, episode: Episode) -> Prompt | Refusal:
+    def make_prompt(self, episode: Episode) -> Prompt | Refusal:
         """The prompt of the next turn, or a refusal if a whole turn does not fit behind it.
 
         A hint is left out if the turn fits only without it.
@@ -77,7 +77,7 @@ class Prompter:
         hinted = [*path, *self._encode_context(episode, episode.hint)] if episode.hint else ids
         return Prompt(hinted if self._has_room(hinted) else ids, context_ids, episode.tools)
 
-    def turn(self, prompt: Prompt, ids: Sequence[int], logprobs: npt.NDArray[np.float32]) -> Turn:
+    def make_turn(self, prompt: Prompt, ids: Sequence[int], logprobs: npt.NDArray[np.float32]) -> Turn:
         """The turn whose tokens were sampled after the prompt."""
         return Turn(
             self._codec.parse(ids, prompt.tools),
@@ -193,7 +193,7 @@ class TokenPolicy(Policy):
     def submit(self, episodes: Sequence[Episode]) -> None:
         """Queue the prompts of the next turns. The next `poll` refuses a prompt that leaves no room for a turn."""
         for episode in episodes:
-            prompt = self._prompter.next(episode)
+            prompt = self._prompter.make_prompt(episode)
             if isinstance(prompt, Refusal):
                 self._refusals.append((episode, prompt))
             else:
@@ -274,7 +274,7 @@ class EnginePolicy(TokenPolicy):
 
     def _end_turn(self, completion: Completion) -> EndedTurn:
         episode, prompt = self._requests.pop(completion.request_id)
-        return episode, self._prompter.turn(prompt, completion.ids, completion.logprobs)
+        return episode, self._prompter.make_turn(prompt, completion.ids, completion.logprobs)
 
 
 @dataclass
@@ -326,10 +326,10 @@ class LocalPolicy(TokenPolicy):
         if refusals := self._take_refusals():
             return refusals
         self._feed()
-        if not self._sampler.open:
+        if not self._sampler.open_count:
             wait(until, return_when=FIRST_COMPLETED)
             return []
-        enough = ceil(_WAITING_SHARE * self._sampler.open)
+        enough = ceil(_WAITING_SHARE * self._sampler.open_count)
         while self._sampler.ended_count + sum(future.done() for future in until) < enough:
             self._sampler.step()
         return [self._end_turn(turn) for turn in self._sampler.take()]
@@ -364,7 +364,7 @@ class LocalPolicy(TokenPolicy):
             seat = self._seats[episode]
             seat.prompt = prompt
             numbers = torch.rand(self._rollout.max_new_tokens, generator=seat.random)
-            uniforms[self._rows.row_of(episode)] = numbers.numpy()
+            uniforms[self._rows.find_row(episode)] = numbers.numpy()
         self._queue = []
         for stage in stages:
             for copy in stage.copies:
@@ -376,9 +376,9 @@ class LocalPolicy(TokenPolicy):
             self._rows.keep(rows)
 
     def _end_turn(self, turn: SampledTurn) -> EndedTurn:
-        episode = self._rows.episode_of(turn.row)
+        episode = self._rows.get_episode(turn.row)
         # The last sampled token was not fed back: its keys and values are not in the cache.
         self._rows.append(turn.row, turn.ids[:-1])
         prompt = self._seats[episode].prompt
         assert prompt is not None
-        return episode, self._prompter.turn(prompt, turn.ids, turn.logprobs)
+        return episode, self._prompter.make_turn(prompt, turn.ids, turn.logprobs)

@@ -172,12 +172,20 @@ def _restore_caches(worker: Any, sizes: list[int]) -> None:
 
 
 def _make_lora_options(adapter: str, lora_rank: int) -> dict[str, Any]:
-    """Options that reserve room for one adapter, of the smallest rank of vLLM that is large enough."""
+    """Options that reserve room for one adapter, of the smallest rank of vLLM that is large enough.
+
+    Raises ConfigError where none is.
+    """
     rank = lora_rank
     if adapter:
         rank = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))["r"]
     if not rank:
         return {}
+    if rank > _LORA_RANKS[-1]:
+        raise ConfigError(
+            f"policy.lora_rank: vLLM takes at most {_LORA_RANKS[-1]}, got {rank}; lower it, or set rollout.engine to "
+            "transformers"
+        )
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _LORA_RANKS if r >= rank)}
 
 

@@ -251,10 +251,10 @@ def _name_run(inputs: Mapping[str, Any]) -> str:
     if not is_on():
         return ""
     from steptool.config.run import TrackingConfig
-    from steptool.pipeline.tracking import run_id
+    from steptool.pipeline.tracking import name_run
 
     tracking = getattr(inputs.get("config"), "tracking", None)
-    return run_id(tracking if isinstance(tracking, TrackingConfig) else TrackingConfig())
+    return name_run(tracking if isinstance(tracking, TrackingConfig) else TrackingConfig())
 
 
 def _describe_round(inputs: Mapping[str, Any]) -> dict[str, int]:

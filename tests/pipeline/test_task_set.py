@@ -66,7 +66,7 @@ def test_a_round_takes_training_queries_only_and_each_once(tmp_path: Path) -> No
     path = write_records(tmp_path / "queries.parquet", queries, Query)
     config = Config.model_validate({"rollout": {"episodes": 6, "shards": 2}})
     tasks = TaskSet.write(tmp_path / "tasks", path, tmp_path / "never written.parquet", config)
-    parts = [tasks.round_queries(config, 0, shard) for shard in range(2)]
+    parts = [tasks.read_round_queries(config, 0, shard) for shard in range(2)]
     assert sorted(q.query_id for part in parts for q in part) == sorted(
         q.query_id for q in queries if q.split == "train"
     )
@@ -78,11 +78,11 @@ def test_the_tries_at_a_query_follow_each_other_in_one_shard(tmp_path: Path) -> 
     path = write_records(tmp_path / "queries.parquet", queries, Query)
     config = Config.model_validate({"rollout": {"episodes": 12, "samples_per_query": 4, "shards": 2}})
     tasks = TaskSet.write(tmp_path / "tasks", path, tmp_path / "never written.parquet", config)
-    parts = [[q.query_id for q in tasks.round_queries(config, 0, shard)] for shard in range(2)]
+    parts = [[q.query_id for q in tasks.read_round_queries(config, 0, shard)] for shard in range(2)]
     assert [len(part) for part in parts] == [8, 4]
     assert all(len(set(part[start : start + 4])) == 1 for part in parts for start in range(0, len(part), 4))
     assert len({query for part in parts for query in part}) == 3
-    later = {q.query_id for shard in range(2) for q in tasks.round_queries(config, 1, shard)}
+    later = {q.query_id for shard in range(2) for q in tasks.read_round_queries(config, 1, shard)}
     assert later.isdisjoint(parts[0] + parts[1])
 
 
@@ -98,7 +98,7 @@ def test_an_evaluation_plays_its_split_and_recorded_queries_alone_if_so_configur
         evaluation = EvaluationConfig(**settings)
         folder = tmp_path / "_".join(map(str, settings.values()))
         tasks = TaskSet.write(folder, queries, recordings, config.model_copy(update={"evaluation": evaluation}))
-        return tasks.evaluation_queries(evaluation)
+        return tasks.read_evaluation_queries(evaluation)
 
     assert choose(split="heldout") == heldout and choose(split="all") == every
     assert choose(split="all", recorded_only=True) == heldout[:1]
@@ -125,4 +125,4 @@ def test_a_set_of_tasks_holds_recordings_only_where_something_answers_from_them(
     demonstrations = write_records(tmp_path / "demonstrations.parquet", solution, Trajectory)
     config = Config.model_validate({"evaluation": evaluation})
     tasks = TaskSet.write(tmp_path / "tasks", queries, demonstrations, config)
-    assert [t.query_id for t in tasks.recordings()] == ([query.query_id] if needed else [])
+    assert [t.query_id for t in tasks.read_recordings()] == ([query.query_id] if needed else [])

@@ -17,8 +17,9 @@ import pytest
 
 from steptool.config import Config, ConfigError
 from steptool.pipeline.tracking import (
+    _list_update_entries,
     check_trackers,
-    run_id,
+    name_run,
     track_configuration,
     track_evaluation,
     track_results,
@@ -38,7 +39,8 @@ UPDATES = [
 
 def make_config(tmp_path: Path, tracker: str, **fields: Any) -> Config:
     section = {"trackers": [tracker], "folder": str(tmp_path / "tracking"), "run": "night-7", **fields}
-    return Config.model_validate({"tracking": section})
+    two_updates = {"rollout": {"episodes": 2}, "ppo": {"epochs": 2, "batch_size": 2}}
+    return Config.model_validate({"tracking": section, **two_updates})
 
 
 def row(passed: float | None, decoding: str = "greedy", tier: str = "long") -> Evaluation:
@@ -77,6 +79,12 @@ EVALUATION_FIGURES = {
     "evaluation/base/greedy/all": 0.5, "evaluation/base/greedy/long": 1.0, "evaluation/base/greedy/single": 0.0,
     "evaluation/base/sampled/all": 0.5, "evaluation/base/sampled/long": 0.5,
 }  # fmt: skip
+
+
+def test_updates_of_rounds_that_leave_out_trajectories_do_not_overlap(tmp_path: Path) -> None:
+    config = make_config(tmp_path, "tensorboard")  # two updates in a whole round
+    rounds = [[Metric("ppo", 0, 0, "kl", 0.5), Metric("ppo", 0, 1, "kl", 0.5)], [Metric("ppo", 1, 0, "kl", 0.5)]]
+    assert [entry.step for metrics in rounds for entry in _list_update_entries(metrics, config)] == [0, 1, 2]
 
 
 def test_tensorboard_reads_the_figures_of_all_stages_as_one_run(tmp_path: Path) -> None:
@@ -210,12 +218,12 @@ def test_pods_of_one_execution_and_processes_of_one_machine_share_a_run(monkeypa
     tracking = Config().tracking
     for name, value in (("PROJECT", "nlp"), ("DOMAIN", "production"), ("ID", "f81")):
         monkeypatch.setenv(f"FLYTE_INTERNAL_EXECUTION_{name}", value)
-    assert run_id(tracking) == "nlp-production-f81"
+    assert name_run(tracking) == "nlp-production-f81"
     monkeypatch.delenv("FLYTE_INTERNAL_EXECUTION_ID")
     monkeypatch.delenv("FLYTE_INTERNAL_EXECUTION_PROJECT")
     monkeypatch.delenv("FLYTE_INTERNAL_EXECUTION_DOMAIN")
     monkeypatch.setenv("STEPTOOL_RUN", "20261127-090000-4711")
-    assert run_id(tracking) == "20261127-090000-4711"
+    assert name_run(tracking) == "20261127-090000-4711"
 
 
 def test_without_trackers_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

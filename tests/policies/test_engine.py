@@ -20,6 +20,7 @@ from steptool.config.base import ConfigError
 from steptool.environments.base import Environment
 from steptool.policies.catalog import open_policy
 from steptool.policies.token_policies import Completion, EnginePolicy, Sampling
+from steptool.policies.vllm import _make_lora_options
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
@@ -130,6 +131,12 @@ def test_a_full_context_ends_an_episode(
     )) as policy:  # fmt: skip
         (episodes,) = roll_out(policy, [query], environment)
     assert (episodes.trajectory.stop_reason, len(episodes.trajectory.steps)) == (StopReason.CONTEXT_LIMIT, 1)
+
+
+def test_an_adapter_of_a_rank_that_vllm_does_not_take_is_refused() -> None:
+    assert _make_lora_options("", 9) == {"enable_lora": True, "max_loras": 1, "max_lora_rank": 16}
+    with pytest.raises(ConfigError, match=r"policy\.lora_rank: vLLM takes at most 512, got 513"):
+        _make_lora_options("", 513)
 
 
 @pytest.mark.skipif("vllm" in sys.modules, reason="vLLM is there")

@@ -178,5 +178,5 @@ def test_rows_that_go_on_are_numbered_anew(episodes: list[Episode]) -> None:
         rows.take(episode)
     plan(rows, *((episode, [n, n + 1, n + 2], True) for n, episode in enumerate(episodes[:3])))
     rows.keep([2, 1])
-    assert (rows.row_of(episodes[2]), rows.episode_of(1), len(rows)) == (0, episodes[1], 2)
+    assert (rows.find_row(episodes[2]), rows.get_episode(1), len(rows)) == (0, episodes[1], 2)
     assert plan(rows, (episodes[2], [2, 3, 4, 5], False)) == [([], [Fill(0, 3, [5])])]
