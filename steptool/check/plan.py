@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -206,13 +207,13 @@ def estimate_training(config: Config, shape: EpisodeShape, speeds: Speeds, evalu
     warm_start = steps * config.warm_start.batch_size * shape.tokens / speeds.trained_per_second
     stages = [
         StageEstimate("warm start", warm_start),
-        StageEstimate("rollouts", play_seconds(played, shape, speeds, config)),
+        StageEstimate("rollouts", estimate_play_seconds(played, shape, speeds, config)),
         StageEstimate("training", trained / speeds.trained_per_second),
-        StageEstimate("evaluation", play_seconds(repeats * evaluated, shape, speeds, config)),
+        StageEstimate("evaluation", estimate_play_seconds(repeats * evaluated, shape, speeds, config)),
     ]
     if config.rewards.annotator == "judge":
         judged = played + _ANNOTATED * evaluated
-        stages.insert(2, StageEstimate("judge", None, _price_of_judge(judged, shape, config)))
+        stages.insert(2, StageEstimate("judge", None, _compute_judge_price(judged, shape, config)))
     return stages
 
 
@@ -227,18 +228,18 @@ def estimate_evaluation(
         seconds: float | None = 0.0 if policy.kind == "playback" else None
         money: float | None = None
         if policy.kind == "model" and speeds:
-            seconds = play_seconds(repeats * evaluated, shape, speeds, config)
+            seconds = estimate_play_seconds(repeats * evaluated, shape, speeds, config)
         if policy.kind == "endpoint":
             tokens_in = shape.tokens * shape.turns / 2
-            money = _price(policy.endpoint, repeats * evaluated, tokens_in, shape.turns * shape.turn_tokens)
+            money = _compute_price(policy.endpoint, repeats * evaluated, tokens_in, shape.turns * shape.turn_tokens)
         stages.append(StageEstimate(policy.name, seconds, money))
     if config.evaluation.judged:
         judged = evaluated * len(config.evaluation.policies)
-        stages.append(StageEstimate("judge", None, _price_of_judge(judged, shape, config)))
+        stages.append(StageEstimate("judge", None, _compute_judge_price(judged, shape, config)))
     return stages
 
 
-def play_seconds(episodes: int, shape: EpisodeShape, speeds: Speeds, config: Config) -> float:
+def estimate_play_seconds(episodes: int, shape: EpisodeShape, speeds: Speeds, config: Config) -> float:
     """Seconds that episodes take on one machine; tools answer side by side."""
     sampled = shape.turns * shape.turn_tokens / speeds.sampled_per_second
     calls = shape.turns * speeds.call_seconds / min(config.tools.concurrency, config.rollout.batch_size)
@@ -256,12 +257,12 @@ def describe_estimate(stages: Sequence[StageEstimate]) -> Iterator[str]:
         yield f"{stage.stage:<18}{seconds:>14}{'' if stage.money is None else f'{stage.money:.2f}':>12}"
 
 
-def _price_of_judge(trajectories: int, shape: EpisodeShape, config: Config) -> float | None:
+def _compute_judge_price(trajectories: int, shape: EpisodeShape, config: Config) -> float | None:
     judge = config.rewards.judge
-    return _price(judge.endpoint, trajectories * judge.votes, _JUDGE_TOKENS + shape.tokens, _VERDICT_TOKENS)
+    return _compute_price(judge.endpoint, trajectories * judge.votes, _JUDGE_TOKENS + shape.tokens, _VERDICT_TOKENS)
 
 
-def _price(endpoint: EndpointConfig, requests: float, tokens_in: float, tokens_out: float) -> float | None:
+def _compute_price(endpoint: EndpointConfig, requests: float, tokens_in: float, tokens_out: float) -> float | None:
     """Money of requests with so many tokens each; None where the configuration names no price."""
     if not endpoint.price_in and not endpoint.price_out:
         return None
@@ -339,14 +340,13 @@ def try_tools(
 
 
 def _call(environment: LimitedEnvironment, query: Query, call: ToolCall, trial: ToolTrial) -> None:
-    session = environment.reset(query)
-    start = time.perf_counter()
-    try:
+    """Make a call in a session of its own, and note the outcome. The time does not include the end of the session."""
+    with closing(environment.reset(query)) as session:
+        start = time.perf_counter()
         result = session.call(call)
-    finally:
-        session.close()
+        seconds = time.perf_counter() - start
     if result.status is StepStatus.OK:
-        trial.seconds[call.name] = time.perf_counter() - start
+        trial.seconds[call.name] = seconds
     else:
         trial.failures[call.name] = f"{result.status}: {result.observation[:_SHOWN]}"
 

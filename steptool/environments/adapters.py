@@ -42,7 +42,7 @@ def read_mapping(settings: Any, field: str) -> dict[str, Any]:
     return dict(settings)
 
 
-def split_of(name: str) -> str:
+def find_split(name: str) -> str:
     """Our split for a split of another package or of one of its tasks; an empty name stays empty, to be drawn later."""
     return _SPLITS.get(name.lower(), "heldout") if name else ""
 
@@ -92,10 +92,10 @@ class RewardRange:
     @classmethod
     def parse(cls, setting: Any) -> Self:
         """The range of a setting [low, high]. Raises ConfigError for anything else."""
-        numbers = [float(n) for n in setting if isinstance(n, int | float)] if isinstance(setting, list | tuple) else []
-        if len(numbers) != 2 or numbers[0] >= numbers[1]:
-            raise ConfigError(f"tools.settings.reward_range: expected [low, high] with low below high, got {setting!r}")
-        return cls(*numbers)
+        match setting:
+            case [int() | float() as low, int() | float() as high] if low < high:
+                return cls(float(low), float(high))
+        raise ConfigError(f"tools.settings.reward_range: expected [low, high] with low below high, got {setting!r}")
 
     def verdict(self, reward: Any) -> float:
         """The reward in [0, 1]. Raises VerdictError for one outside the range, and for what is no number."""

@@ -133,17 +133,17 @@ def read_bfcl_queries() -> list[Query]:
         file = f"BFCL_v4_multi_turn_{category}.json"
         answers = {answer["id"]: answer["ground_truth"] for answer in read_records(f"possible_answer/{file}")}
         queries += [
-            _query(entry, answers[entry["id"]], category, families[_read_task_number(entry)])
+            _make_query(entry, answers[entry["id"]], category, families[_read_task_number(entry)])
             for entry in read_records(file)
         ]
     return queries
 
 
-def _query(entry: Entry, solution: Sequence[Sequence[str]], category: str, family: str) -> Query:
+def _make_query(entry: Entry, solution: Sequence[Sequence[str]], category: str, family: str) -> Query:
     tools = {name: schema for owner in entry["involved_classes"] for name, schema in list_schemas(owner).items()}
     later = {turn: [tools.pop(name) for name in names] for turn, names in entry.get("missed_function", {}).items()}
     turns = [tuple(parse_call(text, entry["involved_classes"]) for text in turn) for turn in solution]
-    user_turns = [_turn_text(turn, later.get(str(number), ())) for number, turn in enumerate(entry["question"])]
+    user_turns = [_write_turn(turn, later.get(str(number), ())) for number, turn in enumerate(entry["question"])]
     return Query(
         query_id=entry["id"],
         split="",
@@ -196,7 +196,7 @@ def _split_call(text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:
     return call.func.id, call.args, {str(k.arg): k.value for k in call.keywords}
 
 
-def _turn_text(turn: Sequence[Entry], tools: Sequence[ToolSchema]) -> str:
+def _write_turn(turn: Sequence[Entry], tools: Sequence[ToolSchema]) -> str:
     """What the user says in a turn. If the turn adds tools, these are their schemas and the benchmark's sentence."""
     if not tools:
         return _read_user_text(turn)

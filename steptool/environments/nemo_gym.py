@@ -20,11 +20,11 @@ from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
     RewardRange,
+    find_split,
     join_texts,
     make_tool,
     read_content_text,
     read_mapping,
-    split_of,
 )
 from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
 from steptool.environments.mcp.environment import McpEnvironment
@@ -63,7 +63,9 @@ class NemoGymEnvironment(Environment):
     ) -> None:
         self.url, self.headers, self.timeout = url.rstrip("/"), read_mapping(headers or {}, "headers"), 0.9 * timeout
         self.range = RewardRange.parse(list(reward_range))
-        files = [("", file) for file in datasets] if not isinstance(datasets, Mapping) else list(datasets.items())
+        if isinstance(datasets, str):
+            raise ConfigError(f"tools.settings.datasets: expected a list of files, or files by split, got '{datasets}'")
+        files = datasets.items() if isinstance(datasets, Mapping) else (("", file) for file in datasets)
         self._files = [(split, Path(file)) for split, file in files]
 
     def tools(self) -> Sequence[ToolSchema]:
@@ -82,7 +84,7 @@ class NemoGymEnvironment(Environment):
                 yield {
                     "id": f"{file.stem}-{number}",
                     "instruction": _read_instruction(row, where),
-                    "split": split_of(split),
+                    "split": find_split(split),
                     "tools": tools or self._read_session_tools(row),
                     "reference": {_ROW: row},
                 }
@@ -158,7 +160,7 @@ class NemoGymSession(Session):
         """The reward of /verify. Raises VerdictError where it gives none."""
         self.start()
         if final_answer is not None:
-            self._output.append(_answer_item(final_answer))
+            self._output.append(_make_answer_item(final_answer))
         answer = self._post("verify", {**self._row, "response": self._write_response()})
         try:
             reward = answer.raise_for_status().json()["reward"]
@@ -219,7 +221,7 @@ class NemoGymSession(Session):
 _EMPTY_QUERY = Query("", "", NemoGymEnvironment.name, "", ())
 
 
-def _answer_item(text: str) -> dict[str, Any]:
+def _make_answer_item(text: str) -> dict[str, Any]:
     content = {"type": "output_text", "text": text, "annotations": []}
     return {"type": "message", "id": "msg_final", "role": "assistant", "status": "completed", "content": [content]}
 

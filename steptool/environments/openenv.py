@@ -19,12 +19,12 @@ from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
     RewardRange,
+    find_split,
     import_package,
     make_tool,
     read_content_text,
     read_mapping,
     read_reward,
-    split_of,
     write_value,
 )
 from steptool.environments.base import (
@@ -148,7 +148,7 @@ class OpenEnvEnvironment(Environment):
                 f"tools.settings.url: {self.url} does not list its tasks: {describe_error(error)}"
             ) from error
         for number, ((task, arguments), text) in enumerate(zip(listed, texts, strict=True)):
-            split = split_of(str(arguments.get("split", "")))
+            split = find_split(str(arguments.get("split", "")))
             yield {
                 "id": str(task.get("id") or f"{split or 'task'}-{number}"),
                 "instruction": text,
@@ -270,7 +270,11 @@ class OpenEnvSession(Session):
             self._connection = None
 
     def ask(self, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The data of the answer to one message. Raises TransportError where none comes, and _Refused for an error."""
+        """The data of the answer to one message.
+
+        Raises _Refused for an answer that is an error. Without an answer it raises TransportError before the episode
+        has begun, and RuntimeError after that, since the server has lost the episode's state with the connection.
+        """
         from websockets.exceptions import WebSocketException
 
         connection = self._connection or self._connect()
@@ -292,6 +296,8 @@ class OpenEnvSession(Session):
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
+        if self._lost:
+            raise RuntimeError("the connection was lost, and the state of the episode with it")
         environment = self._environment
         address = f"{environment.url.replace('http', 'ws', 1)}/ws"
         try:
@@ -303,8 +309,6 @@ class OpenEnvSession(Session):
             )
         except (WebSocketException, OSError) as error:
             raise TransportError(f"{address} cannot be reached: {error}") from error
-        if self._lost:
-            raise RuntimeError("the connection was lost, and the state of the episode with it")
         return self._connection
 
     def _step(self, action: Mapping[str, Any]) -> ToolResult:

@@ -332,6 +332,7 @@ def check_arguments(parameters: Mapping[str, Any], arguments: Mapping[str, Any])
 
 def prepare_arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], str | None]:
     """`check_arguments` for one tool, made ready for many calls."""
+    key = _make_key(parameters)
 
     def check(arguments: Mapping[str, Any]) -> str | None:
         try:
@@ -341,7 +342,6 @@ def prepare_arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[
         except Exception as error:
             return f"the arguments cannot be checked: {_shorten(describe_error(error))}."
 
-    key = _make_key(parameters)
     return check
 
 

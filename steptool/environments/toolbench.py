@@ -336,14 +336,10 @@ def _open_responses(settings: ToolBenchConfig) -> Responses | None:
         raise ConfigError(f"tools.toolbench.cache: '{settings.cache}' cannot be opened: {error}") from None
 
 
-def record(responses: Responses, queries: Iterable[Query], trajectories: Iterable[Trajectory]) -> int:
-    """Add the servers' responses in trajectories of these queries, failures too. Returns the number added."""
-    return responses.add(_list_recorded_responses(queries, trajectories))
-
-
-def _list_recorded_responses(
+def list_recorded_responses(
     queries: Iterable[Query], trajectories: Iterable[Trajectory]
 ) -> Iterator[tuple[str, ToolResult]]:
+    """The servers' responses in trajectories of these queries, failures too, each with the key of its call."""
     endpoints_of_query = {query.query_id: list_endpoints(query) for query in queries}
     for trajectory in trajectories:
         for call, result in list_answered_calls(trajectory):
@@ -362,7 +358,7 @@ def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
     responses = Responses(file)
     try:
         added = responses.add(
-            pair for queries, trajectories in contents for pair in _list_recorded_responses(queries, trajectories)
+            pair for queries, trajectories in contents for pair in list_recorded_responses(queries, trajectories)
         )
         return added, responses.calls()
     finally:

@@ -22,11 +22,11 @@ from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
     RewardRange,
+    find_split,
     import_package,
     join_texts,
     make_tool,
     read_mapping,
-    split_of,
 )
 from steptool.environments.base import Environment, Session, ToolResult, describe_error, import_object
 from steptool.environments.mcp.environment import write_answer_text
@@ -88,7 +88,7 @@ class VerifiersEnvironment(Environment):
             yield {
                 "id": str(data.id or data.name or f"{type(task).__name__}-{number}"),
                 "instruction": join_texts([data.system_prompt, data.prompt_text]),
-                "split": split_of(str(getattr(data, "split", "") or "")),
+                "split": find_split(str(getattr(data, "split", "") or "")),
                 "reference": {_TASK: number},
             }
 

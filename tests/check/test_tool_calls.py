@@ -1,5 +1,6 @@
 """One call of each tool, in an environment that notes them."""
 
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +48,18 @@ def query(*calls: ToolCall, tools: tuple[dict[str, Any], ...]) -> Query:
 
 READ, LATER = ToolCall("read", {"key": "a"}), ToolCall("read", {"key": "b"})
 TOOLS = (tool("read", "key"), tool("clock"), tool("unknown", "key"), tool("write", read_only=None))
+
+
+class SlowlyClosedEnvironment(NotedEnvironment):
+    def reset(self, query: Query) -> NotedSession:
+        session = super().reset(query)
+        session.close = lambda: time.sleep(0.3)  # type: ignore[method-assign]
+        return session
+
+
+def test_the_time_of_a_call_does_not_include_the_end_of_its_session() -> None:
+    trial = try_tools(SlowlyClosedEnvironment(), [query(READ, tools=TOOLS[:1])], [], ToolsConfig())
+    assert 0 <= trial.seconds["read"] < 0.3
 
 
 def test_tools_that_only_read_get_one_call_with_arguments_of_a_solution() -> None:

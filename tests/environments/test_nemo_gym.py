@@ -144,6 +144,10 @@ def test_what_is_wrong_with_the_settings_is_said(config: Config, tmp_path: Path)
 
     with pytest.raises(ConfigError, match=r"reward_range: expected \[low, high\] with low below high, got \[1, 0\]"):
         open_environment("nemo_gym", with_settings(reward_range=[1, 0]))
+    with pytest.raises(ConfigError, match=r"reward_range: expected .*, got \[0, None, 1\]"):
+        open_environment("nemo_gym", with_settings(reward_range=[0, None, 1]))
+    with pytest.raises(ConfigError, match=r"datasets: expected a list of files, .* got 'train\.jsonl'"):
+        open_environment("nemo_gym", with_settings(datasets="train.jsonl"))
     (tmp_path / "bad.jsonl").write_text('{"responses_create_params": {}}\n', encoding="utf-8")
     for name, problem in {"bad.jsonl": "row 1: expected a prompt", "none.jsonl": "cannot be read as JSONL"}.items():
         with pytest.raises((ConfigError, IngestError), match=problem):

@@ -179,6 +179,21 @@ def test_an_episode_that_ends_at_its_reset_keeps_its_reward() -> None:
         session.close()
 
 
+def test_no_call_reaches_another_episode_after_the_connection_was_lost() -> None:
+    answers = dict(BEGIN)  # the server cannot answer a step, and ends the connection
+    with odd_server(answers) as url, closing(OpenEnvEnvironment(url)) as environment:
+        session = environment.reset(Query("q", "train", "openenv", "Look around.", ()))
+        with pytest.raises(RuntimeError, match="the connection was lost"):
+            session.call(ToolCall("look", {}))
+        answers["step"] = tell(observation={"text": "a lamp"}, reward=1.0, done=True)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="and the state of the episode with it"):
+                session.call(ToolCall("look", {}))
+        with pytest.raises(VerdictError, match="the connection was lost during the episode"):
+            session.solved(None)
+        session.close()
+
+
 @pytest.mark.parametrize("answer", [[1], "words", {"type": "observation", "data": [1]}, None])
 def test_what_is_no_message_is_an_error_that_says_so(answer: Any) -> None:
     with odd_server({**BEGIN, "step": answer}) as url, closing(OpenEnvEnvironment(url)) as environment:

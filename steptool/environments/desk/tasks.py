@@ -243,8 +243,7 @@ class Expert:
     """One attempt at one query."""
 
     def __init__(self, query: Query, rng: random.Random, slips: float, shortcuts: float) -> None:
-        self._query, self._rng, self._slips = query, rng, slips
-        self._shortcuts = shortcuts
+        self._query, self._rng, self._slips, self._shortcuts = query, rng, slips, shortcuts
         self._session = DeskSession(query)
         self._steps: list[Step] = []
         self._last: dict[str, str] = {}
@@ -344,7 +343,5 @@ def make_desk_demonstrations(config: Config, queries: Sequence[Query]) -> list[T
     """Attempts of the expert at training queries in random order, as many as the warm start takes."""
     train = [q for q in queries if q.split == "train"]
     rng = random.Random(f"expert/{config.seed}")
-    drawn_queries = [
-        train[i % len(train)] for i in rng.sample(range(len(train)), min(len(train), config.warm_start.demonstrations))
-    ]
+    drawn_queries = rng.sample(train, min(len(train), config.warm_start.demonstrations))
     return [Expert(q, rng, config.warm_start.slips, config.warm_start.shortcuts).attempt() for q in drawn_queries]

@@ -150,7 +150,7 @@ class Toolbox:
     make: Callable[..., Any]
     """Makes the object of an episode from the state of its task."""
     functions: Mapping[str, Callable[..., Any]]
-    """The tools by name, without `solved`, `next_turn` and `ended`."""
+    """The tools by name, without `solved`, `next_turn`, `ended` and `state_digest`."""
 
     @cached_property
     def argument_types(self) -> Mapping[str, ArgumentTypes]:
@@ -231,7 +231,7 @@ class EpisodeTools:
     def solved(self, final_answer: str | None) -> float | None:
         """What `solved` returns; None without such a function. Raises VerdictError where it fails, and nothing else."""
         try:
-            return _share(self._run_optional(VERDICT, final_answer, copy.deepcopy(dict(self._reference))))
+            return _check_verdict(self._run_optional(VERDICT, final_answer, copy.deepcopy(dict(self._reference))))
         except BaseException as error:
             raise VerdictError(f"tools.functions: '{VERDICT}' failed: {_describe(error)}") from None
 
@@ -302,7 +302,8 @@ def _write_text(result: Any) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be written to any file
 
 
-def _share(verdict: Any) -> float | None:
+def _check_verdict(verdict: Any) -> float | None:
+    """The verdict as a number. Raises ValueError for one that is neither None nor in [0, 1]."""
     if verdict is not None and not 0 <= verdict <= 1:
         raise ValueError(f"expected a number from 0 to 1 or None, got {verdict!r}")
     return None if verdict is None else float(verdict)

@@ -9,7 +9,7 @@ from steptool.config import Config, ToolsConfig
 from steptool.data.ingest import ingest
 from steptool.environments.base import ToolResult, open_environment
 from steptool.environments.replay import Responses
-from steptool.environments.toolbench import ToolBenchEnvironment, build, main, record
+from steptool.environments.toolbench import ToolBenchEnvironment, build, list_recorded_responses, main
 from steptool.records import Query, Reference, Step, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.columns import ContractError
 from steptool.records.episodes import read_queries
@@ -48,7 +48,7 @@ def replay_calls(query, responses, name="forecast_for_sky_watch"):
 
 def test_recorded_calls_are_found_whatever_the_function_is_called(query):
     responses = Responses()
-    assert record(responses, [query], [trajectory_of(step("dry"))]) == 1
+    assert responses.add(list_recorded_responses([query], [trajectory_of(step("dry"))])) == 1
     tool = {**query.tools[0], "function": {**query.tools[0]["function"], "name": "renamed"}}
     renamed = replace(
         query,
@@ -65,7 +65,7 @@ def test_recorded_calls_are_found_whatever_the_function_is_called(query):
 
 def test_calls_of_a_query_that_knows_no_apis_are_kept_by_name(query):
     responses, unnamed = Responses(), replace(query, reference=Reference())
-    record(responses, [unnamed], [trajectory_of(step("dry"))])
+    responses.add(list_recorded_responses([unnamed], [trajectory_of(step("dry"))]))
     assert replay_calls(unnamed, responses) == ToolResult(OK, "dry")
     assert "No response is recorded" in replay_calls(query, responses).observation
 
@@ -82,7 +82,14 @@ def test_failures_of_the_server_are_recorded_and_those_in_its_place_are_not(quer
         Step(None, StepStatus.MALFORMED, "what?"),
         step(down, FAILED),
     ]
-    assert record(responses, [query], [trajectory_of(*steps), trajectory_of(step("dry"), query_id="of no query")]) == 1
+    assert (
+        responses.add(
+            list_recorded_responses(
+                [query], [trajectory_of(*steps), trajectory_of(step("dry"), query_id="of no query")]
+            )
+        )
+        == 1
+    )
     assert replay_calls(query, responses) == ToolResult(FAILED, down)
 
 
