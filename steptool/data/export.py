@@ -1,4 +1,4 @@
-"""Trajectories out again: as OpenAI's messages, and as data that TRL's trainers for SFT and preferences take.
+"""Writes trajectories as OpenAI's messages, and as data that TRL's trainers for SFT and preferences take.
 
 Cells of CSV files are written so that no spreadsheet runs them as formulas.
 """
@@ -30,7 +30,7 @@ _SUSPECT = re.compile(r"NaN|Infinity|\d[eE]\+?\d{3}")
 """What a text holds wherever its JSON holds a number beyond the range of floats."""
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """How a cell begins that a spreadsheet runs as a formula; or one that `quote_formula` has made from such a cell."""
-_READ = ("trajectory_id", "query_id", "messages", "solved")
+_COLUMNS = ("trajectory_id", "query_id", "messages", "solved")
 _TABLES = """
 CREATE TABLE queries (query_id TEXT PRIMARY KEY, tools TEXT NOT NULL);
 CREATE TABLE episodes (row INTEGER PRIMARY KEY, query_id TEXT NOT NULL, good INTEGER NOT NULL, sample INTEGER NOT NULL,
@@ -117,7 +117,7 @@ def export(trajectories: Place | Sequence[Place], queries: Place, form: Form, ou
 
 def _iterate_episodes(files: Iterable[Place], counts: Counter[str]) -> Iterator[Row]:
     for file in files:
-        for row in iterate_rows(file, Trajectory, columns=_READ):
+        for row in iterate_rows(file, Trajectory, columns=_COLUMNS):
             counts["trajectories read"] += 1
             yield row
 

@@ -221,7 +221,7 @@ def read_text_table(file: Path, limit: int) -> Iterator[Record]:
             _read_bounded_lines(stream, limit), delimiter="\t" if "\t" in header else ",", strict=True
         )
         for row in rows:
-            yield _record(file, rows.line_num, row)
+            yield _make_record(file, rows.line_num, row)
 
 
 def _read_bounded_lines(stream: IO[str], limit: int) -> Iterator[str]:
@@ -232,7 +232,7 @@ def _read_bounded_lines(stream: IO[str], limit: int) -> Iterator[str]:
         yield line
 
 
-def _record(file: Path, number: int, row: dict[Any, Any]) -> Record:
+def _make_record(file: Path, number: int, row: dict[Any, Any]) -> Record:
     value = {name: cell for name, cell in row.items() if name is not None}
     if row.get(None) or None in value.values():
         fault = UnusableError("a row of another width", f"expected {len(value)} cells, as the header has")
@@ -267,13 +267,14 @@ T = TypeVar("T")
 def find_files(paths: Sequence[str], field: str, suffixes: Sequence[str]) -> Iterator[Path]:
     """The files named, and those with one of the suffixes below the folders named, in a fixed order.
 
-    Where all kinds of data are looked for, archives are among them, so that they are counted: they are not read.
+    With the suffixes of all kinds of data (SUFFIXES), archives below folders are among them. `read_file` reads none,
+    but makes each a record with a fault, so that it is counted.
 
     Raises IngestError for a path that does not exist and for a folder without such a file.
     """
     for name in paths:
         path, kinds = Path(name), ", ".join(suffixes)
-        files = _list_files_below(path, suffixes) if path.is_dir() else iter([path] * path.is_file())
+        files = _list_files_below(path, suffixes) if path.is_dir() else iter([path] if path.is_file() else [])
         first = next(files, None)
         if first is None:
             problem = f"has no {kinds} file below it" if path.is_dir() else "does not exist"

@@ -225,14 +225,17 @@ class StagingDatabase:
                     break
 
     def _check_families(self) -> None:
-        two = "SELECT family, split, other FROM fixed WHERE split <> other LIMIT 1"
-        for family, *splits in self._db.execute(two).fetchall():
-            first = "SELECT query_id FROM queries WHERE family = ? AND split = ? ORDER BY row LIMIT 1"
-            ids = [self._db.execute(first, (family, split)).fetchone()[0] for split in splits]
-            raise IngestError(
-                f"the tasks '{ids[0]}' ({splits[0]}) and '{ids[1]}' ({splits[1]}) have the same instruction in two "
-                "splits; what is held out must not be trained on"
-            )
+        """Raise IngestError where the source names two splits for one family."""
+        row = self._db.execute("SELECT family, split, other FROM fixed WHERE split <> other LIMIT 1").fetchone()
+        if row is None:
+            return
+        family, *splits = row
+        first = "SELECT query_id FROM queries WHERE family = ? AND split = ? ORDER BY row LIMIT 1"
+        ids = [self._db.execute(first, (family, split)).fetchone()[0] for split in splits]
+        raise IngestError(
+            f"the tasks '{ids[0]}' ({splits[0]}) and '{ids[1]}' ({splits[1]}) have the same instruction or "
+            "reference.family in two splits; what is held out must not be trained on"
+        )
 
     def _match(self, log: IngestLog) -> None:
         self._db.execute(_MATCH)
