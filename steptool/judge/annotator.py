@@ -283,7 +283,7 @@ def write_transcript(query: Query, trajectory: Trajectory, limit: int) -> str:
     """
     steps, user_turns = select_judged_steps(trajectory), _list_user_turns(trajectory)
     parts = [
-        f"Step {number}\n{_step(step, limit)}" + "".join(f"\nThe user goes on: {_quote(u, limit)}" for u in turns)
+        f"Step {number}\n{_write_step(step, limit)}" + "".join(f"\nThe user goes on: {_quote(u, limit)}" for u in turns)
         for number, (step, turns) in enumerate(zip(steps, user_turns, strict=False), start=1)
     ]
     task = f"Task: {_quote(query.instruction, limit)}"
@@ -302,7 +302,7 @@ def _list_user_turns(trajectory: Trajectory) -> list[list[str]]:
     return turns
 
 
-def _step(step: Step, limit: int) -> str:
+def _write_step(step: Step, limit: int) -> str:
     if step.call is None:
         call = "Call: none that could be read"
     else:

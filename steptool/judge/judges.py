@@ -196,18 +196,18 @@ def _is_whole(value: object, highest: int) -> bool:
 def _make_scores(trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> list[StepScore]:
     """The scores of all steps; a closing Finish succeeds if there is any vote."""
     count = len(select_judged_steps(trajectory))
-    scores = [_score(number, votes) for number in range(count)]
+    scores = [_make_score(number, votes) for number in range(count)]
     if count < len(trajectory.steps):
         scores.append(StepScore(1.0 if _list_judgements(votes) else None, None))
     return [*scores[:-1], _add_outcome(scores[-1], trajectory, votes)]
 
 
-def _score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
+def _make_score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
     successes = [vote.answer.successes[number] if vote.answer else None for vote in votes]
     contributions = [vote.answer.contributions[number] if vote.answer else None for vote in votes]
-    contribution = _mean(contributions)
+    contribution = _average(contributions)
     return StepScore(
-        succ_calling=_mean(successes),
+        succ_calling=_average(successes),
         contribution=None if contribution is None else contribution / HIGHEST,
         votes={"succ_calling": successes, "contribution": contributions},
     )
@@ -216,7 +216,7 @@ def _score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
 def _add_outcome(score: StepScore, trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> StepScore:
     """The last score with IsSolved: missing without a vote, 0 without an answer, else the mean of the votes."""
     statuses = [vote.answer.status if vote.answer else None for vote in votes]
-    solved = _mean([None if status is None else STATUS_SCORE[status] for status in statuses])
+    solved = _average([None if status is None else STATUS_SCORE[status] for status in statuses])
     judgements = _list_judgements(votes)
     return StepScore(
         score.succ_calling,
@@ -231,7 +231,7 @@ def _list_judgements(votes: Sequence[Vote[Judgement]]) -> list[Judgement]:
     return [vote.answer for vote in votes if vote.answer]
 
 
-def _mean(scores: Sequence[float | None]) -> float | None:
+def _average(scores: Sequence[float | None]) -> float | None:
     """Mean of the known scores; None if all are missing."""
     present = [score for score in scores if score is not None]
     return fmean(present) if present else None

@@ -80,7 +80,7 @@ def judged_pass_rate(
         raise ValueError(f"a pass rate is of one model; the {len(verdicts)} verdicts are of {models}")
     status = {(v.repeat, v.query_id): v.status for v in verdicts if v.query_id in queries}
     repeats = sorted({repeat for repeat, _ in status})
-    scores = [[_score(status.get((r, q)), q in unanswered) for q in sorted(queries)] for r in repeats]
+    scores = [[_convert_status(status.get((r, q)), q in unanswered) for q in sorted(queries)] for r in repeats]
     present = [[s for s in row if s is not None] for row in scores]
     rates = [sum(row) / len(row) for row in present if row]
     if not rates:
@@ -89,7 +89,7 @@ def judged_pass_rate(
     return JudgedRate(float(np.mean(rates)), float(np.std(rates)), len(rates), len(queries), missing)
 
 
-def _score(status: str | None, unanswered: bool) -> float | None:
+def _convert_status(status: str | None, unanswered: bool) -> float | None:
     if status is not None:
         return STATUS_SCORE[Status(status)]
     return 0.0 if unanswered else None
@@ -138,10 +138,10 @@ def compute_win_rates(preferences: Sequence[Preference]) -> list[WinRate]:
     def pair(row: Preference) -> tuple[str, str]:
         return row.model, row.other
 
-    return [_win_rate(*names, list(rows)) for names, rows in groupby(sorted(preferences, key=pair), pair)]
+    return [_compute_win_rate(*names, list(rows)) for names, rows in groupby(sorted(preferences, key=pair), pair)]
 
 
-def _win_rate(model: str, other: str, rows: Sequence[Preference]) -> WinRate:
+def _compute_win_rate(model: str, other: str, rows: Sequence[Preference]) -> WinRate:
     choices = list(decide_preferences(rows).values())
     wins, ties, losses = (choices.count(p) for p in (Choice.MODEL, Choice.TIE, Choice.OTHER))
     decided = wins + ties + losses
@@ -181,7 +181,7 @@ def _read_stored_rows(file: Path) -> Iterator[Verdict]:
             yield Verdict(
                 query_id=f"{test_set}-{number}",
                 model=model,
-                repeat=_repeat(repeat, file, number),
+                repeat=_read_repeat(repeat, file, number),
                 status=_read_status(status, file, number),
                 rationale="stored by StableToolBench",
             )
@@ -207,7 +207,7 @@ def _require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _repeat(text: str, file: Path, number: str) -> int:
+def _read_repeat(text: str, file: Path, number: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{file}: query {number}: expected the number of a repeat, got {text!r}")
     return int(text)
