@@ -87,10 +87,10 @@ def audit(
         others=list(by_annotator)[1:],
         episodes=len(trajectories),
         steps=sum(len(t.steps) for t in trajectories),
-        missing={c: _share_missing(trajectories, scores, c) for c in COMPONENTS},
+        missing={c: _measure_missing(trajectories, scores, c) for c in COMPONENTS},
         reasons=_count_missing_reasons(scores),
         left_out=sum(r is None for r in learned) / max(1, len(learned)),
-        idle=idle_share(_call_contributions(trajectories, scores)),
+        idle=idle_share(_list_call_contributions(trajectories, scores)),
         solved_calls=_count_solved_calls(trajectories, scores),
         step_rewards=reward == "step" and config.step_weight > 0,
         judged=sum(t.solved is not None for t in trajectories),
@@ -119,7 +119,7 @@ def _sum_before_last(
     return None if composed is None else float(composed[:-1].sum())
 
 
-def _share_missing(trajectories: Sequence[Trajectory], scores: Scores, component: str) -> float:
+def _measure_missing(trajectories: Sequence[Trajectory], scores: Scores, component: str) -> float:
     """Share of missing scores. A Finish has no Contribution, and only the last step has an IsSolved."""
     due = absent = 0
     for t in trajectories:
@@ -145,7 +145,7 @@ def _count_missing_reasons(scores: Scores) -> Counter[str]:
     return reasons
 
 
-def _call_contributions(trajectories: Sequence[Trajectory], scores: Scores) -> Iterator[float | None]:
+def _list_call_contributions(trajectories: Sequence[Trajectory], scores: Scores) -> Iterator[float | None]:
     for t in trajectories:
         for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
             if step.status is not StepStatus.FINISH:
@@ -185,17 +185,17 @@ def _measure_separations(
     """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
     own, decided = select_decided_episodes(trajectories, scores)
     figures: dict[str, Callable[[Sequence[StepReward], Trajectory], float | None]] = {
-        "contribution": lambda rows, _: _mean(r.contribution for r in rows),
+        "contribution": lambda rows, _: _average(r.contribution for r in rows),
         "steps": lambda rows, t: _sum_before_last(rows, config, t.steps),
         "is_solved": lambda rows, _: rows[-1].is_solved,
     }
     if weights:
         figures["succ_calling"] = lambda rows, _: component_mean(rows, "succ_calling")
         figures["calibrated_steps"] = lambda rows, t: _sum_before_last(rows, config, t.steps, weights)
-    for figure, of in figures.items():
+    for figure, measure in figures.items():
         if own and figure == "is_solved":
             continue
-        points = [(value, verdict) for t, rows, verdict in decided if (value := of(rows, t)) is not None]
+        points = [(value, verdict) for t, rows, verdict in decided if (value := measure(rows, t)) is not None]
         solved = [is_solved for _, is_solved in points]
         yield Separation(name, figure, auroc([value for value, _ in points], solved), sum(solved))
 
@@ -216,8 +216,8 @@ def _summarise_tool(tool: str, rows: Sequence[StepReward]) -> ToolScores:
     return ToolScores(
         tool,
         len(rows),
-        _mean(r.succ_calling for r in rows),
-        _mean(contributions),
+        _average(r.succ_calling for r in rows),
+        _average(contributions),
         idle_share(contributions),
         tuple(spread.tolist()),
     )
@@ -231,7 +231,7 @@ def _measure_drifts(earlier: Iterable[StepReward], scores: Scores) -> Iterator[D
         yield Drift(component, difference(then, now), stability_index(then, now))
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _average(values: Iterable[float | None]) -> float | None:
     numbers = [v for v in values if v is not None]
     return float(np.mean(numbers)) if numbers else None
 
@@ -252,7 +252,7 @@ def audit_files(queries: File, trajectories: File, rewards: File, config: Config
     `compare` is another file of rewards. On the same trajectories it counts as one more annotator; on others it is the
     earlier run, in place of `rewards.audit.previous`. Raises ValueError where the rewards are about other trajectories.
     """
-    query_table, episodes = QueryTable(queries), list(_sample(trajectories))
+    query_table, episodes = QueryTable(queries), list(_read_sample(trajectories))
     ids = {t.trajectory_id for t in episodes}
     rows = list(_select_rows(rewards, ids))
     other = list(_select_rows(compare, ids)) if compare else []
@@ -270,7 +270,7 @@ def audit_files(queries: File, trajectories: File, rewards: File, config: Config
     return audit(query_table, episodes, rows, config.rewards, earlier, reward)
 
 
-def _sample(trajectories: File) -> Iterator[Trajectory]:
+def _read_sample(trajectories: File) -> Iterator[Trajectory]:
     step = -(-pq.read_metadata(trajectories).num_rows // LARGEST)
     return islice(iterate_records(trajectories, Trajectory), 0, None, max(1, step))
 
@@ -283,7 +283,7 @@ def check_thresholds(result: Audit, config: AuditConfig, where: str) -> None:
     """Raise AuditError naming every figure that is beyond its threshold. A figure that is not defined passes."""
     faults = list(_list_faults(result, config))
     if faults:
-        first = f"{where}: the rewards by '{result.annotator}' were refused, and PPO did not start"
+        first = f"{where}: the rewards by '{result.annotator}' were refused, and training did not start"
         if result.reasons:
             first += f"; votes are missing: {count_reasons(result.reasons)}"
         raise AuditError("\n  ".join([first, *faults]))

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from steptool.config import RewardConfig
 from steptool.records import Step, StepReward, Trajectory
-from steptool.rewards.statistics import Estimate, auroc, find_redundant_steps
+from steptool.rewards.statistics import Estimate, Rewards, auroc, find_redundant_steps
 
 COMPONENTS = ("succ_calling", "contribution")
 """Components that steps before the last are paid for."""
@@ -83,7 +83,6 @@ def moving_average(former: Mapping[str, float], latest: Mapping[str, float], rou
     return {**former, **moved}
 
 
-Rewards = npt.NDArray[np.float64]
 _LEAST = 1e-8
 
 
@@ -152,7 +151,7 @@ def compose(
     reward: Literal["step", "final"] = "step",
     steps: Sequence[Step] = (),
     weights: ComponentWeights = FIXED,
-) -> npt.NDArray[np.float64] | None:
+) -> Rewards | None:
     """Rewards [T] of one trajectory from its rows of StepReward, one per step, by one annotator.
 
     r_t = step_weight * (k_s * alpha * succ_t + k_c * gain_t - redundant_cost * redundant_t)   for t < T
@@ -202,7 +201,7 @@ def compose_steps(
     config: RewardConfig,
     reward: Literal["step", "final"] = "step",
     weights: ComponentWeights = FIXED,
-) -> list[npt.NDArray[np.float64] | None]:
+) -> list[Rewards | None]:
     """For each trajectory the rewards [T] of its steps, None where a score that is needed is missing."""
     scores = group_rows(reward_rows)
     return [compose(scores.get(t.trajectory_id, ()), config, reward, t.steps, weights) for t in trajectories]
@@ -214,7 +213,7 @@ def compose_round(
     config: RewardConfig,
     reward: Literal["step", "final"],
     scale: RunningScale,
-) -> tuple[RunningScale, list[npt.NDArray[np.float64] | None]]:
+) -> tuple[RunningScale, list[Rewards | None]]:
     """The rewards of a round as training takes them, and the state after it.
 
     They are those of `compose_steps`, with calibrated weights and the running normalisation as configured. `scale` is

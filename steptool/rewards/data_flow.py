@@ -154,14 +154,14 @@ def find_contributions(query: Query, trajectory: Trajectory, failures: Sequence[
             reported = not invents or _is_reported(facts.news[place], answer_text)
             use = "changed what was asked about" if has_answer and facts.informed[place] and reported else ""
         else:
-            use = _use(facts.news[place], things, sink, acted_on)
+            use = _explain_use(facts.news[place], things, sink, acted_on)
         uses.append(use)
         if use:
             sink, acted_on = f"{sink}\n{flatten_text(call.arguments) if call else ''}", acted_on | things
     return uses[::-1]
 
 
-def _use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[str]) -> str:
+def _explain_use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[str]) -> str:
     """Why a step that only reads contributes; empty if it does not."""
     reached = sorted(value for value in news if mentions(sink, value))
     if reached:

@@ -150,7 +150,7 @@ def test_a_figure_beyond_its_threshold_stops_the_run(thresholds, message, episod
     check_thresholds(result, AuditConfig(), "round 1")
     with pytest.raises(AuditError, match=message) as excinfo:
         check_thresholds(result, AuditConfig(**thresholds), "round 1")
-    assert str(excinfo.value).startswith("round 1: the rewards by 'rules 1' were refused, and PPO did not start")
+    assert str(excinfo.value).startswith("round 1: the rewards by 'rules 1' were refused, and training did not start")
 
 
 def test_missing_scores_stop_the_run_by_default_when_they_are_most(episodes):

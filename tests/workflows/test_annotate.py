@@ -75,7 +75,7 @@ def shard(folder: Path, name: str, file: Path) -> Shard:
 
 def test_rewards_beyond_a_threshold_stop_the_run_before_training(episodes_folder: Path, tmp_path: Path) -> None:
     config = Config.model_validate({"rewards": {"annotator": "lcs", "audit": {"min_kappa": 0.3}}})
-    with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 4' were refused, and PPO did not start"):
+    with pytest.raises(Exception, match=r"round 1: the rewards by 'lcs 4' were refused, and training did not start"):
         audit(
             round_index=0,
             config=config,
