@@ -249,7 +249,7 @@ def compare(
     pairs: Iterable[tuple[str, str]] | None = None,
     decodings: Sequence[str] = (GREEDY,),
 ) -> list[Comparison]:
-    """Pass rates of pairs of models on each group of `groups` and with each decoding; corrected over all of these.
+    """Pass rates of pairs of models, on each group of `split_groups` and with each decoding; corrected over all.
 
     `rows`: evaluations by model. `pairs`: (minuend, subtrahend); every later model minus every earlier one if
     None. Queries without a verdict on both sides are left out, and so is a pair without any query to compare. Raises

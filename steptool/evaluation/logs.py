@@ -167,12 +167,12 @@ def _make_lm_eval_metrics(name: str, rows: Sequence[Evaluation]) -> dict[str, An
         part = average_by_query(rows, measure)
         if part.queries:
             metrics[f"{measure},none"] = part.ratio()
-            error = _standard_error(part) if MEASURES[measure][1] is None else None
+            error = _compute_standard_error(part) if MEASURES[measure][1] is None else None
             metrics |= {} if error is None else {f"{measure}_stderr,none": error}
     return metrics
 
 
-def _standard_error(part: PerQuery) -> float | None:
+def _compute_standard_error(part: PerQuery) -> float | None:
     """The standard error of the mean over tasks; repeats of a task are averaged first. None with fewer than two
     tasks."""
     n = len(part.queries)
@@ -191,7 +191,7 @@ def _make_lm_eval_samples(part: _Part, rows: Sequence[Evaluation]) -> Iterator[R
         yield {
             "doc_id": number,
             "doc": document,
-            "target": _answer(query),
+            "target": _write_answer(query),
             "arguments": {"gen_args_0": {"arg_0": query.instruction}},
             "resps": [answers],
             "filtered_resps": answers,
@@ -199,7 +199,7 @@ def _make_lm_eval_samples(part: _Part, rows: Sequence[Evaluation]) -> Iterator[R
             "metrics": ["pass_rate"],
             "doc_hash": _digest(json.dumps(document, ensure_ascii=False)),
             "prompt_hash": _digest(query.instruction),
-            "target_hash": _digest(_answer(query)),
+            "target_hash": _digest(_write_answer(query)),
             "pass_rate": sum(verdicts) / len(verdicts) if verdicts else None,
         }
 
@@ -225,24 +225,24 @@ def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
         "results": {
             "total_samples": len(part.rows),
             "completed_samples": len(part.rows),
-            "scores": [_inspect_score(measure, part.rows) for measure in ("pass_rate", "recall")],
+            "scores": [_make_inspect_score(measure, part.rows) for measure in ("pass_rate", "recall")],
         },
         "stats": {"started_at": created, "completed_at": created},
-        "samples": [_inspect_sample(part, row) for row in part.rows],
+        "samples": [_make_inspect_sample(part, row) for row in part.rows],
     }  # fmt: skip
     yield _write_json(target / f"{part.time:%Y-%m-%dT%H-%M-%S}_{NAME}_{part.label}.json", log)
 
 
-def _inspect_score(measure: str, rows: Sequence[Evaluation]) -> Row:
+def _make_inspect_score(measure: str, rows: Sequence[Evaluation]) -> Row:
     part = average_by_query(rows, measure)
     missing = sum(getattr(row, MEASURES[measure][0]) is None for row in rows)
-    figures = {"mean": part.estimate(), "stderr": _standard_error(part)}
+    figures = {"mean": part.estimate(), "stderr": _compute_standard_error(part)}
     metrics = {name: {"name": name, "value": value} for name, value in figures.items() if value is not None}
     counts = {"scored_samples": len(rows) - missing, "unscored_samples": missing}
     return {"name": measure, "scorer": measure, "reducer": "mean", "metrics": metrics, **counts}
 
 
-def _inspect_sample(part: _Part, row: Evaluation) -> Row:
+def _make_inspect_sample(part: _Part, row: Evaluation) -> Row:
     query, episode = part.queries[row.query_id], part.episodes.get(row.trajectory_id)
     messages = decode_value(Trajectory, "messages", episode["messages"]) if episode else []
     answer = (episode["final_answer"] if episode else None) or ""
@@ -251,8 +251,8 @@ def _inspect_sample(part: _Part, row: Evaluation) -> Row:
         "id": row.query_id,
         "epoch": row.repeat + 1,
         "input": query.instruction,
-        "target": _answer(query),
-        "messages": [_inspect_message(message) for message in with_ids(messages)],
+        "target": _write_answer(query),
+        "messages": [_make_inspect_message(message) for message in with_ids(messages)],
         "output": {"model": row.model, "choices": [choice], "completion": answer},
         "scores": {
             name: {"value": value, "answer": answer, "explanation": row.verdict_source}
@@ -264,21 +264,21 @@ def _inspect_sample(part: _Part, row: Evaluation) -> Row:
     }
 
 
-def _inspect_message(message: Mapping[str, Any]) -> Row:
+def _make_inspect_message(message: Mapping[str, Any]) -> Row:
     """A message of OpenAI's form as Inspect has it: arguments are objects, a result names its function, and developers
     speak as the system."""
     role = "system" if message["role"] == "developer" else message["role"]
     own: Row = {"role": role, "content": message.get("content") or ""}
     if calls := message.get("tool_calls"):
         own["tool_calls"] = [
-            {"id": call["id"], "type": "function", **_inspect_call(call["function"])} for call in calls
+            {"id": call["id"], "type": "function", **_make_inspect_call(call["function"])} for call in calls
         ]
     if message["role"] == "tool":
         own |= {"tool_call_id": message.get("tool_call_id"), "function": message.get("name")}
     return own
 
 
-def _inspect_call(function: Mapping[str, Any]) -> Row:
+def _make_inspect_call(function: Mapping[str, Any]) -> Row:
     arguments = function.get("arguments")
     try:
         value = json.loads(arguments) if isinstance(arguments, str) else arguments
@@ -289,7 +289,7 @@ def _inspect_call(function: Mapping[str, Any]) -> Row:
     return {"function": function["name"], "arguments": {}, "parse_error": f"not an object: {arguments}"}
 
 
-def _answer(query: Query) -> str:
+def _write_answer(query: Query) -> str:
     answer = query.reference.answer
     return answer if isinstance(answer, str) else "" if answer is None else json.dumps(answer, ensure_ascii=False)
 

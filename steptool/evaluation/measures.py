@@ -105,7 +105,7 @@ def apply_verdicts(rows: Iterable[Evaluation], verdicts: Iterable[Verdict]) -> l
 
 
 def _apply_verdict(row: Evaluation, scores: Sequence[float] | None, judged_models: set[str]) -> Evaluation:
-    if row.verdict_source != VerdictSource.NONE or row.decoding != "greedy":
+    if row.verdict_source != VerdictSource.NONE or row.decoding != Decoding.GREEDY:
         return row
     if scores:
         return replace(row, passed=sum(scores) / len(scores), verdict_source=str(VerdictSource.JUDGE))
@@ -178,15 +178,19 @@ def pass_rates_by_tries(rows: Iterable[Evaluation]) -> dict[int, tuple[float, fl
         if row.passed is not None:
             solved[row.query_id].append(row.passed >= 1)
     counts = [(len(tries), sum(tries)) for tries in solved.values()]
-    return {k: (_mean([pass_at_k(n, c, k) for n, c in counts]), _mean([pass_hat_k(n, c, k) for n, c in counts]))
-            for k in _list_sizes(min((n for n, _ in counts), default=0))}  # fmt: skip
+    rates: dict[int, tuple[float, float]] = {}
+    for k in _list_sizes(min((n for n, _ in counts), default=0)):
+        at_k, hat_k = ([rate(n, c, k) for n, c in counts] for rate in (pass_at_k, pass_hat_k))
+        rates[k] = _average(at_k), _average(hat_k)
+    return rates
 
 
 def _list_sizes(n: int) -> list[int]:
+    """The powers of two up to n, and n itself; empty for 0."""
     return sorted({*(1 << i for i in range(n.bit_length()) if 1 << i <= n), n} - {0})
 
 
-def _mean(values: Sequence[float]) -> float:
+def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 

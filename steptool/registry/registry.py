@@ -33,8 +33,8 @@ from steptool.registry.store import (
     RegistryError,
     Store,
     Version,
-    claim_path,
     encode_json,
+    locate_claim,
     locate_entry,
     locate_manifest,
     locate_version,
@@ -153,7 +153,7 @@ def _find_digest_faults(store: Store, version: Version, path: str) -> Iterator[s
     """Whether name, digest and claim of a version still belong together."""
     if version.version_id != make_version_id(version.created, version.digest):
         yield f"{path}: its digest {version.digest[:12]} or its time is not that of the name; the manifest was changed"
-    place = claim_path(version.digest)
+    place = locate_claim(version.digest)
     claims, faults = read_documents(store, [place], Claim)
     yield from faults
     if not claims and not faults:
@@ -348,7 +348,7 @@ class Registry:
 
     def _claim(self, digest: str, metadata: Mapping[str, Any]) -> Claim:
         """The claim of a content: this attempt's, or that of the first one."""
-        now, path = datetime.now(UTC), claim_path(digest)
+        now, path = datetime.now(UTC), locate_claim(digest)
         claim = Claim(version_id=make_version_id(now, digest), created=now, metadata=check_metadata(metadata))
         try:
             self._store.create(path, claim.encode())

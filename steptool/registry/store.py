@@ -115,7 +115,7 @@ def locate_manifest(version_id: str) -> str:
     return f"{locate_version(version_id)}/{MANIFEST}"
 
 
-def claim_path(digest: str) -> str:
+def locate_claim(digest: str) -> str:
     """Path of the claim of a content."""
     return f"{CONTENTS}/{digest}.json"
 

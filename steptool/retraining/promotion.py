@@ -207,12 +207,13 @@ def describe_version(
     """The metadata of the challenger's version: what made it, from what, and its results."""
     greedy = [row for row in rows if row.decoding == GREEDY]
     models = {"champion": CHAMPION, "challenger": CHALLENGER}
+    by_model = {name: [row for row in greedy if row.model == model] for name, model in models.items()}
     return {
         "run_id": plan.run_id,
         "trained_from": plan.champion or plan.base,
         "new_data": [source.model_dump(mode="json") for source in plan.new],
         "decision": decision.model_dump(mode="json"),
-        "results": {name: _pass_rate([r for r in greedy if r.model == model]) for name, model in models.items()},
+        "results": {name: _describe_pass_rate(own) for name, own in by_model.items()},
         "config": plan.configure(config).model_dump(mode="json"),
         "code_version": code_version,
     }
@@ -236,7 +237,7 @@ def find_cause(message: str) -> str:
     return next((line for line in lines if line and not line.startswith(_LOCAL_PREFIX)), _NO_CAUSE)
 
 
-def _pass_rate(rows: Sequence[Evaluation]) -> dict[str, float | None]:
+def _describe_pass_rate(rows: Sequence[Evaluation]) -> dict[str, float | None]:
     """The pass rate over the tasks with a verdict, with Wilson's 95% interval; None where no task has one."""
     passed = average_by_query(rows, "pass_rate")
     rate, tasks = passed.estimate(), len(passed.queries)
