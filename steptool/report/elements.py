@@ -219,14 +219,14 @@ def draw_lines(
     y = Scale(marks[0], marks[-1], LINE_HEIGHT - BOTTOM, TOP)
     parts = [draw_y_axis(y, marks, show), draw_x_axis(x, sorted(set(xs)), x_label, LINE_HEIGHT)]
     parts += [_draw_band(s, x, y) for s in lines] + [_draw_line(s, x, y, show) for s in lines]
-    parts.append(_end_labels(lines, x, y, show))
+    parts.append(_draw_end_labels(lines, x, y, show))
     legend = [(s.label, s.colour) for s in lines] if len(lines) > 1 else []
     return draw_figure(title, draw_svg(title, LINE_HEIGHT, parts), note, legend)
 
 
 def draw_interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = format_percent) -> str:
     """Horizontal bars from 0 to 1 with error intervals, one block of rows for each group."""
-    x = Scale(0, 1, _start(rows), WIDTH - _VALUES)
+    x = Scale(0, 1, _find_start(rows), WIDTH - _VALUES)
     body, height = _draw_rows(rows, x, [0, 0.25, 0.5, 0.75, 1], show, _draw_bar)
     return draw_figure(title, draw_svg(title, height, body), note)
 
@@ -234,7 +234,7 @@ def draw_interval_bars(title: str, rows: Sequence[Interval], *, note: str = "", 
 def draw_differences(title: str, rows: Sequence[Interval], *, note: str = "", show: Format = format_percent) -> str:
     """Points with intervals around a line at zero, one block of rows for each group."""
     marks = choose_ticks(min([0.0, *(r.low for r in rows)]), max([0.05, *(r.high for r in rows)]))
-    x = Scale(marks[0], marks[-1], _start(rows), WIDTH - _VALUES)
+    x = Scale(marks[0], marks[-1], _find_start(rows), WIDTH - _VALUES)
     body, height = _draw_rows(rows, x, marks, show, _draw_whisker)
     body.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 26}"/>')
     return draw_figure(title, draw_svg(title, height, body), note)
@@ -318,7 +318,7 @@ def _draw_band(series: Series, x: Scale, y: Scale) -> str:
     return f'<path class="band {series.colour}" d="M{"L".join(upper + lower)}Z"/>'
 
 
-def _end_labels(series: Sequence[Series], x: Scale, y: Scale, show: Format) -> str:
+def _draw_end_labels(series: Sequence[Series], x: Scale, y: Scale, show: Format) -> str:
     lasts = sorted(
         (y(value), place, value, s.colour)
         for s in series
@@ -332,7 +332,7 @@ def _end_labels(series: Sequence[Series], x: Scale, y: Scale, show: Format) -> s
     return "".join(parts)
 
 
-def _start(rows: Sequence[Interval]) -> float:
+def _find_start(rows: Sequence[Interval]) -> float:
     """Where the picture begins, right of the names."""
     longest = max((len(row.label) for row in rows), default=0)
     return max(_NAMES, _LETTER * min(longest, _MAX_NAME)) + 8

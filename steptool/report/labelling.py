@@ -110,22 +110,22 @@ def read_labels(path: str | os.PathLike[str]) -> list[Row]:
         raise LabelError(f"{source}: expected labels as CSV, Parquet or the form's JSON ({error})") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise LabelError(f"{source}: expected a list of labelled steps")
-    return [_label(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)]
+    return [_read_label(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _label(row: Mapping[str, Any], where: str) -> Row:
+def _read_label(row: Mapping[str, Any], where: str) -> Row:
     try:
         label = {"trajectory_id": str(row["trajectory_id"]), "step": int(row["step"])}
     except (KeyError, TypeError, ValueError) as error:
         raise LabelError(f"{where}: expected trajectory_id and step, got {sorted(map(str, row))}") from error
-    scores = {name: _score(row.get(name), f"{where}: '{name}'") for name in COMPONENTS}
+    scores = {name: _read_score(row.get(name), f"{where}: '{name}'") for name in COMPONENTS}
     labeller = str(row.get("labelled_by") or "").strip()
     if not labeller and any(score is not None for score in scores.values()):
         raise LabelError(f"{where}: has labels but no name of the labeller; fill in 'labelled_by'")
     return {**label, **scores, "labelled_by": labeller, "comment": str(row.get("comment") or ""), "where": where}
 
 
-def _score(value: Any, where: str) -> float | None:
+def _read_score(value: Any, where: str) -> float | None:
     if value is None or value == "":
         return None
     try:
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             labels = [label for path in options.labels for label in read_labels(path)]
             rows = label_rows(iterate_records(options.trajectories, Trajectory), labels)
             print(f"{write_records(options.target, rows, StepReward)}: labels of {len(labels)} rows")
-    except (LabelError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(describe_error(error), file=sys.stderr)
         return 1
     return 0

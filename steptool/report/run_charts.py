@@ -140,8 +140,8 @@ def draw_farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[s
     if not every:
         return []
     low, high = min(p.reward for p in every), max(p.reward for p in every)
-    bins = max((high - low) / 14, 1e-9)
-    binned = {i: _make_bins(farming[i], low, bins) for i in rounds}
+    width = max((high - low) / 14, 1e-9)
+    binned = {i: _make_bins(farming[i], low, width) for i in rounds}
     largest = max(b.count for bubbles_of_round in binned.values() for b in bubbles_of_round)
     steps = [p.steps for p in every]
     return [

@@ -12,9 +12,7 @@ from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
-from steptool.artifacts import lineage
 from steptool.artifacts import lineage as names
-from steptool.artifacts.lineage import CARD
 from steptool.artifacts.metrics import name_lost_groups, select_counts
 from steptool.config import Config, load_config
 from steptool.evaluation.compare import GREEDY, SAMPLED
@@ -169,7 +167,7 @@ FILES = {
     "all held-out episodes, to be searched and compared": names.VIEWER,
     "the complete configuration": names.CONFIG,
     "the trained model": f"{names.MODEL}/",
-    "its card": f"{names.MODEL}/{CARD}",
+    "its card": f"{names.MODEL}/{names.CARD}",
     "the model that training started from": f"{names.WARM_START}/",
     "the tasks": names.QUERIES,
     "the demonstrations": names.DEMONSTRATIONS,
@@ -250,7 +248,7 @@ def _select_pairs(
     folder: Path, queries: Mapping[str, Query], evaluations: Sequence[Evaluation]
 ) -> Iterator[EpisodePair]:
     """Held-out tasks before and after training: in each tier the solved, the lost and the unchanged alternate."""
-    passed = {(r.model, r.query_id): r.passed for r in evaluations if r.decoding == "greedy"}
+    passed = {(r.model, r.query_id): r.passed for r in evaluations if r.decoding == GREEDY}
     before, after = (_read_evaluated_episodes(folder, model, passed) for model in ("warm_start", "steptool"))
     groups: dict[tuple[str, float, float], list[str]] = defaultdict(list)
     for query_id in before.keys() & after.keys():
@@ -294,7 +292,7 @@ def _read_training_episodes(folder: Path, queries: Mapping[str, Query], round_in
 
 
 def _write_notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
-    yield from (entry["note"] for entry in lineage.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
+    yield from (entry["note"] for entry in names.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
     yield from name_lost_groups(metrics)
     prepared = select_counts(metrics, "prepare")
     if left_out := prepared.get("left out", 0):

@@ -31,18 +31,18 @@ _STARTS = (("warm_start", "the warm start"), ("base", "the base model"))
 def summarise_run(inputs: ReportInputs) -> dict[str, Any]:
     """The content of metrics.json: pass rates, paired difference, tiers, costs. Only numbers, strings and None.
 
-    pass_rate and sampled_pass_rate: {model: share}, without models that could not be measured; results: {model: greedy
-    pass_rate, low, high, tasks}; difference: steptool -
-    warm_start, greedy, paired over tasks, as {"mean", "low", "high", "n"} or None; base_difference: the same
-    of steptool - base; tiers: {tier: {model: cell}} with the greedy figures named in CELL and the sampled pass rate;
-    differences: the difference for each tier; comparisons: of each group and way of decoding, with p-values corrected
-    over all of them; left_out: what the figures leave out; seconds and tokens: {stage: sum, "total": sum}.
+    pass_rate and sampled_pass_rate: {model: share}, without models that could not be measured. results: {model: greedy
+    pass_rate, low, high, tasks}. difference: steptool - warm_start, greedy, paired over tasks, as {"mean", "low",
+    "high", "n"} or None. base_difference: the same of steptool - base. tiers: {tier: {model: cell}} with the greedy
+    figures named in CELL and the sampled pass rate. differences: the difference for each tier. comparisons: of each
+    group and way of decoding, with p-values corrected over all of them. left_out: what the figures leave out. tasks:
+    their number. seconds and tokens: {stage: sum, "total": sum}. peak_memory_mb: the most that a stage took.
     """
     tiers = list(dict.fromkeys(r.tier for r in inputs.evaluations))
     groups = {tier: (tier or "no tier") if len(tiers) > 1 else ALL for tier in tiers}
     return {
-        "pass_rate": _pass_rates(inputs, GREEDY),
-        "sampled_pass_rate": _pass_rates(inputs, SAMPLED),
+        "pass_rate": _select_pass_rates(inputs, GREEDY),
+        "sampled_pass_rate": _select_pass_rates(inputs, SAMPLED),
         "results": {model: _select_result(line) for model in MODELS if (line := find_line(inputs, model))},
         "difference": _make_plain(find_difference(inputs)),
         "base_difference": _make_plain(find_difference(inputs, other="base")),
@@ -61,12 +61,14 @@ def format_table(figures: Mapping[str, Any]) -> str:
     """The figures as a short aligned text for a terminal."""
     models = [m for m in MODELS if m in figures["pass_rate"]]
     head = ["pass rate, greedy", *models, "steptool - warm_start (95% interval)"]
-    body = [[ALL, *(_share(figures["pass_rate"].get(m)) for m in models), _format_difference(figures["difference"])]]
+    body = [
+        [ALL, *(_format_share(figures["pass_rate"].get(m)) for m in models), _format_difference(figures["difference"])]
+    ]
     for tier, cells in figures["tiers"].items():
-        shares = [_share(cells.get(m, {}).get("pass_rate")) for m in models]
+        shares = [_format_share(cells.get(m, {}).get("pass_rate")) for m in models]
         body.append([f"  {tier or 'no tier'}", *shares, _format_difference(figures["differences"][tier])])
     if sampled := figures["sampled_pass_rate"]:
-        body.append(["all, sampled", *(_share(sampled.get(m)) for m in models), ""])
+        body.append(["all, sampled", *(_format_share(sampled.get(m)) for m in models), ""])
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     lines = [
         "  ".join(_pad(cell, w, i) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
@@ -92,7 +94,7 @@ def state_result(inputs: ReportInputs, name: str = "StepTool") -> list[str]:
     after = line["pass_rate"]
     if after is None:
         return [f"Pass rates on the {where} are not measurable: the tasks have neither a check nor a reference answer."]
-    if not any(_pass_rates(inputs, GREEDY).values()):
+    if not any(_select_pass_rates(inputs, GREEDY).values()):
         return [f"No model solved any of the {where}: there is no improvement to report."]
     return _compare(inputs, f"{name} solves {format_percent(after) if after else 'none'} of {where}")
 
@@ -139,7 +141,7 @@ def find_line(inputs: ReportInputs, model: str, group: str = ALL, decoding: str 
     return next(lines, None)
 
 
-def _pass_rates(inputs: ReportInputs, decoding: str, group: str = ALL) -> dict[str, float]:
+def _select_pass_rates(inputs: ReportInputs, decoding: str, group: str = ALL) -> dict[str, float]:
     lines = {model: find_line(inputs, model, group, decoding) for model in MODELS}
     return {m: line["pass_rate"] for m, line in lines.items() if line and line["pass_rate"] is not None}
 
@@ -149,7 +151,7 @@ def _select_result(line: Row) -> dict[str, Any]:
 
 
 def _make_cells(inputs: ReportInputs, group: str) -> dict[str, Any]:
-    sampled, cells = _pass_rates(inputs, SAMPLED, group), {}
+    sampled, cells = _select_pass_rates(inputs, SAMPLED, group), {}
     for model in MODELS:
         if line := find_line(inputs, model, group):
             cells[model] = {**{name: line[name] for name in CELL}, "sampled_pass_rate": sampled.get(model)}
@@ -177,7 +179,7 @@ def _make_plain_comparison(c: Comparison) -> dict[str, Any]:
     return {**figures, **asdict(c.difference)}
 
 
-def _share(value: float | None) -> str:
+def _format_share(value: float | None) -> str:
     return "-" if value is None else f"{value * 100:.1f}%"
 
 

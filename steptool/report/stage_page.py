@@ -196,7 +196,7 @@ _CHARTS: Mapping[type, Callable[[Path, str, str], Iterator[str]]] = {
     Advantage: _draw_advantages,
     Metric: _draw_metrics,
 }
-"""The charts of a file, by the name of its contract."""
+"""What draws the charts of a file, by the class of its records."""
 
 
 def _present_values(rows: Sequence[Row], column: str) -> list[float]:

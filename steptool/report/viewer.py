@@ -53,7 +53,11 @@ def make_episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict
     composed = {} if advantages else dict(enumerate(_compose(list(rewards.values()), trajectory.steps, config)))
     texts = _list_texts(trajectory)
     steps = [
-        {**_step(step, texts[i]), **_make_scores(rewards.get(i)), **_make_credit(advantages.get(i), composed.get(i))}
+        {
+            **_make_step(step, texts[i]),
+            **_make_scores(rewards.get(i)),
+            **_make_credit(advantages.get(i), composed.get(i)),
+        }
         for i, step in enumerate(trajectory.steps)
     ]
     return {
@@ -120,7 +124,7 @@ def _list_texts(trajectory: Trajectory) -> list[str]:
     return turns if len(turns) == len(trajectory.steps) else [""] * len(trajectory.steps)
 
 
-def _step(step: Step, text: str) -> dict[str, Any]:
+def _make_step(step: Step, text: str) -> dict[str, Any]:
     arguments = step.call.arguments if step.call else {}
     return {
         "call": step.call.name if step.call else None,
@@ -230,7 +234,7 @@ class Archive:
         lines: list[str] = []
         size = chunk = 0
         for model, episode in self._plan.episodes(self.page):
-            record = self._record(episode)
+            record = self._make_record(episode)
             self._rows.append({**self._make_row(episode, record["episode"], model), "chunk": chunk, "line": len(lines)})
             lines.append(_encode_json(record))
             size += len(lines[-1])
@@ -242,18 +246,18 @@ class Archive:
 
     def index(self) -> Markup:
         """Models, tools, queries and one row for each trajectory, compressed."""
-        names = [_name(sorted(policies)) for policies in self._policies]
+        names = [_name_policies(sorted(policies)) for policies in self._policies]
         colours = choose_colours(names)
         index = {
             "models": [f"{LETTERS[i]}: {name}" if len(names) > 1 else name for i, name in enumerate(names)],
             "colours": [colours[name] for name in names],
             "tools": list(self._tools),
-            "queries": [self._query(name) for name in self._query_numbers],
+            "queries": [self._make_query(name) for name in self._query_numbers],
             "rows": self._rows,
         }
         return pack(_encode_json(index))
 
-    def _query(self, name: str) -> Row:
+    def _make_query(self, name: str) -> Row:
         query = self._queries[name]
         return {
             "id": name,
@@ -262,7 +266,7 @@ class Archive:
             "text": query["instruction"][:LISTED],
         }
 
-    def _record(self, episode: ScoredEpisode) -> Row:
+    def _make_record(self, episode: ScoredEpisode) -> Row:
         """The details of a trajectory."""
         trajectory = episode.trajectory
         query = self._queries[trajectory.query_id]
@@ -312,5 +316,5 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _name(policies: Sequence[str]) -> str:
+def _name_policies(policies: Sequence[str]) -> str:
     return policies[0] if len(policies) == 1 else f"{len(policies)} policies"
