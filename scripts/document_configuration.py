@@ -123,7 +123,7 @@ def write_page(model: type[StrictModel], header: str) -> str:
         lines += ["| field | type | default | |", "|---|---|---|---|"]
         for entry in entries:
             field = section.model_fields[entry.name.rpartition(".")[2]]
-            cells = (f"`{entry.name}`", _type_name(field), _write_default(entry), _link(entry.documentation))
+            cells = (f"`{entry.name}`", _describe_type(field), _write_default(entry), _link(entry.documentation))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -169,7 +169,7 @@ def _make_field_schema(field: FieldInfo) -> dict[str, Any]:
     return adapter.json_schema()
 
 
-def _type_name(field: FieldInfo) -> str:
+def _describe_type(field: FieldInfo) -> str:
     """The type in a few words, from the JSON schema of the field alone."""
     if _find_section(field):
         return "section"

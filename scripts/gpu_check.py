@@ -101,23 +101,28 @@ def _measure_update(
     _say("scoring, then updates")
     limit = PassLimit(1, tokens_per_pass, actor.packed)
     speed = time_updates(actor, size, make_episodes(size, shortest=1.0), limit, updates=2 if small else 4)
-    flops = flops_per_token(size, speed.action_share) * speed.tokens
-    ways = ["compiled"] * compiled + ["checkpointed"] * checkpointed + ["packed" if actor.packed else "padded"]
+    flops = count_flops_per_token(size, speed.action_share) * speed.tokens
+    conditions = {
+        "compiled": compiled,
+        "checkpointed": checkpointed,
+        "packed": actor.packed,
+        "padded": not actor.packed,
+    }
     return [
         {
             "part": f"update {name}",
-            "way": ", ".join(ways),
+            "way": ", ".join(name for name, holds in conditions.items() if holds),
             "tokens/s": round(speed.tokens),
             "share of peak": f"{flops / PEAK:.1%}",
             "scoring tokens/s": round(speed.scored),
             "seconds an update": round(speed.seconds, 2),
             "action tokens": f"{speed.action_share:.0%}",
-            "peak GB": _peak_gigabytes(),
+            "peak GB": _read_peak_gigabytes(),
         }
     ]
 
 
-def flops_per_token(size: Any, action_share: float) -> float:
+def count_flops_per_token(size: Any, action_share: float) -> float:
     """Operations that an update needs for one token, without those that are made a second time.
 
     6 per weight of the layers, and per weight of the output layer for each action token (nothing else reaches it); 4
@@ -160,7 +165,7 @@ def measure_attention(small: bool) -> list[Row]:
         if choose_device().type == "cuda":
             ways["variable length, two halves"] = partial(_attend, query, key, value)
         for name, way in ways.items():
-            seconds = _seconds(partial(_gradients, way, [query, key, value]))
+            seconds = _time_calls(partial(_compute_gradients, way, [query, key, value]))
             flops = 6 * length * length * heads * width / (2 if "halves" in name else 1)
             rows.append(
                 {
@@ -181,7 +186,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attend(torch.nn.Identity(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=half)[0]
 
 
-def _gradients(way: Callable[[], Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _compute_gradients(way: Callable[[], Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Forward and backward."""
     import torch
 
@@ -209,11 +214,11 @@ def measure_log_probs(small: bool) -> list[Row]:
         ways["tiles, compiled"] = lambda: compute_token_log_probs(lm, states, targets, 1.0, TileWays(fused=True))[0]
     rows: list[Row] = []
     for name, way in ways.items():
-        run = partial(_gradients, way, [states, head.weight])
-        seconds = _seconds(run)
+        run = partial(_compute_gradients, way, [states, head.weight])
+        seconds = _time_calls(run)
         before = _reset_peak()
         run()
-        peak = _peak_gigabytes()
+        peak = _read_peak_gigabytes()
         rows.append(
             {
                 "part": f"log-probabilities of {count} tokens, vocabulary {vocabulary}", "way": name,
@@ -273,7 +278,7 @@ def measure_rollout(small: bool) -> list[Row]:
                 {
                     "part": f"rollout {name}", "way": f"{len(episodes)} episodes",
                     "tokens/s": round(sum(t.action_tokens for t in trajectories) / seconds),
-                    "seconds": round(seconds, 1), "peak GB": _peak_gigabytes(),
+                    "seconds": round(seconds, 1), "peak GB": _read_peak_gigabytes(),
                 }
             )  # fmt: skip
             _say(json.dumps(rows[-1]))
@@ -327,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_RESULT + json.dumps(rows), flush=True)
         return
     end = time.monotonic() + options.seconds
-    describe_machine()
+    print_machine()
     table: list[Row] = []
     for name in options.only or PARTS:
         seconds = min(PARTS[name].seconds, end - time.monotonic())
@@ -344,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n" + "\n".join("  ".join(f"{key}: {value}" for key, value in row.items()) for row in table), flush=True)
 
 
-def describe_machine() -> None:
+def print_machine() -> None:
     """Print what the figures were measured on."""
     import torch
     import transformers
@@ -357,7 +362,7 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _seconds(run: Callable[[], object], repeats: int = 5) -> float:
+def _time_calls(run: Callable[[], object], repeats: int = 5) -> float:
     """Seconds of one call, after two to warm up."""
     for _ in range(2):
         run()
@@ -387,7 +392,7 @@ def _reset_peak() -> float:
     return torch.cuda.memory_allocated() / 1e9
 
 
-def _peak_gigabytes() -> float | None:
+def _read_peak_gigabytes() -> float | None:
     """The most GPU memory that tensors have held; None on a CPU."""
     import torch
 

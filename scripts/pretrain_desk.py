@@ -131,7 +131,7 @@ PHASES = (
 )
 
 
-def clean_logs(codec: ChatCodec, phase: Phase, name: str) -> list[Encoded]:
+def make_logs(codec: ChatCodec, phase: Phase, name: str) -> list[Encoded]:
     """Encoded demonstrations of errands of the phase's tiers."""
     rng = random.Random(name)
     logs = []
@@ -142,7 +142,7 @@ def clean_logs(codec: ChatCodec, phase: Phase, name: str) -> list[Encoded]:
     return logs
 
 
-def batches(logs: list[Encoded], rng: random.Random) -> Iterator[list[Encoded]]:
+def draw_batches(logs: list[Encoded], rng: random.Random) -> Iterator[list[Encoded]]:
     """Batches of logs of similar length in random order, without end."""
     while True:
         order = rng.sample(logs, len(logs))
@@ -153,7 +153,7 @@ def batches(logs: list[Encoded], rng: random.Random) -> Iterator[list[Encoded]]:
         yield from rng.sample(shuffled, len(shuffled))
 
 
-def loss_of(model: Qwen3ForCausalLM, batch: list[Encoded], pad: int) -> torch.Tensor:
+def compute_loss(model: Qwen3ForCausalLM, batch: list[Encoded], pad: int) -> torch.Tensor:
     """Mean negative log-likelihood of the assistant tokens."""
     width = max(len(e.input_ids) for e in batch)
     ids = torch.full((len(batch), width), pad)
@@ -166,7 +166,7 @@ def loss_of(model: Qwen3ForCausalLM, batch: list[Encoded], pad: int) -> torch.Te
     return torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[:, 1:][action[:, 1:]])
 
 
-def optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon on the hidden matrices, AdamW on embeddings and norms."""
     named = list(model.named_parameters())
     hidden = [p for n, p in named if p.ndim == 2 and "embed" not in n]
@@ -197,12 +197,12 @@ def pretrain(last: bool = False) -> None:
 
 
 def _train(model: Qwen3ForCausalLM, codec: ChatCodec, pad: int, phase: Phase, name: str) -> None:
-    rng, optimizer = random.Random(0), optimizers(model, phase.learning_rate)
-    for step, batch in zip(range(phase.steps), batches(clean_logs(codec, phase, name), rng), strict=False):
+    rng, optimizer = random.Random(0), make_optimizers(model, phase.learning_rate)
+    for step, batch in zip(range(phase.steps), draw_batches(make_logs(codec, phase, name), rng), strict=False):
         share = min(1.0, (step + 1) / WARMUP) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / phase.steps)))
         for group in (g for o in optimizer for g in o.param_groups):
             group["lr"] = phase.learning_rate * share
-        loss = loss_of(model, batch, pad)
+        loss = compute_loss(model, batch, pad)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in optimizer:

@@ -95,7 +95,7 @@ def deliver_ingested(
     from steptool.data.parsing import IngestError, summarise
     from steptool.storage.transfer import deliver
 
-    counted = json.loads(download(counts).read_text(encoding="utf-8"))
+    numbers = json.loads(download(counts).read_text(encoding="utf-8"))
     delivered = Delivered(
         Parquet(deliver(download(queries), output, names.QUERIES_FILE)),
         Parquet(deliver(download(demonstrations), output, names.DEMONSTRATIONS_FILE)),
@@ -103,8 +103,8 @@ def deliver_ingested(
         FlyteFile(deliver(download(quarantine), output, names.QUARANTINE_FILE)),
         FlyteFile(deliver(download(counts), output, names.COUNTS_FILE)),
     )
-    if not any(counted.values()):
+    if not any(numbers.values()):
         raise IngestError("data.paths: expected tasks or recordings, got files that hold none; see what they contain")
-    if not counted.get("queries kept"):
-        raise IngestError(f"{summarise(counted)}. No query is left. See {output}/{names.QUARANTINE_FILE}")
+    if not numbers.get("queries kept"):
+        raise IngestError(f"{summarise(numbers)}. No query is left. See {output}/{names.QUARANTINE_FILE}")
     return delivered

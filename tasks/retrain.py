@@ -27,7 +27,7 @@ _LOCAL_TOKENS: dict[tuple[str, datetime], str] = {}
 """The token of the latest local run in this process, by registry and kickoff."""
 
 
-def _begin(registry: str, kickoff: datetime) -> str:
+def _make_token(registry: str, kickoff: datetime) -> str:
     """Make a token that tells apart the runs of one kickoff; on a cluster it is the name of the execution."""
     execution = current_context().execution_id
     if execution and execution.name != "local":
@@ -41,7 +41,7 @@ def look(config: Config, registry: str, kickoff: datetime, force: bool) -> Retra
     """Find out which data is new and which model is in service."""
     from steptool.registry import Registry
 
-    plan = plan_run(config, Registry(registry), make_run_id(kickoff, _begin(registry, kickoff)), kickoff, force)
+    plan = plan_run(config, Registry(registry), make_run_id(kickoff, _make_token(registry, kickoff)), kickoff, force)
     news = f"{len(plan.new)} of {plan.files} sources new, in service: {plan.champion or plan.base}"
     say("look", news if plan.due else f"nothing new in {plan.files} sources: nothing is trained")
     return plan
@@ -125,5 +125,5 @@ def record_failure(
 
     failure = describe_failure(kickoff, err.message if err else "")
     say("retrain", f"failed: {failure['reasons'][0]}")
-    token = _LOCAL_TOKENS.get((registry, kickoff)) or _begin(registry, kickoff)
+    token = _LOCAL_TOKENS.get((registry, kickoff)) or _make_token(registry, kickoff)
     Registry(registry).record_run(make_run_id(kickoff, token), failure)

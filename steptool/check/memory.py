@@ -164,16 +164,16 @@ def estimate(
     `is_local` tells a local run from a run on a cluster: `rounds.placement: auto` has other stages there.
     """
     model = float(shape.parameters * shape.bytes_per_weight)
-    trained = _trained_parameters(shape, config)
+    trained = _count_trained_parameters(shape, config)
     parts = processes if config.ppo.sharding == "fsdp" else 1
-    weights = model if parts == 1 else _sharded_weights(shape, config, parts)
-    state = trained * _optimizer_bytes(shape, config)
+    weights = model if parts == 1 else _measure_sharded_weights(shape, config, parts)
+    state = trained * _count_optimizer_bytes(shape, config)
     if parts > 1 and not config.policy.lora_rank:
-        state = trained * 3 * _FLOAT32 / parts + _whole_at_once(shape)  # gradients are whole until they are cut
+        state = trained * 3 * _FLOAT32 / parts + _measure_whole_weights(shape)  # gradients are whole until they are cut
     adapter = trained * _FLOAT32 if config.policy.lora_rank else 0.0
     has_adapter = config.policy.lora_rank > 0
     # an adapter and its moments; or all weights, moments and the lower halves of bfloat16 weights
-    saved = 12.0 * trained if has_adapter else model + (2 * _moment_bytes(shape, config) + 2.0) * trained
+    saved = 12.0 * trained if has_adapter else model + (2 * _count_moment_bytes(shape, config) + 2.0) * trained
     framework = _FRAMEWORK[has_gpu]
     episodes = -(-config.rollout.episodes // config.rollout.shards)
     ppo_tokens = config.ppo.tokens_per_pass or config.ppo.micro_batch_size * config.policy.max_context
@@ -184,7 +184,7 @@ def estimate(
         "warm_start",
         weights + adapter,
         state,
-        _activations(shape, config, warm_tokens),
+        _estimate_activations(shape, config, warm_tokens),
         0.0,
         framework,
         model + 3 * saved + (model if has_adapter else 0.0),  # the adapter is merged
@@ -194,12 +194,14 @@ def estimate(
         "ppo",
         weights + adapter,
         max(state, moments_and_reference),  # the reference model is gone before the first gradient
-        _activations(shape, config, ppo_tokens),
+        _estimate_activations(shape, config, ppo_tokens),
         0.0,
         framework,
         (1 if has_adapter else 2) * model + (5 if parts > 1 and not has_adapter else 4) * saved,  # parts, then joined
     )
-    rollout = StageMemory("rollout", model, cache=_cache(shape, config, episodes), framework=framework, disk=model)
+    rollout = StageMemory(
+        "rollout", model, cache=_estimate_cache(shape, config, episodes), framework=framework, disk=model
+    )
     is_together = config.rounds.are_together(is_local=is_local)
     copied = model if has_adapter else 0.0  # the layers that the adapter is added to
     is_vllm_at_rest = is_together and config.rollout.engine == "vllm" and not has_gpu
@@ -208,7 +210,7 @@ def estimate(
         StageMemory("prepare", model, framework=framework, disk=2 * model),
         *([warm_start] if config.warm_start.steps else []),
         *([_take_turns(rollout, learning, copied, ppo.disk + saved)] if is_together else [rollout, ppo]),
-        StageMemory("evaluate", model, cache=_cache(shape, config), framework=framework, disk=model),
+        StageMemory("evaluate", model, cache=_estimate_cache(shape, config), framework=framework, disk=model),
     ]
 
 
@@ -239,28 +241,28 @@ def check_memory(stages: Sequence[StageMemory], machines: Mapping[str, Machine])
         raise ConfigError("the run does not fit\n  " + "\n  ".join(faults))
 
 
-def _trained_parameters(shape: ModelShape, config: Config) -> float:
+def _count_trained_parameters(shape: ModelShape, config: Config) -> float:
     rank = config.policy.lora_rank
     return float(rank * shape.linear_sizes if rank else shape.parameters)
 
 
-def _sharded_weights(shape: ModelShape, config: Config, parts: int) -> float:
+def _measure_sharded_weights(shape: ModelShape, config: Config, parts: int) -> float:
     """Bytes of one process's part of the weights, float32 if they are trained, and of those that are whole at a
     time."""
     of_weight = shape.bytes_per_weight if config.policy.lora_rank else _FLOAT32
-    return shape.parameters * of_weight / parts + _whole_at_once(shape)
+    return shape.parameters * of_weight / parts + _measure_whole_weights(shape)
 
 
-def _whole_at_once(shape: ModelShape) -> float:
+def _measure_whole_weights(shape: ModelShape) -> float:
     """Bytes of the weights that are whole at a time: those outside the layers, the layer that computes and the next."""
     layer = (shape.parameters - shape.outside) / shape.layers
     return (shape.outside + 2 * layer) * shape.bytes_per_weight
 
 
-def _optimizer_bytes(shape: ModelShape, config: Config) -> int:
+def _count_optimizer_bytes(shape: ModelShape, config: Config) -> int:
     """Bytes of gradient and optimizer for each trained weight: float32 gradient and two moments, and for full
     fine-tuning in bfloat16 the lower half of the float32 weight."""
-    return _FLOAT32 + 2 * _moment_bytes(shape, config) + (2 if _trains_half(shape, config) else 0)
+    return _FLOAT32 + 2 * _count_moment_bytes(shape, config) + (2 if _trains_half(shape, config) else 0)
 
 
 def _trains_half(shape: ModelShape, config: Config) -> bool:
@@ -268,12 +270,12 @@ def _trains_half(shape: ModelShape, config: Config) -> bool:
     return shape.bytes_per_weight == _BFLOAT16 and not config.policy.lora_rank
 
 
-def _moment_bytes(shape: ModelShape, config: Config) -> int:
+def _count_moment_bytes(shape: ModelShape, config: Config) -> int:
     is_half = config.ppo.moments == "bfloat16" and config.ppo.sharding == "ddp" and _trains_half(shape, config)
     return _BFLOAT16 if is_half else _FLOAT32
 
 
-def _activations(shape: ModelShape, config: Config, tokens: int) -> float:
+def _estimate_activations(shape: ModelShape, config: Config, tokens: int) -> float:
     """What the backward pass needs of a forward pass, and the logits of some of its tokens."""
     of_layer = (
         tokens * shape.bytes_per_weight * (8 * shape.hidden + 4 * (shape.queries + shape.keys + shape.intermediate))
@@ -283,7 +285,7 @@ def _activations(shape: ModelShape, config: Config, tokens: int) -> float:
     return activations + min(_LOGITS, 2.0 * tokens * shape.vocabulary * _FLOAT32)
 
 
-def _cache(shape: ModelShape, config: Config, episodes: int | None = None) -> float:
+def _estimate_cache(shape: ModelShape, config: Config, episodes: int | None = None) -> float:
     """Keys and values of the episodes that are decoded together, each as long as the context."""
     together = min(config.rollout.batch_size, episodes or config.rollout.batch_size)
     return float(together * config.policy.max_context * shape.layers * 2 * shape.keys * shape.bytes_per_weight)
