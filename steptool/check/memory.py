@@ -163,55 +163,72 @@ def estimate(
 
     `is_local` tells a local run from a run on a cluster: `rounds.placement: auto` has other stages there.
     """
-    model = float(shape.parameters * shape.bytes_per_weight)
-    trained = _count_trained_parameters(shape, config)
-    parts = processes if config.ppo.sharding == "fsdp" else 1
-    weights = model if parts == 1 else _measure_sharded_weights(shape, config, parts)
-    state = trained * _count_optimizer_bytes(shape, config)
-    if parts > 1 and not config.policy.lora_rank:
-        state = trained * 3 * _FLOAT32 / parts + _measure_whole_weights(shape)  # gradients are whole until they are cut
-    adapter = trained * _FLOAT32 if config.policy.lora_rank else 0.0
-    has_adapter = config.policy.lora_rank > 0
-    # an adapter and its moments; or all weights, moments and the lower halves of bfloat16 weights
-    saved = 12.0 * trained if has_adapter else model + (2 * _count_moment_bytes(shape, config) + 2.0) * trained
-    framework = _FRAMEWORK[has_gpu]
-    episodes = -(-config.rollout.episodes // config.rollout.shards)
-    ppo_tokens = config.ppo.tokens_per_pass or config.ppo.micro_batch_size * config.policy.max_context
-    warm_tokens = config.ppo.tokens_per_pass or config.policy.max_context * min(
-        _WARM_START_SEQUENCES, config.warm_start.batch_size
-    )
-    warm_start = StageMemory(
-        "warm_start",
-        weights + adapter,
-        state,
-        _estimate_activations(shape, config, warm_tokens),
-        0.0,
-        framework,
-        model + 3 * saved + (model if has_adapter else 0.0),  # the adapter is merged
-    )
-    moments_and_reference = state - _FLOAT32 * trained / parts + (0.0 if config.policy.lora_rank else model / parts)
-    ppo = StageMemory(
-        "ppo",
-        weights + adapter,
-        max(state, moments_and_reference),  # the reference model is gone before the first gradient
-        _estimate_activations(shape, config, ppo_tokens),
-        0.0,
-        framework,
-        (1 if has_adapter else 2) * model + (5 if parts > 1 and not has_adapter else 4) * saved,  # parts, then joined
-    )
-    rollout = StageMemory(
-        "rollout", model, cache=_estimate_cache(shape, config, episodes), framework=framework, disk=model
-    )
-    is_together = config.rounds.are_together(is_local=is_local)
-    copied = model if has_adapter else 0.0  # the layers that the adapter is added to
-    is_vllm_at_rest = is_together and config.rollout.engine == "vllm" and not has_gpu
-    learning = replace(ppo, weights=ppo.weights + (model if is_vllm_at_rest else 0.0))
+    model, framework = _measure_model(shape), _FRAMEWORK[has_gpu]
+    warm_start, ppo = _estimate_training(shape, config, framework, processes)
+    cache = _estimate_cache(shape, config, -(-config.rollout.episodes // config.rollout.shards))
+    rollout = StageMemory("rollout", model, cache=cache, framework=framework, disk=model)
+    rounds = [rollout, ppo]
+    if config.rounds.are_together(is_local=is_local):
+        copied = model if config.policy.lora_rank else 0.0  # the layers that the adapter is added to
+        vllm_at_rest = model if config.rollout.engine == "vllm" and not has_gpu else 0.0
+        learning = replace(ppo, weights=ppo.weights + vllm_at_rest)
+        rounds = [_take_turns(rollout, learning, copied, ppo.disk + _measure_checkpoint(shape, config))]
     return [
         StageMemory("prepare", model, framework=framework, disk=2 * model),
         *([warm_start] if config.warm_start.steps else []),
-        *([_take_turns(rollout, learning, copied, ppo.disk + saved)] if is_together else [rollout, ppo]),
+        *rounds,
         StageMemory("evaluate", model, cache=_estimate_cache(shape, config), framework=framework, disk=model),
     ]
+
+
+def _estimate_training(
+    shape: ModelShape, config: Config, framework: float, processes: int
+) -> tuple[StageMemory, StageMemory]:
+    """The warm start and PPO, in one of the processes that train together."""
+    has_adapter = config.policy.lora_rank > 0
+    model, trained = _measure_model(shape), _count_trained_parameters(shape, config)
+    parts = processes if config.ppo.sharding == "fsdp" else 1
+    weights = model if parts == 1 else _measure_sharded_weights(shape, config, parts)
+    weights += trained * _FLOAT32 if has_adapter else 0.0
+    state = trained * _count_optimizer_bytes(shape, config)
+    if parts > 1 and not has_adapter:
+        state = trained * 3 * _FLOAT32 / parts + _measure_whole_weights(shape)  # gradients are whole until they are cut
+    saved = _measure_checkpoint(shape, config)
+    context, tokens = config.policy.max_context, config.ppo.tokens_per_pass
+    sequences = min(_WARM_START_SEQUENCES, config.warm_start.batch_size)
+    warm_start = StageMemory(
+        "warm_start",
+        weights,
+        optimizer=state,
+        activations=_estimate_activations(shape, config, tokens or context * sequences),
+        framework=framework,
+        disk=model + 3 * saved + (model if has_adapter else 0.0),  # the adapter is merged
+    )
+    moments_and_reference = state - _FLOAT32 * trained / parts + (0.0 if has_adapter else model / parts)
+    ppo = StageMemory(
+        "ppo",
+        weights,
+        optimizer=max(state, moments_and_reference),  # the reference model is gone before the first gradient
+        activations=_estimate_activations(shape, config, tokens or context * config.ppo.micro_batch_size),
+        framework=framework,
+        disk=(1 if has_adapter else 2) * model
+        + (5 if parts > 1 and not has_adapter else 4) * saved,  # parts, then joined
+    )
+    return warm_start, ppo
+
+
+def _measure_model(shape: ModelShape) -> float:
+    """Bytes of the weights of a whole model."""
+    return float(shape.parameters * shape.bytes_per_weight)
+
+
+def _measure_checkpoint(shape: ModelShape, config: Config) -> float:
+    """Bytes of a checkpoint: an adapter and its moments; or all weights, moments and the lower halves of bfloat16
+    weights."""
+    trained = _count_trained_parameters(shape, config)
+    if config.policy.lora_rank:
+        return 12.0 * trained
+    return _measure_model(shape) + (2 * _count_moment_bytes(shape, config) + 2.0) * trained
 
 
 def _take_turns(rollout: StageMemory, ppo: StageMemory, copied: float, disk: float) -> StageMemory:

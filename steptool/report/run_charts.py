@@ -69,7 +69,7 @@ MAIN_CURVES = (
 
 def draw_rollout_curves(rounds: Sequence[RoundSummary]) -> list[str]:
     """Curves of the training episodes over rounds."""
-    band = [None if r["pass_rate"] is None else wilson(r["pass_rate"], r["episodes"]) for r in rounds]
+    band = [None if r["pass_rate"] is None else wilson(r["pass_rate"], r["verdicts"]) for r in rounds]
     solved = Series("solved", _list_points(rounds, "pass_rate"), "c-steptool", band)
     failed = Series("failed", _list_points(rounds, "invalid_call_rate"), "c-bad")
     steps = Series("steps", _list_points(rounds, "mean_steps"), "c-one")

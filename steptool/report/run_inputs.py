@@ -35,6 +35,8 @@ class RoundSummary(TypedDict):
 
     round: int
     episodes: int
+    verdicts: int
+    """Episodes with a verdict."""
     pass_rate: float | None
     """Mean of the verdicts."""
     mean_steps: float | None
@@ -135,6 +137,7 @@ def summarise_round(
     return {
         "round": trajectories[0].round if trajectories else -1,
         "episodes": len(trajectories),
+        "verdicts": sum(t.solved is not None for t in trajectories),
         "pass_rate": mean(t.solved for t in trajectories),
         "mean_steps": mean(len(t.steps) for t in trajectories),
         "invalid_call_rate": mean(float(s.status is not StepStatus.OK) for s in calls),

@@ -181,8 +181,8 @@ def full(
         query("q0", HOSTILE), ScoredEpisode(before), ScoredEpisode(after, scores, [advantage("b", 0, 0.18, 0.75)])
     )
     plain = EpisodePair(query("q1", "a plain task"), ScoredEpisode(after), ScoredEpisode(after))
-    summary = {"episodes": 96, "mean_steps": 4.5, "mean_reward": 0.5, "succ_calling": 0.9, "contribution": 0.4}
-    more = {"is_solved": 0.5, "idle_call_rate": 0.25, "invalid_call_rate": 0.125}
+    summary = {"episodes": 96, "verdicts": 96, "mean_steps": 4.5, "mean_reward": 0.5, "succ_calling": 0.9}
+    more = {"contribution": 0.4, "is_solved": 0.5, "idle_call_rate": 0.25, "invalid_call_rate": 0.125}
     return ReportInputs(
         title=f"A run {HOSTILE}",
         config=Config(rewards=RewardConfig(step_weight=0.3, alpha=0.3)).model_dump(mode="json") | {"note": HOSTILE},

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from steptool.report.run_charts import judge_farming
+from steptool.report.run_charts import draw_rollout_curves, judge_farming
 from steptool.report.run_inputs import summarise_round
 from steptool.rewards.statistics import FarmingPoint
 
@@ -25,6 +25,18 @@ def test_a_round_is_summarised_by_hand(trajectory, reward):
     assert means["contribution"] == pytest.approx(0.7 / 4)
     assert means["is_solved"] == 0.5
     assert means["idle_call_rate"] == pytest.approx(2 / 3)  # the last step of each episode does not count
+
+
+def test_the_interval_of_a_round_is_over_the_episodes_that_have_a_verdict(trajectory, reward):
+    """Wilson's interval of 1 in 2 is 9% to 91%; over all four episodes it would be 15% to 85%."""
+    judged = [trajectory(name, ["ok", "finish"], solved=solved) for name, solved in (("a", 1.0), ("b", 0.0))]
+    others = [trajectory(name, ["ok", "finish"], solved=None) for name in "cd"]
+    known = summarise_round(judged, [], [None, None])
+    summary = summarise_round([*judged, *others], [], [None] * 4)
+    assert (summary["episodes"], summary["verdicts"], summary["pass_rate"]) == (4, 2, 0.5)
+    assert draw_rollout_curves([summary, summary])[0] == draw_rollout_curves([known, known])[0]
+    wider = {**summary, "verdicts": 4}
+    assert draw_rollout_curves([wider, wider])[0] != draw_rollout_curves([known, known])[0]
 
 
 def test_what_is_missing_is_counted_and_never_taken_as_zero(trajectory, reward):

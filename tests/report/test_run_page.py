@@ -113,6 +113,7 @@ def test_one_round_of_nothing_solved_is_said_plainly(results):
         {
             "round": 0,
             "episodes": 8,
+            "verdicts": 0,
             "pass_rate": None,
             "mean_steps": 3.0,
             "invalid_call_rate": 1.0,
