@@ -47,7 +47,7 @@ def evaluate(name: str, config: Config, model: Model, base: Model, tasks: Tasks)
         Parquet(str(write_records(target / "evaluations.parquet", result.rows, Evaluation))),
         Parquet(str(write_records(target / "greedy.parquet", result.greedy, Trajectory))),
         Parquet(str(write_records(target / "sampled.parquet", result.sampled, Trajectory))),
-        write_costs(target, watch.cost(result.tokens)),
+        write_costs(target, watch.measure_cost(result.tokens)),
     )
 
 
@@ -70,7 +70,7 @@ def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory
     track_evaluation(evaluated.name, result.rows, config)
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)
-    write_costs(folder, watch.cost(result.tokens))
+    write_costs(folder, watch.measure_cost(result.tokens))
     write_records(folder / names.name_policy_file(evaluated.name), [*result.greedy, *result.sampled], Trajectory)
     return FlyteDirectory(str(folder))
 
@@ -119,7 +119,7 @@ def judge(config: Config, queries: Parquet, evaluations: list[FlyteDirectory]) -
     return Judgement(
         Parquet(str(write_records(target / names.VERDICTS, judgement.verdicts, Verdict))),
         Parquet(str(write_records(target / names.PREFERENCES, judgement.preferences, Preference))),
-        write_costs(target, watch.cost(counts=judgement.counts)),
+        write_costs(target, watch.measure_cost(counts=judgement.counts)),
     )
 
 

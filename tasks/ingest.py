@@ -80,7 +80,7 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
         FlyteFile(str(result.quarantine_path)),
         FlyteFile(str(result.counts_path)),
         Parquet(str(metrics)),
-        write_costs(folder, watch.cost()),
+        write_costs(folder, watch.measure_cost()),
     )
 
 

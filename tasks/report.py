@@ -74,7 +74,7 @@ def report(
         evaluation_rewards=_download_named(evaluation_rewards),
     )
     folder = make_folder("run")
-    pages = write_run(folder, files, config, watch.cost)
+    pages = write_run(folder, files, config, watch.measure_cost)
     Deck("report", pages.html)
     place = publish(folder, output, names.TRAINING)
     linked = (names.REPORT, names.VIEWER, names.FIGURES, names.MODEL)

@@ -82,7 +82,7 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
         Parquet(str(write_records(target / "lessons.parquet", lessons.encoded, Trajectory))),
         FlyteFile(str(lessons.add_to_quarantine(download(quarantine), target / "quarantine.jsonl"))),
         Parquet(str(write_records(target / METRICS, counts, Metric))),
-        write_costs(target, watch.cost()),
+        write_costs(target, watch.measure_cost()),
     )
 
 
@@ -119,7 +119,7 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
     )
     checkpoints.remove()
     sign(folder, start, "warm_start", [download(queries), download(lessons)])
-    cost = watch.cost(count_tokens(examples, config.warm_start))
+    cost = watch.measure_cost(count_tokens(examples, config.warm_start))
     track_updates(metrics, config)
     figures = make_folder("figures")
     say("warm_start", "finished", seconds=cost.seconds)

@@ -17,7 +17,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -91,7 +91,7 @@ class Stopwatch:
         self.round_index = round_index
         self._start = time.perf_counter()
 
-    def cost(self, tokens: int = 0, counts: Mapping[str, float] | None = None) -> Cost:
+    def measure_cost(self, tokens: int = 0, counts: Mapping[str, float] | None = None) -> Cost:
         """What the stage took until now."""
         seconds = time.perf_counter() - self._start
         return Cost(self.stage, self.round_index, seconds, tokens, measure_peak_memory_mb(), counts or {})
@@ -220,7 +220,7 @@ def is_on() -> bool:
 def trace_stage(stage: str, run: str, attributes: Attributes) -> Iterator[dict[str, Any]]:
     """A span of a stage. What is put into the dict becomes attributes at the end.
 
-    An exception marks the span as failed and goes on. At the end everything is sent.
+    An exception marks the span as failed and goes on. At the end everything is sent, also after an exception.
     """
     later: dict[str, Any] = {}
     telemetry = _open()
@@ -230,7 +230,11 @@ def trace_stage(stage: str, run: str, attributes: Attributes) -> Iterator[dict[s
     from opentelemetry import trace
 
     span_attributes = {"steptool.stage": stage, "steptool.run": run, **attributes}
-    with telemetry.tracer.start_as_current_span(stage, telemetry.find_parent(run), attributes=span_attributes) as span:
+    with ExitStack() as stack:
+        stack.callback(telemetry.flush)
+        span = stack.enter_context(
+            telemetry.tracer.start_as_current_span(stage, telemetry.find_parent(run), attributes=span_attributes)
+        )
         outer, telemetry.stage = telemetry.stage, trace.set_span_in_context(span)
         try:
             yield later
@@ -240,7 +244,6 @@ def trace_stage(stage: str, run: str, attributes: Attributes) -> Iterator[dict[s
         finally:
             span.set_attributes(later)
             telemetry.stage = outer
-    telemetry.flush()
 
 
 @contextmanager

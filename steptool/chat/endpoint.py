@@ -249,7 +249,7 @@ class Endpoint:
         count("steptool.endpoint.cost", money, model)
 
     def _name_problem(self, problem: str) -> str:
-        return self._redactor.text(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]
+        return self._redactor.redact_text(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]
 
     async def _end(self) -> None:
         for task in self._running.values():
@@ -297,9 +297,9 @@ def _make_body(text: str, redactor: Redactor) -> dict[str, Any]:
         if measure_nesting(message) > DEEPEST:
             raise ValueError(f"a message nested more than {DEEPEST} levels deep")
         tokens = {name: _read_token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
-        return {"message": redactor.value(message), "is_cut": is_cut, **tokens}
+        return {"message": redactor.redact_value(message), "is_cut": is_cut, **tokens}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{redactor.text(text)[:200]!r} ({type(error).__name__})") from None
+        raise ValueError(f"{redactor.redact_text(text)[:200]!r} ({type(error).__name__})") from None
 
 
 def _read_token_count(value: Any) -> int:

@@ -234,7 +234,7 @@ class VirtualClient:
             return _fail(f"{BAD_REPLY}: not JSON")
         if not isinstance(document, dict) or not {"error", "response"} <= document.keys():
             return _fail(f"{BAD_REPLY}: no object with the fields error and response")
-        observation = json.dumps(self._redactor.value(document))
+        observation = json.dumps(self._redactor.redact_value(document))
         return ToolResult(read_status(observation), observation)
 
     def close(self) -> None:

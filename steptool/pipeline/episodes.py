@@ -286,7 +286,7 @@ def play_shard(
         failed = f"the check failed on {len(errors)} of {len(episodes)} episodes, first: {errors[0]}"
         say("rollout", failed, round_index=round_index, rounds=config.ppo.rounds)
     write_records(folder / EPISODES, episodes, Trajectory)
-    write_costs(folder, watch.cost(sum(t.action_tokens for t in episodes)))
+    write_costs(folder, watch.measure_cost(sum(t.action_tokens for t in episodes)))
     return folder
 
 
@@ -295,7 +295,7 @@ def score_file(trajectories: Path, queries: Path, config: Config, round_index: i
     watch = Stopwatch("annotate", round_index)
     with open_annotator(config.rewards.annotator, config.rewards.judge) as annotator:
         annotate_file(queries, trajectories, annotator, folder / REWARDS)
-        write_costs(folder, watch.cost(counts=get_annotator_counts(annotator)))
+        write_costs(folder, watch.measure_cost(counts=get_annotator_counts(annotator)))
         if reasons := describe_missing_scores(annotator):
             say("annotate", f"votes are missing: {reasons}", round_index=round_index)
     return folder

@@ -170,7 +170,7 @@ def _collect_figures(
     audited: AuditedRound, result: RoundResult, episodes: int, watch: Stopwatch, round_index: int
 ) -> tuple[list[Metric], list[Cost]]:
     """The metrics of a round, its counts first, and its costs, those of learning last."""
-    costs = [*read_records(audited.costs, Cost), watch.cost(result.tokens)]
+    costs = [*read_records(audited.costs, Cost), watch.measure_cost(result.tokens)]
     counts = count_metrics("ppo", {"episodes": episodes, "left out of training": result.left_out}, round_index)
     counts += count_metrics("annotate", total_counts(costs), round_index)
     return [*counts, *result.metrics], costs

@@ -136,10 +136,10 @@ class Reference:
             "tools": None if self.tools is None else list(self.tools),
             "family": self.family,
         }
-        known = {name: value for name, value in fields.items() if value is not None}
-        inner = {name: self.environment[name] for name in self.environment if name in self.__dataclass_fields__}
-        outer = {name: self.environment[name] for name in self.environment if name not in inner}
-        return known | outer | ({"environment": inner} if inner else {})
+        own = {name: value for name, value in fields.items() if value is not None}
+        inner = {name: value for name, value in self.environment.items() if name in self.__dataclass_fields__}
+        outer = {name: value for name, value in self.environment.items() if name not in inner}
+        return own | outer | ({"environment": inner} if inner else {})
 
 
 def _calls_from_json(calls: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:

@@ -25,7 +25,7 @@ class Redactor:
         self._secrets = sorted(usable, key=len, reverse=True)
         self._forms = sorted(forms, key=len, reverse=True)
 
-    def text(self, text: str) -> str:
+    def redact_text(self, text: str) -> str:
         """The text without secrets: as they are, as they stand in a url, and in any escape where the text is JSON."""
         if not self._secrets:
             return text
@@ -37,10 +37,10 @@ class Redactor:
             document = json.loads(text)
         except (ValueError, RecursionError):
             return text
-        redacted = self.value(document)
+        redacted = self.redact_value(document)
         return text if redacted == document else json.dumps(redacted, ensure_ascii=False)
 
-    def value(self, value: Any) -> Any:
+    def redact_value(self, value: Any) -> Any:
         """The JSON value without secrets in any of its strings, names of fields among them."""
         if not self._secrets:
             return value
@@ -49,9 +49,9 @@ class Redactor:
                 value = value.replace(secret, MARK)
             return value
         if isinstance(value, list):
-            return [self.value(part) for part in value]
+            return [self.redact_value(part) for part in value]
         if isinstance(value, dict):
-            return {self.value(name): self.value(part) for name, part in value.items()}
+            return {self.redact_value(name): self.redact_value(part) for name, part in value.items()}
         return value
 
 

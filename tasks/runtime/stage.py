@@ -284,7 +284,9 @@ def _add_page(name: StageName, function: Callable[P, R]) -> Callable[P, R]:
             outputs = result._asdict() if hasattr(result, "_asdict") else {"result": result}
             Deck(
                 name,
-                build_stage_page(name, _replace_by_local_paths(kwargs), _replace_by_local_paths(outputs), watch.cost()),
+                build_stage_page(
+                    name, _replace_by_local_paths(kwargs), _replace_by_local_paths(outputs), watch.measure_cost()
+                ),
             )
         return result
 

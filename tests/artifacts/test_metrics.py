@@ -49,7 +49,7 @@ def test_lines_appear_at_once(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_stopwatch_measures_time_and_memory() -> None:
     watch = Stopwatch("ppo", 3)
-    cost = watch.cost(tokens=7)
+    cost = watch.measure_cost(tokens=7)
     assert (cost.stage, cost.round, cost.tokens) == ("ppo", 3, 7)
     assert 0 <= cost.seconds < 5
     assert 10 < cost.peak_memory_mb <= measure_peak_memory_mb() < 100_000

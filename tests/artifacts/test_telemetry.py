@@ -72,6 +72,18 @@ with trace_stage("rollout", "night-7", {}):
 """
 
 
+DIES = """
+import os
+from steptool.artifacts.metrics import trace_stage
+
+try:
+    with trace_stage("ppo", "night-7", {}):
+        raise ValueError("broken")
+finally:
+    os._exit(0)
+"""
+
+
 ASKS = """
 import sys
 from steptool.artifacts.metrics import trace_stage
@@ -172,6 +184,11 @@ def test_a_collector_receives_stages_calls_and_counters(collector: Collector) ->
     }  # fmt: skip
     assert sum(value for (name, _), value in collector.sums.items() if name == "steptool.tool.calls") == 4
     assert collector.sums["steptool.endpoint.tokens", (("gen_ai.token.type", "input"),)] == 5
+
+
+def test_a_stage_that_fails_is_sent_before_its_process_may_end(collector: Collector) -> None:
+    play(program=DIES, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    assert read_attributes(collector.spans["ppo"].attributes)["error.type"] == "ValueError"
 
 
 def test_a_call_that_raises_is_counted_as_a_failure(collector: Collector) -> None:

@@ -96,7 +96,9 @@ class Connector:
             )
         except Exception as error:
             last_lines = error_output.take() if error_output else ""
-            raise TransportError(self.redactor.text(f"{self.address}: {describe_cause(error)}{last_lines}")) from error
+            raise TransportError(
+                self.redactor.redact_text(f"{self.address}: {describe_cause(error)}{last_lines}")
+            ) from error
         finally:
             if error_output:
                 error_output.file.close()
@@ -322,12 +324,12 @@ class _ReconnectingClient:
         """Schemas of the server's tools. Raises ConfigError if none of them can be used."""
         connection = self._open_connection(time.monotonic() + self._limit)
         if connection.faults:
-            problem = self._connector.redactor.text(f"tools.mcp: left out: {'; '.join(connection.faults)}")
+            problem = self._connector.redactor.redact_text(f"tools.mcp: left out: {'; '.join(connection.faults)}")
             if not connection.tools:
                 raise ConfigError(f"{problem}; none of the server's tools can be used")
             warnings.warn(escape_controls(problem), RuntimeWarning, stacklevel=3)
         schemas = [convert_tool(*entry) for entry in connection.tools.items()]
-        redacted: list[ToolSchema] = self._connector.redactor.value(schemas)
+        redacted: list[ToolSchema] = self._connector.redactor.redact_value(schemas)
         return redacted
 
     def call(self, call: ToolCall) -> ToolResult:
@@ -342,10 +344,10 @@ class _ReconnectingClient:
         try:
             result = connection.ask(call.name, call.arguments, deadline - time.monotonic())
         except Exception as error:
-            problem = self._connector.redactor.text(self._describe_failure(error, connection))
+            problem = self._connector.redactor.redact_text(self._describe_failure(error, connection))
             return ToolResult.failure(StepStatus.TOOL_ERROR, problem)
         self._unanswered = 0
-        text = self._connector.redactor.text(write_answer_text(result))
+        text = self._connector.redactor.redact_text(write_answer_text(result))
         return ToolResult(StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK, text)
 
     def close(self) -> None:
