@@ -38,6 +38,8 @@ _SCOPE = "steptool"
 _PATIENCE = 5.0
 """Seconds that the stages of a process wait at their ends for the collector, all together."""
 Attributes = Mapping[str, str | int | float | bool]
+LOST_GROUP = "which leaves no task of the group"
+"""Words in the name of a count of ingest where a whole group of tasks was dropped."""
 
 
 def update_metrics(log: Iterable[Mapping[str, float]], stage: str, round_index: int) -> list[Metric]:
@@ -62,7 +64,7 @@ def select_counts(metrics: Iterable[Metric], stage: str) -> dict[str, int]:
 def name_lost_groups(metrics: Iterable[Metric]) -> Iterator[str]:
     """A sentence for each group of tasks of which ingest has kept none."""
     for name, number in select_counts(metrics, "ingest").items():
-        if "which leaves no task of the group" in name:
+        if LOST_GROUP in name:
             yield f"{number} queries were dropped: {name.partition(': ')[2]}."
 
 

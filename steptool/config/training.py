@@ -305,13 +305,13 @@ HAVE_NO_ADVANTAGES = ("rft", "eto")
 def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: CreditConfig, ppo: PPOConfig) -> None:
     """Raise ConfigError, which names the fields, for settings of several sections that contradict each other."""
     algorithm, tries = ppo.algorithm, rollout.samples_per_query
-    comparing = algorithm if algorithm in _COMPARE_TRIES else "credit.value: group_mean"
+    compares = algorithm in _COMPARE_TRIES or credit.value == "group_mean"
+    setting = algorithm if algorithm in _COMPARE_TRIES else "credit.value: group_mean"
     compares_states = algorithm == "gigpo" or credit.value == "group_mean"
     outcome_alone = algorithm in HAVE_NO_ADVANTAGES or ppo.reward == "final"
-    compares = algorithm in _COMPARE_TRIES or credit.value == "group_mean"
     problems = [
         (rollout.episodes % tries > 0, f"rollout.episodes: {rollout.episodes} is not a multiple of samples_per_query"),
-        (compares and tries < 2, f"{comparing} compares tries at a query: set rollout.samples_per_query to 2 or more"),
+        (compares and tries < 2, f"{setting} compares tries at a query: set rollout.samples_per_query to 2 or more"),
         (algorithm in ("grpo", "gigpo") and credit.whiten, f"{algorithm} scales by group: set credit.whiten: false"),
         (algorithm in ("gigpo", "archer") and credit.level != "step", f"{algorithm} needs credit.level: step"),
         (credit.value == "group_mean" and algorithm != "step_ppo", "credit.value: group_mean is for step_ppo only"),

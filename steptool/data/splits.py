@@ -14,6 +14,7 @@ from itertools import permutations
 from pathlib import Path
 from types import TracebackType
 
+from steptool.artifacts.metrics import LOST_GROUP
 from steptool.config import DataConfig
 from steptool.data.parsing import IngestError, IngestLog
 from steptool.data.recordings.recording import (
@@ -203,7 +204,7 @@ class StagingDatabase:
         kept_counts = {split: self._db.execute(_KEEP, (split, limit)).rowcount for split, limit in sizes.items()}
         for split in sizes:
             for tier, number in self._db.execute(_DROPPED, (split,)).fetchall():
-                rest = f", which leaves no task of the group '{tier}'" if tier else ""
+                rest = f", {LOST_GROUP} '{tier}'" if tier else ""
                 log.count(f"queries dropped: more than data.{split}_queries{rest}", number)
         self._db.execute(_CHOOSE)
         self._match(log)

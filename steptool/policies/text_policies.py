@@ -23,7 +23,7 @@ from steptool.chat.call_format import (
 )
 from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused, Reply, RequestRefused, RequestTooLong
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, read_call, read_json, read_reasoning
-from steptool.config import FinishMode, RolloutConfig, SearchConfig, ToolsConfig
+from steptool.config import FinishMode, RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment
 from steptool.records import FINISH, Message, Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding, Episode, Exchange, Refusal, Turn, TurnCost
@@ -148,7 +148,7 @@ class EndpointPolicy(Policy):
     EndpointRefused if the endpoint accepts no request, or none that begins an episode.
     """
 
-    patience = 0.0
+    search, patience = None, 0.0
 
     def __init__(
         self,
@@ -157,7 +157,6 @@ class EndpointPolicy(Policy):
         name: str,
         rollout: RolloutConfig,
         instructions: str = "",
-        search: SearchConfig | None = None,
         form: Format | None = None,
     ) -> None:
         """`instructions` are the system message of every episode; without them an episode has no system message.
@@ -165,7 +164,7 @@ class EndpointPolicy(Policy):
         `form` is the format in which the model writes calls, if it is known. A text that tries to make a call in it
         is not an answer.
         """
-        self.name, self.max_steps, self.search, self.finish = name, rollout.max_steps, search, rollout.finish
+        self.name, self.max_steps, self.finish = name, rollout.max_steps, rollout.finish
         self._form = form
         self.capacity = min(endpoint.config.concurrency for endpoint in endpoints.values())
         self._endpoints, self._instructions = endpoints, instructions
@@ -299,7 +298,7 @@ def _write_conversation(episode: Episode, instructions: str) -> list[Message]:
         messages += _retell(exchange)
         if exchange.user_turn is not None:
             messages.append({"role": "user", "content": exchange.user_turn})
-    return [*messages, {"role": "user", "content": episode.hint}] if episode.hint else messages
+    return messages
 
 
 def _retell(exchange: Exchange) -> list[Message]:
