@@ -111,10 +111,10 @@ def measure_peak_memory_mb() -> float:
 
 
 def format_line(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> str:
-    """One line: the stage, the round (counted from 0) of how many, the text, the time taken and the time left.
+    """A line with the stage, the round, the number of rounds, the text, the time taken and the time left.
 
-    `seconds` is the time that the stage took, or the whole round where it ends one; the time left counts the rounds to
-    come as long as this one.
+    `round_index` counts from 0. `seconds` is the time that the stage took, or that the whole round took where the stage
+    ends one. The time left assumes that each round to come takes as long as this one.
     """
     place = f"round {round_index + 1:>{len(str(rounds))}} of {rounds}" if round_index >= 0 else ""
     clock = "" if seconds is None else format_duration(seconds)
@@ -125,7 +125,7 @@ def format_line(stage: str, text: str, *, seconds: float | None = None, round_in
 
 
 def say(stage: str, text: str, *, seconds: float | None = None, round_index: int = -1, rounds: int = 0) -> None:
-    """Print the line at once, or a JSON object where STEPTOOL_LOG is json; of several processes, the first alone."""
+    """Print the line, or a JSON object where STEPTOOL_LOG is json. Only the first of several processes prints."""
     if not is_first_process():
         return
     if os.environ.get(LOG_VARIABLE) == "json":

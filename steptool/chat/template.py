@@ -44,7 +44,7 @@ class EndlessTemplateError(ValueError):
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer. Of several named ones, the one for tools where `tools` is true.
+    """The chat template of a tokenizer. If it has several by name, `tools` says whether it is the one for tools.
 
     `control_tokens` are the tokens that carry the structure of a conversation: all special ones, and the added ones
     that the template writes.
@@ -147,7 +147,7 @@ class _Watchdog:
             yield
         finally:
             with self._lock:
-                # Taken back only where it was set: CPython 3.11 checks for it at every call and loop ever after.
+                # Only what was set is taken back: after such a call CPython 3.11 checks at every call and loop.
                 if self._deadlines.pop(caller, None) is None:
                     _raise_in(caller, None)
 

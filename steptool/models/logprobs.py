@@ -50,7 +50,7 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class TileWays:
-    """How tiles of logits are worked on."""
+    """Options of the work on tiles of logits."""
 
     fused: bool = False
     """Compile the work on logits into few kernels (GPU)."""

@@ -29,7 +29,7 @@ class SplitAdamW(torch.optim.Optimizer):
     A bfloat16 weight of the model is the upper half of a float32 weight, rounded; the lower half is kept in the state
     as `low`, so that updates too small for bfloat16 add up, and no weight is stored twice. Float32 weights are updated
     as torch.optim.AdamW does, to the same bits. Moments of bfloat16 weights are kept in the precision `moments`: in
-    bfloat16 they are rounded after every step, to which a decay of .98 is coarse enough.
+    bfloat16 they are rounded after every step, by less than a decay of .98 changes them.
     """
 
     def __init__(

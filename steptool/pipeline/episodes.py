@@ -2,7 +2,7 @@
 
 The queries of a shard follow from the configuration's seed, so that a shard that is run again draws the same. A round
 of reinforcement works on files up to the learning: it plays the shards, scores them, joins and audits them;
-`learning.learn_round` follows. Pods call these functions one by one, and `learning.play_and_learn` in turn.
+`learning.learn_round` follows. A pod calls one of these functions, and `learning.play_and_learn` calls all of them.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def evaluate(
     *,
     recordings: Sequence[Trajectory] = (),
 ) -> PolicyEvaluation:
-    """Play the queries once greedily, and as often sampled as configured. A playback plays them only once.
+    """Play the queries once greedily, and sampled as often as configured. A playback plays them only once.
 
     `policy` is a policy of a configuration, or the folder or Hub id of a model. A replaying environment takes its
     answers from the `recordings`. A playback plays the `recordings` too, unless it names others.

@@ -187,9 +187,8 @@ def describe_outcome(episodes: Sequence[Trajectory], rewards: Sequence[StepRewar
 class SharedModels:
     """Models by their folder, each read from its files once.
 
-    Whoever asks for a model gets a module of its own over the weights that are there. So what one does to its module,
-    such as adapters, checkpointing or another attention, does not show in the others, but a weight that training
-    changes has changed for all.
+    Each caller gets a module of its own over the same weights. Adapters, checkpointing or another attention of one
+    module do not show in the others; a weight that training changes has changed for all.
     """
 
     def __init__(self) -> None:

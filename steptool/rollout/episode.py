@@ -310,7 +310,7 @@ def make_episode_id(policy: str, round_index: int, query_id: str, decoding: Deco
 
 
 def write_messages(query: Query, exchanges: list[Exchange]) -> list[Message]:
-    """The conversation in OpenAI's form. A Finish that ends the episode has no response, an answer in text never."""
+    """The conversation in OpenAI's form. A Finish that ends the episode and an answer in text have no response."""
     messages = query.first_messages
     for exchange in exchanges:
         parsed, step = exchange.turn.parsed, exchange.step

@@ -84,7 +84,7 @@ class PassLimit:
 
 
 def cut_forward_passes(batch: Indices, lengths: Indices, limit: PassLimit, processes: int = 1) -> list[Indices]:
-    """Cut a mini-batch into forward passes of sequences of similar length; process i takes every passes[i::processes].
+    """Cut a mini-batch into forward passes of sequences of similar length; process i takes passes[i::processes].
 
     Some of them may be empty where there are fewer sequences than processes.
     """

@@ -106,7 +106,7 @@ class CheckpointFolder:
             self.on_checkpoint()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-        """Load the last complete and undamaged checkpoint; returns the figures of the steps that it has behind it.
+        """Load the last complete and undamaged checkpoint; returns the figures of the steps before it.
 
         Raises ValueError if it belongs to other training data.
         """

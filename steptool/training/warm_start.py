@@ -1,6 +1,7 @@
 """Supervised fine-tuning on demonstrations, before reinforcement.
 
-A model can take the prompts that fit its context, and demonstrations as tokens to learn from.
+`select_fitting` finds the prompts that fit the context, and `encode_demonstrations` makes demonstrations tokens to
+learn from.
 """
 
 from __future__ import annotations

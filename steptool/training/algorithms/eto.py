@@ -29,7 +29,7 @@ Pair = tuple[Trajectory, Trajectory]
 
 
 class ExplorationPreference(Algorithm):
-    """Takes steps on half as many pairs as StepPPO takes trajectories; they hold as many sequences."""
+    """Each step takes half as many pairs as StepPPO takes trajectories, and so as many sequences."""
 
     stage = "eto"
     needs_scores = True
