@@ -142,8 +142,7 @@ class ChatCodec:
 
         `tools` give the types of arguments in formats that write them as bare text.
         """
-        content_ids = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
-        return self.format.parse(self._turns.read(self._decode(content_ids)), tools)
+        return self._read(ids, tools)
 
     def assistant_ids(self, message: Message, tools: Sequence[ToolSchema] = (), *, first: bool = True) -> list[int]:
         """Tokens that the model should sample for an assistant message, its end-of-turn token included.
@@ -152,7 +151,7 @@ class ChatCodec:
         Raises ValueError where these tokens would not be read back as the message's call, or end the turn too early.
         """
         ids = self._encode_after(self._turns.prompt_tail, self._turns.write(message, tools, first=first))
-        calls, turn = read_calls(message), self.parse(ids, tools)
+        calls, turn = read_calls(message), self._read(ids, tools)
         if self.end_ids.intersection(ids[:-1]):
             raise ValueError(f"an assistant message holds a token that ends its turn: {self._decode(ids)[:200]!r}")
         if calls != ([turn.call] if turn.call else []):
@@ -201,6 +200,11 @@ class ChatCodec:
             ids += sampled.get(turn) or self.assistant_ids(messages[turn], tools, first=not number)
             spans.append((start, len(ids)))
         return Encoded(np.asarray(ids, dtype=np.int32), tuple(spans))
+
+    def _read(self, ids: Sequence[int], tools: Sequence[ToolSchema]) -> ParsedTurn:
+        """Read a turn; `assistant_ids` checks its tokens by this, also where a subclass replaces `parse`."""
+        content_ids = list(ids[:-1]) if len(ids) and int(ids[-1]) in self.end_ids else list(ids)
+        return self.format.parse(self._turns.read(self._decode(content_ids)), tools)
 
     def _find_missing_end(self, ids: Sequence[int], following: Sequence[Message]) -> list[int]:
         """The token that ends the last turn, where these messages follow it and it was cut off before that token."""
