@@ -110,8 +110,7 @@ class Session(ABC):
 
     def state_digest(self) -> str | None:
         """A short text that is equal for two states of a task if later calls get equal answers in both; None, the
-        default, if the environment names no states. It is asked for before each step with `credit.state: digest`
-        alone.
+        default, if the environment names no states. Only `credit.state: digest` asks for it, before each step.
         """
         return None
 

@@ -124,7 +124,6 @@ class NemoGymSession(Session):
         answer = self._post("seed_session", self._row)
         if not answer.is_success:
             raise RuntimeError(f"the server refuses to seed a session: {answer.status_code} {answer.text[:500]}")
-        self._seeded = True
         try:
             metadata = answer.json().get("mcp") or {}
             path, headers = metadata.get("url_path", ""), metadata.get("headers") or {}
@@ -135,6 +134,7 @@ class NemoGymSession(Session):
             server = McpConfig(url=address, headers={**self._environment.headers, **headers})
             self._mcp = McpEnvironment(server, self._environment.timeout)
             self._mcp_session = self._mcp.reset(_EMPTY_QUERY)
+        self._seeded = True
 
     def mcp_tools(self) -> Sequence[ToolSchema]:
         """The tools of the MCP session; none without one."""

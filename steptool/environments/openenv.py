@@ -336,9 +336,11 @@ class OpenEnvSession(Session):
 
     def _send_answer(self, final_answer: str | None) -> str | None:
         """Submit the answer; None gives up. Returns what the environment says if the episode goes on."""
-        if self._done or (call := self._environment.answer_call(final_answer)) is None:
+        if (call := self._environment.answer_call(final_answer)) is None:
             return None
         self.start()
+        if self._done:
+            return None
         action = {"type": "call_tool", "tool_name": call.name, "arguments": dict(call.arguments)}
         result = self._step(action)
         self._answered = self._done

@@ -157,14 +157,15 @@ class VerifiersSession(Session):
         await self._runtime.start()
         self._stack.push_async_callback(self._runtime.stop)
         await self._task.setup(self._trace, self._runtime)
-        self._tools = {}
+        opened: dict[str, tuple[_Tools, ToolSchema]] = {}
         for tools in await _open_tools(self._task, self._taskset, self._stack):
-            self._tools |= {schema["function"]["name"]: (tools, schema) for schema in await tools.schemas()}
+            opened |= {schema["function"]["name"]: (tools, schema) for schema in await tools.schemas()}
         data = self._task.data
         if data.system_prompt:
             self._add({"role": "system", "content": data.system_prompt})
         self._add({"role": "user", "content": data.prompt_text})
-        return self._tools
+        self._tools = opened  # only now, so that a later call does not go on with half of the tools
+        return opened
 
     def _record(self, call: ToolCall, observation: str) -> None:
         call_id = f"call_{len(self._trace.nodes)}"

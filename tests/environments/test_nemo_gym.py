@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from servers import start_server
+from servers import serve_app, start_server
 from steptool.config import Config, ConfigError
 from steptool.data.ingest import ingest
 from steptool.data.parsing import IngestError
@@ -135,6 +138,15 @@ def test_a_reward_outside_the_range_and_a_server_that_is_away_are_told_apart(url
         assert "the tool cannot be reached" in session.call(add(1)).observation
     with pytest.raises(ValueError, match="expected a row with responses_create_params, got 'None'"):
         narrow.reset(Query("q", "train", "nemo_gym", "add", ()))
+
+
+def test_every_call_says_that_the_session_could_not_be_seeded() -> None:
+    app = Starlette(routes=[Route("/seed_session", lambda _: JSONResponse(["seeded"]), methods=["POST"])])
+    query = Query("q", "train", "nemo_gym", "add", (), Reference(environment={"row": make_row(0, 1, "add")}))
+    with serve_app(app) as address, closing(NemoGymEnvironment(address).reset(query)) as session:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="answered something else than an object"):
+                session.call(add(1))
 
 
 def test_what_is_wrong_with_the_settings_is_said(config: Config, tmp_path: Path) -> None:

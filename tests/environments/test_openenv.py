@@ -177,6 +177,10 @@ def test_an_episode_that_ends_at_its_reset_keeps_its_reward() -> None:
         assert session.call(ToolCall("look", {})).ends_episode
         assert session.solved(None) == 1.0
         session.close()
+    with odd_server({**BEGIN, "reset": end}) as url, closing(OpenEnvEnvironment(url, answer="say.text")) as environment:
+        session = environment.reset(Query("q", "train", "openenv", "Look around.", ()))
+        assert session.solved("It is over.") == 1.0  # the answer is not sent, since the server would not know of a step
+        session.close()
 
 
 def test_no_call_reaches_another_episode_after_the_connection_was_lost() -> None:
