@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -174,10 +175,11 @@ def _draw_metrics(file: Path, stage: str, name: str) -> Iterator[str]:
     last = max((m.round for m in metrics), default=-1)
     single: list[tuple[str, str]] = []
     for metric, curve in CURVES.items():
-        points = [(m.update + 1.0, m.value) for m in metrics if (m.name, m.round) == (metric, last)]
-        if len(points) == 1:
-            single.append((curve.title, curve.show(points[0][1])))
-        elif points:
+        own = [m for m in metrics if (m.name, m.round) == (metric, last)]
+        if len(own) == 1:
+            single.append((curve.title, curve.show(own[0].value)))
+        elif own:
+            points = [(m.update + 1.0, m.value if math.isfinite(m.value) else None) for m in own]
             line = Series(metric, points, "c-one")
             yield draw_lines(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
     if single:

@@ -39,6 +39,14 @@ def costs(folder: Path) -> Path:
     return write_records(folder / "costs.parquet", records, Cost)
 
 
+def test_a_figure_that_is_no_number_is_a_gap_in_its_curve(tmp_path: Path) -> None:
+    losses = (0.75, float("nan"), float("inf"), 0.25)
+    records = [Metric("ppo", 1, update, "loss", value) for update, value in enumerate(losses)]
+    file = write_records(tmp_path / "metrics.parquet", records, Metric)
+    html = build_stage_page("ppo", {}, {"metrics": file}, COST)
+    assert html.count('<path class="line c-one"') == 2  # one before the gap and one after it
+
+
 def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> None:
     model = tmp_path / "model"
     (model / "deep").mkdir(parents=True)
