@@ -74,7 +74,7 @@ def open_bytes(file: Path) -> IO[bytes]:
 
 
 def open_text(file: Path, encoding: str, errors: str = "strict", newline: str | None = None) -> IO[str]:
-    """The same as text."""
+    """The content of a file as text, decompressed part by part."""
     return io.TextIOWrapper(open_bytes(file), encoding=encoding, errors=errors, newline=newline)
 
 

@@ -35,9 +35,9 @@ from steptool.data.recordings.recording import Recording
 from steptool.data.splits import SPLITS
 from steptool.data.tools import (
     ToolCatalog,
-    check_and_close,
+    add_finish,
+    check_and_add_finish,
     make_tool_schemas,
-    with_finish,
 )
 from steptool.environments.base import (
     TransportError,
@@ -237,7 +237,7 @@ def _parse(task: Any, catalog: ToolCatalog) -> Query:
         raise UnusableError("unknown field", f"unknown field '{unknown[0]}'; known are {', '.join(_FIELDS)}{closest}")
     environment = _read_environment(get_optional(task, "environment", str, ""), catalog)
     if "tools" in task:
-        tools = catalog.add_hints(check_and_close(require(task, "tools", list), "tools"), environment)
+        tools = catalog.add_hints(check_and_add_finish(require(task, "tools", list), "tools"), environment)
     else:
         tools = catalog.tools(environment)
     split = get_optional(task, "split", str, "")
@@ -321,7 +321,7 @@ def read_instruction(record: Any, file: Path, row: int | str | None) -> Query:
         split="",
         environment="replay",
         instruction=instruction,
-        tools=with_finish(list(schemas.values())),
+        tools=add_finish(list(schemas.values())),
         reference=Reference(
             tools=tuple(schema["function"]["name"] for key, schema in schemas.items() if list(key) in relevant),
             environment={REFERENCE: _find_endpoints(record["api_list"], schemas)},

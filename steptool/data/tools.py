@@ -52,7 +52,7 @@ DESCRIPTION_LIMIT = 256
 """Characters of a description that ToolBench shows to the model."""
 
 
-def check_and_close(tools: Sequence[Any], where: str) -> tuple[ToolSchema, ...]:
+def check_and_add_finish(tools: Sequence[Any], where: str) -> tuple[ToolSchema, ...]:
     """The tools with Finish as the last one.
 
     Raises UnusableError naming the tool that is no tool schema, and for numbers that JSON cannot write.
@@ -64,10 +64,10 @@ def check_and_close(tools: Sequence[Any], where: str) -> tuple[ToolSchema, ...]:
         raise UnusableError("tool schema that is no schema", str(error)) from None
     except ValueError as error:
         raise UnusableError("a number that JSON cannot write", f"{where}: {error}") from None
-    return with_finish(tools)
+    return add_finish(tools)
 
 
-def with_finish(tools: Sequence[ToolSchema]) -> tuple[ToolSchema, ...]:
+def add_finish(tools: Sequence[ToolSchema]) -> tuple[ToolSchema, ...]:
     """The tools and, as the last one, the call that ends an episode."""
     return (*(t for t in tools if t["function"]["name"] != FINISH), FINISH_SCHEMA)
 
@@ -162,7 +162,7 @@ def read_toolbench_tools(functions: Sequence[Any], field: str) -> tuple[ToolSche
         if name != FINISH:
             name = make_distinct_name(name, schemas)
             schemas[name] = make_function_schema(name, str(function.get("description") or ""), properties, required)
-    return check_and_close(list(schemas.values()), field)
+    return check_and_add_finish(list(schemas.values()), field)
 
 
 def _convert_toolbench_property(recorded: Any) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class ToolCatalog:
             raise UnusableError("missing field 'tools'", f"field 'tools' is missing, and {error}") from None
         finally:
             environment.close()
-        return self.add_hints(check_and_close(tools, f"environment '{name}'"), name)
+        return self.add_hints(check_and_add_finish(tools, f"environment '{name}'"), name)
 
 
 def make_tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSchema]:

@@ -30,7 +30,7 @@ from steptool.data.parsing import (
 )
 from steptool.data.recordings.messages import find_tools_of_system, translate_messages
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording, marks_error
-from steptool.data.tools import check_and_close, read_openai_tools
+from steptool.data.tools import check_and_add_finish, read_openai_tools
 from steptool.records import FINISH, Message, ToolCall, ToolSchema
 
 _TAGS = re.compile(r"<tool_call>.*?</tool_call>", re.DOTALL)
@@ -345,7 +345,7 @@ def _read_tools(value: dict[str, Any], default_tools: DefaultTools) -> tuple[tup
     if not isinstance(entries, list):
         raise UnusableError(f"ill-typed field '{name}'", f"field '{name}': expected a list, got {cut_excerpt(entries)}")
     schemas = read_openai_tools([parse_if_text(tool, f"{name}[{n}]") for n, tool in enumerate(entries)], name)
-    return check_and_close(schemas, name), {schema["function"]["name"] for schema in schemas}
+    return check_and_add_finish(schemas, name), {schema["function"]["name"] for schema in schemas}
 
 
 def _make_finish(turn: RecordedTurn) -> RecordedTurn:

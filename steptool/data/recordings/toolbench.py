@@ -27,7 +27,7 @@ from steptool.data.parsing import (
 )
 from steptool.data.recordings.conversation import read_turns
 from steptool.data.recordings.recording import RecordedTurn, Recording, make_recording
-from steptool.data.tools import check_and_close, read_toolbench_tools
+from steptool.data.tools import check_and_add_finish, read_toolbench_tools
 from steptool.environments.toolbench import NAME_LIMIT
 from steptool.records import FINISH, ToolSchema
 
@@ -241,7 +241,7 @@ def _make_tools(names: list[str]) -> tuple[ToolSchema, ...]:
     anything = {"type": "object", "properties": {}, "additionalProperties": True}
     short = drop_repeats(name[-NAME_LIMIT:] for name in names)
     functions = [{"name": name, "description": "", "parameters": anything} for name in short]
-    return check_and_close([{"type": "function", "function": function} for function in functions], "prompt[0]")
+    return check_and_add_finish([{"type": "function", "function": function} for function in functions], "prompt[0]")
 
 
 def _read_texts(row: dict[str, Any], column: str) -> list[str]:
