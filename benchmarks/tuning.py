@@ -27,12 +27,8 @@ from steptool.records.tables import read_records
 
 TRIALS = Path(__file__).with_name("trials.yaml")
 SEED = 101
-SIZE: Mapping[str, Mapping[str, Any]] = {
-    "warm_start": {"steps": 200, "slips": 0.2, "shortcuts": 0.45},
-    "ppo": {"rounds": 6, "value_warmup_rounds": 1, "epochs": 2},
-    "evaluation": {"split": "validation", "sampled_repeats": 2},
-}
-"""What differs from the configuration in all trials."""
+SIZE: Mapping[str, Mapping[str, Any]] = {"evaluation": {"split": "validation", "sampled_repeats": 2}}
+"""What differs from the configuration in all trials. They are as long as the runs of the full contest."""
 
 
 @dataclass(frozen=True)
