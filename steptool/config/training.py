@@ -186,8 +186,9 @@ class CreditConfig(StrictModel):
     """Shift and scale a round's advantages to mean 0 and deviation 1."""
     whiten_by: Literal["token", "step"] = "token"
     """What that mean and deviation are taken over: tokens, or steps, each of which counts once."""
-    negative_weight: Share = 1.0
-    """Factor of negative advantages; 0 learns from positive ones alone."""
+    negative_weight: Share = 0.0
+    """Factor of negative advantages: 1 takes them as they are, 0 learns from positive ones alone. rft and eto have
+    no advantages."""
     negative_min_probability: Share = 0.0
     """Tokens with a negative advantage are left out where the policy gave them a lower probability than this."""
 
@@ -271,7 +272,7 @@ class PPOConfig(StrictModel):
     """Sets the upper end of that range to 1 + clip_high; 0: the same as clip."""
     ratio: Literal["token", "step"] = "token"
     """token: each token has its own probability ratio; step: tokens of a step share the geometric mean of theirs."""
-    nll_coef: Annotated[float, Field(ge=0)] = 0.5
+    nll_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the negative log-likelihood of solved episodes, added to the policy loss (VAPO, arXiv
     2504.05118). rft and eto do not use it."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
@@ -339,6 +340,5 @@ def _list_policy_options(credit: CreditConfig, ppo: PPOConfig) -> dict[str, bool
         "ppo.importance": ppo.importance != "none",
         "ppo.clip_high": ppo.clip_high > 0,
         "ppo.entropy_coef": ppo.entropy_coef > 0,
-        "credit.negative_weight": credit.negative_weight < 1,
         "credit.negative_min_probability": credit.negative_min_probability > 0,
     }

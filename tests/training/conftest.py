@@ -109,7 +109,7 @@ def config(credit: dict[str, object] | None = None, rollout: dict[str, object] |
         {
             "ppo": {**defaults, "learning_rate": 1e-3, **ppo},
             "rollout": {"temperature": 1.0, **(rollout or {})},
-            "credit": credit or {},
+            "credit": {"negative_weight": 1.0, **(credit or {})},
             "rewards": {"step_weight": 1.0, "alpha": 0.0, "redundant_cost": 0.0},
         }
     )
