@@ -218,11 +218,16 @@ def test_advantages_within_groups_by_hand():
 
 def test_whitening_counts_each_step_once_if_configured():
     lengths, advantages = np.array([3, 1]), array(2, 2, 2, 0)
-    by_token = credit.shape(advantages, lengths, np.zeros(4), CreditConfig())
-    by_step = credit.shape(advantages, lengths, np.zeros(4), CreditConfig(whiten_by="step"))
+    by_token = credit.shape(advantages, lengths, np.zeros(4), CreditConfig(negative_weight=1.0))
+    by_step = credit.shape(advantages, lengths, np.zeros(4), CreditConfig(negative_weight=1.0, whiten_by="step"))
     # tokens: mean 1.5, variance .75; steps: mean 1, variance 1
     np.testing.assert_allclose(by_token, np.array([0.5, 0.5, 0.5, -1.5]) / 0.75**0.5, rtol=1e-6)
     np.testing.assert_allclose(by_step, [1, 1, 1, -1], rtol=1e-6)
+
+
+def test_by_default_steps_that_did_worse_than_expected_are_left_out():
+    shaped = credit.shape(array(2, 2, 2, 0), np.array([3, 1]), np.zeros(4), CreditConfig())
+    np.testing.assert_allclose(shaped, np.array([0.5, 0.5, 0.5, 0]) / 0.75**0.5, rtol=1e-6)
 
 
 def test_negative_advantages_weigh_less_and_unlikely_tokens_are_left_out():
