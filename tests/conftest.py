@@ -1,4 +1,4 @@
-"""A chat endpoint on loopback that answers, or fails, as a test says, an S3 store, and small trajectories."""
+"""A chat endpoint on loopback that answers or fails as a test says, an S3 store, public data and small trajectories."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,15 @@ TEMPORARY = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="s
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(TEMPORARY, ignore_errors=True)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with data of others, beside the project's, where it is there."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the public data is not on this machine")
+    return folder
 
 
 @dataclass

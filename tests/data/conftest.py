@@ -1,23 +1,13 @@
-"""Small material in the real formats, with content of our own, and the real public data where it is there."""
+"""Small material in the real formats, with content of our own."""
 
 from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 
 from steptool.config import Config
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.fixture
-def real_data() -> Path:
-    if not REAL.is_dir():
-        pytest.skip("the public data is not on this machine")
-    return REAL
 
 
 def parameter(name, kind="STRING", default="", description=""):

@@ -17,9 +17,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from listed_tasks import finish, read_tasks
 from servers import serve_app, start_server
 from steptool.config import Config, ConfigError
-from steptool.data.ingest import ingest
 from steptool.data.parsing import IngestError
 from steptool.environments.adapters import RewardRange
 from steptool.environments.base import VerdictError, open_environment
@@ -27,7 +27,6 @@ from steptool.environments.limits import LimitedEnvironment
 from steptool.environments.nemo_gym import NemoGymEnvironment
 from steptool.policies.text_policies import play_back
 from steptool.records import FINISH, Query, Reference, StepStatus, ToolCall
-from steptool.records.episodes import read_queries
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("NEMO_GYM_PYTHON", "")
@@ -72,16 +71,8 @@ def config(url: str, tmp_path: Path) -> Config:
     return Config.model_validate({"data": data, "tools": {"settings": {"url": url, "datasets": files}}})
 
 
-def read_tasks(config: Config, folder: Path) -> dict[str, Query]:
-    return {q.query_id: q for q in read_queries(ingest(config, folder, for_training=False).queries_path)}
-
-
 def add(count: Any) -> ToolCall:
     return ToolCall("increment_counter", {"count": count})
-
-
-def finish(answer: str) -> ToolCall:
-    return ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
 
 
 def test_the_rows_of_datasets_are_tasks(config: Config, tmp_path: Path) -> None:

@@ -21,14 +21,13 @@ from starlette.websockets import WebSocket
 
 pytest.importorskip("websockets", reason="pip install 'steptool[environments]'")
 
+from listed_tasks import finish, read_tasks
 from servers import serve_app, start_server
 from steptool.config import Config, ConfigError, ToolsConfig
-from steptool.data.ingest import ingest
 from steptool.environments.base import VerdictError, open_environment
 from steptool.environments.openenv import OpenEnvEnvironment
 from steptool.policies.text_policies import play_back
 from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall
-from steptool.records.episodes import read_queries
 
 PYTHON = os.environ.get("OPENENV_PYTHON", "")
 SERVER = Path(__file__).parents[2] / "examples" / "openenv" / "server.py"
@@ -39,14 +38,6 @@ needs_package = pytest.mark.skipif(not PYTHON, reason="OPENENV_PYTHON names no i
 def config_of(**settings: Any) -> Config:
     data = {"source": "environment", "environment": "openenv"}
     return Config.model_validate({"data": data, "tools": {"settings": settings}})
-
-
-def read_tasks(config: Config, folder: Path) -> dict[str, Query]:
-    return {q.query_id: q for q in read_queries(ingest(config, folder, for_training=False).queries_path)}
-
-
-def finish(answer: str) -> ToolCall:
-    return ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
 
 
 def sell(item: str, pieces: int) -> ToolCall:

@@ -8,12 +8,11 @@ import pytest
 
 pytest.importorskip("verifiers.v1", reason="the package verifiers is not installed: make test-environments")
 
+from listed_tasks import finish, read_tasks
 from steptool.config import Config, ConfigError
-from steptool.data.ingest import ingest
 from steptool.environments.base import open_environment
 from steptool.policies.text_policies import play_back
-from steptool.records import FINISH, Query, StepStatus, StopReason, ToolCall
-from steptool.records.episodes import read_queries
+from steptool.records import FINISH, StepStatus, StopReason, ToolCall
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "verifiers" / "library.py"
 
@@ -25,10 +24,6 @@ def config_of(**settings: Any) -> Config:
     )
 
 
-def read_tasks(config: Config, folder: Path) -> list[Query]:
-    return read_queries(ingest(config, folder, for_training=False).queries_path)
-
-
 def lend(title: str, reader: str) -> ToolCall:
     return ToolCall("library_lend", {"title": title, "reader": reader})
 
@@ -37,13 +32,9 @@ def find(title: str) -> ToolCall:
     return ToolCall("library_find", {"title": title})
 
 
-def finish(answer: str) -> ToolCall:
-    return ToolCall(FINISH, {"return_type": "give_answer", "final_answer": answer})
-
-
 def test_a_taskset_has_its_tasks_tools_and_rewards(tmp_path: Path) -> None:
     config = config_of()
-    tasks = {query.instruction: query for query in read_tasks(config, tmp_path)}
+    tasks = {query.instruction: query for query in read_tasks(config, tmp_path).values()}
     assert len(tasks) == 4
     emma = tasks["You work in a library.\n\nLend Emma to Ada. How many copies of it are left?"]
     assert [tool["function"]["name"] for tool in emma.tools] == ["library_find", "library_lend", FINISH]

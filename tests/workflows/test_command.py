@@ -1,7 +1,6 @@
 """What a user meets at the command line, in real processes."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -10,20 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from commands import PYFLYTE, run_command
 from steptool.records.episodes import read_queries
 
 ROOT = Path(__file__).parents[2]
-PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
-
-
-def call(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def run_train(config: Path | str, output: Path) -> subprocess.CompletedProcess[str]:
     workflow = ("workflows/train.py", "train", "--config", str(config), "--output", str(output))
-    return call(PYFLYTE, "run", *workflow)
+    return run_command(PYFLYTE, "run", *workflow)
 
 
 def text_of(result: subprocess.CompletedProcess[str]) -> str:
@@ -33,14 +27,14 @@ def text_of(result: subprocess.CompletedProcess[str]) -> str:
 
 def test_starting_a_workflow_imports_nothing_heavy() -> None:
     program = "import sys, workflows.train; print(sorted({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules)))"
-    result = call(sys.executable, "-c", program)
+    result = run_command(sys.executable, "-c", program)
     assert result.stdout.strip() == "[]", result.stderr
 
 
 @pytest.mark.parametrize("command", [("run", "--help"), ("run", "workflows/train.py", "train", "--help")])
 def test_help_answers_within_three_seconds_of_work(command: tuple[str, ...]) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = call(PYFLYTE, *command)
+    result = run_command(PYFLYTE, *command)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
@@ -122,7 +116,9 @@ def test_a_run_takes_the_overrides_behind_the_path(tmp_path: Path) -> None:
     path = tmp_path / "my small.yaml"
     path.write_text("data: {train_queries: 6, validation_queries: 2, heldout_queries: 4}\n")
     config = f"'{path}' data.train_queries=3 warm_start.demonstrations=2 rollout.finish=text"
-    result = call(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", config, "--output", f"{tmp_path}/out")
+    result = run_command(
+        PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", config, "--output", f"{tmp_path}/out"
+    )
     assert result.returncode == 0, text_of(result)
     queries = read_queries(tmp_path / "out" / "queries.parquet")
     assert Counter(query.split for query in queries) == {"train": 3, "validation": 2, "heldout": 4}

@@ -1,24 +1,15 @@
 """Data in and out at the command line, in real processes."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from commands import PYFLYTE, run_command
 from steptool.records import Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
-
-ROOT = Path(__file__).parents[2]
-PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def conversation(number: int, solved: float) -> str:
@@ -38,7 +29,9 @@ def test_recordings_go_in_and_come_out(tmp_path: Path) -> None:
     config.write_text(json.dumps({"data": {"source": "recorded", "paths": [str(tmp_path / "logs.jsonl")]}}))
     out = tmp_path / "out"
     (out / "keep").mkdir(parents=True)
-    process = run(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out))
+    process = run_command(
+        PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out)
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     assert "demonstrations read 7" in process.stdout and "demonstrations dropped: not JSON: 1" in process.stdout
     assert sorted(p.name for p in out.iterdir()) == [
@@ -54,14 +47,20 @@ def test_recordings_go_in_and_come_out(tmp_path: Path) -> None:
     assert len(read_records(out / "demonstrations.parquet", Trajectory)) == 6
 
     inputs = ("--trajectories", str(out / "demonstrations.parquet"), "--queries", str(out / "queries.parquet"))
-    result = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "preference", "--output", str(out))
+    result = run_command(
+        PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "preference", "--output", str(out)
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{out}/preference.parquet: trajectories read 6, rows written 3" in result.stdout
     assert pq.read_table(out / "preference.parquet").num_rows == 3
     both = ("--more_trajectories", json.dumps([str(out / "demonstrations.parquet")]))
-    more = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, *both, "--form", "sft", "--output", str(out))
+    more = run_command(
+        PYFLYTE, "run", "workflows/export.py", "export", *inputs, *both, "--form", "sft", "--output", str(out)
+    )
     assert more.returncode == 0 and "trajectories read 12" in more.stdout, more.stdout + more.stderr
-    refused = run(PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "letters", "--output", str(out))
+    refused = run_command(
+        PYFLYTE, "run", "workflows/export.py", "export", *inputs, "--form", "letters", "--output", str(out)
+    )
     assert refused.returncode != 0 and "preference" in refused.stdout + refused.stderr
 
 
@@ -70,7 +69,9 @@ def test_counts_and_quarantine_arrive_where_everything_was_dropped(tmp_path: Pat
     config = tmp_path / "mine.yaml"
     config.write_text(json.dumps({"data": {"source": "recorded", "paths": [str(tmp_path / "logs.jsonl")]}}))
     out = tmp_path / "out"
-    process = run(PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out))
+    process = run_command(
+        PYFLYTE, "run", "workflows/ingest.py", "ingest", "--config", str(config), "--output", str(out)
+    )
     message = "demonstrations: 1 read, 1 dropped: no recorded step; queries: 0 kept. No query is left. See"
     assert process.returncode != 0 and message in process.stdout + process.stderr
     assert json.loads((out / "counts.json").read_text())["demonstrations dropped: no recorded step"] == 1
@@ -80,5 +81,5 @@ def test_counts_and_quarantine_arrive_where_everything_was_dropped(tmp_path: Pat
 def test_starting_the_workflows_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'trl', 'datasets'}"
     program = f"import sys, workflows.ingest, workflows.export; print(sorted({heavy} & set(sys.modules)))"
-    result = run(sys.executable, "-c", program)
+    result = run_command(sys.executable, "-c", program)
     assert result.stdout.strip() == "[]", result.stderr

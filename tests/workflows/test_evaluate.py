@@ -2,13 +2,13 @@
 
 import html
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from commands import PYFLYTE, run_command
 from steptool.config import Config, load_config
 from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
@@ -19,7 +19,6 @@ from steptool.records.tables import read_records, write_records
 from workflows.evaluate import evaluate
 
 ROOT = Path(__file__).parents[2]
-PYFLYTE = str(Path(sys.executable).with_name("pyflyte"))
 SETTINGS = {
     "data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 4},
     "evaluation": {
@@ -37,9 +36,8 @@ def write(folder: Path, **evaluation: object) -> Path:
 
 
 def run(config: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [PYFLYTE, "run", "workflows/evaluate.py", "evaluate", "--config", str(config), "--output", str(output)]
-    environment = {**os.environ, "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    options = ("--config", str(config), "--output", str(output))
+    return run_command(PYFLYTE, "run", "workflows/evaluate.py", "evaluate", *options)
 
 
 def test_policies_are_compared_on_the_same_tasks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real server of the protocol on loopback, a query, and the real public data where it is there."""
+"""A real server of the protocol on loopback, and a query."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steptool.records import Query, Reference
 
-REAL = Path(__file__).parents[4] / "shared" / "data"
 Reply = tuple[int, bytes] | None
-
-
-@pytest.fixture
-def real_data() -> Path:
-    if not REAL.is_dir():
-        pytest.skip("the public data is not on this machine")
-    return REAL
 
 
 class Handler(BaseHTTPRequestHandler):
