@@ -83,7 +83,7 @@ def play(template: str, chat_format: str) -> str:
     return f"`{codec.format.name}`" + (", native" if codec.native else ", as text")
 
 
-def rows() -> Iterator[tuple[str, ...]]:
+def list_rows() -> Iterator[tuple[str, ...]]:
     """Template, what `auto` does, and whether hermes and react work. Templates patched for training are left out."""
     for path in sorted(FOLDER.glob("*.jinja")):
         if not path.stem.endswith("_training"):
@@ -92,15 +92,15 @@ def rows() -> Iterator[tuple[str, ...]]:
             yield (path.stem, play(template, "auto"), *("yes" if "refused" not in text else text for text in forced))
 
 
-def table() -> str:
+def write_table() -> str:
     """The table as Markdown."""
     lines = ["| template | `auto` | `hermes` | `react` |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows())])
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in list_rows())])
 
 
 def main() -> None:
     """Print the table, or write it into the page."""
-    text = table()
+    text = write_table()
     if "--write" not in sys.argv[1:]:
         print(text)
         return
