@@ -234,7 +234,7 @@ def describe_method(config: Mapping[str, Any]) -> tuple[str, str]:
         )
     return "StepTool", (
         "Every step was scored on its own: did the call work, did it help, was the task solved in the end? Steps that "
-        "turned out better than expected were made more likely, worse ones less."
+        "turned out better than expected were made more likely."
     )
 
 
