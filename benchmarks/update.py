@@ -70,6 +70,8 @@ class Size:
     sequences: int
     """Sequences of an update."""
     length: int
+    per_pass: int = 8
+    """Sequences of a forward pass."""
     tied: bool = True
     lora_rank: int = 0
     moments: Literal["float32", "bfloat16"] = "float32"
@@ -81,7 +83,17 @@ class Size:
 SIZES = {
     "H=256": Size(256, 4, 4, 2, 1024, vocabulary=368, sequences=32, length=512),
     "vocabulary 152k": Size(
-        896, 2, 14, 2, 3584, vocabulary=151_936, sequences=32, length=256, moments="bfloat16", recomputed=True
+        896,
+        2,
+        14,
+        2,
+        3584,
+        vocabulary=151_936,
+        sequences=32,
+        length=256,
+        per_pass=4,
+        moments="bfloat16",
+        recomputed=True,
     ),
 }
 
@@ -215,7 +227,7 @@ def run_side(size: Size, side: Side) -> dict[str, float]:
     actor = make_actor(size, side.dtype, torch.device("cpu"), Actor if side.in_place else AutogradActor)
     if size.recomputed and side.dtype is torch.bfloat16:
         actor.checkpoint_activations()
-    speed = time_updates(actor, size, make_episodes(size), PassLimit(sequences=4), updates=2)
+    speed = time_updates(actor, size, make_episodes(size), PassLimit(size.per_pass), updates=2)
     return {"tokens/s": speed.tokens, "peak MB": peak_megabytes()}
 
 

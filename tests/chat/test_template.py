@@ -47,7 +47,7 @@ def make_codec(template: str, chat_format: str = "auto", **options: Any) -> Chat
 
 def test_the_table_of_the_documentation_is_what_the_templates_do() -> None:
     page = (ROOT / "docs" / "chat-formats.md").read_text(encoding="utf-8")
-    assert TABLE["table"]() in page, "python scripts/chat_template_table.py --write"
+    assert TABLE["write_table"]() in page, "python scripts/chat_template_table.py --write"
 
 
 def test_react_and_hermes_work_with_every_template_that_shows_text() -> None:

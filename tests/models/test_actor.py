@@ -297,7 +297,7 @@ def test_states_are_those_just_before_the_action(model_dir: Path) -> None:
 
 def test_a_model_without_a_value_head_says_so(model_dir: Path) -> None:
     with pytest.raises(ValueError, match="no value head"):
-        Actor(load_model(model_dir)).values(torch.zeros(1, 32))
+        Actor(load_model(model_dir)).compute_values(torch.zeros(1, 32))
 
 
 def test_log_probs_are_those_of_the_rollouts_temperature() -> None:
