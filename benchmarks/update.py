@@ -70,31 +70,15 @@ class Size:
     sequences: int
     """Sequences of an update."""
     length: int
-    per_pass: int = 8
-    """Sequences of a forward pass."""
     tied: bool = True
     lora_rank: int = 0
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the moments of bfloat16 weights (`ppo.moments`)."""
-    recomputed: bool = False
-    """Whether the bfloat16 side computes activations again in the backward pass (`ppo.gradient_checkpointing`)."""
 
 
 SIZES = {
     "H=256": Size(256, 4, 4, 2, 1024, vocabulary=368, sequences=32, length=512),
-    "vocabulary 152k": Size(
-        896,
-        2,
-        14,
-        2,
-        3584,
-        vocabulary=151_936,
-        sequences=32,
-        length=256,
-        per_pass=4,
-        moments="bfloat16",
-        recomputed=True,
-    ),
+    "vocabulary 152k": Size(896, 2, 14, 2, 3584, vocabulary=151_936, sequences=32, length=256, moments="bfloat16"),
 }
 
 
@@ -225,9 +209,7 @@ def run_side(size: Size, side: Side) -> dict[str, float]:
     """Two updates in one way, of which the second is timed."""
     torch.set_num_threads(1)
     actor = make_actor(size, side.dtype, torch.device("cpu"), Actor if side.in_place else AutogradActor)
-    if size.recomputed and side.dtype is torch.bfloat16:
-        actor.checkpoint_activations()
-    speed = time_updates(actor, size, make_episodes(size), PassLimit(size.per_pass), updates=2)
+    speed = time_updates(actor, size, make_episodes(size), PassLimit(sequences=8), updates=2)
     return {"tokens/s": speed.tokens, "peak MB": peak_megabytes()}
 
 
