@@ -199,11 +199,13 @@ def write_serving(
 ) -> None:
     """Write into a model folder how its training prompted and decoded the model. Serving and publishing read it."""
     _require_folder(model)
-    from steptool.models import load
+    from steptool.models import serving
 
-    written = load.write_serving(model, load_config(config, overrides or ()))
+    written = serving.write_serving(model, load_config(config, overrides or ()))
     print(
-        escape_controls(f"{model / load.SERVING_FILE}: chat format {written.chat_format}, ends with {written.finish}")
+        escape_controls(
+            f"{model / serving.SERVING_FILE}: chat format {written.chat_format}, ends with {written.finish}"
+        )
     )
 
 

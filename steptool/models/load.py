@@ -1,8 +1,4 @@
-"""Model folders: where a policy comes from, how it is loaded, and what a server needs to prompt it as in training.
-
-`write_serving` writes that into a file beside the weights, and the decoding of training into generation_config.json,
-which vLLM and transformers follow.
-"""
+"""Model folders: where a policy comes from, how it is checked, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -11,9 +7,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -34,12 +29,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from steptool.chat.call_format import ChatFormat, offer_tools
 from steptool.chat.codec import AUTO, ChatCodec, give_template
-from steptool.chat.messages import FINISH_SCHEMA
 from steptool.chat.template import DATE
-from steptool.config import Config, FinishMode, PolicyConfig
-from steptool.records import ToolSchema
+from steptool.config import PolicyConfig
 
 EMBEDDED = Path(__file__).parents[1] / "environments" / "desk" / "base"
 """Folder of the small model shipped with the project."""
@@ -58,18 +50,8 @@ _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</too
 _OTHER_KIND = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel")
 """What transformers says where a configuration is not that of a causal language model."""
 _INDEX = "model.safetensors.index.json"
-_DECODING = "generation_config.json"
-SERVING_FILE = "serving.json"
-_PARSERS = {
-    ChatFormat.HERMES: "hermes",
-    ChatFormat.LLAMA: "llama3_json",
-    ChatFormat.QWEN_XML: "qwen3_coder",
-    ChatFormat.GLM: "glm45",
-    ChatFormat.DEEPSEEK: "deepseek_v3",
-    ChatFormat.GPT_OSS: "openai",
-    ChatFormat.MISTRAL: "mistral",
-}
-"""vLLM's parsers of calls. It cannot parse ReAct's text."""
+DECODING = "generation_config.json"
+"""Where transformers and vLLM read how a model is decoded."""
 
 transformers_logging.disable_progress_bar()  # one bar for every load would drown the pipeline's own progress
 
@@ -206,15 +188,15 @@ def load_codec(folder: str | os.PathLike[str], chat_format: str = AUTO, day: str
 def _read_ends(folder: str | os.PathLike[str]) -> list[int]:
     """The tokens that the generation configuration names as ends of a turn; a model needs no such configuration."""
     try:
-        with explain_errors(folder, _DECODING):
+        with explain_errors(folder, DECODING):
             end = GenerationConfig.from_pretrained(os.fspath(folder)).eos_token_id
     except ModelError:
-        if (Path(folder) / _DECODING).exists():
+        if (Path(folder) / DECODING).exists():
             raise
         return []
     ends = end if isinstance(end, list) else [] if end is None else [end]
     if wrong := [token for token in ends if type(token) is not int]:
-        raise ModelError(f"{folder}: {_DECODING} names {wrong[0]!r} as eos_token_id; expected numbers of tokens")
+        raise ModelError(f"{folder}: {DECODING} names {wrong[0]!r} as eos_token_id; expected numbers of tokens")
     return ends
 
 
@@ -358,94 +340,3 @@ def _check_folder(folder: str | os.PathLike[str], patterns: tuple[str, ...], wha
 
 LoadModel: TypeAlias = Callable[[str | os.PathLike[str]], PreTrainedModel]
 """Gives the model of a folder, from its files or from memory."""
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How a model was prompted and decoded in training."""
-
-    system: str = ""
-    """System message of every conversation; empty: none."""
-    finish_tool: ToolSchema | None = None
-    """The tool with which the model ends a task; None: it ends with an answer without a call."""
-    chat_format: str = AUTO
-    """Format in which the model writes calls (docs/chat-formats.md)."""
-    chat_date: str = DATE
-    """The date that the chat template prints as today's."""
-    temperature: float = 1.0
-    """Sampling temperature of the rollouts."""
-    max_tokens: int = 1024
-    """Tokens of a turn, at most."""
-    max_context: int = 4096
-    """Tokens of prompt, calls and observations together."""
-    vllm: tuple[str, ...] = ()
-    """Flags of `vllm serve`; without a parser of calls where the model writes them in a form that vLLM cannot read."""
-
-    @property
-    def finish(self) -> FinishMode:
-        """How the model ends a task."""
-        return "text" if self.finish_tool is None else "tool"
-
-    def offer(self, tools: Sequence[ToolSchema]) -> list[ToolSchema]:
-        """The tools as the model saw them in training: with its Finish as the last one, unless they hold it already."""
-        return list(tools) if self.finish_tool is None else offer_tools(tools, "tool")
-
-
-def write_serving(folder: str | os.PathLike[str], config: Config) -> Serving:
-    """Write into a model folder how the run of this configuration prompted and decoded the model.
-
-    Raises ModelError and ValueError where the folder's tokenizer or template cannot be used.
-    """
-    codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
-    parser = _PARSERS.get(codec.format.name) if codec.native else None
-    calls = ("--enable-auto-tool-choice", "--tool-call-parser", parser) if parser else ()
-    serving = Serving(
-        finish_tool=FINISH_SCHEMA if config.rollout.finish == "tool" else None,
-        chat_format=str(codec.format.name),
-        chat_date=config.policy.chat_date,
-        temperature=config.rollout.temperature,
-        max_tokens=config.rollout.max_new_tokens,
-        max_context=config.policy.max_context,
-        vllm=("--max-model-len", str(config.policy.max_context), *calls),
-    )
-    text = json.dumps(asdict(serving), indent=1, ensure_ascii=False)
-    (Path(folder) / SERVING_FILE).write_text(text + "\n", encoding="utf-8")
-    _write_decoding(Path(folder), serving, codec.end_ids)
-    return serving
-
-
-def has_serving(folder: str | os.PathLike[str]) -> bool:
-    """Whether a run has written into the folder how its model was prompted."""
-    return (Path(folder) / SERVING_FILE).is_file()
-
-
-def read_serving(folder: str | os.PathLike[str]) -> Serving:
-    """How the model of a folder was prompted and decoded; the defaults for a folder without the file.
-
-    Raises ModelError for a file with other fields.
-    """
-    path = Path(folder) / SERVING_FILE
-    if not has_serving(folder):
-        return Serving()
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if unknown := values.keys() - {field.name for field in fields(Serving)}:
-            raise ValueError(f"unknown fields {sorted(unknown)}")
-        return Serving(**{**values, "vllm": tuple(values.get("vllm", ()))})
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path}: not the settings of a served model ({error}); train again or remove the file"
-        ) from error
-
-
-def _write_decoding(folder: Path, serving: Serving, end_ids: Iterable[int]) -> None:
-    decoding = GenerationConfig.from_pretrained(folder) if (folder / _DECODING).is_file() else GenerationConfig()
-    decoding.update(
-        do_sample=True,
-        temperature=serving.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=serving.max_tokens,
-        eos_token_id=sorted(end_ids),
-    )
-    decoding.save_pretrained(folder)

@@ -91,7 +91,7 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
         shutil.copyfile(file, folder / name)
     # These bring torch, which other pages do without.
     from steptool.models.adapter import write_whole_model
-    from steptool.models.load import write_serving
+    from steptool.models.serving import write_serving
 
     for name, model in files.models.items():
         write_whole_model(model, files.models[lineage.WARM_START], folder / name)

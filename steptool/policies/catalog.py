@@ -86,7 +86,7 @@ def _make_endpoint(policy: EvaluatedPolicy, config: Config) -> Policy:
     form: Format | None = None
     instructions = INSTRUCTIONS[rollout.finish] if policy.instructions is None else policy.instructions
     if policy.model:
-        from steptool.models.load import has_serving, read_serving
+        from steptool.models.serving import has_serving, read_serving
 
         serving = read_serving(policy.model)
         instructions = serving.system

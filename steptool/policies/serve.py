@@ -38,8 +38,9 @@ from steptool.chat.messages import (
 )
 from steptool.environments.base import describe_error
 from steptool.environments.schema import check_tools
-from steptool.models.load import Serving, load_codec, load_model, read_serving
+from steptool.models.load import load_codec, load_model
 from steptool.models.logprobs import unwrap_model
+from steptool.models.serving import Serving, read_serving
 from steptool.policies.http_server import TooLargeError, has_key, read_body, read_key, run_for_client, run_server
 from steptool.policies.kv_cache import check_context
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn

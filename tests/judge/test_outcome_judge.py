@@ -3,11 +3,12 @@
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
+from servers import JsonHandler
 from steptool.config import EndpointConfig, JudgeConfig
 from steptool.judge.judges import judge_outcomes
 from steptool.judge.verdicts import compute_win_rates, judged_pass_rate
@@ -16,7 +17,7 @@ from steptool.records.columns import to_row
 from steptool.records.tables import to_table
 
 
-class Judge(BaseHTTPRequestHandler):
+class Judge(JsonHandler):
     """Calls an answer solved if it says 42, and prefers the one that does; of two of them the first."""
 
     def do_POST(self) -> None:
@@ -28,15 +29,7 @@ class Judge(BaseHTTPRequestHandler):
         value = {"better": better} if name == "report_choice" else {"status": "solved" if "42" in text else "unsolved"}
         function = {"name": name, "arguments": json.dumps({"reason": "as it is", **value})}
         message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
-        data = json.dumps({"choices": [{"index": 0, "message": message}], "model": "judge", "object": "x"}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer({"choices": [{"index": 0, "message": message}], "model": "judge", "object": "x"})
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from steptool.models.load import (
     load_tokenizer,
     prepare_base,
     train_tokenizer,
-    write_serving,
 )
+from steptool.models.serving import write_serving
 
 TEXTS = ['where is order ord_17? {"error": "no such order"}', "Grüße, 東京 and <tool_call> too"] * 20
 TOKENIZER = train_tokenizer(TEXTS, vocabulary=400)

@@ -19,7 +19,8 @@ from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, load_config
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import draw_desk_queries
-from steptool.models.load import EMBEDDED, read_serving, write_serving
+from steptool.models.load import EMBEDDED
+from steptool.models.serving import read_serving, write_serving
 from steptool.policies.catalog import open_policy
 from steptool.policies.serve import AbandonedError, ChatRequest, load_served
 from steptool.records import FINISH, Query, Step, Trajectory

@@ -15,7 +15,8 @@ import torch
 
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, FinishMode, load_config
 from steptool.data.ingest import ingest
-from steptool.models.load import make_tiny_model, read_serving, train_tokenizer, write_serving
+from steptool.models.load import make_tiny_model, train_tokenizer
+from steptool.models.serving import read_serving, write_serving
 from steptool.pipeline.episodes import evaluate
 from steptool.pipeline.preparation import prepare
 from steptool.records import Query, Trajectory
