@@ -104,12 +104,20 @@ class Usage:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+@dataclass
+class _Running:
+    """A request in flight, and how many callers wait for its reply."""
+
+    task: asyncio.Task[dict[str, Any]]
+    callers: int = 0
+
+
 class Endpoint:
     """The client: any number of threads may call it.
 
     Requests run side by side up to the concurrency of the configuration. A request like one that was answered gets its
-    reply from the file, and one like a request in flight waits for that. The key is read from the environment and in
-    nothing that is kept, raised or logged.
+    reply from the file, and one like a request in flight waits for that, each caller until its own deadline. The key is
+    read from the environment and in nothing that is kept, raised or logged.
     """
 
     def __init__(self, config: EndpointConfig, cache: str | Path = "") -> None:
@@ -123,7 +131,7 @@ class Endpoint:
         key = os.environ.get(config.key_variable, "").strip()
         self._redactor = Redactor([key])
         self._replies = Replies(cache)
-        self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._running: dict[str, _Running] = {}
         self._turn = asyncio.Semaphore(config.concurrency)
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url,
@@ -176,38 +184,48 @@ class Endpoint:
         body = self._replies.get(key)
         cached = body is not None or key in self._running
         if body is None:
-            if key not in self._running:
-                self._running[key] = asyncio.create_task(self._ask(key, request, deadline))
-            body = await asyncio.shield(self._running[key])
+            body = await self._share(key, request, deadline)
         self.usage.cached += cached
         is_cut = body.get("is_cut", False)  # files of earlier versions do not say
         return Reply(body["message"], body["prompt_tokens"], body["completion_tokens"], cached, is_cut)
 
-    async def _ask(self, key: str, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+    async def _share(self, key: str, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """The reply to a request that others may wait for as well. The request ends when nobody waits any more."""
+        if key not in self._running:
+            self._running[key] = _Running(asyncio.create_task(self._ask(key, request)))
+        running = self._running[key]
+        running.callers += 1
         try:
-            body = await self._ask_in_time(request, deadline)
-        except EndpointError:
-            self.usage.failed += 1
-            count("steptool.endpoint.failures", 1, {"gen_ai.request.model": self.config.model})
-            raise
-        else:
-            self._count(body)
-            self._replies.add(key, body)
-            return body
+            async with asyncio.timeout(deadline - time.monotonic() if deadline < math.inf else None):
+                return await asyncio.shield(running.task)
+        except TimeoutError:
+            raise EndpointError(self._name_problem("no reply before the deadline")) from None
         finally:
-            del self._running[key]
+            running.callers -= 1
+            if not running.callers:
+                del self._running[key]
+                if running.task.cancel():  # it had not ended
+                    self._count_failure()
 
-    async def _ask_in_time(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+    async def _ask(self, key: str, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            body = await self._ask_in_turn(request)
+        except EndpointError:
+            self._count_failure()
+            raise
+        self._count(body)
+        self._replies.add(key, body)
+        return body
+
+    async def _ask_in_turn(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply, once it is this request's turn. Raises EndpointError without the key in it."""
         kind: type[EndpointError] = EndpointError
         limit = self.config.timeout * (self.config.retries + 1)
         try:
-            async with asyncio.timeout(deadline - time.monotonic() if deadline < math.inf else None), self._turn:
-                async with asyncio.timeout(limit):
-                    return await self._make_attempts(request)
+            async with self._turn, asyncio.timeout(limit):
+                return await self._make_attempts(request)
         except TimeoutError:
-            late = time.monotonic() >= deadline
-            problem = "no reply before the deadline" if late else f"no reply within {limit:g} s, all attempts together"
+            problem = f"no reply within {limit:g} s, all attempts together"
         except openai.APIStatusError as error:
             problem = f"answered {error.status_code}: {error.message}"
             if error.status_code in _REFUSING:
@@ -248,13 +266,18 @@ class Endpoint:
         count("steptool.endpoint.tokens", completion_tokens, {**model, "gen_ai.token.type": "output"})
         count("steptool.endpoint.cost", money, model)
 
+    def _count_failure(self) -> None:
+        self.usage.failed += 1
+        count("steptool.endpoint.failures", 1, {"gen_ai.request.model": self.config.model})
+
     def _name_problem(self, problem: str) -> str:
         return self._redactor.redact_text(f"{self.config.model} at {self.config.base_url}: {problem}")[:500]
 
     async def _end(self) -> None:
-        for task in self._running.values():
+        tasks = [running.task for running in self._running.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.close()
 
 

@@ -154,6 +154,28 @@ def test_nobody_waits_beyond_the_deadline_whatever_the_server_asks_for(chat, con
     assert len(server.requests) == 1  # the others had not got their turn
 
 
+@pytest.mark.parametrize("limits", [(0.3, 20.0), (20.0, 0.3)])
+def test_callers_of_one_request_wait_each_until_their_own_deadline(chat, connect, limits):
+    server = chat.serve(lambda *_: chat.Answer(delay=1.5))
+    endpoint, began = connect(server), time.monotonic()
+
+    def ask(limit):
+        try:
+            return endpoint.chat(user("hi"), deadline=began + limit).message["content"], time.monotonic() - began
+        except EndpointError as error:
+            return str(error), time.monotonic() - began
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, limits[0])
+        while not server.requests:
+            time.sleep(0.01)
+        second = pool.submit(ask, limits[1])
+        (late, waited), (reply, _) = sorted([first.result(), second.result()], key=lambda result: result[1])
+    assert "no reply before the deadline" in late and waited < 1.2
+    assert reply == "hello"
+    assert (len(server.requests), endpoint.usage.requests, endpoint.usage.failed) == (1, 1, 0)
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_address_or_model_is_refused_for_good(chat, connect, status):
     server = chat.serve(lambda *_: chat.Answer(status=status, body='{"error": {"message": "no such thing"}}'))
