@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,14 @@ from steptool.environments.adapters import (
     read_content_text,
     read_mapping,
 )
-from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
+from steptool.environments.base import (
+    Environment,
+    Session,
+    ToolResult,
+    TransportError,
+    VerdictError,
+    describe_error,
+)
 from steptool.environments.mcp.environment import McpEnvironment
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
@@ -37,6 +45,8 @@ _PARAMETERS = "responses_create_params"
 """Field of a row with the prompt and the tools, in the form of OpenAI's responses."""
 _STATUSES = {404: StepStatus.UNKNOWN_TOOL, 405: StepStatus.UNKNOWN_TOOL, 422: StepStatus.INVALID_ARGUMENTS}
 """The status of a call by the HTTP status of its answer; any other error is a TOOL_ERROR."""
+_UNUSABLE = (TransportError, RuntimeError, httpx2.HTTPError, httpx2.InvalidURL, TypeError, ValueError, AttributeError)
+"""What goes wrong with a server that answers otherwise than NeMo Gym does."""
 
 
 class NemoGymEnvironment(Environment):
@@ -90,13 +100,13 @@ class NemoGymEnvironment(Environment):
                 }
 
     def _read_session_tools(self, row: Mapping[str, Any]) -> list[ToolSchema]:
-        session = NemoGymSession(self, row)
         try:
-            return list(session.mcp_tools())
-        except TransportError as error:
-            raise ConfigError(f"tools.settings.url: {error}") from error
-        finally:
-            session.close()
+            with closing(NemoGymSession(self, row)) as session:
+                return list(session.mcp_tools())
+        except _UNUSABLE as error:
+            raise ConfigError(
+                f"tools.settings.url: '{self.url}' does not list its tools: {describe_error(error)}"
+            ) from error
 
     def reset(self, query: Query) -> NemoGymSession:
         """A session that seeds at its first call. Raises ValueError for a query without a row."""
@@ -254,11 +264,16 @@ def _read_instruction(row: Mapping[str, Any], where: str) -> str:
 
 
 def _read_tools(row: Mapping[str, Any], where: str) -> list[ToolSchema]:
-    """The functions of a row. Raises ConfigError for one without a name."""
+    """The functions of a row. Raises ConfigError for one without a name or with parameters that are no object."""
     listed = row[_PARAMETERS].get("tools") or [] if isinstance(row.get(_PARAMETERS), Mapping) else []
     if not isinstance(listed, list) or not all(isinstance(tool, Mapping) for tool in listed):
         raise ConfigError(f"{where}: expected a list of tools in {_PARAMETERS}.tools, got {str(listed)[:80]}")
     functions = [tool for tool in listed if tool.get("type", "function") == "function"]
     if any(not tool.get("name") for tool in functions):
         raise ConfigError(f"{where}: expected functions with a name in {_PARAMETERS}.tools")
+    for tool in functions:
+        if not isinstance(tool.get("parameters") or {}, Mapping):
+            raise ConfigError(
+                f"{where}: expected an object as parameters of {tool['name']}, got {str(tool['parameters'])[:80]}"
+            )
     return [make_tool(tool["name"], tool.get("description"), tool.get("parameters")) for tool in functions]

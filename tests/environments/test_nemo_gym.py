@@ -140,6 +140,35 @@ def test_every_call_says_that_the_session_could_not_be_seeded() -> None:
                 session.call(add(1))
 
 
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (
+            JSONResponse({"detail": "no seed"}, status_code=500),
+            "RuntimeError: the server refuses to seed a session: 500",
+        ),
+        (JSONResponse(["seeded"]), "RuntimeError: /seed_session answered something else than an object"),
+        (JSONResponse({"mcp": {"url_path": 7}}), "AttributeError"),
+        (JSONResponse({"mcp": {"url_path": "mcp", "headers": ["key"]}}), "TypeError"),
+    ],
+)
+def test_a_server_that_gives_no_session_for_the_tools_is_refused_with_its_field(
+    tmp_path: Path, answer: JSONResponse, problem: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"responses_create_params": {"input": "add"}}\n', encoding="utf-8")
+    app = Starlette(routes=[Route("/seed_session", lambda _: answer, methods=["POST"])])
+    with serve_app(app) as address, pytest.raises(ConfigError, match="does not list its tools") as raised:
+        list(NemoGymEnvironment(address, [str(tmp_path / "rows.jsonl")]).tasks())
+    assert str(raised.value).startswith(f"tools.settings.url: '{address}' ") and problem in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:9", "http://127.0.0.1:port", ""])
+def test_an_address_without_a_server_is_refused_with_its_field(tmp_path: Path, url: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"responses_create_params": {"input": "add"}}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^tools\.settings\.url: "):
+        list(NemoGymEnvironment(url, [str(tmp_path / "rows.jsonl")]).tasks())
+
+
 def test_what_is_wrong_with_the_settings_is_said(config: Config, tmp_path: Path) -> None:
     def with_settings(**settings: Any) -> Config:
         tools = config.tools.model_copy(update={"settings": {**config.tools.settings, **settings}})
@@ -186,6 +215,10 @@ def test_a_server_that_hands_out_an_mcp_session_is_called_over_mcp(tmp_path: Pat
         ('{"responses_create_params": {"input": ["words"]}}', "row 1: expected a prompt"),
         ('{"responses_create_params": {"input": "add", "tools": {"name": "add"}}}', "row 1: expected a list of tools"),
         ('{"responses_create_params": {"input": "add", "tools": ["add"]}}', "row 1: expected a list of tools"),
+        (
+            '{"responses_create_params": {"input": "add", "tools": [{"name": "add", "parameters": ["count"]}]}}',
+            "row 1: expected an object as parameters of add",
+        ),
     ],
 )
 def test_a_row_in_another_form_is_refused_with_its_number(tmp_path: Path, row: str, problem: str) -> None:
