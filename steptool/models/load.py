@@ -75,6 +75,9 @@ def read_model_config(folder: str | os.PathLike[str]) -> PreTrainedConfig:
 
 def _check_values(values: Any) -> None:
     """Raise ValueError for a value, at any depth of a configuration, that no model needs."""
+    if isinstance(values, list):
+        for value in values:
+            _check_values(value)
     for name, value in values.items() if isinstance(values, dict) else ():
         if name.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
             raise ValueError(f"{name}: {value} is a kernel of the Hub, which is code and is never fetched; remove it")

@@ -255,6 +255,8 @@ def test_a_model_with_code_of_its_own_is_refused_by_name(copy: Path) -> None:
         ({"dtype": "evil"}, "cannot be used"),
         ({"attn_implementation": "someone/kernel"}, "someone/kernel is a kernel of the Hub, which is code"),
         ({"text_config": {"_attn_implementation": "someone/kernel"}}, "which is code and is never fetched"),
+        ({"parts": [1, [{"attn_implementation": "someone/kernel"}]]}, "which is code and is never fetched"),
+        ({"parts": [{"num_hidden_layers": 10**6}]}, "num_hidden_layers: expected at most 2000, got 1000000"),
     ],
 )
 def test_a_configuration_that_no_model_has_is_refused_by_name(
