@@ -90,7 +90,10 @@ def read_json(file: Path, limit: int) -> Iterator[Record]:
     """A list is read element by element, several lines as JSON lines, and another document as one record."""
     with open_bytes(file) as stream:
         start = stream.read(_CHUNK)
-        begins = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+        begins = _strip_beginning(start)
+        if begins.startswith(b"{") and not begins.partition(b"\n")[2]:  # the first line goes on, or ends with the part
+            start += stream.readline(limit) + stream.read(_CHUNK)
+            begins = _strip_beginning(start)
         document = None if begins.startswith(b"[") or _begins_with_lines(begins) else start + stream.read(limit)
     if document is None:
         yield from _read_list(file, limit) if begins.startswith(b"[") else read_lines(file, limit)
@@ -103,6 +106,10 @@ def read_json(file: Path, limit: int) -> Iterator[Record]:
 def _read_list(file: Path, limit: int) -> Iterator[Record]:
     with open_text(file, "utf-8-sig") as text:
         yield from (Record(file, n, *element) for n, element in enumerate(_iterate_elements(text, limit)))
+
+
+def _strip_beginning(start: bytes) -> bytes:
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 def _begins_with_lines(start: bytes) -> bool:

@@ -27,6 +27,17 @@ def test_a_huge_line_is_not_held_and_its_beginning_is_shown(tmp_path, read_value
     assert text.startswith('{"n": "xxx') and len(text) <= 2000
 
 
+@pytest.mark.parametrize("first", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, 2_500_000])
+def test_lines_are_recognised_however_long_the_first_one_is(tmp_path, read_values, write_file, first):
+    row = {"text": "x" * (first - len('{"text": ""}'))}
+    line = json.dumps(row)
+    assert len(line) == first
+    lines = write_file(tmp_path / "lines.json", f'{line}\n{{"n": 2}}\n')
+    assert read_values(lines) == [(1, row), (2, {"n": 2})]
+    for name, text in (("one.json", line), ("end.json", f"{line}\n"), ("spread.json", line[:-1] + "\n}\n")):
+        assert read_values(write_file(tmp_path / name, text)) == [(None, row)]
+
+
 def test_a_list_of_any_size_is_read_record_by_record(tmp_path, read_values, write_file):
     rows = [{"n": n, "text": "☔é\\" * (n % 40)} for n in range(30_000)] + [{"long": "y" * 2_500_000}, 7, [], "z", None]
     file = write_file(tmp_path / "a.json", json.dumps(rows, indent=1, ensure_ascii=False))
