@@ -179,7 +179,7 @@ def _describe_type(field: FieldInfo) -> str:
     names = {"string": "text", "boolean": "true or false", "array": "list", "object": "mapping"}
     name: str = names.get(schema.get("type", ""), schema.get("type", "any"))
     bounds = {type(bound).__name__: bound for bound in field.metadata}
-    texts = {"Gt": "above {0.gt:g}", "Ge": "at least {0.ge:g}", "Le": "at most {0.le:g}"}
+    texts = {"Gt": "above {0.gt:,g}", "Ge": "at least {0.ge:,g}", "Le": "at most {0.le:,.7g}"}
     limits = [texts[kind].format(bound) for kind, bound in bounds.items() if kind in texts]
     return ", ".join([name, *limits])
 

@@ -82,6 +82,15 @@ FreeMapping = dict[Any, Any]
 """A mapping whose fields this package does not know, such as those of a request. Its keys are Any because flytekit
 would pickle a dict[str, Any]."""
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+"""A factor of a loss or of a reward."""
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
+"""A limit of time. Python's own waits fail with numbers that are much larger."""
+HIGHEST_TEMPERATURE = 100.0
+"""A temperature above this samples all tokens alike."""
+LOWEST_TEMPERATURE = 0.01
+"""Log-probabilities of sampling below this leave the range of the numbers."""
 
 
 class ConfigError(Exception):

@@ -13,7 +13,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from steptool.config.base import ConfigError, FreeMapping, Natural, Positive, Share, StrictModel, suggest_spelling
+from steptool.config.base import (
+    HIGHEST_TEMPERATURE,
+    ConfigError,
+    FreeMapping,
+    Natural,
+    Positive,
+    Seconds,
+    Share,
+    StrictModel,
+    suggest_spelling,
+)
 
 SOURCE_NAMES = ("desk", "toolbench", "jsonl", "recorded", "bfcl", "environment")
 
@@ -134,7 +144,7 @@ class ToolBenchConfig(StrictModel):
 class ToolsConfig(StrictModel):
     """What executes the calls, and the limits on each call."""
 
-    timeout: Annotated[float, Field(gt=0)] = 30.0
+    timeout: Seconds = 30.0
     """Seconds that a call may take, further attempts included. A call that takes longer is a failed step."""
     retries: Natural = 2
     """Number of further attempts after a transport error. Each waits twice as long as the one before."""
@@ -156,6 +166,10 @@ class ToolsConfig(StrictModel):
     docs/bring-your-own-tools.md)."""
 
 
+Price = Annotated[float, Field(ge=0, le=1_000_000)]
+"""The price of a million tokens."""
+
+
 class EndpointConfig(StrictModel):
     """A chat model behind an HTTP endpoint of OpenAI's form."""
 
@@ -167,22 +181,22 @@ class EndpointConfig(StrictModel):
     """Environment variable that holds the key; it may be unset where the server needs none."""
     concurrency: Positive = 16
     """Requests in flight at once."""
-    timeout: Annotated[float, Field(gt=0)] = 60.0
+    timeout: Seconds = 60.0
     """Seconds that the server may stay silent. All attempts and the waits between them may take retries + 1 times as
     long."""
     retries: Natural = 4
     """Number of further attempts after a lost connection, an HTTP status 408, 409, 429 or 5xx, or an answer that is not
     a chat completion."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=HIGHEST_TEMPERATURE)] = 0.0
     """Sampling temperature."""
     max_tokens: Positive = 1024
     """Largest number of tokens in an answer."""
     request: FreeMapping = Field(default_factory=dict)
     """Further fields of every request. They replace fields of the same name; null removes a field. For a server that
     refuses max_tokens, write {max_tokens: null, max_completion_tokens: 1024}."""
-    price_in: Annotated[float, Field(ge=0)] = 0.0
+    price_in: Price = 0.0
     """Price of a million input tokens, for the report of costs."""
-    price_out: Annotated[float, Field(ge=0)] = 0.0
+    price_out: Price = 0.0
     """Price of a million output tokens, for the report of costs."""
 
 
@@ -194,7 +208,7 @@ class JudgeConfig(StrictModel):
     """Number of answers that the judge gives for each trajectory. A score is their mean."""
     attempts: Positive = 3
     """Number of requests for one vote, as long as its answer cannot be used. After that the vote is missing."""
-    deadline: Annotated[float, Field(gt=0)] = 3600.0
+    deadline: Seconds = 3600.0
     """Seconds that all votes of a stage may take together. Votes that have not come by then are missing."""
     observation_limit: Positive = 2000
     """Largest number of characters that the judge sees of a call's arguments, of an observation and of an answer. A cut
@@ -276,8 +290,9 @@ class EvaluationConfig(StrictModel):
     ones stay untouched; all: training queries too (workflows/evaluate.py only)."""
     sampled_repeats: Natural = 1
     """Sampled episodes per query besides the greedy one."""
-    bootstrap: Positive = 10000
-    """Resamples of the paired bootstrap over queries, and draws of its permutation tests."""
+    bootstrap: Annotated[int, Field(ge=40, le=1_000_000)] = 10000
+    """Resamples of the paired bootstrap over queries, and draws of its permutation tests. Fewer than 40 have no 2.5%
+    at either end of a 95% interval."""
     policies: list[EvaluatedPolicy] = Field(default_factory=list)
     """What workflows/evaluate.py compares (docs/evaluation.md); training ignores it."""
     recorded_only: bool = False
@@ -316,5 +331,5 @@ class PromotionConfig(StrictModel):
     """Number of held-out tasks that a decision needs. With fewer, no model is promoted."""
     approval: bool = False
     """Whether a person is asked before a model is promoted."""
-    approval_hours: Annotated[float, Field(gt=0)] = 20.0
+    approval_hours: Annotated[float, Field(gt=0, le=8760)] = 20.0
     """Hours to wait for the person's answer. After that the run fails."""

@@ -9,7 +9,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from steptool.config.base import ConfigError, Natural, Positive, Share, StrictModel, refuse
+from steptool.config.base import (
+    HIGHEST_TEMPERATURE,
+    LOWEST_TEMPERATURE,
+    ConfigError,
+    LearningRate,
+    Natural,
+    Positive,
+    Share,
+    StrictModel,
+    Weight,
+    refuse,
+)
 from steptool.config.tasks import JudgeConfig
 
 FinishMode = Literal["tool", "text"]
@@ -20,6 +31,20 @@ def _check_date(text: str) -> str:
     """The text, if it is a date. Raises ValueError otherwise."""
     date.fromisoformat(text)
     return text
+
+
+def _check_lambda(value: float) -> float:
+    """The value, if it is a lambda or -1. Raises ValueError otherwise."""
+    if -1 < value < 0:
+        raise ValueError(f"expected a number from 0 to 1, or -1 for the value of lam, got {value!r}")
+    return value
+
+
+def _check_temperature(value: float) -> float:
+    """The value, if it is 0 or can be sampled at. Raises ValueError otherwise."""
+    if 0 < value < LOWEST_TEMPERATURE:
+        raise ValueError(f"expected 0, or a temperature of at least {LOWEST_TEMPERATURE}, got {value!r}")
+    return value
 
 
 class PolicyConfig(StrictModel):
@@ -56,7 +81,7 @@ class WarmStartConfig(StrictModel):
     """Optimizer steps; 0: no warm start."""
     batch_size: Positive = 16
     """Trajectories per optimizer step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: LearningRate = 2e-3
     """Learning rate at its highest: it rises over the first tenth of the steps (50 at most) and decays after that."""
     slips: Share = 0.2
     """Chance per step that the scripted expert makes a useless or wrong call (desk only)."""
@@ -80,7 +105,7 @@ class RolloutConfig(StrictModel):
     """Largest number of assistant steps in an episode, if the query sets no limit of its own."""
     max_new_tokens: Positive = 48
     """Largest number of tokens in an assistant step."""
-    temperature: Annotated[float, Field(ge=0.01)] = 0.7
+    temperature: Annotated[float, Field(ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)] = 0.7
     """Sampling temperature; PPO improves the policy at this temperature. Below 0.01 log-probabilities leave the range
     of the numbers, and vLLM samples at 0.01."""
     finish: FinishMode = "tool"
@@ -123,9 +148,9 @@ class RewardConfig(StrictModel):
     """Who scores the steps. rules: rules on the text, which follow changes and the flow of values; lcs: the published
     rules; overlap: the published rules without failed steps, which look at the answer alone; truth: what the
     environment knows; judge: a chat model."""
-    alpha: Annotated[float, Field(ge=0)] = 0.1
+    alpha: Weight = 0.1
     """Weight of SuccCalling relative to Contribution."""
-    step_weight: Annotated[float, Field(ge=0)] = 0.3
+    step_weight: Weight = 0.3
     """Weight of the steps before the last relative to IsSolved. Too large a weight teaches the model to collect calls
     (see the farming check)."""
     succ_calling: Literal["bonus", "penalty"] = "penalty"
@@ -138,7 +163,7 @@ class RewardConfig(StrictModel):
     progress_steps: Positive = 8
     """Number of contributing steps that a task needs. With contribution: progress each of them earns 1 /
     progress_steps."""
-    redundant_cost: Annotated[float, Field(ge=0)] = 0.5
+    redundant_cost: Weight = 0.5
     """Amount that a call loses, times step_weight, if it repeats an earlier call and gets the same result."""
     weights: Literal["fixed", "calibrated"] = "fixed"
     """fixed: the weights above. calibrated: SuccCalling and Contribution are each multiplied by max(0, 2 AUROC - 1),
@@ -169,8 +194,8 @@ class CreditConfig(StrictModel):
     """Discount per step, or per token at the level token."""
     lam: Share = 1.0
     """Weight of longer returns relative to the values (lambda)."""
-    value_lam: Annotated[float, Field(ge=-1, le=1)] = -1.0
-    """Lambda of the returns that the value head learns from; -1: the same as lam."""
+    value_lam: Annotated[float, Field(ge=-1, le=1), AfterValidator(_check_lambda)] = -1.0
+    """Lambda of the returns that the value head learns from, from 0 to 1; -1: the same as lam."""
     value: Literal["head", "group_mean"] = "head"
     """Where the values of states come from. head: the value head; group_mean: the mean return of the steps that a round
     took in the same state (credit.state)."""
@@ -178,7 +203,7 @@ class CreditConfig(StrictModel):
     """When two steps of a query are in the same state (gigpo and group_mean only). calls: after the same calls;
     observation: after the same observation, where the environment shows its whole state, as a game does; digest: where
     the environment's own digest of its state is equal, which its session gives by the method state_digest."""
-    state_weight: Annotated[float, Field(ge=0)] = 1.0
+    state_weight: Weight = 1.0
     """Weight of a step's advantage within its state, relative to the advantage of its episode (gigpo only)."""
     group_scale: bool = True
     """Divide differences within a group by the deviation of the group (grpo and gigpo only)."""
@@ -252,36 +277,36 @@ class PPOConfig(StrictModel):
     holds for the warm start too."""
     compile: bool = False
     """Compile the layers of the model on a GPU: faster after a minute or so of compiling. It needs a C compiler."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: LearningRate = 5e-4
     """Learning rate of the policy in the first round."""
     final_learning_rate: Share = 0.1
     """Share of the learning rate left in the last round (linear decay over rounds)."""
-    value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    value_learning_rate: LearningRate = 1e-3
     """Learning rate of the value head."""
     value_warmup_rounds: Natural = 1
     """First rounds in which only the value head learns."""
     detach_value: bool = True
     """Whether the value loss stays out of the backbone."""
-    value_coef: Annotated[float, Field(ge=0)] = 1.0
+    value_coef: Weight = 1.0
     """Weight of the value loss."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.005
+    kl_coef: Weight = 0.005
     """Weight of the penalty for moving away from the warm start (KL divergence in nats per token)."""
-    clip: Annotated[float, Field(gt=0)] = 0.2
+    clip: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Range of the probability ratio within which an update counts: 1 - clip to 1 + clip."""
     clip_high: Annotated[float, Field(ge=0)] = 0.0
     """Sets the upper end of that range to 1 + clip_high; 0: the same as clip."""
     ratio: Literal["token", "step"] = "token"
     """token: each token has its own probability ratio; step: tokens of a step share the geometric mean of theirs."""
-    nll_coef: Annotated[float, Field(ge=0)] = 1.0
+    nll_coef: Weight = 1.0
     """Weight of the negative log-likelihood of solved episodes, added to the policy loss (VAPO, arXiv
     2504.05118). rft and eto do not use it."""
-    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    entropy_coef: Weight = 0.0
     """Weight of an entropy bonus per token (nats)."""
-    dpo_beta: Annotated[float, Field(gt=0)] = 0.1
+    dpo_beta: Annotated[float, Field(gt=0, le=1000)] = 0.1
     """How strongly eto holds the policy to where the round started (beta of DPO)."""
-    rft_temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Temperature at which rft takes its likelihood; 0: that of the rollouts. A temperature above that of the rollouts
-    sharpens the policy in every round."""
+    rft_temperature: Annotated[float, Field(ge=0, le=HIGHEST_TEMPERATURE), AfterValidator(_check_temperature)] = 0.0
+    """Temperature at which rft takes its likelihood, at least 0.01; 0: that of the rollouts. A temperature above that
+    of the rollouts sharpens the policy in every round."""
     clip_value: Annotated[float, Field(gt=0)] = 0.2
     """How far a value may move from its old one before its loss stops counting."""
     importance: Literal["none", "truncated", "masked"] = "none"

@@ -102,7 +102,7 @@ class StageProfile(StrictModel):
     """Size of /dev/shm; empty: the machine's default, or all of the memory if there are several processes."""
     retries: Natural = 3
     """Further attempts after a transient error and after a lost pod."""
-    timeout_hours: Annotated[float, Field(ge=0)] = 0.0
+    timeout_hours: Annotated[float, Field(ge=0, le=8760)] = 0.0
     """Hours of one attempt; 0 sets no limit."""
     secrets: dict[str, str] = Field(default_factory=dict)
     """Environment variables that secrets of the cluster fill, by name; each value is group/key."""

@@ -1,11 +1,13 @@
 """A configuration holds known fields of their type and nothing else; a refusal says what was probably meant."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from steptool.config import Config, ConfigError, load_config
+from steptool.config.base import StrictModel, find_section
 
 
 def refusal(tmp_path: Path, text: str) -> str:
@@ -192,3 +194,56 @@ def test_an_override_of_several_lines_is_refused_in_one(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"^'ppo.rounds=1 seed: 3': not YAML: [^\n]+$"):
         load_config(tmp_path / "c.yaml", ["ppo.rounds=1\nseed: 3"])
+
+
+UNLIMITED = ("ppo.clip_high", "ppo.clip_value", "ppo.importance_cap", "ppo.max_mismatch", "ppo.max_grad_norm")
+"""A limit that no number reaches is a limit that is turned off."""
+
+
+def list_numbers(model: type[StrictModel], before: str = "") -> Iterator[tuple[str, type]]:
+    """The fields that hold a number, in all sections, with their type."""
+    for name, field in model.model_fields.items():
+        if field.annotation in (int, float):
+            yield f"{before}{name}", field.annotation
+        elif (section := find_section(field.annotation)) and name != "policies":
+            yield from list_numbers(section, f"{before}{name}.")
+
+
+def refuses(field: str, value: object) -> bool:
+    """Whether a value is refused for this field, by its name."""
+    config: object = value
+    for name in reversed(field.split(".")):
+        config = {name: config}
+    try:
+        Config.model_validate(config)
+    except ConfigError as error:
+        return str(error).startswith(f"the configuration was refused: field '{field}': ")
+    return False
+
+
+@pytest.mark.parametrize(("field", "kind"), list_numbers(Config))
+def test_a_number_that_means_nothing_is_refused_by_the_name_of_its_field(field: str, kind: type) -> None:
+    wrong: list[object] = [float("nan"), float("inf"), -float("inf"), -1.5, -1e300, True, "1"]
+    wrong += [1.5, -(2**63), 2**32] if kind is int else [] if field in UNLIMITED else [1e7, 1e300]
+    assert [value for value in wrong if not refuses(field, value)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "credit: {value_lam: -0.5}",
+            "field 'credit.value_lam': expected a number from 0 to 1, or -1 for the value of",
+        ),
+        (
+            "ppo: {algorithm: rft, rft_temperature: 1e-3}",
+            "field 'ppo.rft_temperature': expected 0, or a temperature of",
+        ),
+        ("ppo: {clip: 20.0}", "field 'ppo.clip': input should be less than or equal to 1, got 20.0 (float)"),
+        ("ppo: {learning_rate: 5.0}", "field 'ppo.learning_rate': input should be less than or equal to 1, got 5.0"),
+        ("evaluation: {bootstrap: 1}", "field 'evaluation.bootstrap': input should be greater than or equal to 40"),
+        ("tools: {timeout: 1e300}", "field 'tools.timeout': input should be less than or equal to 1000000, got 1e+300"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_with_the_range(tmp_path: Path, text: str, message: str) -> None:
+    assert refusal(tmp_path, text).startswith(message)
