@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steptool.records.tables import write_text
+
 CONFIG, QUERIES, DEMONSTRATIONS = "config.yaml", "queries.parquet", "demonstrations.parquet"
 LESSONS = "lessons.parquet"
 METRICS, COSTS, EVALUATED = "metrics.parquet", "costs.parquet", "evaluations.parquet"
@@ -108,7 +110,7 @@ def sign(
     entry |= {"rewards": rewards} if rewards else {}
     entries = [*(read(parent) if parent else []), entry]
     target = Path(folder)
-    (target / FILE).write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(target / FILE, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
     write_card(target, base)
 
 
@@ -118,7 +120,7 @@ def write_card(folder: str | os.PathLike[str], base: str = "") -> None:
         return
     stage, round_index = entries[-1]["stage"], entries[-1]["round"]
     title = f"{stage} of round {round_index + 1}" if round_index >= 0 else stage
-    (Path(folder) / CARD).write_text(make_card(entries, title, base=base), encoding="utf-8")
+    write_text(Path(folder) / CARD, make_card(entries, title, base=base))
 
 
 def make_card(entries: Sequence[Entry], title: str, facts: Mapping[str, Any] | None = None, base: str = "") -> str:

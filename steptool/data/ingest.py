@@ -31,7 +31,7 @@ from steptool.data.tools import ToolCatalog
 from steptool.environments.base import describe_with_line
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.columns import to_row
-from steptool.records.tables import open_scratch_folder, write_records, write_rows
+from steptool.records.tables import open_scratch_folder, write_records, write_rows, write_text
 from steptool.storage.transfer import digest_content, is_remote
 
 T = TypeVar("T")
@@ -250,8 +250,7 @@ def _write_log(log: IngestLog, out: Path) -> tuple[Path, Path]:
     """Write the records set aside, and the counts."""
     out.mkdir(exist_ok=True)
     counts = json.dumps(log.counts, indent=1) + "\n"
-    (out / COUNTS_FILE).write_text(counts, encoding="utf-8")
-    return log.write(out / QUARANTINE_FILE), out / COUNTS_FILE
+    return log.write(out / QUARANTINE_FILE), write_text(out / COUNTS_FILE, counts)
 
 
 def _read(source: Source, inputs: SourceInputs, staging: StagingDatabase) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
+from steptool.records.tables import write_whole
+
 _IN_MEMORY = 1 << 20
 """Bytes of records set aside that are held in memory; more go to a temporary file."""
 
@@ -98,9 +100,9 @@ class IngestLog:
         return f"{text}. First record set aside: {self._first_refusal}. `steptool ingest` writes all of them to a file"
 
     def write(self, path: Path) -> Path:
-        """Write the records set aside, one JSON object a line."""
+        """Write the records set aside, one JSON object a line; the file appears whole or not at all."""
         self._quarantine.seek(0)
-        with path.open("w", encoding="utf-8") as target:
+        with write_whole(path) as partial, partial.open("w", encoding="utf-8") as target:
             shutil.copyfileobj(self._quarantine, target)
         return path
 

@@ -25,7 +25,7 @@ from steptool.evaluation.compare import GREEDY, MEASURES, PerQuery, average_by_q
 from steptool.records import Evaluation, Query, Trajectory
 from steptool.records.columns import ContractError, Row, decode_value
 from steptool.records.episodes import read_queries
-from steptool.records.tables import iterate_rows, read_records, write_whole
+from steptool.records.tables import iterate_rows, read_records, write_text
 from steptool.storage.transfer import TargetError
 
 NAME = "steptool"
@@ -154,7 +154,7 @@ def _write_lm_eval(part: _Part, target: Path) -> Iterator[Path]:
         lines = (
             json.dumps(sample, ensure_ascii=False, allow_nan=False) for sample in _make_lm_eval_samples(part, rows)
         )
-        yield _write_text(file, "".join(f"{line}\n" for line in lines))
+        yield write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def _make_task_name(tier: str) -> str:
@@ -303,13 +303,7 @@ def _digest(text: str) -> str:
 
 
 def _write_json(file: Path, document: Mapping[str, Any]) -> Path:
-    return _write_text(file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write_text(file: Path, text: str) -> Path:
-    with write_whole(file) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return file
+    return write_text(file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 _WRITERS = {LogForm.LM_EVAL: _write_lm_eval, LogForm.INSPECT: _write_inspect}

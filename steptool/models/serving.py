@@ -21,6 +21,7 @@ from steptool.chat.template import DATE
 from steptool.config import Config, FinishMode
 from steptool.models.load import DECODING, ModelError, load_codec
 from steptool.records import ToolSchema
+from steptool.records.tables import write_text
 
 SERVING_FILE = "serving.json"
 _PARSERS = {
@@ -84,7 +85,7 @@ def write_serving(folder: str | os.PathLike[str], config: Config) -> Serving:
         vllm=("--max-model-len", str(config.policy.max_context), *calls),
     )
     text = json.dumps(asdict(serving), indent=1, ensure_ascii=False)
-    (Path(folder) / SERVING_FILE).write_text(text + "\n", encoding="utf-8")
+    write_text(Path(folder) / SERVING_FILE, text + "\n")
     _write_decoding(Path(folder), serving, codec.end_ids)
     return serving
 

@@ -47,6 +47,13 @@ def write_whole(target: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def write_text(target: Path, text: str) -> Path:
+    """Write a text into a file in UTF-8. The file appears whole under its name or not at all."""
+    with write_whole(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return target
+
+
 @contextmanager
 def open_scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     """Make an empty folder in `parent`, and remove it at the end."""

@@ -28,7 +28,7 @@ from steptool.artifacts.metrics import describe_error
 from steptool.data.export import quote_formula, unquote_formula
 from steptool.records import Query, Step, StepReward, StepStatus, ToolSchema, Trajectory
 from steptool.records.columns import Row
-from steptool.records.tables import iterate_records, write_records
+from steptool.records.tables import iterate_records, write_records, write_text, write_whole
 from steptool.report.elements import load_templates, read_asset
 from steptool.report.viewer import embed
 from steptool.storage.sqlite import QueryTable
@@ -83,12 +83,16 @@ def _list_components(step: Step, last: bool) -> Sequence[str]:
 
 
 def write_table(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
-    """Write rows to fill in as CSV, or as Parquet if the name ends in .parquet."""
+    """Write rows to fill in as CSV, or as Parquet if the name ends in .parquet; whole or not at all."""
     target = Path(path)
     if target.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=TABLE), target)
+        with write_whole(target) as partial:
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=TABLE), partial)
         return target
-    with target.open("w", encoding="utf-8", errors="replace", newline="") as file:
+    with (
+        write_whole(target) as partial,
+        partial.open("w", encoding="utf-8", errors="replace", newline="") as file,
+    ):
         writer = csv.DictWriter(file, TABLE.names)
         writer.writeheader()
         writer.writerows({name: quote_formula(cell) for name, cell in row.items()} for row in rows)
@@ -218,9 +222,7 @@ def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed:
     tools = {t.trajectory_id: table[t.query_id].tools for t in sample}
     for name in TABLES:
         write_table(rows, folder / name)
-    (folder / FORM).write_text(
-        build_labelling_form(rows, f"Label steps of {trajectories.name}", tools), encoding="utf-8"
-    )
+    write_text(folder / FORM, build_labelling_form(rows, f"Label steps of {trajectories.name}", tools))
     return len({row["trajectory_id"] for row in rows})
 
 

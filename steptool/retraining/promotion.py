@@ -30,6 +30,7 @@ from steptool.evaluation.compare import (
     wilson,
 )
 from steptool.records import Evaluation, Query
+from steptool.records.tables import write_text
 from steptool.registry import Conflict, Registry
 from steptool.retraining.plan import Criterion, Decision, Result, RetrainingPlan, RunOutcome
 
@@ -46,8 +47,8 @@ def read_trained_on(place: str) -> frozenset[str]:
 def write_trained_on(folder: Path, queries: Iterable[Query], before: frozenset[str]) -> None:
     """Write the list of a model: its training queries, and the digests `before` of the model that it was made from."""
     digests = before | {_digest(query) for query in queries if query.split == "train"}
-    (folder / FILE).unlink(missing_ok=True)  # the file may be a hard link into the folder of another model
-    (folder / FILE).write_text("".join(f"{digest}\n" for digest in sorted(digests)), encoding="utf-8")
+    # The file may be a hard link into the folder of another model: write_text replaces it and leaves that one alone.
+    write_text(folder / FILE, "".join(f"{digest}\n" for digest in sorted(digests)))
 
 
 def find_contaminated(queries: Iterable[Query], trained_on: frozenset[str]) -> set[str]:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from steptool.config import RewardConfig
 from steptool.records import Step, StepReward, Trajectory
+from steptool.records.tables import write_text
 from steptool.rewards.statistics import Estimate, Rewards, auroc, find_redundant_steps
 
 COMPONENTS = ("succ_calling", "contribution")
@@ -131,9 +132,8 @@ class RunningScale:
         return [None if r is None else r / self.deviation for r in rewards]
 
     def save(self, path: Path) -> Path:
-        """Write the state into a JSON file."""
-        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        return path
+        """Write the state into a JSON file, whole or not at all."""
+        return write_text(path, json.dumps(asdict(self)) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> RunningScale:

@@ -32,6 +32,7 @@ from steptool.config import PPOConfig
 from steptool.models.actor import Actor, Spanned, collate, find_action_places
 from steptool.models.sharding import is_sharded
 from steptool.records import Metric, Trajectory
+from steptool.records.tables import write_whole
 from steptool.training.processes import (
     PassLimit,
     cut_forward_passes,
@@ -174,9 +175,9 @@ class Scores:
     def save(self, folder: Path, fingerprint: str) -> None:
         """Write the scores beside the checkpoints; the file appears whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = (folder / FILE).with_suffix(".partial")
-        save_file(vars(self), partial, metadata={"fingerprint": fingerprint, "sha256": self._digest(fingerprint)})
-        partial.replace(folder / FILE)
+        metadata = {"fingerprint": fingerprint, "sha256": self._digest(fingerprint)}
+        with write_whole(folder / FILE) as partial:
+            save_file(vars(self), partial, metadata=metadata)
 
     @classmethod
     def load(cls, folder: Path, fingerprint: str) -> Scores | None:

@@ -32,6 +32,7 @@ from steptool.artifacts.metrics import say
 from steptool.models.actor import Actor, Indices, Spanned, collate, find_action_places
 from steptool.models.optimizer import load_moments, save_moments
 from steptool.models.sharding import is_sharded, load_sharded_moments, read_moments, read_parts, write_parts
+from steptool.records.tables import write_text
 from steptool.training import scores
 from steptool.training.algorithms.base import ForwardPass, LossTerms, Objective
 from steptool.training.processes import (
@@ -172,9 +173,7 @@ def unpack(source: Path, folder: Path) -> bool:
 
 def seal(checkpoint: Path) -> None:
     """Write the digests of all files of a checkpoint: the mark appears whole or not at all."""
-    partial = checkpoint / f"{COMPLETE}.partial"
-    partial.write_text(json.dumps(_hash_files(checkpoint)), encoding="utf-8")
-    partial.replace(checkpoint / COMPLETE)
+    write_text(checkpoint / COMPLETE, json.dumps(_hash_files(checkpoint)))
 
 
 def _is_undamaged(checkpoint: Path) -> bool:

@@ -1,6 +1,9 @@
 import hashlib
 from pathlib import Path
 
+import pytest
+
+from full_disk import stop_files_at
 from steptool.artifacts import lineage
 
 
@@ -34,6 +37,14 @@ def test_a_folder_from_elsewhere_has_no_lineage(tmp_path: Path) -> None:
     assert lineage.read(tmp_path) == []
     lineage.sign(folder(tmp_path / "own"), tmp_path, "base", [])
     assert len(lineage.read(tmp_path / "own")) == 1
+
+
+def test_a_full_disk_leaves_the_card_and_the_lineage_that_were_there(tmp_path: Path) -> None:
+    lineage.sign(tmp_path, None, "base", [])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with stop_files_at(40), pytest.raises(OSError, match="File too large"):
+        lineage.sign(tmp_path, tmp_path, "warm_start", [])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_a_card_says_which_results_are_not_measurable() -> None:

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from full_disk import stop_files_at
 from steptool.config import Config, load_config
 from steptool.data.ingest import ingest
-from steptool.data.parsing import IngestError
+from steptool.data.parsing import IngestError, IngestLog, Record, UnusableError
 from steptool.data.splits import SPLITS, make_text_key
 from steptool.environments.base import ToolResult
 from steptool.environments.replay import ReplayEnvironment
@@ -95,6 +96,17 @@ def test_what_is_dropped_is_counted_and_quarantined(tmp_path, many, configured, 
     over = sum(n for reason, n in result.counts.items() if "more than data." in reason)
     assert result.counts["queries read"] == 62 and over == 50
     assert result.counts["queries kept"] == 10
+
+
+def test_a_full_disk_leaves_the_records_set_aside_that_were_there(tmp_path):
+    log = IngestLog()
+    fault = UnusableError("not JSON", "an end that is missing")
+    log.refuse("queries", Record(Path("a.jsonl"), 1, "{"), fault)
+    before = log.write(tmp_path / "quarantine.jsonl").read_text()
+    log.refuse("queries", Record(Path("a.jsonl"), 2, "{"), fault)
+    with stop_files_at(len(before) + 10), pytest.raises(OSError, match="File too large"):
+        log.write(tmp_path / "quarantine.jsonl")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"quarantine.jsonl": before}
 
 
 def test_a_second_run_writes_the_same(tmp_path, many, configured):

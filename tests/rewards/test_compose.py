@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from full_disk import stop_files_at
 from steptool.config import RewardConfig
 from steptool.records import Query, Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.rewards.annotators import annotate, make_annotator
@@ -210,3 +211,11 @@ def test_the_state_travels_in_a_file_and_a_round_run_again_finds_the_same(tmp_pa
     assert RunningScale.load(file) == first
     assert RunningScale.load(file).after([np.array([5.0])]) == first.after([np.array([5.0])])
     assert RunningScale.load(file) == first
+
+
+def test_a_full_disk_leaves_the_state_that_was_there(tmp_path) -> None:
+    file = RunningScale(count=1.0).save(tmp_path / "scale.json")
+    with stop_files_at(20), pytest.raises(OSError, match="File too large"):
+        RunningScale(count=2.0).save(file)
+    assert RunningScale.load(file) == RunningScale(count=1.0)
+    assert list(tmp_path.iterdir()) == [file]
