@@ -35,15 +35,17 @@ YAML_HEADER = """\
 #
 #   pyflyte run workflows/train.py train --config configs/laptop.yaml --output runs/demo
 #
-# These are all the fields there are, with their defaults; a field that is left out keeps its default. An unknown or
-# ill-typed field is refused before anything runs. make docs-config writes this file from the fields' docstrings.
+# These are all fields with their defaults; a field that is left out keeps its default. An unknown field and a value of
+# a wrong type or out of its range are refused before anything runs. make docs-config writes this file from the
+# docstrings of the fields.
 """
 PAGE_HEADER = """\
 # Configuration
 
-Every field of a run's YAML file, section by section. A field that is left out keeps its default; an unknown field or a
-value of another type is refused before anything runs. [configs/laptop.yaml](../configs/laptop.yaml) has the same as
-comments. Editors with a YAML language server complete and check the files in `configs/` by
+This page lists every field of a run's YAML file, section by section. A field that is left out keeps its default. An
+unknown field and a value of a wrong type or out of its range are refused before anything runs.
+[configs/laptop.yaml](../configs/laptop.yaml) has the same texts as comments. Editors with a YAML language server
+complete and check the files in `configs/` by
 [steptool.schema.json](../configs/steptool.schema.json), which their first line names.
 
 `steptool train my.yaml --set ppo.rounds=4` replaces a field for one run, and `steptool check my.yaml` says what the run

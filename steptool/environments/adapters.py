@@ -93,7 +93,7 @@ class RewardRange:
     def parse(cls, setting: Any) -> Self:
         """The range of a setting [low, high]. Raises ConfigError for anything else."""
         match setting:
-            case [int() | float() as low, int() | float() as high] if low < high:
+            case [int() | float() as low, int() | float() as high] if -math.inf < low < high < math.inf:
                 return cls(float(low), float(high))
         raise ConfigError(f"tools.settings.reward_range: expected [low, high] with low below high, got {setting!r}")
 

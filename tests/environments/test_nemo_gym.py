@@ -6,6 +6,7 @@ The real package asks for Python 3.12 and for versions of its own: NEMO_GYM_PYTH
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -176,8 +177,9 @@ def test_what_is_wrong_with_the_settings_is_said(config: Config, tmp_path: Path)
 
     with pytest.raises(ConfigError, match=r"reward_range: expected \[low, high\] with low below high, got \[1, 0\]"):
         open_environment("nemo_gym", with_settings(reward_range=[1, 0]))
-    with pytest.raises(ConfigError, match=r"reward_range: expected .*, got \[0, None, 1\]"):
-        open_environment("nemo_gym", with_settings(reward_range=[0, None, 1]))
+    for wrong in ([0, None, 1], [0, float("inf")], [float("-inf"), 1], [float("nan"), 1]):
+        with pytest.raises(ConfigError, match=rf"reward_range: expected .*, got {re.escape(str(wrong))}"):
+            open_environment("nemo_gym", with_settings(reward_range=wrong))
     with pytest.raises(ConfigError, match=r"datasets: expected a list of files, .* got 'train\.jsonl'"):
         open_environment("nemo_gym", with_settings(datasets="train.jsonl"))
     (tmp_path / "bad.jsonl").write_text('{"responses_create_params": {}}\n', encoding="utf-8")

@@ -129,6 +129,10 @@ def test_the_cluster_profile_documents_every_field_and_stage() -> None:
         ("stages: {rollout: {nodes: 2}}", "stages.rollout: 2 nodes of 1 processes: only ppo and warm_start"),
         ("defaults: {processes: 2}", "stages.evaluate: 1 nodes of 2 processes"),
         ("stages: {ppo: {gpus: 1, processes: 2}}", "stages.ppo: 2 processes on 1 gpus"),
+        (
+            "defaults: {timeout_hours: 1e300}",
+            "field 'defaults.timeout_hours': input should be less than or equal to 8760",
+        ),
         ("[1]", "expected a mapping of sections, got a list"),
     ],
 )
