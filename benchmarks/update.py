@@ -1,10 +1,10 @@
 """A PPO update in bfloat16 against the same in float32, on one thread: tokens per second and peak memory.
 
 Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` for two models, and for the large
-vocabulary a last line against a float32 that makes new gradients of output layer and embedding in every forward pass,
-as a trainer does that leaves them to autograd. OURS has weights and products in bfloat16. Its moments are float32, as
-they come, in the small model, which is about speed; in the large vocabulary, which is about memory too, they are
-bfloat16 (`ppo.moments`). Each side runs in a process of its own, which scores the trajectories and then makes updates;
+vocabulary a last line against a float32 that makes new gradients of output layer and embedding in every forward pass
+and leaves what it frees in the heap, as a trainer does that leaves both to the libraries. OURS has weights and products
+in bfloat16. Its moments are float32, as they come, in the small model, which is about speed; in the large vocabulary,
+which is about memory too, they are bfloat16 (`ppo.moments`). Each side runs in a process of its own, which scores the trajectories and then makes updates;
 only these are timed, in seconds of processor time, so that speeds hardly depend on what else runs on the machine.
 """
 
@@ -88,7 +88,7 @@ class Side:
 
     dtype: torch.dtype
     in_place: bool = True
-    """Whether gradients of output layer and embedding add up in place."""
+    """Whether gradients of output layer and embedding add up in place, and freed memory is given back."""
 
 
 OURS, OTHER, FORMER = "bfloat16", "float32", "float32 by autograd"
@@ -100,9 +100,12 @@ SIDES = {
 
 
 class AutogradActor(Actor):
-    """Every gradient is made anew in every forward pass."""
+    """Every gradient is made anew in every forward pass, and what a pass has freed stays in the heap."""
 
     def accumulate_gradients(self) -> None:
+        pass
+
+    def release_memory(self) -> None:
         pass
 
 

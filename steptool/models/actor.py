@@ -8,6 +8,7 @@ sequence.
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -248,6 +249,10 @@ def save_value_head(head: ValueHead, folder: Path) -> None:
     save_file({k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()}, folder / FILE)
 
 
+_LARGE = 50_000_000
+"""Parameters of a model whose passes take seconds on a CPU."""
+
+
 class ActionOutputs(NamedTuple):
     """What a forward pass says of the action tokens of a batch, sequence after sequence."""
 
@@ -303,6 +308,11 @@ class Actor(nn.Module):
         if type(embedding) is nn.Embedding and not isinstance(embedding.weight, DTensor):
             embedding.__class__ = AccumulatingEmbedding  # keeps its weight, its name and its hooks
 
+    def release_memory(self) -> None:
+        """Give back to the system what a pass has freed, for a model whose passes take seconds on a CPU."""
+        if unwrap_model(self.policy).device.type == "cpu" and sum(p.numel() for p in self.parameters()) >= _LARGE:
+            give_back_free_memory()
+
     def compile_layers(self) -> None:
         """Compile each layer, and what is done to the logits of a large vocabulary, into fewer kernels."""
         self.ways = replace(self.ways, fused=True)
@@ -330,6 +340,17 @@ class Actor(nn.Module):
         with self.policy.disable_adapter():  # type: ignore[operator]
             own_N: Tensor = self(batch).log_probs_N
             return own_N
+
+
+def give_back_free_memory() -> None:
+    """Give free pages of the heap back to the system.
+
+    The GNU C library keeps the freed activations of a forward pass in its heap, in pieces that the next pass, with
+    other sizes, cannot always use. Where the library has no `malloc_trim` nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def score_actions(

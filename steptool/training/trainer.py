@@ -266,6 +266,7 @@ class Trainer:
             (terms.loss if part.counts else 0.0 * terms.loss).backward()  # type: ignore[no-untyped-call]
             if part.counts:
                 meter.add(terms)
+            self.actor.release_memory()
         figures = meter.read()
         sum_gradients(self.actor.parameters())
         norm = self._clip()

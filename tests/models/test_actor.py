@@ -1,4 +1,5 @@
 import math
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from steptool.models.actor import (
     can_pack,
     collate,
     compute_action_states,
+    give_back_free_memory,
     load_value_head,
     save_value_head,
 )
@@ -311,3 +313,21 @@ def test_log_probs_are_those_of_the_rollouts_temperature() -> None:
     assert log_probs_N.tolist() == pytest.approx([-0.126928, -4.018150], abs=1e-5)
     p = 0.880797
     assert entropy_N[0].item() == pytest.approx(-(p * math.log(p) + (1 - p) * math.log(1 - p)), abs=1e-4)
+
+
+def read_resident_megabytes() -> float:
+    """Memory that this process holds now."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap of the GNU C library")
+def test_freed_memory_between_pieces_in_use_goes_back_to_the_system() -> None:
+    """Of 200 MB in pieces of 100 kB each fiftieth stays in use, which keeps the heap as long as it was."""
+    pieces = [b"x" * 100_000 for _ in range(2000)]
+    kept = pieces[::50]
+    del pieces
+    before = read_resident_megabytes()
+    give_back_free_memory()
+    assert before - read_resident_megabytes() > 120
+    assert len(kept) == 40
