@@ -4,8 +4,9 @@ Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` fo
 vocabulary a last line against a float32 that makes new gradients of output layer and embedding in every forward pass
 and leaves what it frees in the heap, as a trainer does that leaves both to the libraries. OURS has weights and products
 in bfloat16. Its moments are float32, as they come, in the small model, which is about speed; in the large vocabulary,
-which is about memory too, they are bfloat16 (`ppo.moments`). Each side runs in a process of its own, which scores the trajectories and then makes updates;
-only these are timed, in seconds of processor time, so that speeds hardly depend on what else runs on the machine.
+which is about memory too, they are bfloat16 (`ppo.moments`). Each side runs in a
+process of its own, which scores the trajectories and then makes updates; only these are timed, in seconds of processor
+time, so that speeds hardly depend on what else runs on the machine.
 """
 
 from __future__ import annotations
