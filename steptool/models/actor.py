@@ -27,10 +27,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steptool.models.logprobs import (
-    SMALL_VOCABULARY,
     AccumulatingEmbedding,
     TileWays,
     compute_token_log_probs,
+    has_large_vocabulary,
     unwrap_model,
 )
 
@@ -300,8 +300,7 @@ class Actor(nn.Module):
     def accumulate_gradients(self) -> None:
         """Hold one gradient for each table of a large vocabulary and no copies; for training by `backward` alone."""
         lm = unwrap_model(self.policy)
-        head: Any = lm.get_output_embeddings()
-        if head.weight.shape[0] <= SMALL_VOCABULARY:
+        if not has_large_vocabulary(lm):
             return
         self.ways = replace(self.ways, accumulate=True)
         embedding: Any = lm.get_input_embeddings()

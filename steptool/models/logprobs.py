@@ -72,13 +72,19 @@ def compute_token_log_probs(
     """
     head: Any = lm.get_output_embeddings()
     transform = read_logit_transform(lm, temperature)
-    if head.weight.shape[0] <= SMALL_VOCABULARY:
+    if not has_large_vocabulary(lm):
         bias = None if head.bias is None else head.bias.float()
         return _compute_plainly(functional.linear(hidden_NH.float(), head.weight.float(), bias), targets_N, transform)
     log_probs_N, entropy_N = _TiledLogProbs.apply(
         hidden_NH, head.weight, head.bias, targets_N, transform, ways or TileWays()
     )  # type: ignore[no-untyped-call]
     return log_probs_N, entropy_N
+
+
+def has_large_vocabulary(lm: PreTrainedModel) -> bool:
+    """Whether the logits of a model are made in tiles, so that the gradients of its two tables can add up in place."""
+    head: Any = lm.get_output_embeddings()
+    return bool(head.weight.shape[0] > SMALL_VOCABULARY)
 
 
 def read_logit_transform(lm: PreTrainedModel, temperature: float) -> LogitTransform:

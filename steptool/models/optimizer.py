@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as update_weights
 
+T = TypeVar("T")
 FILE = "training/optimizer.safetensors"
 """Its place in a model folder."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,7 +51,8 @@ class SplitAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             states = {w: self._open_state(w) for w in weights}
-            for bucket in _fill_buckets([part for w in weights for part in _split_weight(w, states[w])]):
+            parts = [part for w in weights for part in _split_weight(w, states[w])]
+            for bucket in fill_buckets(parts, lambda part: part.weight.numel() / _get_bucket_size(part.weight), 1.0):
                 _update(bucket, group)
             for state in states.values():
                 state["step"] += 1
@@ -185,14 +187,17 @@ def _update(parts: list[_Part], group: dict[str, Any]) -> None:
             part.exp_avg_sq.copy_(exp_avg_sq)
 
 
-def _fill_buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
-    """Parts that are updated in one call."""
-    bucket: list[_Part] = []
-    for part in parts:
-        if bucket and sum(p.weight.numel() for p in bucket) + part.weight.numel() > _get_bucket_size(part.weight):
+def fill_buckets(items: Iterable[T], measure: Callable[[T], float], limit: float) -> Iterator[list[T]]:
+    """The items in their order, as many at a time as have the size `limit` together; a larger one comes alone."""
+    bucket: list[T] = []
+    filled = 0.0
+    for item in items:
+        size = measure(item)
+        if bucket and filled + size > limit:
             yield bucket
-            bucket = []
-        bucket.append(part)
+            bucket, filled = [], 0.0
+        bucket.append(item)
+        filled += size
     if bucket:
         yield bucket
 

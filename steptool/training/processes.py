@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from steptool.models.actor import Indices
+from steptool.models.optimizer import fill_buckets
 
 
 def count_updates(count: int, batch_size: int) -> int:
@@ -197,19 +198,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for bucket in _fill_buckets([p.grad for p in used if p.grad is not None]):
+    for bucket in fill_buckets((p.grad for p in used if p.grad is not None), Tensor.numel, _BUCKET):
         total = sum_over_processes(torch.cat([gradient.flatten() for gradient in bucket]))
         parts = torch.split(total, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-
-
-def _fill_buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET:
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket

@@ -10,7 +10,6 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from steptool.config import PolicyConfig
-from steptool.models import actor as actor_module
 from steptool.models import logprobs
 from steptool.models.actor import (
     VARIABLE_LENGTH,
@@ -173,7 +172,6 @@ def test_the_tiles_of_a_large_vocabulary_join_without_a_seam(monkeypatch: pytest
 def in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vocabulary of more than ten tokens is large."""
     monkeypatch.setattr(logprobs, "SMALL_VOCABULARY", 10)
-    monkeypatch.setattr(actor_module, "SMALL_VOCABULARY", 10)
 
 
 def padded_llama(tied: bool) -> LlamaForCausalLM:

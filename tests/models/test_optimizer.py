@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from steptool.models.optimizer import join_halves, load_moments, make_adamw, save_moments, split_halves
+from steptool.models.optimizer import fill_buckets, join_halves, load_moments, make_adamw, save_moments, split_halves
 
 
 def model(dtype: torch.dtype) -> nn.Module:
@@ -80,6 +80,11 @@ def test_halves_lose_nothing(numbers: list[float]) -> None:
     split_halves(full, weight, low)
     assert torch.equal(join_halves(weight, low), full)
     assert ((weight.double() - full.double()).abs() <= 2**-8 * full.double().abs() + 1e-38).all()
+
+
+def test_buckets_keep_the_order_and_a_large_item_comes_alone() -> None:
+    assert list(fill_buckets([3, 4, 2, 9, 1, 6], float, 7)) == [[3, 4], [2], [9], [1, 6]]
+    assert list(fill_buckets([], float, 7)) == []
 
 
 def test_gradients_of_bfloat16_weights_add_up_in_float32() -> None:
