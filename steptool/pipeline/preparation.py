@@ -75,6 +75,7 @@ class _Row:
     spans: list[tuple[int, int]] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     cached: int = 0
+    """Tokens in the KV cache; the last one of a turn is not."""
 
 
 def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> float:
@@ -134,12 +135,25 @@ def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], co
     rows = [_Row(ids) for ids in _make_prompts(codec, queries, config.rollout.finish, longest)]
     sampler = BatchSampler(model, len(rows), codec.end_ids, max_new_tokens=room, temperature=config.rollout.temperature)
     _check_vocabulary(model, rows)
-    random = np.random.default_rng(0)
+    _play_turns(sampler, rows, codec, room, config.policy.max_context)
+    return rows
+
+
+def _play_turns(
+    sampler: BatchSampler, rows: Sequence[_Row], codec: ChatCodec, room: int, longest: int | None = None
+) -> list[float]:
+    """Play two turns of at most `room` tokens in each conversation, and an answer of a tool after each.
+
+    Returns the seconds of the first turns together and of the second ones. A conversation takes no turn that might
+    make it longer than `longest` tokens.
+    """
+    random, answer, seconds = np.random.default_rng(0), codec.observation_ids("{}", "trial"), []
     for _ in range(_TURNS):
+        start = time.perf_counter()
         uniforms = random.random((len(rows), room), dtype=np.float32)
-        fits = [n for n, row in enumerate(rows) if len(row.input_ids) + room <= config.policy.max_context]
-        sampler.feed([Feed(n, rows[n].cached, rows[n].input_ids[rows[n].cached :], uniforms[n]) for n in fits])
-        while sampler.ended_count < len(fits):
+        places = [n for n, row in enumerate(rows) if longest is None or len(row.input_ids) + room <= longest]
+        sampler.feed([Feed(n, rows[n].cached, rows[n].input_ids[rows[n].cached :], uniforms[n]) for n in places])
+        while sampler.ended_count < len(places):
             sampler.step()
         for turn in sampler.take():
             row = rows[turn.row]
@@ -148,7 +162,8 @@ def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], co
             row.logprobs += turn.logprobs.tolist()
             row.cached = len(row.input_ids) - 1
             row.input_ids += answer if turn.ids[-1] in codec.end_ids else [codec.end_id, *answer]
-    return rows
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def _make_prompts(codec: ChatCodec, queries: Sequence[Query], finish: FinishMode, length: int) -> list[list[int]]:
@@ -301,7 +316,7 @@ def measure(folder: str | Path, queries: Sequence[Query], config: Config) -> Mea
     played = list(islice(cycle(queries), number))
     rows = [_Row(codec.prompt_ids(q.first_messages, offer_tools(q.tools, config.rollout.finish))) for q in played]
     prompt_tokens = sum(len(row.input_ids) for row in rows) / len(rows)
-    prompt, sampled = _measure_turns(rows, codec.observation_ids("{}", "tool"), load_model(folder), config)
+    prompt, sampled = _measure_turns(rows, codec, load_model(folder), config)
     return Measurement(prompt_tokens, Speeds(prompt, sampled, _measure_updates(rows, load_model(folder), config), 0.0))
 
 
@@ -314,26 +329,13 @@ def _measure_first_model(queries: Sequence[Query], config: Config) -> Measuremen
 
 
 def _measure_turns(
-    rows: Sequence[_Row], answer: list[int], model: PreTrainedModel, config: Config
+    rows: Sequence[_Row], codec: ChatCodec, model: PreTrainedModel, config: Config
 ) -> tuple[float, float]:
     """Seconds to read a prompt, and tokens sampled in a second: the first turn reads prompts, the second answers."""
     room = min(_TOKENS, config.rollout.max_new_tokens)
     sampler = BatchSampler(model.eval(), len(rows), set(), max_new_tokens=room, temperature=config.rollout.temperature)
-    random, seconds = np.random.default_rng(0), []
-    fed = [0] * len(rows)
-    for _ in range(2):
-        start = time.perf_counter()
-        uniforms = random.random((len(rows), room), dtype=np.float32)
-        sampler.feed([Feed(n, fed[n], row.input_ids[fed[n] :], uniforms[n]) for n, row in enumerate(rows)])
-        while sampler.ended_count < len(rows):
-            sampler.step()
-        for turn in sampler.take():
-            row = rows[turn.row]
-            row.spans.append((len(row.input_ids), len(row.input_ids) + len(turn.ids)))
-            fed[turn.row] = len(row.input_ids) + len(turn.ids) - 1
-            row.input_ids += [*turn.ids, *answer]
-        seconds.append(time.perf_counter() - start)
-    return max(0.0, seconds[0] - seconds[1]) / len(rows), len(rows) * room / seconds[1]
+    first, second = _play_turns(sampler, rows, codec, room)
+    return max(0.0, first - second) / len(rows), len(rows) * room / second
 
 
 def _measure_updates(rows: Sequence[_Row], model: PreTrainedModel, config: Config) -> float:
