@@ -1,8 +1,14 @@
 """From any number of policies to a table of how well they solve the same tasks, and what may be concluded.
 
 pyflyte run workflows/evaluate.py evaluate --config configs/evaluate.yaml --output runs/evaluation
+
+`evaluate_champion` compares the model in service, which it looks up in the registry:
+
+pyflyte run workflows/evaluate.py evaluate_champion --config configs/retrain.yaml --registry runs/registry \
+    --output runs/retraining --kickoff now
 """
 
+from datetime import datetime
 from functools import partial
 
 from flytekit import map_task
@@ -45,3 +51,26 @@ def evaluate(config: Config, output: str = "") -> Comparison:
         judge_costs=judgement.costs,
         ingest_metrics=ingested.metrics,
     )
+
+
+@stage("line_up", dynamic=True)
+def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Comparison:
+    """Look up the model in service, and evaluate it."""
+    from steptool.registry import Registry
+    from steptool.retraining.plan import add_champion_and_base
+
+    place = f"{output.rstrip('/')}/evaluation-{kickoff:%Y%m%dT%H%M%SZ}"
+    return evaluate(config=add_champion_and_base(config, Registry(registry)), output=place)
+
+
+@workflow()
+def evaluate_champion(config: Config, registry: str, output: str, kickoff: datetime) -> Comparison:
+    """Compare the model in service with the base model, and with the policies of the configuration.
+
+    Args:
+        config: the tasks, and in its section `evaluation` the split and any further policies.
+        registry: folder or url of the registry of champions.
+        output: folder or url that receives a folder for each evaluation.
+        kickoff: when the evaluation was started; its folder is named by it.
+    """
+    return line_up(config=config, registry=registry, output=output, kickoff=kickoff)

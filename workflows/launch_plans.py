@@ -10,7 +10,7 @@ from flytekit.models.core.execution import WorkflowExecutionPhase
 
 from steptool.config import load_config
 from tasks.runtime.profile import ROOT, LaunchPlans, Recipients, profile
-from workflows.evaluate_champion import evaluate_champion
+from workflows.evaluate import evaluate_champion
 from workflows.retrain import retrain
 
 _ONE_AT_A_TIME = ConcurrencyPolicy(max_concurrency=1)

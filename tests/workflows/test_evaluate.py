@@ -4,6 +4,7 @@ import html
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,15 @@ from steptool.config import Config, load_config
 from steptool.config.base import ConfigError
 from steptool.data.ingest import ingest
 from steptool.data.parsing import IngestError
+from steptool.models.load import EMBEDDED
 from steptool.records import Cost, Evaluation, Trajectory, Verdict
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records, write_records
-from workflows.evaluate import evaluate
+from steptool.registry import Registry
+from workflows.evaluate import evaluate, evaluate_champion
 
 ROOT = Path(__file__).parents[2]
+KICKOFF = datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
 SETTINGS = {
     "data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 4},
     "evaluation": {
@@ -147,3 +151,44 @@ def test_starting_the_workflow_imports_nothing_heavy() -> None:
     program = f"import sys, workflows.evaluate; print(sorted({heavy} & set(sys.modules)))"
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def champion_config() -> Config:
+    return Config.model_validate(
+        {
+            "data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 4},
+            "evaluation": {
+                "sampled_repeats": 0,
+                "bootstrap": 200,
+                "policies": [{"name": "reference", "kind": "playback"}],
+            },
+        }
+    )
+
+
+def test_the_champion_is_compared_in_a_folder_named_after_the_kickoff(champion_config: Config, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    champion = registry.publish(EMBEDDED, {}).version_id
+    registry.promote(champion, after=0, reason="the first")
+    result = evaluate_champion(
+        config=champion_config, registry=str(tmp_path / "registry"), output=str(tmp_path / "runs"), kickoff=KICKOFF
+    )
+    folder = tmp_path / "runs" / "evaluation-20260301T060000Z"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
+    assert Path(str(result.page)) == folder / "evaluation.html"
+    rows = read_records(folder / "evaluations.parquet", Evaluation)
+    passed = {name: [row.passed for row in rows if row.model == name] for name in {row.model for row in rows}}
+    assert set(passed) == {"reference", "base", "champion"} and all(len(values) == 4 for values in passed.values())
+    assert passed["champion"] == passed["base"]  # they are the same model
+    assert passed["reference"] == [1.0] * 4
+    assert champion in (folder / "config.yaml").read_text()
+    assert json.loads((folder / "metrics.json").read_text())
+
+
+def test_before_the_first_promotion_the_base_is_evaluated_alone(champion_config: Config, tmp_path: Path) -> None:
+    result = evaluate_champion(
+        config=champion_config, registry=str(tmp_path / "registry"), output=str(tmp_path / "runs"), kickoff=KICKOFF
+    )
+    rows = read_records(Path(str(result.rows)), Evaluation)
+    assert {row.model for row in rows} == {"reference", "base"}
