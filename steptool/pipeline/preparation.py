@@ -49,9 +49,8 @@ from steptool.records import Query, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
 from steptool.storage.transfer import localize
-from steptool.training.algorithms.base import Supervised
 from steptool.training.processes import PassLimit
-from steptool.training.trainer import Settings, Trainer
+from steptool.training.trainer import Settings, Supervised, Trainer
 from steptool.training.warm_start import Lessons, encode_demonstrations, iterate_texts, select_fitting
 
 TOLERANCES = {torch.float32: 0.01, torch.bfloat16: 0.1}

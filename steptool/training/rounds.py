@@ -27,12 +27,11 @@ from steptool.models.sharding import (
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.algorithms import ALGORITHMS
-from steptool.training.algorithms.base import Algorithm, Objective, Selection
-from steptool.training.algorithms.eto import ExplorationPreference
-from steptool.training.preference import PreferenceTrainer
+from steptool.training.algorithms.base import Algorithm, Selection
+from steptool.training.algorithms.eto import ExplorationPreference, PreferenceTrainer
 from steptool.training.processes import PassLimit, cuts_models, get_processes, pass_on, share_folder
 from steptool.training.scores import Scores, check_mismatch, fingerprint, measure_mismatch, read_engine_log_probs, score
-from steptool.training.trainer import CheckpointFolder, OnCheckpoint, Settings, Trainer
+from steptool.training.trainer import CheckpointFolder, Objective, OnCheckpoint, Settings, Trainer
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The training loop: planned optimizer steps on one model, alone or together with other processes, and its checkpoints.
 
+An `Objective` is what the steps minimise: the loss of an algorithm (steptool.training.algorithms), or `Supervised`.
 Which sequences make an optimizer step is decided before it starts, and nothing is drawn while it runs. A loss is
 divided by a number of its whole optimizer step, so neither the cut into forward passes nor the number of processes
 changes the result.
@@ -17,9 +18,11 @@ import math
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +32,11 @@ from torch.distributed.tensor import DTensor
 
 from steptool.artifacts.lineage import hash_file
 from steptool.artifacts.metrics import say
-from steptool.models.actor import Actor, Indices, Spanned, collate, find_action_places
+from steptool.models.actor import Actor, Indices, Spanned, TokenBatch, collate, find_action_places
 from steptool.models.optimizer import load_moments, save_moments
 from steptool.models.sharding import is_sharded, load_sharded_moments, read_moments, read_parts, write_parts
 from steptool.records.tables import write_text
 from steptool.training import scores
-from steptool.training.algorithms.base import ForwardPass, LossTerms, Objective
 from steptool.training.processes import (
     PassLimit,
     agree,
@@ -187,6 +189,54 @@ def _hash_files(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint but the mark itself."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(COMPLETE))
     return {file.relative_to(checkpoint).as_posix(): hash_file(file) for file in files}
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """Sequences that go through the model together, as a part of an optimizer step."""
+
+    batch: TokenBatch
+    places_n: Tensor
+    """Place of each action token of the batch among all action tokens of the training data, packed end to end."""
+    step_places_n: Tensor
+    """The same of all action tokens of the optimizer step, over all its passes and processes."""
+    counts: bool = True
+    """False: a repeated pass that keeps the processes of a sharded model together; nothing is learned from it."""
+
+
+class LossTerms(NamedTuple):
+    """The result of one forward pass."""
+
+    loss: Tensor
+    """This pass's share of the loss of its optimizer step: a sum over its tokens, divided by a number of the step."""
+    sums: Mapping[str, Tensor] = {}
+    """Figures that are added up over the passes and processes of an optimizer step."""
+    maxima: Mapping[str, Tensor] = {}
+    """Figures of which the largest counts."""
+
+
+class Objective(ABC):
+    """A loss, and the figures of an optimizer step that come with it."""
+
+    sums: ClassVar[tuple[str, ...]] = ()
+    """Names of the sums in its LossTerms."""
+    maxima: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
+        """Run the model on one forward pass. The losses of the passes of a step add up to that of the step."""
+
+    def report(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of an optimizer step from the sums and maxima of its passes."""
+        return {}
+
+
+class Supervised(Objective):
+    """Mean negative log-likelihood of the action tokens of an optimizer step (nats per token)."""
+
+    def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
+        """The pass's share of the mean."""
+        return LossTerms(-actor(part.batch).log_probs_N.sum() / float(len(part.step_places_n)))
 
 
 class DivergedError(RuntimeError):

@@ -30,7 +30,6 @@ from steptool.models.load import load_model, load_tokenizer
 from steptool.models.optimizer import make_adamw
 from steptool.models.sharding import is_sharded, load_sharded_actor, save_sharded_model
 from steptool.records import FINISH, Message, Metric, Query, StopReason, Trajectory
-from steptool.training.algorithms.base import Supervised
 from steptool.training.processes import (
     PassLimit,
     cuts_models,
@@ -40,7 +39,15 @@ from steptool.training.processes import (
     share_folder,
 )
 from steptool.training.scores import fingerprint
-from steptool.training.trainer import CheckpointFolder, OnCheckpoint, OnStep, Settings, Trainer, warm_up_and_cosine
+from steptool.training.trainer import (
+    CheckpointFolder,
+    OnCheckpoint,
+    OnStep,
+    Settings,
+    Supervised,
+    Trainer,
+    warm_up_and_cosine,
+)
 
 TOO_LONG = "longer than policy.max_context"
 UNENCODABLE = "the chat format cannot carry it"

@@ -14,7 +14,6 @@ from steptool.config import PPOConfig
 from steptool.models.actor import Actor, collate, find_action_places
 from steptool.models.load import load_model
 from steptool.records import Trajectory
-from steptool.training.algorithms.base import ForwardPass
 from steptool.training.algorithms.step_ppo import Experience, StepPPO
 from steptool.training.rounds import train_round
 from steptool.training.scores import (
@@ -24,6 +23,7 @@ from steptool.training.scores import (
     measure_mismatch,
     read_engine_log_probs,
 )
+from steptool.training.trainer import ForwardPass
 
 TEMPERATURE = 0.7
 

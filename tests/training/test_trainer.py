@@ -8,9 +8,8 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 from steptool.models.actor import Actor
 from steptool.models.load import load_model
 from steptool.models.optimizer import make_adamw
-from steptool.training.algorithms.base import Supervised
 from steptool.training.processes import PassLimit
-from steptool.training.trainer import DivergedError, Settings, Trainer, warm_up_and_cosine
+from steptool.training.trainer import DivergedError, Settings, Supervised, Trainer, warm_up_and_cosine
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(20, 2), (7, 0), (500, 50)])

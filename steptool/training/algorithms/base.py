@@ -1,63 +1,22 @@
-"""What an algorithm is: what it takes of a round, its loss and what it reports; and supervised learning."""
+"""What an algorithm is: what it takes of a round, what it learns from, and what it keeps for its loss."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from steptool.config import Config
-from steptool.models.actor import Actor, Indices, TokenBatch
+from steptool.models.actor import Indices
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN, RunningScale
 from steptool.training.processes import draw_mini_batches
 from steptool.training.scores import Scores
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """Sequences that go through the model together, as a part of an optimizer step."""
-
-    batch: TokenBatch
-    places_n: Tensor
-    """Place of each action token of the batch among all action tokens of the training data, packed end to end."""
-    step_places_n: Tensor
-    """The same of all action tokens of the optimizer step, over all its passes and processes."""
-    counts: bool = True
-    """False: a repeated pass that keeps the processes of a sharded model together; nothing is learned from it."""
-
-
-class LossTerms(NamedTuple):
-    """The result of one forward pass."""
-
-    loss: Tensor
-    """This pass's share of the loss of its optimizer step: a sum over its tokens, divided by a number of the step."""
-    sums: Mapping[str, Tensor] = {}
-    """Figures that are added up over the passes and processes of an optimizer step."""
-    maxima: Mapping[str, Tensor] = {}
-    """Figures of which the largest counts."""
-
-
-class Objective(ABC):
-    """A loss, and the figures of an optimizer step that come with it."""
-
-    sums: ClassVar[tuple[str, ...]] = ()
-    """Names of the sums in its LossTerms."""
-    maxima: ClassVar[tuple[str, ...]] = ()
-
-    @abstractmethod
-    def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
-        """Run the model on one forward pass. The losses of the passes of a step add up to that of the step."""
-
-    def report(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of an optimizer step from the sums and maxima of its passes."""
-        return {}
 
 
 @dataclass(frozen=True)
@@ -85,7 +44,10 @@ def find_solved_ids(rewards: Iterable[StepReward]) -> frozenset[str]:
 
 
 class Algorithm(ABC):
-    """One round of learning from episodes. A subclass says what it needs and, as an Objective, its loss."""
+    """One round of learning from episodes. A subclass says what it needs.
+
+    It is an Objective of steptool.training.trainer as well, unless it has a trainer of its own.
+    """
 
     stage: ClassVar[str]
     """Stage of its metrics."""
@@ -128,11 +90,3 @@ class Algorithm(ABC):
     def prepare(self, selection: Selection, scores: Scores, device: torch.device) -> list[Advantage]:
         """Keep what the loss needs of the scores on the device of the model; returns the advantage of each step."""
         raise NotImplementedError(f"{type(self).__name__} sets needs_scores, so it has to say what it does with them")
-
-
-class Supervised(Objective):
-    """Mean negative log-likelihood of the action tokens of an optimizer step (nats per token)."""
-
-    def loss(self, actor: Actor, part: ForwardPass) -> LossTerms:
-        """The pass's share of the mean."""
-        return LossTerms(-actor(part.batch).log_probs_N.sum() / float(len(part.step_places_n)))

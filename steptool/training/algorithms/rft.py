@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from steptool.models.actor import Indices
 from steptool.records import Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
-from steptool.training.algorithms.base import Algorithm, Selection, Supervised, find_solved_ids
+from steptool.training.algorithms.base import Algorithm, Selection, find_solved_ids
 from steptool.training.processes import count_updates, draw_grouped_batches
+from steptool.training.trainer import Supervised
 
 
 class RejectionFineTuning(Supervised, Algorithm):

@@ -29,8 +29,9 @@ from steptool.models.actor import ActionOutputs, Actor
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale, compose_round
 from steptool.training import credit
-from steptool.training.algorithms.base import Algorithm, ForwardPass, LossTerms, Objective, Selection, find_solved_ids
+from steptool.training.algorithms.base import Algorithm, Selection, find_solved_ids
 from steptool.training.scores import Floats, Scores, compute_importance_weights, read_engine_log_probs
+from steptool.training.trainer import ForwardPass, LossTerms, Objective
 
 
 @dataclass(frozen=True)
