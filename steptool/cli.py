@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from steptool import __version__
+from steptool.artifacts.errors import describe_with_stack, refuse_by_findings
 from steptool.artifacts.metrics import escape_controls
-from steptool.check.findings import describe_with_stack, refuse_by_findings
 from steptool.check.plan import CalledTools
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form

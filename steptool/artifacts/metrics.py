@@ -166,15 +166,6 @@ def escape_controls(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in text)
 
 
-def describe_error(error: BaseException, limit: int = 1000) -> str:
-    """An error in one line that a terminal can show; with its class unless the text is one of ours and says enough."""
-    if isinstance(error, SystemExit):
-        return f"the code of the run called sys.exit({error.code!r})"
-    text = escape_controls("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))[:limit]
-    is_explained = type(error).__module__.startswith(("steptool.", "tasks.")) or type(error) is ValueError
-    return text if is_explained and text else f"{type(error).__name__}: {text}".removesuffix(": ")
-
-
 def _is_control(character: str) -> bool:
     return character not in "\n\t" and unicodedata.category(character)[0] == "C"
 

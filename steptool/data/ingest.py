@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
+from steptool.artifacts.errors import describe_error
 from steptool.artifacts.lineage import hash_file
-from steptool.artifacts.metrics import describe_error
 from steptool.chat.call_format import offer_tools
 from steptool.config import Config, ConfigError, DataConfig
 from steptool.data.files import SUFFIXES, find_content_suffix, find_files

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
+from steptool.artifacts.errors import describe_with_class
 from steptool.config import Config, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
@@ -55,21 +56,9 @@ class ToolResult:
         return cls(status, json.dumps({"error": reason}, ensure_ascii=False))
 
 
-def describe_error(error: BaseException) -> str:
-    """Kind and text of an error, and of the errors in a group; the kind alone if the text cannot be read."""
-    kind = type(error).__name__
-    try:
-        text = f"{kind}: {error}"
-    except BaseException:
-        return f"{kind}, and its text cannot be read"
-    if isinstance(error, BaseExceptionGroup):
-        return f"{text}: {'; '.join(map(describe_error, error.exceptions))}"
-    return text
-
-
 def describe_with_line(error: BaseException) -> str:
     """An error of a user's own code in one line, with the file and the line that raised it."""
-    text = " ".join(describe_error(error).split())
+    text = " ".join(describe_with_class(error).split())
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
     own = [f for f in frames if not Path(f.filename).is_relative_to(_PROJECT / "steptool")]
     return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text
@@ -306,7 +295,7 @@ def check_queries(environment: Environment, queries: Sequence[Query]) -> None:
                 if number == 0:
                     session.start()
         except Exception as error:
-            problems.append(f"{query.split} query '{query.query_id}': {describe_error(error)}")
+            problems.append(f"{query.split} query '{query.query_id}': {describe_with_class(error)}")
     if problems:
         examples = "; ".join(problems[:_SHOWN]) + ("; ..." if len(problems) > _SHOWN else "")
         raise ConfigError(

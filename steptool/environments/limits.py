@@ -14,6 +14,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
+from steptool.artifacts.errors import describe_with_class
 from steptool.artifacts.metrics import trace_call
 from steptool.config import ToolsConfig
 from steptool.environments.base import (
@@ -23,7 +24,6 @@ from steptool.environments.base import (
     ToolResult,
     TransportError,
     VerdictError,
-    describe_error,
     find_end,
 )
 from steptool.records import Query, StepStatus, ToolCall
@@ -189,7 +189,7 @@ class LimitedSession(Session):
         except (_OutOfTime, _SessionError, *_SIGNALS):
             raise
         except _FAULTS as error:
-            raise _SessionError(describe_error(error)) from error
+            raise _SessionError(describe_with_class(error)) from error
 
     def _cut(self, result: ToolResult) -> ToolResult:
         """The result with an observation of limited size that can be written to a file."""
@@ -214,7 +214,7 @@ def _run_coroutine(work: Awaitable[T], seconds: float) -> T:
         try:
             return await work
         except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop of all sessions
-            raise _SessionError(describe_error(error)) from error
+            raise _SessionError(describe_with_class(error)) from error
 
     loop = _get_event_loop()
     future = asyncio.run_coroutine_threadsafe(finish(), loop)
@@ -293,4 +293,4 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
     except (_OutOfTime, _SessionError, *_SIGNALS) as error:
         future.set_exception(error)
     except BaseException as error:
-        future.set_exception(_SessionError(describe_error(error)))
+        future.set_exception(_SessionError(describe_with_class(error)))

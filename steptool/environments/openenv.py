@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httpx2
 
+from steptool.artifacts.errors import describe_with_class
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP
 from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
@@ -33,7 +34,6 @@ from steptool.environments.base import (
     ToolResult,
     TransportError,
     VerdictError,
-    describe_error,
 )
 from steptool.environments.schema import check_arguments
 from steptool.records import FINISH, Query, StepStatus, ToolCall, ToolSchema, Trajectory
@@ -129,7 +129,7 @@ class OpenEnvEnvironment(Environment):
             return [make_tool(tool["name"], tool.get("description"), tool.get("input_schema")) for tool in listed]
         except _UNUSABLE as error:
             raise ConfigError(
-                f"tools.settings.url: {self.url} does not list its tools: {describe_error(error)}"
+                f"tools.settings.url: {self.url} does not list its tools: {describe_with_class(error)}"
             ) from error
 
     def tasks(self) -> Iterator[Mapping[str, Any]]:
@@ -145,7 +145,7 @@ class OpenEnvEnvironment(Environment):
             raise
         except _UNUSABLE as error:
             raise ConfigError(
-                f"tools.settings.url: {self.url} does not list its tasks: {describe_error(error)}"
+                f"tools.settings.url: {self.url} does not list its tasks: {describe_with_class(error)}"
             ) from error
         for number, ((task, arguments), text) in enumerate(zip(listed, texts, strict=True)):
             split = find_split(str(arguments.get("split", "")))

@@ -26,7 +26,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from steptool.environments.base import describe_error
+from steptool.artifacts.errors import describe_with_class
 
 CHECK_SECONDS = 1.0
 """Seconds that the check of one call's arguments may take, of the CPU time of its thread: other work does not count."""
@@ -278,7 +278,7 @@ def _find_schema_problem(schema_json: str) -> str | None:
     except RecursionError:
         return ": the schema refers to itself without end, or is nested too deeply"
     except Exception as error:  # whatever it is, calls of the tool would meet it as well
-        return f": the schema cannot be used: {_shorten(describe_error(error))}"
+        return f": the schema cannot be used: {_shorten(describe_with_class(error))}"
 
 
 def _find_fault(schema: Any, validators: ValidatorClass) -> str | None:
@@ -340,7 +340,7 @@ def prepare_arguments_check(parameters: Mapping[str, Any]) -> Callable[[Mapping[
                 error = best_match(_make_validator(key).iter_errors(arguments))
                 return None if error is None else _write_sentence(error)
         except Exception as error:
-            return f"the arguments cannot be checked: {_shorten(describe_error(error))}."
+            return f"the arguments cannot be checked: {_shorten(describe_with_class(error))}."
 
     return check
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
+from steptool.artifacts.errors import describe_with_class
 from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
@@ -28,7 +29,7 @@ from steptool.environments.adapters import (
     make_tool,
     read_mapping,
 )
-from steptool.environments.base import Environment, Session, ToolResult, describe_error, import_object
+from steptool.environments.base import Environment, Session, ToolResult, import_object
 from steptool.environments.mcp.environment import write_answer_text
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
@@ -213,7 +214,7 @@ class _Tools:
         try:
             result: Any = await self._server.call_tool(call.name.removeprefix(self._prefix), dict(call.arguments))
         except ToolError as error:
-            return ToolResult.failure(StepStatus.TOOL_ERROR, describe_error(error.__cause__ or error))
+            return ToolResult.failure(StepStatus.TOOL_ERROR, describe_with_class(error.__cause__ or error))
         finally:
             _state.reset(token)
         status = StepStatus.TOOL_ERROR if result.is_error else StepStatus.OK
@@ -270,7 +271,7 @@ def _load_taskset(named: str, fields: Mapping[str, Any]) -> Any:
             cls = loaders.taskset_class(named)
             plays = loaders.environment_class(named)
         except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise ConfigError(f"{field}: '{named}' cannot be loaded: {describe_error(error)}") from error
+            raise ConfigError(f"{field}: '{named}' cannot be loaded: {describe_with_class(error)}") from error
         if plays is not SingleAgentEnv:
             raise ConfigError(
                 f"{field}: '{named}' plays by rules of its own ({plays.__name__}); expected a taskset for one agent "
@@ -282,4 +283,4 @@ def _load_taskset(named: str, fields: Mapping[str, Any]) -> Any:
         config_type = concrete_type(cls, TasksetConfig, origin=Taskset) or TasksetConfig
         return cls(config_type.model_validate({"id": named.partition(":")[0], **fields}))
     except ValueError as error:
-        raise ConfigError(f"tools.settings.config: {describe_error(error)}") from error
+        raise ConfigError(f"tools.settings.config: {describe_with_class(error)}") from error

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from steptool.artifacts.metrics import describe_error, is_first_process, say
+from steptool.artifacts.errors import describe_error
+from steptool.artifacts.metrics import is_first_process, say
 from steptool.config import Config, ConfigError
 from steptool.config.run import TrackingConfig
 from steptool.records import Cost, Evaluation, Metric, StepReward, Trajectory

@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from transformers import PreTrainedModel
 
+from steptool.artifacts.errors import describe_with_class
 from steptool.chat.call_format import ParsedTurn, offers_finish, read_answer, to_finish_calls
 from steptool.chat.codec import ChatCodec
 from steptool.chat.messages import (
@@ -36,7 +37,6 @@ from steptool.chat.messages import (
     split_calls,
     strip_hints,
 )
-from steptool.environments.base import describe_error
 from steptool.environments.schema import check_tools
 from steptool.models.load import load_codec, load_model
 from steptool.models.logprobs import unwrap_model
@@ -351,7 +351,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 async def _answer_fault(_: Request, error: Exception) -> Response:
     """The answer to a request on which our own code has failed; the stack is in the server's log."""
-    return _make_error(500, f"the server has failed: {describe_error(error)}", "server_error")
+    return _make_error(500, f"the server has failed: {describe_with_class(error)}", "server_error")
 
 
 def _stream(answer: Mapping[str, Any]) -> Response:

@@ -22,11 +22,12 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from steptool import __version__
+from steptool.artifacts.errors import describe_with_class
 from steptool.chat.call_format import ParsedTurn, offer_tools
 from steptool.chat.messages import read_call, read_json
 from steptool.config import ToolsConfig
 from steptool.environments.adapters import import_package
-from steptool.environments.base import Environment, describe_error
+from steptool.environments.base import Environment
 from steptool.environments.limits import LimitedEnvironment
 from steptool.policies.http_server import TooLargeError, has_key, read_body, read_key, run_server
 from steptool.records import Query, StepStatus
@@ -117,7 +118,7 @@ class Connection:
         except ProtocolError as error:
             return _make_error(error.code, str(error))
         except Exception as error:
-            return _make_error("EXECUTION_ERROR", describe_error(error))
+            return _make_error("EXECUTION_ERROR", describe_with_class(error))
 
     def close(self) -> None:
         """Drop the episode that was not finished."""

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from steptool.artifacts.metrics import describe_error
+from steptool.artifacts.errors import describe_error
 from steptool.data.export import quote_formula, unquote_formula
 from steptool.records import Query, Step, StepReward, StepStatus, ToolSchema, Trajectory
 from steptool.records.columns import Row

@@ -29,8 +29,8 @@ from typing import Any, TypeVar
 import fsspec  # type: ignore[import-untyped]
 from pydantic import BaseModel
 
+from steptool.artifacts.errors import describe_error
 from steptool.artifacts.lineage import hash_file
-from steptool.artifacts.metrics import describe_error
 from steptool.config import Config
 from steptool.records.tables import hold_lock, write_whole
 

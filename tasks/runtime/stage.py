@@ -15,8 +15,6 @@ import os
 import shlex
 import socket
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,7 +31,8 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from steptool.artifacts.metrics import Stopwatch, describe_error, is_first_process, is_on, say_error, trace_stage
+from steptool.artifacts.errors import describe_error, keep_stack
+from steptool.artifacts.metrics import Stopwatch, is_first_process, is_on, say_error, trace_stage
 from steptool.config.base import ConfigError, StrictModel
 from steptool.config.run import override, read_mapping
 from steptool.environments.base import TransportError
@@ -102,11 +101,8 @@ def is_transient(error: BaseException) -> bool:
 
 def _fail_locally(stage: str, error: BaseException) -> NoReturn:
     """Raise StageFailed without a chain of causes, which would be printed; the stack goes into a file."""
-    handle, path = tempfile.mkstemp(prefix=f"steptool-{stage}-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
     advice = "this may pass: start the run again" if is_transient(error) else "mend it and start the run again"
-    raise StageFailed(f"{stage}: {describe_error(error)}; {advice} (stack: {path})") from None
+    raise StageFailed(f"{stage}: {describe_error(error)}; {advice} (stack: {keep_stack(error, stage)})") from None
 
 
 def _list_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,7 +6,6 @@ from steptool.artifacts.metrics import (
     Stopwatch,
     Ticker,
     count_metrics,
-    describe_error,
     format_line,
     format_rate,
     measure_peak_memory_mb,
@@ -16,7 +15,6 @@ from steptool.artifacts.metrics import (
     total_counts,
     update_metrics,
 )
-from steptool.config import ConfigError
 from steptool.records import Cost, Metric
 
 
@@ -68,16 +66,6 @@ def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.Ca
 def test_control_characters_of_data_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     say("ingest", "\x1b[2J\x9b31m\u202e é 漢\u00a0\tx")
     assert capsys.readouterr().out == "ingest      \\x1b[2J\\x9b31m\\u202e é 漢\u00a0\tx\n"
-
-
-def test_an_error_is_told_in_one_line_with_its_class_where_the_text_is_not_ours() -> None:
-    errors = (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"), ValueError("x" * 5000))
-    lines = [describe_error(error) for error in errors]
-    assert lines == ["MemoryError", "KeyError: 'a'", "wrong", "bad; field", "x" * 1000]
-
-
-def test_an_error_that_quotes_data_cannot_command_the_terminal() -> None:
-    assert describe_error(ValueError("the tool '\x1b[31mred\x9b2J'")) == "the tool '\\x1b[31mred\\x9b2J'"
 
 
 def test_figures_of_optimizer_steps_are_numbered_from_0() -> None:

@@ -16,9 +16,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import TypedDict
 
+from steptool.artifacts.errors import describe_with_class
 from steptool.chat.messages import annotate_tool
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult, VerdictError, describe_error, find_end, import_object
+from steptool.environments.base import ToolResult, VerdictError, find_end, import_object
 from steptool.records import StepStatus, ToolSchema
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -206,7 +207,7 @@ class EpisodeTools:
             self._get_object()
         except BaseException as error:
             name = getattr(self._toolbox.make, "__name__", "the object")
-            raise RuntimeError(f"tools.functions: making {name} failed: {describe_error(error)}") from None
+            raise RuntimeError(f"tools.functions: making {name} failed: {describe_with_class(error)}") from None
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """The result of a function as text; a failed step for what it, or the making of its object, raises."""
@@ -215,7 +216,7 @@ class EpisodeTools:
         except ArgumentError as error:
             return make_failed_result(StepStatus.INVALID_ARGUMENTS, str(error))
         except BaseException as error:  # a validator of a user's own type
-            return make_failed_result(StepStatus.TOOL_ERROR, describe_error(error))
+            return make_failed_result(StepStatus.TOOL_ERROR, describe_with_class(error))
         try:
             text = _write_text(self._run(getattr(self._get_object(), name), **converted))
             return ToolResult(StepStatus.OK, text, ends_episode=bool(self._run_optional(ENDED)))
@@ -256,7 +257,7 @@ class EpisodeTools:
                 raise TypeError(f"expected a text or None, got {text!r}")
             return text
         except BaseException as error:
-            raise RuntimeError(f"tools.functions: '{name}' failed: {describe_error(error)}") from None
+            raise RuntimeError(f"tools.functions: '{name}' failed: {describe_with_class(error)}") from None
 
     def _run_optional(self, name: str, *arguments: Any) -> Any:
         """What the function of this name returns; None without such a function."""
@@ -291,7 +292,7 @@ class _OutOfTime(Exception):
 
 
 def _describe(error: BaseException) -> str:
-    return str(error) if isinstance(error, _OutOfTime) else describe_error(error)
+    return str(error) if isinstance(error, _OutOfTime) else describe_with_class(error)
 
 
 def _write_text(result: Any) -> str:

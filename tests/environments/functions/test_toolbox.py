@@ -9,7 +9,7 @@ import pytest
 
 from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
-from steptool.environments.base import ToolResult, VerdictError, describe_error
+from steptool.environments.base import ToolResult, VerdictError
 from steptool.environments.functions.environment import FunctionsEnvironment
 from steptool.environments.limits import LimitedEnvironment, LimitedSession
 from steptool.records import Query, Reference, StepStatus, ToolCall
@@ -141,10 +141,6 @@ def test_the_user_speaks_with_next_turn(session: Callable[..., LimitedSession]) 
         playing.next_turn("key")
     assert playing.call(ToolCall("next_turn", {})).status is StepStatus.UNKNOWN_TOOL
     playing.close()
-
-
-def test_an_error_is_described_by_kind_and_text() -> None:
-    assert describe_error(ValueError("no\nnumber")) == "ValueError: no\nnumber"
 
 
 TYPED = '''

@@ -1,0 +1,75 @@
+"""Errors as texts: in one line, with the stack in a file where that is of use, or as a refusal."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from steptool.artifacts.metrics import escape_controls
+from steptool.config import ConfigError
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def describe_error(error: BaseException, limit: int = 1000) -> str:
+    """An error in one line that a terminal can show; with its class unless the text is one of ours and says enough."""
+    if isinstance(error, SystemExit):
+        return f"the code of the run called sys.exit({error.code!r})"
+    is_explained = _has_our_class(error) or type(error) is ValueError
+    text = str(error) if is_explained else ""
+    lines = (text if text.strip() else describe_with_class(error)).splitlines()
+    return escape_controls("; ".join(line.strip() for line in lines if line.strip()))[:limit]
+
+
+def describe_with_class(error: BaseException) -> str:
+    """Class and text of an error, and of the errors in a group; the class alone if the text cannot be read."""
+    name = type(error).__name__
+    try:
+        text = f"{name}: {error}".removesuffix(": ")
+    except BaseException:
+        return f"{name}, and its text cannot be read"
+    if isinstance(error, BaseExceptionGroup):
+        return f"{text}: {'; '.join(map(describe_with_class, error.exceptions))}"
+    return text
+
+
+def describe_with_stack(error: Exception) -> str:
+    """The error in one line, which names a file with the stack unless the error is one of ours."""
+    return describe_error(error) + ("" if _is_ours(error) else f" (stack: {keep_stack(error)})")
+
+
+def keep_stack(error: BaseException, stage: str = "") -> str:
+    """Write the stack of an error into a file of the temporary folder; returns its path."""
+    handle, path = tempfile.mkstemp(prefix=f"steptool-{stage}-" if stage else "steptool-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(error))
+    return path
+
+
+@contextmanager
+def refuse_by_findings() -> Iterator[None]:
+    """Turn what a check or a dry run finds into a refusal, since nothing ran that could fail. Bugs stay as they are."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if _is_ours(error) or type(error) is ValueError:
+            raise ConfigError(describe_with_stack(error)) from error
+        raise
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether we raised the error: its class is ours, or it is a ValueError of a raise statement of ours."""
+    if type(error) is ValueError and error.__traceback__:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return Path(place.filename).is_relative_to(_PACKAGE) and (place.line or "").startswith("raise ")
+    return _has_our_class(error)
+
+
+def _has_our_class(error: BaseException) -> bool:
+    return type(error).__module__.startswith(("steptool.", "tasks."))

@@ -1,0 +1,28 @@
+from steptool.artifacts.errors import describe_error, describe_with_class
+from steptool.config import ConfigError
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_error_is_told_in_one_line_with_its_class_where_the_text_is_not_ours() -> None:
+    errors = (MemoryError(), KeyError("a"), ValueError("wrong"), ConfigError("bad\n  field"), ValueError("x" * 5000))
+    lines = [describe_error(error) for error in errors]
+    assert lines == ["MemoryError", "KeyError: 'a'", "wrong", "bad; field", "x" * 1000]
+
+
+def test_an_error_that_quotes_data_cannot_command_the_terminal() -> None:
+    assert describe_error(ValueError("the tool '\x1b[31mred\x9b2J'")) == "the tool '\\x1b[31mred\\x9b2J'"
+
+
+def test_an_error_of_others_is_told_with_those_in_a_group_and_without_a_text_that_cannot_be_read() -> None:
+    group = ExceptionGroup("two tasks", [KeyError("a"), OSError("no\nroute")])
+    assert describe_error(group) == "ExceptionGroup: two tasks (2 sub-exceptions): KeyError: 'a'; OSError: no; route"
+    assert describe_error(Unreadable()) == "Unreadable, and its text cannot be read"
+
+
+def test_an_error_with_its_class_keeps_its_lines() -> None:
+    assert describe_with_class(ValueError("no\nnumber")) == "ValueError: no\nnumber"
+    assert describe_with_class(TimeoutError()) == "TimeoutError"
