@@ -129,16 +129,9 @@ def count_flops_per_token(size: Any, action_share: float) -> float:
     where the weight is frozen, and 6 for the adapter. Attention of T tokens, half of them masked: 6 * T * H in each
     layer (queries times keys and weights times values, T * H each, three times: forward, and twice that backward).
     """
-    head_dim = size.hidden // size.heads
-    linear = [
-        (size.hidden, size.hidden),
-        (size.hidden, size.key_value_heads * head_dim),
-        (size.hidden, size.key_value_heads * head_dim),
-        (size.hidden, size.hidden),
-        (size.hidden, size.intermediate),
-        (size.hidden, size.intermediate),
-        (size.intermediate, size.hidden),
-    ]
+    keys = size.key_value_heads * size.hidden // size.heads
+    queries_and_output, keys_and_values = 2 * [(size.hidden, size.hidden)], 2 * [(size.hidden, keys)]
+    linear = [*queries_and_output, *keys_and_values, *3 * [(size.hidden, size.intermediate)]]
     weights = size.layers * sum(a * b for a, b in linear)
     adapter = size.layers * size.lora_rank * sum(a + b for a, b in linear)
     head = size.vocabulary * size.hidden * action_share

@@ -151,14 +151,19 @@ class Manifest:
     complete: bool
 
     @classmethod
-    def parse(cls, text: str) -> Manifest:
-        """The manifest of a file's text. Raises ValueError for another text."""
-        document = json.loads(text)
-        return cls(str(document["kind"]), tuple(document["files"]), bool(document["complete"]))
+    def read(cls, place: str) -> Manifest | None:
+        """The manifest of a place; None without a readable one."""
+        fs, root = _open(place)
+        try:
+            document = json.loads(fs.cat_file(f"{root}/{MANIFEST}").decode())
+            return cls(str(document["kind"]), tuple(document["files"]), bool(document["complete"]))
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return None
 
-    def to_json(self) -> str:
-        """The text of the file."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+    def write(self, place: str) -> None:
+        """Write the manifest of a place, in place of a former one."""
+        fs, root = _open(place)
+        fs.pipe_file(f"{root}/{MANIFEST}", (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def expand_target(target: str) -> str:
@@ -180,8 +185,7 @@ def check_target(target: str, kind: str) -> None:
     try:
         if not _is_overwritten(place):
             _probe_folder(Path(place).resolve())
-        fs, root = _open(place)
-        _check_contents(fs, root, place, kind)
+        fs, root = _open_target(place, kind)
         if _is_overwritten(place):
             probe = f"{root}/.steptool-{uuid.uuid4().hex}"
             fs.pipe_file(probe, b"")
@@ -199,12 +203,10 @@ def publish(built: Path, target: str, kind: str) -> str:
     if not target:
         return str(built)
     place = expand_target(target)
-    fs, root = _open(place)
-    if not _is_overwritten(place):
-        _swap(built, Path(place).resolve(), kind)
+    if _is_overwritten(place):
+        _overwrite(built, place, kind)
     else:
-        _check_contents(fs, root, place, kind)
-        _overwrite(fs, root, built, kind)
+        _swap(built, Path(place).resolve(), kind)
     return place
 
 
@@ -241,21 +243,17 @@ def _is_overwritten(place: str) -> bool:
     return is_remote(place) or os.path.ismount(place)
 
 
-def _check_contents(fs: Any, root: str, place: str, kind: str) -> None:
+def _open_target(place: str, kind: str) -> tuple[Any, str]:
+    """The file system of a place and the path in it. Raises TargetError unless it can take a run of this kind."""
+    fs, root = _open(place)
     if fs.isfile(root):
         raise TargetError(f"{place}: is a file; {_REMEDY}")
-    manifest = _read_manifest(fs, root)
+    manifest = Manifest.read(place)
     if manifest is None and fs.exists(root) and fs.ls(root):
         raise TargetError(f"{place}: holds something else than a former run; {_REMEDY}")
     if manifest is not None and manifest.kind != kind:
         raise TargetError(f"{place}: holds a former {manifest.kind}, which a {kind} does not replace; {_REMEDY}")
-
-
-def _read_manifest(fs: Any, root: str) -> Manifest | None:
-    try:
-        return Manifest.parse(fs.cat_file(f"{root}/{MANIFEST}").decode())
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return None
+    return fs, root
 
 
 def _list_files_below(folder: Path) -> list[str]:
@@ -287,14 +285,13 @@ def _swap(built: Path, final: Path, kind: str) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(final.parent):
         _restore(final)
-        fs, root = _open(str(final))
-        _check_contents(fs, root, str(final), kind)
+        _open_target(str(final), kind)
         fresh, former = _name_beside(final, "partial"), _name_beside(final, "former")
         try:
             shutil.copytree(built, fresh)
             manifest = Manifest(kind, tuple(_list_files_below(fresh)), complete=True)
             _keep_files_of_the_user(final, fresh)
-            (fresh / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            manifest.write(str(fresh))
             if final.exists():
                 final.rename(former)
             fresh.rename(final)
@@ -305,8 +302,7 @@ def _swap(built: Path, final: Path, kind: str) -> None:
 
 def _keep_files_of_the_user(former: Path, fresh: Path) -> None:
     """Copy files and links that a former run did not publish; beside a file of the same name as NAME.yours."""
-    fs, root = _open(str(former))
-    manifest = _read_manifest(fs, root)
+    manifest = Manifest.read(str(former))
     published = {MANIFEST, *(manifest.files if manifest else ())}
     for path in sorted(path for path in former.rglob("*") if path.is_file() or path.is_symlink()):
         name = path.relative_to(former).as_posix()
@@ -321,7 +317,7 @@ def _restore(final: Path) -> None:
     """Tidy up after a publication that was killed, under the lock: a whole new folder stays, else the former."""
     partial, former = (sorted(final.parent.glob(f"{_make_prefix(final)}*.{end}")) for end in ("partial", "former"))
     if not final.exists():
-        whole = [folder for folder in partial if _read_manifest(*_open(str(folder)))]  # none while it is written
+        whole = [folder for folder in partial if Manifest.read(str(folder))]  # none while it is written
         for folder in [*whole, *former][:1]:
             folder.rename(final)
     for folder in (*partial, *former, *final.parent.glob(f"{_make_prefix(final)}*.probe")):
@@ -337,22 +333,19 @@ def _name_beside(final: Path, end: str) -> Path:
     return final.with_name(f"{_make_prefix(final)}{uuid.uuid4().hex}.{end}")
 
 
-def _overwrite(fs: Any, root: str, built: Path, kind: str) -> None:
+def _overwrite(built: Path, place: str, kind: str) -> None:
     """Write the files one by one, the manifest first and last."""
-    former = _read_manifest(fs, root)
+    fs, root = _open_target(place, kind)
+    former = Manifest.read(place)
     stale, files = set(former.files if former else ()), _list_files_below(built)
     present = {path.removeprefix(root).lstrip("/") for path in fs.find(root)} if fs.exists(root) else set()
     for name in sorted((present & set(files)) - stale):
         fs.copy(f"{root}/{name}", f"{root}/{name}.yours")
-    _write_manifest(fs, root, Manifest(kind, tuple(sorted(stale | set(files))), complete=False))
+    Manifest(kind, tuple(sorted(stale | set(files))), complete=False).write(place)
     fs.put([str(built / name) for name in files], [f"{root}/{name}" for name in files])
     for name in sorted((stale - set(files)) & present):
         fs.rm_file(f"{root}/{name}")
-    _write_manifest(fs, root, Manifest(kind, tuple(files), complete=True))
-
-
-def _write_manifest(fs: Any, root: str, manifest: Manifest) -> None:
-    fs.pipe_file(f"{root}/{MANIFEST}", manifest.to_json().encode())
+    Manifest(kind, tuple(files), complete=True).write(place)
 
 
 _PATTERN = re.compile(r"flyte-?\w{8}|steptool-run-\w{8}|steptool-[\w-]+\.txt")
