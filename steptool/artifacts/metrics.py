@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 from steptool.records import Cost, Metric
@@ -188,12 +189,18 @@ class Ticker:
         say(self._stage, f"{done} of {self._total} {self._unit}, {format_duration(remaining)} left here")
 
 
-def format_rate(values: Sequence[float | None]) -> str:
+def average_known(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not missing; None if all are."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def format_rate(values: Iterable[float | None]) -> str:
     """The mean of the known verdicts in words, or what a task needs for a verdict."""
-    verdicts = [v for v in values if v is not None]
-    if not verdicts:
+    rate = average_known(values)
+    if rate is None:
         return "pass rate unknown: the environment gives no verdict, and no task has a reference.answer"
-    return f"pass rate {sum(verdicts) / len(verdicts):.3f}"
+    return f"pass rate {rate:.3f}"
 
 
 def format_duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from steptool import __version__
 from steptool.artifacts import lineage
+from steptool.artifacts.metrics import average_known
 from steptool.data.export import with_ids
 from steptool.evaluation.compare import GREEDY, MEASURES, PerQuery, average_by_query
 from steptool.records import Evaluation, Query, Trajectory
@@ -200,7 +201,7 @@ def _make_lm_eval_samples(part: _Part, rows: Sequence[Evaluation]) -> Iterator[R
             "doc_hash": _digest(json.dumps(document, ensure_ascii=False)),
             "prompt_hash": _digest(query.instruction),
             "target_hash": _digest(_write_answer(query)),
-            "pass_rate": sum(verdicts) / len(verdicts) if verdicts else None,
+            "pass_rate": average_known(verdicts),
         }
 
 

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import comb
+from statistics import fmean
 from typing import NamedTuple
 
 from steptool.config import ToolsConfig
@@ -108,7 +109,7 @@ def _apply_verdict(row: Evaluation, scores: Sequence[float] | None, judged_model
     if row.verdict_source != VerdictSource.NONE or row.decoding != Decoding.GREEDY:
         return row
     if scores:
-        return replace(row, passed=sum(scores) / len(scores), verdict_source=str(VerdictSource.JUDGE))
+        return replace(row, passed=fmean(scores), verdict_source=str(VerdictSource.JUDGE))
     if row.model in judged_models and row.stop_reason != StopReason.FINISHED:
         return replace(row, passed=0.0, verdict_source=str(VerdictSource.RULE))
     return row
@@ -181,17 +182,13 @@ def pass_rates_by_tries(rows: Iterable[Evaluation]) -> dict[int, tuple[float, fl
     rates: dict[int, tuple[float, float]] = {}
     for k in _list_sizes(min((n for n, _ in counts), default=0)):
         at_k, hat_k = ([rate(n, c, k) for n, c in counts] for rate in (pass_at_k, pass_hat_k))
-        rates[k] = _average(at_k), _average(hat_k)
+        rates[k] = fmean(at_k), fmean(hat_k)
     return rates
 
 
 def _list_sizes(n: int) -> list[int]:
     """The powers of two up to n, and n itself; empty for 0."""
     return sorted({*(1 << i for i in range(n.bit_length()) if 1 << i <= n), n} - {0})
-
-
-def _average(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _check_counts(n: int, c: int, k: int) -> None:

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import fmean
 from typing import Any
 
+from steptool.artifacts.metrics import average_known
 from steptool.config import JudgeConfig
 from steptool.judge.annotator import (
     PanelJudge,
@@ -205,9 +205,9 @@ def _make_scores(trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> li
 def _make_score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
     successes = [vote.answer.successes[number] if vote.answer else None for vote in votes]
     contributions = [vote.answer.contributions[number] if vote.answer else None for vote in votes]
-    contribution = _average(contributions)
+    contribution = average_known(contributions)
     return StepScore(
-        succ_calling=_average(successes),
+        succ_calling=average_known(successes),
         contribution=None if contribution is None else contribution / HIGHEST,
         votes={"succ_calling": successes, "contribution": contributions},
     )
@@ -216,7 +216,7 @@ def _make_score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
 def _add_outcome(score: StepScore, trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> StepScore:
     """The last score with IsSolved: missing without a vote, 0 without an answer, else the mean of the votes."""
     statuses = [vote.answer.status if vote.answer else None for vote in votes]
-    solved = _average([None if status is None else STATUS_SCORE[status] for status in statuses])
+    solved = average_known([None if status is None else STATUS_SCORE[status] for status in statuses])
     judgements = _list_judgements(votes)
     return StepScore(
         score.succ_calling,
@@ -229,12 +229,6 @@ def _add_outcome(score: StepScore, trajectory: Trajectory, votes: Sequence[Vote[
 
 def _list_judgements(votes: Sequence[Vote[Judgement]]) -> list[Judgement]:
     return [vote.answer for vote in votes if vote.answer]
-
-
-def _average(scores: Sequence[float | None]) -> float | None:
-    """Mean of the known scores; None if all are missing."""
-    present = [score for score in scores if score is not None]
-    return fmean(present) if present else None
 
 
 def _describe_decision_function(name: str, description: str, field: str, values: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from steptool.artifacts import lineage
-from steptool.artifacts.metrics import Stopwatch, count_metrics, format_rate, say, total_counts
+from steptool.artifacts.metrics import Stopwatch, average_known, count_metrics, format_rate, say, total_counts
 from steptool.config import Config
 from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.models.adapter import is_adapter, read_base_name
@@ -178,9 +178,9 @@ def _collect_figures(
 
 def describe_outcome(episodes: Sequence[Trajectory], rewards: Sequence[StepReward]) -> str:
     """The pass rate by the environment's verdicts; where it gives none, how the annotator scored the outcomes."""
-    scores = [reward.is_solved for reward in rewards if reward.is_solved is not None]
-    if scores and all(episode.solved is None for episode in episodes):
-        return f"IsSolved {sum(scores) / len(scores):.3f} by the annotator {rewards[0].annotator}"
+    score = average_known(reward.is_solved for reward in rewards)
+    if score is not None and all(episode.solved is None for episode in episodes):
+        return f"IsSolved {score:.3f} by the annotator {rewards[0].annotator}"
     return format_rate([episode.solved for episode in episodes])
 
 

@@ -16,7 +16,7 @@ from steptool.report.elements import (
     format_number,
     format_percent,
 )
-from steptool.report.run_inputs import RoundSummary, mean
+from steptool.report.run_inputs import RoundSummary, average_finite
 from steptool.rewards.statistics import FarmingPoint, measure_farming
 
 SOLVED, UNSOLVED = "c-good", "c-bad"
@@ -118,7 +118,7 @@ def _draw_training_curve(name: str, rows: Sequence[Metric]) -> str:
     if not rounds:
         return ""
     curve = CURVES.get(name, Curve(name.replace("_", " "), "", floor=None))
-    data = [(float(i), mean(r.value for r in rows if r.round == i)) for i in rounds]
+    data = [(float(i), average_finite(r.value for r in rows if r.round == i)) for i in rounds]
     series = [Series(curve.title, data, "c-one")]
     return draw_lines(curve.title, series, show=curve.show, floor=curve.floor, note=curve.note)
 
@@ -128,7 +128,7 @@ def draw_warm_start_curve(metrics: Sequence[Metric]) -> str:
     rows = sorted((r for r in metrics if r.stage == "warm_start" and r.name == "loss"), key=lambda r: r.update)
     if not rows:
         return ""
-    series = Series("loss", [(float(r.update), mean([r.value])) for r in rows], "c-warm_start")
+    series = Series("loss", [(float(r.update), average_finite([r.value])) for r in rows], "c-warm_start")
     note = "Error on the recorded examples, token by token."
     return draw_lines("Warm start: loss", [series], x_label="update", floor=0, note=note)
 
@@ -190,7 +190,7 @@ def _make_bins(episodes: Sequence[FarmingPoint], low: float, width: float) -> li
 
 def _make_mean_line(episodes: Sequence[FarmingPoint]) -> Series:
     lengths = sorted({p.steps for p in episodes})
-    data = [(float(n), mean(p.reward for p in episodes if p.steps == n)) for n in lengths]
+    data = [(float(n), average_finite(p.reward for p in episodes if p.steps == n)) for n in lengths]
     return Series("mean reward at steps", data, "c-line")
 
 
@@ -206,7 +206,8 @@ def judge_farming(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
         return "Two rounds are needed to tell whether the policy learned to collect step rewards."
     first, last = farming[min(farming)], farming[max(farming)]
     (steps_0, solved_0), (steps_1, solved_1) = (
-        (mean(p.steps for p in points) or 0.0, mean(p.solved for p in points) or 0.0) for points in (first, last)
+        (average_finite(p.steps for p in points) or 0.0, average_finite(p.solved for p in points) or 0.0)
+        for points in (first, last)
     )
     last_correlation = _correlate(last)
     longer, paid = steps_1 > 1.1 * steps_0, last_correlation is not None and last_correlation > 0.2

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 
 from steptool.artifacts import lineage as names
-from steptool.artifacts.metrics import name_lost_groups, select_counts
+from steptool.artifacts.metrics import average_known, name_lost_groups, select_counts
 from steptool.config import Config, load_config
 from steptool.evaluation.compare import GREEDY, SAMPLED
 from steptool.evaluation.measures import find_verdict
@@ -138,22 +138,21 @@ def summarise_round(
         "round": trajectories[0].round if trajectories else -1,
         "episodes": len(trajectories),
         "verdicts": sum(t.solved is not None for t in trajectories),
-        "pass_rate": mean(t.solved for t in trajectories),
-        "mean_steps": mean(len(t.steps) for t in trajectories),
-        "invalid_call_rate": mean(float(s.status is not StepStatus.OK) for s in calls),
-        "mean_reward": mean(float(np.sum(r)) for r in composed),
-        "succ_calling": mean(r.succ_calling for r in every),
-        "contribution": mean(r.contribution for r in every),
-        "is_solved": mean(r.is_solved for r in every),
+        "pass_rate": average_finite(t.solved for t in trajectories),
+        "mean_steps": average_finite(len(t.steps) for t in trajectories),
+        "invalid_call_rate": average_finite(float(s.status is not StepStatus.OK) for s in calls),
+        "mean_reward": average_finite(float(np.sum(r)) for r in composed),
+        "succ_calling": average_finite(r.succ_calling for r in every),
+        "contribution": average_finite(r.contribution for r in every),
+        "is_solved": average_finite(r.is_solved for r in every),
         "idle_call_rate": idle_share(before_last),
         "missing": len(trajectories) - len(composed),
     }
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are not missing; None if all are."""
-    numbers = [float(v) for v in values if v is not None and math.isfinite(v)]
-    return sum(numbers) / len(numbers) if numbers else None
+def average_finite(values: Iterable[float | None]) -> float | None:
+    """Mean of the finite values: a diverged training leaves others in its metrics. None without any."""
+    return average_known(v for v in values if v is not None and math.isfinite(v))
 
 
 def _group_scores(trajectories: Sequence[Trajectory], rewards: Iterable[StepReward]) -> dict[str, list[StepReward]]:

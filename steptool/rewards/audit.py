@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
+from steptool.artifacts.metrics import average_known
 from steptool.config import AuditConfig, Config, RewardConfig
 from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.judge.annotator import count_reasons
@@ -185,7 +186,7 @@ def _measure_separations(
     """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
     own, decided = select_decided_episodes(trajectories, scores)
     figures: dict[str, Callable[[Sequence[StepReward], Trajectory], float | None]] = {
-        "contribution": lambda rows, _: _average(r.contribution for r in rows),
+        "contribution": lambda rows, _: average_known(r.contribution for r in rows),
         "steps": lambda rows, t: _sum_before_last(rows, config, t.steps),
         "is_solved": lambda rows, _: rows[-1].is_solved,
     }
@@ -216,8 +217,8 @@ def _summarise_tool(tool: str, rows: Sequence[StepReward]) -> ToolScores:
     return ToolScores(
         tool,
         len(rows),
-        _average(r.succ_calling for r in rows),
-        _average(contributions),
+        average_known(r.succ_calling for r in rows),
+        average_known(contributions),
         idle_share(contributions),
         tuple(spread.tolist()),
     )
@@ -229,11 +230,6 @@ def _measure_drifts(earlier: Iterable[StepReward], scores: Scores) -> Iterator[D
         then = [score for r in before if (score := getattr(r, component)) is not None]
         now = [score for rows in scores.values() for r in rows if (score := getattr(r, component)) is not None]
         yield Drift(component, difference(then, now), stability_index(then, now))
-
-
-def _average(values: Iterable[float | None]) -> float | None:
-    numbers = [v for v in values if v is not None]
-    return float(np.mean(numbers)) if numbers else None
 
 
 LARGEST = 20_000

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from steptool.artifacts.metrics import average_known
 from steptool.config import RewardConfig
 from steptool.records import Step, StepReward, Trajectory
 from steptool.records.tables import write_text
@@ -50,8 +51,7 @@ FIXED = ComponentWeights()
 
 def component_mean(rows: Sequence[StepReward], component: str) -> float | None:
     """The mean of a component over the steps of an episode before the last; None without any score."""
-    scores = [score for row in rows[:-1] if (score := getattr(row, component)) is not None]
-    return sum(scores) / len(scores) if scores else None
+    return average_known(getattr(row, component) for row in rows[:-1])
 
 
 def component_auroc(episodes: Iterable[Sequence[StepReward]], component: str) -> Estimate | None:

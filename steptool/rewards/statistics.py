@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from steptool.artifacts.metrics import average_known
 from steptool.records import Step, StepStatus, Trajectory
 
 Floats = npt.NDArray[np.float64]
@@ -235,7 +236,7 @@ def measure_redundancy(trajectories: Sequence[Trajectory], step_rewards: Sequenc
             calls += sum(step.status is not StepStatus.FINISH for step in t.steps)
             redundant += sum(repeats)
             earned += [float(r) for r, repeat in zip(rewards[:-1], repeats, strict=False) if repeat]
-    return Redundancy(calls, redundant, sum(earned) / len(earned) if earned else None)
+    return Redundancy(calls, redundant, average_known(earned))
 
 
 def collect_farming_points(

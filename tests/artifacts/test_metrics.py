@@ -5,6 +5,7 @@ import pytest
 from steptool.artifacts.metrics import (
     Stopwatch,
     Ticker,
+    average_known,
     count_metrics,
     format_line,
     format_rate,
@@ -66,6 +67,12 @@ def test_a_ticker_tells_what_is_left_and_keeps_quiet_in_between(capfd: pytest.Ca
 def test_control_characters_of_data_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     say("ingest", "\x1b[2J\x9b31m\u202e é 漢\u00a0\tx")
     assert capsys.readouterr().out == "ingest      \\x1b[2J\\x9b31m\\u202e é 漢\u00a0\tx\n"
+
+
+def test_a_mean_leaves_out_what_is_missing_and_is_exact() -> None:
+    assert average_known([None, 1.0, 0.0, None]) == 0.5
+    assert average_known([0.1] * 10) == 0.1  # a sum of floats divided by 10 is 0.09999999999999999
+    assert average_known([None]) is None
 
 
 def test_figures_of_optimizer_steps_are_numbered_from_0() -> None:
