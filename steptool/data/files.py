@@ -1,7 +1,8 @@
 """The files that a configuration names, and their records with their places.
 
-JSON, lines and tables of text are read here, also compressed with gzip, zstd or bzip2. steptool.data.arrow_files
-reads Parquet and Arrow.
+JSON, lines and tables of text are read here, also compressed with gzip, zstd or bzip2: first a file is opened, then one
+reader for each form takes it apart. steptool.data.arrow_files reads Parquet and Arrow. The last part finds the files of
+a configuration, chooses their readers, and counts what cannot be read.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tool schemas: whether they are usable, and whether the arguments of a call satisfy them.
 
-A schema comes from data or from a server, so neither its patterns nor its size can be trusted. The validators extend
-those of `jsonschema` and end in time for any schema and any value: each keyword first looks at the clock, patterns
-run in an engine that takes a time limit, and uniqueness is decided by hashing. Each draft has its own validator; a
-schema names its draft in `$schema`.
+A schema comes from data or from a server, so neither its patterns nor its size can be trusted. The validators, one for
+each draft, extend those of `jsonschema` and end in time for any schema and any value: each keyword first looks at the
+clock, patterns run in an engine that takes a time limit, and uniqueness is decided by hashing. After them `check_tools`
+applies them to the schemas of tools, and `check_arguments` to the arguments of a call.
 """
 
 from __future__ import annotations

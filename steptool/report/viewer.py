@@ -1,8 +1,10 @@
 """The viewer of any set of trajectories: HTML files that need no network and no server, one unless there are very many.
 
 A file holds an index, one small row for each trajectory, and the trajectories themselves in compressed chunks. The
-browser decodes the index when it opens the file, and a chunk when one of its trajectories is looked at. Episodes are
-plain data, alone or in pairs before and after training; steps.js renders them.
+browser decodes the index when it opens the file, and a chunk when one of its trajectories is looked at.
+
+The first half makes plain data of episodes, which steps.js renders: alone, or in pairs before and after training as the
+report of a run shows them. The second half writes the files.
 """
 
 from __future__ import annotations
@@ -31,6 +33,14 @@ from steptool.rewards.compose import compose
 
 MAX_CHARACTERS = 6000
 """Characters of an observation that a page keeps."""
+PAGE_SIZE = 50_000
+"""Trajectories of a page: it stays quick with so many, and making it needs half a gigabyte of memory."""
+CHUNK = 300_000
+"""Characters of JSON that are compressed together: the browser decodes one chunk to show one trajectory."""
+LISTED = 300
+"""Characters of an instruction that the list shows and the quick search reads."""
+LETTERS = ascii_uppercase
+"""Names of the models in the page's address, in the order of the sources."""
 OUTCOMES = {
     "fixed": "fixed: only after training",
     "broken": "broken: only before training",
@@ -158,17 +168,6 @@ def _make_credit(advantage: Advantage | None, composed: float | None) -> dict[st
 def round_finite(value: Any) -> float | None:
     """A number to four decimals; None for None, infinities and NaN."""
     return round(float(value), 4) if value is not None and math.isfinite(value) else None
-
-
-PAGE_SIZE = 50_000
-"""Trajectories of a page: it stays quick with so many, and making it needs half a gigabyte of memory."""
-CHUNK = 300_000
-"""Characters of JSON that are compressed together: the browser decodes one chunk to show one trajectory."""
-
-LISTED = 300
-"""Characters of an instruction that the list shows and the quick search reads."""
-LETTERS = ascii_uppercase
-"""Names of the models in the page's address, in the order of the sources."""
 
 
 def write_viewer(
