@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from steptool.artifacts.errors import describe_error
+from steptool.artifacts.metrics import average_known
 from steptool.data.export import quote_formula, unquote_formula
 from steptool.records import Query, Step, StepReward, StepStatus, ToolSchema, Trajectory
 from steptool.records.columns import Row
@@ -180,7 +181,7 @@ def _check(t: Trajectory, steps: _Labels) -> None:
 
 def _make_row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> StepReward:
     votes = {name: {who: row[name] for who, row in labels.items() if row[name] is not None} for name in COMPONENTS}
-    means = {name: sum(scores.values()) / len(scores) if scores else None for name, scores in votes.items()}
+    means = {name: average_known(scores.values()) for name, scores in votes.items()}
     nonempty = {name: scores for name, scores in votes.items() if scores}
     return StepReward(
         trajectory_id=trajectory_id,
