@@ -21,7 +21,7 @@ def describe_error(error: BaseException, limit: int = 1000) -> str:
         return f"the code of the run called sys.exit({error.code!r})"
     is_explained = _has_our_class(error) or type(error) is ValueError
     text = str(error) if is_explained else ""
-    lines = (text if text.strip() else describe_with_class(error)).splitlines()
+    lines = (text if text.strip() else describe_with_class(error).removesuffix(": ")).splitlines()
     return escape_controls("; ".join(line.strip() for line in lines if line.strip()))[:limit]
 
 
@@ -29,7 +29,7 @@ def describe_with_class(error: BaseException) -> str:
     """Class and text of an error, and of the errors in a group; the class alone if the text cannot be read."""
     name = type(error).__name__
     try:
-        text = f"{name}: {error}".removesuffix(": ")
+        text = f"{name}: {error}"
     except BaseException:
         return f"{name}, and its text cannot be read"
     if isinstance(error, BaseExceptionGroup):

@@ -25,4 +25,4 @@ def test_an_error_of_others_is_told_with_those_in_a_group_and_without_a_text_tha
 
 def test_an_error_with_its_class_keeps_its_lines() -> None:
     assert describe_with_class(ValueError("no\nnumber")) == "ValueError: no\nnumber"
-    assert describe_with_class(TimeoutError()) == "TimeoutError"
+    assert describe_with_class(TimeoutError()) == "TimeoutError: "
