@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import httpx2
 
+from steptool.artifacts.errors import describe_with_class
 from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
@@ -33,7 +34,6 @@ from steptool.environments.base import (
     ToolResult,
     TransportError,
     VerdictError,
-    describe_error,
 )
 from steptool.environments.mcp.environment import McpEnvironment
 from steptool.environments.schema import check_arguments
@@ -105,7 +105,7 @@ class NemoGymEnvironment(Environment):
                 return list(session.mcp_tools())
         except _UNUSABLE as error:
             raise ConfigError(
-                f"tools.settings.url: '{self.url}' does not list its tools: {describe_error(error)}"
+                f"tools.settings.url: '{self.url}' does not list its tools: {describe_with_class(error)}"
             ) from error
 
     def reset(self, query: Query) -> NemoGymSession:
