@@ -6,6 +6,7 @@ Nothing is sent unless `push` is called. The address is that of HF_ENDPOINT; the
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from steptool.artifacts import lineage
+from steptool.artifacts.metrics import describe_error
 from steptool.registry.store import MANIFEST, RegistryError
 
 _DATA = {
@@ -41,6 +43,12 @@ metadata.
 
 Load one with `datasets.load_dataset("{repo}", "trajectories")`.
 """
+
+
+_SILENCE = 120.0
+"""Seconds that the Hub may be silent, and that it may ask to wait before a request is repeated."""
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+"""Ends of the names of files with weights."""
 
 
 class HubError(RegistryError):
@@ -133,36 +141,93 @@ def prepare_dataset_upload(folder: Path, repo: str, licence: str) -> Upload:
     return Upload(repo, Kind.DATASET, files, card)
 
 
-def push(upload: Upload, *, private: bool, message: str = "Upload by steptool") -> str:
+def push(upload: Upload, *, private: bool, message: str = "Upload by steptool", seconds: float = _SILENCE) -> str:
     """Make the repository unless it exists, and send the files in one commit. Returns the commit's address.
 
-    Raises HubError for a server that refuses or is out of reach, for a key that no request can carry, and where
+    The server may be silent for `seconds`, and a wait that it asks for may take as long; these limits then hold for
+    huggingface_hub in this process. Raises HubError for a server that refuses, is too busy or is out of reach, for a
+    repository with weights that would stay beside the new ones, for a key that no request can carry, and where
     huggingface_hub is told to stay offline.
     """
     from httpx2 import HTTPError, InvalidURL
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils._http import set_client_factory
 
     if not (get_token() or "").isascii():
         raise HubError("the key of the Hub has characters that no key has; copy it into HF_TOKEN again")
+    set_client_factory(lambda: _make_client(seconds))
     api = HfApi()
     operations = [CommitOperationAdd(path, str(file)) for path, file in upload.files.items()]
     operations.append(CommitOperationAdd(lineage.CARD, upload.card.encode()))
     try:
         api.create_repo(upload.repo, repo_type=upload.kind, private=private, exist_ok=True)
+        _check_present_weights(api, upload)
         commit = api.create_commit(upload.repo, operations, repo_type=upload.kind, commit_message=message)
-    except OfflineModeIsEnabled as error:
-        raise HubError("huggingface_hub is offline: unset HF_HUB_OFFLINE to push") from error
-    except HfHubHTTPError as error:
-        raise HubError(_explain_refusal(error, api.endpoint)) from error
-    except (HTTPError, InvalidURL, OSError) as error:
-        raise HubError(f"{api.endpoint} cannot be reached ({error}); HF_ENDPOINT names another server") from error
-    except (ValueError, LookupError) as error:
-        if isinstance(error.__cause__, HfHubHTTPError):  # the Hub checks a card before anything else is sent
-            answer = " ".join(str(error).split())
-            raise HubError(f"{api.endpoint} refused the card: {answer}; see --licence and --dataset") from error
-        raise HubError(f"{api.endpoint} does not answer as the Hub does ({error}); see HF_ENDPOINT") from error
-    return str(commit.commit_url)
+        return str(commit.commit_url)
+    except (HTTPError, InvalidURL, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        problem = _describe_failure(error, api.endpoint)
+    gc.collect()  # ends the bars of progress that the library leaves open and would draw over the problem
+    raise HubError(problem)
+
+
+def _make_client(seconds: float) -> Any:
+    """The library's own client, which would wait for ever, with limits of time."""
+
+    from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
+
+    def refuse_long_wait(response: Any) -> None:
+        if response.is_error and _read_wait(response) > seconds:
+            response.read()
+            hf_raise_for_status(response)
+
+    client = default_client_factory()
+    client.timeout = seconds
+    client.event_hooks = {**client.event_hooks, "response": [refuse_long_wait]}
+    return client
+
+
+def _read_wait(response: Any) -> int:
+    """Seconds after which the server says that a request may be repeated; 0 if it does not say."""
+    from huggingface_hub.utils._http import parse_ratelimit_headers
+
+    limit, wait = parse_ratelimit_headers(response.headers), response.headers.get("Retry-After", "").strip()
+    if limit and not limit.remaining:
+        return limit.reset_in_seconds
+    return int(wait) if wait.isdigit() else 0
+
+
+def _check_present_weights(api: Any, upload: Upload) -> None:
+    """Raise HubError if the repository holds weights that the upload does not replace."""
+    if upload.kind is not Kind.MODEL:
+        return
+    present = api.list_repo_files(upload.repo, repo_type=upload.kind)
+    stale = [file for file in present if file.endswith(_WEIGHTS) and file not in upload.files]
+    if stale:
+        raise HubError(
+            f"{upload.repo} holds {', '.join(stale)}, which would stay there and might be loaded in place of what is "
+            "pushed: delete it there, or push to another repository"
+        )
+
+
+def _describe_failure(error: Exception, endpoint: str) -> str:
+    """Why nothing was sent, and what helps."""
+    from httpx2 import HTTPError, InvalidURL
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "huggingface_hub is offline: unset HF_HUB_OFFLINE to push"
+    if isinstance(error, HfHubHTTPError):
+        return _explain_refusal(error, endpoint)
+    cause = error.__cause__ or error
+    if isinstance(error, RuntimeError) and isinstance(cause, HfHubHTTPError):  # of a file
+        return _explain_refusal(cause, endpoint)
+    if isinstance(cause, HfHubHTTPError):  # the Hub checks a card before anything else is sent
+        return f"{endpoint} refused the card: {' '.join(str(error).split())}; see --licence and --dataset"
+    if isinstance(error, RuntimeError):
+        return f"the upload to {endpoint} broke off ({describe_error(cause)}); push again: what has arrived is kept"
+    if isinstance(error, (HTTPError, InvalidURL, OSError)):
+        return f"{endpoint} cannot be reached ({error or type(error).__name__}); HF_ENDPOINT names another server"
+    return f"{endpoint} does not answer as the Hub does ({error}); see HF_ENDPOINT"
 
 
 def _explain_refusal(error: Any, endpoint: str) -> str:
@@ -176,7 +241,7 @@ def _explain_refusal(error: Any, endpoint: str) -> str:
         key = "its key may not write there" if get_token() else "there is no key"
         advice = f"; {key}: set HF_TOKEN to one that may, or log in with `hf auth login`"
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        seconds = error.response.headers.get("Retry-After")
+        seconds = _read_wait(error.response)
         advice = f"; push again {f'in {seconds} seconds' if seconds else 'later'}"
     return f"{endpoint} refused with status {status}: {answer}{advice}"
 

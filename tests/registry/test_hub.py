@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -146,6 +147,14 @@ class Hub(ThreadingHTTPServer):
         self.keys: set[str | None] = set()
         self.status = 200
         """Status of every answer; other than 200 it refuses."""
+        self.place = ""
+        """Part of the paths that it refuses; empty: all."""
+        self.wait = ""
+        """When it says that a refused request may be repeated."""
+        self.silence = 0.0
+        """Seconds before it answers."""
+        self.present: list[str] = []
+        """Files that the repository holds already."""
         self.faults: list[str] = []
         """What it finds wrong with a card."""
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -157,8 +166,9 @@ class HubHandler(JsonHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.keys.add(self.headers.get("Authorization"))
-        if self.server.status != 200:
-            return self.answer({"error": "no entry"}, self.server.status)
+        time.sleep(self.server.silence)
+        if self.server.status != 200 and self.server.place in self.path:
+            return self.refuse()
         if self.path == "/api/repos/create":
             self.server.created.append(json.loads(body))
             return self.answer({"url": f"{self.server.url}/team/desk"})
@@ -184,8 +194,24 @@ class HubHandler(JsonHandler):
             return self.answer({"commitUrl": f"{self.server.url}/team/desk/commit/1", "commitOid": "1"})
         return self.answer({"error": self.path}, 404)
 
+    def do_GET(self) -> None:
+        if "/tree/" not in self.path:
+            return self.answer({"error": self.path}, 404)
+        self.answer([{"type": "file", "path": path, "size": 1, "oid": "1"} for path in self.server.present])
+
+    def refuse(self) -> None:
+        content = b'{"error": "no entry"}'
+        self.send_response(self.server.status)
+        if self.server.wait:
+            self.send_header(*self.server.wait.split(": "))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.status != 200 and self.server.place in self.path:
+            return self.refuse()
         self.server.objects[hashlib.sha256(content).hexdigest()] = content
         self.answer({})
 
@@ -301,6 +327,52 @@ def test_why_nothing_was_sent_is_one_line(
     failed = push(hub, str(run), "team/desk", **variables, HF_HOME=str(tmp_path))
     (line,) = failed.stderr.splitlines()
     assert failed.returncode == 1 and line.startswith("steptool: ") and words in line
+
+
+@pytest.mark.parametrize(
+    ("place", "status", "wait", "words"),
+    [
+        ("/preupload/", 429, "Retry-After: 100000", "status 429: no entry; push again in 100000 seconds"),
+        ("/objects/batch", 503, "Retry-After: 100000", "status 503: no entry; push again in 100000 seconds"),
+        ("/put/", 429, 'RateLimit: "api";r=0;t=100000', "status 429: no entry; push again in 100000 seconds"),
+        ("/put/", 413, "", "refused with status 413: no entry"),
+        ("/commit/", 409, "", "refused with status 409: no entry"),
+        ("/commit/", 500, "", "refused with status 500: no entry; push again later"),
+    ],
+)
+def test_a_refusal_in_the_middle_ends_at_once_and_nothing_is_committed(
+    run: Path, hub: Hub, tmp_path: Path, place: str, status: int, wait: str, words: str
+) -> None:
+    hub.place, hub.status, hub.wait = place, status, wait
+    failed = push(hub, str(run), "team/desk", HF_HOME=str(tmp_path))
+    line = failed.stderr.splitlines()[-1]
+    assert failed.returncode == 1 and line.startswith("steptool: ") and words in line, failed.stderr
+    assert not hub.files
+
+
+def test_weights_of_another_model_in_the_repository_are_named_and_nothing_is_sent(run: Path, hub: Hub) -> None:
+    hub.present = ["README.md", "model.safetensors", "model-00001-of-00002.safetensors"]
+    failed = push(hub, str(run), "team/desk")
+    (line,) = failed.stderr.splitlines()
+    assert failed.returncode == 1 and not hub.files
+    assert line.startswith("steptool: team/desk holds model-00001-of-00002.safetensors, which would stay there")
+    assert push(hub, str(run), "team/desk-data", "--kind", "dataset").returncode == 0
+
+
+def test_a_silent_hub_is_left_alone_in_time(run: Path, hub: Hub) -> None:
+    hub.silence = 5.0
+    program = (
+        "import pathlib, sys\n"
+        "from steptool.registry.hub import prepare_model_upload, push\n"
+        "push(prepare_model_upload(pathlib.Path(sys.argv[1]), 'team/desk', 'mit'), private=True, seconds=1.0)\n"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_key", "HF_HUB_OFFLINE": ""}
+    failed = subprocess.run(
+        [sys.executable, "-c", program, str(run)], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert failed.stderr.splitlines()[-1].startswith(
+        f"steptool.registry.hub.HubError: {hub.url} cannot be reached (timed out)"
+    )
 
 
 def test_a_card_that_the_hub_refuses_is_named_and_nothing_is_sent(run: Path, hub: Hub) -> None:
