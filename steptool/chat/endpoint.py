@@ -23,6 +23,7 @@ from steptool.artifacts.metrics import count
 from steptool.chat.messages import DEEPEST, measure_nesting, strip_hints
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
+from steptool.storage.http import ONE_REQUEST_EACH, BoundedClient
 from steptool.storage.redaction import Redactor
 from steptool.storage.sqlite import Replies, make_request_key
 
@@ -35,12 +36,6 @@ _TOO_LONG = re.compile(
     re.I,
 )
 """How servers say that a request is longer than the model's context."""
-_LARGEST = 16 << 20
-"""Bytes of an answer, decompressed, that are read."""
-_TRANSFER_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
-"""Headers that tell how an answer travelled, and no longer hold for the text that was read."""
-_ONE_REQUEST_EACH = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-"""A connection for each request: servers may close one that is kept, and the request that follows is lost then."""
 _MOST_TOKENS = 10**9
 """Tokens that one request can have read or written; a larger count is an error of the server."""
 
@@ -121,12 +116,16 @@ class Endpoint:
     """
 
     def __init__(self, config: EndpointConfig, cache: str | Path = "") -> None:
-        """Without a path the replies are kept in memory. Raises ValueError if the configuration names no endpoint."""
+        """Without a path the replies are kept in memory. Raises ValueError if the configuration names no address."""
         if not config.base_url or not config.model:
             raise ValueError(
                 "an endpoint needs a base_url (as in http://localhost:8000/v1) and a model, got "
                 f"{config.base_url!r} and {config.model!r}: set both in the endpoint's section of the configuration"
             )
+        try:
+            httpx2.URL(config.base_url)
+        except httpx2.InvalidURL as error:
+            raise ValueError(f"base_url: '{config.base_url}' is no address: {error}") from None
         self.config, self.usage = config, Usage()
         key = os.environ.get(config.key_variable, "").strip()
         self._redactor = Redactor([key])
@@ -138,7 +137,9 @@ class Endpoint:
             api_key=key or "none",
             timeout=config.timeout,
             max_retries=config.retries,
-            http_client=_BoundedClient(event_hooks={"request": [self._on_send]}, limits=_ONE_REQUEST_EACH),
+            http_client=BoundedClient(
+                event_hooks={"request": [self._on_send]}, limits=ONE_REQUEST_EACH, follow_redirects=True
+            ),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
@@ -286,24 +287,6 @@ def _make_arguments(request: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: value for name, value in request.items() if name in _KNOWN_FIELDS}
     further = {name: value for name, value in request.items() if name not in _KNOWN_FIELDS}
     return {**arguments, "extra_body": {**further, **(arguments.get("extra_body") or {})}}
-
-
-class _BoundedClient(openai.DefaultAsyncHttpxClient):
-    """An HTTP client that reads answers up to a size, counted after decompression."""
-
-    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
-        """The whole answer. Raises ValueError for one that is too large, without reading it to its end."""
-        response = await super().send(request, stream=True, **options)
-        body = bytearray()
-        try:
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _LARGEST:
-                    raise ValueError(f"an answer of more than {_LARGEST >> 20} MB")
-        finally:
-            await response.aclose()
-        headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in _TRANSFER_HEADERS]
-        return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
 
 
 def _make_body(text: str, redactor: Redactor) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What the adapters to environments of other packages share: they turn prompts, tools and rewards into our form."""
+"""What the adapters to environments of other packages share: requests to their servers, and how prompts, tools and
+rewards become ours."""
 
 from __future__ import annotations
 
@@ -10,9 +11,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self
 
+import httpx2
+
+from steptool.artifacts.metrics import describe_error
 from steptool.config.base import ConfigError
-from steptool.environments.base import VerdictError
+from steptool.environments.base import TransportError, VerdictError
+from steptool.environments.limits import OutOfTime, run_coroutine
 from steptool.records import ToolSchema
+from steptool.storage.http import ONE_REQUEST_EACH, BoundedClient
 
 _SPLITS = {
     "train": "train",
@@ -22,6 +28,34 @@ _SPLITS = {
     "eval": "validation",
 }
 """Our split for each name that other packages use. Any other name means held out."""
+
+
+class LimitedClient:
+    """Requests to the server at an address. The whole answer has `seconds` to come; cookies are kept until `close`."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], seconds: float) -> None:
+        self._url, self._seconds = url, seconds
+        self._client = BoundedClient(headers=headers, timeout=seconds, limits=ONE_REQUEST_EACH)
+
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+        """The answer, of whatever status.
+
+        Raises TransportError if no connection is made, and RuntimeError if no answer comes in time and whole.
+        """
+        address = f"{self._url}/{path}"
+        content = None if body is None else dict(body)
+        try:
+            return run_coroutine(self._client.request(method, address, json=content), self._seconds)
+        except OutOfTime:
+            raise RuntimeError(f"{address} gave no answer within {self._seconds:g} s") from None
+        except httpx2.ConnectError as error:
+            raise TransportError(f"{address} cannot be reached: {error}") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+            raise RuntimeError(f"{address} gave no answer: {describe_error(error)}") from error
+
+    def close(self) -> None:
+        """Forget the session."""
+        self._client.cookies.clear()
 
 
 def import_package(name: str, environment: str, requirement: str) -> ModuleType:

@@ -99,7 +99,7 @@ class LimitedSession(Session):
             try:
                 result = self._attempt(call, deadline)
                 return result, "" if result.status is StepStatus.OK else str(result.status)
-            except _OutOfTime:
+            except OutOfTime:
                 return ToolResult.failure(
                     StepStatus.TOOL_ERROR, f"no answer within {self._limits.timeout:g} s"
                 ), "timeout"
@@ -124,7 +124,7 @@ class LimitedSession(Session):
         """The session's digest of its state; None if it has none. Raises RuntimeError where it cannot be had."""
         try:
             return self._run_within(self._limits.timeout, self._session.state_digest)
-        except (_OutOfTime, _SessionError, TransportError, EpisodeEnd) as error:
+        except (OutOfTime, _SessionError, TransportError, EpisodeEnd) as error:
             reason = str(error) or f"no answer within {self._limits.timeout:g} s"
             raise RuntimeError(f"'state_digest' of the environment's session failed: {reason}") from error
 
@@ -132,7 +132,7 @@ class LimitedSession(Session):
         """The session's verdict; None if it has none. Raises VerdictError, and nothing else, where its check fails."""
         try:
             return self._run_within(self._limits.timeout, lambda: self._session.solved(final_answer))
-        except _OutOfTime:
+        except OutOfTime:
             raise VerdictError(f"'solved' gave no verdict within {self._limits.timeout:g} s") from None
         except (_SessionError, TransportError, EpisodeEnd) as error:
             raise VerdictError(f"'solved' failed: {error}") from error
@@ -144,7 +144,7 @@ class LimitedSession(Session):
         """
         try:
             return self._run_within(self._limits.timeout, lambda: self._session.next_turn(final_answer))
-        except (_OutOfTime, TransportError, EpisodeEnd):
+        except (OutOfTime, TransportError, EpisodeEnd):
             return None
         except _SessionError as error:
             raise RuntimeError(f"'next_turn' of the environment's session failed: {error}") from error
@@ -153,7 +153,7 @@ class LimitedSession(Session):
         """Close the session, and stop waiting if that takes too long."""
         try:
             self._run_within(_CLOSING, self._session.close)
-        except (_OutOfTime, _SessionError, *_SIGNALS):
+        except (OutOfTime, _SessionError, *_SIGNALS):
             return
         finally:
             if self._worker:
@@ -170,13 +170,13 @@ class LimitedSession(Session):
         return result
 
     def _run_within(self, seconds: float, work: Callable[[], T]) -> T:
-        """What the work returns; a coroutine is awaited. Raises _OutOfTime, one of _SIGNALS, or _SessionError for other
+        """What the work returns; a coroutine is awaited. Raises OutOfTime, one of _SIGNALS, or _SessionError for other
         errors."""
 
         def finish() -> T:
             try:
                 result = work()
-                return _run_coroutine(result, seconds) if inspect.isawaitable(result) else result
+                return run_coroutine(result, seconds) if inspect.isawaitable(result) else result
             except BaseExceptionGroup as group:
                 if end := find_end(group):
                     raise end from group
@@ -186,7 +186,7 @@ class LimitedSession(Session):
             return self._worker.run(finish, seconds)
         try:
             return finish()
-        except (_OutOfTime, _SessionError, *_SIGNALS):
+        except (OutOfTime, _SessionError, *_SIGNALS):
             raise
         except _FAULTS as error:
             raise _SessionError(describe_with_class(error)) from error
@@ -199,7 +199,7 @@ class LimitedSession(Session):
         return replace(result, observation=text.encode("utf-8", "replace").decode("utf-8"))
 
 
-class _OutOfTime(Exception):
+class OutOfTime(Exception):
     """The session did not answer in time."""
 
 
@@ -207,8 +207,8 @@ class _SessionError(Exception):
     """The session raised something; the text describes it."""
 
 
-def _run_coroutine(work: Awaitable[T], seconds: float) -> T:
-    """What `work` returns or raises. Raises _OutOfTime after that time, and cancels the work."""
+def run_coroutine(work: Awaitable[T], seconds: float) -> T:
+    """What `work` returns or raises. Raises OutOfTime after that time, and cancels the work."""
 
     async def finish() -> T:
         try:
@@ -225,7 +225,7 @@ def _run_coroutine(work: Awaitable[T], seconds: float) -> T:
             raise
         future.cancel()
         _drop_if_blocked(loop)
-        raise _OutOfTime from None
+        raise OutOfTime from None
 
 
 _loops: dict[int, asyncio.AbstractEventLoop] = {}
@@ -266,14 +266,14 @@ class _Worker:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def run(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` returns or raises. Raises _OutOfTime after that time; work not begun by then never begins."""
+        """What `work` returns or raises. Raises OutOfTime after that time; work not begun by then never begins."""
         future: Future[T] = Future()
         self._work.put(lambda: _settle(future, work))
         try:
             return future.result(max(0.0, seconds))
         except TimeoutError:  # of the future: what the work raises has another class
             future.cancel()
-            raise _OutOfTime from None
+            raise OutOfTime from None
 
     def end(self) -> None:
         """Let the thread end once its work is done."""
@@ -290,7 +290,7 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
         return
     try:
         future.set_result(work())
-    except (_OutOfTime, _SessionError, *_SIGNALS) as error:
+    except (OutOfTime, _SessionError, *_SIGNALS) as error:
         future.set_exception(error)
     except BaseException as error:
         future.set_exception(_SessionError(describe_with_class(error)))

@@ -21,6 +21,7 @@ from steptool.artifacts.errors import describe_with_class
 from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
+    LimitedClient,
     RewardRange,
     find_split,
     join_texts,
@@ -121,7 +122,7 @@ class NemoGymSession(Session):
 
     def __init__(self, environment: NemoGymEnvironment, row: Mapping[str, Any]) -> None:
         self._environment, self._row = environment, row
-        self._client = httpx2.Client(base_url=environment.url, headers=environment.headers, timeout=environment.timeout)
+        self._client = LimitedClient(environment.url, environment.headers, environment.timeout)
         self._output: list[dict[str, Any]] = []
         self._mcp: McpEnvironment | None = None
         self._mcp_session: Session | None = None
@@ -192,10 +193,7 @@ class NemoGymSession(Session):
         return {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
 
     def _post(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
-        try:
-            return self._client.post(f"/{path}", json=dict(body))
-        except httpx2.ConnectError as error:
-            raise TransportError(f"{self._environment.url}/{path} cannot be reached: {error}") from error
+        return self._client.request("POST", path, body)
 
     def _post_call(self, call: ToolCall) -> ToolResult:
         answer = self._post(call.name, call.arguments)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
-
-import httpx2
 
 from steptool.artifacts.errors import describe_with_class
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP
 from steptool.config import ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.adapters import (
+    LimitedClient,
     RewardRange,
     find_split,
     import_package,
@@ -165,13 +165,13 @@ class OpenEnvEnvironment(Environment):
         if self._resets:
             yield from (({}, arguments) for arguments in self._resets)
             return
-        (name,) = self._get("/list_environments")
-        splits = self._get(f"/{name}/splits")
+        (name,) = self._get_list("list_environments")
+        splits = self._get(f"{name}/splits")
         if splits is None:
             yield {}, {}
             return
         for split in splits:
-            listed = self._get(f"/{name}/tasks", {"split": split["name"]}) or {"tasks": []}
+            listed = self._get(f"{name}/tasks", {"split": split["name"]}) or {"tasks": []}
             for index, task in enumerate(listed["tasks"]):
                 yield task if isinstance(task, Mapping) else {}, {"split": split["name"], "index": index}
 
@@ -184,19 +184,42 @@ class OpenEnvEnvironment(Environment):
 
     @cached_property
     def _action(self) -> Mapping[str, Any]:
-        schema: Mapping[str, Any] = (self._get("/schema") or {}).get("action", {})
-        return schema
+        answer = self._get("schema")
+        schema = answer.get("action", {}) if isinstance(answer, Mapping) else answer
+        if not isinstance(schema, Mapping | None):
+            raise ConfigError(
+                f"tools.settings.url: {self.url}/schema: expected an object with the schema of an action, got "
+                f"{str(answer)[:80]!r}"
+            )
+        return schema or {}
+
+    def _get_list(self, path: str) -> list[Any]:
+        """The list that a route answers. Raises ConfigError for anything else, and for a server without the route."""
+        answer = self._get(path)
+        if not isinstance(answer, list):
+            raise ConfigError(
+                f"tools.settings.url: {self.url}/{path}: expected a list, got {str(answer)[:80]!r}; for a server that "
+                "lists no tasks, set tools.settings.resets"
+            )
+        return answer
 
     def _get(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer to a GET, or to a POST with a body; None where the server has no such route."""
-        method = "GET" if body is None else "POST"
         try:
-            answer = httpx2.request(method, self.url + path, json=body, headers=self.headers, timeout=self.timeout)
-            if answer.status_code in (404, 405, 501):
-                return None
-            return answer.raise_for_status().json()
-        except (httpx2.HTTPError, ValueError) as error:
-            raise ConfigError(f"tools.settings.url: {self.url}{path} gives no answer: {error}") from error
+            client = LimitedClient(self.url, self.headers, self.timeout)
+            answer = client.request("GET" if body is None else "POST", path, body)
+        except (TransportError, RuntimeError) as error:
+            raise ConfigError(f"tools.settings.url: {error}") from error
+        if answer.status_code in (404, 405, 501):
+            return None
+        with suppress(ValueError):
+            if answer.is_success:
+                return answer.json()
+        text = " ".join(answer.text.split())
+        raise ConfigError(
+            f"tools.settings.url: {self.url}/{path} does not answer as OpenEnv does, but with {answer.status_code} "
+            f"{text[:80]!r}"
+        )
 
 
 class OpenEnvSession(Session):

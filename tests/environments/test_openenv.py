@@ -95,7 +95,7 @@ def test_actions_of_one_kind_are_one_tool_and_rewards_are_added_up(tmp_path: Pat
 
 
 def test_a_server_that_is_away_and_settings_of_another_form_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"127.0.0.1:9/schema gives no answer"):
+    with pytest.raises(ConfigError, match=r"127.0.0.1:9/schema cannot be reached"):
         open_environment("openenv", config_of(url="http://127.0.0.1:9"))
     with pytest.raises(ConfigError, match=r"OpenEnvEnvironment: missing a required argument: 'url'"):
         OpenEnvEnvironment.open(ToolsConfig())

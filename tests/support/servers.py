@@ -5,8 +5,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -43,6 +43,29 @@ def serve_app(app: Starlette) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@contextmanager
+def serve_bytes(send: Callable[[socket.socket], object]) -> Iterator[str]:
+    """A server whose answer to each request is what `send` writes to the connection; yields its http address."""
+
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):  # the client may be gone
+            while b"\r\n\r\n" not in connection.recv(1 << 16):
+                pass
+            send(connection)
+
+    def accept() -> None:
+        with suppress(OSError):  # the end
+            while True:
+                threading.Thread(target=answer, args=listener.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
