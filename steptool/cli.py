@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -21,7 +23,7 @@ import typer
 from steptool import __version__
 from steptool.artifacts.errors import describe_with_stack, refuse_by_findings
 from steptool.artifacts.metrics import escape_controls
-from steptool.check.plan import CalledTools
+from steptool.check.trials import CalledTools, try_imports
 from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
 from steptool.evaluation.logs import LogForm
@@ -31,8 +33,9 @@ from steptool.registry.hub import Kind
 if TYPE_CHECKING:
     from steptool.check.memory import Machine
 
-REFUSED, FAILED = 2, 1
-"""Exit codes of a command that was refused before anything ran, and of a run that failed (docs/command-line.md)."""
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+"""Exit codes of a command that was refused before anything ran, of a run that failed, and of one that Ctrl-C has ended
+(docs/command-line.md)."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,7 +75,7 @@ def _add_run_command(workflow: Literal["train", "evaluate"], folder: str, descri
         call_tools: CalledInDryRun = CalledTools.READ_ONLY,
         threads: Threads = 0,
     ) -> None:
-        loaded = load_config(config, overrides or ())
+        loaded = _load_config(config, overrides)
         if workflow == "evaluate":
             loaded.evaluation.require_policies()
         if dry_run:
@@ -88,7 +91,7 @@ _add_run_command("evaluate", "runs/evaluation", "Compare any number of policies 
 @app.command()
 def ingest(config: ConfigPath, output: Output, overrides: Overrides = None) -> None:
     """Read tasks and recordings into Parquet, and count what was kept and dropped."""
-    _run("ingest", config=load_config(config, overrides or ()), output=output)
+    _run("ingest", config=_load_config(config, overrides), output=output)
 
 
 @app.command()
@@ -188,7 +191,7 @@ def serve_environment(
     """Serve the environment and the tasks of a configuration, behind OpenEnv's protocol."""
     from steptool.pipeline.episodes import serve_tasks
 
-    serve_tasks(load_config(config, overrides or ()), host, port)
+    serve_tasks(_load_config(config, overrides), host, port)
 
 
 @app.command("write-serving")
@@ -220,7 +223,7 @@ def check(
     Exits with 2 for what it finds: data or a model that cannot be used, a run that cannot fit into the memory of this
     machine or of the machines of a profile. Tools are called and the model is played by `train --dry-run` alone.
     """
-    loaded = load_config(config, overrides or ())
+    loaded = _load_config(config, overrides)
     with refuse_by_findings():
         from steptool.check.plan import describe_memory_needs, describe_plan
         from steptool.pipeline.preparation import check_data
@@ -288,13 +291,34 @@ def describe_program(
 
 
 def main() -> None:
-    """Run a command. On an error print one line and exit; the stack of an unexpected error goes into a file."""
+    """Run a command. On an error print one line and exit; the stack of an unexpected error goes into a file.
+
+    SIGTERM ends it as Ctrl-C does, so that the processes of tools and servers end with it.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         app(prog_name="steptool")
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        _end(128 + received[0] if received else INTERRUPTED, "ended by SIGTERM" if received else "interrupted")
     except ConfigError as error:
         _end(REFUSED, str(error))
     except Exception as error:
         _end(FAILED, describe_with_stack(error))
+
+
+def _load_config(path: Path, overrides: list[str] | None) -> Config:
+    """The configuration, whose own modules were imported in another process first: here one could hang the command."""
+    config = load_config(path, overrides or ())
+    try_imports(config)
+    return config
 
 
 def _require_folder(folder: Path) -> None:

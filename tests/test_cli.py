@@ -241,3 +241,14 @@ def test_clean_removes_what_old_runs_left_and_nothing_else(tmp_path: Path) -> No
     code, output, _ = run("clean", TMPDIR=str(tmp_path))
     assert code == 0 and output.splitlines()[-1] == "2.0 MB in 1 places"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flyte_of_mine", "flytenew12345"]
+
+
+def test_a_module_that_ends_its_process_is_refused_by_its_name(tmp_path: Path, config: Path) -> None:
+    (tmp_path / "tools.py").write_text("import os\nprint('bye')\nos._exit(3)\n")
+    functions = f"tools.functions={tmp_path}/tools.py:TOOLS"
+    for command in (["check", config], ["train", config, "--dry-run"], ["evaluate", config]):
+        code, output, error = run(*command, "--set", functions)
+        assert (code, output) == (2, "")
+        assert error == (
+            f"steptool: tools.functions: importing '{tmp_path}/tools.py:TOOLS' ends the process, with exit code 3\n"
+        )

@@ -1,29 +1,23 @@
-"""Before a run: what it would do and take, and whether its tools answer.
+"""Before a run: what it would do and take.
 
 The plan is a few lines of text, from the configuration and the files that it names. The estimate has the seconds of
 each stage, from speeds measured on this machine, and money, from given prices. Its figures are right to within a factor
 of about two. It does not know how long episodes become while the model learns, how fast another machine is, and how
-long processes take to start. The trial of tools makes one real call of each.
+long processes take to start.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from steptool.artifacts.metrics import format_duration
-from steptool.chat.messages import reads_only
 from steptool.check.memory import Machine, ModelShape, check_memory, describe_memory, estimate, read_shape
-from steptool.config import Config, ConfigError, EndpointConfig, PolicyConfig, ToolsConfig
-from steptool.environments.base import Environment
-from steptool.environments.limits import LimitedEnvironment
-from steptool.records import FINISH, Query, StepStatus, ToolCall, ToolSchema, Trajectory
+from steptool.config import Config, EndpointConfig, PolicyConfig
+from steptool.records import Trajectory
 
 _SCORING = 2 / 3
 """What the forward passes of the policy and of its reference cost, as a share of an update of the same tokens. An
@@ -35,8 +29,6 @@ _ANNOTATED = 2
 _JUDGE_TOKENS, _VERDICT_TOKENS = 1000, 250
 """Tokens of a judge's instructions, and of its answer."""
 _HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
-_SHOWN = 120
-"""Characters of a failed call's answer that are shown."""
 
 
 def describe_plan(config: Config) -> list[str]:
@@ -51,8 +43,7 @@ def describe_plan(config: Config) -> list[str]:
         *_describe_rounds(config),
         _describe_evaluation(config),
     ]
-    lines += [line for endpoint, purpose in _find_endpoints(config) for line in _describe_endpoint(endpoint, purpose)]
-    return lines
+    return [*lines, *_describe_endpoints(config)]
 
 
 def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
@@ -135,18 +126,37 @@ def _describe_evaluation(config: Config) -> str:
     return f"evaluation  {names} on the {evaluation.split} queries, {repeats} times each"
 
 
-def _find_endpoints(config: Config) -> Iterator[tuple[EndpointConfig, str]]:
-    """The endpoints that the run would call."""
-    if config.rewards.annotator == "judge" or config.evaluation.judged:
-        yield config.rewards.judge.endpoint, "judge"
-    for policy in config.evaluation.policies:
+@dataclass(frozen=True)
+class CalledEndpoint:
+    """An endpoint that a run calls."""
+
+    field: str
+    """Field of the configuration that names it."""
+    name: str
+    """"judge", or the name of the policy behind it."""
+    endpoint: EndpointConfig
+    cache: str
+    """File that keeps its replies; empty without one."""
+    is_judge: bool = False
+
+
+def find_endpoints(config: Config, *, for_training: bool) -> Iterator[CalledEndpoint]:
+    """The endpoints that a training calls, or those that an evaluation calls."""
+    judge = config.rewards.judge
+    if config.rewards.annotator == "judge" if for_training else config.evaluation.judged:
+        yield CalledEndpoint("rewards.judge.endpoint", "judge", judge.endpoint, judge.cache, is_judge=True)
+    for policy in () if for_training else config.evaluation.policies:
         if policy.kind == "endpoint":
-            yield policy.endpoint, policy.name
+            field = f"evaluation.policies: the endpoint of '{policy.name}'"
+            yield CalledEndpoint(field, policy.name, policy.endpoint, policy.cache)
 
 
-def _describe_endpoint(endpoint: EndpointConfig, purpose: str) -> Iterator[str]:
-    key = "set" if os.environ.get(endpoint.key_variable) else "not set, which suits a server without keys"
-    yield f"endpoint    {purpose}: {endpoint.model} at {endpoint.base_url}; {endpoint.key_variable} is {key}"
+def _describe_endpoints(config: Config) -> Iterator[str]:
+    """A line for each endpoint that a training or an evaluation calls."""
+    called = [*find_endpoints(config, for_training=True), *find_endpoints(config, for_training=False)]
+    for name, endpoint in {c.field: (c.name, c.endpoint) for c in called}.values():
+        key = "set" if os.environ.get(endpoint.key_variable) else "not set, which suits a server without keys"
+        yield f"endpoint    {name}: {endpoint.model} at {endpoint.base_url}; {endpoint.key_variable} is {key}"
 
 
 @dataclass(frozen=True)
@@ -267,117 +277,3 @@ def _compute_price(endpoint: EndpointConfig, requests: float, tokens_in: float, 
     if not endpoint.price_in and not endpoint.price_out:
         return None
     return requests * (tokens_in * endpoint.price_in + tokens_out * endpoint.price_out) / 1e6
-
-
-class CalledTools(StrEnum):
-    """Which tools get a call."""
-
-    READ_ONLY = "read-only"
-    """Tools whose schema says that they only read, so that the calls change nothing."""
-    ALL = "all"
-    NONE = "none"
-
-
-@dataclass
-class ToolTrial:
-    """The outcome of the calls, by the name of the tool."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds of each call that was answered."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Status and answer of each call that failed."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Why a tool was not called."""
-
-    @property
-    def mean_seconds(self) -> float:
-        """Mean time of a call that was answered; 0 without one."""
-        return sum(self.seconds.values()) / len(self.seconds) if self.seconds else 0.0
-
-    def describe(self) -> Iterator[str]:
-        """A line with the count, one for each tool that failed, and one for each reason not to call a tool."""
-        tools = len(self.seconds) + len(self.failures) + len(self.left_out)
-        time_taken = f", {self.mean_seconds * 1000:.0f} ms a call on average" if self.seconds else ""
-        yield f"{len(self.seconds)} of {tools} tools answered a call{time_taken}"
-        for name, answer in self.failures.items():
-            yield f"{name} failed: {answer}"
-        for reason in dict.fromkeys(self.left_out.values()):
-            yield f"not called, since {reason}: {', '.join(n for n, r in self.left_out.items() if r == reason)}"
-
-
-def try_tools(
-    environment: Environment,
-    queries: Sequence[Query],
-    demonstrations: Iterable[Trajectory],
-    limits: ToolsConfig,
-    called: CalledTools = CalledTools.READ_ONLY,
-) -> ToolTrial:
-    """Call each tool of the queries once, in a session of its own.
-
-    The arguments come from a reference solution or a demonstration. If these call a tool several times, the earliest
-    call counts, since later ones may need what earlier ones did. A tool without required parameters is called without
-    arguments if no solution shows any. Raises ConfigError if tools were called and none answered.
-    """
-    trial, samples = ToolTrial(), _find_samples(queries, demonstrations)
-    limited = LimitedEnvironment(environment, limits)
-    try:
-        for name, (schema, query) in _list_tools(queries).items():
-            sample = samples.get(name) or _call_without_arguments(schema, query)
-            if called is CalledTools.NONE:
-                trial.left_out[name] = "no calls were asked for"
-            elif called is CalledTools.READ_ONLY and reads_only(schema) is not True:
-                trial.left_out[name] = "they do not say that they only read"
-            elif sample is None:
-                trial.left_out[name] = "no task or demonstration shows their arguments"
-            else:
-                _call(limited, *sample, trial)
-    finally:
-        limited.close()
-    if trial.failures and not trial.seconds:
-        name, answer = next(iter(trial.failures.items()))
-        raise ConfigError(f"no tool answers: {name} failed with {answer}; see the section tools of the configuration")
-    return trial
-
-
-def _call(environment: LimitedEnvironment, query: Query, call: ToolCall, trial: ToolTrial) -> None:
-    """Make a call in a session of its own, and note the outcome. The time does not include the end of the session."""
-    with closing(environment.reset(query)) as session:
-        start = time.perf_counter()
-        result = session.call(call)
-        seconds = time.perf_counter() - start
-    if result.status is StepStatus.OK:
-        trial.seconds[call.name] = seconds
-    else:
-        trial.failures[call.name] = f"{result.status}: {result.observation[:_SHOWN]}"
-
-
-def _list_tools(queries: Sequence[Query]) -> dict[str, tuple[ToolSchema, Query]]:
-    """The tools by name, Finish left out, each with the first query that offers it."""
-    tools: dict[str, tuple[ToolSchema, Query]] = {}
-    for query in queries:
-        for tool in query.tools:
-            tools.setdefault(tool["function"]["name"], (tool, query))
-    tools.pop(FINISH, None)
-    return tools
-
-
-def _find_samples(queries: Sequence[Query], demonstrations: Iterable[Trajectory]) -> dict[str, tuple[Query, ToolCall]]:
-    """For each tool the call that comes earliest in a solution, with its query."""
-    by_id = {query.query_id: query for query in queries}
-    solutions = [(query, query.reference.calls or next(iter(query.reference.turns or ()), ())) for query in queries]
-    for demonstration in demonstrations:
-        if demonstration.query_id in by_id:
-            calls = tuple(s.call for s in demonstration.steps if s.call and s.status is StepStatus.OK)
-            solutions.append((by_id[demonstration.query_id], calls))
-    samples: dict[str, tuple[int, Query, ToolCall]] = {}
-    for query, calls in solutions:
-        for position, call in enumerate(calls):
-            if call.name not in samples or position < samples[call.name][0]:
-                samples[call.name] = position, query, call
-    return {name: (query, call) for name, (_, query, call) in samples.items()}
-
-
-def _call_without_arguments(schema: ToolSchema, query: Query) -> tuple[Query, ToolCall] | None:
-    function = schema["function"]
-    needed = function.get("parameters", {}).get("required")
-    return None if needed else (query, ToolCall(function["name"], {}))

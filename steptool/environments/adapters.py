@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx2
 
-from steptool.artifacts.metrics import describe_error
+from steptool.artifacts.errors import describe_error
 from steptool.config.base import ConfigError
 from steptool.environments.base import TransportError, VerdictError
 from steptool.environments.limits import OutOfTime, run_coroutine

@@ -23,15 +23,13 @@ from steptool.chat.codec import ChatCodec
 from steptool.check.memory import GIB, read_shape
 from steptool.check.memory import estimate as estimate_memory
 from steptool.check.plan import (
-    CalledTools,
     EpisodeShape,
     Speeds,
-    ToolTrial,
     describe_estimate,
     estimate_evaluation,
     estimate_training,
-    try_tools,
 )
+from steptool.check.trials import CalledTools, ToolTrial, try_endpoints, try_tools
 from steptool.config import Config, FinishMode
 from steptool.data.ingest import Ingested, ingest
 from steptool.environments.base import check_queries
@@ -253,7 +251,7 @@ def rehearse(config: Config, *, for_training: bool, called: CalledTools = Called
     """Rehearse a run in a temporary folder, and yield a line for each part that succeeded.
 
     Raises what the stages of the run would raise: IngestError for data, ModelError and ValueError for the model and its
-    prompts, and errors of the environment; and ConfigError where no tool answers.
+    prompts, and errors of the environment; and ConfigError where no tool answers or an endpoint does not reply.
     """
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         folder = Path(scratch)
@@ -267,6 +265,7 @@ def rehearse(config: Config, *, for_training: bool, called: CalledTools = Called
             yield f"tools       {environment.name}: a session starts for each of {len(queries)} queries"
             trial = try_tools(environment, queries, recordings, config.tools, called)
         yield from (f"            {line}" for line in trial.describe())
+        yield from try_endpoints(config, queries[0], for_training=for_training)
         prepared = None
         if for_training:
             prepared = prepare(queries, recordings, config, folder / "base", is_local=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from steptool.artifacts import lineage
-from steptool.artifacts.metrics import describe_error
+from steptool.artifacts.errors import describe_error
 from steptool.registry.store import MANIFEST, RegistryError
 
 _DATA = {
