@@ -1,5 +1,6 @@
 """docs/artifacts.md: the page is what the records say, and its questions in SQL have answers."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from steptool.records import (
     ToolCall,
     Trajectory,
 )
-from steptool.records.columns import get_schema
+from steptool.records.columns import get_contract, get_schema
 from steptool.records.tables import write_records
 
 OK, FAILED = Step(ToolCall("look", {}), StepStatus.OK, "1"), Step(ToolCall("book", {}), StepStatus.TOOL_ERROR, "no")
@@ -30,6 +31,13 @@ END = Step(ToolCall(FINISH, {}), StepStatus.FINISH, "")
 def test_the_page_is_what_the_records_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run make docs-artifacts"
     assert all(f"| {name} |" in page() for cls in RECORDS for name in get_schema(cls).names)
+
+
+def test_the_changelog_names_every_contract_with_its_version() -> None:
+    text = Path(__file__).parents[2].joinpath("CHANGELOG.md").read_text(encoding="utf-8")
+    contracts = text.partition("### Contracts\n")[2].partition("\n#")[0]
+    versions = {name: int(version) for name, version in re.findall(r"`(\w+)` (\d+)", contracts)}
+    assert versions == {get_contract(cls).name: get_contract(cls).version for cls in RECORDS}
 
 
 def episode(name: str, query: str, steps: list[Step], solved: float | None, round_index: int = -1) -> Trajectory:
