@@ -17,6 +17,7 @@ from pathlib import Path
 from steptool.artifacts.metrics import format_duration
 from steptool.check.memory import Machine, ModelShape, check_memory, describe_memory, estimate, read_shape
 from steptool.config import Config, EndpointConfig, PolicyConfig
+from steptool.config.training import HAVE_NO_VALUES
 from steptool.records import Trajectory
 
 _SCORING = 2 / 3
@@ -115,6 +116,12 @@ def _describe_rounds(config: Config) -> Iterator[str]:
         f"{updates} updates a round, {ppo.rounds * updates} in all"
     )
     yield f"learning    {ppo.algorithm} on {ppo.reward} rewards by the annotator {config.rewards.annotator}"
+    has_values = ppo.algorithm not in HAVE_NO_VALUES and config.credit.value == "head"
+    if has_values and ppo.value_warmup_rounds >= ppo.rounds:
+        yield (
+            "            the model stays as it is: only the value head learns in all rounds "
+            f"(ppo.value_warmup_rounds: {ppo.value_warmup_rounds})"
+        )
 
 
 def _describe_evaluation(config: Config) -> str:

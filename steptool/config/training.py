@@ -323,7 +323,8 @@ class PPOConfig(StrictModel):
 
 
 _COMPARE_TRIES = ("grpo", "gigpo", "eto")
-_HAVE_NO_VALUES = ("rft", *_COMPARE_TRIES)
+HAVE_NO_VALUES = ("rft", *_COMPARE_TRIES)
+"""Algorithms without a value head."""
 HAVE_NO_ADVANTAGES = ("rft", "eto")
 """Algorithms that learn from outcomes alone."""
 
@@ -341,7 +342,7 @@ def check_learning(rollout: RolloutConfig, rewards: RewardConfig, credit: Credit
         (algorithm in ("grpo", "gigpo") and credit.whiten, f"{algorithm} scales by group: set credit.whiten: false"),
         (algorithm in ("gigpo", "archer") and credit.level != "step", f"{algorithm} needs credit.level: step"),
         (credit.value == "group_mean" and algorithm != "step_ppo", "credit.value: group_mean is for step_ppo only"),
-        (credit.value_lam >= 0 and algorithm in _HAVE_NO_VALUES, f"{algorithm} has no value head for credit.value_lam"),
+        (credit.value_lam >= 0 and algorithm in HAVE_NO_VALUES, f"{algorithm} has no value head for credit.value_lam"),
         (credit.value_lam >= 0 and credit.value != "head", "credit.value_lam is for credit.value: head only"),
         (credit.state != "calls" and not compares_states, "credit.state is for gigpo and value: group_mean only"),
         (credit.state_weight != 1 and algorithm != "gigpo", "credit.state_weight is for gigpo only"),

@@ -1,6 +1,7 @@
 """The plan of a run, in words and numbers that follow from its configuration."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,24 @@ def test_rounds_say_how_many_tries_a_query_has() -> None:
     assert any(
         "24 episodes, 4 of each query, in 3 shards" in line for line in describe_plan(Config.model_validate(plan))
     )
+
+
+@pytest.mark.parametrize(
+    ("ppo", "credit", "stays"),
+    [
+        ({"rounds": 1}, {}, True),
+        ({"rounds": 2}, {}, False),
+        ({"rounds": 1, "value_warmup_rounds": 0}, {}, False),
+        ({"rounds": 1, "algorithm": "grpo"}, {"whiten": False}, False),
+        ({"rounds": 1}, {"value": "group_mean"}, False),
+    ],
+)
+def test_a_run_in_which_the_model_does_not_learn_says_so(
+    ppo: dict[str, Any], credit: dict[str, Any], stays: bool
+) -> None:
+    plan = {"ppo": ppo, "credit": credit, "rollout": {"samples_per_query": 4}}
+    lines = describe_plan(Config.model_validate(plan))
+    assert any("the model stays as it is: only the value head learns" in line for line in lines) is stays
 
 
 def test_endpoints_are_listed_with_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:
