@@ -28,7 +28,7 @@ from steptool.config import Config, ConfigError, load_config
 from steptool.data.export import Form
 from steptool.evaluation.logs import LogForm
 from steptool.registry.command import app as registry_app
-from steptool.registry.hub import Kind
+from steptool.registry.command import push
 
 if TYPE_CHECKING:
     from steptool.check.memory import Machine
@@ -137,8 +137,7 @@ def export_results(
     """Write an evaluation as results of lm-evaluation-harness, or as logs of Inspect."""
     from steptool.evaluation.logs import write_logs
 
-    for file in write_logs(folder, output, form):
-        print(escape_controls(str(file)))
+    _print_lines(map(str, write_logs(folder, output, form)))
 
 
 @app.command()
@@ -205,11 +204,8 @@ def write_serving(
     from steptool.models import serving
 
     written = serving.write_serving(model, load_config(config, overrides or ()))
-    print(
-        escape_controls(
-            f"{model / serving.SERVING_FILE}: chat format {written.chat_format}, ends with {written.finish}"
-        )
-    )
+    form = f"chat format {written.chat_format}, ends with {written.finish}"
+    print(escape_controls(f"{model / serving.SERVING_FILE}: {form}"))
 
 
 @app.command()
@@ -233,35 +229,7 @@ def check(
         _print_lines(describe_memory_needs(loaded, _read_machines(profile), is_local=profile is None))
 
 
-@app.command()
-def push(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of a run, of a version of a registry, or of a model.")
-    ],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hub, such as my-team/my-model.")],
-    kind: Annotated[Kind, typer.Option(help="A model or adapter; or tasks, episodes and rewards.")] = Kind.MODEL,
-    licence: Annotated[str, typer.Option(help="Licence by the Hub's name, such as apache-2.0.")] = "",
-    dataset: Annotated[list[str] | None, typer.Option(help="Dataset of the Hub that the card names.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files and the card; send nothing.")] = False,
-) -> None:
-    """Send a model, an adapter or the data of a run to the Hugging Face Hub, with its card."""
-    _require_folder(folder)
-    from steptool.registry import hub
-
-    with refuse_by_findings():
-        if kind is Kind.MODEL:
-            upload = hub.prepare_model_upload(folder, repo, licence, dataset or ())
-        else:
-            upload = hub.prepare_dataset_upload(folder, repo, licence)
-    for line in upload.describe():
-        print(escape_controls(line))
-    if not licence:
-        print("the card names no licence: give one with --licence")
-    if dry_run:
-        print(escape_controls(f"\n{upload.card}"))
-    else:
-        print(escape_controls(hub.push(upload, private=not public)))
+app.command()(push)
 
 
 @app.command()

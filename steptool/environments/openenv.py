@@ -28,13 +28,7 @@ from steptool.environments.adapters import (
     read_reward,
     write_value,
 )
-from steptool.environments.base import (
-    Environment,
-    Session,
-    ToolResult,
-    TransportError,
-    VerdictError,
-)
+from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
 from steptool.environments.schema import check_arguments
 from steptool.records import FINISH, Query, StepStatus, ToolCall, ToolSchema, Trajectory
 

@@ -1,6 +1,8 @@
 """The registry at the command line: list and publish models, put them in service, roll back, verify.
 
 steptool registry list --registry /models
+
+`push`, which sends a model or data to the Hugging Face Hub, is a command of its own beside `steptool registry`.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
+from steptool.artifacts.errors import refuse_by_findings
 from steptool.artifacts.metrics import escape_controls
-from steptool.registry import Champion, Registry, RegistryError, Version
+from steptool.config import ConfigError
+from steptool.registry import Champion, Registry, RegistryError, Version, hub
 
 app = typer.Typer(no_args_is_help=True, help="Published models, and the one in service.")
 
@@ -107,6 +111,37 @@ def prune(place: Place) -> None:
     for path in removed:
         _print(f"removed {path}")
     _print(f"unfinished uploads removed: {len(removed)}")
+
+
+def push(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of a run, of a version of a registry, or of a model.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hub, such as my-team/my-model.")],
+    kind: Annotated[
+        hub.Kind, typer.Option(help="A model or adapter; or tasks, episodes and rewards.")
+    ] = hub.Kind.MODEL,
+    licence: Annotated[str, typer.Option(help="Licence by the Hub's name, such as apache-2.0.")] = "",
+    dataset: Annotated[list[str] | None, typer.Option(help="Dataset of the Hub that the card names.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files and the card; send nothing.")] = False,
+) -> None:
+    """Send a model, an adapter or the data of a run to the Hugging Face Hub, with its card."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    with refuse_by_findings():
+        if kind is hub.Kind.MODEL:
+            upload = hub.prepare_model_upload(folder, repo, licence, dataset or ())
+        else:
+            upload = hub.prepare_dataset_upload(folder, repo, licence)
+    for line in upload.describe():
+        _print(line)
+    if not licence:
+        print("the card names no licence: give one with --licence")
+    if dry_run:
+        _print(f"\n{upload.card}")
+    else:
+        _print(hub.push(upload, private=not public))
 
 
 def _open(place: str) -> Registry:
