@@ -6,6 +6,7 @@ that run them have to start in a checkout of the project.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import shutil
@@ -275,7 +276,11 @@ def main() -> None:
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        _end(128 + received[0] if received else INTERRUPTED, "ended by SIGTERM" if received else "interrupted")
+        _report("ended by SIGTERM" if received else "interrupted")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        atexit._run_exitfuncs()  # ends the processes of tools and servers; no thread of a call that hangs is waited for
+        os._exit(128 + received[0] if received else INTERRUPTED)
     except ConfigError as error:
         _end(REFUSED, str(error))
     except Exception as error:
@@ -321,7 +326,9 @@ def _import_from_checkout(module: str) -> Any:
         )
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
-    return importlib.import_module(module)
+    loaded = importlib.import_module(module)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # flytekit's own handler calls sys.exit(1)
+    return loaded
 
 
 @cache
@@ -372,10 +379,15 @@ def _read_machines(profile: Path | None = None) -> dict[str, Machine]:
 
 
 def _end(code: int, text: str) -> None:
+    _report(text)
+    sys.exit(code)
+
+
+def _report(text: str) -> None:
+    """Say how the command ends, and where its unfinished work is."""
     print(escape_controls(f"steptool: {text}"), file=sys.stderr)
     if _make_scratch_folder.cache_info().currsize:
         print(f"steptool: unfinished work is in {_make_scratch_folder()}; steptool clean removes it", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

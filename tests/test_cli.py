@@ -3,8 +3,10 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,6 +229,54 @@ def test_evaluate_compares_the_policies_and_leaves_nothing_behind(config: Path, 
     assert code == 0, error
     assert [path.name for path in scratch.iterdir() if path.name.startswith(("flyte", "steptool"))] == []
     assert "reference" in output and (config.parent / "evaluation" / "evaluation.html").is_file()
+
+
+SLOW_TOOL = '''import os, pathlib, time
+
+def count(item: str) -> int:
+    """Count what is in stock.
+
+    Args:
+        item: What to count.
+    """
+    pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
+    time.sleep(60)
+
+TOOLS = [count]
+'''
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_a_signal_ends_a_run_and_its_tools_with_one_line(
+    tmp_path: Path, config: Path, number: signal.Signals, code: int, words: str
+) -> None:
+    (tmp_path / "tools.py").write_text(SLOW_TOOL)
+    reference = {"calls": [{"name": "count", "arguments": {"item": "kettles"}}]}
+    tasks = [{"instruction": f"How many, {n}?", "reference": reference} for n in range(12)]
+    (tmp_path / "tasks.jsonl").write_text("".join(f"{json.dumps(task)}\n" for task in tasks))
+    fields = (
+        f"data={{source: jsonl, environment: functions, paths: [{tmp_path}/tasks.jsonl], train_queries: 6}}",
+        f"tools={{functions: '{tmp_path}/tools.py:TOOLS', isolation: process, timeout: 120}}",
+    )
+    overrides = [word for field in fields for word in ("--set", field)]
+    command = ["evaluate", str(config), "--output", str(tmp_path / "out"), *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "steptool.cli", *command], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for _ in range(600):
+            if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
+                break
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert error.splitlines()[0] == f"steptool: {words}"
+    tool = int((tmp_path / "pid").read_text())
+    assert not Path(f"/proc/{tool}").exists() or Path(f"/proc/{tool}/stat").read_text().split()[2] == "Z"
+    assert not (tmp_path / "out").exists()
 
 
 def test_clean_removes_what_old_runs_left_and_nothing_else(tmp_path: Path) -> None:

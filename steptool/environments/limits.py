@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -44,6 +45,11 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+def is_interrupted() -> bool:
+    """Whether the caller closes something because Ctrl-C has ended the run, so that it should wait for nothing."""
+    return isinstance(sys.exception(), KeyboardInterrupt)
+
+
 class LimitedEnvironment:
     """An environment whose sessions keep to the limits of the configuration."""
 
@@ -68,9 +74,12 @@ class LimitedEnvironment:
         return result
 
     def close(self) -> None:
-        """Wait for work that has begun, and drop what has not. The environment itself stays open."""
+        """Wait for work that has begun, and drop what has not. Where Ctrl-C ends the run, wait for nothing.
+
+        The environment itself stays open.
+        """
         if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=not is_interrupted(), cancel_futures=True)
 
 
 class LimitedSession(Session):
@@ -152,7 +161,7 @@ class LimitedSession(Session):
     def close(self) -> None:
         """Close the session, and stop waiting if that takes too long."""
         try:
-            self._run_within(_CLOSING, self._session.close)
+            self._run_within(0.0 if is_interrupted() else _CLOSING, self._session.close)
         except (OutOfTime, _SessionError, *_SIGNALS):
             return
         finally:

@@ -25,6 +25,7 @@ from steptool.chat.endpoint import Endpoint, EndpointError, EndpointRefused, Rep
 from steptool.chat.messages import GIVE_ANSWER, GIVE_UP, read_call, read_json, read_reasoning
 from steptool.config import FinishMode, RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment
+from steptool.environments.limits import is_interrupted
 from steptool.records import FINISH, Message, Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding, Episode, Exchange, Refusal, Turn, TurnCost
 from steptool.rollout.runner import EndedTurn, Policy, roll_out
@@ -201,8 +202,11 @@ class EndpointPolicy(Policy):
         """Nothing is held for an episode."""
 
     def close(self) -> None:
-        """Drop the requests that were not sent, wait for the others and close the endpoints."""
-        self._pool.shutdown(cancel_futures=True)
+        """Drop the requests that were not sent, wait for the others and close the endpoints.
+
+        Where Ctrl-C ends the run, those in flight end with the endpoints.
+        """
+        self._pool.shutdown(wait=not is_interrupted(), cancel_futures=True)
         for endpoint in self._endpoints.values():
             endpoint.close()
 
