@@ -43,10 +43,16 @@ def describe_with_stack(error: Exception) -> str:
 
 
 def keep_stack(error: BaseException, stage: str = "") -> str:
-    """Write the stack of an error into a file of the temporary folder; returns its path."""
-    handle, path = tempfile.mkstemp(prefix=f"steptool-{stage}-" if stage else "steptool-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
+    """Write the stack of an error into a file of the temporary folder; returns its path.
+
+    Where that fails, as on a full disk, it returns why: the error itself must not be lost.
+    """
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"steptool-{stage}-" if stage else "steptool-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError as problem:
+        return f"not kept, {problem}"
     return path
 
 

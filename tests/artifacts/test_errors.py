@@ -1,4 +1,9 @@
-from steptool.artifacts.errors import describe_error, describe_with_class
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from steptool.artifacts.errors import describe_error, describe_with_class, describe_with_stack
 from steptool.config import ConfigError
 
 
@@ -26,3 +31,9 @@ def test_an_error_of_others_is_told_with_those_in_a_group_and_without_a_text_tha
 def test_an_error_with_its_class_keeps_its_lines() -> None:
     assert describe_with_class(ValueError("no\nnumber")) == "ValueError: no\nnumber"
     assert describe_with_class(TimeoutError()) == "TimeoutError: "
+
+
+def test_an_error_is_not_lost_where_its_stack_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    text = describe_with_stack(KeyError("a"))
+    assert text.startswith("KeyError: 'a' (stack: not kept, [Errno 2] No such file or directory: ")
