@@ -295,6 +295,11 @@ def _swap(built: Path, final: Path, kind: str) -> None:
             if final.exists():
                 final.rename(former)
             fresh.rename(final)
+        except shutil.Error as error:  # it lists every file with its reason
+            first = error.args[0][0][2]
+            raise OSError(
+                f"{final}: cannot be written, and what was there stays as it was; the first error: {first}"
+            ) from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -287,3 +288,21 @@ def test_a_kill_at_any_moment_leaves_one_whole_run_or_what_the_next_start_restor
         assert len(files) in (0, 40) and len(set(files.values())) <= 1
         assert [p.name for p in target.parent.iterdir()] in ([], ["demo"])
     assert len(files) == 40
+
+
+def test_a_full_disk_is_one_cause_and_leaves_the_former_run_whole(tmp_path: Path) -> None:
+    former, built = tmp_path / "former", tmp_path / "built"
+    for folder, size in ((former, 10), (built, 5000)):
+        (folder / "model").mkdir(parents=True)
+        for name in ("a", "b"):
+            (folder / "model" / name).write_bytes(b"x" * size)
+    publish(former, str(tmp_path / "out"), "training")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may become larger
+    try:
+        with pytest.raises(OSError, match=r"/out: cannot be written, and the former files stay; .*too large: '[^']*'"):
+            publish(built, str(tmp_path / "out"), "training")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "out" / "model" / "a").stat().st_size == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "former", "out"]
