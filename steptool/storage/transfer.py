@@ -297,9 +297,7 @@ def _swap(built: Path, final: Path, kind: str) -> None:
             fresh.rename(final)
         except shutil.Error as error:  # it lists every file with its reason
             first = error.args[0][0][2]
-            raise OSError(
-                f"{final}: cannot be written, and what was there stays as it was; the first error: {first}"
-            ) from error
+            raise OSError(f"{final}: cannot be written, and the former files stay; {first}") from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)
