@@ -384,10 +384,15 @@ def _end(code: int, text: str) -> None:
 
 
 def _report(text: str) -> None:
-    """Say how the command ends, and where its unfinished work is."""
+    """Say how the command ends, and where its unfinished work is, if there is any."""
     print(escape_controls(f"steptool: {text}"), file=sys.stderr)
-    if _make_scratch_folder.cache_info().currsize:
-        print(f"steptool: unfinished work is in {_make_scratch_folder()}; steptool clean removes it", file=sys.stderr)
+    if not _make_scratch_folder.cache_info().currsize:
+        return
+    folder = _make_scratch_folder()
+    if any(folder.iterdir()):
+        print(f"steptool: unfinished work is in {folder}; steptool clean removes it", file=sys.stderr)
+    else:
+        folder.rmdir()
 
 
 if __name__ == "__main__":

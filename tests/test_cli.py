@@ -191,9 +191,10 @@ def test_bash_offers_files_for_a_configuration(bash_complete: Callable[..., list
 
 
 def test_outside_of_a_checkout_the_workflows_are_named_and_the_rest_works(tmp_path: Path, config: Path) -> None:
-    code, _, error = run("train", config, folder=tmp_path)
+    code, _, error = run("train", config, folder=tmp_path, TMPDIR=str(tmp_path))
     assert code == 2
     assert error.startswith(f"steptool: {tmp_path} has no workflows/train.py.") and "clone" in error
+    assert "unfinished work" not in error and not list(tmp_path.glob("steptool-run-*"))
     assert run("check", config, folder=tmp_path)[0] == 0
 
 

@@ -153,7 +153,7 @@ def _find_faults(arguments: Mapping[str, Any], steps: int) -> Iterator[str]:
     entries = arguments.get("steps")
     if not isinstance(entries, list) or len(entries) != steps:
         count = f"{len(entries)}" if isinstance(entries, list) else "no list"
-        yield f"steps must list {steps} entries, one for each step; got {count}"
+        yield f"steps must list {steps} entries, one for each step (the final answer is no step); got {count}"
         return
     numbered = list(enumerate(entries, start=1))
     misplaced = [n for n, entry in numbered if not isinstance(entry, dict) or entry.get("step") != n]

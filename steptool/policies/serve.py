@@ -142,7 +142,7 @@ class ServedModel:
 
         Once `abandoned` is set nobody waits for the answer: raises AbandonedError, so that others get theirs.
         """
-        tools = [] if request.tool_choice == "none" else [_complete_schema(tool) for tool in request.tools]
+        tools = [] if request.tool_choice == "none" else [complete_schema(tool) for tool in request.tools]
         check_tools(tools, "the request")
         offered = strip_hints(self._serving.offer(tools))
         hides_finish = offers_finish(offered) and not offers_finish(tools)
@@ -312,14 +312,18 @@ def serve(folder: Path, host: str, port: int, name: str) -> None:
     run_server(make_app(load_served(folder, name), key), host, port, name, path="/v1")
 
 
-def _complete_schema(tool: Any) -> Any:
-    """The schema with the two fields that OpenAI's form lets a client leave out: no description, no parameters."""
+def complete_schema(tool: Any) -> Any:
+    """The schema with the two fields that OpenAI's form lets a client leave out: no description, no parameters.
+
+    The fields keep their order, since a chat template writes them in this order and the model has learned it.
+    """
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict):
         return tool
     fields = {name: value for name, value in function.items() if value is not None}
-    parameters = {"type": "object", "properties": {}}
-    return {**tool, "function": {"description": "", "parameters": parameters, **fields}}
+    fields.setdefault("description", "")
+    fields.setdefault("parameters", {"type": "object", "properties": {}})
+    return {**tool, "function": fields}
 
 
 def _refuse(request: Request, key: str) -> Response | None:

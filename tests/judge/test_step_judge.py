@@ -160,7 +160,7 @@ def test_what_cannot_be_had_is_missing_counted_and_never_zero(chat, judging, mak
     assert len(server.requests) == 6  # 2 votes of 3 attempts
     for name in ("succ_calling", "contribution", "is_solved"):
         assert column(rows, name) == [None, None, None]
-    assert "missing: steps must list 2 entries, one for each step; got 1" in rows[2].rationale
+    assert "steps must list 2 entries, one for each step (the final answer is no step); got 1" in rows[2].rationale
     assert (counts["votes missing"], counts["answers of no use"]) == (2, 6)
     data = read_records(write_records(tmp_path / "rewards.parquet", rows, StepReward), StepReward)
     assert compose(data, RewardConfig()) is None and compose(data, RewardConfig(), "final") is None

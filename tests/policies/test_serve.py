@@ -22,7 +22,7 @@ from steptool.environments.desk.tasks import draw_desk_queries
 from steptool.models.load import EMBEDDED
 from steptool.models.serving import read_serving, write_serving
 from steptool.policies.catalog import open_policy
-from steptool.policies.serve import AbandonedError, ChatRequest, load_served
+from steptool.policies.serve import AbandonedError, ChatRequest, complete_schema, load_served
 from steptool.records import FINISH, Query, Step, Trajectory
 from steptool.registry import Registry
 from steptool.rollout.episode import Decoding
@@ -206,6 +206,22 @@ def test_a_tool_needs_neither_description_nor_parameters(address: str) -> None:
     }
     answer = httpx2.post(f"{address}/chat/completions", json=body)
     assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] <= 2
+
+
+def test_a_schema_keeps_the_order_of_its_fields_that_the_model_has_learned() -> None:
+    schemas = [FINISH_SCHEMA, {"type": "function", "function": {"name": "ring_the_bell"}}]
+    full, completed = (json.dumps(complete_schema(schema)) for schema in schemas)
+    assert full == json.dumps(FINISH_SCHEMA)
+    assert completed == json.dumps(
+        {
+            "type": "function",
+            "function": {
+                "name": "ring_the_bell",
+                "description": "",
+                "parameters": {"type": "object", "properties": {}},
+            },
+        }
+    )
 
 
 def test_models_and_health(client: openai.OpenAI, address: str) -> None:
