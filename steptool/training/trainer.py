@@ -313,6 +313,7 @@ class Trainer:
         meter = Meter(self.objective)
         for part in self._cut_passes(rows):
             terms = self.objective.loss(self.actor, part)
+            self.actor.release_memory()
             (terms.loss if part.counts else 0.0 * terms.loss).backward()  # type: ignore[no-untyped-call]
             if part.counts:
                 meter.add(terms)
