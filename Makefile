@@ -65,8 +65,9 @@ vllm:  ## an environment of its own, .venv-vllm, with the package and vLLM for C
 test-trackers:  ## the tests of all trackers, in environments of their own (MLflow's server needs one)
 	$(PY) -m venv .venv-trackers
 	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[trackers]" pytest hypothesis \
-		"moto[server]"
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -e ".[trackers]" pytest hypothesis
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check \
+		"moto[server]" "aiobotocore[boto3]"
 	$(PY) -m venv .venv-mlflow
 	.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check mlflow
 	MLFLOW_PROGRAM=.venv-mlflow/bin/mlflow .venv-trackers/bin/python -m pytest tests/pipeline/test_tracking.py
