@@ -161,7 +161,7 @@ class LimitedSession(Session):
     def close(self) -> None:
         """Close the session, and stop waiting if that takes too long."""
         try:
-            self._run_within(0.0 if is_interrupted() else _CLOSING, self._session.close)
+            self._run_within(min(1.0, _CLOSING) if is_interrupted() else _CLOSING, self._session.close)
         except (OutOfTime, _SessionError, *_SIGNALS):
             return
         finally:
