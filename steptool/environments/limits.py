@@ -33,6 +33,8 @@ _BACKOFF = 0.2
 """Seconds before the second attempt; each further one waits twice as long."""
 _CLOSING = 5.0
 """Seconds that a session has to close."""
+_CLOSING_INTERRUPTED = 1.0
+"""The same where Ctrl-C ends the run."""
 _STANDSTILL = 5.0
 """Seconds after which an event loop that does nothing counts as blocked."""
 _FAULTS = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
@@ -46,7 +48,7 @@ P = ParamSpec("P")
 
 
 def is_interrupted() -> bool:
-    """Whether the caller closes something because Ctrl-C has ended the run, so that it should wait for nothing."""
+    """Whether the caller closes something because Ctrl-C has ended the run, so that it should hardly wait."""
     return isinstance(sys.exception(), KeyboardInterrupt)
 
 
@@ -161,7 +163,7 @@ class LimitedSession(Session):
     def close(self) -> None:
         """Close the session, and stop waiting if that takes too long."""
         try:
-            self._run_within(min(1.0, _CLOSING) if is_interrupted() else _CLOSING, self._session.close)
+            self._run_within(_CLOSING_INTERRUPTED if is_interrupted() else _CLOSING, self._session.close)
         except (OutOfTime, _SessionError, *_SIGNALS):
             return
         finally:

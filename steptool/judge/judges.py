@@ -72,10 +72,10 @@ it. Where the task is to change something, the step that makes the change is suc
 this answer, not how good it looks. Being one of many steps earns nothing.
 3. status of the final answer: "{Status.SOLVED}" if it does everything that the task asks and the observations
 support it; "{Status.UNSOLVED}" if a part is missing, contradicted by the observations or made up, if it only excuses
-itself, or if there is none; "{Status.UNSURE}" only if what you see does not allow to tell.
+itself, or if the assistant gave no answer; "{Status.UNSURE}" only if what you see does not allow to tell.
 
-List every step once, under its number, in the order of the steps; list none if there are none. The final answer is
-not a step."""
+List every step once, under its number, in the order of the steps; leave the list empty if the assistant took no step.
+The final answer is not a step."""
 
 
 def _describe_scores_function(steps: int) -> ToolSchema:

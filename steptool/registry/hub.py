@@ -150,8 +150,7 @@ def push(upload: Upload, *, private: bool, message: str = "Upload by steptool", 
     huggingface_hub is told to stay offline.
     """
     from httpx2 import HTTPError, InvalidURL
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
-    from huggingface_hub.utils._http import set_client_factory
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token, set_client_factory
 
     if not (get_token() or "").isascii():
         raise HubError("the key of the Hub has characters that no key has; copy it into HF_TOKEN again")
@@ -172,7 +171,6 @@ def push(upload: Upload, *, private: bool, message: str = "Upload by steptool", 
 
 def _make_client(seconds: float) -> Any:
     """The library's own client, which would wait for ever, with limits of time."""
-
     from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
     def refuse_long_wait(response: Any) -> None:
@@ -193,7 +191,7 @@ def _read_wait(response: Any) -> int:
     limit, wait = parse_ratelimit_headers(response.headers), response.headers.get("Retry-After", "").strip()
     if limit and not limit.remaining:
         return limit.reset_in_seconds
-    return int(wait) if wait.isdigit() else 0
+    return int(wait) if wait.isdecimal() else 0
 
 
 def _check_present_weights(api: Any, upload: Upload) -> None:
