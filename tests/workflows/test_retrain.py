@@ -266,6 +266,6 @@ def test_thirty_nights(nights: Nights) -> None:
     promoted = [run for run in runs if run["result"] == "promoted"]
     assert [run["version"] for run in promoted] == [history[n].version_id for n in (0, 1, 3, 5)]
     assert history[2].version_id == history[4].version_id == history[0].version_id
-    assert all(rates(run).low > 0.05 for run in promoted)
+    assert all(rates(run).low > 0 for run in promoted)  # as the rule of promotion asks
     assert [run["reasons"] for run in runs if run["run_id"].startswith("20261121")] == [["approval: a person said no"]]
     _tasks_keep_their_split(nights)
