@@ -3,6 +3,7 @@
 import cProfile
 import json
 import runpy
+import sys
 import threading
 import time
 from pathlib import Path
@@ -182,6 +183,12 @@ def test_a_template_that_fails_is_refused_with_its_own_words(template: str, comp
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
+untraced = pytest.mark.skipif(
+    sys.gettrace() is not None, reason="under coverage CPython 3.11 raises no exception of another thread in a loop"
+)
+
+
+@untraced
 @pytest.mark.parametrize("template", [ENDLESS, f"{{% if messages[-1].role == 'tool' %}}{ENDLESS}{{% endif %}}"])
 def test_a_template_without_an_end_is_refused_in_time(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_module, "RENDER_SECONDS", 0.3)
@@ -191,6 +198,7 @@ def test_a_template_without_an_end_is_refused_in_time(template: str, monkeypatch
     assert time.monotonic() - start < 20
 
 
+@untraced
 def test_a_template_ends_in_time_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_module, "RENDER_SECONDS", 0.3)
     codecs: list[str] = []
