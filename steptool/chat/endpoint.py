@@ -23,8 +23,7 @@ from steptool.artifacts.metrics import count
 from steptool.chat.messages import DEEPEST, measure_nesting, strip_hints
 from steptool.config import EndpointConfig
 from steptool.records import Message, ToolSchema
-from steptool.storage.http import ONE_REQUEST_EACH, BoundedClient
-from steptool.storage.redaction import Redactor
+from steptool.storage.http import ONE_REQUEST_EACH, BoundedClient, Redactor
 from steptool.storage.sqlite import Replies, make_request_key
 
 _REFUSING = frozenset({401, 403, 404})

@@ -40,7 +40,7 @@ from steptool.records import Query, StepStatus, ToolCall, Trajectory
 from steptool.records.columns import ContractError
 from steptool.records.episodes import read_queries
 from steptool.records.tables import find_record_class, read_records
-from steptool.storage.redaction import Redactor
+from steptool.storage.http import Redactor
 
 NAME_LIMIT = 64
 REFERENCE = "toolbench"

@@ -44,7 +44,7 @@ from steptool.environments.mcp.transport import (
 )
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
-from steptool.storage.redaction import Redactor
+from steptool.storage.http import Redactor
 
 _CHARACTERS = 300
 """Characters of the end of a server's error output that are kept."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steptool.storage.redaction import Redactor
+from steptool.storage.http import Redactor
 
 KEY = 'sk/"very"\\secret-ü'
 
