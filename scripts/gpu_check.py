@@ -1,11 +1,11 @@
-"""What a GPU is good for: the tests marked gpu, then speed and memory of updates, log-probabilities and rollouts.
+"""What a GPU is good for: the tests marked gpu, speed and memory of each part of training, and a model that is trained.
 
-    python -m scripts.gpu_check            ends within eight minutes on one H100 or H200
+    python -m scripts.gpu_check            ends within ten minutes on one H100 or H200
     python -m scripts.gpu_check --small    the same on a CPU with the smallest sizes
 
 Every part runs in a process of its own and has seconds of its own, so that a failure or a limit of time in one loses
-nothing of the others. It needs no network. Beside torch, transformers, accelerate, peft, pyarrow, numpy, pyyaml and
-pytest it needs pydantic with pydantic-core, annotated-types and typing-inspection; nothing of Flyte, TRL or vLLM.
+nothing of the others. It needs no network, and nothing of Flyte, TRL or vLLM. docs/run-on-a-cluster.md lists the
+packages that it needs, and how to bring SmolLM2 along, which the last part trains.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ class Part:
 
 def run_tests(small: bool) -> list[Row]:
     """The tests marked gpu; on a CPU they are skipped."""
-    files = ["tests/models/test_gpu.py", "tests/training/test_gpu.py"]
+    files = [str(path) for path in sorted(ROOT.glob("tests/*/test_gpu.py"))]
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *files]
     result = subprocess.run(command, cwd=ROOT, check=False)
     return [{"part": "tests", "exit code": result.returncode}]
@@ -242,26 +243,38 @@ class _HeadOnly:
 
 
 def measure_rollout(small: bool) -> list[Row]:
-    """Episodes of three turns by our own engine, for a model of 0.5 billion parameters and for a small one."""
+    """Episodes of three turns by our own engine, with recorded decoding steps and with plain ones."""
     import torch
 
     from benchmarks.rollout import NOTE, SENTENCE, Notebook, NoteCodec, make_queries
     from benchmarks.update import Size, make_model
     from steptool.config import RolloutConfig
     from steptool.models.load import choose_device, train_tokenizer
+    from steptool.policies.sampler import StepRecordings
     from steptool.policies.token_policies import LocalPolicy
     from steptool.rollout.runner import roll_out
 
     codec = NoteCodec(train_tokenizer([SENTENCE, str(NOTE)] * 4))
-    sizes = {"0.5B": Size(896, 24, 14, 2, 4864, 151_936, 1, 1)}
+    sizes = {
+        "135M": Size(576, 30, 9, 3, 1536, 49_152, 1, 1),
+        "0.5B": Size(896, 24, 14, 2, 4864, 151_936, 1, 1),
+    }
     if small:
         sizes = {"tiny": Size(64, 2, 4, 2, 128, 4096, 1, 1)}
     rows: list[Row] = []
     for name, size in sizes.items():
         model = make_model(size, torch.bfloat16, choose_device())
         model.get_output_embeddings().weight.data[len(codec.tokenizer) :] = 0.0
-        queries = make_queries()[: 4 if small else 64]
-        for episodes in (queries[:4], queries):
+        queries = [replace(q, query_id=f"{q.query_id} {n}") for n in range(4) for q in make_queries()][
+            : 4 if small else None
+        ]
+        for way, plays in {
+            "warming up": StepRecordings.run,
+            "recorded": StepRecordings.run,
+            "plain": _run_plainly,
+        }.items():
+            setattr(StepRecordings, "run", plays)  # noqa: B010
+            episodes = queries[:4] if way == "warming up" else queries
             rollout = RolloutConfig(batch_size=len(episodes), max_steps=3, max_new_tokens=4 if small else 32)
             policy = LocalPolicy(model, codec, name="random", rollout=rollout, max_context=2048, seed=0)
             start = time.perf_counter()
@@ -269,7 +282,7 @@ def measure_rollout(small: bool) -> list[Row]:
             seconds = time.perf_counter() - start
             rows.append(
                 {
-                    "part": f"rollout {name}", "way": f"{len(episodes)} episodes",
+                    "part": f"rollout {name}", "way": f"{len(episodes)} episodes, {way}",
                     "tokens/s": round(sum(t.action_tokens for t in trajectories) / seconds),
                     "seconds": round(seconds, 1), "peak GB": _read_peak_gigabytes(),
                 }
@@ -278,15 +291,32 @@ def measure_rollout(small: bool) -> list[Row]:
     return rows
 
 
+def _run_plainly(self: Any, key: tuple[int, int], step: Callable[[], None]) -> None:
+    step()
+
+
+def train_smollm(small: bool) -> list[Row]:
+    """SmolLM2 by configs/smollm_gpu.yaml for as many rounds as fit; without its folder the part is left out."""
+    from scripts.gpu_training import BASE, train
+
+    if not small and not (BASE / "config.json").is_file():
+        return [{"part": "training", "way": f"left out: {BASE} is not there; python -m scripts.smollm writes it"}]
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as folder:
+        return train(BASE, TRAINING_SECONDS, small, Path(folder))
+
+
+TRAINING_SECONDS = 160.0
+"""When the rounds of the training end; its evaluation comes after that."""
 PARTS = {
-    "full": Part(measure_full, 100),
-    "lora": Part(measure_lora, 120),
-    "rollout": Part(measure_rollout, 80),
-    "tests": Part(run_tests, 100),
-    "full_plain": Part(measure_full_plain, 60),
-    "log_probs": Part(measure_log_probs, 60),
-    "attention": Part(measure_attention, 40),
-    "lora_checkpointed": Part(measure_lora_checkpointed, 70),
+    "tests": Part(run_tests, 80),
+    "full": Part(measure_full, 80),
+    "lora": Part(measure_lora, 90),
+    "rollout": Part(measure_rollout, 50),
+    "log_probs": Part(measure_log_probs, 40),
+    "attention": Part(measure_attention, 30),
+    "full_plain": Part(measure_full_plain, 50),
+    "lora_checkpointed": Part(measure_lora_checkpointed, 60),
+    "training": Part(train_smollm, 230),
 }
 
 
@@ -318,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="the smallest sizes, on a CPU")
     parser.add_argument("--part", choices=list(PARTS), help="only this part, in this process")
     parser.add_argument("--only", nargs="*", choices=list(PARTS), help="only these parts")
-    parser.add_argument("--seconds", type=float, default=470.0, help="seconds for all parts together")
+    parser.add_argument("--seconds", type=float, default=580.0, help="seconds for all parts together")
     options = parser.parse_args(arguments)
     if options.part:
         rows = PARTS[options.part].run(options.small)

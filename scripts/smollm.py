@@ -53,11 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the folder that is named; one that has weights already stays as it is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="model folder to write")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--gguf", type=Path, help="the GGUF file, where the package is not installed")
+    options = parser.parse_args(arguments)
+    folder = options.folder
     if (folder / "model.safetensors").is_file():
         sys.stdout.write(f"{folder}: has a model already\n")
         return
-    write_model(find_weights(), folder)
+    write_model(options.gguf or find_weights(), folder)
     sys.stdout.write(f"{folder}: written\n")
 
 

@@ -6,8 +6,9 @@ by side without holes: a row can be extended by an observation, or given to anot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,8 @@ from steptool.policies.kv_cache import AttentionMasks, make_forward_options
 
 _CHUNK = 64
 """The cache grows by half, to a multiple of this number of slots."""
+_RECORDED_CHUNK = 128
+"""Steps that are recorded read a multiple of this number of slots, so that one recording serves as many steps."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,51 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         return larger
 
 
+class StepRecordings:
+    """CUDA graphs of the decoding step, one for each number of slots that it reads.
+
+    A graph launches all kernels of a step at once. Without it the launches of a small model take several times as long
+    as its computation. A graph cannot hold a step that waits for the GPU, as some mixtures of experts do; such a model
+    is played without graphs.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
+        """None: this step has run once, so that the libraries are set up for its sizes."""
+        self._pool: Any = None
+        self._waits: bool | None = None
+        """Whether the step waits for the GPU; None: not known yet."""
+
+    def clear(self) -> None:
+        """Forget all graphs, because the tensors that they read and write have been replaced."""
+        self._graphs = {}
+
+    def run(self, key: tuple[int, int], step: Callable[[], None]) -> None:
+        """Run a step: the first one of a key plainly, the second one is recorded, and the others are replayed.
+
+        `step` reads and writes the same tensors each time.
+        """
+        if self._waits is None:
+            self._waits = not _run_without_waiting(step)
+            if not self._waits:
+                return
+        if self._waits or key not in self._graphs:
+            self._graphs[key] = None
+            step()
+            return
+        if (graph := self._graphs[key]) is None:
+            graph = self._graphs[key] = self._record(step)
+        graph.replay()
+
+    def _record(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Record the step, which does not run meanwhile."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            step()
+        return graph
+
+
 class BatchSampler:
     """Rows that are fed tokens and sampled from together; each row's turn ends on its own.
 
@@ -157,6 +205,7 @@ class BatchSampler:
         greedy: bool = False,
     ) -> None:
         self._masks, self._options = AttentionMasks(model), make_forward_options(model)
+        self._recordings = StepRecordings() if model.device.type == "cuda" else None
         self._model, self._device = model, model.device
         self._temperature, self._greedy, self._max_new = temperature, greedy, max_new_tokens
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
@@ -200,11 +249,21 @@ class BatchSampler:
     def step(self) -> None:
         """Sample one more token in every row whose turn goes on."""
         self._length += 1
-        # A waiting row is computed as well, and may be longer than the others. It writes to the spare slot.
-        spare = self._cache.grow(self._length)
+        if self._recordings is None:
+            self._decode(self._length, self._cache.grow(self._length))
+            return
+        length = -(-self._length // _RECORDED_CHUNK) * _RECORDED_CHUNK
+        spare = self._cache.grow(length)
+        self._recordings.run((length, spare), partial(self._decode, length, spare))
+
+    def _decode(self, length: int, spare: int) -> None:
+        """Compute a step that reads `length` slots, with the same tensors each time.
+
+        A waiting row is computed as well, and may be longer than the others. It writes to the slot `spare`.
+        """
         position = torch.where(self._sampling, self._position, spare)
-        self._cache.aim(None, position[:, None], None, self._length)
-        logits_BV = self._forward(self._last[:, None], self._position[:, None], self._length)
+        self._cache.aim(None, position[:, None], None, length)
+        logits_BV = self._forward(self._last[:, None], self._position[:, None], length)
         going = self._sampling
         self._position += going
         self._record(self._rows, logits_BV, going)
@@ -227,6 +286,8 @@ class BatchSampler:
         """Go on with these rows only; row rows[i] becomes row i."""
         index = torch.tensor(rows, dtype=torch.long, device=self._device)
         self._cache.keep(index)
+        if self._recordings:
+            self._recordings.clear()
         for name in ("_last", "_position", "_count", "_ids", "_logprobs", "_uniforms", "_sampling"):
             setattr(self, name, getattr(self, name)[index])
         self._rows = torch.arange(len(rows), device=self._device)
@@ -286,6 +347,24 @@ class BatchSampler:
         self._count[rows] = count
         self._last[rows] = torch.where(going, token, self._last[rows])
         self._sampling[rows] = going & ~torch.isin(token, self._end_ids) & (count < self._max_new)
+
+
+def _run_without_waiting(step: Callable[[], None]) -> bool:
+    """Run a step, and return whether it did not wait for the GPU.
+
+    One that would wait is broken off. By then it has changed no more than keys and values, which the step writes again.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return True
 
 
 def _invert(probs_RV: Tensor, uniforms_R: Tensor) -> Tensor:
