@@ -53,7 +53,7 @@ test: $(STAMP)  ## run the tests
 test-slow: $(STAMP)  ## run the tests that take minutes too
 	$(BIN)/python -m pytest -m "not cluster and not gpu"
 
-gpu: $(STAMP)  ## the tests that need a GPU, then speed and memory on it (SMALL=--small runs it on a CPU)
+gpu: $(STAMP)  ## the tests that need a GPU, then speed, memory and a training on it (SMALL=--small runs it on a CPU)
 	$(BIN)/python -m scripts.gpu_check $(SMALL)
 
 vllm:  ## an environment of its own, .venv-vllm, with the package and vLLM for CPUs

@@ -23,11 +23,12 @@ BASE = ROOT / "runs" / "smollm-base"
 """The folder that `scripts.smollm` writes."""
 FULL = (
     "rollout.engine=transformers",
+    "rollout.cuda_graphs=true",
     "rounds.placement=together",
     "ppo.rounds=12",
     "evaluation.sampled_repeats=1",
 )
-"""What differs from the configuration: vLLM is not there, and as many rounds as fit into some minutes."""
+"""The differences from the configuration: our own engine instead of vLLM, and as many rounds as fit into minutes."""
 SMALL = (
     *FULL,
     "policy.base=embedded",
@@ -104,7 +105,7 @@ def train(base: Path, seconds: float, small: bool, folder: Path) -> list[dict[st
     with suppress(TimeUpError):
         play_and_learn(inputs, 0, config.ppo.rounds, start, None, kept, on_checkpoint=clock.count_round)
     finished = play_and_learn(inputs, 0, clock.rounds, start, None, kept)
-    rows.append(clock.note(f"{clock.rounds} rounds of {config.rollout.episodes} episodes"))
+    rows.append(clock.note(f"rounds of {config.rollout.episodes} episodes: {clock.rounds}"))
     rows[-1]["seconds a round"] = round(rows[-1]["seconds"] / clock.rounds, 1)
     return rows + _evaluate(config, tasks, {"warm start": start, "StepTool": finished[-1].learned.model}, start, clock)
 

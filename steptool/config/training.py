@@ -115,6 +115,10 @@ class RolloutConfig(StrictModel):
     """What decodes, in rollouts and in evaluation. transformers: this package's own sampler, whose samples depend on
     the seed alone; vllm: vLLM in the process of the stage, faster on a GPU, from the extra gpu. Its samples depend on
     the seed and on rounding, which changes with the episodes that are played side by side."""
+    cuda_graphs: bool = False
+    """Whether the engine transformers records its decoding steps on a GPU as CUDA graphs, which launch all kernels of a
+    step at once. On a CPU it changes nothing. It has not run on a GPU yet, so it is off; `make gpu` tests and measures
+    it."""
 
 
 class AuditConfig(StrictModel):

@@ -203,9 +203,10 @@ class BatchSampler:
         max_new_tokens: int,
         temperature: float = 1.0,
         greedy: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self._masks, self._options = AttentionMasks(model), make_forward_options(model)
-        self._recordings = StepRecordings() if model.device.type == "cuda" else None
+        self._recordings = StepRecordings() if cuda_graphs and model.device.type == "cuda" else None
         self._model, self._device = model, model.device
         self._temperature, self._greedy, self._max_new = temperature, greedy, max_new_tokens
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)

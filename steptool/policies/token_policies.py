@@ -318,6 +318,7 @@ class LocalPolicy(TokenPolicy):
             max_new_tokens=self._rollout.max_new_tokens,
             temperature=self._rollout.temperature,
             greedy=decoding is Decoding.GREEDY,
+            cuda_graphs=self._rollout.cuda_graphs,
         )
         return ordered
 

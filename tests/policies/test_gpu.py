@@ -23,9 +23,7 @@ def make_model(rope: str = "default") -> LlamaForCausalLM:
 
 def sample(model: LlamaForCausalLM, *, recorded: bool) -> tuple[list[SampledTurn], int]:
     """Two turns of each of two rows, 160 tokens each, after one of three rows was dropped; and the number of graphs."""
-    sampler = BatchSampler(model, 3, set(), max_new_tokens=160, temperature=0.9)
-    if not recorded:
-        sampler._recordings = None
+    sampler = BatchSampler(model, 3, set(), max_new_tokens=160, temperature=0.9, cuda_graphs=recorded)
     uniforms = np.random.default_rng(1).random((2, 3, 160), dtype=np.float32)
     sampler.feed([Feed(row, 0, prompt, uniforms[0, row]) for row, prompt in enumerate(PROMPTS)])
     for _ in range(20):
