@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -277,8 +278,8 @@ def main() -> None:
         if end.code != INTERRUPTED:
             raise
         _report("ended by SIGTERM" if received else "interrupted")
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
         atexit._run_exitfuncs()  # ends the processes of tools and servers; no thread of a call that hangs is waited for
         os._exit(128 + received[0] if received else INTERRUPTED)
     except ConfigError as error:
@@ -384,15 +385,15 @@ def _end(code: int, text: str) -> None:
 
 
 def _report(text: str) -> None:
-    """Say how the command ends, and where its unfinished work is, if there is any."""
-    print(escape_controls(f"steptool: {text}"), file=sys.stderr)
-    if not _make_scratch_folder.cache_info().currsize:
-        return
-    folder = _make_scratch_folder()
-    if any(folder.iterdir()):
-        print(f"steptool: unfinished work is in {folder}; steptool clean removes it", file=sys.stderr)
-    else:
-        folder.rmdir()
+    """Say how the command ends and where its unfinished work is; a full disk does not change the exit code."""
+    with suppress(OSError):
+        print(escape_controls(f"steptool: {text}"), file=sys.stderr, flush=True)
+        if _make_scratch_folder.cache_info().currsize:
+            folder = _make_scratch_folder()
+            if any(folder.iterdir()):
+                print(f"steptool: unfinished work is in {folder}; steptool clean removes it", file=sys.stderr)
+            else:
+                folder.rmdir()
 
 
 if __name__ == "__main__":

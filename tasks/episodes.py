@@ -116,9 +116,8 @@ def review_rewards(
     Deck("rewards", html)
     for sentence in write_sentences(result):
         say("audit", sentence)
+    files = {REWARDS_FILE: rewards_file, COSTS: download(costs), PAGE: folder / PAGE, FIGURES: folder / FIGURES}
+    places = deliver(files, output)
     return Reviewed(
-        Parquet(deliver(rewards_file, output, REWARDS_FILE)),
-        Parquet(deliver(download(costs), output, COSTS)),
-        FlyteFile(deliver(folder / PAGE, output, PAGE)),
-        FlyteFile(deliver(folder / FIGURES, output, FIGURES)),
+        Parquet(places[REWARDS_FILE]), Parquet(places[COSTS]), FlyteFile(places[PAGE]), FlyteFile(places[FIGURES])
     )

@@ -96,15 +96,22 @@ def deliver_ingested(
     from steptool.storage.transfer import deliver
 
     numbers = json.loads(download(counts).read_text(encoding="utf-8"))
-    delivered = Delivered(
-        Parquet(deliver(download(queries), output, names.QUERIES_FILE)),
-        Parquet(deliver(download(demonstrations), output, names.DEMONSTRATIONS_FILE)),
-        Parquet(deliver(download(rewards), output, names.REWARDS_FILE)),
-        FlyteFile(deliver(download(quarantine), output, names.QUARANTINE_FILE)),
-        FlyteFile(deliver(download(counts), output, names.COUNTS_FILE)),
-    )
+    files = {
+        names.QUERIES_FILE: download(queries),
+        names.DEMONSTRATIONS_FILE: download(demonstrations),
+        names.REWARDS_FILE: download(rewards),
+        names.QUARANTINE_FILE: download(quarantine),
+        names.COUNTS_FILE: download(counts),
+    }
+    places = deliver(files, output)
     if not any(numbers.values()):
         raise IngestError("data.paths: expected tasks or recordings, got files that hold none; see what they contain")
     if not numbers.get("queries kept"):
         raise IngestError(f"{summarise(numbers)}. No query is left. See {output}/{names.QUARANTINE_FILE}")
-    return delivered
+    return Delivered(
+        Parquet(places[names.QUERIES_FILE]),
+        Parquet(places[names.DEMONSTRATIONS_FILE]),
+        Parquet(places[names.REWARDS_FILE]),
+        FlyteFile(places[names.QUARANTINE_FILE]),
+        FlyteFile(places[names.COUNTS_FILE]),
+    )

@@ -115,10 +115,11 @@ def write_page(
     sources = [EpisodeFiles(download(t), r and download(r), a and download(a)) for t, r, a in files if t]
     folder, name = os.path.split(output)
     first = write_viewer(make_folder("viewer") / name, download(queries), sources, title, page_size)
-    for page in sorted(first.parent.iterdir(), key=lambda page: page == first):  # last, because it links to the others
-        place = deliver(page, folder or ".", page.name)
-        say("view", f"{place}: {page.stat().st_size / 1e6:,.1f} MB")
-    return FlyteFile(place)
+    pages = sorted(first.parent.iterdir(), key=lambda page: page == first)  # last, because it links to the others
+    places = deliver({page.name: page for page in pages}, folder or ".")
+    for page in pages:
+        say("view", f"{places[page.name]}: {page.stat().st_size / 1e6:,.1f} MB")
+    return FlyteFile(places[first.name])
 
 
 @stage("export")
@@ -132,6 +133,6 @@ def export_trajectories(
     result = export(
         download_all([trajectories, *(more_trajectories or [])]), download(queries), form, make_folder("exported")
     )
-    place = deliver(result.path, output, result.path.name)
+    place = deliver({result.path.name: result.path}, output)[result.path.name]
     say("export", f"{place}: {', '.join(f'{name} {count}' for name, count in result.counts.items())}")
     return FlyteFile(place)

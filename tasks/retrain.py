@@ -109,7 +109,7 @@ def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, 
     Deck("retraining", page.read_text(encoding="utf-8"))
     folder = f"{output.rstrip('/')}/{plan.run_id}"
     Registry(registry).record_run(plan.run_id, describe_run(plan, outcome, f"{folder}/{RETRAINING_PAGE}"))
-    place = deliver(page, folder, RETRAINING_PAGE)
+    place = deliver({RETRAINING_PAGE: page}, folder)[RETRAINING_PAGE]
     say("retrain", f"{outcome.result}: {'; '.join(outcome.reasons)}")
     say("retrain", f"page: {place}")
     return Outcome(outcome.result, outcome.version, FlyteFile(place))

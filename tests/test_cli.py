@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from full_disk import use_small_disk
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -230,6 +233,37 @@ def test_evaluate_compares_the_policies_and_leaves_nothing_behind(config: Path, 
     assert code == 0, error
     assert [path.name for path in scratch.iterdir() if path.name.startswith(("flyte", "steptool"))] == []
     assert "reference" in output and (config.parent / "evaluation" / "evaluation.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["tmp", "out"])
+def test_a_full_disk_is_named_with_its_room_and_the_remedy(ingested: Path, tmp_path: Path, name: str) -> None:
+    """Temporary files or results stand on a disk of 24 kB."""
+    for folder in ("tmp", "out"):
+        (tmp_path / folder).mkdir()
+    files = ["--trajectories", ingested / "demonstrations.parquet", "--queries", ingested / "queries.parquet"]
+    export = [sys.executable, "-m", "steptool.cli", "export", *files, "--output", tmp_path / "out"]
+    process = subprocess.run(
+        [*use_small_disk(tmp_path / name, 24), *map(str, export)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    remedy = {"tmp": "let TMPDIR name a folder on another disk", "out": "name a place on another disk"}[name]
+    pattern = rf"steptool: export: .*; 0\.0 MB are free in {tmp_path}/{name}\S*: make room there, or {remedy}; "
+    assert process.returncode == 1
+    assert re.match(pattern, process.stderr), process.stderr
+
+
+def test_a_standard_error_that_takes_no_more_does_not_change_the_exit_code() -> None:
+    command = [sys.executable, "-m", "steptool.cli", "check", "/no.yaml"]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=full, timeout=60, check=False
+        )
+    assert process.returncode == 2
 
 
 SLOW_TOOL = '''import os, pathlib, time

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import sqlite3
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from steptool.artifacts.metrics import escape_controls
 from steptool.config import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
+_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def describe_error(error: BaseException, limit: int = 1000) -> str:
-    """An error in one line that a terminal can show; with its class unless the text is one of ours and says enough."""
+    """An error in one line that a terminal can show; with its class unless the text is one of ours and says enough.
+
+    For a full disk the line adds which folder has no room, and the remedy.
+    """
     if isinstance(error, SystemExit):
         return f"the code of the run called sys.exit({error.code!r})"
     is_explained = _has_our_class(error) or type(error) is ValueError
     text = str(error) if is_explained else ""
     lines = (text if text.strip() else describe_with_class(error).removesuffix(": ")).splitlines()
-    return escape_controls("; ".join(line.strip() for line in lines if line.strip()))[:limit]
+    line = "; ".join(line.strip() for line in lines if line.strip())[:limit]
+    return escape_controls(line + _advise_on_full_disk(error))
+
+
+def _advise_on_full_disk(error: BaseException) -> str:
+    """How much room the folder of the file has, and what to do; empty for an error of another kind.
+
+    SQLite, Arrow and streams do not name the file. Most of what they write here are temporary files.
+    """
+    is_of_sqlite = isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+    if not is_of_sqlite and not (isinstance(error, OSError) and error.errno in _FULL_DISK):
+        return ""
+    file = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    folder, remedy = Path(tempfile.gettempdir()), "make room there, or let TMPDIR name a folder on another disk"
+    if not isinstance(file, str):
+        remedy = f"{remedy}; if there is enough, make room where the command writes"
+    elif not Path(file).is_relative_to(folder):
+        folder, remedy = Path(file).parent, "make room there, or name a place on another disk"
+    with suppress(OSError):
+        return f"; {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free in {folder}: {remedy}"
+    return ""
 
 
 def describe_with_class(error: BaseException) -> str:

@@ -20,8 +20,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,15 +35,8 @@ from steptool.config import Config
 from steptool.records.tables import hold_lock, write_whole
 
 _VERSION_KEYS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "content_md5",
-    "crc32c",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "mtime",
+    *("ETag", "etag", "md5Hash", "content_md5", "crc32c"),
+    *("LastModified", "last_modified", "updated", "mtime"),
 )
 """Keys under which stores note what changes with the content of a file, best first."""
 S = TypeVar("S", bound=BaseModel)
@@ -210,23 +203,25 @@ def publish(built: Path, target: str, kind: str) -> str:
     return place
 
 
-def deliver(file: Path, folder: str, name: str) -> str:
-    """Copy a file into a folder or url under a name: whole or not at all. Other files there stay. Returns its place.
+def deliver(files: Mapping[str, Path], folder: str) -> dict[str, str]:
+    """Copy files into a folder or url under these names, and return their places by name. Other files there stay.
 
-    Raises TargetError where a file stands in the place of the folder.
+    In a folder they appear when all are copied, so that a full disk leaves the former ones; a url receives one after
+    the other. The last one may link to the others. Raises TargetError where a file stands in the place of the folder.
     """
-    place = f"{expand_target(folder)}/{name}"
+    place = expand_target(folder)
     if is_remote(place):
-        fs, path = fsspec.core.url_to_fs(place)
-        fs.put_file(str(file), path)
-        return place
-    target = Path(place)
-    if target.parent.is_file():
+        fs, root = fsspec.core.url_to_fs(place)
+        for name, file in files.items():
+            fs.put_file(str(file), f"{root}/{name}")
+    elif Path(place).is_file():
         raise TargetError(f"{folder}: expected a folder, got a file; {_REMEDY}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(target) as partial:
-        shutil.copyfile(file, partial)
-    return place
+    else:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as partials:
+            for name, file in reversed(files.items()):  # a stack ends in reverse, so they appear in the given order
+                shutil.copyfile(file, partials.enter_context(write_whole(Path(place, name))))
+    return {name: f"{place}/{name}" for name in files}
 
 
 def _open(place: str) -> tuple[Any, str]:

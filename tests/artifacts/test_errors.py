@@ -1,3 +1,6 @@
+import errno
+import re
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -37,3 +40,20 @@ def test_an_error_is_not_lost_where_its_stack_cannot_be_kept(tmp_path: Path, mon
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     text = describe_with_stack(KeyError("a"))
     assert text.startswith("KeyError: 'a' (stack: not kept, [Errno 2] No such file or directory: ")
+
+
+def test_an_error_of_a_full_disk_says_which_folder_has_how_much_room(tmp_path: Path) -> None:
+    database = sqlite3.connect("")
+    database.execute("PRAGMA max_page_count = 2")
+    database.execute("CREATE TABLE texts (text TEXT)")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        database.execute("INSERT INTO texts VALUES (?)", ("x" * 100_000,))
+    room = r"[\d,.]+ MB are free in"
+    temporary = re.escape(tempfile.gettempdir())
+    remedy = "make room there, or let TMPDIR name a folder on another disk; if there is enough, make room where"
+    message = rf"OperationalError: database or disk is full; {room} {temporary}: {remedy} the command writes"
+    assert re.fullmatch(message, describe_error(full.value))
+
+    copied = OSError(errno.ENOSPC, "No space left on device", "/tmp/a", None, "/usr/results.parquet")
+    assert re.search(rf"; {room} /usr: make room there, or name a place on another disk$", describe_error(copied))
+    assert describe_error(OSError(errno.ENOENT, "none", "/usr/a")).endswith("none: '/usr/a'")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from full_disk import stop_files_at
 from steptool.artifacts.lineage import EVALUATION, TRAINING
 from steptool.storage import transfer
 from steptool.storage.transfer import MANIFEST, TargetError, check_target, deliver, publish
@@ -124,9 +124,9 @@ def test_checking_a_target_leaves_nothing_behind(place: str, tmp_path: Path) -> 
 
 def test_a_file_is_delivered_beside_others(place: str, tmp_path: Path) -> None:
     page = built(tmp_path, "1", "page.html") / "page.html"
-    deliver(page, place, "view.html")
+    deliver({"view.html": page}, place)
     page.write_text("2")
-    assert deliver(page, f"{place}/", "other.html") == f"{place}/other.html"
+    assert deliver({"other.html": page}, f"{place}/") == {"other.html": f"{place}/other.html"}
     assert contents(place) == {"view.html": "1", "other.html": "2"}
 
 
@@ -136,7 +136,7 @@ def test_a_delivery_that_was_killed_leaves_nothing_after_the_next_one(tmp_path: 
         "import shutil, sys; from pathlib import Path; from steptool.storage import transfer\n"
         "def stop(file, partial): Path(partial).write_text('half'); print('ready', flush=True); input()\n"
         "shutil.copyfile = stop\n"
-        "transfer.deliver(Path(sys.argv[1]), sys.argv[2], 'view.html')\n"
+        "transfer.deliver({'view.html': Path(sys.argv[1])}, sys.argv[2])\n"
     )
     place = tmp_path / "out"
     command = [sys.executable, "-c", code, str(page), str(place)]
@@ -146,8 +146,19 @@ def test_a_delivery_that_was_killed_leaves_nothing_after_the_next_one(tmp_path: 
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGKILL)
     assert [path.suffix for path in place.iterdir()] == [".partial"]
-    deliver(page, str(place), "view.html")
+    deliver({"view.html": page}, str(place))
     assert [path.name for path in place.iterdir()] == ["view.html"]
+
+
+def test_a_full_disk_leaves_the_files_of_the_former_delivery(tmp_path: Path) -> None:
+    former, fresh = built(tmp_path / "1", "1", "a", "b"), built(tmp_path / "2", "2", "a", "b")
+    (fresh / "b").write_bytes(b"x" * 5000)
+    place = tmp_path / "out"
+    deliver({name: former / name for name in ("a", "b")}, str(place))
+    with stop_files_at(1000), pytest.raises(OSError, match="File too large"):
+        deliver({name: fresh / name for name in ("a", "b")}, str(place))
+    assert contents(str(place)) == {"a": "1", "b": "1"}
+    assert sorted(path.name for path in place.iterdir()) == ["a", "b"]
 
 
 def test_a_bucket_that_is_not_there_is_refused_before_anything_is_trained(bucket: str) -> None:
@@ -297,12 +308,10 @@ def test_a_full_disk_is_one_cause_and_leaves_the_former_run_whole(tmp_path: Path
         for name in ("a", "b"):
             (folder / "model" / name).write_bytes(b"x" * size)
     publish(former, str(tmp_path / "out"), "training")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may become larger
-    try:
-        with pytest.raises(OSError, match=r"/out: cannot be written, and the former files stay; .*File too large: '"):
-            publish(built, str(tmp_path / "out"), "training")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        stop_files_at(1000),
+        pytest.raises(OSError, match=r"/out: cannot be written, and the former files stay; .*File too large: '"),
+    ):
+        publish(built, str(tmp_path / "out"), "training")
     assert (tmp_path / "out" / "model" / "a").stat().st_size == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "former", "out"]
