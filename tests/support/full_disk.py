@@ -21,7 +21,7 @@ def stop_files_at(size: int) -> Iterator[None]:
 
 
 def use_small_disk(folder: Path, kilobytes: int) -> list[str]:
-    """The beginning of a command that sees an empty disk of this size at the folder. Skips where no disk can be mounted.
+    """Beginning of a command that sees an empty disk of this size at the folder; skips where none can be mounted.
 
     The command runs in a mount namespace of its own, which ends with it.
     """
