@@ -219,7 +219,7 @@ def deliver(files: Mapping[str, Path], folder: str) -> dict[str, str]:
     else:
         Path(place).mkdir(parents=True, exist_ok=True)
         with ExitStack() as partials:
-            for name, file in reversed(files.items()):  # a stack ends in reverse, so they appear in the given order
+            for name, file in reversed([*files.items()]):  # a stack ends in reverse: they appear in the given order
                 shutil.copyfile(file, partials.enter_context(write_whole(Path(place, name))))
     return {name: f"{place}/{name}" for name in files}
 
