@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -158,13 +159,18 @@ def push(upload: Upload, *, private: bool, message: str = "Upload by steptool", 
     api = HfApi()
     operations = [CommitOperationAdd(path, str(file)) for path, file in upload.files.items()]
     operations.append(CommitOperationAdd(lineage.CARD, upload.card.encode()))
+    has_begun = False
     try:
         api.create_repo(upload.repo, repo_type=upload.kind, private=private, exist_ok=True)
+        has_begun = True
         _check_present_weights(api, upload)
         commit = api.create_commit(upload.repo, operations, repo_type=upload.kind, commit_message=message)
         return str(commit.commit_url)
     except (HTTPError, InvalidURL, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        problem = _describe_failure(error, api.endpoint)
+        problem = _describe_failure(error, api.endpoint, has_begun=has_begun)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # ends the line of a bar of progress
+        raise
     gc.collect()  # ends the bars of progress that the library leaves open and would draw over the problem
     raise HubError(problem)
 
@@ -207,8 +213,8 @@ def _check_present_weights(api: Any, upload: Upload) -> None:
         )
 
 
-def _describe_failure(error: Exception, endpoint: str) -> str:
-    """Why nothing was sent, and what helps."""
+def _describe_failure(error: Exception, endpoint: str, *, has_begun: bool) -> str:
+    """Why nothing was committed, and what helps. The upload has begun where the server has answered before."""
     from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -221,7 +227,7 @@ def _describe_failure(error: Exception, endpoint: str) -> str:
         return _explain_refusal(cause, endpoint)
     if isinstance(cause, HfHubHTTPError):  # the Hub checks a card before anything else is sent
         return f"{endpoint} refused the card: {' '.join(str(error).split())}; see --licence and --dataset"
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) or (has_begun and isinstance(error, (HTTPError, OSError))):
         return f"the upload to {endpoint} broke off ({describe_error(cause)}); push again: what has arrived is kept"
     if isinstance(error, (HTTPError, InvalidURL, OSError)):
         return f"{endpoint} cannot be reached ({error or type(error).__name__}); HF_ENDPOINT names another server"

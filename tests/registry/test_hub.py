@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -143,11 +144,18 @@ def hub() -> Iterator[Hub]:
         server.server_close()
 
 
-def push(hub: Hub, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+PUSH = [sys.executable, "-m", "steptool.cli", "push"]
+
+
+def make_environment(hub: Hub) -> dict[str, str]:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_key", "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-m", "steptool.cli", "push", *arguments]
-    return subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=120)
+    return environment
+
+
+def push(hub: Hub, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = make_environment(hub) | variables
+    return subprocess.run([*PUSH, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_a_version_of_a_registry_is_pushed_with_its_results(run: Path, tmp_path: Path) -> None:
@@ -262,6 +270,36 @@ def test_a_refusal_in_the_middle_ends_at_once_and_nothing_is_committed(
     line = failed.stderr.splitlines()[-1]
     assert failed.returncode == 1 and line.startswith("steptool: ") and words in line, failed.stderr
     assert not hub.files
+
+
+@pytest.mark.parametrize("place", ["/put/", "/commit/"])
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_a_push_that_a_signal_ends_commits_nothing_and_the_next_one_completes(
+    run: Path, hub: Hub, place: str, number: signal.Signals, code: int, words: str
+) -> None:
+    hub.hold = place
+    command = [*PUSH, str(run), "team/desk"]
+    with subprocess.Popen(command, env=make_environment(hub), stderr=subprocess.PIPE, text=True) as process:
+        assert hub.held.wait(60)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert error.splitlines()[-1] == f"steptool: {words}" and not hub.files
+    hub.hold = ""
+    assert push(hub, str(run), "team/desk").returncode == 0
+    assert hub.files["model.safetensors"] == b"weights"
+
+
+def test_a_connection_that_is_cut_in_the_middle_is_told_as_such(run: Path, hub: Hub) -> None:
+    hub.cut = "/commit/"
+    failed = push(hub, str(run), "team/desk")
+    cause = f"the upload to {hub.url} broke off (RemoteProtocolError: Server disconnected without sending a response.)"
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == f"steptool: {cause}; push again: what has arrived is kept"
+    hub.cut = ""
+    assert push(hub, str(run), "team/desk").returncode == 0 and hub.files
 
 
 def test_weights_of_another_model_in_the_repository_are_named_and_nothing_is_sent(run: Path, hub: Hub) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import threading
 import time
 from http.server import ThreadingHTTPServer
 from typing import Any
@@ -30,6 +31,12 @@ class Hub(ThreadingHTTPServer):
         """When it says that a refused request may be repeated."""
         self.silence = 0.0
         """Seconds before it answers."""
+        self.cut = ""
+        """Part of the paths at which it closes the connection in the middle of a request; empty: none."""
+        self.hold = ""
+        """Part of the paths at which it takes the request and never answers; empty: none."""
+        self.held = threading.Event()
+        """Set as soon as it holds a request."""
         self.present: list[str] = []
         """Files that the repository holds already."""
         self.faults: list[str] = []
@@ -41,6 +48,8 @@ class HubHandler(JsonHandler):
     server: Hub
 
     def do_POST(self) -> None:
+        if self.is_cut():
+            return
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.keys.add(self.headers.get("Authorization"))
         time.sleep(self.server.silence)
@@ -85,7 +94,19 @@ class HubHandler(JsonHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def is_cut(self) -> bool:
+        """Whether the connection was closed instead of an answer."""
+        if self.server.hold and self.server.hold in self.path:
+            self.server.held.set()
+            self.rfile.read()  # until the client is gone
+        elif not (self.server.cut and self.server.cut in self.path):
+            return False
+        self.close_connection = True
+        return True
+
     def do_PUT(self) -> None:
+        if self.is_cut():
+            return
         content = self.rfile.read(int(self.headers["Content-Length"]))
         if self.server.status != 200 and self.server.place in self.path:
             return self.refuse()
