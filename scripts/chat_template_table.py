@@ -71,10 +71,10 @@ def play(template: str, chat_format: str) -> str:
     """The format in which a conversation is cut into turns and read back, or the reason why it cannot be."""
     try:
         codec = ChatCodec(make_tokenizer(template), chat_format)
-        encoded = codec.encode(TALK, TOOLS)
+        encoding = codec.encode(TALK, TOOLS)
     except ValueError as error:
         return f"refused: {str(error).split(':')[0].split(';')[0]}"
-    calls = [codec.parse(encoded.input_ids[a:b].tolist(), TOOLS).call for a, b in encoded.spans]
+    calls = [codec.parse(encoding.input_ids[a:b].tolist(), TOOLS).call for a, b in encoding.spans]
     expected = [
         ToolCall("get_order", {"id": "7"}),
         ToolCall("Finish", TALK[3]["tool_calls"][0]["function"]["arguments"]),
@@ -105,8 +105,8 @@ def main() -> None:
         print(text)
         return
     page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
+    before, remainder = page.split(BEGIN)
+    _, after = remainder.split(END)
     PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 

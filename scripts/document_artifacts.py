@@ -151,10 +151,10 @@ def _write_rows(field: pa.Field, parent: str) -> Iterator[str]:
     null = "yes" if field.nullable else ""
     description = get_description(field).replace("|", "\\|")
     kind = field.type.value_type if pa.types.is_list(field.type) else field.type
-    nested = list(kind) if pa.types.is_struct(kind) else []
-    kind_name = "list of structs" if nested else re.sub(r"\w+: ", "", str(field.type))
+    nested_fields = list(kind) if pa.types.is_struct(kind) else []
+    kind_name = "list of structs" if nested_fields else re.sub(r"\w+: ", "", str(field.type))
     yield f"| {parent}{field.name} | `{kind_name}` | {null} | {description} |"
-    for inner in nested:
+    for inner in nested_fields:
         yield from _write_rows(inner, f"{parent}{field.name}.")
 
 

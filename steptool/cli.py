@@ -77,13 +77,13 @@ def _add_run_command(workflow: Literal["train", "evaluate"], folder: str, descri
         call_tools: CalledInDryRun = CalledTools.READ_ONLY,
         threads: Threads = 0,
     ) -> None:
-        loaded = _load_config(config, overrides)
+        loaded_config = _load_config(config, overrides)
         if workflow == "evaluate":
-            loaded.evaluation.require_policies()
+            loaded_config.evaluation.require_policies()
         if dry_run:
-            _rehearse(loaded, output, call_tools, for_training=workflow == "train")
+            _rehearse(loaded_config, output, call_tools, for_training=workflow == "train")
         else:
-            _run(workflow, threads, config=loaded, output=output)
+            _run(workflow, threads, config=loaded_config, output=output)
 
 
 _add_run_command("train", "runs/latest", "Improve a model on its own episodes, and report whether it got better.")
@@ -221,14 +221,14 @@ def check(
     Exits with 2 for what it finds: data or a model that cannot be used, a run that cannot fit into the memory of this
     machine or of the machines of a profile. Tools are called and the model is played by `train --dry-run` alone.
     """
-    loaded = _load_config(config, overrides)
+    loaded_config = _load_config(config, overrides)
     with refuse_by_findings():
         from steptool.check.plan import describe_memory_needs, describe_plan
         from steptool.pipeline.preparation import check_data
 
-        _print_lines(describe_plan(loaded))
-        _print_lines(check_data(loaded))
-        _print_lines(describe_memory_needs(loaded, _read_machines(profile), is_local=profile is None))
+        _print_lines(describe_plan(loaded_config))
+        _print_lines(check_data(loaded_config))
+        _print_lines(describe_memory_needs(loaded_config, _read_machines(profile), is_local=profile is None))
 
 
 app.command()(push)
@@ -265,10 +265,10 @@ def main() -> None:
 
     SIGTERM ends it as Ctrl-C does, so that the processes of tools and servers end with it.
     """
-    received: list[int] = []
+    signals: list[int] = []
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        received.append(number)
+        signals.append(number)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
@@ -277,11 +277,11 @@ def main() -> None:
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        _report("ended by SIGTERM" if received else "interrupted")
+        _report("ended by SIGTERM" if signals else "interrupted")
         with suppress(OSError):
             sys.stdout.flush()
         atexit._run_exitfuncs()  # ends the processes of tools and servers; no thread of a call that hangs is waited for
-        os._exit(128 + received[0] if received else INTERRUPTED)
+        os._exit(128 + signals[0] if signals else INTERRUPTED)
     except ConfigError as error:
         _end(REFUSED, str(error))
     except Exception as error:
@@ -327,9 +327,9 @@ def _import_from_checkout(module: str) -> Any:
         )
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
-    loaded = importlib.import_module(module)
+    imported = importlib.import_module(module)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # flytekit's own handler calls sys.exit(1)
-    return loaded
+    return imported
 
 
 @cache
@@ -368,12 +368,12 @@ def _read_machines(profile: Path | None = None) -> dict[str, Machine]:
         return dict.fromkeys(STAGES, detect_machine())
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as folder:
         tempfile.tempdir = folder  # flytekit makes folders of its own there when it is imported
-        loaded = _import_from_checkout("tasks.runtime.profile")
+        profile_module = _import_from_checkout("tasks.runtime.profile")
         tempfile.tempdir = None
-    stages = loaded.load_profile(profile)
+    stages = profile_module.load_profile(profile)
     machines: dict[str, Machine] = {}
     for name in STAGES:
-        resources = stages.of(loaded.StageName(name))
+        resources = stages.of(profile_module.StageName(name))
         machine = read_machine(resources.gpus, resources.gpu_type, resources.limits.memory, resources.processes)
         machines |= {name: machine} if machine else {}
     return machines

@@ -30,7 +30,7 @@ def rollout(shard: int, round_index: int, config: Config, model: Model, base: Mo
         return Shard(str(play_shard(policy, task_set, config, round_index, shard, make_folder("rollout"), watch)))
 
 
-class Annotated(NamedTuple):
+class AnnotateOutputs(NamedTuple):
     """The rewards of a file of trajectories, and what they cost."""
 
     rewards: Parquet
@@ -38,12 +38,12 @@ class Annotated(NamedTuple):
 
 
 @stage("annotate", cached=True)
-def annotate(trajectories: Parquet, config: Config, queries: Parquet) -> Annotated:
+def annotate(trajectories: Parquet, config: Config, queries: Parquet) -> AnnotateOutputs:
     """Score the steps of a file of trajectories by the configured annotator."""
     from steptool.pipeline.episodes import score_file
 
     folder = score_file(download(trajectories), download(queries), config, -1, make_folder("annotate"))
-    return Annotated(Parquet(str(folder / "rewards.parquet")), Parquet(str(folder / "costs.parquet")))
+    return AnnotateOutputs(Parquet(str(folder / "rewards.parquet")), Parquet(str(folder / "costs.parquet")))
 
 
 @stage("annotate", cached=True)
@@ -55,7 +55,7 @@ def annotate_shard(shard: Shard, round_index: int, config: Config, queries: Parq
     return Shard(str(score_file(episodes, download(queries), config, round_index, make_folder("annotate"))))
 
 
-class Audited(NamedTuple):
+class AuditOutputs(NamedTuple):
     """The episodes of a round, the rewards to learn from and what both cost, each in one file."""
 
     trajectories: Parquet
@@ -63,7 +63,7 @@ class Audited(NamedTuple):
     costs: Parquet
 
 
-class Reviewed(NamedTuple):
+class ReviewOutputs(NamedTuple):
     """Rewards, what they cost, and their audit as a page and as figures."""
 
     rewards: Parquet
@@ -75,7 +75,7 @@ class Reviewed(NamedTuple):
 @stage("audit", cached=True)
 def audit(
     round_index: int, config: Config, queries: Parquet, episode_shards: list[Shard], reward_shards: list[Shard]
-) -> Audited:
+) -> AuditOutputs:
     """Join the shards of a round, and stop where its rewards are beyond a threshold."""
     from steptool.pipeline.episodes import audit_round
 
@@ -88,7 +88,7 @@ def audit(
         make_folder("joined"),
         lambda page: Deck("rewards", page),
     )
-    return Audited(Parquet(str(audited.trajectories)), Parquet(str(audited.rewards)), Parquet(str(audited.costs)))
+    return AuditOutputs(Parquet(str(audited.trajectories)), Parquet(str(audited.rewards)), Parquet(str(audited.costs)))
 
 
 @stage("review")
@@ -100,7 +100,7 @@ def review_rewards(
     rewards: Parquet,
     costs: Parquet,
     compare: str,
-) -> Reviewed:
+) -> ReviewOutputs:
     """Audit the rewards of a file of trajectories and put them with the audit into a folder or url."""
     from steptool.report.rewards_page import build_rewards_page, write_sentences
     from steptool.rewards.audit import audit_files
@@ -118,6 +118,6 @@ def review_rewards(
         say("audit", sentence)
     files = {REWARDS_FILE: rewards_file, COSTS: download(costs), PAGE: folder / PAGE, FIGURES: folder / FIGURES}
     places = deliver(files, output)
-    return Reviewed(
+    return ReviewOutputs(
         Parquet(places[REWARDS_FILE]), Parquet(places[COSTS]), FlyteFile(places[PAGE]), FlyteFile(places[FIGURES])
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # its imports take seconds
     from steptool.evaluation.measures import PolicyEvaluation
 
 
-class Evaluated(NamedTuple):
+class EvaluateOutputs(NamedTuple):
     """One row per query and repeat, the episodes behind them, and what they cost."""
 
     rows: Parquet
@@ -29,7 +29,7 @@ class Evaluated(NamedTuple):
 
 
 @stage("evaluate", cached=True)
-def evaluate(name: str, config: Config, model: Model, base: Model, tasks: Tasks) -> Evaluated:
+def evaluate(name: str, config: Config, model: Model, base: Model, tasks: Tasks) -> EvaluateOutputs:
     """Play the held-out queries with a model, greedily once and sampled as often as configured.
 
     `base` is the base model of an adapter, if `model` is an adapter.
@@ -43,7 +43,7 @@ def evaluate(name: str, config: Config, model: Model, base: Model, tasks: Tasks)
     result = _evaluate(policy, config, tasks)
     track_evaluation(name, result.rows, config)
     target = make_folder("evaluate")
-    return Evaluated(
+    return EvaluateOutputs(
         Parquet(str(write_records(target / "evaluations.parquet", result.rows, Evaluation))),
         Parquet(str(write_records(target / "greedy.parquet", result.greedy, Trajectory))),
         Parquet(str(write_records(target / "sampled.parquet", result.sampled, Trajectory))),
@@ -62,16 +62,16 @@ def evaluate_policy(policy: int, config: Config, tasks: Tasks) -> FlyteDirectory
     from steptool.pipeline.tracking import track_evaluation
     from steptool.records import Trajectory
 
-    evaluated = config.evaluation.policies[policy]
+    policy_config = config.evaluation.policies[policy]
     for field in ("model", "base"):
-        if (place := getattr(evaluated, field)) not in ("", "embedded"):
-            evaluated = evaluated.model_copy(update={field: str(fetch(place, make_folder(field)))})
-    result = _evaluate(evaluated, config, tasks)
-    track_evaluation(evaluated.name, result.rows, config)
+        if (place := getattr(policy_config, field)) not in ("", "embedded"):
+            policy_config = policy_config.model_copy(update={field: str(fetch(place, make_folder(field)))})
+    result = _evaluate(policy_config, config, tasks)
+    track_evaluation(policy_config.name, result.rows, config)
     folder = make_folder("evaluate_policy")
     write_records(folder / names.EVALUATED, result.rows, Evaluation)
     write_costs(folder, watch.measure_cost(result.tokens))
-    write_records(folder / names.name_policy_file(evaluated.name), [*result.greedy, *result.sampled], Trajectory)
+    write_records(folder / names.name_policy_file(policy_config.name), [*result.greedy, *result.sampled], Trajectory)
     return FlyteDirectory(str(folder))
 
 
@@ -86,7 +86,7 @@ def _evaluate(policy: EvaluatedPolicy, config: Config, tasks: Tasks) -> "PolicyE
     )
 
 
-class Judgement(NamedTuple):
+class JudgeOutputs(NamedTuple):
     """A judge's verdicts on the episodes, its preferences between those of two policies, and what both cost."""
 
     verdicts: Parquet
@@ -94,7 +94,7 @@ class Judgement(NamedTuple):
     costs: Parquet
 
 
-class Comparison(NamedTuple):
+class CompareOutputs(NamedTuple):
     """The page, the table in Markdown, the figures of metrics.json, the rows behind them, and the viewer."""
 
     page: FlyteFile
@@ -105,7 +105,7 @@ class Comparison(NamedTuple):
 
 
 @stage("judge", cached=True)
-def judge(config: Config, queries: Parquet, evaluations: list[FlyteDirectory]) -> Judgement:
+def judge(config: Config, queries: Parquet, evaluations: list[FlyteDirectory]) -> JudgeOutputs:
     """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes."""
     watch = Stopwatch("judge")
     from steptool.artifacts import lineage as names
@@ -116,7 +116,7 @@ def judge(config: Config, queries: Parquet, evaluations: list[FlyteDirectory]) -
     config = localize(config, make_folder("fetched"), "evaluation.verdicts")
     judgement = judge_episodes(download(queries), [download(part) for part in evaluations], config)
     target = make_folder("judged")
-    return Judgement(
+    return JudgeOutputs(
         Parquet(str(write_records(target / names.VERDICTS, judgement.verdicts, Verdict))),
         Parquet(str(write_records(target / names.PREFERENCES, judgement.preferences, Preference))),
         write_costs(target, watch.measure_cost(counts=judgement.counts)),
@@ -133,7 +133,7 @@ def compare(
     preferences: Parquet,
     judge_costs: Parquet,
     ingest_metrics: Parquet,
-) -> Comparison:
+) -> CompareOutputs:
     """Compare the policies, and put tables, page and episodes in place of `output` if it is given."""
     from steptool.artifacts import lineage as names
     from steptool.pipeline.folders import write_comparison
@@ -155,7 +155,7 @@ def compare(
     place = publish(folder, output, names.EVALUATION)
     track_results(pages.table, {name: f"{place}/{name}" for name in (names.PAGE, names.FIGURES, names.VIEWER)}, config)
     say_results("compare", pages.table, {"page": f"{place}/{names.PAGE}"})
-    return Comparison(
+    return CompareOutputs(
         FlyteFile(f"{place}/{names.PAGE}"),
         FlyteFile(f"{place}/{names.TABLE}"),
         FlyteFile(f"{place}/{names.FIGURES}"),

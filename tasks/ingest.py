@@ -14,7 +14,7 @@ from tasks.runtime.artifacts import Parquet, Tasks, download, make_folder, write
 from tasks.runtime.stage import stage
 
 
-class Ingested(NamedTuple):
+class IngestOutputs(NamedTuple):
     """Queries of all splits, demonstrations, rewards that were recorded with them, the records set aside for a fault,
     and the counts of what was read, kept and dropped, for people and as metrics of the run."""
 
@@ -28,7 +28,7 @@ class Ingested(NamedTuple):
     costs: Parquet
 
 
-class Delivered(NamedTuple):
+class IngestFiles(NamedTuple):
     """The files of an ingest in the user's folder."""
 
     queries: Parquet
@@ -53,7 +53,7 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
 
 
 @stage("ingest", cached=True)
-def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty: bool = False) -> Ingested:
+def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty: bool = False) -> IngestOutputs:
     """Read or draw the tasks and check them. For training no split may stay empty.
 
     `sources` is the fingerprint. Because of it Flyte does not reuse a cached result if the data has changed.
@@ -72,7 +72,7 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
         if ":" in name:
             say("ingest", f"{name}: {count}")
     tasks = TaskSet.write(folder / "tasks", result.queries_path, result.demonstrations_path, config)
-    return Ingested(
+    return IngestOutputs(
         Tasks(str(tasks.folder)),
         Parquet(str(result.queries_path)),
         Parquet(str(result.demonstrations_path)),
@@ -87,7 +87,7 @@ def ingest(config: Config, sources: str, for_training: bool = True, may_be_empty
 @stage("deliver")
 def deliver_ingested(
     output: str, queries: Parquet, demonstrations: Parquet, rewards: Parquet, quarantine: FlyteFile, counts: FlyteFile
-) -> Delivered:
+) -> IngestFiles:
     """Put what was read into a folder or url. Fails after that if no query was kept."""
     import json
 
@@ -108,7 +108,7 @@ def deliver_ingested(
         raise IngestError("data.paths: expected tasks or recordings, got files that hold none; see what they contain")
     if not numbers.get("queries kept"):
         raise IngestError(f"{summarise(numbers)}. No query is left. See {output}/{names.QUARANTINE_FILE}")
-    return Delivered(
+    return IngestFiles(
         Parquet(places[names.QUERIES_FILE]),
         Parquet(places[names.DEMONSTRATIONS_FILE]),
         Parquet(places[names.REWARDS_FILE]),

@@ -14,7 +14,7 @@ from tasks.runtime.artifacts import Model, Parquet, download, download_all, make
 from tasks.runtime.stage import stage
 
 
-class Evidence(NamedTuple):
+class ReportOutputs(NamedTuple):
     """The page, the figures of metrics.json, the trained model, and what it was measured by: rows and queries."""
 
     report: FlyteFile
@@ -44,7 +44,7 @@ def report(
     evaluations: dict[str, Parquet],
     evaluation_trajectories: dict[str, Parquet],
     evaluation_rewards: dict[str, Parquet],
-) -> Evidence:
+) -> ReportOutputs:
     """Collect every artifact in one folder, write the report from it, and put it in place of `output` if it is given.
 
     `metrics`, `costs`: of the stages outside of the rounds; `round_metrics`, `round_costs`, `trajectories`, `rewards`,
@@ -77,10 +77,10 @@ def report(
     pages = write_run(folder, files, config, watch.measure_cost)
     Deck("report", pages.html)
     place = publish(folder, output, names.TRAINING)
-    linked = (names.REPORT, names.VIEWER, names.FIGURES, names.MODEL)
-    track_results(pages.table, {name: f"{place}/{name}" for name in linked}, config)
+    linked_files = (names.REPORT, names.VIEWER, names.FIGURES, names.MODEL)
+    track_results(pages.table, {name: f"{place}/{name}" for name in linked_files}, config)
     say_results("report", pages.table, {"report": f"{place}/{names.REPORT}"})
-    return Evidence(
+    return ReportOutputs(
         FlyteFile(f"{place}/{names.REPORT}"),
         FlyteFile(f"{place}/{names.FIGURES}"),
         Model(f"{place}/{names.MODEL}"),

@@ -15,7 +15,7 @@ from tasks.runtime.artifacts import Model, Parquet, download, make_folder
 from tasks.runtime.stage import code_version, stage
 
 
-class Outcome(NamedTuple):
+class RetrainOutputs(NamedTuple):
     """How the run ended, the version that it published if any, and its page."""
 
     result: Result
@@ -36,14 +36,14 @@ def _make_token(registry: str, kickoff: datetime) -> str:
     return _LOCAL_TOKENS[registry, kickoff]
 
 
-@stage("look")
-def look(config: Config, registry: str, kickoff: datetime, force: bool) -> RetrainingPlan:
+@stage("plan_retraining")
+def plan_retraining(config: Config, registry: str, kickoff: datetime, force: bool) -> RetrainingPlan:
     """Find out which data is new and which model is in service."""
     from steptool.registry import Registry
 
     plan = plan_run(config, Registry(registry), make_run_id(kickoff, _make_token(registry, kickoff)), kickoff, force)
     news = f"{len(plan.new)} of {plan.files} sources new, in service: {plan.champion or plan.base}"
-    say("look", news if plan.due else f"nothing new in {plan.files} sources: nothing is trained")
+    say("retrain", news if plan.due else f"nothing new in {plan.files} sources: nothing is trained")
     return plan
 
 
@@ -96,8 +96,10 @@ def promote(
     return settle(store, plan, decision, approved, folder, metadata)
 
 
-@stage("tell")
-def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, training: str) -> Outcome:
+@stage("report_retraining")
+def report_retraining(
+    registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, training: str
+) -> RetrainOutputs:
     """Write the page of the run, and the run into the registry."""
     from steptool.registry import Registry
     from steptool.report.evaluation_page import RETRAINING_PAGE, build_retraining_page
@@ -112,7 +114,7 @@ def tell(registry: str, output: str, plan: RetrainingPlan, outcome: RunOutcome, 
     place = deliver({RETRAINING_PAGE: page}, folder)[RETRAINING_PAGE]
     say("retrain", f"{outcome.result}: {'; '.join(outcome.reasons)}")
     say("retrain", f"page: {place}")
-    return Outcome(outcome.result, outcome.version, FlyteFile(place))
+    return RetrainOutputs(outcome.result, outcome.version, FlyteFile(place))
 
 
 @stage("record_failure")

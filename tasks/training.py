@@ -23,7 +23,7 @@ from tasks.runtime.artifacts import (
 from tasks.runtime.stage import stage
 
 
-class Prepared(NamedTuple):
+class PrepareOutputs(NamedTuple):
     """The base model and the part of the data that fits it.
 
     The tasks whose prompts fit its context, their queries, the demonstrations with their tokens, the quarantine with
@@ -39,7 +39,7 @@ class Prepared(NamedTuple):
     costs: Parquet
 
 
-class WarmStarted(NamedTuple):
+class WarmStartOutputs(NamedTuple):
     """The model to start from, the metrics of its training, and what it cost."""
 
     model: Model
@@ -48,7 +48,7 @@ class WarmStarted(NamedTuple):
 
 
 @stage("prepare", cached=True)
-def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantine: FlyteFile) -> Prepared:
+def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantine: FlyteFile) -> PrepareOutputs:
     """Start a session for each task, put the base model in place, try it, and encode the demonstrations.
 
     Prompts have to fit the model's context. Demonstrations that the model cannot learn from are counted and put into
@@ -65,18 +65,18 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     from steptool.records.tables import read_records, write_records
 
     local_config = localize(config, make_folder("fetched"), "policy.base", "tools.toolbench.cache")
-    all_queries, recorded = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
-    with open_environment_of(all_queries, local_config, recorded) as environment:
+    all_queries, trajectories = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
+    with open_environment_of(all_queries, local_config, trajectories) as environment:
         check_queries(environment, all_queries)
-    prepared = prepare_model(all_queries, recorded, local_config, make_folder("base"), is_local=runs_locally())
-    sign(prepared.model, None, "base", [], note=config.policy.base)
-    target, lessons = make_folder("prepared"), prepared.lessons
-    query_counts = {"queries": len(prepared.queries), "left out": len(all_queries) - len(prepared.queries)}
+    preparation = prepare_model(all_queries, trajectories, local_config, make_folder("base"), is_local=runs_locally())
+    sign(preparation.model, None, "base", [], note=config.policy.base)
+    target, lessons = make_folder("prepared"), preparation.lessons
+    query_counts = {"queries": len(preparation.queries), "left out": len(all_queries) - len(preparation.queries)}
     counts = count_metrics("prepare", {**query_counts, **lessons.counts()})
-    fitting = write_records(target / "queries.parquet", prepared.queries, Query)
+    fitting = write_records(target / "queries.parquet", preparation.queries, Query)
     tasks = TaskSet.write(target / "tasks", fitting, download(demonstrations), config)
-    return Prepared(
-        Model(str(prepared.model)),
+    return PrepareOutputs(
+        Model(str(preparation.model)),
         Tasks(str(tasks.folder)),
         Parquet(str(fitting)),
         Parquet(str(write_records(target / "lessons.parquet", lessons.encoded, Trajectory))),
@@ -87,7 +87,7 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
 
 
 @stage("warm_start", cached=True)
-def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) -> WarmStarted:
+def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) -> WarmStartOutputs:
     """Fine-tune the base model on the demonstrations, whose tokens `prepare` has made."""
     watch = Stopwatch("warm_start")
     from steptool.artifacts.lineage import sign
@@ -123,14 +123,14 @@ def warm_start(config: Config, base: Model, queries: Parquet, lessons: Parquet) 
     track_updates(metrics, config)
     figures = make_folder("figures")
     say("warm_start", "finished", seconds=cost.seconds)
-    return WarmStarted(
+    return WarmStartOutputs(
         Model(str(folder)),
         Parquet(str(write_records(figures / METRICS, metrics, Metric))),
         write_costs(figures, cost),
     )
 
 
-class Improved(NamedTuple):
+class PpoOutputs(NamedTuple):
     """The next policy, the advantages that it learned from, the metrics of its training, what the whole round cost,
     and the running scale of rewards for the next round."""
 
@@ -151,7 +151,7 @@ def ppo(
     rewards: Parquet,
     costs: Parquet,
     scale: FlyteFile | None,
-) -> Improved:
+) -> PpoOutputs:
     """Train the policy on its own episodes of this round.
 
     `costs` are those of the episodes and of their rewards. The first round has no running scale to start from.
@@ -160,7 +160,7 @@ def ppo(
     from steptool.pipeline.learning import learn_round
 
     checkpoints = Checkpoints("ppo")
-    learned = learn_round(
+    result = learn_round(
         download(policy),
         download(reference),
         AuditedRound(download(trajectories), download(rewards), download(costs)),
@@ -173,16 +173,16 @@ def ppo(
     )
     checkpoints.remove()
     discard(download(policy), download(reference))
-    return Improved(
-        Model(str(learned.model)),
-        Parquet(str(learned.advantages)),
-        Parquet(str(learned.metrics)),
-        Parquet(str(learned.costs)),
-        FlyteFile(str(learned.scale)),
+    return PpoOutputs(
+        Model(str(result.model)),
+        Parquet(str(result.advantages)),
+        Parquet(str(result.metrics)),
+        Parquet(str(result.costs)),
+        FlyteFile(str(result.scale)),
     )
 
 
-class Together(NamedTuple):
+class RoundsTogetherOutputs(NamedTuple):
     """The policy and the running scale after the last round, and for each round what stages in pods return."""
 
     model: Model
@@ -208,14 +208,14 @@ def rounds_together(
     tasks: Tasks,
     queries: Parquet,
     scale: FlyteFile | None,
-) -> Together:
+) -> RoundsTogetherOutputs:
     """Play, annotate, audit and learn from `count` rounds, the first of which has the index `first`."""
     from steptool.pipeline.episodes import TaskSet
     from steptool.pipeline.learning import RoundInputs, play_and_learn
 
     config = localize(config, make_folder("fetched"), "tools.toolbench.cache", "rewards.audit.previous")
     checkpoints = Checkpoints("rounds_together")
-    finished = play_and_learn(
+    results = play_and_learn(
         RoundInputs(download(start), TaskSet(download(tasks)), download(queries), config),
         first,
         count,
@@ -227,13 +227,13 @@ def rounds_together(
     )
     checkpoints.remove(checkpoints.folder)  # because the results are in it
     discard(download(policy), download(start))
-    last = finished[-1].learned
-    return Together(
+    last = results[-1].learned
+    return RoundsTogetherOutputs(
         Model(str(last.model)),
         FlyteFile(str(last.scale)),
-        [Parquet(str(round_result.audited.trajectories)) for round_result in finished],
-        [Parquet(str(round_result.audited.rewards)) for round_result in finished],
-        [Parquet(str(round_result.learned.advantages)) for round_result in finished],
-        [Parquet(str(round_result.learned.metrics)) for round_result in finished],
-        [Parquet(str(round_result.learned.costs)) for round_result in finished],
+        [Parquet(str(result.audited.trajectories)) for result in results],
+        [Parquet(str(result.audited.rewards)) for result in results],
+        [Parquet(str(result.learned.advantages)) for result in results],
+        [Parquet(str(result.learned.metrics)) for result in results],
+        [Parquet(str(result.learned.costs)) for result in results],
     )

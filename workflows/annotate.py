@@ -5,14 +5,14 @@ pyflyte run workflows/annotate.py annotate --config configs/laptop.yaml --output
 """
 
 from steptool.config import Config
-from tasks.episodes import Reviewed, review_rewards
+from tasks.episodes import ReviewOutputs, review_rewards
 from tasks.episodes import annotate as score
 from tasks.runtime.artifacts import Parquet
 from tasks.runtime.stage import workflow
 
 
 @workflow()
-def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: str, compare: str = "") -> Reviewed:
+def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: str, compare: str = "") -> ReviewOutputs:
     """Write rewards.parquet, costs.parquet, audit.html and audit.json (docs/annotators.md).
 
     Args:
@@ -23,13 +23,13 @@ def annotate(config: Config, trajectories: Parquet, queries: Parquet, output: st
         compare: file or url of other rewards. On the same trajectories they are one more opinion (another annotator,
             human labels); on other trajectories, an earlier run that drift is measured against. None if empty.
     """
-    annotated = score(trajectories=trajectories, config=config, queries=queries)
+    annotation = score(trajectories=trajectories, config=config, queries=queries)
     return review_rewards(
         output=output,
         config=config,
         queries=queries,
         trajectories=trajectories,
-        rewards=annotated.rewards,
-        costs=annotated.costs,
+        rewards=annotation.rewards,
+        costs=annotation.costs,
         compare=compare,
     )

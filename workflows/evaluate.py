@@ -15,7 +15,7 @@ from flytekit import map_task
 from flytekit.types.directory import FlyteDirectory
 
 from steptool.config import Config
-from tasks.evaluate import Comparison, compare, evaluate_policy, judge
+from tasks.evaluate import CompareOutputs, compare, evaluate_policy, judge
 from tasks.ingest import fingerprint, ingest
 from tasks.runtime.artifacts import Tasks
 from tasks.runtime.stage import stage, workflow
@@ -30,7 +30,7 @@ def evaluate_policies(config: Config, tasks: Tasks) -> list[FlyteDirectory]:
 
 
 @workflow()
-def evaluate(config: Config, output: str = "") -> Comparison:
+def evaluate(config: Config, output: str = "") -> CompareOutputs:
     """Compare the policies of a configuration on its queries (docs/evaluation.md).
 
     Args:
@@ -38,24 +38,24 @@ def evaluate(config: Config, output: str = "") -> Comparison:
         output: folder or url that receives tables, page and episodes; none if empty.
     """
     sources = fingerprint(config=config, output=output, for_training=False)
-    ingested = ingest(config=config, sources=sources, for_training=False)
-    evaluations = evaluate_policies(config=config, tasks=ingested.tasks)
-    judgement = judge(config=config, queries=ingested.queries, evaluations=evaluations)
+    data = ingest(config=config, sources=sources, for_training=False)
+    evaluations = evaluate_policies(config=config, tasks=data.tasks)
+    judgement = judge(config=config, queries=data.queries, evaluations=evaluations)
     return compare(
         config=config,
         output=output,
-        queries=ingested.queries,
+        queries=data.queries,
         evaluations=evaluations,
         verdicts=judgement.verdicts,
         preferences=judgement.preferences,
         judge_costs=judgement.costs,
-        ingest_metrics=ingested.metrics,
+        ingest_metrics=data.metrics,
     )
 
 
-@stage("line_up", dynamic=True)
-def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Comparison:
-    """Look up the model in service, and evaluate it."""
+@stage("evaluate_in_service", dynamic=True)
+def evaluate_in_service(config: Config, registry: str, output: str, kickoff: datetime) -> CompareOutputs:
+    """Evaluate the model in service, the base model and the policies of the configuration."""
     from steptool.registry import Registry
     from steptool.retraining.plan import add_champion_and_base
 
@@ -64,7 +64,7 @@ def line_up(config: Config, registry: str, output: str, kickoff: datetime) -> Co
 
 
 @workflow()
-def evaluate_champion(config: Config, registry: str, output: str, kickoff: datetime) -> Comparison:
+def evaluate_champion(config: Config, registry: str, output: str, kickoff: datetime) -> CompareOutputs:
     """Compare the model in service with the base model, and with the policies of the configuration.
 
     Args:
@@ -73,4 +73,4 @@ def evaluate_champion(config: Config, registry: str, output: str, kickoff: datet
         output: folder or url that receives a folder for each evaluation.
         kickoff: when the evaluation was started; its folder is named by it.
     """
-    return line_up(config=config, registry=registry, output=output, kickoff=kickoff)
+    return evaluate_in_service(config=config, registry=registry, output=output, kickoff=kickoff)

@@ -4,13 +4,13 @@ pyflyte run workflows/ingest.py ingest --config my.yaml --output data/mine
 """
 
 from steptool.config import Config
-from tasks.ingest import Delivered, deliver_ingested, fingerprint
+from tasks.ingest import IngestFiles, deliver_ingested, fingerprint
 from tasks.ingest import ingest as read_source
 from tasks.runtime.stage import workflow
 
 
 @workflow()
-def ingest(config: Config, output: str) -> Delivered:
+def ingest(config: Config, output: str) -> IngestFiles:
     """Read the tasks and recordings that a configuration names, and write what was kept, dropped and counted.
 
     Args:
@@ -19,12 +19,12 @@ def ingest(config: Config, output: str) -> Delivered:
         output: folder or url that receives the files; others there stay.
     """
     sources = fingerprint(config=config, output="", for_training=False)
-    ingested = read_source(config=config, sources=sources, for_training=False, may_be_empty=True)
+    data = read_source(config=config, sources=sources, for_training=False, may_be_empty=True)
     return deliver_ingested(
         output=output,
-        queries=ingested.queries,
-        demonstrations=ingested.demonstrations,
-        rewards=ingested.rewards,
-        quarantine=ingested.quarantine,
-        counts=ingested.counts,
+        queries=data.queries,
+        demonstrations=data.demonstrations,
+        rewards=data.rewards,
+        quarantine=data.quarantine,
+        counts=data.counts,
     )

@@ -11,7 +11,7 @@ from flytekit import wait_for_input
 
 from steptool.config import Config
 from steptool.retraining.plan import Decision, RetrainingPlan
-from tasks.retrain import Outcome, decide, look, promote, record_failure, tell
+from tasks.retrain import RetrainOutputs, decide, plan_retraining, promote, record_failure, report_retraining
 from tasks.runtime.stage import stage, workflow
 from workflows.train import train
 
@@ -19,9 +19,9 @@ from workflows.train import train
 warnings.filterwarnings("ignore", "The parameter --force is used more than once")
 
 
-@stage("approval", dynamic=True)
-def approval(decision: Decision, hours: float) -> bool:
-    """A person's answer, which is asked for only where the rule lets the challenger pass."""
+@stage("ask_approval", dynamic=True)
+def ask_approval(decision: Decision, hours: float) -> bool:
+    """Wait for a person's answer if the rule lets the challenger pass; otherwise nobody is asked and it is no."""
     if not decision.promote:
         return False
     answer: bool = wait_for_input("approve", timeout=timedelta(hours=hours), expected_type=bool)
@@ -29,29 +29,31 @@ def approval(decision: Decision, hours: float) -> bool:
 
 
 @stage("challenge", dynamic=True)
-def challenge(config: Config, registry: str, output: str, plan: RetrainingPlan) -> Outcome:
+def challenge(config: Config, registry: str, output: str, plan: RetrainingPlan) -> RetrainOutputs:
     """Train a challenger if there is new data, and let it take over if the rule and the person agree."""
     if not plan.due:
-        return tell(registry=registry, output=output, plan=plan, outcome=plan.skip(), training="")
-    trained = train(config=plan.configure(config), output=f"{output.rstrip('/')}/{plan.run_id}/training")
-    decision = decide(config=config, registry=registry, plan=plan, rows=trained.evaluations, queries=trained.queries)
+        return report_retraining(registry=registry, output=output, plan=plan, outcome=plan.skip(), training="")
+    training = train(config=plan.configure(config), output=f"{output.rstrip('/')}/{plan.run_id}/training")
+    decision = decide(config=config, registry=registry, plan=plan, rows=training.evaluations, queries=training.queries)
     hours = config.promotion.approval_hours
-    approved = approval(decision=decision, hours=hours) if config.promotion.approval else True
+    approved = ask_approval(decision=decision, hours=hours) if config.promotion.approval else True
     outcome = promote(
         config=config,
         registry=registry,
         plan=plan,
         decision=decision,
         approved=approved,
-        model=trained.model,
-        rows=trained.evaluations,
-        queries=trained.queries,
+        model=training.model,
+        rows=training.evaluations,
+        queries=training.queries,
     )
-    return tell(registry=registry, output=output, plan=plan, outcome=outcome, training="training/report.html")
+    return report_retraining(
+        registry=registry, output=output, plan=plan, outcome=outcome, training="training/report.html"
+    )
 
 
 @workflow(on_failure=record_failure)
-def retrain(config: Config, registry: str, output: str, kickoff: datetime, force: bool = False) -> Outcome:
+def retrain(config: Config, registry: str, output: str, kickoff: datetime, force: bool = False) -> RetrainOutputs:
     """Train on what is new, starting from the model in service, and promote the result if it is better.
 
     Args:
@@ -61,5 +63,5 @@ def retrain(config: Config, registry: str, output: str, kickoff: datetime, force
         kickoff: when the run was started; its name and its folder begin with it.
         force: train even if nothing is new.
     """
-    plan = look(config=config, registry=registry, kickoff=kickoff, force=force)
+    plan = plan_retraining(config=config, registry=registry, kickoff=kickoff, force=force)
     return challenge(config=config, registry=registry, output=output, plan=plan)

@@ -12,7 +12,7 @@ from steptool.config import Config
 from tasks.episodes import annotate, annotate_shard, audit, rollout
 from tasks.evaluate import evaluate
 from tasks.ingest import fingerprint, ingest
-from tasks.report import Evidence, report
+from tasks.report import ReportOutputs, report
 from tasks.runtime.artifacts import Model, Parquet, Tasks, runs_locally
 from tasks.runtime.profile import profile
 from tasks.runtime.stage import stage, workflow
@@ -57,27 +57,25 @@ def _place_in_pods(config: Config, start: Model, tasks: Tasks, queries: Parquet)
         episode_shards = map_task(play)(shard=list(range(config.rollout.shards)))
         score = partial(annotate_shard, round_index=round_index, config=config, queries=queries)
         reward_shards = map_task(score)(shard=episode_shards)
-        audited = audit(
+        episodes = audit(
             round_index=round_index,
             config=config,
             queries=queries,
             episode_shards=episode_shards,
             reward_shards=reward_shards,
         )
-        improved = ppo(
+        update = ppo(
             round_index=round_index,
             config=config,
             policy=policy,
             reference=start,
-            trajectories=audited.trajectories,
-            rewards=audited.rewards,
-            costs=audited.costs,
+            trajectories=episodes.trajectories,
+            rewards=episodes.rewards,
+            costs=episodes.costs,
             scale=scale,
         )
-        policy, scale = improved.model, improved.scale
-        results.append(
-            Round(audited.trajectories, audited.rewards, improved.advantages, improved.metrics, improved.costs)
-        )
+        policy, scale = update.model, update.scale
+        results.append(Round(episodes.trajectories, episodes.rewards, update.advantages, update.metrics, update.costs))
     return policy, results
 
 
@@ -103,29 +101,29 @@ def _place_together(config: Config, start: Model, tasks: Tasks, queries: Parquet
 
 
 @workflow()
-def train(config: Config, output: str = "") -> Evidence:
+def train(config: Config, output: str = "") -> ReportOutputs:
     """Improve a policy by step-grained PPO on its own episodes and compare it with where it started.
 
     Args:
         config: the run's configuration, such as configs/laptop.yaml; every field is explained there.
         output: folder or url that receives the report, the models and every Parquet artifact; none if empty.
     """
-    ingested = ingest(config=config, sources=fingerprint(config=config, output=output))
-    demonstrations = ingested.demonstrations
+    data = ingest(config=config, sources=fingerprint(config=config, output=output))
+    demonstrations = data.demonstrations
     base = prepare(
         config=config,
-        queries=ingested.queries,
+        queries=data.queries,
         demonstrations=demonstrations,
-        quarantine=ingested.quarantine,
+        quarantine=data.quarantine,
     )
     queries = base.queries
     warm = warm_start(config=config, base=base.model, queries=queries, lessons=base.lessons)
-    trained = rounds(config=config, start=warm.model, tasks=base.tasks, queries=queries)
+    training = rounds(config=config, start=warm.model, tasks=base.tasks, queries=queries)
 
     measure = partial(evaluate, config=config, tasks=base.tasks)
     base_evaluation = measure(name="base", model=base.model, base=base.model)
     warm_start_evaluation = measure(name="warm_start", model=warm.model, base=warm.model)
-    final_evaluation = measure(name="steptool", model=trained.model, base=warm.model)
+    final_evaluation = measure(name="steptool", model=training.model, base=warm.model)
     score = partial(annotate, config=config, queries=queries)
     warm_start_scores = score(trajectories=warm_start_evaluation.greedy)
     final_scores = score(trajectories=final_evaluation.greedy)
@@ -136,19 +134,19 @@ def train(config: Config, output: str = "") -> Evidence:
         queries=queries,
         demonstrations=demonstrations,
         lessons=base.lessons,
-        recorded_rewards=ingested.rewards,
+        recorded_rewards=data.rewards,
         quarantine=base.quarantine,
-        metrics=[ingested.metrics, base.metrics, warm.metrics],
+        metrics=[data.metrics, base.metrics, warm.metrics],
         costs=[
-            *(ingested.costs, base.costs, warm.costs, base_evaluation.costs),
+            *(data.costs, base.costs, warm.costs, base_evaluation.costs),
             *(warm_start_evaluation.costs, final_evaluation.costs, warm_start_scores.costs, final_scores.costs),
         ],
-        round_metrics=trained.metrics,
-        round_costs=trained.costs,
-        models={"model": trained.model, "warm_start": warm.model},
-        trajectories=trained.trajectories,
-        rewards=trained.rewards,
-        advantages=trained.advantages,
+        round_metrics=training.metrics,
+        round_costs=training.costs,
+        models={"model": training.model, "warm_start": warm.model},
+        trajectories=training.trajectories,
+        rewards=training.rewards,
+        advantages=training.advantages,
         evaluations={
             "base": base_evaluation.rows,
             "warm_start": warm_start_evaluation.rows,

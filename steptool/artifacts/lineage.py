@@ -166,15 +166,15 @@ def find_hub_base(entries: Sequence[Entry]) -> str:
 def _write_metadata(entries: Sequence[Entry], title: str, facts: Mapping[str, Any], *, is_adapter: bool) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    own = facts.get("results", {}).get(facts.get("result"), {})
-    result = own.get("pass_rate") is not None and EvalResult(
+    own_result = facts.get("results", {}).get(facts.get("result"), {})
+    result = own_result.get("pass_rate") is not None and EvalResult(
         task_type="text-generation",
         task_name="multi-step tool use",
         dataset_type="steptool",
         dataset_name="held-out tasks",
         metric_type="pass_rate",
         metric_name="pass rate, one greedy episode a task",
-        metric_value=round(own["pass_rate"], 4),
+        metric_value=round(own_result["pass_rate"], 4),
     )
     data = ModelCardData(
         base_model=find_hub_base(entries) or None,
@@ -211,8 +211,8 @@ def _write_row(group: Sequence[Entry]) -> str:
     if len(group) > 1:
         files = f"{sum(len(entry['files']) for entry in group)} files, named in {FILE}"
     rounds = f"{first['round'] + 1} to {last['round'] + 1}" if len(group) > 1 else first["round"] + 1
-    scored = [f"scored by {name}" for name in first.get("rewards", {}).get("annotators", ())]
-    notes = "; ".join(part for part in (*scored, first["note"]) if part)
+    annotations = [f"scored by {name}" for name in first.get("rewards", {}).get("annotators", ())]
+    notes = "; ".join(part for part in (*annotations, first["note"]) if part)
     return f"| {first['stage']} | {rounds if first['round'] >= 0 else ''} | {files} | {notes} |"
 
 

@@ -191,8 +191,8 @@ class Ticker:
 
 def average_known(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not missing; None if all are."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+    known_values = [value for value in values if value is not None]
+    return fmean(known_values) if known_values else None
 
 
 def format_rate(values: Iterable[float | None]) -> str:

@@ -265,10 +265,10 @@ def offers_finish(tools: Iterable[ToolSchema]) -> bool:
 
 def offer_tools(tools: Sequence[ToolSchema], mode: FinishMode) -> list[ToolSchema]:
     """The tools that a model sees: with Finish (as the last one, where it is missing), or with text without it."""
-    others = [tool for tool in tools if tool["function"]["name"] != FINISH]
+    other_tools = [tool for tool in tools if tool["function"]["name"] != FINISH]
     if mode == "text":
-        return others
-    return list(tools) if len(others) < len(tools) else [*others, FINISH_SCHEMA]
+        return other_tools
+    return list(tools) if len(other_tools) < len(tools) else [*other_tools, FINISH_SCHEMA]
 
 
 def make_finish(answer: str) -> ToolCall:

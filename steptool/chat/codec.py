@@ -78,15 +78,15 @@ class ChatCodec:
         self.tokenizer = tokenizer
         give_template(tokenizer, chat_format)
         template = ChatTemplate(tokenizer, day)
-        own, json_arguments = find_native_format(template)
+        own_format, json_arguments = find_native_format(template)
         form = None if chat_format == AUTO else FORMATS[ChatFormat(chat_format)]
-        self.native = own is not None and form in (None, own)
+        self.native = own_format is not None and form in (None, own_format)
         if not self.native:
             template = ChatTemplate(tokenizer, day, tools=False)
-        self.format = own if own and self.native else form or REACT
+        self.format = own_format if own_format and self.native else form or REACT
         self._template = template
         self._turns = TurnRenderer(template, self.format, native=self.native, json_arguments=json_arguments)
-        if form is None and not own:
+        if form is None and not own_format:
             self._turns.check_that_react_fits()
         self.end_token, self.end_id = self._turns.end_token, int(tokenizer.convert_tokens_to_ids(self._turns.end_token))
         self._answer_end_id = int(tokenizer.convert_tokens_to_ids(self._turns.answer_end))

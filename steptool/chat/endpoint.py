@@ -182,12 +182,12 @@ class Endpoint:
     async def _reply(self, request: dict[str, Any], vote: int, deadline: float) -> Reply:
         key = make_request_key(request, vote)
         body = self._replies.get(key)
-        cached = body is not None or key in self._running
+        is_cached = body is not None or key in self._running
         if body is None:
             body = await self._share(key, request, deadline)
-        self.usage.cached += cached
+        self.usage.cached += is_cached
         is_cut = body.get("is_cut", False)  # files of earlier versions do not say
-        return Reply(body["message"], body["prompt_tokens"], body["completion_tokens"], cached, is_cut)
+        return Reply(body["message"], body["prompt_tokens"], body["completion_tokens"], is_cached, is_cut)
 
     async def _share(self, key: str, request: dict[str, Any], deadline: float) -> dict[str, Any]:
         """The reply to a request that others may wait for as well. The request ends when nobody waits any more."""

@@ -186,13 +186,13 @@ def _choose(template: str | Mapping[str, str] | None, tools: bool) -> str:
 
 def _fix_date(source: str, day: date) -> str:
     """The template with one day in place of today. Raises ValueError where it asks for the date in an unknown way."""
-    fixed = _TODAY.sub(lambda call: repr(day.strftime(call[2])), source)
-    if re.search(r"strftime_now\s*\(", fixed):
+    fixed_source = _TODAY.sub(lambda call: repr(day.strftime(call[2])), source)
+    if re.search(r"strftime_now\s*\(", fixed_source):
         raise ValueError(
             "the chat template computes how it prints today's date, so that episodes would depend on the day; give the "
             "model a template with a fixed format, as in strftime_now('%Y-%m-%d'), or without the date"
         )
-    return fixed
+    return fixed_source
 
 
 def _split_into_parts(message: Message) -> Message:

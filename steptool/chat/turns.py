@@ -192,9 +192,9 @@ class TurnRenderer:
     def render_between(self, messages: Sequence[Message], tool_name: str) -> str:
         """Text from the end of a turn to the beginning of the next one, where these messages stand between them."""
         stub = self._make_stub(tool_name) if messages[0]["role"] == "tool" else _SPOKEN
-        rest = self._find_rest(stub, self._template.render([_USER, stub, *messages], prompt=True))
-        end = self._template.find_first_control_token(rest) if self._writes_end else ""
-        return rest.partition(end)[2] if end else rest
+        text_after = self._find_rest(stub, self._template.render([_USER, stub, *messages], prompt=True))
+        end = self._template.find_first_control_token(text_after) if self._writes_end else ""
+        return text_after.partition(end)[2] if end else text_after
 
     @cached_property
     def _takes_several_systems(self) -> bool:
@@ -237,8 +237,8 @@ class TurnRenderer:
     def check(self) -> None:
         """Raise ValueError where the template leaves out or changes text, or what tools answer."""
         if _OTHER not in self.render_between([self._make_answer()], _MARK):
-            what = "tool messages" if self._native else "messages of text"
-            raise ValueError(f"the chat template does not render {what}; use the model's template for tool calling")
+            kind = "tool messages" if self._native else "messages of text"
+            raise ValueError(f"the chat template does not render {kind}; use the model's template for tool calling")
         if not self._native:
             (turn,) = to_text([PROBE], self._form)
             if read_text(turn) not in self._template.render([_USER, turn]):

@@ -71,8 +71,8 @@ def read_machine(gpus: int, gpu_type: str, memory: str, processes: int) -> Machi
     match = re.fullmatch(r"([\d.]+)([kMGT]i?|Ki)?", memory)
     if not match:
         return None
-    own = float(match[1]) * _UNITS[match[2] or ""] / processes
-    return Machine(own, f"a pod with a limit of {memory}", processes=processes)
+    process_share = float(match[1]) * _UNITS[match[2] or ""] / processes
+    return Machine(process_share, f"a pod with a limit of {memory}", processes=processes)
 
 
 STAGES = ("prepare", "warm_start", "rollout", "ppo", "rounds_together", "evaluate")
@@ -169,10 +169,10 @@ def estimate(
     rollout = StageMemory("rollout", model, cache=cache, framework=framework, disk=model)
     rounds = [rollout, ppo]
     if config.rounds.are_together(is_local=is_local):
-        copied = model if config.policy.lora_rank else 0.0  # the layers that the adapter is added to
+        copied_weights = model if config.policy.lora_rank else 0.0  # the layers that the adapter is added to
         vllm_at_rest = model if config.rollout.engine == "vllm" and not has_gpu else 0.0
         learning = replace(ppo, weights=ppo.weights + vllm_at_rest)
-        rounds = [_take_turns(rollout, learning, copied, ppo.disk + _measure_checkpoint(shape, config))]
+        rounds = [_take_turns(rollout, learning, copied_weights, ppo.disk + _measure_checkpoint(shape, config))]
     return [
         StageMemory("prepare", model, framework=framework, disk=2 * model),
         *([warm_start] if config.warm_start.steps else []),
@@ -186,14 +186,15 @@ def _estimate_training(
 ) -> tuple[StageMemory, StageMemory]:
     """The warm start and PPO, in one of the processes that train together."""
     has_adapter = config.policy.lora_rank > 0
-    model, trained = _measure_model(shape), _count_trained_parameters(shape, config)
+    model, trained_parameters = _measure_model(shape), _count_trained_parameters(shape, config)
     parts = processes if config.ppo.sharding == "fsdp" else 1
     weights = model if parts == 1 else _measure_sharded_weights(shape, config, parts)
-    weights += trained * _FLOAT32 if has_adapter else 0.0
-    state = trained * _count_optimizer_bytes(shape, config)
+    weights += trained_parameters * _FLOAT32 if has_adapter else 0.0
+    state = trained_parameters * _count_optimizer_bytes(shape, config)
     if parts > 1 and not has_adapter:
-        state = trained * 3 * _FLOAT32 / parts + _measure_whole_weights(shape)  # gradients are whole until they are cut
-    saved = _measure_checkpoint(shape, config)
+        # Gradients are whole until they are cut.
+        state = trained_parameters * 3 * _FLOAT32 / parts + _measure_whole_weights(shape)
+    checkpoint = _measure_checkpoint(shape, config)
     context, tokens = config.policy.max_context, config.ppo.tokens_per_pass
     sequences = min(_WARM_START_SEQUENCES, config.warm_start.batch_size)
     warm_start = StageMemory(
@@ -202,9 +203,9 @@ def _estimate_training(
         optimizer=state,
         activations=_estimate_activations(shape, config, tokens or context * sequences),
         framework=framework,
-        disk=model + 3 * saved + (model if has_adapter else 0.0),  # the adapter is merged
+        disk=model + 3 * checkpoint + (model if has_adapter else 0.0),  # the adapter is merged
     )
-    moments_and_reference = state - _FLOAT32 * trained / parts + (0.0 if has_adapter else model / parts)
+    moments_and_reference = state - _FLOAT32 * trained_parameters / parts + (0.0 if has_adapter else model / parts)
     ppo = StageMemory(
         "ppo",
         weights,
@@ -212,7 +213,7 @@ def _estimate_training(
         activations=_estimate_activations(shape, config, tokens or context * config.ppo.micro_batch_size),
         framework=framework,
         disk=(1 if has_adapter else 2) * model
-        + (5 if parts > 1 and not has_adapter else 4) * saved,  # parts, then joined
+        + (5 if parts > 1 and not has_adapter else 4) * checkpoint,  # parts, then joined
     )
     return warm_start, ppo
 
@@ -225,10 +226,10 @@ def _measure_model(shape: ModelShape) -> float:
 def _measure_checkpoint(shape: ModelShape, config: Config) -> float:
     """Bytes of a checkpoint: an adapter and its moments; or all weights, moments and the lower halves of bfloat16
     weights."""
-    trained = _count_trained_parameters(shape, config)
+    trained_parameters = _count_trained_parameters(shape, config)
     if config.policy.lora_rank:
-        return 12.0 * trained
-    return _measure_model(shape) + (2 * _count_moment_bytes(shape, config) + 2.0) * trained
+        return 12.0 * trained_parameters
+    return _measure_model(shape) + (2 * _count_moment_bytes(shape, config) + 2.0) * trained_parameters
 
 
 def _take_turns(rollout: StageMemory, ppo: StageMemory, copied: float, disk: float) -> StageMemory:

@@ -160,8 +160,8 @@ def find_endpoints(config: Config, *, for_training: bool) -> Iterator[CalledEndp
 
 def _describe_endpoints(config: Config) -> Iterator[str]:
     """A line for each endpoint that a training or an evaluation calls."""
-    called = [*find_endpoints(config, for_training=True), *find_endpoints(config, for_training=False)]
-    for name, endpoint in {c.field: (c.name, c.endpoint) for c in called}.values():
+    endpoints = [*find_endpoints(config, for_training=True), *find_endpoints(config, for_training=False)]
+    for name, endpoint in {c.field: (c.name, c.endpoint) for c in endpoints}.values():
         key = "set" if os.environ.get(endpoint.key_variable) else "not set, which suits a server without keys"
         yield f"endpoint    {name}: {endpoint.model} at {endpoint.base_url}; {endpoint.key_variable} is {key}"
 
@@ -183,8 +183,8 @@ class EpisodeShape:
         if lessons:
             turns = sum(len(lesson.spans) for lesson in lessons)
             tokens = sum(len(lesson.input_ids) for lesson in lessons) / len(lessons)
-            sampled = sum(lesson.action_tokens for lesson in lessons) / turns
-            return cls(tokens, turns / len(lessons), sampled, f"{len(lessons)} demonstrations")
+            sampled_tokens = sum(lesson.action_tokens for lesson in lessons) / turns
+            return cls(tokens, turns / len(lessons), sampled_tokens, f"{len(lessons)} demonstrations")
         half_turns, half_tokens = config.rollout.max_steps / 2, config.rollout.max_new_tokens / 2
         whole = min(config.policy.max_context, prompt_tokens + 2 * half_turns * half_tokens)
         return cls(whole, half_turns, half_tokens, "half of rollout.max_steps and max_new_tokens")
@@ -218,19 +218,19 @@ class StageEstimate:
 def estimate_training(config: Config, shape: EpisodeShape, speeds: Speeds, evaluated: int) -> list[StageEstimate]:
     """The stages of a training whose evaluation plays `evaluated` queries."""
     rounds, episodes = config.ppo.rounds, config.rollout.episodes
-    played, steps = rounds * episodes, config.warm_start.steps
-    trained = played * (config.ppo.epochs + _SCORING) * shape.tokens
+    played_episodes, steps = rounds * episodes, config.warm_start.steps
+    trained_tokens = played_episodes * (config.ppo.epochs + _SCORING) * shape.tokens
     repeats = _MODELS * (1 + config.evaluation.sampled_repeats)
     warm_start = steps * config.warm_start.batch_size * shape.tokens / speeds.trained_per_second
     stages = [
         StageEstimate("warm start", warm_start),
-        StageEstimate("rollouts", estimate_play_seconds(played, shape, speeds, config)),
-        StageEstimate("training", trained / speeds.trained_per_second),
+        StageEstimate("rollouts", estimate_play_seconds(played_episodes, shape, speeds, config)),
+        StageEstimate("training", trained_tokens / speeds.trained_per_second),
         StageEstimate("evaluation", estimate_play_seconds(repeats * evaluated, shape, speeds, config)),
     ]
     if config.rewards.annotator == "judge":
-        judged = played + _ANNOTATED * evaluated
-        stages.insert(2, StageEstimate("judge", None, _compute_judge_price(judged, shape, config)))
+        judged_episodes = played_episodes + _ANNOTATED * evaluated
+        stages.insert(2, StageEstimate("judge", None, _compute_judge_price(judged_episodes, shape, config)))
     return stages
 
 
@@ -251,8 +251,8 @@ def estimate_evaluation(
             money = _compute_price(policy.endpoint, repeats * evaluated, tokens_in, shape.turns * shape.turn_tokens)
         stages.append(StageEstimate(policy.name, seconds, money))
     if config.evaluation.judged:
-        judged = evaluated * len(config.evaluation.policies)
-        stages.append(StageEstimate("judge", None, _compute_judge_price(judged, shape, config)))
+        judged_episodes = evaluated * len(config.evaluation.policies)
+        stages.append(StageEstimate("judge", None, _compute_judge_price(judged_episodes, shape, config)))
     return stages
 
 

@@ -44,20 +44,20 @@ def try_imports(config: Config, seconds: float = _IMPORT_SECONDS) -> None:
     this process raises it again. Raises ConfigError for a module that does not get to its end in time, ends its
     process, keeps its process from ending, changes the current folder, or removes folders from sys.path.
     """
-    named = list(_list_own_objects(config))
-    if not named:
+    objects = list(_list_own_objects(config))
+    if not objects:
         return
     limit = max(seconds, config.tools.timeout)
     deadline = time.monotonic() + limit
-    process, pipe = _start_imports(named)
+    process, pipe = _start_imports(objects)
     try:
-        for name, place in named:
+        for name, place in objects:
             if problem := _read_outcome(process, pipe, deadline, limit):
                 raise ConfigError(f"{name}: importing '{place}' {problem}")
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
         if process.returncode is None:
-            places = ", ".join(f"'{place}' ({name})" for name, place in named)
+            places = ", ".join(f"'{place}' ({name})" for name, place in objects)
             raise ConfigError(
                 f"importing {places} starts something that keeps the process from ending for more than {limit:g} s: "
                 "start threads with daemon=True"
@@ -80,20 +80,20 @@ def _list_own_objects(config: Config) -> Iterator[tuple[str, str]]:
     yield from ((name, text) for name, text in fields.items() if isinstance(text, str) and ":" in text)
 
 
-def _start_imports(named: Sequence[tuple[str, str]]) -> tuple[subprocess.Popen[bytes], Connection]:
+def _start_imports(objects: Sequence[tuple[str, str]]) -> tuple[subprocess.Popen[bytes], Connection]:
     """A process that imports one module after the other, and where it says how each ended."""
-    ours, theirs = Pipe(duplex=False)
-    with theirs:
+    receiver, sender = Pipe(duplex=False)
+    with sender:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), json.dumps(named)],
+            [sys.executable, "-P", "-m", __name__, str(sender.fileno()), json.dumps(objects)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[sender.fileno()],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             start_new_session=True,
         )
-    return process, ours
+    return process, receiver
 
 
 def _read_outcome(process: subprocess.Popen[bytes], pipe: Connection, deadline: float, limit: float) -> str:
@@ -108,9 +108,9 @@ def _read_outcome(process: subprocess.Popen[bytes], pipe: Connection, deadline: 
         return f"ends the process, with exit code {process.returncode}"
 
 
-def _import_all(pipe: Connection, named: Sequence[tuple[str, str]]) -> None:
+def _import_all(pipe: Connection, objects: Sequence[tuple[str, str]]) -> None:
     """Import the modules, and say of each what is wrong with it, if anything."""
-    for name, place in named:
+    for name, place in objects:
         folder, paths = Path.cwd(), list(sys.path)
         with suppress(ConfigError):  # the import in the process of the command raises it again
             import_object(place, name, "")
@@ -121,8 +121,8 @@ def _describe_changes(folder: Path, paths: Sequence[str]) -> str:
     """How a module has changed what all modules share: the current folder, and where modules are found."""
     if Path.cwd() != folder:
         return f"changes the current folder to {Path.cwd()}: begin its paths with Path(__file__).parent instead"
-    if lost := [path for path in paths if path not in sys.path]:
-        return f"removes {', '.join(lost)} from sys.path, where the run finds modules: only add folders to it"
+    if lost_paths := [path for path in paths if path not in sys.path]:
+        return f"removes {', '.join(lost_paths)} from sys.path, where the run finds modules: only add folders to it"
     return ""
 
 
@@ -176,7 +176,7 @@ def try_tools(
     arguments if no solution shows any. Raises ConfigError if tools were called and none answered.
     """
     trial, samples = ToolTrial(), _find_samples(queries, demonstrations)
-    limited = LimitedEnvironment(environment, limits)
+    limited_environment = LimitedEnvironment(environment, limits)
     try:
         for name, (schema, query) in _list_tools(queries).items():
             sample = samples.get(name) or _call_without_arguments(schema, query)
@@ -187,9 +187,9 @@ def try_tools(
             elif sample is None:
                 trial.left_out[name] = "no task or demonstration shows their arguments"
             else:
-                _call(limited, *sample, trial)
+                _call(limited_environment, *sample, trial)
     finally:
-        limited.close()
+        limited_environment.close()
     if trial.failures and not trial.seconds:
         name, answer = next(iter(trial.failures.items()))
         raise ConfigError(f"no tool answers: {name} failed with {answer}; see the section tools of the configuration")
@@ -236,8 +236,8 @@ def _find_samples(queries: Sequence[Query], demonstrations: Iterable[Trajectory]
 
 def _call_without_arguments(schema: ToolSchema, query: Query) -> tuple[Query, ToolCall] | None:
     function = schema["function"]
-    needed = function.get("parameters", {}).get("required")
-    return None if needed else (query, ToolCall(function["name"], {}))
+    required_names = function.get("parameters", {}).get("required")
+    return None if required_names else (query, ToolCall(function["name"], {}))
 
 
 def try_endpoints(config: Config, query: Query, *, for_training: bool) -> Iterator[str]:
@@ -248,20 +248,20 @@ def try_endpoints(config: Config, query: Query, *, for_training: bool) -> Iterat
     """
     from steptool.chat.endpoint import Endpoint, EndpointError, RequestTooLong
 
-    for called in find_endpoints(config, for_training=for_training):
-        messages, tools = ([_QUESTION], ()) if called.is_judge else (query.first_messages, query.tools)
+    for called_endpoint in find_endpoints(config, for_training=for_training):
+        messages, tools = ([_QUESTION], ()) if called_endpoint.is_judge else (query.first_messages, query.tools)
         start = time.monotonic()
         try:
-            with closing(Endpoint(called.endpoint.model_copy(update={"retries": _RETRIES}))) as endpoint:
-                endpoint.chat(messages, tools, deadline=start + called.endpoint.timeout)
+            with closing(Endpoint(called_endpoint.endpoint.model_copy(update={"retries": _RETRIES}))) as endpoint:
+                endpoint.chat(messages, tools, deadline=start + called_endpoint.endpoint.timeout)
             outcome = f"replied after {time.monotonic() - start:.1f} s"
         except RequestTooLong:
             outcome = f"reached; query '{query.query_id}' is longer than its context"
         except (EndpointError, ValueError) as error:
-            if not (called.cache and Path(called.cache).is_file()):
-                raise ConfigError(f"{called.field}: {error}") from error
-            outcome = f"no reply, so that only those in {called.cache} can be had ({error})"
-        yield f"endpoint    {called.name}: {outcome}"
+            if not (called_endpoint.cache and Path(called_endpoint.cache).is_file()):
+                raise ConfigError(f"{called_endpoint.field}: {error}") from error
+            outcome = f"no reply, so that only those in {called_endpoint.cache} can be had ({error})"
+        yield f"endpoint    {called_endpoint.name}: {outcome}"
 
 
 if __name__ == "__main__":

@@ -188,8 +188,8 @@ def _make_preference_pairs(episodes: Iterable[Row], database: Connection, counts
         values = (*side, samples[side], episode["trajectory_id"], episode["messages"])
         database.execute("INSERT INTO episodes VALUES (NULL, ?, ?, ?, ?, ?)", values)
         samples[side] += 1
-    paired = sum(min(number, samples[query_id, False]) for (query_id, good), number in list(samples.items()) if good)
-    if alone := samples.total() - 2 * paired:
+    pairs = sum(min(number, samples[query_id, False]) for (query_id, good), number in list(samples.items()) if good)
+    if alone := samples.total() - 2 * pairs:
         counts["left out: no partner"] += alone
     for chosen_id, rejected_id, chosen, rejected, tools in database.execute(_PAIRS):
         good, bad = _read_messages(chosen, tools), _read_messages(rejected, tools)
@@ -227,19 +227,19 @@ def _is_finite(messages: str, tools: str, counts: Counter[str]) -> bool:
 
 def with_ids(messages: Sequence[Message]) -> list[Message]:
     """Messages in OpenAI's form with ids that tie each answer to its call."""
-    identified: list[Message] = []
+    identified_messages: list[Message] = []
     call_id, number = None, 0
     for message in messages:
         if message["role"] == "assistant":
             calls = [{"id": f"call{number + n:05d}", **call} for n, call in enumerate(message.get("tool_calls") or [])]
             number += len(calls)
             call_id = calls[0]["id"] if calls else None
-            identified.append({**message, "tool_calls": calls} if calls else message)
+            identified_messages.append({**message, "tool_calls": calls} if calls else message)
         elif message["role"] == "tool" and call_id:
-            identified.append({**message, "tool_call_id": call_id})
+            identified_messages.append({**message, "tool_call_id": call_id})
         else:
-            identified.append(message)
-    return identified
+            identified_messages.append(message)
+    return identified_messages
 
 
 def _write_arguments_as_text(message: Message) -> Message:

@@ -299,12 +299,12 @@ def _check_name(file: Path) -> Path:
 
 
 def _list_files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    for here, folders, names in os.walk(folder):
+    for path, folders, names in os.walk(folder):
         folders.sort()
         if _STATE in names and "dataset_info.json" in names:
-            names = _list_files_of_dataset(Path(here, _STATE))
+            names = _list_files_of_dataset(Path(path, _STATE))
         for name in sorted(names):
-            file = Path(here, name)
+            file = Path(path, name)
             is_data = find_content_suffix(file) in suffixes and name not in _ABOUT_DATASETS
             if (is_data or (is_packed(file) and suffixes == SUFFIXES)) and file.is_file():
                 yield file
@@ -324,13 +324,13 @@ def parse_records(files: Iterable[Path], parse: Callable[[Record], T], kind: str
             log.refuse("files" if record.row is None else kind, record, record.fault)
             continue
         try:
-            parsed = parse(record)
+            item = parse(record)
         except UnusableError as error:
             log.refuse(kind, record, error)
         except RecursionError as error:
             log.refuse(kind, record, UnusableError("nested too deeply", str(error)))
         else:
-            yield parsed
+            yield item
 
 
 def read_file(file: Path, limit: int = RECORD_LIMIT) -> Iterator[Record]:

@@ -67,10 +67,10 @@ def list_files(data: DataConfig) -> list[SourceFile]:
 def keep_first_files(data: DataConfig) -> DataConfig:
     """The same section with only those of its files, on this machine, that `data.first` names."""
     first = set(data.first)
-    paths, recorded = (
+    paths, recorded_answers = (
         [str(file) for file in find_files(*listing) if hash_file(file) in first] for listing in _list_places(data)
     )
-    return data.model_copy(update={"paths": paths, "recorded_answers": recorded})
+    return data.model_copy(update={"paths": paths, "recorded_answers": recorded_answers})
 
 
 def fingerprint(config: Config) -> str:
@@ -79,8 +79,8 @@ def fingerprint(config: Config) -> str:
     Raises IngestError for data that is not there.
     """
     files = [file.model_dump() for file in list_files(config.data)]
-    others = {place: digest_content(place) for place in list_inputs(config)}
-    return hashlib.sha256(json.dumps([files, others], sort_keys=True).encode()).hexdigest()
+    digests = {place: digest_content(place) for place in list_inputs(config)}
+    return hashlib.sha256(json.dumps([files, digests], sort_keys=True).encode()).hexdigest()
 
 
 def list_inputs(config: Config) -> list[str]:
@@ -98,8 +98,8 @@ def list_inputs(config: Config) -> list[str]:
         *(policy.model for policy in config.evaluation.policies),
         *(place for policy in config.evaluation.policies for place in policy.recordings),
     ]
-    known = [place for place in places if is_remote(place) or (place and Path(place).exists())]
-    return known + [file for text in _find_texts(config.tools.settings) if (file := _find_file(text))]
+    known_places = [place for place in places if is_remote(place) or (place and Path(place).exists())]
+    return known_places + [file for text in _find_texts(config.tools.settings) if (file := _find_file(text))]
 
 
 def _find_texts(value: Any) -> Iterator[str]:
@@ -120,9 +120,9 @@ def _find_file(text: str) -> str:
         return ""
 
 
-def _find_program(named: str) -> str:
+def _find_program(name: str) -> str:
     """The file behind `package.module:name` or `path/to/file.py:name`; empty without one."""
-    place, _, _ = named.rpartition(":")
+    place, _, _ = name.rpartition(":")
     if not place or place.endswith(".py"):
         return place
     try:

@@ -106,11 +106,12 @@ def _find_fault(episode: Trajectory, keep_failing: bool) -> UnusableError | None
 
 def _refuse_failed_checks(episodes: Sequence[Trajectory]) -> None:
     """Raise IngestError where the environment's check fails on a reference solution, since it would on others too."""
-    failed = [episode for episode in episodes if episode.check_error]
-    if failed:
+    failed_episodes = [episode for episode in episodes if episode.check_error]
+    if failed_episodes:
         raise IngestError(
-            f"the check of the task '{failed[0].query_id}' failed on its reference solution: {failed[0].check_error} "
-            f"({len(failed)} of {len(episodes)} reference solutions); mend the check, since its verdicts decide what "
+            f"the check of the task '{failed_episodes[0].query_id}' failed on its reference solution: "
+            f"{failed_episodes[0].check_error} ({len(failed_episodes)} of {len(episodes)} reference solutions); "
+            "mend the check, since its verdicts decide what "
             "is learned and measured"
         )
 
@@ -281,10 +282,10 @@ def _read_call_names(fields: dict[str, Any], field: str, where: str) -> list[str
 def _read_reference(reference: dict[str, Any], tool_names: Sequence[str]) -> Reference:
     get_optional(reference, "answer", str, "")
     get_optional(reference, "family", str, "")
-    mentioned = [*get_optional(reference, "tools", list, []), *_read_call_names(reference, "calls", "reference")]
+    mentioned_tools = [*get_optional(reference, "tools", list, []), *_read_call_names(reference, "calls", "reference")]
     for number, turn in enumerate(get_optional(reference, "turns", list, [])):
-        mentioned += _read_call_names({"turn": turn}, "turn", f"reference.turns[{number}]")
-    for name in mentioned:
+        mentioned_tools += _read_call_names({"turn": turn}, "turn", f"reference.turns[{number}]")
+    for name in mentioned_tools:
         if name not in tool_names:
             closest = suggest_spelling(str(name), tool_names)
             raise UnusableError(

@@ -61,11 +61,11 @@ def compute_target_sizes(sizes: Mapping[str, int], total: int) -> dict[str, int]
 
     Each split gets the whole part of its share; what is left goes to the largest remainders, the first of equals first.
     """
-    requested = sum(sizes.values())
-    if total >= requested:
+    requested_tasks = sum(sizes.values())
+    if total >= requested_tasks:
         return dict(sizes)
-    targets = {split: total * size // requested for split, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda split: -(total * sizes[split] % requested))
+    targets = {split: total * size // requested_tasks for split, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda split: -(total * sizes[split] % requested_tasks))
     for split in by_remainder[: total - sum(targets.values())]:
         targets[split] += 1
     return targets
@@ -204,8 +204,8 @@ class StagingDatabase:
         kept_counts = {split: self._db.execute(_KEEP, (split, limit)).rowcount for split, limit in sizes.items()}
         for split in sizes:
             for tier, number in self._db.execute(_DROPPED, (split,)).fetchall():
-                rest = f", {LOST_GROUP} '{tier}'" if tier else ""
-                log.count(f"queries dropped: more than data.{split}_queries{rest}", number)
+                tier_text = f", {LOST_GROUP} '{tier}'" if tier else ""
+                log.count(f"queries dropped: more than data.{split}_queries{tier_text}", number)
         self._db.execute(_CHOOSE)
         self._match(log)
         return kept_counts

@@ -249,8 +249,8 @@ def make_tool_schemas(api_list: Sequence[Any]) -> dict[tuple[str, str], ToolSche
 
 def _make_schema(name: str, api: Mapping[str, Any], where: str) -> ToolSchema:
     """The schema of an API. It is valid whatever the API holds."""
-    required, others = _make_properties(api, "required", where), _make_properties(api, "optional", where)
-    properties = {**required, **{key: schema for key, schema in others.items() if key not in required}}
+    required, optional = _make_properties(api, "required", where), _make_properties(api, "optional", where)
+    properties = {**required, **{key: schema for key, schema in optional.items() if key not in required}}
     description = str(api.get("api_description") or "").strip()[:DESCRIPTION_LIMIT]
     return make_function_schema(
         name, description or f"{api['api_name']} ({api['tool_name']})", properties, list(required)

@@ -60,8 +60,8 @@ def describe_with_line(error: BaseException) -> str:
     """An error of a user's own code in one line, with the file and the line that raised it."""
     text = " ".join(describe_with_class(error).split())
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
-    own = [f for f in frames if not Path(f.filename).is_relative_to(_PROJECT / "steptool")]
-    return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text
+    own_frames = [f for f in frames if not Path(f.filename).is_relative_to(_PROJECT / "steptool")]
+    return f"{text} ({Path(own_frames[-1].filename).name}, line {own_frames[-1].lineno})" if own_frames else text
 
 
 def find_end(error: BaseException) -> EpisodeEnd | None:
@@ -263,8 +263,8 @@ def find_environment_class(name: str, config: Config) -> type[Environment]:
 
 def list_expected_names(config: Config) -> str:
     """The names that tasks may use, for error messages."""
-    own = config.data.environment
-    names = [*ENVIRONMENTS, own] if ":" in own else [*ENVIRONMENTS]
+    own_class = config.data.environment
+    names = [*ENVIRONMENTS, own_class] if ":" in own_class else [*ENVIRONMENTS]
     return f"one of {', '.join(names)}, or in data.environment package.module:Class for your own"
 
 

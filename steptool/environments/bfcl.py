@@ -60,15 +60,15 @@ class Toolbox:
         """Call a function and write its result as the benchmark does. Raises KeyError if it is not documented."""
         owner = self._owners[function]
         tool = self._tools[owner]
-        copied = {**_find_mutable_defaults(owner, function), **arguments}
-        for key, value in copied.items():
+        own_arguments = {**_find_mutable_defaults(owner, function), **arguments}
+        for key, value in own_arguments.items():
             if isinstance(value, _CONTAINERS):
-                copied[key] = copy.deepcopy(value)
+                own_arguments[key] = copy.deepcopy(value)
         try:
-            if reason := _find_refusal(tool, function, copied):
+            if reason := _find_refusal(tool, function, own_arguments):
                 return ToolResult.failure(StepStatus.TOOL_ERROR, reason)
             with _keep_precision() if owner == "MathAPI" else nullcontext():
-                result = getattr(tool, function)(**copied)
+                result = getattr(tool, function)(**own_arguments)
                 status = StepStatus.TOOL_ERROR if _reports_error(result) else StepStatus.OK
                 return ToolResult(status, _render_result(result))
         except Exception as error:  # whatever the benchmark's code raises is the answer, in the benchmark's words

@@ -62,8 +62,8 @@ def load_class(name: str) -> type[Any]:
             f"'{name}' is not a class of BFCL's multi-turn categories; expected one of {', '.join(CLASSES)}"
         )
     find_data_folder()
-    loaded: type[Any] = getattr(import_module(_read_constants("CLASS_FILE_PATH_MAPPING")[name]), name)
-    return loaded
+    cls: type[Any] = getattr(import_module(_read_constants("CLASS_FILE_PATH_MAPPING")[name]), name)
+    return cls
 
 
 @cache

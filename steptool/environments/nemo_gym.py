@@ -263,10 +263,10 @@ def _read_instruction(row: Mapping[str, Any], where: str) -> str:
 
 def _read_tools(row: Mapping[str, Any], where: str) -> list[ToolSchema]:
     """The functions of a row. Raises ConfigError for one without a name or with parameters that are no object."""
-    listed = row[_PARAMETERS].get("tools") or [] if isinstance(row.get(_PARAMETERS), Mapping) else []
-    if not isinstance(listed, list) or not all(isinstance(tool, Mapping) for tool in listed):
-        raise ConfigError(f"{where}: expected a list of tools in {_PARAMETERS}.tools, got {str(listed)[:80]}")
-    functions = [tool for tool in listed if tool.get("type", "function") == "function"]
+    tools = row[_PARAMETERS].get("tools") or [] if isinstance(row.get(_PARAMETERS), Mapping) else []
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ConfigError(f"{where}: expected a list of tools in {_PARAMETERS}.tools, got {str(tools)[:80]}")
+    functions = [tool for tool in tools if tool.get("type", "function") == "function"]
     if any(not tool.get("name") for tool in functions):
         raise ConfigError(f"{where}: expected functions with a name in {_PARAMETERS}.tools")
     for tool in functions:

@@ -62,9 +62,9 @@ class OpenEnvEnvironment(Environment):
     def open(cls, tools: ToolsConfig, recordings: Iterable[Trajectory] = ()) -> Self:
         """The environment at `tools.settings.url`. Raises ConfigError if it cannot be reached."""
         import_package("websockets.sync.client", cls.name, "steptool[environments]")
-        opened = super().open(tools.model_copy(update={"settings": {"timeout": tools.timeout, **tools.settings}}))
-        _ = opened.takes_calls
-        return opened
+        environment = super().open(tools.model_copy(update={"settings": {"timeout": tools.timeout, **tools.settings}}))
+        _ = environment.takes_calls
+        return environment
 
     def __init__(
         self,
@@ -119,8 +119,8 @@ class OpenEnvEnvironment(Environment):
             return [make_tool(_ACT, str(self._action.get("description") or "Do something."), parameters)]
         try:
             with OpenEnvSession(self, {}) as session:
-                listed = session.ask("step", {"type": "list_tools"})["observation"]["tools"]
-            return [make_tool(tool["name"], tool.get("description"), tool.get("input_schema")) for tool in listed]
+                tools = session.ask("step", {"type": "list_tools"})["observation"]["tools"]
+            return [make_tool(tool["name"], tool.get("description"), tool.get("input_schema")) for tool in tools]
         except _UNUSABLE as error:
             raise ConfigError(
                 f"tools.settings.url: {self.url} does not list its tools: {describe_with_class(error)}"
@@ -133,15 +133,15 @@ class OpenEnvEnvironment(Environment):
         lists no tasks in OpenEnv's form.
         """
         try:
-            listed = list(self._list_tasks())
-            texts = [_find_text(task) or self._read_first_text(arguments) for task, arguments in listed]
+            tasks = list(self._list_tasks())
+            texts = [_find_text(task) or self._read_first_text(arguments) for task, arguments in tasks]
         except ConfigError:
             raise
         except _UNUSABLE as error:
             raise ConfigError(
                 f"tools.settings.url: {self.url} does not list its tasks: {describe_with_class(error)}"
             ) from error
-        for number, ((task, arguments), text) in enumerate(zip(listed, texts, strict=True)):
+        for number, ((task, arguments), text) in enumerate(zip(tasks, texts, strict=True)):
             split = find_split(str(arguments.get("split", "")))
             yield {
                 "id": str(task.get("id") or f"{split or 'task'}-{number}"),
@@ -165,8 +165,8 @@ class OpenEnvEnvironment(Environment):
             yield {}, {}
             return
         for split in splits:
-            listed = self._get(f"{name}/tasks", {"split": split["name"]}) or {"tasks": []}
-            for index, task in enumerate(listed["tasks"]):
+            reply = self._get(f"{name}/tasks", {"split": split["name"]}) or {"tasks": []}
+            for index, task in enumerate(reply["tasks"]):
                 yield task if isinstance(task, Mapping) else {}, {"split": split["name"], "index": index}
 
     def reset(self, query: Query) -> OpenEnvSession:
@@ -341,8 +341,8 @@ class OpenEnvSession(Session):
             status = _STATUSES.get(str(problem.get("error_type")), StepStatus.TOOL_ERROR)
             return replace(ToolResult.failure(status, str(problem.get("message"))), ends_episode=self._done)
         result = observation.get("result")
-        failed = isinstance(result, Mapping) and bool(result.get("is_error") or result.get("isError"))
-        status = StepStatus.TOOL_ERROR if failed else StepStatus.OK
+        is_failure = isinstance(result, Mapping) and bool(result.get("is_error") or result.get("isError"))
+        status = StepStatus.TOOL_ERROR if is_failure else StepStatus.OK
         return ToolResult(status, _write_observation(observation), ends_episode=self._done)
 
     def _note_end(self, answer: Mapping[str, Any]) -> None:

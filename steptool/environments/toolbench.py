@@ -135,8 +135,8 @@ def read_status(observation: str) -> StepStatus:
     if error.startswith(_UNREADABLE):
         return StepStatus.INVALID_ARGUMENTS
     response = _write_text(document.get("response", document))
-    failed = error or (len(response) <= _LONGEST_FAILURE and _FAILURE.search(response))
-    return StepStatus.TOOL_ERROR if failed else StepStatus.OK
+    is_failure = error or (len(response) <= _LONGEST_FAILURE and _FAILURE.search(response))
+    return StepStatus.TOOL_ERROR if is_failure else StepStatus.OK
 
 
 def is_from_server(observation: str) -> bool:
@@ -357,10 +357,10 @@ def build(file: str | Path, folders: Sequence[str | Path]) -> tuple[int, int]:
     contents = [_read_folder(Path(folder)) for folder in folders]
     responses = Responses(file)
     try:
-        added = responses.add(
+        count = responses.add(
             pair for queries, trajectories in contents for pair in list_recorded_responses(queries, trajectories)
         )
-        return added, responses.calls()
+        return count, responses.calls()
     finally:
         responses.close()
 

@@ -158,15 +158,15 @@ class VerifiersSession(Session):
         await self._runtime.start()
         self._stack.push_async_callback(self._runtime.stop)
         await self._task.setup(self._trace, self._runtime)
-        opened: dict[str, tuple[_Tools, ToolSchema]] = {}
+        tools_by_name: dict[str, tuple[_Tools, ToolSchema]] = {}
         for tools in await _open_tools(self._task, self._taskset, self._stack):
-            opened |= {schema["function"]["name"]: (tools, schema) for schema in await tools.schemas()}
+            tools_by_name |= {schema["function"]["name"]: (tools, schema) for schema in await tools.schemas()}
         data = self._task.data
         if data.system_prompt:
             self._add({"role": "system", "content": data.system_prompt})
         self._add({"role": "user", "content": data.prompt_text})
-        self._tools = opened  # only now, so that a later call does not go on with half of the tools
-        return opened
+        self._tools = tools_by_name  # only now, so that a later call does not go on with half of the tools
+        return tools_by_name
 
     def _record(self, call: ToolCall, observation: str) -> None:
         call_id = f"call_{len(self._trace.nodes)}"
@@ -231,7 +231,7 @@ async def _push_state(before: bytes) -> None:
 
 async def _open_tools(task: Any, taskset: Any, stack: AsyncExitStack) -> list[_Tools]:
     """The toolsets of a task and of its taskset, set up. The stack releases them."""
-    opened = []
+    opened_tools = []
     of_task = type(task).toolsets(task.config)
     for toolset in [*of_task, *type(taskset).toolsets(taskset.config)]:
         if toolset.config.url:
@@ -243,8 +243,8 @@ async def _open_tools(task: Any, taskset: Any, stack: AsyncExitStack) -> list[_T
         await toolset.setup()
         if toolset in of_task:
             await toolset.setup_task(task.data)
-        opened.append(_Tools(toolset))
-    return opened
+        opened_tools.append(_Tools(toolset))
+    return opened_tools
 
 
 def _make_trace(task: Any) -> Any:

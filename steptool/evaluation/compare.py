@@ -227,9 +227,9 @@ def permutation_p(
 
 def swap_p(of_a: PerQuery, of_b: PerQuery, draws: int, seed: int) -> float:
     """The p-value of `permutation_p`, between two sides that hold the same queries."""
-    observed = abs(of_a.ratio() - of_b.ratio())
+    observed_difference = abs(of_a.ratio() - of_b.ratio())
     extreme = sum(
-        int((np.abs(of_a.swap(of_b, coins) - of_b.swap(of_a, coins)) >= observed - 1e-12).sum())
+        int((np.abs(of_a.swap(of_b, coins) - of_b.swap(of_a, coins)) >= observed_difference - 1e-12).sum())
         for coins in toss_coins(len(of_a.queries), draws, seed)
     )
     return (1 + extreme) / (1 + draws)
@@ -255,7 +255,7 @@ def compare(
     None. Queries without a verdict on both sides are left out, and so is a pair without any query to compare. Raises
     ValueError for two models that have no query in common.
     """
-    names = [name for name, own in rows.items() if own]
+    names = [name for name, model_rows in rows.items() if model_rows]
     chosen_pairs = [(a, b) for b, a in combinations(names, 2)] if pairs is None else pairs
     comparisons = [
         comparison
@@ -278,16 +278,16 @@ def _compare_pair(
     for group, part in groups_a.items():
         for decoding in decodings:
             sides = [[r for r in rows if r.decoding == decoding] for rows in (part, groups_b.get(group, []))]
-            attempted = [{r.query_id for r in rows} for rows in sides]
-            if all(attempted) and not attempted[0] & attempted[1]:
-                raise ValueError(_describe_mismatch(*attempted))
+            query_ids = [{r.query_id for r in rows} for rows in sides]
+            if all(query_ids) and not query_ids[0] & query_ids[1]:
+                raise ValueError(_describe_mismatch(*query_ids))
             common = find_measurable_queries(sides[0], sides[1])
             if not common:
                 continue
             first, second = ([r for r in rows if r.query_id in common] for rows in sides)
             difference = paired_bootstrap(first, second, draws, seed)
             p = permutation_p(first, second, draws, seed)
-            changes, left_out = _count_changes(first, second), len(attempted[0] | attempted[1]) - len(common)
+            changes, left_out = _count_changes(first, second), len(query_ids[0] | query_ids[1]) - len(common)
             yield Comparison(a, b, group, difference, p, p, 1, decoding, changes, left_out)
 
 
@@ -350,8 +350,8 @@ def _state_verdict(c: Comparison) -> str:
     if c.is_shown:
         return f"{c.a} is {'better' if c.difference.mean > 0 else 'worse'} here than {c.b}"
     if c.difference.low > 0 or c.difference.high < 0:
-        why = f"among {c.family} comparisons" if c.family > 1 else "in so few tasks"
-        return f"no difference is shown, as one like it may come by chance {why}"
+        context = f"among {c.family} comparisons" if c.family > 1 else "in so few tasks"
+        return f"no difference is shown, as one like it may come by chance {context}"
     reach = format_points(max(abs(c.difference.low), abs(c.difference.high)))
     return "no difference is shown" + (
         f"; one of up to {reach} points may be there all the same" if reach != "0" else ""

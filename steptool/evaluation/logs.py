@@ -207,14 +207,14 @@ def _make_lm_eval_samples(part: _Part, rows: Sequence[Evaluation]) -> Iterator[R
 
 def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
     """A log of Inspect (version 2 of its format) as JSON. A repeat of a task is an epoch."""
-    created = part.time.isoformat()
+    created_at = part.time.isoformat()
     tasks = list(dict.fromkeys(row.query_id for row in part.rows))
     dataset = {"name": NAME, "samples": len(tasks), "sample_ids": tasks, "shuffled": False}
     log = {
         "version": 2,
         "status": "success",
         "eval": {
-            "created": created,
+            "created": created_at,
             "task": NAME,
             "task_version": __version__,
             "dataset": dataset,
@@ -228,7 +228,7 @@ def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
             "completed_samples": len(part.rows),
             "scores": [_make_inspect_score(measure, part.rows) for measure in ("pass_rate", "recall")],
         },
-        "stats": {"started_at": created, "completed_at": created},
+        "stats": {"started_at": created_at, "completed_at": created_at},
         "samples": [_make_inspect_sample(part, row) for row in part.rows],
     }  # fmt: skip
     yield _write_json(target / f"{part.time:%Y-%m-%dT%H-%M-%S}_{NAME}_{part.label}.json", log)
@@ -269,14 +269,14 @@ def _make_inspect_message(message: Mapping[str, Any]) -> Row:
     """A message of OpenAI's form as Inspect has it: arguments are objects, a result names its function, and developers
     speak as the system."""
     role = "system" if message["role"] == "developer" else message["role"]
-    own: Row = {"role": role, "content": message.get("content") or ""}
+    converted_message: Row = {"role": role, "content": message.get("content") or ""}
     if calls := message.get("tool_calls"):
-        own["tool_calls"] = [
+        converted_message["tool_calls"] = [
             {"id": call["id"], "type": "function", **_make_inspect_call(call["function"])} for call in calls
         ]
     if message["role"] == "tool":
-        own |= {"tool_call_id": message.get("tool_call_id"), "function": message.get("name")}
-    return own
+        converted_message |= {"tool_call_id": message.get("tool_call_id"), "function": message.get("name")}
+    return converted_message
 
 
 def _make_inspect_call(function: Mapping[str, Any]) -> Row:

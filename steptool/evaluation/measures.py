@@ -141,13 +141,13 @@ class CostPerSolved(NamedTuple):
 
 def cost_per_solved(rows: Sequence[Evaluation]) -> CostPerSolved:
     """The cost of these evaluations over the sum of their verdicts."""
-    solved = sum(row.passed or 0.0 for row in rows)
-    if not solved:
+    solved_tasks = sum(row.passed or 0.0 for row in rows)
+    if not solved_tasks:
         return CostPerSolved(None, None, None)
     prices = [row.money for row in rows if row.money is not None]
-    price = sum(prices) / solved if len(prices) == len(rows) else None
-    tokens = sum(row.tokens for row in rows) / solved
-    return CostPerSolved(tokens or None, sum(row.seconds for row in rows) / solved, price)
+    price = sum(prices) / solved_tasks if len(prices) == len(rows) else None
+    tokens = sum(row.tokens for row in rows) / solved_tasks
+    return CostPerSolved(tokens or None, sum(row.seconds for row in rows) / solved_tasks, price)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -174,11 +174,11 @@ def pass_rates_by_tries(rows: Iterable[Evaluation]) -> dict[int, tuple[float, fl
     A try solves its task if `passed` is 1: a verdict of unsure does not count. Tries without a verdict are left out.
     The number of tries is that of the task with the fewest. Empty without rows.
     """
-    solved: dict[str, list[bool]] = defaultdict(list)
+    outcomes: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
         if row.passed is not None:
-            solved[row.query_id].append(row.passed >= 1)
-    counts = [(len(tries), sum(tries)) for tries in solved.values()]
+            outcomes[row.query_id].append(row.passed >= 1)
+    counts = [(len(tries), sum(tries)) for tries in outcomes.values()]
     rates: dict[int, tuple[float, float]] = {}
     for k in _list_sizes(min((n for n, _ in counts), default=0)):
         at_k, hat_k = ([rate(n, c, k) for n, c in counts] for rate in (pass_at_k, pass_hat_k))

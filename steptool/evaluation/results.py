@@ -101,25 +101,25 @@ def _make_line(rows: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> dict[
     parts = {measure: average_by_query(rows, measure) for measure in MEASURES}
     estimates = {measure: part.estimate() for measure, part in parts.items()}
     queries = {r.query_id for r in rows}
-    measured, rate = len(parts["pass_rate"].queries), estimates["pass_rate"]
-    low, high = (None, None) if rate is None else wilson(rate, measured)
-    judged = judged_pass_rate(verdicts, queries, find_unanswered_queries(rows))
+    measured_tasks, rate = len(parts["pass_rate"].queries), estimates["pass_rate"]
+    low, high = (None, None) if rate is None else wilson(rate, measured_tasks)
+    judged_rate = judged_pass_rate(verdicts, queries, find_unanswered_queries(rows))
     tries = pass_rates_by_tries(rows) if rows[0].decoding == SAMPLED else {}
     if len(tries) == 1:  # pass@1 of one try is the pass rate
         tries = {}
     return {
         "tasks": len(queries),
-        "measured_tasks": measured,
+        "measured_tasks": measured_tasks,
         "pass_rate": rate,
         "low": low,
         "high": high,
         "verdict_sources": count_sources(rows),
-        "judged_pass_rate": judged and judged.mean,
-        "judged_deviation": judged and judged.deviation,
-        "judged_missing": judged and judged.missing,
+        "judged_pass_rate": judged_rate and judged_rate.mean,
+        "judged_deviation": judged_rate and judged_rate.deviation,
+        "judged_missing": judged_rate and judged_rate.missing,
         **{name: estimates[name] for name in MEASURES if name != "pass_rate"},
         **{f"{name}_per_solved": value for name, value in cost_per_solved(rows)._asdict().items()},
-        **{f"pass@{k}": one for k, (one, _) in tries.items()},
+        **{f"pass@{k}": pass_at for k, (pass_at, _) in tries.items()},
         **{f"pass^{k}": every for k, (_, every) in tries.items()},
     }
 
@@ -136,16 +136,16 @@ def _list_gaps(
     rows: Sequence[Evaluation], comparisons: Sequence[Comparison], queries: Iterable[Query]
 ) -> Iterator[str]:
     """What the figures leave out, in sentences."""
-    unmeasured = {r.query_id for r in rows if r.verdict_source == VerdictSource.NONE}
-    if unmeasured:
+    unmeasured_ids = {r.query_id for r in rows if r.verdict_source == VerdictSource.NONE}
+    if unmeasured_ids:
         tasks = len({r.query_id for r in rows})
         yield (
-            f"{len(unmeasured)} of {tasks} tasks have neither a check nor a reference answer: "
+            f"{len(unmeasured_ids)} of {tasks} tasks have neither a check nor a reference answer: "
             "whether an episode solves them is not measurable, and pass rates leave them out."
         )
-    failed = sum(r.verdict_source == VerdictSource.FAILED for r in rows)
-    if failed:
-        yield f"The check of the environment failed on {failed} of {len(rows)} episodes, which have no verdict."
+    failed_checks = sum(r.verdict_source == VerdictSource.FAILED for r in rows)
+    if failed_checks:
+        yield f"The check of the environment failed on {failed_checks} of {len(rows)} episodes, which have no verdict."
     without_recall = {r.query_id for r in rows if r.recall is None}
     if without_recall:
         yield f"{len(without_recall)} tasks name no tools of a solution: tool recall leaves them out."
@@ -156,11 +156,11 @@ def _list_gaps(
 
 
 def _list_empty_groups(rows: Sequence[Evaluation], queries: Iterable[Query]) -> Iterator[str]:
-    evaluated = {r.tier for r in rows}
+    evaluated_tiers = {r.tier for r in rows}
     splits = " and ".join(sorted({r.split for r in rows}))
     absent: dict[str, Counter[str]] = defaultdict(Counter)
     for query in queries:
-        if query.tier not in evaluated:
+        if query.tier not in evaluated_tiers:
             absent[query.tier][query.split] += 1
     for tier, counts in absent.items():
         elsewhere = ", ".join(f"{count} in {split}" for split, count in counts.items())
@@ -250,7 +250,7 @@ def _tabulate_measures(results: Results, labels: Mapping[str, str]) -> pd.DataFr
 
 
 def _write_line(line: Row, tries: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
-    judged, deviation = _write_percent(line["judged_pass_rate"]), _write_percent(line["judged_deviation"])
+    judged_rate, deviation = _write_percent(line["judged_pass_rate"]), _write_percent(line["judged_deviation"])
     return {
         "Group": line["group"],
         "Model": labels.get(line["model"], line["model"]),
@@ -258,7 +258,7 @@ def _write_line(line: Row, tries: Sequence[str], labels: Mapping[str, str]) -> d
         "Tasks": _write_tasks(line),
         "Pass rate": _write_pass_rate(line),
         "Verdicts by": _name_sources(line["verdict_sources"]),
-        "Judged": _NONE if judged == _NONE else f"{judged} ± {deviation}",
+        "Judged": _NONE if judged_rate == _NONE else f"{judged_rate} ± {deviation}",
         "Tool recall": _write_percent(line["recall"]),
         "Invalid calls": _write_percent(line["invalid_call_rate"]),
         "Redundant calls": _write_percent(line["redundant_call_rate"]),
@@ -271,8 +271,8 @@ def _write_line(line: Row, tries: Sequence[str], labels: Mapping[str, str]) -> d
 
 
 def _write_tasks(line: Row) -> str:
-    measured, tasks = line["measured_tasks"], line["tasks"]
-    return str(tasks) if measured in (0, tasks) else f"{measured} of {tasks}"
+    measured_tasks, tasks = line["measured_tasks"], line["tasks"]
+    return str(tasks) if measured_tasks in (0, tasks) else f"{measured_tasks} of {tasks}"
 
 
 def _write_pass_rate(line: Row) -> str:

@@ -74,8 +74,8 @@ def _compare_pair(
         raise ValueError(f"no scores of {', '.join(sorted(map(str, unknown)))}: the table has {list(means.columns)}")
     if a == b:
         raise ValueError(f"expected two models in a pair, got {a} twice")
-    attempted = means[[a, b]].dropna(how="all")
-    common = attempted.dropna()
+    pair_means = means[[a, b]].dropna(how="all")
+    common = pair_means.dropna()
     if common.empty:
         raise ValueError(f"{a} and {b} have no task in common: score both on the same tasks")
     of_a, of_b = (_make_per_task(common[model]) for model in (a, b))
@@ -90,7 +90,7 @@ def _compare_pair(
         "high": difference.high,
         "p": swap_p(of_a, of_b, draws, seed),
         "tasks": difference.n,
-        "left_out": len(attempted) - len(common),
+        "left_out": len(pair_means) - len(common),
     }
 
 

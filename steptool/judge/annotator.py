@@ -106,10 +106,10 @@ class RemoteAnnotator(Annotator, Protocol):
 
 def count_reasons(reasons: Mapping[str, int], most: int = 3) -> str:
     """The most frequent reasons with their numbers, in one line."""
-    ranked = sorted(reasons.items(), key=lambda item: -item[1])
-    rest = sum(count for _, count in ranked[most:])
-    parts = [f"{count} × {reason}" for reason, count in ranked[:most]]
-    return "; ".join([*parts, *([f"{rest} × something else"] if rest else [])])
+    ranked_reasons = sorted(reasons.items(), key=lambda item: -item[1])
+    rest_count = sum(count for _, count in ranked_reasons[most:])
+    parts = [f"{count} × {reason}" for reason, count in ranked_reasons[:most]]
+    return "; ".join([*parts, *([f"{rest_count} × something else"] if rest_count else [])])
 
 
 def replace_surrogates(text: str) -> str:
@@ -155,8 +155,8 @@ class VotePanel:
     def counts(self) -> dict[str, float]:
         """Requests, replies and costs until now, by name."""
         with self._lock:
-            own = {name: self._counts[name] for name in ("answers of no use", "votes missing")}
-        return {**self._endpoint.usage.counts(), **own}
+            own_counts = {name: self._counts[name] for name in ("answers of no use", "votes missing")}
+        return {**self._endpoint.usage.counts(), **own_counts}
 
     def missing_reasons(self) -> Counter[str]:
         """The missing votes until now, counted by the last problem of each."""

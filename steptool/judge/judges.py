@@ -155,13 +155,13 @@ def _find_faults(arguments: Mapping[str, Any], steps: int) -> Iterator[str]:
         count = f"{len(entries)}" if isinstance(entries, list) else "no list"
         yield f"steps must list {steps} entries, one for each step (the final answer is no step); got {count}"
         return
-    numbered = list(enumerate(entries, start=1))
-    misplaced = [n for n, entry in numbered if not isinstance(entry, dict) or entry.get("step") != n]
-    for number in misplaced[:1]:
-        more = f", and so on for {len(misplaced)} entries" if len(misplaced) > 1 else ""
+    numbered_entries = list(enumerate(entries, start=1))
+    misplaced_entries = [n for n, entry in numbered_entries if not isinstance(entry, dict) or entry.get("step") != n]
+    for number in misplaced_entries[:1]:
+        more = f", and so on for {len(misplaced_entries)} entries" if len(misplaced_entries) > 1 else ""
         yield f"entry {number} of steps must be an object with the step {number}{more}"
     for name, highest in (("success", 1), ("contribution", HIGHEST)):
-        wrong = [str(n) for n, e in numbered if isinstance(e, dict) and not _is_whole(e.get(name), highest)]
+        wrong = [str(n) for n, e in numbered_entries if isinstance(e, dict) and not _is_whole(e.get(name), highest)]
         if wrong:
             yield f"{name} of step {', '.join(wrong)} must be a whole number from 0 to {highest}"
 
@@ -193,12 +193,12 @@ def _make_score(number: int, votes: Sequence[Vote[Judgement]]) -> StepScore:
 def _add_outcome(score: StepScore, trajectory: Trajectory, votes: Sequence[Vote[Judgement]]) -> StepScore:
     """The last score with IsSolved: missing without a vote, 0 without an answer, else the mean of the votes."""
     statuses = [vote.answer.status if vote.answer else None for vote in votes]
-    solved = average_known([None if status is None else STATUS_SCORE[status] for status in statuses])
+    is_solved = average_known([None if status is None else STATUS_SCORE[status] for status in statuses])
     judgements = _list_judgements(votes)
     return StepScore(
         score.succ_calling,
         score.contribution,
-        is_solved=0.0 if judgements and trajectory.final_answer is None else solved,
+        is_solved=0.0 if judgements and trajectory.final_answer is None else is_solved,
         votes={**score.votes, "is_solved": statuses, "missing": [vote.problem for vote in votes if vote.problem]},
         rationale=judgements[0].reason if judgements else f"missing: {votes[0].problem}",
     )

@@ -144,8 +144,8 @@ def compute_win_rates(preferences: Sequence[Preference]) -> list[WinRate]:
 def _compute_win_rate(model: str, other: str, rows: Sequence[Preference]) -> WinRate:
     choices = list(decide_preferences(rows).values())
     wins, ties, losses = (choices.count(p) for p in (Choice.MODEL, Choice.TIE, Choice.OTHER))
-    decided = wins + ties + losses
-    rate = (wins + ties / 2) / decided if decided else None
+    decided_tasks = wins + ties + losses
+    rate = (wins + ties / 2) / decided_tasks if decided_tasks else None
     return WinRate(model, other, rate, wins, ties, losses, choices.count(None))
 
 

@@ -165,7 +165,7 @@ def play(
     ticker = Ticker("rollout", len(queries), "episodes")
     compares_states = config.credit.state == "digest"
     with open_environment_of(queries, config, recordings) as environment:
-        played = runner.roll_out(
+        episodes = runner.roll_out(
             policy,
             queries,
             environment,
@@ -174,13 +174,13 @@ def play(
             digests=compares_states or config.rewards.contribution == "progress",
             progress=ticker,
         )
-    if compares_states and any(step.state is None for e in played for step in e.trajectory.steps):
+    if compares_states and any(step.state is None for e in episodes for step in e.trajectory.steps):
         raise ConfigError(
             "credit.state: digest needs an environment that names its states, and that of the queries "
             f"('{queries[0].environment}') does not: give its session, or the object of your functions, a method "
             "`state_digest`, or set credit.state to calls or observation"
         )
-    return [episode.trajectory for episode in played]
+    return [episode.trajectory for episode in episodes]
 
 
 def evaluate(
@@ -197,14 +197,14 @@ def evaluate(
     """
     if not isinstance(policy, EvaluatedPolicy):
         policy = EvaluatedPolicy(name=Path(policy).name, model=os.fspath(policy))
-    with tempfile.TemporaryDirectory(prefix="steptool-run-") as fetched:
-        own = find_policy_recordings(policy, queries, config, Path(fetched))
+    with tempfile.TemporaryDirectory(prefix="steptool-run-") as folder:
+        policy_recordings = find_policy_recordings(policy, queries, config, Path(folder))
     with (
         open_environment_of(queries, config, recordings) as environment,
-        open_policy(policy, config, own or recordings) as opened,
+        open_policy(policy, config, policy_recordings or recordings) as opened_policy,
     ):
         result = evaluate_policy(
-            opened,
+            opened_policy,
             queries,
             environment,
             sampled_repeats=0 if policy.kind == "playback" else config.evaluation.sampled_repeats,
@@ -283,8 +283,8 @@ def play_shard(
     result = f"shard {shard + 1} of {config.rollout.shards}, {format_rate(verdicts)}"
     say("rollout", result, round_index=round_index, rounds=config.ppo.rounds)
     if errors := [t.check_error for t in episodes if t.check_error]:
-        failed = f"the check failed on {len(errors)} of {len(episodes)} episodes, first: {errors[0]}"
-        say("rollout", failed, round_index=round_index, rounds=config.ppo.rounds)
+        problem = f"the check failed on {len(errors)} of {len(episodes)} episodes, first: {errors[0]}"
+        say("rollout", problem, round_index=round_index, rounds=config.ppo.rounds)
     write_records(folder / EPISODES, episodes, Trajectory)
     write_costs(folder, watch.measure_cost(sum(t.action_tokens for t in episodes)))
     return folder

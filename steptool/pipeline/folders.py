@@ -99,8 +99,8 @@ def write_run(folder: Path, files: RunFiles, config: Config, cost: Callable[[], 
     concatenate(list(files.evaluations), Evaluation, folder / lineage.EVALUATED)
     concatenate(files.metrics, Metric, folder / lineage.METRICS)
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
-        own = write_records(Path(scratch) / lineage.COSTS, [cost()], Cost)
-        concatenate([*files.costs, own], Cost, folder / lineage.COSTS)
+        report_costs = write_records(Path(scratch) / lineage.COSTS, [cost()], Cost)
+        concatenate([*files.costs, report_costs], Cost, folder / lineage.COSTS)
     write_viewer(
         folder / lineage.VIEWER, folder / lineage.QUERIES, _list_held_out_episodes(folder), "Held-out episodes"
     )
@@ -119,8 +119,8 @@ def _list_held_out_episodes(folder: Path) -> list[EpisodeFiles]:
             folder / lineage.name_evaluation_file(kind, f"{model}_greedy") for kind in ("trajectories", "rewards")
         )
         if episodes.exists():
-            scored = rewards if rewards.exists() else None
-            sources.append(EpisodeFiles(episodes, scored, evaluations=folder / lineage.EVALUATED))
+            rewards_file = rewards if rewards.exists() else None
+            sources.append(EpisodeFiles(episodes, rewards_file, evaluations=folder / lineage.EVALUATED))
     return sources
 
 
@@ -188,8 +188,8 @@ def write_comparison(
         shutil.copyfile(file, folder / name)
     concatenate([*(part / lineage.COSTS for part in parts), judge_costs], Cost, folder / lineage.COSTS)
     results = _compute_results(folder, parts, config)
-    lost = name_lost_groups(read_records(ingest_metrics, Metric))
-    results = replace(results, gaps=[*results.gaps, *lost])
+    lost_groups = name_lost_groups(read_records(ingest_metrics, Metric))
+    results = replace(results, gaps=[*results.gaps, *lost_groups])
     return ComparisonPages(_write_pages(folder, results, config), to_markdown(results))
 
 

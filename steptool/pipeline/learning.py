@@ -220,8 +220,8 @@ class SharedModels:
 def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a module that holds the same parameters and buffers."""
     tensors: list[nn.Parameter | torch.Tensor] = [*model.parameters(), *model.buffers()]
-    shared: PreTrainedModel = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    return shared
+    shared_model: PreTrainedModel = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return shared_model
 
 
 @dataclass(frozen=True)

@@ -266,29 +266,35 @@ def rehearse(config: Config, *, for_training: bool, called: CalledTools = Called
             trial = try_tools(environment, queries, recordings, config.tools, called)
         yield from (f"            {line}" for line in trial.describe())
         yield from try_endpoints(config, queries[0], for_training=for_training)
-        prepared = None
+        preparation = None
         if for_training:
-            prepared = prepare(queries, recordings, config, folder / "base", is_local=True)
-            yield f"model       {config.policy.base}: loaded and tried, {len(prepared.queries)} prompts fit its context"
+            preparation = prepare(queries, recordings, config, folder / "base", is_local=True)
+            count = len(preparation.queries)
+            yield f"model       {config.policy.base}: loaded and tried, {count} prompts fit its context"
         yield ""
-        yield from estimate(config, queries, prepared, trial)
+        yield from estimate(config, queries, preparation, trial)
 
 
-def estimate(config: Config, queries: Sequence[Query], prepared: Preparation | None, trial: ToolTrial) -> Iterator[str]:
+def estimate(
+    config: Config, queries: Sequence[Query], preparation: Preparation | None, trial: ToolTrial
+) -> Iterator[str]:
     """A table of time and money by stage, for a training, or without a prepared model for an evaluation."""
     evaluated = sum(query.split == config.evaluation.split or config.evaluation.split == "all" for query in queries)
-    lessons = prepared.lessons.encoded if prepared else []
-    measured = measure(prepared.model, prepared.queries, config) if prepared else _measure_first_model(queries, config)
-    prompt_tokens = measured.prompt_tokens if measured else config.policy.max_context / 2
+    lessons = preparation.lessons.encoded if preparation else []
+    if preparation:
+        measurement: Measurement | None = measure(preparation.model, preparation.queries, config)
+    else:
+        measurement = _measure_first_model(queries, config)
+    prompt_tokens = measurement.prompt_tokens if measurement else config.policy.max_context / 2
     shape = EpisodeShape.of(lessons, prompt_tokens, config)
     yield f"episodes of {shape.turns:.1f} turns and {shape.tokens:.0f} tokens, by {shape.source}"
-    speeds = measured.with_tools(trial.mean_seconds) if measured else None
+    speeds = measurement.with_tools(trial.mean_seconds) if measurement else None
     if speeds:
         yield (
             f"measured here: {speeds.sampled_per_second:,.0f} tokens a second are sampled, "
             f"{speeds.trained_per_second:,.0f} trained"
         )
-    if prepared and speeds:
+    if preparation and speeds:
         yield from describe_estimate(estimate_training(config, shape, speeds, evaluated))
     else:
         yield from describe_estimate(estimate_evaluation(config, shape, speeds, evaluated))
@@ -311,8 +317,10 @@ def measure(folder: str | Path, queries: Sequence[Query], config: Config) -> Mea
     """Play two turns of a few episodes with our own sampler, and make three updates on them."""
     codec = load_codec(folder, config.policy.chat_format, config.policy.chat_date)
     number = min(_ROWS, config.rollout.batch_size, config.rollout.episodes)
-    played = list(islice(cycle(queries), number))
-    rows = [_Row(codec.prompt_ids(q.first_messages, offer_tools(q.tools, config.rollout.finish))) for q in played]
+    played_queries = list(islice(cycle(queries), number))
+    rows = [
+        _Row(codec.prompt_ids(q.first_messages, offer_tools(q.tools, config.rollout.finish))) for q in played_queries
+    ]
     prompt_tokens = sum(len(row.input_ids) for row in rows) / len(rows)
     prompt, sampled = _measure_turns(rows, codec, load_model(folder), config)
     return Measurement(prompt_tokens, Speeds(prompt, sampled, _measure_updates(rows, load_model(folder), config), 0.0))

@@ -45,8 +45,8 @@ def open_policy(
     nothing to play. `load` loads the model of a folder for our own sampler; None: from its files. `resting` is the vLLM
     that plays if the engine is vllm; None: a new one is started and ended.
     """
-    with closing(_make_policy(policy, config, recordings, load, resting)) as opened:
-        yield opened
+    with closing(_make_policy(policy, config, recordings, load, resting)) as opened_policy:
+        yield opened_policy
 
 
 @contextmanager
@@ -93,10 +93,10 @@ def _make_endpoint(policy: EvaluatedPolicy, config: Config) -> Policy:
         form = next((form for form in FORMATS.values() if form.name == serving.chat_format), None)
         greedy = greedy.model_copy(update={"max_tokens": serving.max_tokens})
         rollout = rollout.model_copy(update={"finish": serving.finish}) if has_serving(policy.model) else rollout
-    sampled = greedy.model_copy(update={"temperature": config.rollout.temperature})
+    sampled_config = greedy.model_copy(update={"temperature": config.rollout.temperature})
     endpoints = {
         Decoding.GREEDY: Endpoint(greedy, policy.cache),
-        Decoding.SAMPLED: Endpoint(sampled, policy.cache),
+        Decoding.SAMPLED: Endpoint(sampled_config, policy.cache),
     }
     return EndpointPolicy(endpoints, name=policy.name, rollout=rollout, instructions=instructions, form=form)
 

@@ -47,8 +47,8 @@ def read_key(host: str) -> str:
 
 def has_key(connection: HTTPConnection, key: str) -> bool:
     """Whether a request has the key as its bearer token, or none is needed."""
-    sent = connection.headers.get("authorization", "").removeprefix("Bearer ")
-    return not key or secrets.compare_digest(sent.encode(), key.encode())
+    sent_key = connection.headers.get("authorization", "").removeprefix("Bearer ")
+    return not key or secrets.compare_digest(sent_key.encode(), key.encode())
 
 
 async def read_body(request: Request) -> bytes:

@@ -144,16 +144,16 @@ class ServedModel:
         """
         tools = [] if request.tool_choice == "none" else [complete_schema(tool) for tool in request.tools]
         check_tools(tools, "the request")
-        offered = strip_hints(self._serving.offer(tools))
-        hides_finish = offers_finish(offered) and not offers_finish(tools)
+        offered_tools = strip_hints(self._serving.offer(tools))
+        hides_finish = offers_finish(offered_tools) and not offers_finish(tools)
         messages = self._restore_training_form(request.messages, hides_finish)
         self._check_length(messages)
         with self._lock:
             if abandoned.is_set():
                 raise AbandonedError
-            prompt = self._codec.next_prompt_ids(messages, offered, self._find_sampled(messages))
+            prompt = self._codec.next_prompt_ids(messages, offered_tools, self._find_sampled(messages))
             turn = self._sample(prompt, request, abandoned)
-            message = self._make_message(turn, self._codec.parse(turn.ids, offered), hides_finish)
+            message = self._make_message(turn, self._codec.parse(turn.ids, offered_tools), hides_finish)
         is_cut = turn.ids[-1] not in self._codec.end_ids
         reason = "tool_calls" if message.get("tool_calls") else "length" if is_cut else "stop"
         return {
@@ -200,13 +200,13 @@ class ServedModel:
 
     def _find_sampled(self, messages: Sequence[Message]) -> dict[int, Sequence[int]]:
         """The sampled tokens of calls that this server made, by position, if the messages came back unchanged."""
-        sampled: dict[int, Sequence[int]] = {}
+        sampled_turns: dict[int, Sequence[int]] = {}
         for position, message in enumerate(messages):
             for call in message.get("tool_calls") or []:
                 turn = self._sampled.get(str(call.get("id")))
                 if turn and [turn.call] == read_calls(message) and turn.thought == read_text(message):
-                    sampled[position] = turn.ids
-        return sampled
+                    sampled_turns[position] = turn.ids
+        return sampled_turns
 
     def _sample(self, prompt: list[int], request: ChatRequest, abandoned: threading.Event) -> SampledTurn:
         wish = request.max_completion_tokens or request.max_tokens or self._serving.max_tokens

@@ -195,8 +195,8 @@ class EndpointPolicy(Policy):
     def poll(self, until: Collection[Future[Any]]) -> list[EndedTurn]:
         """Wait for a reply."""
         wait([*self._requests, *until], return_when=FIRST_COMPLETED)
-        finished = [request for request in self._requests if request.done()]
-        return [self._read(self._requests.pop(request), request) for request in finished]
+        finished_requests = [request for request in self._requests if request.done()]
+        return [self._read(self._requests.pop(request), request) for request in finished_requests]
 
     def release(self, episode: Episode) -> None:
         """Nothing is held for an episode."""
@@ -243,8 +243,8 @@ def _parse(reply: Reply, form: Format | None) -> ParsedTurn:
         return _read_answer(text, form)
     try:
         arguments = first["function"].get("arguments") or "{}"
-        parsed = arguments if isinstance(arguments, Mapping) else read_json(arguments)
-        call = read_call({"name": first["function"].get("name"), "arguments": parsed})
+        values = arguments if isinstance(arguments, Mapping) else read_json(arguments)
+        call = read_call({"name": first["function"].get("name"), "arguments": values})
     except (AttributeError, LookupError, TypeError):
         return ParsedTurn(None, text, "tool call without a function")
     except ValueError as error:

@@ -144,8 +144,8 @@ def to_row(record: Any) -> Row:
 
 def from_row(row: Mapping[str, Any], cls: type[R]) -> R:
     """The record of a row. Raises ContractError naming the column that cannot be read."""
-    decoded = {name: _decode_all(cls, name, decode, [row[name]])[0] for name, decode in _make_decoders(cls)}
-    return cls(**{**row, **decoded})
+    fields = {name: _decode_all(cls, name, decode, [row[name]])[0] for name, decode in _make_decoders(cls)}
+    return cls(**{**row, **fields})
 
 
 def decode_value(cls: type, name: str, value: Any) -> Any:

@@ -114,14 +114,14 @@ class Reference:
         """
         calls, turns, tools = (document.get(name) for name in ("calls", "turns", "tools"))
         inner = document.get("environment", {})
-        own = dict(inner) if isinstance(inner, Mapping) else {"environment": inner}
+        fields = dict(inner) if isinstance(inner, Mapping) else {"environment": inner}
         return cls(
             answer=document.get("answer"),
             calls=None if calls is None else _calls_from_json(calls),
             turns=None if turns is None else tuple(map(_calls_from_json, turns)),
             tools=None if tools is None else tuple(tools),
             family=document.get("family"),
-            environment=own | {key: value for key, value in document.items() if key not in cls.__dataclass_fields__},
+            environment=fields | {key: value for key, value in document.items() if key not in cls.__dataclass_fields__},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -136,10 +136,10 @@ class Reference:
             "tools": None if self.tools is None else list(self.tools),
             "family": self.family,
         }
-        own = {name: value for name, value in fields.items() if value is not None}
+        values = {name: value for name, value in fields.items() if value is not None}
         inner = {name: value for name, value in self.environment.items() if name in self.__dataclass_fields__}
         outer = {name: value for name, value in self.environment.items() if name not in inner}
-        return own | outer | ({"environment": inner} if inner else {})
+        return values | outer | ({"environment": inner} if inner else {})
 
 
 def _calls_from_json(calls: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:

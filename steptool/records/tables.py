@@ -123,8 +123,8 @@ def read_records(path: Place, cls: type[R]) -> list[R]:
 
 def iterate_records(path: Place, cls: type[R]) -> Iterator[R]:
     """The records of a file, a few at a time in memory."""
-    nested = any(pa.types.is_nested(field.type) for field in get_contract(cls).schema)
-    for batch in _read_batches(path, cls, _NESTED_BATCH if nested else _FLAT_BATCH):
+    has_nested = any(pa.types.is_nested(field.type) for field in get_contract(cls).schema)
+    for batch in _read_batches(path, cls, _NESTED_BATCH if has_nested else _FLAT_BATCH):
         try:
             records = from_batch(batch, cls)
         except ContractError as error:
@@ -231,13 +231,13 @@ def to_table(rows: Iterable[Mapping[str, Any]], cls: type, first: int = 0) -> pa
 
 def _check_fields(rows: Sequence[Mapping[str, Any]], contract: Contract, first: int) -> None:
     names = [column.name for column in contract.columns]
-    required = [column.name for column in contract.columns if not column.nullable]
+    required_names = [column.name for column in contract.columns if not column.nullable]
     expected = set(names)
     for number, row in enumerate(rows, start=first):
         if row.keys() != expected:
             missing, unknown = [n for n in names if n not in row], [n for n in row if n not in names]
             raise ContractError(f"{contract}, row {number}: missing fields {missing}, unknown fields {unknown}")
-        for name in required:
+        for name in required_names:
             if row[name] is None:
                 raise ContractError(f"{contract}, row {number}: field '{name}' is missing")
 

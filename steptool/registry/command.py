@@ -99,18 +99,18 @@ def verify(
     faults = registry.verify(version)
     for fault in faults:
         _print(fault)
-    checked = version or f"versions {len(registry.versions())}, promotions {registry.promotions}"
-    _print(f"{checked}, faults {len(faults)}")
+    contents = version or f"versions {len(registry.versions())}, promotions {registry.promotions}"
+    _print(f"{contents}, faults {len(faults)}")
     _end_with(faults)
 
 
 @app.command()
 def prune(place: Place) -> None:
     """Remove uploads that were given up more than a day ago."""
-    removed = _open(place).prune()
-    for path in removed:
+    paths = _open(place).prune()
+    for path in paths:
         _print(f"removed {path}")
-    _print(f"unfinished uploads removed: {len(removed)}")
+    _print(f"unfinished uploads removed: {len(paths)}")
 
 
 def push(

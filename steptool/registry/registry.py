@@ -218,12 +218,12 @@ class Registry:
         """
         model = ModelFolder.read(Path(model_dir))
         claim = self._claim(model.digest, metadata)
-        finished = self._find_version(claim.version_id)
-        if not finished:
+        version = self._find_version(claim.version_id)
+        if not version:
             return self._upload(model, claim)
-        if finished.digest != model.digest:
+        if version.digest != model.digest:
             raise RegistryError(f"{claim.version_id}: another content has this name; publish it again")
-        return finished
+        return version
 
     def champion(self) -> Champion | None:
         """The model in service; None before the first promotion."""
@@ -329,12 +329,12 @@ class Registry:
 
         A version that has a manifest or that a champion names is never removed. Returns the paths that were removed.
         """
-        finished = {path.split("/")[1] for path in self._store.read(list_manifest_paths(self._store))}
-        needed_ids = finished | {entry.version_id for entry in self.history()}
-        unfinished = [locate_version(name) for name in self._store.names(VERSIONS) if name not in needed_ids]
+        finished_ids = {path.split("/")[1] for path in self._store.read(list_manifest_paths(self._store))}
+        needed_ids = finished_ids | {entry.version_id for entry in self.history()}
+        unfinished_paths = [locate_version(name) for name in self._store.names(VERSIONS) if name not in needed_ids]
         partial = [f"{PARTIAL}/{name}" for name in self._store.names(PARTIAL)]
         before = datetime.now(UTC) - older_than
-        return [path for path in unfinished + partial if self._remove_if_stale(path, before)]
+        return [path for path in unfinished_paths + partial if self._remove_if_stale(path, before)]
 
     def _remove_if_stale(self, path: str, before: datetime) -> bool:
         """Remove a path in which nothing was written since, and say whether it was removed. It may vanish meanwhile."""

@@ -349,8 +349,10 @@ class LocalStore(Store):
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            why = f"no hard links there ({error.strerror}); a registry needs them to create a file for one writer only"
-            raise RegistryError(f"{self._root}: {why}") from error
+            reason = (
+                f"no hard links there ({error.strerror}); a registry needs them to create a file for one writer only"
+            )
+            raise RegistryError(f"{self._root}: {reason}") from error
 
     def _settle(self, path: str, fill: Callable[[BinaryIO], Any], move: Callable[[Path, Path], None]) -> None:
         """Write a file under a temporary name, flush it to the disk, and then give it its name."""

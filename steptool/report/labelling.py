@@ -180,7 +180,9 @@ def _check(t: Trajectory, steps: _Labels) -> None:
 
 
 def _make_row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> StepReward:
-    votes = {name: {who: row[name] for who, row in labels.items() if row[name] is not None} for name in COMPONENTS}
+    votes = {
+        name: {labeller: row[name] for labeller, row in labels.items() if row[name] is not None} for name in COMPONENTS
+    }
     means = {name: average_known(scores.values()) for name, scores in votes.items()}
     nonempty = {name: scores for name, scores in votes.items() if scores}
     return StepReward(
@@ -192,7 +194,9 @@ def _make_row(trajectory_id: str, number: int, labels: Mapping[str, Row]) -> Ste
         contribution=means["contribution"],
         is_solved=means["is_solved"],
         votes=json.dumps({"labelled_by": sorted(labels), **nonempty}, ensure_ascii=False) if labels else "{}",
-        rationale="; ".join(f"{who}: {label['comment']}" for who, label in labels.items() if label["comment"]),
+        rationale="; ".join(
+            f"{labeller}: {label['comment']}" for labeller, label in labels.items() if label["comment"]
+        ),
     )
 
 

@@ -79,10 +79,10 @@ def _state_agreement(a: Agreement) -> str:
     if a.kappa is None:
         return f"{opening}; kappa is not defined, since one of them gives every step the same score."
     word = next(word for bound, word in _WORDS if a.kappa.value < bound)
-    (_, praised), (blamed, _) = a.table
+    (_, count_other), (count_one, _) = a.table
     return (
         f"{opening}: beyond chance they agree {word} (kappa {format_number(round(a.kappa.value, 2))}). "
-        f"{a.one} alone says yes {blamed:,} times, {a.other} alone {praised:,} times."
+        f"{a.one} alone says yes {count_one:,} times, {a.other} alone {count_other:,} times."
     )
 
 
@@ -102,12 +102,12 @@ def _state_separation(audit: Audit) -> Iterator[str]:
 def _state_calibration(audit: Audit) -> Iterator[str]:
     if audit.weights is None:
         return
-    fixed, calibrated = audit.separation("steps"), audit.separation("calibrated_steps")
+    fixed_auroc, calibrated_auroc = audit.separation("steps"), audit.separation("calibrated_steps")
     effect = ""
-    if fixed and calibrated:
+    if fixed_auroc and calibrated_auroc:
         effect = (
             f"; the sum of an episode's step rewards then ranks a solved above an unsolved one in "
-            f"{format_percent(calibrated.value)} of the pairs, in place of {format_percent(fixed.value)}"
+            f"{format_percent(calibrated_auroc.value)} of the pairs, in place of {format_percent(fixed_auroc.value)}"
         )
     yield f"By these episodes alone, calibrated weights are {audit.weights}{effect}."
 
@@ -125,11 +125,9 @@ def _state_slope(audit: Audit) -> Iterator[str]:
 def _state_redundancy(audit: Audit) -> Iterator[str]:
     repeats = audit.redundancy
     if repeats.redundant:
-        earned = "" if repeats.reward is None else f"; each earns {format_number(round(repeats.reward, 3))} on average"
-        yield (
-            f"{repeats.redundant:,} of {repeats.calls:,} calls repeat an earlier one and bring nothing new{earned}. "
-            "rewards.redundant_cost makes them cost something."
-        )
+        share = f"{repeats.redundant:,} of {repeats.calls:,} calls repeat an earlier one and bring nothing new"
+        earning = "" if repeats.reward is None else f"; each earns {format_number(round(repeats.reward, 3))} on average"
+        yield f"{share}{earning}. rewards.redundant_cost makes them cost something."
 
 
 def _state_drift(audit: Audit) -> Iterator[str]:

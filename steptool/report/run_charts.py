@@ -141,13 +141,13 @@ def draw_farming_charts(farming: Mapping[int, Sequence[FarmingPoint]]) -> list[s
         return []
     low, high = min(p.reward for p in every), max(p.reward for p in every)
     width = max((high - low) / 14, 1e-9)
-    binned = {i: _make_bins(farming[i], low, width) for i in rounds}
-    largest = max(b.count for bubbles_of_round in binned.values() for b in bubbles_of_round)
+    bins = {i: _make_bins(farming[i], low, width) for i in rounds}
+    largest = max(b.count for bubbles_of_round in bins.values() for b in bubbles_of_round)
     steps = [p.steps for p in every]
     return [
         draw_bubbles(
             f"Round {i}",
-            binned[i],
+            bins[i],
             _make_mean_line(farming[i]),
             x_label="steps of the episode",
             y_label="reward before the last step",
@@ -210,17 +210,17 @@ def judge_farming(farming: Mapping[int, Sequence[FarmingPoint]]) -> str:
         for points in (first, last)
     )
     last_correlation = _correlate(last)
-    longer, paid = steps_1 > 1.1 * steps_0, last_correlation is not None and last_correlation > 0.2
+    is_longer, is_paid = steps_1 > 1.1 * steps_0, last_correlation is not None and last_correlation > 0.2
     facts = (
         f"From the first to the last round the mean length went from {steps_0:.1f} to {steps_1:.1f} steps and the "
         f"share solved from {format_percent(solved_0)} to {format_percent(solved_1)}; "
         f"in the last round the correlation of length and step reward is "
         f"{'not defined' if last_correlation is None else format_number(round(last_correlation, 2))}."
     )
-    if longer and paid and solved_1 <= solved_0 + 0.02:
+    if is_longer and is_paid and solved_1 <= solved_0 + 0.02:
         return (
             f"This looks like farming: episodes grew longer, longer ones earn more, no more tasks are solved. {facts}"
         )
-    if longer and paid:
+    if is_longer and is_paid:
         return f"Worth a look: episodes grew longer and longer ones earn more, but more tasks are solved too. {facts}"
     return f"No sign of farming. {facts}"

@@ -132,7 +132,7 @@ def summarise_round(
     scores = _group_scores(trajectories, rewards)
     calls = [s for t in trajectories for s in t.steps if s.status is not StepStatus.FINISH]
     before_last = [r.contribution for t in trajectories for r in scores[t.trajectory_id] if r.step < len(t.steps) - 1]
-    composed = [r for _, r in zip(trajectories, step_rewards, strict=True) if r is not None]
+    known_rewards = [r for _, r in zip(trajectories, step_rewards, strict=True) if r is not None]
     every = [r for rows in scores.values() for r in rows]
     return {
         "round": trajectories[0].round if trajectories else -1,
@@ -141,12 +141,12 @@ def summarise_round(
         "pass_rate": average_finite(t.solved for t in trajectories),
         "mean_steps": average_finite(len(t.steps) for t in trajectories),
         "invalid_call_rate": average_finite(float(s.status is not StepStatus.OK) for s in calls),
-        "mean_reward": average_finite(float(np.sum(r)) for r in composed),
+        "mean_reward": average_finite(float(np.sum(r)) for r in known_rewards),
         "succ_calling": average_finite(r.succ_calling for r in every),
         "contribution": average_finite(r.contribution for r in every),
         "is_solved": average_finite(r.is_solved for r in every),
         "idle_call_rate": idle_share(before_last),
-        "missing": len(trajectories) - len(composed),
+        "missing": len(trajectories) - len(known_rewards),
     }
 
 
@@ -219,10 +219,10 @@ def read_run(folder: Path) -> ReportInputs:
 def find_files(folder: Path) -> dict[str, list[str]]:
     """The files and folders of a run by what they are, as in FILES, without those that the folder does not hold."""
     links = {}
-    for what, pattern in FILES.items():
+    for title, pattern in FILES.items():
         ending = "/" if pattern.endswith("/") else ""
         if paths := sorted(path.relative_to(folder).as_posix() + ending for path in folder.glob(pattern)):
-            links[what] = paths
+            links[title] = paths
     return links
 
 
@@ -234,10 +234,10 @@ def _read_rounds(
     for round_index in range(config.ppo.rounds):
         trajectories = read_records(folder / names.name_round_file("trajectories", round_index), Trajectory)
         rows = read_records(folder / names.name_round_file("rewards", round_index), StepReward)
-        scale, composed = compose_round(trajectories, rows, config.rewards, config.ppo.reward, scale)
+        scale, composed_rewards = compose_round(trajectories, rows, config.rewards, config.ppo.reward, scale)
         trajectories = [replace(t, solved=find_verdict(queries[t.query_id], t)[0]) for t in trajectories]
-        summaries.append(summarise_round(trajectories, rows, composed))
-        farming[round_index] = collect_farming_points(trajectories, composed)
+        summaries.append(summarise_round(trajectories, rows, composed_rewards))
+        farming[round_index] = collect_farming_points(trajectories, composed_rewards)
     return summaries, farming
 
 
@@ -287,19 +287,19 @@ def _read_training_episodes(folder: Path, queries: Mapping[str, Query], round_in
         for t in read_records(folder / names.name_round_file("trajectories", round_index), Trajectory)
         if advantages[t.trajectory_id]
     ]
-    ranked = sorted(episodes, key=lambda e: e.verdict or 0.0)
+    ranking = sorted(episodes, key=lambda e: e.verdict or 0.0)
     half = TRAINING_EPISODES // 2
-    selection = ranked if len(ranked) <= TRAINING_EPISODES else [*ranked[:half], *ranked[-half:]]
+    selection = ranking if len(ranking) <= TRAINING_EPISODES else [*ranking[:half], *ranking[-half:]]
     yield from (EpisodePair(queries[e.trajectory.query_id], None, e) for e in selection)
 
 
 def _write_notes(folder: Path, metrics: Sequence[Metric], summaries: Sequence[RoundSummary]) -> Iterator[str]:
     yield from (entry["note"] for entry in names.read(folder / names.MODEL) if entry["round"] >= 0 and entry["note"])
     yield from name_lost_groups(metrics)
-    prepared = select_counts(metrics, "prepare")
-    if left_out := prepared.get("left out", 0):
+    counts = select_counts(metrics, "prepare")
+    if left_out := counts.get("left out", 0):
         yield f"{left_out} queries were left out: their prompts do not fit the model's context."
-    for name, number in prepared.items():
+    for name, number in counts.items():
         if name.startswith("demonstrations left out: "):
             yield f"{number} demonstrations were left out: {name.partition(': ')[2]}."
     missing = sum(s["missing"] for s in summaries)

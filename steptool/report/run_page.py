@@ -91,12 +91,12 @@ def state_result(inputs: ReportInputs, name: str = "StepTool") -> list[str]:
     tasks = line["tasks"]
     kind = "validation" if _get_section(inputs, "evaluation").get("split") == "validation" else "held-out"
     where = f"{tasks} {kind} task{'s' if tasks != 1 else ''}"
-    after = line["pass_rate"]
-    if after is None:
+    pass_rate = line["pass_rate"]
+    if pass_rate is None:
         return [f"Pass rates on the {where} are not measurable: the tasks have neither a check nor a reference answer."]
     if not any(_select_pass_rates(inputs, GREEDY).values()):
         return [f"No model solved any of the {where}: there is no improvement to report."]
-    return _compare(inputs, f"{name} solves {format_percent(after) if after else 'none'} of {where}")
+    return _compare(inputs, f"{name} solves {format_percent(pass_rate) if pass_rate else 'none'} of {where}")
 
 
 def _compare(inputs: ReportInputs, opening: str) -> list[str]:
@@ -241,10 +241,10 @@ def describe_method(config: Mapping[str, Any]) -> tuple[str, str]:
 def _make_context(inputs: ReportInputs) -> dict[str, Any]:
     name, explanation = describe_method(inputs.config)
     labels = {"base": "Base", "warm_start": "Warm start", "steptool": name}
-    evaluated = {line["model"] for line in inputs.results.lines}
-    models = {m: labels[m] for m in MODELS if m in evaluated}
+    evaluated_models = {line["model"] for line in inputs.results.lines}
+    models = {m: labels[m] for m in MODELS if m in evaluated_models}
     rounds = sorted(inputs.rollouts, key=lambda r: r["round"])
-    main, others = run_charts.draw_training_curves(inputs.metrics)
+    main_curves, other_curves = run_charts.draw_training_curves(inputs.metrics)
     return {
         "title": inputs.title,
         "sentences": state_result(inputs, name),
@@ -256,8 +256,8 @@ def _make_context(inputs: ReportInputs) -> dict[str, Any]:
         "results": make_results_section(inputs.results, labels),
         "rounds": rounds,
         "rollout_curves": _mark_safe(run_charts.draw_rollout_curves(rounds) if rounds else []),
-        "main_curves": _mark_safe([*main, run_charts.draw_warm_start_curve(inputs.metrics)]),
-        "other_curves": _mark_safe(others),
+        "main_curves": _mark_safe([*main_curves, run_charts.draw_warm_start_curve(inputs.metrics)]),
+        "other_curves": _mark_safe(other_curves),
         "reward_curves": _mark_safe(run_charts.draw_reward_curves(rounds) if rounds else []),
         "formula": _write_formula(inputs.config),
         "farming": _mark_safe(
@@ -287,14 +287,14 @@ def _write_formula(config: Mapping[str, Any]) -> str:
     gain = "growth of the potential" if rewards.get("contribution") == "progress" else "Contribution"
     cost = rewards.get("redundant_cost")
     gain += f" − {cost} if the call is redundant" if cost else ""
-    divided = " / number of steps before the last" if rewards.get("normalisation") == "trajectory" else ""
+    normalisation = " / number of steps before the last" if rewards.get("normalisation") == "trajectory" else ""
     running = rewards.get("normalisation") == "running"
-    scaled = "; all divided by their deviation over the rounds so far" if running else ""
+    scaling = "; all divided by their deviation over the rounds so far" if running else ""
     if rewards.get("weights") == "calibrated":
-        scaled += "; SuccCalling and Contribution each weighted by how it went with the outcome over the last rounds"
+        scaling += "; SuccCalling and Contribution each weighted by how it went with the outcome over the last rounds"
     return (
-        f"reward of a step = {rewards.get('step_weight')} × ({rewards.get('alpha')} × ({succ}) + {gain}){divided}"
-        f"; of the last step = IsSolved{scaled}"
+        f"reward of a step = {rewards.get('step_weight')} × ({rewards.get('alpha')} × ({succ}) + {gain}){normalisation}"
+        f"; of the last step = IsSolved{scaling}"
     )
 
 
@@ -302,17 +302,17 @@ def _tabulate_costs(costs: Sequence[Cost]) -> list[dict[str, Any]]:
     total = sum(c.seconds for c in costs) or 1.0
     rows = []
     for stage in dict.fromkeys(c.stage for c in costs):
-        own = [c for c in costs if c.stage == stage]
-        seconds, tokens = sum(c.seconds for c in own), sum(c.tokens for c in own)
+        stage_costs = [c for c in costs if c.stage == stage]
+        seconds, tokens = sum(c.seconds for c in stage_costs), sum(c.tokens for c in stage_costs)
         rows.append(
             {
                 "stage": stage,
-                "runs": len(own),
+                "runs": len(stage_costs),
                 "seconds": seconds,
                 "share": seconds / total,
                 "tokens": tokens,
                 "rate": tokens / seconds if tokens and seconds else None,
-                "memory": max(c.peak_memory_mb for c in own),
+                "memory": max(c.peak_memory_mb for c in stage_costs),
             }
         )
     return rows

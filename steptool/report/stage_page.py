@@ -164,8 +164,10 @@ def _draw_advantages(file: Path, stage: str, name: str) -> Iterator[str]:
     for advantage in iterate_records(file, Advantage):
         by_step.setdefault(advantage.step, []).append(advantage)
     lines = [
-        Series(what, [(float(i), fmean(getattr(a, what) for a in step)) for i, step in sorted(by_step.items())], colour)
-        for what, colour in (("reward", "c-one"), ("advantage", "c-two"))
+        Series(
+            column, [(float(i), fmean(getattr(a, column) for a in step)) for i, step in sorted(by_step.items())], colour
+        )
+        for column, colour in (("reward", "c-one"), ("advantage", "c-two"))
     ]
     yield draw_lines("By step", lines, x_label="step", note="Means over the episodes.")
 
@@ -175,11 +177,11 @@ def _draw_metrics(file: Path, stage: str, name: str) -> Iterator[str]:
     last = max((m.round for m in metrics), default=-1)
     single: list[tuple[str, str]] = []
     for metric, curve in CURVES.items():
-        own = [m for m in metrics if (m.name, m.round) == (metric, last)]
-        if len(own) == 1:
-            single.append((curve.title, curve.show(own[0].value)))
-        elif own:
-            points = [(m.update + 1.0, m.value if math.isfinite(m.value) else None) for m in own]
+        round_metrics = [m for m in metrics if (m.name, m.round) == (metric, last)]
+        if len(round_metrics) == 1:
+            single.append((curve.title, curve.show(round_metrics[0].value)))
+        elif round_metrics:
+            points = [(m.update + 1.0, m.value if math.isfinite(m.value) else None) for m in round_metrics]
             line = Series(metric, points, "c-one")
             yield draw_lines(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
     if single:

@@ -60,13 +60,13 @@ def make_episode_data(episode: ScoredEpisode, config: Mapping[str, Any]) -> dict
     trajectory = episode.trajectory
     rewards = {r.step: r for r in episode.rewards if r.trajectory_id == trajectory.trajectory_id}
     advantages = {a.step: a for a in episode.advantages if a.trajectory_id == trajectory.trajectory_id}
-    composed = {} if advantages else dict(enumerate(_compose(list(rewards.values()), trajectory.steps, config)))
+    composed_rewards = {} if advantages else dict(enumerate(_compose(list(rewards.values()), trajectory.steps, config)))
     texts = _list_texts(trajectory)
     steps = [
         {
             **_make_step(step, texts[i]),
             **_make_scores(rewards.get(i)),
-            **_make_credit(advantages.get(i), composed.get(i)),
+            **_make_credit(advantages.get(i), composed_rewards.get(i)),
         }
         for i, step in enumerate(trajectory.steps)
     ]
@@ -103,8 +103,8 @@ def classify_pair(example: EpisodePair) -> str:
     before, after = example.before.verdict, example.after.verdict
     if before is None or after is None:
         return "unknown"
-    solved = before > 0.5, after > 0.5
-    return {(False, True): "fixed", (True, False): "broken", (True, True): "both"}.get(solved, "neither")
+    is_solved = before > 0.5, after > 0.5
+    return {(False, True): "fixed", (True, False): "broken", (True, True): "both"}.get(is_solved, "neither")
 
 
 def _make_task(example: EpisodePair, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def _compose(rewards: Sequence[StepReward], steps: Sequence[Step], config: Mappi
     if len(rewards) != len(steps) or "rewards" not in config:
         return ()
     reward = (config.get("ppo") or {}).get("reward", "step")
-    composed = compose(rewards, RewardConfig.model_validate(config["rewards"]), reward, steps)
-    return () if composed is None else composed.tolist()
+    rewards_T = compose(rewards, RewardConfig.model_validate(config["rewards"]), reward, steps)
+    return () if rewards_T is None else rewards_T.tolist()
 
 
 def _list_texts(trajectory: Trajectory) -> list[str]:

@@ -90,8 +90,8 @@ class _PagedSource:
         for row in iterate_rows(file.path, Trajectory, batch_size=256, columns=columns, mask=file.select(page)):
             trajectory = from_row({**row, "input_ids": (), "logprobs": ()}, Trajectory)
             name = trajectory.trajectory_id
-            annotated = next((r.is_solved for r in rewards.get(name, ()) if r.is_solved is not None), None)
-            verdict = verdicts.get(name, annotated if trajectory.solved is None else None)
+            is_solved = next((r.is_solved for r in rewards.get(name, ()) if r.is_solved is not None), None)
+            verdict = verdicts.get(name, is_solved if trajectory.solved is None else None)
             yield ScoredEpisode(trajectory, rewards.get(name, ()), advantages.get(name, ()), verdict)
 
 

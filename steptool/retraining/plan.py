@@ -171,6 +171,6 @@ def make_run_id(kickoff: datetime, token: str) -> str:
 
 def _select_unseen(present: Iterable[SourceFile], runs: Sequence[dict[str, Any]]) -> list[SourceFile]:
     """The sources whose content is new to all finished runs, each content once."""
-    judged = [run for run in runs if run["result"] in FINISHED and not run["stale"]]
-    old_digests = {source["sha256"] for run in judged for source in run["new"]}
+    finished_runs = [run for run in runs if run["result"] in FINISHED and not run["stale"]]
+    old_digests = {source["sha256"] for run in finished_runs for source in run["new"]}
     return list({source.sha256: source for source in present if source.sha256 not in old_digests}.values())

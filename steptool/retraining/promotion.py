@@ -92,17 +92,17 @@ def decide(
     are left out. Raises ValueError unless both models played the same queries.
     """
     greedy = [row for row in rows if row.decoding == GREEDY]
-    counted = [row for row in greedy if row.query_id not in contaminated]
-    champion, challenger = ([row for row in counted if row.model == model] for model in (CHAMPION, CHALLENGER))
+    counted_rows = [row for row in greedy if row.query_id not in contaminated]
+    champion, challenger = ([row for row in counted_rows if row.model == model] for model in (CHAMPION, CHALLENGER))
     measurable = find_measurable_queries(challenger, champion)
-    unmeasurable = {row.query_id for row in counted} - measurable
+    unmeasurable = {row.query_id for row in counted_rows} - measurable
     criteria = [_judge_tasks(len(measurable), len(unmeasurable), rule)]
     if measurable:
         criteria.append(_judge_gain(paired_bootstrap(challenger, champion, draws, seed), rule))
         criteria += _judge_categories(challenger, champion, categories, rule, draws, seed)
         rise = paired_bootstrap(challenger, champion, draws, seed, "invalid_call_rate")
         criteria.append(_judge_invalid_calls(rise, rule))
-    left_out = {row.query_id for row in greedy} - {row.query_id for row in counted}
+    left_out = {row.query_id for row in greedy} - {row.query_id for row in counted_rows}
     return Decision(criteria=criteria, left_out=len(left_out))
 
 
@@ -214,7 +214,7 @@ def describe_version(
         "trained_from": plan.champion or plan.base,
         "new_data": [source.model_dump(mode="json") for source in plan.new],
         "decision": decision.model_dump(mode="json"),
-        "results": {name: _describe_pass_rate(own) for name, own in by_model.items()},
+        "results": {name: _describe_pass_rate(rows_of) for name, rows_of in by_model.items()},
         "config": plan.configure(config).model_dump(mode="json"),
         "code_version": code_version,
     }
@@ -240,8 +240,8 @@ def find_cause(message: str) -> str:
 
 def _describe_pass_rate(rows: Sequence[Evaluation]) -> dict[str, float | None]:
     """The pass rate over the tasks with a verdict, with Wilson's 95% interval; None where no task has one."""
-    passed = average_by_query(rows, "pass_rate")
-    rate, tasks = passed.estimate(), len(passed.queries)
+    pass_rates = average_by_query(rows, "pass_rate")
+    rate, tasks = pass_rates.estimate(), len(pass_rates.queries)
     low, high = (None, None) if rate is None else wilson(rate, tasks)
     return {"pass_rate": rate, "low": low, "high": high, "tasks": tasks}
 

@@ -81,7 +81,7 @@ def audit(
     weights = (
         ComponentWeights(**compute_round_weights(list(scores.values()))) if config.weights == "calibrated" else None
     )
-    learned = [compose(scores.get(t.trajectory_id, ()), config, reward, t.steps) for t in trajectories]
+    composed_rewards = [compose(scores.get(t.trajectory_id, ()), config, reward, t.steps) for t in trajectories]
     step_rewards = [compose(scores.get(t.trajectory_id, ()), config, steps=t.steps) for t in trajectories]
     return Audit(
         annotator=main,
@@ -90,7 +90,7 @@ def audit(
         steps=sum(len(t.steps) for t in trajectories),
         missing={c: _measure_missing(trajectories, scores, c) for c in COMPONENTS},
         reasons=_count_missing_reasons(scores),
-        left_out=sum(r is None for r in learned) / max(1, len(learned)),
+        left_out=sum(r is None for r in composed_rewards) / max(1, len(composed_rewards)),
         idle=idle_share(_list_call_contributions(trajectories, scores)),
         solved_calls=_count_solved_calls(trajectories, scores),
         step_rewards=reward == "step" and config.step_weight > 0,
@@ -100,8 +100,8 @@ def audit(
         ],
         separations=[
             s
-            for name, own in by_annotator.items()
-            for s in _measure_separations(trajectories, name, own, config, weights)
+            for name, scores_of in by_annotator.items()
+            for s in _measure_separations(trajectories, name, scores_of, config, weights)
         ],
         farming=measure_farming(collect_farming_points(trajectories, step_rewards)),
         redundancy=measure_redundancy(trajectories, step_rewards),
@@ -116,8 +116,8 @@ def audit(
 def _sum_before_last(
     rows: Sequence[StepReward], config: RewardConfig, steps: Sequence[Step], weights: ComponentWeights = FIXED
 ) -> float | None:
-    composed = compose(rows, config, steps=steps, weights=weights)
-    return None if composed is None else float(composed[:-1].sum())
+    rewards_T = compose(rows, config, steps=steps, weights=weights)
+    return None if rewards_T is None else float(rewards_T[:-1].sum())
 
 
 def _measure_missing(trajectories: Sequence[Trajectory], scores: Scores, component: str) -> float:
@@ -184,7 +184,7 @@ def _measure_separations(
     weights: ComponentWeights | None,
 ) -> Iterator[Separation]:
     """Separations by the environment's verdict; where there are no such verdicts, by the annotator's own IsSolved."""
-    own, decided = select_decided_episodes(trajectories, scores)
+    is_own_verdict, episodes = select_decided_episodes(trajectories, scores)
     figures: dict[str, Callable[[Sequence[StepReward], Trajectory], float | None]] = {
         "contribution": lambda rows, _: average_known(r.contribution for r in rows),
         "steps": lambda rows, t: _sum_before_last(rows, config, t.steps),
@@ -194,11 +194,11 @@ def _measure_separations(
         figures["succ_calling"] = lambda rows, _: component_mean(rows, "succ_calling")
         figures["calibrated_steps"] = lambda rows, t: _sum_before_last(rows, config, t.steps, weights)
     for figure, measure in figures.items():
-        if own and figure == "is_solved":
+        if is_own_verdict and figure == "is_solved":
             continue
-        points = [(value, verdict) for t, rows, verdict in decided if (value := measure(rows, t)) is not None]
-        solved = [is_solved for _, is_solved in points]
-        yield Separation(name, figure, auroc([value for value, _ in points], solved), sum(solved))
+        points = [(value, verdict) for t, rows, verdict in episodes if (value := measure(rows, t)) is not None]
+        outcomes = [is_solved for _, is_solved in points]
+        yield Separation(name, figure, auroc([value for value, _ in points], outcomes), sum(outcomes))
 
 
 def _summarise_tools(trajectories: Sequence[Trajectory], scores: Scores) -> list[ToolScores]:
@@ -208,7 +208,10 @@ def _summarise_tools(trajectories: Sequence[Trajectory], scores: Scores) -> list
         for step, row in zip(t.steps, scores.get(t.trajectory_id, ()), strict=False):
             if step.status is not StepStatus.FINISH:
                 rows[get_tool_name(step)].append(row)
-    return [_summarise_tool(tool, own) for tool, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
+    return [
+        _summarise_tool(tool, tool_rows)
+        for tool, tool_rows in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
 
 
 def _summarise_tool(tool: str, rows: Sequence[StepReward]) -> ToolScores:
@@ -225,9 +228,9 @@ def _summarise_tool(tool: str, rows: Sequence[StepReward]) -> ToolScores:
 
 
 def _measure_drifts(earlier: Iterable[StepReward], scores: Scores) -> Iterator[Drift]:
-    before = list(earlier)
-    for component in COMPONENTS if before else ():
-        then = [score for r in before if (score := getattr(r, component)) is not None]
+    earlier_rows = list(earlier)
+    for component in COMPONENTS if earlier_rows else ():
+        then = [score for r in earlier_rows if (score := getattr(r, component)) is not None]
         now = [score for rows in scores.values() for r in rows if (score := getattr(r, component)) is not None]
         yield Drift(component, difference(then, now), stability_index(then, now))
 

@@ -66,7 +66,7 @@ def group_scores(
         if row.step < lengths.get(row.trajectory_id, 0):
             groups[label_annotator(row)][row.trajectory_id].append(row)
     return {
-        name: {t: sorted(own, key=lambda r: r.step) for t, own in scores.items() if len(own) == lengths[t]}
+        name: {t: sorted(part, key=lambda r: r.step) for t, part in scores.items() if len(part) == lengths[t]}
         for name, scores in groups.items()
     }
 
@@ -96,14 +96,14 @@ def find_disputes(
         if a != b
     ]
     turns: dict[object, int] = defaultdict(int)
-    ranked: list[tuple[int, float, int, _Case]] = []
+    ranked_cases: list[tuple[int, float, int, _Case]] = []
     for case in sorted(cases, key=lambda case: -abs(case[-1])):
         t, number, component, _, gap = case
         kinds = (get_tool_name(t.steps[number]), component, gap > 0), t.trajectory_id
-        ranked.append((sum(turns[kind] for kind in kinds), -abs(gap), len(ranked), case))
+        ranked_cases.append((sum(turns[kind] for kind in kinds), -abs(gap), len(ranked_cases), case))
         for kind in kinds:
             turns[kind] += 1
-    disputes = [case for *_, case in sorted(ranked, key=lambda r: r[:3])[:count]]
+    disputes = [case for *_, case in sorted(ranked_cases, key=lambda r: r[:3])[:count]]
     return [
         _make_dispute(queries, t, number, component, {name: by_annotator[name] for name in (main, other)})
         for t, number, component, other, _ in disputes
@@ -196,35 +196,37 @@ def select_decided_episodes(
 
     The verdict is the environment's. Without any, it is the annotator's own IsSolved, and the first value is true.
     """
-    scored = [(t, scores[t.trajectory_id]) for t in trajectories if scores.get(t.trajectory_id)]
-    own = not any(t.solved is not None for t, _ in scored)
-    verdicts = [(t, rows, rows[-1].is_solved if own else t.solved) for t, rows in scored]
-    return own, [(t, rows, verdict > YES) for t, rows, verdict in verdicts if verdict is not None and verdict != YES]
+    scored_episodes = [(t, scores[t.trajectory_id]) for t in trajectories if scores.get(t.trajectory_id)]
+    is_own_verdict = not any(t.solved is not None for t, _ in scored_episodes)
+    verdicts = [(t, rows, rows[-1].is_solved if is_own_verdict else t.solved) for t, rows in scored_episodes]
+    return is_own_verdict, [
+        (t, rows, verdict > YES) for t, rows, verdict in verdicts if verdict is not None and verdict != YES
+    ]
 
 
 def measure_options(trajectories: Sequence[Trajectory], scores: Scores, config: RewardConfig) -> Iterator[OptionEffect]:
     """What each option of the composition does to the step rewards: first all as configured, then one changed each."""
     calibrated = ComponentWeights(**compute_round_weights(list(scores.values())))
-    weights, others = (calibrated, FIXED) if config.weights == "calibrated" else (FIXED, calibrated)
+    weights, alternative = (calibrated, FIXED) if config.weights == "calibrated" else (FIXED, calibrated)
     changes: list[dict[str, Any]] = [
         {"contribution": "score" if config.contribution == "progress" else "progress"},
         {"redundant_cost": 0.0 if config.redundant_cost else RewardConfig().redundant_cost},
     ]
     variants = [("", config, weights)]
     variants += [(_describe(change), config.model_copy(update=change), weights) for change in changes]
-    variants.append((f"weights: {'fixed' if others is FIXED else 'calibrated'}", config, others))
-    solved = {t.trajectory_id: verdict for t, _, verdict in select_decided_episodes(trajectories, scores)[1]}
+    variants.append((f"weights: {'fixed' if alternative is FIXED else 'calibrated'}", config, alternative))
+    outcomes = {t.trajectory_id: verdict for t, _, verdict in select_decided_episodes(trajectories, scores)[1]}
     for option, settings, factors in variants:
-        composed = [compose(scores.get(t.trajectory_id, ()), settings, "step", t.steps, factors) for t in trajectories]
+        rewards = [compose(scores.get(t.trajectory_id, ()), settings, "step", t.steps, factors) for t in trajectories]
         sums = {
-            t.trajectory_id: float(r[:-1].sum()) for t, r in zip(trajectories, composed, strict=True) if r is not None
+            t.trajectory_id: float(r[:-1].sum()) for t, r in zip(trajectories, rewards, strict=True) if r is not None
         }
-        judged = [name for name in sums if name in solved]
+        judged = [name for name in sums if name in outcomes]
         yield OptionEffect(
             option,
-            auroc([sums[name] for name in judged], [solved[name] for name in judged]),
-            measure_farming(collect_farming_points(trajectories, composed))[0].correlation,
-            measure_redundancy(trajectories, composed).reward,
+            auroc([sums[name] for name in judged], [outcomes[name] for name in judged]),
+            measure_farming(collect_farming_points(trajectories, rewards))[0].correlation,
+            measure_redundancy(trajectories, rewards).reward,
         )
 
 

@@ -78,10 +78,10 @@ def moving_average(former: Mapping[str, float], latest: Mapping[str, float], rou
 
     A component's first round sets its weight; a round that does not determine it leaves it.
     """
-    moved = {
+    averages = {
         name: former.get(name, value) + (value - former.get(name, value)) / rounds for name, value in latest.items()
     }
-    return {**former, **moved}
+    return {**former, **averages}
 
 
 _LEAST = 1e-8
@@ -187,8 +187,8 @@ def compose(
             states = [step.state for step in steps] if len(steps) == len(rows) else []
             gain = _measure_progress(contribution, config.progress_steps, states)
         cost = config.redundant_cost * _mark_redundant(steps, len(rows)) if config.redundant_cost else 0.0
-        paid = weights.succ_calling * config.alpha * (succ - baseline) + weights.contribution * gain
-        rewards_T[:-1] = config.step_weight * (paid - cost)
+        components = weights.succ_calling * config.alpha * (succ - baseline) + weights.contribution * gain
+        rewards_T[:-1] = config.step_weight * (components - cost)
         if config.normalisation == "trajectory":
             rewards_T[:-1] /= max(1, len(rows) - 1)
     rewards_T[-1] = rows[-1].is_solved
@@ -221,11 +221,11 @@ def compose_round(
     """
     if config.weights == "calibrated":
         scale = scale.calibrate(list(group_rows(reward_rows).values()), config.calibration_rounds)
-    composed = compose_steps(trajectories, reward_rows, config, reward, scale.component_weights)
+    rewards = compose_steps(trajectories, reward_rows, config, reward, scale.component_weights)
     if config.normalisation == "running":
-        scale = scale.after(composed)
-        composed = scale.apply(composed)
-    return scale, composed
+        scale = scale.after(rewards)
+        rewards = scale.apply(rewards)
+    return scale, rewards
 
 
 def group_rows(reward_rows: Iterable[StepReward]) -> dict[str, list[StepReward]]:
@@ -237,7 +237,7 @@ def group_rows(reward_rows: Iterable[StepReward]) -> dict[str, list[StepReward]]
 
 
 def _measure_progress(
-    contribution_T: npt.NDArray[np.float64], needed: int, states: Sequence[str | None]
+    contribution_T: npt.NDArray[np.float64], steps_needed: int, states: Sequence[str | None]
 ) -> npt.NDArray[np.float64]:
     """The growth of the potential at each step before the last.
 
@@ -246,15 +246,15 @@ def _measure_progress(
     brought stays.
     """
     by_state: dict[str | None, float] = {states[0] if states else None: 0.0}
-    others, sums = 0.0, []
+    earlier, sums = 0.0, []
     for t, contribution in enumerate(contribution_T):
         before, after = (states[t], states[t + 1]) if states else (None, None)
         if after == before:
-            others += contribution
+            earlier += contribution
         else:
             by_state.setdefault(after, by_state[before] + contribution)
-        sums.append(others + by_state[after])
-    return np.diff(np.minimum(np.array(sums) / needed, 1.0), prepend=0.0)
+        sums.append(earlier + by_state[after])
+    return np.diff(np.minimum(np.array(sums) / steps_needed, 1.0), prepend=0.0)
 
 
 def _mark_redundant(steps: Sequence[Step], count: int) -> npt.NDArray[np.float64]:

@@ -137,36 +137,36 @@ def find_contributions(query: Query, trajectory: Trajectory, failures: Sequence[
     steps, answer = trajectory.steps, trajectory.final_answer or ""
     reports = find_reports(query, trajectory, failures)
     facts = _gather_facts(query, trajectory, failures, reports)
-    backed = check_reports(query, trajectory, failures, reports, facts.wrote, find_writing_tools(query.tools))
-    has_answer = any(backed) or trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
+    answers_request = check_reports(query, trajectory, failures, reports, facts.wrote, find_writing_tools(query.tools))
+    has_answer = any(answers_request) or trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
     invents = _invents(answer, query, trajectory)
     sink = answer_text = "\n".join([normalise(answer), flatten_text(parse(answer))])
     acted_on = set[str]()
     uses: list[str] = []
     for place in reversed(range(len(steps))):
         call = steps[place].call
-        things = find_values(call.arguments) if call else frozenset[str]()
+        values = find_values(call.arguments) if call else frozenset[str]()
         if reports[place]:
-            use, invents = "told the user what was asked" if backed[place] else "", not backed[place]
+            use, invents = "told the user what was asked" if answers_request[place] else "", not answers_request[place]
             answer_text = f"{answer_text}\n{flatten_text(call.arguments)}" if use and call else answer_text
-            things = frozenset()  # to name a thing to the user is not to act on it
+            values = frozenset()  # to name a thing to the user is not to act on it
         elif facts.wrote[place]:
-            reported = not invents or _is_reported(facts.news[place], answer_text)
-            use = "changed what was asked about" if has_answer and facts.informed[place] and reported else ""
+            is_told = not invents or _is_reported(facts.news[place], answer_text)
+            use = "changed what was asked about" if has_answer and facts.informed[place] and is_told else ""
         else:
-            use = _explain_use(facts.news[place], things, sink, acted_on)
+            use = _explain_use(facts.news[place], values, sink, acted_on)
         uses.append(use)
         if use:
-            sink, acted_on = f"{sink}\n{flatten_text(call.arguments) if call else ''}", acted_on | things
+            sink, acted_on = f"{sink}\n{flatten_text(call.arguments) if call else ''}", acted_on | values
     return uses[::-1]
 
 
-def _explain_use(news: frozenset[str], things: frozenset[str], sink: str, acted_on: set[str]) -> str:
+def _explain_use(news: frozenset[str], values: frozenset[str], sink: str, acted_on: set[str]) -> str:
     """Why a step that only reads contributes; empty if it does not."""
-    reached = sorted(value for value in news if mentions(sink, value))
-    if reached:
-        return f"used later: {', '.join(reached)}"
-    looked_at = sorted(things & acted_on)
+    used_values = sorted(value for value in news if mentions(sink, value))
+    if used_values:
+        return f"used later: {', '.join(used_values)}"
+    looked_at = sorted(values & acted_on)
     return f"looked at before acting: {', '.join(looked_at)}" if news and looked_at else ""
 
 
@@ -198,9 +198,9 @@ def _gather_facts(query: Query, trajectory: Trajectory, failures: Sequence[str],
     news, informed, wrote = [], [], []
     for step, failed, is_report in zip(trajectory.steps, failures, reports, strict=True):
         key, response = _make_key(step), read_payload(step.observation)
-        returned = find_values(response)
+        returned_values = find_values(response)
         arguments = {normalise(str(leaf)) for leaf in iterate_leaves(step.call.arguments)} if step.call else set()
-        about = {value: set(product(arguments or {""}, [value])) for value in returned}
+        about = {value: set(product(arguments or {""}, [value])) for value in returned_values}
         first = not failed and key not in calls
         fresh = frozenset[str]()
         if first:

@@ -155,8 +155,8 @@ def normalise(text: str) -> str:
 
 
 def _normalise(text: str) -> str:
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return _DECIMALS.sub(lambda m: m[0].rstrip("0").rstrip("."), _THOUSANDS.sub("", folded))
+    normalised = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return _DECIMALS.sub(lambda m: m[0].rstrip("0").rstrip("."), _THOUSANDS.sub("", normalised))
 
 
 _normalise_short = lru_cache(4096)(_normalise)

@@ -195,27 +195,27 @@ def check_reports(
     goals = read_goals(query.instruction)
     tellers = {step.call.name for step, tells in zip(trajectory.steps, reports, strict=True) if tells and step.call}
     writers = {verb for name, writes in hints.items() if writes and name not in tellers for verb in _find_verb(name)}
-    aligned = len(goals) == sum(reports)
+    is_aligned = len(goals) == sum(reports)
     user_text = normalise("\n".join([query.instruction, *_list_user_turns(trajectory)]))
     sources: dict[str, list[_Source]] = defaultdict(list)
-    stretch, backed, earlier = _Stretch(), list[bool](), set[str]()
+    stretch, answers_request, earlier_values = _Stretch(), list[bool](), set[str]()
     for place, step in enumerate(trajectory.steps):
-        backed.append(False)
+        answers_request.append(False)
         if step.call is None or failures[place]:
             continue
         if not reports[place]:
             _observe(step, wrote[place], sources, stretch)
             continue
-        quoted = find_values(step.call.arguments)
-        observed = [value for value in quoted if value in sources]
-        goal = goals[sum(reports[:place])] if aligned else None
-        answers = any(_answers(value, sources, stretch, goal, writers) for value in observed)
-        named = all(value in sources or mentions(user_text, value) for value in quoted)
-        is_news = not quoted <= earlier or bool(quoted & stretch.values)
-        backed[-1] = answers and named and is_news
-        earlier |= quoted
+        quoted_values = find_values(step.call.arguments)
+        observed_values = [value for value in quoted_values if value in sources]
+        goal = goals[sum(reports[:place])] if is_aligned else None
+        answers = any(_answers(value, sources, stretch, goal, writers) for value in observed_values)
+        has_sources = all(value in sources or mentions(user_text, value) for value in quoted_values)
+        is_news = not quoted_values <= earlier_values or bool(quoted_values & stretch.values)
+        answers_request[-1] = answers and has_sources and is_news
+        earlier_values |= quoted_values
         stretch = _Stretch()
-    return backed
+    return answers_request
 
 
 def _observe(step: Step, wrote: bool, sources: dict[str, list[_Source]], stretch: _Stretch) -> None:
@@ -224,11 +224,11 @@ def _observe(step: Step, wrote: bool, sources: dict[str, list[_Source]], stretch
     tool = step.call.name.rpartition(".")[2]
     verb, arguments = _find_verb(tool), frozenset(normalise(str(leaf)) for leaf in iterate_leaves(step.call.arguments))
     for key, value in _list_fields(read_payload(step.observation)):
-        own = stem_words(key)
-        sources[value].append(_Source(own | stem_words(tool), own | verb, arguments, wrote))
+        field_words = stem_words(key)
+        sources[value].append(_Source(field_words | stem_words(tool), field_words | verb, arguments, wrote))
         stretch.values.add(value)
         if not wrote:
-            stretch.fields.append((value, own))
+            stretch.fields.append((value, field_words))
     stretch.wrote |= wrote
 
 
@@ -238,18 +238,20 @@ def _answers(
     """Whether a value that a tool returned may be what is requested."""
     if goal is None:
         return True
-    requested, excluded = collect_requested_words(goal, stretch.values)
+    requested_words, excluded_words = collect_requested_words(goal, stretch.values)
     origins = sources[value]
     own_words = frozenset[str]().union(*(source.own_words for source in origins))
-    if own_words & excluded and not own_words & requested:
+    if own_words & excluded_words and not own_words & requested_words:
         return False
-    if any(source.words & requested for source in origins):
+    if any(source.words & requested_words for source in origins):
         return True
     if any(source.wrote for source in origins):
         return True
-    related = [other for other, words in stretch.fields if words & requested and not LOOKS_LIKE_A_THING.match(other)]
-    computed = any(other in source.arguments for source in origins for other in related)
-    return (not related or computed) and (stretch.wrote or not writers & requested)
+    related_values = [
+        other for other, words in stretch.fields if words & requested_words and not LOOKS_LIKE_A_THING.match(other)
+    ]
+    is_computed = any(other in source.arguments for source in origins for other in related_values)
+    return (not related_values or is_computed) and (stretch.wrote or not writers & requested_words)
 
 
 def _find_verb(name: str) -> frozenset[str]:

@@ -52,12 +52,12 @@ def kappa(table_22: npt.NDArray[np.int64]) -> Estimate | None:
     n = int(table_22.sum())
     if n == 0:
         return None
-    observed = float(np.trace(table_22)) / n
+    agreement = float(np.trace(table_22)) / n
     expected = float(table_22.sum(axis=1) @ table_22.sum(axis=0)) / n**2
     if expected >= 1:
         return None
-    value = (observed - expected) / (1 - expected)
-    reach = Z95 * math.sqrt(observed * (1 - observed) / n) / (1 - expected)
+    value = (agreement - expected) / (1 - expected)
+    reach = Z95 * math.sqrt(agreement * (1 - agreement) / n) / (1 - expected)
     return Estimate(value, max(-1.0, value - reach), min(1.0, value + reach), n)
 
 
@@ -162,8 +162,8 @@ def slope(sizes_N: Sequence[float], rewards_N: Sequence[float]) -> float | None:
     sizes, rewards = np.asarray(sizes_N, dtype=np.float64), np.asarray(rewards_N, dtype=np.float64)
     if len(sizes) < 2 or np.ptp(sizes) < 1e-9:
         return None
-    centred = sizes - sizes.mean()
-    return float(centred @ (rewards - rewards.mean()) / (centred @ centred))
+    centred_sizes = sizes - sizes.mean()
+    return float(centred_sizes @ (rewards - rewards.mean()) / (centred_sizes @ centred_sizes))
 
 
 Rewards = npt.NDArray[np.float64]
@@ -229,14 +229,14 @@ def find_redundant_steps(steps: Sequence[Step]) -> list[bool]:
 def measure_redundancy(trajectories: Sequence[Trajectory], step_rewards: Sequence[Rewards | None]) -> Redundancy:
     """How many calls are redundant, and their mean reward. Raises ValueError if the lengths differ."""
     calls = redundant = 0
-    earned: list[float] = []
+    repeat_rewards: list[float] = []
     for t, rewards in zip(trajectories, step_rewards, strict=True):
         if rewards is not None:
             repeats = find_redundant_steps(t.steps)
             calls += sum(step.status is not StepStatus.FINISH for step in t.steps)
             redundant += sum(repeats)
-            earned += [float(r) for r, repeat in zip(rewards[:-1], repeats, strict=False) if repeat]
-    return Redundancy(calls, redundant, average_known(earned))
+            repeat_rewards += [float(r) for r, repeat in zip(rewards[:-1], repeats, strict=False) if repeat]
+    return Redundancy(calls, redundant, average_known(repeat_rewards))
 
 
 def collect_farming_points(

@@ -172,12 +172,12 @@ def roll_out(
     ValueError, before anything is played, for an episode that cannot be; later, the failure of an endpoint.
     """
     episodes = make_episodes(policy, queries, decoding, round_index, sample, digests=digests)
-    limited = LimitedEnvironment(environment, limits)
+    limited_environment = LimitedEnvironment(environment, limits)
     try:
         if episodes:
-            _Run(policy, limited, policy.begin(episodes, decoding), progress).play()
+            _Run(policy, limited_environment, policy.begin(episodes, decoding), progress).play()
     finally:
-        limited.close()
+        limited_environment.close()
         for episode in episodes:
             episode.close()
     return [episode.finish(policy.name, policy.temperature(decoding)) for episode in episodes]
@@ -231,13 +231,13 @@ class _Run:
             self._record()
 
     def _begin_waiting(self) -> None:
-        begun = []
+        begun_episodes = []
         while self._waiting and self._running < self._policy.capacity:
             episode = self._waiting.popleft()
             episode.begin(self._environment)
             self._running += 1
-            begun.append(episode)
-        self._policy.submit(begun)
+            begun_episodes.append(episode)
+        self._policy.submit(begun_episodes)
 
     def _step(self, turns: Sequence[EndedTurn]) -> None:
         refusals = []
@@ -271,7 +271,7 @@ class _Run:
     def _take(self, pending: dict[Future[T], Episode]) -> list[tuple[Episode, T]]:
         """Remove and return the work that is done, in the order of its start. Raises the environment's errors."""
         wait([future for future in pending if future not in self._overdue], timeout=self._policy.patience)
-        finished = [future for future in pending if future.done()]
-        results = [(pending.pop(future), future.result()) for future in finished]
-        self._overdue = (self._overdue - set(finished)) | pending.keys()
+        finished_futures = [future for future in pending if future.done()]
+        results = [(pending.pop(future), future.result()) for future in finished_futures]
+        self._overdue = (self._overdue - set(finished_futures)) | pending.keys()
         return results

@@ -154,8 +154,8 @@ class QueryTable(Mapping[str, Query]):
         return int(number)
 
     def _parse(self, query_id: str) -> Query:
-        joined = "SELECT row, text FROM queries JOIN tools ON tools.number = tools WHERE query_id = ?"
-        for row, tools in self._select(joined, query_id):
+        statement = "SELECT row, text FROM queries JOIN tools ON tools.number = tools WHERE query_id = ?"
+        for row, tools in self._select(statement, query_id):
             return from_row({**json.loads(row), "tools": tools}, Query)
         raise KeyError(query_id)
 

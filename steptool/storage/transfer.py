@@ -263,13 +263,13 @@ def _probe_folder(final: Path) -> None:
         _restore(final)
         probe = _name_beside(final, "probe")
         probe.mkdir()
-        renamed = _name_beside(final, "probe") if final.exists() else final
+        renamed_path = _name_beside(final, "probe") if final.exists() else final
         try:
-            probe.rename(renamed)
+            probe.rename(renamed_path)
         except OSError:
             probe.rmdir()
             raise
-        renamed.rmdir()
+        renamed_path.rmdir()
     for folder in missing:
         with suppress(OSError):  # another run may write there already
             folder.rmdir()
@@ -301,10 +301,10 @@ def _swap(built: Path, final: Path, kind: str) -> None:
 def _keep_files_of_the_user(former: Path, fresh: Path) -> None:
     """Copy files and links that a former run did not publish; beside a file of the same name as NAME.yours."""
     manifest = Manifest.read(str(former))
-    published = {MANIFEST, *(manifest.files if manifest else ())}
+    published_files = {MANIFEST, *(manifest.files if manifest else ())}
     for path in sorted(path for path in former.rglob("*") if path.is_file() or path.is_symlink()):
         name = path.relative_to(former).as_posix()
-        if name not in published:
+        if name not in published_files:
             target = fresh / name
             target = target.with_name(f"{target.name}.yours") if target.exists() else target
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -366,8 +366,8 @@ def find_leftovers(hours: float) -> list[Leftover]:
     leftovers = []
     for path in sorted(path for path in folder.iterdir() if _PATTERN.fullmatch(path.name)):
         with suppress(FileNotFoundError):  # a run that ends removes its folder meanwhile
-            leftover, touched = _measure(path)
-            if touched <= latest and _is_own(path):
+            leftover, changed_at = _measure(path)
+            if changed_at <= latest and _is_own(path):
                 leftovers.append(leftover)
     return leftovers
 

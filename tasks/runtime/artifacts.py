@@ -140,10 +140,10 @@ class Checkpoints:
         from steptool.training.trainer import unpack
 
         try:
-            stored = self._store.restore(make_folder("restored"))
+            state = self._store.restore(make_folder("restored"))
         except (FlyteDataNotFoundException, FileNotFoundError):
             return False  # the attempt before died before it stored anything
-        archive = stored / _ARCHIVE if stored else None
+        archive = state / _ARCHIVE if state else None
         if not archive or not archive.is_file():
             return False
         is_complete = unpack(archive, self.folder)

@@ -54,14 +54,14 @@ class StageName(StrEnum):
     REVIEW = "review"
     EXPORT = "export"
     VIEW = "view"
-    LOOK = "look"
+    PLAN_RETRAINING = "plan_retraining"
     CHALLENGE = "challenge"
     DECIDE = "decide"
-    APPROVAL = "approval"
+    ASK_APPROVAL = "ask_approval"
     PROMOTE = "promote"
-    TELL = "tell"
+    REPORT_RETRAINING = "report_retraining"
     RECORD_FAILURE = "record_failure"
-    LINE_UP = "line_up"
+    EVALUATE_IN_SERVICE = "evaluate_in_service"
 
 
 _DISTRIBUTED = frozenset({StageName.PPO, StageName.WARM_START})
@@ -125,8 +125,10 @@ class StageProfile(StrictModel):
         if self.gpu_type and not self.gpus:
             return f"gpu_type {self.gpu_type} without gpus: say how many, or leave the type out"
         if self.nodes * self.processes > 1 and stage not in _DISTRIBUTED:
-            distributed = " and ".join(sorted(_DISTRIBUTED))
-            return f"{self.nodes} nodes of {self.processes} processes: only {distributed} run in several processes"
+            distributed_stages = " and ".join(sorted(_DISTRIBUTED))
+            return (
+                f"{self.nodes} nodes of {self.processes} processes: only {distributed_stages} run in several processes"
+            )
         if self.gpus and self.processes > self.gpus:
             return f"{self.processes} processes on {self.gpus} gpus: a process needs a GPU of its own"
         return ""
@@ -209,12 +211,12 @@ def load_profile(path: str | Path) -> Profile:
         raise ConfigError(f"{path}: no such file; {VARIABLE} names a profile such as configs/cluster.yaml")
     data = read_mapping(path)
     try:
-        loaded = Profile.model_validate(data)
+        loaded_profile = Profile.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain_refusal(error, Profile, 'configs/cluster.yaml')}") from None
-    if faults := loaded.find_faults():
+    if faults := loaded_profile.find_faults():
         raise ConfigError(f"{path}: the profile was refused\n  " + "\n  ".join(faults))
-    return loaded
+    return loaded_profile
 
 
 @cache

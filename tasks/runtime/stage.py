@@ -199,14 +199,14 @@ def stage(name: str, *, cached: bool = False, dynamic: bool = False) -> Callable
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
         if dynamic:
-            untimed = settings | {"timeout": timedelta(0)}
-            declared = dynamic_task(**untimed)(_add_error_handling(stage_name, stage_profile, function))
+            untimed_settings = settings | {"timeout": timedelta(0)}
+            flyte_task = dynamic_task(**untimed_settings)(_add_error_handling(stage_name, stage_profile, function))
         else:
             with_page = _add_page(stage_name, function)
-            declared = task(**settings, enable_deck=True, deck_fields=())(
+            flyte_task = task(**settings, enable_deck=True, deck_fields=())(
                 _add_error_handling(stage_name, stage_profile, with_page)
             )
-        return cast("Callable[P, R]", declared)
+        return cast("Callable[P, R]", flyte_task)
 
     return declare
 

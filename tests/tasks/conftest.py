@@ -16,7 +16,7 @@ from steptool.config import Config
 from tasks.episodes import annotate_shard, audit, rollout
 from tasks.ingest import ingest
 from tasks.runtime.artifacts import Model, Parquet
-from tasks.training import Improved, ppo, prepare
+from tasks.training import PpoOutputs, ppo, prepare
 
 ROUND = {
     "data": {"train_queries": 6, "validation_queries": 2, "heldout_queries": 2},
@@ -26,7 +26,7 @@ ROUND = {
     "rewards": {"audit": {"max_missing": 1.0}},
     "ppo": {"epochs": 10, "batch_size": 2, "micro_batch_size": 2, "value_warmup_rounds": 0, "learning_rate": 1e-3},
 }
-Attempt = Callable[..., Improved]
+Attempt = Callable[..., PpoOutputs]
 
 
 def artifacts(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def round_inputs() -> dict[str, Any]:
 def attempt(round_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Attempt:
     """attempt(dest, source): ppo run as by a pod, with Flyte's own checkpoints in these folders."""
 
-    def run(dest: Path, source: Path | None = None) -> Improved:
+    def run(dest: Path, source: Path | None = None) -> PpoOutputs:
         raw = tmp_path_factory.mktemp("raw")
         with setup_execution(str(raw), checkpoint_path=str(dest), prev_checkpoint=source and str(source)):
             return ppo.execute(**artifacts(round_inputs))

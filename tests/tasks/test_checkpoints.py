@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from steptool.training.trainer import unpack
 from tasks.runtime.artifacts import Checkpoints
-from tasks.training import Improved
+from tasks.training import PpoOutputs
 
 LEFT = "state.tar"
 POD = """
@@ -39,7 +39,7 @@ with setup_execution(raw, checkpoint_path=dest):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(attempt: Callable[..., Improved], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(attempt: Callable[..., PpoOutputs], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(str(attempt(tmp_path_factory.mktemp("kept")).model))
 
 
@@ -75,7 +75,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def test_a_killed_attempt_goes_on_to_the_same_weights(
-    attempt: Callable[..., Improved], killed_attempt: Path, undisturbed: Path, tmp_path: Path, capfd: Any
+    attempt: Callable[..., PpoOutputs], killed_attempt: Path, undisturbed: Path, tmp_path: Path, capfd: Any
 ) -> None:
     done = attempt(tmp_path, killed_attempt)
     assert "ppo         going on from the checkpoint of an earlier attempt" in capfd.readouterr().out

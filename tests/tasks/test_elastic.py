@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tasks.training import Improved
+from tasks.training import PpoOutputs
 
 ROOT = Path(__file__).parents[2]
 PROFILE = "stages: {ppo: {processes: 2}}\n"
@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_give_the_result_of_one(
-    round_inputs: dict[str, Any], attempt: Callable[..., Improved], tmp_path: Path, sharding: str
+    round_inputs: dict[str, Any], attempt: Callable[..., PpoOutputs], tmp_path: Path, sharding: str
 ) -> None:
     (tmp_path / "profile.yaml").write_text(PROFILE)
     (tmp_path / "run.py").write_text(RUN)

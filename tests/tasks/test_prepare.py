@@ -14,8 +14,8 @@ from steptool.models.load import EMBEDDED, load_tokenizer
 from steptool.records import Metric, StepStatus, ToolCall, Trajectory
 from steptool.records.episodes import read_queries
 from steptool.records.tables import read_records
-from tasks.ingest import Ingested, ingest
-from tasks.training import Prepared, prepare
+from tasks.ingest import IngestOutputs, ingest
+from tasks.training import PrepareOutputs, prepare
 
 TOOL = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}
 SIZES = {"train_queries": 10, "validation_queries": 2, "heldout_queries": 4}
@@ -40,7 +40,7 @@ def written_conversation(number: int) -> dict[str, Any]:
     return row
 
 
-def run(folder: Path, rows: list[dict[str, Any]], base: str = "embedded") -> tuple[Ingested, Prepared]:
+def run(folder: Path, rows: list[dict[str, Any]], base: str = "embedded") -> tuple[IngestOutputs, PrepareOutputs]:
     (folder / "logs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"source": "recorded", "paths": [str(folder / "logs.jsonl")], **SIZES}
     config = Config.model_validate({"data": data, "policy": {"base": base}})

@@ -11,9 +11,9 @@ import pytest
 
 from steptool.config import Config
 from tasks.episodes import annotate
-from tasks.ingest import Ingested, ingest
+from tasks.ingest import IngestOutputs, ingest
 from tasks.runtime.artifacts import Parquet
-from tasks.training import Prepared, prepare
+from tasks.training import PrepareOutputs, prepare
 
 SMALL: dict[str, Any] = {
     "data": {"train_queries": 2, "validation_queries": 2, "heldout_queries": 2},
@@ -28,7 +28,7 @@ def config(**sections: Any) -> Config:
     )
 
 
-def prepared(chosen: Config) -> tuple[Ingested, Prepared]:
+def prepared(chosen: Config) -> tuple[IngestOutputs, PrepareOutputs]:
     result = ingest(config=chosen, sources="")
     names = ("queries", "demonstrations", "quarantine")
     return result, prepare(config=chosen, **{name: getattr(result, name) for name in names})

@@ -57,8 +57,8 @@ def read_written_calls(messages: Sequence[Any], tools: Sequence[ToolSchema]) -> 
     for message, following in zip(messages, [*messages[1:], None], strict=True):
         message = _read_harmony(message)
         calls, thought = _read_written_calls(message, tools)
-        answered = isinstance(following, dict) and following.get("role") in ("tool", "function")
-        if calls and (answered or all(call.name in names for call in calls)):
+        is_answered = isinstance(following, dict) and following.get("role") in ("tool", "function")
+        if calls and (is_answered or all(call.name in names for call in calls)):
             tool_calls = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in calls]
             message = {**message, "content": thought, "tool_calls": tool_calls}
         results.append(message)
@@ -103,7 +103,7 @@ def _split_list(call: str) -> list[str]:
         calls = json.loads(call.removeprefix("[TOOL_CALLS]"))
     except (ValueError, RecursionError):
         return [call]
-    return [f"[TOOL_CALLS]{json.dumps([one])}" for one in calls] if isinstance(calls, list) else [call]
+    return [f"[TOOL_CALLS]{json.dumps([single_call])}" for single_call in calls] if isinstance(calls, list) else [call]
 
 
 def _split_objects(text: str) -> Iterator[str]:

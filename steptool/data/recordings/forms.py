@@ -264,5 +264,5 @@ def match_recordings(queries: Sequence[Query], places: Sequence[str], field: str
             f"'{missing[0]}' (unusable recordings: {unusable or 'none'}); name files that hold them, or play "
             "fewer queries with evaluation.recorded_only"
         )
-    matched = [(query, first[make_text_key(query.instruction)]) for query in queries]
-    return [make_trajectory(recording.turns, recording.solved, query, 0) for query, recording in matched]
+    pairs = [(query, first[make_text_key(query.instruction)]) for query in queries]
+    return [make_trajectory(recording.turns, recording.solved, query, 0) for query, recording in pairs]

@@ -54,8 +54,8 @@ def translate_messages(messages: Sequence[Any]) -> list[Any]:
 
     Messages that are in OpenAI's form already stay as they are, and so do values that are no messages.
     """
-    translated = [part for n, message in enumerate(messages) for part in _translate(message, f"messages[{n}]")]
-    return _read_react(translated) if any(map(_is_observation, translated)) else translated
+    translated_messages = [part for n, message in enumerate(messages) for part in _translate(message, f"messages[{n}]")]
+    return _read_react(translated_messages) if any(map(_is_observation, translated_messages)) else translated_messages
 
 
 def _is_observation(message: Any) -> bool:
@@ -88,8 +88,8 @@ def find_tools_of_system(messages: Sequence[Any]) -> tuple[list[Any], list[Any]]
         content = message.get("content") if isinstance(message, dict) and message.get("role") == "system" else None
         match = _TOOLS.search(content) if isinstance(content, str) else None
         if match:
-            rest = [*messages[:number], *messages[number + 1 :]]
-            return _parse_tools(match[1]), rest
+            other_messages = [*messages[:number], *messages[number + 1 :]]
+            return _parse_tools(match[1]), other_messages
     return None
 
 
@@ -154,7 +154,7 @@ def _join_parts(content: Any) -> Any:
 
 def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> Iterator[Any]:
     """A message of typed parts: what tools answered, then the words, the thoughts and the calls."""
-    rest: list[Fields] = []
+    other_items: list[Fields] = []
     thoughts: list[str] = []
     calls: list[Fields] = []
     for block in blocks:
@@ -168,14 +168,14 @@ def _translate_blocks(message: Fields, blocks: Sequence[Fields], where: str) -> 
         elif kind in ("thinking", "reasoning"):
             thoughts.append(convert_to_text(block.get("thinking") or block.get("text")))
         elif kind == "refusal":
-            rest.append({"type": "text", "text": convert_to_text(block.get("refusal"))})
+            other_items.append({"type": "text", "text": convert_to_text(block.get("refusal"))})
         elif kind != "redacted_thinking":
-            rest.append({**block, "type": "text"} if kind in _TEXT_PARTS else block)
-    if rest or calls or thoughts or not blocks:
+            other_items.append({**block, "type": "text"} if kind in _TEXT_PARTS else block)
+    if other_items or calls or thoughts or not blocks:
         reasoning = {"reasoning_content": join_texts(thoughts)} if thoughts else {}
         call_fields = {"tool_calls": calls} if calls else {}
         yield from _translate_text(
-            {**message, "content": _join_parts(rest) if rest else "", **reasoning, **call_fields}
+            {**message, "content": _join_parts(other_items) if other_items else "", **reasoning, **call_fields}
         )
 
 
@@ -204,8 +204,8 @@ def _make_calls_message(words: str, text: str, message: Fields | None = None) ->
     """An assistant message with the calls of a text, each between tags, or all of them as JSON."""
     bodies = _CALL.findall(text) if CALL_OPEN in text else [text]
     calls = [call for body in bodies for call in _read_calls(body)]
-    after = _CALL.sub("", text).strip() if CALL_OPEN in text else ""
-    return {**(message or {}), "role": "assistant", "content": join_texts([words.strip(), after]), "tool_calls": calls}
+    content = join_texts([words.strip(), _CALL.sub("", text).strip() if CALL_OPEN in text else ""])
+    return {**(message or {}), "role": "assistant", "content": content, "tool_calls": calls}
 
 
 def _read_calls(body: str) -> Iterator[Fields]:

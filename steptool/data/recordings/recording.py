@@ -279,8 +279,8 @@ def marks_error(fields: Mapping[str, Any]) -> bool:
     """Whether a message or an answer says of itself that the tool failed: `is_error`, `status: error`, `ok: false`."""
     status, wrong = fields.get("status"), [fields.get(name) for name in ("is_error", "isError")]
     right = [fields.get(name) for name in ("success", "ok")]
-    named = isinstance(status, str) and status.lower() in _FAILED
-    return named or any(value is True for value in wrong) or any(value is False for value in right)
+    is_failed_status = isinstance(status, str) and status.lower() in _FAILED
+    return is_failed_status or any(value is True for value in wrong) or any(value is False for value in right)
 
 
 def _read_status(turn: RecordedTurn, observation: str) -> StepStatus:
@@ -291,8 +291,8 @@ def _read_status(turn: RecordedTurn, observation: str) -> StepStatus:
         answer = parse_json(observation)
     except UnusableError:
         answer = None
-    failed = turn.failed or (isinstance(answer, dict) and marks_error(answer))
-    return StepStatus.TOOL_ERROR if failed else StepStatus.OK
+    is_failure = turn.failed or (isinstance(answer, dict) and marks_error(answer))
+    return StepStatus.TOOL_ERROR if is_failure else StepStatus.OK
 
 
 def _make_step(turn: RecordedTurn) -> Step:
@@ -332,8 +332,8 @@ def _make_messages(turn: RecordedTurn, step: Step) -> list[Message]:
         messages: list[Message] = [{"role": "assistant", "content": join_texts([turn.thought, words])}]
     else:
         messages = [make_call_message(step.call, turn.thought)]
-    finished, answered = step.status is StepStatus.FINISH, turn.name or turn.observation is not None
-    if turn.user is not None or turn.notes if finished else answered:
+    is_finish, is_answered = step.status is StepStatus.FINISH, turn.name or turn.observation is not None
+    if turn.user is not None or turn.notes if is_finish else is_answered:
         messages.append(make_tool_message(turn.name or NO_CALL, step.observation))
     messages += [{"role": role, "content": text} for role, text in turn.notes]
     if turn.user is not None:

@@ -175,8 +175,8 @@ def _build_query(split: str, tier: str, name: str, goals: list[Goal], rng: rando
             goal.carry_out(record_calls(database, calls))
     except ToolFailure:  # one goal prevents another
         return None
-    repeated = len({(c.name, *c.arguments.items()) for c in calls}) < len(calls)
-    if repeated or len(calls) not in TIERS[tier].calls:
+    is_repeated = len({(c.name, *c.arguments.items()) for c in calls}) < len(calls)
+    if is_repeated or len(calls) not in TIERS[tier].calls:
         return None
     instruction = rng.choice(_OPENINGS) + goals[0].phrase(rng)
     instruction += "".join(rng.choice(_JOINS) + goal.phrase(rng) for goal in goals[1:])
@@ -202,17 +202,17 @@ def _build_query(split: str, tier: str, name: str, goals: list[Goal], rng: rando
 
 def _choose_tools(calls: Sequence[ToolCall], goals: Sequence[Goal], rng: random.Random) -> list[str]:
     """Names of the tools of a query: the needed ones, both sides of every branch, and distractors; shuffled."""
-    needed = {c.name for c in calls}
-    needed |= {tool for goal in goals for tool in goal.procedure.tools}
+    needed_tools = {c.name for c in calls}
+    needed_tools |= {tool for goal in goals for tool in goal.procedure.tools}
     branch = {"locate": "track_parcel", "price": "convert", "restock": "restock"}
-    needed |= {branch[g.composition[0]] for g in goals if g.composition[0] in branch}
+    needed_tools |= {branch[g.composition[0]] for g in goals if g.composition[0] in branch}
     for pair in ALTERNATIVES:
-        if needed & set(pair):
-            needed |= set(pair)
-    others = [t for t in TOOLS if t not in needed]
-    offered = sorted(needed) + rng.sample(others, min(DISTRACTORS, len(others)))
-    rng.shuffle(offered)
-    return offered
+        if needed_tools & set(pair):
+            needed_tools |= set(pair)
+    other_tools = [t for t in TOOLS if t not in needed_tools]
+    offered_tools = sorted(needed_tools) + rng.sample(other_tools, min(DISTRACTORS, len(other_tools)))
+    rng.shuffle(offered_tools)
+    return offered_tools
 
 
 def find_goals(query: Query) -> list[Goal]:
@@ -252,9 +252,9 @@ class Expert:
     def attempt(self) -> Trajectory:
         """The attempt as a recorded trajectory (text only)."""
         goals = find_goals(self._query)
-        hurried = self._rng.randrange(len(goals)) if self._rng.random() < self._shortcuts else -1
+        hurried_goal = self._rng.randrange(len(goals)) if self._rng.random() < self._shortcuts else -1
         for number, goal in enumerate(goals):
-            self._pursue(goal, number == hurried, len(goals))
+            self._pursue(goal, number == hurried_goal, len(goals))
         finish = ToolCall(FINISH, {"return_type": "give_answer", "final_answer": DONE})
         self._steps.append(Step(finish, StepStatus.FINISH, ""))
         return _make_trajectory(self._query, self._steps, DONE, self._session.solved(DONE))
@@ -291,8 +291,8 @@ class Expert:
 
     def _make_useless_call(self, arguments: Sequence[str | int]) -> None:
         """Make a useless call: an offered tool that only reads, with any value seen so far."""
-        offered = [t["function"]["name"] for t in self._query.tools]
-        name = self._rng.choice([t for t in offered if t in TOOLS and not TOOLS[t].writes] or ["get_order"])
+        offered_names = [t["function"]["name"] for t in self._query.tools]
+        name = self._rng.choice([t for t in offered_names if t in TOOLS and not TOOLS[t].writes] or ["get_order"])
         pool = [str(v) for v in arguments] + list(self._last.values())
         parameters = TOOLS[name].schema["function"]["parameters"]["required"]
         self._execute(ToolCall(name, {p: self._rng.choice(pool) for p in parameters}))

@@ -212,13 +212,13 @@ class EpisodeTools:
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """The result of a function as text; a failed step for what it, or the making of its object, raises."""
         try:
-            converted = self._toolbox.argument_types[name].convert(copy.deepcopy(dict(arguments)))
+            converted_arguments = self._toolbox.argument_types[name].convert(copy.deepcopy(dict(arguments)))
         except ArgumentError as error:
             return make_failed_result(StepStatus.INVALID_ARGUMENTS, str(error))
         except BaseException as error:  # a validator of a user's own type
             return make_failed_result(StepStatus.TOOL_ERROR, describe_with_class(error))
         try:
-            text = _write_text(self._run(getattr(self._get_object(), name), **converted))
+            text = _write_text(self._run(getattr(self._get_object(), name), **converted_arguments))
             return ToolResult(StepStatus.OK, text, ends_episode=bool(self._run_optional(ENDED)))
         except BaseException as error:  # KeyboardInterrupt and the like come from the tool: no key reaches this thread
             if end := find_end(error):

@@ -192,8 +192,8 @@ class Connection:
         """
         with suppress(RuntimeError):  # the loop was closed, and the connection with it
             self._portal.call(self._stop.set)
-        finished, _ = wait([self._ended], seconds)
-        return self._error_output.take() if finished and self._error_output else ""
+        done, _ = wait([self._ended], seconds)
+        return self._error_output.take() if done and self._error_output else ""
 
 
 class _ErrorOutput:
@@ -329,8 +329,8 @@ class _ReconnectingClient:
                 raise ConfigError(f"{problem}; none of the server's tools can be used")
             warnings.warn(escape_controls(problem), RuntimeWarning, stacklevel=3)
         schemas = [convert_tool(*entry) for entry in connection.tools.items()]
-        redacted: list[ToolSchema] = self._connector.redactor.redact_value(schemas)
-        return redacted
+        redacted_schemas: list[ToolSchema] = self._connector.redactor.redact_value(schemas)
+        return redacted_schemas
 
     def call(self, call: ToolCall) -> ToolResult:
         """The server's answer to one call."""
