@@ -42,7 +42,7 @@ from steptool.policies.serve import load_served, make_app
 from steptool.records import Query, Step, StepReward, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import write_records, write_whole
 from steptool.registry import Registry
-from steptool.storage.transfer import check_target, publish
+from steptool.storage.transfer import check_target, deliver_folder
 from steptool.training.rounds import train_round
 
 EPISODES, STEPS = 12, 3
@@ -137,7 +137,7 @@ def publish_runs(work: Path, place: Path) -> None:
     """A run in place of a former one."""
     for run in ("first", "second"):
         check_target(str(place / "run"), "training")
-        publish(work / run, str(place / "run"), "training")
+        deliver_folder(work / run, str(place / "run"), "training")
 
 
 def promote(work: Path, place: Path) -> None:

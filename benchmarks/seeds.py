@@ -32,7 +32,7 @@ from benchmarks.over_seeds import (
     select_group,
 )
 from steptool.evaluation.compare import ALL, GREEDY, SAMPLED, format_p, format_points
-from steptool.evaluation.results import summarise
+from steptool.evaluation.results import summarise_measures
 from steptool.records import Evaluation
 from steptool.records.tables import read_records
 from steptool.report.elements import Interval, draw_interval_bars
@@ -111,11 +111,11 @@ def read_rows(output: Path, seeds: Sequence[int], methods: Sequence[str], decodi
 
 def measure(rows: Seeded, draws: int) -> dict[str, Any]:
     """The measures of a method: each with its interval over tasks, pass@k, and the pass rate of every seed."""
-    together = summarise(join(rows), draws)["all"]
+    together = summarise_measures(join(rows), draws)["all"]
     return {
         **{name: [together[name], *together["intervals"][name]] for name in MEASURES},
         "pass_at_k": mean_pass_at_k(rows),
-        "by_seed": [summarise(own, 1)["all"]["pass_rate"] for own in rows.values()],
+        "by_seed": [summarise_measures(own, 1)["all"]["pass_rate"] for own in rows.values()],
     }
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from steptool.check.memory import GIB, StageMemory, estimate, read_shape
+from steptool.check.memory import GIB, StageMemory, estimate_memory, read_shape
 from steptool.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def _estimate(name: str, rank: int, gpus: int) -> dict[str, StageMemory]:
     )
     settings = {**SETTINGS, "policy": {**SETTINGS["policy"], "lora_rank": rank}}
     config, shape = Config.model_validate(settings), read_shape(model_config, "bfloat16")
-    return {stage.stage: stage for stage in estimate(shape, config, has_gpu=True, processes=gpus)}
+    return {stage.stage: stage for stage in estimate_memory(shape, config, has_gpu=True, processes=gpus)}
 
 
 def _write_row(name: str, rank: int) -> str:

@@ -138,7 +138,7 @@ def compare(
     from steptool.artifacts import lineage as names
     from steptool.pipeline.folders import write_comparison
     from steptool.pipeline.tracking import track_results
-    from steptool.storage.transfer import publish
+    from steptool.storage.transfer import deliver_folder
 
     folder = make_folder("evaluation")
     pages = write_comparison(
@@ -152,7 +152,7 @@ def compare(
         config,
     )
     Deck("evaluation", pages.html)
-    place = publish(folder, output, names.EVALUATION)
+    place = deliver_folder(folder, output, names.EVALUATION)
     track_results(pages.table, {name: f"{place}/{name}" for name in (names.PAGE, names.FIGURES, names.VIEWER)}, config)
     say_results("compare", pages.table, {"page": f"{place}/{names.PAGE}"})
     return CompareOutputs(

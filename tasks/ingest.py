@@ -45,7 +45,7 @@ def fingerprint(config: Config, output: str, for_training: bool = True) -> str:
     Checks first that the run's folder can be written. Without training the folder is one for an evaluation.
     """
     from steptool.artifacts.lineage import EVALUATION, TRAINING
-    from steptool.data.ingest import fingerprint as digest
+    from steptool.data.ingest import fingerprint_sources as digest
     from steptool.storage.transfer import check_target
 
     check_target(output, TRAINING if for_training else EVALUATION)
@@ -92,7 +92,7 @@ def deliver_ingested(
     import json
 
     from steptool.data import ingest as names
-    from steptool.data.parsing import IngestError, summarise
+    from steptool.data.parsing import IngestError, summarise_counts
     from steptool.storage.transfer import deliver
 
     numbers = json.loads(download(counts).read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def deliver_ingested(
     if not any(numbers.values()):
         raise IngestError("data.paths: expected tasks or recordings, got files that hold none; see what they contain")
     if not numbers.get("queries kept"):
-        raise IngestError(f"{summarise(numbers)}. No query is left. See {output}/{names.QUARANTINE_FILE}")
+        raise IngestError(f"{summarise_counts(numbers)}. No query is left. See {output}/{names.QUARANTINE_FILE}")
     return IngestFiles(
         Parquet(places[names.QUERIES_FILE]),
         Parquet(places[names.DEMONSTRATIONS_FILE]),

@@ -55,7 +55,7 @@ def report(
     from steptool.artifacts import lineage as names
     from steptool.pipeline.folders import RunFiles, write_run
     from steptool.pipeline.tracking import track_results
-    from steptool.storage.transfer import publish
+    from steptool.storage.transfer import deliver_folder
 
     files = RunFiles(
         queries=download(queries),
@@ -76,7 +76,7 @@ def report(
     folder = make_folder("run")
     pages = write_run(folder, files, config, watch.measure_cost)
     Deck("report", pages.html)
-    place = publish(folder, output, names.TRAINING)
+    place = deliver_folder(folder, output, names.TRAINING)
     linked_files = (names.REPORT, names.VIEWER, names.FIGURES, names.MODEL)
     track_results(pages.table, {name: f"{place}/{name}" for name in linked_files}, config)
     say_results("report", pages.table, {"report": f"{place}/{names.REPORT}"})

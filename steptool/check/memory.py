@@ -156,7 +156,7 @@ def read_shape(model_config: Any, dtype: str) -> ModelShape:
     )
 
 
-def estimate(
+def estimate_memory(
     shape: ModelShape, config: Config, *, has_gpu: bool = False, processes: int = 1, is_local: bool = False
 ) -> list[StageMemory]:
     """What each stage that holds a model needs in one process. `processes` train together.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steptool.artifacts.metrics import format_duration
-from steptool.check.memory import Machine, ModelShape, check_memory, describe_memory, estimate, read_shape
+from steptool.check.memory import Machine, ModelShape, check_memory, describe_memory, estimate_memory, read_shape
 from steptool.config import Config, EndpointConfig, PolicyConfig
 from steptool.config.training import HAVE_NO_VALUES
 from steptool.records import Trajectory
@@ -77,7 +77,7 @@ def describe_memory_needs(config: Config, machines: Mapping[str, Machine], *, is
         return
     has_gpu = any(machine.has_gpu for machine in machines.values())
     processes = machines["ppo"].processes if "ppo" in machines else 1
-    stages = estimate(shape, config, has_gpu=has_gpu, processes=processes, is_local=is_local)
+    stages = estimate_memory(shape, config, has_gpu=has_gpu, processes=processes, is_local=is_local)
     yield from ("", *describe_memory(stages))
     check_memory(stages, machines)
 

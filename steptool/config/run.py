@@ -77,7 +77,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file{_suggest_file(path)}")
     try:
-        data = parse(_read_text(path))
+        data = parse_yaml(_read_text(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     except ConfigError as error:
@@ -97,7 +97,7 @@ def _read_text(path: Path) -> str:
     return content.decode("utf-8")
 
 
-def parse(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises ConfigError, in one line, for a text that is not YAML, endless or too large."""
     try:
         value = yaml.load(text, _Loader)
@@ -133,7 +133,7 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             section[name] = dict(inner) if isinstance(inner, dict) else {}
             section = section[name]
         try:
-            section[names[-1]] = parse(value)
+            section[names[-1]] = parse_yaml(value)
         except ConfigError as error:
             raise ConfigError(f"'{' '.join(text.split())}': {error}") from None
     return result

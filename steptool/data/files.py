@@ -87,7 +87,7 @@ _AFTER = {"[": ("]", True, False), ",": ("", True, False), "]": ("", False, True
 """After a mark of a list: the marks that may follow, whether an element may, and whether the list has ended."""
 
 
-def read_json(file: Path, limit: int) -> Iterator[Record]:
+def read_json_file(file: Path, limit: int) -> Iterator[Record]:
     """A list is read element by element, several lines as JSON lines, and another document as one record."""
     with open_bytes(file) as stream:
         start = stream.read(_CHUNK)
@@ -339,7 +339,7 @@ def read_file(file: Path, limit: int = RECORD_LIMIT) -> Iterator[Record]:
     What cannot be read is a record with a fault, and reading goes on with the next where there is one. No record takes
     more than `limit` bytes; nothing else is held in memory but a part of a table.
     """
-    reader = _READERS.get(find_content_suffix(file), read_json)
+    reader = _READERS.get(find_content_suffix(file), read_json_file)
     if is_packed(file):
         yield Record(file, None, None, UnusableError("an archive", "files in archives are not read: unpack it"))
         return

@@ -73,7 +73,7 @@ def keep_first_files(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"paths": paths, "recorded_answers": recorded_answers})
 
 
-def fingerprint(config: Config) -> str:
+def fingerprint_sources(config: Config) -> str:
     """Digest of all that the configuration names, which changes with the content of a file under the same name.
 
     Raises IngestError for data that is not there.

@@ -22,7 +22,7 @@ _IN_MEMORY = 1 << 20
 """Bytes of records set aside that are held in memory; more go to a temporary file."""
 
 
-def summarise(counts: Mapping[str, int]) -> str:
+def summarise_counts(counts: Mapping[str, int]) -> str:
     """Counts in words: "demonstrations: 3 read, 1 kept, 2 dropped: not JSON"."""
     kinds: dict[str, list[str]] = {}
     for name, number in counts.items():
@@ -94,7 +94,7 @@ class IngestLog:
 
     def summary(self) -> str:
         """What was read, kept and dropped of each kind, in one sentence for an error, and the first refusal."""
-        text = summarise(self.counts)
+        text = summarise_counts(self.counts)
         if not self._first_refusal:
             return text
         return f"{text}. First record set aside: {self._first_refusal}. `steptool ingest` writes all of them to a file"

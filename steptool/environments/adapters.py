@@ -69,7 +69,7 @@ def import_package(name: str, environment: str, requirement: str) -> ModuleType:
         ) from error
 
 
-def read_mapping(settings: Any, field: str) -> dict[str, Any]:
+def read_object_setting(settings: Any, field: str) -> dict[str, Any]:
     """A setting that has to be an object with texts as keys. Raises ConfigError naming the field."""
     if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"tools.settings.{field}: expected an object of fields, got {settings!r}")
@@ -81,7 +81,7 @@ def find_split(name: str) -> str:
     return _SPLITS.get(name.lower(), "heldout") if name else ""
 
 
-def join_texts(texts: Iterable[str | None]) -> str:
+def join_instructions(texts: Iterable[str | None]) -> str:
     """The instruction that the messages of a prompt make: their texts with a blank line between them."""
     return "\n\n".join(text.strip() for text in texts if text and text.strip())
 
@@ -100,7 +100,7 @@ def make_tool(name: str, description: str | None, parameters: Mapping[str, Any] 
     return {"type": "function", "function": {"name": name, "description": description or "", "parameters": schema}}
 
 
-def write_value(value: Any) -> str:
+def write_result(value: Any) -> str:
     """A result as the model reads it: a text as it is, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 

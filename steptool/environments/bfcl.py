@@ -37,7 +37,7 @@ MAX_ENTRIES = 10_000
 _DIGITS = {"logarithm": "precision", "square_root": "precision", "round_number": "decimal_places"}
 
 
-class Toolbox:
+class ScenarioTools:
     """Instances of the benchmark's classes with the state of a scenario. Toolboxes share nothing that can change.
 
     `scenario` holds "classes" (names), "config" (state by class) and "long_context" (whether files and answers are
@@ -74,7 +74,7 @@ class Toolbox:
         except Exception as error:  # whatever the benchmark's code raises is the answer, in the benchmark's words
             return ToolResult(StepStatus.TOOL_ERROR, f"Error during execution: {error}")
 
-    def same_state(self, other: Toolbox) -> bool:
+    def same_state(self, other: ScenarioTools) -> bool:
         """Whether all public attributes of all instances are equal: the benchmark's check of the state."""
         try:
             return all(
@@ -188,8 +188,8 @@ class BfclSession(Session):
     def __init__(self, query: Query) -> None:
         self._reference, self._scenario = query.reference, query.reference.environment["bfcl"]
         self._turns = query.reference.turns or ()
-        self._tools = Toolbox(self._scenario)
-        self._reference_tools: Toolbox | None = None
+        self._tools = ScenarioTools(self._scenario)
+        self._reference_tools: ScenarioTools | None = None
         self._offered = self._list_names(query.tools)
         self._results: list[str] = []
         self._turn = 0
@@ -246,7 +246,7 @@ class BfclSession(Session):
         """
         if not self._reference_calls:
             return True
-        self._reference_tools = self._reference_tools or Toolbox(self._scenario)
+        self._reference_tools = self._reference_tools or ScenarioTools(self._scenario)
         reference_results = Counter(
             self._reference_tools.run(call.name, call.arguments).observation for call in self._reference_calls
         )

@@ -48,7 +48,7 @@ def find_data_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def read_records(path: str) -> Iterator[dict[str, Any]]:
+def read_bfcl_records(path: str) -> Iterator[dict[str, Any]]:
     """The objects of a JSON Lines file in the data folder."""
     with (find_data_folder() / path).open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
@@ -69,7 +69,7 @@ def load_class(name: str) -> type[Any]:
 @cache
 def list_schemas(name: str) -> Mapping[str, ToolSchema]:
     """Schemas of the documented functions of a class, by name. Its other methods cannot be called."""
-    docs = read_records(f"multi_turn_func_doc/{_read_constants('MULTI_TURN_FUNC_DOC_FILE_MAPPING')[name]}")
+    docs = read_bfcl_records(f"multi_turn_func_doc/{_read_constants('MULTI_TURN_FUNC_DOC_FILE_MAPPING')[name]}")
     return {doc["name"]: _make_schema(doc) for doc in docs}
 
 
@@ -126,15 +126,15 @@ def read_bfcl_queries() -> list[Query]:
     """
     families = {
         _read_task_number(entry): _read_user_text(entry["question"][0])
-        for entry in read_records("BFCL_v4_multi_turn_base.json")
+        for entry in read_bfcl_records("BFCL_v4_multi_turn_base.json")
     }
     queries = []
     for category in CATEGORIES:
         file = f"BFCL_v4_multi_turn_{category}.json"
-        answers = {answer["id"]: answer["ground_truth"] for answer in read_records(f"possible_answer/{file}")}
+        answers = {answer["id"]: answer["ground_truth"] for answer in read_bfcl_records(f"possible_answer/{file}")}
         queries += [
             _make_query(entry, answers[entry["id"]], category, families[_read_task_number(entry)])
-            for entry in read_records(file)
+            for entry in read_bfcl_records(file)
         ]
     return queries
 

@@ -24,10 +24,10 @@ from steptool.environments.adapters import (
     LimitedClient,
     RewardRange,
     find_split,
-    join_texts,
+    join_instructions,
     make_tool,
     read_content_text,
-    read_mapping,
+    read_object_setting,
 )
 from steptool.environments.base import (
     Environment,
@@ -72,7 +72,8 @@ class NemoGymEnvironment(Environment):
         reward_range: Sequence[float] = (0.0, 1.0),
         timeout: float = 30.0,
     ) -> None:
-        self.url, self.headers, self.timeout = url.rstrip("/"), read_mapping(headers or {}, "headers"), 0.9 * timeout
+        self.url, self.timeout = url.rstrip("/"), 0.9 * timeout
+        self.headers = read_object_setting(headers or {}, "headers")
         self.range = RewardRange.parse(list(reward_range))
         if isinstance(datasets, str):
             raise ConfigError(f"tools.settings.datasets: expected a list of files, or files by split, got '{datasets}'")
@@ -253,7 +254,7 @@ def _read_instruction(row: Mapping[str, Any], where: str) -> str:
     items = [{"content": prompt}] if isinstance(prompt, str) else prompt
     instructions = parameters.get("instructions") if isinstance(parameters, Mapping) else None
     if isinstance(items, list) and (
-        text := join_texts(
+        text := join_instructions(
             [instructions, *(read_content_text(i.get("content")) for i in items if isinstance(i, Mapping))]
         )
     ):

@@ -24,9 +24,9 @@ from steptool.environments.adapters import (
     import_package,
     make_tool,
     read_content_text,
-    read_mapping,
+    read_object_setting,
     read_reward,
-    write_value,
+    write_result,
 )
 from steptool.environments.base import Environment, Session, ToolResult, TransportError, VerdictError
 from steptool.environments.schema import check_arguments
@@ -78,9 +78,10 @@ class OpenEnvEnvironment(Environment):
     ) -> None:
         if reward not in ("last", "sum"):
             raise ConfigError(f"tools.settings.reward: expected last or sum, got {reward!r}")
-        self.url, self.headers, self.timeout = url.rstrip("/"), read_mapping(headers or {}, "headers"), 0.9 * timeout
+        self.url, self.timeout = url.rstrip("/"), 0.9 * timeout
+        self.headers = read_object_setting(headers or {}, "headers")
         self.sums, self.range = reward == "sum", RewardRange.parse(list(reward_range))
-        self._resets = [read_mapping(arguments, "resets") for arguments in resets]
+        self._resets = [read_object_setting(arguments, "resets") for arguments in resets]
         if answer and not answer.rpartition(".")[0]:
             raise ConfigError(f"tools.settings.answer: expected TOOL.ARGUMENT, got '{answer}'")
         self._answer = answer
@@ -103,8 +104,7 @@ class OpenEnvEnvironment(Environment):
 
     @cached_property
     def parameters(self) -> Mapping[str, Mapping[str, Any]]:
-        """JSON schema of the arguments of each tool. It includes our own Finish if the server plays one of our
-        tasks."""
+        """JSON schema of each tool's arguments; our own Finish is among them if the server plays one of our tasks."""
         return {tool["function"]["name"]: tool["function"]["parameters"] for tool in self._tools}
 
     def tools(self) -> Sequence[ToolSchema]:
@@ -394,7 +394,7 @@ def _write_observation(observation: Mapping[str, Any]) -> str:
     if "tool_name" in observation:
         result = observation.get("result")
         if isinstance(result, Mapping) and isinstance(result.get("content"), list):
-            return read_content_text(result["content"]) or write_value(result.get("structured_content"))
-        return write_value(result)
+            return read_content_text(result["content"]) or write_result(result.get("structured_content"))
+        return write_result(result)
     fields = {name: value for name, value in observation.items() if name != "metadata" and value is not None}
-    return write_value(next(iter(fields.values())) if len(fields) == 1 else fields)
+    return write_result(next(iter(fields.values())) if len(fields) == 1 else fields)

@@ -25,9 +25,9 @@ from steptool.environments.adapters import (
     RewardRange,
     find_split,
     import_package,
-    join_texts,
+    join_instructions,
     make_tool,
-    read_mapping,
+    read_object_setting,
 )
 from steptool.environments.base import Environment, Session, ToolResult, import_object
 from steptool.environments.mcp.environment import write_answer_text
@@ -65,7 +65,7 @@ class VerifiersEnvironment(Environment):
     ) -> None:
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise ConfigError(f"tools.settings.limit: expected a number of tasks, or 0 for all, got {limit!r}")
-        self._taskset = _load_taskset(taskset, read_mapping(config or {}, "config"))
+        self._taskset = _load_taskset(taskset, read_object_setting(config or {}, "config"))
         if not limit and not self._taskset.bounded:
             raise ConfigError(f"tools.settings.limit: the taskset '{taskset}' has no end: say how many tasks to take")
         self._limit, self._range = limit, RewardRange.parse(list(reward_range))
@@ -88,7 +88,7 @@ class VerifiersEnvironment(Environment):
             data = task.data
             yield {
                 "id": str(data.id or data.name or f"{type(task).__name__}-{number}"),
-                "instruction": join_texts([data.system_prompt, data.prompt_text]),
+                "instruction": join_instructions([data.system_prompt, data.prompt_text]),
                 "split": find_split(str(getattr(data, "split", "") or "")),
                 "reference": {_TASK: number},
             }

@@ -167,7 +167,7 @@ def _list_empty_groups(rows: Sequence[Evaluation], queries: Iterable[Query]) -> 
         yield f"No task of the group '{tier or 'no tier'}' was evaluated: the split {splits} has none ({elsewhere})."
 
 
-def summarise(rows: Sequence[Evaluation], draws: int = 10_000, seed: int = 0) -> dict[str, dict[str, Any]]:
+def summarise_measures(rows: Sequence[Evaluation], draws: int = 10_000, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Measures of one model and decoding by group (see `split_groups`), with intervals.
 
     {group: {each of compare.MEASURES: value, "n": queries, "intervals": {measure: [low, high]}}}; the intervals are

@@ -130,7 +130,7 @@ def dump_config(config: Config) -> str:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class JudgeResults:
     """A judge's verdicts on the greedy episodes, its preferences between those of two policies, and what it cost."""
 
     verdicts: list[Verdict]
@@ -148,14 +148,14 @@ class ComparisonPages:
     table: str
 
 
-def judge_episodes(queries: Path, parts: Sequence[Path], config: Config) -> Judgement:
+def judge_episodes(queries: Path, parts: Sequence[Path], config: Config) -> JudgeResults:
     """Read the stored verdicts and, if so configured, ask the judge about the greedy episodes.
 
     `parts` holds for each policy of the configuration the folder with its rows and its episodes.
     """
     verdicts = read_verdicts(config.evaluation.verdicts)
     if not config.evaluation.judged:
-        return Judgement(verdicts, [], {})
+        return JudgeResults(verdicts, [], {})
     episodes = {
         policy.name: _read_greedy(part, policy.name)
         for policy, part in zip(config.evaluation.policies, parts, strict=True)
@@ -164,7 +164,7 @@ def judge_episodes(queries: Path, parts: Sequence[Path], config: Config) -> Judg
     say("judge", f"{len(outcomes.verdicts)} verdicts, {len(outcomes.preferences)} preferences")
     if outcomes.missing:
         say("judge", f"votes are missing: {count_reasons(outcomes.missing)}")
-    return Judgement([*verdicts, *outcomes.verdicts], outcomes.preferences, outcomes.counts)
+    return JudgeResults([*verdicts, *outcomes.verdicts], outcomes.preferences, outcomes.counts)
 
 
 def write_comparison(

@@ -21,7 +21,7 @@ from steptool.artifacts.metrics import say
 from steptool.chat.call_format import offer_tools
 from steptool.chat.codec import ChatCodec
 from steptool.check.memory import GIB, read_shape
-from steptool.check.memory import estimate as estimate_memory
+from steptool.check.memory import estimate_memory as estimate_memory
 from steptool.check.plan import (
     EpisodeShape,
     Speeds,
@@ -272,10 +272,10 @@ def rehearse(config: Config, *, for_training: bool, called: CalledTools = Called
             count = len(preparation.queries)
             yield f"model       {config.policy.base}: loaded and tried, {count} prompts fit its context"
         yield ""
-        yield from estimate(config, queries, preparation, trial)
+        yield from estimate_run(config, queries, preparation, trial)
 
 
-def estimate(
+def estimate_run(
     config: Config, queries: Sequence[Query], preparation: Preparation | None, trial: ToolTrial
 ) -> Iterator[str]:
     """A table of time and money by stage, for a training, or without a prepared model for an evaluation."""

@@ -93,7 +93,7 @@ class ServedEnvironment:
         return queries[index]
 
 
-class Connection:
+class EpisodeConnection:
     """The connection of one client, which plays one episode after the other."""
 
     def __init__(self, served: ServedEnvironment) -> None:
@@ -215,7 +215,7 @@ def make_app(served: ServedEnvironment, key: str = "") -> Starlette:
 
 async def _play(websocket: WebSocket, served: ServedEnvironment, threads: CapacityLimiter) -> None:
     """Answer the messages of one client until it or the connection ends."""
-    connection = Connection(served)
+    connection = EpisodeConnection(served)
     try:
         while answer := await run_sync(connection.answer, await _receive(websocket), limiter=threads):
             await websocket.send_json(answer)

@@ -33,13 +33,13 @@ from steptool.registry.store import (
     RegistryError,
     Store,
     Version,
+    decode_document,
     encode_json,
     locate_claim,
     locate_entry,
     locate_manifest,
     locate_version,
     open_store,
-    parse_document,
 )
 
 
@@ -143,7 +143,7 @@ def read_documents(store: Store, paths: list[str], kind: type[D]) -> tuple[dict[
     faults: list[str] = []
     for path, content in store.read(paths).items():
         try:
-            documents[path] = parse_document(path, content, kind)
+            documents[path] = decode_document(path, content, kind)
         except RegistryError as error:
             faults.append(" ".join(str(error).split()))
     return documents, faults
@@ -289,7 +289,7 @@ class Registry:
     def history(self) -> list[Champion]:
         """Every promotion and roll-back, first to last. Raises RegistryError for an entry that is damaged."""
         contents = self._store.read(list_entry_paths(self._store))
-        return [parse_document(path, content, Champion) for path, content in contents.items()]
+        return [decode_document(path, content, Champion) for path, content in contents.items()]
 
     def model_place(self, version_id: str) -> str:
         """Folder or url of a version's model, in Hugging Face's layout. Raises RegistryError for an unknown version."""
@@ -383,7 +383,7 @@ class Registry:
 
     def _find_version(self, version_id: str) -> Version | None:
         path = locate_manifest(version_id)
-        return next((parse_document(path, content, Version) for content in self._store.read([path]).values()), None)
+        return next((decode_document(path, content, Version) for content in self._store.read([path]).values()), None)
 
     def _read(self, path: str, kind: type[D]) -> D:
-        return parse_document(path, self._store.read([path])[path], kind)
+        return decode_document(path, self._store.read([path])[path], kind)

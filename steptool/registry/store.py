@@ -128,7 +128,7 @@ def locate_entry(sequence: int) -> str:
 D = TypeVar("D", bound=Document)
 
 
-def parse_document(path: str, content: bytes, kind: type[D]) -> D:
+def decode_document(path: str, content: bytes, kind: type[D]) -> D:
     """The document in a file. Raises RegistryError naming the path."""
     try:
         return kind.model_validate_json(content)

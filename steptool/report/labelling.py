@@ -83,7 +83,7 @@ def _list_components(step: Step, last: bool) -> Sequence[str]:
     return (*call, "is_solved") if last else call
 
 
-def write_table(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+def write_label_table(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
     """Write rows to fill in as CSV, or as Parquet if the name ends in .parquet; whole or not at all."""
     target = Path(path)
     if target.suffix == ".parquet":
@@ -226,7 +226,7 @@ def export(trajectories: Path, queries: Path, folder: Path, episodes: int, seed:
     rows = list(label_table(table, sample))
     tools = {t.trajectory_id: table[t.query_id].tools for t in sample}
     for name in TABLES:
-        write_table(rows, folder / name)
+        write_label_table(rows, folder / name)
     write_text(folder / FORM, build_labelling_form(rows, f"Label steps of {trajectories.name}", tools))
     return len({row["trajectory_id"] for row in rows})
 

@@ -212,11 +212,11 @@ def read_run(folder: Path) -> ReportInputs:
         ],
         counts={stage: select_counts(metrics, stage) for stage in ("ingest", "prepare")},
         notes=list(_write_notes(folder, metrics, summaries)),
-        files=find_files(folder),
+        files=find_linked_files(folder),
     )
 
 
-def find_files(folder: Path) -> dict[str, list[str]]:
+def find_linked_files(folder: Path) -> dict[str, list[str]]:
     """The files and folders of a run by what they are, as in FILES, without those that the folder does not hold."""
     links = {}
     for title, pattern in FILES.items():

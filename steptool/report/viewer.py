@@ -238,10 +238,10 @@ class Archive:
             lines.append(_encode_json(record))
             size += len(lines[-1])
             if size >= CHUNK:
-                yield pack("\n".join(lines))
+                yield compress_text("\n".join(lines))
                 lines, size, chunk = [], 0, chunk + 1
         if lines:
-            yield pack("\n".join(lines))
+            yield compress_text("\n".join(lines))
 
     def index(self) -> Markup:
         """Models, tools, queries and one row for each trajectory, compressed."""
@@ -254,7 +254,7 @@ class Archive:
             "queries": [self._make_query(name) for name in self._query_numbers],
             "rows": self._rows,
         }
-        return pack(_encode_json(index))
+        return compress_text(_encode_json(index))
 
     def _make_query(self, name: str) -> Row:
         query = self._queries[name]
@@ -300,7 +300,7 @@ class Archive:
         }
 
 
-def pack(text: str) -> Markup:
+def compress_text(text: str) -> Markup:
     """Text compressed (zlib) as base64, which may stand anywhere in a page."""
     data = zlib.compress(text.encode("utf-8", errors="backslashreplace"), 6)
     return Markup(base64.b64encode(data).decode("ascii"))

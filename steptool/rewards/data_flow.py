@@ -22,7 +22,7 @@ from steptool.rewards.observations import (
     iterate_leaves,
     mentions,
     normalise,
-    parse,
+    parse_observation,
     read_payload,
 )
 from steptool.rewards.reports import check_reports, find_reports, read_goals
@@ -140,7 +140,7 @@ def find_contributions(query: Query, trajectory: Trajectory, failures: Sequence[
     answers_request = check_reports(query, trajectory, failures, reports, facts.wrote, find_writing_tools(query.tools))
     has_answer = any(answers_request) or trajectory.stop_reason in (StopReason.FINISHED, StopReason.ENDED)
     invents = _invents(answer, query, trajectory)
-    sink = answer_text = "\n".join([normalise(answer), flatten_text(parse(answer))])
+    sink = answer_text = "\n".join([normalise(answer), flatten_text(parse_observation(answer))])
     acted_on = set[str]()
     uses: list[str] = []
     for place in reversed(range(len(steps))):

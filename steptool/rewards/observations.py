@@ -57,7 +57,7 @@ _PROSE_WORDS = 4
 """Fewest words of a string that counts as prose and not as a value."""
 
 
-def parse(text: str) -> Any:
+def parse_observation(text: str) -> Any:
     """The observation as a value: JSON or Python's notation where it is one, else the text itself."""
     stripped = text.strip()
     if stripped[:1] not in ("{", "[", '"') and stripped[:20].strip("-+.eE0123456789"):
@@ -91,16 +91,16 @@ def _measure_depth(text: str) -> int:
 
 def read_payload(observation: str) -> Any:
     """What the tool returned: the observation parsed, taken out of a {"error", "response"} envelope if it is in one."""
-    value = parse(observation)
+    value = parse_observation(observation)
     if isinstance(value, dict) and set(value) == {"error", "response"}:
         inner = value["response"]
-        return parse(inner) if isinstance(inner, str) else inner
+        return parse_observation(inner) if isinstance(inner, str) else inner
     return value
 
 
 def find_failure(observation: str) -> str:
     """Why the text says that the tool failed, although it may have reported success; empty if it does not say so."""
-    value = parse(observation)
+    value = parse_observation(observation)
     if isinstance(value, Mapping):
         return _find_failure_in_fields(value) or _find_failure_inside(read_payload(observation), value)
     return _find_failure_in_text(value) if isinstance(value, str) else ""
@@ -253,9 +253,8 @@ def matches_reference(query: Query, trajectory: Trajectory) -> float | None:
     answer = _get_given_answer(trajectory)
     if not answer:
         return 0.0
-    return float(
-        _strip_punctuation(answer) == _strip_punctuation(expected) or is_same_json(parse(answer), parse(expected))
-    )
+    is_same_text = _strip_punctuation(answer) == _strip_punctuation(expected)
+    return float(is_same_text or is_same_json(parse_observation(answer), parse_observation(expected)))
 
 
 def is_same_json(one: object, other: object) -> bool:

@@ -191,7 +191,7 @@ def check_target(target: str, kind: str) -> None:
         ) from error
 
 
-def publish(built: Path, target: str, kind: str) -> str:
+def deliver_folder(built: Path, target: str, kind: str) -> str:
     """Put a finished folder in place of `target`, and return that place; `built` itself where the target is empty."""
     if not target:
         return str(built)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from steptool.check.memory import GIB, Machine, StageMemory, check_memory, estimate, read_shape
+from steptool.check.memory import GIB, Machine, StageMemory, check_memory, estimate_memory, read_shape
 from steptool.check.plan import read_base_shape
 from steptool.config import Config, ConfigError
 from steptool.models.adapter import add_adapter
@@ -47,7 +47,7 @@ def test_activations_are_those_that_torch_keeps(config_class: Any, model_class: 
     config = Config.model_validate({"policy": {"dtype": dtype}, "ppo": {"tokens_per_pass": tokens}})
     expected = kept_bytes(model_class(model_config).to(getattr(torch, dtype)), tokens)
     logits = 2 * tokens * 256 * 4
-    activations = stage("ppo", estimate(read_shape(model_config, dtype), config)).activations - logits
+    activations = stage("ppo", estimate_memory(read_shape(model_config, dtype), config)).activations - logits
     assert 0.9 < activations / expected < 1.25
 
 
@@ -57,7 +57,7 @@ def test_the_shape_of_the_embedded_model_is_that_of_its_weights() -> None:
     model = load_model(EMBEDDED)
     assert shape is not None and shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.bytes_per_weight == 4
-    stages = estimate(shape, config)
+    stages = estimate_memory(shape, config)
     assert stage("ppo", stages).weights == shape.parameters * 4
     assert stage("ppo", stages).optimizer == shape.parameters * 12  # a gradient and two moments in float32
 
@@ -72,7 +72,7 @@ def test_rounds_together_take_what_the_larger_turn_takes() -> None:
             {"policy": {"lora_rank": rank}, "rollout": {"episodes": 96}, "rounds": {"placement": placement}}
             for placement in ("pods", "together")
         ]
-        apart, together = (estimate(shape, Config.model_validate(tree)) for tree in trees)
+        apart, together = (estimate_memory(shape, Config.model_validate(tree)) for tree in trees)
         assert [s.stage for s in together] == ["prepare", "warm_start", "rounds_together", "evaluate"]
         playing, training = stage("rollout", apart), stage("ppo", apart)
         assert playing.cache > 0
@@ -86,7 +86,7 @@ def test_vllm_keeps_its_weights_in_main_memory_while_the_process_trains() -> Non
     settings: dict[str, Any] = {"rounds": {"placement": "together"}, "ppo": {"micro_batch_size": 64}}
     for has_gpu, of_weight in ((False, 4), (True, 0)):
         ours, vllm = (
-            estimate(
+            estimate_memory(
                 shape, Config.model_validate(settings | {"rollout": {"episodes": 1, "engine": engine}}), has_gpu=has_gpu
             )
             for engine in ("transformers", "vllm")
@@ -101,7 +101,7 @@ def test_lora_trains_as_many_weights_as_peft_makes() -> None:
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     shape = read_base_shape(config.policy)
     assert shape is not None
-    assert stage("ppo", estimate(shape, config)).optimizer == trained * 12
+    assert stage("ppo", estimate_memory(shape, config)).optimizer == trained * 12
 
 
 @pytest.mark.parametrize(("moments", "of_weight"), [("float32", 14), ("bfloat16", 10)])
@@ -117,7 +117,7 @@ def test_the_optimizer_of_bfloat16_weights_takes_ten_or_fourteen_bytes_for_each(
     shape = read_shape(model.config, "bfloat16")
     config = Config.model_validate({"policy": {"dtype": "bfloat16"}, "ppo": {"moments": moments}})
     # before the first gradient the reference model is there in place of it, 2 bytes and not 4
-    assert stage("ppo", estimate(shape, config)).optimizer == size == shape.parameters * of_weight
+    assert stage("ppo", estimate_memory(shape, config)).optimizer == size == shape.parameters * of_weight
 
 
 def test_four_processes_share_weights_and_optimizer() -> None:
@@ -129,12 +129,12 @@ def test_four_processes_share_weights_and_optimizer() -> None:
     )
     whole = 2 * (shape.outside + 2 * layer)
     settings = {"policy": {"dtype": "bfloat16"}, "ppo": {"sharding": "fsdp"}}
-    full = stage("ppo", estimate(shape, Config.model_validate(settings), processes=4))
+    full = stage("ppo", estimate_memory(shape, Config.model_validate(settings), processes=4))
     assert (full.weights, full.optimizer) == (shape.parameters + whole, 3 * shape.parameters + whole)
     settings["policy"]["lora_rank"] = 4
-    lora = stage("ppo", estimate(shape, Config.model_validate(settings), processes=4))
+    lora = stage("ppo", estimate_memory(shape, Config.model_validate(settings), processes=4))
     assert lora.weights == shape.parameters / 2 + whole + lora.optimizer / 3
-    alone = stage("ppo", estimate(shape, Config.model_validate(settings), processes=1))
+    alone = stage("ppo", estimate_memory(shape, Config.model_validate(settings), processes=1))
     assert alone.weights == 2 * shape.parameters + lora.optimizer / 3
 
 
@@ -143,14 +143,14 @@ def test_the_cache_holds_keys_and_values_of_all_episodes_that_are_played_togethe
     rollout = {"episodes": 100, "shards": 4, "batch_size": 64}
     config = Config.model_validate({"policy": {"max_context": 1000}, "rollout": rollout})
     # 25 episodes in a shard, 1000 tokens, 4 layers, keys and values of 2 heads of 64 numbers, 4 bytes each
-    assert stage("rollout", estimate(shape, config)).cache == 25 * 1000 * 4 * 2 * 128 * 4
-    assert stage("evaluate", estimate(shape, config)).cache == 64 * 1000 * 4 * 2 * 128 * 4
+    assert stage("rollout", estimate_memory(shape, config)).cache == 25 * 1000 * 4 * 2 * 128 * 4
+    assert stage("evaluate", estimate_memory(shape, config)).cache == 64 * 1000 * 4 * 2 * 128 * 4
 
 
 def test_gradient_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
     shape = read_shape(Qwen3Config(**SIZES), "float32")
     plain, checkpointed = (
-        stage("ppo", estimate(shape, Config.model_validate({"ppo": {"gradient_checkpointing": on}}))).activations
+        stage("ppo", estimate_memory(shape, Config.model_validate({"ppo": {"gradient_checkpointing": on}}))).activations
         for on in (False, True)
     )
     tokens, logits = 8 * 768, 2 * 8 * 768 * 256 * 4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from steptool.config.base import ConfigError
-from steptool.config.run import override, parse, read_mapping
+from steptool.config.run import override, parse_yaml, read_mapping
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -33,7 +33,7 @@ def refusal(path: Path) -> str:
     ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
-    parsed = parse(text)
+    parsed = parse_yaml(text)
     assert parsed == value and type(parsed) is type(value)
 
 

@@ -9,7 +9,7 @@ import pytest
 from steptool.config import Config
 from steptool.config.base import ConfigError
 from steptool.config.tasks import SOURCE_NAMES
-from steptool.data.ingest import fingerprint, ingest, list_files
+from steptool.data.ingest import fingerprint_sources, ingest, list_files
 from steptool.data.parsing import IngestError
 from steptool.data.sources import SOURCES, Source, open_source
 from steptool.environments.desk.tasks import draw_query
@@ -98,11 +98,11 @@ def test_the_fingerprint_of_a_run_covers_the_files_and_the_program_of_an_own_sou
     note.write_text("Who?")
     settings = config(own, tmp_path)
     assert [file.place for file in list_files(settings.data)] == [str(note)]
-    first = fingerprint(settings)
+    first = fingerprint_sources(settings)
     note.write_text("Why?")
-    second = fingerprint(settings)
+    second = fingerprint_sources(settings)
     own.write_text(OWN + "\n")
-    assert len({first, second, fingerprint(settings)}) == 3
+    assert len({first, second, fingerprint_sources(settings)}) == 3
 
 
 def test_a_class_that_is_no_source_is_refused(own: Path, tmp_path: Path) -> None:

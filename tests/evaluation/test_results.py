@@ -2,7 +2,7 @@ import pytest
 
 from evaluation_rows import make_evaluation
 from steptool.evaluation.compare import split_groups, wilson
-from steptool.evaluation.results import summarise
+from steptool.evaluation.results import summarise_measures
 from steptool.records import Evaluation
 
 
@@ -16,7 +16,7 @@ def test_summary_by_tier_by_hand():
         row("b", 0.0, tier="long", calls=6, invalid_calls=4, steps=7),
         row("c", 1.0, tier="long", calls=0, steps=1, tokens=10),
     ]
-    got = summarise(rows, draws=200)
+    got = summarise_measures(rows, draws=200)
     assert set(got) == {"all", "single", "long"}
     assert got["all"]["n"] == 3
     assert got["all"]["pass_rate"] == pytest.approx(2 / 3)
@@ -32,19 +32,19 @@ def test_summary_by_tier_by_hand():
 
 def test_a_query_weighs_the_same_however_often_it_was_repeated():
     rows = [row("a", 1.0), row("a", 1.0), row("a", 0.0), row("b", 0.0)]
-    got = summarise(rows, draws=50)["all"]
+    got = summarise_measures(rows, draws=50)["all"]
     assert got["n"] == 2
     assert got["pass_rate"] == pytest.approx((2 / 3 + 0) / 2)
 
 
 def test_no_calls_at_all_are_no_invalid_calls():
-    assert summarise([row("a", 0.0, calls=0)], draws=50)["all"]["invalid_call_rate"] == 0.0
+    assert summarise_measures([row("a", 0.0, calls=0)], draws=50)["all"]["invalid_call_rate"] == 0.0
 
 
 def test_intervals_are_those_of_a_binomial_where_they_should_be():
     """400 queries, half passed: the interval's half width is 1.96 * sqrt(.25 / 400) = .049."""
     rows = [row(str(i), float(i % 2)) for i in range(400)]
-    low, high = summarise(rows)["all"]["intervals"]["pass_rate"]
+    low, high = summarise_measures(rows)["all"]["intervals"]["pass_rate"]
     assert low == pytest.approx(0.451, abs=0.006)
     assert high == pytest.approx(0.549, abs=0.006)
 
@@ -64,9 +64,9 @@ def test_groups_are_splits_and_tiers_where_there_are_several():
 
 def test_nothing_or_a_mixture_cannot_be_summarised():
     with pytest.raises(ValueError, match="the 0 rows hold"):
-        summarise([])
+        summarise_measures([])
     with pytest.raises(ValueError, match="one way of decoding"):
-        summarise([row("a", 1.0), row("a", 1.0, decoding="sampled")])
+        summarise_measures([row("a", 1.0), row("a", 1.0, decoding="sampled")])
 
 
 def test_wilson_by_hand():

@@ -11,7 +11,7 @@ from steptool.environments.base import Environment, Session, ToolResult
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import LONG, SINGLE, draw_query
 from steptool.evaluation.measures import measure_episodes
-from steptool.evaluation.results import summarise
+from steptool.evaluation.results import summarise_measures
 from steptool.policies.text_policies import drop_last_call, list_recorded_calls, list_reference_calls, play_back
 from steptool.records import FINISH, Query, Reference, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.records.tables import read_records, write_records
@@ -223,7 +223,7 @@ def test_the_desk_is_solved_by_its_references(play: Any, desk_tasks: list[Query]
     episodes = play([(query, list_reference_calls(query)) for query in desk_tasks], DeskEnvironment())
     rows = measure_episodes(desk_tasks, episodes, "playback", "greedy")
     assert [(r.passed, r.recall, r.invalid_calls, r.tokens) for r in rows] == [(1.0, 1.0, 0, 0)] * 12
-    assert summarise(rows, draws=50)["all"]["pass_rate"] == 1.0
+    assert summarise_measures(rows, draws=50)["all"]["pass_rate"] == 1.0
     for name in ANNOTATORS:
         scores = annotate(desk_tasks, episodes, make_annotator(name))
         assert len(scores) == sum(len(t.steps) for t in episodes)

@@ -24,7 +24,7 @@ from websockets.sync.client import ClientConnection, connect
 from steptool.config import Config, load_config
 from steptool.data.ingest import ingest
 from steptool.environments.base import open_environment
-from steptool.policies.serve_environment import Connection, ServedEnvironment
+from steptool.policies.serve_environment import EpisodeConnection, ServedEnvironment
 from steptool.policies.text_policies import list_reference_calls, play_back
 from steptool.records import StepStatus, StopReason, ToolCall
 from steptool.records.episodes import read_queries
@@ -161,7 +161,7 @@ def test_tasks_have_finish_also_where_training_ends_with_text(tmp_path: Path) ->
     queries = read_queries(ingest(config, tmp_path, for_training=False).queries_path)
     assert "Finish" not in [tool["function"]["name"] for tool in queries[0].tools]
     with closing(open_environment("functions", config)) as environment:
-        connection = Connection(ServedEnvironment(environment, queries, config.tools, 10))
+        connection = EpisodeConnection(ServedEnvironment(environment, queries, config.tools, 10))
         with closing(connection):
             shown = connection.answer('{"type": "reset", "data": {"task_id": "shop-01"}}')
             end = connection.answer(json.dumps({"type": "step", "data": {"tool_name": "Finish", "arguments": FINISH}}))
@@ -212,7 +212,7 @@ def test_the_user_goes_on_after_an_answer(tmp_path: Path) -> None:
     )
     queries = read_queries(ingest(config, tmp_path, for_training=False).queries_path)
     with closing(open_environment("functions", config)) as environment:
-        connection = Connection(ServedEnvironment(environment, queries, config.tools, 10))
+        connection = EpisodeConnection(ServedEnvironment(environment, queries, config.tools, 10))
         with closing(connection):
             connection.answer(json.dumps({"type": "reset", "data": {"task_id": "show-day"}}))
             finish = {"tool_name": "Finish", "arguments": {**FINISH, "final_answer": "On the 9th."}}

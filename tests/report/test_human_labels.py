@@ -6,7 +6,7 @@ import pytest
 
 from steptool.records import StepReward
 from steptool.records.tables import read_records, write_records
-from steptool.report.labelling import LabelError, label_rows, label_table, read_labels, write_table
+from steptool.report.labelling import LabelError, label_rows, label_table, read_labels, write_label_table
 
 NASTY = '=1+1, "two"\nthree </script> ünï \ud800'
 
@@ -29,7 +29,7 @@ def test_a_filled_table_comes_back_as_rewards(name, tmp_path, make_query, make_s
     rows = list(label_table({"q1": make_query()}, [episode]))
     rows[0] |= {"succ_calling": 1.0, "contribution": 0.5, "labelled_by": "ana", "comment": "half"}
     rows[1] |= {"is_solved": 1.0, "labelled_by": "ana"}
-    labels = read_labels(write_table(rows, tmp_path / name))
+    labels = read_labels(write_label_table(rows, tmp_path / name))
     path = write_records(tmp_path / "rewards.parquet", label_rows([episode], labels), StepReward)
     first, last = read_records(path, StepReward)
     assert (first.annotator, first.succ_calling, first.contribution) == ("human", 1.0, 0.5)
@@ -44,7 +44,7 @@ def test_no_cell_of_the_csv_table_is_a_formula(tmp_path, make_query, make_step, 
     names = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "'=1", "plain"]
     episodes = [make_trajectory([make_step("look", name)], "=1+1", trajectory_id=name) for name in names]
     rows = list(label_table({"q1": make_query()}, episodes))
-    path = write_table(rows, tmp_path / "steps.csv")
+    path = write_label_table(rows, tmp_path / "steps.csv")
     with path.open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [cell for cell in cells if cell[:1] in "=+-@\t\r" and cell]
@@ -102,9 +102,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 def test_text_that_no_file_can_hold_does_not_stop_the_csv(episode, tmp_path, make_query):
-    path = write_table(list(label_table({"q1": make_query()}, [episode])), tmp_path / "steps.csv")
+    path = write_label_table(list(label_table({"q1": make_query()}, [episode])), tmp_path / "steps.csv")
     with path.open(encoding="utf-8", newline="") as file:
         assert next(csv.DictReader(file))["observation"] == "'" + NASTY.replace("\ud800", "?")
     clean = list(label_table({"q1": make_query()}, [episode]))
     clean[0]["observation"] = "plain"
-    assert pq.read_table(write_table(clean, tmp_path / "steps.parquet")).num_rows == 2
+    assert pq.read_table(write_label_table(clean, tmp_path / "steps.parquet")).num_rows == 2

@@ -12,7 +12,7 @@ from browser import Browser
 from full_disk import stop_files_at
 from steptool.records import Query, StepReward, Trajectory
 from steptool.records.tables import read_records, write_records
-from steptool.report.labelling import FORM, build_labelling_form, label_table, main, write_table
+from steptool.report.labelling import FORM, build_labelling_form, label_table, main, write_label_table
 
 HOSTILE = '</script><script>document.title="owned"</script>'
 Make = Callable[..., Any]
@@ -54,10 +54,10 @@ def test_labels_go_out_and_come_back(files: tuple[Path, Path], tmp_path: Path, c
 @pytest.mark.parametrize("name", ["steps.csv", "steps.parquet"])
 def test_a_full_disk_leaves_the_table_that_was_there(tmp_path: Path, trajectory: Make, query: Make, name: str) -> None:
     rows = list(label_table({query().query_id: query()}, [trajectory("t", ["ok", "finish"])]))
-    table = write_table(rows[:1], tmp_path / name)
+    table = write_label_table(rows[:1], tmp_path / name)
     before = table.read_bytes()
     with stop_files_at(len(before) // 2), pytest.raises(OSError, match="File too large"):
-        write_table(rows, table)
+        write_label_table(rows, table)
     assert table.read_bytes() == before and list(tmp_path.iterdir()) == [table]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steptool.records import Advantage, Evaluation, Query, StepReward, StopReason, Trajectory
 from steptool.records.columns import ContractError, Row
 from steptool.records.tables import write_records
-from steptool.report.viewer import LISTED, pack, write_viewer
+from steptool.report.viewer import LISTED, compress_text, write_viewer
 from steptool.report.viewer_pages import EpisodeFiles
 
 
@@ -53,7 +53,7 @@ def write(tmp_path: Path, query) -> Callable[..., Path]:
 @given(st.text(alphabet=st.characters()))
 def test_packed_text_comes_back_and_holds_nothing_a_page_could_trip_over(text):
     whole = json.dumps(text, ensure_ascii=False)
-    packed = pack(whole)
+    packed = compress_text(whole)
     assert re.fullmatch(r"[A-Za-z0-9+/=]*", packed)
     assert json.loads(unpack_data(packed)) == text  # half a surrogate pair too
 

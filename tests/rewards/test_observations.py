@@ -14,7 +14,7 @@ from steptool.rewards.observations import (
     matches_reference,
     mentions,
     normalise,
-    parse,
+    parse_observation,
     read_payload,
 )
 
@@ -73,10 +73,10 @@ def test_results_are_not_taken_for_failures(text):
 
 
 def test_json_python_notation_and_prose_are_read_for_what_they_are():
-    assert parse(' {"a": [1, 2.5, null]} ') == {"a": [1, 2.5, None]}
-    assert parse("{'a': (1, None), 'b': True}") == {"a": (1, None), "b": True}
-    assert parse("12 monkeys") == "12 monkeys"
-    assert parse("-3.5") == -3.5
+    assert parse_observation(' {"a": [1, 2.5, null]} ') == {"a": [1, 2.5, None]}
+    assert parse_observation("{'a': (1, None), 'b': True}") == {"a": (1, None), "b": True}
+    assert parse_observation("12 monkeys") == "12 monkeys"
+    assert parse_observation("-3.5") == -3.5
     assert read_payload('{"error": "", "response": "{\'cep\': \'75094080\'}"}') == {"cep": "75094080"}
     assert read_payload('{"error": "", "response": "plain words"}') == "plain words"
     assert read_payload('{"error": "x", "other": 1}') == {"error": "x", "other": 1}

@@ -16,7 +16,7 @@ import pytest
 from full_disk import stop_files_at
 from steptool.artifacts.lineage import EVALUATION, TRAINING
 from steptool.storage import transfer
-from steptool.storage.transfer import MANIFEST, TargetError, check_target, deliver, publish
+from steptool.storage.transfer import MANIFEST, TargetError, check_target, deliver, deliver_folder
 
 Contents = dict[str, str]
 ROOT = Path(__file__).parents[2]
@@ -57,34 +57,34 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_run_is_whole_and_its_manifest_names_its_files(place: str, tmp_path: Path) -> None:
     check_target(place, TRAINING)
-    assert publish(built(tmp_path / "run", "1"), place, TRAINING) == place
+    assert deliver_folder(built(tmp_path / "run", "1"), place, TRAINING) == place
     files = ["config.yaml", "model/weights", "report.html"]
     assert contents(place) == dict.fromkeys(files, "1")
     assert manifest(place) == {"kind": "training", "files": files, "complete": True}
 
 
 def test_a_run_replaces_a_former_one_and_keeps_what_the_user_put_beside_it(place: str, tmp_path: Path) -> None:
-    publish(built(tmp_path / "first", "1", "config.yaml", "trajectories_round_05.parquet"), place, TRAINING)
+    deliver_folder(built(tmp_path / "first", "1", "config.yaml", "trajectories_round_05.parquet"), place, TRAINING)
     write(place, "notes.txt", "years of work")
     write(place, "report.html", "the user's own")
     check_target(place, TRAINING)
-    publish(built(tmp_path / "second", "2", "config.yaml", "report.html"), place, TRAINING)
+    deliver_folder(built(tmp_path / "second", "2", "config.yaml", "report.html"), place, TRAINING)
     user_files = {"notes.txt": "years of work", "report.html.yours": "the user's own"}
     assert contents(place) == {
         "config.yaml": "2",
         "report.html": "2",
         **user_files,
     }  # no round of the former run is left
-    publish(built(tmp_path / "third", "3", "config.yaml"), place, TRAINING)
+    deliver_folder(built(tmp_path / "third", "3", "config.yaml"), place, TRAINING)
     assert contents(place) == {"config.yaml": "3", **user_files}
 
 
 def test_links_that_the_user_put_beside_a_run_stay_links(tmp_path: Path) -> None:
     final, data = tmp_path / "demo", built(tmp_path / "data", "much", "a.parquet")
-    publish(built(tmp_path / "first", "1", "config.yaml"), str(final), TRAINING)
+    deliver_folder(built(tmp_path / "first", "1", "config.yaml"), str(final), TRAINING)
     (final / "data").symlink_to(data)
     (final / "gone").symlink_to(tmp_path / "nowhere")
-    publish(built(tmp_path / "second", "2", "config.yaml"), str(final), TRAINING)
+    deliver_folder(built(tmp_path / "second", "2", "config.yaml"), str(final), TRAINING)
     assert [(final / name).readlink() for name in ("data", "gone")] == [data, tmp_path / "nowhere"]
     assert contents(str(data)) == {"a.parquet": "much"}
 
@@ -95,12 +95,12 @@ def test_what_is_no_former_run_of_the_kind_is_refused_and_left_alone(place: str,
     if "://" not in place:
         Path(place).mkdir(parents=True)
     write(place, "thesis.tex", "years of work")
-    for attempt in (lambda: check_target(place, TRAINING), lambda: publish(run, place, TRAINING)):
+    for attempt in (lambda: check_target(place, TRAINING), lambda: deliver_folder(run, place, TRAINING)):
         with pytest.raises(TargetError, match="holds something else than a former run; give --output a new or empty"):
             attempt()
     assert contents(place) == {"thesis.tex": "years of work"}
     other = f"{place}-evaluation"
-    publish(run, other, EVALUATION)
+    deliver_folder(run, other, EVALUATION)
     with pytest.raises(TargetError, match="holds a former evaluation, which a training does not replace"):
         check_target(other, TRAINING)
 
@@ -109,11 +109,11 @@ def test_a_publication_that_broke_off_is_known_and_finished_by_the_next(place: s
     """Over a url: the manifest still says incomplete, and files of both runs are there."""
     if "://" not in place:
         pytest.skip("a folder is swapped whole; see the kills below")
-    publish(built(tmp_path / "first", "1", "config.yaml", "a.parquet"), place, TRAINING)
+    deliver_folder(built(tmp_path / "first", "1", "config.yaml", "a.parquet"), place, TRAINING)
     write(place, MANIFEST, json.dumps({"kind": TRAINING, "files": ["a.parquet", "b.parquet"], "complete": False}))
     write(place, "b.parquet", "half of the second run")
     check_target(place, TRAINING)
-    publish(built(tmp_path / "third", "3", "config.yaml"), place, TRAINING)
+    deliver_folder(built(tmp_path / "third", "3", "config.yaml"), place, TRAINING)
     assert contents(place) == {"config.yaml": "3", "config.yaml.yours": "1"} and manifest(place)["complete"]
 
 
@@ -170,9 +170,9 @@ def test_home_and_file_urls_are_folders(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     run = built(tmp_path / "run", "1")
-    assert publish(run, "~/out/", TRAINING) == str(tmp_path / "out")
-    assert publish(run, f"file://{tmp_path}/url", TRAINING) == str(tmp_path / "url")
-    assert publish(run, "", TRAINING) == str(run)
+    assert deliver_folder(run, "~/out/", TRAINING) == str(tmp_path / "out")
+    assert deliver_folder(run, f"file://{tmp_path}/url", TRAINING) == str(tmp_path / "url")
+    assert deliver_folder(run, "", TRAINING) == str(run)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run", "url"]
     assert contents("out") == contents("url") == contents("run")
 
@@ -182,7 +182,7 @@ def test_a_link_stays_a_link_to_the_folder_that_receives_the_run(tmp_path: Path)
     (tmp_path / "demo").symlink_to(tmp_path / "disk" / "demo")
     for text in "12":
         check_target(str(tmp_path / "demo"), TRAINING)
-        publish(built(tmp_path / text, text), str(tmp_path / "demo"), TRAINING)
+        deliver_folder(built(tmp_path / text, text), str(tmp_path / "demo"), TRAINING)
     assert (tmp_path / "demo").is_symlink() and contents(str(tmp_path / "disk" / "demo"))["config.yaml"] == "2"
 
 
@@ -217,8 +217,8 @@ def test_a_file_is_no_target(tmp_path: Path) -> None:
 def test_a_name_of_the_greatest_length_is_published(tmp_path: Path) -> None:
     target = str(tmp_path / ("x" * 255))
     check_target(target, TRAINING)
-    publish(built(tmp_path / "run", "1"), target, TRAINING)
-    publish(built(tmp_path / "run", "2"), target, TRAINING)
+    deliver_folder(built(tmp_path / "run", "1"), target, TRAINING)
+    deliver_folder(built(tmp_path / "run", "2"), target, TRAINING)
     assert contents(target)["config.yaml"] == "2"
 
 
@@ -246,8 +246,8 @@ def test_a_mount_point_receives_the_files_in_place(tmp_path: Path) -> None:
 
 def test_former_and_new_folders_that_a_kill_left_are_restored_and_tidied_up(tmp_path: Path) -> None:
     final, other = tmp_path / "demo", tmp_path / "other"
-    publish(built(tmp_path / "run", "1"), str(final), TRAINING)
-    publish(built(tmp_path / "run", "1"), str(other), TRAINING)
+    deliver_folder(built(tmp_path / "run", "1"), str(final), TRAINING)
+    deliver_folder(built(tmp_path / "run", "1"), str(other), TRAINING)
     process = subprocess.run(
         [sys.executable, "-c", "import sys; from pathlib import Path; from steptool.storage import transfer as p; "
          "print(p._name_beside(Path(sys.argv[1]), 'former'))", str(final)],
@@ -266,7 +266,7 @@ def test_a_new_folder_whose_manifest_was_half_written_does_not_count(tmp_path: P
     fresh = built(transfer._name_beside(final, "partial"), "1")
     (fresh / transfer.MANIFEST).write_text("")  # killed between opening the manifest and writing it
     check_target(str(final), TRAINING)
-    publish(built(tmp_path / "run", "2"), str(final), TRAINING)
+    deliver_folder(built(tmp_path / "run", "2"), str(final), TRAINING)
     assert contents(str(final))["config.yaml"] == "2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "run"]
 
@@ -307,11 +307,11 @@ def test_a_full_disk_is_one_cause_and_leaves_the_former_run_whole(tmp_path: Path
         (folder / "model").mkdir(parents=True)
         for name in ("a", "b"):
             (folder / "model" / name).write_bytes(b"x" * size)
-    publish(former, str(tmp_path / "out"), "training")
+    deliver_folder(former, str(tmp_path / "out"), "training")
     with (
         stop_files_at(1000),
         pytest.raises(OSError, match=r"/out: cannot be written, and the former files stay; .*File too large: '"),
     ):
-        publish(built, str(tmp_path / "out"), "training")
+        deliver_folder(built, str(tmp_path / "out"), "training")
     assert (tmp_path / "out" / "model" / "a").stat().st_size == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "former", "out"]

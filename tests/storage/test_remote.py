@@ -5,7 +5,7 @@ import fsspec
 import pytest
 
 from steptool.config import Config
-from steptool.data.ingest import fingerprint, list_files, list_inputs
+from steptool.data.ingest import fingerprint_sources, list_files, list_inputs
 from steptool.data.parsing import IngestError
 from steptool.storage.transfer import FetchError, digest_content, fetch, localize
 
@@ -103,8 +103,8 @@ def test_a_fingerprint_follows_every_place_that_a_run_reads(bucket: str, tmp_pat
         }
     )
     assert list_inputs(config) == [str(world), str(tools), str(server), verdicts]
-    digests = [fingerprint(config)]
-    assert fingerprint(config) == digests[0]
+    digests = [fingerprint_sources(config)]
+    assert fingerprint_sources(config) == digests[0]
     for change in (
         lambda: tasks.write_text("{ }\n"),
         lambda: tools.write_text("TOOLS = [1]"),
@@ -113,11 +113,11 @@ def test_a_fingerprint_follows_every_place_that_a_run_reads(bucket: str, tmp_pat
         lambda: put(verdicts, "w"),
     ):
         change()
-        digests.append(fingerprint(config))
+        digests.append(fingerprint_sources(config))
     assert len(set(digests)) == 6
     tasks.unlink()
     with pytest.raises(IngestError, match=str(tasks)):
-        fingerprint(config)
+        fingerprint_sources(config)
 
 
 def test_a_file_that_the_settings_of_an_environment_name_changes_the_fingerprint(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_a_file_that_the_settings_of_an_environment_name_changes_the_fingerprint
     taskset = f"{tmp_path}/library.py:Tasks"
     settings = {"datasets": {"train": [f"{tmp_path}/train.jsonl"]}, "taskset": taskset, "url": "http://127.0.0.1:9"}
     config = Config.model_validate({"tools": {"settings": settings}})
-    digests = [fingerprint(config)]
+    digests = [fingerprint_sources(config)]
     for name in ("train.jsonl", "library.py", "other.jsonl"):
         (tmp_path / name).write_text("2")
-        digests.append(fingerprint(config))
+        digests.append(fingerprint_sources(config))
     assert len(set(digests)) == 3 and digests[2] == digests[3]

@@ -20,7 +20,7 @@ from steptool.chat.call_format import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_
 from steptool.chat.formats import REACT
 from steptool.chat.messages import make_call_message
 from steptool.data.parsing import UnusableError, convert_to_text, cut_excerpt, join_texts, parse_json, require
-from steptool.data.recordings.recording import ERROR_MARKS, read_arguments
+from steptool.data.recordings.recording import ERROR_MARKS, read_recorded_arguments
 
 Fields = Mapping[str, Any]
 _ROLES = {
@@ -213,7 +213,7 @@ def _read_calls(body: str) -> Iterator[Fields]:
     try:
         value = parse_json(body)
     except UnusableError:
-        value = read_arguments("", body)
+        value = read_recorded_arguments("", body)
     for call in value if isinstance(value, list) else [value]:
         call = call.get("function", call) if isinstance(call, dict) else {}
         name = call.get("name")

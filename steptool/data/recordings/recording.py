@@ -53,7 +53,7 @@ def is_strict_object(text: str) -> bool:
         return False
 
 
-def read_arguments(name: str, text: str) -> dict[str, Any] | None:
+def read_recorded_arguments(name: str, text: str) -> dict[str, Any] | None:
     """The arguments of a call of the tool `name`; None where they are no object.
 
     Besides JSON these are read: no arguments at all, strings with raw control characters, JSON within JSON, and the
@@ -193,7 +193,7 @@ def _make_arguments_strict(turn: RecordedTurn, number: int) -> RecordedTurn:
     if is_strict_object(turn.arguments):
         return turn
     try:
-        arguments = read_arguments(turn.name, turn.arguments)
+        arguments = read_recorded_arguments(turn.name, turn.arguments)
     except UnusableError as error:
         raise UnusableError(error.reason, f"call {number} ({turn.name}): {error.detail}") from None
     return turn if arguments is None else turn._replace(arguments=json.dumps(arguments, ensure_ascii=False))

@@ -21,7 +21,7 @@ Call = Callable[..., dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Reference:
+class EntityReference:
     """A way to name an entity in a query, and how to find the entity from it."""
 
     kind: str
@@ -49,54 +49,54 @@ class Procedure:
 
 
 REFERENCES = {
-    "user.name": Reference(
+    "user.name": EntityReference(
         "user", "name", ("{x}", "user {x}", "our customer {x}"), lambda call, x: call("find_user", name=x)["user_id"]
     ),
-    "user.host": Reference(
+    "user.host": EntityReference(
         "user",
         "event",
         ("the host of {x}", "whoever runs {x}"),
         lambda call, x: call("get_event", event_id=x)["host_id"],
     ),
-    "user.ticket": Reference(
+    "user.ticket": EntityReference(
         "user",
         "ticket",
         ("the person behind {x}", "who wrote {x}"),
         lambda call, x: call("get_ticket", ticket_id=x)["user_id"],
     ),
-    "order.id": Reference("order", "order", ("{x}", "order {x}"), lambda call, x: x),
-    "order.last": Reference(
+    "order.id": EntityReference("order", "order", ("{x}", "order {x}"), lambda call, x: x),
+    "order.last": EntityReference(
         "order",
         "name",
         ("the last order of {x}", "the latest purchase of {x}"),
         lambda call, x: call("last_order", user_id=call("find_user", name=x)["user_id"])["order_id"],
     ),
-    "order.host": Reference(
+    "order.host": EntityReference(
         "order",
         "event",
         ("the last order of the host of {x}", "the latest purchase of whoever runs {x}"),
         lambda call, x: call("last_order", user_id=call("get_event", event_id=x)["host_id"])["order_id"],
     ),
-    "order.ticket": Reference(
+    "order.ticket": EntityReference(
         "order",
         "ticket",
         ("the order in {x}", "the order that {x} is about"),
         lambda call, x: call("get_ticket", ticket_id=x)["order_id"],
     ),
-    "product.id": Reference("product", "product", ("{x}", "product {x}"), lambda call, x: x),
-    "product.order": Reference(
+    "product.id": EntityReference("product", "product", ("{x}", "product {x}"), lambda call, x: x),
+    "product.order": EntityReference(
         "product",
         "order",
         ("the item in {x}", "what was bought in {x}"),
         lambda call, x: call("get_order", order_id=x)["product_id"],
     ),
-    "product.ticket": Reference(
+    "product.ticket": EntityReference(
         "product",
         "ticket",
         ("the item that {x} is about", "the item in the order of {x}"),
         lambda call, x: call("get_order", order_id=call("get_ticket", ticket_id=x)["order_id"])["product_id"],
     ),
-    "product.last": Reference(
+    "product.last": EntityReference(
         "product",
         "name",
         ("the item that {x} bought last", "the item in the last order of {x}"),
@@ -104,7 +104,7 @@ REFERENCES = {
             "get_order", order_id=call("last_order", user_id=call("find_user", name=x)["user_id"])["order_id"]
         )["product_id"],
     ),
-    "ticket.id": Reference("ticket", "ticket", ("{x}", "ticket {x}"), lambda call, x: x),
+    "ticket.id": EntityReference("ticket", "ticket", ("{x}", "ticket {x}"), lambda call, x: x),
 }
 
 

@@ -83,7 +83,7 @@ class Connector:
         self._portal: BlockingPortal = self._thread.enter_context(start_blocking_portal(name="mcp"))
         atexit.register(self.close)
 
-    def connect(self, seconds: float) -> Connection:
+    def connect(self, seconds: float) -> ServerConnection:
         """Start the server or call its address, shake hands and list its tools.
 
         Raises TransportError, with the end of the server's error output, if that fails or takes longer. No tool has
@@ -102,7 +102,7 @@ class Connector:
         finally:
             if error_output:
                 error_output.file.close()
-        return Connection(tools, faults, self._portal, client, stop, end, error_output)
+        return ServerConnection(tools, faults, self._portal, client, stop, end, error_output)
 
     def close(self) -> None:
         """End every connection, and wait for the processes behind them."""
@@ -162,7 +162,7 @@ class Connector:
 
 
 @dataclass(frozen=True)
-class Connection:
+class ServerConnection:
     """An open connection to a server. Several threads may use it at once."""
 
     tools: Mapping[str, Tool]
@@ -317,7 +317,7 @@ class _ReconnectingClient:
     def __init__(self, connector: Connector, timeout: float) -> None:
         self._connector, self._limit = connector, _TIME_SHARE * timeout
         self._lock = threading.Lock()
-        self._connection: Connection | None = None
+        self._connection: ServerConnection | None = None
         self._unanswered = 0
 
     def tools(self) -> list[ToolSchema]:
@@ -355,13 +355,13 @@ class _ReconnectingClient:
         if self._connection:
             self._drop(self._connection, None)
 
-    def _open_connection(self, deadline: float) -> Connection:
+    def _open_connection(self, deadline: float) -> ServerConnection:
         with self._lock:
             if self._connection is None:
                 self._connection, self._unanswered = self._connector.connect(deadline - time.monotonic()), 0
             return self._connection
 
-    def _describe_failure(self, error: Exception, connection: Connection) -> str:
+    def _describe_failure(self, error: Exception, connection: ServerConnection) -> str:
         """Why a call brought no result; a connection that is of no further use is dropped."""
         if isinstance(error, TimeoutError):
             self._unanswered += 1
@@ -375,7 +375,7 @@ class _ReconnectingClient:
             return f"the server was lost{self._drop(connection, _LAST_WORDS_WAIT)}{_NEXT_CALL}"
         return error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {describe_cause(error)}"
 
-    def _drop(self, connection: Connection, seconds: float | None) -> str:
+    def _drop(self, connection: ServerConnection, seconds: float | None) -> str:
         with self._lock:
             if self._connection is connection:
                 self._connection = None
