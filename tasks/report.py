@@ -15,7 +15,7 @@ from tasks.runtime.stage import stage
 
 
 class ReportOutputs(NamedTuple):
-    """The page, the figures of metrics.json, the trained model, and what it was measured by: rows and queries."""
+    """The page, the figures of metrics.json, the trained model, the evaluations behind them, and their queries."""
 
     report: FlyteFile
     figures: FlyteFile

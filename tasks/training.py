@@ -183,7 +183,7 @@ def ppo(
 
 
 class RoundsTogetherOutputs(NamedTuple):
-    """The policy and the running scale after the last round, and for each round what stages in pods return."""
+    """The policy and the running scale after the last round, and by round the files that stages in pods return."""
 
     model: Model
     scale: FlyteFile

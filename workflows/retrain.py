@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore", "The parameter --force is used more than once"
 
 @stage("ask_approval", dynamic=True)
 def ask_approval(decision: Decision, hours: float) -> bool:
-    """Wait for a person's answer if the rule lets the challenger pass; otherwise nobody is asked and it is no."""
+    """Wait for a person's answer if the rule lets the challenger pass. Otherwise the answer is no, without asking."""
     if not decision.promote:
         return False
     answer: bool = wait_for_input("approve", timeout=timedelta(hours=hours), expected_type=bool)

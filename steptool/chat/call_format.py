@@ -272,7 +272,7 @@ def offer_tools(tools: Sequence[ToolSchema], mode: FinishMode) -> list[ToolSchem
 
 
 def make_finish(answer: str) -> ToolCall:
-    """The Finish that an answer in text stands for. Nobody gives up in text: an empty answer is one like any other."""
+    """The Finish that an answer in text stands for. A text never gives up: an empty answer counts as an answer."""
     return ToolCall(FINISH, {"return_type": GIVE_ANSWER, "final_answer": answer})
 
 

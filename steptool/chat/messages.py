@@ -260,41 +260,6 @@ def _find_answer(answers: Sequence[Message], call_id: str | None, name: str) -> 
     return next(iter(by_name or [n for n in open_answers if not answers[n].get("name")]), None)
 
 
-def to_legacy(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with function_call and the role `function`, one call in each message. Ids are lost.
-
-    Raises ValueError where a call cannot be read or has arguments that are not JSON.
-    """
-    legacy = []
-    for message in split_calls(messages):
-        fields = {k: v for k, v in message.items() if k not in ("tool_calls", "tool_call_id")}
-        if message["role"] == "tool":
-            fields["role"] = "function"
-        for call in read_calls(message):
-            fields["function_call"] = {"name": call.name, "arguments": write_json(dict(call.arguments))}
-        legacy.append(fields)
-    return legacy
-
-
-def from_legacy(messages: Sequence[Message]) -> list[Message]:
-    """The internal form of a conversation with function_call and the role `function`.
-
-    An answer without a name gets that of the call before it. Raises ValueError where a call cannot be read.
-    """
-    turns, tool_name = [], NO_CALL
-    for message in messages:
-        fields = {k: v for k, v in message.items() if k != "function_call"}
-        if message.get("function_call"):
-            call = _read_function(message["function_call"], "function_call")
-            fields, tool_name = {**fields, **make_call_message(call, read_text(message))}, call.name
-        elif message["role"] == "assistant":
-            tool_name = NO_CALL
-        elif message["role"] == "function":
-            fields = {**fields, "role": "tool", "name": message.get("name") or tool_name}
-        turns.append(fields)
-    return turns
-
-
 def _read_function(function: Any, where: str) -> ToolCall:
     try:
         if not isinstance(function, dict):

@@ -84,12 +84,13 @@ def describe_memory_needs(config: Config, machines: Mapping[str, Machine], *, is
 
 def _describe_data(config: Config) -> str:
     from steptool.data.ingest import list_files
+    from steptool.data.sources import open_source
 
     data = config.data
     files = [file for file in list_files(data) if file.size]
     noun = "file" if len(files) == 1 else "files"
     size = f" from {len(files)} {noun} of {sum(file.size for file in files) / 1e6:,.1f} MB" if files else ""
-    most = "" if data.source == "desk" else "at most "
+    most = "" if open_source(data.source).draws_tasks else "at most "
     counts = f"{data.train_queries} training, {data.validation_queries} validation and {data.heldout_queries} held-out"
     return f"data        {data.source}: {most}{counts} queries{size}"
 

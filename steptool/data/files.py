@@ -99,7 +99,7 @@ def read_json_file(file: Path, limit: int) -> Iterator[Record]:
     if document is None:
         yield from _read_list(file, limit) if begins.startswith(b"[") else read_lines(file, limit)
     elif len(document) > limit:
-        raise UnusableError("a record too large", f"a document of more than {limit} bytes; write a record a line")
+        raise UnusableError("a record too large", f"a document of more than {limit} bytes; write one record per line")
     else:
         yield from _read_members(file, parse_document(document.decode("utf-8-sig")))
 

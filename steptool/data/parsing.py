@@ -142,7 +142,7 @@ class KeyCheck:
 
     @property
     def fault(self) -> UnusableError | None:
-        """The refusal of a text with such a key: nobody knows which value is meant."""
+        """The refusal of a text that gives a key twice, since it does not say which value is meant."""
         return UnusableError("a key given twice", "; ".join(self.repeated)) if self.repeated else None
 
 

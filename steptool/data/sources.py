@@ -111,8 +111,7 @@ def _refuse_failed_checks(episodes: Sequence[Trajectory]) -> None:
         raise IngestError(
             f"the check of the task '{failed_episodes[0].query_id}' failed on its reference solution: "
             f"{failed_episodes[0].check_error} ({len(failed_episodes)} of {len(episodes)} reference solutions); "
-            "mend the check, since its verdicts decide what "
-            "is learned and measured"
+            "mend the check, since its verdicts decide what is learned and measured"
         )
 
 
@@ -154,6 +153,8 @@ class Source:
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Suffixes of the files that it reads below folders of `data.paths`; empty for a source without files."""
+    draws_tasks: ClassVar[bool] = False
+    """Whether it reads nothing, and draws as many tasks as the configuration asks for."""
     may_leave_out_long_prompts: ClassVar[bool] = False
     """Whether tasks whose prompts do not fit the model's context are left out; else the first of them ends the run."""
 
@@ -243,9 +244,8 @@ def _parse(task: Any, catalog: ToolCatalog) -> Query:
         tools = catalog.tools(environment)
     split = get_optional(task, "split", str, "")
     if split and split not in SPLITS:
-        raise UnusableError(
-            "unknown split", f"field 'split': expected one of {', '.join(SPLITS)}, got {cut_excerpt(split)}"
-        )
+        detail = f"field 'split': expected one of {', '.join(SPLITS)}, got {cut_excerpt(split)}"
+        raise UnusableError("unknown split", detail)
     max_steps = get_optional(task, "max_steps", int, 0)
     if isinstance(max_steps, bool) or not 0 <= max_steps <= _MOST_STEPS:
         expected = f"expected a number of steps from 0 to {_MOST_STEPS}"
@@ -352,6 +352,8 @@ class BfclSource(Source):
 
 class DeskSource(Source):
     """As many tasks of each split as the configuration names."""
+
+    draws_tasks = True
 
     def read_queries(self, inputs: SourceInputs) -> Iterator[Query]:
         """The tasks of all splits."""

@@ -144,7 +144,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Changes:
-    """Numbers of queries by which policy solves them, which means in more than half of its repeats."""
+    """Numbers of queries by the policy that solves them, in more than half of their repeats."""
 
     fixed: int
     """Only `a` solves them."""
@@ -351,11 +351,9 @@ def _state_verdict(c: Comparison) -> str:
         return f"{c.a} is {'better' if c.difference.mean > 0 else 'worse'} here than {c.b}"
     if c.difference.low > 0 or c.difference.high < 0:
         context = f"among {c.family} comparisons" if c.family > 1 else "in so few tasks"
-        return f"no difference is shown, as one like it may come by chance {context}"
+        return f"no difference is shown, since chance may cause one like it {context}"
     reach = format_points(max(abs(c.difference.low), abs(c.difference.high)))
-    return "no difference is shown" + (
-        f"; one of up to {reach} points may be there all the same" if reach != "0" else ""
-    )
+    return "no difference is shown" + (f"; one of up to {reach} points is possible" if reach != "0" else "")
 
 
 def _name_family(c: Comparison) -> str:

@@ -176,7 +176,7 @@ def summarise_measures(rows: Sequence[Evaluation], draws: int = 10_000, seed: in
     """
     sources = sorted({(row.model, row.decoding) for row in rows})
     if len(sources) != 1:
-        raise ValueError(f"a summary is of one model and one way of decoding; the {len(rows)} rows hold {sources}")
+        raise ValueError(f"expected rows of one model and one way of decoding, got {len(rows)} rows of {sources}")
     return {group: _summarise_group(part, draws, seed) for group, part in split_groups(rows).items()}
 
 

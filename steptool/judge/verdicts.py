@@ -77,7 +77,7 @@ def judged_pass_rate(
     """
     models = sorted({v.model for v in verdicts})
     if len(models) > 1:
-        raise ValueError(f"a pass rate is of one model; the {len(verdicts)} verdicts are of {models}")
+        raise ValueError(f"expected verdicts on one model, got {len(verdicts)} on {models}")
     status = {(v.repeat, v.query_id): v.status for v in verdicts if v.query_id in queries}
     repeats = sorted({repeat for repeat, _ in status})
     scores = [[_convert_status(status.get((r, q)), q in unanswered) for q in sorted(queries)] for r in repeats]
@@ -106,7 +106,7 @@ def decide_preferences(preferences: Iterable[Preference]) -> dict[str, Choice | 
         pairs.add((row.model, row.other))
         ballots[row.query_id].update([row.preference] if row.preference else [])
     if len(pairs) > 1:
-        raise ValueError(f"a majority is of one pair of models; the rows are of {sorted(pairs)}")
+        raise ValueError(f"expected preferences between one pair of models, got {sorted(pairs)}")
     return {query: _find_majority(ballot) for query, ballot in ballots.items()}
 
 
@@ -165,7 +165,9 @@ def read_stabletoolbench(path: str | Path) -> list[Verdict]:
     root = Path(path)
     files = sorted(root.rglob("*.json")) if root.is_dir() else [root]
     if not files:
-        raise ValueError(f"{path}: no JSON file of stored verdicts (pass_rate_results of StableToolBench) in it")
+        raise ValueError(
+            f"{path}: expected JSON files of stored verdicts (pass_rate_results of StableToolBench), found none"
+        )
     rows = [row for file in files for row in _read_stored_rows(file)]
     return sorted(rows, key=lambda row: (row.model, row.query_id, row.repeat))
 

@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 from steptool.artifacts import lineage
 from steptool.artifacts.metrics import Stopwatch, average_known, count_metrics, format_rate, say, total_counts
 from steptool.config import Config
-from steptool.config.training import HAVE_NO_ADVANTAGES
 from steptool.models.adapter import is_adapter, read_base_name
 from steptool.models.load import LoadModel, load_model
 from steptool.pipeline.episodes import (
@@ -77,7 +76,7 @@ def compute_advantages(
     Raises ValueError for an algorithm without advantages, such as rft.
     """
     algorithm = ALGORITHMS[config.ppo.algorithm](config, round_index)
-    if config.ppo.algorithm in HAVE_NO_ADVANTAGES:
+    if not algorithm.needs_scores:
         raise ValueError(f"ppo.algorithm: {config.ppo.algorithm} has no advantages; step_ppo has")
     policy, reference = Path(policy_dir), Path(reference_dir or policy_dir)
     selection = algorithm.select(trajectories, rewards, scale)

@@ -32,6 +32,7 @@ from steptool.check.plan import (
 from steptool.check.trials import CalledTools, ToolTrial, try_endpoints, try_tools
 from steptool.config import Config, FinishMode
 from steptool.data.ingest import Ingested, ingest
+from steptool.data.sources import open_source
 from steptool.environments.base import check_queries
 from steptool.models.actor import Actor, collate, score_actions
 from steptool.models.adapter import add_adapter
@@ -228,11 +229,11 @@ def prepare(
 def check_data(config: Config) -> list[str]:
     """Read all data as a run does, in a temporary folder and without a call of a tool; returns lines about it.
 
-    Tasks of the desk are drawn, so there is nothing to read. A configuration that names policies to compare is read as
+    A source that draws its tasks has nothing to read. A configuration that names policies to compare is read as
     `evaluate` reads it, which does without training queries.
     Raises IngestError for data that cannot be used, and FetchError for a url that cannot be read.
     """
-    if config.data.source == "desk" and not config.data.recorded_answers:
+    if open_source(config.data.source).draws_tasks and not config.data.recorded_answers:
         return []
     with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
         folder = Path(scratch)

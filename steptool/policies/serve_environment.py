@@ -2,7 +2,7 @@
 
 A client plays an episode over a WebSocket: `reset` begins a task, and `step` with a call of a tool makes a turn. The
 call of Finish ends the episode, and its reward is the verdict. Turns, limits and endings are those of our own rollouts,
-but for `rollout.finish: text`: the protocol knows calls alone, so that each task has Finish.
+except with `rollout.finish: text`: the protocol knows only calls, so that each task has Finish.
 """
 
 from __future__ import annotations

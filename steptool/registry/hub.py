@@ -47,7 +47,7 @@ Load one with `datasets.load_dataset("{repo}", "trajectories")`.
 
 
 _SILENCE = 120.0
-"""Seconds that the Hub may be silent, and that it may ask to wait before a request is repeated."""
+"""Seconds that the Hub may be silent. A wait that it asks for before a request is repeated may take as long."""
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 """Ends of the names of files with weights."""
 
@@ -176,7 +176,7 @@ def push(upload: Upload, *, private: bool, message: str = "Upload by steptool", 
 
 
 def _make_client(seconds: float) -> Any:
-    """The library's own client, which would wait for ever, with limits of time."""
+    """The library's own client with limits of time. Without them it waits as long as the server is silent."""
     from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
     def refuse_long_wait(response: Any) -> None:
@@ -288,7 +288,7 @@ def _count_rows(file: Path) -> int:
 
 
 def _list_files(model: Path) -> dict[str, Path]:
-    """The files of a model folder but for its card, what only training reads, and hidden files and folders.
+    """The files of a model folder, without its card, hidden files and folders, and what only training reads.
 
     Hidden ones, such as .git and .env, may hold keys. Raises RegistryError for a link out of the folder, whose content
     would be missing, and for empty weights.

@@ -39,7 +39,7 @@ _REQUIRED = ("config.json", "model*.safetensors", "tokenizer_config.json")
 """Files that a model folder has to hold."""
 _MARK, _LAYOUT = "registry.json", b'{"layout": 1}\n'
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV})
-"""How file systems without hard links refuse one."""
+"""Numbers of the errors by which a file system without hard links refuses to make one."""
 
 
 class RegistryError(Exception):

@@ -31,7 +31,7 @@ FIGURES = {
 _WORDS = ((0.2, "hardly at all"), (0.4, "only fairly"), (0.6, "moderately"), (0.8, "well"), (1.01, "almost always"))
 """Words for kappa, after Landis and Koch (1977)."""
 _SHIFT = 0.25
-"""Stability index from which a distribution has shifted, by custom."""
+"""Population stability index from which a distribution counts as shifted, by custom."""
 
 
 def build_rewards_page(audit: Audit, title: str = "The rewards") -> str:

@@ -1,4 +1,4 @@
-"""The viewer of any set of trajectories: HTML files that need no network and no server, one unless there are very many.
+"""The viewer of any set of trajectories: an HTML file that needs no network and no server; several for very many.
 
 A file holds an index, one small row for each trajectory, and the trajectories themselves in compressed chunks. The
 browser decodes the index when it opens the file, and a chunk when one of its trajectories is looked at.

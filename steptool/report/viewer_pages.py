@@ -1,4 +1,4 @@
-"""What stands on which page of the viewer, and the episodes of each page.
+"""The pages of the viewer: which tasks each page shows, and its episodes.
 
 All attempts at a task stand on one page, whatever file they come from, in the order in which tasks first appear. A page
 ends with the task that makes it full. Memory holds four bytes for each row of each file, and the rows of one page.

@@ -35,7 +35,7 @@ from steptool.registry import Conflict, Registry
 from steptool.retraining.plan import Criterion, Decision, Result, RetrainingPlan, RunOutcome
 
 FILE = "trained_on.txt"
-"""File in the model folder with the digest of each training task's text, one a line."""
+"""File in the model folder with the digest of each training task's text, one per line."""
 
 
 def read_trained_on(place: str) -> frozenset[str]:

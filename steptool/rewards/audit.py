@@ -57,7 +57,7 @@ from steptool.rewards.statistics import (
 from steptool.storage.sqlite import QueryTable
 
 _EDGES = (0.0, 0.25, 0.5, 0.75)
-"""Upper ends of the bins of Contribution, but for the last."""
+"""Upper ends of the bins of Contribution, without that of the last bin."""
 
 
 def audit(

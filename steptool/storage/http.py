@@ -14,7 +14,7 @@ LARGEST = 16 << 20
 ONE_REQUEST_EACH = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
 """A connection for each request: servers may close one that is kept, and the request that follows is lost then."""
 _TRANSFER_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
-"""Headers that tell how an answer travelled, and no longer hold for the text that was read."""
+"""Headers that describe how an answer was sent. They do not hold for the text that was read."""
 MIN_SECRET = 8
 """Characters of the shortest key that counts as a secret. Servers on one's own machine take keys such as "token" or
 "1", whose removal would only damage what they say."""

@@ -143,7 +143,7 @@ class Recipients(StrictModel):
 
 
 class LaunchPlans(StrictModel):
-    """What runs by itself (workflows/launch_plans.py)."""
+    """The runs that start by schedule (workflows/launch_plans.py)."""
 
     registry: str
     """Folder or url of the registry of champions."""
@@ -172,13 +172,13 @@ class LaunchPlans(StrictModel):
 
 
 class Profile(StrictModel):
-    """All stages, and what runs by itself."""
+    """The machines of all stages, and the runs that start by schedule."""
 
     defaults: StageProfile = StageProfile()
     stages: dict[StageName, StageProfile] = Field(default_factory=dict)
     """Fields that differ from the defaults, by stage."""
     launch_plans: LaunchPlans | None = None
-    """Schedules; without this section nothing runs by itself."""
+    """Schedules; without this section nothing starts by schedule."""
 
     @field_validator("stages", mode="before")
     @classmethod

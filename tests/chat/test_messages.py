@@ -12,12 +12,10 @@ from steptool.chat.formats import FORMATS, HERMES, LLAMA, REACT
 from steptool.chat.messages import (
     FINISH_SCHEMA,
     NO_CALL,
-    from_legacy,
     make_call_message,
     make_tool_message,
     read_calls,
     split_calls,
-    to_legacy,
 )
 from steptool.chat.turns import describe, from_text, join_user_messages, to_text, with_tools
 from steptool.records import Message, ToolCall
@@ -156,33 +154,6 @@ def test_splitting_keeps_the_calls_and_is_done_once(messages: list[Message]) -> 
             assert answer["tool_call_id"] == turn["tool_calls"][0]["id"]
 
 
-def test_the_older_form() -> None:
-    assert to_legacy(
-        [{"role": "user", "content": "go"}, make_call_message(SET, "so"), make_tool_message("set", "done")]
-    ) == [
-        {"role": "user", "content": "go"},
-        {"role": "assistant", "content": "so", "function_call": {"name": "set", "arguments": '{"key": "b", "to": 3}'}},
-        {"role": "function", "name": "set", "content": "done"},
-    ]
-    recorded: list[Message] = [
-        {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": " "}},
-        {"role": "function", "content": "nothing"},
-        {"role": "assistant", "content": "hm", "function_call": None},
-    ]
-    assert from_legacy(recorded) == [
-        make_call_message(ToolCall("look", {})),
-        make_tool_message("look", "nothing"),
-        {"role": "assistant", "content": "hm"},
-    ]
-
-
-@given(conversations())
-def test_the_older_form_carries_every_conversation(messages: list[Message]) -> None:
-    back = from_legacy(json.loads(json.dumps(to_legacy(messages))))
-    assert calls_in(back) == calls_in(messages)
-    assert [{**m, "content": m["content"].strip()} if m.get("tool_calls") else m for m in back] == plainly(messages)
-
-
 @given(conversations())
 @settings(max_examples=200)
 def test_react_carries_every_conversation(messages: list[Message]) -> None:
@@ -259,9 +230,9 @@ def test_the_description_shows_schema_form_and_answer() -> None:
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [
-        ({"function_call": {"name": "f", "arguments": "{'x': 1}"}}, "function_call: invalid JSON.*got {'name': 'f'"),
-        ({"function_call": {"name": "f", "arguments": "3"}}, "function_call: arguments are not an object"),
-        ({"function_call": {"arguments": "{}"}}, "function_call: tool call without name"),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": "{'x': 1}"}}]}, "invalid JSON.*got {'name': 'f'"),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": "3"}}]}, "arguments are not an object"),
+        ({"tool_calls": [{"function": {"arguments": "{}"}}]}, "tool call without name"),
         ({"tool_calls": [{"name": "f"}]}, r"tool_calls\[0\]: tool call is not an object"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": '{"x": NaN}'}}]}, "invalid JSON: NaN"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": {}}}], "content": ["?"]}, "needs text as its content"),
@@ -269,7 +240,16 @@ def test_the_description_shows_schema_form_and_answer() -> None:
 )
 def test_messages_that_are_none_are_refused(message: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        to_legacy(from_legacy([{"role": "assistant", "content": "", **message}]))
+        split_calls([{"role": "assistant", "content": "", **message}])
+
+
+def _read_recorded(message: Message) -> Message:
+    """A message with the older function_call or role `function` in the form that we keep."""
+    fields = {name: value for name, value in message.items() if name != "function_call"}
+    if message["role"] == "function":
+        return {**fields, "role": "tool"}
+    call = message.get("function_call")
+    return {**fields, "tool_calls": [{"type": "function", "function": call}]} if call else fields
 
 
 def test_recorded_answers_keep_every_call_in_every_format() -> None:
@@ -280,9 +260,8 @@ def test_recorded_answers_keep_every_call_in_every_format() -> None:
     answers = [d["answer_generation"] for d in documents if isinstance(d, dict) and "answer_generation" in d]
     recorded = [messages for answer in answers for messages in answer.get("train_messages") or []]
     raw = sum(bool(m.get("function_call")) + len(m.get("tool_calls") or []) for messages in recorded for m in messages)
-    result = [from_legacy(messages) for messages in recorded]
+    result = [[_read_recorded(message) for message in messages] for messages in recorded]
     calls = [call for messages in result for call in calls_in(messages)]
     assert len(calls) == raw > 0
-    assert [call for messages in result for call in calls_in(from_legacy(to_legacy(messages)))] == calls
     for form in (form for form in FORMATS.values() if not form.textual):  # bare text needs the tools' schemas
         assert [call for messages in result for call in calls_in(from_text(to_text(messages, form), form))] == calls

@@ -208,12 +208,12 @@ def comparison(mean, low, high, p, family=1, group="all"):
         (
             comparison(0.05, 0.01, 0.09, 0.09, 3),
             "new solves 5 points more than old on 400 tasks (95% interval 1 to 9, p = 0.090 corrected for 3 "
-            "comparisons): no difference is shown, as one like it may come by chance among 3 comparisons.",
+            "comparisons): no difference is shown, since chance may cause one like it among 3 comparisons.",
         ),
         (
             comparison(0.0, -0.03, 0.04, 1.0),
             "new solves as many as old on 400 tasks (95% interval −3 to 4, p = 1.00): no difference is shown; one of "
-            "up to 4 points may be there all the same.",
+            "up to 4 points is possible.",
         ),
     ],
 )

@@ -119,7 +119,7 @@ def ballot(query, *choices, other="base"):
 def test_the_majority_counts_ties_and_missing_for_nobody():
     rows = ballot("q1", "other", "tie", "tie", None) + ballot("q2", "model", "other") + ballot("q3", None, None)
     assert decide_preferences(rows) == {"q1": Choice.OTHER, "q2": Choice.TIE, "q3": None}
-    with pytest.raises(ValueError, match="one pair of models"):
+    with pytest.raises(ValueError, match="preferences between one pair of models"):
         decide_preferences(rows + ballot("q1", "model", other="third"))
 
 
@@ -165,7 +165,7 @@ def test_a_file_of_another_form_is_refused_by_name(stored, document, message):
 
 
 def test_a_folder_without_verdicts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no JSON file of stored verdicts"):
+    with pytest.raises(ValueError, match="expected JSON files of stored verdicts"):
         read_stabletoolbench(tmp_path)
 
 
@@ -217,7 +217,7 @@ def test_a_missing_verdict_is_left_out_and_counted():
     assert judged_pass_rate(rows, {"a", "b", "c"}).missing == 3
     assert judged_pass_rate(verdicts(a=[None]), {"a"}) is None
     assert judged_pass_rate([], {"a"}) is None
-    with pytest.raises(ValueError, match="of one model"):
+    with pytest.raises(ValueError, match="expected verdicts on one model"):
         judged_pass_rate([*rows, replace(rows[0], model="other")], {"a"})
 
 

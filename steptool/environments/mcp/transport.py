@@ -201,7 +201,7 @@ def describe_cause(error: BaseException) -> str:
 
 
 class MessageReader:
-    """Cuts a stream of bytes into messages, one a line. Memory holds no more than LARGEST bytes of a line."""
+    """Cuts a stream of bytes into messages, one per line. Memory holds at most LARGEST bytes of a line."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
