@@ -226,9 +226,9 @@ def test_a_mount_point_receives_the_files_in_place(tmp_path: Path) -> None:
     mount, run = tmp_path / "mounted", built(tmp_path / "run", "1")
     mount.mkdir()
     program = (
-        "import sys; from pathlib import Path; from steptool.storage.transfer import check_target, publish\n"
+        "import sys; from pathlib import Path; from steptool.storage.transfer import check_target, deliver_folder\n"
         "run, target = sys.argv[1:]\n"
-        "for _ in range(2): check_target(target, 'training'); publish(Path(run), target, 'training')\n"
+        "for _ in range(2): check_target(target, 'training'); deliver_folder(Path(run), target, 'training')\n"
         "print(sorted(p.relative_to(target).as_posix() for p in Path(target).rglob('*') if p.is_file()))\n"
     )
     inside = 'mount -t tmpfs none "$2" || exit 77; "$0" -c "$3" "$1" "$2"'
@@ -275,11 +275,11 @@ PUBLISHER = """
 import sys
 from itertools import count
 from pathlib import Path
-from steptool.storage.transfer import publish
+from steptool.storage.transfer import deliver_folder
 runs, target = sys.argv[1:]
 print("ready", flush=True)
 for number in count():
-    publish(Path(runs) / str(number % 2), target, "training")
+    deliver_folder(Path(runs) / str(number % 2), target, "training")
 """
 
 
