@@ -271,7 +271,7 @@ def trace_call(tool: str, environment: str) -> Iterator[dict[str, Any]]:
 
 
 def count(name: str, value: float, attributes: Attributes) -> None:
-    """Add to a counter; nothing where telemetry is off."""
+    """Add a value to the counter of this name, unless telemetry is off."""
     if telemetry := _open():
         telemetry.add(name, value, attributes)
 
@@ -308,7 +308,7 @@ class _Telemetry:
         return trace.set_span_in_context(trace.NonRecordingSpan(root))
 
     def add(self, name: str, value: float, attributes: Attributes) -> None:
-        """Add to a counter."""
+        """Add a value to the counter of this name, which the first call makes."""
         if name not in self.counters:
             self.counters[name] = self.meter.create_counter(name)
         self.counters[name].add(value, dict(attributes))

@@ -94,7 +94,7 @@ class Usage:
     """Price of these tokens."""
 
     def counts(self) -> dict[str, float]:
-        """The numbers by name."""
+        """All figures by the names of their fields."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 

@@ -45,7 +45,7 @@ SELECT good.trajectory_id, bad.trajectory_id, good.messages, bad.messages, tools
 
 
 class Form(StrEnum):
-    """What to write."""
+    """The forms in which trajectories can be written."""
 
     MESSAGES = "messages"
     """messages.jsonl: a conversation in OpenAI's form a line, with `tools` and the verdict `solved`."""

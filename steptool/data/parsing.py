@@ -72,7 +72,7 @@ class IngestLog:
         self._quarantine = SpooledTemporaryFile(_IN_MEMORY, "w+", encoding="utf-8")  # noqa: SIM115  closed with the log
 
     def count(self, name: str, number: int = 1) -> None:
-        """Add to a count."""
+        """Add a number to the count of this name."""
         self.counts[name] += number
 
     def refuse(self, kind: str, record: Record, error: UnusableError) -> None:

@@ -377,7 +377,7 @@ def _read_folder(folder: Path) -> tuple[list[Query], Iterator[Trajectory]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command with these arguments, by default those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m steptool.environments.toolbench", description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("build", help="add the recorded calls of folders to a file")

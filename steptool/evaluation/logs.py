@@ -48,7 +48,7 @@ _EPISODE_COLUMNS = ("trajectory_id", "messages", "final_answer")
 
 
 class LogForm(StrEnum):
-    """What to write."""
+    """The forms in which an evaluation can be written."""
 
     LM_EVAL = "lm-eval"
     """<model>/results_<time>.json and samples_<task>_<time>.jsonl, as `lm_eval --output_path --log_samples` does."""

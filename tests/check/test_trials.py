@@ -1,6 +1,7 @@
 """Trials of modules in files, of endpoints on loopback, and of tools in an environment that notes their calls."""
 
 import os
+import resource
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,13 +57,13 @@ TOOLS = (tool("read", "key"), tool("clock"), tool("unknown", "key"), tool("write
 class SlowlyClosedEnvironment(NotedEnvironment):
     def reset(self, query: Query) -> NotedSession:
         session = super().reset(query)
-        session.close = lambda: time.sleep(0.3)  # type: ignore[method-assign]
+        session.close = lambda: time.sleep(1.5)  # type: ignore[method-assign]
         return session
 
 
 def test_the_time_of_a_call_does_not_include_the_end_of_its_session() -> None:
     trial = try_tools(SlowlyClosedEnvironment(), [query(READ, tools=TOOLS[:1])], [], ToolsConfig())
-    assert 0 <= trial.seconds["read"] < 0.3
+    assert 0 <= trial.seconds["read"] < 1.5
 
 
 def test_tools_that_only_read_get_one_call_with_arguments_of_a_solution() -> None:
@@ -162,9 +163,9 @@ def test_a_program_that_a_module_starts_ends_with_the_trial(tmp_path: Path) -> N
 
 
 def test_a_configuration_without_own_modules_starts_no_process() -> None:
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)  # grows with every process that has ended
     try_imports(Config())
-    assert time.perf_counter() - start < 0.02
+    assert resource.getrusage(resource.RUSAGE_CHILDREN) == before
 
 
 def test_a_policys_endpoint_gets_a_first_turn_and_a_judge_a_question(chat: SimpleNamespace) -> None:

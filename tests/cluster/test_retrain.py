@@ -94,9 +94,9 @@ def test_three_nights(run: Run, registry: Registry, store: Store, place: str, tm
     skipped = run(2)
     assert ending(skipped) == "skipped"
     assert {pod.task for pod in skipped.pods} == {
-        "tasks.retrain.look",
+        "tasks.retrain.plan_retraining",
         "workflows.retrain.challenge",
-        "tasks.retrain.tell",
+        "tasks.retrain.report_retraining",
     }
 
     store.write(f"{place}/tasks/tuesday.jsonl", b"{not json}\n")
