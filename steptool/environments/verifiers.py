@@ -30,7 +30,7 @@ from steptool.environments.adapters import (
     read_object_setting,
 )
 from steptool.environments.base import Environment, Session, ToolResult, import_object
-from steptool.environments.mcp.environment import write_answer_text
+from steptool.environments.mcp.answers import write_answer_text
 from steptool.environments.schema import check_arguments
 from steptool.records import Query, StepStatus, ToolCall, ToolSchema, Trajectory
 

@@ -6,7 +6,6 @@ Each connection to a server is one task of an event loop that runs in a thread o
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import math
 import os
@@ -28,17 +27,17 @@ from anyio.abc import TaskStatus
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mcp import Client, MCPError, Tool
 from mcp.client.streamable_http import streamable_http_client
-from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, EmbeddedResource, TextContent
+from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult
 
 from steptool.artifacts.metrics import escape_controls
 from steptool.config import McpConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment, Session, ToolResult, TransportError
+from steptool.environments.mcp.answers import describe_cause, describe_unreadable, write_answer_text
 from steptool.environments.mcp.transport import (
     CheckedStream,
     LimitedTransport,
     convert_tool,
-    describe_cause,
     open_stdio,
     select_usable_tools,
 )
@@ -174,6 +173,12 @@ class ServerConnection:
     _stop: anyio.Event
     _ended: Future[None]
     _error_output: _ErrorOutput | None
+
+    @property
+    def server(self) -> str:
+        """The name that the server gives itself."""
+        about = self._client.server_info
+        return about.name if about else "without a name"
 
     def ask(self, name: str, arguments: Mapping[str, Any], seconds: float) -> CallToolResult:
         """The tool's answer. Raises TimeoutError, after the request was cancelled at the server, and whatever the
@@ -344,7 +349,7 @@ class _ReconnectingClient:
         try:
             result = connection.ask(call.name, call.arguments, deadline - time.monotonic())
         except Exception as error:
-            problem = self._connector.redactor.redact_text(self._describe_failure(error, connection))
+            problem = self._connector.redactor.redact_text(self._describe_failure(error, connection, call.name))
             return ToolResult.failure(StepStatus.TOOL_ERROR, problem)
         self._unanswered = 0
         text = self._connector.redactor.redact_text(write_answer_text(result))
@@ -361,7 +366,7 @@ class _ReconnectingClient:
                 self._connection, self._unanswered = self._connector.connect(deadline - time.monotonic()), 0
             return self._connection
 
-    def _describe_failure(self, error: Exception, connection: ServerConnection) -> str:
+    def _describe_failure(self, error: Exception, connection: ServerConnection, tool: str) -> str:
         """Why a call brought no result; a connection that is of no further use is dropped."""
         if isinstance(error, TimeoutError):
             self._unanswered += 1
@@ -373,6 +378,8 @@ class _ReconnectingClient:
         self._unanswered = 0
         if isinstance(error, MCPError) and _LOST.get(error.code) == error.message:
             return f"the server was lost{self._drop(connection, _LAST_WORDS_WAIT)}{_NEXT_CALL}"
+        if reason := describe_unreadable(error):
+            return f"the answer of the server '{connection.server}' to '{tool}' cannot be read: {reason}"
         return error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {describe_cause(error)}"
 
     def _drop(self, connection: ServerConnection, seconds: float | None) -> str:
@@ -380,20 +387,3 @@ class _ReconnectingClient:
             if self._connection is connection:
                 self._connection = None
         return connection.end(seconds)
-
-
-def write_answer_text(result: CallToolResult) -> str:
-    """The blocks of an answer, each on a line of its own, or its structured content if it has no blocks."""
-    if not result.content and result.structured_content is not None:
-        return json.dumps(result.structured_content, ensure_ascii=False)
-    return "\n".join(map(_read_block, result.content))
-
-
-def _read_block(block: Any) -> str:
-    if isinstance(block, TextContent):
-        return block.text
-    if isinstance(block, EmbeddedResource):
-        text: str | None = getattr(block.resource, "text", None)
-        return f"[resource {block.resource.uri}]" if text is None else text
-    about = getattr(block, "uri", None) or block.mime_type
-    return f"[{block.type} {about}]"

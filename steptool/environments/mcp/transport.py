@@ -22,10 +22,11 @@ from mcp import Tool
 from mcp.client.stdio import get_default_environment
 from mcp.os.posix.utilities import terminate_posix_process_tree
 from mcp.shared.message import SessionMessage
-from mcp.types import INTERNAL_ERROR, ErrorData, JSONRPCError, JSONRPCResponse, jsonrpc_message_adapter
+from mcp.types import INTERNAL_ERROR, PARSE_ERROR, ErrorData, JSONRPCError, JSONRPCResponse, jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from steptool.chat.messages import annotate_tool
+from steptool.environments.mcp.answers import MESSAGE, describe_cause, describe_form
 from steptool.environments.schema import SchemaError, check_tools
 from steptool.records import ToolSchema
 
@@ -190,16 +191,6 @@ def _make_distinct_name(name: str, used: Iterable[str]) -> str:
     return distinct
 
 
-def describe_cause(error: BaseException) -> str:
-    """The first cause of an error, whole, in one line."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, ValidationError):
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 class MessageReader:
     """Cuts a stream of bytes into messages, one per line. Memory holds at most LARGEST bytes of a line."""
 
@@ -229,10 +220,21 @@ class MessageReader:
 
 
 def _parse(line: bytes) -> Item:
+    text = line.decode("utf-8", "replace")
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_json(line.decode("utf-8", "replace"), by_name=False))
+        return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
     except ValueError as error:
-        return error
+        return _refuse_form(text) or error
+
+
+def _refuse_form(text: str) -> Item | None:
+    """In place of an answer that is no message: an error as the answer to its request; None without an id."""
+    with suppress(ValueError, RecursionError):
+        message = json.loads(text)
+        if isinstance(message, dict) and isinstance(message.get("id"), int) and "method" not in message:
+            error = ErrorData(code=PARSE_ERROR, message=describe_form(MESSAGE, message))
+            return SessionMessage(JSONRPCError(jsonrpc="2.0", id=message["id"], error=error))
+    return None
 
 
 def _refuse_line(head: bytes) -> Item:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -88,10 +89,11 @@ def test_a_bad_tool_costs_that_tool_and_equal_names_get_numbers(world: Callable[
         names = [tool["function"]["name"] for tool in odd.environment.tools()]
     assert names == [
         *("docs_read", "docs_read_2", "docs_read_2_2", "__", "___2", "x" * 64, "x" * 62 + "_2"),
-        *("draft", "token", "slow"),
+        *("draft", "shape", "token", "slow"),
     ]
     text = str(warned[0].message)
-    assert "tool 'no_schema': inputSchema: Field required" in text
+    tool = "an object with `name` (a text) and `inputSchema` (an object)"
+    assert f'tool \'no_schema\': expected {tool}, got {{"name": "no_schema"}}' in text
     assert "red" in text and "\x1b" not in text and "\x9b" not in text
     assert "tool 'no_object': inputSchema.type: expected \"object\", got 'string'" in text
     assert "tool 'endless': function.parameters: the schema refers to itself without end" in text
@@ -114,7 +116,7 @@ def test_an_output_schema_cannot_hold_up_a_call(world: Callable[..., World]) -> 
 
 
 def test_a_server_without_a_usable_tool_is_refused_with_all_reasons(world: Callable[..., World]) -> None:
-    with pytest.raises(ConfigError, match=r"no_schema.*Field required; tool 'endless'.*none of the server's tools"):
+    with pytest.raises(ConfigError, match=r"no_schema.*, got .*; tool 'endless'.*none of the server's tools"):
         world(command=[*ODD, "only-bad"]).environment.tools()
 
 
@@ -142,9 +144,42 @@ def test_a_wrong_answer_costs_its_step_only(world: Callable[..., World]) -> None
     session = world(command=ROUGH, timeout=3.0).session()
     observe(session, "count")
     assert problem(session, "refuse") == "no such luck"
-    assert problem(session, "broken") == "ValidationError: content: Input should be a valid list"
+    assert problem(session, "broken").startswith(
+        "the answer of the server 'rough' to 'broken' cannot be read: expected "
+    )
     assert problem(session, "garbage").startswith("no answer within")
     assert observe(session, "count") == "5"
+
+
+MESSAGE = "a message of JSON-RPC 2.0 with `result` (an object) or `error` (an object with a code and a message)"
+RESULT = (
+    '`content` (a list of blocks such as {"type": "text", "text": "..."}) and, where there is need, '
+    "`structuredContent` (an object) and `isError` (true or false)"
+)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected", "got"),
+    [
+        ('{"result": "hello"}', MESSAGE, '{"jsonrpc": "2.0", "id": ID, "result": "hello"}'),
+        ('{"error": "boom"}', MESSAGE, '{"jsonrpc": "2.0", "id": ID, "error": "boom"}'),
+        ('{"output": 5, "jsonrpc": 1}', MESSAGE, '{"jsonrpc": 1, "id": ID, "output": 5}'),
+        ('{"result": {"text": "hello"}}', RESULT, '{"text": "hello"}'),
+        ('{"result": {"content": "hello"}}', RESULT, '"hello" as `content`'),
+        ('{"result": {"content": [{"type": "hologram"}]}}', RESULT, '{"type": "hologram"} as `content.0`'),
+        ('{"result": {"content": ["天气"]}}', RESULT, '"天气" as `content.0`'),
+        ('{"result": {"content": [], "isError": "maybe"}}', RESULT, '"maybe" as `isError`'),
+        (json.dumps({"result": {"content": "x" * 300}}), RESULT, f'"{"x" * 199}... as `content`'),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:tools.mcp")
+def test_an_answer_in_another_form_is_told_with_server_and_tool_and_at_once(
+    world: Callable[..., World], reply: str, expected: str, got: str
+) -> None:
+    session = world(command=ODD).session()
+    message = re.sub('"id": [0-9]+', '"id": ID', problem(session, "shape", text=reply))
+    assert message == f"the answer of the server 'odd' to 'shape' cannot be read: expected {expected}, got {got}"
+    assert observe(session, "token")
 
 
 def test_an_answer_over_stdio_that_is_too_long_costs_its_step_only(world: Callable[..., World]) -> None:

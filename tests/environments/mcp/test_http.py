@@ -30,7 +30,7 @@ class Junk(BaseHTTPRequestHandler):
             }
             self.answer(200, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": about}))
         elif method == "tools/list":
-            names = ["junk", "page", "fault", "cut", "gone", "fine", "gzip", "long", "longer"]
+            names = ["junk", "page", "fault", "cut", "gone", "fine", "gzip", "long", "longer", "shape"]
             tools = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in names]}
             self.answer(200, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": tools}))
         elif method != "tools/call":
@@ -43,6 +43,8 @@ class Junk(BaseHTTPRequestHandler):
         junk = {"junk": (200, "%%%"), "fault": (500, "<h1>oops</h1>"), "gone": (404, ""), "cut": (200, '{"jsonrpc"')}
         if name == "gzip":
             self.answer(200, gzip.compress(b" " * (64 << 20)), encoding="gzip")
+        elif name == "shape":
+            self.answer(200, json.dumps({"jsonrpc": "2.0", "id": request, "result": 5}))
         elif name == "long":
             self.answer(200, b" " * (9 << 20))
         elif name == "longer":
@@ -121,21 +123,24 @@ def test_a_server_that_stops_and_starts_again_costs_the_steps_between(world: Cal
 
 def test_junk_over_http_costs_its_step_only(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "s3cret")
+    unreadable = "the answer of the server 'junk'"
     reasons = {
-        "junk": "Failed to parse JSON response",
+        "junk": f"{unreadable} to 'junk' cannot be read: expected a message of JSON-RPC 2.0 with ",
+        "shape": f"{unreadable} to 'shape' cannot be read: expected a message of JSON-RPC 2.0 with ",
         "page": "Unexpected content type: text/html",
         "fault": "Server returned an error response",
         "cut": f"the server was lost{ANEW}",
         "gone": f"the server was lost{ANEW}",
         "gzip": "the server compresses its answers (gzip) without being asked to",
         "long": "the answer is longer than 8 MiB",
-        "longer": "Failed to parse JSON response: the answer is longer than 8 MiB",
+        "longer": f"{unreadable} to 'longer' cannot be read: the answer is longer than 8 MiB",
     }
     with junk_server() as (port, seen):
         authorization = {"Authorization": "Bearer ${SECRET}"}
         session = world(url=f"http://127.0.0.1:{port}/mcp", headers=authorization).session()
         for tool, reason in reasons.items():
-            assert problem(session, tool).startswith(reason)
+            message = problem(session, tool)
+            assert message.startswith(reason) and "validation error" not in message
             assert observe(session, "fine") == "fine"
     assert set(seen) == {"Bearer s3cret"}
 

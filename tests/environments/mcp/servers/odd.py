@@ -21,6 +21,7 @@ TOOLS = [
     {"name": "red \u001b[31m \u009b31m"},
     {"name": "no_object", "inputSchema": {"type": "string"}},
     {"name": "endless", "inputSchema": {"type": "object", "$ref": "#"}},
+    {"name": "shape", "inputSchema": TEXT, "description": "Answers with the fields that the text holds as JSON."},
     {"name": "token", "inputSchema": {"type": "object"}, "description": os.environ.get("TOKEN", "")},
     {
         "name": "slow",
@@ -53,6 +54,8 @@ for line in sys.stdin:
         reply = {"result": {"tools": TOOLS}}
     elif method == "tools/call" and message["params"]["name"] == "draft":
         reply = {"error": {"code": -32000, "message": f"not with {os.environ.get('TOKEN', '')}"}}
+    elif method == "tools/call" and message["params"]["name"] == "shape":
+        reply = json.loads(message["params"]["arguments"]["text"])
     elif method == "tools/call":
         reply = {"result": call_tool(message["params"]["name"], message["params"].get("arguments"))}
     elif number is not None:
