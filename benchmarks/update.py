@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -75,10 +76,12 @@ class Size:
     lora_rank: int = 0
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the moments of bfloat16 weights (`ppo.moments`)."""
+    runs: int = 1
+    """Runs of each side, in turn, whose medians are printed: other work on the machine sways a short run."""
 
 
 SIZES = {
-    "H=256": Size(256, 4, 4, 2, 1024, vocabulary=368, sequences=32, length=512),
+    "H=256": Size(256, 4, 4, 2, 1024, vocabulary=368, sequences=32, length=512, runs=5),
     "vocabulary 152k": Size(896, 2, 14, 2, 3584, vocabulary=151_936, sequences=32, length=256, moments="bfloat16"),
 }
 
@@ -240,7 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(run_side(SIZES[options.size], SIDES[options.side])))
         return
     for name in [options.size] if options.size else SIZES:
-        ours, other = measure_side(name, OURS), measure_side(name, OTHER)
+        runs = [(measure_side(name, OURS), measure_side(name, OTHER)) for _ in range(SIZES[name].runs)]
+        ours, other = (
+            {figure: median(run[figure] for run in side) for figure in side[0]} for side in zip(*runs, strict=True)
+        )
         for figure in ours:
             compare(f"{name} {figure}", ours[figure], other[figure])
         if SIZES[name].vocabulary > SMALL_VOCABULARY:
