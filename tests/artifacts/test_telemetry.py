@@ -150,10 +150,10 @@ def collector() -> Iterator[Collector]:
 def play(*arguments: str, program: str = PLAY, **variables: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(
+    process = subprocess.run(
         command, env={**environment, **variables}, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
-    return done.stdout.splitlines()
+    return process.stdout.splitlines()
 
 
 def test_a_collector_receives_stages_calls_and_counters(collector: Collector) -> None:

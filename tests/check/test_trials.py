@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,9 +90,9 @@ def test_all_tools_are_called_where_one_asks_for_it() -> None:
 def test_a_demonstration_shows_arguments_and_its_first_call_comes_first() -> None:
     steps = [Step(ToolCall("clock", {}), StepStatus.OK, "9"), Step(READ, StepStatus.OK, "7")]
     task = Query("q", "train", "noted", "go", TOOLS)
-    shown = Trajectory("t", "q", "noted", "", "p", -1, 0, 1.0, [], [], [], [], steps, "finished", None, None, 0.0)  # type: ignore[arg-type]
+    trajectory = Trajectory("t", "q", "noted", "", "p", -1, 0, 1.0, [], [], [], [], steps, "finished", None, None, 0.0)  # type: ignore[arg-type]
     environment = NotedEnvironment()
-    try_tools(environment, [task, query(LATER, tools=TOOLS)], [shown], ToolsConfig())
+    try_tools(environment, [task, query(LATER, tools=TOOLS)], [trajectory], ToolsConfig())
     assert environment.made == [LATER, ToolCall("clock", {})]
 
 
@@ -143,7 +144,9 @@ def test_a_module_that_keeps_its_process_from_ending_is_named(tmp_path: Path) ->
     "text", ["raise SystemExit(3)", "1 / 0", "print('x' * 10_000_000)", "sys.path.append('/')", "time.sleep(0.1)"]
 )
 def test_what_harms_nothing_is_left_to_the_import_of_the_command(tmp_path: Path, text: str) -> None:
+    paths = list(sys.path)
     try_imports(own_tools(tmp_path, text))
+    assert sys.path == paths and "tools" not in sys.modules  # another process has imported it
 
 
 def test_a_program_that_a_module_starts_ends_with_the_trial(tmp_path: Path) -> None:

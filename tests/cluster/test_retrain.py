@@ -72,9 +72,9 @@ def registry(place: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> Regis
     return Registry(f"{place}/registry")
 
 
-def ending(done: Execution) -> str:
-    assert done.error is None, done.story()
-    return str(done.outputs.literals["result"].scalar.primitive.string_value)
+def ending(execution: Execution) -> str:
+    assert execution.error is None, execution.story()
+    return str(execution.outputs.literals["result"].scalar.primitive.string_value)
 
 
 def test_three_nights(run: Run, registry: Registry, store: Store, place: str, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ TOYS = Path(__file__).parent / "toys"
 Make = Callable[..., Engine]
 
 
-def value(done: Execution) -> object:
-    assert done.error is None, done.story()
-    return primitive(done.outputs.literals["o0"].scalar.primitive)
+def value(execution: Execution) -> object:
+    assert execution.error is None, execution.story()
+    return primitive(execution.outputs.literals["o0"].scalar.primitive)
 
 
 def test_a_pod_has_its_code_and_the_variables_of_a_pod_and_nothing_else(toys: Registry, engine: Make) -> None:

@@ -134,13 +134,13 @@ def test_rounds_placed_together_go_on_behind_the_last_finished_one(
     tree["rounds"] = {"placement": "together", "per_stage": 2}
     kill = Kill(TOGETHER, lambda attempt: bool(store.names(attempt.checkpoints)))
     inputs = {"config": Config.model_validate(tree), "output": f"{store.root}/together"}
-    done = engine(project, (kill,), catalog=Catalog()).execute(TRAIN, inputs)
-    assert done.error is None, done.story()
-    first, second = done.ran(TOGETHER)
+    execution = engine(project, (kill,), catalog=Catalog()).execute(TRAIN, inputs)
+    assert execution.error is None, execution.story()
+    first, second = execution.ran(TOGETHER)
     assert (first.ended, second.ended) == (Ended.LOST, Ended.DONE)
     assert "round 1 of 2" in first.log
     assert "going on from the checkpoint" in second.log and "round 1 of 2" not in second.log
-    assert not done.ran(ROLLOUT) and not done.ran(PPO)
+    assert not execution.ran(ROLLOUT) and not execution.ran(PPO)
     names = {name.removeprefix(f"{store.root}/together/") for name in store.names(f"{store.root}/together")}
     assert {f"{kind}_round_0{r}.parquet" for kind in ("trajectories", "rewards", "advantages") for r in (0, 1)} <= names
     page = (store.read(f"{second.attempt.outputs}/deck.html") or b"").decode()

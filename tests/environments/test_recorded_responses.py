@@ -154,9 +154,9 @@ def test_processes_and_threads_fill_one_file_at_once(tmp_path):
 
     with writer(file, 60) as one, writer(file, 60) as other, ThreadPoolExecutor(8) as pool:
         begin(one, other)
-        got = list(pool.map(add, range(60)))
+        results = list(pool.map(add, range(60)))
         assert (one.wait(30), other.wait(30)) == (0, 0)
-    assert got == [ToolResult(OK, f"{n} " * 2000) for n in range(60)]
+    assert results == [ToolResult(OK, f"{n} " * 2000) for n in range(60)]
     responses.close()
     assert sorted(check(file)) == sorted((f"call {n}", 3) for n in range(60))
 

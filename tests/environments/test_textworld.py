@@ -53,10 +53,10 @@ def test_rules_pay_the_steps_of_solved_games(config: Config) -> None:
     assert len(queries) == 10
     assert {(t.solved, t.stop_reason) for t in episodes} == {(1.0, StopReason.ENDED)}
     rows = annotate(queries, episodes, make_annotator("rules"))
-    paid = sum(row.contribution or 0 for row in rows)
-    print(f"\nrules pay {paid:.0f} of {len(rows)} steps of {len(episodes)} solved games")
+    total = sum(row.contribution or 0 for row in rows)
+    print(f"\nrules pay {total:.0f} of {len(rows)} steps of {len(episodes)} solved games")
     assert all(row.succ_calling == 1 for row in rows)
-    assert paid >= 0.85 * len(rows)
+    assert total >= 0.85 * len(rows)
 
 
 def test_rules_agree_with_the_walkthroughs_and_separate_solved_games(config: Config) -> None:

@@ -45,17 +45,17 @@ def test_the_interval_is_that_of_the_paired_differences():
     """a gains 120 of 400 queries, loses 40: mean .2, deviation sqrt(.4 - .04) = .6, 1.96 * .6 / 20 = .0588."""
     a = rows({str(i): float(i < 120) for i in range(400)})
     b = rows({str(i): float(120 <= i < 160) for i in range(400)})
-    got = paired_bootstrap(a, b, 10_000, 0)
-    assert got.mean == pytest.approx(0.2)
-    assert got.low == pytest.approx(0.2 - 0.0588, abs=0.006)
-    assert got.high == pytest.approx(0.2 + 0.0588, abs=0.006)
-    assert got.n == 400
+    difference = paired_bootstrap(a, b, 10_000, 0)
+    assert difference.mean == pytest.approx(0.2)
+    assert difference.low == pytest.approx(0.2 - 0.0588, abs=0.006)
+    assert difference.high == pytest.approx(0.2 + 0.0588, abs=0.006)
+    assert difference.n == 400
 
 
 def test_all_resamples_of_two_queries_can_be_counted():
     """Differences 1 and 0 are drawn as (0,0), (0,1), (1,0), (1,1): means 0, .5, .5, 1."""
-    got = paired_bootstrap(rows({"x": 1.0, "y": 1.0}), rows({"x": 0.0, "y": 1.0}), 5000, 0)
-    assert got == Difference(0.5, 0.0, 1.0, 2)
+    difference = paired_bootstrap(rows({"x": 1.0, "y": 1.0}), rows({"x": 0.0, "y": 1.0}), 5000, 0)
+    assert difference == Difference(0.5, 0.0, 1.0, 2)
 
 
 def test_repeats_are_averaged_within_a_query_first():
@@ -131,14 +131,16 @@ shares = st.floats(0, 1)
 
 @given(st.lists(shares, min_size=1, max_size=8), st.randoms())
 def test_holm_keeps_order_lies_between_p_and_bonferroni_and_knows_no_places(p_values, random):
-    got = holm(p_values)
-    for p, c in zip(p_values, got, strict=True):
-        assert p <= c <= min(1.0, len(p_values) * p + 1e-12) or c == max(got)
+    corrected = holm(p_values)
+    for p, c in zip(p_values, corrected, strict=True):
+        assert p <= c <= min(1.0, len(p_values) * p + 1e-12) or c == max(corrected)
         assert p <= c <= 1.0
-    assert sorted(zip(p_values, got, strict=True)) == sorted(zip(sorted(p_values), sorted(got), strict=True))
+    assert sorted(zip(p_values, corrected, strict=True)) == sorted(
+        zip(sorted(p_values), sorted(corrected), strict=True)
+    )
     places = list(range(len(p_values)))
     random.shuffle(places)
-    assert sorted(holm([p_values[i] for i in places])) == sorted(got)
+    assert sorted(holm([p_values[i] for i in places])) == sorted(corrected)
 
 
 @settings(max_examples=30, deadline=None)

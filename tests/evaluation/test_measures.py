@@ -214,12 +214,12 @@ def test_pass_at_k_and_pass_hat_k_are_means_over_all_choices_of_k_tries(solved, 
 def test_means_over_tasks_for_each_k():
     """Of 3 tries x solves 1, y all, z none; half solved is not solved. k = 2: at (2/3 + 1 + 0)/3, all (0 + 1 + 0)/3."""
     rows = tries("x", 1.0, 0.0, 0.5) + tries("y", 1.0, 1.0, 1.0) + tries("z", 0.0, 0.0, 0.5)
-    got = pass_rates_by_tries(rows)
-    assert list(got) == [1, 2, 3]
-    assert got[1] == (pytest.approx(4 / 9), pytest.approx(4 / 9))
-    assert got[2] == (pytest.approx(5 / 9), pytest.approx(1 / 3))
-    assert got[3] == (pytest.approx(2 / 3), pytest.approx(1 / 3))
-    assert pass_rates_by_tries(list(reversed(rows))) == got
+    rates = pass_rates_by_tries(rows)
+    assert list(rates) == [1, 2, 3]
+    assert rates[1] == (pytest.approx(4 / 9), pytest.approx(4 / 9))
+    assert rates[2] == (pytest.approx(5 / 9), pytest.approx(1 / 3))
+    assert rates[3] == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert pass_rates_by_tries(list(reversed(rows))) == rates
 
 
 def test_the_task_with_the_fewest_tries_sets_the_largest_k():

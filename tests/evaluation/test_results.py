@@ -16,25 +16,25 @@ def test_summary_by_tier_by_hand():
         row("b", 0.0, tier="long", calls=6, invalid_calls=4, steps=7),
         row("c", 1.0, tier="long", calls=0, steps=1, tokens=10),
     ]
-    got = summarise_measures(rows, draws=200)
-    assert set(got) == {"all", "single", "long"}
-    assert got["all"]["n"] == 3
-    assert got["all"]["pass_rate"] == pytest.approx(2 / 3)
-    assert got["all"]["recall"] == pytest.approx(2.5 / 3)
-    assert got["all"]["invalid_call_rate"] == pytest.approx(5 / 10)
-    assert got["all"]["steps"] == pytest.approx(13 / 3)
-    assert got["all"]["tokens"] == pytest.approx(30)
-    assert (got["long"]["n"], got["long"]["pass_rate"]) == (2, 0.5)
-    assert got["long"]["invalid_call_rate"] == pytest.approx(4 / 6)
-    low, high = got["all"]["intervals"]["pass_rate"]
-    assert 0 <= low <= got["all"]["pass_rate"] <= high <= 1
+    summary = summarise_measures(rows, draws=200)
+    assert set(summary) == {"all", "single", "long"}
+    assert summary["all"]["n"] == 3
+    assert summary["all"]["pass_rate"] == pytest.approx(2 / 3)
+    assert summary["all"]["recall"] == pytest.approx(2.5 / 3)
+    assert summary["all"]["invalid_call_rate"] == pytest.approx(5 / 10)
+    assert summary["all"]["steps"] == pytest.approx(13 / 3)
+    assert summary["all"]["tokens"] == pytest.approx(30)
+    assert (summary["long"]["n"], summary["long"]["pass_rate"]) == (2, 0.5)
+    assert summary["long"]["invalid_call_rate"] == pytest.approx(4 / 6)
+    low, high = summary["all"]["intervals"]["pass_rate"]
+    assert 0 <= low <= summary["all"]["pass_rate"] <= high <= 1
 
 
 def test_a_query_weighs_the_same_however_often_it_was_repeated():
     rows = [row("a", 1.0), row("a", 1.0), row("a", 0.0), row("b", 0.0)]
-    got = summarise_measures(rows, draws=50)["all"]
-    assert got["n"] == 2
-    assert got["pass_rate"] == pytest.approx((2 / 3 + 0) / 2)
+    summary = summarise_measures(rows, draws=50)["all"]
+    assert summary["n"] == 2
+    assert summary["pass_rate"] == pytest.approx((2 / 3 + 0) / 2)
 
 
 def test_no_calls_at_all_are_no_invalid_calls():

@@ -197,10 +197,10 @@ def test_the_pass_rate_by_hand():
     rows = verdicts(
         a=["solved", "solved", "unsolved"], b=["unsure", "solved", "unsure"], c=["unsolved", "unsolved", "unsolved"]
     )
-    got = judged_pass_rate(rows, {"a", "b", "c"})
-    assert got.mean == pytest.approx(8 / 18)
-    assert got.deviation == pytest.approx(((1 + 16 + 25) / 3) ** 0.5 / 18)
-    assert (got.repeats, got.queries, got.missing) == (3, 3, 0)
+    rate = judged_pass_rate(rows, {"a", "b", "c"})
+    assert rate.mean == pytest.approx(8 / 18)
+    assert rate.deviation == pytest.approx(((1 + 16 + 25) / 3) ** 0.5 / 18)
+    assert (rate.repeats, rate.queries, rate.missing) == (3, 3, 0)
 
 
 def test_a_stored_verdict_is_the_verdict_and_without_one_an_episode_without_an_answer_is_unsolved():
@@ -227,10 +227,10 @@ statuses = st.sampled_from(["solved", "unsure", "unsolved", None])
 @given(st.dictionaries(st.sampled_from("abcdef"), st.tuples(statuses, statuses), min_size=1), st.randoms())
 def test_rates_are_shares_and_know_no_order(given_statuses, random):
     rows = verdicts(**given_statuses)
-    got = judged_pass_rate(rows, set(given_statuses))
+    rate = judged_pass_rate(rows, set(given_statuses))
     random.shuffle(rows)
-    assert judged_pass_rate(rows, set(given_statuses)) == got
-    assert got is None or (0 <= got.mean <= 1 and 0 <= got.deviation <= 0.5)
+    assert judged_pass_rate(rows, set(given_statuses)) == rate
+    assert rate is None or (0 <= rate.mean <= 1 and 0 <= rate.deviation <= 0.5)
 
 
 def preferences(model, other, **votes):
@@ -297,9 +297,9 @@ def test_toolbench_example_data_from_raw_answers_to_the_pass_rate(tmp_path):
     judged["588"]["is_solved"] = dict.fromkeys("012", "AnswerStatus.Solved")
     judged["608"]["is_solved"] = {"0": "AnswerStatus.Unsure", "1": "AnswerStatus.Solved", "2": "AnswerStatus.Unsolved"}
     file.write_text(json.dumps(judged))
-    got = judged_pass_rate(read_verdicts([generous]), queries, find_unanswered_queries(rows))
+    rate = judged_pass_rate(read_verdicts([generous]), queries, find_unanswered_queries(rows))
     # repeats (1 + .5 + 1)/3, (1 + 1 + 1)/3, (1 + 0 + 1)/3: mean 5/6, deviation sqrt(2/3)/6
-    assert got.mean == pytest.approx(5 / 6) and got.deviation == pytest.approx((2 / 3) ** 0.5 / 6)
+    assert rate.mean == pytest.approx(5 / 6) and rate.deviation == pytest.approx((2 / 3) ** 0.5 / 6)
 
 
 def test_verdicts_come_back_from_their_contract(tmp_path):

@@ -60,15 +60,15 @@ def content(rounds: list[FinishedRound]) -> list[object]:
         (
             [
                 replace(t, seconds=0.0, input_ids=t.input_ids.tolist(), logprobs=t.logprobs.tobytes())
-                for t in read_records(done.audited.trajectories, Trajectory)
+                for t in read_records(finished_round.audited.trajectories, Trajectory)
             ],
-            read_records(done.audited.rewards, StepReward),
-            read_records(done.learned.advantages, Advantage),
-            read_records(done.learned.metrics, Metric),
-            done.learned.scale.read_text(),
-            done.page,
+            read_records(finished_round.audited.rewards, StepReward),
+            read_records(finished_round.learned.advantages, Advantage),
+            read_records(finished_round.learned.metrics, Metric),
+            finished_round.learned.scale.read_text(),
+            finished_round.page,
         )
-        for done in rounds
+        for finished_round in rounds
     ]
 
 

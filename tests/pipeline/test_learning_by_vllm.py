@@ -27,10 +27,10 @@ def inputs(world: Callable[..., RoundInputs], tmp_path: Path) -> RoundInputs:
     tokenizer.save_pretrained(tmp_path / "base")
     # heads of 32: vLLM takes none of 24 on a CPU
     make_tiny_model(tokenizer, 768, seed=0, hidden=128).save_pretrained(tmp_path / "base")
-    made = world(lora_rank=4, base=str(tmp_path / "base"))
-    rollout = made.config.rollout.model_copy(update={"engine": "vllm", "batch_size": 4})
-    ppo = made.config.ppo.model_copy(update={"learning_rate": 0.02, "value_warmup_rounds": 0})
-    return replace(made, config=made.config.model_copy(update={"rollout": rollout, "ppo": ppo}))
+    inputs = world(lora_rank=4, base=str(tmp_path / "base"))
+    rollout = inputs.config.rollout.model_copy(update={"engine": "vllm", "batch_size": 4})
+    ppo = inputs.config.ppo.model_copy(update={"learning_rate": 0.02, "value_warmup_rounds": 0})
+    return replace(inputs, config=inputs.config.model_copy(update={"rollout": rollout, "ppo": ppo}))
 
 
 def count_cache_bytes(worker: Any) -> int:

@@ -34,10 +34,10 @@ def play_with_tools(url: str) -> dict[str, Any]:
 def give_up(url: str) -> dict[str, Any]:
     """One episode with plain objects, given up."""
     with GenericEnvClient(base_url=url).sync() as client:
-        shown = client.reset(task_id="shop-01").observation
+        observation = client.reset(task_id="shop-01").observation
         action = {"type": "call_tool", "tool_name": "Finish", "arguments": {"return_type": "give_up_and_restart"}}
         last = client.step(action)
-        return {"shown": shown["instruction"], "reward": last.reward, "done": last.done, "state": client.state()}
+        return {"shown": observation["instruction"], "reward": last.reward, "done": last.done, "state": client.state()}
 
 
 def main() -> None:

@@ -284,8 +284,8 @@ def test_reasoning_in_a_field_of_its_own_is_the_thought_and_is_not_sent_back(fie
         "<think>\nHmm.\n</think>",
         "I know.",
     ]
-    sent = [m["content"] for m in server.requests[-1]["messages"] if m["role"] == "assistant"]
-    assert sent == ["I look.", "(no reply)"]
+    contents = [m["content"] for m in server.requests[-1]["messages"] if m["role"] == "assistant"]
+    assert contents == ["I look.", "(no reply)"]
 
 
 def test_an_answer_in_text_ends_an_episode_or_brings_the_users_next_wish(serve, make_query, environment_that_talks):

@@ -70,8 +70,8 @@ def call(socket: ClientConnection, tool: str, **arguments: Any) -> dict[str, Any
 
 
 def test_an_episode_ends_with_finish_and_its_reward_is_the_verdict(socket: ClientConnection) -> None:
-    shown = ask(socket, "reset", {"split": "train", "index": 0})["data"]
-    assert shown["observation"]["instruction"] == "How many pieces of the kettle are in stock?"
+    reply = ask(socket, "reset", {"split": "train", "index": 0})["data"]
+    assert reply["observation"]["instruction"] == "How many pieces of the kettle are in stock?"
     names = [tool["name"] for tool in ask(socket, "step", {"type": "list_tools"})["data"]["observation"]["tools"]]
     assert names == ["items", "count", "price", "order", "Finish"]
     count = call(socket, "count", item="kettle")
@@ -163,9 +163,9 @@ def test_tasks_have_finish_also_where_training_ends_with_text(tmp_path: Path) ->
     with closing(open_environment("functions", config)) as environment:
         connection = EpisodeConnection(ServedEnvironment(environment, queries, config.tools, 10))
         with closing(connection):
-            shown = connection.answer('{"type": "reset", "data": {"task_id": "shop-01"}}')
+            reply = connection.answer('{"type": "reset", "data": {"task_id": "shop-01"}}')
             end = connection.answer(json.dumps({"type": "step", "data": {"tool_name": "Finish", "arguments": FINISH}}))
-    assert shown and shown["data"]["observation"]["tools"][-1]["name"] == "Finish"
+    assert reply and reply["data"]["observation"]["tools"][-1]["name"] == "Finish"
     assert end and (end["data"]["reward"], end["data"]["done"]) == (1.0, True)
 
 
@@ -250,9 +250,9 @@ def test_a_client_for_whom_there_is_no_room_is_told_so() -> None:
 @pytest.mark.skipif("OPENENV_PYTHON" not in os.environ, reason="OPENENV_PYTHON names no interpreter with openenv")
 def test_a_client_of_the_real_package_plays_and_gets_our_verdict(url: str) -> None:
     command = [os.environ["OPENENV_PYTHON"], str(CLIENT), url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout.splitlines()[-1])
     assert report["tools"] == {
         "names": ["items", "count", "price", "order", "Finish"],
         "count": "13",

@@ -171,8 +171,8 @@ def test_a_version_of_a_registry_is_pushed_with_its_results(run: Path, tmp_path:
 def test_a_model_from_elsewhere_keeps_its_own_card(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("---\nlicense: other\nbase_model: own/base\n---\n\n# Parrot\n")
-    done = push(hub, str(tmp_path), "team/parrot", "--licence", "apache-2.0")
-    assert done.returncode == 0, done.stderr
+    process = push(hub, str(tmp_path), "team/parrot", "--licence", "apache-2.0")
+    assert process.returncode == 0, process.stderr
     card = ModelCard(hub.files["README.md"].decode())
     assert (card.data.license, card.data.base_model) == ("apache-2.0", "own/base")
     assert "# Parrot" in card.text and "steptool" not in card.content
@@ -181,8 +181,8 @@ def test_a_model_from_elsewhere_keeps_its_own_card(hub: Hub, tmp_path: Path) -> 
 
 
 def test_push_sends_model_and_card_to_a_private_repository(hub: Hub, run: Path) -> None:
-    done = push(hub, str(run), "team/desk", "--licence", "apache-2.0")
-    assert done.returncode == 0, done.stderr
+    process = push(hub, str(run), "team/desk", "--licence", "apache-2.0")
+    assert process.returncode == 0, process.stderr
     (created,) = hub.created
     assert (created["name"], created["organization"], created["visibility"]) == ("desk", "team", "private")
     assert hub.files.keys() == {"config.json", "lineage.json", "model.safetensors", "README.md"}
@@ -190,8 +190,8 @@ def test_push_sends_model_and_card_to_a_private_repository(hub: Hub, run: Path) 
     assert hub.cards == ["model"]  # the Hub is asked whether the card's metadata are right
     assert ModelCard(hub.files["README.md"].decode()).data.license == "apache-2.0"
     assert hub.keys == {"Bearer hf_key"}
-    assert "hf_key" not in done.stdout + done.stderr
-    assert f"{hub.url}/team/desk/commit/1" in done.stdout
+    assert "hf_key" not in process.stdout + process.stderr
+    assert f"{hub.url}/team/desk/commit/1" in process.stdout
 
 
 def test_push_sends_an_adapter_with_its_own_card(hub: Hub, run: Path) -> None:
@@ -199,8 +199,8 @@ def test_push_sends_an_adapter_with_its_own_card(hub: Hub, run: Path) -> None:
     (model / "config.json").unlink()
     (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "sha256:123"}))
     (model / "model.safetensors").rename(model / "adapter_model.safetensors")
-    done = push(hub, str(run), "team/desk-lora", "--licence", "mit")
-    assert done.returncode == 0, done.stderr
+    process = push(hub, str(run), "team/desk-lora", "--licence", "mit")
+    assert process.returncode == 0, process.stderr
     assert hub.files.keys() == {"adapter_config.json", "adapter_model.safetensors", "lineage.json", "README.md"}
     card = ModelCard(hub.files["README.md"].decode())
     assert (card.data.library_name, card.data.base_model, card.data.license) == ("peft", "Qwen/Qwen3-0.6B", "mit")

@@ -288,8 +288,8 @@ def test_pruning_removes_uploads_that_were_given_up_and_nothing_else(place: str,
 
     assert registry.prune() == []  # it may still be on its way
     assert registry.prune(timedelta(0)) == ["versions/half"]
-    left = sorted(path.rstrip("/").rpartition("/")[2] for path in fs.ls(f"{root}/versions", detail=False))
-    assert left == sorted([kept_version, champion])
+    names = sorted(path.rstrip("/").rpartition("/")[2] for path in fs.ls(f"{root}/versions", detail=False))
+    assert names == sorted([kept_version, champion])
 
 
 def test_an_upload_is_as_old_as_its_newest_file(tmp_path: Path) -> None:

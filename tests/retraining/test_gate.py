@@ -61,8 +61,8 @@ def test_a_gain_that_may_be_chance_is_refused():
 def test_rounding_decides_nothing():
     """.7 - .6 is .09999999999999998 in floating point, and .6 - .7 its negative."""
     assert not judge(sides([0.7] * 30, [0.8] * 30), {"min_gain": 0.1}).promote
-    lost = judge(sides([0.7] * 30, [0.6] * 30), {"min_gain": -1.0, "max_category_loss": 0.1})
-    assert lost.promote
+    decision = judge(sides([0.7] * 30, [0.6] * 30), {"min_gain": -1.0, "max_category_loss": 0.1})
+    assert decision.promote
 
 
 @pytest.mark.parametrize(("tasks", "promoted"), [(29, False), (30, True)])

@@ -64,11 +64,11 @@ def test_what_was_never_judged_since_somebody_was_promoted_meanwhile_stays_new(c
 
 
 def test_a_file_that_was_away_for_a_night_is_not_new_when_it_is_back(config, registry, bring, decision):
-    done = RunOutcome(result="refused", reasons=["so"], decision=decision(False))
+    outcome = RunOutcome(result="refused", reasons=["so"], decision=decision(False))
     content = bring("a.jsonl", "Who?").read_bytes()
-    registry.record_run("1", describe_run(make_plan(config, registry), done, ""))
+    registry.record_run("1", describe_run(make_plan(config, registry), outcome, ""))
     bring("b.jsonl", "Where?").with_name("a.jsonl").unlink()
-    registry.record_run("2", describe_run(make_plan(config, registry), done, ""))
+    registry.record_run("2", describe_run(make_plan(config, registry), outcome, ""))
     bring("a.jsonl", "").write_bytes(content)
     assert not make_plan(config, registry).due
 

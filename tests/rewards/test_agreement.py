@@ -52,8 +52,8 @@ def test_auroc_is_the_share_of_pairs_won(points: list[tuple[float, bool]]) -> No
     if estimate is None:
         assert not ups or not downs
     else:
-        won = sum((u > d) + (u == d) / 2 for u in ups for d in downs)
-        assert estimate.value == pytest.approx(won / len(ups) / len(downs))
+        wins = sum((u > d) + (u == d) / 2 for u in ups for d in downs)
+        assert estimate.value == pytest.approx(wins / len(ups) / len(downs))
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 

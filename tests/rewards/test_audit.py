@@ -231,11 +231,12 @@ def test_the_farming_check_sees_calls_that_are_repeated_for_their_reward(make_st
     def check(**options):
         return audit({}, padded, scores, RewardConfig(alpha=0.0, step_weight=1.0, **options))
 
-    paid = check(redundant_cost=0.0)
-    assert (paid.redundancy.calls, paid.redundancy.redundant, paid.redundancy.reward) == (15, 10, pytest.approx(1.0))
-    assert paid.farming[0].correlation.value == pytest.approx(1.0)
+    result = check(redundant_cost=0.0)
+    assert (result.redundancy.calls, result.redundancy.redundant) == (15, 10)
+    assert result.redundancy.reward == pytest.approx(1.0)
+    assert result.farming[0].correlation.value == pytest.approx(1.0)
     with pytest.raises(AuditError, match=r"farming: the correlation of the step rewards .* is 1\.000"):
-        check_thresholds(paid, AuditConfig(max_farming=0.9, require_signal=False), "round 0")
+        check_thresholds(result, AuditConfig(max_farming=0.9, require_signal=False), "round 0")
     assert check(redundant_cost=1.0).redundancy.reward == pytest.approx(0.0)
     capped = check(redundant_cost=0.0, contribution="progress", progress_steps=1)  # the first look earns all there is
     assert capped.redundancy.reward == pytest.approx(0.0)

@@ -170,10 +170,10 @@ def test_going_back_restores_the_state_of_the_environment(plan: Any) -> None:
     desk = KeptDesk()
     t, _ = plan(tree, query=query, environment=desk, max_context=20_000, max_new_tokens=160)
     assert (t.solved, t.abandoned_turns, len(t.steps)) == (1.0, 2, len(turns))
-    left, used = ([list(entry) for entry in session.database.journal] for session in desk.sessions)
-    assert len(left) == 2, "the writes before and after the fork"
-    assert used[0] == left[0]
-    assert sorted(used) == query.reference.environment["writes"]
+    journal_left, journal_used = ([list(entry) for entry in session.database.journal] for session in desk.sessions)
+    assert len(journal_left) == 2, "the writes before and after the fork"
+    assert journal_used[0] == journal_left[0]
+    assert sorted(journal_used) == query.reference.environment["writes"]
 
 
 def _with_two_writes(seed: str) -> tuple[Query, list[ToolCall], int, int] | None:

@@ -55,10 +55,10 @@ def test_a_url_that_cannot_be_read_is_refused_with_its_field_and_its_cause(
 def test_a_configuration_is_given_what_its_urls_hold(bucket: str, tmp_path: Path) -> None:
     url = put(f"{bucket}/data/tasks.jsonl", "x")
     config = Config.model_validate({"data": {"source": "jsonl", "paths": ["here.jsonl", url]}, "policy": {"base": url}})
-    near = localize(config, tmp_path, "data.paths", "policy.base")
-    assert near.data.paths[0] == "here.jsonl"
-    assert [Path(place).read_text() for place in (near.data.paths[1], near.policy.base)] == ["x", "x"]
-    assert near.data.paths[1] != near.policy.base
+    local_config = localize(config, tmp_path, "data.paths", "policy.base")
+    assert local_config.data.paths[0] == "here.jsonl"
+    assert [Path(place).read_text() for place in (local_config.data.paths[1], local_config.policy.base)] == ["x", "x"]
+    assert local_config.data.paths[1] != local_config.policy.base
     assert localize(config, tmp_path / "again", "tools.toolbench.cache") == config
 
 

@@ -77,9 +77,9 @@ def same(one: Path, other: Path) -> bool:
 def test_a_killed_attempt_goes_on_to_the_same_weights(
     attempt: Callable[..., PpoOutputs], killed_attempt: Path, undisturbed: Path, tmp_path: Path, capfd: Any
 ) -> None:
-    done = attempt(tmp_path, killed_attempt)
+    outputs = attempt(tmp_path, killed_attempt)
     assert "ppo         going on from the checkpoint of an earlier attempt" in capfd.readouterr().out
-    assert same(Path(str(done.model)), undisturbed)
+    assert same(Path(str(outputs.model)), undisturbed)
 
 
 def open_checkpoints(dest: Path, source: Path) -> list[str]:

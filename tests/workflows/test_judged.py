@@ -73,9 +73,9 @@ def test_an_endpoint_plays_and_is_judged(chat, tmp_path: Path) -> None:
     evaluate(config=Config.model_validate(settings), output=str(out))
     assert len(far.requests) == 4
     statuses = {r.status for r in read_records(out / "verdicts.parquet", Verdict)}
-    (spent,) = (c for c in read_records(out / "costs.parquet", Cost) if c.stage == "judge")
+    (cost,) = (c for c in read_records(out / "costs.parquet", Cost) if c.stage == "judge")
     # Two policies of four answers, and four pairs in two orders, two votes each.
-    assert statuses == {"solved"} and spent.counts["requests"] == len(jury.requests) == 2 * (2 * 4 + 2 * 4)
+    assert statuses == {"solved"} and cost.counts["requests"] == len(jury.requests) == 2 * (2 * 4 + 2 * 4)
     far_line, reference_line = json.loads((out / "metrics.json").read_text())["results"][:2]
     assert (far_line["pass_rate"], far_line["judged_pass_rate"]) == (0.0, 1.0)
     assert (reference_line["pass_rate"], reference_line["judged_pass_rate"]) == (1.0, 1.0)

@@ -36,8 +36,8 @@ def run(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     (folder / "left over").write_text("of a former run")
     before = kept_policies()
     evidence = train(config=small, output=str(folder))
-    (kept,) = kept_policies() - before  # of the last round; those before it went when nothing read them any more
-    assert kept.parents[2].name == "checkpoint-2"  # a local run places its rounds together
+    (policy,) = kept_policies() - before  # of the last round; those before it went when nothing read them any more
+    assert policy.parents[2].name == "checkpoint-2"  # a local run places its rounds together
     assert str(evidence.report) == str(folder / "report.html")
     yield folder
 
@@ -128,9 +128,9 @@ def test_figures_and_costs_cover_every_stage(run: Path) -> None:
     stages = {"ingest", "prepare", "warm_start", "rollout", "annotate", "ppo", "evaluate", "report"}
     assert set(figures["seconds"]) == stages | {"total"}
     assert figures["peak_memory_mb"] > 100
-    spent = read_records(run / "costs.parquet", Cost)
-    assert [c.round for c in spent if c.stage == "rollout"] == [0, 0, 1, 1]
-    assert all(c.tokens > 0 for c in spent if c.stage in ("rollout", "warm_start", "ppo"))
+    costs = read_records(run / "costs.parquet", Cost)
+    assert [c.round for c in costs if c.stage == "rollout"] == [0, 0, 1, 1]
+    assert all(c.tokens > 0 for c in costs if c.stage in ("rollout", "warm_start", "ppo"))
     learned = {(r.stage, r.round) for r in read_records(run / "metrics.parquet", Metric)}
     assert learned >= {("ingest", -1), ("warm_start", -1), ("ppo", 0), ("ppo", 1)}
 

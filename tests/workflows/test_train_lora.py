@@ -63,8 +63,8 @@ def test_rounds_placed_together_make_the_same_run(run: tuple[Path, set[Path]], c
         for r in range(3):
             rows = [read_records(place / f"{kind}_round_{r:02d}.parquet", cls) for place in (apart, tmp_path / "run")]
             assert rows[0] == rows[1]
-    spent = [c for c in read_records(tmp_path / "run" / "costs.parquet", Cost) if c.stage == "rollout"]
-    assert [c.round for c in spent] == [0, 0, 1, 1, 2, 2]
+    costs = [c for c in read_records(tmp_path / "run" / "costs.parquet", Cost) if c.stage == "rollout"]
+    assert [c.round for c in costs] == [0, 0, 1, 1, 2, 2]
 
 
 def test_the_model_is_the_warm_start_with_the_adapter(run: tuple[Path, set[Path]]) -> None:

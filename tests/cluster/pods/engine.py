@@ -56,8 +56,8 @@ class Execution:
 
     def story(self) -> str:
         """What happened, for a message."""
-        lost = [pod.log[-3000:] for pod in self.pods if pod.ended is not Ended.DONE]
-        return "\n".join([*(pod.line() for pod in self.pods), *lost, str(self.error or "succeeded")])
+        lost_pods = [pod.log[-3000:] for pod in self.pods if pod.ended is not Ended.DONE]
+        return "\n".join([*(pod.line() for pod in self.pods), *lost_pods, str(self.error or "succeeded")])
 
 
 @dataclass(frozen=True)

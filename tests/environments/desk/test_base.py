@@ -19,8 +19,8 @@ def greedy() -> Config:
 
 
 def _without_conditions(tier: str, count: int) -> list[Query]:
-    drawn = (tasks.draw_query(tasks.ERRAND, tier, f"base{i}") for i in range(10_000))
-    plain = (q for q in drawn if all(goal[0] in PLAIN for goal in q.reference.environment["goals"]))
+    queries = (tasks.draw_query(tasks.ERRAND, tier, f"base{i}") for i in range(10_000))
+    plain = (q for q in queries if all(goal[0] in PLAIN for goal in q.reference.environment["goals"]))
     return [query for query, _ in zip(plain, range(count), strict=False)]
 
 

@@ -77,9 +77,9 @@ def test_unknown_tools_and_wrong_arguments_never_reach_the_server(serve, say, qu
 
 
 def test_a_server_that_comes_late_is_asked_again(serve, say, query):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     limits = tools(url=f"http://127.0.0.1:{port}/virtual", retries=8, timeout=10)
     session = LimitedEnvironment(open_environment("toolbench", Config(tools=limits)), limits).reset(query)
     starting = threading.Timer(0.15, lambda: serve(lambda request: say("rain"), port))

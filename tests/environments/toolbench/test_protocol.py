@@ -83,9 +83,9 @@ def test_names_follow_toolbench(api, tool, name, sent):
 
 @given(st.text(), st.text())
 def test_what_is_sent_has_the_same_function_name_and_is_its_own_standard_form(tool, api):
-    sent = make_endpoint("Weather", tool, api)
-    assert make_endpoint(*sent) == sent
-    name = make_function_name(sent[2], sent[1])
+    endpoint = make_endpoint("Weather", tool, api)
+    assert make_endpoint(*endpoint) == endpoint
+    name = make_function_name(endpoint[2], endpoint[1])
     assert name == make_function_name(api, tool) and re.fullmatch("[a-z0-9_]{5,64}", name)
 
 
