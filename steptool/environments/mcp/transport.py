@@ -254,12 +254,13 @@ async def open_stdio(
 
     Raises OSError if the server cannot be started.
     """
-    process = await anyio.open_process(
-        list(command),
-        env={**get_default_environment(), **env},
-        stderr=error_output,
-        start_new_session=True,
-    )
+    with anyio.CancelScope(shield=True):  # a start that is cancelled would leave a process that nobody waits for
+        process = await anyio.open_process(
+            list(command),
+            env={**get_default_environment(), **env},
+            stderr=error_output,
+            start_new_session=True,
+        )
     incoming, read = anyio.create_memory_object_stream[Item](0)
     write, outgoing = anyio.create_memory_object_stream[SessionMessage](0)
     flushed = anyio.Event()

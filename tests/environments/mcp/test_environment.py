@@ -5,6 +5,8 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ import yaml
 
 from mcp_sessions import ANEW, GOOD, ODD, QUERY, ROOT, ROUGH, World, ask, observe, problem
 from steptool.chat.messages import reads_only
-from steptool.config import Config, ToolsConfig, load_config
+from steptool.config import Config, McpConfig, ToolsConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.environments.base import ToolResult, TransportError, open_environment
 from steptool.environments.limits import LimitedSession
+from steptool.environments.mcp.environment import Connector
 from steptool.environments.mcp.transport import LARGEST, MessageReader
 from steptool.records import StepStatus, ToolCall
 
@@ -180,6 +183,23 @@ def test_an_answer_in_another_form_is_told_with_server_and_tool_and_at_once(
     message = re.sub('"id": [0-9]+', '"id": ID', problem(session, "shape", text=reply))
     assert message == f"the answer of the server 'odd' to 'shape' cannot be read: expected {expected}, got {got}"
     assert observe(session, "token")
+
+
+def list_children() -> set[str]:
+    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+def test_a_start_that_is_called_off_leaves_no_process_and_no_word(caplog: pytest.LogCaptureFixture) -> None:
+    others = list_children()
+    for _ in range(6):
+        connector = Connector(McpConfig(command=GOOD))
+        with ThreadPoolExecutor() as threads:
+            connection = threads.submit(connector.connect, 20.0)
+            while not list_children() - others:
+                pass
+            connector.close()
+        assert connection.exception() and not list_children() - others
+    assert not caplog.messages
 
 
 def test_an_answer_over_stdio_that_is_too_long_costs_its_step_only(world: Callable[..., World]) -> None:
