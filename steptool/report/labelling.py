@@ -245,7 +245,7 @@ def _draw_sample(path: Path, size: int, seed: int) -> list[Trajectory]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, by default those of the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m steptool.report.labelling", description="Steps labelled by people")
+    parser = argparse.ArgumentParser(prog="python -m steptool.report.labelling", description="Human labels of steps")
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("export", help="write a form and tables to be filled in")
     for name in ("trajectories", "queries", "folder"):
