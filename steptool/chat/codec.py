@@ -258,9 +258,9 @@ class ChatCodec:
 
 @contextmanager
 def _explain_panic() -> Iterator[None]:
-    """Raise ValueError where the tokenizer's own code gives up: on an expression that takes too long, say.
+    """Turn a panic of the tokenizer's own code, as on an expression that takes too long, into a ValueError.
 
-    What it raises then is no Exception, so that nothing else would catch it.
+    The panic is no Exception, so that no other handler catches it.
     """
     try:
         yield

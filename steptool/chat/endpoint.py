@@ -240,7 +240,8 @@ class Endpoint:
         raise kind(self._name_problem(problem))
 
     async def _make_attempts(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The reply. The client tries again what failed on the way, and this what came and was no chat completion."""
+        """The reply after several attempts: the client repeats requests that failed on the way, and this method those
+        whose answer was no chat completion."""
         for further in range(self.config.retries, -1, -1):
             response = await self._client.chat.completions.with_raw_response.create(**_make_arguments(request))
             try:

@@ -292,8 +292,11 @@ class TurnRenderer:
         )
 
     def _find_answer_end(self) -> str:
-        """The token that ends a turn without a call: another one where turns end with what the next message begins
-        with, which is the user's then and not a tool's."""
+        """The token that ends a turn without a call.
+
+        It differs from that of a turn with a call where turns end with the first token of the next message: that is
+        the user's message, and not a tool's.
+        """
         if not (self._native and self._writes_end) or self._find_final_token(
             self._template.render([_USER, _SPOKEN]).rstrip()
         ):

@@ -1,7 +1,7 @@
 """Parquet and Arrow files as a stream of records, one for each row.
 
 Files come from outside: an Arrow file is checked before its values are touched, a Parquet file is read in parts whose
-size is known before, and a cell that cannot be read costs its row alone.
+size is known before, and of a cell that cannot be read only the row is lost.
 
 An Arrow stream consists of messages: a length, metadata as a flatbuffer, and a body. The metadata lists where the
 buffers lie in the body. A compressed buffer begins with its size when it is decompressed, which Arrow allocates at
@@ -122,7 +122,7 @@ _FAULTS = (ValueError, OverflowError, OSError, NotImplementedError, MemoryError,
 
 
 def read_parquet(file: Path, limit: int) -> Iterator[Record]:
-    """The rows of a Parquet file. A row group that cannot be read (on) costs its own rest."""
+    """The rows of a Parquet file. Where a row group cannot be read, its further rows are lost."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file, buffer_size=_CHUNK) as table:

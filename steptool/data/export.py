@@ -48,7 +48,7 @@ class Form(StrEnum):
     """The forms in which trajectories can be written."""
 
     MESSAGES = "messages"
-    """messages.jsonl: a conversation in OpenAI's form a line, with `tools` and the verdict `solved`."""
+    """messages.jsonl: a conversation in OpenAI's form per line, with `tools` and the verdict `solved`."""
     SFT = "sft"
     """sft.parquet: `messages` and `tools` (as JSON text); of trajectories that are not known to have failed."""
     PREFERENCE = "preference"

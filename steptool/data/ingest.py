@@ -180,8 +180,8 @@ class Ingested:
 
     `counts` holds "queries read", "queries kept", "queries dropped: <reason>", and the same for "demonstrations", which
     were recorded, and "reference solutions", which were played; read is kept and dropped together. Files that cannot be
-    read (on) stand under "files dropped: <reason>". The quarantine file holds what was dropped for a fault, one JSON
-    object a line.
+    read to their end stand under "files dropped: <reason>". The quarantine file holds what was dropped for a fault, one
+    JSON object per line.
     """
 
     queries_path: Path
@@ -203,8 +203,8 @@ def ingest(
     """Read the source, check every record, assign splits and write what is kept and what was set aside.
 
     Files are streamed: neither their number nor their size is limited by memory. What was read waits in a temporary
-    folder beside `out_dir`. Without `makes_demonstrations` there are only the recorded ones, none that the source makes
-    by playing reference solutions, say; so no tool is called.
+    folder beside `out_dir`. Without `makes_demonstrations` only recorded demonstrations are read. The source makes
+    none, as by playing reference solutions, so that no tool is called.
 
     Raises IngestError for input that cannot be used. Raises it too if there is no query at all (unless `may_be_empty`)
     and, for training, if a split has no query or the evaluation is on training queries; then the counts and the

@@ -53,7 +53,7 @@ class Record:
     row: int | str | None
     """Its line (from 1), its position in a list or table (from 0) or its key; None where the file is the record."""
     value: Any
-    """What was read; of a record that cannot be read as much of its text as can be shown."""
+    """What was read; for a record that cannot be read, as much of its text as can be shown."""
     fault: UnusableError | None = None
     """Why it cannot be read. With no row it concerns the file, from here to its end."""
 
@@ -78,7 +78,7 @@ class IngestLog:
     def refuse(self, kind: str, record: Record, error: UnusableError) -> None:
         """Set a record of a kind ("queries", "demonstrations") aside, and count it as read and dropped.
 
-        The kind "files" stands for the rest of a file, which is counted as dropped alone.
+        The kind "files" stands for the rest of a file, which is counted as dropped and not as read.
         """
         if kind != "files":
             self.count(f"{kind} read")
@@ -100,7 +100,7 @@ class IngestLog:
         return f"{text}. First record set aside: {self._first_refusal}. `steptool ingest` writes all of them to a file"
 
     def write(self, path: Path) -> Path:
-        """Write the records set aside, one JSON object a line; the file appears whole or not at all."""
+        """Write the records set aside, one JSON object per line; the file appears whole or not at all."""
         self._quarantine.seek(0)
         with write_whole(path) as partial, partial.open("w", encoding="utf-8") as target:
             shutil.copyfileobj(self._quarantine, target)

@@ -199,7 +199,7 @@ class EndpointPolicy(Policy):
         return [self._read(self._requests.pop(request), request) for request in finished_requests]
 
     def release(self, episode: Episode) -> None:
-        """Nothing is held for an episode."""
+        """Do nothing, because the policy holds nothing for an episode."""
 
     def close(self) -> None:
         """Drop the requests that were not sent, wait for the others and close the endpoints.

@@ -196,7 +196,7 @@ class Episode:
         self._cost += refusal.cost
 
     def go_back_to(self, turns: int) -> None:
-        """Go on from where the first `turns` turns had been made, as if no other had been.
+        """Go on from where the first `turns` turns had been made, as if there had been no further ones.
 
         The next `answer` makes the calls of these turns again in a fresh session. Their results are ignored: the policy
         has seen the first ones.

@@ -94,7 +94,7 @@ def find_tools_of_system(messages: Sequence[Any]) -> tuple[list[Any], list[Any]]
 
 
 def _parse_tools(text: str) -> list[Any]:
-    """A JSON list, or an object a line."""
+    """The tools of a JSON list, or of JSON objects on a line each."""
     text = text.strip()
     if text.startswith("["):
         tools = parse_json(text)
