@@ -328,7 +328,7 @@ class _Telemetry:
     def flush(self) -> None:
         """Send what was not sent yet, and wait for it. Without patience the providers send it in the background.
 
-        The wait is a thread's because the provider of spans takes a limit of time and ignores it.
+        A thread does the waiting, because the provider of spans ignores the limit of time that it takes.
         """
         if self.patience <= 0:
             return
@@ -349,7 +349,7 @@ def _open() -> _Telemetry | None:
 
 @cache
 def _make() -> _Telemetry | None:
-    """The telemetry of this process; None, with a line that says why, where it cannot be had."""
+    """The telemetry of this process; None, after a printed line that says why, where it cannot be made."""
     try:
         for name in _ENDPOINTS:
             if (url := os.environ.get(name, "")) and not url.startswith(("http://", "https://")):

@@ -81,7 +81,7 @@ class NemoGymEnvironment(Environment):
         self._files = [(split, Path(file)) for split, file in files]
 
     def tools(self) -> Sequence[ToolSchema]:
-        """Raises ValueError: each row lists its tools, or its session has them."""
+        """Raise ValueError, because each row lists its own tools or its session has them."""
         raise ValueError("each row of a NeMo Gym dataset lists its own tools: set data.source: environment")
 
     def tasks(self) -> Iterator[Mapping[str, Any]]:
