@@ -32,7 +32,7 @@ _QUESTION = {"role": "user", "content": "Answer with the word yes."}
 _IMPORT_SECONDS = 60.0
 """Seconds that the imports of a configuration have, unless `tools.timeout` is more."""
 _RETRIES = 1
-"""Further attempts of the request to an endpoint: few, so that the error names a cause and not only the limit of time."""
+"""Further attempts of the request to an endpoint: few, so that the error names a cause and not only the limit."""
 _SHOWN = 120
 """Characters of a failed call's answer that are shown."""
 
