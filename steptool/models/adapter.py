@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from steptool.artifacts import lineage
 from steptool.config import PolicyConfig
-from steptool.models.load import LoadModel, ModelError, load_model, load_tokenizer
+from steptool.models.load import LoadModel, ModelError, load_model, load_tokenizer, save_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's names."""
@@ -140,7 +140,7 @@ def save_policy(policy: nn.Module, policy_dir: Path, reference_dir: Path, out_di
         save_adapter(policy, read_base_name(policy_dir) or name_base(reference_dir), out_dir)
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    policy.save_pretrained(out_dir)  # type: ignore[operator]
+    save_model(policy, "auto", out_dir)  # type: ignore[arg-type]
     load_tokenizer(policy_dir).save_pretrained(out_dir)
 
 
@@ -212,7 +212,7 @@ def merge_weights(adapter: Path, base: Path, folder: Path) -> None:
     updates, files = _read_updates(adapter), sorted(base.glob("*.safetensors"))
     if not updates.keys() <= {name for file in files for name in _read_names(file)}:
         # The model's own names are not those of its files: transformers knows how they belong together.
-        load_joined(ModelPlace(str(base), str(adapter))).save_pretrained(folder)
+        save_model(load_joined(ModelPlace(str(base), str(adapter))), "auto", folder)
         return
     for file in files:
         with safe_open(file, "pt") as stored:

@@ -50,6 +50,8 @@ _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</too
 _OTHER_KIND = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel")
 """What transformers says where a configuration is not that of a causal language model."""
 _INDEX = "model.safetensors.index.json"
+MAX_FILE = 5 << 30
+"""Bytes of weights in a file of a model folder, at most, if no tensor is larger. Adapters are merged file by file."""
 DECODING = "generation_config.json"
 """Where transformers and vLLM read how a model is decoded."""
 
@@ -240,10 +242,11 @@ def prepare_base(policy: PolicyConfig, texts: Iterable[str], seed: int, out_dir:
 
 
 def save_model(model: PreTrainedModel, dtype: Literal["auto", "float32", "bfloat16"], folder: Path) -> None:
-    """Write a model in a precision; auto: in its own. Every later stage takes the precision of the folder."""
+    """Write a model in a precision, in files of MAX_FILE; auto: in its own. Every later stage takes the precision of
+    the folder."""
     if dtype != "auto":
         model = model.to(getattr(torch, dtype))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=MAX_FILE)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedTokenizerFast:

@@ -29,12 +29,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steptool.models.actor import Actor, enable_packing
-from steptool.models.load import ModelError, choose_device, load_tokenizer, read_model_config
+from steptool.models.load import MAX_FILE, ModelError, choose_device, load_tokenizer, read_model_config
 from steptool.models.logprobs import unwrap_model
 from steptool.models.optimizer import FILE, get_local_part, join_halves, split_halves
 
-MAX_FILE = 5 << 30
-"""Bytes of weights in a file of a model folder, at most, if no tensor is larger."""
 _JOINED = "model-00001-of-00001.safetensors"
 """Name under which torch joins parts into a single file."""
 

@@ -26,7 +26,7 @@ from steptool.data.sources import open_source
 from steptool.data.splits import select_shard_positions
 from steptool.models.actor import Actor, Spanned
 from steptool.models.adapter import NOT_MERGED, add_adapter, merge_weights, name_base, save_adapter
-from steptool.models.load import load_model, load_tokenizer
+from steptool.models.load import load_model, load_tokenizer, save_model
 from steptool.models.optimizer import make_adamw
 from steptool.models.sharding import is_sharded, load_sharded_actor, save_sharded_model
 from steptool.records import FINISH, Message, Metric, Query, StopReason, Trajectory
@@ -292,6 +292,6 @@ def save_warm_start(actor: Actor, base_dir: Path, out_dir: Path) -> None:
             merge_weights(Path(adapter), base_dir, out_dir)
     elif get_processes().is_main_process:
         merged: Any = actor.policy.merge_and_unload() if adapted else actor.policy  # type: ignore[operator]
-        merged.save_pretrained(out_dir)
+        save_model(merged, "auto", out_dir)
         load_tokenizer(base_dir).save_pretrained(out_dir)
     get_processes().wait_for_everyone()

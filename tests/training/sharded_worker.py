@@ -67,9 +67,8 @@ def check_parts(model: Path) -> None:
         assert torch.equal(parameter.full_tensor(), whole.get_parameter(name)), name
 
 
-def stop_at_step_three(step: int, loss: float) -> None:
-    if step == 3:
-        raise InterruptedError
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run(stage: str, model: Path, folder: Path) -> None:
@@ -91,14 +90,14 @@ def run(stage: str, model: Path, folder: Path) -> None:
         demonstrate(model, out, "fsdp")
     elif stage == "sft_lora":
         demonstrate(model, out, "fsdp", rank=4)
+    elif stage == "sft_killed":
+        killed = folder / "sft_resumed"
+        demonstrate(model, killed, "fsdp", checkpoints=checkpoints / "sft", on_checkpoint=kill_this_process)
     elif stage == "sft_resumed":
-        try:
-            demonstrate(model, out, "fsdp", on_step=stop_at_step_three, checkpoints=checkpoints / stage)
-        except InterruptedError:
-            demonstrate(model, out, "fsdp", checkpoints=checkpoints / stage)
+        demonstrate(model, out, "fsdp", checkpoints=checkpoints / "sft")
     elif stage == "ppo_killed":
-        kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-        play(model, folder / "ppo_resumed", "fsdp", checkpoints=checkpoints / "ppo", on_checkpoint=kill)
+        killed = folder / "ppo_resumed"
+        play(model, killed, "fsdp", checkpoints=checkpoints / "ppo", on_checkpoint=kill_this_process)
     elif stage == "ppo_resumed":
         play(model, out, "fsdp", checkpoints=checkpoints / "ppo")
 

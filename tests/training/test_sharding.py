@@ -1,5 +1,6 @@
 """Models cut over two processes (FSDP2) against one process. Trainings of the processes: sharded_worker.py."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,15 +31,16 @@ def start(model: Path, folder: Path, *stages: str) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def two(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote; the last of their trainings was killed and started again."""
+    """What two processes wrote; a warm start and a round were killed after a checkpoint and started again."""
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(model_dir, folder / "bfloat16_model")
     load_model(model_dir).bfloat16().save_pretrained(folder / "bfloat16_model")
-    stages = ("parts", "ppo", "tiled", "bfloat16", "lora", "sft", "sft_lora", "sft_resumed", "ppo_killed")
-    first = start(model_dir, folder, *stages)
-    assert "SIGKILL" in first.stderr, first.stderr[-3000:]
-    second = start(model_dir, folder, "ppo_resumed")
-    assert second.returncode == 0, second.stderr[-3000:]
+    stages = ("parts", "ppo", "tiled", "bfloat16", "lora", "sft", "sft_lora")
+    for killed in ((*stages, "ppo_killed"), ("ppo_resumed", "sft_killed")):
+        run = start(model_dir, folder, *killed)
+        assert "SIGKILL" in run.stderr, run.stderr[-3000:]
+    last = start(model_dir, folder, "sft_resumed")
+    assert last.returncode == 0, last.stderr[-3000:]
     return folder
 
 
@@ -79,12 +81,17 @@ def test_two_rounds_of_ppo_are_those_of_one_process(
 
 
 def test_large_vocabularies_recomputed_layers_and_several_files_give_the_same(
-    two: Path, model_dir: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
+    two: Path, model_dir: Path, tmp_path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One process writes as many files as two do, and an index of the same weights."""
+    monkeypatch.setattr("steptool.models.load.MAX_FILE", 50_000)
     play(model_dir, tmp_path, "ddp")
     assert_close(tmp_path, two / "tiled", weights)
-    files = sorted(file.name for file in (two / "tiled").glob("model*"))
-    assert files == [*(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)), "model.safetensors.index.json"]
+    for folder in (two / "tiled", tmp_path):
+        files = sorted(file.name for file in folder.glob("model*"))
+        assert files == [*(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)), "model.safetensors.index.json"]
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        assert index["weight_map"].keys() == weights.keys()
     stored = load_model(two / "tiled").state_dict()
     assert all(torch.equal(stored[name], tensor) for name, tensor in load_files(two / "tiled").items())
 
@@ -138,10 +145,11 @@ def test_a_warm_start_is_that_of_one_process(
         assert (actual[name] - expected[name]).abs().max() < 0.02 * distance, name
 
 
-def test_an_interrupted_warm_start_and_a_killed_round_end_with_the_same_weights(two: Path) -> None:
+def test_a_killed_warm_start_and_a_killed_round_end_with_the_same_weights(two: Path) -> None:
     for stopped, whole in (("sft_resumed", "sft"), ("ppo_resumed", "ppo/0")):
         left, right = (load_file(two / folder / "model.safetensors") for folder in (stopped, whole))
         assert left.keys() == right.keys()
         assert all(torch.equal(tensor, right[name]) for name, tensor in left.items()), stopped
-    log = sorted(path.name for path in (two / "checkpoints" / "ppo").glob("checkpoint-*"))
-    assert log == ["checkpoint-4", "checkpoint-6"]
+    for stage in ("sft", "ppo"):
+        left_names = sorted(path.name for path in (two / "checkpoints" / stage).glob("checkpoint-*"))
+        assert left_names == ["checkpoint-4", "checkpoint-6"]
