@@ -140,7 +140,7 @@ def save_policy(policy: nn.Module, policy_dir: Path, reference_dir: Path, out_di
         save_adapter(policy, read_base_name(policy_dir) or name_base(reference_dir), out_dir)
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    save_model(policy, "auto", out_dir)  # type: ignore[arg-type]
+    save_model(policy, "auto", out_dir)
     load_tokenizer(policy_dir).save_pretrained(out_dir)
 
 
