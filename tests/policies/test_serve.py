@@ -14,19 +14,26 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import torch
 
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.config import Config, EndpointConfig, EvaluatedPolicy, load_config
+from steptool.data.ingest import ingest
 from steptool.environments.desk.environment import DeskEnvironment
 from steptool.environments.desk.tasks import draw_desk_queries
 from steptool.models.load import EMBEDDED
 from steptool.models.serving import read_serving, write_serving
+from steptool.pipeline.episodes import evaluate
+from steptool.pipeline.preparation import prepare
 from steptool.policies.catalog import open_policy
 from steptool.policies.serve import AbandonedError, ChatRequest, complete_schema, load_served
 from steptool.records import FINISH, Query, Step, Trajectory
+from steptool.records.episodes import read_queries
+from steptool.records.tables import read_records
 from steptool.registry import Registry
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
+from steptool.training.warm_start import warm_start
 
 CONFIG = Config.model_validate({"rollout": {"temperature": 0.5}, "data": {"heldout_queries": 120}})
 QUERIES = [query for query in draw_desk_queries(CONFIG) if query.split == "heldout"][60:70]
@@ -95,6 +102,39 @@ def test_a_model_that_ends_with_text_is_served_so(tmp_path: Path) -> None:
     assert [readable_steps(t) for t in far] == [readable_steps(t) for t in here]
     assert "Finish" not in {tool["function"]["name"] for tool in read_serving(model).offer([])}
     assert any(readable_steps(t) for t in here)
+
+
+def train(config: Config, folder: Path) -> tuple[Path, list[Query]]:
+    """Fine-tune a tiny model on the demonstrations of a configuration. Returns its folder and the tasks."""
+    torch.set_num_threads(1)
+    data = ingest(config, folder / "data")
+    queries, demonstrations = read_queries(data.queries_path), read_records(data.demonstrations_path, Trajectory)
+    prepared = prepare(queries, demonstrations, config, folder / "prepared")
+    model = folder / "model"
+    warm_start(prepared.model, prepared.lessons.encoded, config.warm_start, config.policy, config.seed, model)
+    write_serving(model, config)
+    return model, queries
+
+
+@pytest.mark.parametrize("finish", ["tool", "text"])
+def test_a_model_trained_in_react_has_the_verdicts_behind_an_endpoint_that_it_has_here(
+    tmp_path: Path, finish: str
+) -> None:
+    settings = ["policy.chat_format=react", f"rollout.finish={finish}", "warm_start={steps: 160, batch_size: 3}"]
+    config = load_config("configs/functions.yaml", [*settings, "warm_start.learning_rate=3.0e-3"])
+    model, queries = train(config, tmp_path)
+    here = evaluate(EvaluatedPolicy(name="here", model=str(model)), queries, config)
+    with serve(model) as address:
+        endpoint = EndpointConfig(base_url=address, model="model", retries=0)
+        far = evaluate(
+            EvaluatedPolicy(name="far", kind="endpoint", endpoint=endpoint, model=str(model)), queries, config
+        )
+    assert 0 < sum(verdict or 0.0 for verdict in here.greedy_verdicts) < len(queries)
+    for one, other in zip(here.greedy, far.greedy, strict=True):
+        steps = readable_steps(one)
+        assert other.steps[: len(steps)] == steps
+        if len(steps) == len(one.steps):  # a client takes a turn without `Final Answer:` for the answer
+            assert other.solved == one.solved
 
 
 def readable_steps(trajectory: Trajectory) -> list[Step]:
