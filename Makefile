@@ -27,7 +27,7 @@ PYTHON_IMAGE ?= python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format hooks docs seeds tune bench mistakes kills hostile million bfcl audit licences \
+.PHONY: help demo functions mcp evaluate test test-slow test-cluster vllm test-vllm test-trackers test-environments test-pages test-logs smollm textworld check format hooks docs seeds tune failures bench mistakes kills hostile million bfcl audit licences \
 	replay-bfcl images check-images lock sbom register package clean coverage docs-config docs-artifacts gpu
 
 help:  ## list the targets
@@ -160,8 +160,11 @@ seeds: $(STAMP)  ## train all methods with several seeds and compare them (hours
 tune: $(STAMP)  ## try the settings of benchmarks/trials.yaml for every method on validation tasks (an hour or so)
 	$(BIN)/python -m benchmarks.tuning --config $(CONFIG) --output runs/tuning
 
+failures: $(STAMP)  ## count the failures of the models of runs/demo by kind: calls missing, calls unneeded, every call right (OUTPUT=... for another run)
+	$(BIN)/python -m benchmarks.failures $(OUTPUT)
+
 # Not the programs that have a target of their own, and not the modules of `make seeds`.
-NOT_BENCH := __init__ contest hostile_inputs hostile_tools kills million mistakes over_seeds seeds tuning
+NOT_BENCH := __init__ contest failures hostile_inputs hostile_tools kills million mistakes over_seeds seeds tuning
 
 bench: $(STAMP)  ## run every benchmark of speed or memory; each prints lines "name: ours OTHER ratio"
 	@set -e; for name in $(filter-out $(NOT_BENCH),$(notdir $(basename $(wildcard benchmarks/*.py)))); do \
