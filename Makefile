@@ -80,7 +80,7 @@ test-pages: $(STAMP)  ## the tests of all pages in a browser, with axe-core, in 
 
 test-logs: $(STAMP)  ## read logs of an evaluation by Inspect and lm-evaluation-harness, in an environment of their own, .venv-logs
 	$(PY) -m venv .venv-logs
-	.venv-logs/bin/python -m pip install --quiet --disable-pip-version-check inspect-ai==0.3.285
+	.venv-logs/bin/python -m pip install --quiet --disable-pip-version-check inspect-ai==0.3.285 pandas pyarrow
 	.venv-logs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lm-eval==0.4.13
 	.venv-logs/bin/python -m pip install --quiet --disable-pip-version-check jinja2 more-itertools numpy pytablewriter pyyaml
 	$(BIN)/python -m pytest tests/evaluation/test_logs.py

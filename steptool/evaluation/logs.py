@@ -53,7 +53,7 @@ class LogForm(StrEnum):
     LM_EVAL = "lm-eval"
     """<model>/results_<time>.json and samples_<task>_<time>.jsonl, as `lm_eval --output_path --log_samples` does."""
     INSPECT = "inspect"
-    """<time>_steptool_<model>.json, which `inspect view` and `inspect_ai.log.read_eval_log` read."""
+    """<time>_steptool_<model>_<id>.json, which `inspect view`, `inspect log` and `inspect_ai.log` read."""
 
 
 @dataclass(frozen=True)
@@ -207,15 +207,18 @@ def _make_lm_eval_samples(part: _Part, rows: Sequence[Evaluation]) -> Iterator[R
 
 def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
     """A log of Inspect (version 2 of its format) as JSON. A repeat of a task is an epoch."""
-    created_at = part.time.isoformat()
+    created_at, log_id = part.time.isoformat(), _make_id(part.time.isoformat(), part.label)
     tasks = list(dict.fromkeys(row.query_id for row in part.rows))
     dataset = {"name": NAME, "samples": len(tasks), "sample_ids": tasks, "shuffled": False}
     log = {
         "version": 2,
         "status": "success",
         "eval": {
+            "eval_id": log_id,
+            "run_id": log_id,
             "created": created_at,
             "task": NAME,
+            "task_id": log_id,
             "task_version": __version__,
             "dataset": dataset,
             "model": f"{NAME}/{part.model}",
@@ -223,6 +226,7 @@ def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
             "metadata": {"decoding": part.decoding},
             "packages": {NAME: __version__},
         },
+        "plan": {"name": NAME, "steps": [{"solver": NAME, "params": {"decoding": part.decoding}}]},
         "results": {
             "total_samples": len(part.rows),
             "completed_samples": len(part.rows),
@@ -231,7 +235,13 @@ def _write_inspect(part: _Part, target: Path) -> Iterator[Path]:
         "stats": {"started_at": created_at, "completed_at": created_at},
         "samples": [_make_inspect_sample(part, row) for row in part.rows],
     }  # fmt: skip
-    yield _write_json(target / f"{part.time:%Y-%m-%dT%H-%M-%S}_{NAME}_{part.label}.json", log)
+    model = part.label.replace("_", "-")  # underscores separate the parts that Inspect reads in a name
+    yield _write_json(target / f"{part.time:%Y-%m-%dT%H-%M-%S}_{NAME}_{model}_{log_id}.json", log)
+
+
+def _make_id(*parts: str) -> str:
+    """An id of 22 letters and digits, as long as those of Inspect, that is the same for the same parts."""
+    return _digest(json.dumps(parts))[:22]
 
 
 def _make_inspect_score(measure: str, rows: Sequence[Evaluation]) -> Row:
@@ -249,6 +259,7 @@ def _make_inspect_sample(part: _Part, row: Evaluation) -> Row:
     answer = (episode["final_answer"] if episode else None) or ""
     choice = {"message": {"role": "assistant", "content": answer}, "stop_reason": "stop"}
     return {
+        "uuid": _make_id(part.time.isoformat(), part.label, row.query_id, str(row.repeat)),
         "id": row.query_id,
         "epoch": row.repeat + 1,
         "input": query.instruction,

@@ -22,14 +22,20 @@ ROOT = Path(__file__).parents[2]
 READERS = ROOT / ".venv-logs" / "bin" / "python"
 READ = """
 import json, sys
-from inspect_ai.log import read_eval_log
+from inspect_ai.analysis import evals_df, samples_df
+from inspect_ai.log import list_eval_logs, read_eval_log
 from lm_eval.utils import make_table
+folder = sys.argv[3]
+headers = [(info, read_eval_log(info, header_only=True)) for info in list_eval_logs(folder)]
+logs = [(info.task, info.task_id, header.eval.task_id) for info, header in headers]
+evaluations, samples = evals_df(folder), samples_df(folder)
+tables = [sorted(evaluations["model"]), evaluations["eval_id"].nunique(), len(samples), samples["sample_id"].nunique()]
 log = read_eval_log(sys.argv[1])
 messages = log.samples[0].messages
 calls = [(call.function, call.arguments) for m in messages for call in getattr(m, "tool_calls", None) or ()]
 figures = {score.name: score.metrics["mean"].value for score in log.results.scores}
 table = make_table(json.load(open(sys.argv[2])))
-print(json.dumps([log.status, len(log.samples), log.eval.config.epochs, figures, calls, table]))
+print(json.dumps([log.status, len(log.samples), log.eval.config.epochs, figures, calls, table, logs, tables]))
 """
 TIERS = ("easy", "hard")
 TIME = 1_764_000_000
@@ -110,8 +116,8 @@ def test_results_of_the_harness_by_hand(folder: Path, tmp_path: Path) -> None:
 
 def test_the_log_of_inspect_by_hand(folder: Path, tmp_path: Path) -> None:
     _, file = write_logs(folder, tmp_path / "out", LogForm.INSPECT)
-    assert file.name == "2025-11-24T16-00-00_steptool_new_sampled.json"
     log = json.loads(file.read_text())
+    assert file.name == f"2025-11-24T16-00-00_steptool_new-sampled_{log['eval']['task_id']}.json"
     assert log["eval"]["dataset"]["sample_ids"] == ["q0", "q1", "q2", "q3"] and log["eval"]["config"] == {"epochs": 2}
     score = log["results"]["scores"][0]
     assert (score["name"], score["scored_samples"], score["unscored_samples"]) == ("pass_rate", 6, 2)
@@ -193,11 +199,13 @@ def test_what_does_not_belong_together_or_cannot_be_written_is_refused(folder: P
 def test_the_packages_read_what_was_written(folder: Path, tmp_path: Path) -> None:
     inspect = write_logs(folder, tmp_path / "inspect", LogForm.INSPECT)[1]
     harness = write_logs(folder, tmp_path / "harness", LogForm.LM_EVAL)[0]
-    command = [str(READERS), "-c", READ, str(inspect), str(harness)]
+    command = [str(READERS), "-c", READ, str(inspect), str(harness), str(inspect.parent)]
     process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, cwd=tmp_path)
-    status, samples, epochs, figures, calls, table = json.loads(process.stdout)
+    status, samples, epochs, figures, calls, table, logs, tables = json.loads(process.stdout)
     assert (status, samples, epochs) == ("success", 8, 2)
     assert figures == pytest.approx({"pass_rate": 1 / 3, "recall": 1.0})
     assert calls == [["get_order", {"order_id": "o1"}]]
+    assert {(task, in_name == in_file) for task, in_name, in_file in logs} == {("steptool", True)} and len(logs) == 2
+    assert tables == [["steptool/new", "steptool/old/1"], 2, 12, 12]  # four tasks of one, eight episodes of the other
     assert "- steptool_hard" in table
     assert re.search(r"pass_rate +\|↑ +\| *0\.75\|± +\| *0\.25\|", table)
