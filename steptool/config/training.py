@@ -288,7 +288,7 @@ class PPOConfig(StrictModel):
     value_learning_rate: LearningRate = 1e-3
     """Learning rate of the value head."""
     value_warmup_rounds: Natural = 1
-    """First rounds in which only the value head learns."""
+    """First rounds in which only the value head learns (value pretraining of VAPO, arXiv 2504.05118)."""
     detach_value: bool = True
     """Whether the value loss stays out of the backbone."""
     value_coef: Weight = 1.0

@@ -68,7 +68,10 @@ def format_table(figures: Mapping[str, Any]) -> str:
         shares = [_format_share(cells.get(m, {}).get("pass_rate")) for m in models]
         body.append([f"  {tier or 'no tier'}", *shares, _format_difference(figures["differences"][tier])])
     if sampled := figures["sampled_pass_rate"]:
-        body.append(["all, sampled", *(_format_share(sampled.get(m)) for m in models), ""])
+        body.append([f"{ALL}, sampled", *(_format_share(sampled.get(m)) for m in models), ""])
+        for tier, cells in figures["tiers"].items():
+            shares = [_format_share(cells.get(m, {}).get("sampled_pass_rate")) for m in models]
+            body.append([f"  {tier or 'no tier'}, sampled", *shares, ""])
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     lines = [
         "  ".join(_pad(cell, w, i) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()

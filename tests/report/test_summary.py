@@ -131,6 +131,23 @@ def test_the_table_is_aligned(results):
     assert not any(line.startswith("all, sampled") for line in lines)  # no task was sampled
 
 
+def test_the_table_has_sampled_rates_by_tier(evaluation):
+    """Sampled twice: the warm start solves 1 of 2 tries at the long task, the result both; the short one is solved."""
+    rows = [
+        evaluation(query, model, float(solved), decoding=decoding, repeat=repeat, tier=tier)
+        for model, tries in (("warm_start", (0, 1)), ("steptool", (1, 1)))
+        for decoding, repeats in (("greedy", 1), ("sampled", 2))
+        for repeat in range(repeats)
+        for query, tier, solved in (("a", "long", tries[repeat]), ("b", "single", 1))
+    ]
+    cells = [line.split() for line in format_table(summarise_run(_inputs(rows))).splitlines()]
+    assert cells[4:7] == [
+        ["all,", "sampled", "75.0%", "100.0%"],
+        ["long,", "sampled", "50.0%", "100.0%"],
+        ["single,", "sampled", "100.0%", "100.0%"],
+    ]
+
+
 def test_a_run_whose_tasks_nothing_can_check_says_so(evaluation):
     rows = [
         evaluation(f"q{i}", model, None, verdict_source="none", recall=None)
