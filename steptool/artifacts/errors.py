@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import sqlite3
 import tempfile
@@ -16,7 +17,9 @@ from steptool.artifacts.metrics import escape_controls
 from steptool.config import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
-_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_TOO_LARGE: frozenset[int | str] = frozenset({errno.EFBIG, "SQLITE_IOERR_WRITE"})
+_FULL_DISK = _TOO_LARGE | {errno.ENOSPC, errno.EDQUOT, "SQLITE_FULL"}
+"""Numbers of errors of the system and names of those of SQLite that say that a file cannot grow."""
 
 
 def describe_error(error: BaseException, limit: int = 1000) -> str:
@@ -38,9 +41,14 @@ def _advise_on_full_disk(error: BaseException) -> str:
 
     SQLite, Arrow and streams do not name the file. Most of what they write here are temporary files.
     """
-    is_of_sqlite = isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-    if not is_of_sqlite and not (isinstance(error, OSError) and error.errno in _FULL_DISK):
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorname", None)  # it is missing where the module raised the error, not SQLite
+    if code not in _FULL_DISK:
         return ""
+    largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if code in _TOO_LARGE and largest != resource.RLIM_INFINITY:
+        return f"; no file may have more than {largest / 1e6:,.3f} MB here: raise that limit (ulimit -f)"
     file = getattr(error, "filename2", None) or getattr(error, "filename", None)
     folder, remedy = Path(tempfile.gettempdir()), "make room there, or let TMPDIR name a folder on another disk"
     if not isinstance(file, str):

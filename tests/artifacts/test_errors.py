@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import stop_files_at
 from steptool.artifacts.errors import describe_error, describe_with_class, describe_with_stack
 from steptool.config import ConfigError
 
@@ -57,3 +58,13 @@ def test_an_error_of_a_full_disk_says_which_folder_has_how_much_room(tmp_path: P
     copied = OSError(errno.ENOSPC, "No space left on device", "/tmp/a", None, "/usr/results.parquet")
     assert re.search(rf"; {room} /usr: make room there, or name a place on another disk$", describe_error(copied))
     assert describe_error(OSError(errno.ENOENT, "none", "/usr/a")).endswith("none: '/usr/a'")
+
+
+def test_an_error_of_the_limit_of_a_file_says_which_one(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "texts.sqlite")
+    database.execute("CREATE TABLE texts (text TEXT)")
+    with stop_files_at(50_000):
+        with pytest.raises(sqlite3.OperationalError) as full, database:
+            database.execute("INSERT INTO texts VALUES (?)", ("x" * 100_000,))
+        advice = describe_error(full.value)
+    assert advice.endswith("no file may have more than 0.050 MB here: raise that limit (ulimit -f)")
