@@ -124,10 +124,16 @@ def _state_slope(audit: Audit) -> Iterator[str]:
 
 def _state_redundancy(audit: Audit) -> Iterator[str]:
     repeats = audit.redundancy
-    if repeats.redundant:
-        share = f"{repeats.redundant:,} of {repeats.calls:,} calls repeat an earlier one and bring nothing new"
-        earning = "" if repeats.reward is None else f"; each earns {format_number(round(repeats.reward, 3))} on average"
-        yield f"{share}{earning}. rewards.redundant_cost makes them cost something."
+    if not repeats.redundant:
+        return
+    share = f"{repeats.redundant:,} of {repeats.calls:,} calls repeat an earlier one and bring nothing new"
+    if repeats.reward is None:
+        yield f"{share}."
+    elif repeats.reward < 0:
+        yield f"{share}; each costs {format_number(round(-repeats.reward, 3))} on average."
+    else:
+        earning = f"each earns {format_number(round(repeats.reward, 3))} on average"
+        yield f"{share}; {earning}. rewards.redundant_cost makes them cost something."
 
 
 def _state_drift(audit: Audit) -> Iterator[str]:
