@@ -362,7 +362,7 @@ def _rehearse(config: Config, output: str, called: CalledTools, *, for_training:
 
 def _read_machines(profile: Path | None = None) -> dict[str, Machine]:
     """The machine of each stage by its name: as the profile says, or without one this machine."""
-    from steptool.check.memory import STAGES, detect_machine, read_machine
+    from steptool.check.memory import STAGES, detect_machine
 
     if profile is None:
         return dict.fromkeys(STAGES, detect_machine())
@@ -370,12 +370,7 @@ def _read_machines(profile: Path | None = None) -> dict[str, Machine]:
         tempfile.tempdir = folder  # flytekit makes folders of its own there when it is imported
         profile_module = _import_from_checkout("tasks.runtime.profile")
         tempfile.tempdir = None
-    stages = profile_module.load_profile(profile)
-    machines: dict[str, Machine] = {}
-    for name in STAGES:
-        resources = stages.of(profile_module.StageName(name))
-        machine = read_machine(resources.gpus, resources.gpu_type, resources.limits.memory, resources.processes)
-        machines |= {name: machine} if machine else {}
+    machines: dict[str, Machine] = profile_module.load_profile(profile).list_machines()
     return machines
 
 

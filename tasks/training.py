@@ -20,6 +20,7 @@ from tasks.runtime.artifacts import (
     runs_locally,
     write_costs,
 )
+from tasks.runtime.profile import profile
 from tasks.runtime.stage import stage
 
 
@@ -68,7 +69,10 @@ def prepare(config: Config, queries: Parquet, demonstrations: Parquet, quarantin
     all_queries, trajectories = read_queries(download(queries)), read_records(download(demonstrations), Trajectory)
     with open_environment_of(all_queries, local_config, trajectories) as environment:
         check_queries(environment, all_queries)
-    preparation = prepare_model(all_queries, trajectories, local_config, make_folder("base"), is_local=runs_locally())
+    machines = None if runs_locally() else profile().list_machines()
+    preparation = prepare_model(
+        all_queries, trajectories, local_config, make_folder("base"), is_local=runs_locally(), machines=machines
+    )
     sign(preparation.model, None, "base", [], note=config.policy.base)
     target, lessons = make_folder("prepared"), preparation.lessons
     query_counts = {"queries": len(preparation.queries), "left out": len(all_queries) - len(preparation.queries)}

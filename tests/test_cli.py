@@ -93,6 +93,14 @@ def test_what_cannot_fit_is_refused_by_the_machines_of_a_profile(config: Path) -
     assert "rollout needs" in error and "and A100 has 40.0: lower rollout.batch_size" in error
 
 
+def test_what_does_not_fit_the_disk_of_a_pod_is_refused(config: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "machines.yaml"
+    profile.write_text("stages: {ppo: {limits: {storage: 5M}}}\n")
+    code, _, error = run("check", config, "--profile", profile)
+    assert code == 2
+    assert [line.split(",")[0] for line in error.splitlines()[1:]] == ["  ppo needs 0.0 GiB of disk"]
+
+
 def test_a_dry_run_reads_the_data_starts_the_tools_and_tries_the_model(config: Path) -> None:
     output = config.parent / "never"
     code, dry, error = run("train", config, "--dry-run", "--output", output, "--set", "rollout.episodes=4")

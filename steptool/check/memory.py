@@ -7,8 +7,11 @@ for tiny models: they are right to within a quarter.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,35 +47,43 @@ class Machine:
     has_gpu: bool = False
     processes: int = 1
     """Processes of the stage that work together."""
+    disk: float = math.inf
+    """Bytes that the stage may write; infinite where it is not known."""
 
 
 def detect_machine() -> Machine:
-    """The first GPU of this machine, or its memory on a machine without a GPU."""
+    """The first GPU of this machine, or its memory on a machine without a GPU; the disk of the temporary folder."""
     import torch
 
+    disk = shutil.disk_usage(tempfile.gettempdir()).free
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return Machine(properties.total_memory, properties.name, has_gpu=True)
-    return Machine(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine")
+        return Machine(properties.total_memory, properties.name, has_gpu=True, disk=disk)
+    return Machine(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine", disk=disk)
 
 
-def read_machine(gpus: int, gpu_type: str, memory: str, processes: int) -> Machine | None:
-    """What a profile gives to one process of a stage; None if the profile does not say.
+def read_machine(gpus: int, gpu_type: str, memory: str, processes: int, storage: str = "") -> Machine:
+    """What a profile gives to one process of a stage; its memory and its disk are infinite if the profile does not say.
 
     Args:
         gpus: on a node; each process has one.
         gpu_type: as flytekit calls it, such as A100 or L4; empty for any.
         memory: limit of the pod as Kubernetes writes it, such as 16Gi; empty for none.
         processes: on a node, which share the memory where they have no GPUs.
+        storage: limit of the pod's own disk, as `memory`.
     """
+    disk = _read_quantity(storage)
     if gpus:
-        size = _GPU_GIB.get(gpu_type)
-        return Machine(size * GIB, gpu_type, has_gpu=True, processes=processes) if size else None
-    match = re.fullmatch(r"([\d.]+)([kMGT]i?|Ki)?", memory)
-    if not match:
-        return None
-    process_share = float(match[1]) * _UNITS[match[2] or ""] / processes
-    return Machine(process_share, f"a pod with a limit of {memory}", processes=processes)
+        size = _GPU_GIB.get(gpu_type, math.inf)
+        return Machine(size * GIB, gpu_type or "a GPU", has_gpu=True, processes=processes, disk=disk)
+    name = f"a pod with a limit of {memory}" if memory else "a pod"
+    return Machine(_read_quantity(memory) / processes, name, processes=processes, disk=disk)
+
+
+def _read_quantity(text: str) -> float:
+    """Bytes, as Kubernetes writes them; infinite if it is empty."""
+    match = re.fullmatch(r"([\d.]+)([kMGT]i?|Ki)?", text)
+    return float(match[1]) * _UNITS[match[2] or ""] if match else math.inf
 
 
 STAGES = ("prepare", "warm_start", "rollout", "ppo", "rounds_together", "evaluate")
@@ -181,6 +192,15 @@ def estimate_memory(
     ]
 
 
+def estimate_on(
+    machines: Mapping[str, Machine], shape: ModelShape, config: Config, *, is_local: bool
+) -> list[StageMemory]:
+    """What each stage needs in one process of its machine, by the names of the stages."""
+    has_gpu = any(machine.has_gpu for machine in machines.values())
+    processes = machines["ppo"].processes if "ppo" in machines else 1
+    return estimate_memory(shape, config, has_gpu=has_gpu, processes=processes, is_local=is_local)
+
+
 def _estimate_training(
     shape: ModelShape, config: Config, framework: float, processes: int
 ) -> tuple[StageMemory, StageMemory]:
@@ -248,13 +268,21 @@ def describe_memory(stages: Sequence[StageMemory]) -> list[str]:
 
 
 def check_memory(stages: Sequence[StageMemory], machines: Mapping[str, Machine]) -> None:
-    """Raise ConfigError, with what may help, for each stage that cannot fit its machine."""
-    faults = [
-        f"{stage.stage} needs {stage.total / GIB:.1f} GiB, and {machine.name} has {machine.memory / GIB:.1f}: "
-        f"{_advise(stage)}"
-        for stage in stages
-        if (machine := machines.get(stage.stage)) and stage.total > machine.memory
-    ]
+    """Raise ConfigError, with what may help, for each stage that cannot fit the memory or the disk of its machine."""
+    faults = []
+    for stage in stages:
+        machine = machines.get(stage.stage, Machine(math.inf, ""))
+        if stage.total > machine.memory:
+            faults.append(
+                f"{stage.stage} needs {stage.total / GIB:.1f} GiB, and {machine.name} has "
+                f"{machine.memory / GIB:.1f}: {_advise(stage)}"
+            )
+        if stage.disk > machine.disk:
+            faults.append(
+                f"{stage.stage} needs {stage.disk / GIB:.1f} GiB of disk, and {machine.disk / GIB:.1f} are there: "
+                "raise limits.storage of the profile, on this machine free its temporary folder or name another with "
+                "TMPDIR; or set policy.lora_rank"
+            )
     if faults:
         raise ConfigError("the run does not fit\n  " + "\n  ".join(faults))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steptool.artifacts.metrics import format_duration
-from steptool.check.memory import Machine, ModelShape, check_memory, describe_memory, estimate_memory, read_shape
+from steptool.check.memory import Machine, ModelShape, check_memory, describe_memory, estimate_on, read_shape
 from steptool.config import Config, EndpointConfig, PolicyConfig
 from steptool.config.training import HAVE_NO_VALUES
 from steptool.records import Trajectory
@@ -69,15 +69,15 @@ def read_base_shape(policy: PolicyConfig) -> ModelShape | None:
 
 
 def describe_memory_needs(config: Config, machines: Mapping[str, Machine], *, is_local: bool = True) -> Iterator[str]:
-    """The memory of each stage. Raises ConfigError if a machine has not enough, and ModelError for a base model whose
-    files cannot be used."""
+    """The memory and the disk of each stage.
+
+    Raises ConfigError if a machine has not enough, and ModelError for a base model whose files cannot be used.
+    """
     shape = read_base_shape(config.policy)
     if shape is None:
         yield f"memory      {config.policy.base} is not on this machine yet: a dry run makes or fetches it"
         return
-    has_gpu = any(machine.has_gpu for machine in machines.values())
-    processes = machines["ppo"].processes if "ppo" in machines else 1
-    stages = estimate_memory(shape, config, has_gpu=has_gpu, processes=processes, is_local=is_local)
+    stages = estimate_on(machines, shape, config, is_local=is_local)
     yield from ("", *describe_memory(stages))
     check_memory(stages, machines)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 from steptool.artifacts.metrics import say
 from steptool.chat.call_format import offer_tools
 from steptool.chat.codec import ChatCodec
-from steptool.check.memory import GIB, read_shape
-from steptool.check.memory import estimate_memory as estimate_memory
+from steptool.check.memory import GIB, STAGES, Machine, check_memory, detect_machine, estimate_on, read_shape
 from steptool.check.plan import (
     EpisodeShape,
     Speeds,
@@ -201,12 +200,15 @@ def prepare(
     out_dir: str | Path,
     *,
     is_local: bool = False,
+    machines: Mapping[str, Machine] | None = None,
 ) -> Preparation:
     """Put the base model into a folder, play a turn with it, check that prompts fit, and encode the demonstrations.
 
-    `is_local` tells a local run from a run on a cluster, for the estimate of memory that is printed.
-    Raises ModelError for a model that cannot be used. Raises ValueError for a prompt that leaves no room for a step,
-    and where a warm start is configured but no demonstration can be learned from.
+    `is_local` tells a local run from a run on a cluster, and `machines` is the machine of each stage by its name, for
+    the estimate of memory that is printed. None: all stages run on this machine.
+    Raises ConfigError for a stage that does not fit its machine, and ModelError for a model that cannot be used. Raises
+    ValueError for a prompt that leaves no room for a step, and where a warm start is configured but no demonstration
+    can be learned from.
     """
     check_trackers(config.tracking)
     track_configuration(config)
@@ -214,16 +216,23 @@ def prepare(
     base = prepare_base(config.policy, texts, config.seed, out_dir)
     codec = load_codec(base, config.policy.chat_format, config.policy.chat_date)
     fitting = select_fitting(queries, codec, config)
+    if machines is None:
+        machines = dict.fromkeys(STAGES, detect_machine())
+    _estimate_memory(base, config, machines, is_local=is_local)
     try_model(load_model(base), codec, fitting, config)
     lessons = encode_demonstrations(fitting, demonstrations, codec, config.policy.max_context, config.rollout.finish)
-    shape, has_gpu = read_shape(read_model_config(base), "auto"), torch.cuda.is_available()
-    stages = estimate_memory(shape, config, has_gpu=has_gpu, is_local=is_local)
-    say("prepare", f"memory by estimate: {', '.join(f'{s.stage} {s.total / GIB:.1f} GiB' for s in stages)}")
     say("prepare", f"base model '{config.policy.base}', {len(fitting)} of {len(queries)} prompts fit its context")
     for name, number in lessons.counts().items():
         say("prepare", f"{name}: {number}")
     lessons.check(config.warm_start)
     return Preparation(base, fitting, lessons)
+
+
+def _estimate_memory(base: Path, config: Config, machines: Mapping[str, Machine], *, is_local: bool) -> None:
+    """Print the memory that each stage needs. Raises ConfigError for a stage that does not fit its machine."""
+    stages = estimate_on(machines, read_shape(read_model_config(base), "auto"), config, is_local=is_local)
+    say("prepare", f"memory by estimate: {', '.join(f'{s.stage} {s.total / GIB:.1f} GiB' for s in stages)}")
+    check_memory(stages, machines)
 
 
 def check_data(config: Config) -> list[str]:

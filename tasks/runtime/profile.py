@@ -19,6 +19,7 @@ from flytekit import CronSchedule
 from flytekit.extras import accelerators
 from pydantic import Field, ValidationError, field_validator
 
+from steptool.check.memory import STAGES, Machine, read_machine
 from steptool.config.base import ConfigError, Natural, Positive, StrictModel, explain_refusal
 from steptool.config.run import read_mapping
 
@@ -203,6 +204,14 @@ class Profile(StrictModel):
     def of(self, stage: StageName) -> StageProfile:
         """What the stage gets: the defaults, replaced by its own fields."""
         return _override(self.defaults, self.stages.get(stage, StageProfile()))
+
+    def list_machines(self) -> dict[str, Machine]:
+        """The machine of each stage that holds a model, by the name of the stage."""
+        profiles = {name: self.of(StageName(name)) for name in STAGES}
+        return {
+            name: read_machine(of.gpus, of.gpu_type, of.limits.memory, of.processes, of.limits.storage)
+            for name, of in profiles.items()
+        }
 
 
 def load_profile(path: str | Path) -> Profile:

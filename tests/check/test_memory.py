@@ -173,3 +173,18 @@ def test_a_stage_that_cannot_fit_is_refused_with_what_may_help() -> None:
         "  ppo needs 109.0 GiB, and H100 has 80.0: set policy.lora_rank, policy.dtype: bfloat16 or, with several "
         "processes, ppo.sharding: fsdp; or take a larger machine or a smaller model",
     ]
+
+
+def test_a_stage_whose_files_do_not_fit_the_disk_is_refused() -> None:
+    stages = [
+        StageMemory("prepare", weights=1 * GIB, disk=30 * GIB),
+        StageMemory("ppo", weights=1 * GIB, disk=90 * GIB),
+    ]
+    check_memory(stages, dict.fromkeys(("prepare", "ppo"), Machine(2 * GIB, "L4", disk=90 * GIB)))
+    with pytest.raises(ConfigError) as excinfo:
+        check_memory(stages, dict.fromkeys(("prepare", "ppo"), Machine(2 * GIB, "L4", disk=60 * GIB)))
+    assert str(excinfo.value).splitlines() == [
+        "the run does not fit",
+        "  ppo needs 90.0 GiB of disk, and 60.0 are there: raise limits.storage of the profile, on this machine free "
+        "its temporary folder or name another with TMPDIR; or set policy.lora_rank",
+    ]

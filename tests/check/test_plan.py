@@ -1,5 +1,8 @@
 """The plan of a run, in words and numbers that follow from its configuration."""
 
+import math
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +79,24 @@ def test_a_model_that_is_not_here_has_no_shape(base: str) -> None:
     [
         (1, "A100", "64Gi", 1, 40 * GIB),
         (4, "H100", "", 4, 80 * GIB),
-        (1, "", "64Gi", 1, None),  # any GPU
+        (1, "", "64Gi", 1, math.inf),  # any GPU
         (0, "", "16Gi", 1, 16 * GIB),
         (0, "", "16Gi", 2, 8 * GIB),
         (0, "", "512Mi", 1, GIB / 2),
         (0, "", "2G", 1, 2e9),
-        (0, "", "", 1, None),
+        (0, "", "", 1, math.inf),
     ],
 )
 def test_a_process_gets_what_the_profile_says(
-    gpus: int, gpu_type: str, memory: str, processes: int, expected: float | None
+    gpus: int, gpu_type: str, memory: str, processes: int, expected: float
 ) -> None:
     machine = read_machine(gpus, gpu_type, memory, processes)
-    assert (machine.memory if machine else None) == expected
-    assert machine is None or machine.has_gpu == bool(gpus)
+    assert (machine.memory, machine.has_gpu, machine.disk) == (expected, bool(gpus), math.inf)
+    # the processes of a pod share its disk, and each reads and writes what the others do
+    assert read_machine(gpus, gpu_type, memory, processes, "20Gi").disk == 20 * GIB
 
 
-def test_this_machine_has_some_memory() -> None:
-    assert detect_machine().memory > GIB / 4
+def test_this_machine_has_some_memory_and_the_disk_of_its_temporary_folder() -> None:
+    machine = detect_machine()
+    assert machine.memory > GIB / 4
+    assert 0 < machine.disk < shutil.disk_usage(tempfile.gettempdir()).total

@@ -45,6 +45,15 @@ def test_a_model_folder_without_a_tokenizer_is_refused_with_the_folder(tmp_path:
         prepared(config(policy={"base": str(tmp_path)}))
 
 
+def test_a_run_that_does_not_fit_this_machine_is_refused_before_the_model_is_tried(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(Exception, match=r"the run does not fit; rounds_together needs .* lower rollout\.batch_size"):
+        prepared(config(rollout={"batch_size": 10**6, "episodes": 10**6}))
+    printed = capfd.readouterr().out
+    assert "memory by estimate: prepare" in printed and "base model" not in printed
+
+
 def test_a_file_of_another_schema_version_is_refused_with_its_name(tmp_path: Path) -> None:
     settings = config()
     result = ingest(config=settings, sources="")
