@@ -18,7 +18,7 @@ def test_the_figures_are_said_in_plain_words(audited: Audit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "sentence"),
+    ("mean_reward", "sentence"),
     [
         (
             0.25,
@@ -29,12 +29,12 @@ def test_the_figures_are_said_in_plain_words(audited: Audit) -> None:
     ],
 )
 def test_a_cost_of_redundant_calls_is_proposed_where_they_earn(
-    audited: Audit, reward: float | None, sentence: str
+    audited: Audit, mean_reward: float | None, sentence: str
 ) -> None:
-    sentences = list(write_sentences(replace(audited, redundancy=Redundancy(20, 4, reward))))
+    sentences = list(write_sentences(replace(audited, redundancy=Redundancy(20, 4, mean_reward))))
     (own,) = (text for text in sentences if text.startswith("4 of 20 calls"))
     assert own.startswith(sentence)
-    assert ("rewards.redundant_cost" in own) == (reward == 0.25)
+    assert ("rewards.redundant_cost" in own) == (mean_reward == 0.25)
 
 
 def test_the_page_stands_alone_and_hostile_text_stays_text(audited: Audit) -> None:
