@@ -30,10 +30,12 @@ from steptool.report.elements import (
     load_templates,
     read_asset,
 )
-from steptool.report.run_charts import CURVES
+from steptool.report.run_charts import CURVES, draw_training_curves
 
 _LISTED = 8
 """Number of values of a list that the page shows."""
+_ROUNDS = "rounds_together"
+"""The stage that makes several rounds, each with a file of metrics."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ def build_stage_page(stage: str, inputs: Mapping[str, Any], outputs: Mapping[str
     `cost` holds seconds and memory of the stage. Its tokens and counts are read from the output files.
     """
     files = [(name, file) for name, value in outputs.items() for file in _list_files(value)]
+    charts = [chart for name, file in files for chart in _draw_charts(file, stage, name)]
+    if stage == _ROUNDS:
+        charts += _draw_rounds([file for _, file in files])
     return (
         load_templates()
         .get_template("stage.html.jinja")
@@ -60,7 +65,7 @@ def build_stage_page(stage: str, inputs: Mapping[str, Any], outputs: Mapping[str
             stage=stage.replace("_", " "),
             inputs=[line for name, value in inputs.items() for line in _list_lines(name, value)],
             outputs=[line for name, value in outputs.items() for line in _list_lines(name, value)],
-            charts=Markup("".join(chart for name, file in files for chart in _draw_charts(file, stage, name))),
+            charts=Markup("".join(charts)),
             cost=cost,
             spent=_read_cost(stage, [file for _, file in files]),
             css=read_asset("theme.css", "page.css"),
@@ -186,6 +191,13 @@ def _draw_metrics(file: Path, stage: str, name: str) -> Iterator[str]:
             yield draw_lines(curve.title, [line], x_label="update", note=curve.note, show=curve.show, floor=curve.floor)
     if single:
         yield draw_figure("Once in the round", _write_table(single))
+
+
+def _draw_rounds(files: Sequence[Path]) -> list[str]:
+    """Curves over the rounds of a stage, from the metrics of each."""
+    metrics = [m for file in files if find_record_class(file) is Metric for m in iterate_records(file, Metric)]
+    main, others = draw_training_curves(metrics)
+    return [*main, *others]
 
 
 def _write_table(rows: Sequence[tuple[str, str]]) -> str:

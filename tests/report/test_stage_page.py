@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from evaluation_rows import make_evaluation
@@ -6,6 +7,7 @@ from steptool.config import Config
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward
 from steptool.records.tables import write_records
 from steptool.report.stage_page import build_stage_page
+from steptool.training.scores import Mismatch
 
 COST = Cost("ppo", seconds=12.34, peak_memory_mb=512.0)
 
@@ -78,6 +80,36 @@ def test_the_last_round_of_the_stage_is_drawn(tmp_path: Path) -> None:
     html = build_stage_page("ppo", {}, {"metrics": metrics(tmp_path)}, COST)
     assert "loss, 1: 0.75" in html and "loss, 2: 0.25" in html
     assert "loss, 1: 8" not in html and "loss, 1: 9" not in html and "loss, 0: 4" not in html
+
+
+MISMATCH = Mismatch(0.0125, 0.25, 0.5, 0.0375, 0.0625, 0.75, 0.5)
+
+
+def test_a_round_shows_how_far_engine_and_training_are_apart(tmp_path: Path) -> None:
+    file = write_records(tmp_path / "metrics.parquet", MISMATCH.metrics("ppo", 2), Metric)
+    text = text_of(build_stage_page("ppo", {}, {"metrics": file}, COST))
+    for title, value in (
+        ("difference", "0.0125"),
+        ("99% quantile", "0.25"),
+        ("largest difference", "0.5"),
+        ("KL, k1", "0.0375"),
+        ("KL, k3", "0.0625"),
+        ("effective sample", "75%"),
+    ):
+        assert f"Engine against training: {title} {value}" in text
+    assert "Tokens beyond the importance cap 50%" in text
+
+
+def test_rounds_placed_together_show_it_over_the_rounds(tmp_path: Path) -> None:
+    later = replace(MISMATCH, k3=0.125)
+    files = [
+        write_records(tmp_path / f"metrics_{n}.parquet", mismatch.metrics("ppo", n), Metric)
+        for n, mismatch in enumerate((MISMATCH, later))
+    ]
+    html = build_stage_page("rounds_together", {}, {"metrics": files}, COST)
+    title = "Engine against training: KL, k3"
+    assert f"{title}, 0: 0.0625" in html and f"{title}, 1: 0.125" in html
+    assert "Engine against training: effective sample, 1: 75%" in html
 
 
 def test_scores_verdicts_and_advantages_are_drawn(tmp_path: Path) -> None:
