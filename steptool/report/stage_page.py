@@ -34,6 +34,8 @@ from steptool.report.run_charts import CURVES, draw_training_curves
 
 _LISTED = 8
 """Number of values of a list that the page shows."""
+_LEARNING = ("ppo", "rft", "eto")
+"""The names under which algorithms report the metrics of the stage `ppo`."""
 _ROUNDS = "rounds_together"
 """The stage that makes several rounds, each with a file of metrics."""
 
@@ -178,7 +180,8 @@ def _draw_advantages(file: Path, stage: str, name: str) -> Iterator[str]:
 
 
 def _draw_metrics(file: Path, stage: str, name: str) -> Iterator[str]:
-    metrics = [m for m in iterate_records(file, Metric) if m.stage == stage and m.update >= 0]
+    stages = _LEARNING if stage in _LEARNING else (stage,)
+    metrics = [m for m in iterate_records(file, Metric) if m.stage in stages and m.update >= 0]
     last = max((m.round for m in metrics), default=-1)
     single: list[tuple[str, str]] = []
     for metric, curve in CURVES.items():

@@ -2,6 +2,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from evaluation_rows import make_evaluation
 from steptool.config import Config
 from steptool.records import Advantage, Cost, Evaluation, Metric, StepReward
@@ -74,6 +76,14 @@ def test_what_came_in_and_went_out_is_listed_in_a_few_words(tmp_path: Path) -> N
     assert lines["shards"] == "and 2 more" and lines["shards[7]"] == "0" and "shards[8]" not in lines
     assert lines["config"].startswith("Config seed: 0 data: source: desk")
     assert "12.3 s, at most 512 MB of memory, 12,345 tokens, requests 7, money 0.5" in text_of(html)
+
+
+@pytest.mark.parametrize("algorithm", ["rft", "eto"])
+def test_the_stage_that_learns_draws_what_every_algorithm_reports(tmp_path: Path, algorithm: str) -> None:
+    records = [Metric(algorithm, 0, update, "loss", value) for update, value in enumerate((0.75, 0.25))]
+    file = write_records(tmp_path / "metrics.parquet", records, Metric)
+    html = build_stage_page("ppo", {}, {"metrics": file}, COST)
+    assert "loss, 1: 0.75" in html and "loss, 2: 0.25" in html
 
 
 def test_the_last_round_of_the_stage_is_drawn(tmp_path: Path) -> None:
