@@ -1,12 +1,12 @@
 """A PPO update in bfloat16 against the same in float32, on one thread: tokens per second and peak memory.
 
-Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` for two models, and for the large
-vocabulary a last line against a float32 that makes new gradients of output layer and embedding in every forward pass
-and leaves what it frees in the heap, as a trainer does that leaves both to the libraries. OURS has weights and products
-in bfloat16. Its moments are float32, as they come, in the small model, which is about speed; in the large vocabulary,
-which is about memory too, they are bfloat16 (`ppo.moments`). Each side runs in a
-process of its own, which scores the trajectories and then makes updates; only these are timed, in seconds of processor
-time, so that speeds hardly depend on what else runs on the machine.
+Prints `NAME tokens/s: OURS OTHER RATIO` and `NAME peak MB: OURS OTHER RATIO` for two models, and the same for compiled
+layers (`ppo.compile`). For the large vocabulary a last line is against a float32 that makes new gradients of output
+layer and embedding in every forward pass and leaves what it frees in the heap, as a trainer does that leaves both to
+the libraries. OURS has weights and products in bfloat16. Its moments are float32, as they come, in the small model,
+which is about speed; in the large vocabulary, which is about memory too, they are bfloat16 (`ppo.moments`). Each side
+runs in a process of its own, which scores the trajectories and then makes updates; only these are timed, in seconds of
+processor time, so that speeds hardly depend on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -93,11 +93,14 @@ class Side:
     dtype: torch.dtype
     in_place: bool = True
     """Whether gradients of output layer and embedding add up in place, and freed memory is given back."""
+    compiled: bool = False
+    """Whether the layers are compiled (`ppo.compile`); the seconds of compiling are not timed."""
 
 
-OURS, OTHER, FORMER = "bfloat16", "float32", "float32 by autograd"
+OURS, COMPILED, OTHER, FORMER = "bfloat16", "bfloat16 compiled", "float32", "float32 by autograd"
 SIDES = {
     OURS: Side(torch.bfloat16),
+    COMPILED: Side(torch.bfloat16, compiled=True),
     OTHER: Side(torch.float32),
     FORMER: Side(torch.float32, in_place=False),
 }
@@ -216,6 +219,8 @@ def run_side(size: Size, side: Side) -> dict[str, float]:
     """Two updates in one way, of which the second is timed."""
     torch.set_num_threads(1)
     actor = make_actor(size, side.dtype, torch.device("cpu"), Actor if side.in_place else AutogradActor)
+    if side.compiled:
+        actor.compile_layers()
     speed = time_updates(actor, size, make_episodes(size), PassLimit(sequences=8), updates=2)
     return {"tokens/s": speed.tokens, "peak MB": peak_megabytes()}
 
@@ -243,12 +248,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(run_side(SIZES[options.size], SIDES[options.side])))
         return
     for name in [options.size] if options.size else SIZES:
-        runs = [(measure_side(name, OURS), measure_side(name, OTHER)) for _ in range(SIZES[name].runs)]
-        ours, other = (
+        sides = (OURS, COMPILED, OTHER)
+        runs = [[measure_side(name, side) for side in sides] for _ in range(SIZES[name].runs)]
+        ours, compiled, other = (
             {figure: median(run[figure] for run in side) for figure in side[0]} for side in zip(*runs, strict=True)
         )
         for figure in ours:
             compare(f"{name} {figure}", ours[figure], other[figure])
+            compare(f"{name} compiled {figure}", compiled[figure], other[figure])
         if SIZES[name].vocabulary > SMALL_VOCABULARY:
             former = measure_side(name, FORMER)["peak MB"]
             compare(f"{name} peak MB against {FORMER}", ours["peak MB"], former)

@@ -1,5 +1,6 @@
 import math
 import platform
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,6 +102,19 @@ def test_packed_padded_and_checkpointed_give_the_same_loss_and_gradients(model: 
         torch.testing.assert_close(loss, plain, atol=1e-5, rtol=1e-5)
         for a, b in zip(gradients, expected, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
+def test_compiled_layers_give_the_same_loss_and_gradients(dtype: torch.dtype, tolerance: float) -> None:
+    model = small_models()[0].to(dtype)
+    plain, expected = loss_and_gradients(Actor(model), packed=False)
+    compiled = Actor(model)
+    compiled.compile_layers()
+    loss, gradients = loss_and_gradients(compiled, packed=False)
+    torch.testing.assert_close(loss, plain, atol=0, rtol=tolerance)
+    for a, b in zip(gradients, expected, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm() + 1e-4
 
 
 def test_checkpointing_computes_the_layers_twice_and_leaves_dropout_off() -> None:
