@@ -280,8 +280,8 @@ class PPOConfig(StrictModel):
     bytes per weight and rounds the moments. Adapters, float32 weights and models that fsdp splits keep float32. It
     holds for the warm start too."""
     compile: bool = False
-    """Compile the layers of the model: faster after a minute or so of compiling in every round, for rounds of many
-    minutes. It helps bfloat16 most, on a CPU too. It needs a C++ compiler."""
+    """Compile the layers of the model: faster after a minute or so of compiling, most of which later rounds on the
+    same machine are spared. It helps bfloat16 most, on a CPU too. It needs a C++ compiler."""
     learning_rate: LearningRate = 5e-4
     """Learning rate of the policy in the first round."""
     final_learning_rate: Share = 0.1
