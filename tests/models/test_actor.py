@@ -104,6 +104,7 @@ def test_packed_padded_and_checkpointed_give_the_same_loss_and_gradients(model: 
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
 def test_compiled_layers_give_the_same_loss_and_gradients(dtype: torch.dtype, tolerance: float) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from scripts.gpu_training import train
 
 
@@ -16,6 +18,7 @@ def test_two_rounds_and_the_evaluation_of_both_models(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_rounds_end_when_no_further_one_fits(tmp_path: Path) -> None:
     rows = train(tmp_path / "none", 0.1, True, tmp_path)
     assert rows[2]["way"] == "rounds of 8 episodes: 1"
