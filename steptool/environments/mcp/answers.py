@@ -52,7 +52,7 @@ def describe_form(expected: str, value: Any, place: str = "") -> str:
 
 
 def _describe_fault(error: ValidationError) -> str:
-    """The outermost fault of an answer. A block that is none has a fault for each kind of block, and is shown whole."""
+    """The outermost fault of an answer. A block of no known kind has a fault for each kind, and is shown whole."""
     faults = error.errors(include_url=False, include_context=False)
     fault = min(faults, key=lambda fault: (len(fault["loc"]), fault["type"] != "missing"))
     path = fault["loc"][:-1] if fault["type"] == "missing" else fault["loc"]
