@@ -3,7 +3,7 @@
     python -m scripts.gpu_training --seconds 300     on a GPU, with our own engine
     python -m scripts.gpu_training --small           a few episodes of the embedded model, on a CPU
 
-It calls the library alone, so it runs where Flyte is not installed. `scripts.gpu_check` runs it as its last part.
+It calls the library alone, so it runs where Flyte is not installed. `scripts.gpu_check` runs it as one of its parts.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _evaluate(config: Any, tasks: Any, models: dict[str, Path], base: Path, cloc
         rows.append(clock.note(f"evaluation of {name} on {len(queries)} tasks"))
         for decoding in Decoding:
             verdicts = [row.passed for row in results[-1] if row.decoding == decoding]
-            rows[-1][f"{decoding}"] = format_rate(verdicts)
+            rows[-1][str(decoding)] = format_rate(verdicts)
     for decoding in Decoding:
         first, last = ([row for row in result if row.decoding == decoding] for result in (results[0], results[-1]))
         gain = paired_bootstrap(last, first)

@@ -1,4 +1,4 @@
-"""The training that `make gpu` ends with, in its smallest size: the library alone, from data to pass rates."""
+"""The training of `make gpu` in its smallest size: the library alone, from data to pass rates."""
 
 from pathlib import Path
 
