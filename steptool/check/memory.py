@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from steptool.config import Config, ConfigError
@@ -52,14 +53,41 @@ class Machine:
 
 
 def detect_machine() -> Machine:
-    """The first GPU of this machine, or its memory on a machine without a GPU; the disk of the temporary folder."""
+    """The first GPU of this machine, or its memory without a GPU; the disk of the temporary folder.
+
+    The memory is that of the container, where a container may not take all of the machine's.
+    """
     import torch
 
     disk = shutil.disk_usage(tempfile.gettempdir()).free
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Machine(properties.total_memory, properties.name, has_gpu=True, disk=disk)
-    return Machine(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine", disk=disk)
+    memory, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), read_memory_limit()
+    if limit < memory:
+        return Machine(limit, "this container", disk=disk)
+    return Machine(memory, "this machine", disk=disk)
+
+
+def read_memory_limit(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that the control groups of this process allow it, of version 2 or 1; infinite if they set no limit.
+
+    `groups` lists the groups of the process, and `mount` is where their files are. A container often sees its own group
+    at the mount itself, and the limit of a group holds for the groups inside it.
+    """
+    limits = [math.inf]
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        folder, name = (mount, "memory.max") if not controllers else (mount / "memory", "memory.limit_in_bytes")
+        inner = folder / path.strip("/")
+        for group in (inner, *inner.parents):
+            if (group / name).is_file() and (text := (group / name).read_text(encoding="utf-8").strip()) != "max":
+                limits.append(float(text))
+            if group == folder:
+                break
+    return min(limits)
 
 
 def read_machine(gpus: int, gpu_type: str, memory: str, processes: int, storage: str = "") -> Machine:

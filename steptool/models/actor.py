@@ -319,9 +319,12 @@ class Actor(nn.Module):
             if isinstance(module, GradientCheckpointingLayer):
                 module.compile()
 
-    def forward(self, batch: TokenBatch) -> ActionOutputs:
-        """Log-probability and entropy of each action token; logits are computed for these tokens alone."""
-        return score_actions(self.policy, batch, self.temperature, self.ways)
+    def forward(self, batch: TokenBatch, temperature: float | None = None) -> ActionOutputs:
+        """Log-probability and entropy of each action token, at the actor's temperature if none is given.
+
+        Logits are computed for these tokens alone.
+        """
+        return score_actions(self.policy, batch, temperature or self.temperature, self.ways)
 
     def compute_values(self, states_NH: Tensor) -> Tensor:
         """Values [N] of the states of a forward pass, float32."""

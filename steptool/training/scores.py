@@ -18,7 +18,7 @@ compares pi with mu. A loss is the mean over tokens of w_i * clipped_loss(rho_i,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,10 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from steptool.config import PPOConfig
-from steptool.models.actor import Actor, Spanned, collate, find_action_places
+from steptool.models.actor import Actor, Spanned, TokenBatch, collate, find_action_places
 from steptool.models.sharding import is_sharded
 from steptool.records import Metric, Trajectory
 from steptool.records.tables import write_whole
@@ -205,26 +206,52 @@ class Scores:
         return digest.hexdigest()
 
 
-@torch.no_grad()
 def score(actor: Actor, reference: Actor | None, sequences: Sequence[Spanned], limit: PassLimit) -> Scores:
     """Score all action tokens, each process its share of the sequences.
 
     `reference` is the model that the policy is held to; None: the policy itself with its adapter switched off.
     """
+
+    def score_batch(batch: TokenBatch) -> tuple[Tensor, ...]:
+        out = actor(batch)
+        values_N = actor.compute_values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
+        return out.log_probs_N, actor.compute_reference_log_probs(batch, reference), values_N
+
+    return Scores(*_compute_for_tokens(actor, sequences, limit, 3, score_batch))
+
+
+def compute_log_probs(actor: Actor, sequences: Sequence[Spanned], limit: PassLimit, temperature: float) -> Floats:
+    """Log-probabilities [N] of all action tokens under the policy at a temperature (nats), packed end to end."""
+    (log_probs_N,) = _compute_for_tokens(
+        actor, sequences, limit, 1, lambda batch: (actor(batch, temperature).log_probs_N,)
+    )
+    return log_probs_N
+
+
+@torch.no_grad()
+def _compute_for_tokens(
+    actor: Actor,
+    sequences: Sequence[Spanned],
+    limit: PassLimit,
+    figures: int,
+    compute: Callable[[TokenBatch], Sequence[Tensor]],
+) -> npt.NDArray[np.float32]:
+    """What `compute` says of the action tokens [figures, N], each process its share of the sequences."""
     state = get_processes()
     counts = np.array([len(find_action_places(row)) for row in sequences], dtype=np.int64)
     lengths = np.array([len(row.input_ids) for row in sequences], dtype=np.int64)
     places = find_packed_places(counts)
-    scores_3N = torch.zeros(3, int(counts.sum()), device=state.device)
+    result_FN = torch.zeros(figures, int(counts.sum()), device=state.device)
     passes = cut_forward_passes(np.arange(len(sequences)), lengths, limit, state.num_processes)
     shares = share_passes(passes, state.process_index, state.num_processes, together=is_sharded(actor))
     for rows, valid in shares:
         batch = collate([sequences[i] for i in rows], limit.packed).to(state.device)
-        out = actor(batch)
-        values_N = actor.compute_values(out.states_NH) if actor.head else torch.zeros_like(out.log_probs_N)
-        own = (out.log_probs_N, actor.compute_reference_log_probs(batch, reference), values_N)
+        own = compute(batch)
         if not valid:
             continue
-        scores_3N[:, torch.from_numpy(np.concatenate([places[i] for i in rows])).to(state.device)] = torch.stack(own)
+        result_FN[:, torch.from_numpy(np.concatenate([places[i] for i in rows])).to(state.device)] = torch.stack(
+            list(own)
+        )
     # every process has filled its own places and left zeros elsewhere
-    return Scores(*sum_over_processes(scores_3N).cpu().numpy())
+    computed: npt.NDArray[np.float32] = sum_over_processes(result_FN).cpu().numpy()
+    return computed

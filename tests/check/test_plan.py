@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from steptool.check.memory import GIB, detect_machine, read_machine
+from steptool.check.memory import GIB, detect_machine, read_machine, read_memory_limit
 from steptool.check.plan import describe_plan, read_base_shape
 from steptool.config import Config
 from steptool.data.parsing import IngestError
@@ -100,3 +100,27 @@ def test_this_machine_has_some_memory_and_the_disk_of_its_temporary_folder() -> 
     machine = detect_machine()
     assert machine.memory > GIB / 4
     assert 0 < machine.disk < shutil.disk_usage(tempfile.gettempdir()).total
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {"memory.max": "8589934592\n"}, 8 * GIB),  # a container that sees its own group at the mount
+        ("0::/pod/box\n", {"pod/memory.max": str(4 * GIB), "pod/box/memory.max": "max\n"}, 4 * GIB),
+        ("0::/pod\n", {"pod/memory.max": str(6 * GIB), "memory.max": str(2 * GIB)}, 2 * GIB),
+        ("0::/\n", {"memory.max": "max\n"}, math.inf),
+        ("0::/\n", {}, math.inf),
+        ("9:cpu:/\n4:memory:/pod\n0::/\n", {"memory/memory.limit_in_bytes": str(3 * GIB)}, 3 * GIB),
+        ("4:memory:/pod\n", {"memory/pod/memory.limit_in_bytes": "9223372036854771712\n"}, 2.0**63),
+    ],
+)
+def test_a_limit_of_the_container_is_read(tmp_path: Path, groups: str, files: dict[str, str], expected: float) -> None:
+    (tmp_path / "groups").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "mount" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mount" / name).write_text(text)
+    assert read_memory_limit(tmp_path / "groups", tmp_path / "mount") == pytest.approx(expected)
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
+    assert read_memory_limit(tmp_path / "missing", tmp_path) == math.inf

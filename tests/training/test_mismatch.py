@@ -161,13 +161,18 @@ def with_own_log_probs(model: PreTrainedModel, rows: Sequence[Trajectory], tempe
     return [replace(row, logprobs=own) for row, own in zip(rows, np.split(log_probs_N, ends), strict=True)]
 
 
+@pytest.fixture
+def decided_dir(model_dir: Path, decided_model: PreTrainedModel, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(model_dir, folder)
+    decided_model.save_pretrained(folder)
+    return folder
+
+
 def test_a_round_reports_the_mismatch_or_stops(
-    model_dir: Path, decided_model: PreTrainedModel, tmp_path: Path, make: SimpleNamespace
+    decided_dir: Path, decided_model: PreTrainedModel, tmp_path: Path, make: SimpleNamespace
 ) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(model_dir, model)
-    decided_model.save_pretrained(model)
-    rows = make.trajectories(6)
+    model, rows = decided_dir, make.trajectories(6)
 
     def run(temperature: float, out: str, **ppo: object) -> dict[str, float]:
         played = with_own_log_probs(decided_model, rows, temperature)
@@ -191,3 +196,28 @@ def test_a_round_reports_the_mismatch_or_stops(
     run(1.1, "truncated", max_mismatch=0, importance="truncated")
     weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("right", "wrong", "truncated")}
     assert weights["right"] == weights["wrong"] != weights["truncated"]
+
+
+def test_rejection_fine_tuning_reports_it_at_the_temperature_of_the_rollouts(
+    decided_dir: Path, decided_model: PreTrainedModel, tmp_path: Path, make: SimpleNamespace
+) -> None:
+    rows = make.trajectories(6)
+
+    def run(temperature: float, out: str, **ppo: object) -> dict[str, float]:
+        played = with_own_log_probs(decided_model, rows, temperature)
+        rewards = make.scored(played, [np.ones(len(row.spans)) for row in rows])  # all solved
+        config = make.config(algorithm="rft", rft_temperature=2.0, **{"max_mismatch": 0.05, **ppo})
+        result = train_round(
+            decided_dir, decided_dir, played, rewards, config=config, round_index=0, out_dir=tmp_path / out
+        )
+        return {m.name: m.value for m in reversed(result.metrics) if m.stage == "rft"}
+
+    right = run(1.0, "right")
+    assert right["mismatch_mean"] < 1e-5
+    assert right["effective_sample_share"] == pytest.approx(1.0)
+    with pytest.raises(MismatchError, match=r"round 0: .* differ from those of training"):
+        run(1.1, "refused")
+    assert not (tmp_path / "refused").exists()
+    assert run(1.1, "wrong", max_mismatch=0)["mismatch_mean"] > 0.05
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("right", "wrong")]
+    assert weights[0] == weights[1]  # the figures change nothing that is learned
