@@ -222,9 +222,9 @@ def score(actor: Actor, reference: Actor | None, sequences: Sequence[Spanned], l
 
 def compute_log_probs(actor: Actor, sequences: Sequence[Spanned], limit: PassLimit, temperature: float) -> Floats:
     """Log-probabilities [N] of all action tokens under the policy at a temperature (nats), packed end to end."""
-    (log_probs_N,) = _compute_for_tokens(
+    log_probs_N: Floats = _compute_for_tokens(
         actor, sequences, limit, 1, lambda batch: (actor(batch, temperature).log_probs_N,)
-    )
+    )[0]
     return log_probs_N
 
 
