@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,9 @@ def push(upload: Upload, *, private: bool, message: str = "Upload by steptool", 
     repository with weights that would stay beside the new ones, for a key that no request can carry, and where
     huggingface_hub is told to stay offline.
     """
-    from httpx2 import HTTPError, InvalidURL
     from huggingface_hub import CommitOperationAdd, HfApi, get_token, set_client_factory
 
+    HTTPError, InvalidURL = _find_client_errors()
     if not (get_token() or "").isascii():
         raise HubError("the key of the Hub has characters that no key has; copy it into HF_TOKEN again")
     set_client_factory(lambda: _make_client(seconds))
@@ -213,11 +214,19 @@ def _check_present_weights(api: Any, upload: Upload) -> None:
         )
 
 
+def _find_client_errors() -> tuple[type[Exception], type[Exception]]:
+    """HTTPError and InvalidURL of the HTTP client that huggingface_hub uses: httpx2, or httpx in older versions."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its client; HfHubHTTPError derives from it
+
+    client = import_module(HTTPError.__module__.partition(".")[0])
+    return HTTPError, client.InvalidURL
+
+
 def _describe_failure(error: Exception, endpoint: str, *, has_begun: bool) -> str:
     """Why nothing was committed, and what helps. The upload has begun where the server has answered before."""
-    from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    HTTPError, InvalidURL = _find_client_errors()
     if isinstance(error, OfflineModeIsEnabled):
         return "huggingface_hub is offline: unset HF_HUB_OFFLINE to push"
     if isinstance(error, HfHubHTTPError):
