@@ -264,6 +264,11 @@ class ActionOutputs(NamedTuple):
     """Hidden states just before the tokens."""
 
 
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in _NAMES if hasattr(PreTrainedModel, f"{name}_enable"))
+"""What transformers calls it when layers keep only their inputs; newer versions have the first name."""
+
+
 class Actor(nn.Module):
     """A causal language model (plain or wrapped by peft) and, where an algorithm needs it, a value head.
 
@@ -292,7 +297,7 @@ class Actor(nn.Module):
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of each layer for the backward pass, which then computes the layer a second time."""
         lm = unwrap_model(self.policy)
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        getattr(lm, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
         for module in lm.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # layers look at it; the dropout within them stays off

@@ -118,6 +118,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients(dtype: torch.dtype, to
         assert (a - b).norm() <= tolerance * b.norm() + 1e-4
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_checkpointing_computes_the_layers_twice_and_leaves_dropout_off() -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5))

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from steptool.config import Config
-from steptool.models.actor import VARIABLE_LENGTH, Actor, Indices, Spanned, find_action_places
+from steptool.models.actor import CHECKPOINTING, VARIABLE_LENGTH, Actor, Indices, Spanned, find_action_places
 from steptool.models.logprobs import unwrap_model
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
@@ -159,7 +159,7 @@ class PreferenceTrainer:
             folder, beta=ppo.dpo_beta, seed=algorithm.seed, max_grad_norm=ppo.max_grad_norm, max_length=None,
             num_train_epochs=1, train_sampling_strategy="sequential", remove_unused_columns=False,
             per_device_train_batch_size=pass_size, gradient_accumulation_steps=share // pass_size,
-            precompute_ref_log_probs=True, activation_checkpointing=False, ddp_find_unused_parameters=False,
+            precompute_ref_log_probs=True, ddp_find_unused_parameters=False, **{CHECKPOINTING: False},
             bf16=mixed, use_cpu=on_cpu, dataloader_pin_memory=not on_cpu, logging_steps=1,
             logging_nan_inf_filter=False, save_strategy="no", report_to="none", disable_tqdm=True,
         )  # fmt: skip
