@@ -8,6 +8,7 @@ sequence.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import inspect
 from collections.abc import Sequence
@@ -130,6 +131,8 @@ _ARGUMENTS = inspect.signature(varlen_attn).parameters
 _HAS_SCALE, _HAS_WINDOW, _HAS_GROUPS = (name in _ARGUMENTS for name in ("scale", "window_size", "enable_gqa"))
 """torch's kernel has changed its arguments from one version to the next."""
 _PACKABLE = {"full_attention", "sliding_attention"}
+_OTHER_SCORES = {"s_aux", "sinks", "softcap", "position_bias", "indices", "block_indices"}
+"""Arguments of attention that change its scores in a way that the kernels here do not know."""
 
 
 def enable_packing(policy: nn.Module, computed: torch.dtype | None = None) -> bool:
@@ -138,7 +141,7 @@ def enable_packing(policy: nn.Module, computed: torch.dtype | None = None) -> bo
     `computed` is the precision in which it computes, if it is not that of its weights.
 
     A CPU computes the whole block-diagonal mask, which costs more than padding. Models with a recurrent state, with
-    attention of their own or with a soft cap on its scores are padded.
+    attention of their own, with learned positions, sinks or a soft cap on scores or latent keys are padded.
     """
     lm = unwrap_model(policy)
     if lm.device.type != "cuda" or not can_pack(lm):
@@ -153,7 +156,10 @@ def can_pack(lm: PreTrainedModel) -> bool:
     config: Any = lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or _PACKABLE)
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    return bool(lm._supports_attention_backend) and not lm._is_stateful and kinds <= _PACKABLE and not capped
+    special = capped or hasattr(config, "kv_lora_rank") or any("sinks" in name for name, _ in lm.named_parameters())
+    if special or not getattr(config, "rope_parameters", None):  # OPT and its like make masks without position ids
+        return False
+    return bool(lm._supports_attention_backend) and not lm._is_stateful and kinds <= _PACKABLE
 
 
 def attend(
@@ -167,12 +173,15 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of one row of packed sequences: query [1, heads, L, D] to [1, L, heads, D].
 
-    `cu_seq_lens_q` [B + 1] holds where each sequence starts and ends; without it the row is one sequence.
+    `cu_seq_lens_q` [B + 1] holds where each sequence starts and ends; without it the row is one sequence. Raises
+    ValueError for arguments that change the scores in another way.
     """
+    if unknown := sorted(name for name in _OTHER_SCORES & others.keys() if others[name] is not None):
+        raise ValueError(f"packed sequences: attention with {', '.join(unknown)} is not computed; pad this model")
     if query.shape[0] != 1:
         raise ValueError(f"packed sequences lie in one row, got {query.shape[0]} rows")
     length = query.shape[2]
@@ -300,7 +309,8 @@ class Actor(nn.Module):
         getattr(lm, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
         for module in lm.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # layers look at it; the dropout within them stays off
+                module.training = True  # layers look at it; the dropout of the modules within them stays off
+                _switch_dropout_off(module)
 
     def accumulate_gradients(self) -> None:
         """Hold one gradient for each table of a large vocabulary and no copies; for training by `backward` alone."""
@@ -349,6 +359,15 @@ class Actor(nn.Module):
             return own_N
 
 
+def _switch_dropout_off(layer: nn.Module) -> None:
+    """Take the dropout out of a layer that computes it by itself, as OPT's do, and not by a module."""
+    if hasattr(layer, "config"):
+        layer.config = copy.copy(layer.config)  # the model's own configuration is saved
+    for owner in filter(None, (layer, getattr(layer, "config", None))):
+        for name in [name for name, value in vars(owner).items() if "drop" in name and isinstance(value, float)]:
+            setattr(owner, name, 0.0)
+
+
 def give_back_free_memory() -> None:
     """Give free pages of the heap back to the system.
 
@@ -383,6 +402,7 @@ def compute_action_states(policy: nn.Module, batch: TokenBatch) -> Tensor:
         }  # fmt: skip
     # float32 adapters on a bfloat16 model: their products are bfloat16 as well
     mixed = lm.dtype == torch.bfloat16 and policy is not lm
+    backbone: Any = lm.model if lm.base_model is lm else lm.base_model  # Llama 4 has none under the name it gives
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=mixed):
-        hidden_BLH: Tensor = lm.base_model(input_ids=batch.input_ids_BL, use_cache=False, **options).last_hidden_state
+        hidden_BLH: Tensor = backbone(input_ids=batch.input_ids_BL, use_cache=False, **options).last_hidden_state
     return hidden_BLH.flatten(0, 1)[batch.before_N]

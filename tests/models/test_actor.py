@@ -8,7 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from steptool.config import PolicyConfig
 from steptool.models import logprobs
@@ -46,7 +61,16 @@ def small_models() -> list[torch.nn.Module]:
         LlamaForCausalLM(LlamaConfig(**sizes, **heads)),
         Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, head_dim=8, final_logit_softcapping=0.5)),
         GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=1, n_head=2)),
+        mixture(Llama4TextConfig(**sizes, **heads, head_dim=8, num_local_experts=2, intermediate_size_mlp=32)),
     ]
+
+
+def mixture(config: Llama4TextConfig) -> torch.nn.Module:
+    """A Llama 4, whose experts transformers leaves without numbers."""
+    model = Llama4ForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 def sequences(vocabulary: int = 97) -> list[SimpleNamespace]:
@@ -133,6 +157,19 @@ def test_checkpointing_computes_the_layers_twice_and_leaves_dropout_off() -> Non
     assert len(calls) == 3
 
 
+def test_checkpointing_leaves_the_dropout_of_a_layer_itself_off() -> None:
+    """OPT's layers have no module for their dropout, and its masks know nothing of positions that begin anew."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 2}
+    model = OPTForCausalLM(OPTConfig(vocab_size=97, num_attention_heads=2, dropout=0.5, **sizes))
+    actor = Actor(model)
+    before = actor(collate(sequences())).log_probs_N
+    actor.checkpoint_activations()
+    assert torch.equal(actor(collate(sequences())).log_probs_N, before)
+    assert model.config.dropout == 0.5
+    assert not can_pack(model)
+
+
 def test_one_sequence_of_a_packed_row_needs_no_kernel_for_variable_lengths() -> None:
     model, row = small_models()[0], [sequences()[0]]
     expected = Actor(model)(collate(row)).log_probs_N
@@ -143,9 +180,21 @@ def test_one_sequence_of_a_packed_row_needs_no_kernel_for_variable_lengths() -> 
 
 
 def test_soft_caps_on_scores_are_not_packed() -> None:
-    llama, gemma, _ = small_models()
+    llama, gemma, *_ = small_models()
     assert can_pack(llama)
     assert not can_pack(gemma)
+
+
+def test_sinks_and_latent_keys_are_not_packed() -> None:
+    """The kernel for variable lengths would leave the sinks of gpt-oss out without a word."""
+    sizes = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 8}
+    torch.manual_seed(0)
+    oss = GptOssForCausalLM(GptOssConfig(**sizes, num_attention_heads=2, head_dim=8, num_local_experts=2))
+    deepseek = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, first_k_dense_replace=1, num_attention_heads=2))
+    assert not can_pack(oss) and not can_pack(deepseek)
+    oss.set_attn_implementation(VARIABLE_LENGTH)
+    with pytest.raises(ValueError, match="attention with s_aux is not computed"):
+        Actor(oss)(collate(sequences()[:1], packed=True))
 
 
 @pytest.mark.parametrize("small_vocabulary", [16384, 10], ids=["plain", "tiled"])
