@@ -134,10 +134,11 @@ class ModelShape:
     outside: int
     """Parameters that belong to no decoder layer: embedding, output layer, last norm."""
     linear_sizes: int
-    """Sum of inputs and outputs over the linear layers of all decoder layers. LoRA has rank times as many weights."""
+    """Sum of inputs and outputs over the layers that an adapter would change. LoRA has rank times as many weights."""
     layers: int
     hidden: int
     intermediate: int
+    """Numbers of a token between the two products of an MLP, over all experts that it goes to."""
     queries: int
     """Numbers in the queries of a token in one layer: heads times their size."""
     keys: int
@@ -174,25 +175,44 @@ def read_shape(model_config: Any, dtype: str) -> ModelShape:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from steptool.models.adapter import list_adapted_layers
+
     text = model_config.get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
-    layers = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in name]
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None) or 1  # a model with a recurrent state may have none
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    blocks = {id(weight) for layers in _find_layers(model) for weight in layers.parameters()}
     is_half = dtype == "bfloat16" or (dtype == "auto" and text.dtype == torch.bfloat16)
     return ModelShape(
         parameters=sum(weight.numel() for weight in model.parameters()),
-        outside=sum(weight.numel() for name, weight in model.named_parameters() if ".layers." not in f".{name}"),
-        linear_sizes=sum(layer.in_features + layer.out_features for layer in layers),
+        outside=sum(weight.numel() for weight in model.parameters() if id(weight) not in blocks),
+        linear_sizes=sum(sum(model.get_submodule(name).weight.shape) for name in list_adapted_layers(model)),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
+        intermediate=_count_intermediate(text),
         queries=heads * head_size,
         keys=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=text.vocab_size,
         bytes_per_weight=_BFLOAT16 if is_half else _FLOAT32,
     )
+
+
+def _find_layers(model: Any) -> list[Any]:
+    """The lists of decoder layers of a model, whatever it calls them."""
+    import torch
+
+    count = model.config.get_text_config().num_hidden_layers
+    return [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count]
+
+
+def _count_intermediate(text: Any) -> int:
+    """The intermediate size of a configuration, under the names that it has there; with experts that of a token's."""
+    names = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+    size = next((value for name in names if (value := getattr(text, name, None))), 4 * text.hidden_size)
+    whole = max(size) if isinstance(size, (list, tuple)) else size
+    of_expert = getattr(text, "moe_intermediate_size", None) or whole
+    return int(max(whole, of_expert * (getattr(text, "num_experts_per_tok", None) or 1)))
 
 
 def estimate_memory(

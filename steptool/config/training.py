@@ -67,7 +67,8 @@ class PolicyConfig(StrictModel):
     """Precision of the weights that are trained and sampled from. auto: bfloat16 if the base was saved in it, otherwise
     float32. Optimizer, adapters, value head, log-probabilities and losses stay in float32 either way."""
     lora_rank: Natural = 0
-    """0: full fine-tuning; otherwise LoRA of this rank on all linear layers."""
+    """0: full fine-tuning; otherwise LoRA of this rank on all linear layers; in a mixture of experts on those of
+    attention."""
     lora_alpha: Positive = 16
     """Scale of the LoRA update; it has an effect only with a lora_rank."""
 

@@ -22,12 +22,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from steptool.artifacts import lineage
 from steptool.config import PolicyConfig
-from steptool.models.load import LoadModel, ModelError, load_model, load_tokenizer, save_model
+from steptool.models.load import ADAPTER, LoadModel, ModelError, load_model, load_tokenizer, save_model
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 """PEFT's names."""
 TRAINING = "training"
 """Folder of what only training reads: vLLM takes every *.safetensors beside config.json for weights of the model."""
@@ -38,6 +39,8 @@ NOT_MERGED = shutil.ignore_patterns("*.safetensors", TRAINING)
 _DIGEST = "sha256:"
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 """How PEFT names the two factors of a layer's update."""
+_OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Last part of the names of layers that PEFT takes for experts in a mixture of experts, whatever they belong to."""
 Place = str | os.PathLike[str]
 
 
@@ -86,21 +89,35 @@ def load_joined(place: ModelPlace, load: LoadModel = load_model) -> PreTrainedMo
     adapted = PeftModel.from_pretrained(model, place.adapter)
     for layer in [module for module in adapted.modules() if isinstance(module, LoraLayer)]:
         plain = layer.get_base_layer()
-        plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+        for name, weight in list(plain.named_parameters(recurse=False)):
+            setattr(plain, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
         layer.merge()
     joined: PreTrainedModel = adapted.unload()
     return joined.eval()
 
 
-def add_adapter(model: nn.Module, config: PolicyConfig, seed: int) -> nn.Module:
-    """The model with fresh low-rank adapters (no change yet) on all linear layers except the output layer."""
+def list_adapted_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the layers that get an adapter: all linear layers but the output layer.
+
+    In a mixture of experts these are the layers of attention: experts, which are one tensor together, routers and the
+    other layers of its MLPs stay as they are.
+    """
+    output = model.get_output_embeddings()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not output}
+    if any("experts" in name and weight.dim() == 3 for name, weight in model.named_parameters()):
+        return [n for n, m in layers.items() if type(m) is nn.Linear and n.rpartition(".")[2] not in _OF_EXPERTS]
+    return list(layers)
+
+
+def add_adapter(model: PreTrainedModel, config: PolicyConfig, seed: int) -> nn.Module:
+    """The model with fresh low-rank adapters (no change yet) on the layers of `list_adapted_layers`."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules=list_adapted_layers(model),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):

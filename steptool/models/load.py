@@ -54,6 +54,10 @@ MAX_FILE = 5 << 30
 """Bytes of weights in a file of a model folder, at most, if no tensor is larger. Adapters are merged file by file."""
 DECODING = "generation_config.json"
 """Where transformers and vLLM read how a model is decoded."""
+ADAPTER = "adapter_config.json"
+"""File of an adapter. transformers would load another model in place of the one that it lies beside."""
+_DEQUANTISED = frozenset({"fp8", "mxfp4"})
+"""Methods of quantisation whose weights transformers makes bfloat16 again."""
 
 transformers_logging.disable_progress_bar()  # one bar for every load would drown the pipeline's own progress
 
@@ -65,8 +69,14 @@ class ModelError(ValueError):
 def read_model_config(folder: str | os.PathLike[str]) -> PreTrainedConfig:
     """The configuration of a model folder or Hub id.
 
-    Raises ModelError for one that transformers cannot use, that fetches code or that has more layers than any model.
+    Raises ModelError for one that transformers cannot use, that fetches code or that has more layers than any model,
+    and for the folder of an adapter.
     """
+    if (Path(folder) / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder}: holds an adapter ({ADAPTER}), and a whole model is expected; merge the adapter into its base "
+            "(merge_and_unload of peft, then save_pretrained), or remove its files if the weights beside it are whole"
+        )
     _check_folder(folder, ("config.json",), "configuration", "expected a Hugging Face model folder with a config.json")
     with explain_errors(folder, "configuration"):
         values, _ = PreTrainedConfig.get_config_dict(os.fspath(folder))
@@ -121,14 +131,16 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
     """The causal language model of a folder or Hub id, on a GPU where there is one.
 
     In bfloat16 if it was saved in that, else in float32. Raises ModelError where configuration, weights, tokenizer or
-    chat template are missing, where weights are pickled and where the model needs code of its own.
+    chat template are missing, where weights are pickled or quantised and where the model needs code of its own.
     """
-    read_model_config(folder)
+    config = read_model_config(folder)
+    is_quantised = _dequantise(config, folder)
     _check_weights(folder)
     load_tokenizer(folder)
     with explain_errors(folder, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             os.fspath(folder),
+            config=config,
             dtype="auto",
             use_safetensors=True,
             trust_remote_code=False,
@@ -147,9 +159,31 @@ def load_model(folder: str | os.PathLike[str]) -> PreTrainedModel:
             f"missing; unknown are {sorted(report['unexpected_keys'])[:3]}): these would be random. Save the model "
             "with save_pretrained, so that the names are those of its class"
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{folder}: an adapter, and a whole model is expected; merge it into its base and save that")
+    if is_quantised:
+        model._weight_conversions = None  # transformers would quantise them again where it saves the model
     if model.dtype != torch.bfloat16:
         model = model.float()
     return model.to(choose_device()).eval()
+
+
+def _dequantise(config: PreTrainedConfig, folder: str | os.PathLike[str]) -> bool:
+    """Have quantised weights made bfloat16 when they are loaded; False for weights that are not quantised.
+
+    Raises ModelError where that is not possible.
+    """
+    quantisation = getattr(config, "quantization_config", None)
+    if not quantisation:
+        return False
+    method = str(quantisation.get("quant_method")) if isinstance(quantisation, dict) else type(quantisation).__name__
+    if method not in _DEQUANTISED:
+        raise ModelError(
+            f"{folder}: its weights are quantised ({method}), and float32 or bfloat16 weights are trained; name the "
+            "model that it was made from, or remove quantization_config from config.json if they are so no longer"
+        )
+    quantisation["dequantize"] = True
+    return True
 
 
 def check_model(folder: str | os.PathLike[str], policy: PolicyConfig) -> None:
@@ -157,7 +191,7 @@ def check_model(folder: str | os.PathLike[str], policy: PolicyConfig) -> None:
 
     Raises ModelError as `load_model` and `load_codec` do, except for weights that do not belong to the configuration.
     """
-    read_model_config(folder)
+    _dequantise(read_model_config(folder), folder)
     _check_weights(folder)
     load_codec(folder, policy.chat_format, policy.chat_date)
 
@@ -243,10 +277,21 @@ def prepare_base(policy: PolicyConfig, texts: Iterable[str], seed: int, out_dir:
 
 def save_model(model: PreTrainedModel, dtype: Literal["auto", "float32", "bfloat16"], folder: Path) -> None:
     """Write a model in a precision, in files of MAX_FILE; auto: in its own. Every later stage takes the precision of
-    the folder."""
+    the folder. Of its decoding the numbers of special tokens alone are written."""
     if dtype != "auto":
         model = model.to(getattr(torch, dtype))
+    model.generation_config = keep_special_tokens(model.generation_config)
     model.save_pretrained(folder, max_shard_size=MAX_FILE)
+
+
+def keep_special_tokens(decoding: GenerationConfig | None) -> GenerationConfig:
+    """A decoding with the special tokens of another and nothing else.
+
+    Penalties, beams and forced tokens of a base are not those of the rollouts, and the trained model must not be served
+    with them. transformers refuses to save some combinations of them.
+    """
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(decoding, name, None) for name in names})
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedTokenizerFast:

@@ -19,7 +19,7 @@ from steptool.chat.codec import AUTO
 from steptool.chat.messages import FINISH_SCHEMA
 from steptool.chat.template import DATE
 from steptool.config import Config, FinishMode
-from steptool.models.load import DECODING, ModelError, load_codec
+from steptool.models.load import DECODING, ModelError, keep_special_tokens, load_codec
 from steptool.records import ToolSchema
 from steptool.records.tables import write_text
 
@@ -115,7 +115,8 @@ def read_serving(folder: str | os.PathLike[str]) -> Serving:
 
 
 def _write_decoding(folder: Path, serving: Serving, end_ids: Iterable[int]) -> None:
-    decoding = GenerationConfig.from_pretrained(folder) if (folder / DECODING).is_file() else GenerationConfig()
+    former = GenerationConfig.from_pretrained(folder) if (folder / DECODING).is_file() else None
+    decoding = keep_special_tokens(former)
     decoding.update(
         do_sample=True,
         temperature=serving.temperature,

@@ -4,7 +4,17 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from steptool.check.memory import GIB, Machine, StageMemory, check_memory, estimate_memory, read_shape
 from steptool.check.plan import read_base_shape
@@ -102,6 +112,23 @@ def test_lora_trains_as_many_weights_as_peft_makes() -> None:
     shape = read_base_shape(config.policy)
     assert shape is not None
     assert stage("ppo", estimate_memory(shape, config)).optimizer == trained * 12
+
+
+def test_a_model_of_any_kind_has_a_shape() -> None:
+    """The configurations of some kinds have other names for the sizes, or lack one."""
+    gpt2 = read_shape(GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2), "auto")
+    assert (gpt2.intermediate, gpt2.layers, gpt2.keys) == (64, 3, 16)
+    assert gpt2.outside == (64 + 1024 + 2) * 16  # tokens, positions and the last norm
+    assert gpt2.linear_sizes == 3 * (64 + 32 + 80 + 80)
+    assert read_shape(OPTConfig(ffn_dim=24, num_hidden_layers=1), "auto").intermediate == 24
+    assert read_shape(MambaConfig(vocab_size=64, num_hidden_layers=1), "auto").layers == 1
+
+
+def test_a_token_of_a_mixture_goes_through_several_experts() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = read_shape(MixtralConfig(vocab_size=64, num_key_value_heads=1, num_experts_per_tok=3, **sizes), "auto")
+    assert shape.intermediate == 3 * 24
+    assert shape.linear_sizes == 32 + 24 + 24 + 32  # the layers of attention; experts have no adapter
 
 
 @pytest.mark.parametrize(("moments", "of_weight"), [("float32", 14), ("bfloat16", 10)])

@@ -10,7 +10,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    PhimoeConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from steptool.artifacts import lineage
 from steptool.config import PolicyConfig
@@ -165,3 +174,32 @@ def test_layers_that_hold_their_weights_turned_around(tmp_path: Path) -> None:
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(logits(whole.eval()), logits(policy.eval()), atol=1e-5, rtol=1e-5)
     assert (logits(whole) - logits(load_model(base))).abs().max() > 0.01
+
+
+SIZES = {
+    "vocab_size": 304, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+MIXTURES = [
+    MixtralConfig(**SIZES, num_local_experts=4),
+    PhimoeConfig(**SIZES, num_local_experts=4),
+    DeepseekV3Config(
+        **SIZES, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=8,
+        first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", MIXTURES, ids=lambda config: config.model_type)
+def test_the_adapter_of_a_mixture_of_experts_changes_attention_alone(config: PreTrainedConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = save(AutoModelForCausalLM.from_config(config).eval(), tmp_path / "base", "8KB")
+    policy = make_adapter(base, tmp_path / "round")
+    factors = load_file(tmp_path / "round" / adapter.WEIGHTS)
+    assert factors and all(".self_attn." in name for name in factors)
+    adapter.write_whole_model(tmp_path / "round", base, tmp_path / "whole")
+    whole, plain = load_model(tmp_path / "whole"), load_model(base)
+    joined = adapter.load_joined(adapter.locate(tmp_path / "round", base))
+    for model in (whole, joined):
+        torch.testing.assert_close(logits(model), logits(policy.eval()), atol=1e-5, rtol=1e-4)
+    assert (logits(whole) - logits(plain)).abs().max() > 0.01

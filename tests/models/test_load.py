@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from steptool.chat.codec import ChatCodec
 from steptool.check.plan import read_base_shape
@@ -18,6 +19,7 @@ from steptool.config import Config, PolicyConfig
 from steptool.models import load as models
 from steptool.models.load import (
     ModelError,
+    check_model,
     load_codec,
     load_model,
     load_tokenizer,
@@ -318,6 +320,61 @@ def test_a_text_on_which_a_tokenizer_gives_up_is_an_error_that_says_so(copy: Pat
     codec = load_codec(copy)
     with pytest.raises(ValueError, match=r"the tokenizer cannot read or write a text \(Onig: .*another tokenizer"):
         codec.observation_ids("a" * 60 + "!", "call")
+
+
+def change_config(folder: Path, name: str, values: dict[str, object]) -> None:
+    """Add values to a JSON file of a folder."""
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.is_file() else {}), **values}))
+
+
+ODD = {"num_beams": 1, "early_stopping": True, "repetition_penalty": 1.3, "forced_eos_token_id": 5, "top_k": 20}
+
+
+def test_a_model_is_not_decoded_with_the_penalties_of_its_base(copy: Path, tmp_path: Path) -> None:
+    """transformers refuses to save these settings; vLLM and transformers would follow them."""
+    change_config(copy, "generation_config", {**ODD, "pad_token_id": 0, "do_sample": True})
+    target = prepare_base(PolicyConfig(base=str(copy)), [], 0, tmp_path / "target")
+    assert not ODD.keys() & json.loads((target / "generation_config.json").read_text()).keys()
+    change_config(target, "generation_config", ODD)
+    write_serving(target, Config())
+    decoding = json.loads((target / "generation_config.json").read_text())
+    assert ODD.keys() & decoding.keys() == {"top_k"}
+    assert (decoding["top_k"], decoding["pad_token_id"], decoding["max_new_tokens"]) == (0, 0, 48)
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes", "a new one"])
+def test_quantised_weights_are_refused_by_name(copy: Path, method: str) -> None:
+    change_config(copy, "config", {"quantization_config": {"quant_method": method}})
+    for read in (load_model, lambda folder: check_model(folder, PolicyConfig())):
+        with pytest.raises(ModelError, match=rf"quantised \({method}\).*name the model that it was made from"):
+            read(copy)
+
+
+def test_weights_of_eight_bits_are_trained_in_sixteen(copy: Path, tmp_path: Path) -> None:
+    """Each block of weights is multiplied by its scale. Nothing of the quantisation remains."""
+    whole = {name: weight.bfloat16() for name, weight in load_file(copy / "model.safetensors").items()}
+    quantised = dict(whole)
+    for name in (n for n in whole if n.endswith("proj.weight")):
+        quantised[name] = (whole[name] * 8).to(torch.float8_e4m3fn)
+        quantised[f"{name}_scale_inv"] = torch.full([-(-size // 16) for size in whole[name].shape], 1 / 8)
+    save_file(quantised, copy / "model.safetensors", {"format": "pt"})
+    settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}
+    change_config(copy, "config", {"quantization_config": settings, "dtype": "bfloat16"})
+    target = prepare_base(PolicyConfig(base=str(copy)), [], 0, tmp_path / "target")
+    assert "quantization_config" not in json.loads((target / "config.json").read_text())
+    weights = load_file(target / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16} and weights.keys() == whole.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, whole[name], atol=0.004, rtol=0.1)
+
+
+def test_an_adapter_is_no_base(copy: Path, tmp_path: Path) -> None:
+    """transformers would load the model that the adapter names, in place of the weights beside it."""
+    (copy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/else"}))
+    for read in (load_model, lambda folder: prepare_base(PolicyConfig(base=str(folder)), [], 0, tmp_path / "target")):
+        with pytest.raises(ModelError, match=r"holds an adapter \(adapter_config\.json\).*merge the adapter"):
+            read(copy)
 
 
 def test_a_decoding_that_cannot_be_read_is_not_replaced(copy: Path) -> None:
