@@ -29,7 +29,15 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steptool.models.actor import Actor, enable_packing
-from steptool.models.load import MAX_FILE, ModelError, choose_device, load_tokenizer, read_model_config
+from steptool.models.load import (
+    DECODING,
+    MAX_FILE,
+    ModelError,
+    choose_device,
+    keep_special_tokens,
+    load_tokenizer,
+    read_model_config,
+)
 from steptool.models.logprobs import unwrap_model
 from steptool.models.optimizer import FILE, get_local_part, join_halves, split_halves
 
@@ -49,6 +57,7 @@ def load_sharded_actor(folder: Path, processes: int, *, trained: bool, **options
     actor's policy afterwards. Raises ModelError where the files of the folder name other weights than the model's own.
     """
     model, saved = _make_empty(folder)
+    buffers = {name: torch.empty_like(buffer) for name, buffer in _list_saved_buffers(model).items()}
     model = model.float() if trained else model.requires_grad_(False)
     actor = Actor(model, **options)
     mesh = init_device_mesh(choose_device().type, (processes,))
@@ -60,13 +69,8 @@ def load_sharded_actor(folder: Path, processes: int, *, trained: bool, **options
         if isinstance(module, FSDPModule):  # losses are divided by numbers of the whole step: gradients add up
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    weights = {name: _make_room(p, p.dtype) for name, p in model.named_parameters()}
-    if missing := sorted(weights.keys() - _read_metadata(folder).keys()):
-        raise ModelError(
-            f"{folder}: the weights hold no {', '.join(missing[:3])} ({len(missing)} of the model's parameters are "
-            "missing); parts are read by the model's own names: save the model with save_pretrained, or train it with "
-            "ppo.sharding: ddp"
-        )
+    weights = {name: _make_room(p, p.dtype) for name, p in model.named_parameters()} | buffers
+    _check_names(weights, folder)
     read_parts(weights, folder)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
@@ -82,6 +86,7 @@ def save_sharded_model(policy: nn.Module, policy_dir: Path, out_dir: Path) -> No
     lm = unwrap_model(policy)
     half = _find_saved_dtype(lm.config) is torch.bfloat16
     weights = {n: _take_high_half(p) if half else p.detach() for n, p in lm.named_parameters()}
+    weights |= _list_saved_buffers(lm)
     files = _number_files(weights)
     _write_joined(weights, out_dir, files)
     if _is_first():
@@ -89,8 +94,8 @@ def save_sharded_model(policy: nn.Module, policy_dir: Path, out_dir: Path) -> No
             (out_dir / _JOINED).replace(out_dir / "model.safetensors")
             (out_dir / "model.safetensors.index.json").unlink()
         lm.config.save_pretrained(out_dir)
-        if (policy_dir / "generation_config.json").is_file():
-            GenerationConfig.from_pretrained(policy_dir).save_pretrained(out_dir)
+        if (policy_dir / DECODING).is_file():
+            keep_special_tokens(GenerationConfig.from_pretrained(policy_dir)).save_pretrained(out_dir)
         load_tokenizer(policy_dir).save_pretrained(out_dir)
 
 
@@ -191,6 +196,31 @@ def _make_empty(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(choose_device())
     return model.eval(), _find_saved_dtype(config)
+
+
+def check_parts(folder: Path) -> None:
+    """Raise ModelError where the files of a folder do not hold the weights by the names by which parts are read."""
+    model, _ = _make_empty(folder)
+    _check_names(dict(model.named_parameters()) | _list_saved_buffers(model), folder)
+
+
+def _check_names(weights: Mapping[str, Tensor], folder: Path) -> None:
+    if missing := sorted(weights.keys() - _read_metadata(folder).keys()):
+        raise ModelError(
+            f"{folder}: the files hold no {', '.join(missing[:3])} ({len(missing)} in all), and several processes read "
+            "their parts by the names that the weights have in the model; transformers saves some models under other "
+            "names, most mixtures of experts among them: set ppo.sharding to ddp, or choose another model"
+        )
+
+
+def _list_saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to a model's weights, such as the bias of a router. Every process has them whole."""
+    return {
+        f"{prefix}.{name}".removeprefix("."): buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    }
 
 
 def _find_saved_dtype(config: Any) -> torch.dtype:

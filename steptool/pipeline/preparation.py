@@ -38,6 +38,7 @@ from steptool.models.adapter import add_adapter
 from steptool.models.load import EMBEDDED, ModelError, load_codec, load_model, prepare_base, read_model_config
 from steptool.models.logprobs import unwrap_model
 from steptool.models.optimizer import make_adamw
+from steptool.models.sharding import check_parts
 from steptool.pipeline.episodes import FETCHED
 from steptool.pipeline.tracking import check_trackers, track_configuration
 from steptool.policies.catalog import open_environment_of
@@ -79,7 +80,7 @@ def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query]
     """Play two turns of the shortest and of the longest prompt, and of one that fills the context.
 
     Returns the difference in nats between the log-probabilities of the rollouts and those of the training path. Where
-    another engine decodes, weights and context alone are checked.
+    another engine decodes, no turns are played. With LoRA the model has an adapter afterwards.
     Raises ModelError, with the remedy, for a model that cannot be played or trained: weights that are no numbers, a
     context longer than its positions, layers that the sampler does not know, log-probabilities that differ.
     """
@@ -87,10 +88,12 @@ def try_model(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query]
     try:
         _check_weights(model)
         check_context(model, config.policy.max_context)
-        if config.rollout.engine != "transformers":
-            return 0.0
-        rows = _play(model, codec, queries, config)
-        differences = [_measure_difference(model, row, config.rollout.temperature) for row in rows if row.spans]
+        rows, differences = _make_rows(codec, queries, config), [0.0]
+        _check_vocabulary(model, rows)
+        if config.rollout.engine == "transformers":
+            _play(model, codec, rows, config)
+            differences = [_measure_difference(model, row, config.rollout.temperature) for row in rows if row.spans]
+        _try_training(model, rows[0].input_ids, config)
     except ValueError as error:
         raise ModelError(f"policy.base: {error}") from error
     except (RuntimeError, IndexError, TypeError, AttributeError, KeyError) as error:
@@ -126,14 +129,34 @@ def _check_vocabulary(model: PreTrainedModel, rows: Sequence[_Row]) -> None:
         )
 
 
-def _play(model: PreTrainedModel, codec: ChatCodec, queries: Sequence[Query], config: Config) -> list[_Row]:
+def _make_rows(codec: ChatCodec, queries: Sequence[Query], config: Config) -> list[_Row]:
     room, answer = config.rollout.max_new_tokens, codec.observation_ids("{}", "trial")
     longest = config.policy.max_context - _TURNS * (room + len(answer) + 1)
-    rows = [_Row(ids) for ids in _make_prompts(codec, queries, config.rollout.finish, longest)]
-    sampler = BatchSampler(model, len(rows), codec.end_ids, max_new_tokens=room, temperature=config.rollout.temperature)
-    _check_vocabulary(model, rows)
+    return [_Row(ids) for ids in _make_prompts(codec, queries, config.rollout.finish, longest)]
+
+
+def _play(model: PreTrainedModel, codec: ChatCodec, rows: Sequence[_Row], config: Config) -> None:
+    room, temperature = config.rollout.max_new_tokens, config.rollout.temperature
+    sampler = BatchSampler(model, len(rows), codec.end_ids, max_new_tokens=room, temperature=temperature)
     _play_turns(sampler, rows, codec, room, config.policy.max_context)
-    return rows
+
+
+@torch.no_grad()
+def _try_training(model: PreTrainedModel, input_ids: list[int], config: Config) -> None:
+    """Compute a token's log-probability as training does, with an adapter where LoRA is on.
+
+    Raises ValueError for a model with which that is not possible.
+    """
+    row = _Row(input_ids, spans=[(len(input_ids) - 1, len(input_ids))])
+    try:
+        policy = add_adapter(model, config.policy, config.seed) if config.policy.lora_rank else model
+        score_actions(policy, collate([row]).to(model.device), config.rollout.temperature)
+    except (RuntimeError, IndexError, TypeError, AttributeError, KeyError, ValueError) as error:
+        remedy = "set policy.lora_rank to 0 or " if config.policy.lora_rank else ""
+        raise ValueError(
+            f"{type(model).__name__} cannot be trained, a trial ended with {type(error).__name__}: {error}; {remedy}"
+            "choose another model"
+        ) from error
 
 
 def _play_turns(
@@ -214,6 +237,8 @@ def prepare(
     track_configuration(config)
     texts = iterate_texts(queries, demonstrations)
     base = prepare_base(config.policy, texts, config.seed, out_dir)
+    if machines and "ppo" in machines and machines["ppo"].processes > 1 and config.ppo.sharding == "fsdp":
+        check_parts(base)
     codec = load_codec(base, config.policy.chat_format, config.policy.chat_date)
     fitting = select_fitting(queries, codec, config)
     if machines is None:

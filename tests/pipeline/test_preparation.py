@@ -62,17 +62,24 @@ def test_a_window_that_play_ignores_is_found_though_prompts_are_short(codec: Cha
         try_model(mistral(codec, 2000, Careless), codec, queries, CONFIG)
 
 
-def test_where_another_engine_decodes_weights_and_context_alone_are_checked(
-    codec: ChatCodec, queries: list[Query]
-) -> None:
+def test_where_another_engine_decodes_the_model_is_not_played(codec: ChatCodec, queries: list[Query]) -> None:
     config = Config.model_validate({"policy": {"max_context": 4000}, "rollout": {"engine": "vllm"}})
-    hybrid = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1}
+    hybrid = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=len(codec.tokenizer), **sizes))
     assert try_model(hybrid, codec, queries, config) == 0.0
     with pytest.raises(ModelError, match=r"MambaForCausalLM cannot be played.*set rollout\.engine to vllm"):
         try_model(hybrid, codec, queries, CONFIG)
     next(hybrid.parameters()).data[0] = float("inf")
     with pytest.raises(ModelError, match="hold values that are no numbers"):
         try_model(hybrid, codec, queries, config)
+
+
+def test_a_model_that_takes_no_adapter_is_refused_before_it_is_trained(codec: ChatCodec, queries: list[Query]) -> None:
+    tree = {"policy": {"max_context": 4000, "lora_rank": 2}, "rollout": {"engine": "vllm"}}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1}
+    hybrid = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=len(codec.tokenizer), **sizes))
+    with pytest.raises(ModelError, match=r"MambaForCausalLM cannot be trained.*set policy\.lora_rank to 0"):
+        try_model(hybrid, codec, queries, Config.model_validate(tree))
 
 
 def test_weights_that_are_no_numbers_are_refused(codec: ChatCodec, queries: list[Query]) -> None:

@@ -65,6 +65,18 @@ def check_parts(model: Path) -> None:
     assert own < 0.52 * sum(p.numel() for p in whole.parameters())
     for name, parameter in actor.policy.named_parameters():
         assert torch.equal(parameter.full_tensor(), whole.get_parameter(name)), name
+    for name, buffer in actor.policy.named_buffers():
+        assert torch.equal(buffer, whole.get_buffer(name)), name
+
+
+def adapt_twice(model: Path, out: Path, checkpoints: Path | None = None, *, killed: bool = False) -> None:
+    """Two rounds with an adapter. The second one keeps checkpoints, and is killed after the first of them if wanted."""
+    if not (out / "0").is_dir():
+        play(model, out / "0", "fsdp", rank=4)
+    options: dict[str, Any] = {"checkpoints": checkpoints} if checkpoints else {}
+    if killed:
+        options["on_checkpoint"] = kill_this_process
+    play(out / "0", out / "1", "fsdp", rank=4, round_index=1, reference=model, **options)
 
 
 def kill_this_process() -> None:
@@ -73,8 +85,17 @@ def kill_this_process() -> None:
 
 def run(stage: str, model: Path, folder: Path) -> None:
     out, checkpoints = folder / stage, folder / "checkpoints"
-    if stage == "parts":
+    kind, _, part = stage.partition("/")
+    if part:  # adapters over a model that lies in the folder
+        adapt_twice(
+            folder / kind, folder / ("whole" if part == "whole" else "stopped"),
+            None if part == "whole" else checkpoints / kind, killed=part == "killed",
+        )  # fmt: skip
+    elif stage == "parts":
         check_parts(model)
+    elif stage == "buffers":
+        check_parts(folder / "gemma4_model")
+        play(folder / "gemma4_model", out, "fsdp")
     elif stage == "ppo":
         play(model, out / "0", "fsdp")
         play(out / "0", out / "1", "fsdp", round_index=1, reference=model)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma4ForCausalLM, Gemma4TextConfig, MixtralConfig, Qwen3Config
 
 from steptool.models.adapter import WEIGHTS
-from steptool.models.load import load_model
+from steptool.models.load import ModelError, load_model, load_tokenizer
 from steptool.models.optimizer import join_halves
+from steptool.models.sharding import check_parts
 from tests.training.sharded_worker import demonstrate, play
 
 WORKER = Path(__file__).parent / "sharded_worker.py"
@@ -35,13 +36,32 @@ def two(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(model_dir, folder / "bfloat16_model")
     load_model(model_dir).bfloat16().save_pretrained(folder / "bfloat16_model")
-    stages = ("parts", "ppo", "tiled", "bfloat16", "lora", "sft", "sft_lora")
+    save_gemma4(folder / "gemma4_model", model_dir)
+    stages = ("parts", "buffers", "ppo", "tiled", "bfloat16", "lora", "sft", "sft_lora")
     for killed in ((*stages, "ppo_killed"), ("ppo_resumed", "sft_killed")):
         run = start(model_dir, folder, *killed)
         assert "SIGKILL" in run.stderr, run.stderr[-3000:]
     last = start(model_dir, folder, "sft_resumed")
     assert last.returncode == 0, last.stderr[-3000:]
     return folder
+
+
+SIZES = {
+    "vocab_size": 304, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+def save_gemma4(folder: Path, model_dir: Path) -> None:
+    """A Gemma 4, each layer of which has a factor that is no parameter."""
+    sizes = {"global_head_dim": 8, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    kinds = ["sliding_attention", "full_attention"]
+    torch.manual_seed(0)
+    model = Gemma4ForCausalLM(Gemma4TextConfig(**SIZES, **sizes, layer_types=kinds, sliding_window=16))
+    for layer in model.model.layers:
+        layer.layer_scalar.fill_(0.75)
+    model.save_pretrained(folder)
+    load_tokenizer(model_dir).save_pretrained(folder)
 
 
 def load_files(folder: Path) -> dict[str, torch.Tensor]:
@@ -153,3 +173,46 @@ def test_a_killed_warm_start_and_a_killed_round_end_with_the_same_weights(two: P
     for stage in ("sft", "ppo"):
         left_names = sorted(path.name for path in (two / "checkpoints" / stage).glob("checkpoint-*"))
         assert left_names == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_buffers_that_belong_to_the_weights_are_read_and_written(two: Path, tmp_path: Path) -> None:
+    """The worker compares them after reading, and one process writes the same folder."""
+    play(two / "gemma4_model", tmp_path, "ddp")
+    start, written = load_files(two / "gemma4_model"), load_files(two / "buffers")
+    scalars = {name for name in start if name.endswith("layer_scalar")}
+    assert len(scalars) == 2 and all(torch.equal(start[name], written[name]) for name in scalars)
+    expected = load_files(tmp_path)
+    assert written.keys() == expected.keys()
+    for name in written.keys() - scalars:
+        distance = (expected[name] - start[name]).abs().max()
+        assert (written[name] - expected[name]).abs().max() <= 0.02 * distance, name
+
+
+def test_weights_that_are_saved_under_other_names_are_refused(model_dir: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(MixtralConfig(**SIZES, num_local_experts=2)).save_pretrained(tmp_path)
+    load_tokenizer(model_dir).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"hold no .*experts.*set ppo\.sharding to ddp"):
+        check_parts(tmp_path)
+    check_parts(model_dir)
+
+
+@pytest.mark.slow
+def test_killed_rounds_with_adapters_end_with_the_same_bits(model_dir: Path, tmp_path: Path) -> None:
+    """The second of two rounds is killed after a checkpoint, over a tied float32 and an untied bfloat16 base."""
+    tied, untied = tmp_path / "tied" / "base", tmp_path / "untied" / "base"
+    shutil.copytree(model_dir, tied)
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(Qwen3Config(**SIZES)).bfloat16().save_pretrained(untied)
+    load_tokenizer(model_dir).save_pretrained(untied)
+    assert "lm_head.weight" in load_files(untied) and "lm_head.weight" not in load_files(tied)
+    for base in (tied, untied):
+        for stages, code in ((("base/whole", "base/killed"), "SIGKILL"), (("base/resumed",), "")):
+            run = start(model_dir, base.parent, *stages)
+            assert code in run.stderr if code else run.returncode == 0, run.stderr[-3000:]
+        stopped, whole = (base.parent / name / "1" for name in ("stopped", "whole"))
+        files = {file.relative_to(whole) for file in whole.rglob("*.safetensors")}
+        assert {file.name for file in files} == {WEIGHTS, "optimizer.safetensors", "value_head.safetensors"}
+        for file in files:
+            left, right = load_file(stopped / file), load_file(whole / file)
+            assert left.keys() == right.keys()
+            assert all(torch.equal(tensor, right[name]) for name, tensor in left.items()), file
