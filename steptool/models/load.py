@@ -280,8 +280,11 @@ def save_model(model: PreTrainedModel, dtype: Literal["auto", "float32", "bfloat
     the folder. Of its decoding the numbers of special tokens alone are written."""
     if dtype != "auto":
         model = model.to(getattr(torch, dtype))
-    model.generation_config = keep_special_tokens(model.generation_config)
-    model.save_pretrained(folder, max_shard_size=MAX_FILE)
+    decoding, model.generation_config = model.generation_config, keep_special_tokens(model.generation_config)
+    try:
+        model.save_pretrained(folder, max_shard_size=MAX_FILE)
+    finally:
+        model.generation_config = decoding
 
 
 def keep_special_tokens(decoding: GenerationConfig | None) -> GenerationConfig:
