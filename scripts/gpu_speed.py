@@ -137,7 +137,7 @@ def measure_attention(small: bool) -> list[Row]:
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     import torch
 
-    from steptool.models.actor import attend
+    from steptool.models.packed_attention import attend
 
     half = query.shape[2] // 2
     bounds = torch.tensor([0, half, 2 * half], dtype=torch.int32, device=query.device)

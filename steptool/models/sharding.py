@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from steptool.models.actor import Actor, enable_packing
+from steptool.models.actor import Actor
 from steptool.models.load import (
     DECODING,
     MAX_FILE,
@@ -40,6 +40,7 @@ from steptool.models.load import (
 )
 from steptool.models.logprobs import unwrap_model
 from steptool.models.optimizer import FILE, get_local_part, join_halves, split_halves
+from steptool.models.packed_attention import enable_packing
 
 _JOINED = "model-00001-of-00001.safetensors"
 """Name under which torch joins parts into a single file."""

@@ -28,10 +28,8 @@ from transformers import (
 from steptool.config import PolicyConfig
 from steptool.models import logprobs
 from steptool.models.actor import (
-    VARIABLE_LENGTH,
     Actor,
     ValueHead,
-    can_pack,
     collate,
     compute_action_states,
     give_back_free_memory,
@@ -42,6 +40,7 @@ from steptool.models.adapter import add_adapter
 from steptool.models.load import load_model, make_tiny_model, train_tokenizer
 from steptool.models.logprobs import AccumulatingEmbedding, compute_token_log_probs
 from steptool.models.optimizer import make_adamw
+from steptool.models.packed_attention import VARIABLE_LENGTH, can_pack
 
 
 @pytest.fixture(scope="module")

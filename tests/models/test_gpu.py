@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from steptool.models import logprobs
-from steptool.models.actor import VARIABLE_LENGTH, Actor, collate
+from steptool.models.actor import Actor, collate
 from steptool.models.optimizer import join_halves, make_adamw
+from steptool.models.packed_attention import VARIABLE_LENGTH
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SIZES = {

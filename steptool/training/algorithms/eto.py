@@ -27,8 +27,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from steptool.config import Config
-from steptool.models.actor import CHECKPOINTING, VARIABLE_LENGTH, Actor, Indices, Spanned, find_action_places
+from steptool.models.actor import CHECKPOINTING, Actor, Indices, Spanned, find_action_places
 from steptool.models.logprobs import unwrap_model
+from steptool.models.packed_attention import VARIABLE_LENGTH
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.rewards.compose import RunningScale
 from steptool.training.algorithms.base import Algorithm, Selection

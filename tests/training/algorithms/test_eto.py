@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
 from steptool.config import Config, PolicyConfig
-from steptool.models.actor import VARIABLE_LENGTH, Actor, collate
+from steptool.models.actor import Actor, collate
 from steptool.models.load import load_model
 from steptool.models.optimizer import make_adamw
+from steptool.models.packed_attention import VARIABLE_LENGTH
 from steptool.records import Step, StepReward, StepStatus, ToolCall, Trajectory
 from steptool.rewards.compose import NO_REWARDS_SEEN
 from steptool.training.algorithms.eto import ExplorationPreference
