@@ -13,6 +13,7 @@ import argparse
 import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -49,6 +50,16 @@ def write_model(weights: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def write_whole_model(weights: Path, folder: Path) -> None:
+    """Turn a GGUF file into a model folder; its weights appear last, and after a failure nothing does."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
+        write_model(weights, Path(scratch))
+        folder.mkdir(exist_ok=True)
+        for file in sorted(Path(scratch).iterdir(), key=lambda file: file.suffix == ".safetensors"):
+            file.replace(folder / file.name)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Write the folder that is named; one that has weights already stays as it is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -59,7 +70,11 @@ def main(arguments: list[str] | None = None) -> None:
     if (folder / "model.safetensors").is_file():
         sys.stdout.write(f"{folder}: has a model already\n")
         return
-    write_model(options.gguf or find_weights(), folder)
+    try:
+        write_whole_model(options.gguf or find_weights(), folder)
+    except Exception as error:  # a damaged file makes transformers raise errors of any class
+        reason = " ".join(str(error).split())
+        sys.exit(f"{folder}: not written ({type(error).__name__}: {reason}); --gguf names an intact GGUF file")
     sys.stdout.write(f"{folder}: written\n")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.smollm import find_weights, write_model
+from scripts.smollm import find_weights, main, write_model
 from steptool.models.load import load_codec, load_model
 
 gguf = pytest.importorskip("gguf")
@@ -62,6 +62,28 @@ def test_a_gguf_file_becomes_a_bfloat16_folder_that_calls_tools(tmp_path: Path) 
     up = model.model.layers[0].mlp.up_proj.weight.detach().float().numpy()
     np.testing.assert_allclose(up, weights["blk.0.ffn_up.weight"], atol=0.05)  # 8 bits of at most 4 in size
     assert (codec.format.name, codec.native, codec.end_token) == ("hermes", True, "<|im_end|>")
+
+
+def test_a_damaged_file_leaves_no_folder_and_an_intact_one_goes_on_from_a_broken_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = tmp_path / "tiny.gguf", tmp_path / "models" / "tiny"
+    write_gguf(file)
+    content = file.read_bytes()
+    for damaged in (b"GGUF", b"no such format" * 9, content[: len(content) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(SystemExit, match=r"tiny: not written \(\w+: .*--gguf names an intact GGUF file"):
+            main([str(folder), "--gguf", str(file)])
+        assert not list(folder.parent.iterdir())
+    file.write_bytes(content)
+    folder.mkdir()
+    (folder / "config.json").write_text("{")
+    main([str(folder), "--gguf", str(file)])
+    assert load_model(folder).dtype == torch.bfloat16
+    weights = (folder / "model.safetensors").read_bytes()
+    main([str(folder), "--gguf", str(file)])
+    assert capsys.readouterr().out.endswith("has a model already\n")
+    assert (folder / "model.safetensors").read_bytes() == weights and not list(tmp_path.glob("models/tiny.*"))
 
 
 def test_the_package_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
