@@ -238,6 +238,7 @@ def measure_rollout(small: bool) -> list[Row]:
                 cuda_graphs=way == "CUDA graphs",
             )
             policy = LocalPolicy(model, codec, name="random", rollout=rollout, max_context=2048, seed=0)
+            _reset_peak()
             start = time.perf_counter()
             trajectories = [episode.trajectory for episode in roll_out(policy, episodes, Notebook())]
             seconds = time.perf_counter() - start

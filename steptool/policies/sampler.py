@@ -73,7 +73,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         self._store: dict[int, tuple[Tensor, Tensor]] = {}
         self._rows_to_read: Tensor | None = None
         self._where: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
-        self._real: Tensor | None = None
+        self._real: tuple[Tensor, Tensor] | None = None
         self._length = 0
 
     def aim(self, rows: Tensor | None, positions_RM: Tensor, real_RM: Tensor | None, length: int) -> None:
@@ -83,11 +83,13 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         padding).
         """
         index = torch.arange(self._rows, device=positions_RM.device) if rows is None else rows
-        row_RM = index[:, None].expand_as(positions_RM)
-        self._where = (row_RM.flatten(), positions_RM.flatten())
-        self._real = real_RM
-        if real_RM is not None:
-            self._where = (row_RM[real_RM], positions_RM[real_RM])
+        if real_RM is None:
+            self._real = None
+            self._where = (index[:, None].expand_as(positions_RM).flatten(), positions_RM.flatten())
+        else:  # places and no mask: a mask would make the GPU wait in every layer
+            row_N, place_N = real_RM.nonzero(as_tuple=True)
+            self._real = row_N, place_N
+            self._where = (index[row_N], positions_RM[row_N, place_N])
         self._rows_to_read = rows
         self._length = length
         self.grow(length)
@@ -123,9 +125,12 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         self._store = {i: (k[rows], v[rows]) for i, (k, v) in self._store.items()}
 
     def _write(self, store: Tensor, new_RHMD: Tensor) -> Tensor:
-        new_RMHD = new_RHMD.transpose(1, 2)
         row, slot = self._where
-        store[row, :, slot] = new_RMHD.flatten(0, 1) if self._real is None else new_RMHD[self._real]
+        if self._real is None:
+            store[row, :, slot] = new_RHMD.transpose(1, 2).flatten(0, 1)
+        else:
+            row_N, place_N = self._real
+            store[row, :, slot] = new_RHMD[row_N, :, place_N]
         readable = store[:, :, : self._length]
         return readable if self._rows_to_read is None else readable[self._rows_to_read]
 
@@ -158,8 +163,11 @@ class StepRecordings:
         """Whether the step waits for the GPU; None: not known yet."""
 
     def clear(self) -> None:
-        """Forget all graphs, because the tensors that they read and write have been replaced."""
-        self._graphs = {}
+        """Forget all graphs, because the tensors that they read and write have been replaced.
+
+        Their memory is forgotten as well: torch takes no recording into memory that no graph holds any more.
+        """
+        self._graphs, self._pool = {}, None
 
     def run(self, key: tuple[int, int], step: Callable[[], None]) -> None:
         """Run a step: the first one of a key plainly, the second one is recorded, and the others are replayed.
@@ -310,9 +318,9 @@ class BatchSampler:
             position_RM[i, width - len(f.ids) :] = torch.arange(f.start, f.start + len(f.ids))
             real_RM[i, width - len(f.ids) :] = True
             uniforms[i, : self._max_new] = torch.from_numpy(f.uniforms)
-        ids_RM, position_RM, real_RM = (t.to(self._device) for t in (ids_RM, position_RM, real_RM))
+        padded = None if bool(real_RM.all()) else real_RM.to(self._device)
+        ids_RM, position_RM = ids_RM.to(self._device), position_RM.to(self._device)
         rows = torch.tensor([f.row for f in feeds], device=self._device)
-        padded = None if bool(real_RM.all()) else real_RM
         self._cache.aim(rows, position_RM, padded, length)
         logits_RV = self._forward(ids_RM, position_RM, length)
         self._position[rows] = position_RM[:, -1] + 1
