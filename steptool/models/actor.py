@@ -158,6 +158,8 @@ def save_value_head(head: ValueHead, folder: Path) -> None:
     save_file({k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()}, folder / FILE)
 
 
+_COMPILATIONS = 64
+"""Ways in which the code of a layer may be compiled."""
 _LARGE = 50_000_000
 """Parameters of a model whose passes take seconds on a CPU."""
 
@@ -229,6 +231,9 @@ class Actor(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile each layer, and what is done to the logits of a large vocabulary, into fewer kernels."""
+        # Scoring, training, one packed sequence or several, each kind of layer: all compile the same code anew, and
+        # torch would leave it uncompiled from the eighth time on.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILATIONS)
         self.ways = replace(self.ways, fused=True)
         for module in unwrap_model(self.policy).modules():
             if isinstance(module, GradientCheckpointingLayer):

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from steptool.artifacts import lineage
 from steptool.config import PolicyConfig
 from steptool.models.load import ADAPTER, LoadModel, ModelError, load_model, load_tokenizer, save_model
+from steptool.models.logprobs import unwrap_model
 
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 """PEFT's names."""
@@ -86,7 +87,7 @@ def load_joined(place: ModelPlace, load: LoadModel = load_model) -> PreTrainedMo
     from peft import PeftModel  # takes seconds
     from peft.tuners.lora import LoraLayer
 
-    adapted = PeftModel.from_pretrained(model, place.adapter)
+    adapted = PeftModel.from_pretrained(model, place.adapter, torch_device=str(model.device))
     for layer in [module for module in adapted.modules() if isinstance(module, LoraLayer)]:
         plain = layer.get_base_layer()
         for name, weight in list(plain.named_parameters(recurse=False)):
@@ -147,7 +148,8 @@ def adapt(model: nn.Module, policy_dir: Path, config: PolicyConfig, seed: int) -
         return add_adapter(model, config, seed)
     from peft import PeftModel
 
-    adapted: nn.Module = PeftModel.from_pretrained(model, policy_dir, is_trainable=True)
+    device = str(unwrap_model(model).device)  # else peft reads for every process into the memory of the first GPU
+    adapted: nn.Module = PeftModel.from_pretrained(model, policy_dir, is_trainable=True, torch_device=device)
     return _leave_inputs(adapted)
 
 

@@ -163,8 +163,9 @@ class _TiledLogProbs(torch.autograd.Function):
         differentiate = _compile(_differentiate_tile) if ways.fused else _differentiate_tile_in_place
         for tile in tiles.slices():
             grad_NT = differentiate(
-                tiles.logits(tile), tiles.scratch(tile), normaliser_N, gradient_N, targets_N - tile.start, transform
-            ).to(weight_VH.dtype)
+                tiles.logits(tile), tiles.scratch(tile), normaliser_N, gradient_N, targets_N - tile.start, transform,
+                weight_VH.dtype,
+            )  # fmt: skip
             if bias_grad_V is not None:
                 bias_grad_V[tile] = grad_NT.sum(0)
             if hidden_grad_NH is not None:
@@ -249,13 +250,17 @@ def _differentiate_tile_in_place(
     gradient_N: Tensor,
     place_N: Tensor,
     transform: LogitTransform,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """gradient * d log p(target) / d logits, with d log p(target) / d z = onehot(target) - p, written into the room."""
+    """gradient * d log p(target) / d logits, with d log p(target) / d z = onehot(target) - p, written into the room.
+
+    `dtype` is the precision of the result.
+    """
     z_NT = transform.apply(logits_NT)
     torch.sub(z_NT, normaliser_N[:, None], out=room_NT).exp_().mul_(-gradient_N[:, None])
     inside_N = (place_N >= 0) & (place_N < z_NT.shape[1])
     room_NT.scatter_add_(1, place_N.clamp(0, z_NT.shape[1] - 1)[:, None], (gradient_N * inside_N)[:, None])
-    return transform.chain(room_NT, z_NT)
+    return transform.chain(room_NT, z_NT).to(dtype)
 
 
 def _differentiate_tile(
@@ -265,13 +270,14 @@ def _differentiate_tile(
     gradient_N: Tensor,
     place_N: Tensor,
     transform: LogitTransform,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The same without overwriting anything, in bfloat16, to be compiled."""
+    """The same without overwriting anything, to be compiled."""
     z_NT = transform.apply(logits_NT.clone())
     columns_T = torch.arange(z_NT.shape[1], device=z_NT.device)
     p_NT = (z_NT - normaliser_N[:, None]).exp()
     grad_NT = gradient_N[:, None] * ((columns_T == place_N[:, None]).float() - p_NT)
-    return transform.chain(grad_NT, z_NT).bfloat16()
+    return transform.chain(grad_NT, z_NT).to(dtype)
 
 
 @cache

@@ -151,7 +151,8 @@ def load_sharded_moments(optimizer: torch.optim.Optimizer, model: nn.Module, fol
             weights = get_local_part(parameter)
             weights.copy_(join_halves(weights.bfloat16(), part.view(torch.int16)))
         else:
-            optimizer.state[parameter][key] = part.reshape(()) if key == "step" else part.float()
+            value = part.reshape(()) if key == "step" else part.float()
+            optimizer.state[parameter][key] = value.to(parameter.device)  # a GPU reads no step from the CPU
 
 
 def write_parts(state: Mapping[str, Tensor], folder: Path) -> None:
