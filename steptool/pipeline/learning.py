@@ -9,7 +9,6 @@ it.
 from __future__ import annotations
 
 import copy
-import gc
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 from steptool.artifacts import lineage
 from steptool.artifacts.metrics import Stopwatch, average_known, count_metrics, format_rate, say, total_counts
 from steptool.config import Config
+from steptool.models.actor import free_gpu_memory
 from steptool.models.adapter import is_adapter, read_base_name
 from steptool.models.load import LoadModel, load_model
 from steptool.pipeline.episodes import (
@@ -211,9 +211,7 @@ class SharedModels:
 
     def hand_over(self) -> None:
         """Free what one side has left behind, such as keys and values, before the other side's turn."""
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_gpu_memory()
 
 
 def share_weights(model: PreTrainedModel) -> PreTrainedModel:
@@ -307,13 +305,8 @@ def _make_round(
     show: Callable[[str, str], None],
 ) -> None:
     """Make one round in the folder `work`."""
-    start, tasks, config, queries = inputs.start, inputs.tasks, inputs.config, inputs.queries
-    watch, shards = Stopwatch("rollout", round_index), []
-    with open_learner(policy, start, config, round_index, models.load, resting) as player:
-        for shard in range(config.rollout.shards):
-            target = _make_folder(work, f"shard{shard}")
-            shards.append(play_shard(player, tasks, config, round_index, shard, target, watch))
-            watch = Stopwatch("rollout", round_index)
+    start, config, queries = inputs.start, inputs.config, inputs.queries
+    shards = _play_shards(inputs, round_index, policy, work, models, resting)
     models.hand_over()
     scores = [
         score_file(shard / EPISODES, queries, config, round_index, _make_folder(work, f"scores{number}"))
@@ -331,6 +324,19 @@ def _make_round(
     models.hand_over()
     for part in (*shards, *scores):
         shutil.rmtree(part)
+
+
+def _play_shards(
+    inputs: RoundInputs, round_index: int, policy: Path, work: Path, models: SharedModels, resting: RestingEngine
+) -> list[Path]:
+    """Play the episodes of a round; nothing of the policy that plays them stays in memory."""
+    config, watch, shards = inputs.config, Stopwatch("rollout", round_index), []
+    with open_learner(policy, inputs.start, config, round_index, models.load, resting) as player:
+        for shard in range(config.rollout.shards):
+            target = _make_folder(work, f"shard{shard}")
+            shards.append(play_shard(player, inputs.tasks, config, round_index, shard, target, watch))
+            watch = Stopwatch("rollout", round_index)
+    return shards
 
 
 def _keep(work: Path, folder: Path, before: Path | None, number: int) -> Path:

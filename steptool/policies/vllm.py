@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from steptool.config.base import ConfigError
+from steptool.models.actor import free_gpu_memory
 from steptool.models.load import read_model_config
 from steptool.policies.token_policies import Completion, Sampling
 
@@ -44,10 +45,7 @@ class VllmEngine:
         lora_rank: int = 0,
         rests: bool = False,
     ) -> None:
-        if not torch.cuda.is_available():
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            # vLLM would tie the threads of this process to processors, and training goes on in it.
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        _prepare_process()
         try:
             vllm: Any = import_module("vllm")
         except ImportError as error:
@@ -155,6 +153,18 @@ class RestingEngine:
         if self._engine is not None:
             self._engine.shut_down()
             self._engine = None
+
+
+def _prepare_process() -> None:
+    """Set what vLLM reads from the environment, where the user has not set it, and free the GPU for it."""
+    if torch.cuda.is_available():
+        # vLLM runs in a process of its own. This one has asked for GPUs, after which a fork of it cannot use them.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        free_gpu_memory()  # vLLM refuses to start unless nearly all of it is free
+    else:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # vLLM would tie the threads of this process to processors, and training goes on in it.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
 def _free_caches(worker: Any) -> list[int]:

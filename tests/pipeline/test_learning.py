@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from steptool.artifacts.metrics import Stopwatch
 from steptool.pipeline.episodes import EPISODES, audit_round, open_learner, play_shard, score_file
 from steptool.pipeline.learning import FinishedRound, RoundInputs, learn_round, play_and_learn
+from steptool.policies.sampler import RowCache
 from steptool.records import Advantage, Metric, StepReward, Trajectory
 from steptool.records.tables import read_records
 from steptool.rewards.audit import AuditError
@@ -95,6 +97,17 @@ def test_rounds_together_make_the_same_bits_with_lora(
         "adapter_model.safetensors",
         "training",
     }
+
+
+def test_keys_and_values_are_gone_before_the_training(inputs: RoundInputs, tmp_path: Path) -> None:
+    """The page of the audit is shown between the two."""
+    caches: list[int] = []
+
+    def count_caches(name: str, page: str) -> None:
+        caches.append(sum(type(thing) is RowCache for thing in gc.get_objects()))
+
+    play_and_learn(inputs, 0, 1, inputs.start, None, tmp_path / "state", show=count_caches)
+    assert caches == [0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

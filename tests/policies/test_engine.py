@@ -1,9 +1,11 @@
 """A policy over an engine with continuous batching: here a small one that computes each token from the whole prompt."""
 
 import copy
+import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,10 @@ from steptool.chat.messages import make_call_message, make_tool_message
 from steptool.config import Config, EvaluatedPolicy, RolloutConfig, SearchConfig, ToolsConfig
 from steptool.config.base import ConfigError
 from steptool.environments.base import Environment
+from steptool.models.load import EMBEDDED
 from steptool.policies.catalog import open_policy
 from steptool.policies.token_policies import Completion, EnginePolicy, Sampling
-from steptool.policies.vllm import _make_lora_options
+from steptool.policies.vllm import VllmEngine, _make_lora_options
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
 from steptool.rollout.episode import Decoding
 from steptool.rollout.runner import roll_out
@@ -227,3 +230,24 @@ def test_a_template_with_tools_can_speak_react_as_well(
     t = play_prompts(codec, parrot({"go": [REACT.render(GET, "Look."), REACT.render(SEVEN)]}), query, environment)
     assert (t.stop_reason, t.solved) == (StopReason.FINISHED, 1.0)
     assert codec.encode(t.messages, query.tools).input_ids.tolist() == t.input_ids.tolist()
+
+
+def test_on_a_gpu_vllm_gets_a_fresh_process_and_all_free_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that has asked for GPUs cannot share them with its forks, and memory that torch keeps is not free."""
+    events: list[str] = []
+
+    class Engine:
+        @staticmethod
+        def from_engine_args(options: dict[str, Any]) -> None:
+            events.append(f"started by {os.environ['VLLM_WORKER_MULTIPROC_METHOD']}, eager {options['enforce_eager']}")
+
+    stand_in = SimpleNamespace(SamplingParams=dict, EngineArgs=dict, LLMEngine=Engine)
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("freed"))
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "")
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD")
+    VllmEngine(str(EMBEDDED), max_context=64, max_requests=2)
+    assert events == ["freed", "started by spawn, eager False"]
