@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -128,9 +129,13 @@ _BUCKET = 1 << 24
 """Numbers that are added up in one call."""
 
 
+_PATIENCE = timedelta(hours=1)
+"""How long a process waits for the others, of which the first one may have a large checkpoint to store."""
+
+
 def get_processes() -> PartialState:
     """The processes that torchrun started, or this one alone: gloo between CPUs, nccl between GPUs."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
 def cuts_models(sharding: str) -> bool:

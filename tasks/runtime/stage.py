@@ -233,6 +233,8 @@ def _add_error_handling(name: StageName, stage_profile: StageProfile, function: 
             trace_stage(name, _name_run(kwargs), _describe_round(kwargs)) as attributes,
         ):
             try:
+                if stage_profile.gpus and not runs_locally():
+                    check_gpus(name)
                 result = function(*args, **kwargs)
                 attributes |= _count_rows(result) if is_on() else {}
                 return result
@@ -240,6 +242,17 @@ def _add_error_handling(name: StageName, stage_profile: StageProfile, function: 
                 _leave_process_group()
 
     return run
+
+
+def check_gpus(stage: str) -> None:
+    """Raise ConfigError where torch finds no GPU, on which a stage would compute on the processor for days."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"the profile gives GPUs to stages.{stage}, and torch finds none in this pod; look whether nvidia-smi "
+            f"shows one here, and whether the driver of the node is new enough for CUDA {torch.version.cuda}"
+        )
 
 
 def _name_run(inputs: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import fsspec
 import pytest
+import torch
+from flytekit.bin.entrypoint import setup_execution
 from flytekit.core.context_manager import FlyteContextManager
 from flytekit.exceptions.user import FlyteRecoverableException
 
@@ -21,7 +23,8 @@ from steptool.chat.endpoint import Endpoint
 from steptool.config import EndpointConfig, load_config
 from steptool.config.base import ConfigError
 from steptool.storage.transfer import fetch
-from tasks.runtime.stage import StageFailed, classify_errors, is_transient
+from tasks.runtime.profile import StageName, StageProfile
+from tasks.runtime.stage import StageFailed, _add_error_handling, classify_errors, is_transient
 
 ROOT = Path(__file__).parents[2]
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -192,3 +195,13 @@ def test_a_local_run_shows_the_cause_alone_and_keeps_the_stack_in_a_file(tmp_pat
     stack_file = Path(stack.replace(" ", ""))
     assert "Traceback" in stack_file.read_text() and "IngestError" in stack_file.read_text()
     stack_file.unlink()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_pod_that_does_not_see_its_gpus_ends_at_once(tmp_path: Path) -> None:
+    """It would train on the processor until its time is over."""
+    train = {gpus: _add_error_handling(StageName.PPO, StageProfile(gpus=gpus), lambda: "trained") for gpus in (0, 2)}
+    with setup_execution(str(tmp_path)):
+        assert train[0]() == "trained"
+        with pytest.raises(StageFailed, match=r"gives GPUs to stages\.ppo, and torch finds none.*not tried again"):
+            train[2]()
