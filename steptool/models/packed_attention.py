@@ -77,12 +77,13 @@ def attend(
     if query.shape[0] != 1:
         raise ValueError(f"packed sequences lie in one row, got {query.shape[0]} rows")
     length = query.shape[2]
-    if cu_seq_lens_q is None or max_length_q is None or max_length_q == length:
-        if sliding_window is None or sliding_window >= length:
-            # one sequence: torch's attention without a mask is about twice as fast as that for variable lengths
-            grouped = query.shape[1] != key.shape[1]
-            out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-            return out.transpose(1, 2), None
+    is_single = cu_seq_lens_q is None or max_length_q is None or max_length_q == length
+    if is_single and (sliding_window is None or sliding_window >= length):
+        # one sequence: torch's attention without a mask is about twice as fast as that for variable lengths
+        grouped = query.shape[1] != key.shape[1]
+        out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+        return out.transpose(1, 2), None
+    if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q, max_length_q = torch.tensor([0, length], dtype=torch.int32, device=query.device), length
     out_LHD = _variable_length(query[0], key[0], value[0], cu_seq_lens_q, max_length_q, scaling, sliding_window)
     return out_LHD[None], None

@@ -164,6 +164,7 @@ class PreferenceTrainer:
             bf16=mixed, use_cpu=on_cpu, dataloader_pin_memory=not on_cpu, logging_steps=1,
             logging_nan_inf_filter=False, save_strategy="no", report_to="none", disable_tqdm=True,
         )  # fmt: skip
+        config._n_gpu = min(config.n_gpu, 1)  # else one process would spread its pairs over all GPUs that it sees
         constant = LambdaLR(self.optimizer, lambda step: 1.0)
         trainer = TokenTrainer(
             model, args=config, train_dataset=Dataset.from_list([self.rows[i] for i in order]),
