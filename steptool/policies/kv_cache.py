@@ -77,6 +77,14 @@ def make_forward_options(model: PreTrainedModel) -> dict[str, Any]:
     return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
 
+def find_cache_argument(model: PreTrainedModel) -> str | None:
+    """The name under which a forward pass takes its keys and values, None if it takes none; models of newer versions of
+    transformers have the second.
+    """
+    accepted = inspect.signature(unwrap_model(model).forward).parameters
+    return next((name for name in ("past_key_values", "cache") if name in accepted), None)
+
+
 def check_context(model: PreTrainedModel, max_context: int) -> None:
     """Raise ValueError if the model cannot read `max_context` tokens, or if their positions change as a text grows."""
     name, config = type(unwrap_model(model)).__name__, unwrap_model(model).config.get_text_config()
@@ -116,9 +124,8 @@ def _check_runs(model: PreTrainedModel, kinds: list[str]) -> None:
             "attention (Qwen3, Llama, Mistral, Gemma, Phi-3, gpt-oss, OLMo and others), set rollout.engine to vllm, or "
             "evaluate this one behind an endpoint"
         )
-    accepted = inspect.signature(inner.forward).parameters
-    if "position_ids" not in accepted or "past_key_values" not in accepted:
-        raise ValueError(f"{name} takes no position_ids or no past_key_values; use a decoder that does")
+    if "position_ids" not in inspect.signature(inner.forward).parameters or find_cache_argument(inner) is None:
+        raise ValueError(f"{name} takes no position_ids or no cache of keys and values; use a decoder that does")
     attention = model.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise ValueError(

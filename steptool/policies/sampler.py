@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from steptool.policies.kv_cache import AttentionMasks, make_forward_options
+from steptool.policies.kv_cache import AttentionMasks, find_cache_argument, make_forward_options
 
 _CHUNK = 64
 """The cache grows by half, to a multiple of this number of slots."""
@@ -218,7 +218,7 @@ class BatchSampler:
         self._model, self._device = model, model.device
         self._temperature, self._greedy, self._max_new = temperature, greedy, max_new_tokens
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
-        self._cache = RowCache(rows)
+        self._cache, self._cache_argument = RowCache(rows), find_cache_argument(model) or ""
         self._rows = torch.arange(rows, device=self._device)
         self._last = torch.zeros(rows, dtype=torch.long, device=self._device)
         self._position = torch.zeros_like(self._last)
@@ -335,8 +335,8 @@ class BatchSampler:
             input_ids=ids_RM,
             position_ids=position_RM,
             attention_mask=self._masks.build(position_RM, length),
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_argument: self._cache},
             **self._options,
         )
         return cast(Tensor, output.logits[:, -1].float())

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from steptool.policies.kv_cache import AttentionMasks, Copy, Fill, Rows, check_context
 from steptool.policies.sampler import BatchSampler, Feed
@@ -80,6 +80,21 @@ def test_sampled_logprobs_are_the_models_own(kind: str) -> None:
         own = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
         expected = own[np.asarray(places) - 1, np.asarray(ids)[places]]
         np.testing.assert_allclose(logprobs, expected.numpy(), atol=1e-4)
+
+
+class LaterLlama(LlamaForCausalLM):
+    """Has the name that newer versions of transformers give to the keys and values."""
+
+    def forward(self, input_ids: Any, position_ids: Any, attention_mask: Any, cache: Any, use_cache: bool) -> Any:
+        return super().forward(input_ids, attention_mask, position_ids, cache, use_cache=use_cache)
+
+
+@torch.inference_mode()
+def test_keys_and_values_go_under_the_name_that_the_model_gives_them() -> None:
+    model = build("llama", {})
+    later = LaterLlama(model.config).eval()
+    later.load_state_dict(model.state_dict())
+    assert [ids for ids, _, _ in sample_two_turns(later)] == [ids for ids, _, _ in sample_two_turns(model)]
 
 
 @pytest.mark.parametrize("kind", REFUSED)
