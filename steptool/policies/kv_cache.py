@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from steptool.models.logprobs import unwrap_model
 from steptool.rollout.episode import Episode
@@ -61,6 +65,51 @@ class AttentionMasks:
         mask = torch.zeros(visible_RMS.shape, dtype=self._dtype, device=self._device)
         mask.masked_fill_(~visible_RMS, torch.finfo(self._dtype).min)
         return mask[:, None]
+
+
+@contextmanager
+def share_keys() -> Iterator[None]:
+    """Within it, transformers' "sdpa" attention copies no keys and values in a decoding step.
+
+    Where several query heads share a key/value head, transformers 5.19 repeats the whole cache for them in every layer,
+    which takes longer than the rest of the step. Version 5.23 computes single tokens as `_attend` does.
+    """
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = _attend
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_attention_forward
+
+
+def _attend(
+    module: nn.Module,
+    query_RHMD: Tensor,
+    key_RKSD: Tensor,
+    value_RKSD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention [R, M, H, D] of M new tokens to S slots, with H query heads and K key/value heads.
+
+    With one new token, the query heads of a key/value head go in as new tokens of it: they see the same slots.
+    """
+    rows, heads, new, size = query_RHMD.shape
+    same_slots = attention_mask is not None and attention_mask.shape[1] == 1 and options.get("position_bias") is None
+    if new > 1 or not same_slots:
+        attended: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query_RHMD, key_RKSD, value_RKSD, attention_mask, scaling=scaling, **options
+        )
+        return attended
+    output_RKGD = scaled_dot_product_attention(
+        query_RHMD.reshape(rows, key_RKSD.shape[1], -1, size),
+        key_RKSD,
+        value_RKSD,
+        attn_mask=attention_mask,
+        dropout_p=options.get("dropout", 0.0),
+        scale=scaling,
+    )
+    return output_RKGD.reshape(rows, 1, heads, -1), None
 
 
 def list_layer_kinds(config: Any) -> list[str]:

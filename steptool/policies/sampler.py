@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from steptool.policies.kv_cache import AttentionMasks, find_cache_argument, make_forward_options
+from steptool.policies.kv_cache import AttentionMasks, find_cache_argument, make_forward_options, share_keys
 
 _CHUNK = 64
 """The cache grows by half, to a multiple of this number of slots."""
@@ -213,12 +213,13 @@ class BatchSampler:
         greedy: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
-        self._masks, self._options = AttentionMasks(model), make_forward_options(model)
+        self._masks = AttentionMasks(model)
         self._recordings = StepRecordings() if cuda_graphs and model.device.type == "cuda" else None
         self._model, self._device = model, model.device
         self._temperature, self._greedy, self._max_new = temperature, greedy, max_new_tokens
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
-        self._cache, self._cache_argument = RowCache(rows), find_cache_argument(model) or ""
+        self._cache = RowCache(rows)
+        self._options = {"use_cache": True, find_cache_argument(model) or "": self._cache} | make_forward_options(model)
         self._rows = torch.arange(rows, device=self._device)
         self._last = torch.zeros(rows, dtype=torch.long, device=self._device)
         self._position = torch.zeros_like(self._last)
@@ -329,16 +330,11 @@ class BatchSampler:
         self._open.update(f.row for f in feeds)
         self._record(rows, logits_RV, torch.ones_like(rows, dtype=torch.bool))
 
+    @share_keys()
     def _forward(self, ids_RM: Tensor, position_RM: Tensor, length: int) -> Tensor:
         """Logits [R, V] after the last token of each row."""
-        output = self._model(
-            input_ids=ids_RM,
-            position_ids=position_RM,
-            attention_mask=self._masks.build(position_RM, length),
-            use_cache=True,
-            **{self._cache_argument: self._cache},
-            **self._options,
-        )
+        mask = self._masks.build(position_RM, length)
+        output = self._model(input_ids=ids_RM, position_ids=position_RM, attention_mask=mask, **self._options)
         return cast(Tensor, output.logits[:, -1].float())
 
     def _record(self, rows: Tensor, logits_RV: Tensor, going: Tensor) -> None:

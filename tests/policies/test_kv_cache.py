@@ -1,14 +1,18 @@
 """Log-probabilities of turns that are sampled with a cache, against a model's own, for every kind of attention."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from steptool.policies.kv_cache import AttentionMasks, Copy, Fill, Rows, check_context
+from steptool.policies.kv_cache import AttentionMasks, Copy, Fill, Rows, check_context, share_keys
 from steptool.policies.sampler import BatchSampler, Feed
 from steptool.records import Query
 from steptool.rollout.episode import Episode
@@ -95,6 +99,42 @@ def test_keys_and_values_go_under_the_name_that_the_model_gives_them() -> None:
     later = LaterLlama(model.config).eval()
     later.load_state_dict(model.state_dict())
     assert [ids for ids, _, _ in sample_two_turns(later)] == [ids for ids, _, _ in sample_two_turns(model)]
+
+
+class AttentionShapes(TorchFunctionMode):
+    """Notes the new tokens and the key/value heads of every attention that torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, int]] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.seen.add((args[0].shape[2], args[1].shape[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_decoding_step_copies_no_keys_for_query_heads() -> None:
+    sampler = BatchSampler(build("llama", {}), 2, set(), max_new_tokens=3)
+    sampler.feed([Feed(row, 0, [5, 6, 7], np.zeros(3, np.float32)) for row in range(2)])
+    with AttentionShapes() as attention:
+        sampler.step()
+    assert attention.seen == {(2, 2)}, "two query heads as new tokens of each of the two key/value heads"
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+
+
+@pytest.mark.parametrize("new", [1, 4])
+@pytest.mark.parametrize("mask_heads", [1, 6])
+def test_shared_keys_give_the_attention_of_repeated_ones(new: int, mask_heads: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 6, new, 8), torch.randn(3, 2, 11, 8), torch.randn(3, 2, 11, 8)
+    mask = torch.zeros(3, mask_heads, new, 11).masked_fill_(torch.rand(3, mask_heads, new, 11) < 0.5, -1e9)
+    module = SimpleNamespace(num_key_value_groups=3)
+    with share_keys():
+        attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, scaling=0.3)
+    scores = torch.einsum("rhmd,rhsd->rhms", query, key.repeat_interleave(3, 1)) * 0.3 + mask
+    expected = torch.einsum("rhms,rhsd->rmhd", scores.softmax(-1), value.repeat_interleave(3, 1))
+    torch.testing.assert_close(attended, expected)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
