@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from steptool.training.algorithms.base import Algorithm, Selection
 from steptool.training.algorithms.eto import ExplorationPreference, PreferenceTrainer
 from steptool.training.processes import PassLimit, cuts_models, get_processes, pass_on, share_folder
 from steptool.training.scores import (
-    Floats,
     Scores,
     check_mismatch,
     compute_log_probs,
@@ -110,15 +109,12 @@ def train_round(
         actor.policy.requires_grad_(False)
     limit = PassLimit(config.ppo.micro_batch_size, config.ppo.tokens_per_pass, actor.packed)
     advantages: list[Advantage] = []
+    scores = None
     if algorithm.needs_scores:
         scores = score_round(actor, reference_dir, selection, limit, checkpoint_folder, algorithm)
-        mismatch = compare_with_engine(selection, algorithm, lambda: scores.log_probs_N)
+    mismatch = compare_with_engine(actor, selection, limit, algorithm, scores)
+    if scores:
         advantages = algorithm.prepare(selection, scores, get_processes().device)
-    else:
-        temperature = config.rollout.temperature
-        mismatch = compare_with_engine(
-            selection, algorithm, lambda: compute_log_probs(actor, selection.trajectories, limit, temperature)
-        )
     weights = find_weights(policy_dir, reference_dir, config.policy)
     trainer = make_trainer(actor, optimizer, algorithm, selection.trajectories, limit, checkpoint_folder, weights)
     steps = algorithm.steps(trainer.lengths)
@@ -210,15 +206,19 @@ def save_actor(
     get_processes().wait_for_everyone()
 
 
-def compare_with_engine(selection: Selection, algorithm: Algorithm, compute: Callable[[], Floats]) -> list[Metric]:
-    """Metrics of how far the engine's log-probabilities are from those of training, which `compute` returns [N].
+def compare_with_engine(
+    actor: Actor, selection: Selection, limit: PassLimit, algorithm: Algorithm, scores: Scores | None
+) -> list[Metric]:
+    """Metrics of how far the engine's log-probabilities are from those of training; empty where none are stored.
 
-    Empty where the trajectories hold none. Raises MismatchError where both are further apart than `ppo.max_mismatch`.
+    Without scores the actor computes them. Raises MismatchError where both are further apart than `ppo.max_mismatch`.
     """
-    ppo, engine_N = algorithm.config.ppo, read_engine_log_probs(selection.trajectories)
+    config, engine_N = algorithm.config, read_engine_log_probs(selection.trajectories)
     if engine_N is None:
         return []
-    mismatch = measure_mismatch(compute(), engine_N, ppo.importance_cap)
+    ppo, temperature = config.ppo, config.rollout.temperature
+    own_N = scores.log_probs_N if scores else compute_log_probs(actor, selection.trajectories, limit, temperature)
+    mismatch = measure_mismatch(own_N, engine_N, ppo.importance_cap)
     check_mismatch(mismatch, ppo, algorithm.round_index)
     return mismatch.metrics(algorithm.stage, algorithm.round_index)
 

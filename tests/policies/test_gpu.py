@@ -1,11 +1,11 @@
 """What only a GPU can show of sampling: recorded decoding steps."""
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from steptool.policies.sampler import BatchSampler, Feed, SampledTurn
+from steptool.policies.sampler import BatchSampler, SampledTurn
+from tests.support.recorded_steps import assert_same, play_two_turns
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 VOCABULARY, PROMPTS = 512, ([5] * 10, [6] * 100, [7, 8, 9] * 20)
@@ -24,29 +24,9 @@ def make_model(rope: str = "default") -> LlamaForCausalLM:
 def sample(model: LlamaForCausalLM, *, recorded: bool) -> tuple[list[SampledTurn], int]:
     """Two turns of each of two rows, 160 tokens each, after one of three rows was dropped; and the number of graphs."""
     sampler = BatchSampler(model, 3, set(), max_new_tokens=160, temperature=0.9, cuda_graphs=recorded)
-    uniforms = np.random.default_rng(1).random((2, 3, 160), dtype=np.float32)
-    sampler.feed([Feed(row, 0, prompt, uniforms[0, row]) for row, prompt in enumerate(PROMPTS)])
-    for _ in range(20):
-        sampler.step()
-    sampler.keep([2, 0])
-    turns = take_all(sampler)
-    ends = {turn.row: len(PROMPTS[(2, 0)[turn.row]]) + len(turn.ids) - 1 for turn in turns}
-    sampler.feed([Feed(row, end, [turns[row].ids[-1], 3, 4], uniforms[1, row]) for row, end in ends.items()])
-    turns += take_all(sampler)
+    turns = play_two_turns(sampler, PROMPTS, 160, steps=20)
     graphs = sampler._recordings._graphs.values() if sampler._recordings else ()
     return turns, sum(graph is not None for graph in graphs)
-
-
-def take_all(sampler: BatchSampler) -> list[SampledTurn]:
-    while sampler.ended_count < sampler.open_count:
-        sampler.step()
-    return sampler.take()
-
-
-def assert_same(actual: list[SampledTurn], expected: list[SampledTurn]) -> None:
-    assert [turn.ids for turn in actual] == [turn.ids for turn in expected]
-    for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
 
 
 def test_recorded_steps_sample_what_plain_ones_sample() -> None:

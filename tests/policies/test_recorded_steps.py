@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from steptool.policies import sampler as sampling
 from steptool.policies.sampler import BatchSampler, Feed, SampledTurn, StepRecordings
 from tests.support import cuda_graphs
+from tests.support.recorded_steps import assert_same, play_two_turns
 
 TOKENS, PROMPTS = 24, ([5] * 4, [6] * 30, [7, 8, 9] * 6)
 
@@ -26,27 +27,7 @@ def sample(model: LlamaForCausalLM, recordings: StepRecordings | None) -> list[S
     """Two turns of each of two rows, after one of three rows was dropped."""
     sampler = BatchSampler(model, 3, set(), max_new_tokens=TOKENS, temperature=0.9)
     sampler._recordings = recordings
-    uniforms = np.random.default_rng(1).random((2, 3, TOKENS), dtype=np.float32)
-    sampler.feed([Feed(row, 0, prompt, uniforms[0, row]) for row, prompt in enumerate(PROMPTS)])
-    for _ in range(6):
-        sampler.step()
-    sampler.keep([2, 0])
-    turns = take_all(sampler)
-    ends = {turn.row: len(PROMPTS[(2, 0)[turn.row]]) + len(turn.ids) - 1 for turn in turns}
-    sampler.feed([Feed(row, end, [turns[row].ids[-1], 3, 4], uniforms[1, row]) for row, end in ends.items()])
-    return turns + take_all(sampler)
-
-
-def take_all(sampler: BatchSampler) -> list[SampledTurn]:
-    while sampler.ended_count < sampler.open_count:
-        sampler.step()
-    return sampler.take()
-
-
-def assert_same(actual: list[SampledTurn], expected: list[SampledTurn]) -> None:
-    assert [turn.ids for turn in actual] == [turn.ids for turn in expected]
-    for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+    return play_two_turns(sampler, PROMPTS, TOKENS, steps=6)
 
 
 @pytest.fixture(autouse=True)
