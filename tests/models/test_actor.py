@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     LlamaConfig,
@@ -40,7 +36,7 @@ from steptool.models.adapter import add_adapter
 from steptool.models.load import load_model, make_tiny_model, train_tokenizer
 from steptool.models.logprobs import AccumulatingEmbedding, TileWays, compute_token_log_probs
 from steptool.models.optimizer import make_adamw
-from steptool.models.packed_attention import VARIABLE_LENGTH, can_pack
+from steptool.models.packed_attention import can_pack
 
 
 @pytest.fixture(scope="module")
@@ -167,33 +163,6 @@ def test_checkpointing_leaves_the_dropout_of_a_layer_itself_off() -> None:
     assert torch.equal(actor(collate(sequences())).log_probs_N, before)
     assert model.config.dropout == 0.5
     assert not can_pack(model)
-
-
-def test_one_sequence_of_a_packed_row_needs_no_kernel_for_variable_lengths() -> None:
-    model, row = small_models()[0], [sequences()[0]]
-    expected = Actor(model)(collate(row)).log_probs_N
-    model.set_attn_implementation(VARIABLE_LENGTH)
-    torch.testing.assert_close(Actor(model)(collate(row, packed=True)).log_probs_N, expected, atol=1e-6, rtol=1e-5)
-    with pytest.raises(ValueError, match="packed sequences lie in one row, got 3 rows"):
-        Actor(model)(collate(sequences()))
-
-
-def test_soft_caps_on_scores_are_not_packed() -> None:
-    llama, gemma, *_ = small_models()
-    assert can_pack(llama)
-    assert not can_pack(gemma)
-
-
-def test_sinks_and_latent_keys_are_not_packed() -> None:
-    """The kernel for variable lengths would leave the sinks of gpt-oss out without a word."""
-    sizes = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 8}
-    torch.manual_seed(0)
-    oss = GptOssForCausalLM(GptOssConfig(**sizes, num_attention_heads=2, head_dim=8, num_local_experts=2))
-    deepseek = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, first_k_dense_replace=1, num_attention_heads=2))
-    assert not can_pack(oss) and not can_pack(deepseek)
-    oss.set_attn_implementation(VARIABLE_LENGTH)
-    with pytest.raises(ValueError, match="attention with s_aux is not computed"):
-        Actor(oss)(collate(sequences()[:1], packed=True))
 
 
 @pytest.mark.parametrize("small_vocabulary", [16384, 10], ids=["plain", "tiled"])
