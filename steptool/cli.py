@@ -223,8 +223,8 @@ def check(
     """
     loaded_config = _load_config(config, overrides)
     with refuse_by_findings():
+        from steptool.check.data import check_data
         from steptool.check.plan import describe_memory_needs, describe_plan
-        from steptool.pipeline.preparation import check_data
 
         _print_lines(describe_plan(loaded_config))
         _print_lines(check_data(loaded_config))

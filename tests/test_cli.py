@@ -63,6 +63,17 @@ def test_every_command_is_listed_and_starting_imports_nothing_heavy() -> None:
     assert process.stdout.strip() == "[]"
 
 
+def test_data_that_is_not_there_is_named_before_anything_heavy_is_imported(config: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "steptool.cli", "check", config]
+    process = subprocess.run(
+        [*command, "--set", "data={source: jsonl, environment: functions, paths: [/no]}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 2 and "'/no' does not exist" in process.stderr
+    imported = {line.rsplit("|", 1)[-1].strip() for line in process.stderr.splitlines() if "import time:" in line}
+    assert "steptool.data.ingest" in imported and not imported & {"torch", "transformers", "openai"}
+
+
 def test_a_check_says_what_a_run_would_do_and_need(config: Path) -> None:
     code, plan, _ = run("check", config, "--set", "ppo.rounds=4", "--set", "rollout.episodes=50")
     assert code == 0

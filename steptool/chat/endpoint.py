@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import json
 import math
@@ -16,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
-from openai.resources.chat.completions import AsyncCompletions
 
 from steptool.artifacts.metrics import count
 from steptool.chat.messages import DEEPEST, measure_nesting, strip_hints
@@ -37,10 +36,6 @@ _TOO_LONG = re.compile(
 """How servers say that a request is longer than the model's context."""
 _MOST_TOKENS = 10**9
 """Tokens that one request can have read or written; a larger count is an error of the server."""
-
-
-_KNOWN_FIELDS = frozenset(inspect.signature(AsyncCompletions.create).parameters)
-"""Fields of a request that the client's method has an argument for."""
 
 
 class EndpointError(Exception):
@@ -125,6 +120,8 @@ class Endpoint:
             httpx2.URL(config.base_url)
         except httpx2.InvalidURL as error:
             raise ValueError(f"base_url: '{config.base_url}' is no address: {error}") from None
+        import openai  # takes longer than all else that a stage without endpoints imports
+
         self.config, self.usage = config, Usage()
         key = os.environ.get(config.key_variable, "").strip()
         self._redactor = Redactor([key])
@@ -219,6 +216,8 @@ class Endpoint:
 
     async def _ask_in_turn(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply, once it is this request's turn. Raises EndpointError without the key in it."""
+        import openai
+
         kind: type[EndpointError] = EndpointError
         limit = self.config.timeout * (self.config.retries + 1)
         try:
@@ -282,10 +281,19 @@ class Endpoint:
         await self._client.close()
 
 
+@functools.cache
+def _list_known_fields() -> frozenset[str]:
+    """Fields of a request that the client's method has an argument for."""
+    from openai.resources.chat.completions import AsyncCompletions
+
+    return frozenset(inspect.signature(AsyncCompletions.create).parameters)
+
+
 def _make_arguments(request: Mapping[str, Any]) -> dict[str, Any]:
     """The request as arguments of the client's method, which takes fields that it does not know as `extra_body`."""
-    arguments = {name: value for name, value in request.items() if name in _KNOWN_FIELDS}
-    further = {name: value for name, value in request.items() if name not in _KNOWN_FIELDS}
+    known = _list_known_fields()
+    arguments = {name: value for name, value in request.items() if name in known}
+    further = {name: value for name, value in request.items() if name not in known}
     return {**arguments, "extra_body": {**further, **(arguments.get("extra_body") or {})}}
 
 

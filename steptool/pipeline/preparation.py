@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from steptool.artifacts.metrics import say
 from steptool.chat.call_format import offer_tools
 from steptool.chat.codec import ChatCodec
+from steptool.check.data import describe_data
 from steptool.check.memory import GIB, STAGES, Machine, check_memory, detect_machine, estimate_on, read_shape
 from steptool.check.plan import (
     EpisodeShape,
@@ -30,8 +31,7 @@ from steptool.check.plan import (
 )
 from steptool.check.trials import CalledTools, ToolTrial, try_endpoints, try_tools
 from steptool.config import Config, FinishMode
-from steptool.data.ingest import Ingested, ingest
-from steptool.data.sources import open_source
+from steptool.data.ingest import ingest
 from steptool.environments.base import check_queries
 from steptool.models.actor import Actor, collate, score_actions
 from steptool.models.adapter import add_adapter
@@ -260,28 +260,6 @@ def _estimate_memory(base: Path, config: Config, machines: Mapping[str, Machine]
     check_memory(stages, machines)
 
 
-def check_data(config: Config) -> list[str]:
-    """Read all data as a run does, in a temporary folder and without a call of a tool; returns lines about it.
-
-    A source that draws its tasks has nothing to read. A configuration that names policies to compare is read as
-    `evaluate` reads it, which does without training queries.
-    Raises IngestError for data that cannot be used, and FetchError for a url that cannot be read.
-    """
-    if open_source(config.data.source).draws_tasks and not config.data.recorded_answers:
-        return []
-    with tempfile.TemporaryDirectory(prefix="steptool-run-") as scratch:
-        folder = Path(scratch)
-        config = localize(config, folder / "fetched", "data.paths", "data.recorded_answers")
-        for_training = not config.evaluation.policies
-        return list(_describe_data(ingest(config, folder / "data", for_training, makes_demonstrations=False)))
-
-
-def _describe_data(data: Ingested) -> Iterator[str]:
-    """How many queries are kept, and why records or files are not."""
-    yield f"data        read: {data.counts['queries kept']} of {data.counts['queries read']} queries are kept"
-    yield from (f"            {name} {count}" for name, count in data.counts.items() if " dropped: " in name)
-
-
 def rehearse(config: Config, *, for_training: bool, called: CalledTools = CalledTools.READ_ONLY) -> Iterator[str]:
     """Rehearse a run in a temporary folder, and yield a line for each part that succeeded.
 
@@ -292,7 +270,7 @@ def rehearse(config: Config, *, for_training: bool, called: CalledTools = Called
         folder = Path(scratch)
         config = localize(config, folder / "fetched", *FETCHED)
         data = ingest(config, folder / "data", for_training)
-        yield from _describe_data(data)
+        yield from describe_data(data)
         queries = read_queries(data.queries_path)
         recordings = read_records(data.demonstrations_path, Trajectory)
         with open_environment_of(queries, config, recordings) as environment:

@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM, MambaConfig, MistralConfig, Mistr
 
 from play_fixtures import query
 from steptool.chat.codec import ChatCodec
+from steptool.check.data import check_data
 from steptool.config import Config
 from steptool.data.parsing import IngestError
 from steptool.models.load import EMBEDDED, ModelError, load_codec, load_model
 from steptool.pipeline import preparation
-from steptool.pipeline.preparation import check_data, rehearse, try_model
+from steptool.pipeline.preparation import rehearse, try_model
 from steptool.records import Query
 
 CONFIG = Config.model_validate({"policy": {"max_context": 4000}, "rollout": {"max_new_tokens": 24}})

@@ -49,7 +49,7 @@ def test_a_run_that_does_not_fit_this_machine_is_refused_before_the_model_is_tri
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(Exception, match=r"the run does not fit; rounds_together needs .* lower rollout\.batch_size"):
-        prepared(config(rollout={"batch_size": 2 * 10**5, "episodes": 2 * 10**5}))
+        prepared(config(policy={"max_context": 20_000}, rollout={"batch_size": 10_000, "episodes": 10_000}))
     printed = capfd.readouterr().out
     assert "memory by estimate: prepare" in printed and "base model" not in printed
 
