@@ -160,10 +160,14 @@ class LimitedSession(Session):
         except _SessionError as error:
             raise RuntimeError(f"'next_turn' of the environment's session failed: {error}") from error
 
-    def close(self) -> None:
-        """Close the session, and stop waiting if that takes too long."""
+    def close(self, *, interrupted: bool = False) -> None:
+        """Close the session, and stop waiting if that takes too long; soon, where Ctrl-C ends the run.
+
+        A thread that closes for another one does not see that, and says whether it was `interrupted`.
+        """
+        seconds = _CLOSING_INTERRUPTED if interrupted or is_interrupted() else _CLOSING
         try:
-            self._run_within(_CLOSING_INTERRUPTED if is_interrupted() else _CLOSING, self._session.close)
+            self._run_within(seconds, self._session.close)
         except (OutOfTime, _SessionError, *_SIGNALS):
             return
         finally:

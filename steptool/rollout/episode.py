@@ -215,11 +215,16 @@ class Episode:
         self._seconds = time.perf_counter() - self._start
         self.close()
 
-    def close(self) -> None:
-        """Close the session if it is open."""
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a session that is not closed."""
+        return bool(self._session or self._abandoned_session)
+
+    def close(self, *, interrupted: bool = False) -> None:
+        """Close the session if it is open; soon, where Ctrl-C ends the run."""
         for session in (self._abandoned_session, self._session):
             if session:
-                session.close()
+                session.close(interrupted=interrupted)
         self._abandoned_session = self._session = None
 
     def finish(self, policy: str, temperature: float) -> PlayedEpisode:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from steptool.chat.messages import write_json
 from steptool.config import FinishMode, SearchConfig, ToolsConfig
 from steptool.environments.base import Environment
-from steptool.environments.limits import LimitedEnvironment
+from steptool.environments.limits import LimitedEnvironment, is_interrupted
 from steptool.records import Query, Step, StopReason
 from steptool.rollout.episode import Decoding, Episode, Exchange, PlayedEpisode, Refusal, Turn
 
@@ -178,9 +178,19 @@ def roll_out(
             _Run(policy, limited_environment, policy.begin(episodes, decoding), progress).play()
     finally:
         limited_environment.close()
-        for episode in episodes:
-            episode.close()
+        _close([episode for episode in episodes if episode.is_open], side_by_side=environment.blocking)
     return [episode.finish(policy.name, policy.temperature(decoding)) for episode in episodes]
+
+
+def _close(broken_off: Sequence[Episode], *, side_by_side: bool) -> None:
+    """Close the sessions of episodes that were broken off; side by side they take as long as the slowest one alone."""
+    close = partial(Episode.close, interrupted=is_interrupted())
+    if not side_by_side:
+        for episode in broken_off:
+            close(episode)
+    elif broken_off:
+        with ThreadPoolExecutor(len(broken_off)) as pool:
+            pool.map(close, broken_off)
 
 
 def make_episodes(

@@ -110,7 +110,7 @@ def test_keys_and_values_are_gone_before_the_training(inputs: RoundInputs, tmp_p
     assert caches == [0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_rounds_together_make_the_same_bits_with_full_fine_tuning(
     world: Callable[..., RoundInputs], tmp_path: Path, dtype: str
 ) -> None:

@@ -116,7 +116,7 @@ def train(config: Config, folder: Path) -> tuple[Path, list[Query]]:
     return model, queries
 
 
-@pytest.mark.parametrize("finish", ["tool", "text"])
+@pytest.mark.parametrize("finish", ["tool", pytest.param("text", marks=pytest.mark.slow)])
 def test_a_model_trained_in_react_has_the_verdicts_behind_an_endpoint_that_it_has_here(
     tmp_path: Path, finish: str
 ) -> None:

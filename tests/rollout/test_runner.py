@@ -1,6 +1,7 @@
 """The loop with policies and environments that take their time."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from steptool.config import RolloutConfig, ToolsConfig
 from steptool.environments.base import Environment, Session, ToolResult
 from steptool.policies.text_policies import ScriptedPolicy
 from steptool.records import Query, StepStatus, StopReason, ToolCall, Trajectory
-from steptool.rollout.episode import Decoding
+from steptool.rollout.episode import Decoding, Episode
 from steptool.rollout.runner import make_episodes, roll_out
 
 MakeQuery = Callable[..., Query]
@@ -122,3 +123,53 @@ def test_a_session_may_end_the_episode_itself(make_query: MakeQuery) -> None:
     assert (trajectory.stop_reason, trajectory.final_answer, trajectory.solved) == (StopReason.ENDED, None, 1.0)
     assert [step.observation for step in trajectory.steps] == ["move 1", "move 2", "move 3"]
     assert trajectory.messages[-1]["role"] == "tool"
+
+
+class HangingEnvironment(Environment):
+    """Sessions of "hangs" answer no call before they are closed, and none is closed before all of them are closing."""
+
+    name, blocking = "hanging", True
+
+    def __init__(self, count: int) -> None:
+        self.all_called, self.all_closing = threading.Barrier(count + 1), threading.Barrier(count)
+        self.closed: list[Session] = []
+
+    def reset(self, query: Query) -> "HangingSession":
+        return HangingSession(self, hangs=query.query_id.startswith("hangs"))
+
+
+class HangingSession(Session):
+    def __init__(self, environment: HangingEnvironment, *, hangs: bool) -> None:
+        self._environment, self._hangs, self._released = environment, hangs, threading.Event()
+
+    def call(self, call: ToolCall) -> ToolResult:
+        self._environment.all_called.wait(10)
+        if self._hangs:
+            self._released.wait(2)
+        return ToolResult(StepStatus.OK, "")
+
+    def solved(self, final_answer: str | None) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        if self._hangs:
+            self._environment.all_closing.wait(10)
+            self._environment.closed.append(self)
+
+
+class BreakingPolicy(ScriptedPolicy):
+    """Breaks off when the episode whose session does not hang wants its second turn."""
+
+    def submit(self, episodes: Sequence[Episode]) -> None:
+        if any(episode.exchanges for episode in episodes):
+            raise RuntimeError("no turn")
+        super().submit(episodes)
+
+
+def test_sessions_of_a_run_that_breaks_off_close_side_by_side(make_query: MakeQuery) -> None:
+    environment = HangingEnvironment(6)
+    queries = [*(make_query(f"hangs{n}", "go") for n in range(6)), make_query("answers", "go")]
+    policy = BreakingPolicy(lambda query, sample: [ToolCall("get", {"key": "a"}), FINISH_7])
+    with pytest.raises(RuntimeError, match="no turn"):
+        roll_out(policy, queries, environment, limits=LIMITS)
+    assert len(environment.closed) == 6

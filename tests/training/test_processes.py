@@ -22,7 +22,7 @@ COUNT = 13
     [
         ({"detach_value": True}, COUNT),
         pytest.param({"detach_value": False}, COUNT, marks=pytest.mark.slow),
-        ({"algorithm": "eto", "rollout": {"samples_per_query": 2}}, 3),
+        pytest.param({"algorithm": "eto", "rollout": {"samples_per_query": 2}}, 3, marks=pytest.mark.slow),
         pytest.param(
             {
                 "algorithm": "gigpo", "rollout": {"samples_per_query": 2}, "credit": {"whiten": False},

@@ -328,7 +328,7 @@ def test_a_coroutine_that_takes_too_long_is_cancelled_and_the_object_stays(modul
 
 def test_the_start_of_the_process_counts_where_the_first_coroutine_takes_too_long(module: Callable[..., str]) -> None:
     """It is cancelled before the process would be ended, so that the object stays."""
-    environment = FunctionsEnvironment(f"{module(ENDING)}:Quiz", "process", timeout=20.0)
+    environment = FunctionsEnvironment(f"{module(ENDING)}:Quiz", "process", timeout=10.0)
     with closing(environment.reset(QUERY)) as session:
         slow = session.call(ToolCall("ask", {"seconds": 60}))
         assert slow.status is StepStatus.TOOL_ERROR and "process" not in slow.observation
