@@ -63,6 +63,7 @@ def test_without_a_profile_tasks_ask_for_nothing(project: Registry) -> None:
         assert task.type == "python-task"
 
 
+@pytest.mark.cluster
 def test_a_workflow_runs_in_pods(project: Registry, engine: Callable[..., Engine], store: Store) -> None:
     config = Config.model_validate({"data": {"train_queries": 8, "validation_queries": 2, "heldout_queries": 4}})
     execution = engine(project).execute(

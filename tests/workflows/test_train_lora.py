@@ -50,6 +50,7 @@ def test_rounds_leave_the_last_adapter_alone(run: tuple[Path, set[Path]]) -> Non
     assert [file.name for file in left] == ["adapter_model.safetensors"]
 
 
+@pytest.mark.slow
 def test_rounds_placed_together_make_the_same_run(run: tuple[Path, set[Path]], config: Config, tmp_path: Path) -> None:
     """Two rounds in the first stage and one in the second."""
     apart, before = run[0], files_of_rounds()
