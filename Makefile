@@ -48,7 +48,7 @@ evaluate: $(STAMP)  ## compare policies on the same tasks and write runs/evaluat
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pyflyte run workflows/evaluate.py evaluate --config $(CONFIG) --output $(OUTPUT)
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n 3 -m "not slow and not cluster and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster and not gpu"
 
 test-slow: $(STAMP)  ## run the tests that take minutes too
 	$(BIN)/python -m pytest -m "not cluster and not gpu"
