@@ -33,11 +33,6 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(TEMPORARY, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole workflows come first: the longest tests, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: "workflows" not in item.path.parts)
-
-
 @pytest.fixture
 def real_data() -> Path:
     """The folder with data of others, beside the project's, where it is there."""
