@@ -120,7 +120,7 @@ class Endpoint:
             httpx2.URL(config.base_url)
         except httpx2.InvalidURL as error:
             raise ValueError(f"base_url: '{config.base_url}' is no address: {error}") from None
-        import openai  # takes longer than all else that a stage without endpoints imports
+        import openai  # takes half a second
 
         self.config, self.usage = config, Usage()
         key = os.environ.get(config.key_variable, "").strip()

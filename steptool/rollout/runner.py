@@ -190,7 +190,7 @@ def _close(broken_off: Sequence[Episode], *, side_by_side: bool) -> None:
             close(episode)
     elif broken_off:
         with ThreadPoolExecutor(len(broken_off)) as pool:
-            pool.map(close, broken_off)
+            list(pool.map(close, broken_off))
 
 
 def make_episodes(

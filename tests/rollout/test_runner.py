@@ -125,40 +125,35 @@ def test_a_session_may_end_the_episode_itself(make_query: MakeQuery) -> None:
     assert trajectory.messages[-1]["role"] == "tool"
 
 
-class HangingEnvironment(Environment):
-    """Sessions of "hangs" answer no call before they are closed, and none is closed before all of them are closing."""
+class LastingEnvironment(Environment):
+    """No session is closed before all of them are closing."""
 
-    name, blocking = "hanging", True
+    name, blocking = "lasting", True
 
     def __init__(self, count: int) -> None:
-        self.all_called, self.all_closing = threading.Barrier(count + 1), threading.Barrier(count)
-        self.closed: list[Session] = []
+        self.all_closing, self.closed = threading.Barrier(count), list[Session]()
 
-    def reset(self, query: Query) -> "HangingSession":
-        return HangingSession(self, hangs=query.query_id.startswith("hangs"))
+    def reset(self, query: Query) -> "LastingSession":
+        return LastingSession(self)
 
 
-class HangingSession(Session):
-    def __init__(self, environment: HangingEnvironment, *, hangs: bool) -> None:
-        self._environment, self._hangs, self._released = environment, hangs, threading.Event()
+class LastingSession(Session):
+    def __init__(self, environment: LastingEnvironment) -> None:
+        self._environment = environment
 
     def call(self, call: ToolCall) -> ToolResult:
-        self._environment.all_called.wait(10)
-        if self._hangs:
-            self._released.wait(2)
         return ToolResult(StepStatus.OK, "")
 
     def solved(self, final_answer: str | None) -> float:
         return 0.0
 
     def close(self) -> None:
-        if self._hangs:
-            self._environment.all_closing.wait(10)
-            self._environment.closed.append(self)
+        self._environment.all_closing.wait(10)
+        self._environment.closed.append(self)
 
 
 class BreakingPolicy(ScriptedPolicy):
-    """Breaks off when the episode whose session does not hang wants its second turn."""
+    """Breaks off when an episode wants its second turn."""
 
     def submit(self, episodes: Sequence[Episode]) -> None:
         if any(episode.exchanges for episode in episodes):
@@ -167,9 +162,8 @@ class BreakingPolicy(ScriptedPolicy):
 
 
 def test_sessions_of_a_run_that_breaks_off_close_side_by_side(make_query: MakeQuery) -> None:
-    environment = HangingEnvironment(6)
-    queries = [*(make_query(f"hangs{n}", "go") for n in range(6)), make_query("answers", "go")]
+    environment = LastingEnvironment(6)
     policy = BreakingPolicy(lambda query, sample: [ToolCall("get", {"key": "a"}), FINISH_7])
     with pytest.raises(RuntimeError, match="no turn"):
-        roll_out(policy, queries, environment, limits=LIMITS)
+        roll_out(policy, [make_query(f"q{n}", "go") for n in range(6)], environment, limits=LIMITS)
     assert len(environment.closed) == 6
